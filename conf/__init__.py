@@ -1,0 +1,1 @@
+"""The configs; a package only so that an installed Codegrid finds them."""

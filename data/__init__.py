@@ -1,0 +1,1 @@
+"""Images and codes: datasets and datamodules. Knows nothing of models."""

@@ -1,0 +1,44 @@
+"""What a person gets to read when the input can't work."""
+
+import difflib
+import re
+
+
+class InputError(ValueError):
+    """Bad input from the person at the keyboard: one sentence with the value, the rule and the way out.
+
+    train.py prints its message alone, without a traceback; every other exception is ours and shows where it came from.
+    """
+
+
+def explain(error: BaseException | None, keys: list[str] | None = None) -> str | None:
+    """The sentence for a person's mistake, or None where the mistake may be ours.
+
+    Looks through the exceptions that Hydra wraps around others. `keys` are the settings that exist, for a suggestion.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InputError):
+            return f"error: {seen}"
+        seen = seen.__cause__ or seen.__context__
+    if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+        return None
+    text = str(error)
+    if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
+        group, option = missing.groups()
+        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return f"error: {group}={option} does not exist{_near(option, options)}; there is {', '.join(options)}"
+    if missing := re.search(r"You must specify '(\w+)'", text):
+        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
+        return f"error: {missing[1]} is not chosen; say {missing[1]}= one of {', '.join(options)}"
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return (
+            f"error: {unknown[1]} is not a setting of this stage{_near(unknown[1], keys or [])}; "
+            "add --cfg job to the command to see them all"
+        )
+    return f"error: {' '.join(text.split())}"
+
+
+def _near(word: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f", did you mean {close[0]}?" if close else ""

@@ -1,0 +1,122 @@
+"""stage=prior and stage=sample, from a tokenizer to pictures that never were."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from data.datamodule import ImageDataModule
+from data.errors import InputError
+from data.images import picture, save_picture, to_uint8
+from data.tokens import CodeDataModule, sequences
+from prior.callbacks import Samples
+from prior.extract import extract
+from prior.models.bigram import bigram_nats
+from prior.models.gpt import GPT
+from prior.module import Prior
+from prior.sampling import Sampler, sample
+from vqgan.callbacks.progress import Progress
+from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
+from vqgan.run import autocast, budget, device, loggers, make_trainer, open_folder, resumed, write_result
+from vqgan.tokenizer import Tokenizer
+
+TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Encode the data once, train a prior on the codes; the final figures and where everything lies."""
+    config = resumed(config)
+    if not config.ckpt:
+        raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
+    L.seed_everything(config.seed, verbose=False)
+    tokenizer, described = load_tokenizer(config.ckpt)
+    images: ImageDataModule = build(described["data"])
+    where = device(config.trainer.accelerator)
+    train_codes = extract(tokenizer, images, described["data"], "train", images.flip, where)
+    val_codes = extract(tokenizer, images, described["data"], "val", False, where)
+    data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
+    model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid)
+    module = Prior(
+        model,
+        optimizer=instantiate(config.optimizer),
+        budget=budget(config),
+        schedule=instantiate(config.schedule),
+    )
+    folder = open_folder(config, images.name)
+    keep_tokenizer(tokenizer, described, folder)
+    pictures = Samples(folder / "pictures", tokenizer)
+    callbacks = [
+        Checkpoints(folder, header("prior", config), config.trainer.save_every),
+        Progress({"train/nats_per_token": "nats", "val/nats_per_token": "validation"}),
+        pictures,
+    ]
+    with loggers(config, folder) as made:
+        trainer = make_trainer(config.trainer, folder, callbacks, made)
+        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
+        [found] = trainer.validate(module, data, verbose=False)
+    result = {
+        "run": str(folder),
+        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
+        "bigram_nats_per_token": round(bigram_nats(sequences(train_codes), sequences(val_codes), tokenizer.K), 4),
+        "K": tokenizer.K,
+        "grid": list(tokenizer.grid),
+        "steps": module.step,
+        "seconds": round(module.seconds, 1),
+        "images_per_second": round(module.step * config.batch_size * trainer.world_size / max(module.seconds, 1e-9), 1),
+        "pictures": [str(pictures.file)],
+    }
+    return write_result(folder, result)
+
+
+def draw(config: DictConfig) -> dict[str, Any]:
+    """Sample codes from a prior and decode them to a picture."""
+    if not config.ckpt:
+        raise InputError("stage=sample needs a prior to draw from; add ckpt=<run folder of stage=prior>")
+    if config.n < 1:
+        raise InputError(f"n={config.n} must be at least 1 sample")
+    sampler: Sampler = instantiate(config.sampler)
+    model, tokenizer, name = load_prior(config.ckpt)
+    where = device(config.accelerator)
+    model, tokenizer = model.to(where), tokenizer.to(where)
+    with torch.no_grad(), autocast(where):
+        codes = sample(model, sampler, config.n, config.seed, config.batch_size)
+        images = torch.cat([to_uint8(tokenizer.decode_indices(some)) for some in codes.split(config.batch_size)])
+    folder = open_folder(config, name)
+    columns = min(config.columns, config.n)
+    rows = list(images.split(columns))
+    rows[-1] = torch.cat([rows[-1], images.new_full((columns - len(rows[-1]), *images.shape[1:]), 255)])
+    file = save_picture(picture(rows, scale=2), folder / "samples.png")
+    torch.save({"codes": codes.cpu()}, folder / "codes.pt")
+    return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, "pictures": [str(file)]})
+
+
+def codebook(tokenizer: Tokenizer) -> torch.Tensor:
+    """The vectors (K, dim) of all codes."""
+    everyone = torch.arange(tokenizer.K, device=next(tokenizer.parameters()).device)
+    return tokenizer.quantizer.lookup(everyone[:, None, None])[:, :, 0, 0].detach().cpu()
+
+
+def keep_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
+    """Put a copy of the tokenizer beside its prior, as a checkpoint of stage=vqgan without the training state."""
+    state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
+    if not (folder / TOKENIZER).exists():
+        content = {"codegrid": {"format": 1, "stage": "vqgan", "config": described}, "state_dict": state}
+        save_whole(content, folder / TOKENIZER)
+
+
+def load_prior(ckpt: str | Path) -> tuple[GPT, Tokenizer, str]:
+    """The trained prior of a stage=prior run, its tokenizer, both in eval mode, and the run's name."""
+    checkpoint = read(ckpt, "prior")
+    folder = find(ckpt).parent.parent
+    if not (folder / TOKENIZER).is_file():
+        raise InputError(f"{folder / TOKENIZER} is missing: the prior needs the tokenizer that its run folder keeps")
+    tokenizer, _ = load_tokenizer(folder / TOKENIZER)
+    model: GPT = build({**checkpoint["codegrid"]["config"]["prior"], "codebook": codebook(tokenizer), "grid": tokenizer.grid})
+    state = part(checkpoint["state_dict"], "model")
+    if not torch.equal(state["codebook"], model.codebook):
+        raise InputError(f"{folder / TOKENIZER} is not the tokenizer that this prior was trained on; restore the run folder")
+    model.load_state_dict(state)
+    return model.eval(), tokenizer, folder.name

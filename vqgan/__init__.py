@@ -1,0 +1,1 @@
+"""Stage 1: the tokenizer, its quantizers and losses, and the module that trains it."""

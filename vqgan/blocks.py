@@ -1,0 +1,44 @@
+"""What encoders, decoders and discriminators are made of."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def norm(width: int) -> nn.GroupNorm:
+    """GroupNorm over groups of 32 channels, or one group where 32 does not divide the width."""
+    return nn.GroupNorm(width // 32 if width % 32 == 0 else 1, width)
+
+
+def zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution with zero weights: a residual branch that starts as nothing."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions; the identity at initialisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = norm(width), zero(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Down(nn.Sequential):
+    """Space to depth, then a convolution: every pixel counts, nothing is thrown away by a stride."""
+
+    def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
+        super().__init__(nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2))
+
+
+class Up(nn.Sequential):
+    """A convolution, then depth to space: the mirror image of Down."""
+
+    def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
+        super().__init__(nn.Conv2d(channels, width * factor**2, kernel, padding=kernel // 2), nn.PixelShuffle(factor))

@@ -1,0 +1,44 @@
+"""Pictures of what a model does, into the run folder and the loggers that take images."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from data.datamodule import ImageDataModule, prepare
+from data.images import picture, save_picture, to_uint8
+from vqgan.module import VQGAN
+
+
+def show(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) -> Path:
+    """Save a (3, H, W) uint8 picture as folder/name-<step>.png and hand it to every logger that takes images."""
+    file = save_picture(sheet, folder / f"{name}-{step:06d}.png")
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[sheet.permute(1, 2, 0).numpy()], step=step)  # uint8: floats would come out black
+    return file
+
+
+class Reconstructions(Callback):
+    """After each validation: validation images above, their reconstructions below, in rows of `n`."""
+
+    def __init__(self, folder: Path, n: int = 12, rows: int = 2) -> None:
+        self.folder, self.n, self.rows = folder, n, rows
+        self.file: Path | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, VQGAN)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not trainer.sanity_checking and isinstance(data, ImageDataModule):
+            samples = data.split("val")
+            every = np.linspace(0, len(samples) - 1, min(self.n * self.rows, len(samples))).astype(int)
+            images, _ = samples.__getitems__(every.tolist())
+            with torch.no_grad():
+                x = prepare(images.to(module.device))
+                x_hat = to_uint8(module.tokenizer.decode(module.tokenizer.encode(x).z_q))
+            pairs = zip(images.split(self.n), x_hat.split(self.n), strict=True)
+            rows = [row for real, made in pairs if len(real) == len(images[: self.n]) for row in (real, made)]
+            self.file = show(trainer, picture(rows, scale=2), self.folder, "reconstructions", module.step)

@@ -1,0 +1,138 @@
+"""How an object gets into a file and back, strictly and safely."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from data.errors import InputError
+from vqgan.tokenizer import Tokenizer
+
+FORMAT = 1  # raise it when an older program could not read the file
+OURS = ("data.", "vqgan.", "prior.")  # a checkpoint's config may build nothing else
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+def find(ckpt: str | Path) -> Path:
+    """The checkpoint file of a run folder, or the file itself."""
+    path = Path(ckpt).expanduser()
+    file = path / LAST if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            f"ckpt={ckpt} has no checkpoint ({file} is missing); give a run folder such as runs/vqgan/shapes, or a file"
+        )
+    return file
+
+
+def read(ckpt: str | Path, stage: str) -> dict[str, Any]:
+    """A checkpoint of `stage` as plain containers and tensors on the CPU; reading it runs no code of the file."""
+    file = find(ckpt)
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        header = checkpoint["codegrid"]
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{file} is damaged or no checkpoint of Codegrid; give a run folder of stage={stage}") from error
+    if header["format"] > FORMAT:
+        raise InputError(f"{file} has format {header['format']}, this program reads up to {FORMAT}; update Codegrid")
+    if header["stage"] != stage:
+        raise InputError(f"{file} comes from stage={header['stage']}, and a checkpoint of stage={stage} is needed")
+    return checkpoint
+
+
+def header(stage: str, config: DictConfig) -> dict[str, Any]:
+    """What makes a checkpoint speak for itself: its format, its stage and the resolved config as a plain dict."""
+    return {"format": FORMAT, "stage": stage, "config": OmegaConf.to_container(config, resolve=True)}
+
+
+def build(config: Any) -> Any:
+    """Instantiate a config that came from a checkpoint: this project's own classes and nothing else."""
+    targets = list(_targets(config))
+    strange = [target for target in targets if not target.startswith(OURS)]
+    if strange:
+        raise InputError(f"the checkpoint asks for {strange[0]}, which is not part of Codegrid; don't trust the file")
+    return instantiate(config)
+
+
+def _targets(config: Any) -> list[str]:
+    if isinstance(config, dict | DictConfig):
+        own = [str(config["_target_"])] if "_target_" in config else []
+        return own + [target for value in config.values() for target in _targets(value)]
+    return []
+
+
+def tokenizer_from(config: Any) -> Tokenizer:
+    """The tokenizer, untrained, that a config's `model` and `quantizer` describe."""
+    model = config["model"]
+    quantizer = build(config["quantizer"])
+    return Tokenizer(build(model["encoder"]), quantizer, build(model["decoder"]), model["start"])
+
+
+def part(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entries of a state dict under `name.`, without that prefix."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The trained tokenizer of a stage=vqgan run, in eval mode, and the config of that run."""
+    checkpoint = read(ckpt, "vqgan")
+    config = checkpoint["codegrid"]["config"]
+    tokenizer = tokenizer_from(config)
+    tokenizer.load_state_dict(part(checkpoint["state_dict"], "tokenizer"))
+    return tokenizer.eval(), config
+
+
+def save_whole(content: Any, file: Path) -> None:
+    """torch.save that leaves either the complete new file or the old one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("wb") as opened:
+        torch.save(content, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(temporary, file)
+
+
+class Checkpoints(Callback):
+    """Writes checkpoints/last.ckpt every `every` of the module's own steps, at the end, and when a run breaks off.
+
+    Also keeps the state of the random streams, which Lightning leaves out, and the run's header.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], every: int) -> None:
+        self.file, self.header, self.every = folder / LAST, header, every
+        self._random: dict[str, Any] = {}
+
+    def save(self, trainer: L.Trainer) -> None:
+        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        if trainer.is_global_zero:
+            save_whole(content, self.file)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        if module.step % self.every == 0 and not trainer.should_stop:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if module.step and trainer.training:
+            self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["codegrid"] = self.header
+        checkpoint["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._random = checkpoint["random"]
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._random:  # as late as possible: building loaders and validating draw numbers too
+            torch.set_rng_state(self._random["cpu"])
+            if len(self._random["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self._random["cuda"])

@@ -1,0 +1,30 @@
+"""Feature grids to images: the encoder's mirror image."""
+
+from torch import Tensor, nn
+
+from vqgan.blocks import ResBlock, Up, norm, zero
+from vqgan.encoder import factors, widths
+
+
+class Decoder(nn.Module):
+    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded; `last` is its last convolution."""
+
+    def __init__(
+        self, image_size: int, channels: int, grid: int, width: int = 64, depth: int = 2, stem: int = 4, most: int = 4
+    ) -> None:
+        super().__init__()
+        steps = factors(image_size, grid, stem)
+        levels = widths(width, steps, most)
+        layers: list[nn.Module] = []
+        for i in reversed(range(len(levels))):
+            layers += [ResBlock(levels[i]) for _ in range(depth)]
+            if i:
+                layers.append(Up(levels[i], levels[i - 1], steps[i]))
+        self.layers = nn.Sequential(*layers, norm(width), nn.SiLU())
+        self.last = zero(nn.Conv2d(width, channels * steps[0] ** 2, 3, padding=1))
+        self.shuffle = nn.PixelShuffle(steps[0])
+        self.in_channels = levels[-1]
+
+    def forward(self, h: Tensor) -> Tensor:
+        x_hat: Tensor = self.shuffle(self.last(self.layers(h)))
+        return x_hat

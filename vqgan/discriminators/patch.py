@@ -1,0 +1,35 @@
+"""PatchGAN."""
+
+from torch import Tensor, nn
+
+from vqgan.blocks import norm
+
+
+class PatchGAN(nn.Module):
+    """Real or fake, patch by patch (Isola et al. 2017, section 3.2): (B, C, H, W) -> logits (B, 1, h', w').
+
+    `depth` halvings and two 4x4 convolutions more, as in the paper; GroupNorm instead of BatchNorm, whose statistics
+    would differ between real and fake batches and between ranks.
+    """
+
+    def __init__(self, channels: int, width: int = 32, depth: int = 2) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2))]
+        for i in range(1, depth + 1):
+            inner, outer = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
+            conv = nn.Conv2d(inner, outer, 4, 2 if i < depth else 1, 1, bias=False)
+            blocks.append(nn.Sequential(conv, norm(outer), nn.LeakyReLU(0.2)))
+        self.blocks = nn.ModuleList(blocks)
+        self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What each layer makes of x, the first layer first."""
+        found = []
+        for block in self.blocks:
+            x = block(x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.features(x)[-1])
+        return logits

@@ -1,0 +1,71 @@
+"""What the discriminator and the generator want of the logits, and when and how much it counts."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import InputError
+from vqgan.clock import Mark, Now
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """mean relu(1 - D(x)) + relu(1 + D(x_hat)), halved (Lim & Ye 2017; Tran et al. 2017): 1 for a blind discriminator."""
+    return (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """-mean D(x_hat)."""
+    return -fake.float().mean()
+
+
+class Gate:
+    """When the discriminator trains and how much of its gradient the generator gets.
+
+    `start` is the moment its gradient first reaches the generator: a step (int) or a fraction of the run (float).
+    The weight rises from 0 to 1 over `ramp`; the discriminator trains alone for `warmup` before `start`, so that it has
+    an opinion when it is asked for one. All three are steps or all three are fractions.
+    """
+
+    def __init__(self, start: Mark = 0.3, ramp: Mark = 0.1, warmup: Mark = 0.05) -> None:
+        kinds = {type(mark) for mark in (start, ramp, warmup) if mark}
+        if not kinds <= {int, float} or len(kinds) > 1:
+            raise InputError(
+                f"gate start={start}, ramp={ramp}, warmup={warmup} must be all steps (whole) or all fractions (with a point)"
+            )
+        if min(start, ramp, warmup) < 0 or (kinds == {float} and max(start, ramp, warmup) > 1):
+            raise InputError(f"gate start={start}, ramp={ramp}, warmup={warmup}: steps are at least 0, fractions 0 to 1")
+        self.start, self.ramp, self.warmup = start, ramp, warmup
+        self._in_steps = kinds == {int}
+
+    def _clock(self, now: Now) -> float:
+        return now.step if self._in_steps else now.progress
+
+    def training(self, now: Now) -> bool:
+        """Whether the discriminator trains."""
+        return self._clock(now) >= self.start - self.warmup
+
+    def weight(self, now: Now) -> float:
+        """The share, 0 to 1, of the discriminator's gradient that reaches the generator."""
+        since = self._clock(now) - self.start
+        if since < 0:
+            return 0.0
+        return min(1.0, since / self.ramp) if self.ramp else 1.0
+
+
+class AdaptiveWeight(nn.Module):
+    """lambda = |grad of rec| / (|grad of adv| + delta) at the decoder's last layer (Esser et al. 2021, VQGAN eq. 7).
+
+    Times `scale`, capped at `most`, float32 and detached. The paper has delta = 1e-6, the authors' code 1e-4.
+    """
+
+    def __init__(self, scale: float = 0.8, most: float = 1e4, delta: float = 1e-6) -> None:
+        super().__init__()
+        self.scale, self.most, self.delta = scale, most, delta
+
+    def forward(self, reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter) -> dict[str, Tensor]:
+        """Two scalar losses -> lambda and both gradient norms, scalars."""
+        with torch.autocast(last.device.type, enabled=False):
+            rec = torch.autograd.grad(reconstruction, last, retain_graph=True)[0].float().norm()
+            adv = torch.autograd.grad(adversarial, last, retain_graph=True)[0].float().norm()
+            weight = self.scale * (rec / (adv + self.delta)).clamp(max=self.most)
+        return {"lambda": weight.detach(), "grad_rec": rec.detach(), "grad_adv": adv.detach()}

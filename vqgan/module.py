@@ -1,0 +1,127 @@
+"""The training step of stage 1."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data.errors import InputError
+from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
+from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
+from vqgan.losses.pixel import Pixel
+from vqgan.metrics.codebook import CodebookUse
+from vqgan.metrics.reconstruction import Reconstruction
+from vqgan.quantizers.base import Quantized
+from vqgan.tokenizer import Tokenizer
+
+GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
+
+
+class VQGAN(Clocked):
+    """A tokenizer trained by reconstruction, and with a discriminator also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
+
+    Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rates and the end all
+    follow this module's own clock.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        pixel: Pixel,
+        optimizer: MakeOptimizer,
+        budget: Budget,
+        schedule: Schedule,
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        discriminator: nn.Module | None = None,
+        gate: Gate | None = None,
+        adaptive: AdaptiveWeight | None = None,
+        clip: float = 1.0,
+    ) -> None:
+        super().__init__(budget, schedule, clip)
+        if discriminator is None and perceptual is not None and perceptual.needs_discriminator:
+            raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
+        self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
+        self.perceptual_weight, self.gate, self.adaptive = perceptual_weight, gate, adaptive
+        self.make_optimizer = optimizer
+        self.reconstruction, self.use = Reconstruction(), CodebookUse(tokenizer.K)
+
+    # One step, one line per sentence of the paper.
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        x, _labels = batch
+        q = self.tokenizer.encode(x)
+        x_hat = self.tokenizer.decode(q.z_q)
+        self.descend(GENERATOR, self.generator_loss(x, x_hat, q))
+        if self.gate is not None and self.gate.training(self.now):
+            self.descend(DISCRIMINATOR, self.discriminator_loss(x, x_hat.detach()))
+        self.tokenizer.quantizer.update(q)
+        self.tick()
+
+    def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized) -> Tensor:
+        """Reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6), the last gated and ramped."""
+        pixel = self.pixel(x, x_hat)
+        self.log_terms({"rec": pixel, "quantizer": q.loss, **q.terms})
+        weight = self.gate.weight(self.now) if self.gate is not None else 0.0
+        with frozen(self.discriminator):
+            reconstruction = pixel + self.perceptual_loss(x, x_hat, weight)
+            if self.discriminator is None or self.adaptive is None or not weight:
+                return reconstruction + q.loss
+            adversarial = hinge_generator(self.discriminator(x_hat))
+            balance = self.adaptive(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
+        self.log_terms({"adversarial": adversarial, "gate": torch.tensor(weight), **balance})
+        return reconstruction + q.loss + weight * balance["lambda"] * adversarial
+
+    def perceptual_loss(self, x: Tensor, x_hat: Tensor, weight: float) -> Tensor | float:
+        """The weighted perceptual loss; where it lives in the discriminator's features, it follows the gate."""
+        share = self.perceptual_weight
+        if self.perceptual is not None and self.perceptual.needs_discriminator:
+            share *= weight
+        if self.perceptual is None or not share:
+            return 0.0
+        loss: Tensor = self.perceptual(x, x_hat, self.discriminator)
+        self.log_terms({"perceptual": loss})
+        return share * loss
+
+    def discriminator_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """The hinge loss on real images and on reconstructions without a way back to the generator."""
+        assert self.discriminator is not None
+        real, fake = self.discriminator(x), self.discriminator(x_hat)
+        loss = hinge_discriminator(real, fake)
+        self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()})
+        return loss
+
+    # Validation: over the whole set, on the rounded images that a file would hold.
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        x, _labels = batch
+        q = self.tokenizer.encode(x)
+        self.reconstruction.update(x, self.tokenizer.decode(q.z_q))
+        self.use.update(q.indices)
+
+    def on_validation_epoch_end(self) -> None:
+        found = {**self.reconstruction.compute(), **self.use.compute()}
+        self.log_dict({f"val/{name}": value for name, value in found.items()})
+        self.reconstruction.reset()
+        self.use.reset()
+
+    # Lightning's side.
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        players = [self.tokenizer, *([self.discriminator] if self.discriminator is not None else [])]
+        return [self.optimizer(self.make_optimizer, player) for player in players]
+
+
+@contextmanager
+def frozen(module: nn.Module | None) -> Iterator[None]:
+    """Inside, the module's parameters ask for no gradient: a loss passes through it and leaves nothing behind."""
+    parameters = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

@@ -1,0 +1,72 @@
+"""stage=vqgan, from a config to a trained tokenizer."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from data.datamodule import ImageDataModule, prepare
+from vqgan.callbacks.pictures import Reconstructions
+from vqgan.callbacks.progress import Progress
+from vqgan.checkpoint import Checkpoints, find, header, tokenizer_from
+from vqgan.module import VQGAN
+from vqgan.run import budget, loggers, make_trainer, open_folder, resumed, write_result
+
+START_IMAGES = 2_000  # enough patches for principal components and k-means
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Train a tokenizer; the final figures on the validation set, and where everything lies."""
+    config = resumed(config)
+    L.seed_everything(config.seed, verbose=False)
+    data: ImageDataModule = instantiate(config.data)
+    module = module_from(config)
+    data.prepare_data()
+    if not config.resume:
+        module.tokenizer.start(start_images(data))
+    folder = open_folder(config, data.name)
+    pictures = Reconstructions(folder / "pictures")
+    callbacks = [
+        Checkpoints(folder, header("vqgan", config), config.trainer.save_every),
+        Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}),
+        pictures,
+    ]
+    with loggers(config, folder) as made:
+        trainer = make_trainer(config.trainer, folder, callbacks, made)
+        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
+        [found] = trainer.validate(module, data, verbose=False)
+    result = {
+        "run": str(folder),
+        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
+        "K": module.tokenizer.K,
+        "grid": list(module.tokenizer.grid),
+        "steps": module.step,
+        "seconds": round(module.seconds, 1),
+        "images_per_second": round(module.step * data.batch_size * trainer.world_size / max(module.seconds, 1e-9), 1),
+        "pictures": [str(pictures.file)],
+    }
+    return write_result(folder, result)
+
+
+def module_from(config: DictConfig) -> VQGAN:
+    """The whole of stage 1, untrained, that a config describes."""
+    loss = instantiate(config.loss)
+    module = VQGAN(
+        tokenizer_from(config),
+        optimizer=instantiate(config.optimizer),
+        budget=budget(config),
+        schedule=instantiate(config.schedule),
+        **loss,
+    )
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def start_images(data: ImageDataModule) -> torch.Tensor:
+    """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
+    samples = data.split("train")
+    picked = np.linspace(0, len(samples) - 1, min(START_IMAGES, len(samples))).astype(int)
+    images, _ = samples.__getitems__(picked.tolist())
+    return prepare(images)
