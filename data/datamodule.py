@@ -23,7 +23,7 @@ class ImageDataModule(BatchDataModule):
             raise InputError(f"data.image_size={image_size} must be at least 1 pixel")
         if channels not in (1, 3):
             raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
-        self.name = type(self).__name__.lower()  # what a run on these images is called
+        self.title = type(self).__name__.lower()  # what a run on these images is called
         self.image_size, self.channels, self.flip, self.cache_dir = image_size, channels, flip, cache_dir
 
     def cached(self, name: str, key: dict[str, Any], n: int, fill: Callable[[Arrays], None]) -> Samples:

@@ -43,7 +43,7 @@ class Folder(ImageDataModule):
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise InputError(f"data.root={root} is not a folder; give the folder that holds the images")
-        self.name = self.root.resolve().name
+        self.title = self.root.resolve().name
         files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         if not files:
             raise InputError(f"data.root={root} holds no image ({', '.join(sorted(ENDINGS))}); give the folder that does")

@@ -55,7 +55,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(values), torch.from_numpy(self.labels[np.asarray(indices)].astype(np.int64))
 
 
-def _whole(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _whole(batch: Any) -> Any:
     return batch
 
 
@@ -104,7 +104,7 @@ class BatchDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         rank, world = self._ranks
         # Lightning restores this counter before it asks for the loader; it counts batches, whatever the optimizers do.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0  # type: ignore[attr-defined]
         return self._loader("train", Batches(len(self.split("train")), self.batch_size, self.seed, done, rank, world))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

@@ -35,7 +35,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     tokenizer, described = load_tokenizer(config.ckpt)
     images: ImageDataModule = build(described["data"])
     where = device(config.trainer.accelerator)
-    train_codes = extract(tokenizer, images, described["data"], "train", images.flip, where)
+    train_codes = extract(tokenizer, images, described["data"], "train", config.flip, where)
     val_codes = extract(tokenizer, images, described["data"], "val", False, where)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
     model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid)
@@ -45,7 +45,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         budget=budget(config),
         schedule=instantiate(config.schedule),
     )
-    folder = open_folder(config, images.name)
+    folder = open_folder(config, images.title)
     keep_tokenizer(tokenizer, described, folder)
     pictures = Samples(folder / "pictures", tokenizer)
     callbacks = [

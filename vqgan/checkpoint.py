@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
+from vqgan.clock import Clocked
 from vqgan.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when an older program could not read the file
@@ -114,6 +115,7 @@ class Checkpoints(Callback):
             save_whole(content, self.file)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Clocked)
         if module.step % self.every == 0 and not trainer.should_stop:
             self.save(trainer)
 
@@ -121,6 +123,7 @@ class Checkpoints(Callback):
         self.save(trainer)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        assert isinstance(module, Clocked)
         if module.step and trainer.training:
             self.save(trainer)
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from data.errors import InputError
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
 from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
+from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.metrics.reconstruction import Reconstruction
@@ -41,7 +42,7 @@ class VQGAN(Clocked):
         clip: float = 1.0,
     ) -> None:
         super().__init__(budget, schedule, clip)
-        if discriminator is None and perceptual is not None and perceptual.needs_discriminator:
+        if discriminator is None and isinstance(perceptual, Features):
             raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
         self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
         self.perceptual_weight, self.gate, self.adaptive = perceptual_weight, gate, adaptive
@@ -61,34 +62,38 @@ class VQGAN(Clocked):
         self.tick()
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized) -> Tensor:
-        """Reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6), the last gated and ramped."""
+        """Reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6); what the discriminator says is gated."""
         pixel = self.pixel(x, x_hat)
         self.log_terms({"rec": pixel, "quantizer": q.loss, **q.terms})
+        reconstruction = pixel + self.similarity(x, x_hat)
         weight = self.gate.weight(self.now) if self.gate is not None else 0.0
+        if self.discriminator is None or self.adaptive is None or not weight:
+            return reconstruction + q.loss
         with frozen(self.discriminator):
-            reconstruction = pixel + self.perceptual_loss(x, x_hat, weight)
-            if self.discriminator is None or self.adaptive is None or not weight:
-                return reconstruction + q.loss
-            adversarial = hinge_generator(self.discriminator(x_hat))
-            balance = self.adaptive(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
+            fake = self.discriminator(x_hat)
+            if isinstance(self.perceptual, Features):
+                with torch.no_grad():
+                    real = self.discriminator(x)
+                features = self.perceptual(real.features, fake.features)
+                self.log_terms({"perceptual": features})
+                reconstruction = reconstruction + weight * self.perceptual_weight * features
+        adversarial = hinge_generator(fake.logits)
+        balance = self.adaptive(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
         self.log_terms({"adversarial": adversarial, "gate": torch.tensor(weight), **balance})
         return reconstruction + q.loss + weight * balance["lambda"] * adversarial
 
-    def perceptual_loss(self, x: Tensor, x_hat: Tensor, weight: float) -> Tensor | float:
-        """The weighted perceptual loss; where it lives in the discriminator's features, it follows the gate."""
-        share = self.perceptual_weight
-        if self.perceptual is not None and self.perceptual.needs_discriminator:
-            share *= weight
-        if self.perceptual is None or not share:
+    def similarity(self, x: Tensor, x_hat: Tensor) -> Tensor | float:
+        """The weighted perceptual loss, where it does not live in the discriminator."""
+        if self.perceptual is None or isinstance(self.perceptual, Features):
             return 0.0
-        loss: Tensor = self.perceptual(x, x_hat, self.discriminator)
+        loss: Tensor = self.perceptual(x, x_hat)
         self.log_terms({"perceptual": loss})
-        return share * loss
+        return self.perceptual_weight * loss
 
     def discriminator_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """The hinge loss on real images and on reconstructions without a way back to the generator."""
         assert self.discriminator is not None
-        real, fake = self.discriminator(x), self.discriminator(x_hat)
+        real, fake = self.discriminator(x).logits, self.discriminator(x_hat).logits
         loss = hinge_discriminator(real, fake)
         self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()})
         return loss

@@ -152,7 +152,7 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy="ddp_find_unused_parameters_true" if _many(settings.devices) else "auto",
-        precision=precision() if settings.precision == "auto" else settings.precision,
+        precision=precision() if settings.precision == "auto" else settings.precision,  # type: ignore[arg-type]
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,

@@ -27,7 +27,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     data.prepare_data()
     if not config.resume:
         module.tokenizer.start(start_images(data))
-    folder = open_folder(config, data.name)
+    folder = open_folder(config, data.title)
     pictures = Reconstructions(folder / "pictures")
     callbacks = [
         Checkpoints(folder, header("vqgan", config), config.trainer.save_every),
@@ -61,7 +61,7 @@ def module_from(config: DictConfig) -> VQGAN:
         schedule=instantiate(config.schedule),
         **loss,
     )
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last)
 
 
 def start_images(data: ImageDataModule) -> torch.Tensor:

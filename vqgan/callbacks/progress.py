@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from vqgan.clock import Clocked
+
 
 class Progress(Callback):
     """A bar over the whole run, in the module's own clock, with the figures of `shown` (log name -> label)."""
@@ -19,6 +21,7 @@ class Progress(Callback):
         self._began = (0.0, 0)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Clocked)
         if trainer.is_global_zero:
             layout = "{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]"
             self._bar = tqdm(total=1.0, initial=module.now.progress, desc=type(module).__name__, bar_format=layout, leave=True)
@@ -34,6 +37,7 @@ class Progress(Callback):
 
     def _show(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert self._bar is not None
+        assert isinstance(module, Clocked)
         known = trainer.callback_metrics
         figures = [f"{label} {float(known[name]):.4g}" for name, label in self.shown.items() if name in known]
         rate = self._samples / max(time.monotonic() - self._began[0], 1e-9)

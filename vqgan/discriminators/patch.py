@@ -1,12 +1,21 @@
 """PatchGAN."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from vqgan.blocks import norm
 
 
+class Judgement(NamedTuple):
+    """A discriminator's logits (B, 1, h', w'), larger for real, and what each of its layers saw, the first layer first."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
 class PatchGAN(nn.Module):
-    """Real or fake, patch by patch (Isola et al. 2017, section 3.2): (B, C, H, W) -> logits (B, 1, h', w').
+    """Real or fake, patch by patch (Isola et al. 2017, section 3.2): (B, C, H, W) -> Judgement.
 
     `depth` halvings and two 4x4 convolutions more, as in the paper; GroupNorm instead of BatchNorm, whose statistics
     would differ between real and fake batches and between ranks.
@@ -22,14 +31,9 @@ class PatchGAN(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """What each layer makes of x, the first layer first."""
-        found = []
+    def forward(self, x: Tensor) -> Judgement:
+        features = []
         for block in self.blocks:
             x = block(x)
-            found.append(x)
-        return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.features(x)[-1])
-        return logits
+            features.append(x)
+        return Judgement(self.last(x), features)

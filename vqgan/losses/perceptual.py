@@ -1,7 +1,4 @@
-"""Distances between images in the features of a network.
-
-Every one is called as loss(x, x_hat, discriminator), and returns a scalar with a gradient to x_hat alone.
-"""
+"""Distances between images in the features of a network, with a gradient to the second alone."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import InputError
-from vqgan.discriminators.patch import PatchGAN
 
 WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
@@ -24,14 +20,10 @@ class Features(nn.Module):
     the real images, so that layers of any scale count alike.
     """
 
-    needs_discriminator = True
-
-    def forward(self, x: Tensor, x_hat: Tensor, discriminator: PatchGAN) -> Tensor:
-        with torch.no_grad():
-            real = discriminator.features(x)
-        fake = discriminator.features(x_hat)
-        layers = [F.l1_loss(f.float(), r.float()) / r.float().abs().mean().clamp(min=1e-6) for r, f in zip(real, fake, strict=True)]
-        return torch.stack(layers).mean()
+    def forward(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """The features of x and of x_hat, layer by layer -> a scalar."""
+        pairs = [(r.detach().float(), f.float()) for r, f in zip(real, fake, strict=True)]
+        return torch.stack([F.l1_loss(f, r) / r.abs().mean().clamp(min=1e-6) for r, f in pairs]).mean()
 
 
 class LPIPS(nn.Module):
@@ -42,15 +34,14 @@ class LPIPS(nn.Module):
     torchvision weights are neither in the torch hub folder nor to be fetched.
     """
 
-    needs_discriminator = False
-
     def __init__(self, net: str = "vgg", pretrained: bool = True) -> None:
         super().__init__()
         if net not in WEIGHTS:
             raise InputError(f"loss.perceptual.net={net} must be one of {', '.join(WEIGHTS)}")
         self._network = [_lpips(net, pretrained)]  # in a list, out of nn.Module's sight
 
-    def forward(self, x: Tensor, x_hat: Tensor, discriminator: PatchGAN | None = None) -> Tensor:
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
             distance: Tensor = network(_three_channels(x), _three_channels(x_hat))

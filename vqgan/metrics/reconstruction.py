@@ -17,6 +17,6 @@ class Reconstruction(MetricCollection):
         psnr = PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3))
         super().__init__({"psnr": psnr, "ssim": StructuralSimilarityIndexMeasure(data_range=255.0)})
 
-    def update(self, x: Tensor, x_hat: Tensor) -> None:
+    def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
         """Both (B, C, H, W) in [-1, 1]."""
         super().update(to_uint8(x_hat).float(), to_uint8(x).float())

@@ -11,8 +11,13 @@ class EMA(Quantizer):
     """Nearest neighbour in a codebook of running means (van den Oord et al. 2017, eq. 1-3 and appendix A.1).
 
     Each code is sums / counts, running over the encoder outputs assigned to it. Counts start at 1: from 0, the first
-    step would divide the codes that nobody chose by almost nothing. A code whose count falls under `revive` times the
-    average moves to an encoder output of the batch (Jukebox, Dhariwal et al. 2020, section 3.1).
+    step would divide the codes that nobody chose by almost nothing.
+
+    A code whose count falls under `revive` times the average is dead and splits the cluster of a random encoder output
+    of the batch: it moves to the point at `split` of the way from that output's code to the output. With split=1, the
+    output itself, this is Jukebox's rule (Dhariwal et al. 2020, section 3.1), which wins a code almost nothing in many
+    dimensions, where points of one cluster lie closer to its centre than to each other; a small step wins it up to half
+    of the cluster, as in the codebook design of Linde, Buzo & Gray (1980).
     """
 
     codebook: Tensor
@@ -20,10 +25,17 @@ class EMA(Quantizer):
     sums: Tensor
 
     def __init__(
-        self, K: int, dim: int = 64, beta: float = 0.25, decay: float = 0.99, kmeans: bool = True, revive: float = 0.1
+        self,
+        K: int,
+        dim: int = 64,
+        beta: float = 0.25,
+        decay: float = 0.99,
+        kmeans: bool = True,
+        revive: float = 0.5,
+        split: float = 0.2,
     ) -> None:
         super().__init__(K, dim)
-        self.beta, self.decay, self.kmeans, self.revive = beta, decay, kmeans, revive
+        self.beta, self.decay, self.kmeans, self.revive, self.split = beta, decay, kmeans, revive, split
         self.register_buffer("codebook", torch.randn(K, dim))
         self.register_buffer("counts", torch.ones(K))
         self.register_buffer("sums", self.codebook.clone())
@@ -57,10 +69,11 @@ class EMA(Quantizer):
         self.counts.lerp_(counts * share, 1 - self.decay)
         self.sums.lerp_(sums * share, 1 - self.decay)
         self.codebook.copy_(self.sums / self.counts[:, None])
-        self._revive(z)
+        self._revive(z, indices)
 
-    def _revive(self, z: Tensor) -> None:
-        fresh = z[torch.randint(len(z), (self.K,), device=z.device)]
+    def _revive(self, z: Tensor, indices: Tensor) -> None:
+        picked = torch.randint(len(z), (self.K,), device=z.device)
+        fresh = self.codebook[indices[picked]].lerp(z[picked], self.split)
         fresh = from_first_rank(fresh)  # on every rank, dead codes or not: a collective never waits behind a condition
         dead = self.counts < self.revive
         self._set(dead, fresh[dead], torch.ones_like(self.counts[dead]))

@@ -1,0 +1,36 @@
+# make demo        both stages on the built-in shapes, to pictures, in about ten minutes on two cores
+# make test        lint, types and the fast tests
+# make test-slow   the tests that train or start whole commands
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: install demo test test-slow lint lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# Made anew whenever the lock file changes.
+.venv/installed: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+install: .venv/installed
+
+demo: install
+	$(VENV)/python -m benchmarks.demo
+
+lint: install
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+test: lint
+	$(VENV)/pytest -n 2 -m "not slow"
+
+test-slow: install
+	$(VENV)/pytest -m slow
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

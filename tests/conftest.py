@@ -1,0 +1,66 @@
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger say otherwise themselves
+torch.set_num_threads(1)  # tests run in several processes
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two class folders of eight small pictures each."""
+    random = np.random.default_rng(0)
+    for label in ("cats", "dogs"):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """`python train.py ...` in this process and an empty folder; returns the exit code."""
+    import train
+
+    root = Path(train.__file__).parent
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", [str(root / "train.py"), *arguments])
+        train._failed.clear()
+        try:
+            train.main()
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                import sys
+
+                print(stop.code, file=sys.stderr)
+                return 1
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+TINY = [  # a stage=vqgan that takes seconds
+    "data.n_train=64", "data.n_val=16", "data.batch_size=8", "data.image_size=16", "model.grid=4", "model.width=8",
+    "model.encoder.depth=1", "model.decoder.depth=1", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu",
+    "trainer.max_steps=6", "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
+]  # fmt: skip
+TINY_GAN = [*TINY, "loss.discriminator.width=8", "loss.discriminator.depth=1", "loss.gate.start=0.5"]
+TINY_PRIOR = [
+    "prior.width=16", "prior.depth=1", "prior.heads=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6",
+    "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
+]  # fmt: skip

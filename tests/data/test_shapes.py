@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.shapes import SHAPES, Shapes, draw
+
+
+def test_an_image_is_a_function_of_seed_split_and_index_alone() -> None:
+    together, labels = draw(3, "train", range(12))
+    alone, label = draw(3, "train", range(7, 8))
+    assert np.array_equal(together[7], alone[0])
+    assert labels[7] == label[0]
+
+
+def test_seeds_and_splits_give_other_images() -> None:
+    train, val, other = (draw(seed, split, range(50))[0] for seed, split in ((0, "train"), (0, "val"), (1, "train")))
+    assert len(np.unique(np.concatenate([train, val, other]).reshape(150, -1), axis=0)) == 150
+
+
+def test_the_background_is_black_and_shapes_are_not() -> None:
+    images, _ = draw(0, "train", range(100))
+    black = (images == 0).all(1)
+    assert 0.4 < black.mean() < 0.8
+    assert images.max(1)[~black].min() >= 100  # even a dark shape can be seen
+
+
+def test_labels_are_one_to_five_shapes_minus_one_equally_often() -> None:
+    _, labels = draw(0, "train", range(1000))
+    assert np.bincount(labels, minlength=5).min() > 150
+    assert set(labels) == {0, 1, 2, 3, 4}
+
+
+def test_an_image_with_one_shape_has_one_colour() -> None:
+    images, labels = draw(0, "train", range(200))
+    for image in images[labels == 0]:
+        assert len(np.unique(image.reshape(3, -1), axis=1).T) <= 2  # black and it
+
+
+def test_turning_without_interpolation_leaves_tiny_holes() -> None:
+    images, labels = draw(0, "train", range(200))
+    holes = 0
+    for image in images[labels == 0]:
+        filled = image.any(0)
+        inside = filled[:-2, 1:-1] & filled[2:, 1:-1] & filled[1:-1, :-2] & filled[1:-1, 2:]
+        holes += int((inside & ~filled[1:-1, 1:-1]).sum())
+    assert holes > 100
+
+
+def test_the_stencils_are_five_different_shapes() -> None:
+    v, u = np.mgrid[-20:21, -20:21].astype(np.float32)
+    radius, aspect = np.float32(15), np.float32(0.8)
+    masks = [inside(u, v, radius, aspect) for inside in SHAPES]
+    assert len({mask.sum() for mask in masks}) == 5
+    assert all(mask[20, 20] for mask in masks)
+
+
+def test_a_star_has_five_tips() -> None:
+    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False).astype(np.float32)
+    ring = SHAPES[4](12 * np.sin(angles), 12 * np.cos(angles), np.float32(15), np.float32(1))
+    assert (ring & ~np.roll(ring, 1)).sum() == 5
+
+
+def test_grey_shapes_have_one_channel(tmp_path: object) -> None:
+    data = Shapes(channels=1, n_train=10, n_val=4, cache_dir=str(tmp_path), image_size=32)
+    assert data.split("val").values.shape == (4, 1, 32, 32)
+    assert data.split("val").values.max() > 50
+
+
+def test_shapes_are_drawn_once_and_then_read_from_the_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
+    monkeypatch.setattr("data.shapes.draw", None)  # a second drawing would fail
+    again = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
+    assert np.array_equal(first, again)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(InputError, match="n_val=0 must be at least 1"):
+        Shapes(n_val=0)

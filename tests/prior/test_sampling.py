@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from data.errors import InputError
+from prior.models.gpt import GPT
+from prior.sampling import Sampler, sample, top_k, top_p
+from tests.prior.test_models import gpt
+
+INF = float("inf")
+
+
+def test_top_k_keeps_the_k_largest() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
+    assert top_k(logits, 2).tolist() == [[-INF, 3, 2, -INF]]
+    assert torch.equal(top_k(logits, 9), logits)
+
+
+def test_top_p_keeps_the_fewest_codes_that_have_probability_p_together() -> None:
+    logits = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
+    kept = [top_p(logits, p).isfinite().tolist()[0] for p in (0.2, 0.5, 0.6, 0.95)]
+    assert kept[0] == kept[1] == [True, False, False, False]
+    assert kept[2] == [True, False, True, False]
+    assert sum(kept[3]) == 4
+    assert torch.equal(top_p(logits, 1.0), logits)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    p = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    drawn = Sampler().draw(p.log().expand(1000, 4), uniform)
+    assert drawn.bincount(minlength=4).tolist() == [100, 0, 600, 300]
+
+
+@pytest.mark.parametrize("number", [0.0, 0.999999999999])
+def test_a_draw_never_leaves_the_codes_that_are_left(number: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 0.5, -4.0]])
+    drawn = Sampler(top_k=2).draw(logits, torch.tensor([number], dtype=torch.float64))
+    assert drawn.item() in (1, 2)
+
+
+def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
+    logits, uniform = torch.randn(50, 9), torch.rand(50)
+    assert torch.equal(Sampler(top_k=1).draw(logits, uniform), logits.argmax(-1))
+    assert torch.equal(Sampler(temperature=1e-4).draw(logits, uniform), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}])
+def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"sampler\."):
+        Sampler(**settings)  # type: ignore[arg-type]
+
+
+def test_cached_sampling_equals_uncached() -> None:
+    model = gpt()
+    assert torch.equal(sample(model, Sampler(), 20, seed=1), sample(model, Sampler(), 20, seed=1, cached=False))
+
+
+def test_the_seed_decides_and_the_batch_size_does_not() -> None:
+    model = gpt()
+    codes = sample(model, Sampler(), 20, seed=1, batch_size=20)
+    assert codes.shape == (20, 2, 3)
+    assert torch.equal(codes, sample(model, Sampler(), 20, seed=1, batch_size=3))
+    assert torch.equal(codes[:5], sample(model, Sampler(), 5, seed=1))
+    assert not torch.equal(codes, sample(model, Sampler(), 20, seed=2))
+
+
+def test_samples_follow_the_models_own_distribution() -> None:
+    model = GPT(torch.randn(3, 2), (2, 2), width=16, depth=1, heads=2).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    p = model(every).log_softmax(-1).gather(-1, every[..., None]).sum((1, 2)).exp()
+    n = 20_000
+    codes = sample(model, Sampler(), n, seed=0, batch_size=n).flatten(1)
+    counts = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81)
+    chi_square = ((counts - n * p).square() / (n * p)).sum().item()
+    assert chi_square < 130  # 80 degrees of freedom: 99.97% of fair draws stay below
+
+
+def test_sampling_leaves_the_model_in_its_mode() -> None:
+    model = gpt().train()
+    sample(model, Sampler(), 2, seed=0)
+    assert model.training

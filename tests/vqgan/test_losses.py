@@ -1,0 +1,160 @@
+import math
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from data.errors import InputError
+from vqgan.clock import Now
+from vqgan.discriminators.patch import PatchGAN
+from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
+from vqgan.losses.perceptual import LPIPS, Features
+from vqgan.losses.pixel import Pixel
+
+
+def test_pixel_losses_are_the_means_over_pixels() -> None:
+    x, x_hat = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+    assert Pixel(l1=1, l2=0)(x, x_hat) == 0.5
+    assert Pixel(l1=0, l2=1)(x, x_hat) == 0.25
+    assert Pixel(l1=2, l2=4)(x, x_hat) == 2.0
+    assert Pixel(l1=1, l2=1)(x, x) == 0
+
+
+def test_pixel_losses_are_computed_in_float32() -> None:
+    assert Pixel()(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_the_hinge_is_one_for_a_blind_discriminator_and_zero_for_a_sure_one() -> None:
+    assert hinge_discriminator(torch.zeros(4), torch.zeros(4)) == 1
+    assert hinge_discriminator(torch.ones(4), -torch.ones(4)) == 0
+    assert hinge_discriminator(-torch.ones(4), torch.ones(4)) == 2  # real and fake taken for each other
+
+
+def test_the_generator_wants_larger_logits() -> None:
+    fake = torch.zeros(4, requires_grad=True)
+    hinge_generator(fake).backward()
+    assert fake.grad is not None
+    assert (fake.grad < 0).all()
+
+
+def at(step: int = 0, progress: float = 0.0) -> Now:
+    return Now(step, progress)
+
+
+def test_a_gate_in_steps_opens_by_steps() -> None:
+    gate = Gate(start=100, ramp=10, warmup=20)
+    assert [gate.training(at(step, 1.0)) for step in (79, 80)] == [False, True]
+    assert [gate.weight(at(step, 1.0)) for step in (99, 100, 105, 110, 500)] == [0, 0, 0.5, 1, 1]
+
+
+def test_a_gate_in_fractions_opens_by_progress() -> None:
+    gate = Gate(start=0.5, ramp=0.2, warmup=0.1)
+    assert [gate.training(at(10**6, progress)) for progress in (0.39, 0.41)] == [False, True]
+    assert gate.weight(at(10**6, 0.5)) == 0
+    assert math.isclose(gate.weight(at(0, 0.6)), 0.5)
+    assert gate.weight(at(0, 0.9)) == 1
+
+
+def test_a_gate_without_a_ramp_is_a_step() -> None:
+    assert [Gate(start=5, ramp=0, warmup=0).weight(at(step)) for step in (4, 5)] == [0, 1]
+
+
+@pytest.mark.parametrize("marks", [(100, 0.1, 0), (0.5, 10, 0), (-1, 0, 0), (0.5, 0.1, 1.5)])
+def test_gates_that_mix_units_or_leave_the_run_are_refused(marks: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError, match=r"gate start="):
+        Gate(*marks)
+
+
+def test_lambda_is_the_ratio_of_the_gradient_norms_at_the_last_layer() -> None:
+    # VQGAN eq. 7 by hand: the gradients of 3 sum(w) and of 0.5 sum(w) with respect to w have norms 3 sqrt(n), 0.5 sqrt(n).
+    last = nn.Parameter(torch.randn(2, 3))
+    found = AdaptiveWeight(scale=1.0)(3 * last.sum(), 0.5 * last.sum(), last)
+    torch.testing.assert_close(found["lambda"], torch.tensor(6.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found["grad_rec"], torch.tensor(3 * 6**0.5))
+    torch.testing.assert_close(found["grad_adv"], torch.tensor(0.5 * 6**0.5))
+    assert not found["lambda"].requires_grad
+
+
+def test_lambda_is_scaled_and_capped() -> None:
+    last = nn.Parameter(torch.ones(4))
+    assert AdaptiveWeight(scale=0.8)(last.sum(), 0 * last.sum(), last)["lambda"] == 0.8e4
+    assert AdaptiveWeight(scale=0.5, most=10)(last.sum(), 1e-3 * last.sum(), last)["lambda"] == 5
+
+
+def test_lambda_leaves_no_gradient_behind() -> None:
+    last = nn.Parameter(torch.ones(4))
+    AdaptiveWeight()(last.sum(), last.square().sum(), last)
+    assert last.grad is None
+
+
+@pytest.mark.parametrize(("depth", "size", "grid"), [(1, 16, 6), (2, 32, 6), (3, 64, 6)])
+def test_the_discriminator_judges_patches(depth: int, size: int, grid: int) -> None:
+    judgement = PatchGAN(3, width=8, depth=depth)(torch.randn(2, 3, size, size))
+    assert judgement.logits.shape == (2, 1, grid, grid)
+    assert len(judgement.features) == depth + 1
+
+
+def test_the_published_size_has_the_published_depth() -> None:
+    # Isola et al.: C64-C128-C256-C512 and a last convolution; 30x30 logits on 256x256 pixels.
+    judgement = PatchGAN(3, width=64, depth=3)(torch.randn(1, 3, 256, 256))
+    assert [f.shape[1] for f in judgement.features] == [64, 128, 256, 512]
+    assert judgement.logits.shape == (1, 1, 30, 30)
+
+
+def test_no_discriminator_layer_mixes_images_of_a_batch() -> None:
+    discriminator, x = PatchGAN(3, width=8), torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(discriminator(x).logits[:2], discriminator(x[:2]).logits)
+
+
+def test_feature_distance_is_zero_between_equal_features_and_does_not_change_with_their_scale() -> None:
+    real, fake = [torch.randn(2, 4, 8, 8)], [torch.randn(2, 4, 8, 8)]
+    loss = Features()
+    assert loss(real, real) == 0
+    torch.testing.assert_close(loss([100 * real[0]], [100 * fake[0]]), loss(real, fake))
+    expected = (fake[0] - real[0]).abs().mean() / real[0].abs().mean()
+    torch.testing.assert_close(loss(real, fake), expected)
+
+
+def test_feature_distance_moves_the_reconstruction_alone() -> None:
+    real, fake = [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3).requires_grad_()]
+    Features()(real, fake).backward()
+    assert real[0].grad is None
+    assert fake[0].grad is not None
+
+
+@pytest.mark.filterwarnings("ignore")  # the packages' own, at import
+class TestLPIPS:
+    def test_grey_and_small_images_are_handled_and_equal_images_have_no_distance(self) -> None:
+        loss = LPIPS("squeeze", pretrained=False)
+        x = torch.rand(2, 1, 16, 16) * 2 - 1
+        assert loss(x, x) == 0
+        assert loss(x, -x) > 0
+
+    def test_its_weights_are_in_no_state_dict_and_never_train(self) -> None:
+        loss = LPIPS("squeeze", pretrained=False)
+        assert list(loss.parameters()) == []
+        assert loss.state_dict() == {}
+        loss.train()
+        assert not loss._network[0].training
+
+    def test_it_equals_the_package_on_images_it_takes_as_they_are(self) -> None:
+        loss = LPIPS("squeeze", pretrained=False)
+        x, y = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+        torch.testing.assert_close(loss(x, y), loss._network[0](x, y).mean())
+
+    def test_weights_that_cannot_be_fetched_are_named_with_their_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def offline(*_: object, **__: object) -> None:
+            raise URLError("no network")
+
+        monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        with pytest.raises(InputError, match=r"vgg16-397923af\.pth.*checkpoints.*use loss/perceptual=features"):
+            LPIPS("vgg")
+
+    def test_an_unknown_network_is_refused(self) -> None:
+        with pytest.raises(InputError, match="must be one of vgg, alex, squeeze"):
+            LPIPS("resnet")

@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from data.images import to_uint8
+from vqgan.metrics.codebook import CodebookUse
+from vqgan.metrics.reconstruction import Reconstruction
+
+
+def test_uniform_codes_have_perplexity_K_and_one_code_has_perplexity_1() -> None:
+    use = CodebookUse(8)
+    use.update(torch.arange(8).repeat(5))
+    found = use.compute()
+    assert (found["perplexity"].item(), found["entropy_bits"].item(), found["codes_used"].item()) == pytest.approx((8, 3, 8))
+    use.reset()
+    use.update(torch.zeros(10, dtype=torch.int64))
+    assert use.compute()["perplexity"] == 1
+    assert use.compute()["codes_used"] == 1
+
+
+def test_perplexity_is_of_all_batches_together_not_their_average() -> None:
+    use = CodebookUse(4)
+    for code in range(4):  # each batch alone has perplexity 1
+        use.update(torch.full((3, 2, 2), code))
+    assert use.compute()["perplexity"] == pytest.approx(4)
+
+
+def test_perplexity_is_two_to_the_entropy_of_the_counts() -> None:
+    use = CodebookUse(3)
+    use.update(torch.tensor([0, 0, 0, 1]))
+    entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
+    assert use.compute()["entropy_bits"] == pytest.approx(entropy)
+    assert use.compute()["perplexity"] == pytest.approx(2**entropy)
+
+
+def test_psnr_and_ssim_are_the_means_of_each_images_own() -> None:
+    x = torch.rand(6, 3, 16, 16) * 2 - 1
+    x_hat = x + torch.linspace(0.05, 0.5, 6).view(6, 1, 1, 1) * torch.randn_like(x)
+    metric = Reconstruction()
+    metric.update(x[:4], x_hat[:4])
+    metric.update(x[4:], x_hat[4:])  # batches of unequal size
+    a, b = to_uint8(x_hat).float(), to_uint8(x).float()
+    psnr = [10 * math.log10(255**2 / float((a[i] - b[i]).square().mean())) for i in range(6)]
+    assert metric.compute()["psnr"] == pytest.approx(sum(psnr) / 6, abs=1e-4)
+    assert metric.compute()["ssim"] == pytest.approx(float(structural_similarity_index_measure(a, b, data_range=255.0)), abs=1e-5)
+    pooled = float(peak_signal_noise_ratio(a, b, data_range=255.0))
+    assert pooled < sum(psnr) / 6 - 0.1  # another measure, not to be compared with
+
+
+def test_what_leaves_the_range_is_clamped_before_it_is_judged() -> None:
+    metric = Reconstruction()
+    metric.update(torch.ones(1, 3, 16, 16) - torch.eye(16), torch.full((1, 3, 16, 16), 7.0) - 7 * torch.eye(16))
+    assert metric.compute()["psnr"] == torch.inf
