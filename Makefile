@@ -32,5 +32,10 @@ test: lint
 test-slow: install
 	$(VENV)/pytest -m slow
 
+# Needs uv (pip install uv).
+lock:
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
+		--no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

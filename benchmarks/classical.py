@@ -1,6 +1,6 @@
 """Classical vector quantization, the baseline of every tokenizer: k-means on patches, no network.
 
-python -m benchmarks.classical --data folder --root ~/photos
+python -m benchmarks.classical --data folder --root photos
 """
 
 import argparse

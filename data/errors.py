@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -11,10 +12,10 @@ class InputError(ValueError):
     """
 
 
-def explain(error: BaseException | None, keys: list[str] | None = None) -> str | None:
+def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -> str | None:
     """The sentence for a person's mistake, or None where the mistake may be ours.
 
-    Looks through the exceptions that Hydra wraps around others. `keys` are the settings that exist, for a suggestion.
+    Looks through the exceptions that Hydra wraps around others. `keys` gives the settings that exist, for a suggestion.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -33,7 +34,7 @@ def explain(error: BaseException | None, keys: list[str] | None = None) -> str |
         return f"error: {missing[1]} is not chosen; say {missing[1]}= one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return (
-            f"error: {unknown[1]} is not a setting of this stage{_near(unknown[1], keys or [])}; "
+            f"error: {unknown[1]} is not a setting of this stage{_near(unknown[1], keys())}; "
             "add --cfg job to the command to see them all"
         )
     return f"error: {' '.join(text.split())}"

@@ -103,8 +103,8 @@ class BatchDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         rank, world = self._ranks
-        # Lightning restores this counter before it asks for the loader; it counts batches, whatever the optimizers do.
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0  # type: ignore[attr-defined]
+        # A module counts its own steps and restores the count before the loader is asked for: a batch a step.
+        done = getattr(self.trainer.lightning_module, "step", 0) if self.trainer else 0
         return self._loader("train", Batches(len(self.split("train")), self.batch_size, self.seed, done, rank, world))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:

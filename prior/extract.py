@@ -9,6 +9,7 @@ from tqdm import tqdm
 from data.datamodule import ImageDataModule, prepare
 from data.loading import Samples
 from data.store import Arrays, stored
+from vqgan.callbacks.progress import patience
 from vqgan.run import autocast
 from vqgan.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def extract(tokenizer: Tokenizer, data: ImageDataModule, described: Any, split: 
     def fill(arrays: Arrays) -> None:
         done = 0
         loader = data.once(split)
-        with tqdm(total=n, desc=f"codes of {split}", unit=" images", leave=False) as bar:
+        with tqdm(total=n, desc=f"codes of {split}", unit=" images", leave=False, mininterval=patience()) as bar:
             for side in range(sides):
                 for batch, labels in loader:
                     x = prepare(batch.to(device))

@@ -21,7 +21,7 @@ class Prior(Clocked):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         loss = self.nats_per_token(batch[0])
-        self.descend(0, loss)
+        self.descend(0, loss, self.schedule(self.now))
         self.log_terms({"nats_per_token": loss})
         self.tick()
 

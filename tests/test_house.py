@@ -31,7 +31,7 @@ def test_imports_run_one_way(package: str) -> None:
 
 
 def test_train_knows_no_stage_by_name() -> None:
-    assert imported(ROOT / "train.py") <= {"json", "os", "sys", "hydra", "omegaconf", "data"}
+    assert imported(ROOT / "train.py") <= {"json", "os", "pathlib", "re", "sys", "hydra", "omegaconf", "data"}
 
 
 def test_importing_train_does_not_import_torch() -> None:
@@ -113,14 +113,11 @@ def test_every_experiment_composes_and_resolves(experiment: str) -> None:
 
 
 def test_the_readmes_commands_compose() -> None:
-    lines = re.findall(
-        r"^(?:\$ )?(?:\.venv/bin/)?python train\.py (.*?)(?:\s{2,}.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
-    assert len(lines) >= 5
+    lines = re.findall(r"^    python train\.py (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 10
     for line in lines:
-        words = [word for word in line.split("#")[0].split() if not word.startswith("-") and word not in ("job",)]
-        if words:
-            config(*[re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])
+        words = [word for word in line.split("#")[0].split() if "=" in word]
+        config(*[re.sub(r"=([^,]*),.*", r"=\1", word) for word in words])  # of a sweep its first point
 
 
 def test_no_file_speaks_of_one_machine() -> None:

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data.errors import InputError
 from vqgan.clock import Clocked
@@ -64,7 +64,7 @@ def _targets(config: Any) -> list[str]:
     if isinstance(config, dict | DictConfig):
         own = [str(config["_target_"])] if "_target_" in config else []
         return own + [target for value in config.values() for target in _targets(value)]
-    return []
+    return [target for value in config for target in _targets(value)] if isinstance(config, list | ListConfig) else []
 
 
 def tokenizer_from(config: Any) -> Tokenizer:
@@ -124,7 +124,7 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(module, Clocked)
-        if module.step and trainer.training:
+        if module.step and trainer.state.fn == "fit":
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

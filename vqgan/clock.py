@@ -89,12 +89,12 @@ class Clocked(L.LightningModule):
         if self.now.progress >= 1:
             self.trainer.should_stop = True
 
-    def descend(self, which: int, loss: Tensor) -> Tensor:
-        """One update by optimizer number `which` at this moment's learning rate; the gradient's norm before clipping."""
+    def descend(self, which: int, loss: Tensor, rate: float) -> Tensor:
+        """One update by optimizer number `which` at `rate` times its learning rate; the gradient's norm before clipping."""
         found = self.optimizers()
         optimizer = found[which] if isinstance(found, list) else found
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(self.now)
+            group["lr"] = group["initial_lr"] * rate
         optimizer.zero_grad()
         self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.errors import InputError
-from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
+from vqgan.clock import Budget, Clocked, MakeOptimizer, Now, Schedule
 from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
@@ -23,8 +23,11 @@ GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
 class VQGAN(Clocked):
     """A tokenizer trained by reconstruction, and with a discriminator also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
 
-    Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rates and the end all
-    follow this module's own clock.
+    Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rate and the end all
+    follow this module's own clock. The discriminator keeps its full rate, to follow a generator that slows down.
+
+    With `codes_rest` the adversarial gradient trains the decoder alone: when the gate opens, encoder and codebook stay as
+    they are, so that no discriminator can ruin the codes. Without, it reaches the encoder too, as in the paper.
     """
 
     def __init__(
@@ -39,27 +42,47 @@ class VQGAN(Clocked):
         discriminator: nn.Module | None = None,
         gate: Gate | None = None,
         adaptive: AdaptiveWeight | None = None,
+        discriminator_optimizer: MakeOptimizer | None = None,
+        codes_rest: bool = True,
+        second_peak: float = 0.5,
         clip: float = 1.0,
     ) -> None:
         super().__init__(budget, schedule, clip)
         if discriminator is None and isinstance(perceptual, Features):
             raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
         self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
+        self.codes_rest, self.second_peak = codes_rest, second_peak
         self.perceptual_weight, self.gate, self.adaptive = perceptual_weight, gate, adaptive
-        self.make_optimizer = optimizer
+        self.make_optimizers = {GENERATOR: optimizer, DISCRIMINATOR: discriminator_optimizer or optimizer}
         self.reconstruction, self.use = Reconstruction(), CodebookUse(tokenizer.K)
 
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         x, _labels = batch
-        q = self.tokenizer.encode(x)
+        with torch.set_grad_enabled(not self.resting):
+            q = self.tokenizer.encode(x)
         x_hat = self.tokenizer.decode(q.z_q)
-        self.descend(GENERATOR, self.generator_loss(x, x_hat, q))
+        self.descend(GENERATOR, self.generator_loss(x, x_hat, q), self.rate)
         if self.gate is not None and self.gate.training(self.now):
-            self.descend(DISCRIMINATOR, self.discriminator_loss(x, x_hat.detach()))
-        self.tokenizer.quantizer.update(q)
+            self.descend(DISCRIMINATOR, self.discriminator_loss(x, x_hat.detach()), 1.0)
+        if not self.resting:
+            self.tokenizer.quantizer.update(q)
         self.tick()
+
+    @property
+    def resting(self) -> bool:
+        """Whether encoder and codebook rest: with `codes_rest`, from the moment that the gate opens."""
+        return self.codes_rest and self.gate is not None and self.gate.open(self.now)
+
+    @property
+    def rate(self) -> float:
+        """The generator's learning rate as a share of its peak. With `codes_rest` the schedule runs twice: for the codes,
+        and from `second_peak` for the decoder alone."""
+        if self.gate is None or not self.codes_rest:
+            return self.schedule(self.now)
+        phase = Now(self.step, self.gate.phase(self.now))
+        return self.schedule(phase) * (self.second_peak if self.resting else 1.0)
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized) -> Tensor:
         """Reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6); what the discriminator says is gated."""
@@ -115,8 +138,8 @@ class VQGAN(Clocked):
     # Lightning's side.
 
     def configure_optimizers(self) -> list[Optimizer]:
-        players = [self.tokenizer, *([self.discriminator] if self.discriminator is not None else [])]
-        return [self.optimizer(self.make_optimizer, player) for player in players]
+        players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
+        return [self.optimizer(self.make_optimizers[n], player) for n, player in players.items() if player is not None]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.loading import Samples
 from tests.vqgan.test_tokenizer import tokenizer
-from vqgan.clock import Budget, Schedule
+from vqgan.clock import Budget, Now, Schedule
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.losses.adversarial import AdaptiveWeight, Gate
 from vqgan.losses.perceptual import Features
@@ -51,6 +51,7 @@ def fit(trained: VQGAN, callbacks: Sequence[Callback] = (), **settings: Any) -> 
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
+    torch.manual_seed(0)  # the same augmentation, whatever was built before
     trainer.fit(trained, noise())
     return trainer
 
@@ -78,14 +79,14 @@ class Spy(Callback):
             return
         spy, descend = self, module.descend
 
-        def watched(which: int, loss: Tensor) -> Tensor:
+        def watched(which: int, loss: Tensor, rate: float) -> Tensor:
             assert isinstance(module, VQGAN)
             assert module.discriminator is not None
             players = module.tokenizer, module.discriminator
             before = [weights(player) for player in players]
             for player in players:
                 player.zero_grad()
-            norm: Tensor = descend(which, loss)
+            norm: Tensor = descend(which, loss, rate)
             spy.moved.append((not same(before[0], players[0]), not same(before[1], players[1])))
             grads = [any(p.grad is not None and bool(p.grad.any()) for p in player.parameters()) for player in players]
             spy.gradients.append((grads[0], grads[1]))
@@ -109,7 +110,7 @@ def test_the_discriminator_trains_before_its_gradient_reaches_the_generator() ->
 
 
 def test_before_the_gate_opens_a_gan_trains_exactly_like_a_vqvae() -> None:
-    closed, plain = module(Gate(start=100, ramp=0, warmup=0)), module()
+    closed, plain = module(Gate(start=100, ramp=0, warmup=0), codes_rest=False), module()
     fit(closed)
     fit(plain)
     assert same(weights(plain.tokenizer), closed.tokenizer)
@@ -120,6 +121,42 @@ def test_after_the_gate_opens_it_does_not() -> None:
     fit(opened)
     fit(plain)
     assert not same(weights(plain.tokenizer), opened.tokenizer)
+
+
+def codes(trained: VQGAN) -> dict[str, Tensor]:
+    parts = {"encoder": trained.tokenizer.encoder, "into": trained.tokenizer.into, "quantizer": trained.tokenizer.quantizer}
+    return {f"{part}.{name}": value.clone() for part, found in parts.items() for name, value in found.state_dict().items()}
+
+
+class Snapshot(Callback):
+    """The weights that make codes, as they were when step 4 began."""
+
+    taken: dict[str, Tensor] | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, VQGAN)
+        if batch_idx == 4:
+            self.taken = codes(module)
+
+
+@pytest.mark.parametrize("codes_rest", [True, False])
+def test_codes_rest_when_the_gate_opens_unless_told_otherwise(codes_rest: bool) -> None:
+    trained, snapshot = module(Gate(start=4, ramp=0, warmup=2), codes_rest=codes_rest), Snapshot()
+    before = weights(trained.tokenizer.decoder)
+    fit(trained, [snapshot])
+    assert snapshot.taken is not None
+    after = codes(trained)
+    assert all(torch.equal(value, after[name]) for name, value in snapshot.taken.items()) is codes_rest
+    assert not same(before, trained.tokenizer.decoder)
+
+
+def test_with_resting_codes_the_learning_rate_runs_its_course_twice() -> None:
+    trained = module(Gate(start=4, ramp=0, warmup=0), steps=8, second_peak=0.5)
+    rates = []
+    for trained.step in range(8):
+        rates.append(trained.rate)
+    cosine = [Schedule(0)(Now(9, share)) for share in (0, 0.25, 0.5, 0.75)]
+    assert rates == pytest.approx([0.5 * cosine[0], *cosine[1:], *[0.5 * c for c in cosine]])
 
 
 def test_the_generator_loss_is_the_sum_of_its_terms() -> None:
@@ -142,7 +179,7 @@ def test_steps_are_counted_once_though_two_optimizers_step() -> None:
 
 
 def test_the_codebook_follows_once_a_step() -> None:
-    trained, updates = module(Gate(start=0, ramp=0, warmup=0), steps=5), []
+    trained, updates = module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
     update = trained.tokenizer.quantizer.update
     trained.tokenizer.quantizer.update = lambda q: (updates.append(q), update(q))[1]  # type: ignore[method-assign,assign,func-returns-value]
     fit(trained)
@@ -153,6 +190,13 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     trained = module(steps=6)
     trainer = fit(trained)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * Schedule(2)(Budget(6).now(5, 0)))
+
+
+def test_the_discriminator_has_an_optimizer_of_its_own_at_its_full_rate() -> None:
+    trained = module(Gate(start=0, ramp=0, warmup=0), steps=6, discriminator_optimizer=lambda p: torch.optim.SGD(p, 0.01))
+    trainer = fit(trained)
+    assert isinstance(trainer.optimizers[1], torch.optim.SGD)
+    assert trainer.optimizers[1].param_groups[0]["lr"] == 0.01
 
 
 def test_validation_changes_nothing() -> None:

@@ -121,16 +121,37 @@ def test_codes_that_nobody_chose_stay_where_they_are() -> None:
     torch.testing.assert_close(quantizer.codebook, before)
 
 
-def test_a_dead_code_moves_to_an_encoder_output_and_counts_as_average() -> None:
-    quantizer = EMA(K, DIM, decay=0.5, revive=0.3)
+def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
+    """A quantizer whose other codes died while code 3 was used alone, the code as it was chosen, and the outputs."""
+    quantizer = EMA(K, DIM, decay=0.5, revive=0.3, split=split)
     x = quantizer.codebook[3].view(1, DIM, 1, 1) + 0.01 * torch.randn(2, DIM, 4, 4)
     for _ in range(2):  # after two halvings the others count a quarter
         quantizer.update(quantizer(x))
-    others = [k for k in range(K) if k != 3]
-    outputs = flatten(x)
-    assert all((outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in others)
-    assert torch.equal(quantizer.counts[others], torch.ones(K - 1))
+    return quantizer, quantizer.codebook[3], flatten(x)
+
+
+def test_dead_codes_move_to_encoder_outputs_under_jukeboxs_rule() -> None:
+    quantizer, _, outputs = revived(split=1.0)
+    assert all((outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3)
+
+
+def test_dead_codes_split_a_cluster_at_the_share_of_the_way_to_an_output() -> None:
+    quantizer, code, outputs = revived(split=0.25)
+    places = code + 0.25 * (outputs - code)
+    assert all((places - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3)
+
+
+def test_a_revived_code_counts_as_average_and_its_sum_agrees() -> None:
+    quantizer, _, _ = revived(split=0.25)
+    assert torch.equal(quantizer.counts[[k for k in range(K) if k != 3]], torch.ones(K - 1))
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
+
+
+def test_a_code_on_an_output_wins_less_of_a_cluster_in_many_dimensions_than_one_that_splits_it() -> None:
+    points = torch.randn(4000, 64)
+    shares = [nearest(points, torch.stack([torch.zeros(64), split * points[0]])).float().mean() for split in (0.2, 1.0)]
+    assert shares[0] > 0.15
+    assert shares[1] < 0.002
 
 
 def test_revival_off_moves_nothing() -> None:

@@ -1,5 +1,6 @@
 """One line that says how far a run is and how it does."""
 
+import sys
 import time
 from typing import Any
 
@@ -8,6 +9,11 @@ from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
 from vqgan.clock import Clocked
+
+
+def patience() -> float:
+    """Seconds between two states of a bar: short on a terminal, long where each would be a line in a log file."""
+    return 0.5 if sys.stderr.isatty() else 30.0
 
 
 class Progress(Callback):
@@ -30,8 +36,7 @@ class Progress(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._samples += len(batch[0]) * trainer.world_size
         moment = time.monotonic()
-        # Every half second on a terminal, every half minute in a log file.
-        if self._bar is not None and moment - self._drawn > (0.5 if self._bar.fp.isatty() else 30):
+        if self._bar is not None and moment - self._drawn > patience():
             self._drawn = moment
             self._show(trainer, module)
 

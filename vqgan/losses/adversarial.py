@@ -44,6 +44,17 @@ class Gate:
         """Whether the discriminator trains."""
         return self._clock(now) >= self.start - self.warmup
 
+    def open(self, now: Now) -> bool:
+        """Whether its gradient reaches the generator."""
+        return self._clock(now) >= self.start
+
+    def phase(self, now: Now) -> float:
+        """Progress, 0 to 1, within the part of the run before the opening or after it."""
+        if not self.open(now):
+            return self._clock(now) / self.start
+        opened = now.progress * self.start / now.step if self._in_steps and now.step else self.start
+        return (now.progress - opened) / (1 - opened) if opened < 1 else 1.0
+
     def weight(self, now: Now) -> float:
         """The share, 0 to 1, of the discriminator's gradient that reaches the generator."""
         since = self._clock(now) - self.start

@@ -9,16 +9,25 @@ from vqgan.quantizers.base import nearest
 def kmeans(z: Tensor, K: int, iterations: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm: z (n, dim) float32 -> centres (K, dim), counts (K,) of the points nearest to each.
 
-    A centre without points moves to a point drawn with probability in proportion to its squared distance from its own
-    centre, so that a cluster of identical points (a black background) can't hold many centres.
+    Wherever a centre needs a place, a point is drawn with probability in proportion to its squared distance from the
+    nearest centre (k-means++, Arthur & Vassilvitskii 2007; here a sixteenth of the centres at a time, as in k-means||,
+    Bahmani et al. 2012): a cluster of identical points, a black background, can't hold many centres.
     """
     random = torch.Generator(z.device).manual_seed(seed)
-    picked = torch.randperm(len(z), generator=random, device=z.device)[:K]
-    if len(picked) < K:  # fewer points than codes: repeat them, each a little moved
-        extra = torch.randint(len(z), (K - len(picked),), generator=random, device=z.device)
-        picked = torch.cat([picked, extra])
+
+    def draw(farness: Tensor, n: int) -> Tensor:
+        chances = farness[: 2**24] + 1e-12  # multinomial takes at most 2^24 categories
+        return z[torch.multinomial(chances, n, replacement=True, generator=random)]
+
+    farness = torch.ones(len(z), device=z.device)
+    centres = z[:0]
+    while len(centres) < K:
+        fresh = draw(farness, min(max(1, K // 16), K - len(centres)))
+        nearby = (z - fresh[nearest(z, fresh)]).square().sum(1)
+        farness = torch.minimum(farness, nearby) if len(centres) else nearby
+        centres = torch.cat([centres, fresh])
     noise = torch.randn(K, z.shape[1], generator=random, device=z.device)
-    centres = z[picked] + 1e-4 * z.std() * noise
+    centres = centres + 1e-4 * z.std() * noise  # points that were drawn twice part
     for iteration in range(iterations):
         indices = nearest(z, centres)
         counts = torch.bincount(indices, minlength=K).to(z)
@@ -27,7 +36,5 @@ def kmeans(z: Tensor, K: int, iterations: int = 12, seed: int = 0) -> tuple[Tens
         farness = (z - centres[indices]).square().sum(1)
         centres = torch.where(empty[:, None], centres, sums / counts.clamp(min=1)[:, None])
         if empty.any() and farness.any() and iteration + 1 < iterations:
-            # multinomial takes at most 2^24 categories
-            choice = torch.multinomial(farness[: 2**24], int(empty.sum()), replacement=True, generator=random)
-            centres[empty] = z[choice]
+            centres[empty] = draw(farness, int(empty.sum()))
     return centres, torch.bincount(nearest(z, centres), minlength=K).to(z)

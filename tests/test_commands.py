@@ -1,0 +1,221 @@
+"""The commands as a person types them, in an empty folder."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
+
+Command = Callable[..., int]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU", "ignore:.*batch_size.*ambiguous"
+)
+ROOT = Path(__file__).parent.parent
+
+
+def mistake(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake gets, and nothing else."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+WRONG = {
+    "": "no stage is chosen",
+    "stage=vqgam": "stage=vqgam does not exist, did you mean vqgan",
+    "stage=vqgan quantiser=ema": "quantiser is not a setting of this stage, did you mean quantizer",
+    "stage=vqgan quantizer=emma": "quantizer=emma does not exist, did you mean ema",
+    "stage=vqgan quantizer.k=512": "quantizer.k is not a setting of this stage, did you mean quantizer.K",
+    "stage=vqgan quantizer.K=1": "quantizer.K=1 must be a whole number of at least 2",
+    "stage=vqgan quantizer.K=many": "quantizer.K=many must be a whole number",
+    "stage=vqgan model.grid=7": "not divisible by model.grid=7; use model.grid=8 or data.image_size=63",
+    "stage=vqgan model.start=fresh": "model.start=fresh must be one of patches, random",
+    "stage=vqgan trainer.max_steps=0": "trainer.max_steps=0 must be a number above 0",
+    "stage=vqgan trainer.max_steps=null": "a run needs an end",
+    "stage=vqgan loss.gate.start=2.5": "fractions 0 to 1",
+    "stage=vqgan data=folder": "add data.root=",
+    "stage=vqgan data=folder data.root=nowhere": "data.root=nowhere is not a folder",
+    "stage=vqgan data=folder data.root=empty": "data.root=empty holds no image",
+    "stage=vqgan data=folder data.root=broken data.n_val=1": "can't be read as an image",
+    "stage=vqgan data.batch_size=0": "data.batch_size=0 must be at least 1",
+    "stage=vqgan resume=nowhere": "resume=nowhere is not a run folder",
+    "stage=vqgan run_dir=broken": "run_dir=broken is not empty",
+    "stage=prior": "add ckpt=<run folder of stage=vqgan>",
+    "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
+    "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
+    "stage=sample": "add ckpt=<run folder of stage=prior>",
+    "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
+    "stage=sample ckpt=x n=0": "n=0 must be at least 1",
+    "stage=sample ckpt=x accelerator=tpu": "has no checkpoint",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_every_mistake_gets_one_sentence_and_leaves_nothing_behind(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for i in range(4):
+        (tmp_path / "broken" / f"{i}.png").write_bytes(b"no picture")
+    extra = ["data.n_train=64", "data.n_val=8"] if "run_dir" in line else []
+    assert command(*line.split(), *extra) != 0
+    assert WRONG[line] in mistake(capsys)
+    assert not (tmp_path / "runs").exists()
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path) -> None:
+    assert command("stage=vqgan", *TINY_GAN) == 0
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "columns=4", "accelerator=cpu") == 0
+    tokenizer, prior, samples = (
+        json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("vqgan", "prior", "sample")
+    )
+    assert tokenizer["steps"] == prior["steps"] == 6
+    assert tokenizer["K"] == prior["K"] == 16
+    assert tokenizer["grid"] == prior["grid"] == [4, 4]
+    assert 5 < tokenizer["psnr"] < 40
+    assert 0 < tokenizer["ssim"] < 1
+    assert 1 <= tokenizer["perplexity"] <= 16
+    assert 0 < prior["nats_per_token"] < 4
+    assert prior["bigram_nats_per_token"] > 0
+    for result in (tokenizer, prior, samples):
+        assert all((tmp_path / picture).stat().st_size > 100 for picture in result["pictures"])
+
+
+def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    (tmp_path / "runs" / "vqgan").rename(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "prior").rename(tmp_path / "moved")
+    assert command("stage=sample", "ckpt=moved/shapes", "n=2", "accelerator=cpu") == 0
+    (tmp_path / "moved/shapes/tokenizer.ckpt").unlink()
+    assert command("stage=sample", "ckpt=moved/shapes", "n=2", "accelerator=cpu") != 0
+
+
+def test_the_wrong_kind_of_checkpoint_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    capsys.readouterr()
+    assert command("stage=sample", "ckpt=runs/vqgan/shapes") != 0
+    assert "comes from stage=vqgan, and a checkpoint of stage=prior is needed" in mistake(capsys)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: Path) -> None:
+    whole = [*TINY_GAN, "loss.gate.start=2", "loss.gate.ramp=2", "loss.gate.warmup=1", "schedule.warmup=2", "data.n_train=40"]
+    command("stage=vqgan", "run_dir=whole", *whole)
+    # Stop after step 4 as if the time had run out: the same schedule, cut.
+    import vqgan.clock as clock
+
+    tick = clock.Clocked.tick
+
+    def interrupted(self: clock.Clocked) -> None:
+        tick(self)
+        if self.step == 4:
+            raise RuntimeError("the power failed")
+
+    clock.Clocked.tick = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(RuntimeError, match="the power failed"):
+            command("stage=vqgan", "run_dir=halves", *whole)
+    finally:
+        clock.Clocked.tick = tick  # type: ignore[method-assign]
+    assert command("stage=vqgan", "resume=halves") == 0
+    one, two = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "halves"))
+    assert two["clock"]["step"] == 6
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_resuming_changes_nothing_but_the_trainer(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", "run_dir=mine", *TINY)
+    capsys.readouterr()
+    assert command("stage=vqgan", "resume=mine", "quantizer.K=32") != 0
+    assert "quantizer.K=32 can't change" in mistake(capsys)
+    assert command("stage=prior", "resume=mine") != 0
+    assert "is a run of stage=vqgan" in mistake(capsys)
+    assert command("stage=vqgan", "resume=mine", "trainer.max_steps=8") == 0
+    assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
+
+
+def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(command: Command, tmp_path: Path) -> None:
+    code = command("-m", "stage=vqgan", *TINY, "model.grid=4,5", "quantizer.K=8,16", "hydra.sweep.dir=sweep", "loss=vqvae")
+    assert code == 2  # grid 5 does not divide 16 pixels
+    results = sorted((tmp_path / "sweep").glob("*/metrics.json"))
+    assert [json.loads(file.read_text())["K"] for file in results] == [8, 16]
+    assert [file.parent.name for file in results] == ["0_model.grid-4_quantizer.K-8", "1_model.grid-4_quantizer.K-16"]
+
+
+def test_metrics_reach_the_csv_file_in_our_own_steps(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", "run_dir=mine", *TINY_GAN)
+    [file] = (tmp_path / "mine").rglob("metrics.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert {int(row["step"]) for row in rows if row["train/rec"]} == set(range(6))
+    assert any(row["train/lambda"] for row in rows)
+    assert any(row["val/psnr"] for row in rows)
+    assert any(row["val/perplexity"] for row in rows)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(command: Command) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        command("stage=vqgan", f"run_dir={name}", f"seed={seed}", *TINY_GAN)
+    a, b, c = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["tokenizer.decoder.last.weight"], c["tokenizer.decoder.last.weight"])
+
+
+def test_any_folder_of_images_trains(command: Command, photos: Path) -> None:
+    folder = ["data=folder", f"data.root={photos}", *[word for word in TINY if "n_train" not in word], "data.n_val=4"]
+    assert command("stage=vqgan", *folder) == 0
+    assert command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, "prior.inputs=embedding") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--help", "stage=vqgan --cfg job", "stage=prior --cfg job", "stage=sample --cfg job"])
+def test_help_and_configs_print(words: str) -> None:
+    seen = subprocess.run([sys.executable, "train.py", *words.split()], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "stage" in seen.stdout
+    assert seen.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_mistake_on_the_real_command_line_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
+    seen = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "stage=prior"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert seen.returncode == 2
+    assert seen.stderr.splitlines() == [
+        "error: stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_offline_wandb_run_holds_scalars_and_a_picture_that_is_not_black(tmp_path: Path) -> None:
+    import os
+
+    import numpy as np
+    from PIL import Image
+
+    environment = {**os.environ, "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""}
+    words = [word for word in TINY_GAN if word != "logger=csv"]
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "stage=vqgan", "run_dir=run", *words],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    [picture, *_] = (tmp_path / "run" / "wandb").rglob("reconstructions*.png")
+    assert np.asarray(Image.open(picture)).mean() > 5
+    [binary] = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    content = binary.read_bytes()
+    for name in (b"train/rec", b"train/lambda", b"val/perplexity", b"val/psnr"):
+        assert name in content or name.replace(b"/", b"\\/") in content
