@@ -20,7 +20,7 @@ from prior.module import Prior
 from prior.sampling import Sampler, sample
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
-from vqgan.run import autocast, budget, device, loggers, make_trainer, open_folder, resumed, write_result
+from vqgan.run import autocast, budget, device, fit, open_folder, resumed, write_result
 from vqgan.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
@@ -53,21 +53,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         Progress({"train/nats_per_token": "nats", "val/nats_per_token": "validation"}),
         pictures,
     ]
-    with loggers(config, folder) as made:
-        trainer = make_trainer(config.trainer, folder, callbacks, made)
-        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
-        [found] = trainer.validate(module, data, verbose=False)
-    result = {
-        "run": str(folder),
-        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
-        "bigram_nats_per_token": round(bigram_nats(sequences(train_codes), sequences(val_codes), tokenizer.K), 4),
-        "K": tokenizer.K,
-        "grid": list(tokenizer.grid),
-        "steps": module.step,
-        "seconds": round(module.seconds, 1),
-        "images_per_second": round(module.step * config.batch_size * trainer.world_size / max(module.seconds, 1e-9), 1),
-        "pictures": [str(pictures.file)],
-    }
+    figures = fit(config, folder, module, data, callbacks)
+    bigram = bigram_nats(sequences(train_codes), sequences(val_codes), tokenizer.K)
+    shape = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
+    result = {**figures, "bigram_nats_per_token": round(bigram, 4), **shape, "pictures": [str(pictures.file)]}
     return write_result(folder, result)
 
 

@@ -23,8 +23,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
+from data.loading import BatchDataModule
 from vqgan.checkpoint import find
-from vqgan.clock import Budget
+from vqgan.clock import Budget, Clocked
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 CHANGEABLE = ("trainer", "logger", "resume", "stage")  # what a resumed run may be told anew
@@ -169,6 +170,22 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
 
 def _many(devices: Any) -> bool:
     return devices not in (1, "1", "auto")
+
+
+def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Train a module, or go on with it, then validate it: the figures that every stage reports."""
+    with loggers(config, folder) as made:
+        trainer = make_trainer(config.trainer, folder, callbacks, made)
+        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
+        [found] = trainer.validate(module, data, verbose=False)
+    samples = module.step * data.batch_size * trainer.world_size
+    return {
+        "run": str(folder),
+        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
+        "steps": module.step,
+        "seconds": round(module.seconds, 1),
+        "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
+    }
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from data.datamodule import ImageDataModule, prepare
 from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
-from vqgan.checkpoint import Checkpoints, find, header, tokenizer_from
+from vqgan.checkpoint import Checkpoints, header, tokenizer_from
 from vqgan.module import VQGAN
-from vqgan.run import budget, loggers, make_trainer, open_folder, resumed, write_result
+from vqgan.run import budget, fit, open_folder, resumed, write_result
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
@@ -34,21 +34,9 @@ def train(config: DictConfig) -> dict[str, Any]:
         Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}),
         pictures,
     ]
-    with loggers(config, folder) as made:
-        trainer = make_trainer(config.trainer, folder, callbacks, made)
-        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
-        [found] = trainer.validate(module, data, verbose=False)
-    result = {
-        "run": str(folder),
-        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
-        "K": module.tokenizer.K,
-        "grid": list(module.tokenizer.grid),
-        "steps": module.step,
-        "seconds": round(module.seconds, 1),
-        "images_per_second": round(module.step * data.batch_size * trainer.world_size / max(module.seconds, 1e-9), 1),
-        "pictures": [str(pictures.file)],
-    }
-    return write_result(folder, result)
+    figures = fit(config, folder, module, data, callbacks)
+    shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
+    return write_result(folder, {**figures, **shape, "pictures": [str(pictures.file)]})
 
 
 def module_from(config: DictConfig) -> VQGAN:

@@ -1,0 +1,65 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.loading import Samples
+from data.tokens import CodeDataModule, sequences
+from prior.models.bigram import bigram_nats
+from prior.models.gpt import GPT
+from prior.module import Prior
+from vqgan.clock import Budget, Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous")
+K, GRID = 6, (3, 3)
+
+
+def codes(n: int, seed: int) -> Samples:
+    """Grids whose every code is the sum of its upper and left neighbours: a pair in a row tells little."""
+    grids = np.random.default_rng(seed).integers(0, K, (n, *GRID))
+    for r in range(1, 3):
+        for c in range(1, 3):
+            grids[:, r, c] = (grids[:, r - 1, c] + grids[:, r, c - 1]) % K
+    return Samples(grids.astype(np.uint16), np.zeros(n))
+
+
+def prior(steps: int = 3) -> tuple[Prior, CodeDataModule]:
+    torch.manual_seed(0)
+    model = GPT(torch.randn(K, 8), GRID, width=32, depth=2, heads=2)
+    data = CodeDataModule(codes(2000, 0), codes(70, 1), batch_size=32, seed=0)
+    return Prior(model, lambda p: torch.optim.AdamW(p, 5e-3), Budget(steps), Schedule(10)), data
+
+
+def trainer() -> L.Trainer:
+    return L.Trainer(
+        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=10**6, check_val_every_n_epoch=None,
+    )  # fmt: skip
+
+
+def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> None:
+    module, data = prior()
+    torch.nn.init.normal_(module.model.head.weight)
+    [found] = trainer().validate(module, data, verbose=False)  # batches of 32, 32 and 6
+    val = sequences(data.split("val"))
+    logits = module.model(val)
+    assert found["val/nats_per_token"] == pytest.approx(F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5)
+    assert found["val/bits_per_image"] == pytest.approx(found["val/nats_per_token"] * 9 / np.log(2), rel=1e-5)
+
+
+def test_an_untrained_prior_needs_log_K_nats() -> None:
+    module, data = prior()
+    [found] = trainer().validate(module, data, verbose=False)
+    assert found["val/nats_per_token"] == pytest.approx(np.log(K))
+
+
+def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
+    module, data = prior(steps=300)
+    trainer().fit(module, data)
+    [found] = trainer().validate(module, data, verbose=False)
+    bigram = bigram_nats(sequences(data.split("train")), sequences(data.split("val")), K)
+    exact = 5 / 9 * np.log(K)  # the first row and column are free, the rest follows from them
+    assert bigram > 0.95 * np.log(K)
+    assert found["val/nats_per_token"] < exact + 0.1
+    assert module.step == 300
