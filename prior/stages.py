@@ -20,7 +20,7 @@ from prior.module import Prior
 from prior.sampling import Sampler, sample
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
-from vqgan.run import autocast, budget, device, fit, open_folder, resumed, write_result
+from vqgan.run import autocast, budget, device, fit, open_folder, settled, write_result
 from vqgan.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
@@ -28,7 +28,7 @@ TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pai
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Encode the data once, train a prior on the codes; the final figures and where everything lies."""
-    config = resumed(config)
+    config = settled(config)
     if not config.ckpt:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
     L.seed_everything(config.seed, verbose=False)

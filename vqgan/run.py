@@ -28,6 +28,7 @@ from vqgan.checkpoint import find
 from vqgan.clock import Budget, Clocked
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 CHANGEABLE = ("trainer", "logger", "resume", "stage")  # what a resumed run may be told anew
 
 
@@ -36,8 +37,14 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def resumed(config: DictConfig) -> DictConfig:
+def settled(config: DictConfig) -> DictConfig:
     """The config to run with: this one, or that of the run named by `resume`, with this command line's trainer settings."""
+    device(config.trainer.accelerator)
+    if config.trainer.precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
+    for key in ("val_every", "save_every", "log_every"):
+        if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
+            raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
     if not config.resume:
         return config
     file = Path(config.resume) / "config.yaml"

@@ -13,14 +13,14 @@ from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
 from vqgan.module import VQGAN
-from vqgan.run import budget, fit, open_folder, resumed, write_result
+from vqgan.run import budget, fit, open_folder, settled, write_result
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Train a tokenizer; the final figures on the validation set, and where everything lies."""
-    config = resumed(config)
+    config = settled(config)
     L.seed_everything(config.seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
     module = module_from(config)
