@@ -64,6 +64,8 @@ def draw(config: DictConfig) -> dict[str, Any]:
     """Sample codes from a prior and decode them to a picture."""
     if not config.ckpt:
         raise InputError("stage=sample needs a prior to draw from; add ckpt=<run folder of stage=prior>")
+    if config.resume:
+        raise InputError(f"stage=sample has nothing to resume; leave resume={config.resume} out")
     if config.n < 1:
         raise InputError(f"n={config.n} must be at least 1 sample")
     sampler: Sampler = instantiate(config.sampler)

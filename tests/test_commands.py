@@ -55,6 +55,7 @@ WRONG = {
     "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
     "stage=sample": "add ckpt=<run folder of stage=prior>",
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
+    "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
     "stage=sample ckpt=x n=0": "n=0 must be at least 1",
     "stage=sample ckpt=x accelerator=tpu": "has no checkpoint",
 }  # fmt: skip
@@ -144,7 +145,7 @@ def test_resuming_changes_nothing_but_the_trainer(command: Command, capsys: pyte
     assert "quantizer.K=32 can't change" in mistake(capsys)
     assert command("stage=prior", "resume=mine") != 0
     assert "is a run of stage=vqgan" in mistake(capsys)
-    assert command("stage=vqgan", "resume=mine", "trainer.max_steps=8") == 0
+    assert command("stage=vqgan", "resume=mine", "trainer.max_steps=8", "logger=csv") == 0
     assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
 
 

@@ -38,7 +38,7 @@ def overrides() -> list[str]:
 
 
 def settled(config: DictConfig) -> DictConfig:
-    """The config to run with: this one, or that of the run named by `resume`, with this command line's trainer settings."""
+    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger."""
     device(config.trainer.accelerator)
     if config.trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
@@ -66,6 +66,8 @@ def settled(config: DictConfig) -> DictConfig:
         key = override.split("=")[0]
         if key.startswith("trainer."):
             OmegaConf.update(before, key, OmegaConf.select(config, key))
+        elif key.startswith("logger"):
+            before.logger = config.logger
     before.resume, before.run_dir = config.resume, config.resume
     return before
 

@@ -24,14 +24,14 @@ class Progress(Callback):
         self._bar: tqdm[Any] | None = None
         self._drawn = 0.0
         self._samples = 0
-        self._began = (0.0, 0)
+        self._began = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Clocked)
         if trainer.is_global_zero:
             layout = "{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]"
             self._bar = tqdm(total=1.0, initial=module.now.progress, desc=type(module).__name__, bar_format=layout, leave=True)
-            self._began = (time.monotonic(), 0)
+            self._began = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._samples += len(batch[0]) * trainer.world_size
@@ -45,7 +45,7 @@ class Progress(Callback):
         assert isinstance(module, Clocked)
         known = trainer.callback_metrics
         figures = [f"{label} {float(known[name]):.4g}" for name, label in self.shown.items() if name in known]
-        rate = self._samples / max(time.monotonic() - self._began[0], 1e-9)
+        rate = self._samples / max(time.monotonic() - self._began, 1e-9)
         self._bar.set_postfix_str(", ".join([f"step {module.step}", f"{rate:.0f} images/s", *figures]), refresh=False)
         self._bar.n = module.now.progress
         self._bar.refresh()
