@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from data.errors import InputError
-from vqgan.blocks import Down, ResBlock
+from vqgan.blocks import Down, ResBlock, norm
 
 
 def factors(image_size: int, grid: int, stem: int) -> list[int]:
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
         for i, (step, level) in enumerate(zip(steps, levels, strict=True)):
             layers.append(Down(levels[i - 1] if i else channels, level, step, kernel=1 if i else 3))
             layers += [ResBlock(level) for _ in range(depth)]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers, norm(levels[-1]), nn.SiLU())
         self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
         self.f, self.out_channels = image_size // grid, levels[-1]
 

@@ -16,7 +16,7 @@ STARTS = ("patches", "random")
 
 
 class Tokenizer(nn.Module):
-    """Encoder -> 1x1 convolution -> quantizer -> 1x1 convolution -> decoder.
+    """Encoder -> 1x1 convolution -> quantizer -> 3x3 convolution -> decoder.
 
     With start="patches" a linear map of patches runs beside both networks and the whole starts as classical vector
     quantization; with "random" there are the networks alone.
@@ -28,7 +28,7 @@ class Tokenizer(nn.Module):
             raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.into = nn.Conv2d(encoder.out_channels, quantizer.dim, 1)
-        self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 1)
+        self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 3, padding=1)
         self.patches = Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
         if self.patches is not None:
             zero(self.into)
