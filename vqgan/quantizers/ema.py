@@ -6,8 +6,6 @@ from torch import Tensor
 from vqgan.quantizers.base import Quantized, Quantizer, all_reduce, flatten, from_first_rank, nearest, straight_through
 from vqgan.quantizers.kmeans import kmeans
 
-GRACE = 1.25  # a revived code's count, times the threshold: unused, it is dead again after 22 steps at decay 0.99
-
 
 class EMA(Quantizer):
     """Nearest neighbour in a codebook of running means (van den Oord et al. 2017, eq. 1-3 and appendix A.1).
@@ -78,7 +76,7 @@ class EMA(Quantizer):
         fresh = self.codebook[indices[picked]].lerp(z[picked], self.split)
         fresh = from_first_rank(fresh)  # on every rank, dead codes or not: a collective never waits behind a condition
         dead = self.counts < self.revive
-        self._set(dead, fresh[dead], torch.full_like(self.counts[dead], GRACE * self.revive))
+        self._set(dead, fresh[dead], torch.ones_like(self.counts[dead]))
 
     def _set(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
         self.codebook[rows], self.counts[rows], self.sums[rows] = codes, counts, codes * counts[:, None]
