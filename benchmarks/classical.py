@@ -23,8 +23,9 @@ def classical(data: ImageDataModule, K: int, grid: int, iterations: int = 20, mo
     """k-means with K centres on at most `most` training patches, judged on the validation set like a tokenizer."""
     began = time.monotonic()
     f, size = data.image_size // grid, data.image_size
-    images = torch.from_numpy(data.split("train").values[:])
-    rows = patches(prepare(images[torch.randperm(len(images))[: max(1, most // grid**2)]]), f)
+    train = data.split("train")
+    images, _ = train.__getitems__(torch.randperm(len(train))[: max(1, most // grid**2)].tolist())
+    rows = patches(prepare(images), f)
     codebook, _ = kmeans(rows, K, iterations)
     seconds = time.monotonic() - began
     reconstruction, use = Reconstruction(), CodebookUse(K)
