@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
@@ -94,7 +94,7 @@ def keep_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
     """Put a copy of the tokenizer beside its prior, as a checkpoint of stage=vqgan without the training state."""
     state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
     if not (folder / TOKENIZER).exists():
-        content = {"codegrid": {"format": 1, "stage": "vqgan", "config": described}, "state_dict": state}
+        content = {"codegrid": header("vqgan", OmegaConf.create(described)), "state_dict": state}
         save_whole(content, folder / TOKENIZER)
 
 

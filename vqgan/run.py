@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -200,8 +201,6 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
 @contextmanager
 def loggers(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
     """The loggers that the config names, writing below `folder`, closed at the end whatever happens."""
-    from hydra.utils import instantiate
-
     made: list[Logger] = [instantiate(logger, save_dir=str(folder)) for logger in (config.logger or {}).values()]
     try:
         for logger in made:
