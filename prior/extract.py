@@ -20,6 +20,7 @@ def extract(tokenizer: Tokenizer, data: ImageDataModule, described: Any, split: 
     `described` is the config of the data. The cache's key is made of it and of the tokenizer's weights: when either
     changes the images are encoded anew.
     """
+    assert tokenizer.K is not None
     images = data.split(split)
     sides = 2 if flip else 1
     n = sides * len(images)

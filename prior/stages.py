@@ -33,6 +33,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
     L.seed_everything(config.seed, verbose=False)
     tokenizer, described = load_tokenizer(config.ckpt)
+    if tokenizer.K is None or tokenizer.books > 1:
+        told = "has no codes" if tokenizer.K is None else f"tells each position by {tokenizer.books} codes"
+        raise InputError(
+            f"ckpt={config.ckpt} {told}, and prior=gpt learns one code a position; train a tokenizer with quantizer=ema"
+        )
     images: ImageDataModule = build(described["data"])
     where = device(config.trainer.accelerator)
     train_codes = extract(tokenizer, images, described["data"], "train", config.flip, where)
@@ -61,31 +66,40 @@ def train(config: DictConfig) -> dict[str, Any]:
 
 
 def draw(config: DictConfig) -> dict[str, Any]:
-    """Sample codes from a prior and decode them to a picture."""
+    """Sample codes from a prior, or of a KL-VAE latents from N(0, 1), and decode them to a picture."""
     if not config.ckpt:
-        raise InputError("stage=sample needs a prior to draw from; add ckpt=<run folder of stage=prior>")
+        raise InputError("stage=sample needs a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>")
     if config.resume:
         raise InputError(f"stage=sample has nothing to resume; leave resume={config.resume} out")
     if config.n < 1:
         raise InputError(f"n={config.n} must be at least 1 sample")
-    sampler: Sampler = instantiate(config.sampler)
-    model, tokenizer, name = load_prior(config.ckpt)
     where = device(config.accelerator)
-    model, tokenizer = model.to(where), tokenizer.to(where)
+    sampler: Sampler = instantiate(config.sampler)
+    codes: torch.Tensor | None = None
+    if read(config.ckpt, "prior", "vqgan")["codegrid"]["stage"] == "prior":
+        model, tokenizer, name = load_prior(config.ckpt)
+        model, tokenizer = model.to(where), tokenizer.to(where)
+        with torch.no_grad(), autocast(where):
+            codes = sample(model, sampler, config.n, config.seed, config.batch_size)
+        z_q = [tokenizer.quantizer.lookup(some) for some in codes.split(config.batch_size)]
+    else:  # a tokenizer by itself: from the distribution that its bottleneck was trained towards
+        tokenizer, name = load_tokenizer(config.ckpt)[0].to(where), find(config.ckpt).parent.parent.name
+        z_q = list(tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed).split(config.batch_size))
     with torch.no_grad(), autocast(where):
-        codes = sample(model, sampler, config.n, config.seed, config.batch_size)
-        images = torch.cat([to_uint8(tokenizer.decode_indices(some)) for some in codes.split(config.batch_size)])
+        images = torch.cat([to_uint8(tokenizer.decode(some)) for some in z_q])
     folder = open_folder(config, name)
     columns = min(config.columns, config.n)
     rows = list(images.split(columns))
     rows[-1] = torch.cat([rows[-1], images.new_full((columns - len(rows[-1]), *images.shape[1:]), 255)])
     file = save_picture(picture(rows, scale=2), folder / "samples.png")
-    torch.save({"codes": codes.cpu()}, folder / "codes.pt")
+    if codes is not None:
+        torch.save({"codes": codes.cpu()}, folder / "codes.pt")
     return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, "pictures": [str(file)]})
 
 
 def codebook(tokenizer: Tokenizer) -> torch.Tensor:
-    """The vectors (K, dim) of all codes."""
+    """The vectors (K, dim) of all codes of a tokenizer with one codebook."""
+    assert tokenizer.K is not None
     everyone = torch.arange(tokenizer.K, device=next(tokenizer.parameters()).device)
     return tokenizer.quantizer.lookup(everyone[:, None, None])[:, :, 0, 0].detach().cpu()
 

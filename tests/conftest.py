@@ -59,7 +59,7 @@ TINY = [  # a stage=vqgan that takes seconds
     "model.encoder.depth=1", "model.decoder.depth=1", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu",
     "trainer.max_steps=6", "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
 ]  # fmt: skip
-TINY_GAN = [*TINY, "loss.discriminator.width=8", "loss.discriminator.depth=1", "loss.gate.start=0.5"]
+TINY_GAN = [*TINY, "loss.discriminator.width=8", "loss.gate.start=0.5"]
 TINY_PRIOR = [
     "prior.width=16", "prior.depth=1", "prior.heads=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6",
     "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",

@@ -53,11 +53,11 @@ WRONG = {
     "stage=prior": "add ckpt=<run folder of stage=vqgan>",
     "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
     "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
-    "stage=sample": "add ckpt=<run folder of stage=prior>",
+    "stage=sample": "add ckpt=<run folder of stage=prior, or of a KL-VAE>",
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
     "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
     "stage=sample ckpt=x n=0": "n=0 must be at least 1",
-    "stage=sample ckpt=x accelerator=tpu": "has no checkpoint",
+    "stage=sample ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
 }  # fmt: skip
 
 
@@ -109,7 +109,32 @@ def test_the_wrong_kind_of_checkpoint_is_refused(command: Command, capsys: pytes
     command("stage=vqgan", *TINY)
     capsys.readouterr()
     assert command("stage=sample", "ckpt=runs/vqgan/shapes") != 0
-    assert "comes from stage=vqgan, and a checkpoint of stage=prior is needed" in mistake(capsys)
+    assert "only a tokenizer with quantizer=kl can be drawn from directly" in mistake(capsys)
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    capsys.readouterr()
+    assert command("stage=prior", "ckpt=runs/prior/shapes", *TINY_PRIOR) != 0
+    assert "comes from stage=prior, and a checkpoint of stage=vqgan is needed" in mistake(capsys)
+
+
+@pytest.mark.parametrize("quantizer", ["none", "kl", "residual"])
+def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
+    command: Command, capsys: pytest.CaptureFixture[str], quantizer: str
+) -> None:
+    tiny = [word for word in TINY if quantizer == "residual" or not word.startswith("quantizer.K")]
+    command("stage=vqgan", f"quantizer={quantizer}", *tiny, "loss=vqvae")
+    capsys.readouterr()
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) != 0
+    told = "tells each position by 4 codes" if quantizer == "residual" else "has no codes"
+    assert told in mistake(capsys)
+
+
+def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path) -> None:
+    tiny = [word for word in TINY if not word.startswith("quantizer.K")]
+    assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny) == 0
+    assert command("stage=sample", "ckpt=runs/vqgan/shapes", "n=5", "accelerator=cpu") == 0
+    found = json.loads((tmp_path / "runs/sample/shapes/metrics.json").read_text())
+    assert found["n"] == 5
+    assert Path(found["pictures"][0]).is_file()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: Path) -> None:

@@ -78,7 +78,9 @@ def get_class(target: str) -> type:
 
 
 STAGE = {"prior": "prior", "sampler": "sample"}  # the stage that a group belongs to; the others are of vqgan
-BUILT = [option for option in OPTIONS if option.parts[0] not in ("stage", "trainer", "logger", "experiment", "model", "loss")]
+BUILT = [
+    option for option in OPTIONS if option.parts[0] not in ("stage", "trainer", "logger", "experiment", "model", "loss", "codebook")
+]
 
 
 @pytest.mark.parametrize("option", BUILT, ids=str)

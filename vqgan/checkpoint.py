@@ -31,18 +31,18 @@ def find(ckpt: str | Path) -> Path:
     return file
 
 
-def read(ckpt: str | Path, stage: str) -> dict[str, Any]:
-    """A checkpoint of `stage` as plain containers and tensors on the CPU; reading it runs no code of the file."""
-    file = find(ckpt)
+def read(ckpt: str | Path, *stages: str) -> dict[str, Any]:
+    """A checkpoint of one of these stages as plain containers and tensors on the CPU; reading it runs no code of the file."""
+    file, wanted = find(ckpt), " or ".join(f"stage={stage}" for stage in stages)
     try:
         checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         header = checkpoint["codegrid"]
     except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file} is damaged or no checkpoint of Codegrid; give a run folder of stage={stage}") from error
+        raise InputError(f"{file} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}") from error
     if header["format"] > FORMAT:
         raise InputError(f"{file} has format {header['format']}, this program reads up to {FORMAT}; update Codegrid")
-    if header["stage"] != stage:
-        raise InputError(f"{file} comes from stage={header['stage']}, and a checkpoint of stage={stage} is needed")
+    if header["stage"] not in stages:
+        raise InputError(f"{file} comes from stage={header['stage']}, and a checkpoint of {wanted} is needed")
     return checkpoint
 
 

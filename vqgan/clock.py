@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from data.errors import InputError
 from vqgan.quantizers.base import from_first_rank
 
-MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
 
 
@@ -102,11 +102,19 @@ class Clocked(L.LightningModule):
         optimizer.step()
         return norm
 
-    def optimizer(self, make: MakeOptimizer, module: nn.Module) -> Optimizer:
-        """An optimizer of the module's trainable parameters that remembers its full learning rate."""
-        made = make([p for p in module.parameters() if p.requires_grad])
-        for group in made.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+    def optimizer(self, make: MakeOptimizer, module: nn.Module, rates: dict[nn.Parameter, float] | None = None) -> Optimizer:
+        """An optimizer of the module's trainable parameters that remembers its full learning rates.
+
+        `rates` are those of some parameters as multiples of the others'.
+        """
+        rates = rates or {}
+        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+        made = make([{"params": parameters} for parameters in groups.values()])
+        for group, rate in zip(made.param_groups, groups, strict=True):
+            group.setdefault("initial_lr", group["lr"] * rate)
         return made
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:

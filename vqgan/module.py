@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from data.errors import InputError
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Now, Schedule
-from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
+from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam, hinge_discriminator, hinge_generator
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
 from vqgan.metrics.codebook import CodebookUse
@@ -42,6 +42,7 @@ class VQGAN(Clocked):
         discriminator: nn.Module | None = None,
         gate: Gate | None = None,
         adaptive: AdaptiveWeight | None = None,
+        lecam: LeCam | None = None,
         discriminator_optimizer: MakeOptimizer | None = None,
         codes_rest: bool = True,
         second_peak: float = 0.5,
@@ -52,9 +53,10 @@ class VQGAN(Clocked):
             raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
         self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
         self.codes_rest, self.second_peak = codes_rest, second_peak
-        self.perceptual_weight, self.gate, self.adaptive = perceptual_weight, gate, adaptive
+        self.perceptual_weight, self.gate, self.adaptive, self.lecam = perceptual_weight, gate, adaptive, lecam
         self.make_optimizers = {GENERATOR: optimizer, DISCRIMINATOR: discriminator_optimizer or optimizer}
-        self.reconstruction, self.use = Reconstruction(), CodebookUse(tokenizer.K)
+        self.reconstruction = Reconstruction()
+        self.use = CodebookUse(tokenizer.K, tokenizer.books) if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 
@@ -118,6 +120,10 @@ class VQGAN(Clocked):
         assert self.discriminator is not None
         real, fake = self.discriminator(x).logits, self.discriminator(x_hat).logits
         loss = hinge_discriminator(real, fake)
+        if self.lecam is not None:
+            penalty = self.lecam(real, fake)
+            self.log_terms({"lecam": penalty})
+            loss = loss + penalty
         self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()})
         return loss
 
@@ -127,19 +133,21 @@ class VQGAN(Clocked):
         x, _labels = batch
         q = self.tokenizer.encode(x)
         self.reconstruction.update(x, self.tokenizer.decode(q.z_q))
-        self.use.update(q.indices)
+        if self.use is not None and q.indices is not None:
+            self.use.update(q.indices)
 
     def on_validation_epoch_end(self) -> None:
-        found = {**self.reconstruction.compute(), **self.use.compute()}
-        self.log_dict({f"val/{name}": value for name, value in found.items()})
-        self.reconstruction.reset()
-        self.use.reset()
+        for metric in (self.reconstruction, self.use):
+            if metric is not None:
+                self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
+                metric.reset()
 
     # Lightning's side.
 
     def configure_optimizers(self) -> list[Optimizer]:
+        rates = self.tokenizer.quantizer.parameter_rates()
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
-        return [self.optimizer(self.make_optimizers[n], player) for n, player in players.items() if player is not None]
+        return [self.optimizer(self.make_optimizers[n], player, rates) for n, player in players.items() if player is not None]
 
 
 @contextmanager

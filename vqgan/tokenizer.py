@@ -3,6 +3,7 @@
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import InputError
@@ -27,15 +28,21 @@ class Tokenizer(nn.Module):
         if start not in STARTS:
             raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
-        self.into = nn.Conv2d(encoder.out_channels, quantizer.dim, 1)
+        self.into = nn.Conv2d(encoder.out_channels, quantizer.in_dim, 1)
         self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 3, padding=1)
         self.patches = Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
         if self.patches is not None:
             zero(self.into)
 
     @property
-    def K(self) -> int:
+    def K(self) -> int | None:
+        """Codes of a codebook; None for a continuous bottleneck."""
         return self.quantizer.K
+
+    @property
+    def books(self) -> int:
+        """Codes a position of the grid, each from a codebook of its own."""
+        return self.quantizer.books
 
     @property
     def dim(self) -> int:
@@ -53,7 +60,7 @@ class Tokenizer(nn.Module):
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the bottleneck's loss."""
         z_e = self.into(self.encoder(x))
         if self.patches is not None:
-            z_e = z_e + self.patches.encode(x)
+            z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, self.quantizer.in_dim - self.dim))
         q: Quantized = self.quantizer(z_e)
         return q
 
@@ -65,11 +72,14 @@ class Tokenizer(nn.Module):
         return x_hat.float()
 
     def indices(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> indices (B, h, w) int64."""
-        return self.encode(x).indices
+        """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, books) of several codebooks."""
+        found = self.encode(x).indices
+        if found is None:
+            raise InputError("this tokenizer is continuous (quantizer=none or kl) and has no codes; train one with quantizer=ema")
+        return found
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w) -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
+        """indices as `indices` gives them -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
         return self.decode(self.quantizer.lookup(indices))
 
     @torch.no_grad()

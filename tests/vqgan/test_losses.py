@@ -8,8 +8,9 @@ from torch import nn
 
 from data.errors import InputError
 from vqgan.clock import Now
+from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.patch import PatchGAN
-from vqgan.losses.adversarial import AdaptiveWeight, Gate, hinge_discriminator, hinge_generator
+from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam, hinge_discriminator, hinge_generator
 from vqgan.losses.perceptual import LPIPS, Features
 from vqgan.losses.pixel import Pixel
 
@@ -95,6 +96,79 @@ def test_lambda_leaves_no_gradient_behind() -> None:
     last = nn.Parameter(torch.ones(4))
     AdaptiveWeight()(last.sum(), last.square().sum(), last)
     assert last.grad is None
+
+
+def lambdas(adaptive: AdaptiveWeight, pairs: list[tuple[float, float]]) -> list[float]:
+    """lambda, for gradients of these lengths one after the other."""
+    last = torch.nn.Parameter(torch.ones(1))
+    return [float(adaptive(rec * last.sum(), adv * last.sum(), last)["lambda"]) for rec, adv in pairs]
+
+
+def test_an_anchored_lambda_is_deaf_to_a_reconstruction_that_gets_worse() -> None:
+    """The ratio of the moment would multiply by ten what ruined it."""
+    early, late = [(1.0, 2.0)] * 4, [(10.0, 2.0)] * 4
+    assert lambdas(AdaptiveWeight(scale=1.0, anchor=4), early + late) == pytest.approx([0.5] * 8, rel=1e-4)
+    assert lambdas(AdaptiveWeight(scale=1.0), early + late) == pytest.approx([0.5] * 4 + [5.0] * 4, rel=1e-4)
+
+
+def test_an_anchored_lambda_stands_on_the_mean_of_the_first_gradients() -> None:
+    assert lambdas(AdaptiveWeight(scale=1.0, anchor=3), [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx([3, 3], rel=1e-4)
+
+
+def test_a_discriminator_that_tells_nothing_apart_gets_no_unbounded_weight() -> None:
+    silent = lambdas(AdaptiveWeight(scale=1.0, anchor=2, growth=5.0), [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500)
+    assert max(silent) == pytest.approx(5.0, rel=1e-3)
+
+
+def test_what_an_anchored_lambda_remembers_is_in_the_state() -> None:
+    one, two = (AdaptiveWeight(scale=1.0, anchor=2) for _ in range(2))
+    lambdas(one, [(1.0, 2.0)] * 3)
+    two.load_state_dict(one.state_dict())
+    assert lambdas(two, [(9.0, 2.0)]) == lambdas(one, [(9.0, 2.0)])
+
+
+def test_lecam_is_the_squared_distance_beyond_the_other_sides_mean() -> None:
+    lecam, real, fake = LeCam(weight=0.5, decay=0.9), torch.randn(4, 1, 3, 3), torch.randn(4, 1, 3, 3)
+    lecam(real, fake)
+    r, f = 0.1 * real.mean(), 0.1 * fake.mean()
+    torch.testing.assert_close((lecam.real, lecam.fake), (r, f))
+    expected = sum(max(v - f, 0) ** 2 for v in real.flatten()) / 36 + sum(max(r - v, 0) ** 2 for v in fake.flatten()) / 36
+    torch.testing.assert_close(lecam(real, fake), 0.5 * expected)
+
+
+def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
+    real, fake = torch.full((4,), 3.0, requires_grad=True), torch.full((4,), -3.0, requires_grad=True)
+    LeCam()(real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (real.grad > 0).all()
+    assert (fake.grad < 0).all()
+
+
+def test_lecams_means_survive_in_the_state_and_ask_for_no_gradient() -> None:
+    one, two = LeCam(), LeCam()
+    one(torch.randn(5, requires_grad=True), torch.randn(5, requires_grad=True))
+    two.load_state_dict(one.state_dict())
+    assert two.real == one.real != 0
+    assert not one.real.requires_grad
+
+
+def test_the_fine_discriminator_sees_28_pixels_around_each_logit() -> None:
+    discriminator, x = Fine(64, 3, width=8), torch.randn(1, 3, 64, 64, requires_grad=True)
+    for block in discriminator.blocks:
+        if isinstance(block[-2], torch.nn.GroupNorm):
+            block[-2] = torch.nn.Identity()  # which sees the whole image by its statistics
+    judgement = discriminator(x)
+    assert judgement.logits.shape == (1, 1, 16, 16)
+    judgement.logits[0, 0, 8, 8].backward()
+    assert x.grad is not None
+    rows = x.grad.abs().sum((0, 1, 3)).nonzero()
+    assert rows.max() - rows.min() + 1 == 28
+
+
+def test_a_size_the_fine_discriminator_cant_take_is_refused() -> None:
+    with pytest.raises(InputError, match="data.image_size=30 is not divisible by 4, as loss/discriminator=fine needs"):
+        Fine(30, 3)
 
 
 @pytest.mark.parametrize(("depth", "size", "grid"), [(1, 16, 6), (2, 32, 6), (3, 64, 6)])

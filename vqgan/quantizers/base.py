@@ -1,7 +1,9 @@
 """The one contract of every bottleneck: z_e in, `Quantized` out."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,43 +14,136 @@ from data.errors import InputError
 
 @dataclass
 class Quantized:
-    """What a bottleneck makes of z_e (B, dim, h, w).
+    """What a bottleneck makes of the encoder's output.
 
-    z_q (B, dim, h, w) goes to the decoder, its gradient to the encoder; indices are (B, h, w) int64 in [0, K);
-    loss is this bottleneck's share of the training loss, a scalar; terms are its parts and alarms, for the log.
+    z_e (B, dim, h, w) is what was compared with the codes; z_q (B, dim, h, w) goes to the decoder, its gradient to the
+    encoder; indices are (B, h, w) int64 in [0, K), (B, h, w, q) where there are q codebooks, None where there are no
+    codes; loss is this bottleneck's share of the training loss, a scalar; terms are its parts and alarms, for the log;
+    parts are what the bottlenecks inside this one made, where it is made of others.
     """
 
     z_e: Tensor
     z_q: Tensor
-    indices: Tensor
+    indices: Tensor | None
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    parts: list["Quantized"] = field(default_factory=list)
 
 
 class Quantizer(nn.Module):
-    """A bottleneck with K codes of width `dim`. `forward` is pure; `start` and `update` are what changes it."""
+    """A bottleneck of width `dim`. `forward` is pure; `start` and `update` are what changes it.
 
-    def __init__(self, K: int, dim: int) -> None:
+    K is the number of codes in a codebook, None for a continuous bottleneck; `books` is how many codebooks each
+    position of the grid is told by; `in_dim` is how many channels it wants of the encoder.
+    """
+
+    updates: Tensor
+
+    def __init__(self, K: int | None, dim: int, books: int = 1, in_dim: int | None = None) -> None:
         super().__init__()
-        if not isinstance(K, int) or K < 2:
-            raise InputError(f"quantizer.K={K} must be a whole number of at least 2 codes")
-        if not isinstance(dim, int) or dim < 1:
-            raise InputError(f"quantizer.dim={dim} must be a whole number of at least 1")
-        self.K, self.dim = K, dim
+        if K is not None:
+            whole("quantizer.K", K, 2, "codes")
+        whole("quantizer.dim", dim, 1)
+        self.K, self.dim, self.books, self.in_dim = K, dim, books, in_dim or dim
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # what this bottleneck's schedules follow
+
+    @property
+    def bits(self) -> float:
+        """Bits that a position of the grid takes: books * log2 K; nan for a continuous bottleneck."""
+        return self.books * math.log2(self.K) if self.K else math.nan
 
     def forward(self, z_e: Tensor) -> Quantized:
-        """z_e (B, dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w)."""
+        """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, books)."""
         raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, h, w) -> z_q (B, dim, h, w), exactly what `forward` gave with these indices."""
+        """indices as `forward` gives them -> z_q (B, dim, h, w), in eval mode exactly what `forward` gave with them."""
         raise NotImplementedError
 
+    def draw(self, n: int, grid: tuple[int, int], seed: int) -> Tensor:
+        """z_q (n, dim, h, w) from the distribution that training brought it towards, where a bottleneck has one."""
+        raise InputError(
+            "only a tokenizer with quantizer=kl can be drawn from directly; learn the codes of another first, with stage=prior "
+            "ckpt=<its run folder>, and give stage=sample that prior"
+        )
+
     def start(self, z: Tensor) -> None:
-        """Before the first step: place the codes by encoder outputs z (n, dim), where a bottleneck can."""
+        """Before the first step: meet encoder outputs z (n, in_dim), and place the codes by them where there are any."""
 
     def update(self, q: Quantized) -> None:
-        """After the optimizers' step: what moves the codes without gradients, where a bottleneck has such."""
+        """After the optimizers' step: count it, and move what moves without gradients."""
+        self.updates += 1
+
+    def parameter_rates(self) -> dict[nn.Parameter, float]:
+        """Parameters that learn at a rate of their own: theirs as a multiple of the optimizer's."""
+        return {}
+
+
+class Standardised(Quantizer):
+    """A bottleneck whose codes or noise have a fixed scale: the encoder's output is brought to it, the decoder's from it.
+
+    `start` sets the mean and the spread of each channel once, so that a bottleneck of unit scale fits an encoder of any.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, K: int | None, dim: int, in_dim: int | None = None) -> None:
+        super().__init__(K, dim, in_dim=in_dim)
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+
+    @torch.no_grad()
+    def start(self, z: Tensor) -> None:
+        z = z[:, : self.dim].float()
+        self.centre.copy_(from_first_rank(z.mean(0)))
+        self.spread.copy_(from_first_rank(z.std(0).clamp(min=1e-4)))
+
+    def standard(self, z: Tensor) -> Tensor:
+        """(B, dim, h, w) of the encoder -> about unit scale."""
+        return (z - self.centre[:, None, None]) / self.spread[:, None, None]
+
+    def original(self, z: Tensor) -> Tensor:
+        """The inverse of `standard`."""
+        return z * self.spread[:, None, None] + self.centre[:, None, None]
+
+
+class Anneal:
+    """A value that goes from `first` to `last` over so many `updates`, in equal ratios where both are above 0."""
+
+    def __init__(self, first: float, last: float, updates: int) -> None:
+        if min(first, last) < 0 or updates < 0:
+            raise InputError(f"an annealed value from {first} to {last} over {updates} updates must have no part below 0")
+        self.first, self.last, self.updates = first, last, updates
+
+    def __call__(self, update: int) -> float:
+        share = min(1.0, update / self.updates) if self.updates else 1.0
+        if self.first > 0 and self.last > 0:
+            return self.first * (self.last / self.first) ** share
+        return self.first + (self.last - self.first) * share
+
+
+def whole(name: str, value: Any, least: int, unit: str = "") -> None:
+    """Refuse what is not a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name}={value} must be a whole number of at least {least}{f' {unit}' if unit else ''}")
+
+
+def between(name: str, value: Any, least: float, most: float = math.inf) -> None:
+    """Refuse what is not a number from `least` to `most`."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise InputError(f"{name}={value} must be a number {rule}")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def float32(function: F) -> F:
+    """A function that autocast leaves alone. In bf16, 3-6% of the codes differ."""
+    for kind in ("cpu", "cuda"):
+        function = torch.autocast(kind, enabled=False)(function)
+    return function
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -72,11 +167,43 @@ def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
     return result
 
 
-def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**24) -> Tensor:
+class _Rotation(torch.autograd.Function):
+    """Forward exactly z_q, backward the gradient through the rotation and scaling that takes each z_e to its z_q."""
+
+    @staticmethod
+    def forward(ctx: Any, z_e: Tensor, z_q: Tensor) -> Tensor:
+        ctx.save_for_backward(z_e, z_q)
+        return z_q.view_as(z_q)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (z_e, z_q), g = ctx.saved_tensors, gradients[0]
+        norm_e, norm_q = (z.norm(dim=1, keepdim=True) for z in (z_e, z_q))
+        tiny = torch.finfo(z_e.dtype).tiny
+        e, q = z_e / norm_e.clamp(min=tiny), z_q / norm_q.clamp(min=tiny)
+        r = e + q
+        square = r.square().sum(1, keepdim=True)
+        # The transpose of R = I - 2 r r^T / |r|^2 + 2 q e^T, applied to g.
+        turned = g - 2 * r * (r * g).sum(1, keepdim=True) / square.clamp(min=tiny) + 2 * e * (q * g).sum(1, keepdim=True)
+        defined = (norm_e > 1e-6) & (norm_q > 1e-6) & (square > 1e-6)  # no direction, or opposite ones: copy the gradient
+        return torch.where(defined, turned * norm_q / norm_e.clamp(min=1e-6), g), None
+
+
+def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
+    """z_q (B, dim, ...) with the gradient turned and scaled as z_e is to become z_q (Fifty et al. 2024, section 4.2).
+
+    z_q = |z_q|/|z_e| R z_e with the rotation R held constant. Where a vector is zero or both are opposite, R does not
+    exist and the gradient is copied.
+    """
+    result: Tensor = _Rotation.apply(z_e, z_q)
+    return result
+
+
+def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**20) -> Tensor:
     """Index (n,) of the code nearest to each z (n, dim) among codebook (K, dim), the lowest index where two tie.
 
     Both float32: in bf16, 3-6% of the codes differ. |z|^2 is the same for all codes and left out; at most `at_once`
-    distances are held at a time.
+    distances, 4 MiB, are held at a time (one row of K where K is larger), so that they stay in the processor's cache.
     """
     half_norms = codebook.square().sum(1) / 2
     parts = z.split(max(1, at_once // len(codebook)))
@@ -86,6 +213,11 @@ def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**24) -> Tensor:
 def flatten(z: Tensor) -> Tensor:
     """(B, dim, h, w) -> (B*h*w, dim)."""
     return z.movedim(1, -1).reshape(-1, z.shape[1])
+
+
+def unflatten(rows: Tensor, like: Tensor) -> Tensor:
+    """(B*h*w, ...) -> (B, h, w, ...) with B, h and w of `like` (B, dim, h, w)."""
+    return rows.view(like.shape[0], *like.shape[2:], *rows.shape[1:])
 
 
 def all_reduce(x: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""FSQ, LFQ and BSQ against enumerations, slow versions and a published package."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqgan.quantizers.entropy import Entropy, entropy, words
+from vqgan.quantizers.fsq import FSQ, PUBLISHED, levels_for
+from vqgan.quantizers.lattice import Lattice
+from vqgan.quantizers.lfq import BSQ, LFQ
+
+
+@pytest.mark.parametrize("lattice", [FSQ(None, [5, 4, 3]), FSQ(240), LFQ(32), BSQ(32)], ids=lambda q: f"{type(q).__name__}{q.K}")
+def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
+    everyone = torch.arange(lattice.K)
+    points = lattice.lookup(everyone.view(1, 1, -1))[0, :, 0].t()
+    values = [sorted({float(p) for p in points[:, i]}) for i in range(lattice.dim)]
+    assert [len(v) for v in values] == lattice.levels.tolist()
+    assert {tuple(p) for p in points.tolist()} == set(itertools.product(*values))
+    assert torch.equal(lattice.index(lattice.digits(everyone)), everyone)
+
+
+def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
+    quantizer, z = FSQ(None, [8, 5, 4]), 2 * torch.randn(3, 3, 4, 4)
+    codes = quantizer.value(quantizer.digits(torch.arange(160)))
+    for b, i, j in itertools.product(range(3), range(4), range(4)):
+        bounded = []
+        for channel, level in enumerate([8, 5, 4]):
+            reach, offset = (level - 1) * 1.001 / 2, 0.5 if level % 2 == 0 else 0.0
+            shift = torch.atanh(torch.tensor(offset / reach))
+            bounded.append((torch.tanh(z[b, channel, i, j] + shift) * reach - offset) / (level // 2))
+        nearest = min(range(160), key=lambda k: float((codes[k] - torch.stack(bounded)).square().sum()))
+        assert int(quantizer(z).indices[b, i, j]) == nearest
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 6, 5], [3, 4]])
+def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
+    package = pytest.importorskip("vector_quantize_pytorch")
+    theirs, ours = package.FSQ(levels), FSQ(None, levels)
+    z = 2 * torch.randn(2, len(levels), 4, 4, requires_grad=True)
+    other = z.detach().clone().requires_grad_()
+    z_q, indices = theirs(z.movedim(1, -1).flatten(1, 2))
+    q = ours(other)
+    g = torch.randn_like(q.z_q)
+    torch.testing.assert_close(q.z_q, z_q.unflatten(1, (4, 4)).movedim(-1, 1))
+    assert torch.equal(q.indices, indices.unflatten(1, (4, 4)).long())
+    one = torch.autograd.grad(z_q, z, g.movedim(1, -1).flatten(1, 2))[0]
+    torch.testing.assert_close(torch.autograd.grad(q.z_q, other, g)[0], one)
+
+
+@pytest.mark.parametrize(
+    ("K", "levels"), [*PUBLISHED.items(), (512, (8, 8, 8)), (128, (8, 4, 4)), (64, (8, 8)), (1000, (8, 5, 5, 5)), (7, (7,))]
+)
+def test_levels_are_the_published_ones_or_the_fewest_that_multiply_to_k(K: int, levels: tuple[int, ...]) -> None:
+    assert levels_for(K) == levels
+
+
+def test_fsq_says_how_many_codes_it_really_has() -> None:
+    assert FSQ(256).K == 240
+
+
+def test_lfq_takes_signs_and_bsq_signs_on_the_sphere() -> None:
+    z = torch.randn(2, 5, 3, 3)
+    assert torch.equal(LFQ(32).eval()(z).z_q, z.sign())
+    torch.testing.assert_close(BSQ(32).eval()(z).z_q, z.sign() / 5**0.5)
+    torch.testing.assert_close(BSQ(32).eval()(z).z_q.norm(dim=1), torch.ones(2, 3, 3))
+
+
+def test_the_first_channel_is_the_lowest_bit() -> None:
+    z = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
+    assert LFQ(8)(z).indices.item() == 0b101
+
+
+def slow_entropies(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """From softmax(-d^2 / temperature) over the enumerated codes."""
+    p = torch.softmax(-(torch.cdist(rows.double(), codes.double()) ** 2) / temperature, 1)
+    return -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
+
+
+@pytest.mark.parametrize("kind", [LFQ, BSQ])
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(kind: type[LFQ], temperature: float) -> None:
+    quantizer = kind(32, beta=0.0, entropy=Entropy(0.5, temperature=temperature, diversity=1.5))
+    z = torch.randn(4, 5, 3, 3)
+    codes = quantizer.value(quantizer.digits(torch.arange(32)))
+    rows = quantizer.scaled(z).movedim(1, -1).reshape(-1, 5)
+    sure, spread = slow_entropies(codes, rows, temperature)
+    q = quantizer(z)
+    torch.testing.assert_close(q.terms["entropy_sample"].double(), sure, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(q.terms["entropy_codebook"].double(), spread, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(q.loss.double(), 0.5 * (sure - 1.5 * spread), rtol=1e-4, atol=1e-5)
+
+
+def test_words_of_bits_have_the_probability_of_their_bits() -> None:
+    logits = torch.randn(6, 3)
+    p, found = logits.sigmoid(), words(logits)
+    for word, bits in enumerate(itertools.product([0, 1], repeat=3)):
+        expected = torch.stack([p[:, i] if bit else 1 - p[:, i] for i, bit in enumerate(bits)]).prod(0)
+        torch.testing.assert_close(found[:, word], expected)
+
+
+def test_entropy_is_log_n_of_n_equal_probabilities_and_zero_of_certainty() -> None:
+    torch.testing.assert_close(entropy(torch.full((8,), 1 / 8)), torch.tensor(8.0).log())
+    assert entropy(torch.tensor([1.0, 0.0])) == 0
+
+
+def test_lfq_commits_with_beta_and_lfq_entropy_agrees_with_vector_quantize_pytorch() -> None:
+    package = pytest.importorskip("vector_quantize_pytorch")
+    theirs = package.LFQ(codebook_size=32, dim=5, entropy_loss_weight=0.1, commitment_loss_weight=0.25, diversity_gamma=1.0)
+    theirs.train()
+    ours = LFQ(32, beta=0.25, entropy=Entropy(0.1, temperature=0.02))
+    z = torch.randn(2, 5, 4, 4)
+    z_q, _, loss = theirs(z, inv_temperature=100.0)  # theirs scales products of z and code, distances less |z|^2 and |c|^2 by 2
+    q = ours(z)
+    torch.testing.assert_close(q.z_q, z_q)
+    torch.testing.assert_close(q.loss, loss, rtol=1e-2, atol=1e-3)
+
+
+def test_the_start_brings_any_encoder_to_unit_scale_and_back() -> None:
+    quantizer = FSQ(512)
+    z = 40 * torch.randn(1000, 3) - 7
+    quantizer.start(z)
+    rows = z[:64].t().reshape(1, 3, 8, 8)
+    torch.testing.assert_close(quantizer.original(quantizer.standard(rows)), rows)
+    assert len(quantizer(rows).indices.unique()) > 30

@@ -1,0 +1,110 @@
+"""Residual and product codes."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from data.errors import InputError
+from vqgan.quantizers.base import flatten, nearest
+from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.kl import KL
+from vqgan.quantizers.product import Product
+from vqgan.quantizers.residual import Residual
+from vqgan.quantizers.vq import VQ
+
+K, DIM = 16, 6
+
+
+def z(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, DIM, 4, 4)
+
+
+def test_residual_codes_what_is_left_again_and_again() -> None:
+    quantizer, x = Residual(VQ, K, 3, DIM), z()
+    q = quantizer(x)
+    left, total = flatten(x), torch.zeros(32, DIM)
+    for i, inner in enumerate(quantizer.each):
+        codes = inner.codebook.detach()  # type: ignore[union-attr]
+        index = nearest(left, codes)
+        assert torch.equal(q.indices[..., i].flatten(), index)
+        left, total = left - codes[index], total + codes[index]
+    torch.testing.assert_close(flatten(q.z_q), total)
+
+
+def test_each_codebook_leaves_less() -> None:
+    x = torch.randn(4000, DIM)
+    grid = x.t().reshape(1, DIM, 40, 100)
+    errors = []
+    for books in (1, 2, 4):
+        quantizer = Residual(EMA, K, books, DIM).eval()
+        quantizer.start(x)
+        errors.append(float((quantizer(grid).z_q - grid).square().mean()))
+    assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
+
+
+@pytest.mark.parametrize("books", [1, 2, 4])
+def test_the_encoder_gets_the_decoders_gradient_once(books: int) -> None:
+    """Summed over the codebooks' straight-through estimators it would be `books` times as large."""
+    quantizer, x, g = Residual(VQ, K, books, DIM), z().requires_grad_(), z()
+    quantizer(x).z_q.backward(g)
+    torch.testing.assert_close(x.grad, g)
+
+
+def test_every_codebooks_commitment_reaches_the_encoder() -> None:
+    quantizer, x = Residual(partial(VQ, beta=1.0), K, 2, DIM), z().requires_grad_()
+    q = quantizer(x)
+    q.loss.backward()
+    expected = sum(2 * (part.z_e - part.z_q).detach() / x.numel() for part in q.parts) / 2
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_dropout_decodes_the_first_codebooks_alone_and_trains_no_other() -> None:
+    quantizer = Residual(EMA, K, 4, DIM, dropout=1.0).train()
+    seen = set()
+    for _ in range(40):
+        x = z()
+        q = quantizer(x)
+        n = len(q.parts)
+        seen.add(n)
+        torch.testing.assert_close(q.z_q, sum(part.z_q for part in q.parts))
+        assert q.indices.shape[-1] == 4
+        last = quantizer.each[3].counts.clone()  # type: ignore[operator]
+        quantizer.update(q)
+        assert n == 4 or torch.equal(quantizer.each[3].counts, last)  # type: ignore[arg-type]
+    assert seen == {1, 2, 3}
+
+
+def test_evaluation_uses_all_codebooks() -> None:
+    quantizer = Residual(EMA, K, 4, DIM, dropout=1.0).eval()
+    assert len(quantizer(z()).parts) == 4
+
+
+def test_product_codes_each_group_by_itself() -> None:
+    quantizer, x = Product(VQ, K, 2, DIM), z()
+    q = quantizer(x)
+    for i, inner in enumerate(quantizer.each):
+        codes = inner.codebook.detach()  # type: ignore[union-attr]
+        index = nearest(flatten(x[:, i::2]), codes)
+        assert torch.equal(q.indices[..., i].flatten(), index)
+        torch.testing.assert_close(flatten(q.z_q[:, i::2]), codes[index])
+
+
+def test_one_codebook_several_times_is_that_codebook() -> None:
+    x = z()
+    for kind in (Product, Residual):
+        quantizer, alone = kind(VQ, K, 1, DIM), VQ(K, DIM)
+        alone.load_state_dict(quantizer.each[0].state_dict())
+        q, q1 = quantizer(x), alone(x)
+        assert torch.equal(q.z_q, q1.z_q)
+        assert torch.equal(q.indices[..., 0], q1.indices)
+        torch.testing.assert_close(q.loss, q1.loss)
+
+
+def test_a_continuous_bottleneck_inside_is_refused() -> None:
+    with pytest.raises(InputError, match="quantizer.inner=KL has not one codebook"):
+        Residual(lambda K, dim: KL(dim), K, 2, DIM)
+
+
+def test_the_bits_of_all_codebooks_count() -> None:
+    assert Residual(VQ, 16, 3, DIM).bits == 12

@@ -1,0 +1,45 @@
+"""Bottlenecks whose codes are the points of a fixed lattice: no codebook is learned, so none can collapse by itself."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from vqgan.quantizers.base import Standardised, whole
+
+
+class Lattice(Standardised):
+    """Channel i takes one of levels[i] values; an index is its digits, the first channel the lowest."""
+
+    K: int
+    basis: Tensor
+    levels: Tensor
+
+    def __init__(self, levels: Sequence[int], dim: int | None = None) -> None:
+        levels = tuple(levels)
+        for level in levels:
+            whole("quantizer.levels", level, 2)
+        if dim not in (None, len(levels)):
+            raise InputError(
+                f"quantizer.dim={dim} must be null or {len(levels)}, the channels that K={math.prod(levels)} takes here"
+            )
+        super().__init__(math.prod(levels), len(levels))
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+
+    def value(self, digits: Tensor) -> Tensor:
+        """Digits (..., dim) int64 in [0, levels) -> coordinates (..., dim) of about unit scale."""
+        raise NotImplementedError
+
+    def index(self, digits: Tensor) -> Tensor:
+        """Digits (..., dim) -> indices (...) int64 in [0, K)."""
+        return (digits.long() * self.basis).sum(-1)
+
+    def digits(self, indices: Tensor) -> Tensor:
+        """The inverse of `index`."""
+        return indices[..., None] // self.basis % self.levels
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.original(self.value(self.digits(indices)).movedim(-1, 1))
