@@ -10,10 +10,10 @@ beyond its input and state, measured in a process of its own.
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,9 +96,16 @@ def _extra(sizes: tuple[int, int, int, int], answer: Any) -> None:
     batch, grid, K, dim = sizes
     warm, step, z = ours(64, dim, "cpu"), ours(K, dim, "cpu"), outputs(batch, grid, dim, "cpu")
     warm(outputs(1, 2, dim, "cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    before = resident("VmRSS")
     step(z)
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    answer.put((resident("VmHWM") - before) / 1024)
+
+
+def resident(kind: str) -> int:
+    """KiB of this process in memory now (VmRSS) or at the peak (VmHWM)."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
+    return int(line.split()[1])
 
 
 def extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:

@@ -78,9 +78,8 @@ def get_class(target: str) -> type:
 
 
 STAGE = {"prior": "prior", "sampler": "sample"}  # the stage that a group belongs to; the others are of vqgan
-BUILT = [
-    option for option in OPTIONS if option.parts[0] not in ("stage", "trainer", "logger", "experiment", "model", "loss", "codebook")
-]
+WIRED = ("stage", "trainer", "logger", "experiment", "model", "loss", "codebook")  # not one object each
+BUILT = [option for option in OPTIONS if option.parts[0] not in WIRED]
 
 
 @pytest.mark.parametrize("option", BUILT, ids=str)
@@ -93,7 +92,13 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", ["vqgan", "vqvae", "vqgan loss/perceptual=lpips loss.perceptual.net=squeeze loss.perceptual.pretrained=false"]
+    "loss",
+    [
+        "vqgan",
+        "vqgan loss/discriminator=patch",
+        "vqvae",
+        "vqgan loss/perceptual=lpips loss.perceptual.net=squeeze loss.perceptual.pretrained=false",
+    ],
 )
 def test_every_loss_makes_a_module(loss: str) -> None:
     from vqgan.stages import module_from

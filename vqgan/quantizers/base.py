@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import InputError
@@ -136,10 +137,10 @@ def between(name: str, value: Any, least: float, most: float = math.inf) -> None
         raise InputError(f"{name}={value} must be a number {rule}")
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def float32(function: F) -> F:
+def float32(function: Function) -> Function:
     """A function that autocast leaves alone. In bf16, 3-6% of the codes differ."""
     for kind in ("cpu", "cuda"):
         function = torch.autocast(kind, enabled=False)(function)
@@ -199,15 +200,33 @@ def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
     return result
 
 
-def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**20) -> Tensor:
+def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**21, columns: int = 2048, group: int = 32) -> Tensor:
     """Index (n,) of the code nearest to each z (n, dim) among codebook (K, dim), the lowest index where two tie.
 
-    Both float32: in bf16, 3-6% of the codes differ. |z|^2 is the same for all codes and left out; at most `at_once`
-    distances, 4 MiB, are held at a time (one row of K where K is larger), so that they stay in the processor's cache.
+    Both float32: in bf16, 3-6% of the codes differ. The nearest code has the largest score z . e - |e|^2 / 2. At most
+    `at_once` scores, 8 MiB, of at most `columns` codes are held at a time. A plain maximum runs at the speed of memory and
+    one that remembers its place does not, so the best of each `group` codes is found first, and then its place among
+    the winning group.
     """
-    half_norms = codebook.square().sum(1) / 2
-    parts = z.split(max(1, at_once // len(codebook)))
-    return torch.cat([torch.addmm(half_norms, part, codebook.t(), alpha=-1).argmin(1) for part in parts])
+    K, half_norms = len(codebook), codebook.square().sum(1) / 2
+    columns = min(columns, -(-K // group) * group)
+    if short := -K % columns:
+        codebook, half_norms = F.pad(codebook, (0, 0, 0, short)), F.pad(half_norms, (0, short), value=math.inf)
+    tiles = [(-half, codes.t()) for half, codes in zip(half_norms.split(columns), codebook.split(columns), strict=True)]
+    found = []
+    for part in z.split(max(1, at_once // columns)):
+        each = torch.arange(len(part), device=z.device)
+        for i, (bias, codes) in enumerate(tiles):
+            scores = torch.addmm(bias, part, codes).view(len(part), -1, group)
+            top, winner = scores.amax(2).max(1)
+            index = i * columns + winner * group + scores[each, winner].argmax(1)
+            if i == 0:
+                best, indices = top, index
+            else:
+                better = top > best
+                best, indices = torch.where(better, top, best), torch.where(better, index, indices)
+        found.append(indices)
+    return torch.cat(found)
 
 
 def flatten(z: Tensor) -> Tensor:
@@ -216,8 +235,8 @@ def flatten(z: Tensor) -> Tensor:
 
 
 def unflatten(rows: Tensor, like: Tensor) -> Tensor:
-    """(B*h*w, ...) -> (B, h, w, ...) with B, h and w of `like` (B, dim, h, w)."""
-    return rows.view(like.shape[0], *like.shape[2:], *rows.shape[1:])
+    """(B*h*w, dim) -> (B, dim, h, w) with B, h and w of `like`; in memory each vector stays together."""
+    return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
 
 
 def all_reduce(x: Tensor) -> Tensor:

@@ -77,41 +77,39 @@ class Codebook(Quantizer):
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
-        z, codes = self.comparable(z_e.float()), self.codes()
+        z, codes = self.comparable(flatten(z_e.float())), self.codes()  # one vector a row: fast in any memory format
         indices = self.choose(z.detach(), codes.detach())
-        z_q = F.embedding(indices, codes).movedim(-1, 1)
-        commitment = (z - z_q.detach()).square().mean()
+        z_q = F.embedding(indices, codes)
+        commitment = F.mse_loss(z, z_q.detach())
         loss, terms = self.beta * commitment, {"commitment": commitment.detach()}
         if codes.requires_grad:
-            loss = loss + (z_q - z.detach()).square().mean()
+            loss = loss + F.mse_loss(z_q, z.detach())
         if self.entropy is not None and self.entropy.at(self.updates):
-            rows = flatten(z)
-            distances = (rows.square().sum(1, keepdim=True) - 2 * rows @ codes.t() + codes.square().sum(1)).clamp(min=0)
+            distances = (z.square().sum(1, keepdim=True) - 2 * z @ codes.t() + codes.square().sum(1)).clamp(min=0)
             sure, spread = self.entropy.of_distances(distances)
             loss = loss + self.entropy.loss(sure, spread, self.updates)
             terms |= {"entropy_sample": sure.detach(), "entropy_codebook": spread.detach()}
-        gradient = rotate if self.rotation else straight_through
-        return Quantized(z, gradient(z, z_q.detach()), indices, loss, terms)
+        z_q = (rotate if self.rotation else straight_through)(z, z_q.detach())
+        return Quantized(unflatten(z, z_e), unflatten(z_q, z_e), indices.view(z_e.shape[0], *z_e.shape[2:]), loss, terms)
 
     @float32
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codes()).movedim(-1, 1)
 
     def comparable(self, z: Tensor) -> Tensor:
-        """z (B, dim, h, w) as it is compared with the codes."""
+        """z (n, dim) as it is compared with the codes."""
         return F.normalize(z, dim=1) if self.cosine else z
 
     def choose(self, z: Tensor, codes: Tensor) -> Tensor:
-        """The index (B, h, w) of the nearest code, or in training with a temperature of one drawn by its distance."""
-        rows = flatten(z)
+        """The index (n,) of the code nearest to each z (n, dim), or in training with a temperature one drawn by its distance."""
         if not (self.training and self.temperature):
-            return unflatten(nearest(rows, codes), z)
+            return nearest(z, codes)
         half_norms = codes.square().sum(1) / 2
         drawn = []
-        for part in rows.split(max(1, 2**20 // len(codes))):
+        for part in z.split(max(1, 2**20 // len(codes))):
             logits = torch.addmm(half_norms, part, codes.t(), beta=-1) * (2 / self.temperature)
             drawn.append((logits - torch.empty_like(logits).exponential_().log()).argmax(1))  # Gumbel's way to draw
-        return unflatten(torch.cat(drawn), z)
+        return torch.cat(drawn)
 
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
@@ -133,7 +131,9 @@ class Codebook(Quantizer):
         dead = (self.counts < self.revive).nonzero()[:, 0]  # the same on every rank, as the counts are
         picked = torch.randint(len(z), (len(dead),), device=z.device)
         fresh = self.codes()[indices[picked]].lerp(z[picked], self.split)
-        self.place(dead, from_first_rank(fresh), torch.ones_like(self.counts[dead]))  # always, also with none: no rank waits
+        fresh = from_first_rank(fresh)  # always, also of none: no rank waits for another
+        if len(dead):
+            self.place(dead, fresh, torch.ones_like(self.counts[dead]))
 
     def follow(self, z: Tensor, indices: Tensor, share: Tensor) -> None:
         """Move the codes by this batch's assignments, where they move without gradients."""

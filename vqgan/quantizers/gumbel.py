@@ -52,7 +52,8 @@ class Gumbel(Quantizer):
             indices = logits.argmax(1)
             z_q = self.codebook[indices]
         terms = {"kl": kl.detach(), "temperature": torch.tensor(temperature)}
-        return Quantized(z_e, unflatten(z_q, z_e).movedim(-1, 1), unflatten(indices, z_e), self.kl_weight * kl, terms)
+        indices = indices.view(z_e.shape[0], *z_e.shape[2:])
+        return Quantized(z_e, unflatten(z_q, z_e), indices, self.kl_weight * kl, terms)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook).movedim(-1, 1)

@@ -276,4 +276,4 @@ def test_codebook_is_the_only_home_of_the_switches() -> None:
 
 def test_nearest_to_a_large_codebook_is_found_in_tiles() -> None:
     points, codes = torch.randn(300, 8), torch.randn(20_000, 8)
-    assert torch.equal(nearest(points, codes, at_once=2**16), torch.cdist(points.double(), codes.double()).argmin(1))
+    assert torch.equal(nearest(points, codes), torch.cdist(points.double(), codes.double()).argmin(1))

@@ -164,7 +164,7 @@ REFUSED = {
     "quantizer=vq quantizer.entropy.weight=-1": "quantizer.entropy.weight=-1 must be a number at least 0",
     "quantizer=gumbel quantizer.kl_weight=-1": "quantizer.kl_weight=-1 must be a number at least 0",
     "quantizer=kl quantizer.weight=-1": "quantizer.weight=-1 must be a number at least 0",
-    "quantizer=fsq quantizer.K=509": "quantizer.K=509 is no product of levels from 2 to 8, which fsq needs; the nearest are 504 and",
+    "quantizer=fsq quantizer.K=509": "K=509 is no product of levels from 2 to 8, which fsq needs; the nearest are 504 and 512",
     "quantizer=fsq quantizer.levels=[8,8,4]": "[8, 8, 4] multiply to 256, not to quantizer.K=512; use quantizer.K=256",
     "quantizer=fsq quantizer.levels=[8,1] quantizer.K=8": "quantizer.levels=1 must be a whole number of at least 2",
     "quantizer=fsq quantizer.dim=64": "quantizer.dim=64 must be null or 3, the channels that K=512 takes here",
