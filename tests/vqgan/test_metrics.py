@@ -53,3 +53,12 @@ def test_what_leaves_the_range_is_clamped_before_it_is_judged() -> None:
     metric = Reconstruction()
     metric.update(torch.ones(1, 3, 16, 16) - torch.eye(16), torch.full((1, 3, 16, 16), 7.0) - 7 * torch.eye(16))
     assert metric.compute()["psnr"] == torch.inf
+
+
+def test_of_several_codebooks_entropies_add_up_and_the_least_used_is_told() -> None:
+    use = CodebookUse(4, books=2)
+    indices = torch.stack([torch.arange(4).repeat(4), torch.tensor([0, 1]).repeat(8)], 1)  # all four alike; two of them
+    use.update(indices.view(2, 4, 2, 2)[:1])
+    use.update(indices.view(2, 4, 2, 2)[1:])
+    found = {name: float(value) for name, value in use.compute().items()}
+    assert found == pytest.approx({"entropy_bits": 3, "perplexity": 2**1.5, "codes_used": 2, "usage": 0.5})

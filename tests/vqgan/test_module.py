@@ -16,10 +16,12 @@ from data.loading import Samples
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.clock import Budget, Now, Schedule
 from vqgan.discriminators.patch import PatchGAN
-from vqgan.losses.adversarial import AdaptiveWeight, Gate
+from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
 from vqgan.module import VQGAN, frozen
+from vqgan.quantizers.none import Plain
+from vqgan.quantizers.vq import VQ
 
 
 class Noise(ImageDataModule):
@@ -239,3 +241,34 @@ def test_a_gan_step_works_and_stays_finite_in_every_precision(precision: str) ->
     fit(trained, precision=precision)
     assert all(p.isfinite().all() for p in trained.parameters())
     assert trained.step == 3
+
+
+def test_codes_can_learn_at_a_rate_of_their_own() -> None:
+    trained = module()
+    trained.tokenizer.quantizer = VQ(16, 8, codebook_lr=10.0)
+    fit(trained)
+    [made] = trained.configure_optimizers()
+    rates = {id(p): group["initial_lr"] for group in made.param_groups for p in group["params"]}
+    assert rates[id(trained.tokenizer.quantizer.codebook)] == pytest.approx(1e-2)
+    assert rates[id(trained.tokenizer.into.weight)] == pytest.approx(1e-3)
+    assert len(rates) == len(list(trained.tokenizer.parameters()))
+
+
+def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
+    trained = module()
+    trained.tokenizer.quantizer, trained.use = Plain(8), None
+    trainer = fit(trained)
+    assert "val/psnr" in trainer.callback_metrics
+    assert "val/perplexity" not in trainer.callback_metrics
+    with pytest.raises(InputError, match="this tokenizer is continuous"):
+        trained.tokenizer.indices(torch.randn(1, 3, 16, 16))
+
+
+def test_lecam_trains_the_discriminator_alone_and_is_logged() -> None:
+    plain, held = (module(Gate(start=0, ramp=0, warmup=0), lecam=lecam) for lecam in (None, LeCam(1.0)))
+    for trained in (plain, held):
+        trained.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assign]
+    x, x_hat = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)
+    held.discriminator.load_state_dict(plain.discriminator.state_dict())
+    assert held.discriminator_loss(x, x_hat) > plain.discriminator_loss(x, x_hat)
+    assert held.lecam.real != 0

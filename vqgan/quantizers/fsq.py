@@ -15,6 +15,10 @@ PUBLISHED = {  # Mentzer et al. 2023, table 1: the levels for about so many code
 }  # fmt: skip
 
 
+SPREAD_AT_START = 0.45  # of a channel's standard deviation that tanh takes as 1: images have heavy tails, and with 1 most
+# outputs would share the middle levels and leave the corners of the lattice empty
+
+
 class FSQ(Lattice):
     """Finite scalar quantization (Mentzer et al. 2023, section 3.1): each channel is bounded by a tanh and rounded.
 
@@ -31,6 +35,11 @@ class FSQ(Lattice):
                 f"use quantizer.K={product}, or quantizer.levels=null for levels that fit"
             )
         super().__init__(levels if levels is not None else levels_for(K), dim)
+
+    @torch.no_grad()
+    def start(self, z: Tensor) -> None:
+        super().start(z)
+        self.spread *= SPREAD_AT_START
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
