@@ -19,7 +19,7 @@ def main() -> None:
     tokenizer, prior, samples = (str(folder / name) for name in ("tokenizer", "prior", "samples"))
     first = run("stage=vqgan", "experiment=demo_tokenizer", f"run_dir={tokenizer}")
     second = run("stage=prior", "experiment=demo_prior", f"ckpt={tokenizer}", f"run_dir={prior}")
-    third = run("stage=sample", f"ckpt={prior}", f"run_dir={samples}")
+    third = run("stage=sample", f"ckpt={prior}", "sampler.top_p=0.9", f"run_dir={samples}")
     pictures = {
         "reconstructions": first["pictures"][0],
         "samples": third["pictures"][0],

@@ -16,7 +16,7 @@ from vqgan.quantizers.base import (
     rotate,
     straight_through,
     unflatten,
-)  # fmt: skip
+)
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.kmeans import kmeans as lloyd
 

@@ -20,9 +20,9 @@ class IBQ(VQ):
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(z_e)
         q = super().forward(z_e)
+        if not (self.training and torch.is_grad_enabled()):
+            return q
         assert q.indices is not None
         rows, codes = flatten(q.z_e), self.codes()
         p = torch.softmax(rows @ codes.t() - codes.square().sum(1) / 2, 1)
