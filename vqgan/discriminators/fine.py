@@ -1,13 +1,13 @@
 """A discriminator for small images, where single pixels count."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from data.errors import InputError
 from vqgan.blocks import norm
-from vqgan.discriminators.patch import Judgement
+from vqgan.discriminators.patch import Layered
 
 
-class Fine(nn.Module):
+class Fine(Layered):
     """Real or fake, patch by patch of 28 pixels: (B, C, H, W) -> Judgement with logits (B, 1, H/4, W/4).
 
     A PatchGAN (Isola et al. 2017) whose first layer moves 2x2 pixels into channels instead of striding over them, then
@@ -28,10 +28,3 @@ class Fine(nn.Module):
             ]
         )
         self.last = nn.Conv2d(2 * width, 1, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Judgement:
-        features = []
-        for block in self.blocks:
-            x = block(x)
-            features.append(x)
-        return Judgement(self.last(x), features)

@@ -14,7 +14,21 @@ class Judgement(NamedTuple):
     features: list[Tensor]
 
 
-class PatchGAN(nn.Module):
+class Layered(nn.Module):
+    """Blocks one after the other and a last convolution to the logits: (B, C, H, W) -> Judgement."""
+
+    blocks: nn.ModuleList
+    last: nn.Conv2d
+
+    def forward(self, x: Tensor) -> Judgement:
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return Judgement(self.last(x), features)
+
+
+class PatchGAN(Layered):
     """Real or fake, patch by patch (Isola et al. 2017, section 3.2): (B, C, H, W) -> Judgement.
 
     `depth` halvings and two 4x4 convolutions more, as in the paper; GroupNorm instead of BatchNorm, whose statistics
@@ -30,10 +44,3 @@ class PatchGAN(nn.Module):
             blocks.append(nn.Sequential(conv, norm(outer), nn.LeakyReLU(0.2)))
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
-
-    def forward(self, x: Tensor) -> Judgement:
-        features = []
-        for block in self.blocks:
-            x = block(x)
-            features.append(x)
-        return Judgement(self.last(x), features)
