@@ -1,5 +1,6 @@
 """stage=prior and stage=sample, from a tokenizer to pictures that never were."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,16 @@ def draw(config: DictConfig) -> dict[str, Any]:
     where = device(config.accelerator)
     sampler: Sampler = instantiate(config.sampler)
     codes: torch.Tensor | None = None
+    z_q: Iterator[torch.Tensor]
     if read(config.ckpt, "prior", "vqgan")["codegrid"]["stage"] == "prior":
         model, tokenizer, name = load_prior(config.ckpt)
         model, tokenizer = model.to(where), tokenizer.to(where)
         with torch.no_grad(), autocast(where):
             codes = sample(model, sampler, config.n, config.seed, config.batch_size)
-        z_q = [tokenizer.quantizer.lookup(some) for some in codes.split(config.batch_size)]
+        z_q = map(tokenizer.quantizer.lookup, codes.split(config.batch_size))  # one batch at a time, below
     else:  # a tokenizer by itself: from the distribution that its bottleneck was trained towards
         tokenizer, name = load_tokenizer(config.ckpt)[0].to(where), find(config.ckpt).parent.parent.name
-        z_q = list(tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed).split(config.batch_size))
+        z_q = iter(tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed).split(config.batch_size))
     with torch.no_grad(), autocast(where):
         images = torch.cat([to_uint8(tokenizer.decode(some)) for some in z_q])
     folder = open_folder(config, name)

@@ -11,7 +11,7 @@ from vqgan.blocks import zero
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.patches import Patches
-from vqgan.quantizers.base import Quantized, Quantizer, flatten
+from vqgan.quantizers.base import NO_CODES, Quantized, Quantizer, flatten
 
 STARTS = ("patches", "random")
 
@@ -75,7 +75,7 @@ class Tokenizer(nn.Module):
         """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, books) of several codebooks."""
         found = self.encode(x).indices
         if found is None:
-            raise InputError("this tokenizer is continuous (quantizer=none or kl) and has no codes; train one with quantizer=ema")
+            raise InputError(NO_CODES)
         return found
 
     def decode_indices(self, indices: Tensor) -> Tensor:

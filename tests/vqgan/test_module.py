@@ -262,6 +262,8 @@ def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
     assert "val/perplexity" not in trainer.callback_metrics
     with pytest.raises(InputError, match="this tokenizer is continuous"):
         trained.tokenizer.indices(torch.randn(1, 3, 16, 16))
+    with pytest.raises(InputError, match="this tokenizer is continuous"):
+        trained.tokenizer.decode_indices(torch.zeros(1, 4, 4, dtype=torch.int64))
 
 
 def test_lecam_trains_the_discriminator_alone_and_is_logged() -> None:

@@ -1,6 +1,7 @@
 """The one contract of every bottleneck: z_e in, `Quantized` out."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -31,7 +32,10 @@ class Quantized:
     parts: list["Quantized"] = field(default_factory=list)
 
 
-class Quantizer(nn.Module):
+NO_CODES = "this tokenizer is continuous (quantizer=none or kl) and has no codes; train one with quantizer=ema"
+
+
+class Quantizer(nn.Module, ABC):
     """A bottleneck of width `dim`. `forward` is pure; `start` and `update` are what changes it.
 
     K is the number of codes in a codebook, None for a continuous bottleneck; `books` is how many codebooks each
@@ -53,13 +57,13 @@ class Quantizer(nn.Module):
         """Bits that a position of the grid takes: books * log2 K; nan for a continuous bottleneck."""
         return self.books * math.log2(self.K) if self.K else math.nan
 
+    @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:
         """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, books)."""
-        raise NotImplementedError
 
     def lookup(self, indices: Tensor) -> Tensor:
         """indices as `forward` gives them -> z_q (B, dim, h, w), in eval mode exactly what `forward` gave with them."""
-        raise NotImplementedError
+        raise InputError(NO_CODES)
 
     def draw(self, n: int, grid: tuple[int, int], seed: int) -> Tensor:
         """z_q (n, dim, h, w) from the distribution that training brought it towards, where a bottleneck has one."""

@@ -1,5 +1,7 @@
 """What all bottlenecks with K learned vectors share: the search, the losses, and the remedies, each a switch of its own."""
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,13 +69,13 @@ class Codebook(Quantizer):
         self.codebook_lr = codebook_lr
         self.register_buffer("counts", torch.ones(K))  # of an average of 1; from 0 they would call every code dead
 
+    @abstractmethod
     def codes(self) -> Tensor:
         """The vectors (K, dim) that are chosen from, of length 1 with `cosine`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
         """Put these codes there, with running counts that make sense of them."""
-        raise NotImplementedError
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:

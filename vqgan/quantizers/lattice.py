@@ -1,6 +1,7 @@
 """Bottlenecks whose codes are the points of a fixed lattice: no codebook is learned, so none can collapse by itself."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -29,9 +30,9 @@ class Lattice(Standardised):
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
 
+    @abstractmethod
     def value(self, digits: Tensor) -> Tensor:
         """Digits (..., dim) int64 in [0, levels) -> coordinates (..., dim) of about unit scale."""
-        raise NotImplementedError
 
     def index(self, digits: Tensor) -> Tensor:
         """Digits (..., dim) -> indices (...) int64 in [0, K)."""
