@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -42,3 +43,9 @@ class Up(nn.Sequential):
 
     def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
         super().__init__(nn.Conv2d(channels, width * factor**2, kernel, padding=kernel // 2), nn.PixelShuffle(factor))
+
+
+def spectral_everywhere(module: nn.Module) -> None:
+    """Divide every convolution in the module by its spectral norm (Miyato et al. 2018), estimated further in training mode."""
+    for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
+        spectral_norm(conv)

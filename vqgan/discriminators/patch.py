@@ -4,11 +4,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from vqgan.blocks import norm
+from data.errors import InputError
+from vqgan.blocks import norm, spectral_everywhere
+from vqgan.quantizers.base import whole
 
 
 class Judgement(NamedTuple):
-    """A discriminator's logits (B, 1, h', w'), larger for real, and what each of its layers saw, the first layer first."""
+    """A discriminator's logits (B, scales, h', w'), larger for real, and what each of its layers saw, the first layer first.
+
+    A scale, or whatever else judges on its own, counts as much as any other; a judgement of the whole image is (B, 1, 1, 1).
+    """
 
     logits: Tensor
     features: list[Tensor]
@@ -32,15 +37,36 @@ class PatchGAN(Layered):
     """Real or fake, patch by patch (Isola et al. 2017, section 3.2): (B, C, H, W) -> Judgement.
 
     `depth` halvings and two 4x4 convolutions more, as in the paper; GroupNorm instead of BatchNorm, whose statistics
-    would differ between real and fake batches and between ranks.
+    would differ between real and fake batches and between ranks; `spectral` norm on every convolution instead of both.
+    Raises InputError where images of `image_size`, if it is given, leave no logit.
     """
 
-    def __init__(self, channels: int, width: int = 32, depth: int = 2) -> None:
+    def __init__(
+        self, channels: int, width: int = 32, depth: int = 2, spectral: bool = False, image_size: int | None = None
+    ) -> None:
         super().__init__()
+        whole("loss.discriminator.width", width, 1, "channels")
+        whole("loss.discriminator.depth", depth, 1, "halvings")
+        if image_size is not None and image_size < least_size(depth):
+            raise InputError(
+                f"data.image_size={image_size} is too small for loss.discriminator.depth={depth}, which needs {least_size(depth)}; "
+                "use a smaller depth, or loss/discriminator=fine"
+            )
         blocks: list[nn.Module] = [nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2))]
         for i in range(1, depth + 1):
             inner, outer = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
-            conv = nn.Conv2d(inner, outer, 4, 2 if i < depth else 1, 1, bias=False)
-            blocks.append(nn.Sequential(conv, norm(outer), nn.LeakyReLU(0.2)))
+            blocks.append(layer(nn.Conv2d(inner, outer, 4, 2 if i < depth else 1, 1, bias=spectral), spectral))
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
+        if spectral:
+            spectral_everywhere(self)
+
+
+def layer(conv: nn.Conv2d, spectral: bool) -> nn.Sequential:
+    """A convolution, its norm, if that is not in its weights, and leaky relu."""
+    return nn.Sequential(conv, nn.Identity() if spectral else norm(conv.out_channels), nn.LeakyReLU(0.2))
+
+
+def least_size(depth: int) -> int:
+    """The smallest image, in pixels a side, of which a PatchGAN of this depth makes a logit."""
+    return 3 * 2**depth

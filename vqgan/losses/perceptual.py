@@ -1,14 +1,12 @@
 """Distances between images in the features of a network, with a gradient to the second alone."""
 
 import warnings
-from pathlib import Path
-from urllib.error import URLError
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import InputError
+from vqgan.backbones import Frozen, fetching, three_channels
 
 WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
@@ -17,13 +15,13 @@ class Features(nn.Module):
     """Learned perceptual loss: distance in the features of the discriminator being trained (Larsen et al. 2016, eq. 7).
 
     Needs no weights from elsewhere. Each layer's mean absolute difference is divided by that layer's mean magnitude on
-    the real images, so that layers of any scale count alike.
+    the real image, so that layers of any scale count alike.
     """
 
     def forward(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
         """The features of x and of x_hat, layer by layer -> a scalar."""
-        pairs = [(r.detach().float(), f.float()) for r, f in zip(real, fake, strict=True)]
-        return torch.stack([F.l1_loss(f, r) / r.abs().mean().clamp(min=1e-6) for r, f in pairs]).mean()
+        pairs = [(r.detach().float().flatten(1), f.float().flatten(1)) for r, f in zip(real, fake, strict=True)]
+        return torch.stack([((f - r).abs().mean(1) / r.abs().mean(1).clamp(min=1e-6)).mean() for r, f in pairs]).mean()
 
 
 class LPIPS(nn.Module):
@@ -44,26 +42,39 @@ class LPIPS(nn.Module):
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = network(_three_channels(x), _three_channels(x_hat))
+            distance: Tensor = network(three_channels(x), three_channels(x_hat))
         return distance.mean()
 
 
-def _three_channels(x: Tensor) -> Tensor:
-    x = x.float().expand(-1, 3, -1, -1)
-    return x if min(x.shape[2:]) >= 64 else F.interpolate(x, size=(64, 64), mode="bilinear", antialias=True)
+class Backbone(nn.Module):
+    """Distance in the features of any frozen network (Zhang et al. 2018, eq. 1 with every w = 1).
+
+    Each layer's features are scaled to length 1 at each position; squared differences are summed over channels and layers
+    and averaged over positions. The network is no submodule: its weights enter no checkpoint, optimizer or average.
+    """
+
+    def __init__(self, backbone: Frozen) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """Both (B, C, H, W) in [-1, 1] -> a scalar."""
+        with torch.no_grad():
+            real = self.backbone.features(x)
+        fake = self.backbone.features(x_hat)
+        distances = [(_unit(r) - _unit(f)).square().sum(1).mean() for r, f in zip(real, fake, strict=True)]
+        return torch.stack(distances).sum()
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Vectors of length 1 along dimension 1; the small number bounds the gradient where a layer is silent."""
+    return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 def _lpips(net: str, pretrained: bool) -> nn.Module:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), fetching(WEIGHTS[net], "loss/perceptual=features"):
         warnings.simplefilter("ignore")  # the package still says `pretrained=` to torchvision
         import lpips
 
-        try:
-            network: nn.Module = lpips.LPIPS(net=net, pnet_rand=not pretrained, pretrained=pretrained, verbose=False)
-        except (URLError, OSError) as error:
-            file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS[net]
-            raise InputError(
-                f"LPIPS needs the torchvision weights {WEIGHTS[net]}, which can't be fetched ({error}); "
-                f"put the file at {file}, or use loss/perceptual=features"
-            ) from error
+        network: nn.Module = lpips.LPIPS(net=net, pnet_rand=not pretrained, pretrained=pretrained, verbose=False)
     return network.eval().requires_grad_(False)

@@ -1,0 +1,99 @@
+"""The residual discriminator of StyleGAN2."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.errors import InputError
+from vqgan.discriminators.patch import Judgement
+from vqgan.encoder import widths
+from vqgan.quantizers.base import whole
+
+
+class Style(nn.Module):
+    """Real or fake, the image as a whole (Karras et al. 2020, StyleGAN2, fig. 7): (B, C, H, W) -> Judgement, logits (B, 1, 1, 1).
+
+    Residual blocks down to 4x4 pixels, then the standard deviation over a few images as one channel more, which shows the
+    discriminator what a collapsed generator lacks. The width doubles block by block, at most to `most` times the first.
+    """
+
+    def __init__(self, image_size: int, channels: int, width: int = 64, most: int = 8) -> None:
+        super().__init__()
+        whole("loss.discriminator.width", width, 1, "channels")
+        whole("loss.discriminator.most", most, 1, "times the width")
+        halvings = max(image_size // 4, 1).bit_length() - 1
+        if image_size != 4 * 2**halvings:
+            raise InputError(
+                f"data.image_size={image_size} is no power of two from 4 on, as loss/discriminator=style needs; "
+                f"use data.image_size={4 * 2**halvings} or loss/discriminator=patch"
+            )
+        levels = widths(width, [2] * (halvings + 1), most)
+        deepest = levels[-1]
+        self.first = Equalised(channels, width, 1)
+        self.blocks = nn.ModuleList([Block(a, b) for a, b in pairwise(levels)])
+        self.conv = Equalised(deepest + 1, deepest, 3, padding=1)
+        self.dense = Equalised(deepest, deepest, 4)  # the fully connected layer over 4x4 pixels
+        self.last = Equalised(deepest, 1, 1)
+
+    def forward(self, x: Tensor) -> Judgement:
+        x = active(self.first(x))
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        x = active(self.conv(with_deviation(x)))
+        features.append(x)
+        return Judgement(self.last(active(self.dense(x))), features)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, the second to half the resolution, beside a 1x1 one; blurred before every second pixel is dropped."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.conv1 = Equalised(inner, inner, 3, padding=1)
+        self.conv2 = Equalised(inner, outer, 3, stride=2)
+        self.skip = Equalised(inner, outer, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = active(self.conv2(blur(active(self.conv1(x)), padding=2)))
+        return (h + self.skip(blur(x, padding=1, stride=2))) / math.sqrt(2)
+
+
+class Equalised(nn.Conv2d):
+    """A convolution with weights of variance 1, scaled as it runs: all learn at one rate (Karras et al. 2018, section 4.1)."""
+
+    def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+        super().__init__(inner, outer, kernel, stride, padding, bias=bias)
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.scale = (inner * kernel**2) ** -0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.scale, self.bias)
+
+
+def active(x: Tensor) -> Tensor:
+    """Leaky relu that keeps the variance, as in the authors' code."""
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def blur(x: Tensor, padding: int, stride: int = 1) -> Tensor:
+    """Zeros around x (B, C, H, W), then the filter [1, 3, 3, 1] / 8 in both directions, which is [1, 1] / 2 three times."""
+    x = F.avg_pool2d(F.pad(x, [padding] * 4), 2, 1)
+    return F.avg_pool2d(F.avg_pool2d(x, 2, 1), 2, stride)
+
+
+def with_deviation(x: Tensor) -> Tensor:
+    """x (B, C, h, w) -> (B, C + 1, h, w): the minibatch standard deviation (Karras et al. 2018, section 3), in float32.
+
+    Groups are gcd(B, 4) consecutive images: the standard deviation over them, averaged over channels and positions.
+    """
+    groups = x.float().unflatten(0, (-1, math.gcd(len(x), 4)))
+    deviation = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+    channel = deviation.repeat_interleave(groups.shape[1]).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+    return torch.cat([x, channel.to(x.dtype)], 1)

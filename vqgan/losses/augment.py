@@ -1,0 +1,67 @@
+"""What a discriminator is shown instead of the image, so that it can't learn a small dataset by heart."""
+
+import torch
+from torch import Tensor, nn
+
+from vqgan.quantizers.base import between
+
+
+class DiffAugment(nn.Module):
+    """Differentiable augmentation, drawn anew for every image (Zhao et al. 2020, section 3.2, with the authors' ranges).
+
+    colour        brightness plus up to 0.5 in [-1, 1], saturation times 0-2, contrast times 0.5-1.5
+    translation   by up to this share of either side; what comes in is grey, that is 0
+    cutout        a rectangle of this share of either side becomes grey; its centre lies anywhere in the image
+    """
+
+    def __init__(self, colour: bool = True, translation: float = 0.125, cutout: float = 0.5) -> None:
+        super().__init__()
+        between("loss.augment.translation", translation, 0, 1)
+        between("loss.augment.cutout", cutout, 0, 1)
+        self.colour, self.translation, self.cutout = colour, translation, cutout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> the same shape and type, with a gradient to x; colours may leave the range."""
+        if self.colour:
+            x = recoloured(x)
+        if self.translation:
+            x = translated(x, self.translation)
+        if self.cutout:
+            x = cut(x, self.cutout)
+        return x
+
+
+def recoloured(x: Tensor) -> Tensor:
+    brightness, saturation, contrast = (x.new_empty(len(x), 1, 1, 1).uniform_(*span) for span in ((-0.5, 0.5), (0, 2), (0.5, 1.5)))
+    x = x + brightness
+    x = torch.lerp(x.mean(1, keepdim=True), x, saturation)
+    return torch.lerp(x.mean((1, 2, 3), keepdim=True), x, contrast)
+
+
+def translated(x: Tensor, share: float) -> Tensor:
+    places, inside = [], []
+    for side in x.shape[2:]:
+        most = int(side * share + 0.5)
+        shift = torch.randint(-most, most + 1, (len(x), 1), device=x.device)
+        place = torch.arange(side, device=x.device) - shift  # (B, side): where each row or column comes from
+        places.append(place.clamp(0, side - 1))
+        inside.append((place >= 0) & (place < side))
+    images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
+    moved = x.movedim(1, -1)[images, places[0][:, :, None], places[1][:, None, :]].movedim(-1, 1)
+    return moved * _rectangles(inside)
+
+
+def cut(x: Tensor, share: float) -> Tensor:
+    inside = []
+    for side in x.shape[2:]:
+        size = int(side * share + 0.5)
+        start = torch.randint(side + 1 - size % 2, (len(x), 1), device=x.device) - size // 2
+        place = torch.arange(side, device=x.device)
+        inside.append((place >= start) & (place < start + size))
+    return x * ~_rectangles(inside)
+
+
+def _rectangles(inside: list[Tensor]) -> Tensor:
+    """Rows (B, H) and columns (B, W) -> where both are true, (B, 1, H, W)."""
+    rows, columns = inside
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
