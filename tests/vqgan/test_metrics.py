@@ -62,3 +62,35 @@ def test_of_several_codebooks_entropies_add_up_and_the_least_used_is_told() -> N
     use.update(indices.view(2, 4, 2, 2)[1:])
     found = {name: float(value) for name, value in use.compute().items()}
     assert found == pytest.approx({"entropy_bits": 3, "perplexity": 2**1.5, "codes_used": 2, "usage": 0.5})
+
+
+def sharpness(x: torch.Tensor, x_hat: torch.Tensor) -> float:
+    metric = Reconstruction()
+    metric.update(x, x_hat)
+    return float(metric.compute()["sharpness"])
+
+
+def test_an_image_is_as_sharp_as_itself_and_a_flat_one_has_no_sharpness() -> None:
+    x = torch.rand(3, 3, 16, 16) * 2 - 1
+    assert sharpness(x, x) == 1
+    assert sharpness(x, torch.full_like(x, 0.3)) == 0
+
+
+def test_sharpness_is_a_ratio_of_squared_differences_of_neighbouring_8_bit_pixels() -> None:
+    x, x_hat = torch.rand(2, 3, 12, 13) * 2 - 1, torch.randn(2, 3, 12, 13)
+    sums = []
+    for pixels in (to_uint8(x_hat).tolist(), to_uint8(x).tolist()):
+        planes = [plane for image in pixels for plane in image]
+        right = sum((row[j + 1] - row[j]) ** 2 for plane in planes for row in plane for j in range(12))
+        below = sum((plane[i + 1][j] - plane[i][j]) ** 2 for plane in planes for i in range(11) for j in range(13))
+        sums.append(right + below)
+    assert sharpness(x, x_hat) == pytest.approx(sums[0] / sums[1], rel=1e-6)
+
+
+def test_sharpness_is_of_all_batches_together() -> None:
+    x, x_hat = torch.rand(6, 1, 16, 16) * 2 - 1, torch.rand(6, 1, 16, 16) - 0.5
+    x[:2] *= 0.1  # the first batch alone would have another ratio
+    metric = Reconstruction()
+    metric.update(x[:2], x_hat[:2])
+    metric.update(x[2:], x_hat[2:])
+    assert float(metric.compute()["sharpness"]) == pytest.approx(sharpness(x, x_hat), rel=1e-6)
