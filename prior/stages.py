@@ -50,6 +50,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         optimizer=instantiate(config.optimizer),
         budget=budget(config),
         schedule=instantiate(config.schedule),
+        clip=config.trainer.clip,
+        accumulate=config.trainer.accumulate,
     )
     folder = open_folder(config, images.title)
     keep_tokenizer(tokenizer, described, folder)

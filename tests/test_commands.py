@@ -41,7 +41,7 @@ WRONG = {
     "stage=vqgan trainer.max_steps=null": "a run needs an end",
     "stage=vqgan loss.gate.start=2.5": "fractions 0 to 1",
     "stage=vqgan trainer.accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
-    "stage=vqgan trainer.precision=int8": "trainer.precision=int8 must be one of auto, 32-true, bf16-mixed",
+    "stage=vqgan trainer.precision=int8": "trainer.precision=int8 must be one of auto, 32-true, bf16-mixed, 16-mixed",
     "stage=vqgan trainer.val_every=0": "trainer.val_every=0 must be a whole number",
     "stage=vqgan data=folder": "add data.root=",
     "stage=vqgan data=folder data.root=nowhere": "data.root=nowhere is not a folder",

@@ -17,6 +17,7 @@ from vqgan.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when an older program could not read the file
 OURS = ("data.", "vqgan.", "prior.")  # a checkpoint's config may build nothing else
+AVERAGE = "average"  # the key of the tokenizer's averaged weights
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -80,11 +81,12 @@ def part(state: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The trained tokenizer of a stage=vqgan run, in eval mode, and the config of that run."""
+    """The trained tokenizer of a stage=vqgan run, the average of its weights where there is one, in eval mode, and the
+    config of that run."""
     checkpoint = read(ckpt, "vqgan")
     config = checkpoint["codegrid"]["config"]
     tokenizer = tokenizer_from(config)
-    tokenizer.load_state_dict(part(checkpoint["state_dict"], "tokenizer"))
+    tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
     return tokenizer.eval(), config
 
 
@@ -110,6 +112,9 @@ class Checkpoints(Callback):
         self._random: dict[str, Any] = {}
 
     def save(self, trainer: L.Trainer) -> None:
+        module = trainer.lightning_module
+        assert isinstance(module, Clocked)
+        module.check()  # a broken model must not take a good one's place
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         if trainer.is_global_zero:
             save_whole(content, self.file)
@@ -124,7 +129,7 @@ class Checkpoints(Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         assert isinstance(module, Clocked)
-        if module.step and trainer.state.fn == "fit":
+        if module.step and trainer.state.fn == "fit" and module.broken < 0:
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -2,17 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.errors import InputError
-from vqgan.quantizers.base import from_first_rank
+from vqgan.quantizers.base import between, from_first_rank, whole
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
@@ -66,12 +68,20 @@ class Clocked(L.LightningModule):
     since training began, pauses between resumed parts left out. Both are in the checkpoint.
     """
 
-    def __init__(self, budget: Budget, schedule: Schedule, clip: float) -> None:
+    players: tuple[str, ...] = ("model",)  # whose the optimizers are, for the log
+
+    def __init__(self, budget: Budget, schedule: Schedule, clip: float = 1.0, accumulate: int = 1) -> None:
+        """`clip` is the longest gradient that an update follows, 0 for any; `accumulate` how many micro-batches it is of."""
         super().__init__()
+        between("trainer.clip", clip, 0)
+        whole("trainer.accumulate", accumulate, 1, "micro-batch")
         self.automatic_optimization = False
-        self.budget, self.schedule, self.clip = budget, schedule, clip
+        self.budget, self.schedule, self.clip, self.accumulate = budget, schedule, clip, accumulate
         self.step, self.seconds = 0, 0.0
+        self.vitals: dict[str, Tensor] = {}  # the last of each term that was logged
+        self.broken = torch.tensor(-1)  # the first step whose loss or gradient was no number; -1: none
         self._before = 0.0  # the moment of the last tick
+        self._scaler: torch.amp.GradScaler | None = None
 
     @property
     def now(self) -> Now:
@@ -79,6 +89,7 @@ class Clocked(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._before = time.monotonic()
+        self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
 
     def tick(self) -> None:
         """One more update done: count it and its time, and stop when the budget is spent."""
@@ -89,18 +100,57 @@ class Clocked(L.LightningModule):
         if self.now.progress >= 1:
             self.trainer.should_stop = True
 
-    def descend(self, which: int, loss: Tensor, rate: float) -> Tensor:
-        """One update by optimizer number `which` at `rate` times its learning rate; the gradient's norm before clipping."""
+    def micro(self, batch: Tensor) -> list[tuple[Tensor, float]]:
+        """The micro-batches that a batch is worked through in, `accumulate` of them, each with its share of the batch."""
+        if len(batch) < self.accumulate:
+            raise InputError(f"trainer.accumulate={self.accumulate} micro-batches need more than a batch of {len(batch)}")
+        return [(part, len(part) / len(batch)) for part in batch.tensor_split(self.accumulate)]
+
+    def descend(self, which: int, losses: Iterable[Tensor], rate: float) -> Tensor:
+        """One update by optimizer number `which` at `rate` times its learning rate; the gradient's norm before clipping.
+
+        The losses are those of the micro-batches, in the making: each is gone backward through before the next is made,
+        and the gradients, whose sum counts, are shared between ranks with the last.
+        """
         found = self.optimizers()
         optimizer = found[which] if isinstance(found, list) else found
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        sound = torch.ones((), dtype=torch.bool, device=self.device)
+        for n, loss in enumerate(losses, 1):
+            sound &= loss.detach().isfinite().all()
+            with self._alone() if n < self.accumulate else nullcontext():
+                self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+        scale = self.loss_scale
+        norm = nn.utils.clip_grad_norm_(parameters, scale * self.clip if self.clip else math.inf) / scale
+        sound &= norm.isfinite()
+        if self._scaler is not None:  # it leaves out an update that overflows and halves the scale, and may do so ten times over
+            sound = torch.tensor(scale > 2**-10, device=self.device)
+        self.broken = torch.where(sound | (self.broken >= 0), self.broken.to(self.device), self.step)
         optimizer.step()
+        player = self.players[which]
+        self.log_terms({f"lr_{player}": torch.tensor(optimizer.param_groups[0]["lr"]), f"grad_{player}": norm})
         return norm
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Inside, a backward pass keeps its gradients to its own rank."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def check(self) -> None:
+        """Raise InputError where a loss or a gradient was no number. Waits for the device: not for every step."""
+        if self.broken >= 0:
+            raise InputError(
+                f"the loss or its gradient is no number (NaN or Inf) since step {int(self.broken)}; the last checkpoint, "
+                "from before that, is kept; try a lower optimizer.lr or trainer.precision=32-true"
+            )
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before they go backward, so that float16 holds their gradients; else 1."""
+        return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
 
     def optimizer(self, make: MakeOptimizer, module: nn.Module, rates: dict[nn.Parameter, float] | None = None) -> Optimizer:
         """An optimizer of the module's trainable parameters that remembers its full learning rates.
@@ -118,8 +168,9 @@ class Clocked(L.LightningModule):
         return made
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Log these under train/, float32 and detached."""
-        self.log_dict({f"train/{name}": value.detach().float() for name, value in terms.items()})
+        """Log these under train/, float32 and detached, and keep them as this module's `vitals`."""
+        self.vitals |= {name: value.detach().float() for name, value in terms.items()}
+        self.log_dict({f"train/{name}": self.vitals[name] for name in terms})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"] = {"step": self.step, "seconds": self.seconds}

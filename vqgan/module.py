@@ -1,7 +1,8 @@
 """The training step of stage 1."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,16 @@ from torch.optim import Optimizer
 
 from data.errors import InputError
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Now, Schedule
-from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam, hinge_discriminator, hinge_generator
+from vqgan.discriminators.patch import Judgement
+from vqgan.losses.adversarial import Game, Hinge
+from vqgan.losses.gate import Gate
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
+from vqgan.losses.regularisers import R1, LeCam
+from vqgan.losses.weight import AdaptiveWeight
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.metrics.reconstruction import Reconstruction
-from vqgan.quantizers.base import Quantized
+from vqgan.quantizers.base import Quantized, joined
 from vqgan.tokenizer import Tokenizer
 
 GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
@@ -23,12 +28,15 @@ GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
 class VQGAN(Clocked):
     """A tokenizer trained by reconstruction, and with a discriminator also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
 
-    Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rate and the end all
-    follow this module's own clock. The discriminator keeps its full rate, to follow a generator that slows down.
+    Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rates and the end all
+    follow this module's own clock. The discriminator's rate stays at its peak unless told otherwise, to follow a generator
+    that slows down; what it is shown, image or reconstruction, goes through `augment`.
 
     With `codes_rest` the adversarial gradient trains the decoder alone: when the gate opens, encoder and codebook stay as
     they are, so that no discriminator can ruin the codes. Without, it reaches the encoder too, as in the paper.
     """
+
+    players = ("generator", "discriminator")
 
     def __init__(
         self,
@@ -40,37 +48,45 @@ class VQGAN(Clocked):
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 1.0,
         discriminator: nn.Module | None = None,
+        adversarial: Game | None = None,
         gate: Gate | None = None,
         adaptive: AdaptiveWeight | None = None,
         lecam: LeCam | None = None,
+        r1: R1 | None = None,
+        augment: nn.Module | None = None,
         discriminator_optimizer: MakeOptimizer | None = None,
+        discriminator_schedule: Schedule | None = None,
         codes_rest: bool = True,
         second_peak: float = 0.5,
         clip: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
-        super().__init__(budget, schedule, clip)
+        super().__init__(budget, schedule, clip, accumulate)
         if discriminator is None and isinstance(perceptual, Features):
             raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
         self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
-        self.codes_rest, self.second_peak = codes_rest, second_peak
-        self.perceptual_weight, self.gate, self.adaptive, self.lecam = perceptual_weight, gate, adaptive, lecam
+        self.codes_rest, self.second_peak, self.perceptual_weight = codes_rest, second_peak, perceptual_weight
+        self.adversarial, self.gate, self.adaptive = adversarial or Hinge(), gate, adaptive
+        self.lecam, self.r1, self.augment = lecam or LeCam(0.0), r1 or R1(0.0), augment
         self.make_optimizers = {GENERATOR: optimizer, DISCRIMINATOR: discriminator_optimizer or optimizer}
+        self.discriminator_schedule = discriminator_schedule or Schedule(warmup=0, floor=1.0)
+        self.judged, self.judging_since = 0, 0.0  # the discriminator's updates, and the progress at its first
         self.reconstruction = Reconstruction()
         self.use = CodebookUse(tokenizer.K, tokenizer.books) if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        x, _labels = batch
-        with torch.set_grad_enabled(not self.resting):
-            q = self.tokenizer.encode(x)
-        x_hat = self.tokenizer.decode(q.z_q)
-        self.descend(GENERATOR, self.generator_loss(x, x_hat, q), self.rate)
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
+        made: list[tuple[Tensor, Tensor, Quantized]] = []
+        self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate)
         if self.gate is not None and self.gate.training(self.now):
-            self.descend(DISCRIMINATOR, self.discriminator_loss(x, x_hat.detach()), 1.0)
+            self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
+            self.judged += 1
+        q = joined([q for *_, q in made])
         if not self.resting:
             self.tokenizer.quantizer.update(q)
         self.tick()
+        return {"indices": q.indices}
 
     @property
     def resting(self) -> bool:
@@ -86,46 +102,92 @@ class VQGAN(Clocked):
         phase = Now(self.step, self.gate.phase(self.now))
         return self.schedule(phase) * (self.second_peak if self.resting else 1.0)
 
-    def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized) -> Tensor:
-        """Reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6); what the discriminator says is gated."""
-        pixel = self.pixel(x, x_hat)
-        self.log_terms({"rec": pixel, "quantizer": q.loss, **q.terms})
-        reconstruction = pixel + self.similarity(x, x_hat)
-        weight = self.gate.weight(self.now) if self.gate is not None else 0.0
-        if self.discriminator is None or self.adaptive is None or not weight:
-            return reconstruction + q.loss
+    @property
+    def discriminator_rate(self) -> float:
+        """The discriminator's learning rate as a share of its peak, by a schedule that begins when it does."""
+        if not self.judged:
+            self.judging_since = self.now.progress
+        left = 1 - self.judging_since
+        return self.discriminator_schedule(Now(self.judged, (self.now.progress - self.judging_since) / left if left else 1.0))
+
+    def generator_losses(self, x: Tensor, made: list[tuple[Tensor, Tensor, Quantized]]) -> Iterator[Tensor]:
+        """The loss of each micro-batch; x, x_hat without its graph and the bottleneck's part are added to `made`."""
+        for part, share in self.micro(x):
+            with torch.set_grad_enabled(not self.resting):
+                q = self.tokenizer.encode(part)
+            x_hat = self.tokenizer.decode(q.z_q)
+            made.append((part, x_hat.detach(), q))
+            yield share * self.generator_loss(part, x_hat, q, share)
+        if self.adaptive is not None and self.gate is not None and self.gate.open(self.now):
+            self.log_terms(self.adaptive.update())
+
+    def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized, share: float = 1.0) -> Tensor:
+        """A scalar with the gradient of reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6).
+
+        Each term is gone backward through as far as the reconstruction. There lambda, and who has how much influence, can
+        be read off the gradients; only their sum goes on through the decoder.
+        """
+        leaf, scale = x_hat.detach().requires_grad_(), self.loss_scale
+        with torch.enable_grad():
+            terms = self.terms(x, leaf)
+            slopes = {
+                name: torch.autograd.grad(scale * term, leaf, retain_graph=True)[0] / scale for name, (_, term) in terms.items()
+            }
+        pulls = {name: weight * slopes[name] for name, (weight, _) in terms.items()}
+        if self.adaptive is not None and "adversarial" in terms:
+            last = self.tokenizer.decoder.last.weight
+            against = slopes["adversarial"], sum_of(pulls[name] for name in pulls if name != "adversarial")
+            adv, rec = (torch.autograd.grad(x_hat, last, scale * slope, retain_graph=True)[0].float() / scale for slope in against)
+            self.adaptive.measure(rec, adv, share)
+            self.log_terms({"gate": torch.tensor(self.gate.weight(self.now) if self.gate is not None else 0.0)})
+        self.log_terms({"quantizer": q.loss, **q.terms, **{name: term for name, (_, term) in terms.items()}})
+        lengths = {name: pull.norm() for name, pull in pulls.items() if not isinstance(terms[name][0], float) or terms[name][0]}
+        whole = sum_of(lengths.values()) + torch.finfo(torch.float32).tiny
+        self.log_terms({f"share_{name}": length / whole for name, length in lengths.items()})
+        return (x_hat * sum_of(pulls.values())).sum() + q.loss
+
+    def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, tuple[float | Tensor, Tensor]]:
+        """The losses of the reconstruction and their weights; what the discriminator says is gated."""
+        terms: dict[str, tuple[float | Tensor, Tensor]] = {"rec": (1.0, self.pixel(x, x_hat))}
+        if self.perceptual is not None and not isinstance(self.perceptual, Features):
+            terms["perceptual"] = self.perceptual_weight, self.perceptual(x, x_hat)
+        if self.discriminator is None or self.adaptive is None or self.gate is None or not self.gate.open(self.now):
+            return terms
+        gate = self.gate.weight(self.now)
         with frozen(self.discriminator):
-            fake = self.discriminator(x_hat)
+            fake = self.judge(x_hat)
+            terms["adversarial"] = gate * self.adaptive.weight, self.adversarial.generator(fake.logits)
             if isinstance(self.perceptual, Features):
                 with torch.no_grad():
                     real = self.discriminator(x)
-                features = self.perceptual(real.features, fake.features)
-                self.log_terms({"perceptual": features})
-                reconstruction = reconstruction + weight * self.perceptual_weight * features
-        adversarial = hinge_generator(fake.logits)
-        balance = self.adaptive(reconstruction, adversarial, self.tokenizer.decoder.last.weight)
-        self.log_terms({"adversarial": adversarial, "gate": torch.tensor(weight), **balance})
-        return reconstruction + q.loss + weight * balance["lambda"] * adversarial
+                same = fake if self.augment is None else self.discriminator(x_hat)
+                terms["perceptual"] = gate * self.perceptual_weight, self.perceptual(real.features, same.features)
+        return terms
 
-    def similarity(self, x: Tensor, x_hat: Tensor) -> Tensor | float:
-        """The weighted perceptual loss, where it does not live in the discriminator."""
-        if self.perceptual is None or isinstance(self.perceptual, Features):
-            return 0.0
-        loss: Tensor = self.perceptual(x, x_hat)
-        self.log_terms({"perceptual": loss})
-        return self.perceptual_weight * loss
-
-    def discriminator_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
-        """The hinge loss on real images and on reconstructions without a way back to the generator."""
+    def judge(self, x: Tensor) -> Judgement:
+        """What the discriminator says to images or reconstructions, augmented where that is chosen."""
         assert self.discriminator is not None
-        real, fake = self.discriminator(x).logits, self.discriminator(x_hat).logits
-        loss = hinge_discriminator(real, fake)
-        if self.lecam is not None:
-            penalty = self.lecam(real, fake)
-            self.log_terms({"lecam": penalty})
-            loss = loss + penalty
-        self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()})
-        return loss
+        judged: Judgement = self.discriminator(x if self.augment is None else self.augment(x))
+        return judged
+
+    def discriminator_losses(self, made: list[tuple[Tensor, Tensor, Quantized]]) -> Iterator[Tensor]:
+        """The loss of each micro-batch, times its share of the update."""
+        whole = sum(len(x) for x, *_ in made)
+        for x, x_hat, _ in made:
+            yield len(x) / whole * self.discriminator_loss(x, x_hat, len(x) / whole)
+        self.lecam.update()
+
+    def discriminator_loss(self, x: Tensor, x_hat: Tensor, share: float = 1.0) -> Tensor:
+        """The game's loss on real images and on reconstructions without a way back to the generator, and the penalties."""
+        assert self.discriminator is not None
+        real, fake = self.judge(x).logits, self.judge(x_hat.detach()).logits
+        loss, lecam = self.adversarial.discriminator(real, fake), self.lecam(real, fake, share)
+        self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "lecam": lecam})
+        if not self.r1.due(self.judged):
+            return loss + lecam
+        r1 = self.r1(self.discriminator, x)
+        self.log_terms({"r1": r1})
+        return loss + lecam + r1
 
     # Validation: over the whole set, on the rounded images that a file would hold.
 
@@ -149,15 +211,30 @@ class VQGAN(Clocked):
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         return [self.optimizer(self.make_optimizers[n], player, rates) for n, player in players.items() if player is not None]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["clock"] |= {"judged": self.judged, "judging_since": self.judging_since}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.judged, self.judging_since = checkpoint["clock"]["judged"], checkpoint["clock"]["judging_since"]
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    return torch.stack(list(tensors)).sum(0)
+
 
 @contextmanager
-def frozen(module: nn.Module | None) -> Iterator[None]:
-    """Inside, the module's parameters ask for no gradient: a loss passes through it and leaves nothing behind."""
-    parameters = [p for p in module.parameters() if p.requires_grad] if module is not None else []
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, a loss passes through the module and leaves nothing behind: no gradients, no moved running statistics."""
+    parameters, training = [p for p in module.parameters() if p.requires_grad], module.training
     for p in parameters:
         p.requires_grad_(False)
+    module.eval()  # or spectral norm would go on with its estimate
     try:
         yield
     finally:
+        module.train(training)
         for p in parameters:
             p.requires_grad_(True)

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins import MixedPrecision
 from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
@@ -29,7 +30,7 @@ from vqgan.checkpoint import find
 from vqgan.clock import Budget, Clocked
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 CHANGEABLE = ("trainer", "logger", "resume", "stage")  # what a resumed run may be told anew
 
 
@@ -163,7 +164,7 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
         accelerator=settings.accelerator,
         devices=settings.devices,
         strategy="ddp_find_unused_parameters_true" if _many(settings.devices) else "auto",
-        precision=precision() if settings.precision == "auto" else settings.precision,  # type: ignore[arg-type]
+        **numbers(settings),
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -176,6 +177,14 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
         logger=list(loggers),
         default_root_dir=folder,
     )
+
+
+def numbers(settings: DictConfig) -> dict[str, Any]:
+    """Lightning's arguments for the precision; it would silently replace float16 on a CPU."""
+    chosen = precision() if settings.precision == "auto" else settings.precision
+    if chosen != "16-mixed":
+        return {"precision": chosen}
+    return {"plugins": [MixedPrecision("16-mixed", device(settings.accelerator).type)]}
 
 
 def _many(devices: Any) -> bool:

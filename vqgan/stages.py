@@ -6,9 +6,11 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule, prepare
+from vqgan.callbacks.doctor import Doctor
 from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
@@ -29,14 +31,17 @@ def train(config: DictConfig) -> dict[str, Any]:
         module.tokenizer.start(start_images(data))
     folder = open_folder(config, data.title)
     pictures = Reconstructions(folder / "pictures")
+    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
+        *around.values(),
         Checkpoints(folder, header("vqgan", config), config.trainer.save_every),
         Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}),
         pictures,
     ]
     figures = fit(config, folder, module, data, callbacks)
     shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
-    return write_result(folder, {**figures, **shape, "pictures": [str(pictures.file)]})
+    alarms = [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said]
+    return write_result(folder, {**figures, **shape, "alarms": alarms, "pictures": [str(pictures.file)]})
 
 
 def module_from(config: DictConfig) -> VQGAN:
@@ -47,6 +52,8 @@ def module_from(config: DictConfig) -> VQGAN:
         optimizer=instantiate(config.optimizer),
         budget=budget(config),
         schedule=instantiate(config.schedule),
+        clip=config.trainer.clip,
+        accumulate=config.trainer.accumulate,
         **loss,
     )
     return module.to(memory_format=torch.channels_last)

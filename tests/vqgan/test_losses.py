@@ -9,10 +9,13 @@ from torch import nn
 from data.errors import InputError
 from vqgan.clock import Now
 from vqgan.discriminators.fine import Fine
-from vqgan.discriminators.patch import PatchGAN
-from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam, hinge_discriminator, hinge_generator
+from vqgan.discriminators.patch import Judgement, PatchGAN
+from vqgan.losses.adversarial import Game, Hinge, LeastSquares, NonSaturating, Vanilla
+from vqgan.losses.gate import Gate
 from vqgan.losses.perceptual import LPIPS, Features
 from vqgan.losses.pixel import Pixel
+from vqgan.losses.regularisers import R1, LeCam
+from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 
 
 def test_pixel_losses_are_the_means_over_pixels() -> None:
@@ -27,17 +30,69 @@ def test_pixel_losses_are_computed_in_float32() -> None:
     assert Pixel()(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype == torch.float32
 
 
+GAMES = [Hinge(), Vanilla(), NonSaturating(), LeastSquares()]
+each_game = pytest.mark.parametrize("game", GAMES, ids=lambda game: type(game).__name__)
+
+
 def test_the_hinge_is_one_for_a_blind_discriminator_and_zero_for_a_sure_one() -> None:
-    assert hinge_discriminator(torch.zeros(4), torch.zeros(4)) == 1
-    assert hinge_discriminator(torch.ones(4), -torch.ones(4)) == 0
-    assert hinge_discriminator(-torch.ones(4), torch.ones(4)) == 2  # real and fake taken for each other
+    hinge = Hinge()
+    assert hinge.discriminator(torch.zeros(4), torch.zeros(4)) == 1
+    assert hinge.discriminator(torch.ones(4), -torch.ones(4)) == 0
+    assert hinge.discriminator(-torch.ones(4), torch.ones(4)) == 2  # real and fake taken for each other
 
 
-def test_the_generator_wants_larger_logits() -> None:
-    fake = torch.zeros(4, requires_grad=True)
-    hinge_generator(fake).backward()
+@each_game
+def test_a_discriminator_wants_larger_logits_for_real_and_smaller_for_fake(game: Game) -> None:
+    """Where targets and logits change places, as in a cross-entropy called with its arguments the wrong way round, it doesn't."""
+    real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    game.discriminator(real, fake).backward()
+    assert real.grad is not None
+    assert fake.grad is not None
+    assert (real.grad < 0).all()
+    torch.testing.assert_close(real.grad, -fake.grad)
+
+
+@each_game
+def test_the_generator_wants_larger_logits(game: Game) -> None:
+    fake = torch.full((4,), -0.5, requires_grad=True)
+    game.generator(fake).backward()
     assert fake.grad is not None
     assert (fake.grad < 0).all()
+
+
+@each_game
+def test_losses_of_games_are_means_in_float32(game: Game) -> None:
+    real, fake = torch.randn(6), torch.randn(6)
+    torch.testing.assert_close(game.discriminator(real.repeat(3), fake.repeat(3)), game.discriminator(real, fake))
+    torch.testing.assert_close(game.generator(fake.repeat(3)), game.generator(fake))
+    assert game.discriminator(real.bfloat16(), fake.bfloat16()).dtype == torch.float32
+    assert game.generator(fake.half()).dtype == torch.float32
+
+
+def test_the_logistic_games_are_the_binary_cross_entropy() -> None:
+    real, fake, one = torch.randn(50), torch.randn(50), torch.ones(50)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    for game in (Vanilla(), NonSaturating()):
+        torch.testing.assert_close(game.discriminator(real, fake), (bce(real, one) + bce(fake, 0 * one)) / 2)
+        assert game.blind == pytest.approx(math.log(2))
+    torch.testing.assert_close(NonSaturating().generator(fake), bce(fake, one))
+    torch.testing.assert_close(Vanilla().generator(fake), -bce(fake, 0 * one))
+
+
+def test_the_minimax_generator_saturates_where_it_is_worst_and_the_other_does_not() -> None:
+    slopes = []
+    for game in (Vanilla(), NonSaturating()):
+        fake = torch.full((1,), -20.0, requires_grad=True)
+        game.generator(fake).backward()
+        slopes.append(float(fake.grad))  # type: ignore[arg-type]
+    assert slopes == pytest.approx([0, -1], abs=1e-6)
+
+
+def test_least_squares_pull_to_one_minus_one_and_the_middle() -> None:
+    game = LeastSquares()
+    assert game.discriminator(torch.ones(3), -torch.ones(3)) == 0
+    assert game.discriminator(torch.zeros(3), torch.zeros(3)) == game.blind == 1
+    assert game.generator(torch.zeros(3)) == 0
 
 
 def at(step: int = 0, progress: float = 0.0) -> Now:
@@ -76,62 +131,96 @@ def test_gates_that_mix_units_or_leave_the_run_are_refused(marks: tuple[float, f
         Gate(*marks)
 
 
-def test_lambda_is_the_ratio_of_the_gradient_norms_at_the_last_layer() -> None:
-    # VQGAN eq. 7 by hand: the gradients of 3 sum(w) and of 0.5 sum(w) with respect to w have norms 3 sqrt(n), 0.5 sqrt(n).
-    last = nn.Parameter(torch.randn(2, 3))
-    found = AdaptiveWeight(scale=1.0)(3 * last.sum(), 0.5 * last.sum(), last)
+def lambdas(adaptive: AdaptiveWeight, pairs: list[tuple[float, float]]) -> list[float]:
+    """lambda after updates whose gradients have these lengths, one after the other."""
+    found = []
+    for rec, adv in pairs:
+        adaptive.measure(torch.tensor([[rec]]), torch.tensor([[adv]]))
+        found.append(float(adaptive.update()["lambda"]))
+    return found
+
+
+def test_lambda_is_the_ratio_of_the_gradient_norms() -> None:
+    # VQGAN eq. 7 by hand: gradients of 3 and of 0.5 everywhere have norms 3 sqrt(n) and 0.5 sqrt(n).
+    adaptive = AdaptiveWeight(scale=1.0)
+    adaptive.measure(torch.full((2, 3), 3.0), torch.full((2, 3), 0.5))
+    found = adaptive.update()
     torch.testing.assert_close(found["lambda"], torch.tensor(6.0), rtol=1e-4, atol=0)
-    torch.testing.assert_close(found["grad_rec"], torch.tensor(3 * 6**0.5))
-    torch.testing.assert_close(found["grad_adv"], torch.tensor(0.5 * 6**0.5))
-    assert not found["lambda"].requires_grad
+    torch.testing.assert_close((found["grad_rec"], found["grad_adv"]), (torch.tensor(3 * 6**0.5), torch.tensor(0.5 * 6**0.5)))
+    assert adaptive.weight == found["lambda"]
+
+
+def test_there_is_no_lambda_before_the_first_measurement() -> None:
+    assert AdaptiveWeight().weight == 0
+    assert ConstantWeight(0.1).weight == pytest.approx(0.1)
 
 
 def test_lambda_is_scaled_and_capped() -> None:
-    last = nn.Parameter(torch.ones(4))
-    assert AdaptiveWeight(scale=0.8)(last.sum(), 0 * last.sum(), last)["lambda"] == 0.8e4
-    assert AdaptiveWeight(scale=0.5, most=10)(last.sum(), 1e-3 * last.sum(), last)["lambda"] == 5
+    assert lambdas(AdaptiveWeight(scale=0.8), [(1, 0)]) == [0.8e4]
+    assert lambdas(AdaptiveWeight(scale=0.5, most=10), [(1, 1e-3)]) == [5]
 
 
-def test_lambda_leaves_no_gradient_behind() -> None:
-    last = nn.Parameter(torch.ones(4))
-    AdaptiveWeight()(last.sum(), last.square().sum(), last)
-    assert last.grad is None
+def test_a_constant_lambda_stays_and_is_measured_all_the_same() -> None:
+    constant = ConstantWeight(0.25)
+    constant.measure(torch.ones(4), torch.ones(1))
+    assert {name: float(value) for name, value in constant.update().items()} == {"lambda": 0.25, "grad_rec": 2, "grad_adv": 1}
 
 
-def lambdas(adaptive: AdaptiveWeight, pairs: list[tuple[float, float]]) -> list[float]:
-    """lambda, for gradients of these lengths one after the other."""
-    last = torch.nn.Parameter(torch.ones(1))
-    return [float(adaptive(rec * last.sum(), adv * last.sum(), last)["lambda"]) for rec, adv in pairs]
+def test_the_gradients_of_micro_batches_are_averaged_before_their_length_is_taken() -> None:
+    """Two that point apart leave nothing: the mean of their lengths would be 1."""
+    adaptive = AdaptiveWeight(scale=1.0)
+    for sign in (1.0, -1.0):
+        adaptive.measure(torch.tensor([sign]), torch.tensor([1.0]), 0.5)
+    found = adaptive.update()
+    assert (found["grad_rec"], found["grad_adv"]) == (0, 1)
+
+
+def test_a_smooth_lambda_is_the_ratio_of_running_means() -> None:
+    adaptive = AdaptiveWeight(scale=1.0, smooth=2)
+    expected, rec, adv = [], 0.0, 0.0
+    for n, (r, a) in enumerate([(1.0, 1.0), (3.0, 1.0), (5.0, 4.0)], 1):
+        rec, adv = rec + (r - rec) / min(n, 2), adv + (a - adv) / min(n, 2)
+        expected.append(rec / adv)
+    assert lambdas(adaptive, [(1, 1), (3, 1), (5, 4)]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_that_overflow_are_left_out_of_lambda() -> None:
+    adaptive = AdaptiveWeight(scale=1.0, smooth=3)
+    assert lambdas(adaptive, [(2, 1), (math.inf, 1), (math.nan, 1), (2, math.inf)]) == pytest.approx([2] * 4, rel=1e-4)
+    assert adaptive.calls == 1
 
 
 def test_an_anchored_lambda_is_deaf_to_a_reconstruction_that_gets_worse() -> None:
     """The ratio of the moment would multiply by ten what ruined it."""
     early, late = [(1.0, 2.0)] * 4, [(10.0, 2.0)] * 4
-    assert lambdas(AdaptiveWeight(scale=1.0, anchor=4), early + late) == pytest.approx([0.5] * 8, rel=1e-4)
+    assert lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=4), early + late) == pytest.approx([0.5] * 8, rel=1e-4)
     assert lambdas(AdaptiveWeight(scale=1.0), early + late) == pytest.approx([0.5] * 4 + [5.0] * 4, rel=1e-4)
 
 
 def test_an_anchored_lambda_stands_on_the_mean_of_the_first_gradients() -> None:
-    assert lambdas(AdaptiveWeight(scale=1.0, anchor=3), [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx([3, 3], rel=1e-4)
+    anchored = AdaptiveWeight(scale=1.0, smooth=50, anchor=3)
+    assert lambdas(anchored, [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx([3, 3], rel=1e-4)
 
 
 def test_a_discriminator_that_tells_nothing_apart_gets_no_unbounded_weight() -> None:
-    silent = lambdas(AdaptiveWeight(scale=1.0, anchor=2, growth=5.0), [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500)
+    silent = lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=2, growth=5.0), [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500)
     assert max(silent) == pytest.approx(5.0, rel=1e-3)
 
 
-def test_what_an_anchored_lambda_remembers_is_in_the_state() -> None:
-    one, two = (AdaptiveWeight(scale=1.0, anchor=2) for _ in range(2))
+def test_what_lambda_remembers_is_in_the_state() -> None:
+    one, two = (AdaptiveWeight(scale=1.0, smooth=5, anchor=2) for _ in range(2))
     lambdas(one, [(1.0, 2.0)] * 3)
     two.load_state_dict(one.state_dict())
+    assert two.weight == one.weight
     assert lambdas(two, [(9.0, 2.0)]) == lambdas(one, [(9.0, 2.0)])
 
 
 def test_lecam_is_the_squared_distance_beyond_the_other_sides_mean() -> None:
     lecam, real, fake = LeCam(weight=0.5, decay=0.9), torch.randn(4, 1, 3, 3), torch.randn(4, 1, 3, 3)
     lecam(real, fake)
+    lecam.update()
     r, f = 0.1 * real.mean(), 0.1 * fake.mean()
-    torch.testing.assert_close((lecam.real, lecam.fake), (r, f))
+    torch.testing.assert_close(lecam.means, torch.stack([r, f]))
     expected = sum(max(v - f, 0) ** 2 for v in real.flatten()) / 36 + sum(max(r - v, 0) ** 2 for v in fake.flatten()) / 36
     torch.testing.assert_close(lecam(real, fake), 0.5 * expected)
 
@@ -145,12 +234,43 @@ def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
     assert (fake.grad < 0).all()
 
 
-def test_lecams_means_survive_in_the_state_and_ask_for_no_gradient() -> None:
-    one, two = LeCam(), LeCam()
-    one(torch.randn(5, requires_grad=True), torch.randn(5, requires_grad=True))
+def test_lecams_means_survive_in_the_state_and_move_once_an_update() -> None:
+    one, two, real, fake = LeCam(decay=0.5), LeCam(decay=0.5), torch.randn(6, requires_grad=True), torch.randn(6)
+    for part in range(3):  # in micro-batches
+        one(real[2 * part : 2 * part + 2], fake[2 * part : 2 * part + 2], 1 / 3)
+        assert (one.means == 0).all()
+    one.update()
+    torch.testing.assert_close(one.means, torch.stack([real.detach().mean(), fake.mean()]) / 2)
+    assert not one.means.requires_grad
     two.load_state_dict(one.state_dict())
-    assert two.real == one.real != 0
-    assert not one.real.requires_grad
+    assert torch.equal(two.means, one.means)
+
+
+class Linear(nn.Module):
+    """A discriminator whose slope is known: the mean logit of an image is the sum of w times its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x: torch.Tensor) -> Judgement:
+        return Judgement((x * self.w).sum((1, 2, 3))[:, None, None, None].expand(-1, 1, 2, 2), [])
+
+
+def test_r1_is_the_squared_slope_at_the_real_images_and_pays_for_the_updates_between() -> None:
+    linear, r1 = Linear(), R1(weight=3.0, every=4)
+    penalty = r1(linear, torch.randn(5, 3, 4, 4))
+    torch.testing.assert_close(penalty, 3.0 / 2 * 4 * linear.w.square().sum())
+    penalty.backward()
+    torch.testing.assert_close(linear.w.grad, 3.0 * 4 * linear.w.detach())
+    assert [r1.due(update) for update in range(5)] == [True, False, False, False, True]
+    assert not R1(0.0).due(0)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": -1}, {"weight": 1, "every": 0}])
+def test_an_r1_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"loss.r1."):
+        R1(**wrong)
 
 
 def test_the_fine_discriminator_sees_28_pixels_around_each_logit() -> None:
@@ -195,7 +315,8 @@ def test_feature_distance_is_zero_between_equal_features_and_does_not_change_wit
     loss = Features()
     assert loss(real, real) == 0
     torch.testing.assert_close(loss([100 * real[0]], [100 * fake[0]]), loss(real, fake))
-    expected = (fake[0] - real[0]).abs().mean() / real[0].abs().mean()
+    each = [(f - r).abs().mean() / r.abs().mean() for r, f in zip(real[0], fake[0], strict=True)]  # by image: no batch counts
+    expected = torch.stack(each).mean()
     torch.testing.assert_close(loss(real, fake), expected)
 
 

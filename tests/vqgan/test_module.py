@@ -1,13 +1,14 @@
 """Whose gradients go where, and who counts the steps."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
@@ -16,9 +17,12 @@ from data.loading import Samples
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.clock import Budget, Now, Schedule
 from vqgan.discriminators.patch import PatchGAN
-from vqgan.losses.adversarial import AdaptiveWeight, Gate, LeCam
+from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
+from vqgan.losses.gate import Gate
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
+from vqgan.losses.regularisers import R1, LeCam
+from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 from vqgan.module import VQGAN, frozen
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.vq import VQ
@@ -47,14 +51,14 @@ def module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
     return VQGAN(found, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
 
 
-def fit(trained: VQGAN, callbacks: Sequence[Callback] = (), **settings: Any) -> L.Trainer:
+def fit(trained: VQGAN, callbacks: Sequence[Callback] = (), data: ImageDataModule | None = None, **settings: Any) -> L.Trainer:
     trainer = L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
     torch.manual_seed(0)  # the same augmentation, whatever was built before
-    trainer.fit(trained, noise())
+    trainer.fit(trained, data or noise())
     return trainer
 
 
@@ -81,14 +85,14 @@ class Spy(Callback):
             return
         spy, descend = self, module.descend
 
-        def watched(which: int, loss: Tensor, rate: float) -> Tensor:
+        def watched(which: int, losses: Iterable[Tensor], rate: float) -> Tensor:
             assert isinstance(module, VQGAN)
             assert module.discriminator is not None
             players = module.tokenizer, module.discriminator
             before = [weights(player) for player in players]
             for player in players:
                 player.zero_grad()
-            norm: Tensor = descend(which, loss, rate)
+            norm: Tensor = descend(which, losses, rate)
             spy.moved.append((not same(before[0], players[0]), not same(before[1], players[1])))
             grads = [any(p.grad is not None and bool(p.grad.any()) for p in player.parameters()) for player in players]
             spy.gradients.append((grads[0], grads[1]))
@@ -161,15 +165,58 @@ def test_with_resting_codes_the_learning_rate_runs_its_course_twice() -> None:
     assert rates == pytest.approx([0.5 * cosine[0], *cosine[1:], *[0.5 * c for c in cosine]])
 
 
-def test_the_generator_loss_is_the_sum_of_its_terms() -> None:
-    m = module(Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5)
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool) -> None:
+    """Against the plain way: one loss, one backward pass through everything."""
+    m = module(Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, codes_rest=False, adaptive=ConstantWeight(0.3))
+    m.augment = torch.nn.Flatten(0, 0) if augmented else None  # takes the other way and changes nothing
     logged: dict[str, Tensor] = {}
     m.log_terms = logged.update  # type: ignore[method-assign]
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     q = m.tokenizer.encode(x)
-    total = m.generator_loss(x, m.tokenizer.decode(q.z_q), q)
-    expected = logged["rec"] + 0.5 * logged["perceptual"] + logged["quantizer"] + logged["lambda"] * logged["adversarial"]
-    torch.testing.assert_close(total, expected)
+    m.generator_loss(x, m.tokenizer.decode(q.z_q), q).backward()
+    found = [p.grad.clone() for p in m.tokenizer.parameters() if p.grad is not None]
+    m.tokenizer.zero_grad()
+    q = m.tokenizer.encode(x)
+    x_hat = m.tokenizer.decode(q.z_q)
+    fake, real = m.discriminator(x_hat), m.discriminator(x)
+    features, adversarial = Features()(real.features, fake.features), -fake.logits.mean()
+    (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
+    expected = [p.grad for p in m.tokenizer.parameters() if p.grad is not None]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    terms = {"rec": Pixel()(x, x_hat), "perceptual": features, "adversarial": adversarial, "quantizer": q.loss}
+    for name, value in terms.items():
+        torch.testing.assert_close(logged[name], value)
+
+
+def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
+    m = module(Gate(start=0, ramp=0, warmup=0), perceptual=None, adaptive=ConstantWeight(0.3))
+    logged: dict[str, Tensor] = {}
+    m.log_terms = logged.update  # type: ignore[method-assign]
+    x, x_hat = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16, requires_grad=True)
+    q = m.tokenizer.encode(x)
+    made = m.tokenizer.decode(q.z_q)
+    m.generator_loss(x, made, q)
+    x_hat = made.detach().requires_grad_()
+    rec = torch.autograd.grad(Pixel()(x, x_hat), x_hat)[0].norm()
+    adv = 0.3 * torch.autograd.grad(-m.discriminator(x_hat).logits.mean(), x_hat)[0].norm()
+    torch.testing.assert_close((logged["share_rec"], logged["share_adversarial"]), (rec / (rec + adv), adv / (rec + adv)))
+
+
+def test_lambda_is_measured_at_the_decoders_last_layer() -> None:
+    """VQGAN eq. 7 by one backward pass each, through everything."""
+    m = module(Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, adaptive=AdaptiveWeight(scale=1.0))
+    m.log_terms = lambda _: None  # type: ignore[method-assign]
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    q = m.tokenizer.encode(x)
+    last, x_hat = m.tokenizer.decoder.last.weight, m.tokenizer.decode(q.z_q)
+    m.generator_loss(x, x_hat, q)
+    fake, real = m.discriminator(x_hat), m.discriminator(x)
+    rec = Pixel()(x, x_hat) + 0.5 * Features()(real.features, fake.features)
+    above = torch.autograd.grad(rec, last, retain_graph=True)[0].norm()
+    below = torch.autograd.grad(-fake.logits.mean(), last)[0].norm()
+    torch.testing.assert_close(m.adaptive.update()["lambda"], above / (below + 1e-6))
 
 
 def test_steps_are_counted_once_though_two_optimizers_step() -> None:
@@ -225,8 +272,10 @@ def test_frozen_parameters_thaw_even_after_an_error() -> None:
     part.bias.requires_grad_(False)
     with pytest.raises(RuntimeError), frozen(part):
         assert not part.weight.requires_grad
+        assert not part.training
         raise RuntimeError
     assert part.weight.requires_grad
+    assert part.training
     assert not part.bias.requires_grad  # what was frozen before stays so
 
 
@@ -266,11 +315,117 @@ def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
         trained.tokenizer.decode_indices(torch.zeros(1, 4, 4, dtype=torch.int64))
 
 
-def test_lecam_trains_the_discriminator_alone_and_is_logged() -> None:
-    plain, held = (module(Gate(start=0, ramp=0, warmup=0), lecam=lecam) for lecam in (None, LeCam(1.0)))
+def test_penalties_train_the_discriminator_alone_and_are_logged() -> None:
+    gate = Gate(start=0, ramp=0, warmup=0)
+    plain, held = module(gate), module(gate, lecam=LeCam(1.0), r1=R1(1.0, every=2))
+    held.discriminator.load_state_dict(plain.discriminator.state_dict())
     for trained in (plain, held):
         trained.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assign]
-    x, x_hat = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16)
-    held.discriminator.load_state_dict(plain.discriminator.state_dict())
-    assert held.discriminator_loss(x, x_hat) > plain.discriminator_loss(x, x_hat)
-    assert held.lecam.real != 0
+    x, x_hat = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16, requires_grad=True)
+    expected = plain.discriminator_loss(x, x_hat)
+    held.discriminator_loss(x, x_hat).backward()
+    assert x_hat.grad is None
+    vitals = held.vitals
+    torch.testing.assert_close(held.discriminator_loss(x, x_hat), expected + vitals["lecam"] + vitals["r1"])
+    assert min(vitals["lecam"], vitals["r1"]) > 0
+    held.judged = 1
+    torch.testing.assert_close(held.discriminator_loss(x, x_hat), expected + vitals["lecam"])  # r1 is not due
+
+
+def parts(trained: VQGAN) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trained.state_dict().items()}
+
+
+@pytest.mark.parametrize("codes_rest", [True, False])
+def test_updates_of_micro_batches_equal_those_of_whole_ones(codes_rest: bool) -> None:
+    """Both players, the codebook, lambda and LeCam's means, across the gate; the batch of 4 in 1, 2, 4 and 3 (4 = 2 + 1 + 1)."""
+
+    def trained(accumulate: int) -> VQGAN:
+        gate = Gate(start=2, ramp=2, warmup=2)
+        weight = AdaptiveWeight(scale=1.0, smooth=3)
+        made = module(gate, 6, lecam=LeCam(0.1), r1=R1(0.1, every=2), adaptive=weight, codes_rest=codes_rest, accumulate=accumulate)
+        made.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))  # Adam would enlarge every rounding
+        fit(made)
+        return made
+
+    whole = parts(trained(1))
+    for n in (2, 4, 3):
+        for name, value in parts(trained(n)).items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=n, name=name: f"{n} {name}: {m}")
+
+
+def test_more_micro_batches_than_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"trainer.accumulate=9 micro-batches need more than a batch of 4"):
+        fit(module(accumulate=9))
+
+
+def test_an_update_is_clipped_to_the_length_that_is_asked_for() -> None:
+    for clip, longest in ((1e-3, 1e-3), (0.0, float("inf"))):
+        trained, lengths = module(steps=1, clip=clip), []
+        step = torch.optim.AdamW.step
+
+        def stepping(optimizer: Any, *a: Any, step: Any = step, lengths: list[float] = lengths, **k: Any) -> Any:
+            grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            lengths.append(float(torch.cat(grads).norm()))
+            return step(optimizer, *a, **k)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.AdamW, "step", stepping)
+            fit(trained)
+        assert lengths[0] == pytest.approx(longest, rel=1e-3) if clip else lengths[0] > 1e-3
+        assert float(trained.vitals["grad_generator"]) > 1e-3  # the log has the length before
+
+
+def test_the_discriminators_rate_follows_a_schedule_of_its_own_from_its_first_step() -> None:
+    trained = module(Gate(start=6, ramp=0, warmup=4), steps=10, discriminator_schedule=Schedule(warmup=2, floor=0.0))
+    rates = []
+    for trained.step in range(2, 10):
+        rates.append(trained.discriminator_rate)
+        trained.judged += 1
+    cosine = Schedule(0, 0.0)
+    assert rates == pytest.approx([cosine(Now(9, i / 8)) * min(1, (i + 1) / 2) for i in range(8)])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_float16_losses_are_scaled_and_clipped_as_without(fused: bool) -> None:
+    """An update that overflows is left out, and the scale is halved."""
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, 1e-3, fused=fused)
+
+    trained = module(Gate(start=0, ramp=0, warmup=0), steps=4)
+    trained.make_optimizers = {0: optimizer, 1: optimizer}
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = weights(trained.tokenizer)
+    fit(trained, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert not same(before, trained.tokenizer)
+    assert all(p.isfinite().all() for p in trained.parameters())
+    assert 1e-4 < float(trained.vitals["grad_generator"]) < 10  # of the loss as it is, not as it is scaled
+    overflowing = module(Gate(start=0, ramp=0, warmup=0), steps=2)
+    before, scaler = weights(overflowing.tokenizer), torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    fit(overflowing, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert same(before, overflowing.tokenizer)
+    assert scaler.get_scale() < 2.0**60
+    assert overflowing.broken < 0
+
+
+@pytest.mark.parametrize("game", [Hinge(), Vanilla(), NonSaturating(), LeastSquares()], ids=lambda game: type(game).__name__)
+def test_every_game_steps_both_players_across_the_gate(game: Any) -> None:
+    trained = module(Gate(start=1, ramp=1, warmup=1), steps=4, adversarial=game)
+    fit(trained)
+    assert trained.judged == 4
+    assert trained.adaptive.weight > 0
+    assert all(p.isfinite().all() for p in trained.parameters())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_the_next_look_and_names_the_step() -> None:
+    trained = module(steps=8)
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 3:
+                trained.tokenizer.decoder.last.weight.data[0] = float("nan")
+
+    fit(trained, [Spoil()])
+    with pytest.raises(InputError, match="is no number .* since step 3"):
+        trained.check()

@@ -32,6 +32,20 @@ class Quantized:
     parts: list["Quantized"] = field(default_factory=list)
 
 
+def joined(made: list[Quantized]) -> Quantized:
+    """What a bottleneck made of the micro-batches of one update, as if of one batch: all that `update` looks at.
+
+    Where dropout left inner bottlenecks out of a micro-batch, theirs are of the others alone.
+    """
+    if len(made) == 1:
+        return made[0]
+    z_e, z_q = torch.cat([q.z_e for q in made]), torch.cat([q.z_q for q in made])
+    indices = [q.indices for q in made if q.indices is not None]
+    deepest = max(len(q.parts) for q in made)
+    parts = [joined([q.parts[i] for q in made if len(q.parts) > i]) for i in range(deepest)]
+    return Quantized(z_e, z_q, torch.cat(indices) if indices else None, made[0].loss, parts=parts)
+
+
 NO_CODES = "this tokenizer is continuous (quantizer=none or kl) and has no codes; train one with quantizer=ema"
 
 
@@ -248,6 +262,13 @@ def all_reduce(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def mean_of_ranks(x: Tensor) -> Tensor:
+    """The mean of all ranks' x, element by element; on one device x as it is."""
+    if dist.is_available() and dist.is_initialized():
+        return all_reduce(x.detach().clone()) / dist.get_world_size()
+    return x.detach()
 
 
 def from_first_rank(x: Tensor) -> Tensor:

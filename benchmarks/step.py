@@ -1,0 +1,119 @@
+"""What each part of the adversarial training step costs: ms a step and images a second, side by side in one process.
+
+python -m benchmarks.step --batch 32
+
+Each row adds to the one above it, or changes what it says. The parts take turns, a few steps at a time; the figures are
+medians over all of a part's steps, the ratio is to the step of loss=vqvae. Images are noise: no loader, no dataset.
+"""
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+
+from data.datamodule import ImageDataModule
+from data.loading import Samples
+from vqgan.callbacks.average import Average
+from vqgan.callbacks.doctor import Doctor
+from vqgan.module import VQGAN
+from vqgan.run import make_trainer
+from vqgan.stages import module_from, start_images
+
+ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
+PARTS: dict[str, list[str]] = {  # what is measured: its overrides
+    "loss=vqvae": ["loss=vqvae"],
+    "discriminator trains, gate closed": ["loss.gate.start=1000000", "loss.gate.ramp=0", "loss.gate.warmup=1000000"],
+    "gate open, codes rest": ALWAYS,
+    "  without feature matching": [*ALWAYS, "~loss/perceptual"],
+    "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
+    "  patch discriminator": [*ALWAYS, "loss/discriminator=patch"],
+    "gate open, codes learn (loss.codes_rest=false)": [*ALWAYS, "loss.codes_rest=false"],
+    "  with R1 at every 16th step": [*ALWAYS, "loss.codes_rest=false", "loss.r1.weight=1"],
+    "  with DiffAugment": [*ALWAYS, "loss.codes_rest=false", "loss/augment=diffaugment"],
+    "gate open, codes rest, averaged and with a doctor": [*ALWAYS, "callbacks"],
+}
+
+
+class Noise(ImageDataModule):
+    """Random images."""
+
+    def load(self, split: str) -> Samples:
+        images = np.random.default_rng(0).integers(0, 256, (256, 3, self.image_size, self.image_size), dtype=np.uint8)
+        return Samples(images, np.zeros(256))
+
+
+class Stopwatch(Callback):
+    """Milliseconds of each step but the first, which sets things up."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.times = steps, list[float]()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._began = self._now()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            self.times.append(1000 * (self._now() - self._began))
+        trainer.should_stop = batch_idx >= self.steps
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+class Part:
+    """One row: a module that is trained a few steps whenever it is its turn."""
+
+    def __init__(self, overrides: list[str], batch: int, steps: int) -> None:
+        words = ["stage=vqgan", f"data.batch_size={batch}", *(word for word in overrides if word != "callbacks")]
+        with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+            self.config = compose("config", words)
+        self.data = Noise(self.config.data.image_size, 3, batch, False, 0, 0, "cache")
+        self.module: VQGAN = module_from(self.config)
+        self.module.tokenizer.start(start_images(self.data))
+        self.around: list[Callback] = []
+        if "callbacks" in overrides:
+            self.around = list(instantiate(self.config.callbacks).values())
+            assert {type(made) for made in self.around} == {Average, Doctor}
+        self.watch = Stopwatch(steps)
+
+    def turn(self, folder: Path) -> None:
+        trainer = make_trainer(self.config.trainer, folder, [*self.around, self.watch], [])
+        trainer.limit_val_batches = 0
+        trainer.fit(self.module, self.data)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--batch", type=int, default=32)
+    arguments.add_argument("--steps", type=int, default=6, help="of a turn")
+    arguments.add_argument("--rounds", type=int, default=4)
+    given = arguments.parse_args()
+    warnings.simplefilter("ignore")
+    parts = {name: Part(overrides, given.batch, given.steps) for name, overrides in PARTS.items()}
+    for _ in range(given.rounds):
+        for part in parts.values():
+            part.turn(Path("."))
+    medians = {name: statistics.median(part.watch.times) for name, part in parts.items()}
+    first = next(iter(medians.values()))
+    print("| step | ms | images/s | times loss=vqvae |\n|---|---|---|---|")
+    for name, ms in medians.items():
+        print(f"| {name} | {ms:.0f} | {1000 * given.batch / ms:.0f} | {ms / first:.2f} |")
+    for name, ms in medians.items():
+        row = {"part": name.strip(), "batch": given.batch, "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
+        print(json.dumps({"bench": "step", **row}))
+
+
+if __name__ == "__main__":
+    main()

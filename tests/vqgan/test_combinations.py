@@ -1,0 +1,94 @@
+"""Whatever composes, trains: each choice of loss, discriminator and precision with each other."""
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_house import ROOT, config
+from tests.vqgan.test_module import fit, noise, pytestmark
+from vqgan.run import PRECISIONS, numbers
+from vqgan.stages import module_from, start_images
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "conf" / "loss" / group).glob("*.yaml"))
+
+
+GAMES, DISCRIMINATORS, PERCEPTUAL = options("adversarial"), options("discriminator"), ["null", *options("perceptual")]
+WEIGHTS, AUGMENT = options("adaptive"), ["null", *options("augment")]
+KINDS = [precision for precision in PRECISIONS if precision != "auto"]
+SMALL = [
+    "stage=vqgan", "data.image_size=16", "model.grid=4", "model.width=8", "model.encoder.depth=1", "model.decoder.depth=1",
+    "quantizer.K=16", "quantizer.dim=8", "trainer.max_steps=3", "trainer.accelerator=cpu", "loss.gate.start=1", "loss.gate.ramp=1",
+    "loss.gate.warmup=1", "loss.discriminator.width=8", "loss.r1.weight=0.1", "loss.r1.every=2", "loss.pixel.l1=1",
+    "loss.pixel.focal=1",
+]  # fmt: skip
+NETWORKS = {  # small ones, without weights from elsewhere
+    "loss/perceptual=lpips": ["loss.perceptual.net=squeeze", "loss.perceptual.pretrained=false"],
+    "loss/perceptual=backbone": ["loss.perceptual.backbone.name=squeezenet1_1", "loss.perceptual.backbone.pretrained=false"],
+    "loss/discriminator=frozen": ["loss.discriminator.backbone.name=squeezenet1_1", "loss.discriminator.backbone.pretrained=false"],
+    "loss/discriminator=patch": ["loss.discriminator.spectral=true"],
+    "loss/discriminator=multiscale": ["loss.discriminator.depth=1"],
+}
+
+
+def step(game: str, discriminator: str, perceptual: str, precision: str, weight: str, augment: str) -> None:
+    """Three steps across the gate: all parts of the loss are at work in the last, and nothing is infinite."""
+    choices = {
+        "adversarial": game,
+        "discriminator": discriminator,
+        "perceptual": perceptual,
+        "adaptive": weight,
+        "augment": augment,
+    }
+    chosen = [f"loss/{group}={choice}" for group, choice in choices.items() if choice != "null"]
+    chosen += [f"trainer.precision={precision}", *(["~loss/perceptual"] if perceptual == "null" else [])]
+    made = config(*SMALL, *chosen, *itertools.chain.from_iterable(NETWORKS.get(word, []) for word in chosen))
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, of lpips
+        trained = module_from(made)
+    trained.tokenizer.start(start_images(noise()))
+    fit(trained, **numbers(made.trainer))
+    seen = trained.vitals
+    expected = {"rec", "adversarial", "discriminator", "lambda"} | ({"perceptual"} if perceptual != "null" else set())
+    assert expected <= seen.keys()
+    assert all(seen[name].isfinite() for name in expected), seen
+    assert trained.judged == 3
+    assert all(p.isfinite().all() for p in trained.parameters())
+
+
+def everything() -> list[tuple[str, ...]]:
+    """All of game x discriminator x perceptual x precision, with weights and augmentation in turn."""
+    others = itertools.cycle(itertools.product(WEIGHTS, AUGMENT))
+    return [(*one, *other) for one, other in zip(itertools.product(GAMES, DISCRIMINATORS, PERCEPTUAL, KINDS), others, strict=False)]
+
+
+@pytest.mark.parametrize("one", everything()[::23], ids="-".join)
+def test_some_combinations_train(one: tuple[str, ...]) -> None:
+    step(*one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discriminator", DISCRIMINATORS)
+@pytest.mark.parametrize("precision", KINDS)
+def test_all_combinations_train(discriminator: str, precision: str) -> None:
+    for one in everything():
+        if one[1] == discriminator and one[3] == precision:
+            step(*one)
+
+
+def test_the_combinations_are_of_everything_there_is() -> None:
+    assert set(GAMES) == {"hinge", "vanilla", "non_saturating", "least_squares"}
+    assert set(DISCRIMINATORS) == {"patch", "fine", "multiscale", "style", "frozen"}
+    assert set(PERCEPTUAL) == {"null", "features", "lpips", "backbone"}
+    assert set(KINDS) == {"32-true", "bf16-mixed", "16-mixed"}
+    told: dict[Any, set[tuple[str, str]]] = {}
+    for one in everything():
+        told.setdefault(one[1], set()).add((one[4], one[5]))
+    assert all(len(pairs) == len(WEIGHTS) * len(AUGMENT) for pairs in told.values())  # each discriminator meets each pair

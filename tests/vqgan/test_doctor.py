@@ -1,0 +1,158 @@
+"""Each planted fault is found and named; a healthy run hears nothing."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from data.errors import InputError
+from tests.test_house import config
+from tests.vqgan.test_module import fit, module, pytestmark
+from vqgan.callbacks.doctor import Doctor
+from vqgan.checkpoint import Checkpoints, header, read
+from vqgan.discriminators.patch import Judgement
+from vqgan.losses.adversarial import LeastSquares, NonSaturating
+from vqgan.losses.gate import Gate
+from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
+from vqgan.module import VQGAN
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+OPEN = Gate(start=0, ramp=0, warmup=0)
+
+
+def examined(trained: VQGAN, folder: Path, callbacks: Sequence[Callback] = (), **settings: Any) -> list[str]:
+    """What the doctor says of this run."""
+    doctor = Doctor(**{"every": 4, "patience": 2, **settings})
+    fit(trained, [*callbacks, doctor], default_root_dir=folder)
+    return doctor.said
+
+
+def test_a_healthy_run_hears_nothing(tmp_path: Path) -> None:
+    assert examined(module(Gate(start=8, ramp=4, warmup=4), steps=40, codes_rest=False), tmp_path) == []
+    assert not (tmp_path / "doctor.txt").exists()
+
+
+class Collapse(Callback):
+    """From step 8 on all codes but one are where no output ever is."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(module, VQGAN)
+        if batch_idx >= 8:
+            module.tokenizer.quantizer.codebook.data[1:] = 1e3  # type: ignore[union-attr]
+
+
+def test_a_collapsed_codebook_is_found_with_the_step_and_a_cure(tmp_path: Path) -> None:
+    [said] = examined(module(steps=40), tmp_path, [Collapse()])
+    assert said.startswith("step 16: the codebook has collapsed: 1 of 16 codes in use, perplexity 1.0, since step 8; try ")
+    assert "quantizer.revive=0.5" in said
+    assert (tmp_path / "doctor.txt").read_text() == said + "\n"
+
+
+def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) -> None:
+    class Sometimes(Collapse):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+            assert isinstance(module, VQGAN)
+            if batch_idx == 0:
+                self.good = copy.deepcopy(module.tokenizer.quantizer.state_dict())
+            if batch_idx == 24:
+                module.tokenizer.quantizer.load_state_dict(self.good)
+            if not 24 <= batch_idx < 40:
+                super().on_train_batch_start(trainer, module, batch, batch_idx)
+
+    said = examined(module(steps=64), tmp_path, [Sometimes()])
+    assert [sentence.split(":")[0] for sentence in said] == ["step 16", "step 48"]
+
+
+class Growing(AdaptiveWeight):
+    """A weight that is `rate` times the last after each update."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(1.0)
+        self.rate = rate
+
+    def ratio(self) -> Tensor:
+        return 1e-3 * self.rate ** self.calls.float()
+
+
+@pytest.mark.parametrize(("rate", "what"), [(2.0, "lambda explodes"), (0.5, "lambda vanishes")])
+def test_a_lambda_that_runs_away_is_found(tmp_path: Path, rate: float, what: str) -> None:
+    said = examined(module(OPEN, steps=24, adaptive=Growing(rate), perceptual=None), tmp_path, least_share=0.0)
+    assert len([s for s in said if what in s and "since step 8" in s]) == 1, said
+
+
+def test_a_lambda_at_its_cap_is_found(tmp_path: Path) -> None:
+    said = examined(module(OPEN, steps=16, adaptive=AdaptiveWeight(most=1e-6), perceptual=None), tmp_path, least_share=0.0)
+    assert any("lambda is at its cap" in s for s in said), said
+
+
+@pytest.mark.parametrize("game", [None, NonSaturating(), LeastSquares()])
+def test_a_discriminator_that_learns_nothing_is_found(tmp_path: Path, game: Any) -> None:
+    blind = module(OPEN, steps=16, adversarial=game, adaptive=ConstantWeight(0.1), perceptual=None)
+    nn.init.zeros_(blind.discriminator.last.weight)
+    nn.init.zeros_(blind.discriminator.last.bias)
+    blind.make_optimizers[1] = lambda p: torch.optim.SGD(p, 0.0)
+    said = examined(blind, tmp_path, least_share=0.0)
+    assert any("the discriminator is dead" in s and "since step 0" in s for s in said), said
+
+
+class Knowing(nn.Module):
+    """Reconstructions of noise are paler than noise: a discriminator that knows this and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sure = nn.Parameter(torch.tensor(1e4))
+
+    def forward(self, x: Tensor) -> Judgement:
+        return Judgement(self.sure * (x.float().std((1, 2, 3)) - 0.5)[:, None, None, None], [])
+
+
+def test_a_discriminator_that_is_sure_of_everything_is_found(tmp_path: Path) -> None:
+    sure = module(OPEN, steps=16, discriminator=Knowing(), perceptual=None, adaptive=ConstantWeight(0.0))
+    said = examined(sure, tmp_path)
+    assert any("the discriminator is saturated: its loss is 0, a blind one's 1;" in s for s in said), said
+
+
+def test_a_loss_term_without_influence_is_found(tmp_path: Path) -> None:
+    [said] = examined(module(OPEN, steps=16, perceptual_weight=1e-9), tmp_path)
+    assert "the loss term perceptual is without influence" in said
+    assert "try a larger loss.perceptual_weight" in said
+
+
+def test_a_term_whose_weight_is_zero_is_nobodys_fault(tmp_path: Path) -> None:
+    assert examined(module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
+
+
+class Spoil(Callback):
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 7:
+            module.tokenizer.decoder.last.weight.data[0] = float("nan")  # type: ignore[union-attr,index,operator]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_from_before_is_kept(tmp_path: Path) -> None:
+    trained = module(steps=40)
+    checkpoints = Checkpoints(tmp_path, header("vqgan", config("stage=vqgan")), 6)
+    with pytest.raises(InputError, match=r"no number \(NaN or Inf\) since step 7; the last checkpoint, from before that, is kept"):
+        examined(trained, tmp_path, [Spoil(), checkpoints], every=10)
+    assert trained.step == 10
+    kept = read(tmp_path, "vqgan")
+    assert kept["clock"]["step"] == 6
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="since step 7"):
+        fit(module(steps=40), [Spoil(), Checkpoints(tmp_path, header("vqgan", config("stage=vqgan")), 6)])
+    assert read(tmp_path, "vqgan")["clock"]["step"] == 6
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"least_used": 2}, {"factor": 0.5}, {"least_share": -1}])
+def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"callbacks.doctor."):
+        Doctor(**wrong)

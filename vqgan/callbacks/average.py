@@ -1,0 +1,73 @@
+"""A running average of the tokenizer's weights, to be judged and used in their place."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from vqgan.checkpoint import AVERAGE
+from vqgan.module import VQGAN
+from vqgan.quantizers.base import between
+
+
+class Average(Callback):
+    """The mean of the weights over the last updates (Polyak & Juditsky 1992), codebook and all, without the discriminator.
+
+    value <- d * value + (1 - d) * weight after each update, d = min(decay, (1 + n) / (10 + n)) at update n, so that an early
+    average is of about the last tenth of the run. Validation, its pictures and whoever loads the checkpoint use the average;
+    training goes on with the weights themselves. Both are in the checkpoint.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        between("callbacks.average.decay", decay, 0, 1)
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+        self._swapped = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        own = weights(module)
+        self.values = {name: self.values.get(name, value).to(value.device, copy=True) for name, value in own.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, VQGAN)
+        decay, own = min(self.decay, (1 + module.step) / (10 + module.step)), weights(module)
+        floats = [name for name, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.values[name] for name in floats], [own[name] for name in floats], 1 - decay)
+        for name in own.keys() - set(floats):  # counters
+            self.values[name].copy_(own[name])
+
+    @torch.no_grad()
+    def swap(self, module: L.LightningModule) -> None:
+        """The average takes the weights' place, and the weights its."""
+        for name, value in weights(module).items():
+            kept = value.clone()
+            value.copy_(self.values[name])
+            self.values[name].copy_(kept)
+        self._swapped = not self._swapped
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.values:
+            self.swap(module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._swapped:
+            self.swap(module)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if self._swapped:  # or the checkpoint that is written next would hold each in the other's place
+            self.swap(module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[AVERAGE] = self.values
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.values = checkpoint.get(AVERAGE, {})
+
+
+def weights(module: L.LightningModule) -> dict[str, Tensor]:
+    """Everything that makes the tokenizer, parameters and buffers, the tensors themselves."""
+    assert isinstance(module, VQGAN)
+    return dict(module.tokenizer.state_dict())

@@ -1,0 +1,161 @@
+"""An alarm for runs that go wrong without saying so."""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from tqdm import tqdm
+
+from vqgan.metrics.codebook import CodebookUse
+from vqgan.module import VQGAN
+from vqgan.quantizers.base import between, whole
+
+
+@dataclass
+class Sign:
+    """Something that is wrong now: its name, what is seen, and what to try against it."""
+
+    name: str
+    seen: str
+    cure: str
+
+
+class Doctor(Callback):
+    """Looks at a run every `every` updates. After `patience` looks that agree it says what is wrong, since when, and what to
+    try: once, on the terminal and in doctor.txt of the run folder; `said` has it all.
+
+    * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
+    * lambda is at its cap, or `factor` times more or less than when the gate was first fully open
+    * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
+    * a loss term has under `least_share` of the gradient at the reconstruction
+    * a loss or a gradient is no number: the run ends at once, and its last checkpoint is from before
+
+    What is looked at are means over the updates since the last look; all of it is in the logs.
+    """
+
+    def __init__(
+        self, every: int = 50, patience: int = 3, least_used: float = 0.1, factor: float = 100.0, least_share: float = 1e-4
+    ) -> None:
+        whole("callbacks.doctor.every", every, 1, "update")
+        whole("callbacks.doctor.patience", patience, 1, "look")
+        between("callbacks.doctor.least_used", least_used, 0, 1)
+        between("callbacks.doctor.factor", factor, 1)
+        between("callbacks.doctor.least_share", least_share, 0, 1)
+        self.every, self.patience = every, patience
+        self.least_used, self.factor, self.least_share = least_used, factor, least_share
+        self.said: list[str] = []
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._codes: CodebookUse | None = None
+        self._usual: float | None = None  # lambda when the gate was first fully open
+        self._signs: dict[str, tuple[int, int]] = {}  # name -> the step since when, and in how many looks
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        assert isinstance(module, VQGAN)
+        for name, value in module.vitals.items():
+            total, n = self._sums.get(name, (value * 0, 0))
+            self._sums[name] = total + value, n + 1
+        module.vitals.clear()
+        if module.use is not None and outputs["indices"] is not None:
+            self._codes = self._codes or CodebookUse(module.use.K, module.use.books).to(module.device)
+            self._codes.update(outputs["indices"])
+        if module.step % self.every == 0:
+            module.check()
+            self.look(trainer, module)
+
+    def look(self, trainer: L.Trainer, module: VQGAN) -> None:
+        """Count each sign of trouble, and speak of those that stay."""
+        means = {name: float(total) / n for name, (total, n) in self._sums.items()}
+        signs = list(self.signs(module, means))
+        self._sums = {}
+        for gone in self._signs.keys() - {sign.name for sign in signs}:
+            del self._signs[gone]
+        for sign in signs:
+            since, times = self._signs.get(sign.name, (module.step - self.every, 0))
+            self._signs[sign.name] = since, times + 1
+            if times + 1 == self.patience:
+                self.speak(trainer, f"step {module.step}: {sign.seen}, since step {since}; try {sign.cure}")
+
+    def speak(self, trainer: L.Trainer, sentence: str) -> None:
+        self.said.append(sentence)
+        if trainer.is_global_zero:
+            tqdm.write(f"doctor: {sentence}", file=sys.stderr)
+            with (Path(trainer.default_root_dir) / "doctor.txt").open("a") as lines:
+                lines.write(sentence + "\n")
+
+    def signs(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
+        """What is wrong, by the means of all terms since the last look."""
+        yield from self.of_codes()
+        if means.get("gate") == 1.0 and "lambda" in means:
+            yield from self.of_lambda(module, means["lambda"])
+        if "discriminator" in means:
+            yield from self.of_discriminator(module, means)
+        if means.get("gate", 1.0) == 1.0:
+            yield from self.of_influence(module, means)
+
+    def of_codes(self) -> Iterator[Sign]:
+        if self._codes is None or self._codes.counts.sum() < 10 * self._codes.K * self._codes.books:
+            return  # too few to tell a code that is never used from one that is rare; count on
+        found, K = {name: float(value) for name, value in self._codes.compute().items()}, self._codes.K
+        self._codes.reset()
+        if found["usage"] < self.least_used or found["perplexity"] < max(K / 100, 1.5):
+            used, perplexity = int(found["codes_used"]), found["perplexity"]
+            yield Sign(
+                "codes",
+                f"the codebook has collapsed: {used} of {K} codes in use, perplexity {perplexity:.1f}",
+                "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
+            )
+
+    def of_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
+        assert module.adaptive is not None
+        self._usual = usual = now if self._usual is None else self._usual
+        if now >= 0.99 * module.adaptive.scale * module.adaptive.most:
+            yield Sign(
+                "lambda",
+                f"lambda is at its cap ({now:.3g}): the adversarial gradient has vanished",
+                "loss.gate.warmup twice as long, or loss/adaptive=constant",
+            )
+        elif now > self.factor * usual:
+            yield Sign(
+                "lambda",
+                f"lambda explodes: {now:.3g}, {now / max(usual, 1e-30):.0f} times what it was when the gate opened",
+                "loss.adaptive.anchor=50 or loss.adaptive.most=" + f"{max(10 * usual, 1e-3):.2g}",
+            )
+        elif now * self.factor < usual or now == 0 < module.adaptive.scale:
+            yield Sign(
+                "lambda",
+                f"lambda vanishes: {now:.3g}, {now / max(usual, 1e-30):.1g} of what it was when the gate opened",
+                "loss.r1.weight=1, a lower loss.discriminator_optimizer.lr, or loss/adaptive=constant",
+            )
+
+    def of_discriminator(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
+        loss, blind = means["discriminator"], module.adversarial.blind
+        logits = f"logits {means['logits_real']:.2g} for real, {means['logits_fake']:.2g} for fake"
+        if loss > 0.99 * blind:
+            yield Sign(
+                "discriminator",
+                f"the discriminator is dead: its loss is {loss:.3g}, a blind one's {blind:.3g}; {logits}",
+                "a higher loss.discriminator_optimizer.lr, or a lower loss.lecam.weight",
+            )
+        elif loss < 0.01 * blind:
+            yield Sign(
+                "discriminator",
+                f"the discriminator is saturated: its loss is {loss:.3g}, a blind one's {blind:.3g}; {logits}",
+                "loss.lecam.weight=0.1, loss/augment=diffaugment, or a lower loss.discriminator_optimizer.lr",
+            )
+
+    def of_influence(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
+        weights = {"rec": "loss.pixel.l2", "perceptual": "loss.perceptual_weight", "adversarial": "loss.adaptive.scale"}
+        for name, setting in weights.items():
+            share = means.get(f"share_{name}", math.inf)
+            if share < self.least_share:
+                yield Sign(
+                    name,
+                    f"the loss term {name} is without influence: it has {share:.1g} of the gradient at the reconstruction",
+                    f"a larger {setting}, or leave the term out",
+                )
