@@ -49,20 +49,20 @@ SHEET = 12  # images a row of the picture
 
 
 class Features(nn.Module):
-    """A small convolutional network: x (B, C, H, W) -> (B, num_features).
+    """A small convolutional network: x (B, C, H, W) -> (B, num_features), its last maps averaged over positions, as in FID.
 
     So few features that the covariance over a thousand images has full rank.
     """
 
-    num_features = 64
+    num_features = 128
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        widths = (channels, 32, 64, 128, 128)
+        widths = (channels, 32, 64, 128, self.num_features)
         blocks: list[nn.Module] = []
         for inner, outer in pairwise(widths):
             blocks += [nn.Conv2d(inner, outer, 3, 2, 1), nn.GroupNorm(8, outer), nn.SiLU()]
-        self.layers = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, self.num_features), nn.SiLU())
+        self.layers = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.layers(x.contiguous())  # channels last would take five times as long on CPUs

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -106,8 +106,10 @@ class Clocked(L.LightningModule):
             raise InputError(f"trainer.accumulate={self.accumulate} micro-batches need more than a batch of {len(batch)}")
         return [(part, len(part) / len(batch)) for part in batch.tensor_split(self.accumulate)]
 
-    def descend(self, which: int, losses: Iterable[Tensor], rate: float) -> Tensor:
+    def descend(self, which: int, losses: Iterable[Tensor], rate: float, betas: Sequence[float] | None = None) -> Tensor:
         """One update by optimizer number `which` at `rate` times its learning rate; the gradient's norm before clipping.
+
+        An optimizer that has betas takes these, where they are given.
 
         The losses are those of the micro-batches, in the making: each is gone backward through before the next is made,
         and the gradients, whose sum counts, are shared between ranks with the last.
@@ -116,6 +118,8 @@ class Clocked(L.LightningModule):
         optimizer = found[which] if isinstance(found, list) else found
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
+            if betas is not None and "betas" in group:
+                group["betas"] = tuple(betas)
         optimizer.zero_grad()
         sound = torch.ones((), dtype=torch.bool, device=self.device)
         for n, loss in enumerate(losses, 1):

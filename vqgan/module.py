@@ -1,6 +1,6 @@
 """The training step of stage 1."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,7 @@ class VQGAN(Clocked):
         discriminator_schedule: Schedule | None = None,
         codes_rest: bool = True,
         second_peak: float = 0.5,
+        second_betas: Sequence[float] | None = None,
         clip: float = 1.0,
         accumulate: int = 1,
     ) -> None:
@@ -65,7 +66,8 @@ class VQGAN(Clocked):
         if discriminator is None and isinstance(perceptual, Features):
             raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
         self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
-        self.codes_rest, self.second_peak, self.perceptual_weight = codes_rest, second_peak, perceptual_weight
+        self.codes_rest, self.second_peak, self.second_betas = codes_rest, second_peak, second_betas
+        self.perceptual_weight = perceptual_weight
         self.adversarial, self.gate, self.adaptive = adversarial or Hinge(), gate, adaptive
         self.lecam, self.r1, self.augment = lecam or LeCam(0.0), r1 or R1(0.0), augment
         self.make_optimizers = {GENERATOR: optimizer, DISCRIMINATOR: discriminator_optimizer or optimizer}
@@ -78,7 +80,7 @@ class VQGAN(Clocked):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
         made: list[tuple[Tensor, Tensor, Quantized]] = []
-        self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate)
+        self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate, self.betas)
         if self.gate is not None and self.gate.training(self.now):
             self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
             self.judged += 1
@@ -101,6 +103,11 @@ class VQGAN(Clocked):
             return self.schedule(self.now)
         phase = Now(self.step, self.gate.phase(self.now))
         return self.schedule(phase) * (self.second_peak if self.resting else 1.0)
+
+    @property
+    def betas(self) -> Sequence[float] | None:
+        """Those of the generator's optimizer when the gate is open, where they change then."""
+        return self.second_betas if self.gate is not None and self.gate.open(self.now) else None
 
     @property
     def discriminator_rate(self) -> float:

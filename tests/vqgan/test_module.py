@@ -85,14 +85,14 @@ class Spy(Callback):
             return
         spy, descend = self, module.descend
 
-        def watched(which: int, losses: Iterable[Tensor], rate: float) -> Tensor:
+        def watched(which: int, losses: Iterable[Tensor], rate: float, betas: Any = None) -> Tensor:
             assert isinstance(module, VQGAN)
             assert module.discriminator is not None
             players = module.tokenizer, module.discriminator
             before = [weights(player) for player in players]
             for player in players:
                 player.zero_grad()
-            norm: Tensor = descend(which, losses, rate)
+            norm: Tensor = descend(which, losses, rate, betas)
             spy.moved.append((not same(before[0], players[0]), not same(before[1], players[1])))
             grads = [any(p.grad is not None and bool(p.grad.any()) for p in player.parameters()) for player in players]
             spy.gradients.append((grads[0], grads[1]))
@@ -239,6 +239,11 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     trained = module(steps=6)
     trainer = fit(trained)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * Schedule(2)(Budget(6).now(5, 0)))
+
+
+def test_the_generators_betas_change_when_the_gate_opens() -> None:
+    closed, opened = (module(Gate(start=start, ramp=0, warmup=0), steps=4, second_betas=[0.5, 0.9]) for start in (5, 3))
+    assert [fit(trained).optimizers[0].param_groups[0]["betas"] for trained in (closed, opened)] == [(0.9, 0.999), (0.5, 0.9)]
 
 
 def test_the_discriminator_has_an_optimizer_of_its_own_at_its_full_rate() -> None:
