@@ -12,10 +12,12 @@ from benchmarks.adversarial import MEASURED, Features, Judge, classifier, sheet,
 from benchmarks.bottlenecks import LAYOUTS
 from benchmarks.classical import classical
 from benchmarks.quantizers import COLUMNS, alone
+from benchmarks.step import PARTS
 from data.datamodule import prepare
 from data.images import to_uint8
 from data.shapes import Shapes
 from tests.conftest import TINY
+from tests.test_house import config
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.metrics.reconstruction import Reconstruction
 from vqgan.quantizers.base import Quantized
@@ -95,6 +97,8 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
     """Dowson & Landau 1982: |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the roots by eigen-decomposition."""
 
     class Given(Features):
+        num_features = 64
+
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[:, :64] @ mix
 
@@ -152,3 +156,10 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
     assert all(tuple(row) == ("bench", "data", "loss", "seed", *MEASURED) for row in printed[0])
     assert printed[0] == printed[1]
     assert (tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_every_part_of_the_step_that_is_measured_composes_and_has_what_it_says(name: str) -> None:
+    chosen = config("stage=vqgan", *(word for word in PARTS[name] if word != "callbacks"))
+    assert ("discriminator" in chosen.loss) == (name != "loss=vqvae")
+    assert chosen.loss.get("codes_rest", True) == ("codes_rest=false" not in " ".join(PARTS[name]))

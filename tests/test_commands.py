@@ -161,6 +161,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
     assert two["clock"]["step"] == 6
     assert one["state_dict"].keys() == two["state_dict"].keys()
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert {"adaptive.weight", "lecam.means", "tokenizer.quantizer.counts"} <= one["state_dict"].keys()
+    assert one["average"].keys() == two["average"].keys()
+    assert all(torch.equal(value, two["average"][name]) for name, value in one["average"].items())
+    assert two["clock"]["judged"] == one["clock"]["judged"] == 5
+    for mine, theirs in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
+        assert mine["param_groups"] == theirs["param_groups"]
+        for i, moments in mine["state"].items():
+            assert all(torch.equal(value, theirs["state"][i][name]) for name, value in moments.items())
 
 
 def test_resuming_changes_nothing_but_the_trainer(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqgan.checkpoint import AVERAGE
 from vqgan.module import VQGAN
@@ -24,18 +25,26 @@ class Average(Callback):
         between("callbacks.average.decay", decay, 0, 1)
         self.decay = decay
         self.values: dict[str, Tensor] = {}
+        self._step = 0  # the last update that is in the average
         self._swapped = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         own = weights(module)
         self.values = {name: self.values.get(name, value).to(value.device, copy=True) for name, value in own.items()}
+        self._step = step(module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self.follow(module)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(module, VQGAN)
-        decay, own = min(self.decay, (1 + module.step) / (10 + module.step)), weights(module)
+    def follow(self, module: L.LightningModule) -> None:
+        """Take in the weights of this update, once; a run may break off between an update and the end of its batch."""
+        if self._step == step(module):
+            return
+        n = self._step = step(module)
+        decay, own = min(self.decay, (1 + n) / (10 + n)), weights(module)
         floats = [name for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.values[name] for name in floats], [own[name] for name in floats], 1 - decay)
+        get_ema_multi_avg_fn(decay)([self.values[name] for name in floats], [own[name] for name in floats], n)
         for name in own.keys() - set(floats):  # counters
             self.values[name].copy_(own[name])
 
@@ -61,10 +70,17 @@ class Average(Callback):
             self.swap(module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.follow(module)
         checkpoint[AVERAGE] = self.values
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.values = checkpoint.get(AVERAGE, {})
+
+
+def step(module: L.LightningModule) -> int:
+    """The updates so far, by the module's own count."""
+    assert isinstance(module, VQGAN)
+    return module.step
 
 
 def weights(module: L.LightningModule) -> dict[str, Tensor]:
