@@ -107,9 +107,8 @@ class Clocked(L.LightningModule):
         return [(part, len(part) / len(batch)) for part in batch.tensor_split(self.accumulate)]
 
     def descend(self, which: int, losses: Iterable[Tensor], rate: float, betas: Sequence[float] | None = None) -> Tensor:
-        """One update by optimizer number `which` at `rate` times its learning rate; the gradient's norm before clipping.
-
-        An optimizer that has betas takes these, where they are given.
+        """One update by optimizer number `which` at `rate` times its learning rate, with these betas where it has any and
+        some are given; the gradient's norm before clipping.
 
         The losses are those of the micro-batches, in the making: each is gone backward through before the next is made,
         and the gradients, whose sum counts, are shared between ranks with the last.

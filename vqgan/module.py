@@ -91,9 +91,15 @@ class VQGAN(Clocked):
         return {"indices": q.indices}
 
     @property
+    def playing(self) -> bool:
+        """Whether the discriminator's gradient reaches the generator."""
+        players = self.discriminator, self.adaptive, self.gate
+        return None not in players and self.gate is not None and self.gate.open(self.now)
+
+    @property
     def resting(self) -> bool:
         """Whether encoder and codebook rest: with `codes_rest`, from the moment that the gate opens."""
-        return self.codes_rest and self.gate is not None and self.gate.open(self.now)
+        return self.codes_rest and self.playing
 
     @property
     def rate(self) -> float:
@@ -107,7 +113,7 @@ class VQGAN(Clocked):
     @property
     def betas(self) -> Sequence[float] | None:
         """Those of the generator's optimizer when the gate is open, where they change then."""
-        return self.second_betas if self.gate is not None and self.gate.open(self.now) else None
+        return self.second_betas if self.playing else None
 
     @property
     def discriminator_rate(self) -> float:
@@ -125,7 +131,7 @@ class VQGAN(Clocked):
             x_hat = self.tokenizer.decode(q.z_q)
             made.append((part, x_hat.detach(), q))
             yield share * self.generator_loss(part, x_hat, q, share)
-        if self.adaptive is not None and self.gate is not None and self.gate.open(self.now):
+        if self.adaptive is not None and self.playing:
             self.log_terms(self.adaptive.update())
 
     def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized, share: float = 1.0) -> Tensor:
@@ -158,8 +164,11 @@ class VQGAN(Clocked):
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"rec": (1.0, self.pixel(x, x_hat))}
         if self.perceptual is not None and not isinstance(self.perceptual, Features):
             terms["perceptual"] = self.perceptual_weight, self.perceptual(x, x_hat)
-        if self.discriminator is None or self.adaptive is None or self.gate is None or not self.gate.open(self.now):
+        if not self.playing:
             return terms
+        assert self.discriminator is not None
+        assert self.adaptive is not None
+        assert self.gate is not None
         gate = self.gate.weight(self.now)
         with frozen(self.discriminator):
             fake = self.judge(x_hat)

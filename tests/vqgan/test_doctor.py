@@ -55,6 +55,12 @@ def test_a_collapsed_codebook_is_found_with_the_step_and_a_cure(tmp_path: Path) 
     assert (tmp_path / "doctor.txt").read_text() == said + "\n"
 
 
+def test_a_collapse_is_found_where_several_looks_are_needed_to_count_the_codes(tmp_path: Path) -> None:
+    said = examined(module(steps=24), tmp_path, [Collapse()], every=1, patience=4)  # a look is of 64 tokens, 160 are needed
+    assert len(said) == 1
+    assert "1 of 16 codes in use" in said[0]
+
+
 def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) -> None:
     class Sometimes(Collapse):
         def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:

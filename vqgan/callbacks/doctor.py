@@ -52,6 +52,7 @@ class Doctor(Callback):
         self.said: list[str] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._codes: CodebookUse | None = None
+        self._collapse: Sign | None = None  # what the last count of the codes said
         self._usual: float | None = None  # lambda when the gate was first fully open
         self._signs: dict[str, tuple[int, int]] = {}  # name -> the step since when, and in how many looks
 
@@ -99,17 +100,22 @@ class Doctor(Callback):
             yield from self.of_influence(module, means)
 
     def of_codes(self) -> Iterator[Sign]:
-        if self._codes is None or self._codes.counts.sum() < 10 * self._codes.K * self._codes.books:
-            return  # too few to tell a code that is never used from one that is rare; count on
-        found, K = {name: float(value) for name, value in self._codes.compute().items()}, self._codes.K
-        self._codes.reset()
-        if found["usage"] < self.least_used or found["perplexity"] < max(K / 100, 1.5):
-            used, perplexity = int(found["codes_used"]), found["perplexity"]
-            yield Sign(
-                "codes",
-                f"the codebook has collapsed: {used} of {K} codes in use, perplexity {perplexity:.1f}",
-                "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
-            )
+        if self._codes is not None and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.books:
+            self._collapse = self.collapse(self._codes)  # of fewer tokens, a rare code looks unused: count on till then
+            self._codes.reset()
+        if self._collapse is not None:
+            yield self._collapse
+
+    def collapse(self, codes: CodebookUse) -> Sign | None:
+        found = {name: float(value) for name, value in codes.compute().items()}
+        if found["usage"] >= self.least_used and found["perplexity"] >= max(codes.K / 100, 1.5):
+            return None
+        used = f"{found['codes_used']:.0f} of {codes.K} codes in use, perplexity {found['perplexity']:.1f}"
+        return Sign(
+            "codes",
+            f"the codebook has collapsed: {used}",
+            "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
+        )
 
     def of_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
         assert module.adaptive is not None
