@@ -30,7 +30,7 @@ test: lint
 	$(VENV)/pytest -n 2 -m "not slow"
 
 test-slow: install
-	$(VENV)/pytest -m slow
+	$(VENV)/pytest -n 2 -m slow
 
 # Needs uv (pip install uv).
 lock:

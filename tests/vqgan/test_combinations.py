@@ -1,12 +1,16 @@
 """Whatever composes, trains: each choice of loss, discriminator and precision with each other."""
 
+import functools
 import itertools
+import sys
 import warnings
 from typing import Any
 
 import pytest
 import torch
 
+import vqgan.backbones
+import vqgan.losses.perceptual
 from tests.test_house import ROOT, config
 from tests.vqgan.test_module import fit, noise, pytestmark
 from vqgan.run import PRECISIONS, numbers
@@ -74,7 +78,15 @@ def test_some_combinations_train(one: tuple[str, ...]) -> None:
     step(*one)
 
 
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen networks are made once for all combinations: they have no state."""
+    for maker in (vqgan.backbones.Torchvision, vqgan.losses.perceptual.LPIPS):
+        monkeypatch.setattr(sys.modules[maker.__module__], maker.__name__, functools.cache(maker))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize("discriminator", DISCRIMINATORS)
 @pytest.mark.parametrize("precision", KINDS)
 def test_all_combinations_train(discriminator: str, precision: str) -> None:

@@ -1,7 +1,8 @@
 """Each planted fault is found and named; a healthy run hears nothing."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,14 @@ def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> Non
 def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
         Doctor(**wrong)
+
+
+@pytest.mark.slow
+def test_a_healthy_run_of_shapes_hears_nothing(command: Callable[..., int], tmp_path: Path) -> None:
+    code = command(
+        "stage=vqgan", "data.n_train=2000", "data.n_val=200", "data.image_size=32", "model.grid=4", "model.width=16",
+        "quantizer.K=64", "loss.discriminator.width=16", "trainer.accelerator=cpu", "trainer.max_steps=400",
+        "trainer.val_every=400", "callbacks.doctor.every=20", "logger=csv", "run_dir=run",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["alarms"] == []
