@@ -1,3 +1,5 @@
+from typing import Any
+
 import lightning as L
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from data.tokens import CodeDataModule, sequences
 from prior.models.bigram import bigram_nats
 from prior.models.gpt import GPT
 from prior.module import Prior
-from vqgan.clock import Budget, Schedule
+from vqgan.clock import Budget, MakeOptimizer, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous")
 K, GRID = 6, (3, 3)
@@ -24,11 +26,11 @@ def codes(n: int, seed: int) -> Samples:
     return Samples(grids.astype(np.uint16), np.zeros(n))
 
 
-def prior(steps: int = 3) -> tuple[Prior, CodeDataModule]:
+def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, **update: Any) -> tuple[Prior, CodeDataModule]:
     torch.manual_seed(0)
     model = GPT(torch.randn(K, 8), GRID, width=32, depth=2, heads=2)
     data = CodeDataModule(codes(2000, 0), codes(70, 1), batch_size=32, seed=0)
-    return Prior(model, lambda p: torch.optim.AdamW(p, 5e-3), Budget(steps), Schedule(10)), data
+    return Prior(model, optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)), Budget(steps), Schedule(10), **update), data
 
 
 def trainer() -> L.Trainer:
@@ -52,6 +54,14 @@ def test_an_untrained_prior_needs_log_K_nats() -> None:
     module, data = prior()
     [found] = trainer().validate(module, data, verbose=False)
     assert found["val/nats_per_token"] == pytest.approx(np.log(K))
+
+
+def test_updates_of_micro_batches_equal_those_of_whole_ones() -> None:
+    whole, parts = (prior(4, lambda p: torch.optim.SGD(p, 0.5), accumulate=n) for n in (1, 3))
+    for module, data in (whole, parts):
+        trainer().fit(module, data)
+    for name, value in whole[0].state_dict().items():
+        torch.testing.assert_close(parts[0].state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
