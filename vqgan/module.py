@@ -152,17 +152,16 @@ class VQGAN(Clocked):
             against = slopes["adversarial"], sum_of(pulls[name] for name in pulls if name != "adversarial")
             adv, rec = (torch.autograd.grad(x_hat, last, scale * slope, retain_graph=True)[0].float() / scale for slope in against)
             self.adaptive.measure(rec, adv, share)
-            self.log_terms({"gate": torch.tensor(self.gate.weight(self.now) if self.gate is not None else 0.0)})
         self.log_terms({"quantizer": q.loss, **q.terms, **{name: term for name, (_, term) in terms.items()}})
-        lengths = {name: pull.norm() for name, pull in pulls.items() if not isinstance(terms[name][0], float) or terms[name][0]}
+        lengths = {name: pull.norm() for name, pull in pulls.items()}
         whole = sum_of(lengths.values()) + torch.finfo(torch.float32).tiny
         self.log_terms({f"share_{name}": length / whole for name, length in lengths.items()})
         return (x_hat * sum_of(pulls.values())).sum() + q.loss
 
     def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, tuple[float | Tensor, Tensor]]:
-        """The losses of the reconstruction and their weights; what the discriminator says is gated."""
+        """The losses of the reconstruction that count now, and their weights; what the discriminator says is gated."""
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"rec": (1.0, self.pixel(x, x_hat))}
-        if self.perceptual is not None and not isinstance(self.perceptual, Features):
+        if self.perceptual is not None and self.perceptual_weight and not isinstance(self.perceptual, Features):
             terms["perceptual"] = self.perceptual_weight, self.perceptual(x, x_hat)
         if not self.playing:
             return terms
@@ -170,10 +169,11 @@ class VQGAN(Clocked):
         assert self.adaptive is not None
         assert self.gate is not None
         gate = self.gate.weight(self.now)
+        self.log_terms({"gate": torch.tensor(gate)})
         with frozen(self.discriminator):
             fake = self.judge(x_hat)
             terms["adversarial"] = gate * self.adaptive.weight, self.adversarial.generator(fake.logits)
-            if isinstance(self.perceptual, Features):
+            if isinstance(self.perceptual, Features) and gate * self.perceptual_weight:
                 with torch.no_grad():
                     real = self.discriminator(x)
                 same = fake if self.augment is None else self.discriminator(x_hat)

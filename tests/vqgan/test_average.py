@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from tests.test_house import config
+from tests.vqgan.test_checkpoint import SMALL
 from tests.vqgan.test_module import fit, module, noise, pytestmark
 from vqgan.callbacks.average import Average, weights
 from vqgan.checkpoint import AVERAGE, LAST, Checkpoints, header, load_tokenizer, read
@@ -92,9 +93,6 @@ def test_a_validation_that_breaks_off_gives_the_weights_back_before_they_are_sav
         fit(trained, [Average(0.9), every, Break(), checkpoints])
     saved = read(tmp_path, "vqgan")["state_dict"]
     assert all(torch.equal(saved[f"tokenizer.{name}"], value) for name, value in every.taken[-1].items())
-
-
-SMALL = ["stage=vqgan", "data.image_size=16", "model.grid=4", "model.width=8", "quantizer.K=16", "quantizer.dim=8"]
 
 
 def test_whoever_loads_the_tokenizer_gets_the_average_and_a_resumed_run_both(tmp_path: Path) -> None:

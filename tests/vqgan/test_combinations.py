@@ -69,8 +69,8 @@ def step(game: str, discriminator: str, perceptual: str, precision: str, weight:
 
 def everything() -> list[tuple[str, ...]]:
     """All of game x discriminator x perceptual x precision, with weights and augmentation in turn."""
-    others = itertools.cycle(itertools.product(WEIGHTS, AUGMENT))
-    return [(*one, *other) for one, other in zip(itertools.product(GAMES, DISCRIMINATORS, PERCEPTUAL, KINDS), others, strict=False)]
+    others = list(itertools.product(WEIGHTS, AUGMENT))
+    return [(*one, *others[i % len(others)]) for i, one in enumerate(itertools.product(GAMES, DISCRIMINATORS, PERCEPTUAL, KINDS))]
 
 
 @pytest.mark.parametrize("one", everything()[::23], ids="-".join)
