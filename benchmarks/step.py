@@ -3,7 +3,7 @@
 python -m benchmarks.step --batch 32
 
 Each row adds to the one above it, or changes what it says. The parts take turns, a few steps at a time; the figures are
-medians over all of a part's steps, the ratio is to the step of loss=vqvae. Images are noise: no loader, no dataset.
+medians over all of a part's steps, the ratio is to the step of loss=vqvae. The images are in memory.
 """
 
 import argparse
@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
-from data.datamodule import ImageDataModule
-from data.loading import Samples
+from data.shapes import Shapes
 from vqgan.callbacks.average import Average
 from vqgan.callbacks.doctor import Doctor
 from vqgan.module import VQGAN
@@ -42,14 +40,6 @@ PARTS: dict[str, list[str]] = {  # what is measured: its overrides
     "  with DiffAugment": [*ALWAYS, "loss.codes_rest=false", "loss/augment=diffaugment"],
     "gate open, codes rest, averaged and with a doctor": [*ALWAYS, "callbacks"],
 }
-
-
-class Noise(ImageDataModule):
-    """Random images."""
-
-    def load(self, split: str) -> Samples:
-        images = np.random.default_rng(0).integers(0, 256, (256, 3, self.image_size, self.image_size), dtype=np.uint8)
-        return Samples(images, np.zeros(256))
 
 
 class Stopwatch(Callback):
@@ -79,7 +69,7 @@ class Part:
         words = ["stage=vqgan", f"data.batch_size={batch}", *(word for word in overrides if word != "callbacks")]
         with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
             self.config = compose("config", words)
-        self.data = Noise(self.config.data.image_size, 3, batch, False, 0, 0, "cache")
+        self.data = Shapes(n_train=256, n_val=1, image_size=self.config.data.image_size, cache="ram", batch_size=batch)
         self.module: VQGAN = module_from(self.config)
         self.module.tokenizer.start(start_images(self.data))
         self.around: list[Callback] = []

@@ -20,7 +20,7 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, InputError):
-            return f"error: {seen}"
+            return f"error: {str(seen).rstrip().rpartition('InputError: ')[2]}"  # of a worker process it comes with its traceback
         seen = seen.__cause__ or seen.__context__
     if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
         return None
@@ -28,18 +28,19 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
     if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = missing.groups()
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"error: {group}={option} does not exist{_near(option, options)}; there is {', '.join(options)}"
+        return f"error: {group}={option} does not exist{near(option, options)}; there is {', '.join(options)}"
     if missing := re.search(r"You must specify '(\w+)'", text):
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"error: {missing[1]} is not chosen; say {missing[1]}= one of {', '.join(options)}"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return (
-            f"error: {unknown[1]} is not a setting of this stage{_near(unknown[1], keys())}; "
+            f"error: {unknown[1]} is not a setting of this stage{near(unknown[1], keys())}; "
             "add --cfg job to the command to see them all"
         )
     return f"error: {' '.join(text.split())}"
 
 
-def _near(word: str, options: list[str]) -> str:
+def near(word: str, options: list[str]) -> str:
+    """The question whether the nearest of the options was meant, with its comma; empty where none is near."""
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
     return f", did you mean {close[0]}?" if close else ""

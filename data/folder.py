@@ -1,85 +1,134 @@
 """Any folder of images, in class folders or flat."""
 
-from collections.abc import Iterable
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
-from data.loading import Samples
-from data.store import Arrays, fingerprint
+from data.source import Files, Source, hold_out
+from data.store import Arrays, stored
+from data.terminal import tell
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SPLITS = ("train", "training", "val", "valid", "validation", "test")
+
+
+def find_images(root: Path) -> list[Path]:
+    """All image files below a folder, by their endings, in the order of their paths; names that begin with a dot are left out.
+
+    Links to folders are followed, each folder once, so that a link to a folder above ends, and in a folder they come
+    last, so that images keep their own names; what can't be listed is told.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def complain(error: OSError) -> None:
+        tell(f"the folder {error.filename} can't be read ({error.strerror}) and is left out")
+
+    for folder, below, files in os.walk(root, onerror=complain, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names = [name for name in below if not name.startswith(".")]
+        below[:] = sorted(names, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        found += [Path(folder, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS]
+    return sorted(found, key=lambda file: file.parts)  # as they compare, in half the time
+
+
+def images_of(root: Path) -> Files:
+    """The image files below a folder, labelled by the number of their class folder (the first below it), 0 in a flat one."""
+    files = find_images(root)
+    if not files:
+        raise InputError(f"{root} holds no image ({', '.join(sorted(ENDINGS))}); give the folder that does")
+    depth = len(root.parts)
+    kinds = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
+    classes = sorted(set(kinds))
+    numbers = {kind: number for number, kind in enumerate(classes)}
+    return Files(root, files, [numbers[kind] for kind in kinds], classes)
+
+
+def named(root: str | None, setting: str, what: str) -> Path:
+    """The folder that a setting names, or a sentence."""
+    if not root:
+        raise InputError(f"data={what} needs the folder that holds the images; add {setting}=<folder>")
+    if not Path(root).expanduser().is_dir():
+        raise InputError(f"{setting}={root} is not a folder; give the folder that holds the images")
+    return Path(root).expanduser()
 
 
 class Folder(ImageDataModule):
-    """The images below `root`, scaled on the shorter side to `image_size` and cropped at the centre.
+    """The images below `root`: any file that Pillow reads, in class folders or flat (see `images_of` and data/decode.py).
 
-    The label is the number of the class folder (the first folder below `root`), 0 in a flat folder. `n_val` images are
-    held out: "random" ones, drawn by `seed`, or the "last" in the order of their paths. Decoded images are kept as uint8
-    under `cache_dir`; the key holds every file's path, size and time, so that a changed folder is read anew.
+    Validation images are those below `val_root`; without it `n_val` of the images of `root` are held out: "random" ones,
+    drawn by `seed`, or the "last" in the order of their paths. A training file with the same bytes as a validation file
+    is left out of training.
     """
 
     def __init__(
-        self,
-        root: str | None,
-        image_size: int = 64,
-        channels: int = 3,
-        n_val: int = 1_000,
-        held_out: str = "random",
-        seed: int = 0,
-        cache_dir: str = "cache",
-        batch_size: int = 32,
-        flip: bool = True,
-        num_workers: int = 0,
+        self, root: str | None, val_root: str | None = None, n_val: int = 1_000, held_out: str = "random", **settings: Any
     ) -> None:
-        super().__init__(image_size, channels, batch_size, flip, num_workers, seed, cache_dir)
-        if not root:
-            raise InputError("data=folder needs the folder that holds the images; add data.root=<folder>")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise InputError(f"data.root={root} is not a folder; give the folder that holds the images")
+        super().__init__(**settings)
+        self.root = named(root, "data.root", "folder")
+        self.val_root = named(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
-        files = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-        if not files:
-            raise InputError(f"data.root={root} holds no image ({', '.join(sorted(ENDINGS))}); give the folder that does")
-        if not 0 < n_val < len(files):
-            raise InputError(f"data.n_val={n_val} must leave both splits an image; {root} holds {len(files)}")
-        if held_out not in ("random", "last"):
-            raise InputError(f"data.held_out={held_out} must be random or last")
-        order = np.random.default_rng(seed).permutation(len(files)) if held_out == "random" else np.arange(len(files))
-        self.files = {"train": [files[i] for i in order[:-n_val]], "val": [files[i] for i in order[-n_val:]]}
-        self.classes = sorted({self._class(file) for file in files})
+        whole = images_of(self.root)
+        splits = sorted((name for name in whole.classes if name.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
+        if len(splits) > 1:
+            raise InputError(
+                f"data.root={root} holds the splits {', '.join(splits)}, which would be taken for classes; "
+                f"give two of them, data.root={self.root / splits[0]} data.val_root={self.root / splits[1]}"
+            )
+        if self.val_root:
+            train, val = whole, images_of(self.val_root)
+            if odd := sorted(set(train.classes) ^ set(val.classes)):
+                raise InputError(
+                    f"data.root={root} and data.val_root={val_root} must have the same class folders; "
+                    f"only one of them has images in {', '.join(name or 'no class folder' for name in odd[:5])}"
+                )
+        else:
+            rows, held = hold_out(len(whole), n_val, held_out, self.seed)
+            train, val = whole.part(rows), whole.part(held)
+        self.classes = whole.classes
+        self._parts = {"train": without_copies(train, val, self.cache_dir), "val": val}
 
-    def _class(self, file: Path) -> str:
-        parts = file.relative_to(self.root).parts
-        return parts[0] if len(parts) > 1 else ""
+    def open(self, split: str) -> Source:
+        return self._parts[split]
 
-    def load(self, split: str) -> Samples:
-        files = self.files[split]
-        listing = [(str(f.relative_to(self.root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        key = {"root": str(self.root.resolve()), "files": fingerprint(listing)}
 
-        def fill(arrays: Arrays) -> None:
-            numbers = {name: i for i, name in enumerate(self.classes)}
-            arrays["labels"][:] = [numbers[self._class(file)] for file in files]
-            with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-                images: Iterable[NDArray[np.uint8]] = pool.map(self._read, files)
-                for i, image in enumerate(images):
-                    arrays["images"][i] = image
+def without_copies(train: Files, val: Files, cache_dir: str) -> Files:
+    """The training files whose bytes are not also those of a validation file. Only files of equal size are compared."""
+    sizes = {size for size, _ in train.stamps} & {size for size, _ in val.stamps if size > 0}
+    alike, held = ([i for i, (size, _) in enumerate(files.stamps) if size in sizes] for files in (train, val))
 
-        return self.cached(f"folder-{split}", key, len(files), fill)
+    def fill(arrays: Arrays) -> None:
+        with ThreadPoolExecutor() as pool:
+            digests = {digest for digest in pool.map(_digest, (val.files[i] for i in held)) if digest}
+            found = pool.map(_digest, (train.files[i] for i in alike))
+            copies = [i for i, digest in zip(alike, found, strict=True) if digest in digests]
+        arrays["keep"][:] = True
+        arrays["keep"][copies] = False
 
-    def _read(self, file: Path) -> NDArray[np.uint8]:
-        size = (self.image_size, self.image_size)
-        try:
-            with Image.open(file) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB" if self.channels == 3 else "L")
-                image = upright if upright.size == size else ImageOps.fit(upright, size, Image.Resampling.BICUBIC)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file} can't be read as an image ({error}); repair it or take it out of the folder") from error
-        return np.asarray(image).reshape(*size, self.channels).transpose(2, 0, 1)
+    if not alike:
+        return train
+    arrays, _ = stored(cache_dir, "copies", [train.key, val.key], {"keep": ((len(train),), "bool")}, fill)
+    keep = np.flatnonzero(arrays["keep"])
+    if len(keep) == len(train):
+        return train
+    if not len(keep):
+        raise InputError(f"all {len(train):,} training images below {train.root} are copies of validation images; give others")
+    tell(f"{len(train) - len(keep)} training images are copies of validation images and are left out")
+    return train.part(keep)
+
+
+def _digest(file: Path) -> bytes | None:
+    try:
+        return hashlib.blake2b(file.read_bytes()).digest()
+    except OSError:
+        return None

@@ -1,5 +1,7 @@
 """Endless shuffled batches that can start anywhere, and the datamodule that both stages build on."""
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -17,66 +19,92 @@ from data.errors import InputError
 class Batches(Sampler[list[int]]):
     """Batch i of a run is a function of (seed, i) alone: a resumed run starts at its own i and misses nothing.
 
-    Every epoch is a new permutation; what does not fill a batch on every rank waits for the next epoch.
+    Every epoch is a new permutation; what does not fill a batch on every rank waits for the next epoch. Where images lie
+    in `shards`, an epoch goes through them in a new order and mixes the images of `OPEN` at a time; where one ends the
+    next begins. The last ones reach over into the beginning, so that no part of an epoch is mixed less than others.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    OPEN = 16  # shards that are read from at once
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, shards: list[int] | None = None
+    ) -> None:
         if n < batch_size * world:
             raise InputError(f"{n} training samples don't fill one batch of {batch_size * world}; use a smaller data.batch_size")
         self.n, self.batch_size, self.seed, self.start, self.rank, self.world = n, batch_size, seed, start, rank, world
+        self.shards = shards
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The permutation (n,) that an epoch shows."""
+        stream = np.random.default_rng((self.seed, epoch))
+        if self.shards is None:
+            return stream.permutation(self.n)
+        n = len(self.shards)
+        begins = np.repeat(stream.permutation(n), self.shards)  # the moment, 0 to n, at which an image's shard is opened
+        return np.argsort((begins + min(self.OPEN, n) * stream.random(self.n)) % n)
 
     def __iter__(self) -> Iterator[list[int]]:
         per_epoch, shown = self.n // (self.batch_size * self.world), -1
         for i in count(self.start):
             epoch, batch = divmod(i, per_epoch)
             if epoch != shown:
-                order, shown = np.random.default_rng((self.seed, epoch)).permutation(self.n), epoch
+                order, shown = self.order(epoch), epoch
             first = (batch * self.world + self.rank) * self.batch_size
             yield order[first : first + self.batch_size].tolist()
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
-    """`values` (n, ...) and `labels` (n,), fetched a whole batch at a time."""
+    """`values` (n, ...) and `labels` (n,), fetched a whole batch at a time; of `rows` only, where some are given."""
 
-    def __init__(self, values: NDArray[Any], labels: NDArray[Any]) -> None:
-        self.values, self.labels = values, labels
+    shards: list[int] | None = None
+
+    def __init__(self, values: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
+        self.values, self.labels, self.rows = values, labels, rows
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.values if self.rows is None else self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         values, labels = self.__getitems__([index])
         return values[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        values = self.values[np.asarray(indices)]
-        if values.dtype == np.uint16:  # torch can neither index an embedding nor compare with uint16
-            values = values.astype(np.int32)
-        return torch.from_numpy(values), torch.from_numpy(self.labels[np.asarray(indices)].astype(np.int64))
+        rows = np.asarray(indices) if self.rows is None else self.rows[indices]
+        values = self.values[rows]
+        if values.dtype.kind == "u" and values.dtype != np.uint8:  # torch can't index an embedding with these
+            values = values.astype(np.int32 if values.dtype == np.uint16 else np.int64)
+        return torch.from_numpy(values), torch.from_numpy(self.labels[rows].astype(np.int64))
+
+
+def cores() -> int:
+    """Processors that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _whole(batch: Any) -> Any:
     return batch
 
 
-class BatchDataModule(L.LightningDataModule):
+class BatchDataModule(L.LightningDataModule, ABC):
     """Subclasses say what a split holds (`load`); this one shuffles, batches, shards over ranks and resumes.
 
     Training batches never end, so a run is counted in steps; validation runs once over its split, nothing dropped.
     """
+
+    batches = Batches  # the order of training
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self._splits: dict[str, Samples] = {}
+        self._splits: dict[str, Any] = {}
 
-    def load(self, split: str) -> Samples:
-        """The samples of "train" or "val"."""
-        raise NotImplementedError
+    @abstractmethod
+    def load(self, split: str) -> Any:
+        """The samples of "train" or "val": Samples, or what else has a length, `__getitems__` and `shards`."""
 
-    def split(self, name: str) -> Samples:
+    def split(self, name: str) -> Any:
         """The samples of "train" or "val", loaded once."""
         if name not in self._splits:
             self._splits[name] = self.load(name)
@@ -105,7 +133,8 @@ class BatchDataModule(L.LightningDataModule):
         rank, world = self._ranks
         # A module counts its own steps and restores the count before the loader is asked for: a batch a step.
         done = getattr(self.trainer.lightning_module, "step", 0) if self.trainer else 0
-        return self._loader("train", Batches(len(self.split("train")), self.batch_size, self.seed, done, rank, world))
+        samples = self.split("train")
+        return self._loader("train", self.batches(len(samples), self.batch_size, self.seed, done, rank, world, samples.shards))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self.once("val")
@@ -113,5 +142,22 @@ class BatchDataModule(L.LightningDataModule):
     def once(self, split: str) -> DataLoader[tuple[Tensor, Tensor]]:
         """One pass over a split in its own order, this rank's share."""
         rank, world = self._ranks
-        mine = list(range(len(self.split(split))))[rank::world]
+        mine = list(range(rank, self.size(split), world))
         return self._loader(split, [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)])
+
+    def pieces(self, split: str, size: int, which: Sequence[int]) -> DataLoader[tuple[Tensor, Tensor]]:
+        """For each p of `which` the samples [p * size, (p + 1) * size) of a split, in its own order."""
+        n = self.size(split)
+        return self._loader(split, [list(range(p * size, min(p * size + size, n))) for p in which])
+
+    def size(self, split: str) -> int:
+        """How many samples a split has."""
+        return len(self.split(split))
+
+    def some(self, split: str, n: int) -> tuple[Tensor, Tensor]:
+        """n samples, or all where there are fewer, from all over a split; of shards those that training would show first."""
+        samples = self.split(split)
+        n = min(n, len(samples))
+        if samples.shards is not None:  # to open them all may take hours
+            return samples.__getitems__(next(iter(self.batches(len(samples), n, self.seed, shards=samples.shards))))
+        return samples.__getitems__(np.linspace(0, len(samples) - 1, n).astype(int).tolist())

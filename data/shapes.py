@@ -5,15 +5,15 @@ orientations and colours. A shape is turned by sending each of its pixels to its
 interpolation, and so it gets the tiny holes that a good tokenizer must reproduce.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
-from data.loading import Samples
-from data.store import Arrays
+from data.source import Read, Source
 
 MOST = 5  # shapes in one image, at most
 VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
@@ -55,7 +55,7 @@ SHAPES: tuple[Callable[[Array, Array, Array, Array], NDArray[np.bool_]], ...] = 
 )  # fmt: skip
 
 
-def _parameters(seed: int, split: str, indices: range) -> tuple[NDArray[np.int64], Array]:
+def _parameters(seed: int, split: str, indices: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
     """The number of shapes of each image (n,) and their parameters (n, MOST, 8), each image from its own stream."""
     counts = np.empty(len(indices), np.int64)
     drawn = np.empty((len(indices), MOST, 8), np.float32)
@@ -66,71 +66,92 @@ def _parameters(seed: int, split: str, indices: range) -> tuple[NDArray[np.int64
     return counts, drawn
 
 
-def draw(seed: int, split: str, indices: range, size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def draw(seed: int, split: str, indices: Sequence[int], size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (n, 3, size, size) and labels (n,), the number of shapes minus one.
 
     A function of (seed, split, index) alone. The two splits draw from separate streams and share no image.
     """
     counts, drawn = _parameters(seed, split, indices)
-    canvas = np.zeros((len(indices), size, size, 3), np.uint8)
-    pixels = canvas.reshape(-1, 3)
+    images = np.empty((len(indices), 3, size, size), np.uint8)
+    block = max(1, 512**2 // size**2)  # as many at a time as stay in a core's cache
+    for start in range(0, len(indices), block):
+        part = slice(start, start + block)
+        images[part] = _paint(counts[part], drawn[part], size)
+    return images, counts - 1
+
+
+def _paint(counts: NDArray[np.int64], drawn: Array, size: int) -> NDArray[np.uint8]:
+    """Images (n, 3, size, size) of `counts` (n,) shapes with the parameters `drawn` (n, MOST, 8)."""
     unit = size / 64
     reach = int(np.ceil(RADIUS[1] * unit))
-    v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32).reshape(2, -1)
+    u = np.arange(-reach, reach + 1, dtype=np.float32)
+    v = u[:, None]
+    p = drawn.T[..., None, None]  # (8, MOST, n, 1, 1) against the (2 reach + 1, 2 reach + 1) of a stencil
+    radius = (RADIUS[0] + p[1] * (RADIUS[1] - RADIUS[0])) * unit
+    stencils = np.empty((MOST, len(counts), u.size, u.size), bool)
+    kinds = np.where(np.arange(MOST)[:, None] < counts, (drawn.T[0] * len(SHAPES)).astype(int), -1)
+    for kind, inside in enumerate(SHAPES):
+        alike = kinds == kind
+        stencils[alike] = inside(u, v, radius[alike], 0.35 + 0.65 * p[2, alike])
+    turn = 2 * np.pi * p[3]
+    cos, sin = np.cos(turn), np.sin(turn)
+    left, top = (0.12 + 0.76 * p[4:6]) * size
+    margin = int(np.ceil(np.sqrt(2) * reach))  # takes what a turned shape sends over the edge
+    side = size + 2 * margin
+    canvas = np.zeros((len(counts), side, side, 4), np.uint8)  # with a spare byte: a pixel is written as one uint32
+    pixels = canvas.view(np.uint32).reshape(-1)
+    corners = (np.arange(len(counts)) * side + margin) * side + margin
+    colours = np.zeros((len(counts), MOST, 4), np.uint8)
+    colours[..., :3] = _colours(drawn[..., 6:8])
     for slot in range(MOST):  # later shapes lie over earlier ones
-        kinds = (drawn[:, slot, 0] * len(SHAPES)).astype(int)
-        for kind, inside in enumerate(SHAPES):
-            rows = np.flatnonzero((counts > slot) & (kinds == kind))
-            p = drawn[rows, slot][:, :, None]  # (n, 8, 1) against the (pixels,) of a stencil
-            radius = (RADIUS[0] + p[:, 1] * (RADIUS[1] - RADIUS[0])) * unit
-            image, point = np.nonzero(inside(u, v, radius, 0.35 + 0.65 * p[:, 2]))
-            turn = 2 * np.pi * p[image, 3, 0]
-            cos, sin = np.cos(turn), np.sin(turn)
-            place = (0.12 + 0.76 * p[image, 4:6, 0]) * size
-            x = np.rint(place[:, 0] + cos * u[point] - sin * v[point]).astype(np.int64)
-            y = np.rint(place[:, 1] + sin * u[point] + cos * v[point]).astype(np.int64)
-            seen = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-            colours = _colours(drawn[rows, slot, 6:8])
-            pixels[(rows[image] * size + y)[seen] * size + x[seen]] = colours[image[seen]]
-    return np.ascontiguousarray(canvas.transpose(0, 3, 1, 2)), counts - 1
+        rows = np.flatnonzero(counts > slot)
+        stencil = stencils[slot, rows]
+        area = stencil.sum((1, 2), np.int32)
+        # Row and column as one number, which float32 holds exactly up to 2^24: to 2,000 pixels a side.
+        place = np.rint(top[slot, rows] + sin[slot, rows] * u + cos[slot, rows] * v) * side
+        place += np.rint(left[slot, rows] + cos[slot, rows] * u - sin[slot, rows] * v)
+        index = np.repeat(corners[rows], area) + place[stencil].astype(np.intp)
+        pixels[index] = np.repeat(colours.view(np.uint32)[rows, slot, 0], area)
+    return canvas[:, margin:-margin, margin:-margin, :3].transpose(0, 3, 1, 2)
 
 
 def _colours(uniform: Array) -> NDArray[np.uint8]:
-    """Hue from the first number, brightness from the second: (n, 2) -> (n, 3), never too dark to be seen on black."""
-    hue, value = uniform[:, :1] * 6, 0.4 + 0.6 * uniform[:, 1:]
+    """Hue from the first number, brightness from the second: (..., 2) -> (..., 3), never too dark to be seen on black."""
+    hue, value = uniform[..., :1] * 6, 0.4 + 0.6 * uniform[..., 1:]
     ramp = np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return np.rint(255 * value * (0.15 + 0.85 * ramp.clip(0, 1))).astype(np.uint8)
 
 
-class Shapes(ImageDataModule):
-    """Shapes on black (see above): drawn in seconds, then kept as uint8 under `cache_dir`. Label: how many, minus one."""
+class Drawn(Source):
+    """n images of a split, drawn when they are asked for."""
 
-    def __init__(
-        self,
-        image_size: int = 64,
-        channels: int = 3,
-        n_train: int = 20_000,
-        n_val: int = 1_000,
-        seed: int = 0,
-        cache_dir: str = "cache",
-        batch_size: int = 32,
-        flip: bool = True,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(image_size, channels, batch_size, flip, num_workers, seed, cache_dir)
+    parallel = False  # `draw` is made of operations too small for two threads
+
+    def __init__(self, n: int, seed: int, split: str) -> None:
+        super().__init__(n, {"shapes": VERSION, "seed": seed, "split": split, "n": n})
+        self.seed, self.split = seed, split
+
+    def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
+        images, labels = draw(self.seed, self.split, indices, side)
+        if channels == 1:
+            images = np.rint(np.tensordot(LUMA, images, ([0], [1])))[:, None].astype(np.uint8)
+        return images, labels, {}
+
+    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        images, labels, _ = self.read([index], side, channels)
+        return images[0], int(labels[0])
+
+
+class Shapes(ImageDataModule):
+    """Shapes on black (see above), drawn in seconds. Label: how many, minus one."""
+
+    classes = [f"{n} shape{'s' if n > 1 else ''}" for n in range(1, MOST + 1)]
+
+    def __init__(self, n_train: int = 20_000, n_val: int = 1_000, **settings: Any) -> None:
+        super().__init__(**settings)
         if min(n_train, n_val) < 1:
             raise InputError(f"data.n_train={n_train} and data.n_val={n_val} must be at least 1")
         self.counts = {"train": n_train, "val": n_val}
 
-    def load(self, split: str) -> Samples:
-        n = self.counts[split]
-
-        def fill(arrays: Arrays) -> None:
-            for start in range(0, n, 500):
-                part = range(start, min(start + 500, n))
-                images, labels = draw(self.seed, split, part, self.image_size)
-                if self.channels == 1:
-                    images = np.rint(np.tensordot(LUMA, images, ([0], [1])))[:, None].astype(np.uint8)
-                arrays["images"][part.start : part.stop], arrays["labels"][part.start : part.stop] = images, labels
-
-        return self.cached(f"shapes-{split}", {"shapes": VERSION, "seed": self.seed, "split": split}, n, fill)
+    def open(self, split: str) -> Source:
+        return Drawn(self.counts[split], self.seed, split)

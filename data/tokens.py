@@ -1,10 +1,18 @@
-"""Codes instead of images: what stage 2 trains on."""
+"""Codes instead of images: what stage 2 trains on, and what other programs may be given."""
+
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor
 
+from data.errors import InputError
 from data.loading import BatchDataModule, Samples
+
+FORMATS = ("npz", "safetensors")
 
 
 class CodeDataModule(BatchDataModule):
@@ -25,3 +33,26 @@ class CodeDataModule(BatchDataModule):
 def sequences(samples: Samples) -> Tensor:
     """All codes of a split as raster sequences (n, h*w), int64."""
     return torch.from_numpy(np.asarray(samples.values).reshape(len(samples), -1).astype(np.int64))
+
+
+def export(samples: Samples, meta: dict[str, Any], file: Path) -> Path:
+    """A split's codes for other programs: arrays `indices` and `labels`, and `meta` about them.
+
+    By the file's ending .npz, in which meta are arrays too, or .safetensors, in which they are its metadata, as text. The
+    file is written whole or not at all.
+    """
+    arrays = {"indices": np.ascontiguousarray(samples.values), "labels": np.ascontiguousarray(samples.labels)}
+    part = file.with_name(f".{file.name}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".npz":
+            with part.open("wb") as opened:
+                np.savez(opened, **arrays, **{name: np.asarray(value) for name, value in meta.items()})  # type: ignore[arg-type]
+        else:
+            save_file(arrays, part, metadata={name: str(value) for name, value in meta.items()})
+        os.replace(part, file)
+    except OSError as error:
+        raise InputError(f"can't write {file} ({error}); free some space or name another folder with run_dir=...") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return file

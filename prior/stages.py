@@ -1,5 +1,6 @@
 """stage=prior and stage=sample, from a tokenizer to pictures that never were."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
-from data.tokens import CodeDataModule, sequences
+from data.tokens import FORMATS, CodeDataModule, export, sequences
 from prior.callbacks import Samples
 from prior.extract import extract
 from prior.models.bigram import bigram_nats
@@ -21,6 +23,7 @@ from prior.module import Prior
 from prior.sampling import Sampler, sample
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
+from vqgan.quantizers.base import whole
 from vqgan.run import autocast, budget, device, fit, open_folder, settled, write_result
 from vqgan.tokenizer import Tokenizer
 
@@ -39,10 +42,10 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise InputError(
             f"ckpt={config.ckpt} {told}, and prior=gpt learns one code a position; train a tokenizer with quantizer=ema"
         )
-    images: ImageDataModule = build(described["data"])
-    where = device(config.trainer.accelerator)
-    train_codes = extract(tokenizer, images, described["data"], "train", config.flip, where)
-    val_codes = extract(tokenizer, images, described["data"], "val", False, where)
+    images = described_images(described["data"], config)
+    fabric = Fabric(accelerator=device(config.trainer.accelerator).type, devices=1)
+    train_codes = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
+    val_codes = extract(tokenizer, images, "val", fabric=fabric)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
     model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid)
     module = Prior(
@@ -65,6 +68,42 @@ def train(config: DictConfig) -> dict[str, Any]:
     bigram = bigram_nats(sequences(train_codes), sequences(val_codes), tokenizer.K)
     shape = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
     result = {**figures, "bigram_nats_per_token": round(bigram, 4), **shape, "pictures": [str(pictures.file)]}
+    return write_result(folder, result)
+
+
+def encode(config: DictConfig) -> dict[str, Any] | None:
+    """Encode both splits of a tokenizer's data into the code cache, and write them to files where `export` says so.
+
+    Every process of a run over several devices takes its share; the first one reports.
+    """
+    if not config.ckpt:
+        raise InputError("stage=extract needs the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>")
+    if config.resume:
+        raise InputError(f"stage=extract goes on by itself where it was; leave resume={config.resume} out")
+    if config.export not in (None, *FORMATS):
+        raise InputError(f"export={config.export} must be one of {', '.join(FORMATS)}")
+    whole("batch_size", config.batch_size, 1, "image")
+    fabric = Fabric(accelerator=device(config.accelerator).type, devices=config.devices, num_nodes=config.num_nodes)
+    fabric.launch()
+    tokenizer, described = load_tokenizer(config.ckpt)
+    images = described_images(described["data"], config)
+    began = time.monotonic()
+    codes = {
+        "train": extract(tokenizer, images, "train", config.flip, config.crops, config.batch_size, fabric=fabric),
+        "val": extract(tokenizer, images, "val", batch_size=config.batch_size, fabric=fabric),
+    }
+    seconds = time.monotonic() - began
+    if not fabric.is_global_zero:
+        return None
+    folder = open_folder(config, images.title)
+    meta = {"K": tokenizer.K, "grid": list(tokenizer.grid), "tokenizer": tokenizer.fingerprint()}
+    files = []
+    if config.export:
+        for split, samples in codes.items():
+            about = {**meta, "views": len(samples) // images.size(split), "n": images.size(split)}
+            files.append(str(export(samples, about, folder / f"codes-{split}.{config.export}")))
+    sizes = {split: len(samples) for split, samples in codes.items()}
+    result = {"run": str(folder), **sizes, **meta, "seconds": round(seconds, 1), "files": files}
     return write_result(folder, result)
 
 
@@ -99,6 +138,15 @@ def draw(config: DictConfig) -> dict[str, Any]:
     if codes is not None:
         torch.save({"codes": codes.cpu()}, folder / "codes.pt")
     return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, "pictures": [str(file)]})
+
+
+def described_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:
+    """The images that a tokenizer was trained on, by its `described` config, with what this run's config says of them."""
+    mine = {name: value for name, value in config.data.items() if value is not None}
+    if strange := set(mine) - set(described):
+        raise InputError(f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}")
+    images: ImageDataModule = build({**described, **mine, "cache_dir": config.cache_dir})
+    return images
 
 
 def codebook(tokenizer: Tokenizer) -> torch.Tensor:

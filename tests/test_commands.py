@@ -4,9 +4,11 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,14 +47,22 @@ WRONG = {
     "stage=vqgan trainer.val_every=0": "trainer.val_every=0 must be a whole number",
     "stage=vqgan data=folder": "add data.root=",
     "stage=vqgan data=folder data.root=nowhere": "data.root=nowhere is not a folder",
-    "stage=vqgan data=folder data.root=empty": "data.root=empty holds no image",
+    "stage=vqgan data=folder data.root=empty": "empty holds no image",
     "stage=vqgan data=folder data.root=broken data.n_val=1": "can't be read as an image",
     "stage=vqgan data.batch_size=0": "data.batch_size=0 must be at least 1",
+    "stage=vqgan data.crop=left": "data.crop=left must be one of centre, random",
+    "stage=vqgan data.cache=tape": "data.cache=tape must be one of none, ram, disk",
+    "stage=vqgan data.resize=32": "data.resize=32 must be at least data.image_size=64",
     "stage=vqgan resume=nowhere": "resume=nowhere is not a run folder",
     "stage=vqgan run_dir=broken": "run_dir=broken is not empty",
     "stage=prior": "add ckpt=<run folder of stage=vqgan>",
     "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
     "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
+    "stage=extract": "add ckpt=<run folder of stage=vqgan>",
+    "stage=extract ckpt=x export=csv": "export=csv must be one of npz, safetensors",
+    "stage=extract ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
+    "stage=extract ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=extract ckpt=x resume=broken": "stage=extract goes on by itself",
     "stage=sample": "add ckpt=<run folder of stage=prior, or of a KL-VAE>",
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
     "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
@@ -93,6 +103,79 @@ def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path)
     assert prior["bigram_nats_per_token"] > 0
     for result in (tokenizer, prior, samples):
         assert all((tmp_path / picture).stat().st_size > 100 for picture in result["pictures"])
+
+
+def test_codes_are_extracted_exported_and_found_again_by_the_prior(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY)
+    assert command("stage=extract", "ckpt=runs/vqgan/shapes", "export=npz", "accelerator=cpu") == 0
+    result = json.loads((tmp_path / "runs/extract/shapes/metrics.json").read_text())
+    assert (result["train"], result["val"], result["K"]) == (128, 16, 16)
+    codes = np.load(result["files"][0])
+    assert codes["indices"].shape == (128, 4, 4)
+    assert codes["indices"].max() < 16
+    assert (codes["views"], codes["n"]) == (2, 64)
+    made = sorted((tmp_path / "cache").glob("codes-*"))
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    assert sorted((tmp_path / "cache").glob("codes-*")) == made
+
+
+def test_images_that_have_moved_are_found_by_root(command: Command, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = [word for word in TINY if "n_train" not in word and "n_val" not in word]
+    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny)
+    moved = photos.rename(photos.with_name("moved"))
+    line = ["stage=extract", "ckpt=runs/vqgan/photos", "accelerator=cpu"]
+    assert command(*line) != 0
+    assert "photos is not a folder" in capsys.readouterr().err
+    assert command(*line, f"data.root={moved}") == 0
+
+
+def test_a_setting_that_the_tokenizers_data_lack_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    capsys.readouterr()
+    assert command("stage=extract", "ckpt=runs/vqgan/shapes", "data.root=.") != 0
+    assert "data.root is no setting of the tokenizer's data, which is data.shapes.Shapes" in mistake(capsys)
+
+
+def test_a_prior_learns_crops_of_images_that_have_room_for_them(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY, "data.crop=random")
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR) == 0
+    [codes] = (tmp_path / "cache").glob("codes-train-*")
+    assert np.load(codes / "indices.npy").shape == (192, 4, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_extract_what_one_does_and_one_reports(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY, "data.n_train=1500")
+    found = []
+    for devices in (1, 2):
+        words = [f"cache_dir=cache-{devices}", f"devices={devices}", f"run_dir=codes-{devices}"]
+        line = [sys.executable, str(ROOT / "train.py"), "stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
+        done = subprocess.run([*line, *words, "accelerator=cpu"], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        [report] = [text for text in done.stdout.splitlines() if text.startswith("{")]
+        found.append(Path(json.loads(report)["files"][0]).read_bytes())
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY, "data.n_train=6000", "model.width=32")
+    line = [sys.executable, str(ROOT / "train.py"), "stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
+    line += ["accelerator=cpu", "batch_size=1"]
+    process = subprocess.Popen([*line, "run_dir=killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        flags = list((tmp_path / "cache").glob(".codes-train-*.part/done.npy"))
+        if flags and flags[0].stat().st_size and np.load(flags[0]).any():
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert process.returncode < 0, "it was to be killed before it was done"
+    assert not list((tmp_path / "cache").glob("codes-train-*"))
+    assert command(*line[2:], "run_dir=resumed") == 0
+    assert command(*line[2:], "run_dir=fresh", f"cache_dir={tmp_path / 'other'}") == 0
+    assert Path("resumed/codes-train.safetensors").read_bytes() == Path("fresh/codes-train.safetensors").read_bytes()
 
 
 def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:

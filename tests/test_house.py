@@ -78,7 +78,7 @@ def get_class(target: str) -> type:
 
 
 STAGE = {"prior": "prior", "sampler": "sample"}  # the stage that a group belongs to; the others are of vqgan
-WIRED = ("stage", "trainer", "logger", "callbacks", "experiment", "model", "loss", "codebook")  # not one object each
+WIRED = ("stage", "trainer", "logger", "callbacks", "experiment", "model", "loss", "codebook", "images")  # not one object each
 BUILT = [option for option in OPTIONS if option.parts[0] not in WIRED]
 
 
@@ -86,7 +86,15 @@ BUILT = [option for option in OPTIONS if option.parts[0] not in WIRED]
 def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
     group, name = str(option.parent), option.stem
     overrides = [f"stage={STAGE.get(group, 'vqgan')}", f"{group}={name}"]
-    overrides += [f"data.root={photos}", "data.n_val=2"] if option == Path("data/folder.yaml") else []
+    for split in ("train", "val"):
+        (photos.parent / split).symlink_to(photos)
+    overrides += {  # what a dataset can't be without
+        "data/folder": [f"data.root={photos}", "data.n_val=2"],
+        "data/ffhq": [f"data.root={photos}", "data.n_val=2"],
+        "data/imagenet": [f"data.root={photos.parent}"],
+        "data/hf": ["data.path=parquet"],
+        "data/litdata": ["data.train=shards"],
+    }.get(f"{group}/{name}", [])
     extra: dict[str, Any] = {"codebook": torch.randn(8, 4), "grid": (4, 4)} if group == "prior" else {}
     assert instantiate(config(*overrides)[group], **extra) is not None
 

@@ -3,13 +3,12 @@
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from data.datamodule import ImageDataModule, prepare
+from data.datamodule import ImageDataModule
 from vqgan.callbacks.doctor import Doctor
 from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
@@ -61,7 +60,5 @@ def module_from(config: DictConfig) -> VQGAN:
 
 def start_images(data: ImageDataModule) -> torch.Tensor:
     """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
-    samples = data.split("train")
-    picked = np.linspace(0, len(samples) - 1, min(START_IMAGES, len(samples))).astype(int)
-    images, _ = samples.__getitems__(picked.tolist())
-    return prepare(images)
+    images, _ = data.some("train", START_IMAGES)
+    return data.view(images)

@@ -1,86 +1,429 @@
+import io
 import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import InputError
-from data.folder import Folder
+from data.folder import Folder, find_images, images_of
+
+Pixels = NDArray[np.uint8]
 
 
-def folder(root: Path, **settings: object) -> Folder:
-    defaults: dict[str, object] = {"image_size": 16, "n_val": 4, "batch_size": 4, "cache_dir": str(root.parent / "cache")}
-    return Folder(str(root), **{**defaults, **settings})  # type: ignore[arg-type]
+def folder(root: Path, **settings: Any) -> Folder:
+    defaults: dict[str, Any] = {"image_size": 16, "n_val": 4, "batch_size": 4, "cache_dir": str(root.parent / "cache")}
+    return Folder(str(root), **{**defaults, **settings})
+
+
+def names(data: Folder, split: str) -> list[str]:
+    """The files of a split, those that can't be read too."""
+    source = data.source(split)
+    return [Path(source.name(i)).as_posix() for i in range(len(source))]
+
+
+def images(data: Folder, split: str) -> dict[str, Pixels]:
+    """What a split gives for each of its files."""
+    samples = data.split(split)
+    values, _ = samples.__getitems__(list(range(len(samples))))
+    rows = range(len(samples)) if samples.rows is None else samples.rows
+    return {names(data, split)[row]: value.numpy() for row, value in zip(rows, values, strict=True)}
+
+
+def noise(height: int, width: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save(root: Path, *files: str) -> None:
+    """Images, each of its own noise."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(20, 24, seed=zlib.crc32(file.encode()))).save(root / file)
+
+
+def sixteen_bits(file: Path) -> Pixels:
+    """Writes an RGB PNG with 16 bits a channel, which Pillow can't; returns the upper eight."""
+    values = np.random.default_rng(1).integers(0, 2**16, (16, 16, 3), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return (values >> 8).astype(np.uint8)
+
+
+@pytest.fixture
+def wild(tmp_path: Path) -> Path:
+    """A folder with one of each kind of file that can't be read."""
+    root = tmp_path / "wild"
+    root.mkdir()
+    (root / "cut.jpg").write_bytes(_half(Image.fromarray(noise(60, 60)), "JPEG"))
+    (root / "cut.png").write_bytes(_half(Image.fromarray(noise(60, 60)), "PNG"))
+    (root / "dangling.jpg").symlink_to("nowhere.jpg")
+    (root / "empty.png").write_bytes(b"")
+    Image.new("F", (16, 16), 0.5).save(root / "float.tif")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "text.jpg").write_text("this is no picture")
+    return root
+
+
+UNREADABLE = {
+    "cut.jpg": "image file is truncated",
+    "cut.png": "image file is truncated",
+    "dangling.jpg": "No such file or directory",
+    "empty.png": "empty file",
+    "float.tif": "floating-point pixels, whose range is not known",
+    "pipe.jpg": "empty file",
+    "text.jpg": "no image of a known format",
+}
+
+
+def _half(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()[: buffer.tell() // 2]
+
+
+def readable(root: Path) -> dict[str, Pixels]:
+    """Writes one of each odd kind of file that can be read; returns the pixels (16, 16, 3) that they should give.
+
+    huge.png, 12000 x 9000 pixels in 72 kB, has 5000 black rows above 4000 white ones.
+    """
+    plain = noise(16, 16)
+    clear = plain[:, :, 0] < 128
+    blobs = Image.fromarray(noise(4, 4)).resize((16, 16), Image.Resampling.BICUBIC)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    expected = {"rgb16.png": sixteen_bits(root / "rgb16.png")}
+
+    turn = Image.Exif()
+    turn[0x0112] = 6  # the camera was held upright: the first row is the right side
+    Image.fromarray(plain).save(root / "exif.jpg", exif=turn)
+    expected["exif.jpg"] = np.rot90(np.asarray(Image.open(root / "exif.jpg")), -1)
+
+    values = np.random.default_rng(2).integers(0, 2**16, (16, 16), np.uint16)
+    Image.fromarray(values).save(root / "grey16.png")
+    expected["grey16.png"] = np.repeat((values // 256).astype(np.uint8)[..., None], 3, 2)
+
+    palette = Image.fromarray(clear.astype(np.uint8)).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(root / "palette.png", transparency=1)
+    expected["palette.png"] = np.where(clear[..., None], 255, [10, 20, 30]).astype(np.uint8)
+
+    Image.fromarray(np.dstack([plain, np.where(clear, 0, 255)]).astype(np.uint8)).save(root / "alpha.png")
+    expected["alpha.png"] = np.where(clear[..., None], 255, plain).astype(np.uint8)
+
+    blobs.convert("CMYK").save(root / "cmyk.jpg", quality=95)
+    expected["cmyk.jpg"] = np.asarray(blobs)
+
+    for kind, settings in (("gif", {}), ("webp", {"lossless": True})):
+        frames[0].save(root / f"animated.{kind}", save_all=True, append_images=frames[1:], **settings)
+        expected[f"animated.{kind}"] = np.asarray(frames[0])
+
+    Image.new("RGB", (1, 1), (9, 8, 7)).save(root / "pixel.png")
+    expected["pixel.png"] = np.full((16, 16, 3), [9, 8, 7], np.uint8)
+
+    bits = bytes(1500 * 5000) + b"\xff" * (1500 * 4000)
+    Image.frombytes("1", (12_000, 9_000), bits).save(root / "huge.png", compress_level=1)
+    return expected
+
+
+def test_what_can_be_read_arrives_and_what_cannot_is_named_and_counted(wild: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = readable(wild)
+    save(wild, "zz.png")  # the last, for validation
+    found = images(folder(wild, n_val=1, held_out="last", on_error="skip"), "train")
+    huge = found.pop("huge.png")
+    assert (set(huge[:, :7].flat), set(huge[:, 11:].flat)) == ({0}, {255})  # and greys between the bands
+    assert found.keys() == expected.keys()
+    for name, pixels in expected.items():
+        off = np.abs(found[name].transpose(1, 2, 0).astype(int) - pixels)
+        assert off.max() <= (8 if name == "cmyk.jpg" else 0), name  # the inks of CMYK are rounded
+    report = capsys.readouterr().err
+    assert f"7 of {8 + len(expected)} train images can't be read and are left out: " in report
+    assert "cut.jpg (image file is truncated" in report
+    assert "dangling.jpg (No such file or directory)" in report
+    assert report.rstrip().endswith("and 2 more")
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_each_unreadable_file_is_named_with_its_reason(wild: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for other in UNREADABLE.keys() - {name}:
+        (wild / other).unlink()
+    save(wild, "a.png", "zz.png")
+    data = folder(wild, n_val=1, held_out="last", on_error="skip")
+    assert list(images(data, "train")) == ["a.png"]
+    report = capsys.readouterr().err
+    assert f"1 of 2 train images can't be read and are left out: {name} ({UNREADABLE[name]}" in report
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_stop_names_the_first_unreadable_file_and_the_way_out(wild: Path, cache: str) -> None:
+    save(wild, "a.png", "zz.png")
+    data = folder(wild, n_val=1, held_out="last", cache=cache)
+    with pytest.raises(InputError, match=r"^cut\.jpg can't be read as an image \(image file is.*data\.on_error=skip$"):
+        data.prepare_data()
+
+
+def test_a_folder_that_was_read_with_skip_stops_with_stop(wild: Path) -> None:
+    save(wild, "a.png", "zz.png")
+    folder(wild, n_val=1, held_out="last", on_error="skip").split("train")
+    with pytest.raises(InputError, match=r"cut\.jpg can't be read"):
+        folder(wild, n_val=1, held_out="last").split("train")
+
+
+def test_stop_leaves_no_cache_that_looks_whole(wild: Path) -> None:
+    save(wild, "a.png", "zz.png")
+    with pytest.raises(InputError):
+        folder(wild, n_val=1, held_out="last").split("train")
+    assert not list((wild.parent / "cache").glob("wild-*"))
+    assert not list((wild.parent / "cache").glob(".wild-*.part"))
+
+
+def test_folders_of_nothing_but_unreadable_files_are_refused(wild: Path) -> None:
+    data = folder(wild, n_val=1, on_error="skip")
+    with pytest.raises(InputError, match="none of the 6 train images of wild can be read"):
+        data.split("train")
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_what_is_left_out_is_told_every_time(wild: Path, cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save(wild, "a.png", "zz.png")
+    for _ in range(2):
+        folder(wild, n_val=1, held_out="last", on_error="skip", cache=cache).split("train")
+        assert "7 of 8 train images can't be read and are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_second_run_does_not_read_everything_again(photos: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(photos, cache=cache).prepare_data()
+    monkeypatch.setattr("data.source.Files.one", None)  # a second reading would fail
+    folder(photos, cache=cache).prepare_data()
+
+
+def test_images_that_break_in_mid_run_do_not_end_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder(photos, n_val=8, held_out="last", cache="none", num_workers=0)
+    whole, labels = data.split("val").__getitems__(range(8))
+    (photos / "dogs" / "1.png").unlink()
+    (photos / "dogs" / "2.png").write_text("overwritten")
+    batches = [batch for _ in range(2) for batch in data.val_dataloader()]
+    assert [len(x) for x, _ in batches] == [4] * 4
+    assert np.array_equal(batches[0][0], whole[[0, 0, 3, 3]])  # others of the batch take their places
+    assert np.array_equal(batches[0][1], labels[[0, 0, 3, 3]])
+    report = capsys.readouterr().err
+    assert report.count(f"{Path('dogs', '1.png')} can't be read (No such file or directory); another image takes its place") == 1
+    assert report.count(f"{Path('dogs', '2.png')} can't be read (no image of a known format)") == 1
+
+
+def test_a_disk_that_is_gone_ends_the_run_in_one_sentence(photos: Path) -> None:
+    data = folder(photos, cache="none", num_workers=0)
+    data.prepare_data()
+    shutil.rmtree(photos)
+    with pytest.raises(
+        InputError, match=r"can't be read \(No such file or directory\), nor the 64 after it; is the disk still there\?$"
+    ):
+        next(iter(data.train_dataloader()))
 
 
 def test_every_file_is_in_exactly_one_split(photos: Path) -> None:
     for held_out in ("random", "last"):
-        files = folder(photos, held_out=held_out).files
-        assert len(files["train"]) == 12
-        assert sorted(files["train"] + files["val"]) == sorted(photos.rglob("*.png"))
+        data = folder(photos, held_out=held_out)
+        assert len(names(data, "train")) == 12
+        assert sorted(names(data, "train") + names(data, "val")) == [
+            f"{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(8)
+        ]
 
 
 def test_the_random_split_is_the_seeds(photos: Path) -> None:
-    assert folder(photos, seed=1).files == folder(photos, seed=1).files
-    assert folder(photos, seed=1).files != folder(photos, seed=2).files
+    first, again, other = (names(folder(photos, seed=seed), "val") for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
 
 
 def test_last_holds_out_the_last_paths(photos: Path) -> None:
-    assert folder(photos, held_out="last").files["val"] == sorted(photos.rglob("*.png"))[-4:]
+    assert names(folder(photos, held_out="last"), "val") == [f"dogs/{i}.png" for i in range(4, 8)]
 
 
 def test_labels_are_the_class_folders(photos: Path) -> None:
     data = folder(photos)
-    assert data.split("val").labels.tolist() == [int(f.parent.name == "dogs") for f in data.files["val"]]
+    _, labels = data.split("val").__getitems__(range(4))
+    assert data.classes == ["cats", "dogs"]
+    assert [data.classes[label] for label in labels] == [name.split("/")[0] for name in names(data, "val")]
+
+
+def test_a_class_is_the_first_folder_however_deep_the_image_lies(tmp_path: Path) -> None:
+    save(tmp_path, "birds/a.png", "birds/far/below/b.png", "fish/cats/c.png")
+    assert images_of(tmp_path).labels == [0, 0, 1]
 
 
 def test_a_flat_folder_has_one_label(photos: Path) -> None:
-    assert set(folder(photos / "cats").split("train").labels) == {0}
+    assert set(images_of(photos / "cats").labels) == {0}
 
 
 def test_an_image_of_the_right_size_is_kept_to_the_pixel(tmp_path: Path) -> None:
     (tmp_path / "exact").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     for i in range(2):
-        Image.fromarray(pixels[i]).save(tmp_path / "exact" / f"{i}.png")
+        Image.fromarray(noise(16, 16, seed=i)).save(tmp_path / "exact" / f"{i}.png")
     data = folder(tmp_path / "exact", n_val=1, held_out="last")
-    assert np.array_equal(data.split("val").values[0], pixels[1].transpose(2, 0, 1))
+    assert np.array_equal(images(data, "val")["1.png"], noise(16, 16, seed=1).transpose(2, 0, 1))
 
 
 def test_grey_images_become_rgb_and_the_reverse(photos: Path) -> None:
     Image.new("L", (30, 20), 77).save(photos / "cats" / "grey.png")
-    data = folder(photos)
-    images = {
-        file: image for split in ("train", "val") for file, image in zip(data.files[split], data.split(split).values, strict=True)
-    }
-    assert np.array_equal(images[photos / "cats" / "grey.png"], np.full((3, 16, 16), 77))
+    data = folder(photos, held_out="last")
+    assert np.array_equal(images(data, "train")["cats/grey.png"], np.full((3, 16, 16), 77))
     assert folder(photos, channels=1).split("train").values.shape[1] == 1
 
 
-def test_a_changed_folder_is_read_anew(photos: Path) -> None:
-    before = np.array(folder(photos).split("train").values)
-    target = folder(photos).files["train"][0]
-    Image.new("RGB", (20, 20), (1, 2, 3)).save(target)
-    os.utime(target, (1, 1))
-    after = folder(photos).split("train").values
-    assert after[0].max() == 3
-    assert np.array_equal(before[1:], after[1:])
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_a_changed_folder_is_read_anew(photos: Path, cache: str) -> None:
+    before = images(folder(photos, cache=cache), "train")
+    target = next(iter(before))
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(photos / target)
+    os.utime(photos / target, (1, 1))
+    after = images(folder(photos, cache=cache), "train")
+    assert after.pop(target).max() == 3
+    assert all(np.array_equal(after[name], before[name]) for name in after)
 
 
-def test_a_broken_file_is_named(photos: Path) -> None:
-    (photos / "cats" / "broken.jpg").write_bytes(b"this is no picture")
-    data = folder(photos)
-    with pytest.raises(InputError, match=r"broken\.jpg can't be read as an image"):
-        data.prepare_data()
+def test_other_settings_are_another_cache(photos: Path) -> None:
+    folder(photos).split("val")
+    assert folder(photos, image_size=8).split("val").values.shape == (4, 3, 8, 8)
+    assert folder(photos, channels=1).split("val").values.shape == (4, 1, 16, 16)
 
 
-def test_a_broken_file_leaves_no_cache_that_looks_whole(photos: Path) -> None:
-    (photos / "cats" / "broken.jpg").write_bytes(b"this is no picture")
-    data = folder(photos, held_out="last", n_val=1)
-    with pytest.raises(InputError):
-        data.split("train")
-    assert not list((photos.parent / "cache").iterdir())
+@pytest.mark.parametrize("target", ["..", "../..", "."])
+def test_a_loop_of_links_ends_and_shows_each_image_once(tmp_path: Path, target: str) -> None:
+    save(tmp_path, "root/a/b/1.png", "root/a/2.png")
+    (tmp_path / "root" / "a" / "b" / "loop").symlink_to(target)
+    assert find_images(tmp_path / "root") == [tmp_path / "root/a/2.png", tmp_path / "root/a/b/1.png"]
+
+
+def test_two_folders_that_link_to_each_other_end_too(tmp_path: Path) -> None:
+    save(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "b").symlink_to("../b")
+    (tmp_path / "b" / "a").symlink_to("../a")
+    assert sorted(path.name for path in find_images(tmp_path)) == ["1.png", "2.png"]
+
+
+def test_a_linked_class_folder_is_followed(tmp_path: Path) -> None:
+    save(tmp_path, "root/cats/1.png", "elsewhere/2.png")
+    (tmp_path / "root" / "dogs").symlink_to(tmp_path / "elsewhere")
+    files = images_of(tmp_path / "root")
+    assert files.classes == ["cats", "dogs"]
+    assert files.one(1, 8, 3)[1] == 1
+
+
+def test_a_linked_image_is_read(tmp_path: Path) -> None:
+    save(tmp_path, "elsewhere/1.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
+    assert images_of(tmp_path / "root").one(0, 8, 3)[0].shape == (3, 8, 8)
+
+
+def test_a_link_beside_its_folder_does_not_take_its_images(tmp_path: Path) -> None:
+    save(tmp_path, "cats/1.png")
+    (tmp_path / "best").symlink_to("cats")
+    assert images_of(tmp_path).classes == ["cats"]
+
+
+def test_an_unreadable_folder_is_told_and_left_out(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scandir: Callable[[Any], Iterator[os.DirEntry[str]]] = os.scandir
+
+    def guarded(path: Any) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "cats":  # a superuser may read everything, so that its mode would not do
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert {path.parent.name for path in find_images(photos)} == {"dogs"}
+    assert f"the folder {photos / 'cats'} can't be read (Permission denied) and is left out" in capsys.readouterr().err
+
+
+def test_hidden_files_and_what_archives_leave_behind_are_left_out(tmp_path: Path) -> None:
+    save(tmp_path, "a.png", ".hidden.png", ".cache/b.png")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._a.png").write_bytes(b"a resource fork")
+    (tmp_path / "._a.png").write_bytes(b"a resource fork")
+    (tmp_path / "labels.csv").write_text("a,1")
+    (tmp_path / "Thumbs.db").write_bytes(b"")
+    assert find_images(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    save(tmp_path, "a.PNG", "b.JPEG")
+    assert len(find_images(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "val"),
+    [
+        (["train", "val"], "train", "val"),
+        (["test", "train", "val"], "train", "val"),
+        (["test", "train"], "train", "test"),
+        (["Training", "Validation", "test"], "Training", "Validation"),
+        (["train", "valid", "cats"], "train", "valid"),
+    ],
+)
+def test_a_folder_of_splits_is_refused_and_two_of_them_are_proposed(
+    tmp_path: Path, splits: list[str], train: str, val: str
+) -> None:
+    save(tmp_path, *(f"{split}/cats/{i}.png" for split in splits for i in range(4)))
+    with pytest.raises(InputError, match=rf"holds the splits .*data\.root={tmp_path / train} data\.val_root={tmp_path / val}$"):
+        folder(tmp_path)
+
+
+def test_a_validation_folder_is_all_that_validation_shows(tmp_path: Path) -> None:
+    save(tmp_path, *(f"train/{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)), "val/cats/9.png", "val/dogs/9.png")
+    data = folder(tmp_path / "train", val_root=str(tmp_path / "val"))
+    assert (len(names(data, "train")), names(data, "val")) == (6, ["cats/9.png", "dogs/9.png"])
+    assert data.split("val").__getitems__([0, 1])[1].tolist() == [0, 1]
+
+
+def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, "train/cats/1.png", "train/dogs/2.png", "val/cats/3.png", "val/eels/4.png")
+    with pytest.raises(InputError, match="must have the same class folders; only one of them has images in dogs, eels"):
+        folder(tmp_path / "train", val_root=str(tmp_path / "val"))
+
+
+def test_copies_of_validation_files_are_left_out_of_training_and_told(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(photos / "dogs" / "7.png", photos / "cats" / "copy.png")
+    shutil.copy(photos / "dogs" / "0.png", photos / "cats" / "other.png")  # both in training, which may be
+    for _ in range(2):
+        data = folder(photos, held_out="last")
+        assert "cats/copy.png" not in names(data, "train")
+        assert {"cats/other.png", "dogs/0.png"} < set(names(data, "train"))
+        assert "1 training images are copies of validation images and are left out" in capsys.readouterr().err
+        monkeypatch.setattr("data.folder._digest", None)  # found once, then known
+
+
+def test_images_of_equal_size_are_no_copies(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.fromarray(noise(8, 8, seed=i)).save(tmp_path / f"{i}.bmp")
+    assert len(names(folder(tmp_path, n_val=1, cache_dir=str(tmp_path / "cache")), "train")) == 3
+
+
+def test_empty_files_are_no_copies_but_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "root", "a.png", "y.png")
+    for name in ("b.png", "z.png"):
+        (tmp_path / "root" / name).write_bytes(b"")
+    folder(tmp_path / "root", n_val=2, held_out="last", on_error="skip").prepare_data()
+    report = capsys.readouterr().err
+    assert "1 of 2 train images can't be read and are left out: b.png (empty file)" in report
+    assert "1 of 2 val images can't be read and are left out: z.png (empty file)" in report
+
+
+def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
+    with pytest.raises(InputError, match=f"all 16 training images below {photos} are copies of validation images"):
+        folder(photos, val_root=str(photos))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +434,10 @@ def test_a_broken_file_leaves_no_cache_that_looks_whole(photos: Path) -> None:
         ({"channels": 2}, "channels=2 must be 1"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
+        ({"on_error": "ignore"}, "on_error=ignore must be one of stop, skip"),
+        ({"crop": "corner"}, "crop=corner must be one of centre, random"),
+        ({"resize": 8}, "resize=8 must be at least data.image_size=16"),
     ],
 )
 def test_what_cannot_work_is_refused(photos: Path, settings: dict[str, object], message: str) -> None:
@@ -105,3 +452,5 @@ def test_an_empty_a_missing_and_no_folder_are_refused(tmp_path: Path) -> None:
         folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="add data.root="):
         Folder(None)
+    with pytest.raises(InputError, match=r"data\.val_root=.*nowhere is not a folder"):
+        folder(tmp_path, val_root=str(tmp_path / "nowhere"))

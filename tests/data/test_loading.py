@@ -3,11 +3,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule
 from data.errors import InputError
-from data.images import to_float
-from data.loading import Batches, Samples
+from data.loading import BatchDataModule, Batches, Samples
 from data.tokens import CodeDataModule, sequences
 
 
@@ -15,9 +14,12 @@ def first(batches: Batches, n: int) -> list[list[int]]:
     return list(islice(iter(batches), n))
 
 
+def flat(batches: list[list[int]]) -> list[int]:
+    return [i for batch in batches for i in batch]
+
+
 def test_an_epoch_shows_every_sample_once() -> None:
-    epoch = first(Batches(12, 4, seed=0), 3)
-    assert sorted(i for batch in epoch for i in batch) == list(range(12))
+    assert sorted(flat(first(Batches(12, 4, seed=0), 3))) == list(range(12))
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
@@ -26,14 +28,22 @@ def test_epochs_differ_and_seeds_differ() -> None:
     assert batches != first(Batches(12, 4, seed=1), 6)
 
 
+@pytest.mark.parametrize("shards", [None, [5, 0, 3, 6]])
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(start: int) -> None:
-    assert first(Batches(14, 4, seed=0), 12)[start:] == first(Batches(14, 4, seed=0, start=start), 12 - start)
+def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(start: int, shards: list[int] | None) -> None:
+    whole = first(Batches(14, 4, seed=0, shards=shards), 12)
+    assert whole[start:] == first(Batches(14, 4, seed=0, start=start, shards=shards), 12 - start)
 
 
-def test_ranks_share_every_epoch_without_overlap() -> None:
-    ranks = [first(Batches(16, 4, seed=0, rank=rank, world=2), 2) for rank in range(2)]
-    assert sorted(i for rank in ranks for batch in rank for i in batch) == list(range(16))
+@pytest.mark.parametrize("shards", [None, [10, 6]])
+def test_ranks_share_every_epoch_without_overlap(shards: list[int] | None) -> None:
+    ranks = [first(Batches(16, 4, seed=0, rank=rank, world=2, shards=shards), 2) for rank in range(2)]
+    assert sorted(i for rank in ranks for i in flat(rank)) == list(range(16))
+
+
+def test_all_ranks_together_see_what_one_would() -> None:
+    ranks = [first(Batches(16, 2, seed=0, rank=rank, world=2), 4) for rank in range(2)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == first(Batches(16, 4, seed=0), 4)
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:
@@ -41,39 +51,91 @@ def test_fewer_samples_than_a_batch_are_refused() -> None:
         Batches(3, 4, seed=0)
 
 
-class Fixed(ImageDataModule):
+@pytest.mark.parametrize("shards", [[7] * 40, [0, 100, 0, 3, 177, 0], [280], [1] * 280])
+def test_an_epoch_of_shards_shows_every_sample_once(shards: list[int]) -> None:
+    batches = Batches(280, 10, seed=0, shards=shards)
+    for epoch in range(2):
+        assert sorted(batches.order(epoch)) == list(range(280))
+
+
+def reach(shard: NDArray[np.int64]) -> list[int]:
+    """How many images are shown from the first of each shard to its last, the epoch taken as a ring."""
+    spans = []
+    for number in range(shard.max() + 1):
+        at = np.flatnonzero(shard == number)
+        gaps = np.diff(at, append=at[0] + len(shard))
+        spans.append(len(shard) - int(gaps.max()) + 1)
+    return spans
+
+
+def test_a_shard_is_shown_while_it_is_one_of_the_open_ones() -> None:
+    shard = Batches(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
+    assert max(reach(shard)) < 1.2 * Batches.OPEN * 100
+    assert min(reach(shard)) > 0.8 * Batches.OPEN * 100
+
+
+def test_every_part_of_an_epoch_is_mixed_alike() -> None:
+    shard = Batches(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
+    assert all(15 <= len(set(shard[at : at + 200])) <= 19 for at in range(0, 6400, 200))
+
+
+def test_the_images_of_open_shards_are_mixed() -> None:
+    shard = Batches(7 * 40, 10, seed=0, shards=[7] * 40).order(0) // 7
+    assert np.count_nonzero(np.diff(shard)) > 200  # in the order of the files it were 39
+
+
+def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
+    batches = Batches(7 * 40, 10, seed=0, shards=[7] * 40)
+    opened = [set(batches.order(epoch)[:20] // 7) for epoch in range(2)]
+    assert opened[0] != opened[1]
+
+
+class Numbers(BatchDataModule):
+    """Ten samples that are their own numbers."""
+
     def load(self, split: str) -> Samples:
-        values = np.arange(10 * 3 * 4 * 4, dtype=np.uint32).astype(np.uint8).reshape(10, 3, 4, 4)
-        return Samples(values, np.arange(10))
-
-
-def fixed(**settings: object) -> Fixed:
-    return Fixed(4, 3, 4, True, int(settings.get("num_workers", 0)), 0, "cache")  # type: ignore[call-overload]
+        return Samples(np.arange(10, dtype=np.uint8)[:, None], np.arange(10))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_shows_every_sample_once_whatever_the_workers(workers: int) -> None:
-    batches = list(fixed(num_workers=workers).val_dataloader())
-    assert [len(images) for images, _ in batches] == [4, 4, 2]
+    batches = list(Numbers(4, workers, seed=0).val_dataloader())
+    assert [len(values) for values, _ in batches] == [4, 4, 2]
     assert torch.cat([labels for _, labels in batches]).tolist() == list(range(10))
 
 
-def test_batches_arrive_in_the_models_range_and_layout() -> None:
-    data = fixed()
-    images, _ = next(iter(data.val_dataloader()))
-    x, labels = data.on_after_batch_transfer((images, torch.zeros(4)), 0)
-    assert torch.equal(x, to_float(images))
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert len(labels) == 4
+def test_a_loader_draws_no_number_from_the_models_stream() -> None:
+    before = torch.get_rng_state()
+    data = Numbers(4, 0, seed=0)
+    next(iter(data.train_dataloader()))
+    next(iter(data.val_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_augmentation_mirrors_each_image_by_its_own_coin() -> None:
-    data = fixed()
-    images = torch.from_numpy(data.split("val").values).repeat(20, 1, 1, 1)
-    x, plain = data.augment(images), to_float(images)
-    mirrored = (x == plain.flip(3)).all(3).all(2).all(1)
-    assert ((x == plain).all(3).all(2).all(1) | mirrored).all()
-    assert 60 < mirrored.sum() < 140
+def test_pieces_are_those_that_were_asked_for() -> None:
+    found = [labels.tolist() for _, labels in Numbers(4, 0, seed=0).pieces("val", 3, [3, 0, 2])]
+    assert found == [[9], [0, 1, 2], [6, 7, 8]]
+
+
+def test_some_samples_come_from_all_over_a_split() -> None:
+    data = Numbers(4, 0, seed=0)
+    assert data.some("val", 4)[1].tolist() == [0, 3, 6, 9]
+    assert data.some("val", 1)[1].tolist() == [0]
+    assert data.some("val", 99)[1].tolist() == list(range(10))
+
+
+def test_some_of_shards_are_those_that_training_shows_first() -> None:
+    data = Numbers(4, 0, seed=0)
+    data.split("train").shards = [5, 5]
+    assert data.some("train", 4)[1].tolist() == first(Batches(10, 4, seed=0, shards=[5, 5]), 1)[0]
+
+
+def test_rows_leave_the_other_samples_out() -> None:
+    samples = Samples(np.arange(10, dtype=np.uint8), 10 * np.arange(10), rows=np.array([2, 3, 5, 7]))
+    values, labels = samples.__getitems__([3, 0])
+    assert len(samples) == 4
+    assert (values.tolist(), labels.tolist()) == ([7, 2], [70, 20])
+    assert samples[1][0] == 3
 
 
 def test_codes_arrive_as_int64_grids_and_uint16_is_no_trouble() -> None:

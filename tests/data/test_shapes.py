@@ -1,3 +1,5 @@
+import colorsys
+
 import numpy as np
 import pytest
 
@@ -5,11 +7,32 @@ from data.errors import InputError
 from data.shapes import SHAPES, Shapes, draw
 
 
-def test_an_image_is_a_function_of_seed_split_and_index_alone() -> None:
-    together, labels = draw(3, "train", range(12))
-    alone, label = draw(3, "train", range(7, 8))
-    assert np.array_equal(together[7], alone[0])
-    assert labels[7] == label[0]
+@pytest.mark.parametrize("index", [7, 199])
+def test_an_image_is_a_function_of_seed_split_and_index_alone(index: int) -> None:
+    together, labels = draw(3, "train", range(200))
+    alone, label = draw(3, "train", range(index, index + 1))
+    assert np.array_equal(together[index], alone[0])
+    assert labels[index] == label[0]
+
+
+@pytest.mark.parametrize("size", [30, 64])
+def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> None:
+    images, labels = draw(3, "train", range(6), size)
+    v, u = np.mgrid[-28:29, -28:29].astype(np.float32)
+    for index, image in enumerate(images):
+        stream = np.random.default_rng((3, 0, index))
+        count, drawn = stream.integers(1, 6), stream.random((5, 8), np.float32)
+        slow = np.zeros((size, size, 3))
+        for kind, extent, aspect, turn, left, top, hue, value in drawn[:count]:
+            inside = SHAPES[int(kind * 5)](u, v, (12 + extent * 16) * (size / 64), 0.35 + 0.65 * aspect)
+            cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+            for a, b in zip(u[inside], v[inside], strict=True):
+                x = round(float((0.12 + 0.76 * left) * size + cos * a - sin * b))
+                y = round(float((0.12 + 0.76 * top) * size + sin * a + cos * b))
+                if 0 <= x < size and 0 <= y < size:
+                    slow[y, x] = colorsys.hsv_to_rgb(hue, 0.85, 0.4 + 0.6 * value)
+        assert np.abs(image - 255 * slow.transpose(2, 0, 1)).max() < 0.51
+        assert labels[index] == count - 1
 
 
 def test_seeds_and_splits_give_other_images() -> None:

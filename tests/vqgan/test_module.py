@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
-from data.loading import Samples
+from data.source import Source
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.clock import Budget, Now, Schedule
 from vqgan.discriminators.patch import PatchGAN
@@ -28,14 +29,18 @@ from vqgan.quantizers.none import Plain
 from vqgan.quantizers.vq import VQ
 
 
+class Grain(Source):
+    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+        return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
+
+
 class Noise(ImageDataModule):
-    def load(self, split: str) -> Samples:
-        images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-        return Samples(images.numpy(), torch.zeros(24).numpy())
+    def open(self, split: str) -> Source:
+        return Grain(24, split)
 
 
 def noise() -> Noise:
-    return Noise(16, 3, 4, True, 0, 0, "cache")
+    return Noise(16, cache="ram", batch_size=4)
 
 
 def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

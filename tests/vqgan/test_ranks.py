@@ -31,7 +31,7 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
     lambdas: list[float] = []
     tick = made.tick
     made.tick = lambda: (lambdas.append(float(weight.weight)), tick())[1]  # type: ignore[method-assign,func-returns-value]
-    fit(made, data=Noise(16, 3, batch_size, False, 0, 0, "cache"), **settings)
+    fit(made, data=Noise(16, flip=False, cache="ram", batch_size=batch_size), **settings)
     return made, lambdas
 
 

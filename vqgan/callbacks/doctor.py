@@ -1,7 +1,6 @@
 """An alarm for runs that go wrong without saying so."""
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from tqdm import tqdm
 
+from data.terminal import tell
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.module import VQGAN
 from vqgan.quantizers.base import between, whole
@@ -85,7 +84,7 @@ class Doctor(Callback):
     def speak(self, trainer: L.Trainer, sentence: str) -> None:
         self.said.append(sentence)
         if trainer.is_global_zero:
-            tqdm.write(f"doctor: {sentence}", file=sys.stderr)
+            tell(f"doctor: {sentence}")
             with (Path(trainer.default_root_dir) / "doctor.txt").open("a") as lines:
                 lines.write(sentence + "\n")
 

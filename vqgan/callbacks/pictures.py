@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, prepare
+from data.datamodule import ImageDataModule
 from data.images import picture, save_picture, to_uint8
 from vqgan.module import VQGAN
 
@@ -33,12 +32,9 @@ class Reconstructions(Callback):
         assert isinstance(module, VQGAN)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and not trainer.sanity_checking and isinstance(data, ImageDataModule):
-            samples = data.split("val")
-            every = np.linspace(0, len(samples) - 1, min(self.n * self.rows, len(samples))).astype(int)
-            images, _ = samples.__getitems__(every.tolist())
+            x = data.view(data.some("val", self.n * self.rows)[0].to(module.device))
             with torch.no_grad():
-                x = prepare(images.to(module.device))
-                x_hat = to_uint8(module.tokenizer.decode(module.tokenizer.encode(x).z_q))
-            pairs = zip(images.split(self.n), x_hat.split(self.n), strict=True)
-            rows = [row for real, made in pairs if len(real) == len(images[: self.n]) for row in (real, made)]
+                x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
+            pairs = zip(to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True)
+            rows = [row for real, made in pairs if len(real) == len(x[: self.n]) for row in (real, made)]
             self.file = show(trainer, picture(rows, scale=2), self.folder, "reconstructions", module.step)

@@ -1,6 +1,5 @@
 """One line that says how far a run is and how it does."""
 
-import sys
 import time
 from typing import Any
 
@@ -8,12 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from data.terminal import patience
 from vqgan.clock import Clocked
-
-
-def patience() -> float:
-    """Seconds between two states of a bar: short on a terminal, long where each would be a line in a log file."""
-    return 0.5 if sys.stderr.isatty() else 30.0
 
 
 class Progress(Callback):

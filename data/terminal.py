@@ -1,0 +1,25 @@
+"""What is said on the terminal while a program works: once, however many processes it has, and never on standard output."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def tell(sentence: str) -> None:
+    """One line for the person at the keyboard, above any progress bar."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only  # here, for it imports torch, which a store can do without
+
+    rank_zero_only(tqdm.write)(sentence, file=sys.stderr)
+
+
+def patience() -> float:
+    """Seconds between two states of a bar: short on a terminal, long where each would be a line in a log file."""
+    return 0.5 if sys.stderr.isatty() else 30.0
+
+
+def counted(total: int, what: str, done: int = 0, shown: bool = True) -> "tqdm[Any]":
+    """A bar over so many images, for work that takes longer than a second; it goes away when it is full."""
+    return tqdm(
+        total=total, initial=done, desc=what, unit=" images", leave=False, mininterval=patience(), delay=1, disable=not shown
+    )

@@ -1,0 +1,319 @@
+import io
+import struct
+import zlib
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from data.decode import Unreadable, decode, square, turned
+
+Pixels = NDArray[np.uint8]
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Something like a photograph: soft blobs of colour."""
+    blobs = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def saved(image: Image.Image, format: str, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def pillow(content: bytes) -> Image.Image:
+    """The image as Pillow alone has it."""
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+def by_pillow(content: bytes, side: int, channels: int = 3) -> Pixels:
+    """What `decode` promises, by Pillow alone and at full size."""
+    image = ImageOps.exif_transpose(pillow(content)).convert("RGB" if channels == 3 else "L")
+    pixels = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def png(pixels: NDArray[Any], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file of pixels (h, w, ...) of 8 or 16 bits with the colour type and more chunks, which Pillow can't all write."""
+    big = pixels.astype(pixels.dtype.newbyteorder(">"))
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8 * pixels.itemsize, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in big))
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)) for name, content in parts
+    )
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """A segment of a JPEG file."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def by_the_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise ValueError("not today")
+
+    monkeypatch.setattr("data.decode.simplejpeg.decode_jpeg", refuse)
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("side", [1, 7, 16, 33])
+def test_a_square_jpeg_of_the_right_size_is_pillows_to_the_pixel(side: int, progressive: bool, sampling: str) -> None:
+    content = saved(noise(side, side), "JPEG", subsampling=sampling, progressive=progressive)
+    assert np.array_equal(decode(content, side, 3), by_pillow(content, side))
+
+
+@pytest.mark.parametrize("size", [(33, 47), (16, 17), (5, 31), (1, 9), (61, 63)])
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:0"])
+def test_a_jpeg_that_is_scaled_without_a_fraction_is_pillows_to_the_pixel(size: tuple[int, int], sampling: str) -> None:
+    content = saved(noise(*size), "JPEG", subsampling=sampling)
+    assert np.array_equal(decode(content, 32, 3), by_pillow(content, 32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_jpeg_is_pillows_to_the_pixel(channels: int) -> None:
+    content = saved(noise(17, 17).convert("L"), "JPEG")
+    assert np.array_equal(decode(content, 17, channels), by_pillow(content, 17, channels))
+
+
+def test_a_colour_jpeg_becomes_the_grey_that_it_holds() -> None:
+    content = saved(noise(17, 17), "JPEG")
+    luma = Image.open(io.BytesIO(content))
+    luma.draft("L", (17, 17))  # Pillow's own reading of the luma alone
+    assert np.array_equal(decode(content, 17, 1)[0], np.asarray(luma))
+
+
+@pytest.mark.parametrize("size", [(130, 130), (401, 299), (1000, 300), (256, 512)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_jpeg_that_is_decoded_at_a_fraction_is_close_to_the_whole(size: tuple[int, int], progressive: bool) -> None:
+    content = saved(smooth(*size), "JPEG", progressive=progressive)
+    # The last column of an eighth of a JPEG may stand for less than eight pixels: the whole is stretched by as much.
+    assert np.abs(decode(content, 32, 3).astype(int) - by_pillow(content, 32)).max() <= 8
+
+
+def test_the_slow_path_scales_a_jpeg_as_the_fast_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = saved(smooth(401, 299), "JPEG")
+    fast = decode(content, 32, 3).astype(int)
+    by_the_slow_path(monkeypatch)
+    assert np.abs(decode(content, 32, 3) - fast).max() <= 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_exif_tag_says(orientation: int, kind: str) -> None:
+    content = saved(noise(16, 16), kind, exif=exif(orientation))
+    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_slow_path_turns_a_jpeg_too(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_the_slow_path(monkeypatch)
+    content = saved(noise(16, 16), "JPEG", exif=exif(orientation))
+    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_that_is_scaled_is_turned_too(orientation: int) -> None:
+    content = saved(smooth(40, 90), "PNG", exif=exif(orientation))
+    assert np.abs(decode(content, 16, 3).astype(int) - by_pillow(content, 16)).max() <= 1
+
+
+def test_a_jpeg_with_stray_bytes_is_read_all_the_same() -> None:
+    content = saved(noise(16, 16), "JPEG", exif=exif(6))
+    stray = content[:20] + bytes(5) + content[20:]
+    with pytest.raises(ValueError, match="extraneous"):  # Pillow forgives them
+        simplejpeg.decode_jpeg(stray)
+    assert np.array_equal(decode(stray, 16, 3), decode(content, 16, 3))
+
+
+def test_turning_six_by_hand() -> None:
+    pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
+    assert turned(pixels, 6).tolist() == [[[4, 1], [5, 2], [6, 3]]]
+    assert turned(pixels, 1) is pixels
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        segment(0xE2, b"ICC_PROFILE\0" + b"Exif" * 3000),
+        segment(0xFE, b"\xff\xda" + b"a comment that holds the mark of the pixels"),
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + b"x" * 700),
+        segment(0xE2, bytes(65_000)) * 3,
+        b"\xff\xff\xff",
+        b"",
+    ],
+    ids=["colour profile", "comment", "XMP", "three large ones", "fill", "none"],
+)
+def test_an_exif_segment_is_found_behind_others(before: bytes) -> None:
+    content = saved(noise(16, 16), "JPEG")
+    tag = segment(0xE1, b"Exif\0\0" + exif(6).tobytes().removeprefix(b"Exif\0\0"))
+    late = content[:20] + before + tag + content[20:]  # the first 20 bytes are SOI and APP0
+    assert np.array_equal(decode(late, 16, 3), np.rot90(decode(content, 16, 3), -1, (1, 2)))
+
+
+def test_an_exif_segment_with_much_in_it_is_read() -> None:
+    tags = exif(6)
+    tags[0x010E] = "a long description " * 3000
+    content = saved(noise(16, 16), "JPEG", exif=tags)
+    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+
+
+@pytest.mark.parametrize("tag", [b"Exif\0\0", b"Exif\0\0no TIFF header at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif"])
+def test_a_broken_exif_tag_costs_no_picture(tag: bytes) -> None:
+    content = saved(noise(16, 16), "JPEG")
+    assert np.array_equal(decode(content[:20] + segment(0xE1, tag) + content[20:], 16, 3), decode(content, 16, 3))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 99])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+    content = saved(noise(16, 16), "PNG", exif=exif(orientation))
+    assert np.array_equal(decode(content, 16, 3), np.asarray(noise(16, 16)).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_every_mode_of_a_png_gives_three_channels_and_one(mode: str) -> None:
+    plain = Image.fromarray(np.full((9, 12), 2**15, np.uint16)) if mode == "I;16" else smooth(9, 12).convert(mode)
+    content = saved(plain, "PNG")
+    assert decode(content, 16, 3).shape == (3, 16, 16)
+    assert decode(content, 16, 1).shape == (1, 16, 16)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_eight_bits() -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (16, 16), np.uint16)
+    for kind in ("PNG", "TIFF"):
+        content = saved(Image.fromarray(values), kind)
+        assert np.array_equal(decode(content, 16, 1)[0], values // 256)
+        assert np.array_equal(decode(content, 16, 3), np.broadcast_to(values // 256, (3, 16, 16)))
+
+
+def test_sixteen_bit_colour_keeps_its_upper_eight_bits() -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (16, 16, 3), np.uint16)
+    assert np.array_equal(decode(png(values, 2), 16, 3), (values // 256).transpose(2, 0, 1))
+
+
+def test_transparent_pixels_lie_on_white_in_every_mode() -> None:
+    opaque = np.asarray(noise(16, 16))
+    clear = np.random.default_rng(1).random((16, 16)) < 0.5
+    rgba = Image.fromarray(np.dstack([opaque, np.where(clear, 0, 255)]).astype(np.uint8))
+    expected = np.where(clear[..., None], 255, opaque).transpose(2, 0, 1)
+    for kind, settings in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        assert np.array_equal(decode(saved(rgba, kind, **settings), 16, 3), expected)
+
+
+def test_half_transparent_pixels_are_mixed_with_white() -> None:
+    half = Image.new("RGBA", (4, 4), (200, 100, 0, 51))
+    assert decode(saved(half, "PNG"), 4, 3)[:, 0, 0].tolist() == [244, 224, 204]
+    grey = Image.new("LA", (4, 4), (100, 51))
+    assert decode(saved(grey, "PNG"), 4, 1)[0, 0, 0] == 224
+
+
+def test_a_transparent_colour_of_a_palette_lies_on_white() -> None:
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4) % 3
+    palette = Image.fromarray(indices).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]], np.uint8)
+    assert np.array_equal(decode(saved(palette, "PNG", transparency=1), 4, 3), colours[indices].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "colour", "key"),
+    [(np.full((4, 4, 3), 7, np.uint8), 2, struct.pack(">HHH", 7, 7, 7)), (np.full((4, 4), 7, np.uint8), 0, struct.pack(">H", 7))],
+    ids=["RGB", "grey"],
+)
+def test_a_transparent_colour_without_a_palette_lies_on_white_too(pixels: Pixels, colour: int, key: bytes) -> None:
+    assert set(decode(png(pixels, colour, (b"tRNS", key)), 4, 3).flat) == {255}
+
+
+def test_cmyk_comes_close_to_its_colours() -> None:
+    image = smooth(16, 16)
+    for kind in ("JPEG", "TIFF"):
+        found = decode(
+            saved(image.convert("CMYK"), kind, quality=95) if kind == "JPEG" else saved(image.convert("CMYK"), kind), 16, 3
+        )
+        assert np.abs(found.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 8
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    content = saved(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
+    assert decode(content, 8, 3)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_one_pixel_or_one_line_of_them_fills_the_square(size: tuple[int, int], kind: str) -> None:
+    assert set(decode(saved(Image.new("RGB", size, (90, 90, 90)), kind), 16, 3).flat) == {90}
+
+
+def test_the_middle_is_cut_out() -> None:
+    wide = np.zeros((4, 10, 3), np.uint8)
+    wide[:, 3:7] = 200
+    assert set(decode(saved(Image.fromarray(wide), "PNG"), 4, 3).flat) == {200}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"no picture", "no image of a known format"),
+        (b"\xff\xd8\xff", "no image of a known format"),
+        (saved(smooth(90, 90), "JPEG")[:-400], "truncated"),
+        (saved(noise(90, 90), "PNG")[:-400], "truncated"),
+        (saved(noise(90, 90), "GIF")[:-4000], "truncated"),
+        (saved(smooth(90, 90), "JPEG")[:300], "[Tt]runcated|no image"),
+        (saved(Image.new("F", (4, 4), 0.5), "TIFF"), "floating-point pixels"),
+        (saved(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32-bit pixels"),
+        (saved(Image.fromarray(np.full((4, 4), -1, np.int32)), "TIFF"), "32-bit pixels"),
+        (saved(Image.new("L", (4, 4)), "EPS"), "PostScript"),
+    ],
+    ids=["empty", "text", "magic", "jpeg", "png", "gif", "header", "float", "int32", "negative", "eps"],
+)
+def test_what_cannot_be_decoded_says_why_in_a_few_words(content: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason) as found:
+        decode(content, 16, 3)
+    assert len(str(found.value)) < 200
+    assert "0x" not in str(found.value)  # no address in memory
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str) -> None:
+    random = np.random.default_rng(0)
+    whole = saved(noise(24, 24), kind)
+    for _ in range(40):
+        content = bytearray(whole[: random.integers(4, len(whole))] if random.random() < 0.3 else whole)
+        for at in random.integers(0, len(content), 3):
+            content[at] = random.integers(256)
+        with suppress(Unreadable):
+            assert decode(bytes(content), 16, 3).shape == (3, 16, 16)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.decode.LARGEST", 99)
+    with pytest.raises(Unreadable, match=r"20 x 10 pixels, more than 2\^28"):
+        decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
+
+
+def test_square_takes_an_image_that_no_file_holds() -> None:
+    pixels = np.asarray(noise(16, 16))
+    assert np.array_equal(square(Image.fromarray(pixels), 16, 3), pixels.transpose(2, 0, 1))

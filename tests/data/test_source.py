@@ -1,0 +1,166 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data.decode import Unreadable
+from data.errors import InputError
+from data.folder import images_of
+from data.source import Files, Part, Source, hold_out
+
+
+class Counting(Source):
+    """Image i is all i and has the label 10 i; those in `broken` can't be read."""
+
+    def __init__(self, n: int, broken: tuple[int, ...] = (), shards: list[int] | None = None) -> None:
+        super().__init__(n, {"counting": n})
+        self.broken, self.shards = broken, shards
+
+    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        if index in self.broken:
+            raise Unreadable(f"{index} is broken")
+        return np.full((channels, side, side), index, np.uint8), 10 * index
+
+
+def test_a_read_gives_each_image_its_place_and_its_label() -> None:
+    images, labels, faults = Counting(9).read([5, 2, 5], 4, 1)
+    assert images.shape == (3, 1, 4, 4)
+    assert images[:, 0, 0, 0].tolist() == [5, 2, 5]
+    assert labels.tolist() == [50, 20, 50]
+    assert faults == {}
+
+
+def test_what_is_broken_is_black_has_no_label_and_is_named_by_its_place() -> None:
+    images, labels, faults = Counting(9, broken=(2,)).read([1, 2, 3], 4, 3)
+    assert images[:, 0, 0, 0].tolist() == [1, 0, 3]
+    assert labels.tolist() == [10, -1, 30]
+    assert faults == {1: "2 is broken"}
+
+
+def test_nothing_can_be_read_of_nothing() -> None:
+    images, labels, faults = Counting(9).read([], 4, 3)
+    assert (images.shape, labels.shape, faults) == ((0, 3, 4, 4), (0,), {})
+
+
+def test_a_part_reads_from_the_whole_by_its_own_numbers() -> None:
+    part = Part(Counting(9, broken=(7,)), np.array([3, 7, 8]))
+    assert len(part) == 3
+    assert part.name(2) == "image 8"
+    images, labels, faults = part.read([2, 1, 0], 4, 1)
+    assert images[:, 0, 0, 0].tolist() == [8, 0, 3]
+    assert labels.tolist() == [80, -1, 30]
+    assert list(faults) == [1]
+
+
+def test_a_part_has_the_shards_of_the_whole_that_still_hold_an_image() -> None:
+    part = Part(Counting(9, shards=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
+    assert part.shards == [2, 2]
+
+
+def test_a_part_inherits_what_may_be_done_with_the_whole() -> None:
+    whole = Counting(9)
+    whole.checked = whole.parallel = False
+    part = Part(whole, np.array([1]))
+    assert not part.checked
+    assert not part.parallel
+
+
+def test_parts_of_other_images_have_other_keys() -> None:
+    whole = Counting(9)
+    first, again, other = (Part(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3]))
+    assert first == again
+    assert first != other
+    assert first != Part(Counting(10), np.array([1, 2])).key
+
+
+def test_files_are_called_by_their_paths_below_the_root(photos: Path) -> None:
+    assert images_of(photos).name(8) == str(Path("dogs", "0.png"))
+
+
+def test_some_of_the_files_are_themselves(photos: Path) -> None:
+    whole = images_of(photos)
+    part = whole.part([3, 9])
+    assert part.files == [whole.files[3], whole.files[9]]
+    assert part.labels == [0, 1]
+    assert part.stamps == [whole.stamps[3], whole.stamps[9]]
+    assert np.array_equal(part.one(1, 8, 3)[0], whole.one(9, 8, 3)[0])
+
+
+def test_the_same_files_have_the_same_key(photos: Path) -> None:
+    assert images_of(photos).key == images_of(photos).key
+
+
+@pytest.mark.parametrize("change", ["size", "time", "name", "new", "gone", "label"])
+def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) -> None:
+    before = images_of(photos)
+    target, labels = before.files[0], list(before.labels)
+    match change:
+        case "size":
+            status = target.stat()
+            target.write_bytes(target.read_bytes() + b"more")
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        case "time":
+            os.utime(target, (1, 1))
+        case "name":
+            target.rename(target.with_name("other.png"))
+        case "new":
+            target.with_name("new.png").write_bytes(target.read_bytes())
+        case "gone":
+            target.unlink()
+        case "label":
+            labels[0] = 1
+    after = images_of(photos)
+    assert Files(photos, after.files, labels if change == "label" else after.labels, after.classes).key != before.key
+
+
+def test_a_file_that_is_gone_says_so(photos: Path) -> None:
+    files = images_of(photos)
+    files.files[0].unlink()
+    with pytest.raises(Unreadable, match="No such file"):
+        files.one(0, 8, 3)
+
+
+def test_a_file_that_was_emptied_says_so(photos: Path) -> None:
+    files = images_of(photos)
+    files.files[0].write_bytes(b"")
+    with pytest.raises(Unreadable, match="empty file"):
+        files.one(0, 8, 3)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(Unreadable, match="empty file"):
+        images_of(tmp_path).one(0, 8, 3)
+
+
+@pytest.mark.parametrize("how", ["random", "last"])
+def test_held_out_rows_and_the_others_are_all_and_share_none(how: str) -> None:
+    train, val = hold_out(30, 7, how, seed=3)
+    assert len(val) == 7
+    assert sorted([*train, *val]) == list(range(30))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(val) > 0).all()
+
+
+def test_random_rows_are_the_seeds() -> None:
+    first, again, other = (hold_out(1000, 50, "random", seed)[1].tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_random_rows_come_from_everywhere_and_last_ones_from_the_end() -> None:
+    assert hold_out(30, 3, "last", seed=0)[1].tolist() == [27, 28, 29]
+    assert np.histogram(hold_out(1000, 500, "random", seed=0)[1], 4, (0, 1000))[0].min() > 90
+
+
+@pytest.mark.parametrize("n_val", [0, -1, 10, 11, 2.5])
+def test_a_split_without_an_image_is_refused(n_val: int) -> None:
+    with pytest.raises(InputError, match=f"data.n_val={n_val} must leave both splits an image; there are 10"):
+        hold_out(10, n_val, "random", seed=0)
+
+
+def test_another_way_to_hold_out_is_refused() -> None:
+    with pytest.raises(InputError, match="data.held_out=first must be random or last"):
+        hold_out(10, 2, "first", seed=0)
