@@ -5,8 +5,9 @@ python -m benchmarks.data --root photos
 Images a second through the datamodule's own loader, batches of 64. Files are decoded anew each time, by as many processes
 as there are cores; beside them stands bare decoding, of the same files by the same number of processes, with torchvision
 and with Pillow, whichever is faster: reading and decoding and nothing else. Without --root the files are JPEGs of shapes,
-made for the purpose. The last rows train the demo's tokenizer for some steps with the default loader: wait_fraction is
-the share of that time in which the step waits for its batch.
+made for the purpose. Three rows train the demo's tokenizer for some steps with the default loader: wait_fraction is the
+share of that time in which the step waits for its batch, the first one left out. The last line is the making of a code
+cache beside the same tokenizer's encoding of batches that lie ready, in turns.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.fabric import Fabric
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
@@ -33,7 +35,9 @@ from data.datamodule import ImageDataModule
 from data.folder import Folder, find_images
 from data.loading import cores
 from data.shapes import Shapes, draw
-from vqgan.run import make_trainer
+from prior.extract import extract
+from vqgan.checkpoint import tokenizer_from
+from vqgan.run import autocast, make_trainer
 from vqgan.stages import module_from, start_images
 
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
@@ -126,6 +130,29 @@ def waiting(overrides: list[str], steps: int, folder: Path) -> float:
     return watched.seconds / module.seconds
 
 
+def encoding(rounds: int, work: Path) -> tuple[float, float]:
+    """Images a second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = compose("config", ["stage=vqgan", "experiment=demo_tokenizer"])
+    tokenizer = tokenizer_from(config).eval().to(memory_format=torch.channels_last)
+    fabric = Fabric(accelerator="auto", devices=1)
+    data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
+    x = data.view(data.some("train", 64)[0]).to(fabric.device)
+    data.split("train")
+    filled, alone = [], []
+    for n in range(rounds + 1):
+        data.cache_dir = str(work / f"codes-{n}")
+        began = time.perf_counter()
+        extract(tokenizer, data, "train", fabric=fabric)
+        filled.append(4096 / (time.perf_counter() - began))
+        began = time.perf_counter()
+        with torch.no_grad(), autocast(fabric.device):
+            for _ in range(4096 // 64):
+                tokenizer.indices(x).cpu()
+        alone.append(4096 / (time.perf_counter() - began))
+    return statistics.median(filled[1:]), statistics.median(alone[1:])
+
+
 def some_files(folder: Path, n: int) -> None:
     """n JPEGs of shapes."""
     folder.mkdir()
@@ -159,6 +186,7 @@ def main() -> None:
             ("demo on the folder, cache=disk", None, None, waiting(pointed, given.steps, Path(work))),
             ("demo on the folder, cache=none", None, None, waiting([*pointed, "data.cache=none"], given.steps, Path(work))),
         ]
+        codes, alone = encoding(given.rounds, Path(work))
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name, speed, limit, share in rows:
         speeds = [f"{value:,.0f}" if value else "-" for value in (speed, limit)]
@@ -166,6 +194,8 @@ def main() -> None:
     for name, speed, limit, share in rows:
         values = (name, speed and round(speed, 1), limit and round(limit, 1), None if share is None else round(share, 5))
         print(json.dumps({"bench": "data", **dict(zip(COLUMNS, values, strict=True))}))
+    ratio = {"images_per_second": round(codes, 1), "encoding_images_per_second": round(alone, 1), "ratio": round(codes / alone, 3)}
+    print(json.dumps({"bench": "extract", **ratio}))
 
 
 if __name__ == "__main__":

@@ -52,19 +52,19 @@ def extract(
         )
     n = data.size(split)
     entry = code_entry(tokenizer, data, split, n, flip, crops)
-    with entry.acquire() if fabric.is_global_zero else nullcontext():
-        arrays = entry.read() if fabric.is_global_zero else None
-        if not fabric.broadcast(arrays is not None):
-            if fabric.is_global_zero and not _begun(entry):
-                entry.begin()
+    if not _there(entry, fabric):
+        with entry.acquire() if fabric.is_global_zero else nullcontext():
+            if not _there(entry, fabric):  # nobody made it while we waited
+                if fabric.is_global_zero and not _begun(entry):
+                    entry.begin()
+                fabric.barrier()
+                arrays = entry.go_on()
+                places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
+                _encode(tokenizer.to(fabric.device), data, split, flip, places, batch_size, arrays, fabric)
+                fabric.barrier()
+                if fabric.is_global_zero:
+                    entry.publish(arrays, summed=("indices", "labels"))
             fabric.barrier()
-            arrays = entry.go_on()
-            places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
-            _encode(tokenizer.to(fabric.device), data, split, flip, places, batch_size, arrays, fabric)
-            fabric.barrier()
-            if fabric.is_global_zero:
-                entry.publish(arrays, summed=("indices", "labels"))
-        fabric.barrier()
     found = entry.read()
     assert found is not None
     return Samples(found["indices"], found["labels"])
@@ -92,6 +92,12 @@ def code_entry(tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, 
         "done": ((-(-n // PIECE),), "bool"),  # which pieces are encoded
     }
     return Entry(data.cache_dir, f"codes-{split}", key, spec)
+
+
+def _there(entry: Entry, fabric: Fabric) -> bool:
+    """Whether the entry is there and sound, as the first process sees it."""
+    seen: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
+    return seen
 
 
 def _begun(entry: Entry) -> bool:

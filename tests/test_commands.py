@@ -78,7 +78,7 @@ def test_every_mistake_gets_one_sentence_and_leaves_nothing_behind(
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     for i in range(4):
-        (tmp_path / "broken" / f"{i}.png").write_bytes(b"no picture")
+        (tmp_path / "broken" / f"{i}.png").write_text(f"no picture {i}")
     extra = ["data.n_train=64", "data.n_val=8"] if "run_dir" in line else []
     assert command(*line.split(), *extra) != 0
     assert WRONG[line] in mistake(capsys)
