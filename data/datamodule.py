@@ -110,7 +110,9 @@ class ImageDataModule(BatchDataModule):
         rows = self._sound(arrays["good"], faults, split)
         if self.cache == "none":
             return Live(source, rows, self.side, self.channels)
-        return Samples(arrays["images"], arrays["labels"], rows)
+        samples = Samples(arrays["images"], arrays["labels"], rows)
+        samples.shards = source.shards if rows is None else None  # a cache changes nothing, the order neither
+        return samples
 
     def _fill(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images, into `arrays` where they are kept; what is wrong with those that can't be read, by name."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -186,7 +187,7 @@ def pixels(value: Any, side: int, channels: int) -> NDArray[np.uint8]:
 
 class LitData(ImageDataModule):
     """The images of a dataset that litdata.optimize wrote: items are dicts with an `image` (see `pixels`) and, if it is
-    there, the number of its class in `label`.
+    there, the number of its class in `label`; `classes` are their names, which shards don't tell.
 
     Training goes through the shards in a new order every epoch, a few at a time (see Batches). Validation images are those
     of `val`; without it `n_val` of the images of `train` are held out: the "last", so that shards stay whole, or "random"
@@ -201,6 +202,7 @@ class LitData(ImageDataModule):
         held_out: str = "last",
         image: str = "image",
         label: str | None = "label",
+        classes: Sequence[str] = (),
         local_cache: float = 50.0,
         **settings: Any,
     ) -> None:
@@ -209,7 +211,7 @@ class LitData(ImageDataModule):
             raise InputError("data=litdata needs the folder or URL of an optimized dataset; add data.train=<folder>")
         self.train, self.val, self.n_val, self.held_out = train, val, n_val, held_out
         self.image, self.label, self.local_cache = image, label, local_cache
-        self.title = Path(train).name
+        self.title, self.classes = Path(train).name, list(classes)
 
     @cached_property
     def parts(self) -> dict[str, Source]:

@@ -1,6 +1,7 @@
 """What every dataset promises, on tiny copies of each in its real layout; then what each says where it can't work."""
 
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -16,9 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
+import datasets as huggingface
 import numpy as np
 import pytest
 import torch
+from litdata.streaming.writer import BinaryWriter
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
@@ -30,8 +33,10 @@ import data.torchvision
 from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.folder import Folder
+from data.hf import HF
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
+from data.litdata import LitData
 from data.shapes import Shapes
 from data.torchvision import ATTRIBUTES, CIFAR10, MNIST, STL10, CelebA, Downloaded, FashionMNIST, Flowers102
 
@@ -170,6 +175,34 @@ def shapes(root: Path, patch: pytest.MonkeyPatch) -> Build:
     return partial(Shapes, n_train=12, n_val=6)
 
 
+def encoded(labels: list[int], seed: int) -> list[bytes]:
+    contents = [io.BytesIO() for _ in labels]
+    for content, image in zip(contents, painted(labels, 24, seed), strict=True):
+        Image.fromarray(image).save(content, "PNG")
+    return [content.getvalue() for content in contents]
+
+
+def hf(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    patch.setattr(huggingface.config, "HF_DATASETS_CACHE", root / "prepared")
+    huggingface.disable_progress_bars()
+    kinds = huggingface.Features({"image": huggingface.Image(), "label": huggingface.ClassLabel(names=["a", "b", "c"])})
+    for seed, (split, labels) in enumerate((("train", TRAIN), ("test", VAL))):
+        images = [{"bytes": content, "path": None} for content in encoded(labels, seed)]
+        table = huggingface.Dataset.from_dict({"image": images, "label": labels}, features=kinds)
+        table.to_parquet(root / f"{split}.parquet")
+    return partial(HF, path="parquet", files={split: str(root / f"{split}.parquet") for split in ("train", "test")})
+
+
+def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    for seed, (split, labels) in enumerate((("train", TRAIN), ("val", VAL))):
+        writer = BinaryWriter(str(root / split), chunk_size=4)
+        for i, (content, label) in enumerate(zip(encoded(labels, seed), labels, strict=True)):
+            writer.add_item(i, {"image": content, "label": label})
+        writer.done()
+        writer.merge(1)
+    return partial(LitData, train=str(root / "train"), val=str(root / "val"), classes=["a", "b", "c"])
+
+
 # The contract holds for every dataset. A new one joins with a function that writes a tiny copy of it below `root`, of 12
 # training and 6 validation images, and returns what builds its datamodule.
 DATASETS: dict[str, Callable[[Path, pytest.MonkeyPatch], Build]] = {
@@ -184,6 +217,8 @@ DATASETS: dict[str, Callable[[Path, pytest.MonkeyPatch], Build]] = {
     "tiny_imagenet": tiny_imagenet,
     "imagenet": imagenet,
     "ffhq": ffhq,
+    "hf": hf,
+    "litdata": lit,
 }
 DOWNLOADED = {"cifar10": CIFAR10, "mnist": MNIST, "fashion_mnist": FashionMNIST, "stl10": STL10, "flowers102": Flowers102,
               "celeba": CelebA, "tiny_imagenet": TinyImageNet}  # fmt: skip
@@ -345,7 +380,7 @@ def test_a_source_reaches_a_worker_that_is_not_forked(build: Build) -> None:
     assert np.array_equal(there.read(range(12), 16, 3)[0], source.read(range(12), 16, 3)[0])
 
 
-@pytest.mark.parametrize("build", [name for name in DATASETS if name != "shapes"], indirect=True)
+@pytest.mark.parametrize("build", [name for name in DATASETS if name not in ("shapes", "litdata")], indirect=True)
 def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     before = build().key("val")
     assert build().key("val") == before

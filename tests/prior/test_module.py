@@ -64,6 +64,7 @@ def test_updates_of_micro_batches_equal_those_of_whole_ones() -> None:
         torch.testing.assert_close(parts[0].state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
     module, data = prior(steps=600)
     trainer().fit(module, data)

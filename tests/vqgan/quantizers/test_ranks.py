@@ -15,6 +15,7 @@ from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.residual import Residual
 from vqgan.quantizers.vq import VQ
 
+pytestmark = pytest.mark.slow
 K, DIM, STEPS = 16, 4, 6
 
 
