@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -53,6 +54,13 @@ class Batches(Sampler[list[int]]):
             yield order[first : first + self.batch_size].tolist()
 
 
+@dataclass
+class Mapped:
+    """A .npy file that is opened as a memory map, not read."""
+
+    file: str
+
+
 class Samples(Dataset[tuple[Tensor, Tensor]]):
     """`values` (n, ...) and `labels` (n,), fetched a whole batch at a time; of `rows` only, where some are given."""
 
@@ -60,6 +68,16 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, values: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:
         self.values, self.labels, self.rows = values, labels, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A memory map goes to a reading process by its file's name: by value it would be copied whole."""
+        return {
+            name: Mapped(str(value.filename)) if isinstance(value, np.memmap) else value for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        opened = {name: np.load(v.file, mmap_mode="r") if isinstance(v, Mapped) else v for name, v in state.items()}
+        self.__dict__.update(opened)
 
     def __len__(self) -> int:
         return len(self.values if self.rows is None else self.rows)

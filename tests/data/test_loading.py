@@ -1,4 +1,6 @@
+import pickle
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +90,16 @@ def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
     batches = Batches(7 * 40, 10, seed=0, shards=[7] * 40)
     opened = [set(batches.order(epoch)[:20] // 7) for epoch in range(2)]
     assert opened[0] != opened[1]
+
+
+def test_a_memory_map_goes_to_a_reading_process_by_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "values.npy", np.arange(100_000, dtype=np.uint8))
+    samples = Samples(np.load(tmp_path / "values.npy", mmap_mode="r"), np.arange(100_000) % 7, np.arange(10, 20))
+    there = pickle.dumps(Samples(samples.values, np.arange(3)))
+    assert len(there) < 2_000
+    again = pickle.loads(pickle.dumps(samples))
+    assert isinstance(again.values, np.memmap)
+    assert all(torch.equal(a, b) for a, b in zip(again.__getitems__([0, 9]), samples.__getitems__([0, 9]), strict=True))
 
 
 class Numbers(BatchDataModule):
