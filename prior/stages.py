@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
@@ -14,19 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
+from data.terminal import counted
 from data.tokens import FORMATS, CodeDataModule, export, sequences
 from prior.callbacks import Samples
 from prior.extract import extract
 from prior.models.bigram import bigram_nats
 from prior.models.gpt import GPT
 from prior.module import Prior
-from prior.sampling import Sampler, sample
+from prior.sampling import Sampler, batches
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
 from vqgan.quantizers.base import whole
 from vqgan.run import autocast, budget, device, fit, open_folder, settled, write_result
 from vqgan.tokenizer import Tokenizer
 
+KINDS = ("grid", "png", "npz")  # what samples are saved as
 TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
 
 
@@ -108,36 +111,57 @@ def encode(config: DictConfig) -> dict[str, Any] | None:
 
 
 def draw(config: DictConfig) -> dict[str, Any]:
-    """Sample codes from a prior, or of a KL-VAE latents from N(0, 1), and decode them to a picture."""
+    """Sample codes from a prior, or of a KL-VAE latents from N(0, 1), and decode them: to a picture, and to what `save` names."""
     if not config.ckpt:
         raise InputError("stage=sample needs a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>")
     if config.resume:
         raise InputError(f"stage=sample has nothing to resume; leave resume={config.resume} out")
-    if config.n < 1:
-        raise InputError(f"n={config.n} must be at least 1 sample")
+    for name in ("n", "columns", "rows", "batch_size"):
+        whole(name, config[name], 1)
+    if strange := [kind for kind in config.save if kind not in KINDS]:
+        raise InputError(f"save={strange[0]} must be a list of {', '.join(KINDS)}, as save=[grid,npz]")
     where = device(config.accelerator)
     sampler: Sampler = instantiate(config.sampler)
-    codes: torch.Tensor | None = None
-    z_q: Iterator[torch.Tensor]
+    found: Iterator[tuple[torch.Tensor | None, torch.Tensor]]  # codes, where there are any, and what the decoder takes
     if read(config.ckpt, "prior", "vqgan")["codegrid"]["stage"] == "prior":
         model, tokenizer, name = load_prior(config.ckpt)
         model, tokenizer = model.to(where), tokenizer.to(where)
-        with torch.no_grad(), autocast(where):
-            codes = sample(model, sampler, config.n, config.seed, config.batch_size)
-        z_q = map(tokenizer.quantizer.lookup, codes.split(config.batch_size))  # one batch at a time, below
+        drawn = batches(model, sampler, config.n, config.seed, config.batch_size)
+        found = ((codes, tokenizer.quantizer.lookup(codes)) for codes in drawn)
     else:  # a tokenizer by itself: from the distribution that its bottleneck was trained towards
         tokenizer, name = load_tokenizer(config.ckpt)[0].to(where), find(config.ckpt).parent.parent.name
-        z_q = iter(tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed).split(config.batch_size))
-    with torch.no_grad(), autocast(where):
-        images = torch.cat([to_uint8(tokenizer.decode(some)) for some in z_q])
+        z_q = tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed)
+        found = ((None, part) for part in z_q.split(config.batch_size))
+    images, codes = [], []
+    with torch.no_grad(), autocast(where), counted(config.n, "samples") as bar:
+        for indices, latent in found:
+            images.append(to_uint8(tokenizer.decode(latent)).cpu())
+            codes += [] if indices is None else [indices.cpu()]
+            bar.update(len(latent))
     folder = open_folder(config, name)
-    columns = min(config.columns, config.n)
-    rows = list(images.split(columns))
-    rows[-1] = torch.cat([rows[-1], images.new_full((columns - len(rows[-1]), *images.shape[1:]), 255)])
-    file = save_picture(picture(rows, scale=2), folder / "samples.png")
-    if codes is not None:
-        torch.save({"codes": codes.cpu()}, folder / "codes.pt")
-    return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, "pictures": [str(file)]})
+    files = save_samples(torch.cat(images), folder, list(config.save), config.columns, config.rows)
+    if codes:
+        torch.save({"codes": torch.cat(codes)}, folder / "codes.pt")
+    return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, **files})
+
+
+def save_samples(images: torch.Tensor, folder: Path, kinds: list[str], columns: int, rows: int) -> dict[str, Any]:
+    """Images (n, C, H, W) uint8 as a picture of the first `rows` rows, as files of their own, and as the .npz that
+    evaluators of FID read: arr_0 (n, H, W, 3). Where they are."""
+    files: dict[str, Any] = {}
+    if "grid" in kinds:
+        columns = min(columns, len(images))
+        shown = list(images[: rows * columns].split(columns))
+        shown[-1] = torch.cat([shown[-1], images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)])
+        files["pictures"] = [str(save_picture(picture(shown, scale=2), folder / "samples.png"))]
+    if "png" in kinds:
+        for i, image in enumerate(images):
+            save_picture(picture([image[None]]), folder / "samples" / f"{i:06d}.png")
+        files["png"] = str(folder / "samples")
+    if "npz" in kinds:
+        np.savez(folder / "samples.npz", arr_0=images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+        files["npz"] = str(folder / "samples.npz")
+    return files
 
 
 def described_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
@@ -67,7 +68,8 @@ WRONG = {
     "stage=sample": "add ckpt=<run folder of stage=prior, or of a KL-VAE>",
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
     "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
-    "stage=sample ckpt=x n=0": "n=0 must be at least 1",
+    "stage=sample ckpt=x n=0": "n=0 must be a whole number of at least 1",
+    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be a list of grid, png, npz",
     "stage=sample ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
 }  # fmt: skip
 
@@ -179,6 +181,20 @@ def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(command: Comm
     assert command(*line[2:], "run_dir=fresh", f"cache_dir={tmp_path / 'other'}") == 0
     resumed, fresh = (load_file(f"{name}/codes-train.safetensors") for name in ("resumed", "fresh"))
     assert all(np.array_equal(resumed[name], fresh[name]) for name in ("indices", "labels"))
+
+
+def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=5", "columns=2", "rows=2", "batch_size=2", "accelerator=cpu"]
+    assert command(*line, "save=[grid,png,npz]", "run_dir=drawn") == 0
+    images = np.load("drawn/samples.npz")["arr_0"]
+    assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
+    files = sorted(Path("drawn/samples").iterdir())
+    assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True))
+    with Image.open("drawn/samples.png") as sheet:
+        assert sheet.size == (2 * (16 + 2 + 16), 2 * (16 + 2 + 16))  # of five samples the first four
+    assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
 
 
 def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from data.errors import InputError
 from prior.models.gpt import GPT
-from prior.sampling import Sampler, sample, top_k, top_p
+from prior.sampling import Sampler, min_p, sample, top_k, top_p
 from tests.prior.test_models import gpt
 
 INF = float("inf")
@@ -22,6 +22,13 @@ def test_top_p_keeps_the_fewest_codes_that_have_probability_p_together() -> None
     assert kept[2] == [True, False, True, False]
     assert sum(kept[3]) == 4
     assert torch.equal(top_p(logits, 1.0), logits)
+
+
+def test_min_p_keeps_codes_by_their_share_of_the_likeliest() -> None:
+    logits = torch.tensor([[0.5, 0.24, 0.25, 0.01], [0.97, 0.01, 0.01, 0.01]]).log() + 3  # an offset changes nothing
+    assert min_p(logits, 0.49).isfinite().tolist() == [[True, False, True, False], [True, False, False, False]]
+    assert min_p(logits, 0.01).isfinite().all(1).tolist() == [True, True]
+    assert torch.equal(Sampler(min_p=1.0).draw(logits, torch.tensor([0.9, 0.9])), logits.argmax(-1))
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -44,7 +51,9 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
     assert torch.equal(Sampler(temperature=1e-4).draw(logits, uniform), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.1}]
+)
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"sampler\."):
         Sampler(**settings)  # type: ignore[arg-type]
