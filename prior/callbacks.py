@@ -24,6 +24,7 @@ class Samples(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
         if trainer.is_global_zero and not trainer.sanity_checking:
-            codes = sample(module.model, Sampler(), self.n * self.rows, seed=0)
+            n, classes = self.n * self.rows, module.model.classes
+            codes = sample(module.model, Sampler(), n, seed=0, labels=torch.arange(n) % classes if classes else None)
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
             self.file = show(trainer, picture(list(images.split(self.n)), scale=2), self.folder, "samples", module.step)

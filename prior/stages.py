@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
+from data.loading import Samples as Grids
 from data.terminal import counted
 from data.tokens import FORMATS, CodeDataModule, export, sequences
 from prior.callbacks import Samples
@@ -50,12 +51,14 @@ def train(config: DictConfig) -> dict[str, Any]:
     train_codes = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
     val_codes = extract(tokenizer, images, "val", fabric=fabric)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
-    model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid)
+    classes = class_count(images, train_codes) if config.conditional else 0
+    model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid, classes=classes)
     module = Prior(
         model,
         optimizer=instantiate(config.optimizer),
         budget=budget(config),
         schedule=instantiate(config.schedule),
+        label_drop=config.label_drop,
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
@@ -72,6 +75,14 @@ def train(config: DictConfig) -> dict[str, Any]:
     shape = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
     result = {**figures, "bigram_nats_per_token": round(bigram, 4), **shape, "pictures": [str(pictures.file)]}
     return write_result(folder, result)
+
+
+def class_count(images: ImageDataModule, codes: Grids) -> int:
+    """How many classes the labels of the images are of: as many as have names, or as were seen."""
+    n = max(len(images.classes), int(np.max(codes.labels)) + 1)
+    if n < 2:
+        raise InputError(f"conditional=true needs images of at least two classes, and {images.title} has {n}; leave it out")
+    return n
 
 
 def encode(config: DictConfig) -> dict[str, Any] | None:
@@ -123,10 +134,14 @@ def draw(config: DictConfig) -> dict[str, Any]:
     where = device(config.accelerator)
     sampler: Sampler = instantiate(config.sampler)
     found: Iterator[tuple[torch.Tensor | None, torch.Tensor]]  # codes, where there are any, and what the decoder takes
+    labels: torch.Tensor | None = None
     if read(config.ckpt, "prior", "vqgan")["codegrid"]["stage"] == "prior":
         model, tokenizer, name = load_prior(config.ckpt)
         model, tokenizer = model.to(where), tokenizer.to(where)
-        drawn = batches(model, sampler, config.n, config.seed, config.batch_size)
+        labels = labels_for(model, config.label, config.n)
+        if labels is None and sampler.guidance != 1:
+            raise InputError(f"sampler.guidance={sampler.guidance} needs a prior of classes; train one with conditional=true")
+        drawn = batches(model, sampler, config.n, config.seed, config.batch_size, labels=labels)
         found = ((codes, tokenizer.quantizer.lookup(codes)) for codes in drawn)
     else:  # a tokenizer by itself: from the distribution that its bottleneck was trained towards
         tokenizer, name = load_tokenizer(config.ckpt)[0].to(where), find(config.ckpt).parent.parent.name
@@ -141,8 +156,21 @@ def draw(config: DictConfig) -> dict[str, Any]:
     folder = open_folder(config, name)
     files = save_samples(torch.cat(images), folder, list(config.save), config.columns, config.rows)
     if codes:
-        torch.save({"codes": torch.cat(codes)}, folder / "codes.pt")
+        content = {"codes": torch.cat(codes), **({} if labels is None else {"labels": labels})}
+        torch.save(content, folder / "codes.pt")
     return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, **files})
+
+
+def labels_for(model: GPT, label: Any, n: int) -> torch.Tensor | None:
+    """The labels (n,) of n samples: the classes that `label` names in turn, by default all; None of a prior without classes."""
+    if not model.classes:
+        if label is not None:
+            raise InputError(f"label={label} needs a prior of classes; train one with conditional=true")
+        return None
+    chosen = list(range(model.classes)) if label is None else list(label) if OmegaConf.is_list(label) else [label]
+    if not chosen or any(not isinstance(number, int) or not -1 <= number < model.classes for number in chosen):
+        raise InputError(f"label={label} must be classes, 0 to {model.classes - 1}, or -1 for none in particular")
+    return torch.tensor([chosen[i % len(chosen)] for i in range(n)])
 
 
 def save_samples(images: torch.Tensor, folder: Path, kinds: list[str], columns: int, rows: int) -> dict[str, Any]:
@@ -195,8 +223,9 @@ def load_prior(ckpt: str | Path) -> tuple[GPT, Tokenizer, str]:
     if not (folder / TOKENIZER).is_file():
         raise InputError(f"{folder / TOKENIZER} is missing: the prior needs the tokenizer that its run folder keeps")
     tokenizer, _ = load_tokenizer(folder / TOKENIZER)
-    model: GPT = build({**checkpoint["codegrid"]["config"]["prior"], "codebook": codebook(tokenizer), "grid": tokenizer.grid})
     state = part(checkpoint["state_dict"], "model")
+    found = {"codebook": codebook(tokenizer), "grid": tokenizer.grid, "classes": len(state["begin"]) - 1}
+    model: GPT = build({**checkpoint["codegrid"]["config"]["prior"], **found})
     if not torch.equal(state["codebook"], model.codebook):
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer that this prior was trained on; restore the run folder")
     model.load_state_dict(state)

@@ -197,6 +197,30 @@ def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(command: Com
     assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
 
 
+def test_a_conditional_prior_is_sampled_by_class_and_guided(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("stage=vqgan", *TINY)
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", "conditional=true", *TINY_PRIOR) == 0
+    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=7", "accelerator=cpu"]
+    assert command(*line, "sampler.guidance=2", "run_dir=all") == 0
+    assert torch.load("all/codes.pt", weights_only=True)["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert command(*line, "label=[3,-1]", "run_dir=two") == 0
+    assert torch.load("two/codes.pt", weights_only=True)["labels"].tolist() == [3, -1, 3, -1, 3, -1, 3]
+    capsys.readouterr()
+    assert command(*line, "label=5") != 0
+    assert "label=5 must be classes, 0 to 4" in mistake(capsys)
+
+
+def test_a_prior_without_classes_takes_no_label_and_no_guidance(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    for word in ("label=1", "sampler.guidance=2"):
+        capsys.readouterr()
+        assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", word) != 0
+        assert "train one with conditional=true" in mistake(capsys)
+
+
 def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)

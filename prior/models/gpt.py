@@ -10,7 +10,8 @@ INPUTS = ("codes", "embedding")
 
 
 class GPT(nn.Module):
-    """p(indices) = product over t of p(index_t | those before) (VQGAN, Esser et al. 2021, eq. 8), in raster order.
+    """p(indices) = product over t of p(index_t | those before) (VQGAN, Esser et al. 2021, eq. 8), in raster order; with
+    `classes` above 0, given a label too, or -1 for none.
 
     What it reads of a code is the tokenizer's vector, projected (inputs="codes"), or an embedding of its own
     (inputs="embedding"). Blocks as in Llama: RMSNorm, SwiGLU, 2-D rotary positions.
@@ -24,6 +25,7 @@ class GPT(nn.Module):
         codebook: Tensor,
         grid: tuple[int, int],
         inputs: str = "codes",
+        classes: int = 0,
         width: int = 192,
         depth: int = 6,
         heads: int = 6,
@@ -34,11 +36,12 @@ class GPT(nn.Module):
             raise InputError(f"prior.inputs={inputs} must be one of {', '.join(INPUTS)}")
         if width % heads or (width // heads) % 2:
             raise InputError(f"prior.width={width} must be an even multiple of prior.heads={heads}; use prior.width={64 * heads}")
-        self.K, self.grid, self.T = len(codebook), grid, grid[0] * grid[1]
+        self.K, self.grid, self.T, self.classes = len(codebook), grid, grid[0] * grid[1], classes
         self.register_buffer("codebook", codebook.detach().clone().float())
         self.register_buffer("angles", rotary(grid, width // heads), persistent=False)
         self.read: nn.Module = nn.Embedding(self.K, width) if inputs == "embedding" else nn.Linear(codebook.shape[1], width)
-        self.begin = nn.Parameter(torch.zeros(width))  # stands where the code before the first would
+        # What stands where the code before the first would: a vector of each class, the last one of none.
+        self.begin = nn.Parameter(torch.zeros(classes + 1, width))
         self.place = nn.Parameter(torch.zeros(self.T, width))
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
@@ -60,14 +63,20 @@ class GPT(nn.Module):
         embedded: Tensor = self.read(indices if isinstance(self.read, nn.Embedding) else self.codebook[indices])
         return embedded
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """indices (B, T) -> logits (B, T, K); those at t see the indices before t alone."""
-        begin = self.begin.expand(len(indices), 1, -1)
+    def first(self, n: int, labels: Tensor | None) -> Tensor:
+        """What stands before the first code (n, 1, width), given labels (n,) in [0, classes), -1 for none, or no labels."""
+        if labels is None:
+            return self.begin[-1].expand(n, 1, -1)
+        return self.begin[torch.where(labels < 0, self.classes, labels)][:, None]
+
+    def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """indices (B, T), labels (B,) -> logits (B, T, K); those at t see the label and the indices before t alone."""
+        begin = self.first(len(indices), labels)
         return self._run(torch.cat([begin, self.embed(indices[:, :-1])], 1), slice(0, self.T), None)
 
-    def step(self, previous: Tensor | None, n: int, t: int, cache: Cache) -> Tensor:
+    def step(self, previous: Tensor | None, n: int, t: int, cache: Cache, labels: Tensor | None = None) -> Tensor:
         """The logits (n, K) at position t, given the code at t - 1 (n,) (None at t = 0) and the cache of those before."""
-        x = self.begin.expand(n, 1, -1) if previous is None else self.embed(previous[:, None])
+        x = self.first(n, labels) if previous is None else self.embed(previous[:, None])
         return self._run(x, slice(t, t + 1), cache)[:, 0]
 
     def _run(self, x: Tensor, places: slice, cache: Cache | None) -> Tensor:

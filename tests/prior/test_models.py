@@ -46,6 +46,25 @@ class TestContract:
         assert logp.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_no_label_and_minus_one_are_the_same_and_each_class_is_another() -> None:
+    model, codes = gpt(classes=3), torch.randint(K, (1, 6)).expand(4, 6)
+    logits = model(codes, torch.tensor([-1, 0, 1, 2]))
+    assert torch.equal(logits[:1], model(codes[:1]))
+    assert all(not torch.allclose(logits[a], logits[b]) for a in range(4) for b in range(a))
+
+
+def test_the_label_reaches_the_first_position_and_every_other() -> None:
+    model, codes = gpt(classes=2), torch.randint(K, (1, 6))
+    one, other = (model(codes, torch.tensor([label])) for label in (0, 1))
+    assert all(not torch.allclose(one[0, t], other[0, t]) for t in range(6))
+
+
+def test_cached_logits_equal_uncached_ones_given_labels() -> None:
+    model, codes, labels, cache = gpt(classes=3), torch.randint(K, (4, 6)), torch.tensor([0, 2, -1, 1]), Cache()
+    steps = [model.step(codes[:, t - 1] if t else None, 4, t, cache, labels) for t in range(6)]
+    torch.testing.assert_close(torch.stack(steps, 1), model(codes, labels), rtol=1e-4, atol=1e-5)
+
+
 def test_an_untrained_prior_is_uniform() -> None:
     model = GPT(torch.randn(K, DIM), GRID, width=16, depth=2, heads=2)
     torch.testing.assert_close(model(torch.randint(K, (2, 6))).softmax(-1), torch.full((2, 6, K), 1 / K))

@@ -23,12 +23,12 @@ def codes(n: int, seed: int) -> Samples:
     for r in range(1, 3):
         for c in range(1, 3):
             grids[:, r, c] = (grids[:, r - 1, c] + grids[:, r, c - 1]) % K
-    return Samples(grids.astype(np.uint16), np.zeros(n))
+    return Samples(grids.astype(np.uint16), np.arange(n) % 3)
 
 
-def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, **update: Any) -> tuple[Prior, CodeDataModule]:
+def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any) -> tuple[Prior, CodeDataModule]:
     torch.manual_seed(0)
-    model = GPT(torch.randn(K, 8), GRID, width=32, depth=2, heads=2)
+    model = GPT(torch.randn(K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
     data = CodeDataModule(codes(2000, 0), codes(70, 1), batch_size=32, seed=0)
     return Prior(model, optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)), Budget(steps), Schedule(10), **update), data
 
@@ -48,6 +48,27 @@ def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> N
     logits = module.model(val)
     assert found["val/nats_per_token"] == pytest.approx(F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5)
     assert found["val/bits_per_image"] == pytest.approx(found["val/nats_per_token"] * 9 / np.log(2), rel=1e-5)
+
+
+def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = prior(steps=60, classes=3, label_drop=0.25)
+    seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    nats = module.nats_per_token
+    monkeypatch.setattr(module, "nats_per_token", lambda x, told: seen[module.training].append(told) or nats(x, told))
+    trainer().fit(module, data)
+    trainer().validate(module, data, verbose=False)
+    withheld = (torch.cat(seen[True]) == -1).float().mean()
+    assert withheld == pytest.approx(0.25, abs=0.04)
+    assert (torch.cat(seen[False]) >= 0).all()
+
+
+def test_a_prior_without_classes_draws_no_number_for_labels() -> None:
+    states = []
+    for drop in (0.0, 1.0):
+        module, data = prior(label_drop=drop)
+        trainer().fit(module, data)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_an_untrained_prior_needs_log_K_nats() -> None:

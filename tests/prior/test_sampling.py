@@ -52,7 +52,17 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": 0}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.1}]
+    "settings",
+    [
+        {"temperature": 0},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"guidance": -1},
+        {"guidance_power": -1},
+    ],
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"sampler\."):
@@ -71,6 +81,43 @@ def test_the_seed_decides_and_the_batch_size_does_not() -> None:
     assert torch.equal(codes, sample(model, Sampler(), 20, seed=1, batch_size=3))
     assert torch.equal(codes[:5], sample(model, Sampler(), 5, seed=1))
     assert not torch.equal(codes, sample(model, Sampler(), 20, seed=2))
+
+
+LABELS = torch.tensor([0, 1, 2, 1, -1] * 4)
+
+
+def test_guidance_of_one_changes_nothing_and_of_zero_forgets_the_label() -> None:
+    model = gpt(classes=3)
+    plain = sample(model, Sampler(), 20, seed=1, labels=LABELS)
+    assert torch.equal(sample(model, Sampler(guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS), plain)
+    assert torch.equal(sample(model, Sampler(guidance=0.0), 20, seed=1, labels=LABELS), sample(model, Sampler(), 20, seed=1))
+    assert not torch.equal(plain, sample(model, Sampler(), 20, seed=1))
+
+
+def test_guided_samples_are_those_of_the_guided_logits() -> None:
+    """p(code | label)^s / p(code)^(s - 1), normalised: Ho & Salimans 2022, eq. 5 and 6."""
+    model = GPT(torch.randn(3, 2), (1, 1), classes=2, width=16, depth=1, heads=2).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    n = 30_000
+    drawn = sample(model, Sampler(guidance=2.5), n, seed=0, batch_size=n, labels=torch.ones(n, dtype=torch.int64))
+    given, free = (model(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([label]))[0, 0].softmax(0) for label in (1, -1))
+    p = given**2.5 / free**1.5
+    p /= p.sum()
+    counts = drawn.flatten().bincount(minlength=3)
+    assert ((counts - n * p).square() / (n * p)).sum() < 16  # 2 degrees of freedom: 99.97% of fair draws stay below
+
+
+def test_guidance_grows_over_the_grid_by_its_power() -> None:
+    assert [Sampler(guidance=3.0).scale(t) for t in (0.0, 0.5, 1.0)] == [3, 3, 3]
+    assert [Sampler(guidance=3.0, guidance_power=1.0).scale(t) for t in (0.0, 0.5, 1.0)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"guidance": 2.0, "guidance_power": 1.0}])
+def test_guided_sampling_is_the_same_cached_and_whatever_the_batch_size(settings: dict[str, float]) -> None:
+    model = gpt(classes=3)
+    codes = sample(model, Sampler(**settings), 20, seed=1, labels=LABELS)
+    assert torch.equal(codes, sample(model, Sampler(**settings), 20, seed=1, batch_size=3, labels=LABELS))
+    assert torch.equal(codes, sample(model, Sampler(**settings), 20, seed=1, cached=False, labels=LABELS))
 
 
 def test_samples_follow_the_models_own_distribution() -> None:
