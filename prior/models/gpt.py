@@ -50,7 +50,7 @@ class GPT(nn.Module):
 
     def _initialise(self) -> None:
         for name, p in self.named_parameters():
-            if p.ndim > 1:
+            if p.ndim > 1 and p is not self.begin:
                 nn.init.normal_(p, std=0.02)
             if name.endswith(("proj.weight", "down.weight")):  # GPT-2: the residual stream keeps its scale
                 nn.init.normal_(p, std=0.02 / (2 * len(self.blocks)) ** 0.5)

@@ -13,7 +13,8 @@ K, DIM, GRID = 5, 3, (2, 3)
 
 def gpt(inputs: str = "codes", **settings: int) -> GPT:
     model = GPT(torch.randn(K, DIM), GRID, inputs, **{"width": 16, "depth": 2, "heads": 2, **settings})
-    torch.nn.init.normal_(model.head.weight)  # it starts at zero, where every test would pass
+    for start in (model.head.weight, model.begin):  # they start at zero, where every test would pass
+        torch.nn.init.normal_(start)
     return model.eval()
 
 

@@ -98,6 +98,7 @@ def test_guided_samples_are_those_of_the_guided_logits() -> None:
     """p(code | label)^s / p(code)^(s - 1), normalised: Ho & Salimans 2022, eq. 5 and 6."""
     model = GPT(torch.randn(3, 2), (1, 1), classes=2, width=16, depth=1, heads=2).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
+    torch.nn.init.normal_(model.begin)
     n = 30_000
     drawn = sample(model, Sampler(guidance=2.5), n, seed=0, batch_size=n, labels=torch.ones(n, dtype=torch.int64))
     given, free = (model(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([label]))[0, 0].softmax(0) for label in (1, -1))
