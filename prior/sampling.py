@@ -63,7 +63,6 @@ class Sampler:
             raise InputError(f"sampler.top_p={self.top_p} must be above 0 and at most 1; 1 keeps all codes")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"sampler.min_p={self.min_p} must be from 0 to 1; 0 keeps all codes")
-
         if self.guidance < 0 or self.guidance_power < 0:
             raise InputError(
                 f"sampler.guidance={self.guidance} and sampler.guidance_power={self.guidance_power} must be at least 0; "
