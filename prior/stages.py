@@ -129,8 +129,9 @@ def draw(config: DictConfig) -> dict[str, Any]:
         raise InputError(f"stage=sample has nothing to resume; leave resume={config.resume} out")
     for name in ("n", "columns", "rows", "batch_size"):
         whole(name, config[name], 1)
-    if strange := [kind for kind in config.save if kind not in KINDS]:
-        raise InputError(f"save={strange[0]} must be a list of {', '.join(KINDS)}, as save=[grid,npz]")
+    save = [config.save] if isinstance(config.save, str) else list(config.save)
+    if strange := [kind for kind in save if kind not in KINDS]:
+        raise InputError(f"save={strange[0]} must be one of {', '.join(KINDS)}, or several, as save=[grid,npz]")
     where = device(config.accelerator)
     sampler: Sampler = instantiate(config.sampler)
     found: Iterator[tuple[torch.Tensor | None, torch.Tensor]]  # codes, where there are any, and what the decoder takes
@@ -147,14 +148,14 @@ def draw(config: DictConfig) -> dict[str, Any]:
         tokenizer, name = load_tokenizer(config.ckpt)[0].to(where), find(config.ckpt).parent.parent.name
         z_q = tokenizer.quantizer.draw(config.n, tokenizer.grid, config.seed)
         found = ((None, part) for part in z_q.split(config.batch_size))
+    folder = open_folder(config, name)  # before what may take hours
     images, codes = [], []
     with torch.no_grad(), autocast(where), counted(config.n, "samples") as bar:
         for indices, latent in found:
             images.append(to_uint8(tokenizer.decode(latent)).cpu())
             codes += [] if indices is None else [indices.cpu()]
             bar.update(len(latent))
-    folder = open_folder(config, name)
-    files = save_samples(torch.cat(images), folder, list(config.save), config.columns, config.rows)
+    files = save_samples(torch.cat(images), folder, save, config.columns, config.rows)
     if codes:
         content = {"codes": torch.cat(codes), **({} if labels is None else {"labels": labels})}
         torch.save(content, folder / "codes.pt")

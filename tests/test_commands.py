@@ -69,7 +69,7 @@ WRONG = {
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
     "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
     "stage=sample ckpt=x n=0": "n=0 must be a whole number of at least 1",
-    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be a list of grid, png, npz",
+    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be one of grid, png, npz, or several",
     "stage=sample ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
 }  # fmt: skip
 
@@ -195,6 +195,17 @@ def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(command: Com
     with Image.open("drawn/samples.png") as sheet:
         assert sheet.size == (2 * (16 + 2 + 16), 2 * (16 + 2 + 16))  # of five samples the first four
     assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
+
+
+def test_a_run_folder_that_is_taken_is_found_out_before_samples_are_drawn(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    monkeypatch.setattr("prior.sampling.Sampler.draw", None)
+    capsys.readouterr()
+    assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", "save=npz", "run_dir=runs/prior/shapes") != 0
+    assert "run_dir=runs/prior/shapes is not empty" in mistake(capsys)
 
 
 def test_a_conditional_prior_is_sampled_by_class_and_guided(

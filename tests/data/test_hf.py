@@ -2,8 +2,8 @@ import io
 import pickle
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from PIL import Image
-from torch import Tensor
 
 from data.errors import InputError
 from data.hf import HF, Onwards, Stream
+from tests.data.greys import flat, numbers, png, trained
 
 datasets = pytest.importorskip("datasets")
 
 N, FILES = 40, 4  # training images, and the files that they are in
-
-
-def png(i: int) -> bytes:
-    """A plain image, whose grey tells its number."""
-    content = io.BytesIO()
-    Image.new("RGB", (12, 10), (i, i, i)).save(content, "PNG")
-    return content.getvalue()
 
 
 def parquet(file: Path, numbers: range, broken: int = -1) -> None:
@@ -69,22 +61,6 @@ def make(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 OFFICIAL = {"splits": {"test": "test"}}  # beside train
 STREAM = {"streaming": True, "buffer": 8, "n_train": N, **OFFICIAL}
 BOTH = pytest.mark.parametrize("how", [OFFICIAL, STREAM], ids=["table", "stream"])
-
-
-def numbers(batch: tuple[Tensor, Tensor]) -> list[int]:
-    """Which images those of a batch are."""
-    return batch[0][:, 0, 0, 0].tolist()
-
-
-def flat(batches: Iterable[list[int]]) -> list[int]:
-    return list(chain.from_iterable(batches))
-
-
-def trained(data: HF, n: int, **run: int) -> Iterator[list[int]]:
-    """The first n training batches, of a run that starts at batch `start` as `rank` of `world`."""
-    samples = data.split("train")
-    loader = data._loader("train", data.batches(len(samples), data.batch_size, data.seed, shards=samples.shards, **run))
-    return (numbers(batch) for batch in islice(loader, n))
 
 
 def validated(data: HF) -> list[int]:

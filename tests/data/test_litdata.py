@@ -1,36 +1,23 @@
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, pairwise
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 from data.decode import Unreadable
 from data.errors import InputError
 from data.litdata import LitData, Shards, pixels
 from data.loading import Batches
+from tests.data.greys import flat, image, numbers, png, trained
 
 litdata = pytest.importorskip("litdata")
 
 N, SHARD = 44, 4  # images, images a shard
-
-
-def image(i: int) -> Image.Image:
-    """A plain one, whose grey tells its number."""
-    return Image.new("RGB", (12, 10), (i, i, i))
-
-
-def png(i: int) -> bytes:
-    content = io.BytesIO()
-    image(i).save(content, "PNG")
-    return content.getvalue()
 
 
 def write(folder: Path, items: list[Any]) -> Path:
@@ -64,23 +51,6 @@ def make(tmp_path: Path) -> Callable[..., LitData]:
         return LitData(str(train), **{**defaults, **settings})
 
     return made
-
-
-def numbers(batch: tuple[Tensor, Tensor]) -> list[int]:
-    """Which images those of a batch are."""
-    return batch[0][:, 0, 0, 0].tolist()
-
-
-def flat(batches: Iterable[list[int]]) -> list[int]:
-    return list(chain.from_iterable(batches))
-
-
-def trained(data: LitData, n: int, **run: int) -> Iterator[list[int]]:
-    """The first n training batches, of a run that starts at batch `start` as `rank` of `world`."""
-    samples = data.split("train")
-    batches = Batches(len(samples), data.batch_size, data.seed, shards=samples.shards, **run)
-    loader = data._loader("train", batches)
-    return (numbers(batch) for batch in islice(loader, n))
 
 
 def test_batches_are_uint8_images_with_the_labels_of_their_items(shards: Path, make: Callable[..., LitData]) -> None:
