@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from data.images import picture, to_uint8
+from prior.drawing import sample
 from prior.module import Prior
-from prior.sampling import Sampler, sample
+from prior.sampling import Sampler
 from vqgan.callbacks.pictures import show
 from vqgan.tokenizer import Tokenizer
 

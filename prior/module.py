@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from prior.models.gpt import GPT
+from prior.models.base import Model, Prediction
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
 from vqgan.quantizers.base import between
 
@@ -24,16 +24,19 @@ class Prior(Clocked):
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         optimizer: MakeOptimizer,
         budget: Budget,
         schedule: Schedule,
         label_drop: float = 0.1,
+        label_smoothing: float = 0.0,
         **update: Any,
     ) -> None:
         super().__init__(budget, schedule, **update)
         between("label_drop", label_drop, 0, 1)
-        self.model, self.make_optimizer, self.label_drop = model, optimizer, label_drop
+        between("label_smoothing", label_smoothing, 0, 1)
+        self.model, self.make_optimizer = model, optimizer
+        self.label_drop, self.label_smoothing = label_drop, label_smoothing
         self.nats = MeanMetric()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
@@ -46,24 +49,30 @@ class Prior(Clocked):
     def losses(self, indices: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
         for (part, share), told in zip(self.micro(indices), labels.tensor_split(self.accumulate), strict=True):
-            loss = self.nats_per_token(part, told)
-            self.log_terms({"nats_per_token": loss})
-            yield share * loss
-
-    def nats_per_token(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """indices (B, h, w), labels (B,) -> the mean of -log p(code | codes before), in nats; of a model with classes
-        -log p(code | label, codes before)."""
-        codes = indices.flatten(1)
-        logits = self.model(codes, labels if self.model.classes else None)
-        return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+            prediction = self.model.learn(part.flatten(1), told if self.model.classes else None, self.now.progress)
+            self.log_terms({"loss": mean(nats(prediction), prediction)})
+            yield share * mean(nats(prediction, self.label_smoothing), prediction)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        self.nats.update(self.nats_per_token(*batch), weight=len(batch[0]))
+        indices, labels = batch
+        prediction = self.model.judge(indices.flatten(1), labels if self.model.classes else None)
+        self.nats.update(mean(nats(prediction), prediction), weight=len(indices))
 
     def on_validation_epoch_end(self) -> None:
-        nats = self.nats.compute()
-        self.log_dict({"val/nats_per_token": nats, "val/bits_per_image": nats * self.model.T / math.log(2)})
+        found = self.nats.compute()
+        self.log_dict({"val/nats_per_token": found, "val/bits_per_image": found * self.model.L / math.log(2)})
         self.nats.reset()
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer(self.make_optimizer, self.model)
+
+
+def nats(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
+    """-log p of each target (B, L); with `smoothing` that share of it is of any code (Szegedy et al. 2016, section 7)."""
+    logits, targets = prediction.logits.flatten(0, 1).float(), prediction.targets.flatten()
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(prediction.targets)
+
+
+def mean(found: Tensor, prediction: Prediction) -> Tensor:
+    """The mean (scalar) of what was found for each code (B, L), by what counts."""
+    return (found * prediction.weights).mean()

@@ -1,16 +1,14 @@
-"""Temperature, top-k, top-p and min-p as functions of logits, and the one decoding loop."""
+"""How a code is drawn from logits: temperature, top-k, top-p, min-p and guidance, and the random numbers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.errors import InputError
-from prior.models.gpt import GPT
-from prior.models.transformer import Cache
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -45,6 +43,8 @@ class Sampler:
 
     Given labels, `guidance` moves the logits before all that: 1 not at all, 0 to those without a label. With
     `guidance_power` above 0 it grows from 1 over the grid, as that power of the share of the positions that is drawn.
+
+    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose).
     """
 
     temperature: float = 1.0
@@ -53,6 +53,7 @@ class Sampler:
     min_p: float = 0.0
     guidance: float = 1.0
     guidance_power: float = 0.0
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -68,6 +69,8 @@ class Sampler:
                 f"sampler.guidance={self.guidance} and sampler.guidance_power={self.guidance_power} must be at least 0; "
                 "guidance=1 draws without it"
             )
+        if self.steps < 0:
+            raise InputError(f"sampler.steps={self.steps} must be at least 0; 0 leaves it to the prior")
 
     def scale(self, drawn: float) -> float:
         """The strength of the guidance when the share `drawn` of the positions is."""
@@ -89,48 +92,13 @@ class Sampler:
         return torch.minimum(codes, last)
 
 
-def sample(model: GPT, sampler: Sampler, n: int, seed: int, **how: Any) -> Tensor:
-    """n grids of codes (n, h, w) int64 on the model's device: those of `batches` together. The model keeps its mode."""
-    training = model.training
-    codes = torch.cat(list(batches(model.eval(), sampler, n, seed, **how)))
-    model.train(training)
-    return codes
+class Numbers:
+    """The random numbers that samples `which` of a seed are drawn by: each sample has a stream of its own, so that it is
+    the same whatever the batch it is drawn in."""
 
+    def __init__(self, seed: int, which: Iterable[int], device: torch.device | str = "cpu") -> None:
+        self.streams, self.device = [np.random.default_rng((seed, i)) for i in which], device
 
-@torch.no_grad()
-def batches(
-    model: GPT,
-    sampler: Sampler,
-    n: int,
-    seed: int,
-    batch_size: int = 100,
-    cached: bool = True,
-    labels: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """n grids of codes, each batch (b, h, w) int64 on the device of the model, which is in eval mode, when it is drawn.
-
-    Sample i draws from row i of one table of random numbers, so that it is the same whatever the batch size; of a prior
-    with classes it is of the class labels[i]. cached=False computes every position anew: slow, for comparison.
-    """
-    device = next(model.parameters()).device
-    uniform = torch.rand(n, model.T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
-    told = None if labels is None else labels.to(device)
-    guide = told is not None and sampler.guidance != 1
-    for first in range(0, n, batch_size):
-        numbers = uniform[first : first + batch_size]
-        given = None if told is None else told[first : first + batch_size]
-        if guide and given is not None:
-            given = torch.cat([given, torch.full_like(given, -1)])  # each sample twice: with its label and without
-        codes = torch.zeros(len(numbers), model.T, dtype=torch.int64, device=device)
-        cache = Cache()
-        for t in range(model.T):
-            before = torch.cat([codes, codes]) if guide else codes
-            if cached:
-                logits = model.step(before[:, t - 1] if t else None, len(before), t, cache, given)
-            else:
-                logits = model(before, given)[:, t]
-            if guide:
-                with_label, without = logits.chunk(2)
-                logits = guided(with_label, without, sampler.scale(t / model.T))
-            codes[:, t] = sampler.draw(logits, numbers[:, t])
-        yield codes.view(-1, *model.grid)
+    def uniform(self, *shape: int) -> Tensor:
+        """The next numbers (n, *shape), uniform in [0, 1), float64."""
+        return torch.from_numpy(np.stack([stream.random(shape) for stream in self.streams])).to(self.device)

@@ -19,11 +19,12 @@ from data.loading import Samples as Grids
 from data.terminal import counted
 from data.tokens import FORMATS, CodeDataModule, export, sequences
 from prior.callbacks import Samples
+from prior.drawing import batches
 from prior.extract import extract
+from prior.models.base import Model
 from prior.models.bigram import bigram_nats
-from prior.models.gpt import GPT
 from prior.module import Prior
-from prior.sampling import Sampler, batches
+from prior.sampling import Sampler
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
 from vqgan.quantizers.base import whole
@@ -41,24 +42,22 @@ def train(config: DictConfig) -> dict[str, Any]:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
     L.seed_everything(config.seed, verbose=False)
     tokenizer, described = load_tokenizer(config.ckpt)
-    if tokenizer.K is None or tokenizer.books > 1:
-        told = "has no codes" if tokenizer.K is None else f"tells each position by {tokenizer.books} codes"
-        raise InputError(
-            f"ckpt={config.ckpt} {told}, and prior=gpt learns one code a position; train a tokenizer with quantizer=ema"
-        )
+    if tokenizer.K is None:
+        raise InputError(f"ckpt={config.ckpt} has no codes to learn; train a tokenizer with quantizer=ema")
     images = described_images(described["data"], config)
     fabric = Fabric(accelerator=device(config.trainer.accelerator).type, devices=1)
     train_codes = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
     val_codes = extract(tokenizer, images, "val", fabric=fabric)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
     classes = class_count(images, train_codes) if config.conditional else 0
-    model: GPT = instantiate(config.prior, codebook=codebook(tokenizer), grid=tokenizer.grid, classes=classes)
+    model: Model = instantiate(config.prior, codebook=tokenizer.quantizer.vectors(), grid=tokenizer.grid, classes=classes)
     module = Prior(
         model,
         optimizer=instantiate(config.optimizer),
         budget=budget(config),
         schedule=instantiate(config.schedule),
         label_drop=config.label_drop,
+        label_smoothing=config.label_smoothing,
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
@@ -66,8 +65,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     keep_tokenizer(tokenizer, described, folder)
     pictures = Samples(folder / "pictures", tokenizer)
     callbacks = [
-        Checkpoints(folder, header("prior", config), config.trainer.save_every),
-        Progress({"train/nats_per_token": "nats", "val/nats_per_token": "validation"}),
+        Checkpoints(folder, header("prior", config) | of_prior(tokenizer, classes), config.trainer.save_every),
+        Progress({"train/loss": "loss", "val/nats_per_token": "validation"}),
         pictures,
     ]
     figures = fit(config, folder, module, data, callbacks)
@@ -162,7 +161,7 @@ def draw(config: DictConfig) -> dict[str, Any]:
     return write_result(folder, {"run": str(folder), "n": config.n, "seed": config.seed, **files})
 
 
-def labels_for(model: GPT, label: Any, n: int) -> torch.Tensor | None:
+def labels_for(model: Model, label: Any, n: int) -> torch.Tensor | None:
     """The labels (n,) of n samples: the classes that `label` names in turn, by default all; None of a prior without classes."""
     if not model.classes:
         if label is not None:
@@ -202,11 +201,9 @@ def described_images(described: dict[str, Any], config: DictConfig) -> ImageData
     return images
 
 
-def codebook(tokenizer: Tokenizer) -> torch.Tensor:
-    """The vectors (K, dim) of all codes of a tokenizer with one codebook."""
-    assert tokenizer.K is not None
-    everyone = torch.arange(tokenizer.K, device=next(tokenizer.parameters()).device)
-    return tokenizer.quantizer.lookup(everyone[:, None, None])[:, :, 0, 0].detach().cpu()
+def of_prior(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
+    """What a prior's checkpoint says beside its config: whose codes it learned, and of how many classes."""
+    return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
 
 
 def keep_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
@@ -217,17 +214,17 @@ def keep_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
         save_whole(content, folder / TOKENIZER)
 
 
-def load_prior(ckpt: str | Path) -> tuple[GPT, Tokenizer, str]:
+def load_prior(ckpt: str | Path) -> tuple[Model, Tokenizer, str]:
     """The trained prior of a stage=prior run, its tokenizer, both in eval mode, and the run's name."""
     checkpoint = read(ckpt, "prior")
     folder = find(ckpt).parent.parent
     if not (folder / TOKENIZER).is_file():
         raise InputError(f"{folder / TOKENIZER} is missing: the prior needs the tokenizer that its run folder keeps")
     tokenizer, _ = load_tokenizer(folder / TOKENIZER)
-    state = part(checkpoint["state_dict"], "model")
-    found = {"codebook": codebook(tokenizer), "grid": tokenizer.grid, "classes": len(state["begin"]) - 1}
-    model: GPT = build({**checkpoint["codegrid"]["config"]["prior"], **found})
-    if not torch.equal(state["codebook"], model.codebook):
+    told = checkpoint["codegrid"]
+    if told["tokenizer"] != tokenizer.fingerprint():
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer that this prior was trained on; restore the run folder")
-    model.load_state_dict(state)
+    found = {"codebook": tokenizer.quantizer.vectors(), "grid": tokenizer.grid, "classes": told["classes"]}
+    model: Model = build({**told["config"]["prior"], **found})
+    model.load_state_dict(part(checkpoint["state_dict"], "model"))
     return model.eval(), tokenizer, folder.name

@@ -95,7 +95,7 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
         "data/hf": ["data.path=parquet"],
         "data/litdata": ["data.train=shards"],
     }.get(f"{group}/{name}", [])
-    extra: dict[str, Any] = {"codebook": torch.randn(8, 4), "grid": (4, 4)} if group == "prior" else {}
+    extra: dict[str, Any] = {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
     assert instantiate(config(*overrides)[group], **extra) is not None
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from data.errors import InputError
+
 
 @dataclass
 class Cache:
@@ -21,6 +23,18 @@ class Cache:
             k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
         self.layers[layer] = k, v
         return k, v
+
+    @property
+    def t(self) -> int:
+        """How many positions there are."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+
+def head_size(width: int, heads: int) -> int:
+    """The width of a head, which rotary positions want even."""
+    if width % heads or (width // heads) % 2:
+        raise InputError(f"prior.width={width} must be an even multiple of prior.heads={heads}; use prior.width={64 * heads}")
+    return width // heads
 
 
 def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
@@ -69,3 +83,11 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+def initialise(blocks: nn.ModuleList) -> None:
+    """Weights as in GPT-2: those that write to the residual stream the smaller, the more of them there are."""
+    for name, p in blocks.named_parameters():
+        if p.ndim > 1:
+            into_stream = name.endswith(("proj.weight", "down.weight"))
+            nn.init.normal_(p, std=0.02 / (2 * len(blocks)) ** 0.5 if into_stream else 0.02)

@@ -6,79 +6,19 @@ import torch
 from data.errors import InputError
 from prior.models.bigram import bigram_nats
 from prior.models.gpt import GPT
-from prior.models.transformer import Cache, rotary, turn
+from prior.models.transformer import rotary, turn
+from tests.prior.priors import made, stirred
 
 K, DIM, GRID = 5, 3, (2, 3)
 
 
-def gpt(inputs: str = "codes", **settings: int) -> GPT:
-    model = GPT(torch.randn(K, DIM), GRID, inputs, **{"width": 16, "depth": 2, "heads": 2, **settings})
-    for start in (model.head.weight, model.begin):  # they start at zero, where every test would pass
-        torch.nn.init.normal_(start)
-    return model.eval()
-
-
-@pytest.mark.parametrize("inputs", ["codes", "embedding"])
-class TestContract:
-    def test_logits_have_one_row_a_code(self, inputs: str) -> None:
-        assert gpt(inputs)(torch.randint(K, (4, 6))).shape == (4, 6, K)
-
-    def test_changing_a_code_changes_no_logits_at_or_before_it(self, inputs: str) -> None:
-        model, codes = gpt(inputs), torch.randint(K, (1, 6))
-        before = model(codes)
-        for t in range(6):
-            changed = codes.clone()
-            changed[0, t] = (codes[0, t] + 1) % K
-            after = model(changed)
-            assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-            if t + 1 < 6:
-                assert not torch.allclose(after[:, t + 1 :], before[:, t + 1 :])
-
-    def test_the_cached_logits_equal_the_uncached_ones(self, inputs: str) -> None:
-        model, codes, cache = gpt(inputs), torch.randint(K, (4, 6)), Cache()
-        steps = [model.step(codes[:, t - 1] if t else None, 4, t, cache) for t in range(6)]
-        torch.testing.assert_close(torch.stack(steps, 1), model(codes), rtol=1e-4, atol=1e-5)
-
-    def test_probabilities_of_all_grids_sum_to_one(self, inputs: str) -> None:
-        model = GPT(torch.randn(3, DIM), (2, 2), inputs, width=16, depth=1, heads=2).eval()
-        torch.nn.init.normal_(model.head.weight)
-        every = torch.cartesian_prod(*[torch.arange(3)] * 4)
-        logp = model(every).log_softmax(-1).gather(-1, every[..., None]).sum((1, 2))
-        assert logp.exp().sum().item() == pytest.approx(1, abs=1e-5)
-
-
-def test_no_label_and_minus_one_are_the_same_and_each_class_is_another() -> None:
-    model, codes = gpt(classes=3), torch.randint(K, (1, 6)).expand(4, 6)
-    logits = model(codes, torch.tensor([-1, 0, 1, 2]))
-    assert torch.equal(logits[:1], model(codes[:1]))
-    assert all(not torch.allclose(logits[a], logits[b]) for a in range(4) for b in range(a))
-
-
-def test_the_label_reaches_the_first_position_and_every_other() -> None:
-    model, codes = gpt(classes=2), torch.randint(K, (1, 6))
-    one, other = (model(codes, torch.tensor([label])) for label in (0, 1))
-    assert all(not torch.allclose(one[0, t], other[0, t]) for t in range(6))
-
-
-def test_cached_logits_equal_uncached_ones_given_labels() -> None:
-    model, codes, labels, cache = gpt(classes=3), torch.randint(K, (4, 6)), torch.tensor([0, 2, -1, 1]), Cache()
-    steps = [model.step(codes[:, t - 1] if t else None, 4, t, cache, labels) for t in range(6)]
-    torch.testing.assert_close(torch.stack(steps, 1), model(codes, labels), rtol=1e-4, atol=1e-5)
-
-
-def test_an_untrained_prior_is_uniform() -> None:
-    model = GPT(torch.randn(K, DIM), GRID, width=16, depth=2, heads=2)
-    torch.testing.assert_close(model(torch.randint(K, (2, 6))).softmax(-1), torch.full((2, 6, K), 1 / K))
-
-
 def test_codes_are_read_as_the_tokenizers_vectors() -> None:
-    model = GPT(torch.zeros(K, DIM), GRID, width=16, depth=1, heads=2)  # vectors that are all alike
-    torch.nn.init.normal_(model.head.weight)
+    model = stirred(GPT(torch.zeros(1, K, DIM), GRID, width=16, depth=1, heads=2))  # vectors that are all alike
     assert torch.equal(model(torch.zeros(1, 6, dtype=torch.int64)), model(torch.full((1, 6), 3)))
 
 
 def test_the_codebook_is_no_parameter() -> None:
-    assert "codebook" not in dict(gpt().named_parameters())
+    assert "read.vectors" not in dict(made("gpt").named_parameters())
 
 
 def test_rotary_scores_depend_on_the_distance_between_places_alone() -> None:
@@ -103,7 +43,7 @@ def test_rotary_keeps_lengths_and_leaves_the_first_place_alone() -> None:
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        GPT(torch.randn(K, DIM), GRID, **{"width": 16, "heads": 2, **settings})  # type: ignore[arg-type]
+        GPT(torch.randn(1, K, DIM), GRID, **{"width": 16, "heads": 2, **settings})  # type: ignore[arg-type]
 
 
 def test_the_bigram_of_a_cycle_knows_almost_everything() -> None:

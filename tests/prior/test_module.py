@@ -10,7 +10,7 @@ from data.loading import Samples
 from data.tokens import CodeDataModule, sequences
 from prior.models.bigram import bigram_nats
 from prior.models.gpt import GPT
-from prior.module import Prior
+from prior.module import Prior, nats
 from vqgan.clock import Budget, MakeOptimizer, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous")
@@ -28,7 +28,7 @@ def codes(n: int, seed: int) -> Samples:
 
 def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any) -> tuple[Prior, CodeDataModule]:
     torch.manual_seed(0)
-    model = GPT(torch.randn(K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
+    model = GPT(torch.randn(1, K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
     data = CodeDataModule(codes(2000, 0), codes(70, 1), batch_size=32, seed=0)
     return Prior(model, optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)), Budget(steps), Schedule(10), **update), data
 
@@ -53,8 +53,9 @@ def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> N
 def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     module, data = prior(steps=60, classes=3, label_drop=0.25)
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    nats = module.nats_per_token
-    monkeypatch.setattr(module, "nats_per_token", lambda x, told: seen[module.training].append(told) or nats(x, told))
+    learn, judge = module.model.learn, module.model.judge
+    monkeypatch.setattr(module.model, "learn", lambda codes, told, now: seen[True].append(told) or learn(codes, told, now))
+    monkeypatch.setattr(module.model, "judge", lambda codes, told: seen[False].append(told) or judge(codes, told))
     trainer().fit(module, data)
     trainer().validate(module, data, verbose=False)
     withheld = (torch.cat(seen[True]) == -1).float().mean()
@@ -95,3 +96,13 @@ def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
     assert bigram > 0.95 * np.log(K)
     assert found["val/nats_per_token"] < exact + 0.1
     assert module.step == 600
+
+
+def test_label_smoothing_asks_a_share_of_the_loss_for_all_codes_alike() -> None:
+    model = prior()[0].model
+    torch.nn.init.normal_(model.head.weight)
+    prediction = model.judge(torch.randint(K, (3, 9)), None)
+    logp = prediction.logits.log_softmax(-1)
+    own = -logp.gather(-1, prediction.targets[..., None])[..., 0]
+    torch.testing.assert_close(nats(prediction), own)
+    torch.testing.assert_close(nats(prediction, 0.1), 0.9 * own - 0.1 * logp.mean(-1))

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from data.errors import InputError
-from prior.models.gpt import GPT
-from prior.sampling import Sampler, min_p, sample, top_k, top_p
-from tests.prior.test_models import gpt
+from prior.drawing import sample
+from prior.sampling import Numbers, Sampler, min_p, top_k, top_p
+from tests.prior.priors import made
 
 INF = float("inf")
 
@@ -62,6 +62,7 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
         {"min_p": 1.1},
         {"guidance": -1},
         {"guidance_power": -1},
+        {"steps": -1},
     ],
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
@@ -69,39 +70,13 @@ def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
         Sampler(**settings)  # type: ignore[arg-type]
 
 
-def test_cached_sampling_equals_uncached() -> None:
-    model = gpt()
-    assert torch.equal(sample(model, Sampler(), 20, seed=1), sample(model, Sampler(), 20, seed=1, cached=False))
-
-
-def test_the_seed_decides_and_the_batch_size_does_not() -> None:
-    model = gpt()
-    codes = sample(model, Sampler(), 20, seed=1, batch_size=20)
-    assert codes.shape == (20, 2, 3)
-    assert torch.equal(codes, sample(model, Sampler(), 20, seed=1, batch_size=3))
-    assert torch.equal(codes[:5], sample(model, Sampler(), 5, seed=1))
-    assert not torch.equal(codes, sample(model, Sampler(), 20, seed=2))
-
-
-LABELS = torch.tensor([0, 1, 2, 1, -1] * 4)
-
-
-def test_guidance_of_one_changes_nothing_and_of_zero_forgets_the_label() -> None:
-    model = gpt(classes=3)
-    plain = sample(model, Sampler(), 20, seed=1, labels=LABELS)
-    assert torch.equal(sample(model, Sampler(guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS), plain)
-    assert torch.equal(sample(model, Sampler(guidance=0.0), 20, seed=1, labels=LABELS), sample(model, Sampler(), 20, seed=1))
-    assert not torch.equal(plain, sample(model, Sampler(), 20, seed=1))
-
-
 def test_guided_samples_are_those_of_the_guided_logits() -> None:
     """p(code | label)^s / p(code)^(s - 1), normalised: Ho & Salimans 2022, eq. 5 and 6."""
-    model = GPT(torch.randn(3, 2), (1, 1), classes=2, width=16, depth=1, heads=2).eval()
-    torch.nn.init.normal_(model.head.weight, std=0.5)
-    torch.nn.init.normal_(model.begin)
+    model = made("gpt", K=3, grid=(1, 1), classes=2)
     n = 30_000
     drawn = sample(model, Sampler(guidance=2.5), n, seed=0, batch_size=n, labels=torch.ones(n, dtype=torch.int64))
-    given, free = (model(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([label]))[0, 0].softmax(0) for label in (1, -1))
+    empty = torch.zeros(1, 1, dtype=torch.int64)
+    given, free = (model.judge(empty, torch.tensor([label])).logits[0, 0].softmax(0) for label in (1, -1))
     p = given**2.5 / free**1.5
     p /= p.sum()
     counts = drawn.flatten().bincount(minlength=3)
@@ -113,27 +88,10 @@ def test_guidance_grows_over_the_grid_by_its_power() -> None:
     assert [Sampler(guidance=3.0, guidance_power=1.0).scale(t) for t in (0.0, 0.5, 1.0)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"guidance": 2.0, "guidance_power": 1.0}])
-def test_guided_sampling_is_the_same_cached_and_whatever_the_batch_size(settings: dict[str, float]) -> None:
-    model = gpt(classes=3)
-    codes = sample(model, Sampler(**settings), 20, seed=1, labels=LABELS)
-    assert torch.equal(codes, sample(model, Sampler(**settings), 20, seed=1, batch_size=3, labels=LABELS))
-    assert torch.equal(codes, sample(model, Sampler(**settings), 20, seed=1, cached=False, labels=LABELS))
-
-
-def test_samples_follow_the_models_own_distribution() -> None:
-    model = GPT(torch.randn(3, 2), (2, 2), width=16, depth=1, heads=2).eval()
-    torch.nn.init.normal_(model.head.weight, std=0.5)
-    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
-    p = model(every).log_softmax(-1).gather(-1, every[..., None]).sum((1, 2)).exp()
-    n = 20_000
-    codes = sample(model, Sampler(), n, seed=0, batch_size=n).flatten(1)
-    counts = (codes @ torch.tensor([27, 9, 3, 1])).bincount(minlength=81)
-    chi_square = ((counts - n * p).square() / (n * p)).sum().item()
-    assert chi_square < 130  # 80 degrees of freedom: 99.97% of fair draws stay below
-
-
-def test_sampling_leaves_the_model_in_its_mode() -> None:
-    model = gpt().train()
-    sample(model, Sampler(), 2, seed=0)
-    assert model.training
+def test_a_samples_numbers_are_its_own_whatever_the_others() -> None:
+    alone, among = Numbers(3, [7]), Numbers(3, range(5, 9))
+    assert torch.equal(alone.uniform(4)[0], among.uniform(4)[2])
+    assert torch.equal(alone.uniform(2, 2)[0], among.uniform(2, 2)[2])
+    numbers = Numbers(3, range(1000)).uniform(8)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert len(numbers.unique()) == 8000

@@ -79,6 +79,14 @@ class Quantizer(nn.Module, ABC):
         """indices as `forward` gives them -> z_q (B, dim, h, w), in eval mode exactly what `forward` gave with them."""
         raise InputError(NO_CODES)
 
+    @torch.no_grad()
+    def vectors(self) -> Tensor:
+        """What each code stands for, (books, K, width of a codebook), on the CPU; without grid and projection around it."""
+        if self.K is None:
+            raise InputError(NO_CODES)
+        everyone = torch.arange(self.K, device=self.updates.device)
+        return self.lookup(everyone[:, None, None])[None, :, :, 0, 0].cpu()
+
     def draw(self, n: int, grid: tuple[int, int], seed: int) -> Tensor:
         """z_q (n, dim, h, w) from the distribution that training brought it towards, where a bottleneck has one."""
         raise InputError(

@@ -30,6 +30,9 @@ class Several(Quantizer):
         """The inner bottlenecks, the first first."""
         return [inner for inner in self.inner if isinstance(inner, Quantizer)]
 
+    def vectors(self) -> Tensor:
+        return torch.cat([inner.vectors() for inner in self.each])
+
     def together(self, z_e: Tensor, z_q: Tensor, parts: list[Quantized]) -> Quantized:
         """One Quantized of those of the inner bottlenecks."""
         indices = torch.stack([indices_of(part) for part in parts], -1)
