@@ -1,4 +1,4 @@
-"""Causal attention with 2-D rotary positions and a cache, and the block around it."""
+"""Attention with 2-D rotary positions and a cache, and the block around it."""
 
 from dataclasses import dataclass, field
 
@@ -58,12 +58,13 @@ def turn(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU (Shazeer 2020), without biases."""
+    """Pre-norm attention, of each position to those up to it or (not `causal`) to all, and SwiGLU (Shazeer 2020), without
+    biases."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
         hidden = 32 * round(width * 8 / 3 / 32)  # as many weights as an MLP of 4 x width
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
@@ -76,7 +77,7 @@ class Block(nn.Module):
             k, v = cache.extend(layer, k, v)
         dropout = self.dropout if self.training else 0.0
         # One query sees every cached key; is_causal would line it up with the first key alone.
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=cache is None, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and cache is None, dropout_p=dropout)
         x = x + self._drop(self.proj(rearrange(attended, "b h t c -> b t (h c)")))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))
