@@ -16,7 +16,7 @@ FORMATS = ("npz", "safetensors")
 
 
 class CodeDataModule(BatchDataModule):
-    """Batches (indices, label): indices (B, h, w) int64 in [0, K), label (B,) int64."""
+    """Batches (indices, label): indices (B, h, w), or (B, h, w, books), int64 in [0, K), label (B,) int64."""
 
     def __init__(self, train: Samples, val: Samples, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, num_workers=0, seed=seed)
@@ -31,7 +31,7 @@ class CodeDataModule(BatchDataModule):
 
 
 def sequences(samples: Samples) -> Tensor:
-    """All codes of a split as raster sequences (n, h*w), int64."""
+    """All codes of a split as raster sequences (n, h * w), or (n, h * w * books), int64."""
     return torch.from_numpy(np.asarray(samples.values).reshape(len(samples), -1).astype(np.int64))
 
 

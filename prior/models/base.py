@@ -39,7 +39,7 @@ class Model(nn.Module, ABC):
         """codebook (books, K, dim): the vectors that the tokenizer decodes its codes from."""
         super().__init__()
         self.books, self.K = codebook.shape[:2]
-        self.grid, self.classes = grid, classes
+        self.grid, self.classes = (grid[0], grid[1]), classes  # of a checkpoint it comes as a list of OmegaConf's
         self.T = grid[0] * grid[1]
         self.L = self.T * self.books
 
@@ -79,20 +79,21 @@ class Autoregressive(Model):
         return Uncached(self, n, labels)
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        read = codes
-        if self.token_dropout:
-            lost = torch.rand(codes.shape, device=codes.device) < self.token_dropout
-            read = torch.where(lost, torch.randint_like(codes, self.K), codes)
-        return everything(self(read, labels), codes)
+        return everything(self(self.reread(codes), labels), codes)
+
+    def reread(self, codes: Tensor) -> Tensor:
+        """The codes as they are read in training: some are replaced."""
+        if not self.token_dropout:
+            return codes
+        lost = torch.rand(codes.shape, device=codes.device) < self.token_dropout
+        return torch.where(lost, torch.randint_like(codes, self.K), codes)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
         return everything(self(codes, labels), codes)
 
     def fill(self, codes: Tensor, known: Tensor, numbers: Numbers, sampler: Sampler, labels: Tensor | None) -> Tensor:
         if sampler.steps:
-            raise InputError(
-                f"sampler.steps={sampler.steps} is for priors that draw many codes at once; this one draws each alone"
-            )
+            raise InputError(f"sampler.steps={sampler.steps} is for priors that draw many codes at once; this one draws each alone")
         uniform, codes, told = numbers.uniform(self.L), codes.clone(), known.tolist()
         both, guide = guidable(labels, sampler)
         decode = self.decoder(len(codes) * (1 + guide), both)

@@ -1,27 +1,68 @@
-"""The baseline that every learned prior must beat."""
+"""The prior that knows which code follows which."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from prior.models.counted import Pairs
+from prior.models.unigram import Unigram
 
-def bigram_nats(train: Tensor, val: Tensor, K: int) -> float:
-    """Nats per token of val (n, T) under a bigram model of train (m, T), both int64 raster sequences in [0, K).
+STRENGTHS = torch.logspace(-2, 4, 25)
 
-    p(b | a) = (count(a, b) + s p(b)) / (count(a) + s), the first code given a start symbol, p(b) from counts plus one.
-    s is the one that suits the validation set best: the baseline gets the benefit of the doubt.
+
+class Bigram(Unigram):
+    """p(b | a) = (n(a, b) + s p(b)) / (n(a) + s) (MacKay & Peto 1995), p(b) the unigram, a the code to the left in raster order.
+
+    s is the one that suits the validation set best: the baseline gets the benefit of the doubt. Only pairs that occur are
+    kept, K may be large.
     """
-    unigram = torch.bincount(train.flatten(), minlength=K).double() + 1
-    unigram /= unigram.sum()
-    counts = torch.bincount(_pairs(train, K), minlength=(K + 1) * K).double().view(K + 1, K)
-    pairs = _pairs(val, K)
-    before, code = pairs // K, pairs % K
-    found = counts[before, code]
-    of_context = counts.sum(1)[before]
-    strengths = torch.logspace(-2, 4, 25, dtype=torch.float64)
-    return min(float(-((found + s * unigram[code]) / (of_context + s)).log().mean()) for s in strengths)
+
+    keys: Tensor
+    n: Tensor
+    s: Tensor
+
+    def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
+        super().__init__(codebook, grid, classes)
+        self.register_buffer("s", torch.ones(()))
+        for name in ("keys", "n"):  # of Pairs
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+
+    def get_extra_state(self) -> Tensor:
+        """The pairs (2, P): a state dict takes no buffer whose size the data decide."""
+        return torch.stack([self.keys, self.n])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.keys, self.n = state.to(self.unigram.device)
+
+    def fit(self, train: Pairs, val: Pairs) -> None:
+        super().fit(train, val)
+        self.keys, self.n = train.keys, train.n
+        found = self._found(val)
+        self.s.copy_(min(STRENGTHS, key=lambda s: float(-smoothed(*found, s).log() @ val.n.double())))
+
+    def rows(self, context: Tensor) -> Tensor:
+        p = self.s * self.unigram[context // (self.K + 1)]
+        first = torch.searchsorted(self.keys, context.flatten() * self.K)
+        many = torch.searchsorted(self.keys, (context.flatten() + 1) * self.K) - first
+        row = torch.arange(len(many), device=many.device).repeat_interleave(many)
+        pair = torch.arange(len(row), device=row.device) + (first + many - many.cumsum(0))[row]
+        p.view(-1, self.K)[row, self.keys[pair] % self.K] += self.n[pair]
+        return p.log()  # logits need no n(a) + s
+
+    def p(self, seen: Pairs) -> Tensor:
+        return smoothed(*self._found(seen), self.s)
+
+    def _found(self, seen: Pairs) -> tuple[Tensor, Tensor, Tensor]:
+        """n(a, b), n(a) and p(b), float64, of each pair (a, b)."""
+        before = F.pad(self.n.cumsum(0), (1, 0))  # how many there are in front of each
+
+        def between(first: Tensor, end: Tensor) -> Tensor:
+            return before[torch.searchsorted(self.keys, end)] - before[torch.searchsorted(self.keys, first)]
+
+        a = seen.keys // self.K
+        return between(seen.keys, seen.keys + 1).double(), between(a * self.K, (a + 1) * self.K).double(), super().p(seen)
 
 
-def _pairs(sequences: Tensor, K: int) -> Tensor:
-    """(n, T) -> (n*T,): code before (K at the start) times K plus code."""
-    before = torch.cat([torch.full_like(sequences[:, :1], K), sequences[:, :-1]], 1)
-    return (before * K + sequences).flatten()
+def smoothed(both: Tensor, first: Tensor, alone: Tensor, s: Tensor) -> Tensor:
+    """p(b | a) of n(a, b), n(a) and p(b)."""
+    return (both + s * alone) / (first + s)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from prior.models.base import Autoregressive, Decoder, one_book
 from prior.models.inputs import Codes, Labels
-from prior.models.transformer import Block, Cache, head_size, initialise, rotary
+from prior.models.steps import Steps
+from prior.models.transformer import Block, RMSNorm, head_size, initialise, rotary
 
 
 class GPT(Autoregressive):
@@ -33,27 +34,34 @@ class GPT(Autoregressive):
         self.place = nn.Parameter(torch.zeros(self.T, width))
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
-        self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, self.K, bias=False)
+        self.norm, self.head = RMSNorm(width), nn.Linear(width, self.K, bias=False)
         initialise(self.blocks)
         nn.init.normal_(self.place, std=0.02)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        begin = self.begin(len(codes), labels)[:, None]
-        return self._run(torch.cat([begin, self.read(codes[:, :-1])], 1), slice(0, self.T), None)
+        return self.predict(codes, labels, *self.places())
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
-        cache = Cache()
+    def places(self) -> tuple[Tensor, Tensor]:
+        """What tells the steps where they are: vectors (T, width), added to what they read, and the blocks' angles."""
+        return self.place, self.angles
 
-        def decode(before: Tensor | None) -> Tensor:
-            x = self.begin(n, labels)[:, None] if before is None else self.read(before[:, None])
-            return self._run(x, slice(cache.t, cache.t + 1), cache)[:, 0]
-
-        return decode
-
-    def _run(self, x: Tensor, places: slice, cache: Cache | None) -> Tensor:
-        x = self.drop(x + self.place[places])
-        for layer, block in enumerate(self.blocks):
-            x = block(x, self.angles[places], layer, cache)
+    def predict(self, codes: Tensor, labels: Tensor | None, told: Tensor, angles: Tensor) -> Tensor:
+        """The logits (B, T, K) of codes in any order, of which `told` and `angles` know."""
+        x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
+        x = self.drop(x + told)
+        for block in self.blocks:
+            x = block(x, angles)
         logits: Tensor = self.head(self.norm(x))
         return logits.float()
+
+    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+        told, angles = self.places()
+        steps = Steps(self.blocks, angles, n)
+
+        def decode(before: Tensor | None) -> Tensor:
+            x = self.begin(n, labels) if before is None else self.read(before)
+            logits: Tensor = self.head(self.norm(steps(x + told[steps.t])))
+            return logits.float()
+
+        return decode

@@ -1,33 +1,12 @@
-"""Attention with 2-D rotary positions and a cache, and the block around it."""
+"""Attention with 2-D rotary positions, and the block around it."""
 
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from data.errors import InputError
-
-
-@dataclass
-class Cache:
-    """Keys and values of the positions so far, (B, heads, t, width / heads), one pair a layer."""
-
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v of new positions; all keys and values of the layer."""
-        if layer in self.layers:
-            old_k, old_v = self.layers[layer]
-            k, v = torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)
-        self.layers[layer] = k, v
-        return k, v
-
-    @property
-    def t(self) -> int:
-        """How many positions there are."""
-        return self.layers[0][0].shape[2] if self.layers else 0
 
 
 def head_size(width: int, heads: int) -> int:
@@ -38,8 +17,8 @@ def head_size(width: int, heads: int) -> int:
 
 
 def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
-    """Angles (h*w, size / 2) of 2-D rotary embeddings in raster order: half of the pairs turn with the row, half with
-    the column (RoPE, Su et al. 2021, eq. 15; in two dimensions as in LlamaGen)."""
+    """Angles (h*w, 1, 1, size / 2) of 2-D rotary embeddings in raster order, for queries and keys and all heads alike: half
+    of the pairs turn with the row, half with the column (RoPE, Su et al. 2021, eq. 15; in two dimensions as in LlamaGen)."""
     pairs = size // 2
     per_axis = [pairs - pairs // 2, pairs // 2]
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -47,14 +26,13 @@ def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
     for place, n in zip((rows, columns), per_axis, strict=True):
         speed = base ** (-torch.arange(n) / max(n, 1))
         angles.append(place.flatten()[:, None] * speed)
-    return torch.cat(angles, 1)
+    return torch.cat(angles, 1)[:, None, None]
 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs of x (B, heads, t, size) by angles (t, size / 2)."""
-    a, b = x.float().chunk(2, -1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)
+    """Turn the pairs of neighbouring channels of x (..., size) by angles (..., size / 2)."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # of complex numbers it is one product, each way
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -65,25 +43,50 @@ class Block(nn.Module):
         super().__init__()
         hidden = 32 * round(width * 8 / 3 / 32)  # as many weights as an MLP of 4 x width
         self.heads, self.dropout, self.causal = heads, dropout, causal
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, layer: int, cache: Cache | None) -> Tensor:
-        """x (B, t, width) -> (B, t, width); with a cache x is the next position alone."""
-        q, k, v = rearrange(self.qkv(self.norm1(x)), "b t (three h c) -> three b h t c", three=3, h=self.heads)
-        q, k = turn(q, angles), turn(k, angles)
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """x (B, T, width) -> (B, T, width), its queries and keys turned by angles (T, 1, 1, size / 2), or each by its own
+        (T, 2, 1, size / 2), or those of each sample (B, T, 2, 1, size / 2)."""
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        q, k = turn(qkv[:, :, :2], angles).transpose(1, 3).unbind(2)  # (B, heads, T, size) each
         dropout = self.dropout if self.training else 0.0
-        # One query sees every cached key; is_causal would line it up with the first key alone.
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and cache is None, dropout_p=dropout)
-        x = x + self._drop(self.proj(rearrange(attended, "b h t c -> b t (h c)")))
+        attended = F.scaled_dot_product_attention(q, k, qkv[:, :, 2].transpose(1, 2), is_causal=self.causal, dropout_p=dropout)
+        x = x + self._drop(self.proj(attended.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+class RMSNorm(nn.RMSNorm):
+    """nn.RMSNorm (Zhang & Sennrich 2019, eq. 4), whose many small passes over the memory are fewer here on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.is_cuda else _Normal.apply(x, self.weight)
+
+
+class _Normal(torch.autograd.Function):
+    """y = x / rms(x), times the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x = x.float()
+        square = torch.linalg.vecdot(x, x)[..., None] / x.shape[-1]
+        scale = square.add_(torch.finfo(x.dtype).eps).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale, weight)
+        return y * weight
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        y, scale, weight = ctx.saved_tensors
+        inward = slope * weight
+        along = torch.linalg.vecdot(inward, y)[..., None] / y.shape[-1]  # a change of length is undone
+        return torch.addcmul(inward, y, along, value=-1).mul_(scale), (slope * y).flatten(0, -2).sum(0)
 
 
 def initialise(blocks: nn.ModuleList) -> None:

@@ -1,0 +1,15 @@
+"""The prior that knows how often each code is."""
+
+import torch
+
+from prior.models.counted import Counted, Pairs
+
+
+class Unigram(Counted):
+    """p(code) in proportion to its count plus one (Laplace), in each codebook: what is gained by frequency alone."""
+
+    def fit(self, train: Pairs, val: Pairs) -> None:
+        book, code = train.keys // self.K // (self.K + 1), train.keys % self.K
+        counts = torch.ones(self.books * self.K, dtype=torch.float64).index_add_(0, book * self.K + code, train.n.double())
+        counts = counts.view(self.books, self.K)
+        self.unigram.copy_(counts / counts.sum(1, keepdim=True))

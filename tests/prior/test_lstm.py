@@ -1,0 +1,78 @@
+import torch
+from torch import Tensor
+
+from prior.drawing import sample
+from prior.models.lstm import LSTM
+from prior.sampling import Sampler
+from tests.prior.priors import made
+
+K, DIM = 5, 4
+
+
+def lstm(grid: tuple[int, int] = (3, 4), **settings: int | float) -> LSTM:
+    model = made("lstm", grid=grid, **settings)
+    assert isinstance(model, LSTM)
+    return model
+
+
+def slow(model: LSTM, codes: Tensor, label: int) -> Tensor:
+    """The logits (T, K) of one grid of codes (T,), by the equations of Gers et al. 2000, step by step."""
+    columns, found = model.grid[1], []
+    width = model.head.in_features
+    h, c = torch.zeros(2, model.lstm.num_layers, width)
+    for t in range(len(codes)):
+        x = model.labels.vectors[label] + model.row[t // columns] + model.column[t % columns]
+        if t >= 1:
+            x = x + model.before(codes[t - 1])
+        if t >= columns:
+            x = x + model.above(codes[t - columns])
+        for layer in range(model.lstm.num_layers):
+            w_x, w_h, b_x, b_h = model.lstm.all_weights[layer]
+            read, forget, new, write = (w_x @ x + b_x + w_h @ h[layer] + b_h).chunk(4)
+            c[layer] = forget.sigmoid() * c[layer] + read.sigmoid() * new.tanh()
+            h[layer] = write.sigmoid() * c[layer].tanh()
+            x = h[layer]
+        found.append(model.head.weight @ x)
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_equations() -> None:
+    model = lstm(classes=2)
+    codes = torch.randint(K, (1, 12))
+    torch.testing.assert_close(model(codes, torch.tensor([1]))[0], slow(model, codes[0], label=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_memory_lasts_over_the_whole_grid() -> None:
+    model = lstm((4, 4))
+    codes = torch.randint(K, (1, 16))
+    changed = codes.clone()
+    changed[0, 0] = (codes[0, 0] + 1) % K
+    assert not torch.equal(model(codes)[0, -1], model(changed)[0, -1])
+
+
+@torch.no_grad()
+def test_what_is_in_memory_mostly_stays_at_first() -> None:
+    model = LSTM(torch.randn(1, K, DIM), (2, 3), width=8, depth=2)
+    for name, p in model.lstm.named_parameters():
+        if "weight" in name:
+            p.zero_()
+    kept = model.lstm(torch.randn(1, 1, 8), (torch.zeros(2, 1, 8), torch.ones(2, 1, 8)))[1][1]
+    torch.testing.assert_close(kept, torch.ones(2, 1, 8) * torch.tensor(1.0).sigmoid())  # 0.73 a step, where 0.5 is usual
+
+
+def test_sampling_runs_the_network_one_step_a_code() -> None:
+    model = lstm()
+    steps: list[int] = []
+    model.lstm.register_forward_hook(lambda _, read, __: steps.append(read[0].shape[1]))
+    sample(model, Sampler(), 3, seed=0)
+    assert steps == [1] * 12
+
+
+def test_dropout_is_of_training_alone_and_one_layer_takes_it_without_a_warning() -> None:
+    model = lstm(depth=1, dropout=0.5)
+    codes = torch.randint(K, (2, 12))
+    assert torch.equal(model(codes), model(codes))
+    model.train()
+    assert not torch.equal(model(codes), model(codes))

@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+
+from prior.drawing import sample
+from prior.models.masked import Masked
+from prior.module import mean, nats
+from prior.sampling import Numbers, Sampler
+from tests.prior.priors import made
+from tests.prior.test_masked import looks
+
+K = 5
+
+
+def maskgit(**settings: object) -> Masked:
+    model = made("maskgit", **settings)  # type: ignore[arg-type]
+    assert isinstance(model, Masked)
+    return model
+
+
+def test_the_share_that_is_masked_is_the_cosine_of_a_uniform_angle() -> None:
+    n = 10_000
+    masked = (maskgit().learn(torch.randint(K, (n, 6)), None, 0.0).weights > 0).sum(1)
+    for least in range(1, 7):  # cos(pi / 2 * u) * 6 > least - 1
+        p = 2 / math.pi * math.acos((least - 1) / 6)
+        assert (masked >= least).float().mean().item() == pytest.approx(p, abs=4 * (0.25 / n) ** 0.5 if least > 1 else 1e-9)
+
+
+def test_every_place_is_masked_as_often_as_any_other() -> None:
+    counts = (maskgit().learn(torch.randint(K, (10_000, 6)), None, 0.0).weights > 0).double().mean(0)
+    torch.testing.assert_close(counts, counts.mean().expand(6), rtol=0, atol=0.02)
+
+
+def test_the_loss_is_the_mean_over_all_masked_codes_of_the_batch() -> None:
+    prediction = maskgit().learn(torch.randint(K, (30, 6)), None, 0.0)
+    masked = prediction.weights > 0
+    assert len(masked.sum(1).unique()) > 1  # so that a mean of the means of grids would be another
+    torch.testing.assert_close(mean(nats(prediction), prediction), nats(prediction)[masked].mean())
+
+
+def test_what_is_missing_follows_the_cosine_of_the_steps() -> None:
+    model = maskgit(grid=(4, 4))
+    seen = looks(model)
+    sample(model, Sampler(steps=4), 3, seed=0)
+    expected = [16, *(int(16 * math.cos(math.pi / 2 * step / 4)) for step in (1, 2, 3))]
+    assert [hidden.sum(1).tolist() for _, hidden in seen] == [[n] * 3 for n in expected]
+
+
+def test_the_schedule_is_that_of_the_codes_that_are_not_known() -> None:
+    model, known = maskgit(grid=(4, 4)), torch.arange(16) < 8
+    seen = looks(model)
+    model.fill(torch.zeros(2, 16, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(steps=4), None)
+    assert [int(hidden[0].sum()) for _, hidden in seen] == [8, 7, 5, 3]
+
+
+def test_by_default_there_are_twelve_steps() -> None:
+    model = maskgit(grid=(4, 8))
+    seen = looks(model)
+    sample(model, Sampler(), 2, seed=0)
+    assert len(seen) == 12
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_without_chance_the_surest_codes_are_kept(temperature: float) -> None:
+    model, sampler = maskgit(grid=(4, 4)), Sampler(steps=2, choice=0.0, temperature=temperature)
+    seen = looks(model)
+    codes = sample(model, sampler, 8, seed=0).flatten(1)
+    (empty, hidden), (_, still) = seen
+    logp = (model(empty, hidden) / temperature).log_softmax(-1)
+    uniform = Numbers(0, range(8)).uniform(2, 16)[:, 0]
+    drawn = torch.stack([sampler.draw(logp[:, t] * temperature, uniform[:, t]) for t in range(16)], 1)
+    sure = logp.gather(-1, drawn[..., None])[..., 0]
+    for i in range(8):
+        kept = set(sure[i].argsort(descending=True)[:5].tolist())  # 16 * cos(pi / 4) = 11.3 are still missing
+        assert {t for t in range(16) if not still[i, t]} == kept
+        assert all(codes[i, t] == drawn[i, t] for t in kept)
+
+
+def test_chance_has_its_weight_and_fades_with_the_steps() -> None:
+    """Of two places the first is kept first with a probability that is logistic in how much surer it is, in units of
+    choice * (1 - step / steps): so it is with Gumbel noise."""
+    model, n, choice = maskgit(grid=(1, 2)), 4000, 0.5
+    for weight in (model.place, model.head.weight):  # so that one place is surer than the other
+        torch.nn.init.normal_(weight)
+    seen = looks(model)
+    sample(model, Sampler(steps=2, choice=choice, top_k=1), n, seed=0, batch_size=n)
+    one, other = model(*(part[:1] for part in seen[0])).log_softmax(-1).amax(-1)[0].tolist()
+    assert abs(one - other) > 0.1
+    p = 1 / (1 + math.exp((other - one) / (choice / 2)))
+    assert (~seen[1][1][:, 0]).double().mean().item() == pytest.approx(p, abs=4 * (0.25 / n) ** 0.5)
