@@ -1,17 +1,25 @@
-"""What a prior shows while it learns."""
+"""What a prior shows while it learns, and when it learns the wrong thing."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from data.images import picture, to_uint8
+from data.loading import BatchDataModule
 from prior.drawing import sample
-from prior.module import Prior
+from prior.module import MOST, Prior
 from prior.sampling import Sampler
+from vqgan.callbacks.alarms import Alarms, Sign
 from vqgan.callbacks.pictures import show
+from vqgan.quantizers.base import between
 from vqgan.tokenizer import Tokenizer
+
+SIDE = 256  # pixels of a loss map, about
 
 
 class Samples(Callback):
@@ -29,3 +37,75 @@ class Samples(Callback):
             codes = sample(module.model, Sampler(), n, seed=0, labels=torch.arange(n) % classes if classes else None)
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
             self.file = show(trainer, picture(list(images.split(self.n)), scale=2), self.folder, "samples", module.step)
+
+
+class LossMap(Callback):
+    """After each validation: the nats of each position, a square each, black where they are lowest and white where highest;
+    both numbers are in the logs, as val/nats_easiest_place and val/nats_hardest_place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Prior)
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            found = module.loss_map - module.loss_map.min()
+            grey = to_uint8(2 * found / found.max().clamp(min=1e-9) - 1)
+            show(trainer, picture([grey[None, None]], scale=max(1, SIDE // max(grey.shape))), self.folder, "loss-map", module.step)
+
+
+class Doctor(Alarms):
+    """Looks at a run of stage 2 at every validation.
+
+    * the prior over-fits: the validation nats are more than `margin` above their lowest, the training nats below what they
+      were then
+    * after the share `late` of the run the prior needs no fewer nats than how often each code occurs, whatever is before it
+    """
+
+    def __init__(self, every: int = 50, patience: int = 3, margin: float = 0.01, late: float = 0.2) -> None:
+        super().__init__(every, patience)
+        between("callbacks.doctor.margin", margin, 0)
+        between("callbacks.doctor.late", late, 0, 1)
+        self.margin, self.late = margin, late
+        self.best = math.inf, math.inf, 0  # the lowest validation nats, the training nats then, and the step
+        self.unigram = math.inf
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, BatchDataModule)
+        p = data.some("train", MOST)[0].flatten().bincount().double()
+        p /= p.sum()
+        self.unigram = float(-torch.xlogy(p, p).sum())
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Prior)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            found = float(trainer.callback_metrics["val/nats_per_token"])
+            self.look(trainer, module, self.signs(module, found, found - float(trainer.callback_metrics["val/gap"])))
+
+    def signs(self, module: Prior, unseen: float, seen: float) -> Iterator[Sign]:
+        """What is wrong, by the nats per token of the validation set and of the training set."""
+        lowest, then, step = self.best
+        if unseen < lowest:
+            self.best = unseen, seen, module.step
+        elif unseen > lowest + self.margin and seen < then:
+            yield Sign(
+                "overfitting",
+                f"the prior over-fits: validation takes {unseen:.3f} nats per token, {lowest:.3f} at step {step}, while training "
+                f"went from {then:.3f} to {seen:.3f}",
+                "prior.dropout=0.1 prior.token_dropout=0.1, flip=true, crops=10, a smaller prior/size, or fewer steps",
+            )
+        if module.now.progress >= self.late and unseen >= self.unigram:
+            yield Sign(
+                "blind",
+                f"the prior has learned nothing of how codes go together: it takes {unseen:.3f} nats per token, and "
+                f"{self.unigram:.3f} are enough to know how often each occurs",
+                "another optimizer.lr, a longer run, or a larger prior",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best = state_dict["best"]

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
+from data.loading import BatchDataModule
 from prior.models.base import Model, Prediction
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
 from vqgan.quantizers.base import between
+
+MOST = 1_000  # training grids that a validation judges too
 
 
 class Prior(Clocked):
@@ -20,7 +23,11 @@ class Prior(Clocked):
 
     Of a model with classes, in training a share `label_drop` of the labels is withheld, so that it learns the codes of no
     class in particular too, which guidance needs (Ho & Salimans 2022, algorithm 1).
+
+    A validation judges the whole validation set and, for the gap between the two, some of the training set in the same way.
     """
+
+    loss_map: Tensor  # (h, w) nats per token of each position, in the last validation
 
     def __init__(
         self,
@@ -37,7 +44,7 @@ class Prior(Clocked):
         between("label_smoothing", label_smoothing, 0, 1)
         self.model, self.make_optimizer = model, optimizer
         self.label_drop, self.label_smoothing = label_drop, label_smoothing
-        self.nats = MeanMetric()
+        self.unseen, self.seen = Judgement(model.L), Judgement(model.L)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
@@ -53,18 +60,90 @@ class Prior(Clocked):
             self.log_terms({"loss": mean(nats(prediction), prediction)})
             yield share * mean(nats(prediction, self.label_smoothing), prediction)
 
+    @property
+    def learned(self) -> Model:
+        return self.model
+
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        indices, labels = batch
-        prediction = self.model.judge(indices.flatten(1), labels if self.model.classes else None)
-        self.nats.update(mean(nats(prediction), prediction), weight=len(indices))
+        self.unseen.update(self.judge(*batch))
+
+    def judge(self, indices: Tensor, labels: Tensor) -> Prediction:
+        return self.model.judge(indices.flatten(1), labels if self.model.classes else None)
+
+    def judge_training(self) -> None:
+        """As many training grids as there are validation grids, at most 1,000 and always the same; this rank's share."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, BatchDataModule)
+        grids, labels = data.some("train", min(data.size("val"), MOST))
+        mine = slice(self.global_rank, None, self.trainer.world_size)
+        for batch in zip(grids[mine].split(data.batch_size), labels[mine].split(data.batch_size), strict=True):
+            with self.trainer.precision_plugin.val_step_context():  # as Lightning does in a validation step
+                self.seen.update(self.judge(*(part.to(self.device).long() for part in batch)))
 
     def on_validation_epoch_end(self) -> None:
-        found = self.nats.compute()
-        self.log_dict({"val/nats_per_token": found, "val/bits_per_image": found * self.model.L / math.log(2)})
-        self.nats.reset()
+        self.judge_training()
+        found, seen = self.unseen.compute(), self.seen.compute()
+        nats_per_token = found["nats"].mean()
+        self.loss_map = found["nats"].view(*self.model.grid, self.model.books).mean(2)
+        figures = {
+            "nats_per_token": nats_per_token,
+            "bits_per_image": nats_per_token * self.model.L / math.log(2),
+            "top1": found["top1"],
+            "top5": found["top5"],
+            "gap": nats_per_token - seen["nats"].mean(),
+            "nats_easiest_place": self.loss_map.min(),
+            "nats_hardest_place": self.loss_map.max(),
+        }
+        self.log_dict({f"val/{name}": value.float() for name, value in figures.items()})
+        self.unseen.reset()
+        self.seen.reset()
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer(self.make_optimizer, self.model)
+        return self.optimizer(self.make_optimizer, self.model, decayed=maps(self.model))
+
+
+class Judgement(Metric):
+    """What a prior is worth on all grids of all ranks, each of which counts alike.
+
+    nats (L,): of each code's position; top1, top5: the share of the codes to tell that are the likeliest, or among the five
+    likeliest. Of codes that are equally likely the order is as good as drawn, so that a prior that knows nothing has k / K.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    hits: Tensor
+    told: Tensor
+    grids: Tensor
+
+    def __init__(self, L: int) -> None:
+        super().__init__()
+        for name, shape in (("nats", (L,)), ("hits", (2,)), ("told", ()), ("grids", ())):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Prediction) -> None:
+        target = prediction.logits.gather(-1, prediction.targets[..., None])
+        above, alike = (prediction.logits > target).sum(-1), (prediction.logits == target).sum(-1)
+        told = prediction.weights > 0
+        for n, k in enumerate((1, 5)):
+            self.hits[n] += ((k - above) / alike).clamp(0, 1)[told].sum(dtype=torch.float64)
+        self.told += told.sum()
+        self.nats += (nats(prediction) * prediction.weights).sum(0, dtype=torch.float64)
+        self.grids += len(told)
+
+    def compute(self) -> dict[str, Tensor]:
+        return {"nats": self.nats / self.grids, "top1": self.hits[0] / self.told, "top5": self.hits[1] / self.told}
+
+
+def maps(module: nn.Module) -> set[nn.Parameter]:
+    """The weights of linear maps, convolutions and recurrences, which weight decay is for: norms, biases, and the vectors of
+    codes, labels and places are not the better for being small."""
+    return {
+        p
+        for part in module.modules()
+        if not isinstance(part, nn.Embedding)
+        for name, p in part.named_parameters(recurse=False)
+        if name.startswith("weight") and p.ndim > 1
+    }
 
 
 def nats(prediction: Prediction, smoothing: float = 0.0) -> Tensor:

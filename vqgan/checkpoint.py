@@ -1,5 +1,6 @@
 """How an object gets into a file and back, strictly and safely."""
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -17,14 +18,15 @@ from vqgan.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when an older program could not read the file
 OURS = ("data.", "vqgan.", "prior.")  # a checkpoint's config may build nothing else
-AVERAGE = "average"  # the key of the tokenizer's averaged weights
-LAST = Path("checkpoints") / "last.ckpt"
+AVERAGE = "average"  # the key of the averaged weights
+LAST = Path("checkpoints") / "last.ckpt"  # to go on with
+BEST = Path("checkpoints") / "best.ckpt"  # to be used, where a run looks for it
 
 
 def find(ckpt: str | Path) -> Path:
-    """The checkpoint file of a run folder, or the file itself."""
+    """The checkpoint file of a run folder, the best where it is kept, or the file itself."""
     path = Path(ckpt).expanduser()
-    file = path / LAST if path.is_dir() else path
+    file = path if not path.is_dir() else path / BEST if (path / BEST).is_file() else path / LAST
     if not file.is_file():
         raise InputError(
             f"ckpt={ckpt} has no checkpoint ({file} is missing); give a run folder such as runs/vqgan/shapes, or a file"
@@ -104,12 +106,14 @@ def save_whole(content: Any, file: Path) -> None:
 class Checkpoints(Callback):
     """Writes checkpoints/last.ckpt every `every` of the module's own steps, at the end, and when a run breaks off.
 
-    Also keeps the state of the random streams, which Lightning leaves out, and the run's header.
+    Also keeps the state of the random streams, which Lightning leaves out, and the run's header. A validation that a run
+    breaks off in, or before, is made up for when it is resumed.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any], every: int) -> None:
         self.file, self.header, self.every = folder / LAST, header, every
         self._random: dict[str, Any] = {}
+        self._judged = 0  # the step of the last validation that came to its end
 
     def save(self, trainer: L.Trainer) -> None:
         module = trainer.lightning_module
@@ -124,6 +128,12 @@ class Checkpoints(Callback):
         if module.step % self.every == 0 and not trainer.should_stop:
             self.save(trainer)
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Clocked)
+        self._judged = module.step
+        if trainer.state.fn == "fit" and module.step % self.every == 0 and not trainer.should_stop:
+            self.save(trainer)  # again, now with what the validation has told
+
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.save(trainer)
 
@@ -133,14 +143,48 @@ class Checkpoints(Callback):
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert isinstance(module, Clocked)
         checkpoint["codegrid"] = self.header
+        checkpoint["unjudged"] = module.step % (trainer.val_check_batch or math.inf) == 0 and self._judged != module.step
         checkpoint["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random = checkpoint["random"]
+        if checkpoint.get("unjudged"):  # by itself Lightning leaves the validation out, or takes half of it for the whole
+            fit = checkpoint["loops"]["fit_loop"]
+            for count in ("total", "current"):
+                trained, judged = (fit[f"epoch_loop.{loop}batch_progress"][count] for loop in ("", "val_loop."))
+                trained["completed"] = trained["processed"]
+                judged.update(ready=1, started=1, processed=0, completed=0)  # in the middle of its first batch
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._random:  # as late as possible: building loaders and validating draw numbers too
             torch.set_rng_state(self._random["cpu"])
             if len(self._random["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self._random["cuda"])
+
+
+class Best(Callback):
+    """Keeps in checkpoints/best.ckpt the weights with the lowest `figure` that a validation found.
+
+    `figures` are what that validation found, all of it, and `step` when. The weights are those that it used: this callback
+    goes before one that takes an average out again. A resumed run goes on with the file that it finds.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], figure: str) -> None:
+        self.file, self.header, self.figure = folder / BEST, header, figure
+        self.lowest, self.step, self.figures = math.inf, 0, dict[str, float]()
+        if self.file.is_file():
+            kept = read(self.file, header["stage"])
+            self.lowest, self.step, self.figures = kept["lowest"], kept["clock"]["step"], kept["figures"]
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Clocked)
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if found[self.figure] >= self.lowest or not math.isfinite(found[self.figure]):
+            return
+        self.lowest, self.step = found[self.figure], module.step
+        self.figures = {name.removeprefix("val/"): round(value, 4) for name, value in found.items()}
+        if trainer.is_global_zero:
+            content = {"codegrid": self.header, "state_dict": module.state_dict(), "lowest": self.lowest, "figures": self.figures}
+            save_whole(content | {"clock": {"step": module.step, "seconds": module.seconds}}, self.file)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Schedule:
         return rise * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * now.progress)) / 2)
 
 
-class Clocked(L.LightningModule):
+class Clocked(L.LightningModule, ABC):
     """A module that keeps its own clock: what both stages' training steps stand on.
 
     `step` counts updates of the model (with two optimizers Lightning's global_step runs double) and `seconds` the time
@@ -86,6 +87,11 @@ class Clocked(L.LightningModule):
     @property
     def now(self) -> Now:
         return self.budget.now(self.step, self.seconds)
+
+    @property
+    @abstractmethod
+    def learned(self) -> nn.Module:
+        """What is trained to be used; all else only helps."""
 
     def on_train_start(self) -> None:
         self._before = time.monotonic()
@@ -155,18 +161,25 @@ class Clocked(L.LightningModule):
         """What losses are multiplied by before they go backward, so that float16 holds their gradients; else 1."""
         return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
 
-    def optimizer(self, make: MakeOptimizer, module: nn.Module, rates: dict[nn.Parameter, float] | None = None) -> Optimizer:
+    def optimizer(
+        self,
+        make: MakeOptimizer,
+        module: nn.Module,
+        rates: dict[nn.Parameter, float] | None = None,
+        decayed: set[nn.Parameter] | None = None,
+    ) -> Optimizer:
         """An optimizer of the module's trainable parameters that remembers its full learning rates.
 
-        `rates` are those of some parameters as multiples of the others'.
+        `rates` are those of some parameters as multiples of the others'; weight decay is of those `decayed`, or of all.
         """
         rates = rates or {}
-        groups: dict[float, list[nn.Parameter]] = {1.0: []}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
         for parameter in module.parameters():
             if parameter.requires_grad:
-                groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
-        made = make([{"params": parameters} for parameters in groups.values()])
-        for group, rate in zip(made.param_groups, groups, strict=True):
+                kind = rates.get(parameter, 1.0), decayed is None or parameter in decayed
+                groups.setdefault(kind, []).append(parameter)
+        made = make([{"params": group, **({} if decay else {"weight_decay": 0.0})} for (_, decay), group in groups.items()])
+        for group, (rate, _) in zip(made.param_groups, groups, strict=True):
             group.setdefault("initial_lr", group["lr"] * rate)
         return made
 

@@ -91,6 +91,10 @@ class VQGAN(Clocked):
         return {"indices": q.indices}
 
     @property
+    def learned(self) -> Tokenizer:
+        return self.tokenizer
+
+    @property
     def playing(self) -> bool:
         """Whether the discriminator's gradient reaches the generator."""
         players = self.discriminator, self.adaptive, self.gate

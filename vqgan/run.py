@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
 from data.loading import BatchDataModule
-from vqgan.checkpoint import find
+from vqgan.checkpoint import LAST, find
 from vqgan.clock import Budget, Clocked
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
@@ -52,7 +52,7 @@ def settled(config: DictConfig) -> DictConfig:
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
-    find(config.resume)
+    find(Path(config.resume) / LAST)
     before = OmegaConf.load(file)
     assert isinstance(before, DictConfig)
     if before.stage != config.stage:
@@ -192,10 +192,14 @@ def _many(devices: Any) -> bool:
 
 
 def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """Train a module, or go on with it, then validate it: the figures that every stage reports."""
+    """Train a module, or go on with it, then validate it: the figures that every stage reports.
+
+    A module without anything to train is validated alone.
+    """
     with loggers(config, folder) as made:
         trainer = make_trainer(config.trainer, folder, callbacks, made)
-        trainer.fit(module, data, ckpt_path=str(find(config.resume)) if config.resume else None)
+        if any(p.requires_grad for p in module.learned.parameters()):
+            trainer.fit(module, data, ckpt_path=str(Path(config.resume) / LAST) if config.resume else None)
         [found] = trainer.validate(module, data, verbose=False)
     samples = module.step * data.batch_size * trainer.world_size
     return {

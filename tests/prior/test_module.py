@@ -8,9 +8,12 @@ import torch.nn.functional as F
 
 from data.loading import Samples
 from data.tokens import CodeDataModule, sequences
-from prior.models.bigram import bigram_nats
+from prior.baselines import baselines
+from prior.models.base import Prediction
 from prior.models.gpt import GPT
-from prior.module import Prior, nats
+from prior.models.lstm import LSTM
+from prior.models.pixelcnn import PixelCNN
+from prior.module import Judgement, Prior, maps, nats
 from vqgan.clock import Budget, MakeOptimizer, Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous")
@@ -33,10 +36,11 @@ def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int =
     return Prior(model, optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)), Budget(steps), Schedule(10), **update), data
 
 
-def trainer() -> L.Trainer:
+def trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
     return L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=10**6, check_val_every_n_epoch=None,
+        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
+        use_distributed_sampler=False, **settings,
     )  # fmt: skip
 
 
@@ -48,6 +52,100 @@ def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> N
     logits = module.model(val)
     assert found["val/nats_per_token"] == pytest.approx(F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5)
     assert found["val/bits_per_image"] == pytest.approx(found["val/nats_per_token"] * 9 / np.log(2), rel=1e-5)
+
+
+def test_top1_and_top5_count_the_codes_that_are_among_the_likeliest() -> None:
+    module, data = prior()
+    torch.nn.init.normal_(module.model.head.weight)
+    [found] = trainer().validate(module, data, verbose=False)
+    val = sequences(data.split("val"))
+    ranked = module.model(val).argsort(-1, descending=True)
+    for k in (1, 5):
+        assert found[f"val/top{k}"] == pytest.approx((ranked[..., :k] == val[..., None]).any(-1).float().mean().item())
+
+
+def test_a_prior_that_knows_nothing_guesses_one_code_in_K() -> None:
+    module, data = prior()
+    [found] = trainer().validate(module, data, verbose=False)
+    assert (found["val/top1"], found["val/top5"]) == (pytest.approx(1 / K), pytest.approx(5 / K))
+
+
+def test_codes_that_were_given_are_not_counted_as_told_and_weights_count_in_the_nats() -> None:
+    logits = torch.full((1, 3, K), -20.0)
+    logits[0, :, 2] = 20.0
+    judged = Judgement(3)
+    judged.update(Prediction(logits, torch.tensor([[2, 2, 0]]), torch.tensor([[1.5, 0.0, 1.5]])))
+    found = judged.compute()
+    assert found["top1"] == 0.5
+    assert found["nats"].tolist() == [0, 0, 60]
+
+
+def test_figures_of_batches_are_those_of_the_whole() -> None:
+    model = prior()[0].model
+    torch.nn.init.normal_(model.head.weight)
+    grids = torch.randint(K, (7, 9))
+    whole, parts = Judgement(9), Judgement(9)
+    whole.update(model.judge(grids, None))
+    for part in grids.split(3):
+        parts.update(model.judge(part, None))
+    for name, value in whole.compute().items():
+        torch.testing.assert_close(parts.compute()[name], value)
+
+
+def test_the_gap_is_to_the_nats_of_as_many_training_grids() -> None:
+    module, data = prior()
+    torch.nn.init.normal_(module.model.head.weight)
+    [found] = trainer().validate(module, data, verbose=False)
+    known = data.some("train", 70)[0].flatten(1).long()
+    of_training = F.cross_entropy(module.model(known).flatten(0, 1), known.flatten()).item()
+    assert found["val/gap"] == pytest.approx(found["val/nats_per_token"] - of_training, abs=1e-5)
+
+
+def test_the_gap_is_judged_without_dropout_as_the_validation_is() -> None:
+    torch.manual_seed(0)
+    model = GPT(torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2, dropout=0.5, token_dropout=0.5)
+    same = codes(50, 0)
+    module = Prior(model, lambda p: torch.optim.AdamW(p, 5e-2), Budget(5), Schedule(0))
+    data = CodeDataModule(same, same, batch_size=20, seed=0)
+    trainer().fit(module, data)
+    [found] = trainer().validate(module, data, verbose=False)
+    assert found["val/gap"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_map_has_the_nats_of_each_place() -> None:
+    module, data = prior()
+    torch.nn.init.normal_(module.model.head.weight)
+    [found] = trainer().validate(module, data, verbose=False)
+    val = sequences(data.split("val"))
+    by_place = F.cross_entropy(module.model(val).flatten(0, 1), val.flatten(), reduction="none").view(-1, *GRID).mean(0)
+    torch.testing.assert_close(module.loss_map.float(), by_place)
+    assert found["val/nats_easiest_place"] == pytest.approx(by_place.min().item())
+    assert found["val/nats_hardest_place"] == pytest.approx(by_place.max().item())
+
+
+DECAYED = {
+    "gpt": (GPT, {"width": 16, "depth": 1, "heads": 2, "inputs": "embedding"}),
+    "lstm": (LSTM, {"width": 16, "depth": 1}),
+    "pixelcnn": (PixelCNN, {"width": 8, "depth": 1, "kernel": 3}),
+}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_only_linear_maps_convolutions_and_recurrences_decay(name: str) -> None:
+    build, settings = DECAYED[name]
+    model = build(torch.randn(1, K, 8), GRID, **settings)
+    module = Prior(model, lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.1), Budget(1), Schedule())
+    decayed, free = module.configure_optimizers().param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert {names[p] for p in [*decayed["params"], *free["params"]]} == set(names.values())
+    assert set(decayed["params"]) == maps(model)
+    for p in free["params"]:
+        assert p.ndim < 2 or names[p].startswith(("read.read", "begin", "place", "labels", "row", "column")), names[p]
+    for p in decayed["params"]:
+        assert p.ndim >= 2
+        assert "weight" in names[p]
+        assert "norm" not in names[p]
 
 
 def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +189,9 @@ def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
     module, data = prior(steps=600)
     trainer().fit(module, data)
     [found] = trainer().validate(module, data, verbose=False)
-    bigram = bigram_nats(sequences(data.split("train")), sequences(data.split("val")), K)
+    counted = baselines(*(sequences(data.split(split)).numpy() for split in ("train", "val")), K)
     exact = 5 / 9 * np.log(K)  # the first row and column are free, the rest follows from them
-    assert bigram > 0.95 * np.log(K)
+    assert counted["bigram_nats_per_token"] > 0.95 * np.log(K)
     assert found["val/nats_per_token"] < exact + 0.1
     assert module.step == 600
 

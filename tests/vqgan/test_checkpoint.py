@@ -90,6 +90,13 @@ def test_a_newer_format_is_refused(run: Path) -> None:
         read(run, "vqgan")
 
 
+def test_a_run_folder_means_its_best_checkpoint_where_it_keeps_one(run: Path) -> None:
+    assert find(run).name == "last.ckpt"
+    (run / "checkpoints" / "best.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    assert find(run).name == "best.ckpt"
+    assert find(run / "checkpoints" / "last.ckpt").name == "last.ckpt"
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no checkpoint"):
         find(tmp_path)

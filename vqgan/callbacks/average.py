@@ -1,4 +1,4 @@
-"""A running average of the tokenizer's weights, to be judged and used in their place."""
+"""A running average of what a module learns, to be judged and used in its place."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vqgan.checkpoint import AVERAGE
-from vqgan.module import VQGAN
+from vqgan.clock import Clocked
 from vqgan.quantizers.base import between
 
 
 class Average(Callback):
-    """The mean of the weights over the last updates (Polyak & Juditsky 1992), codebook and all, without the discriminator.
+    """The mean of the weights over the last updates (Polyak & Juditsky 1992): of a tokenizer, codebook and all but without the
+    discriminator, or of a prior. What does not change, such as the vectors that a prior reads, stays what it is to the bit.
 
     value <- d * value + (1 - d) * weight after each update, d = min(decay, (1 + n) / (10 + n)) at update n, so that an early
     average is of about the last tenth of the run. Validation, its pictures and whoever loads the checkpoint use the average;
@@ -79,11 +80,11 @@ class Average(Callback):
 
 def step(module: L.LightningModule) -> int:
     """The updates so far, by the module's own count."""
-    assert isinstance(module, VQGAN)
+    assert isinstance(module, Clocked)
     return module.step
 
 
 def weights(module: L.LightningModule) -> dict[str, Tensor]:
-    """Everything that makes the tokenizer, parameters and buffers, the tensors themselves."""
-    assert isinstance(module, VQGAN)
-    return dict(module.tokenizer.state_dict())
+    """Everything that makes what the module learns, parameters and buffers, the tensors themselves."""
+    assert isinstance(module, Clocked)
+    return dict(module.learned.state_dict())

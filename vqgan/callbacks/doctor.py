@@ -1,39 +1,25 @@
-"""An alarm for runs that go wrong without saying so."""
+"""An alarm for runs of stage 1 that go wrong without saying so."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.terminal import tell
+from vqgan.callbacks.alarms import Alarms, Sign
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.module import VQGAN
-from vqgan.quantizers.base import between, whole
+from vqgan.quantizers.base import between
 
 
-@dataclass
-class Sign:
-    """Something that is wrong now: its name, what is seen, and what to try against it."""
-
-    name: str
-    seen: str
-    cure: str
-
-
-class Doctor(Callback):
-    """Looks at a run every `every` updates. After `patience` looks that agree it says what is wrong, since when, and what to
-    try: once, on the terminal and in doctor.txt of the run folder; `said` has it all.
+class Doctor(Alarms):
+    """Looks at a run of stage 1 every `every` updates.
 
     * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
     * lambda is at its cap, or `factor` times more or less than when the gate was first fully open
     * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
     * a loss term has under `least_share` of the gradient at the reconstruction
-    * a loss or a gradient is no number: the run ends at once, and its last checkpoint is from before
 
     What is looked at are means over the updates since the last look; all of it is in the logs.
     """
@@ -41,19 +27,15 @@ class Doctor(Callback):
     def __init__(
         self, every: int = 50, patience: int = 3, least_used: float = 0.1, factor: float = 100.0, least_share: float = 1e-4
     ) -> None:
-        whole("callbacks.doctor.every", every, 1, "update")
-        whole("callbacks.doctor.patience", patience, 1, "look")
+        super().__init__(every, patience)
         between("callbacks.doctor.least_used", least_used, 0, 1)
         between("callbacks.doctor.factor", factor, 1)
         between("callbacks.doctor.least_share", least_share, 0, 1)
-        self.every, self.patience = every, patience
         self.least_used, self.factor, self.least_share = least_used, factor, least_share
-        self.said: list[str] = []
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._codes: CodebookUse | None = None
         self._collapse: Sign | None = None  # what the last count of the codes said
         self._usual: float | None = None  # lambda when the gate was first fully open
-        self._signs: dict[str, tuple[int, int]] = {}  # name -> the step since when, and in how many looks
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         assert isinstance(module, VQGAN)
@@ -64,29 +46,11 @@ class Doctor(Callback):
         if module.use is not None and outputs["indices"] is not None:
             self._codes = self._codes or CodebookUse(module.use.K, module.use.books).to(module.device)
             self._codes.update(outputs["indices"])
+        super().on_train_batch_end(trainer, module)
         if module.step % self.every == 0:
-            module.check()
-            self.look(trainer, module)
-
-    def look(self, trainer: L.Trainer, module: VQGAN) -> None:
-        """Count each sign of trouble, and speak of those that stay."""
-        means = {name: float(total) / n for name, (total, n) in self._sums.items()}
-        signs = list(self.signs(module, means))
-        self._sums = {}
-        for gone in self._signs.keys() - {sign.name for sign in signs}:
-            del self._signs[gone]
-        for sign in signs:
-            since, times = self._signs.get(sign.name, (module.step - self.every, 0))
-            self._signs[sign.name] = since, times + 1
-            if times + 1 == self.patience:
-                self.speak(trainer, f"step {module.step}: {sign.seen}, since step {since}; try {sign.cure}")
-
-    def speak(self, trainer: L.Trainer, sentence: str) -> None:
-        self.said.append(sentence)
-        if trainer.is_global_zero:
-            tell(f"doctor: {sentence}")
-            with (Path(trainer.default_root_dir) / "doctor.txt").open("a") as lines:
-                lines.write(sentence + "\n")
+            means = {name: float(total) / n for name, (total, n) in self._sums.items()}
+            self.look(trainer, module, self.signs(module, means))
+            self._sums = {}
 
     def signs(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
         """What is wrong, by the means of all terms since the last look."""
