@@ -1,4 +1,4 @@
-"""Samples from any prior."""
+"""Samples from any prior: of its own grid, larger ones, and what is missing of an image."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,19 +20,42 @@ def sample(model: Model, sampler: Sampler, n: int, seed: int, **how: Any) -> Ten
 
 @torch.no_grad()
 def batches(
-    model: Model, sampler: Sampler, n: int, seed: int, batch_size: int = 100, labels: Tensor | None = None
+    model: Model,
+    sampler: Sampler,
+    n: int,
+    seed: int,
+    batch_size: int = 100,
+    labels: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """n grids of codes, each batch (b, h, w) int64, or (b, h, w, books), on the device of the model, which is in eval mode,
     when it is drawn.
 
     Sample i depends on the seed and i alone, not on the batch size; of a prior with classes it is of the class labels[i].
+    Of the codes `given` (h, w) or (h, w, books) those that `sampler.known` says stay as they are. A grid larger than the
+    prior's is drawn window by window, each given what of it there is already (VQGAN, Esser et al. 2021, section 3.3, in
+    strides of half a window instead of one code).
     """
     device = next(model.buffers()).device
-    books = (model.books,) if model.books > 1 else ()
-    known = torch.zeros(model.L, dtype=torch.bool)
+    grid = sampler.size(model.grid)
+    empty = torch.zeros(1, *grid, model.books, dtype=torch.int64, device=device)
+    start = empty if given is None else given.to(device).view_as(empty)
     for first in range(0, n, batch_size):
         which = range(first, min(first + batch_size, n))
         told = None if labels is None else labels[first : which.stop].to(device)
-        empty = torch.zeros(len(which), model.L, dtype=torch.int64, device=device)
-        codes = model.fill(empty, known, Numbers(seed, which, device), sampler, told)
-        yield codes.view(-1, *model.grid, *books)
+        numbers, codes, known = Numbers(seed, which, device), start.repeat(len(which), 1, 1, 1), sampler.known(grid)
+        for rows, columns in windows(grid, model.grid):
+            there = known[rows, columns].flatten().repeat_interleave(model.books)
+            filled = model.fill(codes[:, rows, columns].flatten(1), there, numbers, sampler, told)
+            codes[:, rows, columns] = filled.view(-1, *model.grid, model.books)
+            known[rows, columns] = True
+        yield codes if model.books > 1 else codes[..., 0]
+
+
+def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows that cover a grid, in raster order, half a window apart, the last ones at the border."""
+    rows, columns = (
+        [slice(at, at + part) for at in (*range(0, whole - part, max(part // 2, 1)), whole - part)]
+        for whole, part in zip(grid, size, strict=True)
+    )
+    return [(down, across) for down in rows for across in columns]

@@ -1,7 +1,8 @@
 """How a code is drawn from logits: temperature, top-k, top-p, min-p and guidance, and the random numbers."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from vqgan.quantizers.base import whole
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -44,7 +46,11 @@ class Sampler:
     Given labels, `guidance` moves the logits before all that: 1 not at all, 0 to those without a label. With
     `guidance_power` above 0 it grows from 1 over the grid, as that power of the share of the positions that is drawn.
 
-    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose).
+    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose). Of those that keep the surest
+    codes `choice` is how much of that is chance: the weight of Gumbel noise beside log p, which falls to 0 with the steps.
+
+    `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `given` the upper
+    `rows` rows of codes stay, or all but those of the `region` [top, left, bottom, right], bottom and right exclusive.
     """
 
     temperature: float = 1.0
@@ -54,6 +60,11 @@ class Sampler:
     guidance: float = 1.0
     guidance_power: float = 0.0
     steps: int = 0
+    choice: float = 4.5
+    grid: str | None = None
+    given: str | None = None
+    rows: int | None = None
+    region: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -71,6 +82,57 @@ class Sampler:
             )
         if self.steps < 0:
             raise InputError(f"sampler.steps={self.steps} must be at least 0; 0 leaves it to the prior")
+        if self.choice < 0:
+            raise InputError(f"sampler.choice={self.choice} must be at least 0; 0 always keeps the surest codes")
+        if self.grid is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", str(self.grid)):
+            raise InputError(f"sampler.grid={self.grid} must be rows x columns of codes, such as 16x24")
+        if self.rows is not None and self.region is not None:
+            raise InputError(f"sampler.rows={self.rows} and sampler.region={self.region} exclude each other; leave one of them out")
+        if self.given is None and (self.rows is not None or self.region is not None):
+            name, value = ("rows", self.rows) if self.region is None else ("region", self.region)
+            raise InputError(f"sampler.{name}={value} says what of an image stays; name that image with sampler.given=<file>")
+        if self.given is not None and self.rows is None and self.region is None:
+            raise InputError(
+                f"sampler.given={self.given} needs sampler.rows=4, the upper rows of codes that stay, or "
+                "sampler.region=[top,left,bottom,right], those that are drawn anew"
+            )
+        if self.given is not None and self.grid is not None:
+            raise InputError(f"sampler.given={self.given} has the prior's own grid; leave sampler.grid={self.grid} out")
+
+    def size(self, own: tuple[int, int]) -> tuple[int, int]:
+        """The grid that is drawn by a prior whose `own` grid that is."""
+        if self.grid is None:
+            return own
+        h, w = (int(side) for side in self.grid.split("x"))
+        if h < own[0] or w < own[1]:
+            raise InputError(
+                f"sampler.grid={self.grid} must be at least {own[0]}x{own[1]}, the grid that the prior learned: larger ones are "
+                "drawn from windows of that size"
+            )
+        return h, w
+
+    def known(self, grid: tuple[int, int]) -> Tensor:
+        """Which positions (h, w) of the grid, bool, hold codes of the image `given`; none without one."""
+        known = torch.zeros(grid, dtype=torch.bool)
+        if self.rows is not None:
+            whole("sampler.rows", self.rows, 0)
+            if self.rows >= grid[0]:
+                raise InputError(f"sampler.rows={self.rows} must be less than the {grid[0]} rows of the grid, or nothing is drawn")
+            known[: self.rows] = True
+        if self.region is not None:
+            h, w = grid
+            corners = list(self.region) if isinstance(self.region, Sequence) else []
+            if len(corners) != 4 or any(not isinstance(corner, int) for corner in corners):
+                raise InputError(f"sampler.region={self.region} must be four whole numbers, [top,left,bottom,right] in codes")
+            top, left, bottom, right = corners
+            if not (0 <= top < bottom <= h and 0 <= left < right <= w):
+                raise InputError(
+                    f"sampler.region={self.region} must lie within [0,0,{h},{w}], the grid, and its exclusive bottom and "
+                    "right beyond its top and left"
+                )
+            known[:] = True
+            known[top:bottom, left:right] = False
+        return known
 
     def scale(self, drawn: float) -> float:
         """The strength of the guidance when the share `drawn` of the positions is."""

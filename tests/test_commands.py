@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from prior.stages import load_prior
 from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
+from vqgan.checkpoint import part
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
@@ -69,8 +71,17 @@ WRONG = {
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
     "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
     "stage=sample ckpt=x n=0": "n=0 must be a whole number of at least 1",
-    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be one of grid, png, npz, or several",
+    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be one of grid, png, npz, neighbours, or several",
     "stage=sample ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=sample ckpt=x sampler.grid=16": "sampler.grid=16 must be rows x columns of codes, such as 16x24",
+    "stage=sample ckpt=x sampler.rows=4": "name that image with sampler.given=<file>",
+    "stage=sample ckpt=x sampler.given=broken/1.png": "sampler.given=broken/1.png needs sampler.rows=4",
+    "stage=evaluate": "add ckpt=<run folder of stage=prior>",
+    "stage=evaluate ckpt=nowhere": "ckpt=nowhere has no checkpoint",
+    "stage=evaluate ckpt=x split=test": "split=test must be one of val, train",
+    "stage=evaluate ckpt=x show=0": "show=0 must be a whole number of at least 1 image",
+    "stage=evaluate ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=evaluate ckpt=x resume=broken": "stage=evaluate has nothing to resume",
 }  # fmt: skip
 
 
@@ -103,6 +114,10 @@ def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path)
     assert 0 < tokenizer["ssim"] < 1
     assert 1 <= tokenizer["perplexity"] <= 16
     assert 0 < prior["nats_per_token"] < 4
+    assert prior["nats_per_token"] <= prior["last_nats_per_token"]
+    assert prior["best_step"] in (3, 6)
+    assert prior["exact"] is True
+    assert prior["uniform_nats_per_token"] == round(np.log(16), 4)
     assert prior["bigram_nats_per_token"] > 0
     for result in (tokenizer, prior, samples):
         assert all((tmp_path / picture).stat().st_size > 100 for picture in result["pictures"])
@@ -265,6 +280,128 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
     assert told in mistake(capsys)
 
 
+@pytest.mark.parametrize(("quantizer", "books"), [("residual", 3), ("product", 2)])
+def test_codes_of_several_codebooks_are_learned_and_drawn(command: Command, tmp_path: Path, quantizer: str, books: int) -> None:
+    assert command("stage=vqgan", f"quantizer={quantizer}", f"quantizer.books={books}", *TINY, "loss=vqvae") == 0
+    assert command("stage=prior", "prior=rq", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, "prior.book_depth=1") == 0
+    assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "accelerator=cpu") == 0
+    [cached] = (tmp_path / "cache").glob("codes-train-*")
+    assert np.load(cached / "indices.npy").shape == (128, 4, 4, books)
+    prior, samples = (json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("prior", "sample"))
+    assert prior["bits_per_image"] == pytest.approx(prior["nats_per_token"] * 16 * books / np.log(2), rel=1e-3)
+    assert torch.load(tmp_path / "runs/sample/shapes/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4, books)
+    assert all((tmp_path / picture).stat().st_size > 100 for picture in (*prior["pictures"], *samples["pictures"]))
+
+
+def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=3", "accelerator=cpu", "sampler.grid=6x9", "save=[grid,npz]"]
+    for size in (3, 2):  # the decoder has its own batches, too
+        assert command(*line, f"batch_size={size}", f"run_dir=of-{size}") == 0
+    codes = [torch.load(f"of-{size}/codes.pt", weights_only=True)["codes"] for size in (3, 2)]
+    assert codes[0].shape == (3, 6, 9)
+    assert torch.equal(*codes)
+    assert np.load("of-2/samples.npz")["arr_0"].shape == (3, 24, 36, 3)
+
+
+def test_an_image_is_completed_and_shown_before_the_samples(command: Command, photos: Path) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=4", "columns=7", "accelerator=cpu"]
+    line += [f"sampler.given={photos}/cats/3.png"]
+    assert command(*line, "sampler.rows=2", "run_dir=lower") == 0
+    codes = torch.load("lower/codes.pt", weights_only=True)["codes"]
+    assert (codes[1:, :2] == codes[:1, :2]).all()
+    with Image.open("lower/samples.png") as sheet:
+        assert sheet.size == (2 * (7 * 18 - 2), 2 * 16)  # the image, its reconstruction, what was given, and four samples
+    assert command(*line, "sampler.region=[1,1,3,3]", "run_dir=inner") == 0
+    inner = torch.load("inner/codes.pt", weights_only=True)["codes"]
+    assert (inner[:, :1] == codes[:, :1]).all()
+
+
+def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_behind(
+    command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    Path("text.png").write_text("no picture")
+    given = f"sampler.given={photos}/cats/3.png"
+    for words, says in {
+        "sampler.grid=3x9": "sampler.grid=3x9 must be at least 4x4",
+        f"{given} sampler.rows=4": "sampler.rows=4 must be less than the 4 rows of the grid",
+        f"{given} sampler.region=[0,0,5,4]": "must lie within [0,0,4,4]",
+        f"{given} sampler.region=[0,0,5]": "must be four whole numbers",
+        "sampler.given=nowhere.png sampler.rows=2": "sampler.given=nowhere.png is not there",
+        "sampler.given=text.png sampler.rows=2": "sampler.given=text.png can't be read as an image",
+        "sampler.grid=5x5 save=neighbours": "leave sampler.grid=5x5 out",
+        "save=neighbours data.root=.": "data.root is no setting of the tokenizer's data",
+    }.items():
+        capsys.readouterr()
+        assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", *words.split()) != 0
+        assert says in mistake(capsys)
+        assert not Path("runs/sample").exists()
+
+
+def test_the_nearest_training_images_of_samples_are_shown(
+    command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [word for word in TINY if "n_train" not in word and "n_val" not in word]
+    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny)
+    command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR)
+    moved = photos.rename(photos.with_name("moved"))
+    line = ["stage=sample", "ckpt=runs/prior/photos", "accelerator=cpu", "n=3", "save=[neighbours]"]
+    capsys.readouterr()
+    assert command(*line) != 0
+    assert "photos is not a folder" in mistake(capsys)
+    assert not Path("runs/sample").exists()
+    assert command(*line, f"data.root={moved}") == 0
+    found = json.loads(Path("runs/sample/photos/metrics.json").read_text())
+    assert found["nearest_rmse"] > 0
+    assert found["nearest_rmse_val"] > 0
+    with Image.open(found["pictures"][0]) as sheet:
+        assert sheet.size == (2 * (6 * 18 - 2), 2 * (3 * 18 - 2))
+
+
+def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+    file = Path("runs/prior/shapes/tokenizer.ckpt")
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["tokenizer.quantizer.codebook"][0, 0] += 1e-3
+    torch.save(content, file)
+    for stage in ("sample", "evaluate"):
+        capsys.readouterr()
+        assert command(f"stage={stage}", "ckpt=runs/prior/shapes", "accelerator=cpu") != 0
+        assert "is not the tokenizer that this prior was trained on; restore the run folder" in mistake(capsys)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_a_prior_is_evaluated_to_the_figures_of_its_training(command: Command, tmp_path: Path, conditional: bool) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", f"conditional={conditional}", *TINY_PRIOR, "trainer.precision=32-true")
+    assert command("stage=evaluate", "ckpt=runs/prior/shapes", "accelerator=cpu", "show=5", "batch_size=7") == 0
+    trained, found = (json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("prior", "evaluate"))
+    assert found["nats_per_token"] == pytest.approx(trained["nats_per_token"], abs=2e-4)
+    assert found["bits_per_image"] == pytest.approx(trained["bits_per_image"], abs=2e-2)
+    assert found["perplexity"] == pytest.approx(np.exp(found["nats_per_token"]), rel=1e-3)
+    saved = np.load(found["likelihoods"])
+    assert saved["nats"].shape == (16, 4, 4)
+    assert saved["labels"].shape == (16,)
+    order = saved["nats"].sum((1, 2)).argsort()
+    assert found["most_likely"] == [f"image {i}" for i in order[:5]]
+    assert found["least_likely"] == [f"image {i}" for i in order[::-1][:5]]
+    with Image.open(found["pictures"][0]) as sheet:
+        assert sheet.size == (2 * (5 * 18 - 2), 2 * (4 * 18 - 2))
+
+
+def test_a_tokenizer_is_not_evaluated_as_a_prior(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    capsys.readouterr()
+    assert command("stage=evaluate", "ckpt=runs/vqgan/shapes") != 0
+    assert "comes from stage=vqgan, and a checkpoint of stage=prior is needed" in mistake(capsys)
+
+
 def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("quantizer.K")]
     assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny) == 0
@@ -272,6 +409,11 @@ def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path
     found = json.loads((tmp_path / "runs/sample/shapes/metrics.json").read_text())
     assert found["n"] == 5
     assert Path(found["pictures"][0]).is_file()
+    assert (
+        command("stage=sample", "ckpt=runs/vqgan/shapes", "n=3", "sampler.grid=4x7", "save=npz", "accelerator=cpu", "run_dir=wide")
+        == 0
+    )
+    assert np.load("wide/samples.npz")["arr_0"].shape == (3, 16, 28, 3)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: Path) -> None:
@@ -306,6 +448,44 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
         assert mine["param_groups"] == theirs["param_groups"]
         for i, moments in mine["state"].items():
             assert all(torch.equal(value, theirs["state"][i][name]) for name, value in moments.items())
+
+
+def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(command: Command, tmp_path: Path) -> None:
+    command("stage=vqgan", *TINY)
+    command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR)
+    last, best = (torch.load(f"mine/checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    assert best["clock"]["step"] == 6
+    assert all(torch.equal(last["average"][name], value) for name, value in part(best["state_dict"], "model").items())
+    used = load_prior("mine").model.state_dict()
+    assert all(torch.equal(used[name], value) for name, value in part(best["state_dict"], "model").items())
+    Path("mine/checkpoints/best.ckpt").unlink()
+    used = load_prior("mine").model.state_dict()
+    assert all(torch.equal(used[name], value) for name, value in last["average"].items())
+    assert command("stage=prior", "resume=mine", "trainer.max_steps=8") == 0
+    assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
+
+
+def test_a_prior_that_overfits_stops_and_says_so(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    words = ["callbacks.stop.patience=4", "callbacks.doctor.patience=1", "callbacks.doctor.margin=0", "callbacks.average=null"]
+    words += ["flip=false", "trainer.val_every=10", "optimizer.lr=3e-2", "schedule.warmup=0", "trainer.max_steps=1000"]
+    command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR, *words)
+    found = json.loads(Path("mine/metrics.json").read_text())
+    assert found["steps"] == found["best_step"] + 40 < 1000
+    assert found["last_nats_per_token"] > found["nats_per_token"]
+    assert any("the prior over-fits" in sentence for sentence in found["alarms"])
+    assert found["pictures"][1] == f"mine/pictures/loss-map-{found['best_step']:06d}.png"
+    assert f"stopped at step {found['steps']}" in capsys.readouterr().err
+
+
+def test_a_prior_that_counts_is_judged_kept_and_drawn_from(command: Command) -> None:
+    command("stage=vqgan", *TINY)
+    words = [word for word in TINY_PRIOR if not word.startswith("prior.")]
+    assert command("stage=prior", "prior=bigram", "ckpt=runs/vqgan/shapes", "run_dir=mine", *words) == 0
+    found = json.loads(Path("mine/metrics.json").read_text())
+    assert found["nats_per_token"] == pytest.approx(found["bigram_nats_per_token"], abs=1e-3)
+    assert (found["steps"], found["best_step"], found["alarms"]) == (0, 0, [])
+    assert command("stage=sample", "ckpt=mine", "n=5", "accelerator=cpu") == 0
 
 
 def test_resuming_changes_nothing_but_the_trainer(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

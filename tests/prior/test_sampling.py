@@ -63,6 +63,7 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
         {"guidance": -1},
         {"guidance_power": -1},
         {"steps": -1},
+        {"choice": -0.5},
     ],
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
