@@ -13,16 +13,13 @@ class Steps(nn.Module):
     A step is a dozen small operations a block, so their number counts. The norms' scales, the square root of the width and
     the attention's scale are folded into the weights that follow; these are kept transposed, as one product wants them, and
     in autocast's type where that is on.
-
-    `static` steps are all of one shape, as CUDA graphs want them: they look at all T positions, those to come masked.
     """
 
     turns: Tensor
     least: Tensor
     past: Tensor
-    ahead: Tensor
 
-    def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int, static: bool = False) -> None:
+    def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> None:
         """angles (T, 1 or 2, 1, size / 2) as for the blocks' forward; n samples."""
         super().__init__()
         device = angles.device
@@ -32,12 +29,11 @@ class Steps(nn.Module):
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             self.weights = [[w.to(self.dtype) for w in folded(block)] for block in blocks if isinstance(block, Block)]
             self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
-        self.n, self.heads, self.size, self.static, self.t = n, len(self.weights[0][1]) // size, size, static, 0
+        self.n, self.heads, self.size, self.t = n, len(self.weights[0][1]) // size, size, 0
         width, eps = len(self.weights[0][0]), torch.finfo(torch.float32).eps
         self.register_buffer("least", torch.tensor((width * eps) ** 0.5, device=device))  # as RMSNorm has it by default
         shape = len(self.weights), 2, n, self.heads, T, size
-        self.register_buffer("past", torch.zeros(shape, dtype=self.dtype, device=device))  # keys and values
-        self.register_buffer("ahead", torch.full((T, T), -torch.inf, dtype=self.dtype, device=device).triu(1))
+        self.register_buffer("past", torch.empty(shape, dtype=self.dtype, device=device))  # keys and values
 
     def restart(self) -> None:
         """The next position is the first again."""
@@ -46,23 +42,24 @@ class Steps(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x (n, width) of the next position -> (n, width) float32, the last block's output there, without gradients."""
-        t, self.t = self.t, self.t + 1
         with torch.autocast(x.device.type, enabled=False):
-            return self._step(x.float(), torch.tensor(t, device=x.device) if self.static else t)
+            x = self._step(x.float(), self.turns[self.t])
+        self.t += 1
+        return x
 
-    def _step(self, x: Tensor, t: int | Tensor) -> Tensor:
-        turn = self.turns[t]
+    def _step(self, x: Tensor, turn: Tensor) -> Tensor:
+        t = self.t
         for (qkv_in, proj, gate_up, down), past in zip(self.weights, self.past, strict=True):
             qkv = torch.mm(normal(x, self.least).to(self.dtype), qkv_in).view(self.n, 3, self.heads, self.size)
-            turned = torch.view_as_real(torch.view_as_complex(qkv[:, :2].float().unflatten(-1, (-1, 2))) * turn).flatten(-2)
-            past[0, :, :, t], past[1, :, :, t] = turned[:, 1], qkv[:, 2]
-            seen = past if isinstance(t, Tensor) else past[:, :, :, : t + 1]
-            k, v = seen.flatten(1, 2)
-            scores = torch.bmm(turned[:, 0].reshape(-1, 1, self.size).to(self.dtype), k.mT)
-            if isinstance(t, Tensor):
-                scores = scores + self.ahead[t]
-            attended = torch.bmm(scores.softmax(-1), v).view(self.n, -1)
-            x = added(x, attended, proj)
+            pairs = qkv[:, :2].unflatten(-1, (-1, 2))
+            if self.dtype == torch.float32:
+                torch.view_as_complex(pairs).mul_(turn)
+            else:
+                pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turn))
+            past[:, :, :, t] = qkv[:, 1:].transpose(0, 1)
+            k, v = past[:, :, :, : t + 1].flatten(1, 2)
+            scores = torch.bmm(qkv[:, 0].reshape(-1, 1, self.size), k.mT)
+            x = added(x, torch.bmm(scores.softmax(-1), v).view(self.n, -1), proj)
             gate, up = torch.mm(normal(x, self.least).to(self.dtype), gate_up).chunk(2, -1)
             x = added(x, F.silu(gate).mul_(up), down)
         return x

@@ -66,7 +66,10 @@ class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm (Zhang & Sennrich 2019, eq. 4), whose many small passes over the memory are fewer here on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.is_cuda else _Normal.apply(x, self.weight)
+        if x.is_cuda or not torch.is_grad_enabled():
+            return super().forward(x)
+        y: Tensor = _Normal.apply(x, self.weight)
+        return y
 
 
 class _Normal(torch.autograd.Function):

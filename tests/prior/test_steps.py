@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import nn
 
@@ -22,19 +21,17 @@ def at_once(stack: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("static", [False, True])
-def test_step_by_step_equals_all_at_once(static: bool) -> None:
+def test_step_by_step_equals_all_at_once() -> None:
     stack, x = blocks(), 5 * torch.randn(4, 12, WIDTH)
-    steps = Steps(stack, rotary(GRID, WIDTH // HEADS), 4, static)
+    steps = Steps(stack, rotary(GRID, WIDTH // HEADS), 4)
     found = torch.stack([steps(x[:, t]) for t in range(12)], 1)
     torch.testing.assert_close(found, at_once(stack, x), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("static", [False, True])
-def test_what_restarts_has_forgotten(static: bool) -> None:
+def test_what_restarts_has_forgotten() -> None:
     stack, x = blocks(), torch.randn(4, 12, WIDTH)
-    steps = Steps(stack, rotary(GRID, WIDTH // HEADS), 4, static)
+    steps = Steps(stack, rotary(GRID, WIDTH // HEADS), 4)
     first = [steps(x[:, t]) for t in range(5)]
     steps.restart()
     assert all(torch.equal(steps(x[:, t]), first[t]) for t in range(5))
