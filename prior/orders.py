@@ -13,8 +13,3 @@ def shuffled(n: int, T: int, share: float = 1.0, device: torch.device | str = "c
     """n orders (n, T) int64, each with probability `share` a random one of its own, all being as likely, else raster."""
     random = torch.rand(n, T, device=device).argsort(1)
     return torch.where(torch.rand(n, 1, device=device) < share, random, raster(n, T, device))
-
-
-def inverse(order: Tensor) -> Tensor:
-    """The step (n, T) at which each position comes: what puts a sequence in `order` back into raster, by gather."""
-    return order.argsort(1)

@@ -154,6 +154,7 @@ def test_a_setting_that_the_tokenizers_data_lack_is_refused(command: Command, ca
     assert "data.root is no setting of the tokenizer's data, which is data.shapes.Shapes" in mistake(capsys)
 
 
+@pytest.mark.slow
 def test_a_prior_learns_crops_of_images_that_have_room_for_them(command: Command, tmp_path: Path) -> None:
     command("stage=vqgan", *TINY, "data.crop=random")
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR) == 0
@@ -212,6 +213,7 @@ def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(command: Com
     assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_taken_is_found_out_before_samples_are_drawn(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -293,6 +295,7 @@ def test_codes_of_several_codebooks_are_learned_and_drawn(command: Command, tmp_
     assert all((tmp_path / picture).stat().st_size > 100 for picture in (*prior["pictures"], *samples["pictures"]))
 
 
+@pytest.mark.slow
 def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
@@ -305,6 +308,7 @@ def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
     assert np.load("of-2/samples.npz")["arr_0"].shape == (3, 24, 36, 3)
 
 
+@pytest.mark.slow
 def test_an_image_is_completed_and_shown_before_the_samples(command: Command, photos: Path) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
@@ -343,6 +347,7 @@ def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_b
         assert not Path("runs/sample").exists()
 
 
+@pytest.mark.slow
 def test_the_nearest_training_images_of_samples_are_shown(
     command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +368,7 @@ def test_the_nearest_training_images_of_samples_are_shown(
         assert sheet.size == (2 * (6 * 18 - 2), 2 * (3 * 18 - 2))
 
 
+@pytest.mark.slow
 def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
@@ -376,6 +382,7 @@ def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(command: Comm
         assert "is not the tokenizer that this prior was trained on; restore the run folder" in mistake(capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False])
 def test_a_prior_is_evaluated_to_the_figures_of_its_training(command: Command, tmp_path: Path, conditional: bool) -> None:
     command("stage=vqgan", *TINY)
@@ -450,6 +457,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
             assert all(torch.equal(value, theirs["state"][i][name]) for name, value in moments.items())
 
 
+@pytest.mark.slow
 def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(command: Command, tmp_path: Path) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR)
@@ -465,6 +473,7 @@ def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(command: Command, t
     assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_prior_that_overfits_stops_and_says_so(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("stage=vqgan", *TINY)
     words = ["callbacks.stop.patience=4", "callbacks.doctor.patience=1", "callbacks.doctor.margin=0", "callbacks.average=null"]

@@ -132,7 +132,7 @@ def test_the_readmes_commands_compose() -> None:
     assert len(lines) >= 10
     for line in lines:
         words = [word for word in line.split("#")[0].split() if "=" in word]
-        config(*[re.sub(r"=([^,]*),.*", r"=\1", word) for word in words])  # of a sweep its first point
+        config(*[re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])  # of a sweep its first point
 
 
 def test_no_file_speaks_of_one_machine() -> None:

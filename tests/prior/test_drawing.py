@@ -12,8 +12,8 @@ from data.images import to_float
 from prior.drawing import batches, sample, windows
 from prior.models.base import Model, Prediction
 from prior.models.gpt import GPT
+from prior.pictures import given_codes
 from prior.sampling import Numbers, Sampler
-from prior.stages import given_codes
 from tests.prior.priors import BOOKS, PRIORS, UNLABELLED, made
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.quantizers.base import Quantizer

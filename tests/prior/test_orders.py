@@ -1,17 +1,11 @@
 import pytest
 import torch
 
-from prior.orders import inverse, raster, shuffled
+from prior.orders import raster, shuffled
 
 
 def test_every_order_visits_every_place_once() -> None:
     assert all(sorted(order.tolist()) == list(range(7)) for order in (*raster(3, 7), *shuffled(50, 7)))
-
-
-def test_the_inverse_puts_a_sequence_back() -> None:
-    codes, order = torch.randint(9, (20, 6)), shuffled(20, 6)
-    assert torch.equal(codes.gather(1, order).gather(1, inverse(order)), codes)
-    assert torch.equal(inverse(inverse(order)), order)
 
 
 def test_random_orders_are_all_as_likely() -> None:
