@@ -15,6 +15,7 @@ from prior.models.maskgit import MaskGIT
 from prior.models.pixelcnn import PixelCNN
 from prior.models.rar import RAR
 from prior.models.rq import RQ
+from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
 
 DIM = 4
@@ -29,12 +30,14 @@ PRIORS: dict[str, tuple[Callable[..., Model], dict[str, Any]]] = {  # what build
     "rq": (RQ, {"width": 16, "depth": 2, "heads": 2, "book_depth": 1}),
     "maskgit": (MaskGIT, {"width": 16, "depth": 2, "heads": 2}),
     "maskgit-embedding": (MaskGIT, {"width": 16, "depth": 2, "heads": 2, "inputs": "embedding"}),
+    "uniform": (Uniform, {}),
     "unigram": (Unigram, {}),
     "bigram": (Bigram, {}),
     "diffusion": (Diffusion, {"width": 16, "depth": 2, "heads": 2}),
 }
-BOOKS = {"rq": 2, "unigram": 2, "bigram": 2}  # codebooks of the tokenizer, where not one
-UNLABELLED: tuple[str, ...] = ("unigram", "bigram")  # priors that know no classes
+BOOKS = {"rq": 2, "uniform": 2, "unigram": 2, "bigram": 2}  # codebooks of the tokenizer, where not one
+UNLABELLED = ("uniform", "unigram", "bigram")  # priors that know no classes
+FORGETFUL = ("uniform", "unigram")  # to whom the codes before are all the same
 
 
 def made(name: str, K: int = 5, grid: tuple[int, int] = (2, 3), classes: int = 0, **settings: Any) -> Model:
