@@ -60,7 +60,7 @@ class Sampler:
     guidance: float = 1.0
     guidance_power: float = 0.0
     steps: int = 0
-    choice: float = 4.5
+    choice: float = 25.0
     grid: str | None = None
     given: str | None = None
     rows: int | None = None
