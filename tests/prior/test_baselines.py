@@ -1,6 +1,7 @@
 import io
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_a_bigrams_rows_are_its_formula_in_each_codebook(books: int) -> None:
         alone = {b: ((train[..., book] == b).sum() + 1) / (train[..., book].size + K) for b in range(K)}
         followed: Counter[tuple[int, int]] = Counter()
         for row in train[..., book].tolist():
-            followed.update(zip([-1, *row], row, strict=False))
+            followed.update(pairwise([-1, *row]))
         for i, row in enumerate(codes.view(3, -1, books)[..., book].tolist()):
             for t, a in enumerate([-1, *row[:-1]]):
                 n, s = sum(followed[a, b] for b in range(K)), float(model.s)  # type: ignore[arg-type]
