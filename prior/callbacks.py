@@ -27,7 +27,6 @@ class Samples(Callback):
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
         self.folder, self.tokenizer, self.n, self.rows = folder, tokenizer, n, rows
-        self.file: Path | None = None
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -36,7 +35,7 @@ class Samples(Callback):
             n, classes = self.n * self.rows, module.model.classes
             codes = sample(module.model, Sampler(), n, seed=0, labels=torch.arange(n) % classes if classes else None)
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
-            self.file = show(trainer, picture(list(images.split(self.n)), scale=2), self.folder, "samples", module.step)
+            show(trainer, picture(list(images.split(self.n)), scale=2), self.folder, "samples", module.step)
 
 
 class LossMap(Callback):

@@ -57,8 +57,9 @@ class Prior(Clocked):
         """The loss of each micro-batch, times its share of the update."""
         for (part, share), told in zip(self.micro(indices), labels.tensor_split(self.accumulate), strict=True):
             prediction = self.model.learn(part.flatten(1), told if self.model.classes else None, self.now.progress)
-            self.log_terms({"loss": mean(nats(prediction), prediction)})
-            yield share * mean(nats(prediction, self.label_smoothing), prediction)
+            loss = mean(nats(prediction), prediction)
+            self.log_terms({"loss": loss})
+            yield share * (mean(nats(prediction, self.label_smoothing), prediction) if self.label_smoothing else loss)
 
     @property
     def learned(self) -> Model:
