@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -28,11 +27,6 @@ class CodeDataModule(BatchDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         indices, labels = batch
         return indices.long(), labels
-
-
-def sequences(samples: Samples) -> Tensor:
-    """All codes of a split as raster sequences (n, h * w), or (n, h * w * books), int64."""
-    return torch.from_numpy(np.asarray(samples.values).reshape(len(samples), -1).astype(np.int64))
 
 
 def export(samples: Samples, meta: dict[str, Any], file: Path) -> Path:

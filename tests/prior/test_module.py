@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from data.loading import Samples
-from data.tokens import CodeDataModule, sequences
+from data.tokens import CodeDataModule
 from prior.baselines import baselines
 from prior.models.base import Prediction
 from prior.models.gpt import GPT
@@ -42,6 +42,11 @@ def trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
         enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
+
+
+def sequences(samples: Samples) -> torch.Tensor:
+    """All codes of a split (n, h * w), int64, in raster order."""
+    return torch.from_numpy(np.asarray(samples.values).reshape(len(samples), -1).astype(np.int64))
 
 
 def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> None:
