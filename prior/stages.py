@@ -81,6 +81,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     result = {
         **figures,
         **best.figures,
+        "tokenizer_of": described.get("id"),
         "exact": model.exact,  # else all nats and bits are upper bounds
         "best_step": best.step,
         "last_nats_per_token": figures["nats_per_token"],

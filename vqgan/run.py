@@ -4,6 +4,7 @@ import json
 import netrc
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import warnings
@@ -48,6 +49,7 @@ def settled(config: DictConfig) -> DictConfig:
         if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
             raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
     if not config.resume:
+        config.id = config.id or secrets.token_hex(4)  # not from the seed: two runs of one seed are two runs
         return config
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
@@ -204,6 +206,7 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
     samples = module.step * data.batch_size * trainer.world_size
     return {
         "run": str(folder),
+        "id": config.id,
         **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
         "steps": module.step,
         "seconds": round(module.seconds, 1),
