@@ -86,7 +86,7 @@ class VQGAN(Clocked):
             self.judged += 1
         q = joined([q for *_, q in made])
         if not self.resting:
-            self.tokenizer.quantizer.update(q)
+            self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
         return {"indices": q.indices}
 

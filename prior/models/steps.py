@@ -6,18 +6,22 @@ from torch import Tensor, nn
 
 from prior.models.transformer import Block
 
+ROOM = 64  # positions that the memory grows by
+
 
 class Steps(nn.Module):
     """Causal blocks that remember the keys and values of the positions so far; the next position in, its output out.
 
     A step is a dozen small operations a block, so their number counts. The norms' scales, the square root of the width and
     the attention's scale are folded into the weights that follow; these are kept transposed, as one product wants them, and
-    in autocast's type where that is on.
+    in autocast's type where that is on. Attention looks at the whole memory, what is still empty hidden: a part of it
+    would be copied before each product.
     """
 
     turns: Tensor
     least: Tensor
     past: Tensor
+    hidden: Tensor
 
     def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> None:
         """angles (T, 1 or 2, 1, size / 2) as for the blocks' forward; n samples."""
@@ -25,23 +29,33 @@ class Steps(nn.Module):
         device = angles.device
         cast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if cast else torch.float32
-        T, size = len(angles), 2 * angles.shape[-1]
+        size = 2 * angles.shape[-1]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             self.weights = [[w.to(self.dtype) for w in folded(block)] for block in blocks if isinstance(block, Block)]
             self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
         self.n, self.heads, self.size, self.t = n, len(self.weights[0][1]) // size, size, 0
         width, eps = len(self.weights[0][0]), torch.finfo(torch.float32).eps
         self.register_buffer("least", torch.tensor((width * eps) ** 0.5, device=device))  # as RMSNorm has it by default
-        shape = len(self.weights), 2, n, self.heads, T, size
-        self.register_buffer("past", torch.empty(shape, dtype=self.dtype, device=device))  # keys and values
+        self.register_buffer("past", torch.empty(len(self.weights), 2, n, self.heads, 0, size, dtype=self.dtype, device=device))
+        self.register_buffer("hidden", torch.empty(1, 1, 0, dtype=self.dtype, device=device))
 
     def restart(self) -> None:
         """The next position is the first again."""
         self.t = 0
+        self.hidden.fill_(-torch.inf)
+
+    def make_room(self) -> None:
+        """Keep `ROOM` positions more, or as many as there will be."""
+        more = min(ROOM, len(self.turns) - self.past.shape[-2])
+        self.past = F.pad(self.past, (0, 0, 0, more))
+        self.hidden = F.pad(self.hidden, (0, more), value=-torch.inf)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x (n, width) of the next position -> (n, width) float32, the last block's output there, without gradients."""
+        if self.t == self.past.shape[-2]:
+            self.make_room()
+        self.hidden[..., self.t] = 0
         with torch.autocast(x.device.type, enabled=False):
             x = self._step(x.float(), self.turns[self.t])
         self.t += 1
@@ -57,8 +71,8 @@ class Steps(nn.Module):
             else:
                 pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turn))
             past[:, :, :, t] = qkv[:, 1:].transpose(0, 1)
-            k, v = past[:, :, :, : t + 1].flatten(1, 2)
-            scores = torch.bmm(qkv[:, 0].reshape(-1, 1, self.size), k.mT)
+            k, v = past.flatten(1, 2)  # keys and values
+            scores = torch.bmm(qkv[:, 0].reshape(-1, 1, self.size), k.mT).add_(self.hidden)
             x = added(x, torch.bmm(scores.softmax(-1), v).view(self.n, -1), proj)
             gate, up = torch.mm(normal(x, self.least).to(self.dtype), gate_up).chunk(2, -1)
             x = added(x, F.silu(gate).mul_(up), down)

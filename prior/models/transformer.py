@@ -53,13 +53,25 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k = turn(qkv[:, :, :2], angles).transpose(1, 3).unbind(2)  # (B, heads, T, size) each
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, qkv[:, :, 2].transpose(1, 2), is_causal=self.causal, dropout_p=dropout)
+        attended = attention(q, k, qkv[:, :, 2].transpose(1, 2), self.causal, dropout)
         x = x + self._drop(self.proj(attended.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); `causal`: to those up to each."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
+    with torch.autocast("cpu", enabled=False):  # torch's own kernel takes eight times as long backward in bf16
+        heads, q, k, v = q.shape[1], (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        scores = q @ k.mT
+        if causal:
+            scores = scores + torch.full(scores.shape[1:], -torch.inf, dtype=q.dtype).triu(1)
+        return (F.dropout(scores.softmax(-1), dropout) @ v).unflatten(0, (-1, heads))
 
 
 class RMSNorm(nn.RMSNorm):

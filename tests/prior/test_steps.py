@@ -1,8 +1,10 @@
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from prior.models.steps import Steps
-from prior.models.transformer import Block, RMSNorm, rotary
+from prior.models.steps import ROOM, Steps
+from prior.models.transformer import Block, RMSNorm, attention, rotary
 
 WIDTH, HEADS, GRID = 32, 2, (3, 4)
 
@@ -26,6 +28,20 @@ def test_step_by_step_equals_all_at_once() -> None:
     steps = Steps(stack, rotary(GRID, WIDTH // HEADS), 4)
     found = torch.stack([steps(x[:, t]) for t in range(12)], 1)
     torch.testing.assert_close(found, at_once(stack, x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_memory_grows_with_the_grid_and_a_restart_forgets_all_of_it() -> None:
+    grid = (2, ROOM // 2 + 3)  # six positions more than there is room for at first
+    angles, x = rotary(grid, WIDTH // HEADS), torch.randn(2, ROOM + 6, WIDTH)
+    stack = blocks()
+    steps, whole = Steps(stack, angles, 2), x
+    for block in stack:
+        whole = block(whole, angles)
+    for _ in range(2):
+        found = torch.stack([steps(x[:, t]) for t in range(ROOM + 6)], 1)
+        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+        steps.restart()
 
 
 @torch.no_grad()
@@ -74,3 +90,25 @@ def test_the_norm_is_torchs_and_so_is_its_gradient() -> None:
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
     tiny = 1e-4 * torch.randn(4, WIDTH)  # where its epsilon counts
     torch.testing.assert_close(ours(tiny), theirs(tiny))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_in_bf16_is_that_of_float32_to_rounding_and_so_is_its_gradient(causal: bool) -> None:
+    exact = [torch.randn(2, HEADS, 9, 8).bfloat16().float().requires_grad_() for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    slope = torch.randn(2, HEADS, 9, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(*half, causal)
+    expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    assert found.dtype == torch.bfloat16
+    found.backward(slope)
+    expected.backward(slope.float())
+    for ours, theirs in ((found, expected), *((a.grad, b.grad) for a, b in zip(half, exact, strict=True))):
+        assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_attention_in_bf16_drops_out_as_that_of_float32_does() -> None:
+    q = k = torch.zeros(1, 1, 2000, 2).bfloat16()
+    found = attention(q, k, torch.ones_like(q), False, 0.25)  # each a mean of what is left, made up for what is not
+    assert found.float().mean() == pytest.approx(1, abs=0.01)
+    assert found.float().std() > 0.005

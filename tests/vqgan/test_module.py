@@ -232,12 +232,12 @@ def test_steps_are_counted_once_though_two_optimizers_step() -> None:
     assert trainer.global_step == 7 + 4  # Lightning's, which nothing of ours may follow
 
 
-def test_the_codebook_follows_once_a_step() -> None:
-    trained, updates = module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
+def test_the_codebook_follows_once_a_step_at_the_learning_rate_of_that_step() -> None:
+    trained, rates = module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
     update = trained.tokenizer.quantizer.update
-    trained.tokenizer.quantizer.update = lambda q: (updates.append(q), update(q))[1]  # type: ignore[method-assign,assign,func-returns-value]
+    trained.tokenizer.quantizer.update = lambda q, rate: (rates.append(rate), update(q, rate))[1]  # type: ignore[method-assign,assign,func-returns-value]
     fit(trained)
-    assert len(updates) == 5
+    assert rates == [pytest.approx(Schedule(2)(Budget(5).now(step, 0))) for step in range(5)]
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:

@@ -97,8 +97,8 @@ class Quantizer(nn.Module, ABC):
     def start(self, z: Tensor) -> None:
         """Before the first step: meet encoder outputs z (n, in_dim), and place the codes by them where there are any."""
 
-    def update(self, q: Quantized) -> None:
-        """After the optimizers' step: count it, and move what moves without gradients."""
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        """After the optimizers' step, at `rate` times the peak learning rate: count it, and move what moves without gradients."""
         self.updates += 1
 
     def parameter_rates(self) -> dict[nn.Parameter, float]:

@@ -44,10 +44,10 @@ class Several(Quantizer):
         return {p: rate for inner in self.each for p, rate in inner.parameter_rates().items()}
 
     @torch.no_grad()
-    def update(self, q: Quantized) -> None:
-        super().update(q)
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        super().update(q, rate)
         for inner, part in zip(self.each[: len(q.parts)], q.parts, strict=True):  # what dropout left out stays
-            inner.update(part)
+            inner.update(part, rate)
 
 
 def indices_of(q: Quantized) -> Tensor:

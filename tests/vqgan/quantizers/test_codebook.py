@@ -122,6 +122,15 @@ def test_revival_replaces_dead_codes_of_vq_by_encoder_outputs_under_jukeboxs_rul
     assert torch.equal(quantizer.counts[4:], torch.ones(K - 4))
 
 
+@pytest.mark.parametrize(("rate", "moved"), [(1.0, True), (0.1, False)])
+def test_a_code_is_dead_the_sooner_the_higher_the_learning_rate(rate: float, moved: bool) -> None:
+    quantizer = EMA(K, DIM, revive=0.5, kmeans=False)
+    before = quantizer.codebook[5].clone()
+    quantizer.place(torch.tensor([5]), before[None], torch.tensor([0.2]))  # of an average of 1
+    quantizer.update(quantizer(quantizer.codebook[3].view(1, DIM, 1, 1).expand(2, DIM, 4, 4)), rate)
+    assert bool((quantizer.codebook[5] - before).norm() > 0.1) == moved
+
+
 def test_codes_are_drawn_by_their_distance() -> None:
     quantizer = VQ(4, 2, temperature=1.5)
     point = torch.tensor([0.3, -0.2])
