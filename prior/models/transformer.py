@@ -62,16 +62,22 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); `causal`: to those up to each."""
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0, at_once: int = 2**22) -> Tensor:
+    """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); `causal`: to those up to each.
+
+    On a CPU in bf16, where torch's own kernel takes eight times as long backward, by plain products, `at_once` scores at a
+    time: for more than these 8 MiB the system is asked for fresh pages at every step.
+    """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
-    with torch.autocast("cpu", enabled=False):  # torch's own kernel takes eight times as long backward in bf16
-        heads, q, k, v = q.shape[1], (q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores = q @ k.mT
-        if causal:
-            scores = scores + torch.full(scores.shape[1:], -torch.inf, dtype=q.dtype).triu(1)
-        return (F.dropout(scores.softmax(-1), dropout) @ v).unflatten(0, (-1, heads))
+    T, found = q.shape[-2], []
+    hidden = torch.full((T, T), -torch.inf if causal else 0.0, dtype=q.dtype).triu(1)
+    with torch.autocast("cpu", enabled=False):
+        rows = ((q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        for queries, keys, values in zip(*(part.split(max(1, at_once // T**2)) for part in rows), strict=True):
+            scores = (queries @ keys.mT).add_(hidden)
+            found.append(F.dropout(scores.softmax(-1), dropout) @ values)
+        return torch.cat(found).view_as(v)
 
 
 class RMSNorm(nn.RMSNorm):
