@@ -41,11 +41,11 @@ from vqgan.evaluate import (
     table,
 )
 from vqgan.evaluate import evaluate as evaluate_tokenizer
+from vqgan.metrics.features import NoJudge
 from vqgan.metrics.provenance import Scores, library
 from vqgan.run import open_folder, write_result
 
 SHOWN, COLUMNS = 64, 16  # samples in the picture, and in a row of it
-OF_SAMPLES = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 NEAREST = ("nearest_rmse", "nearest_rmse_val", "nearest_ratio", "nearest_ratio_val")
 
 
@@ -68,7 +68,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         codes = extract(tokenizer, images, config.split, batch_size=config.batch_size, fabric=fabric)
         with model_precision(config, where):
             found = likelihoods(model, codes, config.batch_size)
-        judges, missing = make_judges(config, images, where, script) if m else ([], {})
+        nothing = [NoJudge(suffix, "no samples are drawn with samples=0") for suffix in ("", "_proxy")]
+        judges = make_judges(config, images, where, script) if m else nothing
         digest, made = hashlib.sha256(), list[Tensor]()
         for x in originals(images, config, where):
             digest.update(to_uint8(x).cpu().numpy().tobytes())
@@ -93,9 +94,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         for judge in judges:
             judge.distances(scores, "gfid")
             judge.variety(scores)
-        for suffix, reason in (missing if m else dict.fromkeys(("", "_proxy"), "no samples are drawn with samples=0")).items():
-            for name in OF_SAMPLES:
-                scores.miss(name + suffix, reason)
         pictures = save_samples(torch.cat(made)[:SHOWN], folder / "pictures", ["grid"], COLUMNS, SHOWN)["pictures"] if m else []
         if m and config.neighbours:
             flip = trained.config["flip"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
@@ -21,7 +22,7 @@ from data.terminal import counted, tell
 from vqgan.checkpoint import described_images, find, load_tokenizer
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.metrics.codebook import CodebookUse
-from vqgan.metrics.features import Extractor, Inception, Judge, Script, fetching, proxy, weights_file
+from vqgan.metrics.features import Inception, Judge, NoJudge, Script, fetched, proxy
 from vqgan.metrics.provenance import Result, Scores, difference, library, read_result
 from vqgan.metrics.reconstruction import WINDOW, Fidelity
 from vqgan.quantizers.base import NO_CODES, whole
@@ -67,7 +68,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     folder = open_folder(config, find(config.ckpt).parent.parent.name)
     tokenizer = tokenizer.to(where)
     with steady():
-        judges, missing = make_judges(config, images, where, script)
+        judges = make_judges(config, images, where, script)
         perceptual, unperceived = lpips(config)
         fidelity, use = Fidelity(images.image_size).to(where), None
         if tokenizer.K is not None:
@@ -100,9 +101,6 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         rate(scores, tokenizer, use, images)
         for judge in judges:
             judge.distances(scores, "rfid")
-        for suffix, reason in missing.items():
-            scores.miss(f"rfid{suffix}", reason)
-            scores.miss(f"kid{suffix}", reason)
         codecs, without = [], {"references": "left out with references=false"}
         if config.references:
             codecs, without = references(images, config.split, tokenizer.K, tokenizer.books, tokenizer.grid[0])
@@ -164,38 +162,26 @@ def own_features(config: DictConfig, images: ImageDataModule) -> Script | None:
     return Script(config.features, images.image_size) if config.features else None
 
 
-def make_judges(
-    config: DictConfig, images: ImageDataModule, where: torch.device, script: Script | None
-) -> tuple[list[Judge], dict[str, str]]:
-    """A judge for each network that is at hand, and why others are not, by the suffix of their scores' names."""
-    found: dict[str, Extractor] = {}
-    missing: dict[str, str] = {}
+def make_judges(config: DictConfig, images: ImageDataModule, where: torch.device, script: Script | None) -> list[Judge]:
+    """A judge by Inception, one by the proxy and one by the network that the person named."""
+    judges: list[Judge] = [NoJudge("", "left out with inception=false")]
     if config.inception:
         try:
-            found[""] = Inception(config.fetch)
+            judges = [Judge(Inception(config.fetch).to(where), "")]
         except InputError as error:
-            missing[""] = str(error)
-    else:
-        missing[""] = "left out with inception=false"
-    if config.proxy:
-        found["_proxy"] = proxy(images, config.proxy, where)
-    else:
-        missing["_proxy"] = "left out with proxy=0"
-    if script is not None:
-        found[script.suffix] = script
-    return [Judge(extractor.to(where), suffix) for suffix, extractor in found.items()], missing
+            judges = [NoJudge("", str(error))]
+    trained = Judge(proxy(images, config.proxy, where), "_proxy") if config.proxy else NoJudge("_proxy", "left out with proxy=0")
+    return [*judges, trained, *([Judge(script.to(where), script.suffix)] if script is not None else [])]
 
 
 def lpips(config: DictConfig) -> tuple[LPIPS | None, str]:
     """LPIPS, or why it is absent."""
     if config.lpips is None:
         return None, "left out with lpips=null"
-    file = weights_file(WEIGHTS[config.lpips])
+    file = WEIGHTS[config.lpips]
     try:
-        if file.is_file():
-            return LPIPS(config.lpips), ""
-        with fetching(file, config.fetch):
-            return LPIPS(config.lpips), ""
+        fetched(file, torchvision.models.get_model_weights(file.split("-")[0]).DEFAULT.url, config.fetch)
+        return LPIPS(config.lpips), ""
     except InputError as error:
         return None, str(error)
 

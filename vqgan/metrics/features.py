@@ -6,8 +6,6 @@ import re
 import socket
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -24,6 +22,7 @@ from data.errors import InputError
 from data.images import to_float
 from data.loading import Samples
 from data.store import Arrays, stored
+from data.terminal import tell
 from vqgan.metrics.distances import density_coverage, frechet, inception_score, kid, precision_recall
 from vqgan.metrics.provenance import Scores, library
 
@@ -65,10 +64,7 @@ class Inception(Extractor):
             code = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         except ImportError as error:
             raise InputError("the package torch-fidelity is missing: pip install codegrid[fidelity]") from error
-        file = weights_file(INCEPTION)
-        if not file.is_file():
-            with fetching(file, fetch):
-                torch.hub.download_url_to_file(code.URL_INCEPTION_V3, str(file), progress=False)
+        file = fetched(INCEPTION, code.URL_INCEPTION_V3, fetch)
         try:
             network = code.FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"])
         except (OSError, RuntimeError, EOFError) as error:
@@ -81,26 +77,25 @@ class Inception(Extractor):
         return features, logits
 
 
-def weights_file(name: str) -> Path:
-    """Where torch.hub, and who builds on it, keeps the weights `name`."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
-
-
-@contextmanager
-def fetching(file: Path, fetch: bool) -> Iterator[None]:
-    """Inside, weights that are not at `file` are fetched, with patience for 10 s of silence; InputError where that fails or
-    is not to be tried."""
+def fetched(name: str, url: str, fetch: bool) -> Path:
+    """The file of the weights `name` in the torch hub folder; fetched where it is missing, with patience for ten seconds of
+    silence. InputError where that fails, or without `fetch`."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if file.is_file():
+        return file
     if not fetch:
-        raise InputError(f"the weights {file.name} are not in {file.parent}, and fetch=false")
+        raise InputError(f"the weights {name} are not in {file.parent}, and fetch=false")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(10)  # or a network that swallows packets would hold the run for ever
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        tell(f"fetching {name}")
+        torch.hub.download_url_to_file(url, str(file), progress=False)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the weights {file.name} are not in {file.parent} and can't be fetched ({error})") from error
+        raise InputError(f"the weights {name} are not in {file.parent} and can't be fetched ({error})") from error
     finally:
         socket.setdefaulttimeout(before)
+    return file
 
 
 class Features(nn.Module):
@@ -313,3 +308,20 @@ class Judge:
             "extractor_hash": self.extractor.hash,
             "library": library(*dict.fromkeys([self.extractor.package, "torch"])),
         }
+
+
+class NoJudge(Judge):
+    """A judge whose network is not at hand: all its scores are absent, for one reason."""
+
+    def __init__(self, suffix: str, reason: str) -> None:
+        self.suffix, self.reason = suffix, reason
+
+    def add(self, side: str, images: Tensor) -> None: ...
+
+    def distances(self, scores: Scores, frechet_name: str) -> None:
+        for name in (frechet_name, "kid"):
+            scores.miss(name + self.suffix, self.reason)
+
+    def variety(self, scores: Scores) -> None:
+        for name in ("inception_score", "precision", "recall", "density", "coverage"):
+            scores.miss(name + self.suffix, self.reason)

@@ -13,7 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from data.errors import InputError
 from data.shapes import Shapes
 from tests.vqgan.test_module import Noise
-from vqgan.metrics.features import INCEPTION, Extractor, Features, Inception, Judge, Proxy, Script, class_count, fetching, proxy
+from vqgan.metrics.features import INCEPTION, Extractor, Features, Inception, Judge, NoJudge, Proxy, Script, class_count, proxy
 from vqgan.metrics.provenance import Scores
 
 CPU = torch.device("cpu")
@@ -218,9 +218,13 @@ def test_without_the_extra_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         Inception()
 
 
-def test_what_is_wrong_with_fetched_weights_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="can't be fetched"), fetching(tmp_path / "x" / "w.pth", True):
-        raise RuntimeError("invalid hash value")
+def test_a_judge_without_a_network_gives_the_reason_for_each_score() -> None:
+    judge, scores = NoJudge("_proxy", "left out"), Scores({})
+    judge.add("judged", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    judge.distances(scores, "gfid")
+    judge.variety(scores)
+    names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
+    assert scores.absent == {f"{name}_proxy": "left out" for name in names}
 
 
 @pytest.mark.slow
