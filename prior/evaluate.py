@@ -113,9 +113,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     white, f = min(float(np.quantile(maps, 0.999)), 2 * math.log(model.K)), tokenizer.f
     rows = [row for which in ends.values() for row in (look(images, config.split, which), heat(maps[which] / white, f))]
     mean = maps.mean(0, keepdim=True)
-    pictures += [
+    pictures = [
         str(save_picture(picture(rows, scale=2), folder / "pictures" / "outliers.png")),
         str(save_picture(picture([heat(mean / mean.max(), f)], scale=4), folder / "pictures" / "mean.png")),
+        *pictures,
     ]
     of = trained.config.get("id")
     result = {

@@ -54,8 +54,10 @@ MEANING = {  # of the scores, for the terminal
     "density": "1 is that of the images",
     "coverage": "share of images with a sample nearby",
     "nats_per_token": "lower is better",
-    "nearest_rmse": "median distance of a sample to its nearest training image; of _val that of other images",
-    "nearest_ratio": "near 0 is a copy; of _val that of other images",
+    "nearest_rmse_val": "the same of validation images",
+    "nearest_rmse": "of 255: median distance of a sample to its nearest training image",
+    "nearest_ratio_val": "the same of validation images",
+    "nearest_ratio": "near 0 is a copy",
 }
 
 
@@ -101,7 +103,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         rate(scores, tokenizer, use, images)
         for judge in judges:
             judge.distances(scores, "rfid")
-        codecs, without = [], {"references": "left out with references=false"}
+        codecs: list[dict[str, Any]] = []
+        without = {"references": "left out with references=false"}
         if config.references:
             codecs, without = references(images, config.split, tokenizer.K, tokenizer.books, tokenizer.grid[0])
         order = torch.cat(errors).argsort(descending=True, stable=True)
@@ -282,11 +285,13 @@ def histogram(counts: Tensor, file: Path) -> Path:
 
 def table(result: Result, names: list[str], other: Mapping[str, Any] | None = None) -> str:
     """One aligned line a score: its value, and beside another evaluation that one's and the difference, or why there is none."""
-    lines = [f"{'images':24}{result['n']:,} of {result['split']}"]
+    lines, before = [f"{'images':24}{result['n']:,} of {result['split']}"], ""
     for name in names:
         value = result[name]
         if value is None:
-            lines.append(f"{name:24}{'absent':>10}  {result['absent'][name]}")
+            reason = result["absent"][name]
+            lines.append(f"{name:24}{'absent':>10}  {'for the same reason' if reason == before else reason}")
+            before = reason
             continue
         words = next((text for key, text in MEANING.items() if name == key or name.startswith(f"{key}_")), "")
         if other is not None:
