@@ -102,7 +102,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
             scores.miss("lpips", unperceived)
         rate(scores, tokenizer, use, images)
         for judge in judges:
-            judge.distances(scores, "rfid")
+            judge.distances(scores, "rfid", paired=True)
         codecs: list[dict[str, Any]] = []
         without = {"references": "left out with references=false"}
         if config.references:

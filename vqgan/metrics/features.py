@@ -209,7 +209,9 @@ def learn(made: Proxy, data: ImageDataModule, steps: int, where: torch.device) -
             right += int((logits.argmax(1) == wanted).sum())
             answers.append(wanted.cpu())
     counts = torch.cat(answers).bincount()
-    return {"accuracy": right / int(counts.sum()), "chance": float(counts.max() / counts.sum())}
+    learned = {"accuracy": right / int(counts.sum()), "chance": float(counts.max() / counts.sum())}
+    tell("the proxy is right in {accuracy:.1%} of the validation images, chance {chance:.1%}".format(**learned))
+    return learned
 
 
 class Script(Extractor):
@@ -264,13 +266,14 @@ class Judge:
         if side == "judged" and logits is not None:
             self.logits.append(logits)
 
-    def distances(self, scores: Scores, frechet_name: str) -> None:
-        """Fréchet distance and KID."""
+    def distances(self, scores: Scores, frechet_name: str, paired: bool = False) -> None:
+        """Fréchet distance and KID; `paired` says that each image was made of the reference at its place."""
         real, fake = (torch.cat(self.sides[side]) for side in ("reference", "judged"))
         fewest, about = min(len(real), len(fake)), self.about(real, fake)
+        subsets = {"subsets": SUBSETS, "subset": min(SUBSET, fewest)}
         for name, function, more in (
             (frechet_name, frechet, {}),
-            ("kid", partial(kid, subsets=SUBSETS, size=SUBSET), {"subsets": SUBSETS, "subset": min(SUBSET, fewest)}),
+            ("kid", partial(kid, subsets=SUBSETS, size=SUBSET, paired=paired), {**subsets, "paired": paired}),
         ):
             if fewest < 2:
                 scores.miss(name + self.suffix, "it needs at least 2 images on each side")
@@ -318,7 +321,7 @@ class NoJudge(Judge):
 
     def add(self, side: str, images: Tensor) -> None: ...
 
-    def distances(self, scores: Scores, frechet_name: str) -> None:
+    def distances(self, scores: Scores, frechet_name: str, paired: bool = False) -> None:
         for name in (frechet_name, "kid"):
             scores.miss(name + self.suffix, self.reason)
 

@@ -57,6 +57,24 @@ def test_kid_is_that_of_torch_fidelity_with_the_same_subsets(size: int) -> None:
     assert kid(a, b, subsets=20, size=size) == pytest.approx(theirs, rel=1e-9)
 
 
+def test_kid_of_pairs_is_torch_fidelitys_u_statistic() -> None:
+    from torch_fidelity.metric_kid import mmd2
+
+    a, b = torch.randn(2, 50, 8).double()
+    kernels = [((x @ y.t() / 8 + 1) ** 3).numpy() for x, y in ((a, a), (a, b), (b, b))]
+    assert kid(a, b, paired=True) == pytest.approx(mmd2(*kernels, mmd_est="u-statistic"), rel=1e-9)
+
+
+def test_an_image_and_its_own_reconstruction_do_not_make_kid_look_better() -> None:
+    a = torch.randn(300, 8)
+    assert kid(a, a) < -0.005  # two sets of which each holds the other's very images
+    assert kid(a, a, paired=True) == pytest.approx(0, abs=1e-12)
+    assert kid(a, a, size=20, paired=True) == pytest.approx(0, abs=1e-12)
+    noisy = torch.tensor([kid(x, x + noise, paired=True) for x, noise in 0.3 * torch.randn(40, 2, 300, 8)])
+    apart = torch.tensor([kid(x, y + noise) for x, y, noise in 0.3 * torch.randn(40, 3, 300, 8)])
+    assert float(noisy.mean()) == pytest.approx(float(apart.mean()), abs=3 * float(apart.std()) / 40**0.5)
+
+
 def test_kid_is_unbiased_and_frechet_is_not() -> None:
     """Of two sets of one distribution KID is 0 on average; the distance of small sets is far above that of large ones."""
     pairs = [torch.randn(2, 40, 8) for _ in range(60)]
