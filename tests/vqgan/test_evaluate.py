@@ -14,6 +14,8 @@ from data.errors import InputError
 from tests.conftest import QUICK, TINY
 from tests.vqgan.test_module import Noise
 from vqgan.evaluate import called, histogram, table
+from vqgan.losses.perceptual import LPIPS
+from vqgan.metrics.features import Extractor
 from vqgan.metrics.provenance import Scores, difference
 
 Command = Callable[..., int]
@@ -61,6 +63,7 @@ def result(folder: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_checkpoint(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +105,39 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     with pytest.raises(InputError, match="psnr of other and of judged can't be compared: reference is originals of train"):
         difference("psnr", result("other"), found)
     assert "psnr of other and of judged can't be compared" in capsys.readouterr().err
+
+
+class Instead(Extractor):
+    """Stands where Inception would."""
+
+    name, hash, resize = "instead", "0123", "none"
+
+    def __init__(self, fetch: bool) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return Corners()(images), None
+
+
+@pytest.mark.slow
+def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_images(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("stage=vqgan", *TINY) == 0
+    network = LPIPS("squeeze", pretrained=False)  # weights of chance
+    monkeypatch.setattr("vqgan.evaluate.lpips", lambda config: (network, ""))
+    monkeypatch.setattr("vqgan.evaluate.Inception", Instead)
+    for size in (5, 16):
+        line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "lpips=squeeze", f"batch_size={size}", f"run_dir=by-{size}"]
+        assert command(*line) == 0
+    found = result("by-5")
+    assert found["absent"] == {}
+    assert found["lpips"] == pytest.approx(result("by-16")["lpips"], rel=1e-4)
+    assert found["provenance"]["lpips"]["extractor"] == "lpips squeeze"
+    assert found["provenance"]["lpips"]["extractor_hash"] == "b8a52dc0"
+    assert found["provenance"]["lpips"]["resize"] == "bilinear to 64"
+    assert found["provenance"]["rfid"]["extractor_hash"] == "0123"
+    assert found["rfid"] > 0
 
 
 @pytest.mark.slow
