@@ -7,7 +7,7 @@ Settings of train.py stand first or behind another flag's value; both losses get
 `python train.py stage=vqgan`, alone on the machine and one after the other. A seed is that of weights and augmentation;
 the images are the same for all. Measured over the whole validation set:
 
-frechet_proxy  Fréchet distance of reconstructions to originals in the features of a small classifier that is trained here,
+frechet_proxy  Fréchet distance of reconstructions to originals in the features of a small classifier that is trained
                on these images and their labels. Not the FID of the literature: comparable within one run of this
                benchmark alone. Its noise floor is the distance of as many training images to the originals.
 energy_ratio   gradient energy of reconstructions over that of originals; 1 is as sharp
@@ -23,22 +23,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
-from tqdm import tqdm
 
 from data.datamodule import ImageDataModule, prepare
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
 from vqgan.checkpoint import build, load_tokenizer
 from vqgan.losses.perceptual import LPIPS
+from vqgan.metrics.features import Features, proxy
 from vqgan.metrics.reconstruction import Reconstruction
 from vqgan.run import device
 from vqgan.tokenizer import Tokenizer
@@ -46,48 +44,6 @@ from vqgan.tokenizer import Tokenizer
 LOSSES = ("vqvae", "vqgan")
 MEASURED = ("frechet_proxy", "energy_ratio", "psnr", "lpips", "ms_per_step")
 SHEET = 12  # images a row of the picture
-
-
-class Features(nn.Module):
-    """A small convolutional network: x (B, C, H, W) -> (B, num_features), its last maps averaged over positions, as in FID.
-
-    So few features that the covariance over a thousand images has full rank.
-    """
-
-    num_features = 128
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        widths = (channels, 32, 64, 128, self.num_features)
-        blocks: list[nn.Module] = []
-        for inner, outer in pairwise(widths):
-            blocks += [nn.Conv2d(inner, outer, 3, 2, 1), nn.GroupNorm(8, outer), nn.SiLU()]
-        self.layers = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.layers(x.contiguous())  # channels last would take five times as long on CPUs
-        return features
-
-
-def classifier(data: ImageDataModule, steps: int, where: torch.device) -> tuple[Features, dict[str, float]]:
-    """Features trained to tell the labels of `data`, and how well they do on the validation images."""
-    torch.manual_seed(0)
-    classes = 1 + int(max(data.split(split).labels.max() for split in ("train", "val")))
-    features = Features(data.channels).to(where)
-    head = nn.Linear(features.num_features, classes).to(where)
-    parameters = [*features.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for images, labels in tqdm(islice(data.train_dataloader(), steps), "classifier", steps, leave=False, disable=None):
-        loss = F.cross_entropy(head(features(data.augment(images.to(where)))), labels.to(where))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    features.eval().requires_grad_(False)
-    right = sum(int((head(features(x)).argmax(1).cpu() == labels).sum()) for x, labels in validation(data, where))
-    counts = np.bincount(data.split("val").labels)
-    return features, {"accuracy": right / int(counts.sum()), "chance": float(counts.max() / counts.sum())}
 
 
 def validation(data: ImageDataModule, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -223,8 +179,8 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
     tokenizers = {run: tokenizer for run, (tokenizer, _) in loaded.items()}
     data: ImageDataModule = build(next(iter(loaded.values()))[1]["data"])
     where = device("auto")
-    features, learned = classifier(data, steps, where)
-    judge = Judge(data, features, perceptual(), where)
+    features = proxy(data, steps, where)
+    judge = Judge(data, features.features, perceptual(), where)
     rows = []
     for (loss, seed), tokenizer in tokenizers.items():
         figures = json.loads((runs[loss, seed] / "metrics.json").read_text())
@@ -233,6 +189,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
     if pictures:
         first = rows[0]["seed"]
         print("pictures:", save_picture(sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures))
+    learned = features.learned
     print(f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}")
     print(f"noise floor of frechet_proxy: {judge.floor():.4f}\n\n{table(rows)}\n")
     for row in rows:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.adversarial import Judge, classifier, trained
+from benchmarks.adversarial import Judge, trained
 from data.datamodule import prepare
 from data.images import picture, save_picture, to_uint8
 from prior.drawing import batches
 from prior.sampling import Sampler
 from prior.stages import load_prior
 from vqgan.checkpoint import build, load_tokenizer
+from vqgan.metrics.features import proxy
 from vqgan.run import device
 
 PRIORS = ("uniform", "unigram", "bigram", "lstm", "pixelcnn", "gpt", "rar", "maskgit", "diffusion")
@@ -68,9 +69,9 @@ def main() -> None:
     arguments.add_argument("--picture", type=Path, help="a PNG: a row of samples of each prior")
     given, extra = arguments.parse_known_args()
     data = build(load_tokenizer(given.ckpt)[1]["data"])
-    features, about = classifier(data, given.steps, device("auto"))
-    judge = Judge(data, features, None, device("auto"))
-    print(json.dumps({"bench": "priors", "classifier": about, "floor": round(judge.floor(), 4)}), flush=True)
+    classifier = proxy(data, given.steps, device("auto"))
+    judge = Judge(data, classifier.features, None, device("auto"))
+    print(json.dumps({"bench": "priors", "classifier": classifier.learned, "floor": round(judge.floor(), 4)}), flush=True)
     rows: list[dict[str, Any]] = []
     sheet: list[Tensor] = []
     with tempfile.TemporaryDirectory() as temporary:

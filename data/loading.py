@@ -154,6 +154,11 @@ class BatchDataModule(L.LightningDataModule, ABC):
         samples = self.split("train")
         return self._loader("train", self.batches(len(samples), self.batch_size, self.seed, done, rank, world, samples.shards))
 
+    def shuffled(self, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Endless training batches of another size and order than those of this run's training."""
+        samples = self.split("train")
+        return self._loader("train", self.batches(len(samples), batch_size, seed, shards=samples.shards))
+
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self.once("val")
 

@@ -1,77 +1,166 @@
-"""stage=evaluate: how likely a prior finds each image, and each code of it."""
+"""stage=evaluate: how likely a prior finds each image and each code of it, and how good its samples are."""
 
+import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from lightning.fabric import Fabric
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
 from data.loading import Samples as Grids
+from data.store import fingerprint
 from data.terminal import counted, tell
+from prior.drawing import batches
 from prior.extract import extract
 from prior.models.base import Model
 from prior.module import nats
-from prior.stages import described_images, load_prior
-from vqgan.quantizers.base import whole
-from vqgan.run import device, open_folder, write_result
+from prior.neighbours import JUDGED, neighbours
+from prior.pictures import save_samples
+from prior.sampling import Sampler
+from prior.stages import Trained, load_prior
+from vqgan.checkpoint import described_images, read
+from vqgan.evaluate import (
+    beside,
+    called,
+    checked,
+    heading,
+    look,
+    make_judges,
+    model_precision,
+    origin,
+    originals,
+    own_features,
+    steady,
+    table,
+)
+from vqgan.evaluate import evaluate as evaluate_tokenizer
+from vqgan.metrics.features import NoJudge
+from vqgan.metrics.provenance import Scores, library
+from vqgan.run import open_folder, write_result
 
-SPLITS = ("val", "train")
+SHOWN, COLUMNS = 64, 16  # samples in the picture, and in a row of it
+NEAREST = ("nearest_rmse", "nearest_rmse_val", "nearest_ratio", "nearest_ratio_val")
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Judge a prior on a split: the nats of each code to a file, the most and the least likely images to a picture."""
-    if not config.ckpt:
-        raise InputError("stage=evaluate needs the prior to judge; add ckpt=<run folder of stage=prior>")
-    if config.resume:
-        raise InputError(f"stage=evaluate has nothing to resume; leave resume={config.resume} out")
-    if config.split not in SPLITS:
-        raise InputError(f"split={config.split} must be one of {', '.join(SPLITS)}")
-    for name in ("show", "batch_size"):
-        whole(name, config[name], 1, "image")
-    fabric = Fabric(accelerator=device(config.accelerator).type, devices=1)
-    trained = load_prior(config.ckpt)
-    model, f = trained.model.to(fabric.device), trained.tokenizer.f
+    """Judge a prior on a split: by the nats of its codes, and by samples; or a tokenizer, where `ckpt` is one."""
+    where = checked(config)
+    if read(config.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
+        return evaluate_tokenizer(config)
+    trained, sampler = load_prior(config.ckpt), instantiate(config.sampler)
+    fits(sampler, trained.model)
     images = described_images(trained.data, config)
-    images.size(config.split)  # images that are not there are missed before anything is written
+    n, m = images.size(config.split), min(config.samples, images.size(config.split))
+    if m and config.neighbours:
+        images.size("train")  # images that are not there are missed before anything is written
+    other, script = beside(config, "prior"), own_features(config, images)
     folder = open_folder(config, trained.name)
-    codes = extract(trained.tokenizer, images, config.split, batch_size=config.batch_size, fabric=fabric)
-    found = likelihoods(model, codes, config.batch_size)
-    file = folder / "likelihoods.npz"
-    np.savez(file, nats=found.view(codes.values.shape).numpy(), labels=np.asarray(codes.labels))
-    per_image, maps = found.double().sum((1, 2, 3)), found.mean(3)
-    mean_map = maps.mean(0, keepdim=True)
+    model, tokenizer = trained.model.to(where), trained.tokenizer.to(where)
+    with steady():
+        fabric = Fabric(accelerator=where.type, devices=1)
+        codes = extract(tokenizer, images, config.split, batch_size=config.batch_size, fabric=fabric)
+        with model_precision(config, where):
+            found = likelihoods(model, codes, config.batch_size)
+        nothing = [NoJudge(suffix, "no samples are drawn with samples=0") for suffix in ("", "_proxy")]
+        judges = make_judges(config, images, where, script) if m else nothing
+        digest, made = hashlib.sha256(), list[Tensor]()
+        for x in originals(images, config, where):
+            digest.update(to_uint8(x).cpu().numpy().tobytes())
+            for judge in judges:
+                judge.add("reference", to_uint8(x))
+        labels = torch.from_numpy(np.asarray(codes.labels)[np.linspace(0, n - 1, m).astype(int)]) if model.classes else None
+        for drawn in samples(trained, sampler, m, labels, config, where):
+            for judge in judges:
+                judge.add("judged", drawn)
+            if sum(map(len, made)) < max(SHOWN, JUDGED):
+                made.append(drawn.cpu())
+        about = {"sampler": OmegaConf.to_container(config.sampler, resolve=True), "seed": config.seed}
+        scores = Scores(origin(config, images, digest))
+        per_image, maps = found.double().sum((1, 2, 3)), found.mean(3)
+        per_token, bits = float(per_image.mean()) / model.L, per_image / math.log(2)
+        told = {"n": n, "exact": model.exact, "codes": tokenizer.fingerprint(), "library": library("torch")}
+        for name, value in (("nats_per_token", per_token), ("perplexity", math.exp(per_token))):
+            scores.add(name, value, **told)
+        scores.add("bits_per_image", float(bits.mean()), **told)
+        scores.add("bits_per_image_deviation", float(bits.std(correction=0)), **told)
+        scores.common = {**scores.common, "judged": "samples"} | about
+        for judge in judges:
+            judge.distances(scores, "gfid")
+            judge.variety(scores)
+        pictures = save_samples(torch.cat(made)[:SHOWN], folder / "pictures", ["grid"], COLUMNS, SHOWN)["pictures"] if m else []
+        if m and config.neighbours:
+            flip = trained.config["flip"]
+            near, sheet = neighbours(torch.cat(made), images, tokenizer, flip)
+            known = fingerprint([images.key("train"), images.image_size])
+            told = {"reference": "originals of train", "reference_hash": known, "n_reference": images.size("train")}
+            for name in NEAREST:
+                scores.add(name, near[name], **told, n=min(m, JUDGED), mirrored=flip, library=library("torch"))
+            pictures.append(str(save_picture(sheet, folder / "pictures" / "neighbours.png")))
+        else:
+            for name in NEAREST:
+                scores.miss(name, "no samples are drawn with samples=0" if not m else "left out with neighbours=false")
+    np.savez(folder / "likelihoods.npz", nats=found.view(codes.values.shape).numpy(), labels=np.asarray(codes.labels))
     likely = per_image.argsort(stable=True)
     ends = {"most_likely": likely[: config.show], "least_likely": likely.flip(0)[: config.show]}
     # Of all maps, that they may be compared; neither a single code nor the large weights of a bound's few codes stretch it.
-    white = min(float(np.quantile(maps, 0.999)), 2 * math.log(model.K))
+    white, f = min(float(np.quantile(maps, 0.999)), 2 * math.log(model.K)), tokenizer.f
     rows = [row for which in ends.values() for row in (look(images, config.split, which), heat(maps[which] / white, f))]
+    mean = maps.mean(0, keepdim=True)
     pictures = [
-        save_picture(picture(rows, scale=2), folder / "outliers.png"),
-        save_picture(picture([heat(mean_map / mean_map.max(), f)], scale=4), folder / "mean.png"),
+        str(save_picture(picture(rows, scale=2), folder / "pictures" / "outliers.png")),
+        str(save_picture(picture([heat(mean / mean.max(), f)], scale=4), folder / "pictures" / "mean.png")),
+        *pictures,
     ]
-    per_token, bits = float(per_image.mean()) / model.L, per_image / math.log(2)
+    of = trained.config.get("id")
     result = {
-        "run": str(folder),
-        "split": config.split,
-        "n": len(maps),
-        "nats_per_token": round(per_token, 4),
-        "perplexity": round(math.exp(per_token), 2),
-        "bits_per_image": round(float(bits.mean()), 2),
-        "bits_per_image_deviation": round(float(bits.std(correction=0)), 2),
+        **heading(config, folder, of, "prior", trained.tokenizer_of, n),
+        "samples": m,
+        **scores.values,
         "exact": model.exact,
         "white": round(white, 2),
         **{end: [called(images, config.split, i) for i in which.tolist()] for end, which in ends.items()},
-        "likelihoods": str(file),
-        "pictures": [str(path) for path in pictures],
+        "absent": scores.absent,
+        "provenance": scores.provenance,
+        "likelihoods": str(folder / "likelihoods.npz"),
+        "pictures": pictures,
     }
-    report(result, model.K)
+    tell(table(result, list(scores.values), other))
+    tell(f"{'most likely':24}{', '.join(result['most_likely'][:4])}\n{'least likely':24}{', '.join(result['least_likely'][:4])}")
+    if not model.exact:
+        tell("nats and bits are upper bounds, estimated by one draw an image")
     return write_result(folder, result)
+
+
+def fits(sampler: Sampler, model: Model) -> None:
+    """Refuse samples that can't be compared with the images."""
+    for name in ("grid", "given"):
+        if getattr(sampler, name) is not None:
+            raise InputError(f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out")
+    if not model.classes and sampler.guidance != 1:
+        raise InputError(f"sampler.guidance={sampler.guidance} needs a prior of classes; train one with conditional=true")
+
+
+def samples(
+    trained: Trained, sampler: Sampler, m: int, labels: Tensor | None, config: DictConfig, where: torch.device
+) -> Iterator[Tensor]:
+    """m samples, batches (b, C, H, W) uint8; of a prior of classes those of these labels (m,)."""
+    drawn = batches(trained.model, sampler, m, config.seed, config.batch_size, labels)
+    with counted(m, "samples") as bar:
+        while True:
+            with torch.no_grad(), model_precision(config, where):
+                codes = next(drawn, None)
+                if codes is None:
+                    return
+                images = to_uint8(trained.tokenizer.decode_indices(codes))
+            yield images
+            bar.update(len(images))
 
 
 @torch.no_grad()
@@ -94,33 +183,7 @@ def likelihoods(model: Model, codes: Grids, batch_size: int) -> Tensor:
     return torch.cat(found)
 
 
-def look(images: ImageDataModule, split: str, which: Tensor) -> Tensor:
-    """Those images of a split (n, C, H, W) uint8, as a model sees them."""
-    return to_uint8(images.view(images.split(split).__getitems__(which.tolist())[0]))
-
-
-def called(images: ImageDataModule, split: str, number: int) -> str:
-    """What a person calls this image of a split."""
-    rows = images.split(split).rows
-    return images.source(split).name(number if rows is None else int(rows[number]))
-
-
 def heat(maps: Tensor, f: int) -> Tensor:
     """Maps (n, h, w) of numbers as uint8 pictures (n, 3, f * h, f * w), from 0 on black, red, yellow, white from 1 on."""
     red_green_blue = 3 * maps[:, None] - torch.arange(3)[:, None, None]  # one after the other
     return to_uint8(red_green_blue.clamp(0, 1) * 2 - 1).repeat_interleave(f, 2).repeat_interleave(f, 3)
-
-
-def report(result: dict[str, Any], K: int) -> None:
-    """The figures on the terminal."""
-    bound = "" if result["exact"] else " at most, estimated by one draw an image"
-    deviation = result["bits_per_image_deviation"]
-    lines = [
-        ("images", f"{result['n']:,} of {result['split']}"),
-        ("nats per token", f"{result['nats_per_token']}{bound}; log K is {math.log(K):.4f}"),
-        ("perplexity", f"{result['perplexity']} of {K} codes"),
-        ("bits per image", f"{result['bits_per_image']}, of single ones {deviation} above or below it"),
-        ("most likely", ", ".join(result["most_likely"][:4])),
-        ("least likely", ", ".join(result["least_likely"][:4])),
-    ]
-    tell("\n".join(f"{name:16}{value}" for name, value in lines))

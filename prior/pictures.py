@@ -19,8 +19,8 @@ from prior.drawing import batches
 from prior.models.base import Model
 from prior.neighbours import neighbours
 from prior.sampling import Sampler
-from prior.stages import described_images, load_prior
-from vqgan.checkpoint import find, load_tokenizer, read
+from prior.stages import load_prior
+from vqgan.checkpoint import described_images, find, load_tokenizer, read
 from vqgan.quantizers.base import whole
 from vqgan.run import autocast, device, open_folder, write_result
 from vqgan.tokenizer import Tokenizer

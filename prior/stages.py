@@ -24,7 +24,19 @@ from prior.models.base import Model
 from prior.models.counted import Counted
 from prior.module import Prior
 from vqgan.callbacks.progress import Progress
-from vqgan.checkpoint import AVERAGE, Best, Checkpoints, build, find, header, load_tokenizer, part, read, save_whole
+from vqgan.checkpoint import (
+    AVERAGE,
+    Best,
+    Checkpoints,
+    build,
+    described_images,
+    find,
+    header,
+    load_tokenizer,
+    part,
+    read,
+    save_whole,
+)
 from vqgan.quantizers.base import whole
 from vqgan.run import budget, device, fit, open_folder, settled, write_result
 from vqgan.tokenizer import Tokenizer
@@ -138,15 +150,6 @@ def encode(config: DictConfig) -> dict[str, Any] | None:
     return write_result(folder, result)
 
 
-def described_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:
-    """The images that a tokenizer was trained on, by its `described` config, with what this run's config says of them."""
-    mine = {name: value for name, value in config.data.items() if value is not None}
-    if strange := set(mine) - set(described):
-        raise InputError(f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}")
-    images: ImageDataModule = build({**described, **mine, "cache_dir": config.cache_dir})
-    return images
-
-
 def of_prior(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
     """What a prior's checkpoint says beside its config: whose codes it learned, and of how many classes."""
     return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
@@ -162,14 +165,15 @@ def keep_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
 
 @dataclass
 class Trained:
-    """A trained prior and its tokenizer, both in eval mode, the name and the config of its run, and that of the
-    tokenizer's images."""
+    """A trained prior and its tokenizer, both in eval mode, the name and the config of its run, that of the tokenizer's
+    images, and the id of the tokenizer's run."""
 
     model: Model
     tokenizer: Tokenizer
     name: str
     config: dict[str, Any]
     data: dict[str, Any]
+    tokenizer_of: str | None
 
 
 def load_prior(ckpt: str | Path) -> Trained:
@@ -185,4 +189,4 @@ def load_prior(ckpt: str | Path) -> Trained:
     found = {"codebook": tokenizer.quantizer.vectors(), "grid": tokenizer.grid, "classes": told["classes"]}
     model: Model = build({**told["config"]["prior"], **found})
     model.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "model"))
-    return Trained(model.eval(), tokenizer, folder.name, told["config"], described["data"])
+    return Trained(model.eval(), tokenizer, folder.name, told["config"], described["data"], described.get("id"))

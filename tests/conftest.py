@@ -64,3 +64,4 @@ TINY_PRIOR = [
     "prior.width=16", "prior.depth=1", "prior.heads=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6",
     "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
 ]  # fmt: skip
+QUICK = ["accelerator=cpu", "proxy=2", "fetch=false"]  # a stage=evaluate that takes seconds

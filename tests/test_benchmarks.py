@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.adversarial import MEASURED, Features, Judge, classifier, sheet, spread, table
+from benchmarks.adversarial import MEASURED, Judge, sheet, spread, table
 from benchmarks.bottlenecks import LAYOUTS
-from benchmarks.classical import classical
 from benchmarks.quantizers import COLUMNS, alone
 from benchmarks.step import PARTS
 from data.datamodule import prepare
@@ -19,23 +18,10 @@ from data.shapes import Shapes
 from tests.conftest import TINY
 from tests.test_house import config
 from tests.vqgan.test_tokenizer import tokenizer
-from vqgan.metrics.reconstruction import Reconstruction
+from vqgan.metrics.features import Features
 from vqgan.quantizers.base import Quantized
 from vqgan.stages import start_images
 from vqgan.tokenizer import Tokenizer
-
-
-def test_the_classical_baseline_is_where_a_tokenizer_of_patches_starts(tmp_path: Path) -> None:
-    data = Shapes(image_size=16, n_train=200, n_val=50, cache_dir=str(tmp_path))
-    found = classical(data, K=16, grid=4)
-    started, metric = tokenizer(dim=48), Reconstruction()
-    started.start(start_images(data))
-    with torch.no_grad():
-        for images, _ in data.once("val"):
-            x, _ = data.on_after_batch_transfer((images, torch.zeros(1)), 0)
-            metric.update(x, started.decode(started.encode(x).z_q))
-    assert found["psnr"] == pytest.approx(float(metric.compute()["psnr"]), abs=0.5)
-    assert found["codes_used"] <= 16
 
 
 def test_the_bottlenecks_that_are_compared_are_all_there_are() -> None:
@@ -55,11 +41,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def shapes(tmp_path: Path) -> Shapes:
     return Shapes(image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path / "cache"))
-
-
-def test_the_classifier_learns_to_tell_the_labels(shapes: Shapes) -> None:
-    _, learned = classifier(shapes, 60, CPU)
-    assert learned["accuracy"] > learned["chance"] + 0.05
 
 
 class Identity(Tokenizer):

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from data.datamodule import ImageDataModule
 from data.errors import InputError
 from vqgan.clock import Clocked
 from vqgan.tokenizer import Tokenizer
@@ -90,6 +91,15 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer = tokenizer_from(config)
     tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
     return tokenizer.eval(), config
+
+
+def described_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:
+    """The images that a tokenizer was trained on, by its `described` config, with what this run's config says of them."""
+    mine = {name: value for name, value in config.data.items() if value is not None}
+    if strange := set(mine) - set(described):
+        raise InputError(f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}")
+    images: ImageDataModule = build({**described, **mine, "cache_dir": config.cache_dir})
+    return images
 
 
 def save_whole(content: Any, file: Path) -> None:

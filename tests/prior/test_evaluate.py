@@ -1,15 +1,19 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data.errors import InputError
 from data.loading import Samples
-from prior.evaluate import called, heat, likelihoods
+from prior.evaluate import heat, likelihoods, samples
 from prior.module import mean, nats
+from tests.conftest import QUICK, TINY, TINY_PRIOR
 from tests.prior.priors import PRIORS, UNLABELLED, made
-from tests.vqgan.test_module import Noise
 
 K = 5
 
@@ -57,8 +61,99 @@ def test_heat_goes_from_black_over_red_and_yellow_to_white() -> None:
     assert pictures[0, :, 1, ::2].t().tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255], [255, 255, 255]]
 
 
-def test_outliers_are_called_by_their_own_names_where_others_were_left_out(tmp_path: Path) -> None:
-    data = Noise(16, cache="ram", cache_dir=str(tmp_path))
-    assert called(data, "val", 3) == "image 3"
-    data.split("val").rows = np.array([0, 5, 6, 9])
-    assert called(data, "val", 3) == "image 9"
+Command = Callable[..., int]
+SCORES = ("kid", "inception_score", "precision", "recall", "density", "coverage")
+
+
+def result(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
+    return found
+
+
+@pytest.fixture
+def trained(command: Command) -> Command:
+    """The command, in a folder with a prior and its tokenizer."""
+    assert command("stage=vqgan", *TINY) == 0
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU")
+class TestTheCommand:
+    def test_samples_are_compared_with_the_images_and_each_score_says_how(
+        self, trained: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=12", "run_dir=judged") == 0
+        found, prior = result("judged"), result("runs/prior/shapes")
+        assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (prior["id"], "prior", prior["tokenizer_of"])
+        assert (found["n"], found["samples"], found["split"]) == (16, 12, "val")
+        for name in ("gfid", *SCORES):
+            assert found[name] is None
+            assert "fetch=false" in found["absent"][name]
+            about = found["provenance"][f"{name}_proxy"]
+            assert found[f"{name}_proxy"] >= (-1 if name == "kid" else 0)
+            assert (about["n"], about["n_reference"], about["reference"], about["judged"]) == (
+                12,
+                16,
+                "originals of val",
+                "samples",
+            )
+            assert (about["sampler"]["temperature"], about["seed"]) == (1.0, 0)
+        assert found["provenance"]["nats_per_token"]["exact"] is True
+        assert found["nearest_rmse"] > 0
+        for file in found["pictures"]:
+            with Image.open(file) as sheet:
+                assert sheet.size > (30, 30)
+        lines = capsys.readouterr().err.splitlines()
+        assert any(line.split()[:2] == ["gfid", "absent"] for line in lines)
+        assert any(line.startswith("coverage_proxy ") for line in lines)
+
+    def test_the_same_command_finds_the_same_scores_and_another_temperature_is_no_match(
+        self, trained: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line = ["stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "neighbours=false"]
+        assert trained(*line, "run_dir=one") == 0
+        assert trained(*line, "run_dir=two", "batch_size=5", "beside=one") == 0
+        first, second = result("one"), result("two")
+        assert {key: second[key] for key in first["provenance"]} == pytest.approx({key: first[key] for key in first["provenance"]})
+        capsys.readouterr()
+        assert trained(*line, "run_dir=hot", "sampler.temperature=2", "beside=one") == 0
+        told = capsys.readouterr().err
+        assert "gfid_proxy of hot and of one can't be compared: sampler is" in told
+        assert "+0" in next(line for line in told.splitlines() if line.startswith("nats_per_token"))
+
+    def test_without_samples_there_are_likelihoods_alone(self, trained: Command) -> None:
+        assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=0", "run_dir=judged") == 0
+        found = result("judged")
+        assert found["nats_per_token"] > 0
+        assert found["gfid_proxy"] is None
+        assert set(found["absent"].values()) == {"no samples are drawn with samples=0"}
+        assert not list(Path("cache").glob("proxy-*"))
+
+    def test_what_can_not_be_judged_is_refused_before_anything_is_written(
+        self, trained: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (Path("other")).mkdir()
+        (Path("other") / "metrics.json").write_text('{"of_stage": "vqgan"}')
+        for words, says in {
+            "sampler.grid=5x5": "judges whole samples of the prior's own grid; leave sampler.grid out",
+            "sampler.guidance=2": "train one with conditional=true",
+            "beside=other": "is no evaluation of a run of stage=prior",
+            "features=nothing.pt": "features=nothing.pt is not there",
+            "run_dir=other": "run_dir=other is not empty",
+        }.items():
+            capsys.readouterr()
+            assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, words) != 0
+            assert says in capsys.readouterr().err
+            assert not Path("runs/evaluate").exists()
+
+    def test_a_prior_of_classes_is_judged_by_samples_of_the_images_classes(
+        self, trained: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert trained("stage=prior", "ckpt=runs/vqgan/shapes", "conditional=true", "name=classes", *TINY_PRIOR) == 0
+        drawn = []
+        monkeypatch.setattr("prior.evaluate.samples", lambda *given: drawn.append(given) or samples(*given))
+        line = ["stage=evaluate", "ckpt=runs/prior/classes", *QUICK, "neighbours=false", "run_dir=judged"]
+        assert trained(*line, "sampler.guidance=1.5") == 0
+        assert drawn[0][3].tolist() == np.load("judged/likelihoods.npz")["labels"].tolist()

@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+)
 
 from data.images import to_uint8
+
+BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of the scales of MS-SSIM, the finest first (Wang et al. 2003)
+WINDOW = 11  # pixels a side of what SSIM looks at
 
 
 class Sharpness(Metric):
@@ -48,8 +55,53 @@ class Reconstruction(MetricCollection):
     def __init__(self) -> None:
         psnr = PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3))
         ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
-        super().__init__({"psnr": psnr, "ssim": ssim, "sharpness": Sharpness()})
+        # Grouped by equal states, as a MetricCollection does by itself, a perfect first batch would merge what differs later.
+        super().__init__({"psnr": psnr, "ssim": ssim, "sharpness": Sharpness()}, compute_groups=False)
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
         """Both (B, C, H, W) in [-1, 1]."""
         super().update(to_uint8(x_hat).float(), to_uint8(x).float())
+
+
+class PixelError(Metric):
+    """The mean over all pixels and images of |x_hat - x|^power, of 8-bit pixels as numbers from 0 to 1."""
+
+    full_state_update = False
+    total: Tensor
+    n: Tensor
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        self.power = power
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, x_hat: Tensor, x: Tensor) -> None:
+        """Both (B, C, H, W), 0 to 255."""
+        self.total += ((x_hat - x).abs() / 255).pow(self.power).sum(dtype=torch.float64)
+        self.n += x.numel()
+
+    def compute(self) -> Tensor:
+        return (self.total / self.n).float()
+
+
+class Fidelity(Reconstruction):
+    """What Reconstruction tells, and l1 and l2 of pixels from 0 to 1, and MS-SSIM, the mean over images (Wang et al. 2003).
+
+    Of MS-SSIM's five scales there are as many as images of `image_size` pixels have room for, their weights brought to
+    the sum of 1: `scales`, 0 where there is room for none.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.scales = scales(image_size)
+        self.add_metrics({"l1": PixelError(1), "l2": PixelError(2)})
+        if self.scales:
+            betas = tuple(beta / sum(BETAS[: self.scales]) for beta in BETAS[: self.scales])
+            self.add_metrics({"ms_ssim": MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=betas)})
+
+
+def scales(image_size: int) -> int:
+    """How many scales, each half as large as the one before, hold a whole window; torchmetrics wants a little more room."""
+    fits = [n for n in range(1, len(BETAS) + 1) if image_size >= max(WINDOW * 2 ** (n - 1), WINDOW * (n - 1) ** 2)]
+    return max(fits, default=0)

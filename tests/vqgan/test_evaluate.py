@@ -1,0 +1,174 @@
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from data.errors import InputError
+from tests.conftest import QUICK, TINY
+from tests.vqgan.test_module import Noise
+from vqgan.evaluate import called, histogram, table
+from vqgan.losses.perceptual import LPIPS
+from vqgan.metrics.features import Extractor
+from vqgan.metrics.provenance import Scores, difference
+
+Command = Callable[..., int]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU")
+
+
+def test_images_are_called_by_their_own_names_where_others_were_left_out(tmp_path: Path) -> None:
+    data = Noise(16, cache="ram", cache_dir=str(tmp_path))
+    assert called(data, "val", 3) == "image 3"
+    data.split("val").rows = np.array([0, 5, 6, 9])
+    assert called(data, "val", 3) == "image 9"
+
+
+def test_absent_scores_are_told_with_their_reason_once_and_others_with_their_unit() -> None:
+    scores = Scores({})
+    scores.add("psnr", 23.456)
+    for name in ("rfid", "kid"):
+        scores.miss(name, "there are no weights")
+    scores.add("rfid_own", 1.5)
+    lines = table({"n": 1000, "split": "val", **scores.values, "absent": scores.absent}, list(scores.values)).splitlines()
+    assert [line.split(maxsplit=2) for line in lines] == [
+        ["images", "1,000", "of val"],
+        ["psnr", "23.456", "dB, higher is better; the mean of each image's own"],
+        ["rfid", "absent", "there are no weights"],
+        ["kid", "absent", "for the same reason"],
+        ["rfid_own", "1.5", "lower is better"],
+    ]
+    assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[1:]}) == 1  # aligned
+
+
+def test_the_histogram_is_drawn_for_one_codebook_and_for_several(tmp_path: Path) -> None:
+    for books in (1, 3):
+        with Image.open(histogram(torch.randint(50, (books, 16)), tmp_path / "pictures" / f"{books}.png")) as sheet:
+            assert sheet.size == (840, 420)
+            assert len(set(sheet.convert("RGB").get_flattened_data())) > books
+
+
+class Corners(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, ::8, ::8].float().flatten(1)
+
+
+def result(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_checkpoint(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage=vqgan", *TINY) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Corners()).save("corners.pt")
+    capsys.readouterr()
+    line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "features=corners.pt", "show=3"]
+    assert command(*line, "run_dir=judged") == 0
+    told, found, trained = capsys.readouterr().err, result("judged"), result("runs/vqgan/shapes")
+    assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (trained["id"], "vqgan", trained["id"])
+    assert (found["split"], found["n"], found["K"], found["grid"]) == ("val", 16, 16, [4, 4])
+    assert found["psnr"] == pytest.approx(trained["psnr"], abs=0.05)  # training may have judged in bf16
+    assert found["bits_per_image"] == 4 * 4 * 4
+    assert found["compression_ratio"] == 16 * 16 * 3 * 8 / 64
+    for name in ("rfid", "kid", "lpips"):
+        assert found[name] is None
+        assert "fetch=false" in found["absent"][name]
+    numbers = ("ms_ssim", "l1", "l2", "sharpness", "perplexity", "entropy_bits", "codes_used", "usage")
+    for name in (*numbers, "rfid_proxy", "kid_proxy", "rfid_corners", "kid_corners"):
+        assert isinstance(found[name], float | int)
+        assert found["provenance"][name]["n"] == 16
+        assert f"\n{name} " in told
+    assert found["provenance"]["rfid_corners"]["extractor"] == "corners.pt"
+    assert [row["codec"] for row in found["references"]][:2] == ["classical VQ", "JPEG"]
+    counts = np.load(found["codes"])["counts"]
+    assert (counts.shape, counts.sum(), (counts > 0).sum()) == ((1, 16), 16 * 16, found["codes_used"])
+    assert len(found["worst"]) == len(found["best"]) == 3
+    for file in found["pictures"]:
+        assert Path(file).stat().st_size > 100
+    assert "classical VQ  K 16, grid 4" in told
+
+    assert command(*line, "run_dir=again", "batch_size=5", "beside=judged", "data.num_workers=0") == 0
+    again = result("again")
+    for name in found["provenance"]:
+        assert difference(name, again, found) == pytest.approx(0, abs=1e-4 * abs(found[name]) + 1e-6)
+    assert command(*line, "run_dir=other", "proxy=3", "split=train", "beside=judged") == 0
+    with pytest.raises(InputError, match="psnr of other and of judged can't be compared: reference is originals of train"):
+        difference("psnr", result("other"), found)
+    assert "psnr of other and of judged can't be compared" in capsys.readouterr().err
+
+
+class Instead(Extractor):
+    """Stands where Inception would."""
+
+    name, hash, resize = "instead", "0123", "none"
+
+    def __init__(self, fetch: bool) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return Corners()(images), None
+
+
+@pytest.mark.slow
+def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_images(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("stage=vqgan", *TINY) == 0
+    network = LPIPS("squeeze", pretrained=False)  # weights of chance
+    monkeypatch.setattr("vqgan.evaluate.lpips", lambda config: (network, ""))
+    monkeypatch.setattr("vqgan.evaluate.Inception", Instead)
+    for size in (5, 16):
+        line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "lpips=squeeze", f"batch_size={size}", f"run_dir=by-{size}"]
+        assert command(*line) == 0
+    found = result("by-5")
+    assert found["absent"] == {}
+    assert found["lpips"] == pytest.approx(result("by-16")["lpips"], rel=1e-4)
+    assert found["provenance"]["lpips"]["extractor"] == "lpips squeeze"
+    assert found["provenance"]["lpips"]["extractor_hash"] == "b8a52dc0"
+    assert found["provenance"]["lpips"]["resize"] == "bilinear to 64"
+    assert found["provenance"]["rfid"]["extractor_hash"] == "0123"
+    assert found["rfid"] > 0
+
+
+@pytest.mark.slow
+def test_the_worst_and_the_best_images_are_those_of_the_largest_and_the_smallest_error(command: Command) -> None:
+    assert command("stage=vqgan", *TINY) == 0
+    line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "proxy=0", "inception=false", "references=false", "lpips=null"]
+    assert command(*line, "show=16", "run_dir=judged") == 0
+    found = result("judged")
+    with Image.open("judged/pictures/worst-and-best.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet)[::2, ::2]).int()  # pictures are enlarged twice
+    tiles = [[pixels[r * 18 : r * 18 + 16, c * 18 : c * 18 + 16] for c in range(16)] for r in range(4)]
+    errors = [float((a - b).square().float().mean()) for a, b in zip(*tiles[:2], strict=True)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
+    assert found["worst"] == found["best"][::-1]
+    assert {found["absent"][name] for name in ("rfid", "rfid_proxy", "lpips")} == {
+        "left out with inception=false", "left out with proxy=0", "left out with lpips=null"
+    }  # fmt: skip
+    assert found["references"] == []
+
+
+@pytest.mark.slow
+def test_a_continuous_bottleneck_has_no_figures_of_codes_and_says_why(command: Command) -> None:
+    tiny = [word for word in TINY if not word.startswith("quantizer.K")]
+    assert command("stage=vqgan", "quantizer=kl", *tiny) == 0
+    assert command("stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "run_dir=judged") == 0
+    found = result("judged")
+    for name in ("perplexity", "entropy_bits", "codes_used", "usage", "bits_per_image", "compression_ratio"):
+        assert found[name] is None
+        assert "continuous" in found["absent"][name]
+    assert "continuous" in found["absent"]["classical VQ"]
+    assert {row["codec"] for row in found["references"]} == {"JPEG"}
+    assert found["codes"] is None
+    assert found["psnr"] > 5
