@@ -72,7 +72,7 @@ def _point(
             for codec, a, b, rates in codecs
             for rate in rates
         ]
-        about = {"provenance": {name: measured for name in told}, "references": references}
+        about = {"provenance": dict.fromkeys(told, measured), "references": references}
         judgement(at / "evaluate_tokenizer", "vqgan", identity, {**told, **about}, random)
     if priors:
         nats = math.log(K) * 0.55 + 0.02 * noise

@@ -1,7 +1,8 @@
-"""The charts of a report: drawn once by matplotlib, as a picture and as SVG that follows the page's colours and tells its points."""
+"""The charts of a report, drawn by matplotlib: as pictures, and as SVG that follows the page's colours and tells its points."""
 
 import html
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vqgan.report.groups import SCORES, Group, Part, Point, Score, best, choice, setting
 from vqgan.report.read import command, curve, number
@@ -117,29 +118,31 @@ class Labels:
     def __init__(self, axes: Axes) -> None:
         self.axes, self.taken = axes, list[Any]()
 
-    def keep_clear(self, x: float, y: float, radius: float = 4.0) -> None:
-        """Of a point, in data."""
-        at = self.axes.transData.transform((x, y))
-        r = radius * self.axes.figure.dpi / 72
-        self.taken.append((at[0] - r, at[1] - r, at[0] + r, at[1] + r))
+    def keep_clear(self, xs: Sequence[float], ys: Sequence[float], radius: float = 2.5) -> None:
+        """Of a line through these points, in data."""
+        at, r = self.axes.transData.transform(np.column_stack([xs, ys])), radius * self.axes.figure.dpi / 72
+        for (x0, y0), (x1, y1) in itertools.pairwise([*at, at[-1]]):
+            for x, y in np.linspace((x0, y0), (x1, y1), 2 + int(max(abs(x1 - x0), abs(y1 - y0)) / (2 * r))):
+                self.taken.append((x - r, y - r, x + r, y + r))
 
-    def put(self, x: float, y: float, text: str, colour: str = MUTED, size: float = 7.5, weight: str = "normal") -> None:
+    def put(self, x: float, y: float, text: str, colour: str = MUTED, size: float = 7.5, weight: str = "normal") -> bool:
+        """Whether there was room."""
         figure, frame = self.axes.figure, self.axes.get_window_extent()
-        for dx, dy, ha, va in (
-            (0, 6, "center", "bottom"), (0, -6, "center", "top"), (7, 0, "left", "center"), (-7, 0, "right", "center"),
-            (6, 6, "left", "bottom"), (-6, 6, "right", "bottom"), (6, -6, "left", "top"), (-6, -6, "right", "top"),
-        ):  # fmt: skip
+        near = [(7, 0, "left", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"), (-7, 0, "right", "center"),
+                (6, 5, "left", "bottom"), (-6, 5, "right", "bottom"), (6, -5, "left", "top"), (-6, -5, "right", "top")]  # fmt: skip
+        for dx, dy, ha, va in [(times * dx, times * dy, ha, va) for times in (1, 2, 3) for dx, dy, ha, va in near]:
             note = self.axes.annotate(
                 text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=size, fontweight=weight
             )
             note.set_in_layout(False)  # or the axes would give way to it
             box = note.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
             edges = (box.x0, box.y0, box.x1, box.y1)
-            inside = edges[0] >= frame.x0 and edges[2] <= figure.bbox.x1 - 2 and edges[1] >= frame.y0 and edges[3] <= frame.y1
+            inside = edges[0] >= frame.x0 + 3 and edges[2] <= figure.bbox.x1 - 2 and edges[1] >= frame.y0 and edges[3] <= frame.y1
             if inside and not any(crossing(edges, other) for other in self.taken):
                 self.taken.append(edges)
-                return
+                return True
             note.remove()
+        return False
 
 
 def crossing(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -152,12 +155,12 @@ def plain(value: float, _: Any = None) -> str:
 
 
 def log_ticks(axis: Any, values: Sequence[float], most: int = 7) -> None:
-    """A logarithmic axis with ticks at values that occur, or at powers of two where these are too many."""
+    """A logarithmic axis with ticks at values that occur, or at powers of two where these are too many or too close."""
     ticks = sorted(set(values))
-    if len(ticks) > most or any(b / a < 1.12 for a, b in zip(ticks, ticks[1:], strict=False)):
+    if len(ticks) > most or any(b / a < 1.25 for a, b in itertools.pairwise(ticks)):
         low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
         ticks = [2.0**i for i in range(low, high + 1, max(1, (high - low) // most + 1))]
-    axis.set_major_locator(matplotlib.ticker.FixedLocator(ticks))
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_locator(NullLocator())
 
@@ -174,17 +177,23 @@ def told(point: Point, *names: str) -> str:
 
 
 class Looks:
-    """How the points of a chart are told apart: colour and mark by `key`, the grid where it differs, else the first other setting."""
+    """How the points of a chart are told apart: by colour and mark the values of `key`, the grid where it differs, else another
+    setting; by lines those that differ in K alone."""
 
     def __init__(self, grouped: Sequence[Group], but: Sequence[str] = ("K",)) -> None:
         keys = dict.fromkeys(key for group in grouped for key in group.settings if key not in but)
         differing = [key for key in keys if len({repr(group.settings.get(key)) for group in grouped}) > 1]
         self.key = min(differing, key=lambda key: key != "grid", default=None)
+        self.others = [key for key in differing if key != self.key]
         self.values = list(dict.fromkeys(self.value(group) for group in grouped))
-        self.names = {self.value(group): setting(self.key, group.settings.get(self.key)) for group in grouped} if self.key else {}
 
     def value(self, group: Group) -> str:
-        return repr(group.settings.get(self.key)) if self.key else ""
+        """What the colour stands for."""
+        return setting(self.key, group.settings.get(self.key)) if self.key else ""
+
+    def rest(self, group: Group) -> str:
+        """What tells lines of one colour apart."""
+        return ", ".join(setting(key, group.settings.get(key)) for key in self.others)
 
     def colour(self, group: Group) -> str:
         return COLOURS[self.values.index(self.value(group)) % len(COLOURS)]
@@ -192,37 +201,52 @@ class Looks:
     def mark(self, group: Group) -> str:
         return MARKS[self.values.index(self.value(group)) % len(MARKS)]
 
+    def lines(self, points: Sequence[Point], x: str) -> list[list[Point]]:
+        found: dict[tuple[str, str], list[Point]] = {}
+        for point in sorted(points, key=lambda point: point.means["K" if "K" in point.means else x].mean):
+            found.setdefault((self.value(point.group), self.rest(point.group)), []).append(point)
+        return list(found.values())
 
-def scatter(chart: Chart, axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: str, joined: bool = True) -> None:
-    """Points with their intervals, those that differ in K alone `joined`; the halo of each, which one can touch, tells it."""
-    lines: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda point: point.means[x].mean):
-        lines.setdefault(repr({k: v for k, v in point.group.settings.items() if k != "K"}), []).append(point)
-    for line in lines.values() if joined else ():
+
+def scatter(chart: Chart, axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: str) -> None:
+    """Points with their intervals, on lines by K; the halo of each, which one can touch, tells it."""
+    for line in looks.lines(points, x):
         at = [[point.means[name].mean for point in line] for name in (x, y)]
         axes.plot(*at, color=looks.colour(line[0].group), linewidth=1.3, zorder=2)
     for point in points:
-        colour, at, to = looks.colour(point.group), point.means[x], point.means[y]
-        axes.errorbar(at.mean, to.mean, to.half, at.half, color=colour, elinewidth=1, capsize=2, linestyle="none", zorder=3)
-        sign = looks.mark(point.group)
-        axes.plot(at.mean, to.mean, sign, color=colour, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.8, zorder=4)
-        axes.plot(
-            at.mean, to.mean, "o", color=colour, markersize=15, alpha=0.01, gid=chart.mark(told(point, x, y), point), zorder=5
-        )
+        colour, at_x, at_y = looks.colour(point.group), point.means[x], point.means[y]
+        bars = {"color": colour, "elinewidth": 0.9, "capsize": 2, "linestyle": "none", "alpha": 0.75, "zorder": 3}
+        axes.errorbar(at_x.mean, at_y.mean, at_y.half, at_x.half, **bars)
+        look = {"color": colour, "markersize": 5.5, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
+        axes.plot(at_x.mean, at_y.mean, looks.mark(point.group), **look)
+        touched = chart.mark(told(point, x, y), point)
+        axes.plot(at_x.mean, at_y.mean, "o", color=colour, markersize=15, alpha=0.01, gid=touched, zorder=5)
 
 
 def name_points(axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: str, K: bool = True) -> Labels:
-    """Write the name of each colour beside its last point, and K beside all where they are few."""
+    """Write beside lines what they are: the colour's name once, what tells lines of a colour apart, the first and the last K."""
     axes.figure.canvas.draw()
-    labels = Labels(axes)
-    for point in points:
-        labels.keep_clear(point.means[x].mean, point.means[y].mean)
-    for value, text in looks.names.items():
-        last = max((p for p in points if looks.value(p.group) == value), key=lambda p: p.means[x].mean)
-        labels.put(last.means[x].mean, last.means[y].mean, text, looks.colour(last.group), 9, "bold")
-    for point in points if K and len(points) <= 20 else ():
-        if "K" in point.group.settings:
-            labels.put(point.means[x].mean, point.means[y].mean, f"K={point.group.settings['K']}")
+    labels, lines = Labels(axes), looks.lines(points, x)
+    longest = {looks.value(line[0].group): line for line in sorted(lines, key=len)}  # of each colour
+    for line in lines:
+        labels.keep_clear([p.means[x].mean for p in line], [p.means[y].mean for p in line])
+        for p in line:
+            for name, other in ((x, y), (y, x)):
+                ends = {name: p.means[name].ends, other: (p.means[other].mean,) * 2}
+                labels.keep_clear(ends[x], ends[y])
+
+    def beside(line: Sequence[Point], text: str, *look: Any) -> None:
+        """Where there is room along a line, at its first points rather."""
+        any(labels.put(p.means[x].mean, p.means[y].mean, text, *look) for p in line)
+
+    for value, line in longest.items() if looks.key else ():
+        beside(line[::-1], value, looks.colour(line[0].group), 9, "bold")
+    for line in lines if len(longest) < len(lines) <= 3 * len(longest) else ():
+        n = len(line) // 2
+        beside([*line[n:], *line[:n]], looks.rest(line[0].group), looks.colour(line[0].group))
+    for line in longest.values() if K else ():
+        for end in {id(end): end for end in (line[0], line[-1]) if "K" in end.group.settings}.values():
+            labels.put(end.means[x].mean, end.means[y].mean, f"K={end.group.settings['K']}")
     return labels
 
 
@@ -238,8 +262,8 @@ def curves_of_rate(name: str, part: Part, rate: str, score: str, references: Seq
             at, found = curves.setdefault(str(reference.get("codec")), {}), float(reference[score])
             at[float(reference["bits_per_image"])] = max(found, at.get(float(reference["bits_per_image"]), -math.inf))
     axes.set_xscale("log")
-    for i, (codec, at) in enumerate(sorted(curves.items())):
-        line = sorted(at.items())
+    for i, codec in enumerate(sorted(curves)):
+        line = sorted(curves[codec].items())
         axes.plot(
             *zip(*line, strict=True),
             color=MUTED,
@@ -256,9 +280,11 @@ def curves_of_rate(name: str, part: Part, rate: str, score: str, references: Seq
     axes.set_xlabel("Bits per image, all codes alike (log scale)")
     axes.set_ylabel(about.axis)
     labels = name_points(axes, part.points, looks, rate, score)
+    for at in curves.values():
+        labels.keep_clear(sorted(at), [at[bits] for bits in sorted(at)])
     for codec, at in curves.items():
         labels.put(max(at), at[max(at)], codec, MUTED, 8.5)
-    beside = f" Dashed: {' and '.join(sorted(curves))} on the same images, the best setting at each rate." if curves else ""
+    beside = f" Grey: {' and '.join(sorted(curves))} on the same images, the best setting at each rate." if curves else ""
     chart.caption = f"{'Higher' if about.better > 0 else 'Lower'} is better; bars are 95% intervals over seeds.{beside}"
     return chart
 
@@ -310,17 +336,19 @@ def heat_map(name: str, part: Part, score: str, across: str, down: str) -> Chart
         axes.spines[:].set_visible(False)
         axes.set_ylabel(word(down).capitalize())
         axes.set_title(title, fontsize=9, loc="left")
-    all_axes[-1].set_xlabel(word(across))
+    all_axes[-1].set_xlabel("K, codes in the codebook" if across == "K" else word(across))
     left_out = f" {len(facets) - len(shown)} more combinations are in the table." if len(facets) > len(shown) else ""
     unit = f" in {about.unit}" if about.unit else ""
     outlined = ", the best outlined" if about.better else ""
-    chart.caption = f"{about.label}{unit}: mean over seeds and 95% interval{outlined}; darker is {'higher' if about.better >= 0 else 'better'}.{left_out}"
+    darker = "higher" if about.better >= 0 else "better"
+    chart.caption = f"{about.label}{unit}: mean over seeds and 95% interval{outlined}; darker is {darker}.{left_out}"
     return chart
 
 
 def word(key: str) -> str:
     """What an axis calls a setting."""
-    return {"K": "K, codes", "grid": "grid", "quantizer.dim": "width of a code", "model.width": "width of the model"}.get(key, key)
+    names = {"quantizer.dim": "width of a code", "model.width": "width of the model"}
+    return names.get(key.removeprefix("tokenizer."), key)
 
 
 def use_of_codes(name: str, part: Part) -> Chart:
@@ -335,13 +363,14 @@ def use_of_codes(name: str, part: Part) -> Chart:
     axes.plot(ends, ends, color=MUTED, linestyle="--", linewidth=1, zorder=1)
     scatter(chart, axes, part.points, looks, "K", "perplexity")
     log_ticks(axes.xaxis, Ks)
-    log_ticks(axes.yaxis, [*Ks, *ends])
+    log_ticks(axes.yaxis, [2.0**i for i in range(math.ceil(math.log2(ends[0])), int(math.log2(ends[1])) + 1)])
     axes.set_xlim(min(Ks) / 1.35, max(Ks) * 1.35)
     axes.set_ylim(max(ends[0] / 1.1, 0.5), ends[1] * 1.2)
     axes.grid()
     axes.set_xlabel("K, codes in the codebook (log scale)")
     axes.set_ylabel("Perplexity, codes (log scale)")
     labels = name_points(axes, part.points, looks, "K", "perplexity", K=False)
+    labels.keep_clear(ends, ends)
     middle = math.sqrt(min(Ks) * max(Ks))
     labels.put(middle, middle, "perplexity = K", MUTED, 8)
     chart.caption = (
@@ -356,7 +385,7 @@ def against(name: str, part: Part, x: str, y: str) -> Chart:
     figure, [axes] = canvas()
     chart = Chart(name, f"{of.label} of the tokenizer against {to.label}", "", figure)
     looks = Looks([point.group for point in part.points])
-    scatter(chart, axes, part.points, looks, x, y, joined=False)
+    scatter(chart, axes, part.points, looks, x, y)
     axes.margins(0.12)
     axes.grid()
     axes.set_xlabel(f"{of.axis} of reconstructions")
@@ -409,10 +438,12 @@ def learning_curves(name: str, grouped: Sequence[Group], series: str, about: Sco
     axes.set_ylabel(about.axis)
     figure.canvas.draw()
     labels, sign = Labels(axes), about.better or 1
-    for value, text in looks.names.items():
-        of = [(steps[-1], values[:, -1].mean(), group) for group, steps, values in drawn if looks.value(group) == value]
-        for x, y, group in sorted(of, key=lambda each: -sign * float(each[1]))[:1]:
-            labels.put(float(x), float(y), text, looks.colour(group), 9, "bold")
+    for value in looks.values if looks.key else ():
+        of = [
+            (float(steps[-1]), float(values[:, -1].mean()), group) for group, steps, values in drawn if looks.value(group) == value
+        ]
+        for x, y, group in sorted(of, key=lambda each: -sign * each[1])[:1]:
+            labels.put(x, y, value, looks.colour(group), 9, "bold")
     bands = "bands the range of their seeds" if banded else f"bands are left out above {MOST_BANDS} of them"
     chart.caption = (
         f"On the validation images. Lines are means of {len(drawn)} configurations, {bands}; the first fifth may lie outside."

@@ -6,14 +6,13 @@ import io
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from vqgan.report.charts import Chart
 from vqgan.report.groups import flat
 from vqgan.report.read import Run, alone, command
-from vqgan.report.story import DAGGER, Section, Shown, Story, Table, plural
+from vqgan.report.story import DAGGER, Cell, Section, Shown, Story, Table, plural
 
 HERE = Path(__file__).parent
 WIDEST, HEAVIEST = 1400, 300_000  # pixels and bytes of a picture on the page; larger ones are made smaller
@@ -48,6 +47,7 @@ def page(story: Story, title: str, written: datetime) -> str:
 </head>
 <body>
 <main>
+<p class="kicker">Codegrid report</p>
 <h1>{text(title)}</h1>
 <p class="meta">Written {written:%Y-%m-%d %H:%M} from {plural(len(found.runs), "finished run")}{unfinished}.</p>
 <div class="head">{"".join(f"<p>{text(sentence)}</p>" for sentence in story.head)}</div>
@@ -71,9 +71,8 @@ def _id(title: str) -> str:
 
 
 def _section(section: Section) -> str:
-    words = "".join(f"<p>{text(sentence)}</p>" for sentence in section.words)
     body = "".join(_figure(chart) for chart in section.charts)
-    return f'<section id="{_id(section.title)}"><h2>{text(section.title)}</h2>{words}<div class="grid">{body}</div></section>\n'
+    return f'<section id="{_id(section.title)}"><h2>{text(section.title)}</h2><div class="grid">{body}</div></section>\n'
 
 
 def _figure(chart: Chart) -> str:
@@ -82,7 +81,7 @@ def _figure(chart: Chart) -> str:
 
 def _picture(shown: Shown) -> str:
     said = text(shown.title)
-    return f'<figure><h3>{said}</h3><img src="{embedded(shown.file)}" alt="{said}" loading="lazy"></figure>\n'
+    return f'<figure><h3>{said}</h3><img src="{embedded(shown.file)}" alt="{said}"></figure>\n'
 
 
 def embedded(file: Path) -> str:
@@ -104,24 +103,25 @@ def _table(table: Table) -> str:
         f'<th scope="col" aria-sort="none"><button type="button"><b>{text(name)}</b><small>{text(unit)}</small></button></th>'
         for name, unit in table.heads
     )
+    rows = "".join(_row(cells, runs) for cells, runs in table.rows)
     return (
-        f'<section id="{table.name}"><h2>{text(table.title)}</h2><p class="quiet">{text(table.words)} '
-        f"A click on a head sorts by it.</p>\n"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(table.title)}"><table class="sortable"><thead><tr>{heads}</tr></thead>\n'
-        + "".join(_row(cells, runs) for cells, runs in table.rows)
-        + "</table></div></section>\n"
+        f'<section id="{table.name}"><h2>{text(table.title)}</h2>'
+        f'<p class="quiet">{text(table.words)} A click on a head sorts by it.</p>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{text(table.title)}">'
+        f'<table class="sortable"><thead><tr>{heads}</tr></thead>\n{rows}</table></div></section>\n'
     )
 
 
-def _row(cells: list[Any], runs: list[Run]) -> str:
+def _row(cells: list[Cell], runs: list[Run]) -> str:
     first, *rest = cells
     told = [f'<td{_value(first)}><button type="button" class="open" aria-expanded="false">{text(first.text)}</button></td>']
     told += [f"<td{_value(cell)}{' class=text' if isinstance(cell.value, str) else ''}>{text(cell.text)}</td>" for cell in rest]
     ids = text(" ".join(run.id for run in runs))
-    return f'<tbody><tr data-runs="{ids}">{"".join(told)}</tr><tr class="detail" hidden><td colspan="{len(cells)}"></td></tr></tbody>\n'
+    detail = f'<tr class="detail" hidden><td colspan="{len(cells)}"></td></tr>'
+    return f'<tbody><tr data-runs="{ids}">{"".join(told)}</tr>{detail}</tbody>\n'
 
 
-def _value(cell: Any) -> str:
+def _value(cell: Cell) -> str:
     return "" if cell.value is None else f' data-v="{text(str(cell.value))}"'
 
 
@@ -145,7 +145,8 @@ def _about(story: Story) -> str:
     revisions = sorted({run.git for run in story.found.runs if run.git})
     how = [
         "± and bars are half of a 95% confidence interval of the mean over seeds, by Student's t; of a single seed there is none.",
-        "Runs are grouped by all of their settings but the seed. What stage=evaluate found counts before what training said of itself.",
+        "Runs are grouped by all of their settings but the seed.",
+        "What stage=evaluate found counts before what the training run said of itself.",
         "Scores are put on one axis, and compared, only where they were measured alike.",
         *story.notes,
     ]

@@ -1,6 +1,8 @@
 """What a report says of its runs: the sentences at its head, its charts, its tables, and what is missing."""
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +13,13 @@ from vqgan.report.charts import Chart
 from vqgan.report.groups import (
     SCORES,
     Group,
-    Mean,
     Part,
     Point,
     best,
     choice,
     flat,
     groups,
-    mean,
     parts,
-    score_of,
     setting,
     short,
     swept,
@@ -36,10 +35,9 @@ DAGGER = "†"
 
 @dataclass
 class Section:
-    """A heading, words below it, charts."""
+    """A heading and charts."""
 
     title: str
-    words: list[str]
     charts: list[Chart]
 
 
@@ -58,7 +56,7 @@ class Table:
     name: str
     title: str
     words: str
-    heads: list[tuple[str, str]]
+    heads: list[list[str]]
     rows: list[tuple[list[Cell], list[Run]]] = field(default_factory=list)
 
 
@@ -111,11 +109,9 @@ class Story:
         said = []
         for runs, grouped, what in ((self.tokenizers, self.of_tokenizers, "tokenizer"), (self.priors, self.of_priors, "prior")):
             if runs:
-                seeds = sorted({len(group.runs) for group in grouped})
-                of = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-                said.append(
-                    f"{plural(len(runs), what)} in {plural(len(grouped), 'configuration')} ({of} {'seed' if seeds[-1] == 1 else 'seeds'} each)"
-                )
+                n = sorted({len(group.runs) for group in grouped})
+                each = plural(n[0], "seed") if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
+                said.append(f"{plural(len(runs), what)} in {plural(len(grouped), 'configuration')} ({each} each)")
         keys = swept(self.tokenizers) + [
             key for key in swept(self.priors) if key not in ("grid", "K") and not key.startswith("tokenizer.")
         ]
@@ -161,8 +157,7 @@ class Story:
     def drawn(self) -> Iterator[Section]:
         """All charts that the runs support."""
         rates = [self.apart(f"rate-{name}", (RATE, name), self.rate_chart) for name in ("psnr", "rfid", "rfid_proxy")]
-        rates += [self.apart(f"rate-{name}", (f"tokenizer.{RATE}", name), self.rate_chart) for name in ("gfid", "gfid_proxy")]
-        yield Section("Rate and distortion", [], sum(rates, []))
+        yield Section("Rate and distortion", [chart for made in rates for chart in made])
         pairs = [("K", "grid"), ("quantizer.dim", "K"), ("model.width", "K")]
         maps = []
         for across, down in pairs:
@@ -175,20 +170,19 @@ class Story:
                         called, part, next(iter(part.provenance)), a, d
                     ),
                 )
-        yield Section("Which grid, which K, which width", [], maps)
-        between = [
+        yield Section("Which grid, which K, which width", maps)
+        samples = [self.apart(f"rate-{name}", (f"tokenizer.{RATE}", name), self.rate_chart) for name in ("gfid", "gfid_proxy")]
+        samples += [
             self.apart(f"{x}-{y}", (f"tokenizer.{x}", y), lambda called, part: charts.against(called, part, *part.provenance))
             for x, y in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))
         ]
-        yield Section("Good reconstructions, good samples", [], sum(between, []))
-        use = self.apart("perplexity", ("K", "perplexity"), lambda called, part: charts.use_of_codes(called, part))
-        yield Section("How the codes are used", [], use)
+        yield Section("Good reconstructions, good samples", [chart for made in samples for chart in made])
+        use = self.apart("perplexity", ("K", "perplexity"), charts.use_of_codes)
         learning = [
             charts.learning_curves(f"learning-{name}", grouped, f"val/{name}", SCORES[name])
             for grouped, name in ((self.of_tokenizers, "psnr"), (self.of_priors, "nats_per_token"))
-            if grouped
         ]
-        yield Section("While they learned", [], [chart for chart in learning if chart])
+        yield Section("The use of codes, and learning", [*use, *(chart for chart in learning if chart)])
 
     def apart(self, called: str, names: Sequence[str], draw: Any) -> list[Chart]:
         """A chart for each way in which the scores were measured, never two on one axis; a note where there are several."""
@@ -219,39 +213,35 @@ class Story:
 
     def tabled(self) -> Iterator[Table]:
         """Configurations with their means, then all runs; tokenizers before priors."""
-        for runs, grouped, what in ((self.tokenizers, self.of_tokenizers, "tokenizers"), (self.priors, self.of_priors, "priors")):
-            if not runs:
+        for grouped, what in ((self.of_tokenizers, "tokenizers"), (self.of_priors, "priors")):
+            if not grouped:
                 continue
             keys = list(dict.fromkeys(key for group in grouped for key in group.settings))
-            names = [name for name in SCORES if name != "K" and any(name in run.figures for run in runs)]
-            usual = {name: key_of(found[0].provenance[name]) for name in names if (found := parts(grouped, name))}
-            heads = [(short(key), "") for key in keys]
-            scores = [(SCORES[name].label, SCORES[name].unit) for name in names]
+            names = [*SCORES, *(f"tokenizer.{name}" for name in RECONSTRUCTION if what == "priors")]
+            usual = {name: key_of(found[0].provenance[name]) for name in names if name != "K" and (found := parts(grouped, name))}
+            heads = [[short(key), ""] for key in keys]
+            scores = [
+                [f"Tokenizer's {label}" if "." in name else label, unit] for name in usual for label, unit in [called(name, what)]
+            ]
             means = Table(f"configurations-{what}", f"Configurations: {what}", "Means over seeds ± half of the 95% interval.",
-                          [*heads, ("Seeds", ""), *scores])  # fmt: skip
+                          [*heads, ["Seeds", ""], *scores])  # fmt: skip
+            each = Table(f"runs-{what}", f"Runs: {what}", "A row opens the command behind it.",
+                         [["Run", ""], *heads, ["Seed", ""], *scores])  # fmt: skip
             for group in grouped:
-                cells = [setting_cell(key, group.settings.get(key)) for key in keys] + [Cell(str(len(group.runs)), len(group.runs))]
-                for name in names:
-                    found = parts([group], name)
-                    alike = [part for part in found if key_of(part.provenance[name]) == usual[name]] or found[:1]
-                    cells.append(
-                        mean_cell(name, alike[0].points[0].means[name], alike[0].provenance[name], usual[name])
-                        if alike
-                        else Cell("–")
-                    )
-                means.rows.append((cells, group.runs))
-            each = Table(
-                f"runs-{what}", f"Runs: {what}", "A row tells the command behind it.", [("Run", ""), *heads, ("Seed", ""), *scores]
-            )
-            for group in grouped:
+                settings = [setting_cell(key, group.settings.get(key)) for key in keys]
+                figures = [mean_cell(name, parts([group], name), usual[name]) for name in usual]
+                means.rows.append(([*settings, Cell(str(len(group.runs)), len(group.runs)), *figures], group.runs))
                 for run in group.runs:
-                    own = [Cell(run.folder.name, run.folder.name), *(setting_cell(key, group.settings.get(key)) for key in keys)]
-                    own.append(Cell(choice(run.seed), run.seed if number(run.seed) else None))
-                    for name in names:
-                        value = score_of(run, name)
-                        own.append(mean_cell(name, mean([value[0]]), value[1], usual[name]) if value else Cell("–"))
-                    each.rows.append((own, [run]))
+                    figures = [mean_cell(name, parts([Group(group.settings, [run])], name), usual[name]) for name in usual]
+                    seed = Cell(choice(run.seed), run.seed if number(run.seed) else None)
+                    each.rows.append(([Cell(self.place(run), self.place(run)), *settings, seed, *figures], [run]))
             yield from (means, each)
+
+    def place(self, run: Run) -> str:
+        """A run's folder below what all runs have in common; of a sweep's points the number, for the table has the rest."""
+        common = os.path.commonpath([str(run.folder.absolute().parent) for run in self.found.runs])
+        below = run.folder.absolute().relative_to(common)
+        return "/".join(re.sub(r"^(\d+)_.*", r"\1", part) for part in below.parts)
 
     # The pictures.
 
@@ -262,6 +252,7 @@ class Story:
         )
         if gfid is None and len({(group.settings.get("K"), group.settings.get("grid")) for group in self.of_priors}) == 1:
             gfid = "nats_per_token"  # which say something of the same codes alone
+        titles: dict[Path, tuple[Run, list[str]]] = {}
         for runs, name, kind in (
             (self.tokenizers, "psnr", "reconstructions"),
             (self.tokenizers, rfid, "reconstructions"),
@@ -269,12 +260,16 @@ class Story:
         ):
             found = parts([Group({}, [run]) for run in runs if picture(run, kind)], name) if name else []
             points = found[0].points if found else []
-            for word, end in ({"Best": max, "Worst": min} if len(points) > 1 else {"The only": max} if points else {}).items():
+            for word, end in ({"best": max, "worst": min} if len(points) > 1 else {"the only": max} if points else {}).items():
                 top = end(points, key=lambda point, name=name: SCORES[name].better * point.means[name].mean)
                 [run], file = top.runs, picture(top.runs[0], kind)
                 if file is not None and name is not None:
-                    title = f"{word} {SCORES[name].label}: {self.name_of(run)}, {SCORES[name].text(top.means[name])}"
-                    yield Shown(title, run, file)
+                    titles.setdefault(file, (run, []))[1].append(
+                        f"{word} {SCORES[name].label} {SCORES[name].text(top.means[name])}"
+                    )
+        for file, (run, said) in titles.items():
+            told = " and ".join(said)
+            yield Shown(f"{self.name_of(run)}: {told}", run, file)
 
     def name_of(self, run: Run) -> str:
         """The configuration of a run, and its seed."""
@@ -294,7 +289,7 @@ class Story:
         elif not {"rate-rfid", "rate-rfid_proxy"} & drawn:
             yield f"rFID, or its proxy, is what stage=evaluate measures: train.py stage=evaluate ckpt={any_run.folder}"
         if self.tokenizers and not any(run.references for run in self.tokenizers):
-            yield "The curves of classical VQ and JPEG come with evaluations of tokenizers: train.py stage=evaluate ckpt=<run folder>"
+            yield "The curves of classical VQ and JPEG come with tokenizers' evaluations: train.py stage=evaluate ckpt=<run>"
         if self.tokenizers and not any(name.startswith("map-psnr-grid-K") for name in drawn):
             yield "A map of grid by K needs at least two of each: train.py -m stage=vqgan model.grid=4,8 quantizer.K=128,512"
         if self.tokenizers and not any(name.startswith("map-psnr-K-") for name in drawn):
@@ -302,7 +297,7 @@ class Story:
         if not self.priors:
             yield "How good samples are, and how it goes with the tokenizer, needs priors: train.py -m experiment=pipeline"
         elif not {"rfid-gfid", "rfid_proxy-gfid_proxy"} & drawn:
-            yield "Reconstructions against samples needs an evaluated tokenizer and prior: train.py stage=evaluate ckpt=<run folder> of each"
+            yield "Reconstructions against samples need both stages evaluated: train.py stage=evaluate ckpt=<run folder> for each"
         if not any(name.startswith("learning-") for name in drawn):
             yield "Learning curves come from CSV logs: train.py ... logger=csv"
 
@@ -346,6 +341,16 @@ def setting_cell(key: str, value: Any) -> Cell:
     return Cell(setting(key, value) if key == "grid" else choice(value), float(value) if number(value) else choice(value))
 
 
-def mean_cell(name: str, found: Mean, provenance: dict[str, Any], usual: str) -> Cell:
+def mean_cell(name: str, found: list[Part], usual: str) -> Cell:
     """A score in a table, marked where it was measured otherwise than most of its column."""
-    return Cell(found.text(SCORES[name].decimals) + (DAGGER if key_of(provenance) != usual else ""), found.mean)
+    if not found:
+        return Cell("–")
+    part = next((part for part in found if key_of(part.provenance[name]) == usual), found[0])
+    told, score = part.points[0].means[name], SCORES[name.removeprefix("tokenizer.")]
+    return Cell(told.text(score.decimals) + (DAGGER if key_of(part.provenance[name]) != usual else ""), told.mean)
+
+
+def called(name: str, what: str) -> tuple[str, str]:
+    """The head of a score's column; the bits of a prior are another thing than those of a tokenizer."""
+    score = SCORES[name.removeprefix("tokenizer.")]
+    return ("Likelihood", "bits/image") if (name, what) == (RATE, "priors") else (score.label, score.unit)
