@@ -82,7 +82,8 @@ class Mean:
     n: int
 
     def text(self, decimals: int) -> str:
-        return f"{self.mean:.{decimals}f}" + (f" ± {self.half:.{decimals}f}" if self.half is not None else "")
+        """Without ± where all seeds agree, as they do in what follows from the settings."""
+        return f"{self.mean:,.{decimals}f}" + (f" ± {self.half:.{decimals}f}" if self.half else "")
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -95,6 +96,8 @@ def mean(values: Sequence[float]) -> Mean:
     n = len(values)
     if n < 2:
         return Mean(float(values[0]), None, n)
+    if min(values) == max(values):
+        return Mean(float(values[0]), 0.0, n)
     return Mean(float(np.mean(values)), float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)), n)
 
 
@@ -132,7 +135,7 @@ class Part:
 
 
 def setting(key: str, value: Any) -> str:
-    """A setting in as few words as tell it."""
+    """A setting in as few words as tell it: 8×8, K=512, quantizer=EMA."""
     if key == "grid":
         return str(value) if "×" in str(value) else f"{value}×{value}"
     return f"{short(key)}={choice(value)}"

@@ -20,29 +20,36 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// A row, or its first cell's button, opens the commands behind it.
+// A row, or its first cell's button, opens the commands behind it; what several runs were started by is said once.
 function commands(ids) {
-  const box = document.createElement("div");
+  const box = document.createElement("div"), given = new Set();
   box.className = "said";
+  const element = (parent, kind, className, words) => {
+    const made = document.createElement(kind);
+    made.className = className;
+    made.textContent = words;
+    parent.append(made);
+    return made;
+  };
+  const line = (label, words) => {
+    const row = element(box, "div", "command", "");
+    element(row, "small", "", label);
+    element(row, "code", "", words);
+    const copy = element(row, "button", "copy", "Copy");
+    copy.type = "button";
+    copy.setAttribute("aria-label", "Copy the command");
+  };
   for (const id of ids) {
     const run = runs[id];
-    const title = document.createElement("div");
-    title.className = "quiet";
-    title.textContent = run.folder + (run.git ? " · revision " + run.git : "");
-    box.append(title);
-    for (const [label, text] of run.commands) {
-      const row = document.createElement("div"), code = document.createElement("code"), copy = document.createElement("button");
-      row.className = "command";
-      code.textContent = text;
-      code.title = label;
-      copy.type = "button";
-      copy.className = "copy";
-      copy.textContent = "Copy";
-      copy.setAttribute("aria-label", "Copy the command " + label);
-      row.append(code, copy);
-      box.append(row);
-    }
-    if (!run.commands.length) title.textContent += " · its command was not recorded";
+    element(box, "div", "quiet", run.folder + (run.git ? " · revision " + run.git : "") + (run.given ? "" : " · its command was not recorded"));
+    if (run.alone) line("This run", run.alone);
+    if (!run.given) continue;
+    if (run.alone) given.add(run.given);
+    else line("As given", run.given);
+  }
+  for (const words of given) {
+    element(box, "div", "quiet", "The sweep");
+    line("As given", words);
   }
   return box;
 }
@@ -50,7 +57,7 @@ function commands(ids) {
 document.addEventListener("click", async (event) => {
   const copy = event.target.closest(".copy");
   if (copy) {
-    const text = copy.previousElementSibling.textContent;
+    const text = copy.parentElement.querySelector("code").textContent;
     try {
       await navigator.clipboard.writeText(text);
     } catch {  // a page from a file may not have the clipboard

@@ -10,11 +10,12 @@ from pathlib import Path
 from PIL import Image
 
 from vqgan.report.charts import Chart
-from vqgan.report.groups import flat
+from vqgan.report.groups import flat, swept
 from vqgan.report.read import Run, alone, command
 from vqgan.report.story import DAGGER, Cell, Section, Shown, Story, Table, plural
 
 HERE = Path(__file__).parent
+SPOKEN = {"grid": "model.grid", "K": "quantizer.K"}  # what a command calls a tokenizer's
 WIDEST, HEAVIEST = 1400, 300_000  # pixels and bytes of a picture on the page; larger ones are made smaller
 
 text = html.escape
@@ -128,15 +129,12 @@ def _value(cell: Cell) -> str:
 def _runs(story: Story) -> str:
     """What the page's script tells of each run; no tag in it can end the script."""
     found = {}
-    for group in (*story.of_tokenizers, *story.of_priors):
-        for run in group.runs:
-            own = {
-                key: value
-                for key, value in group.settings.items()
-                if key in flat(run) and "." in key and not key.startswith("tokenizer.")
-            }
-            commands = [("of this run alone", alone(run, own)), ("as it was given", command(run))]
-            found[run.id] = {"folder": str(run.folder), "git": run.git, "commands": [pair for pair in commands if pair[1]]}
+    for runs in (story.tokenizers, story.priors):
+        keys = [SPOKEN.get(key, key) for key in swept(runs) if not key.startswith("tokenizer.")]
+        for run in runs:
+            settings = flat(run)
+            own = {key: settings[key] for key in keys if key in settings and "." in key}
+            found[run.id] = {"folder": str(run.folder), "git": run.git, "given": command(run), "alone": alone(run, own)}
     return json.dumps(found).replace("<", "\\u003c")
 
 

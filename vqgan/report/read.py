@@ -35,6 +35,7 @@ class Run:
     metrics: dict[str, Any]
     command: str
     git: str | None
+    time: str = ""  # when it was started
     figures: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
@@ -80,7 +81,7 @@ def find(roots: Sequence[str]) -> Found:
             problems[folder] = f"a copy of {runs[run.id].folder}: both have the id {run.id}"
         else:
             runs[run.id] = run
-    for judgement in sorted(judgements, key=lambda run: run.metrics.get("split") == "val"):  # those of val come last, and count
+    for judgement in sorted(judgements, key=lambda run: (run.metrics.get("split") == "val", run.time)):  # what comes last counts
         of = judgement.metrics.get("of")
         if of in runs:
             adopt(runs[of], judgement)
@@ -133,6 +134,7 @@ def read(folder: Path) -> Run | None:
         metrics,
         " ".join(str(record.get("command", "")).split()),
         record.get("git"),
+        str(record.get("time", "")),
         pictures=pictures(folder, metrics),
     )
     run.figures = {name: float(value) for name, value in metrics.items() if number(value)}
@@ -273,7 +275,12 @@ def alone(run: Run, settings: dict[str, Any]) -> str | None:
             word = f"{key}={value}"
         said.append(word)
     named = {word.partition("=")[0] for word in said}
-    said += [f"{key}={value}" for key, value in {**settings, "seed": run.seed}.items() if key not in named and value is not None]
+    for key, value in {**settings, "seed": run.seed}.items():
+        if key.endswith("._target_"):
+            if key.removesuffix("._target_").replace(".", "/") not in named:
+                return None  # a choice of a group's, whose name the config does not have
+        elif key not in named and value is not None:
+            said.append(f"{key}={value}")
     return " ".join(["python", Path(words[0]).name, *map(shlex.quote, said)])
 
 
