@@ -6,6 +6,7 @@ python -m benchmarks.report --runs 200
 import argparse
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
@@ -130,9 +131,10 @@ def main() -> None:
         began = time.monotonic()
         line = ["stage=report", f"runs={where / 'sweep'}", f"run_dir={where / 'report'}"]
         subprocess.run([sys.executable, str(ROOT / "train.py"), *line], check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - began
+        seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         size = (where / "report" / "report.html").stat().st_size
-    print(json.dumps({"bench": "report", "runs": 2 * len(made), "seconds": round(seconds, 2), "html_mb": round(size / 1e6, 2)}))
+    told = {"runs": 2 * len(made), "seconds": seconds, "cpu_seconds": used.ru_utime + used.ru_stime, "html_mb": size / 1e6}
+    print(json.dumps({"bench": "report", **{name: round(value, 2) for name, value in told.items()}}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vqgan.report.groups import SCORES, Group, Part, Point, Score, best, choice, setting
+from vqgan.report.groups import SCORES, Group, Part, Point, Score, choice, ordered, setting
 from vqgan.report.read import command, curve, number
 
 INK, MUTED, LINE, PAPER = "#1c2127", "#5f6874", "#dfe3e8", "#fffffe"
@@ -36,7 +36,7 @@ COLOURS = (
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAPER: "--paper"} | {c: f"--c{i}" for i, c in enumerate(COLOURS)}
 MARKS = "osD^vPX"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#e8f1f8", "#7fb2d6", "#0b4f85"])
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "codegrid",
     "font.family": ["DejaVu Sans"],
@@ -112,6 +112,12 @@ def canvas(rows: int = 1, high: float = HIGH, wide: float = WIDE) -> tuple[Figur
     return figure, list(figure.subplots(rows, 1, squeeze=False).flat)
 
 
+def settle(figure: Any) -> None:
+    """Lay a figure out for good: labels don't move its axes, and saving does not do it again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 class Labels:
     """Words beside points, each at the first of a few places where it is in nobody's way; without one it is left out."""
 
@@ -134,7 +140,6 @@ class Labels:
             note = self.axes.annotate(
                 text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=size, fontweight=weight
             )
-            note.set_in_layout(False)  # or the axes would give way to it
             box = note.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
             edges = (box.x0, box.y0, box.x1, box.y1)
             inside = edges[0] >= frame.x0 + 3 and edges[2] <= figure.bbox.x1 - 2 and edges[1] >= frame.y0 and edges[3] <= frame.y1
@@ -215,9 +220,9 @@ def scatter(chart: Chart, axes: Axes, points: Sequence[Point], looks: Looks, x: 
         axes.plot(*at, color=looks.colour(line[0].group), linewidth=1.3, zorder=2)
     for point in points:
         colour, at_x, at_y = looks.colour(point.group), point.means[x], point.means[y]
-        bars = {"color": colour, "elinewidth": 0.9, "capsize": 2, "linestyle": "none", "alpha": 0.75, "zorder": 3}
+        bars: dict[str, Any] = {"color": colour, "elinewidth": 0.9, "capsize": 2, "linestyle": "none", "alpha": 0.75, "zorder": 3}
         axes.errorbar(at_x.mean, at_y.mean, at_y.half, at_x.half, **bars)
-        look = {"color": colour, "markersize": 5.5, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
+        look: dict[str, Any] = {"color": colour, "markersize": 5.5, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
         axes.plot(at_x.mean, at_y.mean, looks.mark(point.group), **look)
         touched = chart.mark(told(point, x, y), point)
         axes.plot(at_x.mean, at_y.mean, "o", color=colour, markersize=15, alpha=0.01, gid=touched, zorder=5)
@@ -225,7 +230,7 @@ def scatter(chart: Chart, axes: Axes, points: Sequence[Point], looks: Looks, x: 
 
 def name_points(axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: str, K: bool = True) -> Labels:
     """Write beside lines what they are: the colour's name once, what tells lines of a colour apart, the first and the last K."""
-    axes.figure.canvas.draw()
+    settle(axes.figure)
     labels, lines = Labels(axes), looks.lines(points, x)
     longest = {looks.value(line[0].group): line for line in sorted(lines, key=len)}  # of each colour
     for line in lines:
@@ -314,13 +319,13 @@ def heat_map(name: str, part: Part, score: str, across: str, down: str) -> Chart
     means = [point.means[score].mean for _, cells in shown for point in cells]
     low, most = min(means), max(means)
     for axes, (title, cells) in zip(all_axes, shown, strict=True):
-        top = best(cells, score) if about.better else None
+        top = ordered(cells, score)[0] if about.better else None
         for point in sorted(cells, key=lambda point: point is top):
             x, y = xs.index(point.group.setting(across)), ys.index(point.group.setting(down))
             found = point.means[score]
             share = (found.mean - low) / (most - low) if most > low else 0.5
             shade = SHADES(1 - share if about.better < 0 else share)
-            edge = {"edgecolor": INK, "linewidth": 2.0} if point is top else {"edgecolor": PAPER, "linewidth": 1.5}
+            edge: dict[str, Any] = {"edgecolor": INK, "linewidth": 2.0} if point is top else {"edgecolor": PAPER, "linewidth": 1.5}
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=shade, **edge, gid=chart.mark(told(point, score), point)))
             dark = 0.3 * shade[0] + 0.59 * shade[1] + 0.11 * shade[2] < 0.55
             ink = "#fefefe" if dark else "#15191e"  # on the cell's own shade, so not the page's
@@ -337,6 +342,7 @@ def heat_map(name: str, part: Part, score: str, across: str, down: str) -> Chart
         axes.set_ylabel(word(down).capitalize())
         axes.set_title(title, fontsize=9, loc="left")
     all_axes[-1].set_xlabel("K, codes in the codebook" if across == "K" else word(across))
+    settle(figure)
     left_out = f" {len(facets) - len(shown)} more combinations are in the table." if len(facets) > len(shown) else ""
     unit = f" in {about.unit}" if about.unit else ""
     outlined = ", the best outlined" if about.better else ""
@@ -436,7 +442,7 @@ def learning_curves(name: str, grouped: Sequence[Group], series: str, about: Sco
     axes.grid(axis="y")
     axes.set_xlabel("Training step")
     axes.set_ylabel(about.axis)
-    figure.canvas.draw()
+    settle(figure)
     labels, sign = Labels(axes), about.better or 1
     for value in looks.values if looks.key else ():
         of = [

@@ -266,6 +266,7 @@ def parts(grouped: Iterable[Group], *names: str) -> list[Part]:
     return sorted(found.values(), key=lambda part: -sum(len(point.runs) for point in part.points))
 
 
-def best(points: Sequence[Point], name: str) -> Point:
-    """The point with the best mean of a score."""
-    return max(points, key=lambda point: SCORES[name.rpartition(".")[2]].better * point.means[name].mean)
+def ordered(points: Sequence[Point], name: str) -> list[Point]:
+    """Points by the mean of a score, the best first."""
+    sign = SCORES[name.removeprefix("tokenizer.")].better
+    return sorted(points, key=lambda point: -sign * point.means[name].mean)

@@ -174,7 +174,7 @@ def number(value: Any) -> bool:
 def rate(run: Run) -> float | None:
     """Bits that the codes of an image take, all alike: positions * codebooks * log2 K; None without codes."""
     K, grid = run.metrics.get("K"), run.metrics.get("grid")
-    if not number(K) or not isinstance(grid, list) or not all(map(number, grid)):
+    if K is None or not number(K) or not isinstance(grid, list) or not all(map(number, grid)):
         return None
     books = run.config.get("quantizer", {}).get("books", 1)
     return float(math.prod(grid) * books * math.log2(K))

@@ -10,20 +10,7 @@ from typing import Any
 
 from vqgan.report import charts
 from vqgan.report.charts import Chart
-from vqgan.report.groups import (
-    SCORES,
-    Group,
-    Part,
-    Point,
-    best,
-    choice,
-    flat,
-    groups,
-    parts,
-    setting,
-    short,
-    swept,
-)
+from vqgan.report.groups import SCORES, Group, Part, Point, choice, flat, groups, ordered, parts, setting, short, swept
 from vqgan.report.read import Found, Run, number
 
 RECONSTRUCTION, GENERATION = ("psnr", "rfid", "rfid_proxy"), ("gfid", "gfid_proxy", "nats_per_token")
@@ -128,7 +115,7 @@ class Story:
 
     def winner(self, part: Part, name: str, rate: str | None) -> Iterator[str]:
         """The best configuration of a score, who can't be told from it, and who comes near it for fewer bits."""
-        score, top = SCORES[name], best(part.points, name)
+        score, top = SCORES[name], ordered(part.points, name)[0]
         if len(part.points) == 1:
             yield f"{score.label}: {score.text(top.means[name])} ({top.group.name}; {seeds(top)})."
             return
@@ -259,17 +246,16 @@ class Story:
             (self.priors, gfid, "samples"),
         ):
             found = parts([Group({}, [run]) for run in runs if picture(run, kind)], name) if name else []
-            points = found[0].points if found else []
-            for word, end in ({"best": max, "worst": min} if len(points) > 1 else {"the only": max} if points else {}).items():
-                top = end(points, key=lambda point, name=name: SCORES[name].better * point.means[name].mean)
-                [run], file = top.runs, picture(top.runs[0], kind)
-                if file is not None and name is not None:
-                    titles.setdefault(file, (run, []))[1].append(
-                        f"{word} {SCORES[name].label} {SCORES[name].text(top.means[name])}"
-                    )
-        for file, (run, said) in titles.items():
-            told = " and ".join(said)
-            yield Shown(f"{self.name_of(run)}: {told}", run, file)
+            if name is None or not found:
+                continue
+            order = ordered(found[0].points, name)
+            for word, point in {"best": order[0], "worst": order[-1]}.items() if len(order) > 1 else [("the only", order[0])]:
+                file = picture(point.runs[0], kind)
+                assert file is not None
+                said = f"{word} {SCORES[name].label} {SCORES[name].text(point.means[name])}"
+                titles.setdefault(file, (point.runs[0], []))[1].append(said)
+        for file, (run, told) in titles.items():
+            yield Shown(f"{self.name_of(run)}: {' and '.join(told)}", run, file)
 
     def name_of(self, run: Run) -> str:
         """The configuration of a run, and its seed."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vqgan.report.groups import best, groups, mean, parts, swept
+from vqgan.report.groups import groups, mean, ordered, parts, swept
 from vqgan.report.read import Run
 
 
@@ -115,5 +115,5 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_score_has_it() -> None:
         each.figures["lpips"] = each.figures["psnr"]
         each.provenance["lpips"] = {}
     [part] = parts(groups(both), "psnr", "lpips")
-    assert best(part.points, "psnr").group.settings["K"] == 256
-    assert best(part.points, "lpips").group.settings["K"] == 64
+    assert ordered(part.points, "psnr")[0].group.settings["K"] == 256
+    assert ordered(part.points, "lpips")[0].group.settings["K"] == 64
