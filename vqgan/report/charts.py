@@ -255,17 +255,26 @@ def name_points(axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: st
     return labels
 
 
-def curves_of_rate(name: str, part: Part, rate: str, score: str, references: Sequence[dict[str, Any]] = ()) -> Chart:
+def codecs(references: Sequence[dict[str, Any]], score: str) -> dict[str, dict[float, float]]:
+    """Of each codec its best score at each rate."""
+    curves: dict[str, dict[float, float]] = {}
+    for reference in references:
+        if number(reference.get("bits_per_image")) and number(reference.get(score)):
+            at, bits, found = (
+                curves.setdefault(str(reference.get("codec")), {}),
+                float(reference["bits_per_image"]),
+                reference[score],
+            )
+            at[bits] = max(found, at.get(bits, -math.inf))
+    return curves
+
+
+def curves_of_rate(name: str, part: Part, rate: str, score: str, curves: dict[str, dict[float, float]]) -> Chart:
     """Bits per image against a score, with the classical codecs' own curves."""
     about = SCORES[score]
     figure, [axes] = canvas()
     chart = Chart(name, f"{about.label} against rate", "", figure)
     looks = Looks([point.group for point in part.points])
-    curves: dict[str, dict[float, float]] = {}
-    for reference in references:
-        if number(reference.get("bits_per_image")) and number(reference.get(score)):
-            at, found = curves.setdefault(str(reference.get("codec")), {}), float(reference[score])
-            at[float(reference["bits_per_image"])] = max(found, at.get(float(reference["bits_per_image"]), -math.inf))
     axes.set_xscale("log")
     for i, codec in enumerate(sorted(curves)):
         line = sorted(curves[codec].items())
@@ -450,8 +459,7 @@ def learning_curves(name: str, grouped: Sequence[Group], series: str, about: Sco
         ]
         for x, y, group in sorted(of, key=lambda each: -sign * each[1])[:1]:
             labels.put(x, y, value, looks.colour(group), 9, "bold")
-    bands = "bands the range of their seeds" if banded else f"bands are left out above {MOST_BANDS} of them"
-    chart.caption = (
-        f"On the validation images. Lines are means of {len(drawn)} configurations, {bands}; the first fifth may lie outside."
-    )
+    bands = "bands are the range of their seeds" if banded else f"bands are left out above {MOST_BANDS} lines"
+    n = f"{len(drawn)} configurations" if len(drawn) > 1 else "one configuration"
+    chart.caption = f"On the validation images; means over the seeds of {n}, {bands}. The first steps may lie outside the frame."
     return chart

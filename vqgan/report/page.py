@@ -29,7 +29,7 @@ def page(story: Story, title: str, written: datetime) -> str:
         body = "".join(_picture(shown) for shown in story.shown)
         sections.insert(
             max(0, len(sections) - 1),
-            f'<section id="pictures"><h2>The best and the worst</h2><div class="grid">{body}</div></section>',
+            f'<section id="pictures"><h2>Pictures</h2><div class="grid">{body}</div></section>',
         )
     names = [(_id(section.title), section.title) for section in story.sections]
     names += [("pictures", "Pictures")] if story.shown else []

@@ -54,7 +54,6 @@ class Found:
 
     runs: list[Run]
     problems: dict[Path, str]  # folders that could not be used: why
-    others: int  # folders of stages that a report has no use for
 
 
 class Damaged(ValueError):
@@ -64,7 +63,6 @@ class Damaged(ValueError):
 def find(roots: Sequence[str]) -> Found:
     """Read every run folder below these, and put evaluations to the runs that they judge and priors to their tokenizers."""
     problems: dict[Path, str] = {}
-    others = 0
     runs: dict[str, Run] = {}
     judgements: list[Run] = []
     for folder in folders(roots):
@@ -74,8 +72,8 @@ def find(roots: Sequence[str]) -> Found:
             problems[folder] = str(error)
             continue
         if run is None:
-            others += 1
-        elif run.stage == "evaluate":
+            continue
+        if run.stage == "evaluate":
             judgements.append(run)
         elif run.id in runs:
             problems[folder] = f"a copy of {runs[run.id].folder}: both have the id {run.id}"
@@ -95,7 +93,7 @@ def find(roots: Sequence[str]) -> Found:
             run.provenance[name] = run.provenance.get(name) or {"measured": "by the training run"}
             if "measured" in run.provenance[name]:
                 run.provenance[name] = {**run.provenance[name], "data": of_images}
-    return Found(list(runs.values()), problems, others)
+    return Found(list(runs.values()), problems)
 
 
 def folders(roots: Sequence[str]) -> list[Path]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vqgan.report import charts
 from vqgan.report.charts import Chart
 from vqgan.report.groups import SCORES, Group, Part, Point, choice, flat, groups, ordered, parts, setting, short, swept
@@ -87,6 +89,7 @@ class Story:
         for name in ("psnr", "rfid", "rfid_proxy"):
             if part := self.main(RATE, name):
                 yield from self.winner(part, name, RATE)
+        yield from self.gain()
         for name in ("gfid", "gfid_proxy"):
             if part := self.main(name):
                 yield from self.winner(part, name, None)
@@ -139,6 +142,21 @@ class Story:
                     f"{small.means[rate].mean:,.0f} bits ({less:.2f} dB less)."
                 )
 
+    def gain(self) -> Iterator[str]:
+        """How far above classical vector quantization tokenizers are at their own rates, between whose settings lines are drawn."""
+        part = self.main(RATE, "psnr")
+        told = charts.codecs(self.references(part.provenance["psnr"]), "psnr").get("classical VQ", {}) if part else {}
+        bits = sorted(told)
+        gains = {
+            point.group.name: point.means["psnr"].mean - float(np.interp(np.log(rate), np.log(bits), [told[each] for each in bits]))
+            for point in (part.points if part and bits else ())
+            if bits[0] <= (rate := point.means[RATE].mean) <= bits[-1]
+        }
+        if gains:
+            most, least = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+            to = f" to {gains[least]:+.2f} dB ({least})" if most != least else ""
+            yield f"PSNR against classical VQ at the same rate: {gains[most]:+.2f} dB ({most}){to}."
+
     # The charts.
 
     def drawn(self) -> Iterator[Section]:
@@ -176,6 +194,8 @@ class Story:
         found = parts(self.grouped(names[-1]), *names)
         made = []
         for i, part in enumerate(found[:MOST_PARTS]):
+            if len(part.points) < 2 and not (names[-1] == "psnr" and self.references(part.provenance["psnr"])):
+                continue  # a point alone is a sentence
             chart = draw(called if i == 0 else f"{called}-{i + 1}", part)
             if chart is not None:
                 if len(found) > 1:
@@ -193,8 +213,12 @@ class Story:
 
     def rate_chart(self, called: str, part: Part) -> Chart:
         rate, score = part.provenance
-        alike = [run for run in self.tokenizers if key_of(run.provenance.get(score, {})) == key_of(part.provenance[score])]
-        return charts.curves_of_rate(called, part, rate, score, [reference for run in alike for reference in run.references])
+        return charts.curves_of_rate(called, part, rate, score, charts.codecs(self.references(part.provenance[score]), score))
+
+    def references(self, provenance: dict[str, Any]) -> list[dict[str, Any]]:
+        """What classical codecs do with the images that a PSNR of this provenance is of."""
+        alike = [run for run in self.tokenizers if key_of(run.provenance.get("psnr", {})) == key_of(provenance)]
+        return [reference for run in alike for reference in run.references]
 
     # The tables.
 
@@ -249,10 +273,10 @@ class Story:
             if name is None or not found:
                 continue
             order = ordered(found[0].points, name)
-            for word, point in {"best": order[0], "worst": order[-1]}.items() if len(order) > 1 else [("the only", order[0])]:
+            for word, point in {"best": order[0], "worst": order[-1]}.items() if len(order) > 1 else [("", order[0])]:
                 file = picture(point.runs[0], kind)
                 assert file is not None
-                said = f"{word} {SCORES[name].label} {SCORES[name].text(point.means[name])}"
+                said = f"{word} {SCORES[name].label} {SCORES[name].text(point.means[name])}".lstrip()
                 titles.setdefault(file, (point.runs[0], []))[1].append(said)
         for file, (run, told) in titles.items():
             yield Shown(f"{self.name_of(run)}: {' and '.join(told)}", run, file)
@@ -270,9 +294,11 @@ class Story:
         any_run = (self.tokenizers or self.priors)[0]
         if any(len(group.runs) == 1 for group in (*self.of_tokenizers, *self.of_priors)):
             yield "Intervals need at least two seeds of a configuration: train.py -m ... seed=0,1,2"
+        if self.tokenizers and len(self.of_tokenizers) == 1:
+            yield "Curves need at least two configurations: train.py -m stage=vqgan quantizer.K=128,512"
         if not self.tokenizers:
             yield "Rate-distortion curves need tokenizers: give runs= their folders too."
-        elif not {"rate-rfid", "rate-rfid_proxy"} & drawn:
+        elif not any(name in run.figures for run in self.tokenizers for name in ("rfid", "rfid_proxy")):
             yield f"rFID, or its proxy, is what stage=evaluate measures: train.py stage=evaluate ckpt={any_run.folder}"
         if self.tokenizers and not any(run.references for run in self.tokenizers):
             yield "The curves of classical VQ and JPEG come with tokenizers' evaluations: train.py stage=evaluate ckpt=<run>"
@@ -282,7 +308,7 @@ class Story:
             yield "A map of K by width needs at least two of each: train.py -m stage=vqgan quantizer.K=64,128 quantizer.dim=64,128"
         if not self.priors:
             yield "How good samples are, and how it goes with the tokenizer, needs priors: train.py -m experiment=pipeline"
-        elif not {"rfid-gfid", "rfid_proxy-gfid_proxy"} & drawn:
+        elif not any(self.main(f"tokenizer.{rfid}", gfid) for rfid, gfid in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))):
             yield "Reconstructions against samples need both stages evaluated: train.py stage=evaluate ckpt=<run folder> for each"
         if not any(name.startswith("learning-") for name in drawn):
             yield "Learning curves come from CSV logs: train.py ... logger=csv"

@@ -51,6 +51,17 @@ def test_the_head_names_the_best_with_its_interval_and_its_rate(whole: Story) ->
     assert f"{top.means['bits_per_image'].mean:,.0f} bits: {top.group.name}, {top.means['psnr'].text(2)} dB (2 seeds)" in said
 
 
+def test_the_head_tells_what_is_won_over_classical_vector_quantization(whole: Story) -> None:
+    """The made-up codec lies on a line of 9 + 1.3 log2(bits)."""
+    [part] = [whole.main("bits_per_image", "psnr")]
+    assert part is not None
+    seen = [point for point in part.points if 256 <= point.means["bits_per_image"].mean <= 2560]
+    gains = [point.means["psnr"].mean - 9 - 1.3 * np.log2(point.means["bits_per_image"].mean) for point in seen]
+    [said] = [sentence for sentence in whole.head if "classical VQ" in sentence]
+    assert f"same rate: {max(gains):+.2f} dB" in said
+    assert f"to {min(gains):+.2f} dB" in said
+
+
 def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story) -> None:
     [chart] = [chart for section in whole.sections for chart in section.charts if chart.name == "rate-psnr"]
     with style():
@@ -83,7 +94,7 @@ def test_one_seed_has_no_interval_and_the_report_says_what_to_run(tmp_path: Path
     told = "\n".join(story.missing)
     for needed in ("seed=0,1,2", "stage=evaluate", "model.grid=4,8", "quantizer.dim=64,128", "experiment=pipeline"):
         assert needed in told
-    assert names(story) == {"rate-psnr", "perplexity", "learning-psnr"}
+    assert names(story) == {"learning-psnr"}  # of one point nothing else can be drawn
 
 
 def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Path) -> None:
