@@ -162,7 +162,8 @@ def plain(value: float, _: Any = None) -> str:
 def log_ticks(axis: Any, values: Sequence[float], most: int = 7) -> None:
     """A logarithmic axis with ticks at values that occur, or at powers of two where these are too many or too close."""
     ticks = sorted(set(values))
-    if len(ticks) > most or any(b / a < 1.25 for a, b in itertools.pairwise(ticks)):
+    span = math.log(ticks[-1] / ticks[0]) or 1.0
+    if len(ticks) > most or any(math.log(b / a) < 0.11 * span for a, b in itertools.pairwise(ticks)):
         low, high = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
         ticks = [2.0**i for i in range(low, high + 1, max(1, (high - low) // most + 1))]
     axis.set_major_locator(FixedLocator(ticks))
@@ -249,9 +250,13 @@ def name_points(axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: st
     for line in lines if len(longest) < len(lines) <= 3 * len(longest) else ():
         n = len(line) // 2
         beside([*line[n:], *line[:n]], looks.rest(line[0].group), looks.colour(line[0].group))
+    said = set[str]()
     for line in longest.values() if K else ():
-        for end in {id(end): end for end in (line[0], line[-1]) if "K" in end.group.settings}.values():
-            labels.put(end.means[x].mean, end.means[y].mean, f"K={end.group.settings['K']}")
+        for end in (line[0], line[-1]):
+            text = f"K={end.group.settings.get('K')}"
+            if "K" in end.group.settings and (where := f"{text} at {end.means[x].mean:.3g}") not in said:
+                labels.put(end.means[x].mean, end.means[y].mean, text)
+                said.add(where)
     return labels
 
 
@@ -290,6 +295,8 @@ def curves_of_rate(name: str, part: Part, rate: str, score: str, curves: dict[st
     scatter(chart, axes, part.points, looks, rate, score)
     log_ticks(axes.xaxis, [point.means[rate].mean for point in part.points] + [bits for at in curves.values() for bits in at])
     axes.margins(x=0.09, y=0.12)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right * (right / left) ** 0.11)  # room for names
     axes.grid(axis="y")
     axes.set_xlabel("Bits per image, all codes alike (log scale)")
     axes.set_ylabel(about.axis)

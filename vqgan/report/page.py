@@ -51,7 +51,7 @@ def page(story: Story, title: str, written: datetime) -> str:
 <p class="kicker">Codegrid report</p>
 <h1>{text(title)}</h1>
 <p class="meta">Written {written:%Y-%m-%d %H:%M} from {plural(len(found.runs), "finished run")}{unfinished}.</p>
-<div class="head">{"".join(f"<p>{text(sentence)}</p>" for sentence in story.head)}</div>
+<div class="head">{"".join(f"<p>{text(sentence).replace(' ± ', '&nbsp;±&nbsp;')}</p>" for sentence in story.head)}</div>
 <nav aria-label="Contents">{links}</nav>
 {"".join(sections)}
 {"".join(_table(table) for table in story.tables)}

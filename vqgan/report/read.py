@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def read(folder: Path) -> Run | None:
     run = Run(
         folder,
         str(stage),
-        str(metrics.get("id") or config.get("id") or folder.resolve()),
+        str(metrics.get("id") or config.get("id") or sha256(str(folder.resolve()).encode()).hexdigest()[:8]),
         config,
         metrics,
         " ".join(str(record.get("command", "")).split()),

@@ -204,9 +204,7 @@ class Story:
         if len(found) > 1 and made:
             label = SCORES[names[-1].removeprefix("tokenizer.")].label
             ways = "; ".join(f"{plural(sum(len(p.runs) for p in part.points), 'run')}: {how(part, names[-1])}" for part in found)
-            note = (
-                f"{label} was measured in {len(found)} ways that can't be compared, so it's on axes of its own for each ({ways})."
-            )
+            note = f"{label} was measured in {len(found)} ways, which are never on one axis or in one mean ({ways})."
             if note not in self.notes:
                 self.notes.append(note)
         return made

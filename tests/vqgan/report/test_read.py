@@ -115,6 +115,17 @@ def test_the_judgement_of_a_run_that_is_elsewhere_is_named(tmp_path: Path) -> No
     assert "another" in find([str(tmp_path)]).problems[tmp_path / "lost"]
 
 
+def test_a_run_of_before_there_were_ids_is_told_by_its_folder(tmp_path: Path) -> None:
+    for name in ("a run", "b run"):
+        folder = made(tmp_path, name)
+        told = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps({**told, "id": None}))
+        (folder / "config.yaml").write_text("stage: vqgan\n")
+    first, second = find([str(tmp_path)]).runs
+    assert first.id != second.id
+    assert " " not in first.id
+
+
 def test_wandbs_own_config_files_are_no_runs(tmp_path: Path) -> None:
     inside = made(tmp_path) / "wandb" / "offline-run" / "files"
     inside.mkdir(parents=True)

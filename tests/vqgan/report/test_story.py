@@ -99,16 +99,16 @@ def test_one_seed_has_no_interval_and_the_report_says_what_to_run(tmp_path: Path
 
 def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Path) -> None:
     points = sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
-    for folder in points[:2]:
+    for folder in points[:4]:
         told = {"psnr": {}, "rfid_proxy": {"extractor": "another", "n": 50}}
         change(folder / "evaluate_tokenizer", provenance=told)
     story = Story(find([str(tmp_path)]))
     assert {"rate-rfid_proxy", "rate-rfid_proxy-2"} <= names(story)
     [note] = [note for note in story.notes if note.startswith("rFID proxy")]
-    assert "2 runs: extractor another, n 50" in note
+    assert "4 runs: extractor another, n 50" in note
     [runs] = [table for table in story.tables if table.name == "runs-tokenizers"]
     column = [head[0] for head in runs.heads].index("rFID proxy")
-    assert sum(DAGGER in cells[column].text for cells, _ in runs.rows) == 2
+    assert sum(DAGGER in cells[column].text for cells, _ in runs.rows) == 4
 
 
 def test_runs_on_other_images_are_never_on_one_axis(tmp_path: Path) -> None:
