@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vqgan.report.groups import SCORES, Group, Part, Point, Score, choice, ordered, setting
+from vqgan.report.groups import SCORES, Group, Part, Point, Score, choice, ordered, rank, setting
 from vqgan.report.read import command, curve, number
 
 INK, MUTED, LINE, PAPER = "#1c2127", "#5f6874", "#dfe3e8", "#fffffe"
@@ -131,12 +131,14 @@ class Labels:
             for x, y in np.linspace((x0, y0), (x1, y1), 2 + int(max(abs(x1 - x0), abs(y1 - y0)) / (2 * r))):
                 self.taken.append((x - r, y - r, x + r, y + r))
 
-    def put(self, x: float, y: float, text: str, colour: str = MUTED, size: float = 7.5, weight: str = "normal") -> bool:
-        """Whether there was room."""
+    def put(
+        self, x: float, y: float, text: str, colour: str = MUTED, size: float = 7.5, weight: str = "normal", reach: int = 3
+    ) -> bool:
+        """Whether there was room within `reach`; far from its point a label may seem to be another's."""
         figure, frame = self.axes.figure, self.axes.get_window_extent()
         near = [(7, 0, "left", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"), (-7, 0, "right", "center"),
                 (6, 5, "left", "bottom"), (-6, 5, "right", "bottom"), (6, -5, "left", "top"), (-6, -5, "right", "top")]  # fmt: skip
-        for dx, dy, ha, va in [(times * dx, times * dy, ha, va) for times in (1, 2, 3) for dx, dy, ha, va in near]:
+        for dx, dy, ha, va in [(times * dx, times * dy, ha, va) for times in range(1, reach + 1) for dx, dy, ha, va in near]:
             note = self.axes.annotate(
                 text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour, fontsize=size, fontweight=weight
             )
@@ -209,7 +211,7 @@ class Looks:
 
     def lines(self, points: Sequence[Point], x: str) -> list[list[Point]]:
         found: dict[tuple[str, str], list[Point]] = {}
-        for point in sorted(points, key=lambda point: point.means["K" if "K" in point.means else x].mean):
+        for point in sorted(points, key=lambda point: (rank(point.group.settings.get("K")), point.means[x].mean)):
             found.setdefault((self.value(point.group), self.rest(point.group)), []).append(point)
         return list(found.values())
 
@@ -255,7 +257,7 @@ def name_points(axes: Axes, points: Sequence[Point], looks: Looks, x: str, y: st
         for end in (line[0], line[-1]):
             text = f"K={end.group.settings.get('K')}"
             if "K" in end.group.settings and (where := f"{text} at {end.means[x].mean:.3g}") not in said:
-                labels.put(end.means[x].mean, end.means[y].mean, text)
+                labels.put(end.means[x].mean, end.means[y].mean, text, reach=1)
                 said.add(where)
     return labels
 
