@@ -22,7 +22,7 @@ def job(config: DictConfig) -> None:
     """Call the function that conf/stage names and print its result; in a sweep one job's mistake doesn't end the others."""
     try:
         if "run" not in config:
-            raise InputError("no stage is chosen; say stage=vqgan, extract, prior, sample or evaluate, or see --help")
+            raise InputError("no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate or report, or see --help")
         result = hydra.utils.get_method(config.run)(config)
         if result is not None:  # of several processes the first one reports
             print(json.dumps(result), flush=True)

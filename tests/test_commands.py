@@ -85,6 +85,10 @@ WRONG = {
     "stage=evaluate ckpt=x samples=many": "samples=many must be a whole number of at least 0 samples",
     "stage=evaluate ckpt=x show=0": "show=0 must be a whole number of at least 1 image",
     "stage=evaluate ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=report": "add runs=<a run folder, or one that has some below>",
+    "stage=report runs=nowhere": "runs=nowhere is not a folder",
+    "stage=report runs=empty": "runs=empty has no finished run",
+    "stage=report runs=broken resume=broken": "stage=report has nothing to resume",
     "stage=evaluate ckpt=x resume=broken": "stage=evaluate has nothing to resume",
 }  # fmt: skip
 

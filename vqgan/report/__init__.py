@@ -1,0 +1,1 @@
+"""stage=report: what a sweep found out, as one page."""
