@@ -29,7 +29,7 @@ from data.loading import BatchDataModule
 from vqgan.callbacks.prune import Prune
 from vqgan.checkpoint import LAST, find
 from vqgan.clock import Budget, Clocked
-from vqgan.sweep import difference
+from vqgan.sweep import difference, sweep_folder
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -41,8 +41,10 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def settled(config: DictConfig) -> DictConfig:
-    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger."""
+def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
+    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger.
+
+    `needed` is the file without which such a run can't go on."""
     device(config.trainer.accelerator)
     if config.trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
@@ -55,7 +57,7 @@ def settled(config: DictConfig) -> DictConfig:
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
-    find(Path(config.resume) / LAST)
+    find(Path(config.resume) / needed)
     before = OmegaConf.load(file)
     assert isinstance(before, DictConfig)
     if before.stage != config.stage:
@@ -116,7 +118,7 @@ def origin() -> dict[str, Any]:
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["train.py", *overrides()] if sweep_folder() else sys.argv),  # of a sweep's points each has its own
         "git": git.stdout.strip() or None,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -202,7 +204,7 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
             trainer.fit(module, data, ckpt_path=str(Path(config.resume) / LAST) if config.resume else None)
         [found] = trainer.validate(module, data, verbose=False)
     samples = module.step * data.batch_size * trainer.world_size
-    pruned = {"pruned_at": made.pruned_at for made in callbacks if isinstance(made, Prune)}
+    pruned = [made.pruned_at for made in callbacks if isinstance(made, Prune)]
     return {
         "run": str(folder),
         "id": config.id,
@@ -210,7 +212,7 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
         "steps": module.step,
         "seconds": round(module.seconds, 1),
         "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
-        **pruned,
+        **({"pruned_at": pruned[0]} if pruned else {}),
     }
 
 

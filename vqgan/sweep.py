@@ -39,10 +39,10 @@ def named(sweep: str | None, experiment: str | None) -> str:
 
 
 def swept(params: dict[str, str] | None, words: Sequence[str]) -> list[str]:
-    """The keys that are given several values, by an experiment's `params` or by the command's words, which win."""
-    said = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in (params or {}).items()] + list(words))
-    several = {override.get_key_element(): override.is_sweep_override() for override in said}
-    return [key for key, is_swept in several.items() if is_swept]
+    """The keys that tell a sweep's points apart: those of an experiment's `params`, and those to which the command's words
+    give several values. What a word says alone of a param stays in the name: all of the sweep's parts go by the same ones."""
+    said = OverridesParser.create().parse_overrides(list(words))
+    return [*(params or {}), *(override.get_key_element() for override in said if override.is_sweep_override())]
 
 
 def place(folder: str, number: int, words: Sequence[str], swept: Sequence[str]) -> str:
@@ -109,6 +109,9 @@ def point(run: Run, config: DictConfig) -> float | None:
     if "joblib" in job.launcher._target_:
         take_a_gpu()
     try:
+        for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
+            if config[key]:
+                raise InputError(f"{key}={config[key]} is of a single run; say {instead}, for a sweep has a folder of its own")
         with FileLock(sweep / ".locks" / name, timeout=0):
             return figure(once(run, config, sweep / name), config.objective)
     except Timeout:
