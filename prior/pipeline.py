@@ -57,7 +57,9 @@ def chain(config: DictConfig) -> dict[str, Any]:
 
 def link(config: DictConfig, folder: Path, ckpt: Path | None = None) -> dict[str, Any]:
     """The figures of a part of the chain, made now or before."""
-    config = OmegaConf.merge(config, {"ckpt": str(ckpt)}) if ckpt else config
+    config = config.copy()
+    if ckpt:
+        config.ckpt = str(ckpt)
     figures = once(get_method(config.run), config, folder)
     assert figures
     return figures

@@ -196,12 +196,12 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
     assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere"])
-def test_what_is_of_a_single_run_is_refused(
+@pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere", "trainer.devices=2"])
+def test_what_is_for_single_runs_is_refused(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
-    assert command(*TWO, word) == 2
-    assert f"{word} is of a single run" in capsys.readouterr().err
+    assert command(*ONE, "seed=0", word) == 2
+    assert f"error: {word} " in capsys.readouterr().err
     assert not played.made
 
 
@@ -270,6 +270,14 @@ def test_gpus_are_shared_out_by_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert taken == ["4", "GPU-5", "4"]
     for [slot] in processes:
         slot.release()
+
+
+def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    for said, used in ((-1, 3), (5, 5)):
+        config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": said}}})
+        sweep.Sweep(str(tmp_path), []).on_multirun_start(config)
+        assert config.hydra.launcher.n_jobs == used
 
 
 # Real runs.

@@ -112,6 +112,10 @@ def point(run: Run, config: DictConfig) -> float | None:
         for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
             if config[key]:
                 raise InputError(f"{key}={config[key]} is of a single run; say {instead}, for a sweep has a folder of its own")
+        if (devices := OmegaConf.select(config, "trainer.devices", default=1)) != 1:
+            raise InputError(
+                f"trainer.devices={devices} in a sweep; its points have one device each, several with hydra/launcher=joblib"
+            )
         with FileLock(sweep / ".locks" / name, timeout=0):
             return figure(once(run, config, sweep / name), config.objective)
     except Timeout:
