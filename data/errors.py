@@ -4,6 +4,13 @@ import difflib
 import re
 from collections.abc import Callable
 
+PLUGINS = {  # what Hydra finds only where the extra of this name is installed
+    "hydra/launcher=joblib": "joblib",
+    "hydra/launcher=submitit_slurm": "submitit",
+    "hydra/launcher=submitit_local": "submitit",
+    "hydra/sweeper=optuna": "optuna",
+}
+
 
 class InputError(ValueError):
     """Bad input from the person at the keyboard: one sentence with the value, the rule and the way out.
@@ -27,6 +34,8 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
     text = str(error)
     if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = missing.groups()
+        if extra := PLUGINS.get(f"{group}={option}"):
+            return f'error: {group}={option} needs a plugin of Hydra that is not installed; pip install "codegrid[{extra}]"'
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"error: {group}={option} does not exist{near(option, options)}; there is {', '.join(options)}"
     if missing := re.search(r"You must specify '(\w+)'", text):

@@ -39,7 +39,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr("sys.argv", [str(root / "train.py"), *arguments])
-        train._failed.clear()
         try:
             train.main()
         except SystemExit as stop:

@@ -96,6 +96,8 @@ class Clocked(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         self._before = time.monotonic()
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if self.now.progress >= 1:  # resumed when all was done but the last validation
+            self.trainer.should_stop = True
 
     def tick(self) -> None:
         """One more update done: count it and its time, and stop when the budget is spent."""

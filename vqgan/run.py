@@ -18,7 +18,6 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -27,8 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
 from data.loading import BatchDataModule
+from vqgan.callbacks.prune import Prune
 from vqgan.checkpoint import LAST, find
 from vqgan.clock import Budget, Clocked
+from vqgan.sweep import difference, sweep_folder
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -40,8 +41,10 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def settled(config: DictConfig) -> DictConfig:
-    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger."""
+def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
+    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger.
+
+    `needed` is the file without which such a run can't go on."""
     device(config.trainer.accelerator)
     if config.trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
@@ -54,12 +57,12 @@ def settled(config: DictConfig) -> DictConfig:
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
-    find(Path(config.resume) / LAST)
+    find(Path(config.resume) / needed)
     before = OmegaConf.load(file)
     assert isinstance(before, DictConfig)
     if before.stage != config.stage:
         raise InputError(f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=...")
-    mine = [override for override in overrides() if "=" in override]
+    mine = [override for override in overrides() if "=" in override] if difference(config, before) else []
     frozen = [override for override in mine if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE]
     if frozen:
         raise InputError(
@@ -79,14 +82,11 @@ def settled(config: DictConfig) -> DictConfig:
 def open_folder(config: DictConfig, name: str) -> Path:
     """Make this run's folder and write into it what explains it: config, command line, versions, machine.
 
-    runs/<stage>/<name>, numbered where an earlier run has it already; a sweep's own folder in a sweep; the old folder
-    for a resumed run. Nothing that is there is written over.
+    runs/<stage>/<name>, numbered where an earlier run has it already; `run_dir`, which a sweep sets; the old folder for a
+    resumed run. Nothing that is there is written over.
     """
     if config.resume:
         folder = Path(config.resume)
-    elif HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        sweep = HydraConfig.get().sweep
-        folder = Path(sweep.dir) / sweep.subdir
     else:
         folder = Path(config.run_dir) if config.run_dir else free(Path("runs") / config.stage / (config.name or name))
     if folder.exists() and not config.resume and any(folder.iterdir()):
@@ -118,7 +118,7 @@ def origin() -> dict[str, Any]:
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(["train.py", *overrides()] if sweep_folder() else sys.argv),  # of a sweep's points each has its own
         "git": git.stdout.strip() or None,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -204,6 +204,7 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
             trainer.fit(module, data, ckpt_path=str(Path(config.resume) / LAST) if config.resume else None)
         [found] = trainer.validate(module, data, verbose=False)
     samples = module.step * data.batch_size * trainer.world_size
+    pruned = [made.pruned_at for made in callbacks if isinstance(made, Prune)]
     return {
         "run": str(folder),
         "id": config.id,
@@ -211,6 +212,7 @@ def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule
         "steps": module.step,
         "seconds": round(module.seconds, 1),
         "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
+        **({"pruned_at": pruned[0]} if pruned else {}),
     }
 
 
@@ -255,5 +257,7 @@ def _in_netrc(host: str) -> bool:
 
 def write_result(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """metrics.json of the run: its final figures."""
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    temporary = folder / "metrics.json.tmp"  # a file of this name is what says that a run is finished
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(temporary, folder / "metrics.json")
     return result

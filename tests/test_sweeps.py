@@ -1,0 +1,384 @@
+"""Sweeps as a person types them; where no training is needed, a run is played by one that takes no time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from tests.conftest import TINY
+from vqgan import sweep
+from vqgan.run import open_folder, settled, write_result
+
+Command = Callable[..., int]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU", "ignore:.*batch_size.*ambiguous"
+)
+ROOT = Path(__file__).parent.parent
+ONE = ["-m", "stage=vqgan", "sweep=mine"]
+TWO = [*ONE, "seed=0,1"]
+
+
+class Played:
+    """A run of stage=vqgan that trains nothing: its folder, a checkpoint, its figures; `ends` says how those of a seed end."""
+
+    def __init__(self) -> None:
+        self.made: list[DictConfig] = []
+        self.ends: dict[int, BaseException] = {}
+        self.checkpoint = True
+
+    def __call__(self, config: DictConfig) -> dict[str, Any]:
+        config = settled(config)
+        folder = open_folder(config, "played")
+        self.made.append(config)
+        if self.checkpoint:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints/last.ckpt").touch()
+        if config.seed in self.ends:
+            raise self.ends[config.seed]
+        return write_result(folder, {"run": str(folder), "id": config.id, "psnr": 20.0 + config.seed})
+
+    @property
+    def names(self) -> list[str]:
+        return [Path(config.run_dir).name for config in self.made]
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    made = Played()
+    monkeypatch.setattr("vqgan.stages.train", made)
+    return made
+
+
+def config_of(*words: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(words), return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words", "n"),
+    [
+        ("grid_by_K", [], 3 * 5 * 3),
+        ("grid_by_K", ["model.grid=4,8", "seed=0", "trainer.max_steps=300"], 2 * 5),
+        ("K_by_width", [], 4 * 4 * 3),
+        ("K_by_width", ["quantizer.dim=8"], 4 * 3),
+    ],
+)
+def test_an_experiment_holds_its_sweep_and_the_command_line_wins(experiment: str, words: list[str], n: int) -> None:
+    params = config_of(f"experiment={experiment}").hydra.sweeper.params
+    said = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
+    [points] = BasicSweeper.split_arguments(said, None)
+    assert len({tuple(point) for point in points}) == len(points) == n
+    assert all(point.count(word) == 1 for point in points for word in words if "," not in word)
+    assert all(config_of(f"experiment={experiment}", *point).stage == "vqgan" for point in points[:2])
+
+
+def test_the_names_of_folders_tell_the_points_apart(command: Command, played: Played) -> None:
+    assert command("experiment=grid_by_K", "model.grid=8", "quantizer.K=64,512", "seed=0", "trainer.max_steps=300") == 0
+    assert played.names == ["0_model.grid-8_quantizer.K-64_seed-0", "1_model.grid-8_quantizer.K-512_seed-0"]
+    assert {str(Path(config.run_dir).parent) for config in played.made} == {"runs/sweeps/grid_by_K"}
+    assert [(config.model.grid, config.quantizer.K, config.trainer.max_steps) for config in played.made] == [
+        (8, 64, 300),
+        (8, 512, 300),
+    ]
+
+
+@pytest.mark.slow
+def test_the_whole_of_grid_by_K_is_one_short_command(command: Command, played: Played) -> None:
+    assert command("-m", "experiment=grid_by_K") == 0
+    assert len(set(played.names)) == 45
+    assert {(config.model.grid, config.quantizer.K, config.seed) for config in played.made} == {
+        (grid, K, seed) for grid in (4, 8, 16) for K in (64, 128, 256, 512, 1024) for seed in (0, 1, 2)
+    }
+
+
+def test_a_sweeps_folder_is_named_by_itself_its_experiment_or_the_moment() -> None:
+    assert sweep.named("mine", "grid_by_K") == "mine"
+    assert sweep.named(None, "grid_by_K") == "grid_by_K"
+    assert sweep.named(None, None).startswith("20")
+    assert sweep.named(None, "grid_by_K,K_by_width").startswith("20")
+
+
+def test_a_list_is_no_sweep_and_a_param_is_always_in_the_name() -> None:
+    words = ["logger=[csv,wandb]", "seed=0", "quantizer.K=64,128", "optimizer.lr=interval(0.1,1)"]
+    assert sweep.swept({"seed": "0,1,2"}, words) == ["seed", "quantizer.K", "optimizer.lr"]
+
+
+def test_long_names_are_cut_and_still_differ(tmp_path: Path) -> None:
+    words = [[f"model.{'x' * 150}={i}"] for i in range(2)]
+    one, two = (sweep.place(str(tmp_path), 0, word, [word[0].split("=")[0]]) for word in words)
+    assert len(one) == len(two) < 140
+    assert one != two
+
+
+def test_a_sweep_started_again_skips_what_is_finished(command: Command, played: Played, capsys: pytest.CaptureFixture[str]) -> None:
+    command(*TWO)
+    capsys.readouterr()
+    assert command(*TWO) == 0
+    assert len(played.made) == 2
+    assert capsys.readouterr().err.splitlines() == [f"runs/sweeps/mine/{name}: finished before" for name in played.names]
+
+
+def test_a_sweep_with_more_values_makes_what_is_new_alone(command: Command, played: Played) -> None:
+    command(*TWO)
+    assert command(*ONE, "seed=3,0,1") == 0
+    assert played.names == ["0_seed-0", "1_seed-1", "0_seed-3"]
+
+
+def test_a_point_that_failed_is_told_and_made_up_for(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    played.ends = {0: ValueError("the disk is full")}
+    assert command(*TWO) == 2
+    assert played.names == ["0_seed-0", "1_seed-1"], "the others are made"
+    told = capsys.readouterr().err
+    assert "1 point(s) failed" in told
+    assert "0_seed-0: ValueError: the disk is full" in told
+    assert "Traceback" in (tmp_path / "runs/sweeps/mine/failed/0_seed-0.txt").read_text()
+    played.ends = {}
+    assert command(*TWO) == 0
+    assert played.names[2:] == ["0_seed-0"]
+    assert not list((tmp_path / "runs/sweeps/mine/failed").iterdir())
+
+
+def test_failures_of_earlier_starts_are_not_this_ones(command: Command, played: Played) -> None:
+    played.ends = {1: ValueError("the disk is full")}
+    assert command(*TWO) == 2
+    assert command(*ONE, "seed=0,2") == 0
+    assert Path("runs/sweeps/mine/failed/1_seed-1.txt").is_file()
+
+
+def test_a_point_that_broke_off_goes_on_as_it_was(command: Command, played: Played) -> None:
+    played.ends = {1: ValueError("the power failed")}
+    command(*TWO, "quantizer.K=64")
+    played.ends = {}
+    assert command(*TWO, "quantizer.K=64") == 0
+    first, again = played.made[1:]
+    assert again.resume == first.run_dir == "runs/sweeps/mine/1_seed-1"
+    assert again.id == first.id
+
+
+def test_a_point_that_broke_off_before_its_first_checkpoint_begins_anew(command: Command, played: Played) -> None:
+    played.ends, played.checkpoint = {1: ValueError("the power failed")}, False
+    command(*ONE, "seed=1,2")
+    played.ends = {}
+    assert command(*ONE, "seed=1,2") == 0
+    first, _, again = played.made
+    assert (again.resume, again.run_dir) == (None, first.run_dir)
+    assert again.id != first.id
+    assert OmegaConf.load("runs/sweeps/mine/.0_seed-1-1/config.yaml").id == first.id, "kept aside"
+
+
+def test_a_point_with_another_config_is_refused_in_one_sentence(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(*TWO)
+    before = Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text()
+    capsys.readouterr()
+    assert command(*TWO, "trainer.max_steps=7") == 2
+    assert (
+        "error: runs/sweeps/mine/0_seed-0 holds a run with trainer.max_steps=20000, and this one has trainer.max_steps=7; "
+        "name another folder with sweep=..." in capsys.readouterr().err
+    )
+    assert len(played.made) == 2
+    assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere", "trainer.devices=2"])
+def test_what_is_for_single_runs_is_refused(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    assert command(*ONE, "seed=0", word) == 2
+    assert f"error: {word} " in capsys.readouterr().err
+    assert not played.made
+
+
+def test_ctrl_c_stops_the_sweep(command: Command, played: Played) -> None:
+    played.ends = {1: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        command(*ONE, "seed=0,1,2")
+    assert played.names == ["0_seed-0", "1_seed-1"]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(SystemExit(), 143), (SystemExit(1), 1)])
+def test_the_end_of_the_process_is_the_end_of_the_sweep_and_no_success(
+    command: Command, played: Played, stop: SystemExit, code: int
+) -> None:
+    played.ends = {1: stop}
+    assert command(*ONE, "seed=0,1,2") == code
+    assert played.names == ["0_seed-0", "1_seed-1"]
+    assert command("stage=vqgan", "seed=1") == code, "nor is that of a single run"
+
+
+def test_a_point_that_another_process_makes_is_left_to_it(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    locks = tmp_path / "runs/sweeps/mine/.locks"
+    locks.mkdir(parents=True)
+    with FileLock(locks / "0_seed-0"):
+        assert command(*TWO) == 0
+    assert played.names == ["1_seed-1"]
+    assert "runs/sweeps/mine/0_seed-0: left to another process" in capsys.readouterr().err
+
+
+def test_an_objective_must_be_a_figure() -> None:
+    figures = {"run": "x", "psnr": 20, "alarms": []}
+    assert sweep.figure(figures, "psnr") == 20.0
+    assert sweep.figure(figures, None) is None
+    with pytest.raises(ValueError, match="objective=pnsr is no figure of x; there is psnr"):
+        sweep.figure(figures, "pnsr")
+
+
+@pytest.mark.parametrize(
+    ("group", "option", "extra"),
+    [("launcher", "joblib", "joblib"), ("launcher", "submitit_slurm", "submitit"), ("sweeper", "optuna", "optuna")],
+)
+def test_a_missing_plugin_gets_the_command_that_installs_it(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: str, option: str, extra: str
+) -> None:
+    command("--help")  # finds all plugins
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{option}.yaml")
+    capsys.readouterr()
+    assert command("-m", "stage=vqgan", "seed=0,1", f"hydra/{group}={option}") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f'error: hydra/{group}={option} needs a plugin of Hydra that is not installed; pip install "codegrid[{extra}]"'
+    ]
+
+
+def test_gpus_are_shared_out_by_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    taken, processes = [], []
+    for _ in range(3):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5")
+        monkeypatch.setattr(sweep, "_slots", [])
+        sweep.take_a_gpu()
+        sweep.take_a_gpu()  # its next job
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        processes.append(sweep._slots)
+    assert taken == ["4", "GPU-5", "4"]
+    for [slot] in processes:
+        slot.release()
+
+
+def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    for said, used in ((-1, 3), (5, 5)):
+        config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": said}}})
+        sweep.Sweep(str(tmp_path), []).on_multirun_start(config)
+        assert config.hydra.launcher.n_jobs == used
+
+
+# Real runs.
+
+
+def words(*more: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *ONE, "loss=vqvae", *TINY, *more]
+
+
+def start(*more: str, seconds: int = 240) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(words(*more), capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+
+
+def results() -> dict[str, dict[str, Any]]:
+    return {file.parent.name: json.loads(file.read_text()) for file in sorted(Path("runs/sweeps/mine").glob("*/metrics.json"))}
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, code: int) -> None:
+    more = ["quantizer.K=8,16,32", "trainer.max_steps=60", "trainer.val_every=30", "trainer.precision=32-true"]
+    process = subprocess.Popen(words(*more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = Path("runs/sweeps/mine/1_quantizer.K-16")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (second / "checkpoints/last.ckpt").is_file():
+        time.sleep(0.005)
+    process.send_signal(how)
+    assert process.wait() == code
+    assert list(results()) == ["0_quantizer.K-8"], "it was to be ended in its second point"
+    done = start(*more)
+    assert done.returncode == 0, done.stderr
+    assert "0_quantizer.K-8: finished before" in done.stderr
+    assert "1_quantizer.K-16: goes on" in done.stderr
+    assert len((second / "record.jsonl").read_text().splitlines()) == 2
+    ended = results()
+    Path("runs/sweeps/mine").rename("runs/sweeps/ended")
+    assert start(*more).returncode == 0
+    for name, whole in results().items():
+        assert ended[name]["steps"] == whole["steps"] == 60
+        assert {key: ended[name][key] for key in ("psnr", "perplexity")} == {key: whole[key] for key in ("psnr", "perplexity")}
+
+
+@pytest.mark.slow
+def test_a_point_that_lacks_its_figures_alone_gets_them(command: Command) -> None:
+    line = [*ONE, "loss=vqvae", *TINY, "quantizer.K=8,16"]
+    command(*line)
+    before = results()
+    Path("runs/sweeps/mine/1_quantizer.K-16/metrics.json").unlink()
+    assert command(*line) == 0
+    again = results()["1_quantizer.K-16"]
+    assert {**again, "pictures": []} == {**before["1_quantizer.K-16"], "pictures": []}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str) -> None:
+    more = [f"hydra/launcher={launcher}", "model.grid=4,5,2", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    done = start(*more)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("5: error: image size 16 is not divisible by model.grid=5") == 1
+    assert list(results()) == ["0_model.grid-4", "2_model.grid-2"]
+    said = json.loads(Path("runs/sweeps/mine/2_model.grid-2/record.jsonl").read_text())["command"]
+    assert said.startswith("train.py ")
+    assert "model.grid=2" in said.split()
+    done = start(*more[:1], "model.grid=4,2,8", *more[2:])
+    assert done.returncode == 0, done.stderr
+    assert list(results()) == ["0_model.grid-4", "2_model.grid-2", "2_model.grid-8"]
+    assert len(Path("runs/sweeps/mine/0_model.grid-4/record.jsonl").read_text().splitlines()) == 1, "skipped"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty")
+def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
+    line = ["experiment=optuna_tokenizer", "hydra.sweeper.sampler.n_startup_trials=1"]
+    assert start(*line, "hydra.sweeper.n_trials=2").returncode == 0
+    first = results()
+    assert len(first) == 2
+    done = start(*line, "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished before") == 2
+    assert len(results()) == 3
+    assert all(results()[name] == found for name, found in first.items())
+    best: Any = OmegaConf.load("runs/sweeps/mine/optimization_results.yaml")
+    assert best.best_value == max(found["psnr"] for found in results().values())
+    assert all(found["pruned_at"] is None for found in results().values()), "too few to compare with"
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_points_that_do_worse_than_the_others(command: Command) -> None:
+    rates = "optimizer.lr=1e-3,2e-3,3e-3,50"  # the last is far too high
+    line = [*ONE, "loss=vqvae", rates, "callbacks/prune=psnr", "callbacks.prune.least=2", "callbacks.average=null", *TINY]
+    assert command(*line, "trainer.val_every=1", "schedule.warmup=0", "trainer.max_steps=8") == 0
+    found = results()
+    assert found["3_optimizer.lr-50"]["pruned_at"] == found["3_optimizer.lr-50"]["steps"] == 2
+    assert found["0_optimizer.lr-0.001"]["pruned_at"] is None
