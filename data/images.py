@@ -46,19 +46,19 @@ def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200) -> T
     top = max(float(columns.max()), 1.0)
 
     def level(count: Tensor) -> Tensor:
-        return (count.log1p() / math.log1p(top) * (height - 1)).ceil().long()  # whatever was counted is seen
+        return (count.log1p() / math.log1p(top) * height).ceil().long().clamp(max=height)  # whatever was counted is seen
 
     colours = (44, 82, 130), (222, 226, 232), (237, 137, 54), (254, 235, 235)
     ink, line, mean, ground = (torch.tensor(colour, dtype=torch.uint8) for colour in colours)
     chart = torch.full((height, len(columns), 3), 255, dtype=torch.uint8)
     chart[:, columns == 0] = ground
     tens = level(10.0 ** torch.arange(math.floor(math.log10(top)) + 1))
-    chart[height - 1 - tens] = line
+    chart[height - tens] = line
     inside = torch.arange(height)[:, None] >= height - level(columns)
     if each > 3:
         inside &= torch.arange(len(columns)) % each < each - 1  # a gap between bars
     chart[inside] = ink
-    chart[height - 1 - level(values.mean())] = mean
+    chart[height - level(values.mean()).clamp(min=1)] = mean
     label = Image.new("RGB", (width, 24), "white")
     font = ImageFont.load_default(13)
     ImageDraw.Draw(label).text((2, 4), f"{caption} (log scale: grey 1, 10, 100 ...; orange the mean)", (40, 44, 52), font)

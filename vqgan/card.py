@@ -38,14 +38,17 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
     starts = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     told = folder / "doctor.txt"
     alarms = figures["alarms"] if "alarms" in figures else told.read_text().splitlines() if told.exists() else []
+    named = f", run `{config.id}`" if config.get("id") else ""
+    of = {name: figures[name] for name in ("tokenizer_of", "of", "of_stage") if figures.get(name)}
+    scores = {name: said(value) for name, value in figures.items() if scored(name, value) and config.get(name) != value}
     parts = [
         f"# {folder.name}",
-        f"stage={config.stage}, run `{config.get('id')}`, started {when(starts[0])}: **{outcome}**.",
+        f"stage={config.stage}{named}, started {when(starts[0])}: **{outcome}**.",
         "## Run it again\n\n" + again(starts),
-        "## What\n\n" + table(chosen(config) | images_of(starts[0])),
+        "## What\n\n" + table(chosen(config) | of | images_of(starts[0])),
         "## On what\n\n" + table(machine(starts[-1], figures)),
         "## How fast\n\n" + table({name: f"{said(figures[name])} {unit}" for name, unit in SPEED.items() if name in figures}),
-        "## How good\n\n" + table({name: said(value) for name, value in figures.items() if scored(name, value)}),
+        "## How good\n\n" + table(scores),
         absent(figures),
         "\n".join(f"* doctor: {alarm}" for alarm in alarms),
         "## Pictures\n\n" + "\n\n".join(f"**{name}**\n\n![{name}]({link})" for name, link in pictures(folder, figures).items()),

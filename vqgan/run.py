@@ -322,6 +322,7 @@ def wandb_logger(
         except wandb.errors.CommError as error:
             tell(f"W&B can't be used ({' '.join(str(error).split())}): the run is logged offline, and `wandb sync` uploads it")
             os.environ["WANDB_MODE"] = "offline"  # the next run of a sweep need not wait again
+            wandb.teardown()  # or it would hold that the id is taken
             run = begin("offline")
     return WandbLogger(project=project, save_dir=save_dir, experiment=run)
 
