@@ -316,7 +316,7 @@ def wandb_logger(
         return run
 
     run = None
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         try:
             run = begin(mode)
         except wandb.errors.CommError as error:
