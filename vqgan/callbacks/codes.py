@@ -67,7 +67,7 @@ def atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     patches = torch.cat([by_colour(patches[:used], columns), 0.75 + 0.25 * by_colour(patches[used:], columns)])
     rows = list(to_uint8(patches).split(columns))
     rows[-1] = torch.cat([rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)])
-    return picture(rows, gap=1, scale=max(1, SHEET // (columns * (f + 1))))
+    return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
 
 
 def by_colour(patches: Tensor, columns: int) -> Tensor:
