@@ -47,7 +47,7 @@ def sweep(
 def _point(
     at: Path, grid: int, K: int, dim: int, seed: int, random: np.random.Generator, priors: bool, evaluated: bool, points: int
 ) -> None:
-    command = "train.py -m stage=vqgan model.grid=4,8,16 quantizer.K=64,256,1024 seed=0,1,2"
+    command = f"train.py stage=vqgan model.grid={grid} quantizer.K={K} seed={seed}"
     bits, noise = grid**2 * math.log2(K), float(random.normal())
     psnr = 9.5 + 1.35 * math.log2(bits) + 0.1 * math.log2(dim / 64) + 0.08 * noise
     settings: dict[str, Any] = {

@@ -17,7 +17,7 @@ from data.errors import InputError
 from data.images import to_float
 from data.loading import BatchDataModule, Samples, cores
 from data.source import Source
-from data.store import Arrays, stored
+from data.store import Arrays, fingerprint, stored
 from data.terminal import counted, tell
 
 CHUNK = 256  # images that a thread reads before it takes the next
@@ -89,6 +89,11 @@ class ImageDataModule(BatchDataModule):
     def key(self, split: str) -> dict[str, Any]:
         """What the uint8 images of a split depend on, as JSON can write it."""
         return {"source": self.source(split).key, "side": self.side, "channels": self.channels, "decode": VERSION}
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of its images: their name, how many there are, and a hash of what they depend on."""
+        sizes = {split: self.size(split) for split in ("train", "val")}
+        return {"title": self.title, **sizes, "hash": fingerprint([self.key(split) for split in sizes])}
 
     def load(self, split: str) -> "Samples | Live":
         source = self.source(split)

@@ -38,7 +38,7 @@ from vqgan.checkpoint import (
     save_whole,
 )
 from vqgan.quantizers.base import whole
-from vqgan.run import budget, device, fit, open_folder, settled, write_result
+from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
 from vqgan.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
@@ -73,7 +73,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
-    folder = open_folder(config, images.title)
+    folder = open_folder(config, images.title, images.facts())
     keep_tokenizer(tokenizer, described, folder)
     about = header("prior", config) | of_prior(tokenizer, classes)
     best = Best(folder, about, "val/nats_per_token")
@@ -86,24 +86,26 @@ def train(config: DictConfig) -> dict[str, Any]:
         Samples(folder / "pictures", tokenizer),
         LossMap(folder / "pictures"),
     ]
-    figures = fit(config, folder, module, data, callbacks)
-    for made in around.values():
-        if isinstance(made, EarlyStopping) and made.stopping_reason_message:
-            tell(f"stopped at step {module.step}: {made.stopping_reason_message}")
-    result = {
-        **figures,
-        **best.figures,
-        "tokenizer_of": described.get("id"),
-        "exact": model.exact,  # else all nats and bits are upper bounds
-        "best_step": best.step,
-        "last_nats_per_token": figures["nats_per_token"],
-        **{name: round(value, 4) for name, value in baselines(seen, unseen, tokenizer.K, tokenizer.books).items()},
-        "K": tokenizer.K,
-        "grid": list(tokenizer.grid),
-        "alarms": [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said],
-        "pictures": [str(folder / "pictures" / f"{name}-{best.step:06d}.png") for name in ("samples", "loss-map")],
-    }
-    return write_result(folder, result)
+    words = [*tags(config, images.title, tokenizer), type(model).__name__.lower()]
+    with loggers(config, folder, words) as to:
+        figures = fit(config, folder, module, data, callbacks, to)
+        for made in around.values():
+            if isinstance(made, EarlyStopping) and made.stopping_reason_message:
+                tell(f"stopped at step {module.step}: {made.stopping_reason_message}")
+        result = {
+            **figures,
+            **best.figures,
+            "tokenizer_of": described.get("id"),
+            "exact": model.exact,  # else all nats and bits are upper bounds
+            "best_step": best.step,
+            "last_nats_per_token": figures["nats_per_token"],
+            **{name: round(value, 4) for name, value in baselines(seen, unseen, tokenizer.K, tokenizer.books).items()},
+            "K": tokenizer.K,
+            "grid": list(tokenizer.grid),
+            "alarms": [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said],
+            "pictures": [str(folder / "pictures" / f"{name}-{best.step:06d}.png") for name in ("samples", "loss-map")],
+        }
+        return write_result(folder, result, to)
 
 
 def class_count(images: ImageDataModule, codes: Grids) -> int:

@@ -5,31 +5,40 @@ import netrc
 import os
 import platform
 import secrets
+import shlex
+import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
 from data.loading import BatchDataModule
+from data.terminal import tell
 from vqgan.callbacks.prune import Prune
+from vqgan.callbacks.speed import GIB, Speed
+from vqgan.card import write_card
 from vqgan.checkpoint import LAST, find
 from vqgan.clock import Budget, Clocked
 from vqgan.sweep import difference, sweep_folder
+from vqgan.tokenizer import Tokenizer
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -51,6 +60,8 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     for key in ("val_every", "save_every", "log_every"):
         if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
             raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
+    if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
+        raise InputError('logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"')
     if not config.resume:
         config.id = config.id or secrets.token_hex(4)  # not from the seed: two runs of one seed are two runs
         return config
@@ -79,8 +90,9 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     return before
 
 
-def open_folder(config: DictConfig, name: str) -> Path:
-    """Make this run's folder and write into it what explains it: config, command line, versions, machine.
+def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
+    """Make this run's folder and write into it what explains it: config, command line, versions, machine, facts of its `data`,
+    and a card that says so.
 
     runs/<stage>/<name>, numbered where an earlier run has it already; `run_dir`, which a sweep sets; the old folder for a
     resumed run. Nothing that is there is written over.
@@ -97,7 +109,9 @@ def open_folder(config: DictConfig, name: str) -> Path:
         if not config.resume:
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
         with (folder / "record.jsonl").open("a") as lines:
-            lines.write(json.dumps({"time": moment, **origin()}) + "\n")
+            lines.write(json.dumps({"time": moment, **origin(), **({"data": data} if data else {})}) + "\n")
+        if not config.resume:
+            write_card(folder, {}, "not finished: it runs, or was killed")
     except OSError as error:
         raise InputError(f"can't write the run folder {folder} ({error}); name another with run_dir=...") from error
     return folder
@@ -116,16 +130,27 @@ def origin() -> dict[str, Any]:
     """Where a result comes from: command line, git revision, versions, machine."""
     here = Path(__file__).parent
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    swept = sweep_folder()
     return {
-        "command": " ".join(["train.py", *overrides()] if sweep_folder() else sys.argv),  # of a sweep's points each has its own
+        "command": shlex.join(["train.py", *overrides()] if swept else sys.argv),  # of a sweep's points each has its own
+        "sweep": str(swept) if swept else None,
         "git": git.stdout.strip() or None,
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
     }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), "") or platform.processor() or platform.machine()
 
 
 def precision() -> str:
@@ -193,59 +218,116 @@ def _many(devices: Any) -> bool:
     return devices not in (1, "1", "auto")
 
 
-def fit(config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def fit(
+    config: DictConfig, folder: Path, module: Clocked, data: BatchDataModule, callbacks: Sequence[Callback], made: Sequence[Logger]
+) -> dict[str, Any]:
     """Train a module, or go on with it, then validate it: the figures that every stage reports.
 
-    A module without anything to train is validated alone.
+    A module without anything to train is validated alone. Of a run that breaks off the card says what was known.
     """
-    with loggers(config, folder) as made:
-        trainer = make_trainer(config.trainer, folder, callbacks, made)
+    speed = Speed()
+    trainer = make_trainer(config.trainer, folder, [*callbacks, speed], made)
+
+    def figures(found: Mapping[str, Any]) -> dict[str, Any]:
+        samples = module.step * data.batch_size * trainer.world_size
+        return {
+            "run": str(folder),
+            "id": config.id,
+            **{name.removeprefix("val/"): round(float(value), 4) for name, value in found.items() if name.startswith("val/")},
+            "steps": module.step,
+            "seconds": round(module.seconds, 1),
+            "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
+            "memory_gib": round(speed.peak, 3),
+            "parameters": sum(p.numel() for p in module.learned.parameters()),
+            "precision": str(trainer.precision),
+            "device": trainer.strategy.root_device.type,
+            "devices": trainer.world_size,
+            **{"pruned_at": made.pruned_at for made in callbacks if isinstance(made, Prune)},
+        }
+
+    try:
         if any(p.requires_grad for p in module.learned.parameters()):
             trainer.fit(module, data, ckpt_path=str(Path(config.resume) / LAST) if config.resume else None)
         [found] = trainer.validate(module, data, verbose=False)
-    samples = module.step * data.batch_size * trainer.world_size
-    pruned = [made.pruned_at for made in callbacks if isinstance(made, Prune)]
-    return {
-        "run": str(folder),
-        "id": config.id,
-        **{name.removeprefix("val/"): round(value, 4) for name, value in found.items()},
-        "steps": module.step,
-        "seconds": round(module.seconds, 1),
-        "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
-        **({"pruned_at": pruned[0]} if pruned else {}),
-    }
+    except BaseException as error:  # the end of a scheduler's patience, too
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        hand_in(folder, figures(trainer.callback_metrics), made, f"broke off at step {module.step}: {reason}")
+        raise
+    return figures(found)
 
 
 @contextmanager
-def loggers(config: DictConfig, folder: Path) -> Iterator[list[Logger]]:
-    """The loggers that the config names, writing below `folder`, closed at the end whatever happens."""
-    made: list[Logger] = [instantiate(logger, save_dir=str(folder)) for logger in (config.logger or {}).values()]
+def loggers(config: DictConfig, folder: Path, tags: Sequence[str] = ()) -> Iterator[list[Logger]]:
+    """The loggers that the config names, writing below `folder`, closed at the end whatever happens; where runs can be found
+    by tags, by these too."""
+    made: list[Logger] = []
+    failed = True
     try:
-        for logger in made:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        for logger in (config.logger or {}).values():
+            more = {"tags": [*logger.tags, *tags]} if "tags" in logger else {}
+            made.append(instantiate(logger, save_dir=str(folder), **more))
+            made[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         yield made
+        failed = False
     finally:
         if any(isinstance(logger, WandbLogger) for logger in made):
             import wandb
 
-            wandb.finish()  # or the next run of a sweep would write into this one
+            wandb.finish(exit_code=int(failed))  # or the next run of a sweep would write into this one
 
 
-def wandb_logger(save_dir: str, project: str, group: str | None = None) -> WandbLogger:
-    """Weights & Biases: online where an account is configured, else offline; never a question on the terminal."""
+def tags(config: DictConfig, title: str, tokenizer: Tokenizer) -> list[str]:
+    """What a run on the images called `title` is found by among others."""
+    words = [config.stage, title, type(tokenizer.quantizer).__name__.lower(), f"grid={'x'.join(map(str, tokenizer.grid))}"]
+    return [word[:64] for word in [*words, *([f"K={tokenizer.K}"] if tokenizer.K else [])]]  # W&B takes no longer ones
+
+
+def wandb_logger(
+    save_dir: str,
+    project: str,
+    id: str | None = None,
+    job_type: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+) -> WandbLogger:
+    """Weights & Biases: online where an account is configured and can be reached, else offline; never a question on the
+    terminal. Runs of a sweep are in the group of its folder's name."""
     import wandb
 
-    online = "WANDB_API_KEY" in os.environ or _in_netrc("api.wandb.ai")
-    mode = os.environ.get("WANDB_MODE", "online" if online else "offline")
-    name = "/".join(Path(save_dir).parts[-2:])
-    settings = wandb.Settings(silent=True, console="off")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning passes an argument that wandb has retired
-        logger = WandbLogger(
-            project=project, group=group, name=name, save_dir=save_dir, offline=mode != "online", settings=settings
+    account = "WANDB_API_KEY" in os.environ or _in_netrc(urlparse(wandb.Settings().base_url).hostname or "")
+    mode = os.environ.get("WANDB_MODE", "online" if account else "offline")
+    if mode == "online" and not account:  # or wandb would ask for one
+        tell("WANDB_MODE=online, but no account is configured (`wandb login` does that): the run is logged offline")
+        mode = "offline"
+    swept = sweep_folder()
+
+    def begin(mode: str) -> Any:
+        run = wandb.init(
+            project=project,
+            id=id,
+            resume="allow",  # online the run of this id goes on; offline there is a second folder, which `wandb sync` joins to it
+            job_type=job_type,
+            group=group or (swept.name if swept else None),
+            tags=list(tags),
+            name="/".join(Path(save_dir).parts[-2:]),
+            dir=save_dir,
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
-        _ = logger.experiment
-    return logger
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    run = None
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        try:
+            run = begin(mode)
+        except wandb.errors.CommError as error:
+            tell(f"W&B can't be used ({' '.join(str(error).split())}): the run is logged offline, and `wandb sync` uploads it")
+            os.environ["WANDB_MODE"] = "offline"  # the next run of a sweep need not wait again
+            wandb.teardown()  # or it would hold that the id is taken
+            run = begin("offline")
+    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
 
 
 def _in_netrc(host: str) -> bool:
@@ -255,8 +337,23 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json of the run: its final figures."""
+@rank_zero_only
+def hand_in(folder: Path, figures: dict[str, Any], made: Sequence[Logger], outcome: str) -> None:
+    """Write the run's card and give it, and the figures, to the loggers that take such things."""
+    card = write_card(folder, figures, outcome)
+    for logger in made:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("card", card.read_text())
+        elif isinstance(logger, WandbLogger) and not logger.experiment.disabled:
+            run = logger.experiment
+            run.summary.update(figures)
+            copy = shutil.copy(card, run.dir)  # by itself W&B would link to it, and the link break when the folder moves
+            run.save(copy, base_path=run.dir, policy="now")
+
+
+def write_result(folder: Path, result: dict[str, Any], made: Sequence[Logger] = ()) -> dict[str, Any]:
+    """metrics.json of the run, its final figures, and its card; both to the loggers too."""
+    hand_in(folder, result, made, "finished")
     temporary = folder / "metrics.json.tmp"  # a file of this name is what says that a run is finished
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(temporary, folder / "metrics.json")

@@ -9,12 +9,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule
+from vqgan.callbacks.codes import Codes
 from vqgan.callbacks.doctor import Doctor
 from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
 from vqgan.module import VQGAN
-from vqgan.run import budget, fit, open_folder, settled, write_result
+from vqgan.run import budget, fit, loggers, open_folder, settled, tags, write_result
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
@@ -28,19 +29,22 @@ def train(config: DictConfig) -> dict[str, Any]:
     data.prepare_data()
     if not config.resume:
         module.tokenizer.start(start_images(data))
-    folder = open_folder(config, data.title)
-    pictures = Reconstructions(folder / "pictures")
+    folder = open_folder(config, data.title, data.facts())
+    pictures, codes = Reconstructions(folder / "pictures"), Codes(folder / "pictures")
     around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
         *around.values(),
         Checkpoints(folder, header("vqgan", config), config.trainer.save_every),
         Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}),
         pictures,
+        codes,
     ]
-    figures = fit(config, folder, module, data, callbacks)
-    shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
-    alarms = [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said]
-    return write_result(folder, {**figures, **shape, "alarms": alarms, "pictures": [str(pictures.file)]})
+    with loggers(config, folder, tags(config, data.title, module.tokenizer)) as to:
+        figures = fit(config, folder, module, data, callbacks, to)
+        shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
+        alarms = [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said]
+        files = [str(file) for file in (pictures.file, *codes.files)]
+        return write_result(folder, {**figures, **shape, "alarms": alarms, "pictures": files}, to)
 
 
 def module_from(config: DictConfig) -> VQGAN:

@@ -21,7 +21,8 @@ class Doctor(Alarms):
     * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
     * a loss term has under `least_share` of the gradient at the reconstruction
 
-    What is looked at are means over the updates since the last look; all of it is in the logs.
+    What is looked at are means over the updates since the last look; all of it is in the logs. The codes are counted over as
+    many updates as it takes to see each one ten times, were all alike; train/perplexity and its like are of the last count.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Doctor(Alarms):
         self.least_used, self.factor, self.least_share = least_used, factor, least_share
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._codes: CodebookUse | None = None
+        self.counted: dict[str, float] = {}  # the figures of the last count of the codes
         self._collapse: Sign | None = None  # what the last count of the codes said
         self._usual: float | None = None  # lambda when the gate was first fully open
 
@@ -50,6 +52,7 @@ class Doctor(Alarms):
         if module.step % self.every == 0:
             means = {name: float(total) / n for name, (total, n) in self._sums.items()}
             self.look(trainer, module, self.signs(module, means))
+            module.log_dict({f"train/{name}": value for name, value in self.counted.items()})
             self._sums = {}
 
     def signs(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
@@ -70,7 +73,7 @@ class Doctor(Alarms):
             yield self._collapse
 
     def collapse(self, codes: CodebookUse) -> Sign | None:
-        found = {name: float(value) for name, value in codes.compute().items()}
+        self.counted = found = {name: float(value) for name, value in codes.compute().items()}
         if found["usage"] >= self.least_used and found["perplexity"] >= max(codes.K / 100, 1.5):
             return None
         used = f"{found['codes_used']:.0f} of {codes.K} codes in use, perplexity {found['perplexity']:.1f}"

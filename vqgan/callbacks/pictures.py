@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
@@ -15,10 +17,27 @@ from vqgan.module import VQGAN
 def show(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) -> Path:
     """Save a (3, H, W) uint8 picture as folder/name-<step>.png and hand it to every logger that takes images."""
     file = save_picture(sheet, folder / f"{name}-{step:06d}.png")
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[sheet.permute(1, 2, 0).numpy()], step=step)  # uint8: floats would come out black
+    for logger in trainer.loggers:  # as uint8: of floats W&B makes a black picture
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, sheet.numpy(), step)
+        elif hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[sheet.permute(1, 2, 0).numpy()], step=step)
     return file
+
+
+def show_histogram(trainer: L.Trainer, counts: Tensor, name: str, step: int) -> None:
+    """Hand counts (n,) to every logger that takes histograms, in neighbouring groups where there are more than it takes."""
+    import wandb
+
+    groups = counts.tensor_split(min(len(counts), wandb.Histogram.MAX_LENGTH))
+    heights, edges = torch.stack([group.sum() for group in groups]).numpy(), np.cumsum([0, *map(len, groups)])
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_metrics({name: wandb.Histogram(np_histogram=(heights, edges))}, step)  # type: ignore[dict-item]
+        elif isinstance(logger, TensorBoardLogger):
+            middles, n = (edges[1:] + edges[:-1]) / 2, heights.sum()
+            moments = (heights * middles).sum(), (heights * middles**2).sum()
+            logger.experiment.add_histogram_raw(name, 0, len(counts), n, *moments, edges[1:].tolist(), heights.tolist(), step)
 
 
 class Reconstructions(Callback):

@@ -28,6 +28,11 @@ class CodebookUse(Metric):
         for counts, book in zip(self.counts, indices.reshape(-1, self.books).unbind(1), strict=True):
             counts += torch.bincount(book, minlength=self.K)
 
+    def total(self) -> Tensor:
+        """How often each code was counted (books, K), on all ranks together; each of them must ask."""
+        with self.sync_context():
+            return self.counts.clone()
+
     def compute(self) -> dict[str, Tensor]:
         p = self.counts.double() / self.counts.sum(1, keepdim=True)
         entropies = -torch.xlogy(p, p).sum(1)

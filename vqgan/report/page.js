@@ -22,7 +22,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // A row, or its first cell's button, opens the commands behind it; what several runs were started by is said once.
 function commands(ids) {
-  const box = document.createElement("div"), given = new Set();
+  const box = document.createElement("div");
   box.className = "said";
   const element = (parent, kind, className, words) => {
     const made = document.createElement(kind);
@@ -31,25 +31,15 @@ function commands(ids) {
     parent.append(made);
     return made;
   };
-  const line = (label, words) => {
+  for (const id of ids) {
+    const run = runs[id];
+    element(box, "div", "quiet", run.folder + (run.git ? " · revision " + run.git : "") + (run.command ? "" : " · its command was not recorded"));
+    if (!run.command) continue;
     const row = element(box, "div", "command", "");
-    element(row, "small", "", label);
-    element(row, "code", "", words);
+    element(row, "code", "", run.command);
     const copy = element(row, "button", "copy", "Copy");
     copy.type = "button";
     copy.setAttribute("aria-label", "Copy the command");
-  };
-  for (const id of ids) {
-    const run = runs[id];
-    element(box, "div", "quiet", run.folder + (run.git ? " · revision " + run.git : "") + (run.given ? "" : " · its command was not recorded"));
-    if (run.alone) line("This run", run.alone);
-    if (!run.given) continue;
-    if (run.alone) given.add(run.given);
-    else line("As given", run.given);
-  }
-  for (const words of given) {
-    element(box, "div", "quiet", "The sweep");
-    line("As given", words);
   }
   return box;
 }

@@ -10,12 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from vqgan.report.charts import Chart
-from vqgan.report.groups import flat, swept
-from vqgan.report.read import Run, alone, command
+from vqgan.report.read import Run, command
 from vqgan.report.story import DAGGER, Cell, Section, Shown, Story, Table, plural
 
 HERE = Path(__file__).parent
-SPOKEN = {"grid": "model.grid", "K": "quantizer.K"}  # what a command calls a tokenizer's
 WIDEST, HEAVIEST = 1400, 300_000  # pixels and bytes of a picture on the page; larger ones are made smaller
 
 text = html.escape
@@ -130,11 +128,8 @@ def _runs(story: Story) -> str:
     """What the page's script tells of each run; no tag in it can end the script."""
     found = {}
     for runs in (story.tokenizers, story.priors):
-        keys = [SPOKEN.get(key, key) for key in swept(runs) if not key.startswith("tokenizer.")]
         for run in runs:
-            settings = flat(run)
-            own = {key: settings[key] for key in keys if key in settings and "." in key}
-            found[run.id] = {"folder": str(run.folder), "git": run.git, "given": command(run), "alone": alone(run, own)}
+            found[run.id] = {"folder": str(run.folder), "git": run.git, "command": command(run)}
     return json.dumps(found).replace("<", "\\u003c")
 
 

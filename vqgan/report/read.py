@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from data.errors import InputError
+from vqgan.card import typed
 
 INSIDE = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}  # of a run folder: W&B has config.yaml files too
 TRAINED = ("vqgan", "prior")
@@ -131,7 +131,7 @@ def read(folder: Path) -> Run | None:
         str(metrics.get("id") or config.get("id") or sha256(str(folder.resolve()).encode()).hexdigest()[:8]),
         config,
         metrics,
-        " ".join(str(record.get("command", "")).split()),
+        str(record.get("command", "")),
         record.get("git"),
         str(record.get("time", "")),
         pictures=pictures(folder, metrics),
@@ -249,46 +249,5 @@ def series(file: Path, name: str) -> Iterator[tuple[float, float]]:
 
 
 def command(run: Run) -> str:
-    """What was typed to start the run, such as one can type it again: a path before train.py is left out."""
-    words = run.command.split(" ")
-    if not words[0]:
-        return ""
-    return " ".join(["python", Path(words[0]).name, *words[1:]])
-
-
-def alone(run: Run, settings: dict[str, Any]) -> str | None:
-    """The command of one point of a sweep by itself: of several values its own, and its `settings` where the sweep's command does
-    not name them; None for what was no sweep, and where its own value can't be told."""
-    words = run.command.split(" ")
-    if not {"-m", "--multirun"} & set(words) or any("stage=pipeline" in word or "experiment=pipeline" in word for word in words):
-        return None
-    said = []
-    for word in words[1:]:
-        key, _, values = word.partition("=")
-        if word in ("-m", "--multirun") or key.startswith("hydra"):
-            continue
-        if "," in values and not values.startswith(("[", "{", "'", '"')):
-            value = own(run, key, values.split(","))
-            if value is None:
-                return None
-            word = f"{key}={value}"
-        said.append(word)
-    named = {word.partition("=")[0] for word in said}
-    for key, value in {**settings, "seed": run.seed}.items():
-        if key.endswith("._target_"):
-            if key.removesuffix("._target_").replace(".", "/") not in named:
-                return None  # a choice of a group's, whose name the config does not have
-        elif key not in named and value is not None:
-            said.append(f"{key}={value}")
-    return " ".join(["python", Path(words[0]).name, *map(shlex.quote, said)])
-
-
-def own(run: Run, key: str, values: list[str]) -> str | None:
-    """Which of a sweep's values for a key is this run's: by its config, or for a group such as quantizer= by its folder's name."""
-    node: Any = run.config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    for value in values:
-        if str(node) == value or f"_{key}-{value}_" in f"{run.folder.name}_":
-            return value
-    return None
+    """What was typed to start the run, such as one can type it again; of a sweep's point its own."""
+    return typed(run.command) if run.command else ""

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.report import judgement, run_folder, sweep
 from data.errors import InputError
 from vqgan.report.groups import flat
-from vqgan.report.read import Run, alone, command, curve, find, rate
+from vqgan.report.read import Run, command, curve, find, rate
 
 
 @pytest.fixture
@@ -161,23 +161,11 @@ def test_a_series_that_is_not_there_is_empty(one: Run) -> None:
     assert curve(one.folder, "val/psnr") == []
 
 
-def test_a_point_of_a_sweep_is_told_by_its_own_values(one: Run) -> None:
-    one.command = "/home/x/train.py -m stage=vqgan quantizer=fsq,ema quantizer.K=64,256 seed=0,1,2 hydra/launcher=joblib"
-    one.folder = one.folder.with_name("3_quantizer-ema_quantizer.K-256_seed-0")
-    assert command(one).startswith("python train.py -m stage=vqgan")
-    assert alone(one, {"quantizer.K": 256}) == "python train.py stage=vqgan quantizer=ema quantizer.K=256 seed=0"
-
-
-def test_what_an_experiment_sweeps_is_told_by_the_config(one: Run) -> None:
-    one.command = "train.py -m experiment=grid_by_K"
-    assert alone(one, {"quantizer.K": 256}) == "python train.py experiment=grid_by_K quantizer.K=256 seed=0"
-
-
-def test_a_choice_that_nothing_names_is_not_made_up(one: Run) -> None:
-    one.command = "train.py -m experiment=bottlenecks"
-    assert alone(one, {"quantizer._target_": "vqgan.quantizers.ema.EMA"}) is None
-    one.command = "train.py stage=vqgan"
-    assert alone(one, {}) is None
+def test_a_command_is_told_as_it_is_typed(one: Run) -> None:
+    one.command = "/home/x/train.py stage=vqgan quantizer.K=256 seed=0"
+    assert command(one) == "python train.py stage=vqgan quantizer.K=256 seed=0"
+    one.command = ""
+    assert command(one) == ""
 
 
 def test_pictures_are_found_where_the_folder_is_now(one: Run, tmp_path: Path) -> None:

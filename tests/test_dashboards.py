@@ -1,0 +1,180 @@
+"""What a person sees of a run: every logger's series and pictures, read back from its files, and the run card."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests import wandb_file
+from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+KEY = "0123456789abcdef" * 2 + "01234567"
+LOGGERS = "logger=[wandb,csv,tensorboard]"
+BOTH = {"images_per_second", "memory_gib"}
+LOSSES = {"rec", "quantizer", "commitment", "perceptual", "adversarial", "discriminator", "lecam"}
+VQGAN = BOTH | LOSSES | {
+    "gate", "lambda", "grad_rec", "grad_adv", "logits_real", "logits_fake", "lr_generator", "lr_discriminator",
+    "grad_generator", "grad_discriminator", "perplexity", "usage", "entropy_bits", "codes_used",
+}  # fmt: skip
+TRAIN = {f"train/{name}" for name in VQGAN}
+VAL = {f"val/{name}" for name in ("psnr", "ssim", "sharpness", "perplexity", "usage", "entropy_bits", "codes_used")}
+PRIOR = {f"train/{name}" for name in BOTH | {"loss", "lr_model", "grad_model"}} | {
+    f"val/{name}" for name in ("nats_per_token", "bits_per_image", "top1", "top5", "gap")
+}
+
+
+def line(*words: str) -> list[str]:
+    """The command, with the loggers that it would have by itself."""
+    return [sys.executable, str(ROOT / "train.py"), *[word for word in words if word != "logger=csv"]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, resumed once, in `a`, its prior in `b` and a sweep of two points in `sweeps/mine`."""
+    folder = tmp_path_factory.mktemp("runs")
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": KEY, "CUDA_VISIBLE_DEVICES": ""}
+    for words in (
+        ["stage=vqgan", *TINY_GAN, LOGGERS, "run_dir=a", "callbacks.doctor.every=2", "trainer.max_steps=12"],
+        ["stage=vqgan", "resume=a", "trainer.max_steps=14"],
+        ["stage=prior", *TINY_PRIOR, LOGGERS, "run_dir=b", "ckpt=a"],
+        ["-m", "stage=vqgan", *TINY, "quantizer.K=8,16", "hydra.sweep.dir=sweeps/mine", "loss=vqvae", "logger=wandb"],
+    ):
+        subprocess.run(line(*words), cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def offline(run: Path) -> list[Path]:
+    return sorted(run.glob("wandb/offline-run-*"))
+
+
+def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows if name in row]
+
+
+@pytest.mark.parametrize(("run", "names"), [("a", TRAIN | VAL), ("b", PRIOR)])
+def test_the_wandb_file_has_every_series(runs: Path, run: str, names: set[str]) -> None:
+    rows = wandb_file.history(offline(runs / run)[0])
+    for name in names:
+        found = column(rows, name)
+        assert found, name
+        assert all(math.isfinite(value) for value in found), name
+    steps = column([row for row in rows if f"train/{'rec' if run == 'a' else 'loss'}" in row], "trainer/global_step")
+    assert steps == list(range(12 if run == "a" else 6))
+    assert all(0.05 < gib < 100 for gib in column(rows, "train/memory_gib"))
+    assert all(rate > 1 for rate in column(rows, "train/images_per_second"))
+
+
+@pytest.mark.parametrize(
+    ("run", "name"), [("a", "reconstructions"), ("a", "histogram"), ("a", "atlas"), ("b", "samples"), ("b", "loss-map")]
+)
+def test_the_wandb_file_has_pictures_that_are_not_black(runs: Path, run: str, name: str) -> None:
+    [folder, *_] = offline(runs / run)
+    found = column(wandb_file.history(folder), name)
+    assert len(found) >= 2
+    for each in found:
+        [file] = each["filenames"]
+        pixels = np.asarray(Image.open(folder / "files" / file))
+        assert pixels.std() > 5
+        assert pixels.max() > 200
+
+
+def test_the_wandb_file_has_a_histogram_of_the_codes_of_the_whole_validation_set(runs: Path) -> None:
+    for found in column(wandb_file.history(offline(runs / "a")[0]), "val/codes"):
+        assert found["_type"] == "histogram"
+        assert sum(found["values"]) == 16 * 4 * 4
+        assert found["values"] == sorted(found["values"], reverse=True)
+        assert found["bins"] == list(range(17))
+
+
+def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> None:
+    [folder, resumed] = offline(runs / "a")
+    logged = wandb_file.config(folder)
+    assert logged["quantizer"]["K"] == 16
+    assert logged["model"]["grid"] == 4
+    figures, told = json.loads((runs / "a" / "metrics.json").read_text()), wandb_file.summary(resumed)
+    assert all(told[name] == figures[name] for name in ("psnr", "perplexity", "steps", "memory_gib", "parameters"))
+    assert (resumed / "files" / "card.md").read_text() == (runs / "a" / "card.md").read_text()
+    assert not (resumed / "files" / "card.md").is_symlink()  # it would break when the folder moves
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(runs: Path) -> None:
+    first, second = (wandb_file.about(folder).run_id for folder in offline(runs / "a"))
+    assert first == second == json.loads((runs / "a" / "metrics.json").read_text())["id"]
+    steps = column([row for row in wandb_file.history(offline(runs / "a")[1]) if "train/rec" in row], "trainer/global_step")
+    assert steps == [12, 13]
+
+
+def test_wandb_runs_are_tagged_and_those_of_a_sweep_grouped(runs: Path) -> None:
+    tokenizer, prior = (wandb_file.about(offline(runs / name)[0]) for name in ("a", "b"))
+    assert set(tokenizer.tags) == {"vqgan", "shapes", "ema", "grid=4x4", "K=16"}
+    assert set(prior.tags) == {"prior", "shapes", "ema", "grid=4x4", "K=16", "gpt"}
+    assert (tokenizer.job_type, prior.job_type, tokenizer.run_group) == ("vqgan", "prior", "")
+    points = [wandb_file.about(folder) for point in sorted((runs / "sweeps" / "mine").iterdir()) for folder in offline(point)]
+    assert [point.run_group for point in points] == ["mine", "mine"]
+    assert [{"K=8", "K=16"} & set(point.tags) for point in points] == [{"K=8"}, {"K=16"}]
+    assert len({point.run_id for point in points}) == 2
+
+
+def test_no_secret_is_written_into_a_run_folder(runs: Path) -> None:
+    for file in runs.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+
+
+def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(runs: Path) -> None:
+    [folder] = (runs / "a" / "tensorboard").glob("version_0")
+    board = EventAccumulator(str(folder)).Reload()
+    found = board.Tags()
+    assert set(found["scalars"]) >= TRAIN | VAL
+    assert set(found["images"]) == {"reconstructions", "histogram", "atlas"}
+    assert found["histograms"] == ["val/codes"]
+    assert sum(board.Histograms("val/codes")[-1].histogram_value.bucket) == 16 * 4 * 4
+    shown = Image.open(BytesIO(board.Images("atlas")[-1].encoded_image_string))
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(runs / "a" / "pictures" / "atlas-000012.png")))
+    head, *rows = (runs / "a" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert set(head.split(",")) >= TRAIN | VAL
+    assert len(rows) >= 12
+
+
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_a_finished_run_has_a_card_whose_links_lead_somewhere(runs: Path, run: str) -> None:
+    text = (runs / run / "card.md").read_text()
+    assert "**finished**" in text
+    links = re.findall(r"\]\((.+?)\)", text)
+    assert len(links) >= 5
+    assert all((runs / run / link).is_file() for link in links)
+    assert "python train.py stage=" in text
+    assert "| memory_gib |" in text
+
+
+def test_a_run_that_is_told_to_end_leaves_a_card_that_says_so(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*line("stage=vqgan", *TINY, "trainer.max_steps=100000", "run_dir=a"), "logger=csv"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "a" / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert "not finished" in (tmp_path / "a" / "card.md").read_text()
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    text = (tmp_path / "a" / "card.md").read_text()
+    assert "broke off at step" in text
+    assert "| psnr |" in text

@@ -1,0 +1,136 @@
+"""What is shown of a codebook: how often its codes are used, and what each decodes to."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.images import bars, to_uint8
+from tests.vqgan.test_module import adamw, fit, module, pytestmark
+from tests.vqgan.test_tokenizer import tokenizer
+from vqgan.callbacks import codes
+from vqgan.callbacks.codes import Codes, atlas, by_colour
+from vqgan.clock import Budget, Schedule
+from vqgan.losses.pixel import Pixel
+from vqgan.metrics.codebook import CodebookUse
+from vqgan.module import VQGAN
+from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.none import Plain
+from vqgan.quantizers.residual import Residual
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+
+def test_both_pictures_are_made_after_each_validation_of_all_that_it_counted(tmp_path: Path) -> None:
+    shown = Codes(tmp_path)
+    trained = module(steps=8)
+    fit(trained, [shown])
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [
+        "atlas-000004.png", "atlas-000008.png", "histogram-000004.png", "histogram-000008.png",
+    ]  # fmt: skip
+    assert [file.name for file in shown.files] == ["histogram-000008.png", "atlas-000008.png"]
+
+
+def test_a_bottleneck_without_codes_has_no_pictures_of_them(tmp_path: Path) -> None:
+    made = tokenizer()
+    made.quantizer = Plain(8)
+    fit(VQGAN(made, Pixel(), adamw, Budget(4), Schedule()), [Codes(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_atlas_holds_the_patch_of_each_code_that_its_grid_decodes_to() -> None:
+    made = tokenizer().eval()
+    K, side, f = made.K or 0, made.grid[0], made.f
+    counts = torch.arange(1, K + 1)[None]
+    with torch.no_grad():
+        whole = to_uint8(made.decode_indices(torch.arange(K)[:, None, None].expand(K, side, side)))
+    middle = side // 2 * f
+    wanted = {whole[k, :, middle : middle + f, middle : middle + f].numpy().tobytes() for k in range(K)}
+    sheet = atlas(made, counts)
+    columns = round(K**0.5)
+    scale = sheet.shape[2] // (columns * (f + 1) - 1)
+    small = sheet[:, ::scale, ::scale]
+    cells = [small[:, r : r + f, c : c + f] for r in range(0, columns * (f + 1), f + 1) for c in range(0, columns * (f + 1), f + 1)]
+    assert {cell.contiguous().numpy().tobytes() for cell in cells} == wanted
+
+
+def test_codes_out_of_use_come_last_and_are_faded() -> None:
+    made = tokenizer().eval()
+    counts = torch.zeros(1, made.K or 0, dtype=torch.int64)
+    counts[0, :4] = 7
+    last = atlas(made, counts)[:, -1, -1].float()
+    assert (last >= 191).all()  # 0.75 - 0.25 * 1 = 0.5 of [-1, 1]
+
+
+def test_a_large_codebooks_atlas_has_the_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "MOST", 4)
+    made = tokenizer().eval()
+    seen: list[torch.Tensor] = []
+    decode = made.decode_indices
+    monkeypatch.setattr(made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1])
+    counts = torch.arange(made.K or 0)[None]
+    atlas(made, counts)
+    assert {int(k) for part in seen for k in part.unique()} == set(range((made.K or 0) - 4, made.K or 0))
+
+
+def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tokenizer().eval()
+    made.quantizer = Residual(EMA, K=16, books=3, dim=8).eval()
+    seen: list[torch.Tensor] = []
+    decode = made.decode_indices
+    monkeypatch.setattr(made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1])
+    counts = torch.ones(3, 16, dtype=torch.int64)
+    counts[1, 5] = counts[2, 9] = 10
+    atlas(made, counts)
+    indices = torch.cat(seen)
+    assert sorted(indices[:, 0, 0, 0].tolist()) == list(range(16))
+    assert (indices[..., 1] == 5).all()
+    assert (indices[..., 2] == 9).all()
+
+
+def test_patches_lie_from_dark_to_bright_and_in_a_row_from_blue_to_red() -> None:
+    patches = torch.rand(12, 3, 2, 2) * 2 - 1
+    sheet = by_colour(patches, 4)
+    light = sheet.mean((1, 2, 3)).view(3, 4)
+    assert (light[:-1].max(1).values <= light[1:].min(1).values).all()
+    warmth = (sheet[:, 0] - sheet[:, 2]).mean((1, 2)).view(3, 4)
+    assert (warmth.diff(dim=1) >= 0).all()
+    assert sorted(sheet.sum((1, 2, 3)).tolist()) == sorted(patches.sum((1, 2, 3)).tolist())
+
+
+INK, GROUND = [44, 82, 130], [254, 235, 235]
+
+
+@pytest.mark.parametrize("n", [5, 700, 5000])
+def test_each_count_is_a_bar_and_none_is_a_red_ground(n: int) -> None:
+    counts = torch.cat([torch.full((n - n // 5,), 1), torch.zeros(n // 5, dtype=torch.int64)])
+    counts[0] = 1000 * n
+    sheet = bars(counts, "a caption", width=760, height=100)[:, 24:]
+    assert sheet.shape[1:] == (100, 760)
+    bottom = sheet[:, -1].T.tolist()
+    assert bottom[0] == INK
+    assert bottom[300] == INK  # as little as was counted is seen
+    assert bottom[-10] == GROUND
+    assert sheet[:, 0, 0].tolist() == INK  # the most used reaches the top
+    assert sheet[:, 0, 300].tolist() != INK
+
+
+def test_a_histogram_of_codes_never_used_is_drawn() -> None:
+    sheet = bars(torch.zeros(8), "none", width=80)[:, 24:]
+    assert sheet[:, 50].T.tolist() == [GROUND] * 80
+
+
+def test_the_total_is_of_all_batches_and_changes_nothing() -> None:
+    use = CodebookUse(4, books=2)
+    use.update(torch.tensor([[0, 1], [0, 3]]))
+    use.update(torch.tensor([[2, 3]]))
+    assert use.total().tolist() == [[2, 0, 1, 0], [0, 1, 0, 2]]
+    assert use.compute()["codes_used"] == 2
+
+
+def test_a_picture_of_codes_is_not_black(tmp_path: Path) -> None:
+    shown = Codes(tmp_path)
+    fit(module(steps=4), [shown])
+    assert all(np.asarray(Image.open(file)).std() > 5 for file in shown.files)

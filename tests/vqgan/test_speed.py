@@ -1,0 +1,53 @@
+"""How fast and how large a run is, in its logs."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from tests.vqgan.test_module import fit, module, pytestmark
+from vqgan.callbacks.speed import GIB, Speed, resident
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+
+class Seen(Callback):
+    """A validation that takes 0.3 s, and what was logged of the speed."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_validation_start(self, *_: Any) -> None:
+        time.sleep(0.3)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if "train/images_per_second" in trainer.callback_metrics:
+            self.rates.append(float(trainer.callback_metrics["train/images_per_second"]))
+
+
+def test_throughput_is_of_training_alone_and_memory_is_of_this_process() -> None:
+    seen, speed = Seen(), Speed()
+    trainer = fit(module(steps=12), [speed, seen], log_every_n_steps=1)
+    assert len(seen.rates) == 12
+    assert seen.rates[4] > 4 / 0.3  # a batch of 4, after a validation
+    assert float(trainer.callback_metrics["train/memory_gib"]) == pytest.approx(resident(), rel=0.5)
+    assert speed.peak >= float(trainer.callback_metrics["train/memory_gib"]) > 0.05
+
+
+def test_a_point_counts_all_images_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter(range(0, 1000, 10))
+    monkeypatch.setattr("vqgan.callbacks.speed.time", SimpleNamespace(monotonic=lambda: float(next(moments))))
+    seen = Seen()
+    fit(module(steps=4), [Speed(), seen], log_every_n_steps=3)
+    assert seen.rates[0] == pytest.approx(3 * 4 / 10)
+
+
+def test_resident_memory_follows_what_is_held() -> None:
+    before = resident()
+    held = torch.ones(2**26)
+    assert resident() - before == pytest.approx(2**28 / GIB, rel=0.2)
+    del held

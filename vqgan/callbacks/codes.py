@@ -1,0 +1,79 @@
+"""What the codes of a tokenizer are, and how often each is used."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from data.images import bars, picture, to_uint8
+from vqgan.callbacks.pictures import show, show_histogram
+from vqgan.module import VQGAN
+from vqgan.tokenizer import Tokenizer
+
+MOST = 1_024  # codes in an atlas
+GRID = 7  # codes a side of what is decoded for each
+SHEET = 560  # pixels a side of an atlas, about
+
+
+class Codes(Callback):
+    """After each validation: how often each code was used in it, the most used first, as bars and as a histogram, and an
+    atlas of what the codes decode to. Of several codebooks, the first. Of a bottleneck without codes, nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[Path] = []
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, VQGAN)
+        if module.use is None or trainer.sanity_checking:
+            return
+        counts = module.use.total()  # of all ranks: each must ask
+        if not trainer.is_global_zero:
+            return
+        falling = counts[0].sort(descending=True).values.cpu()
+        K, used, p = len(falling), int((falling > 0).sum()), falling / falling.sum()
+        perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
+        book = "" if len(counts) == 1 else f" of the first of {len(counts)} codebooks"
+        caption = f"{used:,} of {K:,} codes{book} in use, the most used first; perplexity {perplexity:,.1f}"
+        self.files = [
+            show(trainer, bars(falling, caption), self.folder, "histogram", module.step),
+            show(trainer, atlas(module.tokenizer, counts), self.folder, "atlas", module.step),
+        ]
+        show_histogram(trainer, falling, "val/codes", module.step)
+
+
+@torch.no_grad()
+def atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
+    """What each code decodes to, in a nearly square (3, H, W) uint8 picture; `counts` (books, K) say how often each was used.
+
+    A code's patch is the middle of the decoded grid that is full of it. Codes in use lie in rows from dark to bright, in each
+    from blue to red; after them, faded, those that are not. Of more than `MOST` codes, the most used. Of several codebooks
+    the first is shown, each of the others with its most used code.
+    """
+    shown = counts[0].sort(descending=True, stable=True).indices[:MOST]
+    side = min(GRID, *tokenizer.grid)
+    f, middle = tokenizer.f, side // 2 * tokenizer.f
+    made = []
+    for part in shown.split(64):
+        indices = counts.argmax(1).repeat(len(part), side, side, 1)
+        indices[..., 0] = part[:, None, None]
+        x_hat = tokenizer.decode_indices(indices if len(counts) > 1 else indices[..., 0])
+        made.append(x_hat[..., middle : middle + f, middle : middle + f].cpu())
+    patches, used = torch.cat(made), int((counts[0] > 0).sum().clamp(max=MOST))
+    columns = math.ceil(math.sqrt(len(patches)))
+    patches = torch.cat([by_colour(patches[:used], columns), 0.75 + 0.25 * by_colour(patches[used:], columns)])
+    rows = list(to_uint8(patches).split(columns))
+    rows[-1] = torch.cat([rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)])
+    return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
+
+
+def by_colour(patches: Tensor, columns: int) -> Tensor:
+    """Patches (n, C, f, f) in rows of `columns` from dark to bright, those of a row from blue to red."""
+    colours = patches.mean((2, 3))
+    rising = colours.mean(1).argsort(stable=True)
+    warmth = colours[:, 0] - colours[:, -1]
+    rows = [row[warmth[row].argsort(stable=True)] for row in rising.split(columns)]
+    return patches[torch.cat(rows)] if rows else patches
