@@ -54,7 +54,8 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
         f"All settings are in [config.yaml](config.yaml), all starts in [record.jsonl](record.jsonl){series(folder)}.",
     ]
     file = folder / CARD
-    file.write_text("\n\n".join(part for part in parts if part and not part.endswith("\n\n")) + "\n")
+    full = [part for part in parts if part and not part.endswith("\n\n")]  # no heading over nothing
+    file.write_text("\n\n".join(full) + "\n")
     return file
 
 
