@@ -225,7 +225,7 @@ def fit(
 
     A module without anything to train is validated alone. Of a run that breaks off the card says what was known.
     """
-    speed = Speed()
+    speed, prune = Speed(), next((made for made in callbacks if isinstance(made, Prune)), None)
     trainer = make_trainer(config.trainer, folder, [*callbacks, speed], made)
 
     def figures(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def fit(
             "precision": str(trainer.precision),
             "device": trainer.strategy.root_device.type,
             "devices": trainer.world_size,
-            **{"pruned_at": made.pruned_at for made in callbacks if isinstance(made, Prune)},
+            **({"pruned_at": prune.pruned_at} if prune else {}),
         }
 
     try:
@@ -258,13 +258,14 @@ def fit(
 
 @contextmanager
 def loggers(config: DictConfig, folder: Path, tags: Sequence[str] = ()) -> Iterator[list[Logger]]:
-    """The loggers that the config names, writing below `folder`, closed at the end whatever happens; where runs can be found
-    by tags, by these too."""
+    """The loggers that the config names, writing below `folder`, closed at the end whatever happens; those that know runs by
+    an id and find them by tags are told these of this run."""
     made: list[Logger] = []
     failed = True
     try:
         for logger in (config.logger or {}).values():
-            more = {"tags": [*logger.tags, *tags]} if "tags" in logger else {}
+            own = {"id": config.id, "job_type": config.stage}
+            more = {**own, "tags": [*logger.tags, *tags]} if "tags" in logger else {}
             made.append(instantiate(logger, save_dir=str(folder), **more))
             made[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         yield made

@@ -21,6 +21,12 @@ from vqgan.tokenizer import Tokenizer
 ALONE = Fabric(accelerator="cpu", devices=1)
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every machine, also where the program would choose bf16."""
+    monkeypatch.setattr("vqgan.run.precision", lambda: "32-true")
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Noise:
     return Noise(16, cache="ram", cache_dir=str(tmp_path))

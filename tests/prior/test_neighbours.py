@@ -9,6 +9,12 @@ from tests.vqgan.test_module import Noise
 from tests.vqgan.test_tokenizer import tokenizer
 
 
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every machine, also where the program would choose bf16."""
+    monkeypatch.setattr("vqgan.run.precision", lambda: "32-true")
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Noise:
     """24 training images of noise, and the same for validation."""

@@ -74,7 +74,7 @@ def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story)
         title = point.find("title")
         assert title is not None
         assert title.text is not None
-        assert title.text.splitlines()[-1].startswith("python train.py -m stage=vqgan")
+        assert title.text.splitlines()[-1].startswith("python train.py stage=vqgan model.grid=")
     every = [node.get("id") for node in drawing.iter() if node.get("id")]
     assert len(every) == len(set(every))
 
