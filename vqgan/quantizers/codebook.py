@@ -32,8 +32,8 @@ class Codebook(Quantizer):
     temperature   above 0, codes are drawn in training with p = softmax(-d^2 / temperature) (Lee et al. 2022, RQ-VAE, eq. 10)
     entropy       regularises the assignments; holds n x K distances while its weight is above 0
     kmeans        the codes start as the k-means of the first encoder outputs
-    revive        a code whose running count is under this share of the average is dead and moves to where outputs are; the
-                  share falls with the learning rate, or codes would go on moving when the networks no longer follow
+    revive        a code whose running count is under this share of the average is dead and moves to where outputs are; from a
+                  fifth of the peak learning rate on the share falls with it, for networks no longer follow moving codes then
     split         to the point this share of the way from another code to an output of its cluster; 1, the output itself,
                   is Jukebox's rule (Dhariwal et al. 2020, section 3.1). In many dimensions that rule wins a code almost
                   nothing, since points of a cluster lie closer to its centre than to each other; a small step wins up to
@@ -122,6 +122,7 @@ class Codebook(Quantizer):
             centres, counts = lloyd(z, self.K)
             self.place(slice(None), from_first_rank(centres), from_first_rank(counts * self.K / len(z)).clamp(min=0.1))
 
+    @float32
     @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
@@ -131,7 +132,7 @@ class Codebook(Quantizer):
         share = self.K / counts.sum()  # a count of 1 is the average, whatever the batch and the grid
         self.counts.lerp_(counts * share, 1 - self.decay)
         self.follow(z, indices, share)
-        dead = (self.counts < self.revive * rate).nonzero()[:, 0]  # the same on every rank, as the counts are
+        dead = (self.counts < self.revive * min(1.0, 5 * rate)).nonzero()[:, 0]  # the same on every rank, as the counts are
         picked = torch.randint(len(z), (len(dead),), device=z.device)
         fresh = self.codes()[indices[picked]].lerp(z[picked], self.split)
         fresh = from_first_rank(fresh)  # always, also of none: no rank waits for another

@@ -122,8 +122,8 @@ def test_revival_replaces_dead_codes_of_vq_by_encoder_outputs_under_jukeboxs_rul
     assert torch.equal(quantizer.counts[4:], torch.ones(K - 4))
 
 
-@pytest.mark.parametrize(("rate", "moved"), [(1.0, True), (0.1, False)])
-def test_a_code_is_dead_the_sooner_the_higher_the_learning_rate(rate: float, moved: bool) -> None:
+@pytest.mark.parametrize(("rate", "moved"), [(1.0, True), (0.2, True), (0.05, False)])
+def test_codes_rest_at_the_end_of_the_learning_rate(rate: float, moved: bool) -> None:
     quantizer = EMA(K, DIM, revive=0.5, kmeans=False)
     before = quantizer.codebook[5].clone()
     quantizer.place(torch.tensor([5]), before[None], torch.tensor([0.2]))  # of an average of 1

@@ -110,6 +110,18 @@ class TestContract:
         assert quantizer.updates == 3
         assert all(value.isfinite().all() for value in quantizer.state_dict().values())
 
+    def test_an_update_under_bf16_autocast_is_the_same_update(self, way: str) -> None:
+        states = []
+        for cast in (False, True):
+            torch.manual_seed(1)
+            quantizer = made(way).eval()  # in training dropout and drawn codes would differ
+            q = quantizer(z(quantizer, 8))
+            torch.manual_seed(2)
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                quantizer.update(q)
+            states.append(state(quantizer))
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
     def test_a_batch_in_another_order_gives_the_same_codes(self, way: str) -> None:
         quantizer = made(way).eval()
         x, order = z(quantizer, 5), torch.tensor([3, 1, 4, 0, 2])
