@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -116,6 +116,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
         if batch_size < 1:
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.between: list[Callable[[L.Trainer], None]] = []  # what is done between two updates
         self._splits: dict[str, Any] = {}
 
     @abstractmethod
@@ -131,6 +132,14 @@ class BatchDataModule(L.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         self.split("train")
         self.split("val")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Between two updates: Lightning's only hook after the logs and the validation of the one, and before anything of the
+        next, were it a random number."""
+        if self.trainer is not None and self.trainer.training:
+            for act in self.between:
+                act(self.trainer)
+        return batch
 
     @property
     def _ranks(self) -> tuple[int, int]:
