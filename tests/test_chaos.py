@@ -122,7 +122,9 @@ def life(machine: Machine, words: list[str], folder: Path, moments: random.Rando
             return killed, saving
         assert code == -signal.SIGKILL, machine.output.read_text()[-3000:]
         killed, saving = killed + 1, saving + caught
-    machine.finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}-anew"])
+    if not begun(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    machine.finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
     return killed, saving
 
 
@@ -138,8 +140,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machin
         folder, lives = Path(f"chaos-{stage}-{lives}"), lives + 1
         kills = life(machine, words, folder, moments, seconds, KILLS - killed)
         killed, while_writing = killed + kills[0], while_writing + kills[1]
-        if begun(folder):
-            compare(whole, folder)
+        compare(whole, folder)
     assert while_writing >= 2
 
 
@@ -156,3 +157,38 @@ def compare(whole: Path, chaos: Path) -> None:
     assert names[0] == names[1]
     told = [file.read_text() if (file := folder / "doctor.txt").is_file() else None for folder in (whole, chaos)]
     assert told[0] == told[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
+    machine: Machine, number: signal.Signals, code: int
+) -> None:
+    folder = Path(f"told-{code}")
+    process = machine.start(
+        ["stage=vqgan", f"run_dir={folder}", *TINY_GAN, "trainer.max_steps=100000", "trainer.save_every=100000"]
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(folder.rglob("metrics.csv")):
+        time.sleep(0.01)
+    os.kill(process, number)
+    assert machine.wait() == code
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
+    assert step >= 1
+    said = machine.output.read_text()
+    assert f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n" in said
+    machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
+    assert [int(row["step"]) for row in series(folder) if row["train/rec"]] == list(range(step + 2))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_after_its_point_is_saved(machine: Machine) -> None:
+    words = ["-m", "stage=vqgan", "sweep=mine", "seed=0,1", *TINY_GAN, "trainer.max_steps=100000"]
+    process, first = machine.start(words), Path("runs/sweeps/mine/0_seed-0")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (first / "checkpoints/last.ckpt").is_file():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGINT)
+    assert machine.wait() == 130
+    assert not Path("runs/sweeps/mine/1_seed-1").exists()
+    assert "saved; the same command again goes on with the sweep" in machine.output.read_text()
