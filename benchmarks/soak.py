@@ -86,7 +86,7 @@ def soak(words: Sequence[str], folder: Path, steps: int, run: str) -> dict[str, 
     return {
         "memory_gib": round(median(end), 4),
         "growth": round(median(end) / median(warm) - 1, 4),
-        "open_files": [median(open_files[:middle]), median(open_files[middle:])],  # one more while something is saved
+        "open_files": [median(open_files[:middle]), median(open_files[middle:])],
         "processes_left": len(alive(seen)),
         "shared_memory_left": len(shared() - before),
     }

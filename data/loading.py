@@ -1,6 +1,7 @@
 """Endless shuffled batches that can start anywhere, and the datamodule that both stages build on."""
 
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _patient(_: int) -> None:
+    """A signal to all processes of a run is for the first one: it ends its readers when it needs them no more. Two SIGTERMs are
+    meant for the reader."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 def _whole(batch: Any) -> Any:
     return batch
 
@@ -153,6 +162,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_whole,
+            worker_init_fn=_patient,
             generator=torch.Generator().manual_seed(self.seed),  # or the loader would draw from the model's stream
         )
 

@@ -22,6 +22,7 @@ if __name__ == "__main__":
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             continue
+        os.setpgrp()
         os.dup2(2, 1)  # what a run says is not for its parent's reader
         sys.argv = [str(ROOT / "train.py"), *json.loads(line)]
         train.main()

@@ -160,18 +160,18 @@ def compare(whole: Path, chaos: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
-    machine: Machine, number: signal.Signals, code: int
+    machine: Machine, number: signal.Signals, code: int, workers: int
 ) -> None:
-    folder = Path(f"told-{code}")
-    process = machine.start(
-        ["stage=vqgan", f"run_dir={folder}", *TINY_GAN, "trainer.max_steps=100000", "trainer.save_every=100000"]
-    )
+    folder = Path(f"told-{code}-{workers}")
+    more = [f"data.num_workers={workers}", "trainer.max_steps=100000", "trainer.save_every=100000"]
+    process = machine.start(["stage=vqgan", f"run_dir={folder}", *TINY_GAN, *more])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(folder.rglob("metrics.csv")):
         time.sleep(0.01)
-    os.kill(process, number)
+    os.killpg(process, number)  # as a terminal and a scheduler do it, to the readers of data too
     assert machine.wait() == code
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
     assert step >= 1

@@ -97,7 +97,10 @@ def to_go_on(folder: Path) -> Path:
         return last
     if not previous.is_file() or damage(previous):
         if not last.is_file() and not previous.is_file():
-            raise InputError(f"{folder} has no checkpoint to go on from, for it ended before its first; start the run again")
+            raise InputError(
+                f"{folder} has no checkpoint to go on from, for it ended before its first; start the run again "
+                "with the command in its card.md"
+            )
         raise InputError(f"{last} is damaged ({wrong}), and {previous} can't take its place; start the run again")
     tell(f"{last} can't be used ({wrong}): the run goes on from {previous}")
     with suppress(FileNotFoundError):  # missing, or another process of this run was first

@@ -109,7 +109,8 @@ def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = 
         folder.mkdir(parents=True, exist_ok=True)
         moment = datetime.now().isoformat(timespec="seconds")
         if not config.resume:
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+            (folder / "config.tmp").write_text(OmegaConf.to_yaml(config, resolve=True))
+            os.replace(folder / "config.tmp", folder / "config.yaml")  # half a config would be that of another run
         with (folder / "record.jsonl").open("a") as lines:
             lines.write(json.dumps({"time": moment, **origin(), **({"data": data} if data else {})}) + "\n")
         if not config.resume:

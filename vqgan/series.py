@@ -92,6 +92,7 @@ class Series(Logger):
                 self._replace(sorted({name for row in rows for name in row}), [row for row in rows if counts(row)])
             except OSError as error:
                 tell(f"{self.file} can't be written ({error.strerror or error}): it will hold some steps twice")
+                return
             for file in later:
                 if file != self.file:
                     file.rename(file.with_name("merged.csv"))

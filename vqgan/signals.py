@@ -78,13 +78,15 @@ class Signals(Callback):
         if number == signal.SIGINT:
             if self.asked == signal.SIGINT:
                 raise StopNow(CODES[signal.SIGINT])
-            os.write(2, b"\nthe update is finished and saved; Ctrl-C again stops now, without that\n")
+            os.write(2, b"\nthe run ends after this update, and is saved; Ctrl-C again ends it now\n")
         self.asked = signal.Signals(number)
 
     def between(self, trainer: L.Trainer) -> None:
         if trainer.world_size > 1:  # not all may have it, or not at the same update
+            if not trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
+                return
             numbers = [number for number in CODES if trainer.strategy.reduce_boolean_decision(self.asked == number, all=False)]
-            self.asked = numbers[0] if numbers else None
+            self.asked = numbers[0]
         if self.asked is not None:
             if self.asked == signal.SIGUSR1 and self._requeue is not None:
                 self._requeue(self.asked, None)
