@@ -171,8 +171,13 @@ def save_whole(content: Any, file: Path, previous: Path | None = None) -> None:
             torch.save(content, opened)
             opened.flush()
             os.fsync(opened.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # it may be what fills the disk
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()  # it may be what fills the disk
+        if isinstance(error, RuntimeError) and isinstance(
+            error.__context__, OSError
+        ):  # torch's writer stumbles on over a full disk
+            raise error.__context__ from None
         raise
     if previous is not None and file.exists():
         os.replace(file, previous)

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,19 @@ def test_a_disk_that_has_room_again_at_the_end_gets_the_last_state(tmp_path: Pat
     trained(tmp_path, monkeypatch, Full(5, 2))
     assert read(tmp_path, "vqgan")["clock"]["step"] == 8
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_outgrows_the_disk_is_an_error_of_the_system_and_leaves_the_old_one(tmp_path: Path) -> None:
+    file, limits = tmp_path / "x.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_whole({"a": 1}, file)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_whole({"a": [torch.zeros(20_000) for _ in range(3)]}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(file, weights_only=True) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
 
 
 def test_part_takes_a_prefix_and_nothing_that_begins_alike() -> None:
