@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError, explain
-from vqgan.sweep import TERMINATED, point
+from vqgan.sweep import INTERRUPTED, TERMINATED, point
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:
@@ -65,6 +65,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here whole, not printed by Hydra
     try:
         job()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sentence = explain(error, settings)
         if sentence is None:

@@ -1,8 +1,9 @@
 """Endless shuffled batches that can start anywhere, and the datamodule that both stages build on."""
 
 import os
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -99,6 +100,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _patient(_: int) -> None:
+    """A signal to all processes of a run is for the first one: it ends its readers when it needs them no more. Two SIGTERMs are
+    meant for the reader."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 def _whole(batch: Any) -> Any:
     return batch
 
@@ -116,6 +125,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
         if batch_size < 1:
             raise InputError(f"data.batch_size={batch_size} must be at least 1")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.between: list[Callable[[L.Trainer], None]] = []  # what is done between two updates
         self._splits: dict[str, Any] = {}
 
     @abstractmethod
@@ -132,6 +142,14 @@ class BatchDataModule(L.LightningDataModule, ABC):
         self.split("train")
         self.split("val")
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Between two updates: Lightning's only hook after the logs and the validation of the one, and before anything of the
+        next, were it a random number."""
+        if self.trainer is not None and self.trainer.training:
+            for act in self.between:
+                act(self.trainer)
+        return batch
+
     @property
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -144,6 +162,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=_whole,
+            worker_init_fn=_patient,
             generator=torch.Generator().manual_seed(self.seed),  # or the loader would draw from the model's stream
         )
 

@@ -1,6 +1,9 @@
 """What is said on the terminal while a program works: once, however many processes it has, and never on standard output."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -11,6 +14,15 @@ def tell(sentence: str) -> None:
     from lightning.fabric.utilities.rank_zero import rank_zero_only  # here, for it imports torch, which a store can do without
 
     rank_zero_only(tqdm.write)(sentence, file=sys.stderr)
+
+
+@contextmanager
+def spared(file: Path) -> Iterator[None]:
+    """Inside, a file is written that no run should die for: where it can't be, that is said and the program goes on."""
+    try:
+        yield
+    except OSError as error:
+        tell(f"{file} can't be written ({error.strerror or error}): the run goes on without it")
 
 
 def patience() -> float:

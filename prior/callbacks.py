@@ -70,6 +70,7 @@ class Doctor(Alarms):
         self.unigram = math.inf
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
         p = data.some("train", MOST)[0].flatten().bincount().double()

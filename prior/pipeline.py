@@ -29,7 +29,7 @@ def chain(config: DictConfig) -> dict[str, Any]:
 
     With resume=<folder>, or in a sweep that is started again, what is finished is left out and what broke off goes on.
     """
-    config = settled(config, Path("config.yaml"))
+    config = settled(config, chain=True)
     parts = split(config)
     title = checked(parts)
     folder = open_folder(config, title)

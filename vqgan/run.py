@@ -31,12 +31,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
 from data.loading import BatchDataModule
-from data.terminal import tell
+from data.terminal import spared, tell
 from vqgan.callbacks.prune import Prune
 from vqgan.callbacks.speed import GIB, Speed
-from vqgan.card import write_card
-from vqgan.checkpoint import LAST, find
+from vqgan.card import CARD, write_card
+from vqgan.checkpoint import to_go_on
 from vqgan.clock import Budget, Clocked
+from vqgan.signals import Signals, Stop, StopNow
 from vqgan.sweep import difference, sweep_folder
 from vqgan.tokenizer import Tokenizer
 
@@ -50,10 +51,10 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
+def settled(config: DictConfig, chain: bool = False) -> DictConfig:
     """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger.
 
-    `needed` is the file without which such a run can't go on."""
+    Such a run needs a checkpoint to go on from; a `chain` of runs looks for those of its links itself."""
     device(config.trainer.accelerator)
     if config.trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
@@ -68,7 +69,6 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
-    find(Path(config.resume) / needed)
     before = OmegaConf.load(file)
     assert isinstance(before, DictConfig)
     if before.stage != config.stage:
@@ -79,6 +79,8 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
         raise InputError(
             f"resume continues {config.resume} as it was, so {frozen[0]} can't change; only trainer.* and logger.* can"
         )
+    if not chain:
+        to_go_on(Path(config.resume))
     OmegaConf.set_struct(before, True)
     for override in mine:
         key = override.split("=")[0]
@@ -107,7 +109,8 @@ def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = 
         folder.mkdir(parents=True, exist_ok=True)
         moment = datetime.now().isoformat(timespec="seconds")
         if not config.resume:
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+            (folder / "config.tmp").write_text(OmegaConf.to_yaml(config, resolve=True))
+            os.replace(folder / "config.tmp", folder / "config.yaml")  # half a config would be that of another run
         with (folder / "record.jsonl").open("a") as lines:
             lines.write(json.dumps({"time": moment, **origin(), **({"data": data} if data else {})}) + "\n")
         if not config.resume:
@@ -226,7 +229,8 @@ def fit(
     A module without anything to train is validated alone. Of a run that breaks off the card says what was known.
     """
     speed, prune = Speed(), next((made for made in callbacks if isinstance(made, Prune)), None)
-    trainer = make_trainer(config.trainer, folder, [*callbacks, speed], made)
+    signals = Signals()
+    trainer = make_trainer(config.trainer, folder, [*callbacks, speed, signals], made)
 
     def figures(found: Mapping[str, Any]) -> dict[str, Any]:
         samples = module.step * data.batch_size * trainer.world_size
@@ -246,14 +250,26 @@ def fit(
         }
 
     try:
-        if any(p.requires_grad for p in module.learned.parameters()):
-            trainer.fit(module, data, ckpt_path=str(Path(config.resume) / LAST) if config.resume else None)
-        [found] = trainer.validate(module, data, verbose=False)
+        with signals:
+            if any(p.requires_grad for p in module.learned.parameters()):
+                trainer.fit(module, data, ckpt_path=str(to_go_on(Path(config.resume))) if config.resume else None)
+            [found] = trainer.validate(module, data, verbose=False)
     except BaseException as error:  # the end of a scheduler's patience, too
+        if isinstance(error, Stop | StopNow):
+            tell(f"stopped at step {module.step}{', saved' if isinstance(error, Stop) else ''}; {again(folder)}")
         reason = " ".join(f"{type(error).__name__} {error}".split())
         hand_in(folder, figures(trainer.callback_metrics), made, f"broke off at step {module.step}: {reason}")
         raise
     return figures(found)
+
+
+def again(folder: Path) -> str:
+    """How to go on with the run in a folder, itself or as a part of a pipeline's or a sweep's, for a person to read."""
+    whole = folder.parent if (folder.parent / "config.yaml").is_file() else folder
+    if sweep_folder():
+        return "the same command again goes on with the sweep"
+    stage = OmegaConf.load(whole / "config.yaml").stage
+    return f"go on with: python train.py stage={stage} {shlex.quote(f'resume={whole}')}"
 
 
 @contextmanager
@@ -341,8 +357,10 @@ def _in_netrc(host: str) -> bool:
 @rank_zero_only
 def hand_in(folder: Path, figures: dict[str, Any], made: Sequence[Logger], outcome: str) -> None:
     """Write the run's card and give it, and the figures, to the loggers that take such things."""
-    card = write_card(folder, figures, outcome)
-    for logger in made:
+    card = folder / CARD
+    with spared(card):
+        write_card(folder, figures, outcome)
+    for logger in made if card.is_file() else ():
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("card", card.read_text())
         elif isinstance(logger, WandbLogger) and not logger.experiment.disabled:
@@ -356,6 +374,9 @@ def write_result(folder: Path, result: dict[str, Any], made: Sequence[Logger] = 
     """metrics.json of the run, its final figures, and its card; both to the loggers too."""
     hand_in(folder, result, made, "finished")
     temporary = folder / "metrics.json.tmp"  # a file of this name is what says that a run is finished
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, folder / "metrics.json")
+    try:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(temporary, folder / "metrics.json")
+    except OSError as error:
+        raise InputError(f"{folder / 'metrics.json'} can't be written ({error.strerror or error}): {json.dumps(result)}") from error
     return result

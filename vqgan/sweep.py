@@ -26,7 +26,8 @@ from data.terminal import tell
 Run = Callable[[DictConfig], dict[str, Any] | None]
 
 APART = ("id", "resume", "run_dir", "sweep", "objective")  # settings that make no other run of it
-TERMINATED = 143  # the exit code of a program ended by SIGTERM
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # what a run can go on from
+INTERRUPTED, TERMINATED = 130, 143  # the exit codes of a program ended by Ctrl-C and by SIGTERM
 LONGEST = 120  # characters of a folder's name that say which point it is of
 _slots: list[FileLock] = []  # this process's share of the GPUs, held until it ends
 
@@ -142,7 +143,7 @@ def once(run: Run, config: DictConfig, folder: Path) -> dict[str, Any] | None:
             tell(f"{folder}: finished before")
             figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
             return figures
-        if any(folder.rglob("checkpoints/last.ckpt")):
+        if any(found for name in CHECKPOINTS for found in folder.rglob(f"checkpoints/{name}")):
             tell(f"{folder}: goes on")
             config.resume = str(folder)
         else:  # nothing to go on from; what there is may still tell somebody why

@@ -1,5 +1,7 @@
+import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,26 @@ from omegaconf import OmegaConf
 
 from data.errors import InputError
 from tests.test_house import config
-from vqgan.checkpoint import FORMAT, build, find, header, load_tokenizer, part, read, save_whole, tokenizer_from
+from tests.vqgan.test_module import fit, module, pytestmark
+from vqgan.checkpoint import (
+    BEST,
+    FORMAT,
+    LAST,
+    PREVIOUS,
+    Best,
+    Checkpoints,
+    build,
+    find,
+    header,
+    load_tokenizer,
+    part,
+    read,
+    save_whole,
+    to_go_on,
+    tokenizer_from,
+)
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 SMALL = ["stage=vqgan", "data.image_size=16", "model.grid=4", "model.width=8", "quantizer.K=16", "quantizer.dim=8"]
 
@@ -116,6 +137,106 @@ def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="pickle"):
         save_whole({"a": lambda: 0}, file)
     assert torch.load(file, weights_only=True) == {"a": 1}
+
+
+def flipped(file: Path) -> None:
+    """One bit of a weight; torch.load does not notice."""
+    content = bytearray(file.read_bytes())
+    weight = max(torch.load(file, weights_only=True)["state_dict"].values(), key=torch.numel)
+    content[content.index(weight.contiguous().numpy().tobytes()[:64])] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn", "missing"])
+def test_the_one_before_is_used_where_the_last_is_damaged(run: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
+    content = read(run, "vqgan")
+    save_whole(content | {"n": 2}, run / LAST, run / PREVIOUS)
+    {
+        "flipped": lambda: flipped(run / LAST),
+        "torn": lambda: (run / LAST).write_bytes((run / LAST).read_bytes()[:-100]),
+        "missing": lambda: (run / LAST).unlink(),  # killed between two renames
+    }[how]()
+    assert "n" not in read(run, "vqgan")
+    assert ("last.ckpt is damaged" in capsys.readouterr().err) == (how != "missing")
+    assert to_go_on(run) == run / PREVIOUS
+    assert capsys.readouterr().err.count("the run goes on from") == 1
+    assert (run / "checkpoints" / "damaged.ckpt").exists() == (how != "missing"), "or the next save would keep it as the previous"
+
+
+def test_a_run_without_a_whole_checkpoint_is_to_be_started_again(run: Path, tmp_path: Path) -> None:
+    flipped(run / LAST)
+    with pytest.raises(InputError, match="start the run again"):
+        to_go_on(run)
+    (run / LAST).unlink()
+    with pytest.raises(InputError, match="ended before its first; start the run again"):
+        to_go_on(run)
+
+
+def test_a_damaged_best_is_told_and_the_last_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / BEST).write_bytes((run / LAST).read_bytes())
+    flipped(run / BEST)
+    load_tokenizer(run)
+    assert "best.ckpt is damaged" in capsys.readouterr().err
+    assert Best(run, {"stage": "vqgan"}, "val/psnr").step == 0
+
+
+class Full:
+    """A disk without room from one save on, for some saves."""
+
+    def __init__(self, first: int, n: int) -> None:
+        self.calls, self.refused, self.fsync = 0, range(first, first + n), os.fsync
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += 1
+        if self.calls in self.refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.fsync(descriptor)
+
+
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, full: Full) -> None:
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "elsewhere"))
+    fit(module(), [Checkpoints(folder, header("vqgan", config("stage=vqgan")), 3, pauses=(0, 0))])  # 8 steps: 3, 6, and the end
+
+
+def test_a_full_disk_is_told_and_the_next_save_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path, monkeypatch, Full(3, 1))  # a save is a file's and a folder's
+    told = capsys.readouterr().err
+    assert "step 6:" in told
+    assert "can't be written (No space left on device); the last one is of step 3, and the run goes on" in told
+    assert read(tmp_path, "vqgan")["clock"]["step"] == 8
+    assert read(tmp_path / PREVIOUS, "vqgan")["clock"]["step"] == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_last_state_is_tried_again_and_then_put_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"the run's last state is in .*elsewhere.*last\.ckpt: move it to"):
+        trained(tmp_path, monkeypatch, Full(5, 3))
+    [elsewhere] = (tmp_path / "elsewhere").rglob("last.ckpt")
+    assert read(elsewhere, "vqgan")["clock"]["step"] == 8
+    assert read(tmp_path, "vqgan")["clock"]["step"] == 6
+
+
+def test_a_disk_that_has_room_again_at_the_end_gets_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path, monkeypatch, Full(5, 2))
+    assert read(tmp_path, "vqgan")["clock"]["step"] == 8
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_outgrows_the_disk_is_an_error_of_the_system_and_leaves_the_old_one(tmp_path: Path) -> None:
+    file, limits = tmp_path / "x.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_whole({"a": 1}, file)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_whole({"a": [torch.zeros(20_000) for _ in range(3)]}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(file, weights_only=True) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
 
 
 def test_part_takes_a_prefix_and_nothing_that_begins_alike() -> None:

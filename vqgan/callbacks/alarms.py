@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from data.terminal import tell
+from data.terminal import spared, tell
 from vqgan.clock import Clocked
 from vqgan.quantizers.base import whole
 
@@ -58,8 +58,17 @@ class Alarms(Callback):
         self.said.append(sentence)
         if trainer.is_global_zero:
             tell(f"doctor: {sentence}")
-            with (Path(trainer.default_root_dir) / "doctor.txt").open("a") as lines:
-                lines.write(sentence + "\n")
+            self.write(trainer)
+
+    def write(self, trainer: L.Trainer) -> None:
+        """doctor.txt with what was said in this run: not what it said after the checkpoint that it goes on from."""
+        file = Path(trainer.default_root_dir) / "doctor.txt"
+        with spared(file):
+            file.write_text("".join(sentence + "\n" for sentence in self.said))
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero and (Path(trainer.default_root_dir) / "doctor.txt").is_file():
+            self.write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"said": self.said, "looked": self._looked, "signs": self._signs}

@@ -58,7 +58,7 @@ class Average(Callback):
             self.values[name].copy_(kept)
         self._swapped = not self._swapped
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.values:
             self.swap(module)
 

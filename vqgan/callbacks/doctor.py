@@ -35,6 +35,7 @@ class Doctor(Alarms):
         self.least_used, self.factor, self.least_share = least_used, factor, least_share
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._codes: CodebookUse | None = None
+        self._counts: Tensor | None = None  # those of the codes when a checkpoint was made
         self.counted: dict[str, float] = {}  # the figures of the last count of the codes
         self._collapse: Sign | None = None  # what the last count of the codes said
         self._usual: float | None = None  # lambda when the gate was first fully open
@@ -43,10 +44,13 @@ class Doctor(Alarms):
         assert isinstance(module, VQGAN)
         for name, value in module.vitals.items():
             total, n = self._sums.get(name, (value * 0, 0))
-            self._sums[name] = total + value, n + 1
+            self._sums[name] = total.to(value.device) + value, n + 1
         module.vitals.clear()
         if module.use is not None and outputs["indices"] is not None:
-            self._codes = self._codes or CodebookUse(module.use.K, module.use.books).to(module.device)
+            if self._codes is None:
+                self._codes = CodebookUse(module.use.K, module.use.books).to(module.device)
+                if self._counts is not None:
+                    self._codes.counts.copy_(self._counts)
             self._codes.update(outputs["indices"])
         super().on_train_batch_end(trainer, module)
         if module.step % self.every == 0:
@@ -131,3 +135,19 @@ class Doctor(Alarms):
                     f"the loss term {name} is without influence: it has {share:.1g} of the gradient at the reconstruction",
                     f"a larger {setting}, or leave the term out",
                 )
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "sums": self._sums,
+            "counts": self._counts if self._codes is None else self._codes.counts.clone(),
+            "counted": self.counted,
+            "collapse": self._collapse and (self._collapse.name, self._collapse.seen, self._collapse.cure),
+            "usual": self._usual,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "sums" in state_dict:  # a checkpoint of an earlier version has none of these
+            self._sums, self._counts, self.counted = (state_dict[name] for name in ("sums", "counts", "counted"))
+            self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
+            self._usual = state_dict["usual"]

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from data.datamodule import ImageDataModule
 from data.images import picture, save_picture, to_uint8
+from data.terminal import spared
 from vqgan.module import VQGAN
 
 
 def show(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) -> Path:
     """Save a (3, H, W) uint8 picture as folder/name-<step>.png and hand it to every logger that takes images."""
-    file = save_picture(sheet, folder / f"{name}-{step:06d}.png")
+    file = folder / f"{name}-{step:06d}.png"
+    with spared(file):
+        save_picture(sheet, file)
     for logger in trainer.loggers:  # as uint8: of floats W&B makes a black picture
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, sheet.numpy(), step)

@@ -2,14 +2,16 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from data.errors import InputError
-from data.terminal import tell
+from data.terminal import spared, tell
 from vqgan.clock import Clocked
 from vqgan.quantizers.base import between, whole
 from vqgan.sweep import sweep_folder
@@ -33,6 +35,7 @@ class Prune(Callback):
         whole("callbacks.prune.least", least, 1, "other run")
         self.figure, self.sign, self.warmup, self.least = figure, DIRECTIONS[direction], warmup, least
         self.pruned_at: int | None = None
+        self._judged = 0  # the step of the last validation
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Clocked)
@@ -43,12 +46,31 @@ class Prune(Callback):
         if self.figure not in known:
             raise InputError(f"callbacks.prune.figure={self.figure} is not found by validation; there is {', '.join(known)}")
         series, progress = Path(trainer.default_root_dir) / SERIES, module.now.progress
+        self._judged = module.step
         if trainer.is_global_zero:
-            with series.open("a") as lines:
+            with spared(series), series.open("a") as lines:
                 lines.write(json.dumps({"step": module.step, "progress": progress, self.figure: known[self.figure]}) + "\n")
         worse = trainer.is_global_zero and progress >= self.warmup and self.is_worse(sweep, series, progress)
         if trainer.strategy.reduce_boolean_decision(worse, all=False) and progress < 1:
             self.pruned_at, trainer.should_stop = module.step, True
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Forget what a resumed run found after the checkpoint that it goes on from, for it will find that again."""
+        assert isinstance(module, Clocked)
+        series = Path(trainer.default_root_dir) / SERIES
+        if trainer.is_global_zero and series.is_file():
+            rows = [line for line in series.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in rows if json.loads(line)["step"] <= self._judged]
+            with spared(series):
+                temporary = series.with_suffix(".tmp")
+                temporary.write_text("".join(line + "\n" for line in kept))
+                os.replace(temporary, series)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"judged": self._judged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._judged = state_dict["judged"]
 
     def is_worse(self, sweep: Path, series: Path, progress: float) -> bool:
         """Whether this run's best up to `progress` is under the median of the others', where there are enough of them."""
@@ -56,7 +78,8 @@ class Prune(Callback):
         others = [path.joinpath(*deeper) for path in sweep.iterdir() if path.name != point and not path.name.startswith(".")]
         bests = [best for file in others if (best := self.best(file, progress)) is not None]
         mine = self.best(series, progress)
-        assert mine is not None
+        if mine is None:  # it could not be written
+            return False
         if len(bests) < self.least or mine >= median(bests):
             return False
         tell(

@@ -1,0 +1,194 @@
+"""Runs that are killed at any moment, resumed, and killed again end as if nothing had been."""
+
+import csv
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TINY_GAN, TINY_PRIOR
+
+ROOT = Path(__file__).parents[1]
+TIMED = ("images_per_second", "memory_gib", "seconds", "run", "id", "pictures")  # what no two runs have alike
+KILLS = 10  # of each stage
+LONGER = ["trainer.max_steps=36", "trainer.val_every=5", "trainer.save_every=3", "callbacks.doctor.every=4"]
+STAGES = {
+    "vqgan": [*TINY_GAN, "loss.gate.start=4", "loss.gate.ramp=4", "loss.gate.warmup=2", "loss.codes_rest=false"],
+    "prior": [*TINY_PRIOR, "ckpt=tokenizer", "prior.dropout=0.1", "callbacks.doctor.patience=1"],
+}
+
+
+class Machine:
+    """Starts runs, one at a time, by forks of a process that has imported the program once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output.txt"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        line = [sys.executable, str(ROOT / "tests" / "forks.py")]
+        with self.output.open("w") as output:
+            self.server = subprocess.Popen(
+                line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, bufsize=1, env=environment
+            )
+        assert self.server.stdin
+        assert self.server.stdout
+        self.tell, self.told = self.server.stdin, self.server.stdout
+
+    def start(self, words: list[str]) -> int:
+        """The id of the process that makes this run."""
+        self.tell.write(json.dumps(words) + "\n")
+        return int(self.told.readline())
+
+    def ended(self) -> bool:
+        return bool(select.select([self.told], [], [], 0)[0])
+
+    def wait(self) -> int:
+        """The exit code of the run, when it has ended."""
+        return int(self.told.readline())
+
+    def finish(self, words: list[str]) -> None:
+        self.start(words)
+        assert self.wait() == 0, self.output.read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("chaos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made = Machine(folder)
+        with made.server:  # ends when its input is closed
+            made.finish(["stage=vqgan", "run_dir=tokenizer", *STAGES["vqgan"]])
+            yield made
+
+
+def begun(folder: Path) -> bool:
+    return any((folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "previous"))
+
+
+def alike(one: Any, two: Any) -> bool:
+    """Equal to the bit, tensors in containers too."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(two, torch.Tensor) and torch.equal(one, two)
+    if isinstance(one, dict):
+        return isinstance(two, dict) and one.keys() == two.keys() and all(alike(value, two[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return isinstance(two, list | tuple) and len(one) == len(two) and all(map(alike, one, two))
+    return bool(one == two)
+
+
+def untimed(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name.rpartition("/")[2] not in TIMED}
+
+
+def series(folder: Path) -> list[dict[str, Any]]:
+    [file] = (folder / "csv").rglob("metrics.csv")
+    with file.open(newline="") as lines:
+        return [untimed(row) for row in csv.DictReader(lines)]
+
+
+def life(machine: Machine, words: list[str], folder: Path, moments: random.Random, seconds: float, kills: int) -> tuple[int, int]:
+    """A run that is killed at most so often and then left in peace: how often it was, and how often of that while a file was
+    being written. `seconds` is how long it would last, half of them before its first step."""
+    killed = saving = 0
+    while killed < kills:
+        if not begun(folder):  # nothing to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+        process = machine.start([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
+        wait_for_file, skipped = moments.random() < 0.5, moments.randrange(4)  # files that are left in peace
+        deadline = time.monotonic() + (2 if wait_for_file else moments.uniform(0.4, 0.9)) * seconds
+        caught = False
+        while not machine.ended() and time.monotonic() < deadline and not caught:
+            if wait_for_file and any(folder.rglob("*.tmp")):
+                caught = not skipped
+                skipped -= 1
+                while not caught and any(folder.rglob("*.tmp")):
+                    time.sleep(0.0002)
+            time.sleep(0.0002)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(process, signal.SIGKILL)
+        if (code := machine.wait()) == 0:
+            return killed, saving
+        assert code == -signal.SIGKILL, machine.output.read_text()[-3000:]
+        killed, saving = killed + 1, saving + caught
+    if not begun(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    machine.finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
+    return killed, saving
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machine: Machine, stage: str) -> None:
+    words, whole, moments = [f"stage={stage}", *STAGES[stage], *LONGER], Path(f"whole-{stage}"), random.Random(stage)
+    began = time.monotonic()
+    machine.finish([*words, f"run_dir={whole}"])
+    seconds = time.monotonic() - began
+    killed = while_writing = lives = 0
+    while killed < KILLS:
+        folder, lives = Path(f"chaos-{stage}-{lives}"), lives + 1
+        kills = life(machine, words, folder, moments, seconds, KILLS - killed)
+        killed, while_writing = killed + kills[0], while_writing + kills[1]
+        compare(whole, folder)
+    assert while_writing >= 2
+
+
+def compare(whole: Path, chaos: Path) -> None:
+    """Everything that two runs leave, but for what is of their time and place."""
+    one, two = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, chaos))
+    for part in ("state_dict", "average", "optimizer_states", "callbacks", "random", "unjudged"):
+        assert alike(one[part], two[part]), part
+    assert untimed(one["clock"]) == untimed(two["clock"])
+    assert series(chaos) == series(whole)
+    figures = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (chaos, whole)]
+    assert figures[0] == figures[1]
+    names = [{file.name: file.read_bytes() for file in (folder / "pictures").iterdir()} for folder in (whole, chaos)]
+    assert names[0] == names[1]
+    told = [file.read_text() if (file := folder / "doctor.txt").is_file() else None for folder in (whole, chaos)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
+    machine: Machine, number: signal.Signals, code: int, workers: int
+) -> None:
+    folder = Path(f"told-{code}-{workers}")
+    more = [f"data.num_workers={workers}", "trainer.max_steps=100000", "trainer.save_every=100000"]
+    process = machine.start(["stage=vqgan", f"run_dir={folder}", *TINY_GAN, *more])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(folder.rglob("metrics.csv")):
+        time.sleep(0.01)
+    os.killpg(process, number)  # as a terminal and a scheduler do it, to the readers of data too
+    assert machine.wait() == code
+    step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
+    assert step >= 1
+    said = machine.output.read_text()
+    assert f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n" in said
+    machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
+    assert [int(row["step"]) for row in series(folder) if row["train/rec"]] == list(range(step + 2))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_after_its_point_is_saved(machine: Machine) -> None:
+    words = ["-m", "stage=vqgan", "sweep=mine", "seed=0,1", *TINY_GAN, "trainer.max_steps=100000"]
+    process, first = machine.start(words), Path("runs/sweeps/mine/0_seed-0")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (first / "checkpoints/last.ckpt").is_file():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGINT)
+    assert machine.wait() == 130
+    assert not Path("runs/sweeps/mine/1_seed-1").exists()
+    assert "saved; the same command again goes on with the sweep" in machine.output.read_text()

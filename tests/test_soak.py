@@ -1,0 +1,22 @@
+"""A run takes no more memory, files and processes the longer it lasts; 2,000 steps of it are `python -m benchmarks.soak`."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak import SMALL, SMALL_PRIOR, crash, soak
+
+
+@pytest.mark.slow
+def test_a_long_run_of_each_stage_keeps_to_what_it_has_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    for stage, words in {"vqgan": SMALL, "prior": [*SMALL_PRIOR, "ckpt=vqgan"]}.items():
+        found = soak([f"stage={stage}", *words], tmp_path, 300, stage)
+        assert found["growth"] < 0.02
+        assert found["open_files"][1] <= found["open_files"][0] + 1
+        assert (found["processes_left"], found["shared_memory_left"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_worker_and_no_shared_memory_behind(tmp_path: Path) -> None:
+    found = crash(["stage=vqgan", *SMALL, "data.num_workers=2"], tmp_path, "killed")
+    assert found == {"workers": 2, "processes_left": 0, "shared_memory_left": 0}
