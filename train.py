@@ -6,6 +6,7 @@ python train.py stage=vqgan quantizer.K=512
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,12 @@ def job(config: DictConfig) -> float | None:
         sentence = explain(error)
         if sentence is None:
             raise
-        print(sentence, file=sys.stderr)
+        from vqgan.ranks import silent  # here, for it imports torch, which a command that only asks for help can do without
+
+        if silent():
+            time.sleep(5)  # torchrun ends all when one has ended, and the first rank is to speak before that
+        else:
+            print(sentence, file=sys.stderr, flush=True)
         sys.exit(2)
     return None
 

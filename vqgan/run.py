@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from data.errors import InputError
 from data.loading import BatchDataModule
@@ -37,6 +37,7 @@ from vqgan.callbacks.speed import GIB, Speed
 from vqgan.card import write_card
 from vqgan.checkpoint import LAST, find
 from vqgan.clock import Budget, Clocked
+from vqgan.ranks import agreed, devices, first, world
 from vqgan.sweep import difference, sweep_folder
 from vqgan.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
         raise InputError('logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"')
     if not config.resume:
+        world(config.trainer, device(config.trainer.accelerator).type)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: two runs of one seed are two runs
         return config
     file = Path(config.resume) / "config.yaml"
@@ -79,6 +81,7 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
         raise InputError(
             f"resume continues {config.resume} as it was, so {frozen[0]} can't change; only trainer.* and logger.* can"
         )
+    before.trainer = OmegaConf.merge(config.trainer, before.trainer)  # an older run knows not all of today's settings
     OmegaConf.set_struct(before, True)
     for override in mine:
         key = override.split("=")[0]
@@ -86,11 +89,18 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
             OmegaConf.update(before, key, OmegaConf.select(config, key))
         elif key.startswith("logger"):
             before.logger = config.logger
+    world(before.trainer, device(before.trainer.accelerator).type)
     before.resume, before.run_dir = config.resume, config.resume
     return before
 
 
 def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
+    """This run's folder, with the run's id the same on all ranks; the first one makes it."""
+    config.id, folder = agreed(lambda: (config.id, make_folder(config, name, data)))
+    return folder
+
+
+def make_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None) -> Path:
     """Make this run's folder and write into it what explains it: config, command line, versions, machine, facts of its `data`,
     and a card that says so.
 
@@ -185,12 +195,14 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     L.pytorch.utilities.rank_zero.rank_zero_module.log.setLevel("WARNING")
+    kind = device(settings.accelerator).type
     return L.Trainer(
         max_epochs=-1,
         max_steps=-1,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="ddp_find_unused_parameters_true" if _many(settings.devices) else "auto",
+        accelerator=kind,
+        devices=list(settings.devices) if isinstance(settings.devices, ListConfig) else devices(settings, kind),
+        num_nodes=settings.num_nodes,
+        strategy="ddp_find_unused_parameters_true" if world(settings, kind) > 1 else "auto",
         **numbers(settings),
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=None,
@@ -212,10 +224,6 @@ def numbers(settings: DictConfig) -> dict[str, Any]:
     if chosen != "16-mixed":
         return {"precision": chosen}
     return {"plugins": [MixedPrecision("16-mixed", device(settings.accelerator).type)]}
-
-
-def _many(devices: Any) -> bool:
-    return devices not in (1, "1", "auto")
 
 
 def fit(
@@ -263,7 +271,7 @@ def loggers(config: DictConfig, folder: Path, tags: Sequence[str] = ()) -> Itera
     made: list[Logger] = []
     failed = True
     try:
-        for logger in (config.logger or {}).values():
+        for logger in (config.logger or {}).values() if first() else ():
             own = {"id": config.id, "job_type": config.stage}
             more = {**own, "tags": [*logger.tags, *tags]} if "tags" in logger else {}
             made.append(instantiate(logger, save_dir=str(folder), **more))
