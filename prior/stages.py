@@ -195,6 +195,6 @@ def load_prior(ckpt: str | Path) -> Trained:
     if told["tokenizer"] != tokenizer.fingerprint():
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer that this prior was trained on; restore the run folder")
     found = {"codebook": tokenizer.quantizer.vectors(), "grid": tokenizer.grid, "classes": told["classes"]}
-    model: Model = build({**told["config"]["prior"], **found})
+    model = build({**told["config"]["prior"], **found}, Model)  # type: ignore[type-abstract]
     model.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "model"))
     return Trained(model.eval(), tokenizer, folder.name, told["config"], described["data"], described.get("id"))

@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
 
 from data.errors import InputError
 from data.loading import BatchDataModule
@@ -40,6 +41,7 @@ from vqgan.clock import Budget, Clocked
 from vqgan.ranks import agreed, devices, first, world
 from vqgan.sweep import difference, sweep_folder
 from vqgan.tokenizer import Tokenizer
+from vqgan.trust import OTHERS, pairs, trusted
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -71,8 +73,18 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
     find(Path(config.resume) / needed)
-    before = OmegaConf.load(file)
-    assert isinstance(before, DictConfig)
+    try:
+        before = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"{file} is damaged ({' '.join(str(error).split())}); resume another run, or restore the file") from error
+    if not isinstance(before, DictConfig) or not {"stage", "run", "trainer"} <= before.keys():
+        raise InputError(f"{file} is damaged or no config of a run; resume another run, or restore the file")
+    said = dict(pairs(config))
+    also = OTHERS | {str(value) for where, value in said.items() if where.endswith("_target_")}
+    trusted(before, str(file), also)
+    for where, value in pairs(before):
+        if where.rpartition(".")[2] == "run" and value != said.get(where):
+            raise InputError(f"{file} says {where}={value}, which is no stage of Codegrid; don't trust the file")
     if before.stage != config.stage:
         raise InputError(f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=...")
     mine = [override for override in overrides() if "=" in override] if difference(config, before) else []
@@ -96,7 +108,9 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
 
 def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
     """This run's folder, with the run's id the same on all ranks; the first one makes it."""
-    config.id, folder = agreed(lambda: (config.id, make_folder(config, name, data)))
+    told, folder = agreed(lambda: (config.get("id"), make_folder(config, name, data)))
+    if not first():
+        config.id = told
     return folder
 
 
@@ -110,6 +124,8 @@ def make_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None) -
     if config.resume:
         folder = Path(config.resume)
     else:
+        if (called := str(config.name or name)) in (".", "..") or Path(called).name != called:
+            raise InputError(f"name={called} must be the name of one folder below runs/{config.stage}; a path goes to run_dir=")
         folder = Path(config.run_dir) if config.run_dir else free(Path("runs") / config.stage / (config.name or name))
     if folder.exists() and not config.resume and any(folder.iterdir()):
         raise InputError(f"run_dir={folder} is not empty; continue that run with resume={folder}, or name another folder")

@@ -33,6 +33,8 @@ _slots: list[FileLock] = []  # this process's share of the GPUs, held until it e
 
 def named(sweep: str | None, experiment: str | None) -> str:
     """What a sweep's folder is called: its own name, that of its experiment, or else the moment when it was started."""
+    if sweep and (str(sweep) in (".", "..") or Path(str(sweep)).name != str(sweep)):
+        raise InputError(f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=...")
     if sweep or (experiment and "," not in experiment):
         return str(sweep or experiment)
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
