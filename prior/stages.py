@@ -51,6 +51,8 @@ def train(config: DictConfig) -> dict[str, Any] | None:
     config = settled(config)
     if not config.ckpt:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
+    for size in {"width", "depth", "heads", "book_depth"} & config.prior.keys():
+        whole(f"prior.{size}", config.prior[size], 1)
     L.seed_everything(config.seed, verbose=False)
     tokenizer, described = load_tokenizer(config.ckpt)
     if tokenizer.K is None:
@@ -75,12 +77,13 @@ def train(config: DictConfig) -> dict[str, Any] | None:
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
+    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
+    data.enough(fabric.world_size)
     folder = open_folder(config, images.title, images.facts())
     if first():
         keep_tokenizer(tokenizer, described, folder)
     about = header("prior", config) | of_prior(tokenizer, classes)
     best = Best(folder, about, "val/nats_per_token")
-    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
         best,  # before the average is taken out again
         *around.values(),

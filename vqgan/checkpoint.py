@@ -89,7 +89,11 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     checkpoint = read(ckpt, "vqgan")
     config = checkpoint["codegrid"]["config"]
     tokenizer = tokenizer_from(config)
-    tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
+    try:
+        tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
+    except RuntimeError as error:  # another K, a key that is missing: torch names them line by line
+        told = " ".join(str(error).split()[:40])
+        raise InputError(f"{find(ckpt)} is damaged: its weights are not those of its config ({told})") from error
     return tokenizer.eval(), config
 
 

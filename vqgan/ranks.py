@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -101,7 +103,10 @@ def own_stream(seed: int) -> None:
         torch.manual_seed(seed + 7919 * dist.get_rank())  # a prime, that seeds next to each other share no rank
 
 
-def silent() -> bool:
-    """Whether the first rank says what is wrong: before the processes meet all of them find the same mistake."""
+def say(sentence: str) -> None:
+    """Tell the person what is wrong; before the processes meet, all find the same mistake, and the first one speaks for them."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID" if in_slurm() else "LOCAL_RANK") or "0"
-    return int(rank) > 0 and not dist.is_initialized()
+    if int(rank) > 0 and not dist.is_initialized():
+        time.sleep(5)  # torchrun ends all when one has ended, and the first rank is to speak before that
+    else:
+        print(sentence if int(rank) == 0 else f"rank {rank}: {sentence}", file=sys.stderr, flush=True)

@@ -1,6 +1,7 @@
 """A run: its folder, its trainer, its loggers, and the record that it leaves."""
 
 import json
+import math
 import netrc
 import os
 import platform
@@ -63,6 +64,13 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
     for key in ("val_every", "save_every", "log_every"):
         if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
             raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
+    batch = OmegaConf.select(config, "batch_size") or OmegaConf.select(config, "data.batch_size")
+    if isinstance(batch, int) and isinstance(config.trainer.accumulate, int) and batch < config.trainer.accumulate:
+        raise InputError(f"trainer.accumulate={config.trainer.accumulate} micro-batches need more than a batch of {batch}")
+    for key in ("optimizer.lr", "loss.discriminator_optimizer.lr"):
+        rate = OmegaConf.select(config, key, default=1.0)
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise InputError(f"{key}={rate} must be a number of at least 0, such as 1e-3")
     if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
         raise InputError('logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"')
     if not config.resume:
@@ -79,14 +87,14 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
         raise InputError(f"{file} is damaged ({' '.join(str(error).split())}); resume another run, or restore the file") from error
     if not isinstance(before, DictConfig) or not {"stage", "run", "trainer"} <= before.keys():
         raise InputError(f"{file} is damaged or no config of a run; resume another run, or restore the file")
+    if before.stage != config.stage:
+        raise InputError(f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=...")
     said = dict(pairs(config))
     also = OTHERS | {str(value) for where, value in said.items() if where.endswith("_target_")}
     trusted(before, str(file), also)
     for where, value in pairs(before):
         if where.rpartition(".")[2] == "run" and value != said.get(where):
             raise InputError(f"{file} says {where}={value}, which is no stage of Codegrid; don't trust the file")
-    if before.stage != config.stage:
-        raise InputError(f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=...")
     mine = [override for override in overrides() if "=" in override] if difference(config, before) else []
     frozen = [override for override in mine if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE]
     if frozen:

@@ -31,10 +31,11 @@ def train(config: DictConfig) -> dict[str, Any] | None:
     data.prepare_data()
     if not config.resume:
         module.tokenizer.start(start_images(data))
-    launch(config.trainer, device(config.trainer.accelerator).type)
+    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
+    fabric = launch(config.trainer, device(config.trainer.accelerator).type)
+    data.enough(fabric.world_size)
     folder = open_folder(config, data.title, data.facts())
     pictures, codes = Reconstructions(folder / "pictures"), Codes(folder / "pictures")
-    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
         *around.values(),
         Checkpoints(folder, header("vqgan", config), config.trainer.save_every),

@@ -142,7 +142,12 @@ def once(run: Run, config: DictConfig, folder: Path) -> dict[str, Any] | None:
             )
         if (folder / "metrics.json").is_file():
             tell(f"{folder}: finished before")
-            figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+            try:
+                figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+            except ValueError as error:
+                raise InputError(
+                    f"{folder / 'metrics.json'} is damaged ({error}); remove it and the run goes on to make it anew"
+                ) from error
             return figures
         if any(folder.rglob("checkpoints/last.ckpt")):
             tell(f"{folder}: goes on")

@@ -46,7 +46,7 @@ def test_missing_weights_are_an_error(run: Path) -> None:
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"].popitem()
     save(run, content)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(InputError, match="Missing key"):
         load_tokenizer(run)
 
 
