@@ -54,6 +54,7 @@ WORDS = {
     "stage=vqgan trainer.devices=two": "trainer.devices=two must be a whole number of at least 1",
     "stage=vqgan trainer.num_nodes=0": "trainer.num_nodes=0 must be a whole number of at least 1",
     "stage=vqgan trainer.num_nodes=2": "trainer.num_nodes=2 needs torchrun or srun",
+    "stage=prior ckpt=x trainer.strategy=fsdp2": "trainer.strategy=fsdp2 must be auto or ddp",
     "stage=vqgan trainer.clip=-1": "trainer.clip=-1 must be a number at least 0",
     "stage=vqgan trainer.accumulate=0": "trainer.accumulate=0 must be a whole number of at least 1",
     "stage=vqgan trainer.accumulate=64": "trainer.accumulate=64 micro-batches need more than a batch of 32",

@@ -41,7 +41,8 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def steps(folder: Path) -> list[int]:
     """The steps at which the run logged its loss, in the order of the file."""
     [file] = folder.glob("csv/version_*/metrics.csv")
-    return [int(row["step"]) for row in csv.DictReader(file.open()) if row.get("train/lr_generator") or row.get("train/lr_model")]
+    rows = csv.DictReader(file.read_text().splitlines())
+    return [int(row["step"]) for row in rows if row.get("train/lr_generator") or row.get("train/lr_model")]
 
 
 def test_both_stages_train_on_two_devices_by_one_command() -> None:
