@@ -65,7 +65,7 @@ def settled(config: DictConfig, needed: Path = LAST) -> DictConfig:
         if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
             raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
     batch = OmegaConf.select(config, "batch_size") or OmegaConf.select(config, "data.batch_size")
-    if isinstance(batch, int) and isinstance(config.trainer.accumulate, int) and batch < config.trainer.accumulate:
+    if isinstance(batch, int) and isinstance(config.trainer.accumulate, int) and 0 < batch < config.trainer.accumulate:
         raise InputError(f"trainer.accumulate={config.trainer.accumulate} micro-batches need more than a batch of {batch}")
     for key in ("optimizer.lr", "loss.discriminator_optimizer.lr"):
         rate = OmegaConf.select(config, key, default=1.0)
