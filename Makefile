@@ -27,10 +27,10 @@ lint: install
 	$(VENV)/mypy
 
 test: lint
-	$(VENV)/pytest -n 2 -m "not slow"
+	$(VENV)/python -m pytest -n 2 -m "not slow"
 
 test-slow: install
-	$(VENV)/pytest -n 2 -m slow
+	$(VENV)/python -m pytest -n 2 -m slow
 
 # Needs uv (pip install uv).
 lock:

@@ -22,6 +22,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     """Call the function that conf/stage names and print its result."""
     if "run" not in config:
         raise InputError("no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate, report or pipeline, or see --help")
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise InputError(f"seed={config.seed} must be a whole number from 0 to 4294967295")
     result: dict[str, Any] | None = hydra.utils.get_method(config.run)(config)
     if result is not None:  # of several processes the first one reports
         print(json.dumps(result), flush=True)
@@ -41,7 +43,9 @@ def job(config: DictConfig) -> float | None:
         sentence = explain(error)
         if sentence is None:
             raise
-        print(sentence, file=sys.stderr)
+        from vqgan.ranks import say  # here, for it imports torch, which a command that only asks for help can do without
+
+        say(sentence)
         sys.exit(2)
     return None
 
@@ -49,7 +53,8 @@ def job(config: DictConfig) -> float | None:
 def settings() -> list[str]:
     """All that this command's stage can be told: groups and keys, for a suggestion."""
     conf = Path(__file__).parent / "conf"
-    chosen = [word for word in sys.argv[1:] if word.startswith(("stage=", "experiment=")) and "," not in word]
+    words = [word for word in sys.argv[1:] if "=" in word and "," not in word]
+    chosen = [word for word in words if (conf / word.split("=")[0]).is_dir()]
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("config", chosen))
 

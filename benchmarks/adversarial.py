@@ -177,7 +177,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
     """Print what the runs, by loss and seed, are worth."""
     loaded = {run: load_tokenizer(path) for run, path in runs.items()}
     tokenizers = {run: tokenizer for run, (tokenizer, _) in loaded.items()}
-    data: ImageDataModule = build(next(iter(loaded.values()))[1]["data"])
+    data: ImageDataModule = build(next(iter(loaded.values()))[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
     where = device("auto")
     features = proxy(data, steps, where)
     judge = Judge(data, features.features, perceptual(), where)

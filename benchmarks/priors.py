@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.adversarial import Judge, trained
-from data.datamodule import prepare
+from data.datamodule import ImageDataModule, prepare
 from data.images import picture, save_picture, to_uint8
 from prior.drawing import batches
 from prior.sampling import Sampler
@@ -68,7 +68,7 @@ def main() -> None:
     arguments.add_argument("--keep", type=Path, help="a folder for the runs; those that it holds are not made again")
     arguments.add_argument("--picture", type=Path, help="a PNG: a row of samples of each prior")
     given, extra = arguments.parse_known_args()
-    data = build(load_tokenizer(given.ckpt)[1]["data"])
+    data = build(load_tokenizer(given.ckpt)[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
     classifier = proxy(data, given.steps, device("auto"))
     judge = Judge(data, classifier.features, None, device("auto"))
     print(json.dumps({"bench": "priors", "classifier": classifier.learned, "floor": round(judge.floor(), 4)}), flush=True)

@@ -57,8 +57,10 @@ class ImageDataModule(BatchDataModule):
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, cores())
         super().__init__(batch_size, num_workers, seed)
-        if image_size < 1:
-            raise InputError(f"data.image_size={image_size} must be at least 1 pixel")
+        if not isinstance(image_size, int) or image_size < 1:
+            raise InputError(f"data.image_size={image_size} must be at least 1 pixel, a whole number")
+        if resize is not None and not isinstance(resize, int):
+            raise InputError(f"data.resize={resize} must be a whole number of pixels")
         if channels not in (1, 3):
             raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
         for name, value, choices in (

@@ -46,10 +46,13 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
             f"error: {unknown[1]} is not a setting of this stage{near(unknown[1], keys())}; "
             "add --cfg job to the command to see them all"
         )
+    if failed := re.search(r"Error in call to target '[\w.]+':\s*(\w+\(.*\))\s*full_key: (\S+)", text, re.DOTALL):
+        reason, key = " ".join(failed[1].split()), failed[2]
+        return f"error: {key} can't be made of these settings ({reason}); add --cfg job to the command to see them all"
     return f"error: {' '.join(text.split())}"
 
 
 def near(word: str, options: list[str]) -> str:
     """The question whether the nearest of the options was meant, with its comma; empty where none is near."""
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, [option for option in options if option != word], n=1, cutoff=0.6)
     return f", did you mean {close[0]}?" if close else ""

@@ -122,8 +122,10 @@ class BatchDataModule(L.LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size} must be at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"data.batch_size={batch_size} must be at least 1, a whole number")
+        if not isinstance(num_workers, int) or num_workers < 0:
+            raise InputError(f"data.num_workers={num_workers} must be a whole number of at least 0 processes")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.between: list[Callable[[L.Trainer], None]] = []  # what is done between two updates
         self._splits: dict[str, Any] = {}
@@ -172,6 +174,10 @@ class BatchDataModule(L.LightningDataModule, ABC):
         done = getattr(self.trainer.lightning_module, "step", 0) if self.trainer else 0
         samples = self.split("train")
         return self._loader("train", self.batches(len(samples), self.batch_size, self.seed, done, rank, world, samples.shards))
+
+    def enough(self, world: int) -> None:
+        """Raise InputError where the training samples don't fill a batch on each of so many ranks."""
+        self.batches(self.size("train"), self.batch_size, self.seed, world=world)
 
     def shuffled(self, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """Endless training batches of another size and order than those of this run's training."""

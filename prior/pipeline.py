@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError
 from vqgan.checkpoint import tokenizer_from
-from vqgan.run import budget, open_folder, settled, write_result
+from vqgan.ranks import world
+from vqgan.run import budget, device, open_folder, settled, write_result
 from vqgan.sweep import once
 
 COMMON = ("seed", "name", "run_dir", "sweep", "objective", "resume", "id", "cache_dir")  # what every stage has, by conf/config.yaml
@@ -81,6 +82,9 @@ def checked(parts: dict[str, DictConfig]) -> str:
     """What the run is called, after its images; both models have been built by then, for a mistake is best found before hours."""
     for name in ("tokenizer", "prior"):
         budget(settled(parts[name].copy()))
+        trainer = parts[name].trainer
+        if world(trainer, device(trainer.accelerator).type) > 1:
+            raise InputError(f"trainer.devices={trainer.devices} but stage=pipeline has one; run its stages one by one")
     tokenizer = tokenizer_from(parts["tokenizer"])
     if tokenizer.K is None:
         raise InputError("stage=pipeline needs a tokenizer whose codes a prior can learn; choose quantizer=ema")

@@ -38,23 +38,27 @@ from vqgan.checkpoint import (
     save_whole,
 )
 from vqgan.quantizers.base import whole
+from vqgan.ranks import first, launch, own_stream
 from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
 from vqgan.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
 
 
-def train(config: DictConfig) -> dict[str, Any]:
-    """Encode the data once, train a prior on the codes; the final figures and where everything lies."""
+def train(config: DictConfig) -> dict[str, Any] | None:
+    """Encode the data once, train a prior on the codes; the final figures and where everything lies. Of several processes,
+    which share the encoding too, the first one reports."""
     config = settled(config)
     if not config.ckpt:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
+    for size in {"width", "depth", "heads", "book_depth"} & config.prior.keys():
+        whole(f"prior.{size}", config.prior[size], 1)
     L.seed_everything(config.seed, verbose=False)
     tokenizer, described = load_tokenizer(config.ckpt)
     if tokenizer.K is None:
         raise InputError(f"ckpt={config.ckpt} has no codes to learn; train a tokenizer with quantizer=ema")
     images = described_images(described["data"], config)
-    fabric = Fabric(accelerator=device(config.trainer.accelerator).type, devices=1)
+    fabric = launch(config.trainer, device(config.trainer.accelerator).type)
     train_codes = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
     val_codes = extract(tokenizer, images, "val", fabric=fabric)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
@@ -73,11 +77,13 @@ def train(config: DictConfig) -> dict[str, Any]:
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
+    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
+    data.enough(fabric.world_size)
     folder = open_folder(config, images.title, images.facts())
-    keep_tokenizer(tokenizer, described, folder)
+    if first():
+        keep_tokenizer(tokenizer, described, folder)
     about = header("prior", config) | of_prior(tokenizer, classes)
     best = Best(folder, about, "val/nats_per_token")
-    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
         best,  # before the average is taken out again
         *around.values(),
@@ -87,8 +93,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         LossMap(folder / "pictures"),
     ]
     words = [*tags(config, images.title, tokenizer), type(model).__name__.lower()]
+    own_stream(config.seed)
     with loggers(config, folder, words) as to:
         figures = fit(config, folder, module, data, callbacks, to)
+        if not first():
+            return None
         for made in around.values():
             if isinstance(made, EarlyStopping) and made.stopping_reason_message:
                 tell(f"stopped at step {module.step}: {made.stopping_reason_message}")
@@ -138,9 +147,9 @@ def encode(config: DictConfig) -> dict[str, Any] | None:
         "val": extract(tokenizer, images, "val", batch_size=config.batch_size, fabric=fabric),
     }
     seconds = time.monotonic() - began
-    if not fabric.is_global_zero:
-        return None
     folder = open_folder(config, images.title)
+    if not first():
+        return None
     meta = {"K": tokenizer.K, "grid": list(tokenizer.grid), "tokenizer": tokenizer.fingerprint()}
     files = []
     if config.export:
@@ -189,6 +198,6 @@ def load_prior(ckpt: str | Path) -> Trained:
     if told["tokenizer"] != tokenizer.fingerprint():
         raise InputError(f"{folder / TOKENIZER} is not the tokenizer that this prior was trained on; restore the run folder")
     found = {"codebook": tokenizer.quantizer.vectors(), "grid": tokenizer.grid, "classes": told["classes"]}
-    model: Model = build({**told["config"]["prior"], **found})
+    model = build({**told["config"]["prior"], **found}, Model)  # type: ignore[type-abstract]
     model.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "model"))
     return Trained(model.eval(), tokenizer, folder.name, told["config"], described["data"], described.get("id"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.adversarial import MEASURED, Judge, sheet, spread, table
 from benchmarks.bottlenecks import LAYOUTS
 from benchmarks.quantizers import COLUMNS, alone
+from benchmarks.scaling import counted
 from benchmarks.step import PARTS
 from data.datamodule import prepare
 from data.images import to_uint8
@@ -33,6 +34,16 @@ def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
     assert tuple(row) == COLUMNS
     assert row["ours_ms"] > 0
     assert row["extra_mib"] >= 0
+
+
+def test_what_a_model_takes_is_counted_as_by_hand() -> None:
+    net, x = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256)), torch.randn(4, 256)
+    found = counted(net, lambda: net(x).sum())
+    product = 2 * 4 * 256 * 512  # of each layer; backward there are two more, but the first layer's input needs none
+    assert found["parameters"] == 256 * 512 * 2 + 512 + 256
+    assert found["gflops_forward"] == round(2 * product / 1e9, 3)
+    assert found["gflops_training"] == round(5 * product / 1e9, 3)
+    assert found["activation_mib"] == round(4 * (256 * 4 + 512 * 4) / 2**20, 1)
 
 
 CPU = torch.device("cpu")

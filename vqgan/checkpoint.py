@@ -8,25 +8,29 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.loading import BatchDataModule
 from data.terminal import spared, tell
 from vqgan.clock import Clocked
+from vqgan.decoder import Decoder
+from vqgan.encoder import Encoder
+from vqgan.quantizers.base import Quantizer
 from vqgan.series import Series
 from vqgan.signals import StopNow
 from vqgan.tokenizer import Tokenizer
+from vqgan.trust import trusted
 
+Built = TypeVar("Built")
 FORMAT = 1  # raise it when an older program could not read the file
-OURS = ("data.", "vqgan.", "prior.")  # a checkpoint's config may build nothing else
 AVERAGE = "average"  # the key of the averaged weights
 LAST = Path("checkpoints") / "last.ckpt"  # to go on with
 PREVIOUS = Path("checkpoints") / "previous.ckpt"  # the one before, for when the last is damaged
@@ -113,27 +117,23 @@ def header(stage: str, config: DictConfig) -> dict[str, Any]:
     return {"format": FORMAT, "stage": stage, "config": OmegaConf.to_container(config, resolve=True)}
 
 
-def build(config: Any) -> Any:
-    """Instantiate a config that came from a checkpoint: this project's own classes and nothing else."""
-    targets = list(_targets(config))
-    strange = [target for target in targets if not target.startswith(OURS)]
-    if strange:
-        raise InputError(f"the checkpoint asks for {strange[0]}, which is not part of Codegrid; don't trust the file")
-    return instantiate(config)
-
-
-def _targets(config: Any) -> list[str]:
-    if isinstance(config, dict | DictConfig):
-        own = [str(config["_target_"])] if "_target_" in config else []
-        return own + [target for value in config.values() for target in _targets(value)]
-    return [target for value in config for target in _targets(value)] if isinstance(config, list | ListConfig) else []
+def build(config: Any, kind: type[Built]) -> Built:
+    """Instantiate a config that came from a checkpoint, a plain dict: this project's own classes and nothing else; what comes
+    of it must be of this kind."""
+    if isinstance(config, DictConfig):  # of the command itself, where a value may stand for another
+        config = OmegaConf.to_container(config, resolve=True)
+    trusted(config, "the checkpoint")
+    made = instantiate(config)
+    if not isinstance(made, kind):
+        raise InputError(f"the checkpoint has {config['_target_']} for a {kind.__name__.lower()}; don't trust the file")
+    return made
 
 
 def tokenizer_from(config: Any) -> Tokenizer:
     """The tokenizer, untrained, that a config's `model` and `quantizer` describe."""
     model = config["model"]
-    quantizer = build(config["quantizer"])
-    return Tokenizer(build(model["encoder"]), quantizer, build(model["decoder"]), model["start"])
+    quantizer = build(config["quantizer"], Quantizer)  # type: ignore[type-abstract]
+    return Tokenizer(build(model["encoder"], Encoder), quantizer, build(model["decoder"], Decoder), model["start"])
 
 
 def part(state: dict[str, Any], name: str) -> dict[str, Any]:
@@ -147,7 +147,11 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     checkpoint = read(ckpt, "vqgan")
     config = checkpoint["codegrid"]["config"]
     tokenizer = tokenizer_from(config)
-    tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
+    try:
+        tokenizer.load_state_dict(checkpoint.get(AVERAGE) or part(checkpoint["state_dict"], "tokenizer"))
+    except RuntimeError as error:  # another K, a key that is missing: torch names them line by line
+        told = " ".join(str(error).split()[:40])
+        raise InputError(f"{find(ckpt)} is damaged: its weights are not those of its config ({told})") from error
     return tokenizer.eval(), config
 
 
@@ -156,8 +160,7 @@ def described_images(described: dict[str, Any], config: DictConfig) -> ImageData
     mine = {name: value for name, value in config.data.items() if value is not None}
     if strange := set(mine) - set(described):
         raise InputError(f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}")
-    images: ImageDataModule = build({**described, **mine, "cache_dir": config.cache_dir})
-    return images
+    return build({**described, **mine, "cache_dir": config.cache_dir}, ImageDataModule)  # type: ignore[type-abstract]
 
 
 def save_whole(content: Any, file: Path, previous: Path | None = None) -> None:

@@ -55,6 +55,8 @@ class Schedule:
     """Learning-rate factor: a linear warm-up over `warmup` steps, then a cosine from 1 down to `floor` at the end."""
 
     def __init__(self, warmup: int = 100, floor: float = 0.02) -> None:
+        whole("schedule.warmup", warmup, 0, "step")
+        between("schedule.floor", floor, 0, 1)
         self.warmup, self.floor = warmup, floor
 
     def __call__(self, now: Now) -> float:

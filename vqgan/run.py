@@ -1,6 +1,7 @@
 """A run: its folder, its trainer, its loggers, and the record that it leaves."""
 
 import json
+import math
 import netrc
 import os
 import platform
@@ -27,7 +28,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
 
 from data.errors import InputError
 from data.loading import BatchDataModule
@@ -37,9 +39,11 @@ from vqgan.callbacks.speed import GIB, Speed
 from vqgan.card import CARD, write_card
 from vqgan.checkpoint import to_go_on
 from vqgan.clock import Budget, Clocked
+from vqgan.ranks import agreed, devices, first, world
 from vqgan.signals import Signals, Stop, StopNow
 from vqgan.sweep import difference, sweep_folder
 from vqgan.tokenizer import Tokenizer
+from vqgan.trust import OTHERS, pairs, trusted
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -61,18 +65,36 @@ def settled(config: DictConfig, chain: bool = False) -> DictConfig:
     for key in ("val_every", "save_every", "log_every"):
         if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
             raise InputError(f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step")
+    batch = OmegaConf.select(config, "batch_size") or OmegaConf.select(config, "data.batch_size")
+    if isinstance(batch, int) and isinstance(config.trainer.accumulate, int) and 0 < batch < config.trainer.accumulate:
+        raise InputError(f"trainer.accumulate={config.trainer.accumulate} micro-batches need more than a batch of {batch}")
+    for key in ("optimizer.lr", "loss.discriminator_optimizer.lr"):
+        rate = OmegaConf.select(config, key, default=1.0)
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise InputError(f"{key}={rate} must be a number of at least 0, such as 1e-3")
     if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
         raise InputError('logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"')
     if not config.resume:
+        world(config.trainer, device(config.trainer.accelerator).type)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: two runs of one seed are two runs
         return config
     file = Path(config.resume) / "config.yaml"
     if not file.is_file():
         raise InputError(f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes")
-    before = OmegaConf.load(file)
-    assert isinstance(before, DictConfig)
+    try:
+        before = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"{file} is damaged ({' '.join(str(error).split())}); resume another run, or restore the file") from error
+    if not isinstance(before, DictConfig) or not {"stage", "run", "trainer"} <= before.keys():
+        raise InputError(f"{file} is damaged or no config of a run; resume another run, or restore the file")
     if before.stage != config.stage:
         raise InputError(f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=...")
+    said = dict(pairs(config))
+    also = OTHERS | {str(value) for where, value in said.items() if where.endswith("_target_")}
+    trusted(before, str(file), also)
+    for where, value in pairs(before):
+        if where.rpartition(".")[2] == "run" and value != said.get(where):
+            raise InputError(f"{file} says {where}={value}, which is no stage of Codegrid; don't trust the file")
     mine = [override for override in overrides() if "=" in override] if difference(config, before) else []
     frozen = [override for override in mine if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE]
     if frozen:
@@ -81,6 +103,7 @@ def settled(config: DictConfig, chain: bool = False) -> DictConfig:
         )
     if not chain:
         to_go_on(Path(config.resume))
+    before.trainer = OmegaConf.merge(config.trainer, before.trainer)  # an older run knows not all of today's settings
     OmegaConf.set_struct(before, True)
     for override in mine:
         key = override.split("=")[0]
@@ -88,11 +111,20 @@ def settled(config: DictConfig, chain: bool = False) -> DictConfig:
             OmegaConf.update(before, key, OmegaConf.select(config, key))
         elif key.startswith("logger"):
             before.logger = config.logger
+    world(before.trainer, device(before.trainer.accelerator).type)
     before.resume, before.run_dir = config.resume, config.resume
     return before
 
 
 def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
+    """This run's folder, with the run's id the same on all ranks; the first one makes it."""
+    told, folder = agreed(lambda: (config.get("id"), make_folder(config, name, data)))
+    if not first():
+        config.id = told
+    return folder
+
+
+def make_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None) -> Path:
     """Make this run's folder and write into it what explains it: config, command line, versions, machine, facts of its `data`,
     and a card that says so.
 
@@ -102,6 +134,8 @@ def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = 
     if config.resume:
         folder = Path(config.resume)
     else:
+        if (called := str(config.name or name)) in (".", "..") or Path(called).name != called:
+            raise InputError(f"name={called} must be the name of one folder below runs/{config.stage}; a path goes to run_dir=")
         folder = Path(config.run_dir) if config.run_dir else free(Path("runs") / config.stage / (config.name or name))
     if folder.exists() and not config.resume and any(folder.iterdir()):
         raise InputError(f"run_dir={folder} is not empty; continue that run with resume={folder}, or name another folder")
@@ -188,12 +222,14 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
     L.pytorch.utilities.rank_zero.rank_zero_module.log.setLevel("WARNING")
+    kind = device(settings.accelerator).type
     return L.Trainer(
         max_epochs=-1,
         max_steps=-1,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy="ddp_find_unused_parameters_true" if _many(settings.devices) else "auto",
+        accelerator=kind,
+        devices=list(settings.devices) if isinstance(settings.devices, ListConfig) else devices(settings, kind),
+        num_nodes=settings.num_nodes,
+        strategy="ddp_find_unused_parameters_true" if world(settings, kind) > 1 else "auto",
         **numbers(settings),
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=None,
@@ -215,10 +251,6 @@ def numbers(settings: DictConfig) -> dict[str, Any]:
     if chosen != "16-mixed":
         return {"precision": chosen}
     return {"plugins": [MixedPrecision("16-mixed", device(settings.accelerator).type)]}
-
-
-def _many(devices: Any) -> bool:
-    return devices not in (1, "1", "auto")
 
 
 def fit(
@@ -279,7 +311,7 @@ def loggers(config: DictConfig, folder: Path, tags: Sequence[str] = ()) -> Itera
     made: list[Logger] = []
     failed = True
     try:
-        for logger in (config.logger or {}).values():
+        for logger in (config.logger or {}).values() if first() else ():
             own = {"id": config.id, "job_type": config.stage}
             more = {**own, "tags": [*logger.tags, *tags]} if "tags" in logger else {}
             made.append(instantiate(logger, save_dir=str(folder), **more))

@@ -15,13 +15,15 @@ from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
 from vqgan.module import VQGAN
-from vqgan.run import budget, fit, loggers, open_folder, settled, tags, write_result
+from vqgan.ranks import first, launch, own_stream
+from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
-def train(config: DictConfig) -> dict[str, Any]:
-    """Train a tokenizer; the final figures on the validation set, and where everything lies."""
+def train(config: DictConfig) -> dict[str, Any] | None:
+    """Train a tokenizer; the final figures on the validation set, and where everything lies. Of several processes the first
+    one reports."""
     config = settled(config)
     L.seed_everything(config.seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
@@ -29,9 +31,11 @@ def train(config: DictConfig) -> dict[str, Any]:
     data.prepare_data()
     if not config.resume:
         module.tokenizer.start(start_images(data))
+    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
+    fabric = launch(config.trainer, device(config.trainer.accelerator).type)
+    data.enough(fabric.world_size)
     folder = open_folder(config, data.title, data.facts())
     pictures, codes = Reconstructions(folder / "pictures"), Codes(folder / "pictures")
-    around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     callbacks = [
         *around.values(),
         Checkpoints(folder, header("vqgan", config), config.trainer.save_every),
@@ -39,8 +43,11 @@ def train(config: DictConfig) -> dict[str, Any]:
         pictures,
         codes,
     ]
+    own_stream(config.seed)
     with loggers(config, folder, tags(config, data.title, module.tokenizer)) as to:
         figures = fit(config, folder, module, data, callbacks, to)
+        if not first():
+            return None
         shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
         alarms = [sentence for made in around.values() if isinstance(made, Doctor) for sentence in made.said]
         files = [str(file) for file in (pictures.file, *codes.files)]

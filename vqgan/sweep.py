@@ -34,6 +34,8 @@ _slots: list[FileLock] = []  # this process's share of the GPUs, held until it e
 
 def named(sweep: str | None, experiment: str | None) -> str:
     """What a sweep's folder is called: its own name, that of its experiment, or else the moment when it was started."""
+    if sweep and (str(sweep) in (".", "..") or Path(str(sweep)).name != str(sweep)):
+        raise InputError(f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=...")
     if sweep or (experiment and "," not in experiment):
         return str(sweep or experiment)
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -141,7 +143,12 @@ def once(run: Run, config: DictConfig, folder: Path) -> dict[str, Any] | None:
             )
         if (folder / "metrics.json").is_file():
             tell(f"{folder}: finished before")
-            figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+            try:
+                figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+            except ValueError as error:
+                raise InputError(
+                    f"{folder / 'metrics.json'} is damaged ({error}); remove it and the run goes on to make it anew"
+                ) from error
             return figures
         if any(found for name in CHECKPOINTS for found in folder.rglob(f"checkpoints/{name}")):
             tell(f"{folder}: goes on")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.errors import InputError
 from tests.test_house import config
@@ -19,7 +18,6 @@ from vqgan.checkpoint import (
     PREVIOUS,
     Best,
     Checkpoints,
-    build,
     find,
     header,
     load_tokenizer,
@@ -68,7 +66,7 @@ def test_missing_weights_are_an_error(run: Path) -> None:
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     content["state_dict"].popitem()
     save(run, content)
-    with pytest.raises(RuntimeError, match="Missing key"):
+    with pytest.raises(InputError, match="Missing key"):
         load_tokenizer(run)
 
 
@@ -121,14 +119,6 @@ def test_a_run_folder_means_its_best_checkpoint_where_it_keeps_one(run: Path) ->
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no checkpoint"):
         find(tmp_path)
-
-
-@pytest.mark.parametrize("target", ["os.system", "torch.load", "builtins.eval", "vqganx.Evil"])
-def test_a_checkpoints_config_builds_nothing_but_our_own(target: str) -> None:
-    with pytest.raises(InputError, match=f"asks for {target}"):
-        build({"_target_": "vqgan.quantizers.ema.EMA", "K": 8, "inner": {"_target_": target}})
-    with pytest.raises(InputError, match=f"asks for {target}"):
-        build(OmegaConf.create({"a": [{"_target_": target}]}))
 
 
 def test_saving_is_all_or_nothing(tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from tests.vqgan.test_module import Noise, fit, module
+from data.source import Source
+from tests.vqgan.test_module import Grain, Noise, fit, module
 from tests.vqgan.test_module import pytestmark as warnings
+from vqgan.callbacks.doctor import Doctor
 from vqgan.losses.gate import Gate
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN
+from vqgan.ranks import own_stream
 
 pytestmark = [warnings, pytest.mark.slow]
 
@@ -35,19 +39,18 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
     return made, lambdas
 
 
-def work(rank: int, folder: str, accumulate: int) -> None:
+def join(rank: int, port: int) -> None:
+    """Be one of two processes, as torchrun would have started it."""
     torch.set_num_threads(1)
-    ranks = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "GROUP_RANK": 0,
-        "MASTER_PORT": 29533 + accumulate,
-    }
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="localhost", TORCHELASTIC_RUN_ID="test")
+
+
+def work(rank: int, folder: str, accumulate: int) -> None:
+    join(rank, 29533 + accumulate)
     made, lambdas = trained(2, accumulate, devices=2, strategy="ddp_find_unused_parameters_true", use_distributed_sampler=False)
-    torch.save({"state": made.state_dict(), "lambdas": lambdas}, f"{folder}/{rank}.pt")
+    judged = made.trainer.validate(made, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False)
+    torch.save({"state": made.state_dict(), "lambdas": lambdas, "judged": judged[0]}, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -59,13 +62,15 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def alone() -> tuple[dict[str, Tensor], list[float]]:
+def alone() -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
     made, lambdas = trained(4)
-    return made.state_dict(), lambdas
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    [judged] = made.trainer.validate(made, Noise(16, flip=False, cache="ram", batch_size=4), verbose=False)
+    return state, lambdas, dict(judged)
 
 
 def test_two_ranks_compute_one_lambda_and_it_is_that_of_the_whole_batch(
-    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float]]
+    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
 ) -> None:
     assert ranks[0]["lambdas"] == ranks[1]["lambdas"]
     assert ranks[0]["lambdas"][:2] == [0, 0]
@@ -74,8 +79,59 @@ def test_two_ranks_compute_one_lambda_and_it_is_that_of_the_whole_batch(
 
 
 def test_two_halves_of_a_batch_train_both_players_as_the_whole_does(
-    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float]]
+    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
 ) -> None:
     for name, value in alone[0].items():
         torch.testing.assert_close(ranks[0]["state"][name], ranks[1]["state"][name], rtol=0, atol=0)
         torch.testing.assert_close(ranks[0]["state"][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_validation_figures_of_two_ranks_are_those_of_one(
+    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
+) -> None:
+    assert {"val/psnr", "val/ssim", "val/perplexity", "val/codes_used"} <= alone[2].keys()
+    for rank in ranks:  # of 24 images, in batches that do not divide them
+        assert rank["judged"] == pytest.approx(alone[2], rel=1e-4)
+
+
+def planted(rank: int, folder: str) -> None:
+    """A run with augmentation and revival."""
+    join(rank, 29541)
+    made = module(steps=4)
+    made.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
+    shown: list[Tensor] = []
+    losses = made.generator_losses
+    made.generator_losses = lambda x, to: (shown.append(x.clone()), losses(x, to))[1]  # type: ignore[method-assign]
+    doctor = Doctor(every=2, patience=1)
+    found: list[dict[str, float]] = []
+    doctor.signs = lambda module, means: (found.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    data = Same(16, flip=True, crop="random", resize=18, cache="ram", batch_size=4)
+    fit(made, [Stream(), doctor], data=data, devices=2, strategy="ddp_find_unused_parameters_true", use_distributed_sampler=False)
+    torch.save({"shown": torch.stack(shown), "state": made.tokenizer.state_dict(), "means": found}, f"{folder}/{rank}.pt")
+
+
+class Stream(Callback):
+    def on_train_start(self, *_: Any) -> None:
+        own_stream(0)
+
+
+class Copies(Grain):
+    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+        return super().one(0, side, channels)
+
+
+class Same(Noise):
+    """One image, many times: what differs between ranks comes from the augmentation alone."""
+
+    def open(self, split: str) -> Source:
+        return Copies(24, split)
+
+
+def test_ranks_augment_differently_and_agree_on_the_codebook_and_on_what_the_doctor_sees(tmp_path: Path) -> None:
+    mp.spawn(planted, (str(tmp_path),), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(one["shown"], two["shown"])
+    for name, value in one["state"].items():
+        assert torch.equal(value, two["state"][name]), name
+    assert one["means"] == two["means"]
+    assert len(one["means"]) == 2

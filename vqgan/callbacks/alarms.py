@@ -40,6 +40,8 @@ class Alarms(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Clocked)
         if module.step % self.every == 0:
+            if trainer.world_size > 1:  # one rank's is that of all, or the others would wait for it
+                module.broken = trainer.strategy.reduce(module.broken.to(module.device), reduce_op="max")
             module.check()
 
     def look(self, trainer: L.Trainer, module: Clocked, signs: Iterable[Sign]) -> None:

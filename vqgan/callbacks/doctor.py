@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from vqgan.callbacks.alarms import Alarms, Sign
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.module import VQGAN
-from vqgan.quantizers.base import between
+from vqgan.quantizers.base import between, mean_of_ranks
 
 
 class Doctor(Alarms):
@@ -54,7 +55,9 @@ class Doctor(Alarms):
             self._codes.update(outputs["indices"])
         super().on_train_batch_end(trainer, module)
         if module.step % self.every == 0:
-            means = {name: float(total) / n for name, (total, n) in self._sums.items()}
+            names = sorted(self._sums)  # of all ranks, that all of them say the same
+            found = mean_of_ranks(torch.stack([total / n for total, n in map(self._sums.__getitem__, names)]))
+            means = dict(zip(names, found.tolist(), strict=True))
             self.look(trainer, module, self.signs(module, means))
             module.log_dict({f"train/{name}": value for name, value in self.counted.items()})
             self._sums = {}

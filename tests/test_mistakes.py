@@ -1,0 +1,214 @@
+"""Every mistake has its message: one sentence, exit code 2, nothing written over and nothing left behind."""
+
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import QUICK, TINY, TINY_PRIOR
+from tests.test_commands import Command, mistake
+from tests.test_commands import pytestmark as warnings
+from vqgan.checkpoint import FORMAT
+
+pytestmark = warnings
+
+WORDS = {
+    "stage=vqgan quantizer=kl quantizer.K=16": "quantizer.K is not a setting of this stage",
+    "stage=vqgan quantizer=kl quantizer.K=16 ": "add --cfg job to the command to see them all",
+    "stage=vqgan trainer.max_step=5": "did you mean trainer.max_steps?",
+    "stage=vqgan loss=gan": "loss=gan does not exist, did you mean vqgan?",
+    "stage=vqgan logger=wandbb": "did you mean wandb?",
+    "stage=prior prior=gpt2": "did you mean gpt?",
+    "stage=vqgan experiment=nothing": "experiment=nothing does not exist; there is",
+    "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
+    "stage=vqgan foo": "missing EQUAL",
+    "stage=vqgan quantizer.K=-5": "quantizer.K=-5 must be a whole number of at least 2",
+    "stage=vqgan quantizer.K=2.5": "quantizer.K=2.5 must be a whole number",
+    "stage=vqgan quantizer.K=[1,2]": "quantizer.K=[1, 2] must be a whole number",
+    "stage=vqgan quantizer.beta=x": "quantizer.beta=x must be a number",
+    "stage=vqgan quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
+    "stage=vqgan quantizer.revive=-1": "quantizer.revive=-1 must be a number from 0 to 1",
+    "stage=vqgan model.width=-8": "model.width=-8 must be a whole number of at least 1 channel",
+    "stage=vqgan model.width=wide": "model.width=wide must be a whole number of at least 1 channel",
+    "stage=vqgan model.grid=-4": "model.grid=-4 must be a whole number of at least 1",
+    "stage=vqgan model.encoder.depth=-1": "model.encoder.depth=-1 must be a whole number of at least 0",
+    "stage=vqgan model.decoder.depth=deep": "model.decoder.depth=deep must be a whole number of at least 0",
+    "stage=vqgan data.image_size=-64": "data.image_size=-64 must be at least 1 pixel",
+    "stage=vqgan data.image_size=abc": "data.image_size=abc must be at least 1 pixel",
+    "stage=vqgan data.n_train=-1": "data.n_train=-1 and data.n_val=1000 must be at least 1",
+    "stage=vqgan data.batch_size=many": "data.batch_size=many must be at least 1",
+    "stage=vqgan data.num_workers=-1": "data.num_workers=-1 must be a whole number of at least 0",
+    "stage=vqgan data.channels=2": "data.channels=2 must be 1 (grey) or 3 (RGB)",
+    "stage=vqgan data.on_error=ignore": "data.on_error=ignore must be one of stop, skip",
+    "stage=vqgan data.n_train=4 data.batch_size=32": "4 training samples don't fill one batch of 32",
+    "stage=vqgan optimizer.lr=-1": "optimizer.lr=-1 must be a number of at least 0",
+    "stage=vqgan optimizer.lr=fast": "optimizer.lr=fast must be a number of at least 0",
+    "stage=vqgan loss.discriminator_optimizer.lr=x": "loss.discriminator_optimizer.lr=x must be a number",
+    "stage=vqgan schedule.warmup=-5": "schedule.warmup=-5 must be a whole number of at least 0 step",
+    "stage=vqgan schedule.floor=7": "schedule.floor=7 must be a number from 0 to 1",
+    "stage=vqgan callbacks.average.decay=2": "callbacks.average.decay=2 must be a number from 0 to 1",
+    "stage=vqgan trainer.devices=0": "trainer.devices=0 must be a whole number of at least 1",
+    "stage=vqgan trainer.devices=two": "trainer.devices=two must be a whole number of at least 1",
+    "stage=vqgan trainer.num_nodes=0": "trainer.num_nodes=0 must be a whole number of at least 1",
+    "stage=vqgan trainer.num_nodes=2": "trainer.num_nodes=2 needs torchrun or srun",
+    "stage=prior ckpt=x trainer.strategy=fsdp2": "trainer.strategy=fsdp2 must be auto or ddp",
+    "stage=vqgan trainer.clip=-1": "trainer.clip=-1 must be a number at least 0",
+    "stage=vqgan trainer.accumulate=0": "trainer.accumulate=0 must be a whole number of at least 1",
+    "stage=vqgan trainer.accumulate=64": "trainer.accumulate=64 micro-batches need more than a batch of 32",
+    "stage=vqgan trainer.save_every=x": "trainer.save_every=x must be a whole number",
+    "stage=vqgan trainer.max_minutes=-1": "trainer.max_minutes=-1 must be a number above 0",
+    "stage=vqgan trainer.max_steps=ten": "trainer.max_steps=ten must be a number above 0",
+    "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
+    "stage=vqgan seed=-1": "seed=-1 must be a whole number from 0",
+    "stage=pipeline trainer.devices=2 trainer.accelerator=cpu": "stage=pipeline has one",
+    "stage=pipeline quantizer=kl": "a tokenizer whose codes a prior can learn",
+    "stage=sample ckpt=x sampler.temperature=-1": "sampler.temperature=-1 must be above 0",
+    "stage=sample ckpt=x sampler.top_k=-2": "sampler.top_k=-2 must be at least 0",
+    "stage=sample ckpt=x sampler.top_k=x": "sampler can't be made of these settings",
+    "stage=sample ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
+    "stage=vqgan cache_dir=/proc/x": "can't write the cache folder /proc/x",
+    "-m stage=vqgan run_dir=x": "run_dir=x is of a single run",
+    "-m stage=vqgan trainer.devices=2": "trainer.devices=2 in a sweep",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WORDS)
+def test_every_wrong_word_gets_one_sentence_and_leaves_nothing_behind(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str
+) -> None:
+    assert command(*line.split()) == 2
+    said = capsys.readouterr().err
+    assert WORDS[line].strip() in said
+    assert "Traceback" not in said
+    if not line.startswith("-m"):  # a sweep says at the end once more what has failed
+        assert said.startswith("error: ")
+        assert len(said.strip().splitlines()) == 1
+        assert not (tmp_path / "runs").exists()
+
+
+def test_no_suggestion_is_the_word_itself(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", "quantizer=kl", "quantizer.K=16")
+    assert "did you mean quantizer.K?" not in mistake(capsys)
+
+
+def test_a_gpu_that_is_not_there_is_missed(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert command("stage=vqgan", "trainer.devices=2", "trainer.accelerator=gpu") == 2
+    assert "there is no usable GPU; use auto or cpu" in mistake(capsys)
+
+
+def shorter(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def newer(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    content["codegrid"]["format"] = FORMAT + 1
+    torch.save(content, file)
+
+
+def other_K(file: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    content["codegrid"]["config"]["quantizer"]["K"] = 32
+    torch.save(content, file)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def no_yaml(file: Path) -> None:
+    file.write_text("stage: [vqgan\n  x: }")
+
+
+EVALUATE = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK]
+RESUME = ["stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9"]
+DAMAGE: list[tuple[Callable[[Path], None], str, list[str], str]] = [
+    (shorter, "checkpoints/last.ckpt", EVALUATE, "is damaged or no checkpoint"),
+    (empty, "checkpoints/last.ckpt", EVALUATE, "is damaged or no checkpoint"),
+    (newer, "checkpoints/last.ckpt", EVALUATE, f"has format {FORMAT + 1}, this program reads up to {FORMAT}; update Codegrid"),
+    (Path.unlink, "checkpoints/last.ckpt", EVALUATE, "has no checkpoint"),
+    (Path.unlink, "checkpoints/last.ckpt", RESUME, "has no checkpoint"),
+    (other_K, "checkpoints/last.ckpt", EVALUATE, "its weights are not those of its config"),
+    (no_yaml, "config.yaml", RESUME, "config.yaml is damaged"),
+    (empty, "config.yaml", RESUME, "config.yaml is damaged or no config of a run"),
+    (Path.unlink, "config.yaml", RESUME, "is not a run folder"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("damage", "name", "line", "says"), DAMAGE, ids=[f"{d[0].__name__}-{d[1]}-{d[2][0]}" for d in DAMAGE])
+def test_every_damaged_file_gets_one_sentence_and_nothing_is_written_over(
+    command: Command, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], name: str, line: list[str], says: str
+) -> None:
+    command("stage=vqgan", *TINY)
+    folder = Path("runs/vqgan/shapes")
+    damage(folder / name)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert command(*line) == 2
+    assert says in mistake(capsys)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert not Path("runs/evaluate").exists()
+
+
+@pytest.mark.slow
+def test_the_wrong_stage_and_a_frozen_setting_are_told(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    for line, says in {
+        "stage=prior resume=runs/vqgan/shapes": "is a run of stage=vqgan; say stage=vqgan resume=...",
+        "stage=vqgan resume=runs/vqgan/shapes quantizer.K=32": "quantizer.K=32 can't change",
+        "stage=sample ckpt=runs/vqgan/shapes": "only a tokenizer with quantizer=kl",
+    }.items():
+        capsys.readouterr()
+        assert command(*line.split()) == 2
+        assert says in mistake(capsys)
+
+
+@pytest.mark.slow
+def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["-m", "stage=vqgan", "sweep=s", *(word for word in TINY if "quantizer.K" not in word), "quantizer.K=8,16"]
+    assert command(*line) == 0
+    [file] = Path("runs/sweeps/s").glob("0_*/metrics.json")
+    file.write_text("")
+    capsys.readouterr()
+    assert command(*line) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"{file} is damaged" in said
+    assert "1 point(s) failed" in said
+    file.write_text(json.dumps({"psnr": 1.0}))
+    assert command(*line) == 0
+
+
+def test_extras_that_are_missing_are_named(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqgan.run.find_spec", lambda name: None)
+    assert command("stage=vqgan", "logger=tensorboard") == 2
+    assert 'pip install "codegrid[tensorboard]"' in mistake(capsys)
+    assert metadata.version("hydra-core")
+
+
+def test_a_full_disk_is_told(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert command("stage=vqgan", *TINY) == 2
+    assert "no room for" in mistake(capsys)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_prior_that_cant_be_is_told_before_its_folder_is_made(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    command("stage=vqgan", *TINY)
+    for word in ("prior.depth=-1", "prior.width=0", "prior.heads=3", "label_drop=2", "crops=0", "batch_size=0", "crops=2"):
+        capsys.readouterr()
+        assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, word) == 2, word
+        assert word.split("=")[0].split(".")[-1] in mistake(capsys)
+        assert not Path("runs/prior").exists()
