@@ -58,6 +58,8 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
         assert f"id: {found['id']}" in (folder / "config.yaml").read_text()
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["codegrid"]["config"]["id"] == found["id"]
+        one, other = (streams["cpu"] for streams in checkpoint["random"])
+        assert not torch.equal(one, other)  # each rank goes on with its own random numbers
         assert steps(folder) == [0, 1, 2, 3, 4, 5]
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -207,7 +208,7 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: Path, header: dict[str, Any], every: int, pauses: Sequence[float] = PAUSES) -> None:
         self.file, self.header, self.every, self.pauses = folder / LAST, header, every, pauses
-        self._random: dict[str, Any] = {}
+        self._random: list[dict[str, Any]] = []  # of each rank
         self._unjudged = False  # whether the checkpoint that was loaded lacks its validation
         self._logged: dict[str, float] = {}
         self._judged = 0  # the step of the last validation that came to its end
@@ -290,7 +291,11 @@ class Checkpoints(Callback):
         checkpoint["codegrid"] = self.header
         checkpoint["unjudged"] = module.step % (trainer.val_check_batch or math.inf) == 0 and self._judged != module.step
         checkpoint["logged"] = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
-        checkpoint["random"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        own = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+        checkpoint["random"] = [own]
+        if trainer.world_size > 1:  # every rank has streams of its own
+            checkpoint["random"] = [None] * trainer.world_size
+            dist.all_gather_object(checkpoint["random"], own)
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random, self._unjudged = checkpoint["random"], bool(checkpoint.get("unjudged"))
@@ -316,9 +321,11 @@ class Checkpoints(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, Series):
                 logger.cut(module.step, self._unjudged)
-        torch.set_rng_state(self._random["cpu"])  # as late as possible: building loaders and validating draw numbers too
-        if len(self._random["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._random["cuda"])
+        if trainer.global_rank < len(self._random):  # else it is new, and has numbers that no other rank has
+            own = self._random[trainer.global_rank]
+            torch.set_rng_state(own["cpu"])  # as late as possible: building loaders and validating draw numbers too
+            if own["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(own["cuda"])
 
 
 class Best(Callback):
