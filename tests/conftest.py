@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger say otherwise themselves
 torch.set_num_threads(1)  # tests run in several processes
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts them in the background has Ctrl-C ignored
 
 
 @pytest.fixture(autouse=True)

@@ -261,9 +261,22 @@ def parts(grouped: Iterable[Group], *names: str) -> list[Part]:
                 alike.setdefault(key, []).append(run)
                 found.setdefault(key, Part(provenance, []))
         for key, runs in alike.items():
-            values = {name: [each[0] for run in runs if (each := score_of(run, name))] for name in names}
-            found[key].points.append(Point(group, runs, {name: mean(each) for name, each in values.items()}))
+            found[key].points.append(Point(group, runs, {name: over_seeds(runs, name) for name in names}))
     return sorted(found.values(), key=lambda part: -sum(len(point.runs) for point in part.points))
+
+
+def seed_of(run: Run) -> Any:
+    """What runs of one configuration are told apart by: the seed, of a prior also its tokenizer's."""
+    return run.id if run.seed is None else (run.seed, run.tokenizer.seed if run.tokenizer else None)
+
+
+def over_seeds(runs: Sequence[Run], name: str) -> Mean:
+    """The mean of a score over seeds; runs of one seed are no second look at chance, and count as their mean."""
+    values: dict[Any, list[float]] = {}
+    for run in runs:
+        if each := score_of(run, name):
+            values.setdefault(seed_of(run), []).append(each[0])
+    return mean([float(np.mean(each)) for each in values.values()])
 
 
 def ordered(points: Sequence[Point], name: str) -> list[Point]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vqgan.report import charts
 from vqgan.report.charts import Chart
-from vqgan.report.groups import SCORES, Group, Part, Point, choice, flat, groups, ordered, parts, setting, short, swept
+from vqgan.report.groups import SCORES, Group, Part, Point, choice, flat, groups, ordered, parts, seed_of, setting, short, swept
 from vqgan.report.read import Found, Run, number
 
 RECONSTRUCTION, GENERATION = ("psnr", "rfid", "rfid_proxy"), ("gfid", "gfid_proxy", "nats_per_token")
@@ -99,7 +99,7 @@ class Story:
         said = []
         for runs, grouped, what in ((self.tokenizers, self.of_tokenizers, "tokenizer"), (self.priors, self.of_priors, "prior")):
             if runs:
-                n = sorted({len(group.runs) for group in grouped})
+                n = sorted({len(set(map(seed_of, group.runs))) for group in grouped})
                 each = plural(n[0], "seed") if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
                 said.append(f"{plural(len(runs), what)} in {plural(len(grouped), 'configuration')} ({each} each)")
         keys = swept(self.tokenizers) + [
@@ -322,7 +322,7 @@ def plural(n: int, what: str) -> str:
 
 
 def seeds(point: Point) -> str:
-    n = len(point.runs)
+    n = len(set(map(seed_of, point.runs)))
     return f"{n} seeds" if n > 1 else "one seed, so no interval"
 
 

@@ -47,6 +47,13 @@ def test_seeds_that_agree_have_an_interval_of_nothing() -> None:
     assert mean([576.0] * 3).text(0) == "576"
 
 
+def test_runs_of_one_seed_count_once_as_their_mean() -> None:
+    told = [run(0, psnr=20.0), run(0, psnr=20.2), run(1, psnr=20.4)]
+    [part] = parts(groups(told), "psnr")
+    found = part.points[0].means["psnr"]
+    assert (found.n, found.mean, found.half) == (2, pytest.approx(20.25), mean([20.1, 20.4]).half)
+
+
 def test_a_mean_is_written_with_its_interval() -> None:
     assert mean([20.0, 20.2]).text(1) == "20.1 ± 1.3"
 
