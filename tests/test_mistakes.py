@@ -147,6 +147,7 @@ def test_every_damaged_file_gets_one_sentence_and_nothing_is_written_over(
 ) -> None:
     command("stage=vqgan", *TINY)
     folder = Path("runs/vqgan/shapes")
+    (folder / "checkpoints" / "previous.ckpt").unlink()  # which would be used instead
     damage(folder / name)
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     capsys.readouterr()
