@@ -38,7 +38,7 @@ from vqgan.checkpoint import (
     save_whole,
 )
 from vqgan.quantizers.base import whole
-from vqgan.ranks import first, launch, own_stream
+from vqgan.ranks import first, launch
 from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
 from vqgan.tokenizer import Tokenizer
 
@@ -93,7 +93,6 @@ def train(config: DictConfig) -> dict[str, Any] | None:
         LossMap(folder / "pictures"),
     ]
     words = [*tags(config, images.title, tokenizer), type(model).__name__.lower()]
-    own_stream(config.seed)
     with loggers(config, folder, words) as to:
         figures = fit(config, folder, module, data, callbacks, to)
         if not first():

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         return 0
 
     return run
+
+
+def free_port() -> int:
+    """A port at which two processes can meet, whoever else runs tests."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 TINY = [  # a stage=vqgan that takes seconds

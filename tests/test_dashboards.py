@@ -168,7 +168,8 @@ def test_a_run_that_is_told_to_end_leaves_a_card_that_says_so(tmp_path: Path) ->
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "a" / "checkpoints" / "last.ckpt").exists():
+    series = tmp_path / "a" / "csv" / "version_0" / "metrics.csv"
+    while not (series.exists() and "val/psnr" in series.read_text()):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)

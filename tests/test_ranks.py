@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY, TINY_PRIOR
+from tests.conftest import TINY, TINY_PRIOR, free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
 
 
 def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
-    by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617")
+    by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     report(launched("stage=vqgan", *TINY, *TWO, by=by))
     found = report(launched("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9", by=by))
     assert (found["devices"], found["steps"]) == (2, 9)
@@ -73,7 +73,7 @@ def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
 
 
 def test_as_many_processes_as_devices_or_one_sentence() -> None:
-    by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29618")
+    by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     done = launched("stage=vqgan", *TINY, by=by)
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode != 0

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from data.errors import InputError
 from vqgan.quantizers.base import between, from_first_rank, whole
+from vqgan.ranks import own_stream
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
@@ -94,6 +95,9 @@ class Clocked(L.LightningModule, ABC):
     @abstractmethod
     def learned(self) -> nn.Module:
         """What is trained to be used; all else only helps."""
+
+    def on_fit_start(self) -> None:
+        own_stream()  # not sooner: Lightning seeds all ranks alike when it brings them together
 
     def on_train_start(self) -> None:
         self._before = time.monotonic()

@@ -102,10 +102,10 @@ def agreed(make: Callable[[], Made]) -> Made:
     return made
 
 
-def own_stream(seed: int) -> None:
+def own_stream() -> None:
     """Random numbers of its own for every further rank: crops, flips, dropout and withheld labels differ, the model does not."""
     if not first():
-        torch.manual_seed(seed + 7919 * dist.get_rank())  # a prime, that seeds next to each other share no rank
+        torch.manual_seed(torch.initial_seed() + 7919 * dist.get_rank())  # a prime, that seeds next to each other share no rank
 
 
 def say(sentence: str) -> None:

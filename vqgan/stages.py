@@ -15,7 +15,7 @@ from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
 from vqgan.module import VQGAN
-from vqgan.ranks import first, launch, own_stream
+from vqgan.ranks import first, launch
 from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
@@ -43,7 +43,6 @@ def train(config: DictConfig) -> dict[str, Any] | None:
         pictures,
         codes,
     ]
-    own_stream(config.seed)
     with loggers(config, folder, tags(config, data.title, module.tokenizer)) as to:
         figures = fit(config, folder, module, data, callbacks, to)
         if not first():

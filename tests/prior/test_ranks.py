@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from data.tokens import CodeDataModule
 from prior.module import Prior
+from tests.conftest import free_port
 from tests.prior.test_callbacks import ABOUT, NATS
 from tests.prior.test_module import codes, prior, trainer
 from tests.prior.test_module import pytestmark as warnings
@@ -28,9 +29,9 @@ def trained(folder: Path, batch_size: int, **settings: Any) -> tuple[Prior, list
     return module, run.validate(module, data, verbose=False)  # type: ignore[return-value]
 
 
-def work(rank: int, folder: str) -> None:
+def work(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": 29543}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="localhost", TORCHELASTIC_RUN_ID="test")
     module, [found] = trained(Path(folder), 16, devices=2, strategy="ddp_find_unused_parameters_true")
     torch.save({"found": found, "loss_map": module.loss_map}, f"{folder}/{rank}.pt")
@@ -39,7 +40,7 @@ def work(rank: int, folder: str) -> None:
 def test_figures_and_the_best_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
-    mp.spawn(work, (str(two),), nprocs=2)
+    mp.spawn(work, (str(two), free_port()), nprocs=2)
     module, [expected] = trained(one, 32)
     for rank in (0, 1):
         held = torch.load(two / f"{rank}.pt", weights_only=True)

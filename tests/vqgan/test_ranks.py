@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from data.source import Source
+from tests.conftest import free_port
 from tests.vqgan.test_module import Grain, Noise, fit, module
 from tests.vqgan.test_module import pytestmark as warnings
 from vqgan.callbacks.doctor import Doctor
@@ -18,7 +18,6 @@ from vqgan.losses.gate import Gate
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN
-from vqgan.ranks import own_stream
 
 pytestmark = [warnings, pytest.mark.slow]
 
@@ -46,8 +45,8 @@ def join(rank: int, port: int) -> None:
     os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="localhost", TORCHELASTIC_RUN_ID="test")
 
 
-def work(rank: int, folder: str, accumulate: int) -> None:
-    join(rank, 29533 + accumulate)
+def work(rank: int, folder: str, accumulate: int, port: int) -> None:
+    join(rank, port)
     made, lambdas = trained(2, accumulate, devices=2, strategy="ddp_find_unused_parameters_true", use_distributed_sampler=False)
     judged = made.trainer.validate(made, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False)
     torch.save({"state": made.state_dict(), "lambdas": lambdas, "judged": judged[0]}, f"{folder}/{rank}.pt")
@@ -57,7 +56,7 @@ def work(rank: int, folder: str, accumulate: int) -> None:
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both ranks hold, without and with micro-batches, whose gradients wait for the last to be shared."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder), request.param), nprocs=2)
+    mp.spawn(work, (str(folder), request.param, free_port()), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -94,9 +93,9 @@ def test_the_validation_figures_of_two_ranks_are_those_of_one(
         assert rank["judged"] == pytest.approx(alone[2], rel=1e-4)
 
 
-def planted(rank: int, folder: str) -> None:
+def planted(rank: int, folder: str, port: int) -> None:
     """A run with augmentation and revival."""
-    join(rank, 29541)
+    join(rank, port)
     made = module(steps=4)
     made.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
     shown: list[Tensor] = []
@@ -106,13 +105,8 @@ def planted(rank: int, folder: str) -> None:
     found: list[dict[str, float]] = []
     doctor.signs = lambda module, means: (found.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     data = Same(16, flip=True, crop="random", resize=18, cache="ram", batch_size=4)
-    fit(made, [Stream(), doctor], data=data, devices=2, strategy="ddp_find_unused_parameters_true", use_distributed_sampler=False)
+    fit(made, [doctor], data=data, devices=2, strategy="ddp_find_unused_parameters_true", use_distributed_sampler=False)
     torch.save({"shown": torch.stack(shown), "state": made.tokenizer.state_dict(), "means": found}, f"{folder}/{rank}.pt")
-
-
-class Stream(Callback):
-    def on_train_start(self, *_: Any) -> None:
-        own_stream(0)
 
 
 class Copies(Grain):
@@ -128,7 +122,7 @@ class Same(Noise):
 
 
 def test_ranks_augment_differently_and_agree_on_the_codebook_and_on_what_the_doctor_sees(tmp_path: Path) -> None:
-    mp.spawn(planted, (str(tmp_path),), nprocs=2)
+    mp.spawn(planted, (str(tmp_path), free_port()), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert not torch.equal(one["shown"], two["shown"])
     for name, value in one["state"].items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
-from vqgan.quantizers.base import Quantized, Quantizer, between, straight_through
+from vqgan.quantizers.base import Quantized, Quantizer, between, from_first_rank, straight_through
 from vqgan.quantizers.several import Several, indices_of
 
 
@@ -35,8 +35,10 @@ class Residual(Several):
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
         used = self.books
-        if self.training and self.books > 1 and torch.rand(()) < self.dropout:
-            used = int(torch.randint(1, self.books, ()))
+        if self.training and self.books > 1 and self.dropout:  # ranks draw alike: `update` wants all of them in every codebook
+            drawn = torch.stack([torch.rand(()), torch.randint(1, self.books, ()).float()]).to(z_e.device)
+            chance, fewer = from_first_rank(drawn).tolist()
+            used = int(fewer) if chance < self.dropout else used
         left, sum_q, carrier, parts = z_e, torch.zeros_like(z_e), torch.zeros_like(z_e), []
         for i, inner in enumerate(self.each[:used]):
             q = inner(left)
