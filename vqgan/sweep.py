@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.errors import InputError, explain
 from data.terminal import tell
+from vqgan.trust import pairs
 
 Run = Callable[[DictConfig], dict[str, Any] | None]
 
@@ -162,20 +163,11 @@ def once(run: Run, config: DictConfig, folder: Path) -> dict[str, Any] | None:
 
 def difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, and both its values; None where they are of the same run."""
-    mine, theirs = (flat(OmegaConf.create(OmegaConf.to_yaml(made, resolve=True))) for made in (config, other))
+    mine, theirs = (dict(pairs(OmegaConf.create(OmegaConf.to_yaml(made, resolve=True)))) for made in (config, other))
     for key in (*mine, *theirs):
         if key.split(".")[0] not in APART and (key not in mine or key not in theirs or mine[key] != theirs[key]):
             return key, mine.get(key), theirs.get(key)
     return None
-
-
-def flat(config: Any) -> dict[str, Any]:
-    """All values of a config that hold no others, by their whole key."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        deeper = flat(value) if isinstance(value, DictConfig) else {}
-        found |= {f"{key}.{name}": inner for name, inner in deeper.items()} or {str(key): value}
-    return found
 
 
 def figure(figures: dict[str, Any] | None, objective: str | None) -> float | None:
