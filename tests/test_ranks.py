@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.conftest import QUICK, TINY, TINY_PRIOR, free_port
 
@@ -55,7 +56,7 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
         assert [p.name for p in folder.parent.iterdir()] == ["shapes"]  # no second folder of the second process
         assert len((folder / "record.jsonl").read_text().splitlines()) == 1
         assert json.loads((folder / "metrics.json").read_text()) == found
-        assert f"id: {found['id']}" in (folder / "config.yaml").read_text()
+        assert OmegaConf.load(folder / "config.yaml").id == found["id"]
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["codegrid"]["config"]["id"] == found["id"]
         one, other = (streams["cpu"] for streams in checkpoint["random"])

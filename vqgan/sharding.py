@@ -25,7 +25,7 @@ class Sharded(ModelParallelStrategy):
     """
 
     def __init__(self, world: int) -> None:
-        super().__init__(data_parallel_size=world, tensor_parallel_size=1)
+        super().__init__(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def shard(self, model: nn.Module, parts: Iterable[nn.Module]) -> None:
         """Leave each rank its share of every parameter, along the first dimension. The parameters of a part are whole while it
@@ -103,7 +103,6 @@ def reshard(model: nn.Module) -> None:
 def gathered(state: Any) -> Any:
     """The same containers with whole tensors for shares, on the CPU of the first rank; on the others None, and no more than one
     whole tensor at a time. All ranks must ask."""
-
     if isinstance(state, dict):
         return {name: gathered(value) for name, value in state.items()}
     if isinstance(state, list):

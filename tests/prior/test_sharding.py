@@ -15,6 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from data.loading import Samples
 from data.tokens import CodeDataModule
@@ -214,11 +215,11 @@ class Kick(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def interrupted(folder: Path, batch_size: int, ranks: Any = None) -> int:
+def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "gpt") -> int:
     """A run that ends by a signal, which of two processes the second one gets; the exit code."""
     kicked = not torch.distributed.is_initialized() or not first()
     with pytest.raises(Stop) as stop, Signals() as signals:
-        run(folder, "gpt", batch_size, ranks, (*([Kick()] if kicked else []), signals))
+        run(folder, name, batch_size, ranks, (*([Kick()] if kicked else []), signals))
     return int(str(stop.value.code))
 
 
@@ -229,6 +230,10 @@ def halves(folder: Path) -> dict[str, Any]:
     codes += [interrupted(folder / "shares-shares", 16, shares()), interrupted(folder / "shares-alone", 16, shares())]
     for then, how in (("shares-plain", plain), ("plain-shares", shares), ("shares-shares", shares), ("alone-shares", shares)):
         run(folder / then, "gpt", 16, how())
+    uncertain = {"name": "rar", "batch_size": 16}  # whose random numbers are each rank's own
+    interrupted(folder / "again", ranks=shares(), **uncertain)
+    run(folder / "again", ranks=shares(), **uncertain)
+    run(folder / "at once", ranks=shares(), **uncertain)
     return {"codes": codes}
 
 
@@ -243,6 +248,21 @@ def test_a_run_that_a_signal_to_one_rank_ends_goes_on_under_any_strategy(tmp_pat
     whole = read(tmp_path / "whole" / LAST, "prior")
     for way in ("shares-plain", "plain-shares", "shares-shares", "shares-alone", "alone-shares"):
         same(whole, read(folder / way / LAST, "prior"))
+    at_once, again = (read(folder / way / LAST, "prior") for way in ("at once", "again"))
+    for name, value in (at_once["state_dict"] | at_once[AVERAGE]).items():
+        assert torch.equal((again["state_dict"] | again[AVERAGE])[name], value), name
+
+
+def counted(folder: Path) -> dict[str, Any]:
+    """How often gradients are shared in a run whose updates have four micro-batches."""
+    with CommDebugMode() as seen:
+        module, _ = run(folder, "gpt", 16, shares(), accumulate=4)
+    return {"times": seen.get_comm_counts()[torch.ops.c10d._reduce_scatter_base_], "parts": len(sharded(module.model))}
+
+
+def test_micro_batches_share_their_gradients_with_the_last_alone(tmp_path: Path) -> None:
+    for rank in together(counted, tmp_path):
+        assert rank["times"] == STEPS * rank["parts"] > 0
 
 
 def full(folder: Path) -> dict[str, Any]:
