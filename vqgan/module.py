@@ -1,8 +1,9 @@
 """The training step of stage 1."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,35 @@ from vqgan.quantizers.base import Quantized, joined
 from vqgan.tokenizer import Tokenizer
 
 GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
+
+
+class Verdicts:
+    """Images and their reconstructions, both (B, C, H, W), and what a discriminator says of each, asked when it is first needed.
+
+    Its weights are the same all through a step until its own update, so that what the generator's turn has asked, with the
+    way back to the weights, need not be asked again in the discriminator's.
+    """
+
+    def __init__(self, judge: Callable[[Tensor], Judgement], x: Tensor, x_hat: Tensor) -> None:
+        self._judge, self.x, self.x_hat = judge, x, x_hat
+
+    @cached_property
+    def real(self) -> Judgement:
+        return self._judge(self.x)
+
+    @cached_property
+    def fake(self) -> Judgement:
+        return self._judge(self.x_hat)
+
+
+class Made(NamedTuple):
+    """A micro-batch within a step: images, reconstructions without their graph, the bottleneck's part, and what the
+    discriminator says of both, if that is to serve both players."""
+
+    x: Tensor
+    x_hat: Tensor
+    q: Quantized
+    verdicts: Verdicts | None
 
 
 class VQGAN(Clocked):
@@ -79,12 +109,12 @@ class VQGAN(Clocked):
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
-        made: list[tuple[Tensor, Tensor, Quantized]] = []
+        made: list[Made] = []
         self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate, self.betas)
         if self.gate is not None and self.gate.training(self.now):
             self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
             self.judged += 1
-        q = joined([q for *_, q in made])
+        q = joined([part.q for part in made])
         if not self.resting:
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
@@ -104,6 +134,18 @@ class VQGAN(Clocked):
     def resting(self) -> bool:
         """Whether encoder and codebook rest: with `codes_rest`, from the moment that the gate opens."""
         return self.codes_rest and self.playing
+
+    @property
+    def judges_once(self) -> bool:
+        """Whether one judgement of an image serves both players: where the second would be the same, and is near.
+
+        Under an augmentation it would not be, nor with a discriminator that has buffers: spectral norm goes on with its
+        estimate whenever it is asked in training. With micro-batches it is far: all their graphs would have to be kept.
+        """
+        if not self.playing or self.augment is not None or self.accumulate > 1:
+            return False
+        assert self.discriminator is not None
+        return next(self.discriminator.buffers(), None) is None
 
     @property
     def rate(self) -> float:
@@ -127,26 +169,30 @@ class VQGAN(Clocked):
         left = 1 - self.judging_since
         return self.discriminator_schedule(Now(self.judged, (self.now.progress - self.judging_since) / left if left else 1.0))
 
-    def generator_losses(self, x: Tensor, made: list[tuple[Tensor, Tensor, Quantized]]) -> Iterator[Tensor]:
-        """The loss of each micro-batch; x, x_hat without its graph and the bottleneck's part are added to `made`."""
+    def generator_losses(self, x: Tensor, made: list[Made]) -> Iterator[Tensor]:
+        """The loss of each micro-batch, which is added to `made`."""
         for part, share in self.micro(x):
             with torch.set_grad_enabled(not self.resting):
                 q = self.tokenizer.encode(part)
             x_hat = self.tokenizer.decode(q.z_q)
-            made.append((part, x_hat.detach(), q))
-            yield share * self.generator_loss(part, x_hat, q, share)
+            verdicts = Verdicts(self.judge, part, x_hat.detach().requires_grad_()) if self.judges_once else None
+            made.append(Made(part, x_hat.detach(), q, verdicts))
+            yield share * self.generator_loss(part, x_hat, q, share, verdicts)
         if self.adaptive is not None and self.playing:
             self.log_terms(self.adaptive.update())
 
-    def generator_loss(self, x: Tensor, x_hat: Tensor, q: Quantized, share: float = 1.0) -> Tensor:
+    def generator_loss(
+        self, x: Tensor, x_hat: Tensor, q: Quantized, share: float = 1.0, verdicts: Verdicts | None = None
+    ) -> Tensor:
         """A scalar with the gradient of reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6).
 
         Each term is gone backward through as far as the reconstruction. There lambda, and who has how much influence, can
-        be read off the gradients; only their sum goes on through the decoder.
+        be read off the gradients; only their sum goes on through the decoder. `verdicts` are on x and a leaf of x_hat's values,
+        where the discriminator's turn is to use the same judgements.
         """
-        leaf, scale = x_hat.detach().requires_grad_(), self.loss_scale
+        leaf, scale = (verdicts.x_hat if verdicts else x_hat.detach().requires_grad_()), self.loss_scale
         with torch.enable_grad():
-            terms = self.terms(x, leaf)
+            terms = self.terms(x, leaf, verdicts)
             slopes = {
                 name: torch.autograd.grad(scale * term, leaf, retain_graph=True)[0] / scale for name, (_, term) in terms.items()
             }
@@ -162,7 +208,7 @@ class VQGAN(Clocked):
         self.log_terms({f"share_{name}": length / whole for name, length in lengths.items()})
         return (x_hat * sum_of(pulls.values())).sum() + q.loss
 
-    def terms(self, x: Tensor, x_hat: Tensor) -> dict[str, tuple[float | Tensor, Tensor]]:
+    def terms(self, x: Tensor, x_hat: Tensor, verdicts: Verdicts | None = None) -> dict[str, tuple[float | Tensor, Tensor]]:
         """The losses of the reconstruction that count now, and their weights; what the discriminator says is gated."""
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"rec": (1.0, self.pixel(x, x_hat))}
         if self.perceptual is not None and self.perceptual_weight and not isinstance(self.perceptual, Features):
@@ -174,14 +220,13 @@ class VQGAN(Clocked):
         assert self.gate is not None
         gate = self.gate.weight(self.now)
         self.log_terms({"gate": torch.tensor(gate)})
-        with frozen(self.discriminator):
-            fake = self.judge(x_hat)
-            terms["adversarial"] = gate * self.adaptive.weight, self.adversarial.generator(fake.logits)
+        with nullcontext() if verdicts else frozen(self.discriminator):
+            verdicts = verdicts or Verdicts(self.judge, x, x_hat)
+            terms["adversarial"] = gate * self.adaptive.weight, self.adversarial.generator(verdicts.fake.logits)
             if isinstance(self.perceptual, Features) and gate * self.perceptual_weight:
-                with torch.no_grad():
-                    real = self.discriminator(x)
-                same = fake if self.augment is None else self.discriminator(x_hat)
-                terms["perceptual"] = gate * self.perceptual_weight, self.perceptual(real.features, same.features)
+                plain = verdicts if self.augment is None else Verdicts(self.discriminator, x, x_hat)
+                distance = self.perceptual(plain.real.features, plain.fake.features)
+                terms["perceptual"] = gate * self.perceptual_weight, distance
         return terms
 
     def judge(self, x: Tensor) -> Judgement:
@@ -190,17 +235,19 @@ class VQGAN(Clocked):
         judged: Judgement = self.discriminator(x if self.augment is None else self.augment(x))
         return judged
 
-    def discriminator_losses(self, made: list[tuple[Tensor, Tensor, Quantized]]) -> Iterator[Tensor]:
+    def discriminator_losses(self, made: list[Made]) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
-        whole = sum(len(x) for x, *_ in made)
-        for x, x_hat, _ in made:
-            yield len(x) / whole * self.discriminator_loss(x, x_hat, len(x) / whole)
+        whole = sum(len(part.x) for part in made)
+        for x, x_hat, _, verdicts in made:
+            yield len(x) / whole * self.discriminator_loss(x, x_hat, len(x) / whole, verdicts)
         self.lecam.update()
 
-    def discriminator_loss(self, x: Tensor, x_hat: Tensor, share: float = 1.0) -> Tensor:
-        """The game's loss on real images and on reconstructions without a way back to the generator, and the penalties."""
+    def discriminator_loss(self, x: Tensor, x_hat: Tensor, share: float = 1.0, verdicts: Verdicts | None = None) -> Tensor:
+        """The game's loss on real images and on reconstructions without a way back to the generator, and the penalties.
+        `verdicts` are on both, where the generator's turn has asked already."""
         assert self.discriminator is not None
-        real, fake = self.judge(x).logits, self.judge(x_hat.detach()).logits
+        verdicts = verdicts or Verdicts(self.judge, x, x_hat.detach())
+        real, fake = verdicts.real.logits, verdicts.fake.logits
         loss, lecam = self.adversarial.discriminator(real, fake), self.lecam(real, fake, share)
         self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "lecam": lecam})
         if not self.r1.due(self.judged):

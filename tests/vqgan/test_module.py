@@ -17,14 +17,18 @@ from data.errors import InputError
 from data.source import Source
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.clock import Budget, Now, Schedule
+from vqgan.discriminators.fine import Fine
+from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
+from vqgan.discriminators.style import Style
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
+from vqgan.losses.augment import DiffAugment
 from vqgan.losses.gate import Gate
 from vqgan.losses.perceptual import Features
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
-from vqgan.module import VQGAN, frozen
+from vqgan.module import VQGAN, Verdicts, frozen
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.vq import VQ
 
@@ -193,6 +197,84 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
     terms = {"rec": Pixel()(x, x_hat), "perceptual": features, "adversarial": adversarial, "quantizer": q.loss}
     for name, value in terms.items():
         torch.testing.assert_close(logged[name], value)
+
+
+OPEN, CLOSED = Gate(start=0, ramp=0, warmup=0), Gate(start=8, ramp=0, warmup=8)
+JUDGEMENTS: dict[str, tuple[Gate, dict[str, Any], int]] = {  # of a step: images and reconstructions, once for both players
+    "gate open": (OPEN, {}, 2),
+    "the paper's joint training": (OPEN, {"codes_rest": False}, 2),
+    "without feature matching": (OPEN, {"perceptual": None}, 2),
+    "and for R1, of images, in 32 bits": (OPEN, {"r1": R1(0.1, every=1)}, 3),
+    "gate closed": (CLOSED, {}, 2),
+    "gate closed, micro-batches": (CLOSED, {"accumulate": 2}, 4),
+    "or again, micro-batches": (OPEN, {"accumulate": 2}, 8),
+    "or again, with memory": (OPEN, {"discriminator": PatchGAN(3, 8, 1, spectral=True)}, 4),
+    "or again, augmented, and for features as they are": (OPEN, {"augment": DiffAugment()}, 5),
+}
+
+
+@pytest.mark.parametrize("name", JUDGEMENTS)
+def test_the_discriminator_judges_each_image_once_a_step(name: str) -> None:
+    gate, settings, expected = JUDGEMENTS[name]
+    trained, judged = module(gate, steps=3, **copy.deepcopy(settings)), []
+    trained.discriminator.register_forward_hook(lambda *_: judged.append(trained.step))
+    fit(trained)
+    assert [judged.count(step) for step in range(3)] == [expected] * 3
+
+
+@pytest.mark.parametrize("name", JUDGEMENTS)
+def test_a_run_that_judges_once_ends_as_one_that_judges_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is in a checkpoint: also what spectral norm has estimated, and what random numbers led to."""
+    gate, settings, _ = JUDGEMENTS[name]
+    once, again = (module(gate, steps=4, lecam=LeCam(0.1), **copy.deepcopy(settings)) for _ in range(2))
+    for trained in (once, again):
+        trained.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))  # Adam would enlarge every rounding
+    again.discriminator.load_state_dict(once.discriminator.state_dict())
+    fit(once)
+    monkeypatch.setattr(VQGAN, "judges_once", False)
+    fit(again)
+    torch.testing.assert_close(once.state_dict(), again.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+def gradients(part: torch.nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in part.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", [PatchGAN, Fine, MultiScale, Style])
+def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_their_own(kind: Any, bf16: bool) -> None:
+    """Against each player's loss written out, one backward pass through everything, with the generator moved in between."""
+    sizes = {PatchGAN: (3, 8, 1), Fine: (16, 3, 8), MultiScale: (16, 3, 2, 8, 1), Style: (16, 3, 8, 2)}
+    weight, lecam = ConstantWeight(0.3), LeCam(0.2)
+    m = module(OPEN, discriminator=kind(*sizes[kind]), perceptual_weight=0.5, codes_rest=False, adaptive=weight, lecam=lecam)
+    m.log_terms = lambda _: None  # type: ignore[method-assign]
+    lecam.means.copy_(torch.tensor([0.3, -0.2]))
+    x, slow = torch.rand(4, 3, 16, 16) * 2 - 1, copy.deepcopy(m)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        q = m.tokenizer.encode(x)
+        x_hat = m.tokenizer.decode(q.z_q)
+        verdicts = Verdicts(m.judge, x, x_hat.detach().requires_grad_())
+        m.generator_loss(x, x_hat, q, verdicts=verdicts).backward()
+        assert gradients(m.discriminator) == []
+        found = gradients(m.tokenizer)
+        with torch.no_grad():
+            for p in m.tokenizer.parameters():
+                p.add_(1.0)
+        m.discriminator_loss(x, x_hat.detach(), verdicts=verdicts).backward()
+        torch.testing.assert_close(gradients(m.tokenizer), found, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        q = slow.tokenizer.encode(x)
+        x_hat = slow.tokenizer.decode(q.z_q)
+        fake, real = slow.discriminator(x_hat), slow.discriminator(x)
+        features, adversarial = Features()(real.features, fake.features), -fake.logits.float().mean()
+        (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
+        slow.discriminator.zero_grad()
+        reals, fakes = (slow.discriminator(images).logits.float() for images in (x, x_hat.detach()))
+        hinge = (torch.relu(1 - reals).mean() + torch.relu(1 + fakes).mean()) / 2
+        (hinge + 0.2 * (torch.relu(reals + 0.2).square().mean() + torch.relu(0.3 - fakes).square().mean())).backward()
+    closely = {"rtol": 0.05, "atol": 2e-3} if bf16 else {"rtol": 1e-4, "atol": 1e-6}
+    torch.testing.assert_close(found, gradients(slow.tokenizer), **closely)
+    torch.testing.assert_close(gradients(m.discriminator), gradients(slow.discriminator), **closely)
 
 
 def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
