@@ -1,6 +1,6 @@
 """What each part of the adversarial training step costs: ms a step and images a second, side by side in one process.
 
-python -m benchmarks.step --batch 32
+python -m benchmarks.step --batch 32 --precision 32-true
 
 Each row adds to the one above it, or changes what it says. The parts take turns, a few steps at a time; the figures are
 medians over all of a part's steps, the ratio is to the step of loss=vqvae. The images are in memory.
@@ -89,9 +89,11 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--steps", type=int, default=6, help="of a turn")
     arguments.add_argument("--rounds", type=int, default=4)
+    arguments.add_argument("--precision", default="auto", help="trainer.precision")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
-    parts = {name: Part(overrides, given.batch, given.steps) for name, overrides in PARTS.items()}
+    always = [f"trainer.precision={given.precision}"]
+    parts = {name: Part([*always, *overrides], given.batch, given.steps) for name, overrides in PARTS.items()}
     for _ in range(given.rounds):
         for part in parts.values():
             part.turn(Path("."))
@@ -101,8 +103,8 @@ def main() -> None:
     for name, ms in medians.items():
         print(f"| {name} | {ms:.0f} | {1000 * given.batch / ms:.0f} | {ms / first:.2f} |")
     for name, ms in medians.items():
-        row = {"part": name.strip(), "batch": given.batch, "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
-        print(json.dumps({"bench": "step", **row}))
+        row = {"part": name.strip(), "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
+        print(json.dumps({"bench": "step", "batch": given.batch, "precision": given.precision, **row}))
 
 
 if __name__ == "__main__":
