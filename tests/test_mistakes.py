@@ -95,6 +95,8 @@ WORDS = {
     "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
     "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
     "stage=prior prior=gpt2": "did you mean gpt?",
+    "stage=prior prior=lstm prior/size=tiny": "prior/size is not a setting of this stage; add --cfg job",
+    "stage=prior prior=lstm experiment=demo_prior": "experiment=demo_prior chooses prior/size, and with the rest of this command",
     "stage=prior ckpt=x trainer.strategy=fsdp2": "trainer.strategy=fsdp2 must be auto or ddp",
     "stage=sample": "add ckpt=<run folder of stage=prior, or of a KL-VAE>",
     "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
