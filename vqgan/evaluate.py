@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_float, to_uint8
 from data.terminal import counted, tell
+from vqgan.callbacks.codes import histogram
 from vqgan.checkpoint import described_images, find, load_tokenizer
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.metrics.codebook import CodebookUse
@@ -117,7 +117,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     ]
     if use is not None:
         np.savez(folder / "codes.npz", counts=use.counts.cpu().numpy())
-        pictures.append(histogram(use.counts.cpu(), folder / "pictures" / "codes.png"))
+        pictures.append(save_picture(histogram(use.counts), folder / "pictures" / "codes.png"))
     result = {
         **heading(config, folder, described.get("id"), "vqgan", described.get("id"), n),
         **scores.values,
@@ -264,23 +264,6 @@ def rate(scores: Scores, tokenizer: Tokenizer, use: CodebookUse | None, images: 
     bits = math.prod(tokenizer.grid) * tokenizer.quantizer.bits
     scores.add("bits_per_image", bits, **about)
     scores.add("compression_ratio", 8 * images.channels * images.image_size**2 / bits, **about)
-
-
-def histogram(counts: Tensor, file: Path) -> Path:
-    """How often each code (books, K) occurs, the most frequent first, a line a codebook, beside equal use."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    K = counts.shape[1]
-    shares = counts.double().sort(1, descending=True).values / counts.sum(1, keepdim=True)
-    for book, share in enumerate(shares.numpy()):
-        axes.stairs(share, np.arange(K + 1), fill=len(shares) == 1, label=f"codebook {book}" if len(shares) > 1 else "this one")
-    axes.axhline(1 / K, color="black", linewidth=1, linestyle="--", label="all codes alike")
-    axes.set(xlabel="codes, the most frequent first", ylabel="share of all positions", xlim=(0, K))
-    axes.set_title(f"{int((counts > 0).sum(1).min()):,} of {K:,} codes are used")
-    axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    return file
 
 
 def table(result: Result, names: list[str], other: Mapping[str, Any] | None = None) -> str:

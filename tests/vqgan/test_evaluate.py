@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from tests.conftest import QUICK, TINY
 from tests.vqgan.test_module import Noise
-from vqgan.evaluate import called, histogram, table
+from vqgan.evaluate import called, table
 from vqgan.losses.perceptual import LPIPS
 from vqgan.metrics.features import Extractor
 from vqgan.metrics.provenance import Scores, difference
@@ -44,13 +44,6 @@ def test_absent_scores_are_told_with_their_reason_once_and_others_with_their_uni
         ["rfid_own", "1.5", "lower is better"],
     ]
     assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[1:]}) == 1  # aligned
-
-
-def test_the_histogram_is_drawn_for_one_codebook_and_for_several(tmp_path: Path) -> None:
-    for books in (1, 3):
-        with Image.open(histogram(torch.randint(50, (books, 16)), tmp_path / "pictures" / f"{books}.png")) as sheet:
-            assert sheet.size == (840, 420)
-            assert len(set(sheet.convert("RGB").get_flattened_data())) > books
 
 
 class Corners(nn.Module):
