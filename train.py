@@ -39,7 +39,7 @@ def job(config: DictConfig) -> float | None:
     try:
         run(config)
     except SystemExit as stop:  # Lightning's answer to SIGTERM has no code
-        raise SystemExit(stop.code or TERMINATED) from stop
+        raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
     except Exception as error:
         sentence = explain(error)
         if sentence is None:

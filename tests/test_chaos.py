@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,61 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machin
         killed, while_writing = killed + kills[0], while_writing + kills[1]
         compare(whole, folder)
     assert while_writing >= (2 if KILLS[how] >= 10 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(machine: Machine, stage: str) -> None:
+    words, moments = [f"stage={stage}", *STAGES[stage], *LONGER, "trainer.devices=2"], random.Random(stage)
+    whole, folder = Path(f"whole-{stage}-ranks"), Path(f"chaos-{stage}-ranks")
+    machine.finish([*words, f"run_dir={whole}"])
+    begin = [*words, f"run_dir={folder}"]
+    for n, (number, whom) in enumerate([(signal.SIGKILL, "all"), (signal.SIGTERM, "first"), (signal.SIGTERM, "second")]):
+        process = machine.start(begin)
+        begin = [words[0], f"resume={folder}"]
+        step = moments.randrange(4 + 11 * n, 11 + 11 * n)  # later each time
+        wait_until(partial(reached, folder, step), machine)
+        if whom == "all":
+            os.killpg(process, number)
+        else:
+            os.kill(process if whom == "first" else other_rank(process), number)
+        assert machine.wait() == (-number if number == signal.SIGKILL else 128 + number), machine.output.read_text()[-3000:]
+        wait_until(partial(gone, process))
+        if number == signal.SIGTERM:
+            saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
+            assert machine.output.read_text().count(f"stopped at step {saved}, saved; go on with: ") == 1
+    machine.finish(begin)
+    compare(whole, folder)
+    assert len(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["random"]) == 2
+
+
+def wait_until(true: Callable[[], bool], machine: Machine | None = None) -> None:
+    """Come back when it is; a run that the machine makes must not end before."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        assert machine is None or not machine.ended(), machine.output.read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def reached(folder: Path, step: int) -> bool:
+    """Whether a run has made this step, and can be resumed."""
+    return begun(folder) and any(int(row["step"]) >= step for row in series(folder))
+
+
+def other_rank(process: int) -> int:
+    """The process that a run's first one has started for its second device."""
+    [found] = [int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return found
+
+
+def gone(group: int) -> bool:
+    """Whether no process of a run is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def compare(whole: Path, chaos: Path) -> None:
