@@ -25,7 +25,7 @@ from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.ranks import gathered
-from vqgan.series import Series
+from vqgan.series import cut
 from vqgan.signals import StopNow
 from vqgan.tokenizer import Tokenizer
 from vqgan.trust import trusted
@@ -315,9 +315,7 @@ class Checkpoints(Callback):
         assert isinstance(module, Clocked)
         if not self._random:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, Series):
-                logger.cut(module.step, self._unjudged)
+        cut(trainer.loggers, module.step, self._unjudged)
         if trainer.global_rank < len(self._random):  # else it is new, and has numbers that no other rank has
             own = self._random[trainer.global_rank]
             torch.set_rng_state(own["cpu"])  # as late as possible: building loaders and validating draw numbers too

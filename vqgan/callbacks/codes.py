@@ -39,7 +39,7 @@ class Codes(Callback):
             show(trainer, histogram(counts), self.folder, "histogram", module.step),
             show(trainer, atlas(module.tokenizer, counts), self.folder, "atlas", module.step),
         ]
-        show_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes", module.step)
+        show_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
 
 
 def histogram(counts: Tensor) -> Tensor:
