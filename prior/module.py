@@ -12,8 +12,10 @@ from torchmetrics import Metric
 
 from data.loading import BatchDataModule
 from prior.models.base import Model, Prediction
+from prior.models.transformer import Block
 from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
 from vqgan.quantizers.base import between
+from vqgan.sharding import Sharded, reshard, unshard
 
 MOST = 1_000  # training grids that a validation judges too
 
@@ -46,6 +48,10 @@ class Prior(Clocked):
         self.label_drop, self.label_smoothing = label_drop, label_smoothing
         self.unseen, self.seen = Judgement(model.L), Judgement(model.L)
 
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model, [part for part in self.model.modules() if isinstance(part, Block)])
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
         if self.model.classes:
@@ -65,6 +71,9 @@ class Prior(Clocked):
     def learned(self) -> Model:
         return self.model
 
+    def on_validation_epoch_start(self) -> None:
+        unshard(self.model)  # ranks may have more batches to judge than others, and the first one draws samples alone
+
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self.unseen.update(self.judge(*batch))
 
@@ -83,6 +92,7 @@ class Prior(Clocked):
 
     def on_validation_epoch_end(self) -> None:
         self.judge_training()
+        reshard(self.model)
         found, seen = self.unseen.compute(), self.seen.compute()
         nats_per_token = found["nats"].mean()
         self.loss_map = found["nats"].view(*self.model.grid, self.model.books).mean(2)

@@ -48,7 +48,7 @@ TOKENIZER = "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pai
 def train(config: DictConfig) -> dict[str, Any] | None:
     """Encode the data once, train a prior on the codes; the final figures and where everything lies. Of several processes,
     which share the encoding too, the first one reports."""
-    config = settled(config)
+    config = settled(config, shards=True)
     if not config.ckpt:
         raise InputError("stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>")
     for size in {"width", "depth", "heads", "book_depth"} & config.prior.keys():

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from tests.conftest import TINY, TINY_PRIOR, free_port
+from tests.conftest import QUICK, TINY, TINY_PRIOR, free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -55,12 +56,31 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
         assert [p.name for p in folder.parent.iterdir()] == ["shapes"]  # no second folder of the second process
         assert len((folder / "record.jsonl").read_text().splitlines()) == 1
         assert json.loads((folder / "metrics.json").read_text()) == found
-        assert f"id: {found['id']}" in (folder / "config.yaml").read_text()
+        assert OmegaConf.load(folder / "config.yaml").id == found["id"]
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["codegrid"]["config"]["id"] == found["id"]
         one, other = (streams["cpu"] for streams in checkpoint["random"])
         assert not torch.equal(one, other)  # each rank goes on with its own random numbers
         assert steps(folder) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_by_one_process() -> None:
+    report(launched("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63"))  # one rank has a batch more to judge
+    found = report(launched("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO, "trainer.strategy=fsdp2"))
+    assert (found["devices"], found["steps"]) == (2, 6)
+    folder = Path(str(found["run"]))
+    assert {f"{name}-{step:06d}.png" for name in ("samples", "loss-map") for step in (3, 6)} <= {
+        file.name for file in (folder / "pictures").iterdir()
+    }
+    assert steps(folder) == [0, 1, 2, 3, 4, 5]
+    assert report(launched("stage=sample", f"ckpt={folder}", "accelerator=cpu", "n=4"))["n"] == 4
+    judged = report(launched("stage=evaluate", f"ckpt={folder}", *QUICK))
+    assert judged["nats_per_token"] == pytest.approx(found["nats_per_token"], abs=2e-3)  # of the best, which is judged here
+    again = report(launched("stage=prior", f"resume={folder}", "trainer.devices=1", "trainer.max_steps=8"))
+    assert (again["devices"], again["steps"], again["id"]) == (1, 8, found["id"])
+    again = report(launched("stage=prior", f"resume={folder}", "trainer.max_steps=10"))
+    assert (again["devices"], again["steps"]) == (2, 10)
+    assert steps(folder) == list(range(10))
 
 
 def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:

@@ -25,8 +25,9 @@ from vqgan.clock import Clocked
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
+from vqgan.ranks import agreed
 from vqgan.series import Series
-from vqgan.signals import StopNow
+from vqgan.signals import Stop, StopNow
 from vqgan.tokenizer import Tokenizer
 from vqgan.trust import trusted
 
@@ -242,14 +243,21 @@ class Checkpoints(Callback):
             self.between(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Write the state as it is, or raise OSError."""
+        """Write the state as it is, or raise OSError, on all ranks: each has a part in it, and they must agree on the next try."""
         module = trainer.lightning_module
         assert isinstance(module, Clocked)
         module.check()  # a broken model must not take a good one's place
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        if trainer.is_global_zero:
-            save_whole(content, self.file, self.file.with_name(PREVIOUS.name))
+        if failed := agreed(lambda: self._written(content)):
+            raise failed
         self._saved = module.step, self._judged
+
+    def _written(self, content: dict[str, Any]) -> OSError | None:
+        try:
+            save_whole(content, self.file, self.file.with_name(PREVIOUS.name))
+        except OSError as error:
+            return error
+        return None
 
     def save_at_last(self, trainer: L.Trainer, pauses: Sequence[float]) -> None:
         """Save what would otherwise be gone with this process: try again after each of the pauses, and then elsewhere."""
@@ -279,7 +287,8 @@ class Checkpoints(Callback):
         assert isinstance(module, Clocked)
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         whole = batches.completed == batches.ready and (module.step, self._judged) != self._saved
-        if whole and module.step and trainer.state.fn == "fit" and module.broken < 0 and not isinstance(exception, StopNow):
+        together = isinstance(exception, Stop) or (trainer.world_size == 1 and not isinstance(exception, StopNow))
+        if whole and module.step and trainer.state.fn == "fit" and module.broken < 0 and together:
             self.save_at_last(trainer, ())  # whoever ends a program has little patience
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -351,7 +360,8 @@ class Best(Callback):
             return
         self.lowest, self.step = found[self.figure], module.step
         self.figures = {name.removeprefix("val/"): round(value, 4) for name, value in found.items()}
+        state = trainer.strategy.lightning_module_state_dict()  # of all ranks' shares, where they have but these
         if trainer.is_global_zero:
-            content = {"codegrid": self.header, "state_dict": module.state_dict(), "lowest": self.lowest, "figures": self.figures}
+            content = {"codegrid": self.header, "state_dict": state, "lowest": self.lowest, "figures": self.figures}
             with spared(self.file):
                 save_whole(content | {"clock": {"step": module.step, "seconds": module.seconds}}, self.file)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from data.errors import InputError
 from vqgan.quantizers.base import between, from_first_rank, whole
 from vqgan.ranks import own_stream
+from vqgan.sharding import whole_tensor
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
@@ -141,7 +142,7 @@ class Clocked(L.LightningModule, ABC):
                 self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         scale = self.loss_scale
-        norm = nn.utils.clip_grad_norm_(parameters, scale * self.clip if self.clip else math.inf) / scale
+        norm = whole_tensor(nn.utils.clip_grad_norm_(parameters, scale * self.clip if self.clip else math.inf)) / scale
         sound &= norm.isfinite()
         if self._scaler is not None:  # it leaves out an update that overflows and halves the scale, and may do so ten times over
             sound = torch.tensor(scale > 2**-10, device=self.device)

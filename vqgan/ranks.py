@@ -36,11 +36,6 @@ def devices(settings: DictConfig, kind: str) -> int:
 
 def world(settings: DictConfig, kind: str) -> int:
     """How many processes the run has, one a device; checked against those that torchrun or SLURM have started."""
-    if settings.strategy not in ("auto", "ddp"):
-        raise InputError(
-            f"trainer.strategy={settings.strategy} must be auto or ddp: every device holds all weights here; "
-            "docs/scaling.md says how large a model may be"
-        )
     nodes = settings.num_nodes
     if not isinstance(nodes, int) or nodes < 1:
         raise InputError(f"trainer.num_nodes={nodes} must be a whole number of at least 1 machine")

@@ -40,6 +40,7 @@ from vqgan.card import CARD, write_card
 from vqgan.checkpoint import to_go_on
 from vqgan.clock import Budget, Clocked
 from vqgan.ranks import agreed, devices, first, world
+from vqgan.sharding import Sharded
 from vqgan.signals import Signals, Stop, StopNow
 from vqgan.sweep import difference, sweep_folder
 from vqgan.tokenizer import Tokenizer
@@ -55,10 +56,11 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def settled(config: DictConfig, chain: bool = False) -> DictConfig:
+def settled(config: DictConfig, chain: bool = False, shards: bool = False) -> DictConfig:
     """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger.
 
-    Such a run needs a checkpoint to go on from; a `chain` of runs looks for those of its links itself."""
+    Such a run needs a checkpoint to go on from; a `chain` of runs looks for those of its links itself. `shards` says that the
+    stage's weights may be shared out among devices."""
     device(config.trainer.accelerator)
     if config.trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}")
@@ -75,6 +77,7 @@ def settled(config: DictConfig, chain: bool = False) -> DictConfig:
     if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
         raise InputError('logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"')
     if not config.resume:
+        engine(config.trainer, shards)
         world(config.trainer, device(config.trainer.accelerator).type)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: two runs of one seed are two runs
         return config
@@ -111,9 +114,24 @@ def settled(config: DictConfig, chain: bool = False) -> DictConfig:
             OmegaConf.update(before, key, OmegaConf.select(config, key))
         elif key.startswith("logger"):
             before.logger = config.logger
+    engine(before.trainer, shards)
     world(before.trainer, device(before.trainer.accelerator).type)
     before.resume, before.run_dir = config.resume, config.resume
     return before
+
+
+def engine(settings: DictConfig, shards: bool) -> None:
+    """Raise InputError where `trainer.strategy` is none that there is, or not for this stage or precision."""
+    if settings.strategy not in ("auto", "ddp", "fsdp2"):
+        raise InputError(f"trainer.strategy={settings.strategy} must be auto, ddp or fsdp2")
+    if settings.strategy == "fsdp2" and not shards:
+        raise InputError(
+            "trainer.strategy=fsdp2 shards the weights of stage=prior alone, for tokenizers are small; use auto or ddp"
+        )
+    if settings.strategy == "fsdp2" and settings.precision == "16-mixed":
+        raise InputError(
+            "trainer.precision=16-mixed scales losses, which trainer.strategy=fsdp2 does not; use bf16-mixed or 32-true"
+        )
 
 
 def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
@@ -221,15 +239,19 @@ def make_trainer(settings: DictConfig, folder: Path, callbacks: Sequence[Callbac
     """Lightning's trainer, without the parts that count optimizer steps: the module's clock ends the run."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what validations log is of all ranks already
     L.pytorch.utilities.rank_zero.rank_zero_module.log.setLevel("WARNING")
     kind = device(settings.accelerator).type
+    n = world(settings, kind)
+    sharded = n > 1 and settings.strategy == "fsdp2"
     return L.Trainer(
         max_epochs=-1,
         max_steps=-1,
         accelerator=kind,
         devices=list(settings.devices) if isinstance(settings.devices, ListConfig) else devices(settings, kind),
         num_nodes=settings.num_nodes,
-        strategy="ddp_find_unused_parameters_true" if world(settings, kind) > 1 else "auto",
+        strategy=Sharded(n) if sharded else "ddp_find_unused_parameters_true" if n > 1 else "auto",
+        inference_mode=not sharded,  # weights that were gathered in it could not be trained with afterwards
         **numbers(settings),
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=None,

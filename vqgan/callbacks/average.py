@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vqgan.checkpoint import AVERAGE
 from vqgan.clock import Clocked
 from vqgan.quantizers.base import between
+from vqgan.sharding import gathered, local, share
 
 
 class Average(Callback):
@@ -31,7 +32,8 @@ class Average(Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         own = weights(module)
-        self.values = {name: self.values.get(name, value).to(value.device, copy=True) for name, value in own.items()}
+        kept = {name: share(self.values.get(name, value), value) for name, value in own.items()}
+        self.values = {name: value.to(own[name].device, copy=True) for name, value in kept.items()}
         self._step = step(module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -45,7 +47,7 @@ class Average(Callback):
         n = self._step = step(module)
         decay, own = min(self.decay, (1 + n) / (10 + n)), weights(module)
         floats = [name for name, value in own.items() if value.is_floating_point()]
-        get_ema_multi_avg_fn(decay)([self.values[name] for name in floats], [own[name] for name in floats], n)
+        get_ema_multi_avg_fn(decay)([local(self.values[name]) for name in floats], [local(own[name]) for name in floats], n)
         for name in own.keys() - set(floats):  # counters
             self.values[name].copy_(own[name])
 
@@ -72,7 +74,7 @@ class Average(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.follow(module)
-        checkpoint[AVERAGE] = self.values
+        checkpoint[AVERAGE] = gathered(self.values)
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.values = checkpoint.get(AVERAGE, {})
@@ -85,6 +87,7 @@ def step(module: L.LightningModule) -> int:
 
 
 def weights(module: L.LightningModule) -> dict[str, Tensor]:
-    """Everything that makes what the module learns, parameters and buffers, the tensors themselves."""
+    """Everything that makes what the module learns, parameters and buffers, the tensors themselves; where it is sharded,
+    this rank's share of them."""
     assert isinstance(module, Clocked)
     return dict(module.learned.state_dict())

@@ -1,0 +1,28 @@
+"""What is not sharded is not touched by what shares and gathers; what is, in tests/prior/test_sharding.py."""
+
+import torch
+from torch import nn
+
+from vqgan.sharding import gathered, local, reshard, sharded, share, unshard, whole_tensor
+
+
+def test_the_state_of_one_process_is_gathered_as_it_is() -> None:
+    state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    found = gathered(state)
+    assert found == state
+    assert found["state"][0]["exp_avg"] is state["state"][0]["exp_avg"]
+
+
+def test_of_a_whole_tensor_the_share_and_the_whole_are_itself() -> None:
+    x = torch.randn(3)
+    assert share(x, torch.randn(3)) is local(x) is whole_tensor(x) is x
+    assert share(0.5, x) == 0.5
+
+
+def test_a_model_that_every_rank_has_whole_has_no_parts_to_put_together() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    weight = model[0].weight
+    unshard(model)
+    reshard(model)
+    assert sharded(model) == []
+    assert model[0].weight is weight
