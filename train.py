@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +39,7 @@ def job(config: DictConfig) -> float | None:
     try:
         run(config)
     except SystemExit as stop:  # Lightning's answer to SIGTERM has no code
-        raise SystemExit(stop.code or TERMINATED) from stop
+        raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
@@ -51,12 +52,15 @@ def job(config: DictConfig) -> float | None:
 
 
 def settings() -> list[str]:
-    """All that this command's stage can be told: groups and keys, for a suggestion."""
+    """All that this command's stage can be told: groups and keys, for a suggestion; none where its choices don't go together."""
     conf = Path(__file__).parent / "conf"
     words = [word for word in sys.argv[1:] if "=" in word and "," not in word]
     chosen = [word for word in words if (conf / word.split("=")[0]).is_dir()]
-    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("config", chosen))
+    try:
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            config = OmegaConf.to_container(hydra.compose("config", chosen))
+    except ConfigCompositionException:
+        return []
 
     def keys(node: object, prefix: str = "") -> list[str]:
         items = node.items() if isinstance(node, dict) else []

@@ -4,8 +4,9 @@ pip install x-transformers monai && python -m benchmarks.sampling
 
 K=512, dim 256, 8 blocks, 8 heads. Prints a table of images a second while sampling and one of tokens a second in training,
 then one JSON line a row. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper
-with its cache of keys and values, MONAI by its VQVAETransformerInferer's loop, which has none. `bound` is the time of the
-products with the weights alone, at the same number of rows, one after the other.
+with its cache of keys and values, MONAI by its VQVAETransformerInferer's loop, which has none. They run in the precision that
+we run in, or, with --peers float32, as they come. `bound` is the time of the products with the weights alone, at the same
+number of rows, one after the other, by torch's public functions.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def weights(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [w.detach().t().contiguous().to(dtype) for w in matrices]
 
 
-def samplers(T: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
+def samplers(T: int, batch: int, device: str, peers: str) -> dict[str, Callable[[], None]]:
     """What draws `batch` grids of T codes, by name."""
     ours, theirs, medical = gpt(T, device).eval(), x_transformers(T, device).eval(), monai(T, device).eval()
     half = precision() == "bf16-mixed"
@@ -87,18 +88,14 @@ def samplers(T: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
                 _ = rows[w.shape[0]] @ w
 
     return {
-        "ours": lambda: discard(sample(ours, Sampler(), batch, seed=0, batch_size=batch)),
-        "x_transformers": lambda: discard(theirs.generate(begin, T, cache_kv=True)),  # type: ignore[operator]
-        "monai": slow,
-        "bound": products,
+        "ours": within(lambda: sample(ours, Sampler(), batch, seed=0, batch_size=batch), device),
+        "x_transformers": within(lambda: theirs.generate(begin, T, cache_kv=True), device, peers),  # type: ignore[operator]
+        "monai": within(slow, device, peers),
+        "bound": within(products, device),
     }
 
 
-def discard(_: Any) -> None:
-    """For what is only timed."""
-
-
-def trainers(T: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
+def trainers(T: int, batch: int, device: str, peers: str) -> dict[str, Callable[[], None]]:
     """What makes one update on `batch` grids of T codes, by name."""
     codes = torch.randint(K, (batch, T), device=device)
     begun = torch.cat([torch.full((batch, 1), K, device=device), codes], 1)
@@ -114,16 +111,16 @@ def trainers(T: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
         "monai": lambda: F.cross_entropy(models["monai"](begun[:, :-1]).flatten(0, 1), codes.flatten()),
     }
 
-    def update(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
-        with autocast(device):
-            value = loss()
+    def update(name: str, optimizer: torch.optim.Optimizer) -> None:
+        with autocast(device, "best" if name == "ours" else peers):
+            value = losses[name]()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
 
     def updates(name: str) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(models[name].parameters(), 1e-4, fused=True)
-        return lambda: update(losses[name], optimizer)
+        return lambda: update(name, optimizer)
 
     dtype = torch.bfloat16 if precision() == "bf16-mixed" else torch.float32
     matrices = weights(device, dtype)
@@ -137,23 +134,36 @@ def trainers(T: int, batch: int, device: str) -> dict[str, Callable[[], None]]:
     return {**{name: updates(name) for name in losses}, "bound": products}
 
 
-def autocast(device: str) -> AbstractContextManager[None]:
-    """The precision that the project chooses by itself."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision() == "bf16-mixed")
+def autocast(device: str, precise: str = "best") -> AbstractContextManager[None]:
+    """The precision that the project chooses by itself, or float32."""
+    return torch.autocast(device, torch.bfloat16, enabled=precise == "best" and precision() == "bf16-mixed")
+
+
+def within(run: Callable[[], Any], device: str, precise: str = "best") -> Callable[[], None]:
+    """`run` in that precision, for what is only timed."""
+
+    def timeable() -> None:
+        with torch.no_grad(), autocast(device, precise):
+            run()
+
+    return timeable
 
 
 def timed(work: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each, in turns. MONAI's sampling takes so long that it has one turn when rounds would take minutes."""
+    """Median seconds of each, in turns of a second at least: what ran before has taken the caches, of oneDNN's kernels too.
+    MONAI's sampling takes so long that it has one turn when rounds would take minutes."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):  # the first warms up, and counts only for what has no other
         for name, run in work.items():
             if times[name] and times[name][0] > 20:
                 continue
-            began = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - began)
+            began, runs = time.perf_counter(), 0
+            while not runs or time.perf_counter() - began < 1:
+                run()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                runs += 1
+            times[name].append((time.perf_counter() - began) / runs)
     return {name: statistics.median(found[1:] or found) for name, found in times.items()}
 
 
@@ -163,18 +173,20 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="T, squares")
     arguments.add_argument("--batches", type=int, nargs="+", default=[16, 64], help="images sampled at once")
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument("--peers", choices=["best", "float32"], default="best", help="precision of x-transformers and MONAI")
     arguments.add_argument("--only", choices=["sampling", "training"])
     given = arguments.parse_args()
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for T in given.tokens if given.only != "training" else []:
         for batch in given.batches:
-            with torch.no_grad(), autocast(given.device):
-                seconds = timed(samplers(T, batch, given.device), given.rounds, given.device)
-            rows.append({"bench": "sampling", "T": T, "batch": batch, **{name: batch / seconds[name] for name in NAMES}})
+            seconds = timed(samplers(T, batch, given.device, given.peers), given.rounds, given.device)
+            row = {"bench": "sampling", "T": T, "batch": batch, "peers": given.peers}
+            rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
     for T in given.tokens if given.only != "sampling" else []:
-        seconds = timed(trainers(T, 32, given.device), given.rounds, given.device)
-        rows.append({"bench": "prior_training", "T": T, "batch": 32, **{name: 32 * T / seconds[name] for name in NAMES}})
+        seconds = timed(trainers(T, 32, given.device, given.peers), given.rounds, given.device)
+        row = {"bench": "prior_training", "T": T, "batch": 32, "peers": given.peers}
+        rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
         shown = [row for row in rows if row["bench"] == bench]
         if shown:

@@ -39,6 +39,7 @@ class ImageDataModule(BatchDataModule):
     """
 
     classes: list[str] = []  # the names of the labels, in their order
+    title = ""  # what a run on these images is called; where nothing else is said, the class's name in small letters
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class ImageDataModule(BatchDataModule):
         self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
         if self.side < image_size:
             raise InputError(f"data.resize={resize} must be at least data.image_size={image_size}, which is cut out of it")
-        self.title = type(self).__name__.lower()  # what a run on these images is called
+        self.title = self.title or type(self).__name__.lower()
         self.image_size, self.channels, self.crop, self.flip = image_size, channels, crop, flip
         self.cache, self.on_error, self.cache_dir = cache, on_error, cache_dir
         self._sources: dict[str, Source] = {}

@@ -29,6 +29,11 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
         if isinstance(seen, InputError):
             return f"error: {str(seen).rstrip().rpartition('InputError: ')[2]}"  # of a worker process it comes with its traceback
         seen = seen.__cause__ or seen.__context__
+    if isinstance(error, ValueError) and str(error) == "No trials are completed yet.":  # as Optuna says it
+        return (
+            "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder keeps what was "
+            "wrong with each, and the same command tries them again"
+        )
     if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
         return None
     text = str(error)
@@ -41,6 +46,12 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
     if missing := re.search(r"You must specify '(\w+)'", text):
         options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
         return f"error: {missing[1]} is not chosen; say {missing[1]}= one of {', '.join(options)}"
+    if unmet := re.search(r"In '([\w/]+)/([^']+)': Could not override '([^']+)'", text):
+        choice, group = f"{unmet[1]}={unmet[2]}", unmet[3]
+        return (
+            f"error: {choice} chooses {group}, and with the rest of this command there is none to choose; take another "
+            f"{group.split('/')[0]}, or leave {choice} out and say what you want of conf/{unmet[1]}/{unmet[2]}.yaml"
+        )
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return (
             f"error: {unknown[1]} is not a setting of this stage{near(unknown[1], keys())}; "

@@ -34,8 +34,9 @@ def picture(rows: list[Tensor], gap: int = 2, scale: int = 1) -> Tensor:
     return sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200) -> Tensor:
-    """Counts (n,) as bars in a (3, height + a caption's, width) uint8 picture, on a logarithmic scale.
+def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200, top: float | None = None) -> Tensor:
+    """Counts (n,) as bars in a (3, height + a caption's, width) uint8 picture, on a logarithmic scale up to `top`, or to the
+    highest.
 
     Grey lines are powers of ten, the orange one is the mean, and where nothing is counted the ground is red. Where there are
     more counts than columns, a column is the mean of those that fall on it.
@@ -43,7 +44,7 @@ def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200) -> T
     values = counts.float()
     bar = torch.arange(width + 1) * len(values) // width  # of each column
     columns = F.adaptive_avg_pool1d(values[None], width)[0] if len(values) > width else values[bar[:-1]]
-    top = max(float(columns.max()), 1.0)
+    top = max(float(columns.max()) if top is None else top, 1.0)
 
     def level(count: Tensor) -> Tensor:
         return (count.log1p() / math.log1p(top) * height).ceil().long().clamp(max=height)  # whatever was counted is seen

@@ -27,6 +27,7 @@ class TinyImageNet(Downloaded):
     The labels of its test set were never published. From Stanford's course CS231n (Le and Yang 2015).
     """
 
+    title = "tiny_imagenet"
     layout = f"{TINY}/ with train/<wnid>/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt, wnids.txt and words.txt"
 
     def open(self, split: str) -> Source:

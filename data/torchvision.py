@@ -64,7 +64,8 @@ class Downloaded(ImageDataModule):
     def key_of(self, split: str, files: Iterable[Path]) -> dict[str, Any]:
         """A source's key where all images of a split lie in a few large files."""
         listing = [(str(file.relative_to(self.root)), *stamp(file)) for file in files]
-        return {"dataset": self.title, "split": split, "root": str(self.root.resolve()), "files": fingerprint(listing)}
+        name = type(self).__name__.lower()  # not the title: what is made of the images, scores too, is known by their key
+        return {"dataset": name, "split": split, "root": str(self.root.resolve()), "files": fingerprint(listing)}
 
 
 def _reason(error: Exception) -> str:
@@ -116,6 +117,7 @@ class MNIST(Downloaded):
 class FashionMNIST(MNIST):
     """60,000 grey articles of clothing of 28x28 pixels; the 10,000 of the test set validate (Xiao et al. 2017)."""
 
+    title = "fashion_mnist"
     layout = MNIST.layout.replace("MNIST", "FashionMNIST")
     classes = datasets.FashionMNIST.classes
     kind = datasets.FashionMNIST

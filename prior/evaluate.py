@@ -30,6 +30,7 @@ from vqgan.evaluate import (
     beside,
     called,
     checked,
+    handed_in,
     heading,
     look,
     make_judges,
@@ -43,7 +44,7 @@ from vqgan.evaluate import (
 from vqgan.evaluate import evaluate as evaluate_tokenizer
 from vqgan.metrics.features import NoJudge
 from vqgan.metrics.provenance import Scores, library
-from vqgan.run import open_folder, write_result
+from vqgan.run import open_folder
 
 SHOWN, COLUMNS = 64, 16  # samples in the picture, and in a row of it
 NEAREST = ("nearest_rmse", "nearest_rmse_val", "nearest_ratio", "nearest_ratio_val")
@@ -122,6 +123,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     result = {
         **heading(config, folder, of, "prior", trained.tokenizer_of, n),
         "samples": m,
+        "K": model.K,
+        "grid": list(model.grid),
         **scores.values,
         "exact": model.exact,
         "white": round(white, 2),
@@ -135,7 +138,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     tell(f"{'most likely':24}{', '.join(result['most_likely'][:4])}\n{'least likely':24}{', '.join(result['least_likely'][:4])}")
     if not model.exact:
         tell("nats and bits are upper bounds, estimated by one draw an image")
-    return write_result(folder, result)
+    return handed_in(folder, result)
 
 
 def fits(sampler: Sampler, model: Model) -> None:

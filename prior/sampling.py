@@ -148,10 +148,10 @@ class Sampler:
         if self.min_p:
             logits = min_p(logits, self.min_p)
         cumulated = logits.softmax(-1).double().cumsum(-1)
-        target = uniform.double()[:, None] * cumulated[:, -1:]
-        codes = torch.searchsorted(cumulated, target, right=True)[:, 0]
-        last = logits.isfinite().long().cumsum(-1).argmax(-1)  # rounding must not lead past the last code that is left
-        return torch.minimum(codes, last)
+        total = cumulated[:, -1:]
+        target = uniform.double()[:, None] * total
+        below = target.minimum(total.nextafter(torch.zeros_like(total)))  # rounding must not lead past the last code that is left
+        return torch.searchsorted(cumulated, below, right=True)[:, 0]
 
 
 class Numbers:

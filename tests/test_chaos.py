@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ from tests.conftest import TINY_GAN, TINY_PRIOR
 
 ROOT = Path(__file__).parents[1]
 TIMED = ("images_per_second", "memory_gib", "seconds", "run", "id", "pictures")  # what no two runs have alike
-KILLS = 10  # of each stage
+KILLS = {"": 10, "-otherwise": 4}  # of each stage, as it is by default and as OTHERWISE has it
 LONGER = ["trainer.max_steps=36", "trainer.val_every=5", "trainer.save_every=3", "callbacks.doctor.every=4"]
 STAGES = {
     "vqgan": [*TINY_GAN, "loss.gate.start=4", "loss.gate.ramp=4", "loss.gate.warmup=2", "loss.codes_rest=false"],
     "prior": [*TINY_PRIOR, "ckpt=tokenizer", "prior.dropout=0.1", "callbacks.doctor.patience=1"],
+}
+OTHERWISE = {  # processes that read, random crops, withheld labels, and micro-batches, of which the last is smaller
+    "vqgan": ["data.num_workers=2", "data.crop=random", "trainer.accumulate=3"],
+    "prior": ["conditional=true", "label_drop=0.5", "trainer.accumulate=3"],
 }
 
 
@@ -129,19 +134,76 @@ def life(machine: Machine, words: list[str], folder: Path, moments: random.Rando
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", KILLS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machine: Machine, stage: str) -> None:
-    words, whole, moments = [f"stage={stage}", *STAGES[stage], *LONGER], Path(f"whole-{stage}"), random.Random(stage)
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machine: Machine, stage: str, how: str) -> None:
+    words, name = [f"stage={stage}", *STAGES[stage], *LONGER, *(OTHERWISE[stage] if how else [])], f"{stage}{how}"
+    whole, moments = Path(f"whole-{name}"), random.Random(name)
     began = time.monotonic()
     machine.finish([*words, f"run_dir={whole}"])
     seconds = time.monotonic() - began
     killed = while_writing = lives = 0
-    while killed < KILLS:
-        folder, lives = Path(f"chaos-{stage}-{lives}"), lives + 1
-        kills = life(machine, words, folder, moments, seconds, KILLS - killed)
+    while killed < KILLS[how]:
+        folder, lives = Path(f"chaos-{name}-{lives}"), lives + 1
+        kills = life(machine, words, folder, moments, seconds, KILLS[how] - killed)
         killed, while_writing = killed + kills[0], while_writing + kills[1]
         compare(whole, folder)
-    assert while_writing >= 2
+    assert while_writing >= (2 if KILLS[how] >= 10 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(machine: Machine, stage: str) -> None:
+    words, moments = [f"stage={stage}", *STAGES[stage], *LONGER, "trainer.devices=2"], random.Random(stage)
+    whole, folder = Path(f"whole-{stage}-ranks"), Path(f"chaos-{stage}-ranks")
+    machine.finish([*words, f"run_dir={whole}"])
+    begin = [*words, f"run_dir={folder}"]
+    for n, (number, whom) in enumerate([(signal.SIGKILL, "all"), (signal.SIGTERM, "first"), (signal.SIGTERM, "second")]):
+        process = machine.start(begin)
+        begin = [words[0], f"resume={folder}"]
+        step = moments.randrange(4 + 11 * n, 11 + 11 * n)  # later each time
+        wait_until(partial(reached, folder, step), machine)
+        if whom == "all":
+            os.killpg(process, number)
+        else:
+            os.kill(process if whom == "first" else other_rank(process), number)
+        assert machine.wait() == (-number if number == signal.SIGKILL else 128 + number), machine.output.read_text()[-3000:]
+        wait_until(partial(gone, process))
+        if number == signal.SIGTERM:
+            saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
+            assert machine.output.read_text().count(f"stopped at step {saved}, saved; go on with: ") == 1
+    machine.finish(begin)
+    compare(whole, folder)
+    assert len(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["random"]) == 2
+
+
+def wait_until(true: Callable[[], bool], machine: Machine | None = None) -> None:
+    """Come back when it is; a run that the machine makes must not end before."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        assert machine is None or not machine.ended(), machine.output.read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def reached(folder: Path, step: int) -> bool:
+    """Whether a run has made this step, and can be resumed."""
+    return begun(folder) and any(int(row["step"]) >= step for row in series(folder))
+
+
+def other_rank(process: int) -> int:
+    """The process that a run's first one has started for its second device."""
+    [found] = [int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return found
+
+
+def gone(group: int) -> bool:
+    """Whether no process of a run is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def compare(whole: Path, chaos: Path) -> None:

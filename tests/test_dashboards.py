@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginReader
 
 from tests import wandb_file
 from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
@@ -143,10 +144,45 @@ def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(r
     assert found["histograms"] == ["val/codes"]
     assert sum(board.Histograms("val/codes")[-1].histogram_value.bucket) == 16 * 4 * 4
     shown = Image.open(BytesIO(board.Images("atlas")[-1].encoded_image_string))
-    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(runs / "a" / "pictures" / "atlas-000012.png")))
+    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(runs / "a" / "pictures" / "atlas-000014.png")))
     head, *rows = (runs / "a" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     assert set(head.split(",")) >= TRAIN | VAL
     assert len(rows) >= 12
+
+
+DYING = """
+import os, signal, time, train
+from vqgan.clock import Clocked
+tick = Clocked.tick
+Clocked.tick = lambda self: (tick(self), self.step == 9 and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL)))
+train.main()
+"""  # in the middle of step 9, after the checkpoint and the validation of step 6; W&B writes what it has within a second
+
+
+def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) -> None:
+    environment = {**os.environ, "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    begin = ["stage=vqgan", *TINY_GAN, LOGGERS, "run_dir=a", "trainer.max_steps=12", "trainer.save_every=6"]
+    _, _, *words = line(*begin)
+    for command in ([sys.executable, "-c", DYING, *words], line("stage=vqgan", "resume=a")):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, stdout=subprocess.DEVNULL)
+    assert done.returncode == 0
+    run = tmp_path / "a"
+
+    [board] = (run / "tensorboard").iterdir()
+    seen = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # all there are
+    assert [point.step for point in seen.Scalars("train/rec")] == list(range(12))
+    assert [point.step for point in seen.Scalars("val/psnr")] == [2, 5, 8, 11, 12]  # the last is of the figures of the end
+    for name in ("reconstructions", "histogram", "atlas"):
+        assert [picture.step for picture in seen.Images(name)] == [2, 5, 8, 11, 12]
+    served = PluginReader(str(board), {"tensors": 0}).Reload()  # as the pages have it with --load_fast=false
+    assert [point.step for point in served.Tensors("train/rec")] == list(range(12))
+
+    first, second = (wandb_file.history(folder) for folder in offline(run))
+    assert [row["_step"] for row in second] == list(range(6, 13))  # from the checkpoint on, and never back
+    assert [row["_step"] for row in first] == list(range(7))  # no gap; that of step 8 was still open
+    assert all(row["trainer/global_step"] == row["_step"] for row in (*first, *second))
+    assert [row["_step"] for row in second if "reconstructions" in row] == [8, 11, 12]
+    assert [row["_step"] for row in second if "val/psnr" in row] == [8, 11, 12]
 
 
 @pytest.mark.parametrize("run", ["a", "b"])

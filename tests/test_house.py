@@ -96,7 +96,10 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
         "data/litdata": ["data.train=shards"],
     }.get(f"{group}/{name}", [])
     extra: dict[str, Any] = {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
-    assert instantiate(config(*overrides)[group], **extra) is not None
+    made = instantiate(config(*overrides)[group], **extra)
+    assert made is not None
+    if group == "data" and name not in ("folder", "hf", "litdata"):  # these are called as what they read
+        assert made.title == name, "a run folder is named as the setting is"
 
 
 @pytest.mark.parametrize(

@@ -16,26 +16,43 @@ from vqgan.checkpoint import FORMAT
 pytestmark = warnings
 
 WORDS = {
-    "stage=vqgan quantizer=kl quantizer.K=16": "quantizer.K is not a setting of this stage",
-    "stage=vqgan quantizer=kl quantizer.K=16 ": "add --cfg job to the command to see them all",
-    "stage=vqgan trainer.max_step=5": "did you mean trainer.max_steps?",
-    "stage=vqgan loss=gan": "loss=gan does not exist, did you mean vqgan?",
-    "stage=vqgan logger=wandbb": "did you mean wandb?",
-    "stage=prior prior=gpt2": "did you mean gpt?",
-    "stage=vqgan experiment=nothing": "experiment=nothing does not exist; there is",
-    "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
+    "": "no stage is chosen",
+    "stage=vqgam": "stage=vqgam does not exist, did you mean vqgan",
+    "stage=vqgan quantiser=ema": "quantiser is not a setting of this stage, did you mean quantizer",
     "stage=vqgan foo": "missing EQUAL",
+    "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
+    "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
+    "stage=vqgan seed=-1": "seed=-1 must be a whole number from 0",
+    "stage=vqgan resume=nowhere": "resume=nowhere is not a run folder",
+    "stage=vqgan run_dir=broken data.n_train=64 data.n_val=8": "run_dir=broken is not empty",
+    "stage=vqgan cache_dir=/proc/x": "can't write the cache folder /proc/x",
+    "stage=vqgan experiment=nothing": "experiment=nothing does not exist; there is",
+    "stage=vqgan quantizer=emma": "quantizer=emma does not exist, did you mean ema",
+    "stage=vqgan quantizer.k=512": "quantizer.k is not a setting of this stage, did you mean quantizer.K",
+    "stage=vqgan quantizer.K=1": "quantizer.K=1 must be a whole number of at least 2",
+    "stage=vqgan quantizer.K=many": "quantizer.K=many must be a whole number",
+    "stage=vqgan quantizer=kl quantizer.K=16": "quantizer.K is not a setting of this stage",
     "stage=vqgan quantizer.K=-5": "quantizer.K=-5 must be a whole number of at least 2",
     "stage=vqgan quantizer.K=2.5": "quantizer.K=2.5 must be a whole number",
     "stage=vqgan quantizer.K=[1,2]": "quantizer.K=[1, 2] must be a whole number",
     "stage=vqgan quantizer.beta=x": "quantizer.beta=x must be a number",
     "stage=vqgan quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
     "stage=vqgan quantizer.revive=-1": "quantizer.revive=-1 must be a number from 0 to 1",
+    "stage=vqgan model.grid=7": "not divisible by model.grid=7; use model.grid=8 or data.image_size=63",
+    "stage=vqgan model.start=fresh": "model.start=fresh must be one of patches, random",
     "stage=vqgan model.width=-8": "model.width=-8 must be a whole number of at least 1 channel",
     "stage=vqgan model.width=wide": "model.width=wide must be a whole number of at least 1 channel",
     "stage=vqgan model.grid=-4": "model.grid=-4 must be a whole number of at least 1",
     "stage=vqgan model.encoder.depth=-1": "model.encoder.depth=-1 must be a whole number of at least 0",
     "stage=vqgan model.decoder.depth=deep": "model.decoder.depth=deep must be a whole number of at least 0",
+    "stage=vqgan data=folder": "add data.root=",
+    "stage=vqgan data=folder data.root=nowhere": "data.root=nowhere is not a folder",
+    "stage=vqgan data=folder data.root=empty": "empty holds no image",
+    "stage=vqgan data=folder data.root=broken data.n_val=1": "can't be read as an image",
+    "stage=vqgan data.batch_size=0": "data.batch_size=0 must be at least 1",
+    "stage=vqgan data.crop=left": "data.crop=left must be one of centre, random",
+    "stage=vqgan data.cache=tape": "data.cache=tape must be one of none, ram, disk",
+    "stage=vqgan data.resize=32": "data.resize=32 must be at least data.image_size=64",
     "stage=vqgan data.image_size=-64": "data.image_size=-64 must be at least 1 pixel",
     "stage=vqgan data.image_size=abc": "data.image_size=abc must be at least 1 pixel",
     "stage=vqgan data.n_train=-1": "data.n_train=-1 and data.n_val=1000 must be at least 1",
@@ -44,12 +61,20 @@ WORDS = {
     "stage=vqgan data.channels=2": "data.channels=2 must be 1 (grey) or 3 (RGB)",
     "stage=vqgan data.on_error=ignore": "data.on_error=ignore must be one of stop, skip",
     "stage=vqgan data.n_train=4 data.batch_size=32": "4 training samples don't fill one batch of 32",
+    "stage=vqgan loss.gate.start=2.5": "fractions 0 to 1",
+    "stage=vqgan loss=gan": "loss=gan does not exist, did you mean vqgan?",
+    "stage=vqgan loss.discriminator_optimizer.lr=x": "loss.discriminator_optimizer.lr=x must be a number",
     "stage=vqgan optimizer.lr=-1": "optimizer.lr=-1 must be a number of at least 0",
     "stage=vqgan optimizer.lr=fast": "optimizer.lr=fast must be a number of at least 0",
-    "stage=vqgan loss.discriminator_optimizer.lr=x": "loss.discriminator_optimizer.lr=x must be a number",
     "stage=vqgan schedule.warmup=-5": "schedule.warmup=-5 must be a whole number of at least 0 step",
     "stage=vqgan schedule.floor=7": "schedule.floor=7 must be a number from 0 to 1",
     "stage=vqgan callbacks.average.decay=2": "callbacks.average.decay=2 must be a number from 0 to 1",
+    "stage=vqgan trainer.max_steps=0": "trainer.max_steps=0 must be a number above 0",
+    "stage=vqgan trainer.max_steps=null": "a run needs an end",
+    "stage=vqgan trainer.accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=vqgan trainer.precision=int8": "trainer.precision=int8 must be one of auto, 32-true, bf16-mixed, 16-mixed",
+    "stage=vqgan trainer.val_every=0": "trainer.val_every=0 must be a whole number",
+    "stage=vqgan trainer.max_step=5": "did you mean trainer.max_steps?",
     "stage=vqgan trainer.devices=0": "trainer.devices=0 must be a whole number of at least 1",
     "stage=vqgan trainer.devices=two": "trainer.devices=two must be a whole number of at least 1",
     "stage=vqgan trainer.num_nodes=0": "trainer.num_nodes=0 must be a whole number of at least 1",
@@ -64,15 +89,47 @@ WORDS = {
     "stage=vqgan trainer.save_every=x": "trainer.save_every=x must be a whole number",
     "stage=vqgan trainer.max_minutes=-1": "trainer.max_minutes=-1 must be a number above 0",
     "stage=vqgan trainer.max_steps=ten": "trainer.max_steps=ten must be a number above 0",
-    "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
-    "stage=vqgan seed=-1": "seed=-1 must be a whole number from 0",
-    "stage=pipeline trainer.devices=2 trainer.accelerator=cpu": "stage=pipeline has one",
-    "stage=pipeline quantizer=kl": "a tokenizer whose codes a prior can learn",
+    "stage=vqgan logger=wandbb": "did you mean wandb?",
+    "stage=extract": "add ckpt=<run folder of stage=vqgan>",
+    "stage=extract ckpt=x export=csv": "export=csv must be one of npz, safetensors",
+    "stage=extract ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
+    "stage=extract ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=extract ckpt=x resume=broken": "stage=extract goes on by itself",
+    "stage=prior": "add ckpt=<run folder of stage=vqgan>",
+    "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
+    "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
+    "stage=prior prior=gpt2": "did you mean gpt?",
+    "stage=prior prior=lstm prior/size=tiny": "prior/size is not a setting of this stage; add --cfg job",
+    "stage=prior prior=lstm experiment=demo_prior": "experiment=demo_prior chooses prior/size, and with the rest of this command",
+    "stage=sample": "add ckpt=<run folder of stage=prior, or of a KL-VAE>",
+    "stage=sample ckpt=nowhere sampler.top_p=2": "sampler.top_p=2 must be above 0",
+    "stage=sample ckpt=x resume=broken": "stage=sample has nothing to resume",
+    "stage=sample ckpt=x n=0": "n=0 must be a whole number of at least 1",
+    "stage=sample ckpt=x save=[grid,jpg]": "save=jpg must be one of grid, png, npz, neighbours, or several",
+    "stage=sample ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=sample ckpt=x sampler.grid=16": "sampler.grid=16 must be rows x columns of codes, such as 16x24",
+    "stage=sample ckpt=x sampler.rows=4": "name that image with sampler.given=<file>",
+    "stage=sample ckpt=x sampler.given=broken/1.png": "sampler.given=broken/1.png needs sampler.rows=4",
     "stage=sample ckpt=x sampler.temperature=-1": "sampler.temperature=-1 must be above 0",
     "stage=sample ckpt=x sampler.top_k=-2": "sampler.top_k=-2 must be at least 0",
     "stage=sample ckpt=x sampler.top_k=x": "sampler can't be made of these settings",
     "stage=sample ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
-    "stage=vqgan cache_dir=/proc/x": "can't write the cache folder /proc/x",
+    "stage=evaluate": "add ckpt=<run folder of stage=vqgan or stage=prior>",
+    "stage=evaluate ckpt=nowhere": "ckpt=nowhere has no checkpoint",
+    "stage=evaluate ckpt=x split=test": "split=test must be one of val, train",
+    "stage=evaluate ckpt=x precision=bf16": "precision=bf16 must be one of 32-true, auto",
+    "stage=evaluate ckpt=x lpips=resnet": "lpips=resnet must be one of vgg, alex, squeeze, or null for none",
+    "stage=evaluate ckpt=x proxy=-1": "proxy=-1 must be a whole number of at least 0 steps",
+    "stage=evaluate ckpt=x samples=many": "samples=many must be a whole number of at least 0 samples",
+    "stage=evaluate ckpt=x show=0": "show=0 must be a whole number of at least 1 image",
+    "stage=evaluate ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
+    "stage=evaluate ckpt=x resume=broken": "stage=evaluate has nothing to resume",
+    "stage=report": "add runs=<a run folder, or one that has some below>",
+    "stage=report runs=nowhere": "runs=nowhere is not a folder",
+    "stage=report runs=empty": "runs=empty has no finished run",
+    "stage=report runs=broken resume=broken": "stage=report has nothing to resume",
+    "stage=pipeline trainer.devices=2 trainer.accelerator=cpu": "stage=pipeline has one",
+    "stage=pipeline quantizer=kl": "a tokenizer whose codes a prior can learn",
     "-m stage=vqgan run_dir=x": "run_dir=x is of a single run",
     "-m stage=vqgan trainer.devices=2": "trainer.devices=2 in a sweep",
 }  # fmt: skip
@@ -82,19 +139,26 @@ WORDS = {
 def test_every_wrong_word_gets_one_sentence_and_leaves_nothing_behind(
     command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str
 ) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for i in range(4):
+        (tmp_path / "broken" / f"{i}.png").write_text(f"no picture {i}")
     assert command(*line.split()) == 2
-    said = capsys.readouterr().err
-    assert WORDS[line].strip() in said
-    assert "Traceback" not in said
-    if not line.startswith("-m"):  # a sweep says at the end once more what has failed
-        assert said.startswith("error: ")
-        assert len(said.strip().splitlines()) == 1
+    if line.startswith("-m"):  # a sweep has a folder, and says at the end once more what has failed
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        assert WORDS[line] in said
+    else:
+        assert WORDS[line] in mistake(capsys)
         assert not (tmp_path / "runs").exists()
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
 
 
 def test_no_suggestion_is_the_word_itself(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("stage=vqgan", "quantizer=kl", "quantizer.K=16")
-    assert "did you mean quantizer.K?" not in mistake(capsys)
+    said = mistake(capsys)
+    assert "did you mean quantizer.K?" not in said
+    assert "add --cfg job to the command to see them all" in said
 
 
 def test_a_gpu_that_is_not_there_is_missed(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

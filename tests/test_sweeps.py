@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -372,6 +373,20 @@ def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
     best: Any = OmegaConf.load("runs/sweeps/mine/optimization_results.yaml")
     assert best.best_value == max(found["psnr"] for found in results().values())
     assert all(found["pruned_at"] is None for found in results().values()), "too few to compare with"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty")
+def test_optuna_ends_with_a_sentence_where_all_points_fail_and_their_folders_stay() -> None:
+    done = start("experiment=optuna_tokenizer", "hydra.sweeper.n_trials=2", "optimizer.lr=1e30", "schedule.warmup=0")
+    assert done.returncode == 2
+    assert not re.search("Traceback|Failed|No trials", done.stderr)
+    *failed, last = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert [text[:43] for text in failed] == ["error: the loss or its gradient is no numbe"] * 2
+    assert last.startswith("error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder")
+    assert done.stderr.splitlines()[-1] == last
+    folder = Path("runs/sweeps/mine")
+    assert len(list(folder.glob("[01]_*/card.md"))) == len(list(folder.glob("failed/[01]_*.txt"))) == 2
 
 
 @pytest.mark.slow

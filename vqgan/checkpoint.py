@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +24,8 @@ from vqgan.clock import Clocked
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
-from vqgan.ranks import agreed
-from vqgan.series import Series
+from vqgan.ranks import agreed, gathered
+from vqgan.series import cut
 from vqgan.signals import Stop, StopNow
 from vqgan.tokenizer import Tokenizer
 from vqgan.trust import trusted
@@ -301,10 +300,7 @@ class Checkpoints(Callback):
         checkpoint["unjudged"] = module.step % (trainer.val_check_batch or math.inf) == 0 and self._judged != module.step
         checkpoint["logged"] = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
         own = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
-        checkpoint["random"] = [own]
-        if trainer.world_size > 1:  # every rank has streams of its own
-            checkpoint["random"] = [None] * trainer.world_size
-            dist.all_gather_object(checkpoint["random"], own)
+        checkpoint["random"] = gathered(own)  # every rank has streams of its own
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._random, self._unjudged = checkpoint["random"], bool(checkpoint.get("unjudged"))
@@ -327,9 +323,7 @@ class Checkpoints(Callback):
         assert isinstance(module, Clocked)
         if not self._random:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, Series):
-                logger.cut(module.step, self._unjudged)
+        cut(trainer.loggers, module.step, self._unjudged)
         if trainer.global_rank < len(self._random):  # else it is new, and has numbers that no other rank has
             own = self._random[trainer.global_rank]
             torch.set_rng_state(own["cpu"])  # as late as possible: building loaders and validating draw numbers too

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from data.datamodule import ImageDataModule
 from data.errors import InputError
 from data.images import picture, save_picture, to_float, to_uint8
 from data.terminal import counted, tell
+from vqgan.callbacks.codes import histogram
 from vqgan.checkpoint import described_images, find, load_tokenizer
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.metrics.codebook import CodebookUse
@@ -41,6 +41,8 @@ MEANING = {  # of the scores, for the terminal
     "l1": "lower is better; pixels from 0 to 1",
     "l2": "lower is better; pixels from 0 to 1",
     "sharpness": "1 is as sharp as the images",
+    "perplexity": "so many codes, used alike, would have this entropy",
+    "codes_used": "codes that occur",
     "entropy_bits": "bits a position that the codes take on average",
     "usage": "share of the codes that are used",
     "bits_per_image": "bits",
@@ -117,7 +119,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     ]
     if use is not None:
         np.savez(folder / "codes.npz", counts=use.counts.cpu().numpy())
-        pictures.append(histogram(use.counts.cpu(), folder / "pictures" / "codes.png"))
+        pictures.append(save_picture(histogram(use.counts), folder / "pictures" / "codes.png"))
     result = {
         **heading(config, folder, described.get("id"), "vqgan", described.get("id"), n),
         **scores.values,
@@ -131,10 +133,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "pictures": [str(path) for path in pictures],
     }
     tell(table(result, list(scores.values), other))
-    for codec in codecs:
-        about = "K {K}, grid {grid}" if codec["codec"] == "classical VQ" else "quality {quality}"
-        tell(f"{codec['codec']:14}{about.format(**codec['settings']):18}{codec['bits_per_image']:>10.1f} bits  {codec['psnr']} dB")
-    return write_result(folder, result)
+    told = near_in_bits(codecs, result["bits_per_image"])
+    tell("\n".join(f"{name:24}{number(codec['psnr']):>10}  dB with {number(codec['bits_per_image'])} bits" for name, codec in told))
+    return handed_in(folder, result)
 
 
 def checked(config: DictConfig) -> torch.device:
@@ -266,39 +267,64 @@ def rate(scores: Scores, tokenizer: Tokenizer, use: CodebookUse | None, images: 
     scores.add("compression_ratio", 8 * images.channels * images.image_size**2 / bits, **about)
 
 
-def histogram(counts: Tensor, file: Path) -> Path:
-    """How often each code (books, K) occurs, the most frequent first, a line a codebook, beside equal use."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    K = counts.shape[1]
-    shares = counts.double().sort(1, descending=True).values / counts.sum(1, keepdim=True)
-    for book, share in enumerate(shares.numpy()):
-        axes.stairs(share, np.arange(K + 1), fill=len(shares) == 1, label=f"codebook {book}" if len(shares) > 1 else "this one")
-    axes.axhline(1 / K, color="black", linewidth=1, linestyle="--", label="all codes alike")
-    axes.set(xlabel="codes, the most frequent first", ylabel="share of all positions", xlim=(0, K))
-    axes.set_title(f"{int((counts > 0).sum(1).min()):,} of {K:,} codes are used")
-    axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    return file
-
-
 def table(result: Result, names: list[str], other: Mapping[str, Any] | None = None) -> str:
-    """One aligned line a score: its value, and beside another evaluation that one's and the difference, or why there is none."""
-    lines, before = [f"{'images':24}{result['n']:,} of {result['split']}"], ""
+    """What was judged on what; one aligned line a score: its value, and beside another evaluation that one's and the
+    difference; in whose features, and what is absent and why."""
+    size = next((told["size"] for told in result["provenance"].values()), None)
+    pixels = f", {size[1]}x{size[2]} pixels" if size else ""
+    codes = f"K {result['K']:,}, grid" if result.get("K") else "grid"
+    lines = [f"{'judged':24}{result['ckpt']}, {codes} {'x'.join(map(str, result['grid']))}"]
+    lines.append(f"{'images':24}{result['n']:,} of {result['split']}{pixels}")
+    if result.get("samples"):
+        lines.append(f"{'samples':24}{result['samples']:,}")
+    if other is not None:
+        lines.append(f"{'':24}{'this':>10} {'that':>10} {'change':>10}")
+    seen: dict[str, list[str]] = {}
+    absent: dict[str, list[str]] = {}
     for name in names:
-        value = result[name]
-        if value is None:
-            reason = result["absent"][name]
-            lines.append(f"{name:24}{'absent':>10}  {'for the same reason' if reason == before else reason}")
-            before = reason
+        if result[name] is None:
+            absent.setdefault(result["absent"][name], []).append(name)
             continue
-        words = next((text for key, text in MEANING.items() if name == key or name.startswith(f"{key}_")), "")
+        if by := result["provenance"][name].get("extractor"):
+            seen.setdefault(by, []).append(name)
+        said = next((text for key, text in MEANING.items() if name == key or name.startswith(f"{key}_")), "")
         if other is not None:
             try:
                 change = difference(name, result, other)
-                words = f"{other[name]:>10.5g} {change:>+10.3g}  {words}"
+                said = f"{number(other[name]):>9} {change:>+10.3g}  {said}"
             except InputError as error:
-                words = f"not compared: {error}"
-        lines.append(f"{name:24}{value:>10.5g}  {words}".rstrip())
+                said = f"not compared: {error}"
+        lines.append(f"{name:24}{number(result[name]):>10}  {said}".rstrip())
+    lines += [f"{'features':24}{', '.join(scores)}: {by}" for by, scores in seen.items()]
+    lines += [f"{'absent':24}{', '.join(scores)}: {reason}" for reason, scores in absent.items()]
     return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """A figure for a person to read: all of a whole number, else at least four digits that count."""
+    if not math.isfinite(value) or value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
+def near_in_bits(codecs: list[dict[str, Any]], bits: float | None) -> list[tuple[str, dict[str, Any]]]:
+    """Of the codecs, each with its name for a person to read, those of as many bits as the tokenizer, and JPEG with the next
+    fewer and the next more; all of them beside a tokenizer without bits."""
+    named = []
+    for codec in codecs:
+        settings = codec["settings"]
+        of_jpeg = f"JPEG, quality {settings.get('quality')}"
+        named.append((of_jpeg if codec["codec"] == "JPEG" else codec["codec"], codec))
+    if bits is None:
+        return named
+    below = [pair for pair in named if pair[1]["codec"] == "JPEG" and pair[1]["bits_per_image"] <= bits]
+    above = [pair for pair in named if pair[1]["codec"] == "JPEG" and pair[1]["bits_per_image"] > bits]
+    return [*(pair for pair in named if pair[1]["codec"] != "JPEG"), *below[-1:], *above[:1]]
+
+
+def handed_in(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json of an evaluation, and of that what the command prints: the figures, without what they depend on and without
+    lists of images."""
+    tell(f"{'all of it':24}{folder / 'metrics.json'}, with what each score depends on")
+    whole = write_result(folder, result)
+    return {name: value for name, value in whole.items() if name == "grid" or not isinstance(value, dict | list)}

@@ -97,6 +97,21 @@ def agreed(make: Callable[[], Made]) -> Made:
     return made
 
 
+def gathered(own: Made) -> list[Made]:
+    """What each rank has, in their order, on every rank."""
+    if not dist.is_initialized():
+        return [own]
+    told = [own] * dist.get_world_size()
+    dist.all_gather_object(told, own)
+    return told
+
+
+def mine(told: list[Made], otherwise: Made) -> Made:
+    """This rank's of what was gathered, perhaps in an earlier run of fewer ranks."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return told[rank] if rank < len(told) else otherwise
+
+
 def own_stream() -> None:
     """Random numbers of its own for every further rank: crops, flips, dropout and withheld labels differ, the model does not."""
     if not first():

@@ -40,6 +40,7 @@ from vqgan.card import CARD, write_card
 from vqgan.checkpoint import to_go_on
 from vqgan.clock import Budget, Clocked
 from vqgan.ranks import agreed, devices, first, world
+from vqgan.series import OwnSteps
 from vqgan.sharding import Sharded
 from vqgan.signals import Signals, Stop, StopNow
 from vqgan.sweep import difference, sweep_folder
@@ -383,7 +384,7 @@ def wandb_logger(
             name="/".join(Path(save_dir).parts[-2:]),
             dir=save_dir,
             mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30, x_transaction_log_flush_interval=1.0),
         )
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -398,7 +399,7 @@ def wandb_logger(
             os.environ["WANDB_MODE"] = "offline"  # the next run of a sweep need not wait again
             wandb.teardown()  # or it would hold that the id is taken
             run = begin("offline")
-    return WandbLogger(project=project, save_dir=save_dir, experiment=run)
+    return OwnSteps(project=project, save_dir=save_dir, experiment=run)
 
 
 def _in_netrc(host: str) -> bool:

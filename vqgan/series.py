@@ -1,13 +1,14 @@
-"""metrics.csv of a run: one series from its first step to its last, however often it was ended and resumed."""
+"""The figures of a run in its loggers: one series from its first step to its last, however often it was ended and resumed."""
 
 import csv
 import io
 import os
 from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -120,6 +121,34 @@ class Series(Logger):
         except OSError:
             os.truncate(self.file, before)  # half a line would spoil the next
             raise
+
+
+class OwnSteps(WandbLogger):
+    """Weights & Biases, whose own count of steps is ours: it never goes back, and what a resumed run logs once more of steps
+    that W&B's server has is left out."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if step is None or step >= self.experiment.starting_step:  # W&B would leave it out by itself, with a warning each time
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+
+def cut(loggers: Iterable[Logger], step: int, unjudged: bool) -> None:
+    """Have the loggers that can do so forget what comes after a checkpoint of this many steps, see `Series.cut`."""
+    for logger in loggers:
+        if isinstance(logger, Series):
+            logger.cut(step, unjudged)
+        elif isinstance(logger, TensorBoardLogger):
+            purge(logger, step)
+
+
+@rank_zero_only
+def purge(logger: TensorBoardLogger, step: int) -> None:
+    """What purge_step of a new SummaryWriter does: TensorBoard no longer shows what was logged before from this step on."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    for _ in range(2):  # the first that there is one of its readers takes for the beginning of the run
+        logger.experiment.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:

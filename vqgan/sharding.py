@@ -59,7 +59,7 @@ class Sharded(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return gathered(self.lightning_module.state_dict())
+        return whole_state(self.lightning_module.state_dict())
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -68,7 +68,7 @@ class Sharded(ModelParallelStrategy):
         self.lightning_module.load_state_dict(shares, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return gathered(optimizer.state_dict())
+        return whole_state(optimizer.state_dict())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, told in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -100,13 +100,13 @@ def reshard(model: nn.Module) -> None:
         part.reshard()
 
 
-def gathered(state: Any) -> Any:
+def whole_state(state: Any) -> Any:
     """The same containers with whole tensors for shares, on the CPU of the first rank; on the others None, and no more than one
     whole tensor at a time. All ranks must ask."""
     if isinstance(state, dict):
-        return {name: gathered(value) for name, value in state.items()}
+        return {name: whole_state(value) for name, value in state.items()}
     if isinstance(state, list):
-        return [gathered(value) for value in state]
+        return [whole_state(value) for value in state]
     if isinstance(state, DTensor):
         whole = whole_tensor(state)
         return whole.cpu() if first() else None

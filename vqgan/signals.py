@@ -30,9 +30,10 @@ class Signals(Callback):
     """While training and validating: Ctrl-C, SIGTERM and SIGUSR1 end the run after the update that is being made, or in the
     middle of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once.
 
-    Several processes agree on the moment. Where SLURM's jobs are put back into the queue by Lightning's handler of SIGUSR1,
-    that handler is called, between two updates as well. As a context it gives all signals back to those who had them before,
-    with one that came too late to end the run.
+    Several processes agree on the moment, and the first one alone ends with the signal's code: of another's, whoever watches
+    over them (Lightning, srun) would kill the first while it saves. Where SLURM's jobs are put back into the queue by
+    Lightning's handler of SIGUSR1, that handler is called, between two updates as well. As a context it gives all signals back
+    to those who had them before, with one that came too late to end the run.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class Signals(Callback):
         if self.asked is not None:
             if self.asked == signal.SIGUSR1 and self._requeue is not None:
                 self._requeue(self.asked, None)
-            raise Stop(CODES[self.asked])
+            raise Stop(CODES[self.asked] if trainer.is_global_zero else 0)
 
     def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if self.asked is not None and trainer.world_size == 1 and self._requeue is None:

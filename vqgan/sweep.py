@@ -1,6 +1,7 @@
 """The points of a sweep: what is finished is left out, what broke off goes on, what fails is told at the end."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -87,6 +88,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.before = self.failures()
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel("CRITICAL")  # it counts failures, which `point` tells
         launcher = config.hydra.launcher
         if "joblib" in launcher._target_ and launcher.n_jobs == -1 and (found := gpus()):
             launcher.n_jobs = len(found)

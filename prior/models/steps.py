@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior.models.products import product
 from prior.models.transformer import Block
 
 ROOM = 64  # positions that the memory grows by
@@ -13,9 +14,8 @@ class Steps(nn.Module):
     """Causal blocks that remember the keys and values of the positions so far; the next position in, its output out.
 
     A step is a dozen small operations a block, so their number counts. The norms' scales, the square root of the width and
-    the attention's scale are folded into the weights that follow; these are kept transposed, as one product wants them, and
-    in autocast's type where that is on. Attention looks at the whole memory, what is still empty hidden: a part of it
-    would be copied before each product.
+    the attention's scale are folded into the weights that follow; these are laid out once, in autocast's type where that is
+    on. Attention looks at the whole memory, what is still empty hidden: a part of it would be copied before each product.
     """
 
     turns: Tensor
@@ -31,12 +31,13 @@ class Steps(nn.Module):
         self.dtype = torch.get_autocast_dtype(device.type) if cast else torch.float32
         size = 2 * angles.shape[-1]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            self.weights = [[w.to(self.dtype) for w in folded(block)] for block in blocks if isinstance(block, Block)]
+            weights = [folded(block) for block in blocks if isinstance(block, Block)]
+            self.products = [[product(w.to(self.dtype)) for w in parts] for parts in weights]
             self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
-        self.n, self.heads, self.size, self.t = n, len(self.weights[0][1]) // size, size, 0
-        width, eps = len(self.weights[0][0]), torch.finfo(torch.float32).eps
+        width, eps = len(weights[0][1]), torch.finfo(torch.float32).eps
+        self.n, self.heads, self.size, self.t = n, width // size, size, 0
         self.register_buffer("least", torch.tensor((width * eps) ** 0.5, device=device))  # as RMSNorm has it by default
-        self.register_buffer("past", torch.empty(len(self.weights), 2, n, self.heads, 0, size, dtype=self.dtype, device=device))
+        self.register_buffer("past", torch.empty(len(self.products), 2, n, self.heads, 0, size, dtype=self.dtype, device=device))
         self.register_buffer("hidden", torch.empty(1, 1, 0, dtype=self.dtype, device=device))
 
     def restart(self) -> None:
@@ -63,8 +64,8 @@ class Steps(nn.Module):
 
     def _step(self, x: Tensor, turn: Tensor) -> Tensor:
         t = self.t
-        for (qkv_in, proj, gate_up, down), past in zip(self.weights, self.past, strict=True):
-            qkv = torch.mm(normal(x, self.least).to(self.dtype), qkv_in).view(self.n, 3, self.heads, self.size)
+        for (qkv_in, proj, gate_up, down), past in zip(self.products, self.past, strict=True):
+            qkv = qkv_in(normal(x, self.least).to(self.dtype)).view(self.n, 3, self.heads, self.size)
             pairs = qkv[:, :2].unflatten(-1, (-1, 2))
             if self.dtype == torch.float32:
                 torch.view_as_complex(pairs).mul_(turn)
@@ -72,10 +73,10 @@ class Steps(nn.Module):
                 pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turn))
             past[:, :, :, t] = qkv[:, 1:].transpose(0, 1)
             k, v = past.flatten(1, 2)  # keys and values
-            scores = torch.bmm(qkv[:, 0].reshape(-1, 1, self.size), k.mT).add_(self.hidden)
-            x = added(x, torch.bmm(scores.softmax(-1), v).view(self.n, -1), proj)
-            gate, up = torch.mm(normal(x, self.least).to(self.dtype), gate_up).chunk(2, -1)
-            x = added(x, F.silu(gate).mul_(up), down)
+            scores = torch.baddbmm(self.hidden, qkv[:, 0].reshape(-1, 1, self.size), k.mT)
+            x = x + proj(torch.bmm(scores.softmax(-1), v).view(self.n, -1))
+            gate, up = gate_up(normal(x, self.least).to(self.dtype)).chunk(2, -1)
+            x = x + down(F.silu(gate).mul_(up))
         return x
 
 
@@ -84,16 +85,11 @@ def normal(x: Tensor, least: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(least)
 
 
-def added(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x + y @ weight, x (n, width) float32."""
-    return torch.addmm(x, y, weight) if weight.dtype == x.dtype else x + torch.mm(y, weight)
-
-
 def folded(block: Block) -> list[Tensor]:
-    """A block's four weights, transposed, with what stands before them multiplied in."""
+    """A block's four weights, with what stands before them multiplied in."""
     width = block.qkv.in_features
     size = width // block.heads
     q, k, v = block.qkv.weight.chunk(3)
     qkv = torch.cat([q * size**-0.5, k, v]) * (block.norm1.weight * width**0.5)
     gate_up = block.gate_up.weight * (block.norm2.weight * width**0.5)
-    return [weight.t().contiguous() for weight in (qkv, block.proj.weight, gate_up, block.down.weight)]
+    return [qkv, block.proj.weight, gate_up, block.down.weight]

@@ -3,8 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from prior.drawing import sample
 from prior.models.steps import ROOM, Steps
 from prior.models.transformer import Block, RMSNorm, attention, rotary
+from prior.sampling import Sampler
+from tests.prior.priors import made
 
 WIDTH, HEADS, GRID = 32, 2, (3, 4)
 
@@ -63,6 +66,13 @@ def test_steps_follow_autocast_as_near_as_the_blocks_do() -> None:
         error = (torch.stack([steps(x[:, t]) for t in range(12)], 1) - exact).norm()
         usual = (at_once(stack, x) - exact).norm()
     assert 0 < error < 2 * usual
+
+
+def test_in_bf16_too_the_batch_size_decides_nothing() -> None:
+    model = made("gpt", grid=(4, 4), width=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = sample(model, Sampler(), 40, seed=0, batch_size=40)
+        assert torch.equal(codes, sample(model, Sampler(), 40, seed=0, batch_size=3))
 
 
 @torch.no_grad()

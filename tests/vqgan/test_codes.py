@@ -1,5 +1,6 @@
 """What is shown of a codebook: how often its codes are used, and what each decodes to."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from data.images import bars, to_uint8
 from tests.vqgan.test_module import adamw, fit, module, pytestmark
 from tests.vqgan.test_tokenizer import tokenizer
 from vqgan.callbacks import codes
-from vqgan.callbacks.codes import Codes, atlas, by_colour
+from vqgan.callbacks.codes import Codes, atlas, by_colour, histogram
 from vqgan.clock import Budget, Schedule
 from vqgan.losses.pixel import Pixel
 from vqgan.metrics.codebook import CodebookUse
@@ -120,6 +121,21 @@ def test_each_count_is_a_bar_and_none_is_a_red_ground(n: int) -> None:
 def test_a_histogram_of_codes_never_used_is_drawn() -> None:
     sheet = bars(torch.zeros(8), "none", width=80)[:, 24:]
     assert sheet[:, 50].T.tolist() == [GROUND] * 80
+
+
+def test_a_histogram_has_a_panel_for_each_codebook_and_one_scale() -> None:
+    counts = torch.zeros(2, 768, dtype=torch.int64)
+    counts[0, ::2] = 1000
+    counts[1] = 10
+    sheet, height = histogram(counts), codes.HEIGHT
+    assert sheet.shape == (3, 2 * (24 + height), 768)
+    few, many = (sheet[:, 24 + top : 24 + top + height] for top in (0, 24 + height))
+    assert few[:, 0, 300].tolist() == INK  # 384 codes are used, in whatever place of the codebook, and come first
+    assert few[:, -1, 400].tolist() == GROUND
+    assert many[:, -1, 767].tolist() == INK
+    filled = height - int((many[:, :, 300] == torch.tensor(INK, dtype=torch.uint8)[:, None]).all(0).int().argmax())
+    assert filled / height == pytest.approx(math.log1p(10) / math.log1p(1000), abs=0.02)
+    assert histogram(counts[:1]).shape == (3, 24 + height, 768)
 
 
 def test_the_total_is_of_all_batches_and_changes_nothing() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from tests.conftest import QUICK, TINY
 from tests.vqgan.test_module import Noise
-from vqgan.evaluate import called, histogram, table
+from vqgan.evaluate import called, near_in_bits, number, table
 from vqgan.losses.perceptual import LPIPS
 from vqgan.metrics.features import Extractor
 from vqgan.metrics.provenance import Scores, difference
@@ -29,28 +30,49 @@ def test_images_are_called_by_their_own_names_where_others_were_left_out(tmp_pat
     assert called(data, "val", 3) == "image 9"
 
 
-def test_absent_scores_are_told_with_their_reason_once_and_others_with_their_unit() -> None:
-    scores = Scores({})
+def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are_absent() -> None:
+    scores = Scores({"size": [3, 64, 64]})
     scores.add("psnr", 23.456)
     for name in ("rfid", "kid"):
         scores.miss(name, "there are no weights")
-    scores.add("rfid_own", 1.5)
-    lines = table({"n": 1000, "split": "val", **scores.values, "absent": scores.absent}, list(scores.values)).splitlines()
+    scores.add("codes_used", 1024)
+    scores.add("rfid_own", 0.0012344, extractor="own.pt")
+    about = {"ckpt": "runs/x", "K": 2048, "grid": [4, 8], "n": 1000, "split": "val", **scores.values}
+    lines = table({**about, "absent": scores.absent, "provenance": scores.provenance}, list(scores.values)).splitlines()
     assert [line.split(maxsplit=2) for line in lines] == [
-        ["images", "1,000", "of val"],
-        ["psnr", "23.456", "dB, higher is better; the mean of each image's own"],
-        ["rfid", "absent", "there are no weights"],
-        ["kid", "absent", "for the same reason"],
-        ["rfid_own", "1.5", "lower is better"],
+        ["judged", "runs/x,", "K 2,048, grid 4x8"],
+        ["images", "1,000", "of val, 64x64 pixels"],
+        ["psnr", "23.46", "dB, higher is better; the mean of each image's own"],
+        ["codes_used", "1,024", "codes that occur"],
+        ["rfid_own", "0.001234", "lower is better"],
+        ["features", "rfid_own:", "own.pt"],
+        ["absent", "rfid,", "kid: there are no weights"],
     ]
-    assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[1:]}) == 1  # aligned
+    assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[2:5]}) == 1  # aligned
 
 
-def test_the_histogram_is_drawn_for_one_codebook_and_for_several(tmp_path: Path) -> None:
-    for books in (1, 3):
-        with Image.open(histogram(torch.randint(50, (books, 16)), tmp_path / "pictures" / f"{books}.png")) as sheet:
-            assert sheet.size == (840, 420)
-            assert len(set(sheet.convert("RGB").get_flattened_data())) > books
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.0, "0"),
+        (64.0, "64"),
+        (12345, "12,345"),
+        (12345.6, "12,346"),
+        (999.96, "1,000.0"),
+        (-0.001234, "-0.001234"),
+        (math.inf, "inf"),
+    ],
+)
+def test_a_figure_is_told_by_four_digits_and_whole_numbers_whole(value: float, told: str) -> None:
+    assert number(value) == told
+
+
+def test_of_jpeg_what_is_next_to_the_tokenizers_bits_is_told() -> None:
+    codecs = [{"codec": "classical VQ", "bits_per_image": 64.0, "settings": {"K": 16}}]
+    codecs += [{"codec": "JPEG", "bits_per_image": 40.0 * q, "settings": {"quality": q}} for q in (1, 2, 3)]
+    assert [name for name, _ in near_in_bits(codecs, 90)] == ["classical VQ", "JPEG, quality 2", "JPEG, quality 3"]
+    assert [name for name, _ in near_in_bits(codecs, 9)] == ["classical VQ", "JPEG, quality 1"]
+    assert len(near_in_bits(codecs, None)) == 4
 
 
 class Corners(nn.Module):
@@ -74,7 +96,11 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     capsys.readouterr()
     line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "features=corners.pt", "show=3"]
     assert command(*line, "run_dir=judged") == 0
-    told, found, trained = capsys.readouterr().err, result("judged"), result("runs/vqgan/shapes")
+    (printed, told), found, trained = capsys.readouterr(), result("judged"), result("runs/vqgan/shapes")
+    short = json.loads(printed)  # the one line of standard output
+    assert {"provenance", "absent", "references", "worst"}.isdisjoint(short)
+    assert short == {name: found[name] for name in short}
+    assert {"run", "psnr", "rfid", "rfid_proxy", "grid"} <= short.keys()
     assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (trained["id"], "vqgan", trained["id"])
     assert (found["split"], found["n"], found["K"], found["grid"]) == ("val", 16, 16, [4, 4])
     assert found["psnr"] == pytest.approx(trained["psnr"], abs=0.05)  # training may have judged in bf16
@@ -95,7 +121,8 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     assert len(found["worst"]) == len(found["best"]) == 3
     for file in found["pictures"]:
         assert Path(file).stat().st_size > 100
-    assert "classical VQ  K 16, grid 4" in told
+    assert "\nclassical VQ " in told
+    assert told.splitlines()[-1].split(maxsplit=3)[3] == "judged/metrics.json, with what each score depends on"
 
     assert command(*line, "run_dir=again", "batch_size=5", "beside=judged", "data.num_workers=0") == 0
     again = result("again")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vqgan.series import Series
+from vqgan.series import OwnSteps, Series
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -69,3 +69,20 @@ def test_a_disk_without_room_loses_no_row_and_ends_no_run(
     write(logger, (2, {"a": 3}))
     assert [row["a"] for row in rows(tmp_path)] == ["1", "2", "3"]
     assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_wandb_is_not_told_what_its_server_has() -> None:
+    class Run:
+        starting_step = 7  # of a resumed run, the one after the last that the server has
+
+        def __init__(self) -> None:
+            self.told: list[tuple[int, dict[str, Any]]] = []
+
+        def log(self, row: dict[str, Any], step: int) -> None:
+            self.told.append((step, row))
+
+    logger, run = OwnSteps(), Run()
+    logger._experiment = run  # type: ignore[assignment]
+    for step in (5, 6, 7, 8):
+        logger.log_metrics({"a": step / 10}, step)
+    assert run.told == [(step, {"a": step / 10, "trainer/global_step": step}) for step in (7, 8)]

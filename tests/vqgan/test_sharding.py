@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from vqgan.sharding import gathered, local, reshard, sharded, share, unshard, whole_tensor
+from vqgan.sharding import local, reshard, sharded, share, unshard, whole_state, whole_tensor
 
 
 def test_the_state_of_one_process_is_gathered_as_it_is() -> None:
     state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    found = gathered(state)
+    found = whole_state(state)
     assert found == state
     assert found["state"][0]["exp_avg"] is state["state"][0]["exp_avg"]
 

@@ -80,6 +80,22 @@ def test_slurms_requeueing_is_lightnings_and_happens_between_two_updates(tmp_pat
     assert read(tmp_path, "vqgan")["clock"]["step"] == 3
 
 
+@pytest.mark.parametrize(("first", "code"), [(True, 143), (False, 0)])
+def test_of_several_processes_the_first_alone_ends_with_the_signals_code(first: bool, code: int) -> None:
+    class Strategy:
+        def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
+            return decision
+
+    class Trainer:
+        world_size, is_global_zero, strategy = 2, first, Strategy()
+
+    signals = Signals()
+    signals.handle(signal.SIGTERM, None)
+    with pytest.raises(Stop) as stop:
+        signals.between(Trainer())  # type: ignore[arg-type]
+    assert stop.value.code == code
+
+
 def test_a_signal_that_comes_too_late_to_end_the_run_is_handed_on() -> None:
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         signals.handle(signal.SIGINT, None)

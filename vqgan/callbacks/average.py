@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vqgan.checkpoint import AVERAGE
 from vqgan.clock import Clocked
 from vqgan.quantizers.base import between
-from vqgan.sharding import gathered, local, share
+from vqgan.sharding import local, share, whole_state
 
 
 class Average(Callback):
@@ -74,7 +74,7 @@ class Average(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.follow(module)
-        checkpoint[AVERAGE] = gathered(self.values)
+        checkpoint[AVERAGE] = whole_state(self.values)
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.values = checkpoint.get(AVERAGE, {})

@@ -16,11 +16,13 @@ from vqgan.tokenizer import Tokenizer
 MOST = 1_024  # codes in an atlas
 GRID = 7  # codes a side of what is decoded for each
 SHEET = 560  # pixels a side of an atlas, about
+HEIGHT = 200  # pixels of a histogram's bars; those of several codebooks share twice as many
+LEAST = 48  # and have at least so many
 
 
 class Codes(Callback):
-    """After each validation: how often each code was used in it, the most used first, as bars and as a histogram, and an
-    atlas of what the codes decode to. Of several codebooks, the first. Of a bottleneck without codes, nothing."""
+    """After each validation: how often each code was used in it, as a picture and as a histogram of the loggers, and an atlas of
+    what the codes decode to; these two of several codebooks the first. Of a bottleneck without codes, nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,16 +35,25 @@ class Codes(Callback):
         counts = module.use.total()  # of all ranks: each must ask
         if not trainer.is_global_zero:
             return
-        falling = counts[0].sort(descending=True).values.cpu()
-        K, used, p = len(falling), int((falling > 0).sum()), falling / falling.sum()
-        perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
-        book = "" if len(counts) == 1 else f" of the first of {len(counts)} codebooks"
-        caption = f"{used:,} of {K:,} codes{book} in use, the most used first; perplexity {perplexity:,.1f}"
         self.files = [
-            show(trainer, bars(falling, caption), self.folder, "histogram", module.step),
+            show(trainer, histogram(counts), self.folder, "histogram", module.step),
             show(trainer, atlas(module.tokenizer, counts), self.folder, "atlas", module.step),
         ]
-        show_histogram(trainer, falling, "val/codes", module.step)
+        show_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
+
+
+def histogram(counts: Tensor) -> Tensor:
+    """How often each code was used, `counts` (books, K), the most used first, as bars in a (3, H, W) uint8 picture, a codebook
+    below the other, all of one scale."""
+    books, K = counts.shape
+    made, height = [], HEIGHT if books == 1 else max(LEAST, 2 * HEIGHT // books)
+    for book, falling in enumerate(counts.sort(1, descending=True).values.cpu()):
+        used, p = int((falling > 0).sum()), falling / falling.sum()
+        perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
+        name = "" if books == 1 else f"codebook {book}: "
+        caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
+        made.append(bars(falling, caption, height=height, top=float(counts.max()) if books > 1 else None))
+    return torch.cat(made, 1)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from vqgan.callbacks.alarms import Alarms, Sign
 from vqgan.metrics.codebook import CodebookUse
 from vqgan.module import VQGAN
 from vqgan.quantizers.base import between, mean_of_ranks
+from vqgan.ranks import gathered, mine
 
 
 class Doctor(Alarms):
@@ -140,9 +141,10 @@ class Doctor(Alarms):
                 )
 
     def state_dict(self) -> dict[str, Any]:
+        sums = {name: (total.cpu(), n) for name, (total, n) in self._sums.items()}
+        counts = self._counts if self._codes is None else self._codes.counts.clone().cpu()
         return super().state_dict() | {
-            "sums": self._sums,
-            "counts": self._counts if self._codes is None else self._codes.counts.clone(),
+            "since": gathered((sums, counts)),  # the last look: each rank has its own
             "counted": self.counted,
             "collapse": self._collapse and (self._collapse.name, self._collapse.seen, self._collapse.cure),
             "usual": self._usual,
@@ -150,7 +152,8 @@ class Doctor(Alarms):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if "sums" in state_dict:  # a checkpoint of an earlier version has none of these
-            self._sums, self._counts, self.counted = (state_dict[name] for name in ("sums", "counts", "counted"))
+        if "since" in state_dict:  # a checkpoint of an earlier version has none of these
+            self._sums, self._counts = mine(state_dict["since"], ({}, None))
+            self.counted = state_dict["counted"]
             self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
             self._usual = state_dict["usual"]

@@ -20,6 +20,7 @@ def show(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) 
     file = folder / f"{name}-{step:06d}.png"
     with spared(file):
         save_picture(sheet, file)
+    step = beside_figures(trainer)
     for logger in trainer.loggers:  # as uint8: of floats W&B makes a black picture
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, sheet.numpy(), step)
@@ -28,10 +29,16 @@ def show(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) 
     return file
 
 
-def show_histogram(trainer: L.Trainer, counts: Tensor, name: str, step: int) -> None:
+def beside_figures(trainer: L.Trainer) -> int:
+    """The step at which Lightning gives the figures of this validation to the loggers, that of the batch before it."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def show_histogram(trainer: L.Trainer, counts: Tensor, name: str) -> None:
     """Hand counts (n,) to every logger that takes histograms, in neighbouring groups where there are more than it takes."""
     import wandb
 
+    step = beside_figures(trainer)
     groups = counts.tensor_split(min(len(counts), wandb.Histogram.MAX_LENGTH))
     heights, edges = torch.stack([group.sum() for group in groups]).numpy(), np.cumsum([0, *map(len, groups)])
     for logger in trainer.loggers:
