@@ -130,7 +130,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | vqvae | vqgan | change |", "|---|---|---|---|"]
     for key in MEASURED:
         vqvae, vqgan = ([row[key] for row in rows if row["loss"] == loss] for loss in LOSSES)
-        if None in vqvae + vqgan:
+        if None in vqvae + vqgan or 0 in vqvae:  # not measured, or runs that ended before the clock moved
             lines.append(f"| {key} | - | - | - |")
             continue
         pairs = list(zip(vqvae, vqgan, strict=True))
