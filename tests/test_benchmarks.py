@@ -131,6 +131,12 @@ def test_the_table_pairs_the_losses_seed_by_seed() -> None:
     assert spread([3.0], 1) == "3.0"
 
 
+def test_the_table_leaves_out_what_is_relative_to_nothing() -> None:
+    figures = {"frechet_proxy": 2.0, "energy_ratio": 0.5, "psnr": 20.0, "lpips": None, "ms_per_step": 0.0}
+    found = table([{"loss": loss, "seed": 0, **figures} for loss in ("vqvae", "vqgan")]).splitlines()
+    assert found[6] == "| ms_per_step | - | - | - |"
+
+
 @pytest.mark.slow
 def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> None:
     small = [word for word in TINY if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))]
