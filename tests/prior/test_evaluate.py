@@ -106,7 +106,7 @@ class TestTheCommand:
             with Image.open(file) as sheet:
                 assert sheet.size > (30, 30)
         lines = capsys.readouterr().err.splitlines()
-        assert any(line.split()[:2] == ["gfid", "absent"] for line in lines)
+        assert any(line.startswith("absent ") and "gfid" in line and "fetch=false" in line for line in lines)
         assert any(line.startswith("coverage_proxy ") for line in lines)
 
     def test_the_same_command_finds_the_same_scores_and_another_temperature_is_no_match(
