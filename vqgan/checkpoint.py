@@ -24,7 +24,7 @@ from vqgan.clock import Clocked
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
-from vqgan.ranks import agreed, gathered
+from vqgan.ranks import agreed, gathered, mine
 from vqgan.series import cut
 from vqgan.signals import Stop, StopNow
 from vqgan.tokenizer import Tokenizer
@@ -324,8 +324,7 @@ class Checkpoints(Callback):
         if not self._random:
             return
         cut(trainer.loggers, module.step, self._unjudged)
-        if trainer.global_rank < len(self._random):  # else it is new, and has numbers that no other rank has
-            own = self._random[trainer.global_rank]
+        if own := mine(self._random, {}):  # else this rank is new, and has numbers that no other rank has
             torch.set_rng_state(own["cpu"])  # as late as possible: building loaders and validating draw numbers too
             if own["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(own["cuda"])
