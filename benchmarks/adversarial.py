@@ -3,9 +3,9 @@
 python -m benchmarks.adversarial --data shapes --steps 1500 --seeds 0 1 2
 python -m benchmarks.adversarial data.image_size=24 model.grid=6 --data folder --root tiny-imagenet-24
 
-Settings of train.py stand first or behind another flag's value; both losses get them. Each run is
-`python train.py stage=vqgan`, alone on the machine and one after the other. A seed is that of weights and augmentation;
-the images are the same for all. Measured over the whole validation set:
+Settings of train.py stand first or behind another flag's value; both losses get them, and VQGAN alone those after
+--vqgan (loss/discriminator=grain). Each run is `python train.py stage=vqgan`, alone on the machine and one after the
+other. A seed is that of weights and augmentation; the images are the same for all. Measured over the whole validation set:
 
 frechet_proxy  Fréchet distance of reconstructions to originals in the features of a small classifier that is trained
                on these images and their labels. Not the FID of the literature: comparable within one run of this
@@ -157,6 +157,7 @@ def main() -> None:
     arguments.add_argument("--root", help="the folder of --data folder")
     arguments.add_argument("--steps", type=int, default=1500)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--vqgan", nargs="+", default=[], metavar="SETTING", help="settings of loss=vqgan alone")
     arguments.add_argument("--classifier-steps", type=int, default=1500)
     arguments.add_argument("--pictures", type=Path, help="a PNG: originals, vqvae and vqgan of the first seed")
     arguments.add_argument("--keep", type=Path, help="a folder for the runs; complete ones in it are only measured again")
@@ -168,7 +169,8 @@ def main() -> None:
         runs = {}
         for seed in given.seeds:
             for loss in LOSSES:
-                command = ["train.py", "stage=vqgan", f"loss={loss}", f"seed={seed}", *source, *budget, "logger=csv", *extra]
+                own = [*extra, *(given.vqgan if loss == "vqgan" else [])]
+                command = ["train.py", "stage=vqgan", f"loss={loss}", f"seed={seed}", *source, *budget, "logger=csv", *own]
                 runs[loss, seed] = trained(command, folder / f"{loss}-{seed}")
         judged(runs, given.classifier_steps, given.pictures)
 

@@ -141,6 +141,7 @@ def test_the_table_leaves_out_what_is_relative_to_nothing() -> None:
 def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> None:
     small = [word for word in TINY if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))]
     words = [*small, f"cache_dir={tmp_path / 'cache'}", "--steps=4", "--seeds", "1", "--classifier-steps=2"]
+    words += ["--vqgan", "loss/discriminator=grain"]
     files = ["--keep", str(tmp_path / "runs"), "--pictures", str(tmp_path / "sheet.png")]
     printed = []
     for _ in range(2):  # the second time measures the same runs
@@ -153,6 +154,7 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
     assert [(row["loss"], row["seed"]) for row in printed[0]] == [("vqvae", 1), ("vqgan", 1)]
     assert all(tuple(row) == ("bench", "data", "loss", "seed", *MEASURED) for row in printed[0])
     assert printed[0] == printed[1]
+    assert "grain.Grain" in (tmp_path / "runs" / "vqgan-1" / "config.yaml").read_text()
     assert (tmp_path / "sheet.png").is_file()
 
 

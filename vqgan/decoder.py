@@ -8,7 +8,11 @@ from vqgan.quantizers.base import whole
 
 
 class Decoder(nn.Module):
-    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded; `last` is its last convolution."""
+    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded; `last` is its last convolution.
+
+    The 4 x 4 pixels that the stem took at once come back in two steps with a nonlinearity between them: single pixels (edges,
+    grain) are no linear function of a position's features.
+    """
 
     def __init__(
         self, image_size: int, channels: int, grid: int, width: int = 64, depth: int = 2, stem: int = 4, most: int = 4
@@ -22,7 +26,11 @@ class Decoder(nn.Module):
             layers += [ResBlock(levels[i]) for _ in range(depth)]
             if i:
                 layers.append(Up(levels[i], levels[i - 1], steps[i]))
-        self.layers = nn.Sequential(*layers, norm(width), nn.SiLU())
+        layers += [norm(width), nn.SiLU()]
+        if steps[0] % 4 == 0:
+            layers += [Up(width, max(width // 2, 1), 2, kernel=3), nn.SiLU()]
+            width, steps[0] = max(width // 2, 1), steps[0] // 2
+        self.layers = nn.Sequential(*layers)
         self.last = zero(nn.Conv2d(width, channels * steps[0] ** 2, 3, padding=1))
         self.shuffle = nn.PixelShuffle(steps[0])
         self.in_channels = levels[-1]

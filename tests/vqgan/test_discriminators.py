@@ -14,6 +14,7 @@ from data.errors import InputError
 from vqgan.backbones import Torchvision
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.frozen import FrozenFeatures
+from vqgan.discriminators.grain import Grain
 from vqgan.discriminators.multiscale import MultiScale, stacked
 from vqgan.discriminators.patch import Judgement, PatchGAN, least_size
 from vqgan.discriminators.style import Block, Style, blur, with_deviation
@@ -32,6 +33,7 @@ def discriminators(size: int, channels: int) -> dict[str, nn.Module]:
         "spectral patch": PatchGAN(channels, width=8, spectral=True),
         "fine": Fine(size, channels, width=8),
         "spectral fine": Fine(size, channels, width=8, spectral=True),
+        "grain": Grain(size, channels, width=8),
         "multiscale": MultiScale(size, channels, scales=2, width=8, depth=1),
         "style": Style(size, channels, width=8, most=2),
         "frozen": FrozenFeatures(squeeze(), width=8),
@@ -279,3 +281,23 @@ def test_every_discriminators_config_builds_one_that_judges(option: str) -> None
         config = compose("config", ["stage=vqgan", "loss=vqgan", f"loss/discriminator={option}", "data.image_size=32", *small])
     judgement = instantiate(config.loss.discriminator)(torch.randn(2, config.data.channels, 32, 32))
     assert judgement.logits.isfinite().all()
+
+
+@pytest.mark.parametrize("patch", [6, 10, 14])
+def test_grain_sees_a_patch_of_so_many_pixels_and_nothing_beyond(patch: int) -> None:
+    x = torch.randn(1, 3, 48, 48, requires_grad=True)
+    Grain(48, 3, width=8, patch=patch)(x).logits[0, 0, 12, 12].backward()
+    assert x.grad is not None
+    rows, columns = (x.grad[0].abs().sum((0, axis)).nonzero().flatten().tolist() for axis in (2, 1))
+    assert rows == columns == list(range(25 - patch // 2, 25 + patch // 2))
+
+
+@pytest.mark.parametrize("patch", [0, 5, 8, 10.0])
+def test_grain_refuses_a_patch_that_convolutions_can_not_see(patch: int) -> None:
+    with pytest.raises(InputError, match=f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more"):
+        Grain(16, 3, patch=patch)
+
+
+def test_grain_refuses_images_of_an_odd_size() -> None:
+    with pytest.raises(InputError, match="data.image_size=15 is odd"):
+        Grain(15, 3)

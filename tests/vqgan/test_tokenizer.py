@@ -28,6 +28,13 @@ def test_widths_double_up_to_the_most() -> None:
     assert widths(8, [4, 2, 2, 2], most=4) == [8, 16, 32, 32]
 
 
+@pytest.mark.parametrize(("stem", "at_once"), [(1, 1), (2, 2), (4, 2), (8, 4)])
+def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, at_once: int) -> None:
+    decoder = Decoder(48, 3, 2, width=8, stem=stem)
+    assert decoder.last.out_channels == 3 * at_once**2
+    assert decoder(torch.randn(2, decoder.in_channels, 2, 2)).shape == (2, 3, 48, 48)
+
+
 @pytest.mark.parametrize("start", ["patches", "random"])
 @pytest.mark.parametrize(("size", "grid"), [(16, 4), (16, 1), (16, 16), (20, 4), (18, 3)])
 def test_images_become_grids_and_grids_images(size: int, grid: int, start: str) -> None:
