@@ -50,7 +50,12 @@ class Prior(Clocked):
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, Sharded):
-            self.trainer.strategy.shard(self.model, [part for part in self.model.modules() if isinstance(part, Block)])
+            self.trainer.strategy.shard(self.model, self.blocks)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The model's transformer blocks, where it has any."""
+        return [part for part in self.model.modules() if isinstance(part, Block)]
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch

@@ -37,6 +37,7 @@ from vqgan.checkpoint import (
     read,
     save_whole,
 )
+from vqgan.compiling import compiled
 from vqgan.quantizers.base import whole
 from vqgan.ranks import first, launch
 from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
@@ -77,6 +78,13 @@ def train(config: DictConfig) -> dict[str, Any] | None:
         clip=config.trainer.clip,
         accumulate=config.trainer.accumulate,
     )
+    if config.trainer.compile and not module.blocks:
+        raise InputError(
+            f"trainer.compile=true compiles transformer blocks, and {type(model).__name__} has none; use trainer.compile=false, or "
+            "prior=gpt, rar, rq, maskgit or diffusion"
+        )
+    if config.trainer.compile:
+        compiled(module.blocks)
     around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     data.enough(fabric.world_size)
     folder = open_folder(config, images.title, images.facts())

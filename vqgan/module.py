@@ -125,6 +125,12 @@ class VQGAN(Clocked):
         return self.tokenizer
 
     @property
+    def costly(self) -> list[nn.Module]:
+        """What may be compiled: the layers that take most of the time, but the decoder's last, whose gradients lambda wants
+        alone. The discriminator's passes differ too much: with and without gradients to its weights, shared and not, R1's."""
+        return [self.tokenizer.encoder.layers, self.tokenizer.decoder.layers]
+
+    @property
     def playing(self) -> bool:
         """Whether the discriminator's gradient reaches the generator."""
         players = self.discriminator, self.adaptive, self.gate

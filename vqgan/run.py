@@ -39,6 +39,7 @@ from vqgan.callbacks.speed import GIB, Speed
 from vqgan.card import CARD, write_card
 from vqgan.checkpoint import to_go_on
 from vqgan.clock import Budget, Clocked
+from vqgan.compiling import compilable
 from vqgan.ranks import agreed, devices, first, world
 from vqgan.series import OwnSteps
 from vqgan.sharding import Sharded
@@ -122,7 +123,8 @@ def settled(config: DictConfig, chain: bool = False, shards: bool = False) -> Di
 
 
 def engine(settings: DictConfig, shards: bool) -> None:
-    """Raise InputError where `trainer.strategy` is none that there is, or not for this stage or precision."""
+    """Raise InputError where `trainer.strategy` is none that there is, or not for this stage or precision, or where
+    `trainer.compile` wants what can't be compiled here."""
     if settings.strategy not in ("auto", "ddp", "fsdp2"):
         raise InputError(f"trainer.strategy={settings.strategy} must be auto, ddp or fsdp2")
     if settings.strategy == "fsdp2" and not shards:
@@ -133,6 +135,7 @@ def engine(settings: DictConfig, shards: bool) -> None:
         raise InputError(
             "trainer.precision=16-mixed scales losses, which trainer.strategy=fsdp2 does not; use bf16-mixed or 32-true"
         )
+    compilable("trainer.compile", settings.compile, device(settings.accelerator).type)
 
 
 def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:

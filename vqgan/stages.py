@@ -14,6 +14,7 @@ from vqgan.callbacks.doctor import Doctor
 from vqgan.callbacks.pictures import Reconstructions
 from vqgan.callbacks.progress import Progress
 from vqgan.checkpoint import Checkpoints, header, tokenizer_from
+from vqgan.compiling import compiled
 from vqgan.module import VQGAN
 from vqgan.ranks import first, launch
 from vqgan.run import budget, device, fit, loggers, open_folder, settled, tags, write_result
@@ -31,6 +32,8 @@ def train(config: DictConfig) -> dict[str, Any] | None:
     data.prepare_data()
     if not config.resume:
         module.tokenizer.start(start_images(data))
+    if config.trainer.compile:
+        compiled(module.costly)
     around: dict[str, Callback] = {name: made for name, made in instantiate(config.callbacks).items() if made is not None}
     fabric = launch(config.trainer, device(config.trainer.accelerator).type)
     data.enough(fabric.world_size)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from prior.models.base import Autoregressive, Decoder, one_book
 from prior.models.inputs import Codes, Labels
 from prior.models.steps import Steps
-from prior.models.transformer import Block, RMSNorm, head_size, initialise, rotary
+from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
 
 
 class GPT(Autoregressive):
@@ -50,8 +50,9 @@ class GPT(Autoregressive):
         """The logits (B, T, K) of codes in any order, of which `told` and `angles` know."""
         x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
         x = self.drop(x + told)
+        towards = directions(angles)
         for block in self.blocks:
-            x = block(x, angles)
+            x = block(x, towards)
         logits: Tensor = self.head(self.norm(x))
         return logits.float()
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prior.models.base import Model, Prediction, guidable, one_book
 from prior.models.inputs import Codes, Labels
-from prior.models.transformer import Block, RMSNorm, head_size, initialise, rotary
+from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
 from prior.sampling import Numbers, Sampler, guided
 
 
@@ -50,8 +50,9 @@ class Masked(Model):
         """codes (B, L), of which those masked (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
         x = self.drop(x + self.place + self.label(len(codes), labels)[:, None])
+        towards = directions(self.angles)
         for block in self.blocks:
-            x = block(x, self.angles)
+            x = block(x, towards)
         logits: Tensor = self.head(self.norm(x))
         return logits.float()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prior.models.base import Autoregressive, Decoder
 from prior.models.inputs import Codes, Labels
 from prior.models.steps import Steps
-from prior.models.transformer import Block, RMSNorm, head_size, initialise, rotary
+from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
 
 
 class RQ(Autoregressive):
@@ -59,12 +59,14 @@ class RQ(Autoregressive):
         sums = torch.stack([read(code) for read, code in zip(self.read, by_book, strict=True)], 2).cumsum(2)
         begin = self.begin(len(codes), labels)[:, None]
         h = self.drop(torch.cat([begin, sums[:, :-1, -1]], 1) + self.place)
+        towards = directions(self.angles)
         for block in self.over_places:
-            h = block(h, self.angles)
+            h = block(h, towards)
         v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)  # (B, T, books, width)
         v = self.drop(v + self.book).flatten(0, 1)  # (B * T, books, width)
+        towards = directions(self.book_angles)
         for block in self.over_books:
-            v = block(v, self.book_angles)
+            v = block(v, towards)
         logits = torch.stack([head(x) for head, x in zip(self.head, self.norm(v).unbind(1), strict=True)], 1)
         return logits.view(len(codes), self.L, self.K).float()
 

@@ -29,10 +29,20 @@ def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
     return torch.cat(angles, 1)[:, None, None]
 
 
-def turn(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs of neighbouring channels of x (..., size) by angles (..., size / 2)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # of complex numbers it is one product, each way
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2).to(x.dtype)
+def directions(angles: Tensor) -> Tensor:
+    """Cosine and sine (..., 2) of angles (...): made once, for all blocks."""
+    return torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def turn(x: Tensor, towards: Tensor) -> Tensor:
+    """Turn the pairs of neighbouring channels of x (..., size) by the angles of the directions (..., size / 2, 2)."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch.compile leaves complex numbers as they are, and says so
+        (a, b), (cos, sin) = pairs.unbind(-1), towards.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    else:  # of complex numbers it is one product, each way
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(towards))
+    return turned.flatten(-2).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -47,11 +57,11 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """x (B, T, width) -> (B, T, width), its queries and keys turned by angles (T, 1, 1, size / 2), or each by its own
-        (T, 2, 1, size / 2), or those of each sample (B, T, 2, 1, size / 2)."""
+    def forward(self, x: Tensor, towards: Tensor) -> Tensor:
+        """x (B, T, width) -> (B, T, width), its queries and keys turned towards the directions (T, 1, 1, size / 2, 2), or each
+        towards its own (T, 2, 1, size / 2, 2), or those of each sample (B, T, 2, 1, size / 2, 2)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        q, k = turn(qkv[:, :, :2], angles).transpose(1, 3).unbind(2)  # (B, heads, T, size) each
+        q, k = turn(qkv[:, :, :2], towards).transpose(1, 3).unbind(2)  # (B, heads, T, size) each
         dropout = self.dropout if self.training else 0.0
         attended = attention(q, k, qkv[:, :, 2].transpose(1, 2), self.causal, dropout)
         x = x + self._drop(self.proj(attended.transpose(1, 2).flatten(2)))
@@ -66,15 +76,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.
     """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); `causal`: to those up to each.
 
     On a CPU in bf16, where torch's own kernel takes eight times as long backward, by plain products, `at_once` scores at a
-    time: for more than these 8 MiB the system is asked for fresh pages at every step.
+    time: for more than these 8 MiB the system is asked for fresh pages at every step. Under torch.compile all at once: each
+    part would be code of its own.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
     T, found = q.shape[-2], []
     hidden = torch.full((T, T), -torch.inf if causal else 0.0, dtype=q.dtype).triu(1)
     with torch.autocast("cpu", enabled=False):
+        part = q.shape[:2].numel() if torch.compiler.is_compiling() else max(1, at_once // T**2)
         rows = ((q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-        for queries, keys, values in zip(*(part.split(max(1, at_once // T**2)) for part in rows), strict=True):
+        for queries, keys, values in zip(*(x.split(part) for x in rows), strict=True):
             scores = (queries @ keys.mT).add_(hidden)
             found.append(F.dropout(scores.softmax(-1), dropout) @ values)
         return torch.cat(found).view_as(v)

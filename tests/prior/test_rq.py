@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from prior.drawing import sample
 from prior.models.rq import RQ
+from prior.models.transformer import directions
 from prior.sampling import Sampler
 from tests.prior.priors import DIM, made
 
@@ -33,12 +34,12 @@ def test_logits_agree_with_the_equations_code_by_code() -> None:
             u += [sum(e[d][S[s - 1, d]] for d in range(3)) + model.place[s] for s in range(1, t + 1)]
             h = torch.stack(u)[None]
             for block in model.over_places:
-                h = block(h, model.angles[: t + 1])
+                h = block(h, directions(model.angles[: t + 1]))
             for d in range(3):
                 v = [h[0, t] + model.book[0]] + [sum(e[i][S[t, i]] for i in range(j)) + model.book[j] for j in range(1, d + 1)]
                 x = torch.stack(v)[None]
                 for block in model.over_books:
-                    x = block(x, model.book_angles[: d + 1])
+                    x = block(x, directions(model.book_angles[: d + 1]))
                 expected = F.linear(model.norm(x[0, d]), model.head[d].weight)  # type: ignore[arg-type]
                 torch.testing.assert_close(logits[b, t, d], expected, rtol=1e-4, atol=1e-4)
 

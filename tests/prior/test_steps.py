@@ -5,7 +5,7 @@ from torch import nn
 
 from prior.drawing import sample
 from prior.models.steps import ROOM, Steps
-from prior.models.transformer import Block, RMSNorm, attention, rotary
+from prior.models.transformer import Block, RMSNorm, attention, directions, rotary
 from prior.sampling import Sampler
 from tests.prior.priors import made
 
@@ -21,7 +21,7 @@ def blocks() -> nn.ModuleList:
 
 def at_once(stack: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
     for block in stack:
-        x = block(x, rotary(GRID, WIDTH // HEADS))
+        x = block(x, directions(rotary(GRID, WIDTH // HEADS)))
     return x
 
 
@@ -40,7 +40,7 @@ def test_the_memory_grows_with_the_grid_and_a_restart_forgets_all_of_it() -> Non
     stack = blocks()
     steps, whole = Steps(stack, angles, 2), x
     for block in stack:
-        whole = block(whole, angles)
+        whole = block(whole, directions(angles))
     for _ in range(2):
         found = torch.stack([steps(x[:, t]) for t in range(ROOM + 6)], 1)
         torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,222 @@
+"""What is compiled learns and draws what is not."""
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from data.errors import InputError
+from prior.models.base import Model
+from prior.module import Prior
+from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
+from tests.prior.priors import made
+from tests.prior.test_module import pytestmark as warnings
+from tests.prior.test_module import trainer
+from tests.prior.test_sharding import data
+from tests.test_house import config
+from tests.test_ranks import TWO, launched, report
+from vqgan import compiling
+from vqgan.callbacks.average import Average
+from vqgan.clock import Budget, Schedule
+from vqgan.compiling import compilable, compiled, failing
+from vqgan.run import make_trainer
+from vqgan.stages import module_from, start_images
+
+# torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
+pytestmark = [warnings, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
+ROOT = Path(__file__).parent.parent
+TRANSFORMERS = ("gpt", "rar", "rq", "maskgit", "diffusion")
+
+
+@pytest.fixture
+def graphs() -> Iterator[CompileCounterWithBackend]:
+    """What is compiled in a test is traced, forward and backward, counted, and run without a C++ compiler."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    with torch.compiler.set_stance("default", force_backend=counter):
+        yield counter
+    torch.compiler.reset()
+
+
+def learned(name: str, compile: bool, **update: Any) -> Prior:
+    """A prior after six updates and two validations, of batches of 16 and one of 1."""
+    torch.manual_seed(0)
+    module = Prior(
+        made(name, classes=3, dropout=0.0).train(),
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0), 0.0, **update,
+    )  # fmt: skip
+    if compile:
+        compiled(module.blocks)
+    torch.manual_seed(1)
+    trainer(val_every=3, callbacks=[Average(0.5)]).fit(module, data(name, 16))
+    return module
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_compiled_prior_learns_what_it_would_and_is_traced_once_for_each_kind_of_block(
+    name: str, graphs: CompileCounterWithBackend
+) -> None:
+    plain = learned(name, compile=False)
+    assert graphs.frame_count == 0
+    quick = learned(name, compile=True)
+    assert graphs.frame_count == (2 if name == "rq" else 1)  # of six updates, and of validations none
+    for (name, value), (other, found) in zip(plain.state_dict().items(), quick.state_dict().items(), strict=True):
+        assert name == other
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(quick.loss_map, plain.loss_map, rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_of_two_sizes_are_traced_twice(graphs: CompileCounterWithBackend) -> None:
+    learned("gpt", compile=True, accumulate=3)
+    assert graphs.frame_count == 2
+
+
+def test_a_traced_block_is_the_block_itself_in_bf16_too(graphs: CompileCounterWithBackend) -> None:
+    model, codes = made("gpt", grid=(4, 4)), torch.randint(5, (3, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.judge(codes, None).logits
+        compiled(model.train().blocks)  # type: ignore[arg-type]
+        found = model.judge(codes, None).logits
+    assert graphs.frame_count == 1
+    assert graphs.op_count > 20
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+GAN = ["loss.gate.start=0.5", "loss.gate.warmup=0.2", "loss.discriminator.width=8", "callbacks=default"]
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("precision", ["32-true", *(pytest.param(name, marks=SLOW) for name in ("bf16-mixed", "16-mixed"))])
+@pytest.mark.parametrize(
+    ("words", "traced"),
+    [
+        ([], 3),  # the encoder, the decoder, and the encoder when codes rest
+        pytest.param(["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW),
+        pytest.param(["loss.discriminator.spectral=true", "loss/augment=diffaugment"], 3, marks=SLOW),
+    ],
+    ids=["codes rest", "codes learn", "spectral norm"],
+)
+def test_a_compiled_tokenizer_learns_what_it_would(
+    words: list[str], traced: int, precision: str, graphs: CompileCounterWithBackend, tmp_path: Path
+) -> None:
+    chosen = config("stage=vqgan", *TINY, *GAN, f"trainer.precision={precision}", f"cache_dir={tmp_path}", *words)
+    ends = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        data, module = instantiate(chosen.data), module_from(chosen)
+        module.tokenizer.start(start_images(data))
+        if compile:
+            compiled(module.costly)
+        torch.manual_seed(1)
+        make_trainer(chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(module, data)
+        assert (module.step, module.judged > 0) == (6, True)
+        ends.append(module)
+        assert graphs.frame_count == (traced if compile else 0)
+    plain, quick = (end.state_dict() for end in ends)
+    assert list(plain) == list(quick)
+    if precision == "32-true":
+        for name, value in plain.items():
+            torch.testing.assert_close(quick[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    psnr, other = (float(end.trainer.callback_metrics["val/psnr"]) for end in ends)
+    assert other == pytest.approx(psnr, abs=0.01 if precision == "32-true" else 0.3)
+
+
+def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(graphs: CompileCounterWithBackend) -> None:
+    model, codes = made("gpt").train(), torch.randint(5, (3, 6))
+    names = list(model.state_dict())
+    expected = model.judge(codes, None).logits
+    compiled(model.blocks)  # type: ignore[arg-type]
+    assert list(model.state_dict()) == names
+    model.judge(codes, None)
+    copied: Model = copy.deepcopy(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    before = graphs.frame_count
+    for other in (copied, torch.load(file, weights_only=False)):
+        torch.testing.assert_close(other.judge(codes, None).logits, expected)
+    assert graphs.frame_count == before > 0
+
+
+def test_where_nothing_can_be_compiled_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Callable[..., Any]:
+        raise RuntimeError("no g++\nand a long story")
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    assert failing("cpu") == "no g++"
+    compilable("trainer.compile", False, "cpu")
+    for kind, need in (("cpu", "a C[+][+] compiler"), ("cuda", "Triton")):
+        monkeypatch.setattr(compiling, "failing", lambda kind: "no g++")
+        with pytest.raises(InputError, match=rf"trainer\.compile=true needs .*{need}.*[(]no g[+][+][)].*trainer\.compile=false"):
+            compilable("trainer.compile", True, kind)
+
+
+@pytest.mark.parametrize("said", ["yes", 1, None, "default"])
+def test_whether_to_compile_is_true_or_false(said: object) -> None:
+    with pytest.raises(InputError, match="must be true or false"):
+        compilable("trainer.compile", said, "cpu")
+
+
+def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "failing", lambda kind: None)
+    assert command("stage=vqgan", *TINY) == 0
+    capsys.readouterr()
+    small = [word for word in TINY_PRIOR if not word.startswith("prior.heads")]
+    assert command("stage=prior", "prior=lstm", "ckpt=runs/vqgan/shapes", *small, "trainer.compile=true") == 2
+    assert "trainer.compile=true compiles transformer blocks, and LSTM has none" in capsys.readouterr().err
+    assert not Path("runs/prior").exists()
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, that keeps what is compiled too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("inside")
+def test_runs_are_compiled_by_a_word_and_go_on_with_or_without_it() -> None:
+    report(launched("stage=vqgan", *TINY))
+    exact = [*TINY_PRIOR, "trainer.precision=32-true", "ckpt=runs/vqgan/shapes"]
+    plain, quick = (report(launched("stage=prior", *exact, f"trainer.compile={word}")) for word in ("false", "true"))
+    assert quick["nats_per_token"] == pytest.approx(plain["nats_per_token"], abs=1e-3)
+    assert "compile: true" in Path(str(quick["run"]), "config.yaml").read_text()
+    again = report(launched("stage=prior", f"resume={quick['run']}", "trainer.max_steps=8", "trainer.compile=false"))
+    assert again["steps"] == 8
+    again = report(launched("stage=prior", f"resume={plain['run']}", "trainer.max_steps=8", "trainer.compile=true"))
+    assert again["steps"] == 8
+    exact = [*TINY_GAN, "trainer.precision=32-true"]
+    plain, quick = (report(launched("stage=vqgan", *exact, f"trainer.compile={word}")) for word in ("false", "true"))
+    assert quick["psnr"] == pytest.approx(plain["psnr"], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_compile_their_parts(strategy: str) -> None:
+    report(launched("stage=vqgan", *TINY))
+    words = [*TINY_PRIOR, *TWO, "ckpt=runs/vqgan/shapes", f"trainer.strategy={strategy}"]
+    plain, quick = (report(launched("stage=prior", *words, f"trainer.compile={word}")) for word in ("false", "true"))
+    assert quick["nats_per_token"] == pytest.approx(plain["nats_per_token"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("inside")
+def test_without_a_compiler_a_run_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = launched("stage=vqgan", *TINY, "trainer.compile=true")
+    assert done.returncode == 2
+    [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "no-such-compiler" in sentence
+    assert not Path("runs").exists()
