@@ -42,10 +42,10 @@ def compiled(parts: Iterable[nn.Module]) -> None:
     twice more, and is too short to make up for it. Copies and files of the modules know nothing of all this.
     """
     for part in parts:
-        part.compile()
-        part._compiled_call_impl = in_training(part, part._compiled_call_impl)
+        part._compiled_call_impl = in_training(part)
 
 
-def in_training(part: nn.Module, quick: Callable[..., Any]) -> Callable[..., Any]:
-    """What calls the part by `quick` where it is in training mode, else by torch's own way."""
-    return lambda *inputs: quick(*inputs) if part.training else part._call_impl(*inputs)
+def in_training(part: nn.Module) -> Callable[..., Any]:
+    """What calls the part: as nn.Module.compile would have it where it is in training mode, else by torch's own way."""
+    quick, usual = torch.compile(part._call_impl), part._call_impl
+    return lambda *inputs: quick(*inputs) if part.training else usual(*inputs)
