@@ -6,7 +6,8 @@ K=512, dim 256, 8 blocks, 8 heads. Prints a table of images a second while sampl
 then one JSON line a row. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper
 with its cache of keys and values, MONAI by its VQVAETransformerInferer's loop, which has none. They run in the precision that
 we run in, or, with --peers float32, as they come. `bound` is the time of the products with the weights alone, at the same
-number of rows, one after the other, by torch's public functions.
+number of rows, one after the other, by torch's public functions. With --compile ours is compiled as sampler.compile and
+trainer.compile do it, and the peers by torch.compile of the whole model in training alone: their sampling grows with each code.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from prior.drawing import sample
 from prior.models.gpt import GPT
 from prior.module import mean, nats
 from prior.sampling import Sampler
+from vqgan.compiling import compiled
 from vqgan.run import precision
 
 K, DIM, DEPTH, HEADS, CODE = 512, 256, 8, 8, 64
@@ -67,7 +69,7 @@ def weights(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [w.detach().t().contiguous().to(dtype) for w in matrices]
 
 
-def samplers(T: int, batch: int, device: str, peers: str) -> dict[str, Callable[[], None]]:
+def samplers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[str, Callable[[], None]]:
     """What draws `batch` grids of T codes, by name."""
     ours, theirs, medical = gpt(T, device).eval(), x_transformers(T, device).eval(), monai(T, device).eval()
     half = precision() == "bf16-mixed"
@@ -88,18 +90,23 @@ def samplers(T: int, batch: int, device: str, peers: str) -> dict[str, Callable[
                 _ = rows[w.shape[0]] @ w
 
     return {
-        "ours": within(lambda: sample(ours, Sampler(), batch, seed=0, batch_size=batch), device),
+        "ours": within(lambda: sample(ours, Sampler(compile=quick), batch, seed=0, batch_size=batch), device),
         "x_transformers": within(lambda: theirs.generate(begin, T, cache_kv=True), device, peers),  # type: ignore[operator]
         "monai": within(slow, device, peers),
         "bound": within(products, device),
     }
 
 
-def trainers(T: int, batch: int, device: str, peers: str) -> dict[str, Callable[[], None]]:
+def trainers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[str, Callable[[], None]]:
     """What makes one update on `batch` grids of T codes, by name."""
     codes = torch.randint(K, (batch, T), device=device)
     begun = torch.cat([torch.full((batch, 1), K, device=device), codes], 1)
     models = {"ours": gpt(T, device), "x_transformers": x_transformers(T, device), "monai": monai(T, device)}
+
+    if quick:
+        compiled(models["ours"].blocks)  # type: ignore[arg-type]
+        models["x_transformers"].compile()
+        models["monai"].compile()
 
     def ours() -> Tensor:
         prediction = models["ours"].learn(codes, None, 0.0)  # type: ignore[operator]
@@ -175,17 +182,18 @@ def main() -> None:
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument("--peers", choices=["best", "float32"], default="best", help="precision of x-transformers and MONAI")
     arguments.add_argument("--only", choices=["sampling", "training"])
+    arguments.add_argument("--compile", action="store_true", help="torch.compile, for ours and for the peers' training")
     given = arguments.parse_args()
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for T in given.tokens if given.only != "training" else []:
         for batch in given.batches:
-            seconds = timed(samplers(T, batch, given.device, given.peers), given.rounds, given.device)
-            row = {"bench": "sampling", "T": T, "batch": batch, "peers": given.peers}
+            seconds = timed(samplers(T, batch, given.device, given.peers, given.compile), given.rounds, given.device)
+            row = {"bench": "sampling", "T": T, "batch": batch, "peers": given.peers, "compile": given.compile}
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
     for T in given.tokens if given.only != "sampling" else []:
-        seconds = timed(trainers(T, 32, given.device, given.peers), given.rounds, given.device)
-        row = {"bench": "prior_training", "T": T, "batch": 32, "peers": given.peers}
+        seconds = timed(trainers(T, 32, given.device, given.peers, given.compile), given.rounds, given.device)
+        row = {"bench": "prior_training", "T": T, "batch": 32, "peers": given.peers, "compile": given.compile}
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
         shown = [row for row in rows if row["bench"] == bench]

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from data.shapes import Shapes
 from vqgan.callbacks.average import Average
 from vqgan.callbacks.doctor import Doctor
+from vqgan.compiling import compiled
 from vqgan.module import VQGAN
 from vqgan.run import make_trainer
 from vqgan.stages import module_from, start_images
@@ -65,13 +66,15 @@ class Stopwatch(Callback):
 class Part:
     """One row: a module that is trained a few steps whenever it is its turn."""
 
-    def __init__(self, overrides: list[str], batch: int, steps: int) -> None:
+    def __init__(self, overrides: list[str], batch: int, steps: int, quick: bool = False) -> None:
         words = ["stage=vqgan", f"data.batch_size={batch}", *(word for word in overrides if word != "callbacks")]
         with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
             self.config = compose("config", words)
         self.data = Shapes(n_train=256, n_val=1, image_size=self.config.data.image_size, cache="ram", batch_size=batch)
         self.module: VQGAN = module_from(self.config)
         self.module.tokenizer.start(start_images(self.data))
+        if quick:
+            compiled(self.module.costly)
         self.around: list[Callback] = []
         if "callbacks" in overrides:
             self.around = list(instantiate(self.config.callbacks).values())
@@ -89,11 +92,12 @@ def main() -> None:
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--steps", type=int, default=6, help="of a turn")
     arguments.add_argument("--rounds", type=int, default=4)
+    arguments.add_argument("--compile", action="store_true", help="trainer.compile=true")
     arguments.add_argument("--precision", default="auto", help="trainer.precision")
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     always = [f"trainer.precision={given.precision}"]
-    parts = {name: Part([*always, *overrides], given.batch, given.steps) for name, overrides in PARTS.items()}
+    parts = {name: Part([*always, *overrides], given.batch, given.steps, given.compile) for name, overrides in PARTS.items()}
     for _ in range(given.rounds):
         for part in parts.values():
             part.turn(Path("."))
@@ -104,7 +108,7 @@ def main() -> None:
         print(f"| {name} | {ms:.0f} | {1000 * given.batch / ms:.0f} | {ms / first:.2f} |")
     for name, ms in medians.items():
         row = {"part": name.strip(), "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
-        print(json.dumps({"bench": "step", "batch": given.batch, "precision": given.precision, **row}))
+        print(json.dumps({"bench": "step", "batch": given.batch, "precision": given.precision, "compile": given.compile, **row}))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.errors import InputError
 from prior.models.base import Model
 from prior.sampling import Numbers, Sampler
+from vqgan.compiling import compilable
 
 
 def sample(model: Model, sampler: Sampler, n: int, seed: int, **how: Any) -> Tensor:
@@ -40,16 +42,30 @@ def batches(
     grid = sampler.size(model.grid)
     empty = torch.zeros(1, *grid, model.books, dtype=torch.int64, device=device)
     start = empty if given is None else given.to(device).view_as(empty)
-    for first in range(0, n, batch_size):
-        which = range(first, min(first + batch_size, n))
-        told = None if labels is None else labels[first : which.stop].to(device)
-        numbers, codes, known = Numbers(seed, which, device), start.repeat(len(which), 1, 1, 1), sampler.known(grid)
-        for rows, columns in windows(grid, model.grid):
-            there = known[rows, columns].flatten().repeat_interleave(model.books)
-            filled = model.fill(codes[:, rows, columns].flatten(1), there, numbers, sampler, told)
-            codes[:, rows, columns] = filled.view(-1, *model.grid, model.books)
-            known[rows, columns] = True
-        yield codes if model.books > 1 else codes[..., 0]
+    model.kept = {} if sampler.compile else None
+    try:
+        for first in range(0, n, batch_size):
+            which = range(first, min(first + batch_size, n))
+            told = None if labels is None else labels[first : which.stop].to(device)
+            numbers, codes, known = Numbers(seed, which, device), start.repeat(len(which), 1, 1, 1), sampler.known(grid)
+            for rows, columns in windows(grid, model.grid):
+                there = known[rows, columns].flatten().repeat_interleave(model.books)
+                filled = model.fill(codes[:, rows, columns].flatten(1), there, numbers, sampler, told)
+                codes[:, rows, columns] = filled.view(-1, *model.grid, model.books)
+                known[rows, columns] = True
+            yield codes if model.books > 1 else codes[..., 0]
+    finally:
+        model.kept = None
+
+
+def ready(model: Model, sampler: Sampler, kind: str) -> None:
+    """Raise InputError where `sampler.compile` wants what can't be compiled, of this prior or for this kind of device."""
+    if sampler.compile and not model.stepwise:
+        raise InputError(
+            f"sampler.compile=true compiles the steps of prior=gpt, rar and rq, and {type(model).__name__} has none such; use "
+            "sampler.compile=false"
+        )
+    compilable("sampler.compile", sampler.compile, kind)
 
 
 def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:

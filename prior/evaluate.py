@@ -17,7 +17,7 @@ from data.images import picture, save_picture, to_uint8
 from data.loading import Samples as Grids
 from data.store import fingerprint
 from data.terminal import counted, tell
-from prior.drawing import batches
+from prior.drawing import batches, ready
 from prior.extract import extract
 from prior.models.base import Model
 from prior.module import nats
@@ -57,6 +57,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         return evaluate_tokenizer(config)
     trained, sampler = load_prior(config.ckpt), instantiate(config.sampler)
     fits(sampler, trained.model)
+    ready(trained.model, sampler, where.type)
     images = described_images(trained.data, config)
     n, m = images.size(config.split), min(config.samples, images.size(config.split))
     if m and config.neighbours:
@@ -82,7 +83,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
                 judge.add("judged", drawn)
             if sum(map(len, made)) < max(SHOWN, JUDGED):
                 made.append(drawn.cpu())
-        about = {"sampler": OmegaConf.to_container(config.sampler, resolve=True), "seed": config.seed}
+        chosen: Any = OmegaConf.to_container(config.sampler, resolve=True)
+        chosen.pop("compile")  # it changes roundings alone
+        about = {"sampler": chosen, "seed": config.seed}
         scores = Scores(origin(config, images, digest))
         per_image, maps = found.double().sum((1, 2, 3)), found.mean(3)
         per_token, bits = float(per_image.mean()) / model.L, per_image / math.log(2)

@@ -15,7 +15,7 @@ from data.decode import Unreadable, decode
 from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
 from data.terminal import counted
-from prior.drawing import batches
+from prior.drawing import batches, ready
 from prior.models.base import Model
 from prior.neighbours import neighbours
 from prior.sampling import Sampler
@@ -51,6 +51,7 @@ def draw(config: DictConfig) -> dict[str, Any]:
         labels = labels_for(model, config.label, config.n)
         if labels is None and sampler.guidance != 1:
             raise InputError(f"sampler.guidance={sampler.guidance} needs a prior of classes; train one with conditional=true")
+        ready(model, sampler, where.type)
         known, given = sampler.known(sampler.size(model.grid)), None
         if sampler.given is not None:
             given, head = given_codes(sampler.given, tokenizer, known)

@@ -51,6 +51,8 @@ class Sampler:
 
     `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `given` the upper
     `rows` rows of codes stay, or all but those of the `region` [top, left, bottom, right], bottom and right exclusive.
+
+    `compile`: by torch.compile, of priors whose blocks go position by position; the same codes, but for rounding.
     """
 
     temperature: float = 1.0
@@ -65,6 +67,7 @@ class Sampler:
     given: str | None = None
     rows: int | None = None
     region: Sequence[int] | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

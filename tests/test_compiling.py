@@ -12,13 +12,18 @@ from hydra.utils import instantiate
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from data.errors import InputError
-from prior.models.base import Model
+from prior.drawing import ready, sample
+from prior.models.base import Autoregressive, Model
+from prior.models.steps import CompiledSteps, Steps
+from prior.models.transformer import rotary
 from prior.module import Prior
+from prior.sampling import Sampler
 from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
 from tests.prior.priors import made
 from tests.prior.test_module import pytestmark as warnings
 from tests.prior.test_module import trainer
 from tests.prior.test_sharding import data
+from tests.prior.test_steps import GRID, HEADS, WIDTH, at_once, blocks
 from tests.test_house import config
 from tests.test_ranks import TWO, launched, report
 from vqgan import compiling
@@ -178,10 +183,10 @@ def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
 
 
 @pytest.fixture
-def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder, that keeps what is compiled too."""
+def inside(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder; what one test compiles the next one has."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "compiled"))
 
 
 @pytest.mark.slow
@@ -220,3 +225,63 @@ def test_without_a_compiler_a_run_ends_before_it_begins(monkeypatch: pytest.Monk
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "no-such-compiler" in sentence
     assert not Path("runs").exists()
+
+
+STEPWISE = ("gpt", "gpt-embedding", "rar", "rq")
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
+    name: str, guidance: float, graphs: CompileCounterWithBackend
+) -> None:
+    model, labels = made(name, grid=(3, 4), classes=3), torch.arange(10) % 3
+    how = {"guidance": guidance, "grid": "4x6"}
+    plain = sample(model, Sampler(**how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    assert graphs.frame_count == 0
+    quick = sample(model, Sampler(**how, compile=True), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    assert graphs.frame_count == (2 if name == "rq" else 1)  # of three batches, the last one smaller, and six windows each
+    assert torch.equal(quick, plain)
+    assert model.kept is None
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+def test_compiled_steps_give_the_logits_of_the_whole(name: str, graphs: CompileCounterWithBackend) -> None:
+    model = made(name, grid=(3, 4))
+    assert isinstance(model, Autoregressive)
+    codes = torch.randint(5, (4, model.L))
+    model.kept = {}
+    for n in (4, 3, 4):  # the memory of those before is not seen
+        decode = model.decoder(n)
+        found = torch.stack([decode(codes[:n, t - 1] if t else None) for t in range(model.L)], 1)
+        torch.testing.assert_close(found, model(codes[:n]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_steps_follow_autocast_as_near_as_the_others_do(graphs: CompileCounterWithBackend) -> None:
+    stack, x, angles = blocks(), torch.randn(4, 12, WIDTH), rotary(GRID, WIDTH // HEADS)
+    exact = at_once(stack, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = []
+        for kind in (Steps, CompiledSteps):
+            over = kind(stack, angles, 4)
+            errors.append((torch.stack([over(x[:, t]) for t in range(12)], 1) - exact).norm())
+    assert 0 < errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["lstm", "pixelcnn", "maskgit", "uniform"])
+def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
+    ready(made(name), Sampler(), "cpu")
+    with pytest.raises(InputError, match=r"sampler\.compile=true compiles the steps of prior=gpt, rar and rq, and \w+ has none"):
+        ready(made(name), Sampler(compile=True), "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("inside")
+def test_samples_are_drawn_compiled_by_a_word() -> None:
+    report(launched("stage=vqgan", *TINY))
+    report(launched("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR))
+    words = ["stage=sample", "ckpt=runs/prior/shapes", "n=10", "batch_size=8", "accelerator=cpu"]
+    plain, quick = (report(launched(*words, f"sampler.compile={word}")) for word in ("false", "true"))
+    one, other = (torch.load(Path(str(found["run"])) / "codes.pt")["codes"] for found in (plain, quick))
+    assert (one == other).float().mean() > 0.9  # bf16 rounds where the processor has it

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class Model(nn.Module, ABC):
     labels (B,) are in [0, classes), or -1 for none in particular; of a prior without classes they are None.
     """
 
+    stepwise = False  # whether what draws is made of `steps`, which can be compiled
+    kept: dict[int, Any] | None = None  # the compiled steps, while samples are drawn by such
     exact = True  # whether what `judge` finds is the likelihood itself; else it is a bound on it
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from prior.models.base import Autoregressive, Decoder, one_book
 from prior.models.inputs import Codes, Labels
-from prior.models.steps import Steps
+from prior.models.steps import steps
 from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
 
 
@@ -13,6 +13,7 @@ class GPT(Autoregressive):
     """Codes in raster order (VQGAN, Esser et al. 2021, section 3.2), with blocks as in Llama: RMSNorm, SwiGLU, 2-D rotary
     positions."""
 
+    stepwise = True
     angles: Tensor
 
     def __init__(
@@ -58,11 +59,11 @@ class GPT(Autoregressive):
 
     def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
         told, angles = self.places()
-        steps = Steps(self.blocks, angles, n)
+        over = steps(self.blocks, angles, n, self.kept)
 
         def decode(before: Tensor | None) -> Tensor:
             x = self.begin(n, labels) if before is None else self.read(before)
-            logits: Tensor = self.head(self.norm(steps(x + told[steps.t])))
+            logits: Tensor = self.head(self.norm(over(x + told[over.t])))
             return logits.float()
 
         return decode

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prior.models.base import Autoregressive, Decoder
 from prior.models.inputs import Codes, Labels
-from prior.models.steps import Steps
+from prior.models.steps import steps
 from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
 
 
@@ -20,6 +20,7 @@ class RQ(Autoregressive):
     Each book has inputs and a head of its own: here, unlike in the paper, its codes are no other book's.
     """
 
+    stepwise = True
     angles: Tensor
     book_angles: Tensor
 
@@ -75,8 +76,8 @@ class RQ(Autoregressive):
 
     def _decode(self, n: int, labels: Tensor | None) -> Generator[Tensor, Tensor | None, None]:
         """Yields the logits (n, K) of the next code, is sent that code."""
-        x, over_places = self.begin(n, labels), Steps(self.over_places, self.angles, n)
-        over_books = Steps(self.over_books, self.book_angles, n)
+        x, over_places = self.begin(n, labels), steps(self.over_places, self.angles, n, self.kept)
+        over_books = steps(self.over_books, self.book_angles, n, self.kept)
         for place in self.place:
             v, x = over_places(x + place), torch.zeros_like(x)
             over_books.restart()

@@ -1,11 +1,13 @@
 """A transformer one position at a time: what sampling is made of, so laid out for speed."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior.models.products import product
-from prior.models.transformer import Block
+from prior.models.transformer import Block, directions
 
 ROOM = 64  # positions that the memory grows by
 
@@ -78,6 +80,102 @@ class Steps(nn.Module):
             gate, up = gate_up(normal(x, self.least).to(self.dtype)).chunk(2, -1)
             x = x + down(F.silu(gate).mul_(up))
         return x
+
+
+class CompiledSteps(nn.Module):
+    """What `Steps` does as one compiled graph for every position: the position is a tensor, keys and values have room for all,
+    and what is not there yet is hidden. Uncompiled it is a tenth slower than `Steps`.
+
+    On a GPU the graph is played as a CUDA graph, for which all that it keeps lies in buffers, at addresses that stay.
+    """
+
+    towards: Tensor
+    least: Tensor
+    place: Tensor
+
+    def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> None:
+        """As of `Steps`; of n samples at most, fewer are filled up with nothing."""
+        super().__init__()
+        kind = angles.device.type
+        cast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if cast else torch.float32
+        stack = [block for block in blocks if isinstance(block, Block)]
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            self.layers = nn.ModuleList(Layer(block, dtype, n, len(angles)) for block in stack)
+            self.register_buffer("towards", directions(angles))
+        width = stack[0].qkv.in_features
+        self.register_buffer("least", torch.tensor((width * torch.finfo(torch.float32).eps) ** 0.5, device=angles.device))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.int64, device=angles.device))
+        self.n, self.t, self.dtype = n, 0, dtype
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if kind == "cuda" else {}
+        self.quick = torch.compile(self._step, fullgraph=True, dynamic=False, **how)
+
+    def restart(self) -> None:
+        """The next position is the first again."""
+        self.t = 0
+        self.place.zero_()
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n or fewer, width) of the next position -> as many, float32, the last block's output there, without gradients."""
+        whole = F.pad(x.float(), (0, 0, 0, self.n - len(x)))
+        with torch.autocast(x.device.type, enabled=False):
+            found: Tensor = self.quick(whole)[: len(x)].clone()  # what a CUDA graph gives is written over by its next run
+        self.t += 1
+        self.place += 1
+        return found
+
+    def _step(self, x: Tensor) -> Tensor:
+        hidden = torch.arange(len(self.towards), device=x.device) > self.place
+        mask = torch.zeros(hidden.shape, dtype=self.dtype, device=x.device).masked_fill(hidden, -torch.inf)
+        towards = self.towards.index_select(0, self.place)[0]
+        for layer in self.layers:
+            x = layer(x, self.place, mask, towards, self.least)
+        return x
+
+
+class Layer(nn.Module):
+    """A block of `CompiledSteps`: its folded weights, and its memory, each a tensor by itself, or all of it would be copied for
+    every position that is written."""
+
+    qkv: Tensor
+    proj: Tensor
+    gate_up: Tensor
+    down: Tensor
+    past: Tensor
+
+    def __init__(self, block: Block, dtype: torch.dtype, n: int, T: int) -> None:
+        super().__init__()
+        for name, weight in zip(("qkv", "proj", "gate_up", "down"), folded(block), strict=True):
+            self.register_buffer(name, weight.detach().to(dtype).clone())
+        size = len(self.proj) // block.heads
+        self.register_buffer("past", torch.zeros(2, n, block.heads, T, size, dtype=dtype, device=self.proj.device))
+
+    def forward(self, x: Tensor, place: Tensor, mask: Tensor, towards: Tensor, least: Tensor) -> Tensor:
+        dtype, size = self.past.dtype, self.past.shape[-1]
+        qkv = F.linear(normal(x, least).to(dtype), self.qkv).view(len(x), 3, -1, size)
+        (a, b), (cos, sin) = qkv[:, :2].float().unflatten(-1, (-1, 2)).unbind(-1), towards.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(dtype)
+        self.past[:, :, :, place] = torch.stack([turned[:, 1], qkv[:, 2]])[:, :, :, None]
+        k, v = self.past.flatten(1, 2)
+        scores = torch.bmm(turned[:, 0].reshape(-1, 1, size), k.mT) + mask
+        x = x + F.linear(torch.bmm(scores.softmax(-1), v).view(len(x), -1), self.proj)
+        gate, up = F.linear(normal(x, least).to(dtype), self.gate_up).chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, self.down)
+
+
+Kept = dict[int, CompiledSteps]  # the compiled steps of each stack of blocks, by its id
+
+
+def steps(blocks: nn.ModuleList, angles: Tensor, n: int, kept: Kept | None = None) -> Steps | CompiledSteps:
+    """The steps of n samples, from the first position on: with `kept` compiled ones, those of earlier samples where they have
+    room, so that no two decoders can use them at a time, and the blocks must have stayed as they were."""
+    if kept is None:
+        return Steps(blocks, angles, n)
+    if id(blocks) not in kept or kept[id(blocks)].n < n:
+        kept[id(blocks)] = CompiledSteps(blocks, angles, n)
+    kept[id(blocks)].restart()
+    return kept[id(blocks)]
 
 
 def normal(x: Tensor, least: Tensor) -> Tensor:
