@@ -16,7 +16,8 @@ CHOICES = (  # the settings that a card names, where a run has them; config.yaml
     "loss.perceptual._target_", "loss.gate.start", "loss.codes_rest", "prior._target_", "prior.width", "prior.depth",
     "prior.inputs", "conditional", "flip", "crops", "sampler.temperature", "sampler.top_k", "sampler.top_p", "sampler.min_p",
     "sampler.guidance", "split", "n", "optimizer._target_", "optimizer.lr", "data.batch_size", "batch_size",
-    "trainer.accumulate", "trainer.compile", "sampler.compile", "trainer.max_steps", "trainer.max_minutes", "callbacks.average.decay",
+    "trainer.accumulate", "trainer.compile", "sampler.compile", "trainer.max_steps", "trainer.max_minutes",
+    "callbacks.average.decay",
 )  # fmt: skip
 VERSIONS = ("python", "torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 SPEED = {  # what says how fast a run was, and its unit; what else is a number says how good
