@@ -35,6 +35,7 @@ PARTS: dict[str, list[str]] = {  # what is measured: its overrides
     "gate open, codes rest": ALWAYS,
     "  without feature matching": [*ALWAYS, "~loss/perceptual"],
     "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
+    "  fine discriminator": [*ALWAYS, "loss/discriminator=fine"],
     "  patch discriminator": [*ALWAYS, "loss/discriminator=patch"],
     "gate open, codes learn (loss.codes_rest=false)": [*ALWAYS, "loss.codes_rest=false"],
     "  with R1 at every 16th step": [*ALWAYS, "loss.codes_rest=false", "loss.r1.weight=1"],

@@ -105,7 +105,7 @@ SLOW = pytest.mark.slow
     [
         ([], 3),  # the encoder, the decoder, and the encoder when codes rest
         pytest.param(["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW),
-        pytest.param(["loss.discriminator.spectral=true", "loss/augment=diffaugment"], 3, marks=SLOW),
+        pytest.param(["loss/discriminator=fine", "loss.discriminator.spectral=true", "loss/augment=diffaugment"], 3, marks=SLOW),
     ],
     ids=["codes rest", "codes learn", "spectral norm"],
 )

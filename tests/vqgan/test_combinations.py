@@ -97,7 +97,7 @@ def test_all_combinations_train(discriminator: str, precision: str) -> None:
 
 def test_the_combinations_are_of_everything_there_is() -> None:
     assert set(GAMES) == {"hinge", "vanilla", "non_saturating", "least_squares"}
-    assert set(DISCRIMINATORS) == {"patch", "fine", "multiscale", "style", "frozen"}
+    assert set(DISCRIMINATORS) == {"patch", "fine", "grain", "multiscale", "style", "frozen"}
     assert set(PERCEPTUAL) == {"null", "features", "lpips", "backbone"}
     assert set(KINDS) == {"32-true", "bf16-mixed", "16-mixed"}
     told: dict[Any, set[tuple[str, str]]] = {}
