@@ -18,7 +18,7 @@ class Grain(Layered):
     `patch`, 1x1 convolutions judge; spectral norm (Miyato et al. 2018) on all, since GroupNorm would see the whole image.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int = 48, patch: int = 10) -> None:
+    def __init__(self, image_size: int, channels: int, width: int = 24, patch: int = 10) -> None:
         super().__init__()
         if image_size % 2:
             raise InputError(
