@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior.models.products import product
-from prior.models.transformer import Block, directions
+from prior.models.transformer import Block, directions, turn
 
 ROOM = 64  # positions that the memory grows by
 
@@ -154,8 +154,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, place: Tensor, mask: Tensor, towards: Tensor, least: Tensor) -> Tensor:
         dtype, size = self.past.dtype, self.past.shape[-1]
         qkv = F.linear(normal(x, least).to(dtype), self.qkv).view(len(x), 3, -1, size)
-        (a, b), (cos, sin) = qkv[:, :2].float().unflatten(-1, (-1, 2)).unbind(-1), towards.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(dtype)
+        turned = turn(qkv[:, :2], towards)
         self.past[:, :, :, place] = torch.stack([turned[:, 1], qkv[:, 2]])[:, :, :, None]
         k, v = self.past.flatten(1, 2)
         scores = torch.bmm(turned[:, 0].reshape(-1, 1, size), k.mT) + mask
