@@ -106,8 +106,9 @@ SLOW = pytest.mark.slow
         ([], 3),  # the encoder, the decoder, and the encoder when codes rest
         pytest.param(["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW),
         pytest.param(["loss/discriminator=fine", "loss.discriminator.spectral=true", "loss/augment=diffaugment"], 3, marks=SLOW),
+        pytest.param(["loss/discriminator=fine"], 3, marks=SLOW),
     ],
-    ids=["codes rest", "codes learn", "spectral norm"],
+    ids=["codes rest", "codes learn", "spectral norm", "judged once"],
 )
 def test_a_compiled_tokenizer_learns_what_it_would(
     words: list[str], traced: int, precision: str, graphs: CompileCounterWithBackend, tmp_path: Path

@@ -28,11 +28,13 @@ class Decoder(nn.Module):
                 layers.append(Up(levels[i], levels[i - 1], steps[i]))
         layers += [norm(width), nn.SiLU()]
         if steps[0] % 4 == 0:
-            layers += [Up(width, max(width // 2, 1), 2, kernel=3), nn.SiLU()]
-            width, steps[0] = max(width // 2, 1), steps[0] // 2
+            inner, at_once = max(width // 2, 1), steps[0] // 2
+            layers += [Up(width, inner, 2, kernel=3), nn.SiLU()]
+        else:
+            inner, at_once = width, steps[0]
         self.layers = nn.Sequential(*layers)
-        self.last = zero(nn.Conv2d(width, channels * steps[0] ** 2, 3, padding=1))
-        self.shuffle = nn.PixelShuffle(steps[0])
+        self.last = zero(nn.Conv2d(inner, channels * at_once**2, 3, padding=1))
+        self.shuffle = nn.PixelShuffle(at_once)
         self.in_channels = levels[-1]
 
     def forward(self, h: Tensor) -> Tensor:

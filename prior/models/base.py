@@ -35,7 +35,7 @@ class Model(nn.Module, ABC):
     """
 
     stepwise = False  # whether what draws is made of `steps`, which can be compiled
-    kept: dict[int, Any] | None = None  # the compiled steps, while samples are drawn by such
+    kept: dict[nn.Module, Any] | None = None  # the compiled steps, while samples are drawn by such
     exact = True  # whether what `judge` finds is the likelihood itself; else it is a bound on it
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:

@@ -29,16 +29,15 @@ class Steps(nn.Module):
         """angles (T, 1 or 2, 1, size / 2) as for the blocks' forward; n samples."""
         super().__init__()
         device = angles.device
-        cast = torch.is_autocast_enabled(device.type)
-        self.dtype = torch.get_autocast_dtype(device.type) if cast else torch.float32
+        self.dtype = precise(device)
         size = 2 * angles.shape[-1]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             weights = [folded(block) for block in blocks if isinstance(block, Block)]
             self.products = [[product(w.to(self.dtype)) for w in parts] for parts in weights]
             self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
-        width, eps = len(weights[0][1]), torch.finfo(torch.float32).eps
+        width = len(weights[0][1])
         self.n, self.heads, self.size, self.t = n, width // size, size, 0
-        self.register_buffer("least", torch.tensor((width * eps) ** 0.5, device=device))  # as RMSNorm has it by default
+        self.register_buffer("least", shortest(width, device))
         self.register_buffer("past", torch.empty(len(self.products), 2, n, self.heads, 0, size, dtype=self.dtype, device=device))
         self.register_buffer("hidden", torch.empty(1, 1, 0, dtype=self.dtype, device=device))
 
@@ -96,18 +95,15 @@ class CompiledSteps(nn.Module):
     def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> None:
         """As of `Steps`; of n samples at most, fewer are filled up with nothing."""
         super().__init__()
-        kind = angles.device.type
-        cast = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if cast else torch.float32
+        device = angles.device
+        self.n, self.t, self.dtype = n, 0, precise(device)
         stack = [block for block in blocks if isinstance(block, Block)]
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
-            self.layers = nn.ModuleList(Layer(block, dtype, n, len(angles)) for block in stack)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            self.layers = nn.ModuleList(Layer(block, self.dtype, n, len(angles)) for block in stack)
             self.register_buffer("towards", directions(angles))
-        width = stack[0].qkv.in_features
-        self.register_buffer("least", torch.tensor((width * torch.finfo(torch.float32).eps) ** 0.5, device=angles.device))
-        self.register_buffer("place", torch.zeros(1, dtype=torch.int64, device=angles.device))
-        self.n, self.t, self.dtype = n, 0, dtype
-        how: dict[str, Any] = {"mode": "reduce-overhead"} if kind == "cuda" else {}
+        self.register_buffer("least", shortest(stack[0].qkv.in_features, device))
+        self.register_buffer("place", torch.zeros(1, dtype=torch.int64, device=device))
+        how: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
         self.quick = torch.compile(self._step, fullgraph=True, dynamic=False, **how)
 
     def restart(self) -> None:
@@ -163,7 +159,7 @@ class Layer(nn.Module):
         return x + F.linear(F.silu(gate) * up, self.down)
 
 
-Kept = dict[int, CompiledSteps]  # the compiled steps of each stack of blocks, by its id
+Kept = dict[nn.Module, CompiledSteps]  # the compiled steps of each stack of blocks
 
 
 def steps(blocks: nn.ModuleList, angles: Tensor, n: int, kept: Kept | None = None) -> Steps | CompiledSteps:
@@ -171,10 +167,20 @@ def steps(blocks: nn.ModuleList, angles: Tensor, n: int, kept: Kept | None = Non
     room, so that no two decoders can use them at a time, and the blocks must have stayed as they were."""
     if kept is None:
         return Steps(blocks, angles, n)
-    if id(blocks) not in kept or kept[id(blocks)].n < n:
-        kept[id(blocks)] = CompiledSteps(blocks, angles, n)
-    kept[id(blocks)].restart()
-    return kept[id(blocks)]
+    if blocks not in kept or kept[blocks].n < n:
+        kept[blocks] = CompiledSteps(blocks, angles, n)
+    kept[blocks].restart()
+    return kept[blocks]
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """The type that products are made in: autocast's where that is on."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+def shortest(width: int, device: torch.device) -> Tensor:
+    """The length that RMSNorm's epsilon, its default, adds to that of a vector."""
+    return torch.tensor((width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
 
 
 def normal(x: Tensor, least: Tensor) -> Tensor:
