@@ -34,6 +34,11 @@ def explain(error: BaseException | None, keys: Callable[[], list[str]] = list) -
             "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder keeps what was "
             "wrong with each, and the same command tries them again"
         )
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):  # as Hydra says it
+        return (
+            "error: a group such as logger, loss or quantizer can't be null; leave a part of a loss out with a tilde "
+            "(~loss/perceptual), and say logger=csv for files alone"
+        )
     if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
         return None
     text = str(error)

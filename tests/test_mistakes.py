@@ -20,6 +20,7 @@ WORDS = {
     "stage=vqgam": "stage=vqgam does not exist, did you mean vqgan",
     "stage=vqgan quantiser=ema": "quantiser is not a setting of this stage, did you mean quantizer",
     "stage=vqgan foo": "missing EQUAL",
+    "stage=vqgan logger=null": "a group such as logger, loss or quantizer can't be null",
     "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
     "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
     "stage=vqgan seed=-1": "seed=-1 must be a whole number from 0",

@@ -295,10 +295,11 @@ def curves_of_rate(name: str, part: Part, rate: str, score: str, curves: dict[st
             zorder=1,
         )
     scatter(chart, axes, part.points, looks, rate, score)
-    log_ticks(axes.xaxis, [point.means[rate].mean for point in part.points] + [bits for at in curves.values() for bits in at])
-    axes.margins(x=0.09, y=0.12)
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right * (right / left) ** 0.11)  # room for names
+    rates = [point.means[rate].mean for point in part.points] + [bits for at in curves.values() for bits in at]
+    room = max((max(rates) / min(rates)) ** 0.09, 1.1)  # where all have one rate, too
+    log_ticks(axes.xaxis, rates)
+    axes.margins(y=0.12)
+    axes.set_xlim(min(rates) / room, max(rates) * room**2.4)  # room for names
     axes.grid(axis="y")
     axes.set_xlabel("Bits per image, all codes alike (log scale)")
     axes.set_ylabel(about.axis)

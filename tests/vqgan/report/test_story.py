@@ -97,6 +97,15 @@ def test_one_seed_has_no_interval_and_the_report_says_what_to_run(tmp_path: Path
     assert names(story) == {"learning-psnr"}  # of one point nothing else can be drawn
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_settings_at_one_rate_are_seen_on_its_axis(seeds: int, tmp_path: Path) -> None:
+    sweep(tmp_path, grids=[8], Ks=[64], dims=[64, 256], seeds=seeds, priors=False, evaluated=False)
+    [chart] = [chart for section in Story(find([str(tmp_path)])).sections for chart in section.charts if chart.name == "rate-psnr"]
+    left, right = chart.figure.axes[0].get_xlim()
+    assert left < 0.95 * 384
+    assert right > 1.05 * 384
+
+
 def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Path) -> None:
     points = sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
     for folder in points[:4]:
