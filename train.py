@@ -15,14 +15,17 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from data.errors import InputError, explain
-from vqgan.sweep import INTERRUPTED, TERMINATED, point
+from engine.cli import explain_error
+from engine.errors import InputError
+from engine.sweep import INTERRUPTED, TERMINATED, run_point
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:
     """Call the function that conf/stage names and print its result."""
     if "run" not in config:
-        raise InputError("no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate, report or pipeline, or see --help")
+        raise InputError(
+            "no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate, report or pipeline, or see --help"
+        )
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed} must be a whole number from 0 to 4294967295")
     result: dict[str, Any] | None = hydra.utils.get_method(config.run)(config)
@@ -35,18 +38,20 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 def job(config: DictConfig) -> float | None:
     """A run, or one of a sweep's; what a person got wrong is one sentence."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return point(run, config)
+        return run_point(run, config)
     try:
         run(config)
     except SystemExit as stop:  # Lightning's answer to SIGTERM has no code
         raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
     except Exception as error:
-        sentence = explain(error)
+        sentence = explain_error(error)
         if sentence is None:
             raise
-        from vqgan.ranks import say  # here, for it imports torch, which a command that only asks for help can do without
+        from engine.distributed import (
+            report_mistake,  # here, for it imports torch, which a command that only asks for help can do without
+        )
 
-        say(sentence)
+        report_mistake(sentence)
         sys.exit(2)
     return None
 
@@ -64,20 +69,26 @@ def settings() -> list[str]:
 
     def keys(node: object, prefix: str = "") -> list[str]:
         items = node.items() if isinstance(node, dict) else []
-        return [found for name, value in items for found in (f"{prefix}{name}", *keys(value, f"{prefix}{name}."))]
+        return [
+            found
+            for name, value in items
+            for found in (f"{prefix}{name}", *keys(value, f"{prefix}{name}."))
+        ]
 
     return keys(config)
 
 
 def main() -> None:
     """The command: mistakes of the person get one sentence and exit code 2, mistakes of ours their traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions arrive here whole, not printed by Hydra
+    os.environ.setdefault(
+        "HYDRA_FULL_ERROR", "1"
+    )  # exceptions arrive here whole, not printed by Hydra
     try:
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
-        sentence = explain(error, settings)
+        sentence = explain_error(error, settings)
         if sentence is None:
             raise
         print(sentence, file=sys.stderr)

@@ -32,13 +32,15 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from data.datamodule import ImageDataModule, prepare
-from data.errors import InputError
 from data.images import picture, save_picture, to_uint8
-from vqgan.checkpoint import build, load_tokenizer
+from engine.checkpoint import build_trusted
+from engine.environment import find_device
+from engine.errors import InputError
+from evaluation.features import FeatureNetwork
+from evaluation.proxy import train_proxy
+from evaluation.reconstruction import Reconstruction
+from vqgan.load import load_tokenizer
 from vqgan.losses.perceptual import LPIPS
-from vqgan.metrics.features import Features, proxy
-from vqgan.metrics.reconstruction import Reconstruction
-from vqgan.run import device
 from vqgan.tokenizer import Tokenizer
 
 LOSSES = ("vqvae", "vqgan")
@@ -55,9 +57,17 @@ def validation(data: ImageDataModule, where: torch.device) -> Iterator[tuple[Ten
 class Judge:
     """Measures tokenizers on the validation set of `data`, all by the same features."""
 
-    def __init__(self, data: ImageDataModule, features: Features, lpips: LPIPS | None, where: torch.device) -> None:
+    def __init__(
+        self,
+        data: ImageDataModule,
+        features: FeatureNetwork,
+        lpips: LPIPS | None,
+        where: torch.device,
+    ) -> None:
         self.data, self.lpips, self.where = data, lpips, where
-        self.frechet = FrechetInceptionDistance(feature=features, reset_real_features=False).to(where)
+        self.frechet = FrechetInceptionDistance(feature=features, reset_real_features=False).to(
+            where
+        )
         for x, _ in validation(data, where):
             self.frechet.update(x, real=True)
 
@@ -67,7 +77,9 @@ class Judge:
         picked = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
         self.frechet.reset()
         for part in picked.split(self.data.batch_size):
-            self.frechet.update(prepare(train.__getitems__(part.tolist())[0].to(self.where)), real=False)
+            self.frechet.update(
+                prepare(train.__getitems__(part.tolist())[0].to(self.where)), real=False
+            )
         return float(self.frechet.compute())
 
     @torch.no_grad()
@@ -97,10 +109,18 @@ def trained(command: list[str], folder: Path) -> Path:
     if (folder / "metrics.json").is_file():
         before = json.loads((folder / "record.jsonl").read_text().splitlines()[0])["command"]
         if before != " ".join(words):
-            sys.exit(f"{folder} holds the run of another command ({before}); use another --keep, or delete that folder")
+            sys.exit(
+                f"{folder} holds the run of another command ({before}); use another --keep, or delete that folder"
+            )
         return folder
     print("$ python", *words, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *words], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, *words],
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         sys.exit(done.stderr.strip())
     return folder
@@ -130,7 +150,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | vqvae | vqgan | change |", "|---|---|---|---|"]
     for key in MEASURED:
         vqvae, vqgan = ([row[key] for row in rows if row["loss"] == loss] for loss in LOSSES)
-        if None in vqvae + vqgan or 0 in vqvae:  # not measured, or runs that ended before the clock moved
+        if (
+            None in vqvae + vqgan or 0 in vqvae
+        ):  # not measured, or runs that ended before the clock moved
             lines.append(f"| {key} | - | - | - |")
             continue
         pairs = list(zip(vqvae, vqgan, strict=True))
@@ -152,25 +174,48 @@ def spread(values: list[float], digits: int, sign: str = "") -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--data", choices=["shapes", "folder"], default="shapes")
     arguments.add_argument("--root", help="the folder of --data folder")
     arguments.add_argument("--steps", type=int, default=1500)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--vqgan", nargs="+", default=[], metavar="SETTING", help="settings of loss=vqgan alone")
+    arguments.add_argument(
+        "--vqgan", nargs="+", default=[], metavar="SETTING", help="settings of loss=vqgan alone"
+    )
     arguments.add_argument("--classifier-steps", type=int, default=1500)
-    arguments.add_argument("--pictures", type=Path, help="a PNG: originals, vqvae and vqgan of the first seed")
-    arguments.add_argument("--keep", type=Path, help="a folder for the runs; complete ones in it are only measured again")
+    arguments.add_argument(
+        "--pictures", type=Path, help="a PNG: originals, vqvae and vqgan of the first seed"
+    )
+    arguments.add_argument(
+        "--keep",
+        type=Path,
+        help="a folder for the runs; complete ones in it are only measured again",
+    )
     given, extra = arguments.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.keep or Path(temporary)).resolve()
-        source = [f"data={given.data}", "data.seed=0", *([f"data.root={Path(given.root).resolve()}"] if given.root else [])]
+        source = [
+            f"data={given.data}",
+            "data.seed=0",
+            *([f"data.root={Path(given.root).resolve()}"] if given.root else []),
+        ]
         budget = [f"trainer.max_steps={given.steps}", "trainer.val_every=1000000"]
         runs = {}
         for seed in given.seeds:
             for loss in LOSSES:
                 own = [*extra, *(given.vqgan if loss == "vqgan" else [])]
-                command = ["train.py", "stage=vqgan", f"loss={loss}", f"seed={seed}", *source, *budget, "logger=csv", *own]
+                command = [
+                    "train.py",
+                    "stage=vqgan",
+                    f"loss={loss}",
+                    f"seed={seed}",
+                    *source,
+                    *budget,
+                    "logger=csv",
+                    *own,
+                ]
                 runs[loss, seed] = trained(command, folder / f"{loss}-{seed}")
         judged(runs, given.classifier_steps, given.pictures)
 
@@ -179,20 +224,36 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
     """Print what the runs, by loss and seed, are worth."""
     loaded = {run: load_tokenizer(path) for run, path in runs.items()}
     tokenizers = {run: tokenizer for run, (tokenizer, _) in loaded.items()}
-    data: ImageDataModule = build(next(iter(loaded.values()))[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
-    where = device("auto")
-    features = proxy(data, steps, where)
+    data: ImageDataModule = build_trusted(next(iter(loaded.values()))[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
+    where = find_device("auto")
+    features = train_proxy(data, steps, where)
     judge = Judge(data, features.features, perceptual(), where)
     rows = []
     for (loss, seed), tokenizer in tokenizers.items():
         figures = json.loads((runs[loss, seed] / "metrics.json").read_text())
         cost = {"ms_per_step": round(1000 * figures["seconds"] / figures["steps"], 1)}
-        rows.append({"bench": "adversarial", "data": data.title, "loss": loss, "seed": seed, **judge.measured(tokenizer), **cost})
+        rows.append(
+            {
+                "bench": "adversarial",
+                "data": data.title,
+                "loss": loss,
+                "seed": seed,
+                **judge.measured(tokenizer),
+                **cost,
+            }
+        )
     if pictures:
         first = rows[0]["seed"]
-        print("pictures:", save_picture(sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures))
+        print(
+            "pictures:",
+            save_picture(
+                sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures
+            ),
+        )
     learned = features.learned
-    print(f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}")
+    print(
+        f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}"
+    )
     print(f"noise floor of frechet_proxy: {judge.floor():.4f}\n\n{table(rows)}\n")
     for row in rows:
         print(json.dumps(row))

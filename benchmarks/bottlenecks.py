@@ -22,7 +22,16 @@ LAYOUTS = {  # (overrides, codebooks a position)
     "residual": ("quantizer.books=3", 3), "product": ("quantizer.books=3 quantizer.dim=63", 3),
     "none": ("", 0), "kl": ("", 0),
 }  # fmt: skip
-SHOWN = ("psnr", "ssim", "perplexity", "entropy_bits", "codes_used", "usage", "steps", "images_per_second")
+SHOWN = (
+    "psnr",
+    "ssim",
+    "perplexity",
+    "entropy_bits",
+    "codes_used",
+    "usage",
+    "steps",
+    "images_per_second",
+)
 
 
 def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path) -> dict[str, Any]:
@@ -31,9 +40,28 @@ def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path
     words = [f"quantizer={name}", *overrides.split()]
     if books:
         words.append(f"quantizer.K={2 ** (bits // GRID**2 // books)}")
-    budget = ["trainer.max_steps=null", f"trainer.max_minutes={minutes}", "trainer.val_every=1000000"]
-    command = [sys.executable, "train.py", "stage=vqgan", "loss=vqvae", f"model.grid={GRID}", *words, *budget, "logger=csv", *extra]
-    subprocess.run([*command, f"run_dir={folder / name}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    budget = [
+        "trainer.max_steps=null",
+        f"trainer.max_minutes={minutes}",
+        "trainer.val_every=1000000",
+    ]
+    command = [
+        sys.executable,
+        "train.py",
+        "stage=vqgan",
+        "loss=vqvae",
+        f"model.grid={GRID}",
+        *words,
+        *budget,
+        "logger=csv",
+        *extra,
+    ]
+    subprocess.run(
+        [*command, f"run_dir={folder / name}"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     found = json.loads((folder / name / "metrics.json").read_text())
     row = {key: found.get(key) for key in SHOWN}
     return {
@@ -46,21 +74,39 @@ def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--minutes", type=float, default=1.0)
-    arguments.add_argument("--bits", type=int, default=576, help="an image; 64 times a multiple of 3")
+    arguments.add_argument(
+        "--bits", type=int, default=576, help="an image; 64 times a multiple of 3"
+    )
     arguments.add_argument("--only", nargs="*", choices=list(LAYOUTS), default=list(LAYOUTS))
     given, extra = arguments.parse_known_args()
     if given.bits % (3 * GRID**2):
-        sys.exit(f"--bits {given.bits} must be a multiple of {3 * GRID**2}, for one and for three codebooks a position")
+        sys.exit(
+            f"--bits {given.bits} must be a multiple of {3 * GRID**2}, for one and for three codebooks a position"
+        )
     with tempfile.TemporaryDirectory() as folder:
         rows = []
         for name in given.only:
             rows.append(trained(name, given.minutes, given.bits, extra, Path(folder)))
-            print(json.dumps({"bench": "bottlenecks", "bits": given.bits, "minutes": given.minutes, **rows[-1]}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "bench": "bottlenecks",
+                        "bits": given.bits,
+                        "minutes": given.minutes,
+                        **rows[-1],
+                    }
+                ),
+                flush=True,
+            )
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |")
+        print(
+            "| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -33,15 +33,16 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from data.datamodule import ImageDataModule
 from data.folder import Folder, find_images
-from data.loading import cores
-from data.shapes import Shapes, draw
+from data.loading import count_cores
+from data.shapes import Shapes, draw_image
+from engine.environment import autocast
+from engine.trainer import make_trainer
 from prior.extract import extract
-from vqgan.checkpoint import tokenizer_from
-from vqgan.run import autocast, make_trainer
-from vqgan.stages import module_from, start_images
+from vqgan.load import build_tokenizer
+from vqgan.stages.train import module_from, start_images
 
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
-CORES = cores()
+CORES = count_cores()
 BATCH = 64
 
 
@@ -116,7 +117,13 @@ class Waited:
 
 def waiting(overrides: list[str], steps: int, folder: Path) -> float:
     """The share of the demo tokenizer's training time in which it waits for images."""
-    words = ["stage=vqgan", "experiment=demo_tokenizer", f"trainer.max_steps={steps}", "trainer.max_minutes=null", *overrides]
+    words = [
+        "stage=vqgan",
+        "experiment=demo_tokenizer",
+        f"trainer.max_steps={steps}",
+        "trainer.max_minutes=null",
+        *overrides,
+    ]
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", words)
     data: ImageDataModule = instantiate(config.data)
@@ -134,7 +141,7 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
     """Images a second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", ["stage=vqgan", "experiment=demo_tokenizer"])
-    tokenizer = tokenizer_from(config).eval().to(memory_format=torch.channels_last)
+    tokenizer = build_tokenizer(config).eval().to(memory_format=torch.channels_last)
     fabric = Fabric(accelerator="auto", devices=1)
     data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
     x = data.view(data.some("train", 64)[0]).to(fabric.device)
@@ -156,12 +163,14 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
 def some_files(folder: Path, n: int) -> None:
     """n JPEGs of shapes."""
     folder.mkdir()
-    for i, image in enumerate(draw(0, "train", range(n))[0]):
+    for i, image in enumerate(draw_image(0, "train", range(n))[0]):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--root", type=Path, help="a folder of images")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--images", type=int, default=8_000, help="of a round")
@@ -173,7 +182,10 @@ def main() -> None:
             some_files(root, given.images)
         files = find_images(root)[: given.images]
         common: dict[str, Any] = {"cache_dir": f"{work}/cache", "batch_size": BATCH}
-        folder: Callable[..., Folder] = lambda **settings: Folder(str(root), n_val=100, **common, **settings)  # noqa: E731
+
+        def folder(**settings: Any) -> Folder:
+            return Folder(str(root), n_val=100, **common, **settings)
+
         kept = [f"cache_dir={work}/cache"]
         pointed = ["data=folder", f"data.root={root}", "data.n_val=100", *kept]
         rows = [
@@ -181,10 +193,25 @@ def main() -> None:
             ("shapes, cache=disk", loaded(Shapes(**common), given.rounds, 20_000), None, None),
             ("folder, cache=disk", loaded(folder(), given.rounds, 20_000), None, None),
             ("folder, cache=ram", loaded(folder(cache="ram"), given.rounds, 20_000), None, None),
-            ("folder, cache=none", loaded(folder(cache="none"), given.rounds, given.images), bare(files, given.rounds), None),
+            (
+                "folder, cache=none",
+                loaded(folder(cache="none"), given.rounds, given.images),
+                bare(files, given.rounds),
+                None,
+            ),
             ("demo on shapes", None, None, waiting(kept, given.steps, Path(work))),
-            ("demo on the folder, cache=disk", None, None, waiting(pointed, given.steps, Path(work))),
-            ("demo on the folder, cache=none", None, None, waiting([*pointed, "data.cache=none"], given.steps, Path(work))),
+            (
+                "demo on the folder, cache=disk",
+                None,
+                None,
+                waiting(pointed, given.steps, Path(work)),
+            ),
+            (
+                "demo on the folder, cache=none",
+                None,
+                None,
+                waiting([*pointed, "data.cache=none"], given.steps, Path(work)),
+            ),
         ]
         codes, alone = encoding(given.rounds, Path(work))
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
@@ -192,9 +219,18 @@ def main() -> None:
         speeds = [f"{value:,.0f}" if value else "-" for value in (speed, limit)]
         print("| " + " | ".join([name, *speeds, "-" if share is None else f"{share:.2%}"]) + " |")
     for name, speed, limit, share in rows:
-        values = (name, speed and round(speed, 1), limit and round(limit, 1), None if share is None else round(share, 5))
+        values = (
+            name,
+            speed and round(speed, 1),
+            limit and round(limit, 1),
+            None if share is None else round(share, 5),
+        )
         print(json.dumps({"bench": "data", **dict(zip(COLUMNS, values, strict=True))}))
-    ratio = {"images_per_second": round(codes, 1), "encoding_images_per_second": round(alone, 1), "ratio": round(codes / alone, 3)}
+    ratio = {
+        "images_per_second": round(codes, 1),
+        "encoding_images_per_second": round(alone, 1),
+        "ratio": round(codes / alone, 3),
+    }
     print(json.dumps({"bench": "extract", **ratio}))
 
 

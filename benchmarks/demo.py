@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vqgan.run import free
+from engine.run import next_free_folder
 
 
 def main() -> None:
     began = time.monotonic()
-    folder = free(Path("runs") / "demo")
+    folder = next_free_folder(Path("runs") / "demo")
     tokenizer, prior, samples = (str(folder / name) for name in ("tokenizer", "prior", "samples"))
     first = run("stage=vqgan", "experiment=demo_tokenizer", f"run_dir={tokenizer}")
     second = run("stage=prior", "experiment=demo_prior", f"ckpt={tokenizer}", f"run_dir={prior}")
@@ -24,7 +24,10 @@ def main() -> None:
         "reconstructions": first["pictures"][0],
         "samples": third["pictures"][0],
     }
-    print("\nreconstructions (images above, what the codes make of them below):", pictures["reconstructions"])
+    print(
+        "\nreconstructions (images above, what the codes make of them below):",
+        pictures["reconstructions"],
+    )
     print("samples (images that never were):", pictures["samples"])
     summary = {
         "seconds": round(time.monotonic() - began, 1),

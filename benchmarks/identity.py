@@ -32,14 +32,39 @@ TOKENIZER = (
     "loss.discriminator.width=8 trainer.accumulate=2"
 ).split()
 PRIOR = "stage=prior prior.width=16 prior.depth=2 prior.heads=2 batch_size=8 trainer.accumulate=2".split()
-RUNS: dict[str, list[str]] = {  # name -> arguments; the priors read the codes of the runs before them
+RUNS: dict[
+    str, list[str]
+] = {  # name -> arguments; the priors read the codes of the runs before them
     "vqgan": [*TOKENIZER, "trainer.precision=32-true"],
-    "vqgan-joint": [*TOKENIZER, "quantizer=vq", "loss.codes_rest=false", "loss/augment=diffaugment", "loss.r1.weight=1"],
-    "vqgan-residual": [*TOKENIZER, "quantizer=residual", "quantizer.books=2", "trainer.precision=32-true"],
+    "vqgan-joint": [
+        *TOKENIZER,
+        "quantizer=vq",
+        "loss.codes_rest=false",
+        "loss/augment=diffaugment",
+        "loss.r1.weight=1",
+    ],
+    "vqgan-residual": [
+        *TOKENIZER,
+        "quantizer=residual",
+        "quantizer.books=2",
+        "trainer.precision=32-true",
+    ],
     "prior-gpt": [*PRIOR, "ckpt=vqgan", "trainer.precision=32-true"],
     "prior-maskgit": [*PRIOR, "ckpt=vqgan", "prior=maskgit", "prior.dropout=0.1"],
-    "prior-rar": [*PRIOR, "ckpt=vqgan", "prior=rar", "conditional=false", "trainer.precision=32-true"],
-    "prior-rq": [*PRIOR, "ckpt=vqgan-residual", "prior=rq", "prior.token_dropout=0.1", "trainer.precision=32-true"],
+    "prior-rar": [
+        *PRIOR,
+        "ckpt=vqgan",
+        "prior=rar",
+        "conditional=false",
+        "trainer.precision=32-true",
+    ],
+    "prior-rq": [
+        *PRIOR,
+        "ckpt=vqgan-residual",
+        "prior=rq",
+        "prior.token_dropout=0.1",
+        "trainer.precision=32-true",
+    ],
 }
 
 
@@ -47,7 +72,11 @@ def machine() -> str:
     """What a hash depends on beside the code."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    ids = [line.partition(":")[2].strip() for line in lines if line.startswith(("vendor_id", "cpu family", "model\t"))][:3]
+    ids = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith(("vendor_id", "cpu family", "model\t"))
+    ][:3]
     return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {' '.join(ids)}"
 
 
@@ -57,7 +86,9 @@ def state_hash(checkpoint: dict[str, Any]) -> str:
 
     def update(node: Any) -> None:
         if isinstance(node, torch.Tensor):
-            digest.update(node.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                node.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
         elif isinstance(node, dict):
             for key in sorted(node, key=str):
                 digest.update(str(key).encode())
@@ -76,32 +107,56 @@ def run_all(root: Path, names: list[str]) -> dict[str, str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            command = [sys.executable, str(root / "train.py"), *RUNS[name], *COMMON, f"run_dir={name}"]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            command = [
+                sys.executable,
+                str(root / "train.py"),
+                *RUNS[name],
+                *COMMON,
+                f"run_dir={name}",
+            ]
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True
+            )
             if done.returncode:
-                raise SystemExit(f"{name} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-            checkpoint = torch.load(Path(folder) / name / "checkpoints" / "last.ckpt", weights_only=True)
+                raise SystemExit(
+                    f"{name} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}"
+                )
+            checkpoint = torch.load(
+                Path(folder) / name / "checkpoints" / "last.ckpt", weights_only=True
+            )
             hashes[name] = state_hash(checkpoint)
             print(f"{name:16}{hashes[name]}", flush=True)
     return hashes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to run; by default this one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help="the checkout to run; by default this one"
+    )
     parser.add_argument("--against", type=Path, help="another checkout to compare with")
-    parser.add_argument("--record", action="store_true", help="record the hashes instead of comparing")
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="some of the runs")
+    parser.add_argument(
+        "--record", action="store_true", help="record the hashes instead of comparing"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=RUNS, default=list(RUNS), help="some of the runs"
+    )
     options = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if options.against is None and not options.record and machine() not in record:
-        raise SystemExit(f"no hashes are recorded for this machine ({machine()}); compare with a checkout: --against DIR")
+        raise SystemExit(
+            f"no hashes are recorded for this machine ({machine()}); compare with a checkout: --against DIR"
+        )
     hashes = run_all(options.root.resolve(), options.only)
     if options.record:
         record[machine()] = record.get(machine(), {}) | hashes
         RECORD.write_text(json.dumps(record, indent=2) + "\n")
         return
-    wanted = run_all(options.against.resolve(), options.only) if options.against else record[machine()]
+    wanted = (
+        run_all(options.against.resolve(), options.only) if options.against else record[machine()]
+    )
     different = [name for name in options.only if hashes[name] != wanted.get(name)]
     if different:
         raise SystemExit(f"the state differs after {', '.join(different)}")

@@ -21,9 +21,24 @@ from torch import Tensor
 
 from vqgan.quantizers.ema import EMA
 
-SIZES = ((32, 8, 512, 64), (32, 16, 1024, 256), (16, 16, 16384, 8), (16, 16, 16384, 256))  # batch, grid, K, dim
+SIZES = (
+    (32, 8, 512, 64),
+    (32, 16, 1024, 256),
+    (16, 16, 16384, 8),
+    (16, 16, 16384, 256),
+)  # batch, grid, K, dim
 LARGE = (64, 16, 262_144, 8)  # only ours: what the tiled search holds
-COLUMNS = ("batch", "grid", "K", "dim", "ours_ms", "vector_quantize_pytorch_ms", "monai_ms", "matmul_ms", "extra_mib")
+COLUMNS = (
+    "batch",
+    "grid",
+    "K",
+    "dim",
+    "ours_ms",
+    "vector_quantize_pytorch_ms",
+    "monai_ms",
+    "matmul_ms",
+    "extra_mib",
+)
 
 
 def outputs(batch: int, grid: int, dim: int, device: str) -> Tensor:
@@ -47,7 +62,11 @@ def theirs(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     """One training step of vector-quantize-pytorch's; it updates its codebook in forward."""
     from vector_quantize_pytorch import VectorQuantize
 
-    layer = VectorQuantize(dim=dim, codebook_size=K, decay=0.99, accept_image_fmap=True).to(device).train()
+    layer = (
+        VectorQuantize(dim=dim, codebook_size=K, decay=0.99, accept_image_fmap=True)
+        .to(device)
+        .train()
+    )
 
     def step(z: Tensor) -> None:
         z_q, _, loss = layer(z)
@@ -104,7 +123,9 @@ def _extra(sizes: tuple[int, int, int, int], answer: Any) -> None:
 
 def resident(kind: str) -> int:
     """KiB of this process in memory now (VmRSS) or at the peak (VmHWM)."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)]
+    [line] = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)
+    ]
     return int(line.split()[1])
 
 
@@ -130,7 +151,12 @@ def measured(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict
     """One row: medians over rounds in which each takes its turn."""
     batch, grid, K, dim = sizes
     z = outputs(batch, grid, dim, device)
-    makers = {"ours_ms": ours, "vector_quantize_pytorch_ms": theirs, "monai_ms": monai, "matmul_ms": matmul}
+    makers = {
+        "ours_ms": ours,
+        "vector_quantize_pytorch_ms": theirs,
+        "monai_ms": monai,
+        "matmul_ms": matmul,
+    }
     steps = {name: make(K, dim, device) for name, make in makers.items()}
     for step in steps.values():  # k-means, memory, kernels
         timed(step, z)
@@ -139,7 +165,9 @@ def measured(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict
         for name, step in steps.items():
             times[name].append(timed(step, z))
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    return dict(zip(COLUMNS, (*sizes, *medians.values(), round(extra_mib(sizes, device), 1)), strict=True))
+    return dict(
+        zip(COLUMNS, (*sizes, *medians.values(), round(extra_mib(sizes, device), 1)), strict=True)
+    )
 
 
 def alone(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
@@ -148,23 +176,42 @@ def alone(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
     step, z = ours(K, dim, device), outputs(batch, grid, dim, device)
     timed(step, z)
     found = round(statistics.median(timed(step, z) for _ in range(3)), 2)
-    return dict(zip(COLUMNS, (*sizes, found, None, None, None, round(extra_mib(sizes, device), 1)), strict=True))
+    return dict(
+        zip(
+            COLUMNS,
+            (*sizes, found, None, None, None, round(extra_mib(sizes, device), 1)),
+            strict=True,
+        )
+    )
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--rounds", type=int, default=15)
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = arguments.parse_args()
     torch.manual_seed(0)
     rows = [measured(sizes, given.rounds, given.device) for sizes in SIZES]
     rows.append(alone(LARGE, given.device))
-    print("| " + " | ".join((*COLUMNS, "times vector-quantize-pytorch", "times MONAI", "of matmul")) + " |")
+    print(
+        "| "
+        + " | ".join((*COLUMNS, "times vector-quantize-pytorch", "times MONAI", "of matmul"))
+        + " |"
+    )
     for row in rows:
-        ratios = [row[key] and row[key] / row["ours_ms"] for key in ("vector_quantize_pytorch_ms", "monai_ms")]
+        ratios = [
+            row[key] and row[key] / row["ours_ms"]
+            for key in ("vector_quantize_pytorch_ms", "monai_ms")
+        ]
         ratios.append(row["matmul_ms"] and row["ours_ms"] / row["matmul_ms"])
         cells = ["-" if value is None else str(value) for value in row.values()]
-        print("| " + " | ".join([*cells, *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios)]) + " |")
+        print(
+            "| "
+            + " | ".join([*cells, *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios)])
+            + " |"
+        )
     for row in rows:
         print(json.dumps({"bench": "quantizers", **row}))
 

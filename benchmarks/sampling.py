@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.drawing import sample
+from engine.compile import compile_parts
+from engine.environment import best_precision
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.models.gpt import GPT
-from prior.module import mean, nats
-from prior.sampling import Sampler
-from vqgan.compiling import compiled
-from vqgan.run import precision
+from prior.module import negative_log_likelihood, weighted_mean
 
 K, DIM, DEPTH, HEADS, CODE = 512, 256, 8, 8, 64
 NAMES = ("ours", "x_transformers", "monai", "bound")
@@ -36,7 +36,9 @@ NAMES = ("ours", "x_transformers", "monai", "bound")
 def gpt(T: int, device: str) -> GPT:
     """Ours, of the size that all have; logits that are not all alike."""
     side = int(T**0.5)
-    model = GPT(torch.randn(1, K, CODE), (side, side), width=DIM, depth=DEPTH, heads=HEADS).to(device)
+    model = GPT(torch.randn(1, K, CODE), (side, side), width=DIM, depth=DEPTH, heads=HEADS).to(
+        device
+    )
     nn.init.normal_(model.head.weight, std=0.02)
     return model
 
@@ -49,7 +51,9 @@ def x_transformers(T: int, device: str) -> nn.Module:
         dim=DIM, depth=DEPTH, heads=HEADS, attn_dim_head=DIM // HEADS, rotary_pos_emb=True, use_rmsnorm=True, attn_flash=True,
         ff_glu=True, ff_swish=True, ff_mult=8 / 3, ff_no_bias=True,
     )  # fmt: skip
-    wrapped = TransformerWrapper(num_tokens=K + 1, max_seq_len=T + 1, attn_layers=layers, use_abs_pos_emb=False)
+    wrapped = TransformerWrapper(
+        num_tokens=K + 1, max_seq_len=T + 1, attn_layers=layers, use_abs_pos_emb=False
+    )
     return AutoregressiveWrapper(wrapped).to(device)
 
 
@@ -58,7 +62,11 @@ def monai(T: int, device: str) -> nn.Module:
     from monai.networks.nets.transformer import DecoderOnlyTransformer
 
     return DecoderOnlyTransformer(
-        num_tokens=K + 1, max_seq_len=T, attn_layers_dim=DIM, attn_layers_depth=DEPTH, attn_layers_heads=HEADS
+        num_tokens=K + 1,
+        max_seq_len=T,
+        attn_layers_dim=DIM,
+        attn_layers_depth=DEPTH,
+        attn_layers_heads=HEADS,
     ).to(device)
 
 
@@ -69,13 +77,21 @@ def weights(device: str, dtype: torch.dtype) -> list[Tensor]:
     return [w.detach().t().contiguous().to(dtype) for w in matrices]
 
 
-def samplers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[str, Callable[[], None]]:
+def samplers(
+    T: int, batch: int, device: str, peers: str, quick: bool
+) -> dict[str, Callable[[], None]]:
     """What draws `batch` grids of T codes, by name."""
-    ours, theirs, medical = gpt(T, device).eval(), x_transformers(T, device).eval(), monai(T, device).eval()
-    half = precision() == "bf16-mixed"
+    ours, theirs, medical = (
+        gpt(T, device).eval(),
+        x_transformers(T, device).eval(),
+        monai(T, device).eval(),
+    )
+    half = best_precision() == "bf16-mixed"
     begin = torch.full((batch, 1), K, device=device)
     matrices = weights(device, torch.bfloat16 if half else torch.float32)
-    rows = {w.shape[0]: torch.randn(batch, w.shape[0], device=device, dtype=w.dtype) for w in matrices}
+    rows = {
+        w.shape[0]: torch.randn(batch, w.shape[0], device=device, dtype=w.dtype) for w in matrices
+    }
 
     def slow() -> None:  # the loop of VQVAETransformerInferer.sample
         codes = begin
@@ -90,32 +106,42 @@ def samplers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[s
                 _ = rows[w.shape[0]] @ w
 
     return {
-        "ours": within(lambda: sample(ours, Sampler(compile=quick), batch, seed=0, batch_size=batch), device),
+        "ours": within(
+            lambda: sample(ours, Sampler(compile=quick), batch, seed=0, batch_size=batch), device
+        ),
         "x_transformers": within(lambda: theirs.generate(begin, T, cache_kv=True), device, peers),  # type: ignore[operator]
         "monai": within(slow, device, peers),
         "bound": within(products, device),
     }
 
 
-def trainers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[str, Callable[[], None]]:
+def trainers(
+    T: int, batch: int, device: str, peers: str, quick: bool
+) -> dict[str, Callable[[], None]]:
     """What makes one update on `batch` grids of T codes, by name."""
     codes = torch.randint(K, (batch, T), device=device)
     begun = torch.cat([torch.full((batch, 1), K, device=device), codes], 1)
-    models = {"ours": gpt(T, device), "x_transformers": x_transformers(T, device), "monai": monai(T, device)}
+    models = {
+        "ours": gpt(T, device),
+        "x_transformers": x_transformers(T, device),
+        "monai": monai(T, device),
+    }
 
     if quick:
-        compiled(models["ours"].blocks)  # type: ignore[arg-type]
+        compile_parts(models["ours"].blocks)  # type: ignore[arg-type]
         models["x_transformers"].compile()
         models["monai"].compile()
 
     def ours() -> Tensor:
         prediction = models["ours"].learn(codes, None, 0.0)  # type: ignore[operator]
-        return mean(nats(prediction), prediction)
+        return weighted_mean(negative_log_likelihood(prediction), prediction)
 
     losses: dict[str, Callable[[], Tensor]] = {
         "ours": ours,
         "x_transformers": lambda: models["x_transformers"](begun),
-        "monai": lambda: F.cross_entropy(models["monai"](begun[:, :-1]).flatten(0, 1), codes.flatten()),
+        "monai": lambda: F.cross_entropy(
+            models["monai"](begun[:, :-1]).flatten(0, 1), codes.flatten()
+        ),
     }
 
     def update(name: str, optimizer: torch.optim.Optimizer) -> None:
@@ -129,11 +155,17 @@ def trainers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[s
         optimizer = torch.optim.AdamW(models[name].parameters(), 1e-4, fused=True)
         return lambda: update(name, optimizer)
 
-    dtype = torch.bfloat16 if precision() == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if best_precision() == "bf16-mixed" else torch.float32
     matrices = weights(device, dtype)
-    inputs = {side: torch.randn(batch * T, side, device=device, dtype=dtype) for w in matrices for side in w.shape}
+    inputs = {
+        side: torch.randn(batch * T, side, device=device, dtype=dtype)
+        for w in matrices
+        for side in w.shape
+    }
 
-    def products() -> None:  # forward, and backward to the input and to the weight: six FLOP a weight and token
+    def products() -> (
+        None
+    ):  # forward, and backward to the input and to the weight: six FLOP a weight and token
         for w in matrices:
             x, y = inputs[w.shape[0]], inputs[w.shape[1]]
             _ = x @ w, y @ w.t(), x.t() @ y
@@ -143,7 +175,9 @@ def trainers(T: int, batch: int, device: str, peers: str, quick: bool) -> dict[s
 
 def autocast(device: str, precise: str = "best") -> AbstractContextManager[None]:
     """The precision that the project chooses by itself, or float32."""
-    return torch.autocast(device, torch.bfloat16, enabled=precise == "best" and precision() == "bf16-mixed")
+    return torch.autocast(
+        device, torch.bfloat16, enabled=precise == "best" and best_precision() == "bf16-mixed"
+    )
 
 
 def within(run: Callable[[], Any], device: str, precise: str = "best") -> Callable[[], None]:
@@ -175,36 +209,87 @@ def timed(work: dict[str, Callable[[], None]], rounds: int, device: str) -> dict
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="T, squares")
-    arguments.add_argument("--batches", type=int, nargs="+", default=[16, 64], help="images sampled at once")
+    arguments.add_argument(
+        "--batches", type=int, nargs="+", default=[16, 64], help="images sampled at once"
+    )
     arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    arguments.add_argument("--peers", choices=["best", "float32"], default="best", help="precision of x-transformers and MONAI")
+    arguments.add_argument(
+        "--peers",
+        choices=["best", "float32"],
+        default="best",
+        help="precision of x-transformers and MONAI",
+    )
     arguments.add_argument("--only", choices=["sampling", "training"])
-    arguments.add_argument("--compile", action="store_true", help="torch.compile, for ours and for the peers' training")
+    arguments.add_argument(
+        "--compile", action="store_true", help="torch.compile, for ours and for the peers' training"
+    )
     given = arguments.parse_args()
     torch.manual_seed(0)
     rows: list[dict[str, Any]] = []
     for T in given.tokens if given.only != "training" else []:
         for batch in given.batches:
-            seconds = timed(samplers(T, batch, given.device, given.peers, given.compile), given.rounds, given.device)
-            row = {"bench": "sampling", "T": T, "batch": batch, "peers": given.peers, "compile": given.compile}
+            seconds = timed(
+                samplers(T, batch, given.device, given.peers, given.compile),
+                given.rounds,
+                given.device,
+            )
+            row = {
+                "bench": "sampling",
+                "T": T,
+                "batch": batch,
+                "peers": given.peers,
+                "compile": given.compile,
+            }
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
     for T in given.tokens if given.only != "sampling" else []:
-        seconds = timed(trainers(T, 32, given.device, given.peers, given.compile), given.rounds, given.device)
-        row = {"bench": "prior_training", "T": T, "batch": 32, "peers": given.peers, "compile": given.compile}
+        seconds = timed(
+            trainers(T, 32, given.device, given.peers, given.compile), given.rounds, given.device
+        )
+        row = {
+            "bench": "prior_training",
+            "T": T,
+            "batch": 32,
+            "peers": given.peers,
+            "compile": given.compile,
+        }
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
         shown = [row for row in rows if row["bench"] == bench]
         if shown:
-            print(f"| T | batch | {' | '.join(f'{name} {unit}' for name in NAMES)} | x x-transformers | x MONAI | of the bound |")
+            print(
+                f"| T | batch | {' | '.join(f'{name} {unit}' for name in NAMES)} | x x-transformers | x MONAI | of the bound |"
+            )
         for row in shown:
             ratios = [row["ours"] / row[name] for name in ("x_transformers", "monai", "bound")]
-            figures = [f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES]
-            print("| " + " | ".join([str(row["T"]), str(row["batch"]), *figures, *(f"{ratio:.2f}" for ratio in ratios)]) + " |")
+            figures = [
+                f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES
+            ]
+            print(
+                "| "
+                + " | ".join(
+                    [
+                        str(row["T"]),
+                        str(row["batch"]),
+                        *figures,
+                        *(f"{ratio:.2f}" for ratio in ratios),
+                    ]
+                )
+                + " |"
+            )
     for row in rows:
-        print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}))
+        print(
+            json.dumps(
+                {
+                    key: round(value, 3) if isinstance(value, float) else value
+                    for key, value in row.items()
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

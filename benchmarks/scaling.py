@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqgan.checkpoint import tokenizer_from
+from vqgan.load import build_tokenizer
 
 CONF = Path(__file__).parents[1] / "conf"
 STATE = 20  # bytes a parameter: float32 weight, gradient, two moments, average
@@ -39,7 +39,10 @@ def counted(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Any]:
         return x
 
     alive: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), FlopCounterMode(display=False) as flops:
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        FlopCounterMode(display=False) as flops,
+    ):
         found = loss()
         forward = flops.get_total_flops()
         found.backward()
@@ -59,7 +62,9 @@ def config(*words: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--grid", type=int, default=16)
     parser.add_argument("--K", type=int, default=16384)
@@ -69,26 +74,56 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["small", "base", "large"])
     given = parser.parse_args()
     grid, size = given.grid, given.image_size
-    words = [f"data.image_size={size}", f"model.grid={grid}", f"quantizer.K={given.K}", f"model.width={given.width}"]
-    tokenizer = tokenizer_from(config("stage=vqgan", "quantizer=vq", *words))
+    words = [
+        f"data.image_size={size}",
+        f"model.grid={grid}",
+        f"quantizer.K={given.K}",
+        f"model.width={given.width}",
+    ]
+    tokenizer = build_tokenizer(config("stage=vqgan", "quantizer=vq", *words))
     x = torch.rand(1, 3, size, size) * 2 - 1
 
     def reconstruct() -> Tensor:
         q = tokenizer.encode(x)
         return (tokenizer.decode(q.z_q) - x).square().mean() + q.loss
 
-    print(json.dumps({"model": f"tokenizer, width {given.width}", "of": "an image", **counted(tokenizer, reconstruct)}))
-    codebook, codes = tokenizer.quantizer.vectors().detach(), torch.randint(given.K, (1, grid * grid))
+    print(
+        json.dumps(
+            {
+                "model": f"tokenizer, width {given.width}",
+                "of": "an image",
+                **counted(tokenizer, reconstruct),
+            }
+        )
+    )
+    codebook, codes = (
+        tokenizer.quantizer.vectors().detach(),
+        torch.randint(given.K, (1, grid * grid)),
+    )
     for name in given.sizes:
-        chosen = config("stage=prior", f"prior={given.prior}", *([] if name == "small" else [f"prior/size={name}"])).prior
+        chosen = config(
+            "stage=prior",
+            f"prior={given.prior}",
+            *([] if name == "small" else [f"prior/size={name}"]),
+        ).prior
         model = instantiate(chosen, codebook=codebook, grid=(grid, grid), classes=given.classes)
         label = torch.zeros(1, dtype=torch.int64)
 
         def learn(model: Any = model, label: Tensor = label) -> Tensor:
             prediction = model.learn(codes, label, 0.5)
-            return nn.functional.cross_entropy(prediction.logits.flatten(0, 1), prediction.targets.flatten())
+            return nn.functional.cross_entropy(
+                prediction.logits.flatten(0, 1), prediction.targets.flatten()
+            )
 
-        print(json.dumps({"model": f"{given.prior}, {name}", "of": f"a grid of {grid * grid} codes", **counted(model, learn)}))
+        print(
+            json.dumps(
+                {
+                    "model": f"{given.prior}, {name}",
+                    "of": f"a grid of {grid * grid} codes",
+                    **counted(model, learn),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

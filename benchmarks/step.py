@@ -21,17 +21,21 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from data.shapes import Shapes
-from vqgan.callbacks.average import Average
-from vqgan.callbacks.doctor import Doctor
-from vqgan.compiling import compiled
+from engine.callbacks.ema import WeightAverage
+from engine.compile import compile_parts
+from engine.trainer import make_trainer
+from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.module import VQGAN
-from vqgan.run import make_trainer
-from vqgan.stages import module_from, start_images
+from vqgan.stages.train import module_from, start_images
 
 ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
 PARTS: dict[str, list[str]] = {  # what is measured: its overrides
     "loss=vqvae": ["loss=vqvae"],
-    "discriminator trains, gate closed": ["loss.gate.start=1000000", "loss.gate.ramp=0", "loss.gate.warmup=1000000"],
+    "discriminator trains, gate closed": [
+        "loss.gate.start=1000000",
+        "loss.gate.ramp=0",
+        "loss.gate.warmup=1000000",
+    ],
     "gate open, codes rest": ALWAYS,
     "  without feature matching": [*ALWAYS, "~loss/perceptual"],
     "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
@@ -50,10 +54,19 @@ class Stopwatch(Callback):
     def __init__(self, steps: int) -> None:
         self.steps, self.times = steps, list[float]()
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._began = self._now()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
         if batch_idx:
             self.times.append(1000 * (self._now() - self._began))
         trainer.should_stop = batch_idx >= self.steps
@@ -68,18 +81,28 @@ class Part:
     """One row: a module that is trained a few steps whenever it is its turn."""
 
     def __init__(self, overrides: list[str], batch: int, steps: int, quick: bool = False) -> None:
-        words = ["stage=vqgan", f"data.batch_size={batch}", *(word for word in overrides if word != "callbacks")]
+        words = [
+            "stage=vqgan",
+            f"data.batch_size={batch}",
+            *(word for word in overrides if word != "callbacks"),
+        ]
         with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
             self.config = compose("config", words)
-        self.data = Shapes(n_train=256, n_val=1, image_size=self.config.data.image_size, cache="ram", batch_size=batch)
+        self.data = Shapes(
+            n_train=256,
+            n_val=1,
+            image_size=self.config.data.image_size,
+            cache="ram",
+            batch_size=batch,
+        )
         self.module: VQGAN = module_from(self.config)
         self.module.tokenizer.start(start_images(self.data))
         if quick:
-            compiled(self.module.costly)
+            compile_parts(self.module.costly)
         self.around: list[Callback] = []
         if "callbacks" in overrides:
             self.around = list(instantiate(self.config.callbacks).values())
-            assert {type(made) for made in self.around} == {Average, Doctor}
+            assert {type(made) for made in self.around} == {WeightAverage, TokenizerDoctor}
         self.watch = Stopwatch(steps)
 
     def turn(self, folder: Path) -> None:
@@ -89,7 +112,9 @@ class Part:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--batch", type=int, default=32)
     arguments.add_argument("--steps", type=int, default=6, help="of a turn")
     arguments.add_argument("--rounds", type=int, default=4)
@@ -98,7 +123,10 @@ def main() -> None:
     given = arguments.parse_args()
     warnings.simplefilter("ignore")
     always = [f"trainer.precision={given.precision}"]
-    parts = {name: Part([*always, *overrides], given.batch, given.steps, given.compile) for name, overrides in PARTS.items()}
+    parts = {
+        name: Part([*always, *overrides], given.batch, given.steps, given.compile)
+        for name, overrides in PARTS.items()
+    }
     for _ in range(given.rounds):
         for part in parts.values():
             part.turn(Path("."))
@@ -109,7 +137,17 @@ def main() -> None:
         print(f"| {name} | {ms:.0f} | {1000 * given.batch / ms:.0f} | {ms / first:.2f} |")
     for name, ms in medians.items():
         row = {"part": name.strip(), "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
-        print(json.dumps({"bench": "step", "batch": given.batch, "precision": given.precision, "compile": given.compile, **row}))
+        print(
+            json.dumps(
+                {
+                    "bench": "step",
+                    "batch": given.batch,
+                    "precision": given.precision,
+                    "compile": given.compile,
+                    **row,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

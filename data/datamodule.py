@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.decode import VERSION, Unreadable
-from data.errors import InputError
+from data.decode import DECODE_VERSION, Unreadable
 from data.images import to_float
-from data.loading import BatchDataModule, Samples, cores
+from data.loading import ArraySamples, BatchDataModule, count_cores
 from data.source import Source
 from data.store import Arrays, fingerprint, stored
-from data.terminal import counted, tell
+from engine.console import log_line, progress_bar
+from engine.errors import InputError
 
-CHUNK = 256  # images that a thread reads before it takes the next
+READ_CHUNK = 256  # images that a thread reads before it takes the next
 
 
 class ImageDataModule(BatchDataModule):
@@ -56,10 +56,12 @@ class ImageDataModule(BatchDataModule):
         cache_dir: str = "cache",
     ) -> None:
         if num_workers is None:
-            num_workers = 0 if cache != "none" else min(8, cores())
+            num_workers = 0 if cache != "none" else min(8, count_cores())
         super().__init__(batch_size, num_workers, seed)
         if not isinstance(image_size, int) or image_size < 1:
-            raise InputError(f"data.image_size={image_size} must be at least 1 pixel, a whole number")
+            raise InputError(
+                f"data.image_size={image_size} must be at least 1 pixel, a whole number"
+            )
         if resize is not None and not isinstance(resize, int):
             raise InputError(f"data.resize={resize} must be a whole number of pixels")
         if channels not in (1, 3):
@@ -73,7 +75,9 @@ class ImageDataModule(BatchDataModule):
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
         self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
         if self.side < image_size:
-            raise InputError(f"data.resize={resize} must be at least data.image_size={image_size}, which is cut out of it")
+            raise InputError(
+                f"data.resize={resize} must be at least data.image_size={image_size}, which is cut out of it"
+            )
         self.title = self.title or type(self).__name__.lower()
         self.image_size, self.channels, self.crop, self.flip = image_size, channels, crop, flip
         self.cache, self.on_error, self.cache_dir = cache, on_error, cache_dir
@@ -91,19 +95,31 @@ class ImageDataModule(BatchDataModule):
 
     def key(self, split: str) -> dict[str, Any]:
         """What the uint8 images of a split depend on, as JSON can write it."""
-        return {"source": self.source(split).key, "side": self.side, "channels": self.channels, "decode": VERSION}
+        return {
+            "source": self.source(split).key,
+            "side": self.side,
+            "channels": self.channels,
+            "decode": DECODE_VERSION,
+        }
 
     def facts(self) -> dict[str, Any]:
         """What a run's record says of its images: their name, how many there are, and a hash of what they depend on."""
         sizes = {split: self.size(split) for split in ("train", "val")}
-        return {"title": self.title, **sizes, "hash": fingerprint([self.key(split) for split in sizes])}
+        return {
+            "title": self.title,
+            **sizes,
+            "hash": fingerprint([self.key(split) for split in sizes]),
+        }
 
-    def load(self, split: str) -> "Samples | Live":
+    def load(self, split: str) -> "ArraySamples | Live":
         source = self.source(split)
         if self.cache == "none" and not source.checked:
             return Live(source, None, self.side, self.channels, self.on_error == "stop")
         n, shape = len(source), (self.channels, self.side, self.side)
-        spec: dict[str, tuple[tuple[int, ...], str]] = {"labels": ((n,), "int64"), "good": ((n,), "bool")}
+        spec: dict[str, tuple[tuple[int, ...], str]] = {
+            "labels": ((n,), "int64"),
+            "good": ((n,), "bool"),
+        }
         if self.cache != "none":
             spec["images"] = ((n, *shape), "uint8")
 
@@ -114,12 +130,16 @@ class ImageDataModule(BatchDataModule):
             arrays: Arrays = {name: np.empty(of, dtype) for name, (of, dtype) in spec.items()}
             faults = fill(arrays)
         else:
-            arrays, faults = stored(self.cache_dir, f"{self.title}-{split}", self.key(split), spec, fill)
+            arrays, faults = stored(
+                self.cache_dir, f"{self.title}-{split}", self.key(split), spec, fill
+            )
         rows = self._sound(arrays["good"], faults, split)
         if self.cache == "none":
             return Live(source, rows, self.side, self.channels)
-        samples = Samples(arrays["images"], arrays["labels"], rows)
-        samples.shards = source.shards if rows is None else None  # a cache changes nothing, the order neither
+        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
+        samples.shards = (
+            source.shards if rows is None else None
+        )  # a cache changes nothing, the order neither
         return samples
 
     def _fill(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
@@ -129,15 +149,20 @@ class ImageDataModule(BatchDataModule):
         def some(part: range) -> dict[str, str]:
             images, labels, faults = source.read(part, self.side, self.channels)
             here = slice(part.start, part.stop)
-            arrays["labels"][here], arrays["good"][here] = labels, [place not in faults for place in range(len(part))]
+            arrays["labels"][here], arrays["good"][here] = (
+                labels,
+                [place not in faults for place in range(len(part))],
+            )
             if "images" in arrays:
                 arrays["images"][here] = images
             return {source.name(part[place]): reason for place, reason in faults.items()}
 
-        parts = [range(at, min(at + CHUNK, len(source))) for at in range(0, len(source), CHUNK)]
-        pool = ThreadPoolExecutor(cores() if source.parallel else 1)
+        parts = [
+            range(at, min(at + READ_CHUNK, len(source))) for at in range(0, len(source), READ_CHUNK)
+        ]
+        pool = ThreadPoolExecutor(count_cores() if source.parallel else 1)
         try:
-            with counted(len(source), f"reading {what}") as bar:
+            with progress_bar(len(source), f"reading {what}") as bar:
                 for part, faults in zip(parts, pool.map(some, parts), strict=True):
                     found |= faults
                     bar.update(len(part))
@@ -147,7 +172,9 @@ class ImageDataModule(BatchDataModule):
             pool.shutdown(cancel_futures=True)
         return found
 
-    def _sound(self, good: NDArray[np.bool_], faults: dict[str, str], split: str) -> NDArray[np.int64] | None:
+    def _sound(
+        self, good: NDArray[np.bool_], faults: dict[str, str], split: str
+    ) -> NDArray[np.int64] | None:
         """The rows of the images that could be read, None for all; says which are left out, or stops."""
         if not faults:
             return None
@@ -157,10 +184,14 @@ class ImageDataModule(BatchDataModule):
             raise InputError(f"none of the {len(good)} {split} images of {self.title} can be read")
         named = [f"{name} ({reason})" for name, reason in faults.items()]
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-        tell(f"{len(named)} of {len(good):,} {split} images can't be read and are left out: {', '.join(named[:5])}{more}")
+        log_line(
+            f"{len(named)} of {len(good):,} {split} images can't be read and are left out: {', '.join(named[:5])}{more}"
+        )
         return np.flatnonzero(good)
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
         return self.augment(images) if training else self.view(images), labels
@@ -169,7 +200,11 @@ class ImageDataModule(BatchDataModule):
         """uint8 -> float, with a random crop and each image mirrored with probability one half, on the batch's device."""
         room = self.side - self.image_size
         if self.crop == "random" and room:
-            images = cut(images, torch.randint(room + 1, (len(images), 2), device=images.device), self.image_size)
+            images = crop_at(
+                images,
+                torch.randint(room + 1, (len(images), 2), device=images.device),
+                self.image_size,
+            )
         x = self.view(images)
         if not self.flip:
             return x
@@ -191,8 +226,21 @@ class Live(Dataset[tuple[Tensor, Tensor]]):
 
     SPARE = 64  # if so many in a row can't be read, the disk is gone
 
-    def __init__(self, source: Source, rows: NDArray[np.int64] | None, side: int, channels: int, stop: bool = False) -> None:
-        self.source, self.rows, self.side, self.channels, self.stop = source, rows, side, channels, stop
+    def __init__(
+        self,
+        source: Source,
+        rows: NDArray[np.int64] | None,
+        side: int,
+        channels: int,
+        stop: bool = False,
+    ) -> None:
+        self.source, self.rows, self.side, self.channels, self.stop = (
+            source,
+            rows,
+            side,
+            channels,
+            stop,
+        )
         self.shards = source.shards if rows is None else None
         self._said: set[int] = set()
 
@@ -202,14 +250,16 @@ class Live(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = list(indices) if self.rows is None else self.rows[indices].tolist()
         images, labels, faults = self.source.read(chosen, self.side, self.channels)
-        good = [(images[place], labels[place]) for place in range(len(chosen)) if place not in faults]
+        good = [
+            (images[place], labels[place]) for place in range(len(chosen)) if place not in faults
+        ]
         for n, (place, reason) in enumerate(faults.items()):
             name = self.source.name(chosen[place])
             if self.stop:
                 _stop({name: reason})
             if chosen[place] not in self._said:
                 self._said.add(chosen[place])
-                tell(f"{name} can't be read ({reason}); another image takes its place")
+                log_line(f"{name} can't be read ({reason}); another image takes its place")
             good = good or [self._following(chosen[place], name, reason)]
             images[place], labels[place] = good[n % len(good)]
         return torch.from_numpy(images), torch.from_numpy(labels)
@@ -219,7 +269,9 @@ class Live(Dataset[tuple[Tensor, Tensor]]):
         for other in range(index + 1, index + 1 + self.SPARE):
             with suppress(Unreadable):
                 return self.source.one(other % len(self.source), self.side, self.channels)
-        raise InputError(f"{name} can't be read ({reason}), nor the {self.SPARE} after it; is the disk still there?")
+        raise InputError(
+            f"{name} can't be read ({reason}), nor the {self.SPARE} after it; is the disk still there?"
+        )
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
@@ -233,12 +285,14 @@ def _stop(faults: dict[str, str]) -> None:
     )
 
 
-def cut(images: Tensor, corners: Tensor, size: int) -> Tensor:
+def crop_at(images: Tensor, corners: Tensor, size: int) -> Tensor:
     """The square of `size` pixels of each image (B, C, H, W) whose upper left corner (row, column) is in `corners` (B, 2)."""
     span = torch.arange(size, device=images.device)
     rows, columns = corners[:, :1] + span, corners[:, 1:] + span  # (B, size) each
     each = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 def prepare(images: Tensor) -> Tensor:

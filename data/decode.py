@@ -8,10 +8,12 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
+DECODE_VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # the Exif tag
-LARGEST = 2**28  # pixels; as RGB they take 800 MB while an image is scaled. A large JPEG is scaled as it is decoded
+LARGEST = (
+    2**28
+)  # pixels; as RGB they take 800 MB while an image is scaled. A large JPEG is scaled as it is decoded
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn of half as many; `square` refuses what is larger
 
@@ -26,7 +28,9 @@ def decode(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
         raise Unreadable("empty file")
     try:
         if content.startswith(JPEG):
-            with suppress(ValueError):  # broken: Pillow may read it nevertheless, or says what is wrong
+            with suppress(
+                ValueError
+            ):  # broken: Pillow may read it nevertheless, or says what is wrong
                 pixels = _jpeg(content, side, channels)
                 exif = _jpeg_exif(content)
                 return turned(pixels, _orientation(exif)) if exif else pixels
@@ -50,7 +54,9 @@ def _jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
     simplejpeg takes a third of Pillow's time for a small image.
     """
     colours = "RGB" if channels == 3 else "GRAY"
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, colours, min_height=2 * side, min_width=2 * side)
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        content, colours, min_height=2 * side, min_width=2 * side
+    )
     if pixels.shape[:2] == (side, side):
         return pixels.transpose(2, 0, 1)
     return square(Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]), side, channels)
@@ -59,7 +65,9 @@ def _jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
 def _jpeg_exif(content: bytes) -> bytes:
     """A JPEG's Exif segment, which may come after others, such as a colour profile's; empty where there is none."""
     at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:  # after DA come the pixels
+    while (
+        at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA
+    ):  # after DA come the pixels
         if content[at + 1] == 0xFF:  # fill
             at += 1
             continue

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from data.datamodule import ImageDataModule
-from data.errors import InputError
 from data.source import Files, Source, hold_out
 from data.store import Arrays, stored
-from data.terminal import tell
+from engine.console import log_line
+from engine.errors import InputError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-SPLITS = ("train", "training", "val", "valid", "validation", "test")
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 
 
 def find_images(root: Path) -> list[Path]:
@@ -28,7 +28,7 @@ def find_images(root: Path) -> list[Path]:
     seen: set[tuple[int, int]] = set()
 
     def complain(error: OSError) -> None:
-        tell(f"the folder {error.filename} can't be read ({error.strerror}) and is left out")
+        log_line(f"the folder {error.filename} can't be read ({error.strerror}) and is left out")
 
     for folder, below, files in os.walk(root, onerror=complain, followlinks=True):
         status = os.stat(folder)
@@ -37,16 +37,24 @@ def find_images(root: Path) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         names = [name for name in below if not name.startswith(".")]
-        below[:] = sorted(names, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        found += [Path(folder, name) for name in files if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS]
+        below[:] = sorted(
+            names, key=lambda name: (os.path.islink(os.path.join(folder, name)), name)
+        )
+        found += [
+            Path(folder, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS
+        ]
     return sorted(found, key=lambda file: file.parts)  # as they compare, in half the time
 
 
-def images_of(root: Path) -> Files:
+def class_images(root: Path) -> Files:
     """The image files below a folder, labelled by the number of their class folder (the first below it), 0 in a flat one."""
     files = find_images(root)
     if not files:
-        raise InputError(f"{root} holds no image ({', '.join(sorted(ENDINGS))}); give the folder that does")
+        raise InputError(
+            f"{root} holds no image ({', '.join(sorted(ENDINGS))}); give the folder that does"
+        )
     depth = len(root.parts)
     kinds = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
     classes = sorted(set(kinds))
@@ -54,10 +62,12 @@ def images_of(root: Path) -> Files:
     return Files(root, files, [numbers[kind] for kind in kinds], classes)
 
 
-def named(root: str | None, setting: str, what: str) -> Path:
+def describe_folders(root: str | None, setting: str, what: str) -> Path:
     """The folder that a setting names, or a sentence."""
     if not root:
-        raise InputError(f"data={what} needs the folder that holds the images; add {setting}=<folder>")
+        raise InputError(
+            f"data={what} needs the folder that holds the images; add {setting}=<folder>"
+        )
     if not Path(root).expanduser().is_dir():
         raise InputError(f"{setting}={root} is not a folder; give the folder that holds the images")
     return Path(root).expanduser()
@@ -72,21 +82,29 @@ class Folder(ImageDataModule):
     """
 
     def __init__(
-        self, root: str | None, val_root: str | None = None, n_val: int = 1_000, held_out: str = "random", **settings: Any
+        self,
+        root: str | None,
+        val_root: str | None = None,
+        n_val: int = 1_000,
+        held_out: str = "random",
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.root = named(root, "data.root", "folder")
-        self.val_root = named(val_root, "data.val_root", "folder") if val_root else None
+        self.root = describe_folders(root, "data.root", "folder")
+        self.val_root = describe_folders(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
-        whole = images_of(self.root)
-        splits = sorted((name for name in whole.classes if name.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
+        whole = class_images(self.root)
+        splits = sorted(
+            (name for name in whole.classes if name.lower() in SPLIT_FOLDERS),
+            key=lambda name: SPLIT_FOLDERS.index(name.lower()),
+        )
         if len(splits) > 1:
             raise InputError(
                 f"data.root={root} holds the splits {', '.join(splits)}, which would be taken for classes; "
                 f"give two of them, data.root={self.root / splits[0]} data.val_root={self.root / splits[1]}"
             )
         if self.val_root:
-            train, val = whole, images_of(self.val_root)
+            train, val = whole, class_images(self.val_root)
             if odd := sorted(set(train.classes) ^ set(val.classes)):
                 raise InputError(
                     f"data.root={root} and data.val_root={val_root} must have the same class folders; "
@@ -105,11 +123,15 @@ class Folder(ImageDataModule):
 def without_copies(train: Files, val: Files, cache_dir: str) -> Files:
     """The training files whose bytes are not also those of a validation file. Only files of equal size are compared."""
     sizes = {size for size, _ in train.stamps} & {size for size, _ in val.stamps if size > 0}
-    alike, held = ([i for i, (size, _) in enumerate(files.stamps) if size in sizes] for files in (train, val))
+    alike, held = (
+        [i for i, (size, _) in enumerate(files.stamps) if size in sizes] for files in (train, val)
+    )
 
     def fill(arrays: Arrays) -> None:
         with ThreadPoolExecutor() as pool:
-            digests = {digest for digest in pool.map(_digest, (val.files[i] for i in held)) if digest}
+            digests = {
+                digest for digest in pool.map(_digest, (val.files[i] for i in held)) if digest
+            }
             found = pool.map(_digest, (train.files[i] for i in alike))
             copies = [i for i, digest in zip(alike, found, strict=True) if digest in digests]
         arrays["keep"][:] = True
@@ -117,13 +139,19 @@ def without_copies(train: Files, val: Files, cache_dir: str) -> Files:
 
     if not alike:
         return train
-    arrays, _ = stored(cache_dir, "copies", [train.key, val.key], {"keep": ((len(train),), "bool")}, fill)
+    arrays, _ = stored(
+        cache_dir, "copies", [train.key, val.key], {"keep": ((len(train),), "bool")}, fill
+    )
     keep = np.flatnonzero(arrays["keep"])
     if len(keep) == len(train):
         return train
     if not len(keep):
-        raise InputError(f"all {len(train):,} training images below {train.root} are copies of validation images; give others")
-    tell(f"{len(train) - len(keep)} training images are copies of validation images and are left out")
+        raise InputError(
+            f"all {len(train):,} training images below {train.root} are copies of validation images; give others"
+        )
+    log_line(
+        f"{len(train) - len(keep)} training images are copies of validation images and are left out"
+    )
     return train.part(keep)
 
 

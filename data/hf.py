@@ -15,18 +15,23 @@ from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
 from data.decode import Unreadable, decode
-from data.errors import InputError
-from data.loading import Batches, cores
-from data.source import Part, Read, Source, hold_out
+from data.loading import BatchOrder, count_cores
+from data.source import Read, Source, SourcePart, hold_out
+from engine.errors import InputError
 
-OFFICIAL = ("validation", "valid", "val", "test")  # splits that are for validation, the first that exists
+OFFICIAL = (
+    "validation",
+    "valid",
+    "val",
+    "test",
+)  # splits that are for validation, the first that exists
 OPEN = 8  # shards of a stream that are read from at once; each may take the memory of a group of its rows
 TOGETHER = 32  # rows of a stream that are unpacked at a time
 
 Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
 
-class Table(Source):
+class HubTable(Source):
     """The rows of a dataset that lies on this disk: `image` names the column of undecoded images, `label` that of classes."""
 
     def __init__(self, rows: Any, image: str, label: str | None, key: Any) -> None:
@@ -35,14 +40,16 @@ class Table(Source):
 
     def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.rows[index]
-        return decode(content(row[self.image]), side, channels), number(row[self.label] if self.label else None)
+        return decode(content(row[self.image]), side, channels), row_number(
+            row[self.label] if self.label else None
+        )
 
     def name(self, index: int) -> str:
         image = self.rows[index][self.image]
         return (image and image["path"]) or f"image {index}"
 
 
-class Stream(Source):
+class HubStream(Source):
     """The first n rows of a dataset that is read from its beginning on and not kept; its columns are named as in Table.
 
     Images are numbered on an endless line: 0 to n - 1 are the split in its own order, and the e-th n after them are
@@ -92,14 +99,17 @@ class Stream(Source):
         if self._pid != os.getpid():  # a fork has neither the threads nor the connections
             self._close()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(min(8, cores()))
-        images, labels = np.zeros((len(indices), channels, side, side), np.uint8), np.full(len(indices), -1)
+            self._pool = ThreadPoolExecutor(min(8, count_cores()))
+        images, labels = (
+            np.zeros((len(indices), channels, side, side), np.uint8),
+            np.full(len(indices), -1),
+        )
         faults: dict[int, str] = {}
         waiting: list[Future[NDArray[np.uint8]]] = []
         for place, index in enumerate(indices):  # the first are decoded while the next are read
             image, label = self._row(index)
             waiting.append(self._pool.submit(_decoded, image, side, channels))
-            labels[place] = number(label)
+            labels[place] = row_number(label)
         for place, result in enumerate(waiting):
             try:
                 images[place] = result.result()
@@ -117,7 +127,9 @@ class Stream(Source):
             row = next(self._cursor, None)
             if row is None:
                 end, self._line = self._next, -1
-                raise InputError(f"{self.what} ends after {end} images, not {self.n}; set {self.setting}={end}")
+                raise InputError(
+                    f"{self.what} ends after {end} images, not {self.n}; set {self.setting}={end}"
+                )
             self._next += 1
         assert row is not None
         return row
@@ -136,7 +148,10 @@ class Stream(Source):
 
     def _interleaved(self, parts: list[int]) -> Iterator[Row]:
         """A row of each of OPEN shards in turn; the next shard follows where one ends."""
-        shards = (self._read(self.rows.shard(self.parts, part) if self.parts > 1 else self.rows) for part in parts)
+        shards = (
+            self._read(self.rows.shard(self.parts, part) if self.parts > 1 else self.rows)
+            for part in parts
+        )
         opened = deque(islice(shards, OPEN))
         while opened:
             row = next(opened[0], None)
@@ -150,13 +165,15 @@ class Stream(Source):
     def _read(self, rows: Any) -> Iterator[Row]:
         for some in rows.iter(batch_size=TOGETHER):  # iter(rows) would be a worker's share alone
             images = some[self.image]
-            yield from zip(images, some[self.label] if self.label else [None] * len(images), strict=True)
+            yield from zip(
+                images, some[self.label] if self.label else [None] * len(images), strict=True
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None}
 
 
-class Onwards(Batches):
+class Onwards(BatchOrder):
     """Batches of a Stream, whose epochs come shuffled: its numbers just rise."""
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -184,7 +201,7 @@ def content(image: Any) -> bytes:
         raise Unreadable(error.strerror or str(error)) from error
 
 
-def number(label: Any) -> int:
+def row_number(label: Any) -> int:
     """A class's number; -1 where there is none."""
     return -1 if label is None else int(label)
 
@@ -222,9 +239,13 @@ class HF(ImageDataModule):
     ) -> None:
         super().__init__(**({**settings, "cache": "none"} if streaming else settings))
         if not path:
-            raise InputError("data=hf needs a dataset of the hub or a kind of files; add data.path=<name> or data.path=parquet")
+            raise InputError(
+                "data=hf needs a dataset of the hub or a kind of files; add data.path=<name> or data.path=parquet"
+            )
         if train == val:
-            raise InputError(f"data.train={train} and data.val={val} are the same split; use data.val=null to hold images out")
+            raise InputError(
+                f"data.train={train} and data.val={val} are the same split; use data.val=null to hold images out"
+            )
         if buffer < 1:
             raise InputError(f"data.buffer={buffer} must be at least 1 image")
         if streaming:
@@ -241,9 +262,13 @@ class HF(ImageDataModule):
         try:
             import datasets
         except ImportError as error:
-            raise InputError('data=hf needs the library datasets; pip install "codegrid[hf]"') from error
+            raise InputError(
+                'data=hf needs the library datasets; pip install "codegrid[hf]"'
+            ) from error
         with self._explained():
-            return datasets.load_dataset_builder(self.path, self.configuration, data_files=self.files, revision=self.revision)
+            return datasets.load_dataset_builder(
+                self.path, self.configuration, data_files=self.files, revision=self.revision
+            )
 
     @cached_property
     def found(self) -> Mapping[str, Any]:
@@ -266,43 +291,68 @@ class HF(ImageDataModule):
         except (OSError, ValueError, DatasetsError) as error:
             which = f"data.path={self.path}" + "".join(
                 f" data.{setting}={value}"
-                for setting, value in (("name", self.configuration), ("files", self.files), ("revision", self.revision))
+                for setting, value in (
+                    ("name", self.configuration),
+                    ("files", self.files),
+                    ("revision", self.revision),
+                )
                 if value
             )
             reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise InputError(f"{which} can't be opened ({reason}); check the name, the files and the network") from error
+            raise InputError(
+                f"{which} can't be opened ({reason}); check the name, the files and the network"
+            ) from error
 
     def open(self, split: str) -> Source:
-        val = self.val or next((name for name in OFFICIAL if name in self.found and name != self.train), None)
+        val = self.val or next(
+            (name for name in OFFICIAL if name in self.found and name != self.train), None
+        )
         name = val if val and split == "val" else self.train
         for setting, chosen in (("train", self.train), ("val", val or self.train)):
             if chosen not in self.found:
-                raise InputError(f"data.{setting}={chosen} is not a split of {self.path}; there is {', '.join(self.found)}")
+                raise InputError(
+                    f"data.{setting}={chosen} is not a split of {self.path}; there is {', '.join(self.found)}"
+                )
         rows, label = self._columns(self.found[name])
-        key = {"dataset": self.builder.config_id, "code": self.builder.hash, "split": name, "columns": [self.image, label]}
+        key = {
+            "dataset": self.builder.config_id,
+            "code": self.builder.hash,
+            "split": name,
+            "columns": [self.image, label],
+        }
         if self.streaming:
             return self._stream(rows, label, split, name, val is None, key)
-        whole = Table(rows, self.image, label, key)
+        whole = HubTable(rows, self.image, label, key)
         if val:
             return whole
         rest, held = hold_out(len(whole), self.n_val, self.held_out, self.seed)
-        return Part(whole, rest if split == "train" else held)
+        return SourcePart(whole, rest if split == "train" else held)
 
-    def _stream(self, rows: Any, label: str | None, split: str, name: str, hold: bool, key: dict[str, Any]) -> Stream:
+    def _stream(
+        self, rows: Any, label: str | None, split: str, name: str, hold: bool, key: dict[str, Any]
+    ) -> HubStream:
         told = self.builder.info.splits or {}
         n: int | None = (told[name].num_examples or None) if name in told else None
         if hold:
             if self.n_val < 1 or (n and self.n_val >= n):
-                raise InputError(f"data.n_val={self.n_val} must leave both splits an image; there are {n or 'some'}")
+                raise InputError(
+                    f"data.n_val={self.n_val} must leave both splits an image; there are {n or 'some'}"
+                )
             rows = rows.skip(self.n_val) if split == "train" else rows.take(self.n_val)
             n = self.n_val if split == "val" else n and n - self.n_val
         n = (self.n_train or n) if split == "train" else (n or self.n_val)
         if not n:
-            raise InputError(f"data.path={self.path} does not say how many images {name} has; set data.n_train=")
+            raise InputError(
+                f"data.path={self.path} does not say how many images {name} has; set data.n_train="
+            )
         key |= {"n": n, "held": hold and self.n_val}
         what, setting = f"data.path={self.path} {name}", f"data.n_{split}"
-        parts = 1 if hold else rows.num_shards  # what is held out is part of a shard, and the library would share it among all
-        return Stream(rows, parts, n, self.image, label, what, setting, self.buffer, self.seed, key)
+        parts = (
+            1 if hold else rows.num_shards
+        )  # what is held out is part of a shard, and the library would share it among all
+        return HubStream(
+            rows, parts, n, self.image, label, what, setting, self.buffer, self.seed, key
+        )
 
     def _columns(self, rows: Any) -> tuple[Any, str | None]:
         """The columns that are asked for alone, the images not decoded, and the name of that of labels, if it is there."""
@@ -310,19 +360,36 @@ class HF(ImageDataModule):
 
         features = rows.features
         if features is None:
-            raise InputError(f"data.path={self.path} does not say which columns it has; use data.streaming=false")
+            raise InputError(
+                f"data.path={self.path} does not say which columns it has; use data.streaming=false"
+            )
         if self.image not in features:
-            hint = next((f"; set data.image={name}" for name, feature in features.items() if isinstance(feature, Image)), "")
-            raise InputError(f"data.image={self.image} is not a column of {self.path}; there is {', '.join(features)}{hint}")
+            hint = next(
+                (
+                    f"; set data.image={name}"
+                    for name, feature in features.items()
+                    if isinstance(feature, Image)
+                ),
+                "",
+            )
+            raise InputError(
+                f"data.image={self.image} is not a column of {self.path}; there is {', '.join(features)}{hint}"
+            )
         kind = features[self.image]
-        if not isinstance(kind, Image) and getattr(kind, "dtype", "").removeprefix("large_") not in ("binary", "string"):
-            raise InputError(f"data.image={self.image} is a column of {kind}, not of images; there is {', '.join(features)}")
+        if not isinstance(kind, Image) and getattr(kind, "dtype", "").removeprefix(
+            "large_"
+        ) not in ("binary", "string"):
+            raise InputError(
+                f"data.image={self.image} is a column of {kind}, not of images; there is {', '.join(features)}"
+            )
         label = self.label if self.label in features else None
         if label is not None:
             kind = features[label]
             if isinstance(kind, ClassLabel):
                 self.classes = list(kind.names)
             elif not getattr(kind, "dtype", "").startswith(("int", "uint", "bool")):
-                raise InputError(f"data.label={label} is a column of {kind}, not of class numbers; use data.label=null")
+                raise InputError(
+                    f"data.label={label} is a column of {kind}, not of class numbers; use data.label=null"
+                )
         columns = [self.image] if label is None else [self.image, label]
         return rows.select_columns(columns).cast_column(self.image, Image(decode=False)), label

@@ -26,15 +26,21 @@ def picture(rows: list[Tensor], gap: int = 2, scale: int = 1) -> Tensor:
     `gap` is the white space between images and `scale` the enlargement by whole pixels.
     """
     n, _, height, width = rows[0].shape
-    sheet = torch.full((3, len(rows) * (height + gap) - gap, n * (width + gap) - gap), 255, dtype=torch.uint8)
+    sheet = torch.full(
+        (3, len(rows) * (height + gap) - gap, n * (width + gap) - gap), 255, dtype=torch.uint8
+    )
     for r, row in enumerate(rows):
         for i, image in enumerate(row.cpu()):
             top, left = r * (height + gap), i * (width + gap)
-            sheet[:, top : top + height, left : left + width] = image  # one grey channel spreads over three
+            sheet[:, top : top + height, left : left + width] = (
+                image  # one grey channel spreads over three
+            )
     return sheet.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200, top: float | None = None) -> Tensor:
+def bars(
+    counts: Tensor, caption: str, width: int = 768, height: int = 200, top: float | None = None
+) -> Tensor:
     """Counts (n,) as bars in a (3, height + a caption's, width) uint8 picture, on a logarithmic scale up to `top`, or to the
     highest.
 
@@ -43,11 +49,15 @@ def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200, top:
     """
     values = counts.float()
     bar = torch.arange(width + 1) * len(values) // width  # of each column
-    columns = F.adaptive_avg_pool1d(values[None], width)[0] if len(values) > width else values[bar[:-1]]
+    columns = (
+        F.adaptive_avg_pool1d(values[None], width)[0] if len(values) > width else values[bar[:-1]]
+    )
     top = max(float(columns.max()) if top is None else top, 1.0)
 
     def level(count: Tensor) -> Tensor:
-        return (count.log1p() / math.log1p(top) * height).ceil().long().clamp(max=height)  # whatever was counted is seen
+        return (
+            (count.log1p() / math.log1p(top) * height).ceil().long().clamp(max=height)
+        )  # whatever was counted is seen
 
     colours = (44, 82, 130), (222, 226, 232), (237, 137, 54), (254, 235, 235)
     ink, line, mean, ground = (torch.tensor(colour, dtype=torch.uint8) for colour in colours)
@@ -62,7 +72,9 @@ def bars(counts: Tensor, caption: str, width: int = 768, height: int = 200, top:
     chart[height - level(values.mean()).clamp(min=1)] = mean
     label = Image.new("RGB", (width, 24), "white")
     font = ImageFont.load_default(13)
-    ImageDraw.Draw(label).text((2, 4), f"{caption} (log scale: grey 1, 10, 100 ...; orange the mean)", (40, 44, 52), font)
+    ImageDraw.Draw(label).text(
+        (2, 4), f"{caption} (log scale: grey 1, 10, 100 ...; orange the mean)", (40, 44, 52), font
+    )
     return torch.cat([torch.from_numpy(np.array(label)), chart]).permute(2, 0, 1).contiguous()
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from torchvision.datasets.utils import download_url, extract_archive
 
 from data.datamodule import ImageDataModule
-from data.errors import InputError
-from data.folder import find_images, images_of, named
+from data.folder import class_images, describe_folders, find_images
 from data.source import Files, Source, hold_out
 from data.torchvision import Downloaded
+from engine.errors import InputError
 
 FIRST_VAL = 60_000  # FFHQ's first validation image
 TINY = "tiny-imagenet-200"
@@ -45,18 +45,31 @@ class TinyImageNet(Downloaded):
             os.replace(part / TINY, folder)
             part.rmdir()
         wnids = sorted((folder / "wnids.txt").read_text().split())
-        words = dict(line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines())
-        classes, numbers = [words[wnid] for wnid in wnids], {wnid: number for number, wnid in enumerate(wnids)}
+        words = dict(
+            line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines()
+        )
+        classes, numbers = (
+            [words[wnid] for wnid in wnids],
+            {wnid: number for number, wnid in enumerate(wnids)},
+        )
         if split == "train":
             files = sorted((folder / "train").glob("*/images/*.JPEG"))
             kinds = [file.parts[-3] for file in files]
         else:
-            rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
-            files, kinds = [folder / "val" / "images" / row[0] for row in rows], [row[1] for row in rows]
+            rows = [
+                line.split("\t")
+                for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()
+            ]
+            files, kinds = (
+                [folder / "val" / "images" / row[0] for row in rows],
+                [row[1] for row in rows],
+            )
             if len(files) < len(list((folder / "val" / "images").glob("*.JPEG"))):
                 raise ValueError("val/val_annotations.txt does not name all images")
         if set(kinds) != set(wnids):
-            raise ValueError(f"{folder} has {split} images of {len(set(kinds))} classes, not {len(wnids)}")
+            raise ValueError(
+                f"{folder} has {split} images of {len(set(kinds))} classes, not {len(wnids)}"
+            )
         return Files(folder, files, [numbers[kind] for kind in kinds], classes)
 
 
@@ -68,12 +81,14 @@ class ImageNet(ImageDataModule):
 
     def __init__(self, root: str | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        folder = named(root, "data.root", "imagenet")
+        folder = describe_folders(root, "data.root", "imagenet")
         self._parts = {}
         for split in ("train", "val"):
             if not (folder / split).is_dir():
-                raise InputError(f"data.root={root} has no folder {split}; ImageNet lies in train/<wnid>/ and val/<wnid>/")
-            self._parts[split] = images_of(folder / split)
+                raise InputError(
+                    f"data.root={root} has no folder {split}; ImageNet lies in train/<wnid>/ and val/<wnid>/"
+                )
+            self._parts[split] = class_images(folder / split)
             if "" in self._parts[split].classes:
                 raise InputError(
                     f"{folder / split} has images in no class folder; sort them into folders named by their wnid, "
@@ -100,14 +115,22 @@ class FFHQ(ImageDataModule):
 
     classes = ["face"]
 
-    def __init__(self, root: str | None = None, n_val: int | None = None, held_out: str = "random", **settings: Any) -> None:
+    def __init__(
+        self,
+        root: str | None = None,
+        n_val: int | None = None,
+        held_out: str = "random",
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
-        self.root = named(root, "data.root", "ffhq")
+        self.root = describe_folders(root, "data.root", "ffhq")
         files = find_images(self.root)
         if n_val is not None:
             parts = hold_out(len(files), n_val, held_out, self.seed)
         else:
-            if strange := next((file for file in files if not re.fullmatch(r"\d{5}", file.stem)), None):
+            if strange := next(
+                (file for file in files if not re.fullmatch(r"\d{5}", file.stem)), None
+            ):
                 raise InputError(
                     f"{strange} is not called by its five-digit number, which says what split it is of; "
                     "hold out some images instead with data.n_val=1000"

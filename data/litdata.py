@@ -17,9 +17,9 @@ from PIL import Image
 
 from data.datamodule import ImageDataModule
 from data.decode import Unreadable, decode, square
-from data.errors import InputError
-from data.loading import Batches
-from data.source import Part, Source, hold_out
+from data.loading import BatchOrder
+from data.source import Source, SourcePart, hold_out
+from engine.errors import InputError
 
 GB = 10**9  # bytes
 
@@ -38,11 +38,21 @@ class Shards(Source):
 
     chunks: list[dict[str, Any]]  # of index.json
 
-    def __init__(self, root: str, setting: str, image: str, label: str | None, cache_dir: str, local_cache: float) -> None:
+    def __init__(
+        self,
+        root: str,
+        setting: str,
+        image: str,
+        label: str | None,
+        cache_dir: str,
+        local_cache: float,
+    ) -> None:
         try:
             import litdata  # noqa: F401
         except ImportError as error:
-            raise InputError('data=litdata needs the library litdata; pip install "codegrid[litdata]"') from error
+            raise InputError(
+                'data=litdata needs the library litdata; pip install "codegrid[litdata]"'
+            ) from error
         self.remote = "://" in root or root.startswith("local:")
         self.root = root if self.remote else str(Path(root).expanduser())
         self.image, self.limit, self.chunks = image, local_cache * GB, []
@@ -56,15 +66,21 @@ class Shards(Source):
             self.ends = np.cumsum(self.shards)
             n = int(self.ends[-1])
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise InputError(f"{setting}={root} has an index.json that is not litdata's ({error!r}); write it anew") from error
+            raise InputError(
+                f"{setting}={root} has an index.json that is not litdata's ({error!r}); write it anew"
+            ) from error
         if image not in columns:
             raise InputError(
                 f"{setting}={root} has no {image} in its items but {', '.join(columns) or 'no names'}; set data.image="
             )
         if "pickle" in formats:
-            raise InputError(f"{setting}={root} holds pickled objects, which could run any code; write bytes, arrays and numbers")
+            raise InputError(
+                f"{setting}={root} holds pickled objects, which could run any code; write bytes, arrays and numbers"
+            )
         if config.get("compression") or config.get("encryption"):
-            raise InputError(f"{setting}={root} is compressed or encrypted; write it plain, encoded images don't get smaller")
+            raise InputError(
+                f"{setting}={root} is compressed or encrypted; write it plain, encoded images don't get smaller"
+            )
         self.label = label if label in columns else None
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = Path(cache_dir, f"shards-{digest}") if self.remote else Path(self.root)
@@ -83,20 +99,28 @@ class Shards(Source):
                 self._fetch("index.json", Path(folder, "index.json"))
                 return Path(folder, "index.json").read_text()
         if not Path(self.root, "index.json").is_file():
-            raise InputError(f"{setting}={self.root} holds no index.json; give a folder that litdata.optimize wrote (docs/data.md)")
+            raise InputError(
+                f"{setting}={self.root} holds no index.json; give a folder that litdata.optimize wrote (docs/data.md)"
+            )
         return Path(self.root, "index.json").read_text()
 
     def _fetch(self, name: str, file: Path) -> None:
         from litdata.streaming.downloader import get_downloader
 
         try:
-            get_downloader(self.root, str(file.parent), self.chunks).download_file(f"{self.root.rstrip('/')}/{name}", str(file))
+            get_downloader(self.root, str(file.parent), self.chunks).download_file(
+                f"{self.root.rstrip('/')}/{name}", str(file)
+            )
         except Exception as error:  # every kind of storage has a client with exceptions of its own
-            raise InputError(f"{name} can't be fetched from {self.root} ({' '.join(str(error).split())[:200]})") from error
+            raise InputError(
+                f"{name} can't be fetched from {self.root} ({' '.join(str(error).split())[:200]})"
+            ) from error
 
     def _check_room(self) -> None:
         sizes = [chunk["chunk_bytes"] for chunk in self.chunks]
-        least = min(sum(sizes), 2 * Batches.OPEN * max(sizes))  # those that are read from, and those that come next
+        least = min(
+            sum(sizes), 2 * BatchOrder.OPEN * max(sizes)
+        )  # those that are read from, and those that come next
         if self.limit < least:
             raise InputError(
                 f"data.local_cache={self.limit / GB:g} GB is too small for these shards; use at least {least / GB:.3g}"
@@ -113,7 +137,9 @@ class Shards(Source):
             if not file.is_file() or file.stat().st_size < chunk["chunk_bytes"]:
                 raise InputError(f"the shard {file} is missing or cut off; copy it anew") from error
             raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from error
-        return pixels(item[self.image], side, channels), -1 if self.label is None else self._number(item[self.label])
+        return pixels(item[self.image], side, channels), -1 if self.label is None else self._number(
+            item[self.label]
+        )
 
     def _number(self, label: Any) -> int:
         try:
@@ -130,7 +156,7 @@ class Shards(Source):
         pid, reader = self._reader
         if pid != os.getpid():
             # It keeps as many shards mapped as it may fetch ahead, and never fetches from a folder.
-            reader = StreamingDataset(str(self.folder), max_pre_download=Batches.OPEN)
+            reader = StreamingDataset(str(self.folder), max_pre_download=BatchOrder.OPEN)
             self._reader = os.getpid(), reader
         return reader
 
@@ -150,7 +176,9 @@ class Shards(Source):
             self._fetch(file.name, part)
             if part.stat().st_size != size:
                 part.unlink()
-                raise InputError(f"{self.root}/{file.name} is not as long as index.json says; was it written while we read?")
+                raise InputError(
+                    f"{self.root}/{file.name} is not as long as index.json says; was it written while we read?"
+                )
             part.replace(file)
 
     def _make_room(self, size: int) -> None:
@@ -208,7 +236,9 @@ class LitData(ImageDataModule):
     ) -> None:
         super().__init__(**settings)
         if not train:
-            raise InputError("data=litdata needs the folder or URL of an optimized dataset; add data.train=<folder>")
+            raise InputError(
+                "data=litdata needs the folder or URL of an optimized dataset; add data.train=<folder>"
+            )
         self.train, self.val, self.n_val, self.held_out = train, val, n_val, held_out
         self.image, self.label, self.local_cache = image, label, local_cache
         self.title, self.classes = Path(train).name, list(classes)
@@ -219,10 +249,12 @@ class LitData(ImageDataModule):
         whole = self._shards(self.train, "data.train")
         if self.val is None:
             rows, last = hold_out(len(whole), self.n_val, self.held_out, self.seed)
-            return {"train": Part(whole, rows), "val": Part(whole, last)}
+            return {"train": SourcePart(whole, rows), "val": SourcePart(whole, last)}
         held = self._shards(self.val, "data.val")
         if whole.key == held.key:
-            raise InputError(f"data.train={self.train} and data.val={self.val} are the same images; use data.val=null")
+            raise InputError(
+                f"data.train={self.train} and data.val={self.val} are the same images; use data.val=null"
+            )
         return {"train": whole, "val": held}
 
     def _shards(self, root: str, setting: str) -> Shards:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
-from data.errors import InputError
 from data.source import Read, Source
+from engine.errors import InputError
 
-MOST = 5  # shapes in one image, at most
-VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
+MAX_SHAPES = 5  # shapes in one image, at most
+SHAPES_VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
 RADIUS = (12.0, 28.0)  # half the extent of a shape, in pixels of a 64x64 image
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
 _SPLITS = {"train": 0, "val": 1}
@@ -58,15 +58,17 @@ SHAPES: tuple[Callable[[Array, Array, Array, Array], NDArray[np.bool_]], ...] = 
 def _parameters(seed: int, split: str, indices: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
     """The number of shapes of each image (n,) and their parameters (n, MOST, 8), each image from its own stream."""
     counts = np.empty(len(indices), np.int64)
-    drawn = np.empty((len(indices), MOST, 8), np.float32)
+    drawn = np.empty((len(indices), MAX_SHAPES, 8), np.float32)
     for row, index in enumerate(indices):
         stream = np.random.default_rng((seed, _SPLITS[split], index))
-        counts[row] = stream.integers(1, MOST + 1)
-        drawn[row] = stream.random((MOST, 8), np.float32)
+        counts[row] = stream.integers(1, MAX_SHAPES + 1)
+        drawn[row] = stream.random((MAX_SHAPES, 8), np.float32)
     return counts, drawn
 
 
-def draw(seed: int, split: str, indices: Sequence[int], size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def draw_image(
+    seed: int, split: str, indices: Sequence[int], size: int = 64
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (n, 3, size, size) and labels (n,), the number of shapes minus one.
 
     A function of (seed, split, index) alone. The two splits draw from separate streams and share no image.
@@ -86,10 +88,14 @@ def _paint(counts: NDArray[np.int64], drawn: Array, size: int) -> NDArray[np.uin
     reach = int(np.ceil(RADIUS[1] * unit))
     u = np.arange(-reach, reach + 1, dtype=np.float32)
     v = u[:, None]
-    p = drawn.T[..., None, None]  # (8, MOST, n, 1, 1) against the (2 reach + 1, 2 reach + 1) of a stencil
+    p = drawn.T[
+        ..., None, None
+    ]  # (8, MOST, n, 1, 1) against the (2 reach + 1, 2 reach + 1) of a stencil
     radius = (RADIUS[0] + p[1] * (RADIUS[1] - RADIUS[0])) * unit
-    stencils = np.empty((MOST, len(counts), u.size, u.size), bool)
-    kinds = np.where(np.arange(MOST)[:, None] < counts, (drawn.T[0] * len(SHAPES)).astype(int), -1)
+    stencils = np.empty((MAX_SHAPES, len(counts), u.size, u.size), bool)
+    kinds = np.where(
+        np.arange(MAX_SHAPES)[:, None] < counts, (drawn.T[0] * len(SHAPES)).astype(int), -1
+    )
     for kind, inside in enumerate(SHAPES):
         alike = kinds == kind
         stencils[alike] = inside(u, v, radius[alike], 0.35 + 0.65 * p[2, alike])
@@ -98,12 +104,14 @@ def _paint(counts: NDArray[np.int64], drawn: Array, size: int) -> NDArray[np.uin
     left, top = (0.12 + 0.76 * p[4:6]) * size
     margin = int(np.ceil(np.sqrt(2) * reach))  # takes what a turned shape sends over the edge
     side = size + 2 * margin
-    canvas = np.zeros((len(counts), side, side, 4), np.uint8)  # with a spare byte: a pixel is written as one uint32
+    canvas = np.zeros(
+        (len(counts), side, side, 4), np.uint8
+    )  # with a spare byte: a pixel is written as one uint32
     pixels = canvas.view(np.uint32).reshape(-1)
     corners = (np.arange(len(counts)) * side + margin) * side + margin
-    colours = np.zeros((len(counts), MOST, 4), np.uint8)
+    colours = np.zeros((len(counts), MAX_SHAPES, 4), np.uint8)
     colours[..., :3] = _colours(drawn[..., 6:8])
-    for slot in range(MOST):  # later shapes lie over earlier ones
+    for slot in range(MAX_SHAPES):  # later shapes lie over earlier ones
         rows = np.flatnonzero(counts > slot)
         stencil = stencils[slot, rows]
         area = stencil.sum((1, 2), np.int32)
@@ -128,11 +136,11 @@ class Drawn(Source):
     parallel = False  # `draw` is made of operations too small for two threads
 
     def __init__(self, n: int, seed: int, split: str) -> None:
-        super().__init__(n, {"shapes": VERSION, "seed": seed, "split": split, "n": n})
+        super().__init__(n, {"shapes": SHAPES_VERSION, "seed": seed, "split": split, "n": n})
         self.seed, self.split = seed, split
 
     def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
-        images, labels = draw(self.seed, self.split, indices, side)
+        images, labels = draw_image(self.seed, self.split, indices, side)
         if channels == 1:
             images = np.rint(np.tensordot(LUMA, images, ([0], [1])))[:, None].astype(np.uint8)
         return images, labels, {}
@@ -145,7 +153,7 @@ class Drawn(Source):
 class Shapes(ImageDataModule):
     """Shapes on black (see above), drawn in seconds. Label: how many, minus one."""
 
-    classes = [f"{n} shape{'s' if n > 1 else ''}" for n in range(1, MOST + 1)]
+    classes = [f"{n} shape{'s' if n > 1 else ''}" for n in range(1, MAX_SHAPES + 1)]
 
     def __init__(self, n_train: int = 20_000, n_val: int = 1_000, **settings: Any) -> None:
         super().__init__(**settings)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import Unreadable, decode
-from data.errors import InputError
 from data.store import fingerprint
+from engine.errors import InputError
 
 Read = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]
 
@@ -43,7 +43,10 @@ class Source(ABC):
 
     def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
         """Images (n, channels, side, side), black where they are broken, labels (n,), and what is wrong at which places."""
-        images, labels = np.zeros((len(indices), channels, side, side), np.uint8), np.full(len(indices), -1)
+        images, labels = (
+            np.zeros((len(indices), channels, side, side), np.uint8),
+            np.full(len(indices), -1),
+        )
         faults = {}
         for place, index in enumerate(indices):
             try:
@@ -64,9 +67,16 @@ class Files(Source):
         classes: Sequence[str],
         stamps: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        self.root, self.files, self.labels, self.classes = root, list(files), [int(label) for label in labels], list(classes)
+        self.root, self.files, self.labels, self.classes = (
+            root,
+            list(files),
+            [int(label) for label in labels],
+            list(classes),
+        )
         self.stamps = list(stamps) if stamps is not None else [stamp(file) for file in self.files]
-        self._above = len(str(root / "x")) - 1  # characters of each path that are not its name below the root
+        self._above = (
+            len(str(root / "x")) - 1
+        )  # characters of each path that are not its name below the root
         listing = [(self.name(i), self.labels[i], *stamp) for i, stamp in enumerate(self.stamps)]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
 
@@ -76,7 +86,9 @@ class Files(Source):
         return Files(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
     def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        if self.stamps[index][0] == 0:  # not opened, for it may be a named pipe, which would wait for a writer
+        if (
+            self.stamps[index][0] == 0
+        ):  # not opened, for it may be a named pipe, which would wait for a writer
             raise Unreadable("empty file")
         try:
             with open(self.files[index], "rb", buffering=0) as file:
@@ -86,7 +98,9 @@ class Files(Source):
         return decode(content, side, channels), self.labels[index]
 
     def name(self, index: int) -> str:
-        return str(self.files[index])[self._above :]  # pathlib's own way takes seconds for a million files
+        return str(self.files[index])[
+            self._above :
+        ]  # pathlib's own way takes seconds for a million files
 
 
 def stamp(file: Path) -> tuple[int, int]:
@@ -98,12 +112,17 @@ def stamp(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-class Part(Source):
+class SourcePart(Source):
     """Some images of another source, by their numbers there in rising order."""
 
     def __init__(self, whole: Source, rows: NDArray[np.int64]) -> None:
         super().__init__(len(rows), {"whole": whole.key, "rows": fingerprint(rows.tolist())})
-        self.whole, self.rows, self.checked, self.parallel = whole, rows, whole.checked, whole.parallel
+        self.whole, self.rows, self.checked, self.parallel = (
+            whole,
+            rows,
+            whole.checked,
+            whole.parallel,
+        )
         if whole.shards is not None:
             shard = np.repeat(np.arange(len(whole.shards)), whole.shards)
             self.shards = [n for n in np.bincount(shard[rows]).tolist() if n]
@@ -115,7 +134,9 @@ class Part(Source):
         return self.whole.name(int(self.rows[index]))
 
 
-def hold_out(n: int, n_val: int, how: str, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def hold_out(
+    n: int, n_val: int, how: str, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The numbers, rising, of the images that are for training and of the n_val that are held out: "random" or the "last"."""
     if how not in ("random", "last"):
         raise InputError(f"data.held_out={how} must be random or last")

@@ -15,8 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike, NDArray
 
-from data.errors import InputError
-from data.terminal import tell
+from engine.console import log_line
+from engine.errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
 Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
@@ -38,7 +38,9 @@ class Entry:
 
     def __init__(self, folder: str | Path, name: str, key: Any, spec: Spec) -> None:
         self.spec, self.key = spec, key
-        self.shapes = {array: [*map(int, shape), np.dtype(dtype).str] for array, (shape, dtype) in spec.items()}
+        self.shapes = {
+            array: [*map(int, shape), np.dtype(dtype).str] for array, (shape, dtype) in spec.items()
+        }
         self.final = Path(folder) / f"{name}-{fingerprint([key, self.shapes])}"
         self.part = self.final.with_name(f".{self.final.name}.part")
         self.lock = FileLock(self.final.with_name(f".{self.final.name}.lock"))
@@ -50,7 +52,7 @@ class Entry:
             try:
                 return self.lock.acquire(timeout=SOON)
             except Timeout:
-                tell(f"{self.final} is being made by another run; waiting for it")
+                log_line(f"{self.final} is being made by another run; waiting for it")
                 return self.lock.acquire()
         except OSError as error:
             raise self._refused(error) from error
@@ -60,15 +62,19 @@ class Entry:
         if not os.path.exists(self.final / "meta.json"):
             return None
         try:
-            arrays: Arrays = {name: np.load(self.final / f"{name}.npy", mmap_mode="r") for name in self.spec}
+            arrays: Arrays = {
+                name: np.load(self.final / f"{name}.npy", mmap_mode="r") for name in self.spec
+            }
             meta = self.meta()
-            wrong = [name for name, sum in meta["sums"].items() if zlib.crc32(arrays[name].data) != sum]
+            wrong = [
+                name for name, sum in meta["sums"].items() if zlib.crc32(arrays[name].data) != sum
+            ]
             if not wrong and "notes" in meta:
                 return arrays
             reason = f"{wrong[0]}.npy's checksum is wrong" if wrong else "meta.json has no notes"
         except Exception as error:  # a damaged file can make a reader stumble over anything
             reason = f"{type(error).__name__}: {error}"
-        tell(f"{self.final} is damaged ({reason}); it is made anew")
+        log_line(f"{self.final} is damaged ({reason}); it is made anew")
         return None
 
     def meta(self) -> dict[str, Any]:
@@ -82,10 +88,14 @@ class Entry:
         try:
             self.part.mkdir(parents=True)
             for name, (shape, dtype) in self.spec.items():
-                mapped = np.lib.format.open_memmap(self.part / f"{name}.npy", "w+", np.dtype(dtype), shape)
+                mapped = np.lib.format.open_memmap(
+                    self.part / f"{name}.npy", "w+", np.dtype(dtype), shape
+                )
                 del mapped
                 with (self.part / f"{name}.npy").open("r+b") as file:
-                    if hasattr(os, "posix_fallocate"):  # or a full disk would kill the process when it writes to the map
+                    if hasattr(
+                        os, "posix_fallocate"
+                    ):  # or a full disk would kill the process when it writes to the map
                         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         except OSError as error:
             shutil.rmtree(self.part, ignore_errors=True)
@@ -109,10 +119,16 @@ class Entry:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> InputError:
-        size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.spec.values())
+        size = sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.spec.values()
+        )
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return InputError(f"no room for {size / 2**20:,.0f} MiB in {self.final.parent}; name another folder with cache_dir=...")
-        return InputError(f"can't write the cache folder {self.final.parent} ({error}); name another with cache_dir=...")
+            return InputError(
+                f"no room for {size / 2**20:,.0f} MiB in {self.final.parent}; name another folder with cache_dir=..."
+            )
+        return InputError(
+            f"can't write the cache folder {self.final.parent} ({error}); name another with cache_dir=..."
+        )
 
 
 def flush(*mapped: NDArray[Any]) -> None:
@@ -121,7 +137,9 @@ def flush(*mapped: NDArray[Any]) -> None:
         array.flush()  # type: ignore[attr-defined]
 
 
-def stored(folder: str | Path, name: str, key: Any, spec: Spec, fill: Callable[[Arrays], Any]) -> tuple[Arrays, Any]:
+def stored(
+    folder: str | Path, name: str, key: Any, spec: Spec, fill: Callable[[Arrays], Any]
+) -> tuple[Arrays, Any]:
     """An entry's arrays and the notes that `fill` returned with them, filled now where no earlier run has."""
     entry = Entry(folder, name, key, spec)
     if (found := entry.read()) is None:

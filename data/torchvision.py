@@ -15,12 +15,13 @@ from torchvision.datasets.utils import check_integrity
 
 from data.datamodule import ImageDataModule
 from data.decode import square
-from data.errors import InputError, near
 from data.source import Files, Source, stamp
 from data.store import fingerprint, stored
-from data.terminal import tell
+from engine.cli import suggest
+from engine.console import log_line
+from engine.errors import InputError
 
-Made = TypeVar("Made")
+Dataset = TypeVar("Dataset")
 
 
 class Downloaded(ImageDataModule):
@@ -32,7 +33,7 @@ class Downloaded(ImageDataModule):
         super().__init__(**settings)
         self.root, self.download = Path(root).expanduser(), download
 
-    def fetched(self, make: Callable[..., Made]) -> Made:
+    def fetched(self, make: Callable[..., Dataset]) -> Dataset:
         """`make(download=False)`, or `make(download=True)` where that raises because something is missing or not whole.
 
         Of several runs one fetches while the others wait. InputError where nothing is to be fetched, or can't be.
@@ -42,13 +43,17 @@ class Downloaded(ImageDataModule):
             return make(download=False)
         except InputError:
             raise
-        except Exception as error:  # missing, cut short or changed: each format has exceptions of its own
+        except (
+            Exception
+        ) as error:  # missing, cut short or changed: each format has exceptions of its own
             if not self.download:
                 raise InputError(
                     f"there is no whole copy of {name} in {self.root} ({_reason(error)}); put one there ({self.layout}), name the "
                     "folder that has one with data.root=<folder>, or let it be downloaded with data.download=true"
                 ) from error
-        tell(f"{name} is not in {self.root}; downloading it, or waiting for another run that does")
+        log_line(
+            f"{name} is not in {self.root}; downloading it, or waiting for another run that does"
+        )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{name}.lock"):
@@ -64,12 +69,21 @@ class Downloaded(ImageDataModule):
     def key_of(self, split: str, files: Iterable[Path]) -> dict[str, Any]:
         """A source's key where all images of a split lie in a few large files."""
         listing = [(str(file.relative_to(self.root)), *stamp(file)) for file in files]
-        name = type(self).__name__.lower()  # not the title: what is made of the images, scores too, is known by their key
-        return {"dataset": name, "split": split, "root": str(self.root.resolve()), "files": fingerprint(listing)}
+        name = (
+            type(self).__name__.lower()
+        )  # not the title: what is made of the images, scores too, is known by their key
+        return {
+            "dataset": name,
+            "split": split,
+            "root": str(self.root.resolve()),
+            "files": fingerprint(listing),
+        }
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).split()).split(". You can use download=True")[0]  # that is no setting here
+    said = " ".join(str(error).split()).split(". You can use download=True")[
+        0
+    ]  # that is no setting here
     return said[:200] or type(error).__name__
 
 
@@ -91,12 +105,26 @@ class CIFAR10(Downloaded):
     """50,000 images of 32x32 pixels in ten classes; the 10,000 of the test set validate (Krizhevsky 2009)."""
 
     layout = "cifar-10-batches-py/ with data_batch_1 to data_batch_5, test_batch and batches.meta"
-    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    classes = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
 
     def open(self, split: str) -> Source:
         dataset = self.fetched(partial(datasets.CIFAR10, str(self.root), split == "train"))
         batches = dataset.train_list if split == "train" else dataset.test_list
-        return Held(dataset, self.key_of(split, [self.root / dataset.base_folder / name for name, _ in batches]))
+        return Held(
+            dataset,
+            self.key_of(split, [self.root / dataset.base_folder / name for name, _ in batches]),
+        )
 
 
 class MNIST(Downloaded):
@@ -110,7 +138,10 @@ class MNIST(Downloaded):
         # What torchvision unpacks has no sums; a file that was cut short has too few bytes for its header and is refused.
         dataset = self.fetched(partial(self.kind, str(self.root), split == "train"))
         stem = "train" if split == "train" else "t10k"
-        files = [Path(dataset.raw_folder, f"{stem}-{what}-ubyte") for what in ("images-idx3", "labels-idx1")]
+        files = [
+            Path(dataset.raw_folder, f"{stem}-{what}-ubyte")
+            for what in ("images-idx3", "labels-idx1")
+        ]
         return Held(dataset, self.key_of(split, files))
 
 
@@ -141,13 +172,17 @@ class Columns(Source):
         self.labels[: len(known)] = known
         self.made_of = images, labels, key
 
-    def __reduce__(self) -> tuple[Any, ...]:  # or a worker that is not forked would get the 2.8 GB through a pipe
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # or a worker that is not forked would get the 2.8 GB through a pipe
         return Columns, self.made_of
 
     def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         first = len(self.parts[0])
         columns = self.parts[0][index] if index < first else self.parts[1][index - first]
-        return square(Image.fromarray(columns.transpose(2, 1, 0)), side, channels), int(self.labels[index])
+        return square(Image.fromarray(columns.transpose(2, 1, 0)), side, channels), int(
+            self.labels[index]
+        )
 
 
 class STL10(Downloaded):
@@ -156,13 +191,18 @@ class STL10(Downloaded):
     5,000 of the training images and all of the test set are of one of ten classes, the others have the label -1.
     """
 
-    layout = "stl10_binary/ with train_X.bin, train_y.bin, unlabeled_X.bin, test_X.bin and test_y.bin"
+    layout = (
+        "stl10_binary/ with train_X.bin, train_y.bin, unlabeled_X.bin, test_X.bin and test_y.bin"
+    )
     classes = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 
     def open(self, split: str) -> Source:
         folder = self.root / datasets.STL10.base_folder
         names = ["train_X.bin", "unlabeled_X.bin"] if split == "train" else ["test_X.bin"]
-        images, labels = [folder / name for name in names], folder / ("train_y.bin" if split == "train" else "test_y.bin")
+        images, labels = (
+            [folder / name for name in names],
+            folder / ("train_y.bin" if split == "train" else "test_y.bin"),
+        )
 
         def make(download: bool) -> Source:
             verify = partial(datasets.STL10, str(self.root), "test", download=download)
@@ -170,7 +210,9 @@ class STL10(Downloaded):
                 verify()
             source = Columns(images, labels, self.key_of(split, [*images, labels]))
             # Summing up 3 GB takes seconds: once for files that stay as they are.
-            stored(self.cache_dir, f"stl10-{split}-verified", source.key, {}, lambda _: len(verify()))
+            stored(
+                self.cache_dir, f"stl10-{split}-verified", source.key, {}, lambda _: len(verify())
+            )
             return source
 
         return self.fetched(make)
@@ -198,7 +240,12 @@ class Flowers102(Downloaded):
             folder = self.root / "flowers-102"
             ids = np.sort(np.concatenate([loadmat(folder / "setid.mat")[name][0] for name in sets]))
             labels = loadmat(folder / "imagelabels.mat")["labels"][0][ids - 1].astype(int) - 1
-            return listed(folder / "jpg", [f"image_{number:05d}.jpg" for number in ids], labels.tolist(), self.classes)
+            return listed(
+                folder / "jpg",
+                [f"image_{number:05d}.jpg" for number in ids],
+                labels.tolist(),
+                self.classes,
+            )
 
         return self.fetched(make)
 
@@ -215,13 +262,15 @@ class CelebA(Downloaded):
         super().__init__(**settings)
         if attribute is not None and attribute not in ATTRIBUTES:
             raise InputError(
-                f"data.attribute={attribute} is none of CelebA's{near(attribute, ATTRIBUTES)}; there is {', '.join(ATTRIBUTES)}"
+                f"data.attribute={attribute} is none of CelebA's{suggest(attribute, ATTRIBUTES)}; there is {', '.join(ATTRIBUTES)}"
             )
         self.attribute = attribute
         self.classes = ["face"] if attribute is None else [f"not {attribute}", attribute]
 
     def open(self, split: str) -> Source:
-        lists = ["list_eval_partition.txt"] + ["list_attr_celeba.txt"] * (self.attribute is not None)
+        lists = ["list_eval_partition.txt"] + ["list_attr_celeba.txt"] * (
+            self.attribute is not None
+        )
         sums = {name: md5 for _, md5, name in datasets.CelebA.file_list}
 
         # torchvision parses all five text files for 12 seconds, where two columns are wanted.
@@ -229,15 +278,25 @@ class CelebA(Downloaded):
             if download:
                 datasets.CelebA(str(self.root), download=True)
             folder, number = self.root / "celeba", "0" if split == "train" else "1"
-            if changed := [name for name in lists if not check_integrity(folder / name, sums[name])]:
+            if changed := [
+                name for name in lists if not check_integrity(folder / name, sums[name])
+            ]:
                 raise ValueError(f"{', '.join(changed)} is missing or not as published")
-            lines = [line.split() for line in (folder / "list_eval_partition.txt").read_text().splitlines()]
+            lines = [
+                line.split()
+                for line in (folder / "list_eval_partition.txt").read_text().splitlines()
+            ]
             names, labels = [name for name, part in lines if part == number], {}
             if self.attribute:
                 _, header, *rows = (folder / "list_attr_celeba.txt").read_text().splitlines()
                 column = header.split().index(self.attribute) + 1
                 labels = {(words := row.split())[0]: int(words[column] == "1") for row in rows}
-            return listed(folder / "img_align_celeba", names, [labels[name] if labels else 0 for name in names], self.classes)
+            return listed(
+                folder / "img_align_celeba",
+                names,
+                [labels[name] if labels else 0 for name in names],
+                self.classes,
+            )
 
         return self.fetched(make)
 
@@ -246,7 +305,9 @@ def listed(folder: Path, names: list[str], labels: list[int], classes: list[str]
     """The files that an index names; FileNotFoundError where some are missing, as after unpacking that was broken off."""
     files = Files(folder, [folder / name for name in names], labels, classes)
     if missing := [name for name, (size, _) in zip(names, files.stamps, strict=True) if size < 0]:
-        raise FileNotFoundError(f"{len(missing):,} of {len(names):,} images are not in {folder}, as {missing[0]}")
+        raise FileNotFoundError(
+            f"{len(missing):,} of {len(names):,} images are not in {folder}, as {missing[0]}"
+        )
     return files
 
 

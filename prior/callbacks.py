@@ -11,18 +11,18 @@ from lightning.pytorch.callbacks import Callback
 
 from data.images import picture, to_uint8
 from data.loading import BatchDataModule
-from prior.drawing import sample
-from prior.module import MOST, Prior
-from prior.sampling import Sampler
-from vqgan.callbacks.alarms import Alarms, Sign
-from vqgan.callbacks.pictures import show
-from vqgan.quantizers.base import between
+from data.pictures import show_picture
+from engine.callbacks.alarms import Alarms, Sign
+from engine.errors import check_range
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
+from prior.module import MAX_TRAINING_GRIDS, Prior
 from vqgan.tokenizer import Tokenizer
 
 SIDE = 256  # pixels of a loss map, about
 
 
-class Samples(Callback):
+class SamplePictures(Callback):
     """After each validation: samples, decoded, `rows` of `n`; the same random numbers every time."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
@@ -33,12 +33,24 @@ class Samples(Callback):
         assert isinstance(module, Prior)
         if trainer.is_global_zero and not trainer.sanity_checking:
             n, classes = self.n * self.rows, module.model.classes
-            codes = sample(module.model, Sampler(), n, seed=0, labels=torch.arange(n) % classes if classes else None)
+            codes = sample(
+                module.model,
+                Sampler(),
+                n,
+                seed=0,
+                labels=torch.arange(n) % classes if classes else None,
+            )
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
-            show(trainer, picture(list(images.split(self.n)), scale=2), self.folder, "samples", module.step)
+            show_picture(
+                trainer,
+                picture(list(images.split(self.n)), scale=2),
+                self.folder,
+                "samples",
+                module.step,
+            )
 
 
-class LossMap(Callback):
+class LossMapPictures(Callback):
     """After each validation: the nats of each position, a square each, black where they are lowest and white where highest;
     both numbers are in the logs, as val/nats_easiest_place and val/nats_hardest_place."""
 
@@ -50,10 +62,16 @@ class LossMap(Callback):
         if trainer.is_global_zero and not trainer.sanity_checking:
             found = module.loss_map - module.loss_map.min()
             grey = to_uint8(2 * found / found.max().clamp(min=1e-9) - 1)
-            show(trainer, picture([grey[None, None]], scale=max(1, SIDE // max(grey.shape))), self.folder, "loss-map", module.step)
+            show_picture(
+                trainer,
+                picture([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
+                self.folder,
+                "loss-map",
+                module.step,
+            )
 
 
-class Doctor(Alarms):
+class PriorDoctor(Alarms):
     """Looks at a run of stage 2 at every validation.
 
     * the prior over-fits: the validation nats are more than `margin` above their lowest, the training nats below what they
@@ -61,19 +79,25 @@ class Doctor(Alarms):
     * after the share `late` of the run the prior needs no fewer nats than how often each code occurs, whatever is before it
     """
 
-    def __init__(self, every: int = 50, patience: int = 3, margin: float = 0.01, late: float = 0.2) -> None:
+    def __init__(
+        self, every: int = 50, patience: int = 3, margin: float = 0.01, late: float = 0.2
+    ) -> None:
         super().__init__(every, patience)
-        between("callbacks.doctor.margin", margin, 0)
-        between("callbacks.doctor.late", late, 0, 1)
+        check_range("callbacks.doctor.margin", margin, 0)
+        check_range("callbacks.doctor.late", late, 0, 1)
         self.margin, self.late = margin, late
-        self.best = math.inf, math.inf, 0  # the lowest validation nats, the training nats then, and the step
+        self.best = (
+            math.inf,
+            math.inf,
+            0,
+        )  # the lowest validation nats, the training nats then, and the step
         self.unigram = math.inf
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        p = data.some("train", MOST)[0].flatten().bincount().double()
+        p = data.some("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
         p /= p.sum()
         self.unigram = float(-torch.xlogy(p, p).sum())
 
@@ -81,7 +105,11 @@ class Doctor(Alarms):
         assert isinstance(module, Prior)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             found = float(trainer.callback_metrics["val/nats_per_token"])
-            self.look(trainer, module, self.signs(module, found, found - float(trainer.callback_metrics["val/gap"])))
+            self.look(
+                trainer,
+                module,
+                self.signs(module, found, found - float(trainer.callback_metrics["val/gap"])),
+            )
 
     def signs(self, module: Prior, unseen: float, seen: float) -> Iterator[Sign]:
         """What is wrong, by the nats per token of the validation set and of the training set."""

@@ -11,13 +11,13 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, cut
-from data.errors import InputError
-from data.loading import Samples
+from data.datamodule import ImageDataModule, crop_at
+from data.loading import ArraySamples
 from data.store import Arrays, Entry, flush
-from data.terminal import counted
+from engine.console import progress_bar
+from engine.environment import autocast
+from engine.errors import InputError
 from vqgan.quantizers.base import NO_CODES
-from vqgan.run import autocast
 from vqgan.tokenizer import Tokenizer
 
 PIECE = 256  # images that are encoded or not
@@ -33,7 +33,7 @@ def extract(
     batch_size: int = 64,
     *,
     fabric: Fabric,
-) -> Samples:
+) -> ArraySamples:
     """The codes (views * n, h, w) of a split's n images, encoded once and kept under the data's cache folder.
 
     Views follow each other, each with all images: the middle of each image, then `crops` - 1 crops at random places, and
@@ -60,17 +60,28 @@ def extract(
                 fabric.barrier()
                 arrays = entry.go_on()
                 places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
-                _encode(tokenizer.to(fabric.device), data, split, flip, places, batch_size, arrays, fabric)
+                _encode(
+                    tokenizer.to(fabric.device),
+                    data,
+                    split,
+                    flip,
+                    places,
+                    batch_size,
+                    arrays,
+                    fabric,
+                )
                 fabric.barrier()
                 if fabric.is_global_zero:
                     entry.publish(arrays, summed=("indices", "labels"))
             fabric.barrier()
     found = entry.read()
     assert found is not None
-    return Samples(found["indices"], found["labels"])
+    return ArraySamples(found["indices"], found["labels"])
 
 
-def code_entry(tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, flip: bool, crops: int) -> Entry:
+def code_entry(
+    tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, flip: bool, crops: int
+) -> Entry:
     """Where the codes of a split's n images lie, and what they are known by."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
@@ -124,7 +135,9 @@ def _encode(
     n = data.size(split)
     missing = np.flatnonzero(~np.asarray(arrays["done"]))
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
-    indices, labels = (arrays[name].reshape(-1, n, *arrays[name].shape[1:]) for name in ("indices", "labels"))  # by view
+    indices, labels = (
+        arrays[name].reshape(-1, n, *arrays[name].shape[1:]) for name in ("indices", "labels")
+    )  # by view
     finished: list[int] = []
     saved = time.monotonic()
 
@@ -141,7 +154,9 @@ def _encode(
         finished.clear()
 
     waiting: tuple[int, list[Tensor], Tensor] | None = None
-    with counted(n, f"codes of {split}", max(0, n - len(missing) * PIECE), fabric.is_global_zero) as bar:
+    with progress_bar(
+        n, f"codes of {split}", max(0, n - len(missing) * PIECE), fabric.is_global_zero
+    ) as bar:
         for piece, (batch, told) in zip(mine, data.pieces(split, PIECE, mine), strict=True):
             rows = slice(piece * PIECE, piece * PIECE + len(batch))
             x = batch.to(fabric.device, non_blocking=True)
@@ -162,12 +177,17 @@ def _encode(
         save()
 
 
-def views(data: ImageDataModule, images: Tensor, places: NDArray[np.float64], flip: bool) -> Iterator[Tensor]:
+def views(
+    data: ImageDataModule, images: Tensor, places: NDArray[np.float64], flip: bool
+) -> Iterator[Tensor]:
     """uint8 images (B, C, side, side) as a model sees them: the middle, a crop at each of `places` (crops, B, 2), which
     are shares of the room, and with `flip` each mirrored."""
     room = data.side - data.image_size
-    corners = [torch.from_numpy((place * (room + 1)).astype(np.int64)).to(images.device) for place in places]
-    for seen in (images, *(cut(images, corner, data.image_size) for corner in corners)):
+    corners = [
+        torch.from_numpy((place * (room + 1)).astype(np.int64)).to(images.device)
+        for place in places
+    ]
+    for seen in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):
         x = data.view(seen)
         yield x
         if flip:

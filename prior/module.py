@@ -11,16 +11,17 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from data.loading import BatchDataModule
-from prior.models.base import Model, Prediction
+from engine.clock import Budget, Schedule
+from engine.errors import check_range
+from engine.fsdp import ShardedStrategy, reshard, unshard
+from engine.module import ClockedModule, MakeOptimizer
+from prior.models.base import Prediction, PriorModel
 from prior.models.transformer import Block
-from vqgan.clock import Budget, Clocked, MakeOptimizer, Schedule
-from vqgan.quantizers.base import between
-from vqgan.sharding import Sharded, reshard, unshard
 
-MOST = 1_000  # training grids that a validation judges too
+MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges too
 
 
-class Prior(Clocked):
+class Prior(ClockedModule):
     """A prior over code grids, trained by maximum likelihood (VQGAN, Esser et al. 2021, eq. 9) and judged in nats.
 
     Of a model with classes, in training a share `label_drop` of the labels is withheld, so that it learns the codes of no
@@ -33,7 +34,7 @@ class Prior(Clocked):
 
     def __init__(
         self,
-        model: Model,
+        model: PriorModel,
         optimizer: MakeOptimizer,
         budget: Budget,
         schedule: Schedule,
@@ -42,14 +43,14 @@ class Prior(Clocked):
         **update: Any,
     ) -> None:
         super().__init__(budget, schedule, **update)
-        between("label_drop", label_drop, 0, 1)
-        between("label_smoothing", label_smoothing, 0, 1)
+        check_range("label_drop", label_drop, 0, 1)
+        check_range("label_smoothing", label_smoothing, 0, 1)
         self.model, self.make_optimizer = model, optimizer
         self.label_drop, self.label_smoothing = label_drop, label_smoothing
-        self.unseen, self.seen = Judgement(model.L), Judgement(model.L)
+        self.unseen, self.seen = LikelihoodMetric(model.L), LikelihoodMetric(model.L)
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, Sharded):
+        if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model, self.blocks)
 
     @property
@@ -60,24 +61,36 @@ class Prior(Clocked):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
         if self.model.classes:
-            labels = labels.masked_fill(torch.rand(len(labels), device=labels.device) < self.label_drop, -1)
+            labels = labels.masked_fill(
+                torch.rand(len(labels), device=labels.device) < self.label_drop, -1
+            )
         self.descend(0, self.losses(indices, labels), self.schedule(self.now))
         self.tick()
 
     def losses(self, indices: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
-        for (part, share), told in zip(self.micro(indices), labels.tensor_split(self.accumulate), strict=True):
-            prediction = self.model.learn(part.flatten(1), told if self.model.classes else None, self.now.progress)
-            loss = mean(nats(prediction), prediction)
+        for (part, share), told in zip(
+            self.micro(indices), labels.tensor_split(self.accumulate), strict=True
+        ):
+            prediction = self.model.learn(
+                part.flatten(1), told if self.model.classes else None, self.now.progress
+            )
+            loss = weighted_mean(negative_log_likelihood(prediction), prediction)
             self.log_terms({"loss": loss})
-            yield share * (mean(nats(prediction, self.label_smoothing), prediction) if self.label_smoothing else loss)
+            yield share * (
+                weighted_mean(negative_log_likelihood(prediction, self.label_smoothing), prediction)
+                if self.label_smoothing
+                else loss
+            )
 
     @property
-    def learned(self) -> Model:
+    def learned(self) -> PriorModel:
         return self.model
 
     def on_validation_epoch_start(self) -> None:
-        unshard(self.model)  # ranks may have more batches to judge than others, and the first one draws samples alone
+        unshard(
+            self.model
+        )  # ranks may have more batches to judge than others, and the first one draws samples alone
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self.unseen.update(self.judge(*batch))
@@ -89,10 +102,14 @@ class Prior(Clocked):
         """As many training grids as there are validation grids, at most 1,000 and always the same; this rank's share."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        grids, labels = data.some("train", min(data.size("val"), MOST))
+        grids, labels = data.some("train", min(data.size("val"), MAX_TRAINING_GRIDS))
         mine = slice(self.global_rank, None, self.trainer.world_size)
-        for batch in zip(grids[mine].split(data.batch_size), labels[mine].split(data.batch_size), strict=True):
-            with self.trainer.precision_plugin.val_step_context():  # as Lightning does in a validation step
+        for batch in zip(
+            grids[mine].split(data.batch_size), labels[mine].split(data.batch_size), strict=True
+        ):
+            with (
+                self.trainer.precision_plugin.val_step_context()
+            ):  # as Lightning does in a validation step
                 self.seen.update(self.judge(*(part.to(self.device).long() for part in batch)))
 
     def on_validation_epoch_end(self) -> None:
@@ -115,10 +132,10 @@ class Prior(Clocked):
         self.seen.reset()
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer(self.make_optimizer, self.model, decayed=maps(self.model))
+        return self.optimizer(self.make_optimizer, self.model, decayed=decayed_weights(self.model))
 
 
-class Judgement(Metric):
+class LikelihoodMetric(Metric):
     """What a prior is worth on all grids of all ranks, each of which counts alike.
 
     nats (L,): of each code's position; top1, top5: the share of the codes to tell that are the likeliest, or among the five
@@ -143,14 +160,20 @@ class Judgement(Metric):
         for n, k in enumerate((1, 5)):
             self.hits[n] += ((k - above) / alike).clamp(0, 1)[told].sum(dtype=torch.float64)
         self.told += told.sum()
-        self.nats += (nats(prediction) * prediction.weights).sum(0, dtype=torch.float64)
+        self.nats += (negative_log_likelihood(prediction) * prediction.weights).sum(
+            0, dtype=torch.float64
+        )
         self.grids += len(told)
 
     def compute(self) -> dict[str, Tensor]:
-        return {"nats": self.nats / self.grids, "top1": self.hits[0] / self.told, "top5": self.hits[1] / self.told}
+        return {
+            "nats": self.nats / self.grids,
+            "top1": self.hits[0] / self.told,
+            "top5": self.hits[1] / self.told,
+        }
 
 
-def maps(module: nn.Module) -> set[nn.Parameter]:
+def decayed_weights(module: nn.Module) -> set[nn.Parameter]:
     """The weights of linear maps, convolutions and recurrences, which weight decay is for: norms, biases, and the vectors of
     codes, labels and places are not the better for being small."""
     return {
@@ -162,12 +185,14 @@ def maps(module: nn.Module) -> set[nn.Parameter]:
     }
 
 
-def nats(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
+def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
     """-log p of each target (B, L); with `smoothing` that share of it is of any code (Szegedy et al. 2016, section 7)."""
     logits, targets = prediction.logits.flatten(0, 1).float(), prediction.targets.flatten()
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(prediction.targets)
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(
+        prediction.targets
+    )
 
 
-def mean(found: Tensor, prediction: Prediction) -> Tensor:
+def weighted_mean(found: Tensor, prediction: Prediction) -> Tensor:
     """The mean (scalar) of what was found for each code (B, L), by what counts."""
     return (found * prediction.weights).mean()

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from data.datamodule import ImageDataModule
 from data.images import picture, to_uint8
-from data.terminal import counted
-from vqgan.run import autocast
+from engine.console import progress_bar
+from engine.environment import autocast
 from vqgan.tokenizer import Tokenizer
 
-JUDGED = 100  # samples that are compared, at most
-SHOWN = 16  # of them in the picture
+MAX_JUDGED = 100  # samples that are compared, at most
+NEIGHBOURS_SHOWN = 16  # of them in the picture
 
 
 @torch.no_grad()
-def neighbours(
+def find_neighbours(
     samples: Tensor, data: ImageDataModule, tokenizer: Tokenizer, flip: bool, k: int = 5
 ) -> tuple[dict[str, Any], Tensor]:
     """Figures and a picture (3, H, W) uint8 of samples (n, C, H, W) uint8 and the k training images nearest to each.
@@ -28,28 +28,35 @@ def neighbours(
     alone is small of an empty picture too. With `flip` the mirrored training images count. Each row of the picture is a
     sample and its neighbours, the sample with the smallest ratio first.
     """
-    samples = samples[:JUDGED]
+    samples = samples[:MAX_JUDGED]
     where = next(tokenizer.parameters()).device
     x = data.view(data.some("val", len(samples))[0].to(where))
     with autocast(where):
-        judged = torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(part).z_q)) for part in x.split(data.batch_size)])
+        judged = torch.cat(
+            [
+                to_uint8(tokenizer.decode(tokenizer.encode(part).z_q))
+                for part in x.split(data.batch_size)
+            ]
+        )
     queries = torch.cat([samples.to(where), judged])
     views = torch.cat([queries, queries.flip(3)]) if flip else queries
     k, n = min(k, data.size("train")), len(queries)
-    distances, places = nearest(views, _training(data, where), k)
+    distances, places = nearest_rows(views, _training(data, where), k)
     if flip:  # a query is as far from a mirrored image as a mirrored query is from the image
         distances, order = torch.cat([distances[:n], distances[n:]], 1).topk(k, largest=False)
         places = torch.cat([places[:n], places[n:] + data.size("train")], 1).gather(1, order)
     ratios, m = distances[:, 0] / distances.mean(1).clamp(min=1e-9), len(samples)
-    chosen = ratios[:m].argsort(stable=True)[:SHOWN].tolist()
+    chosen = ratios[:m].argsort(stable=True)[:NEIGHBOURS_SHOWN].tolist()
     rows = [torch.cat([samples[i, None], _images(data, places[i])]) for i in chosen]
     medians = {"nearest_rmse": distances[:m, 0], "nearest_rmse_val": distances[m:, 0]}
     medians |= {"nearest_ratio": ratios[:m], "nearest_ratio_val": ratios[m:]}
-    return {name: round(float(values.median()), 3) for name, values in medians.items()}, picture(rows, scale=2)
+    return {name: round(float(values.median()), 3) for name, values in medians.items()}, picture(
+        rows, scale=2
+    )
 
 
 def _training(data: ImageDataModule, where: torch.device) -> Iterator[Tensor]:
-    with counted(data.size("train"), "training images") as bar:
+    with progress_bar(data.size("train"), "training images") as bar:
         for images, _ in data.once("train"):
             yield to_uint8(data.view(images.to(where)))
             bar.update(len(images))
@@ -62,7 +69,7 @@ def _images(data: ImageDataModule, places: Tensor) -> Tensor:
     return images.where((places < n).cpu()[:, None, None, None], images.flip(3))
 
 
-def nearest(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
+def nearest_rows(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Of uint8 images (n, C, H, W) the k nearest in the batches (b, C, H, W) uint8, one after the other: distances (n, k)
     float64, the root mean square over pixels, the nearest first, and which they are (n, k), counted through all batches."""
     flat = queries.flatten(1).double()  # whose sums of squares are exact

@@ -1,6 +1,7 @@
+""""""
+
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import torch
 from PIL import Image
 
 os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger say otherwise themselves
+
 torch.set_num_threads(1)  # tests run in several processes
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts them in the background has Ctrl-C ignored
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell that starts them in the background has Ctrl-C ignored
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,9 @@ def photos(tmp_path: Path) -> Path:
         folder = tmp_path / "photos" / label
         folder.mkdir(parents=True)
         for i in range(8):
-            Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{i}.png")
+            Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(
+                folder / f"{i}.png"
+            )
     return tmp_path / "photos"
 
 
@@ -54,23 +61,3 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         return 0
 
     return run
-
-
-def free_port() -> int:
-    """A port at which two processes can meet, whoever else runs tests."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return int(probe.getsockname()[1])
-
-
-TINY = [  # a stage=vqgan that takes seconds
-    "data.n_train=64", "data.n_val=16", "data.batch_size=8", "data.image_size=16", "model.grid=4", "model.width=8",
-    "model.encoder.depth=1", "model.decoder.depth=1", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu",
-    "trainer.max_steps=6", "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
-]  # fmt: skip
-TINY_GAN = [*TINY, "loss.discriminator.width=8", "loss.gate.start=0.5"]
-TINY_PRIOR = [
-    "prior.width=16", "prior.depth=1", "prior.heads=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6",
-    "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
-]  # fmt: skip
-QUICK = ["accelerator=cpu", "proxy=2", "fetch=false"]  # a stage=evaluate that takes seconds

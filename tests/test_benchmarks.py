@@ -16,17 +16,19 @@ from benchmarks.step import PARTS
 from data.datamodule import prepare
 from data.images import to_uint8
 from data.shapes import Shapes
-from tests.conftest import TINY
-from tests.test_house import config
-from tests.vqgan.test_tokenizer import tokenizer
-from vqgan.metrics.features import Features
+from evaluation.features import FeatureNetwork
+from tests.helpers.commands import TINY
+from tests.helpers.configs import compose_config
+from tests.helpers.stage1 import make_tokenizer
 from vqgan.quantizers.base import Quantized
-from vqgan.stages import start_images
+from vqgan.stages.train import start_images
 from vqgan.tokenizer import Tokenizer
 
 
 def test_the_bottlenecks_that_are_compared_are_all_there_are() -> None:
-    assert set(LAYOUTS) == {p.stem for p in (Path(__file__).parents[1] / "conf" / "quantizer").glob("*.yaml")}
+    assert set(LAYOUTS) == {
+        p.stem for p in (Path(__file__).parents[1] / "conf" / "quantizer").glob("*.yaml")
+    }
 
 
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
@@ -37,9 +39,14 @@ def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
 
 
 def test_what_a_model_takes_is_counted_as_by_hand() -> None:
-    net, x = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256)), torch.randn(4, 256)
+    net, x = (
+        torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256)),
+        torch.randn(4, 256),
+    )
     found = counted(net, lambda: net(x).sum())
-    product = 2 * 4 * 256 * 512  # of each layer; backward there are two more, but the first layer's input needs none
+    product = (
+        2 * 4 * 256 * 512
+    )  # of each layer; backward there are two more, but the first layer's input needs none
     assert found["parameters"] == 256 * 512 * 2 + 512 + 256
     assert found["gflops_forward"] == round(2 * product / 1e9, 3)
     assert found["gflops_training"] == round(5 * product / 1e9, 3)
@@ -68,14 +75,19 @@ class Identity(Tokenizer):
 
 
 def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shapes: Shapes) -> None:
-    judge = Judge(shapes, Features(3).eval(), None, CPU)
+    judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
     found = judge.measured(Identity())
-    assert found == {"frechet_proxy": pytest.approx(0, abs=1e-4), "energy_ratio": 1, "psnr": float("inf"), "lpips": None}
+    assert found == {
+        "frechet_proxy": pytest.approx(0, abs=1e-4),
+        "energy_ratio": 1,
+        "psnr": float("inf"),
+        "lpips": None,
+    }
 
 
 def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
-    judge = Judge(shapes, Features(3).eval(), None, CPU)
-    started = tokenizer()
+    judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
+    started = make_tokenizer()
     started.start(start_images(shapes))
     first = judge.measured(started)
     floor = judge.floor()
@@ -88,7 +100,7 @@ def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
 def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: Shapes) -> None:
     """Dowson & Landau 1982: |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the roots by eigen-decomposition."""
 
-    class Given(Features):
+    class Given(FeatureNetwork):
         num_features = 64
 
         def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
 
     mix = torch.randn(64, 64)
     mix[:, 40:] = mix[:, :24]  # rank 40
-    judge, started = Judge(shapes, Given(3), None, CPU), tokenizer()
+    judge, started = Judge(shapes, Given(3), None, CPU), make_tokenizer()
     started.start(start_images(shapes))
     x = prepare(shapes.split("val").__getitems__(range(128))[0])
     with torch.no_grad():
@@ -120,9 +132,25 @@ def test_the_sheet_has_a_row_of_originals_and_one_a_tokenizer(shapes: Shapes) ->
 
 
 def test_the_table_pairs_the_losses_seed_by_seed() -> None:
-    figures = {"frechet_proxy": 2.0, "energy_ratio": 0.5, "psnr": 20.0, "lpips": None, "ms_per_step": 10.0}
+    figures = {
+        "frechet_proxy": 2.0,
+        "energy_ratio": 0.5,
+        "psnr": 20.0,
+        "lpips": None,
+        "ms_per_step": 10.0,
+    }
     rows = [{"loss": "vqvae", "seed": s, **figures, "psnr": 20.0 + s} for s in (0, 1)]
-    rows += [{"loss": "vqgan", "seed": s, **figures, "frechet_proxy": 1.0, "psnr": 19.5 + s, "ms_per_step": 15.0} for s in (0, 1)]
+    rows += [
+        {
+            "loss": "vqgan",
+            "seed": s,
+            **figures,
+            "frechet_proxy": 1.0,
+            "psnr": 19.5 + s,
+            "ms_per_step": 15.0,
+        }
+        for s in (0, 1)
+    ]
     found = table(rows).splitlines()
     assert found[2] == "| frechet_proxy | 2.000 ± 0.000 | 1.000 ± 0.000 | -50.0 ± 0.0 % |"
     assert found[4] == "| psnr | 20.50 ± 0.71 | 20.00 ± 0.71 | -0.50 ± 0.00 dB |"
@@ -132,15 +160,34 @@ def test_the_table_pairs_the_losses_seed_by_seed() -> None:
 
 
 def test_the_table_leaves_out_what_is_relative_to_nothing() -> None:
-    figures = {"frechet_proxy": 2.0, "energy_ratio": 0.5, "psnr": 20.0, "lpips": None, "ms_per_step": 0.0}
-    found = table([{"loss": loss, "seed": 0, **figures} for loss in ("vqvae", "vqgan")]).splitlines()
+    figures = {
+        "frechet_proxy": 2.0,
+        "energy_ratio": 0.5,
+        "psnr": 20.0,
+        "lpips": None,
+        "ms_per_step": 0.0,
+    }
+    found = table(
+        [{"loss": loss, "seed": 0, **figures} for loss in ("vqvae", "vqgan")]
+    ).splitlines()
     assert found[6] == "| ms_per_step | - | - | - |"
 
 
 @pytest.mark.slow
 def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> None:
-    small = [word for word in TINY if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))]
-    words = [*small, f"cache_dir={tmp_path / 'cache'}", "--steps=4", "--seeds", "1", "--classifier-steps=2"]
+    small = [
+        word
+        for word in TINY
+        if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))
+    ]
+    words = [
+        *small,
+        f"cache_dir={tmp_path / 'cache'}",
+        "--steps=4",
+        "--seeds",
+        "1",
+        "--classifier-steps=2",
+    ]
     words += ["--vqgan", "loss/discriminator=grain"]
     files = ["--keep", str(tmp_path / "runs"), "--pictures", str(tmp_path / "sheet.png")]
     printed = []
@@ -150,7 +197,9 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
             cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True,
             env={**os.environ, "https_proxy": "http://127.0.0.1:9"},  # nothing is fetched for lpips
         )  # fmt: skip
-        printed.append([json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")])
+        printed.append(
+            [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        )
     assert [(row["loss"], row["seed"]) for row in printed[0]] == [("vqvae", 1), ("vqgan", 1)]
     assert all(tuple(row) == ("bench", "data", "loss", "seed", *MEASURED) for row in printed[0])
     assert printed[0] == printed[1]
@@ -160,6 +209,6 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", list(PARTS))
 def test_every_part_of_the_step_that_is_measured_composes_and_has_what_it_says(name: str) -> None:
-    chosen = config("stage=vqgan", *(word for word in PARTS[name] if word != "callbacks"))
+    chosen = compose_config("stage=vqgan", *(word for word in PARTS[name] if word != "callbacks"))
     assert ("discriminator" in chosen.loss) == (name != "loss=vqvae")
     assert chosen.loss.get("codes_rest", True) == ("codes_rest=false" not in " ".join(PARTS[name]))

@@ -19,14 +19,32 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import TINY_GAN, TINY_PRIOR
+from tests.helpers.commands import TINY_GAN, TINY_PRIOR
 
 ROOT = Path(__file__).parents[1]
-TIMED = ("images_per_second", "memory_gib", "seconds", "run", "id", "pictures")  # what no two runs have alike
+TIMED = (
+    "images_per_second",
+    "memory_gib",
+    "seconds",
+    "run",
+    "id",
+    "pictures",
+)  # what no two runs have alike
 KILLS = {"": 10, "-otherwise": 4}  # of each stage, as it is by default and as OTHERWISE has it
-LONGER = ["trainer.max_steps=36", "trainer.val_every=5", "trainer.save_every=3", "callbacks.doctor.every=4"]
+LONGER = [
+    "trainer.max_steps=36",
+    "trainer.val_every=5",
+    "trainer.save_every=3",
+    "callbacks.doctor.every=4",
+]
 STAGES = {
-    "vqgan": [*TINY_GAN, "loss.gate.start=4", "loss.gate.ramp=4", "loss.gate.warmup=2", "loss.codes_rest=false"],
+    "vqgan": [
+        *TINY_GAN,
+        "loss.gate.start=4",
+        "loss.gate.ramp=4",
+        "loss.gate.warmup=2",
+        "loss.codes_rest=false",
+    ],
     "prior": [*TINY_PRIOR, "ckpt=tokenizer", "prior.dropout=0.1", "callbacks.doctor.patience=1"],
 }
 OTHERWISE = {  # processes that read, random crops, withheld labels, and micro-batches, of which the last is smaller
@@ -41,10 +59,16 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        line = [sys.executable, str(ROOT / "tests" / "forks.py")]
+        line = [sys.executable, str(ROOT / "tests" / "helpers" / "forks.py")]
         with self.output.open("w") as output:
             self.server = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, bufsize=1, env=environment
+                line,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+                bufsize=1,
+                env=environment,
             )
         assert self.server.stdin
         assert self.server.stdout
@@ -87,7 +111,11 @@ def alike(one: Any, two: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(two, torch.Tensor) and torch.equal(one, two)
     if isinstance(one, dict):
-        return isinstance(two, dict) and one.keys() == two.keys() and all(alike(value, two[key]) for key, value in one.items())
+        return (
+            isinstance(two, dict)
+            and one.keys() == two.keys()
+            and all(alike(value, two[key]) for key, value in one.items())
+        )
     if isinstance(one, list | tuple):
         return isinstance(two, list | tuple) and len(one) == len(two) and all(map(alike, one, two))
     return bool(one == two)
@@ -103,15 +131,27 @@ def series(folder: Path) -> list[dict[str, Any]]:
         return [untimed(row) for row in csv.DictReader(lines)]
 
 
-def life(machine: Machine, words: list[str], folder: Path, moments: random.Random, seconds: float, kills: int) -> tuple[int, int]:
+def life(
+    machine: Machine,
+    words: list[str],
+    folder: Path,
+    moments: random.Random,
+    seconds: float,
+    kills: int,
+) -> tuple[int, int]:
     """A run that is killed at most so often and then left in peace: how often it was, and how often of that while a file was
     being written. `seconds` is how long it would last, half of them before its first step."""
     killed = saving = 0
     while killed < kills:
         if not begun(folder):  # nothing to go on from
             shutil.rmtree(folder, ignore_errors=True)
-        process = machine.start([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
-        wait_for_file, skipped = moments.random() < 0.5, moments.randrange(4)  # files that are left in peace
+        process = machine.start(
+            [words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"]
+        )
+        wait_for_file, skipped = (
+            moments.random() < 0.5,
+            moments.randrange(4),
+        )  # files that are left in peace
         deadline = time.monotonic() + (2 if wait_for_file else moments.uniform(0.4, 0.9)) * seconds
         caught = False
         while not machine.ended() and time.monotonic() < deadline and not caught:
@@ -129,15 +169,22 @@ def life(machine: Machine, words: list[str], folder: Path, moments: random.Rando
         killed, saving = killed + 1, saving + caught
     if not begun(folder):
         shutil.rmtree(folder, ignore_errors=True)
-    machine.finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
+    machine.finish(
+        [words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"]
+    )
     return killed, saving
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", KILLS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machine: Machine, stage: str, how: str) -> None:
-    words, name = [f"stage={stage}", *STAGES[stage], *LONGER, *(OTHERWISE[stage] if how else [])], f"{stage}{how}"
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
+    machine: Machine, stage: str, how: str
+) -> None:
+    words, name = (
+        [f"stage={stage}", *STAGES[stage], *LONGER, *(OTHERWISE[stage] if how else [])],
+        f"{stage}{how}",
+    )
     whole, moments = Path(f"whole-{name}"), random.Random(name)
     began = time.monotonic()
     machine.finish([*words, f"run_dir={whole}"])
@@ -153,12 +200,19 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(machin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(machine: Machine, stage: str) -> None:
-    words, moments = [f"stage={stage}", *STAGES[stage], *LONGER, "trainer.devices=2"], random.Random(stage)
+def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(
+    machine: Machine, stage: str
+) -> None:
+    words, moments = (
+        [f"stage={stage}", *STAGES[stage], *LONGER, "trainer.devices=2"],
+        random.Random(stage),
+    )
     whole, folder = Path(f"whole-{stage}-ranks"), Path(f"chaos-{stage}-ranks")
     machine.finish([*words, f"run_dir={whole}"])
     begin = [*words, f"run_dir={folder}"]
-    for n, (number, whom) in enumerate([(signal.SIGKILL, "all"), (signal.SIGTERM, "first"), (signal.SIGTERM, "second")]):
+    for n, (number, whom) in enumerate(
+        [(signal.SIGKILL, "all"), (signal.SIGTERM, "first"), (signal.SIGTERM, "second")]
+    ):
         process = machine.start(begin)
         begin = [words[0], f"resume={folder}"]
         step = moments.randrange(4 + 11 * n, 11 + 11 * n)  # later each time
@@ -167,11 +221,16 @@ def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(
             os.killpg(process, number)
         else:
             os.kill(process if whom == "first" else other_rank(process), number)
-        assert machine.wait() == (-number if number == signal.SIGKILL else 128 + number), machine.output.read_text()[-3000:]
+        assert machine.wait() == (-number if number == signal.SIGKILL else 128 + number), (
+            machine.output.read_text()[-3000:]
+        )
         wait_until(partial(gone, process))
         if number == signal.SIGTERM:
             saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
-            assert machine.output.read_text().count(f"stopped at step {saved}, saved; go on with: ") == 1
+            assert (
+                machine.output.read_text().count(f"stopped at step {saved}, saved; go on with: ")
+                == 1
+            )
     machine.finish(begin)
     compare(whole, folder)
     assert len(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["random"]) == 2
@@ -193,7 +252,9 @@ def reached(folder: Path, step: int) -> bool:
 
 def other_rank(process: int) -> int:
     """The process that a run's first one has started for its second device."""
-    [found] = [int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    [found] = [
+        int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
     return found
 
 
@@ -208,22 +269,34 @@ def gone(group: int) -> bool:
 
 def compare(whole: Path, chaos: Path) -> None:
     """Everything that two runs leave, but for what is of their time and place."""
-    one, two = (torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, chaos))
+    one, two = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, chaos)
+    )
     for part in ("state_dict", "average", "optimizer_states", "callbacks", "random", "unjudged"):
         assert alike(one[part], two[part]), part
     assert untimed(one["clock"]) == untimed(two["clock"])
     assert series(chaos) == series(whole)
-    figures = [untimed(json.loads((folder / "metrics.json").read_text())) for folder in (chaos, whole)]
+    figures = [
+        untimed(json.loads((folder / "metrics.json").read_text())) for folder in (chaos, whole)
+    ]
     assert figures[0] == figures[1]
-    names = [{file.name: file.read_bytes() for file in (folder / "pictures").iterdir()} for folder in (whole, chaos)]
+    names = [
+        {file.name: file.read_bytes() for file in (folder / "pictures").iterdir()}
+        for folder in (whole, chaos)
+    ]
     assert names[0] == names[1]
-    told = [file.read_text() if (file := folder / "doctor.txt").is_file() else None for folder in (whole, chaos)]
+    told = [
+        file.read_text() if (file := folder / "doctor.txt").is_file() else None
+        for folder in (whole, chaos)
+    ]
     assert told[0] == told[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
     machine: Machine, number: signal.Signals, code: int, workers: int
 ) -> None:
@@ -238,7 +311,10 @@ def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
     assert step >= 1
     said = machine.output.read_text()
-    assert f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n" in said
+    assert (
+        f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n"
+        in said
+    )
     machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
     assert [int(row["step"]) for row in series(folder) if row["train/rec"]] == list(range(step + 2))
 

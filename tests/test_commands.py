@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +13,33 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from prior.stages import load_prior
-from tests.conftest import QUICK, TINY, TINY_GAN, TINY_PRIOR
-from vqgan.checkpoint import part
-
-Command = Callable[..., int]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU", "ignore:.*batch_size.*ambiguous"
+from engine.checkpoint import substate
+from prior.load import load_prior
+from tests.helpers.commands import (
+    QUICK,
+    TINY,
+    TINY_GAN,
+    TINY_PRIOR,
+    Command,
+    lightning_warnings,
+    read_mistake,
 )
+
+pytestmark = lightning_warnings
+
 ROOT = Path(__file__).parent.parent
-
-
-def mistake(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a mistake gets, and nothing else."""
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path) -> None:
     assert command("stage=vqgan", *TINY_GAN) == 0
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
-    assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "columns=4", "accelerator=cpu") == 0
+    assert (
+        command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "columns=4", "accelerator=cpu")
+        == 0
+    )
     tokenizer, prior, samples = (
-        json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("vqgan", "prior", "sample")
+        json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text())
+        for stage in ("vqgan", "prior", "sample")
     )
     assert tokenizer["steps"] == prior["steps"] == 6
     assert tokenizer["K"] == prior["K"] == 16
@@ -56,7 +57,9 @@ def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path)
         assert all((tmp_path / picture).stat().st_size > 100 for picture in result["pictures"])
 
 
-def test_codes_are_extracted_exported_and_found_again_by_the_prior(command: Command, tmp_path: Path) -> None:
+def test_codes_are_extracted_exported_and_found_again_by_the_prior(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY)
     assert command("stage=extract", "ckpt=runs/vqgan/shapes", "export=npz", "accelerator=cpu") == 0
     result = json.loads((tmp_path / "runs/extract/shapes/metrics.json").read_text())
@@ -70,7 +73,9 @@ def test_codes_are_extracted_exported_and_found_again_by_the_prior(command: Comm
     assert sorted((tmp_path / "cache").glob("codes-*")) == made
 
 
-def test_images_that_have_moved_are_found_by_root(command: Command, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_have_moved_are_found_by_root(
+    command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = [word for word in TINY if "n_train" not in word and "n_val" not in word]
     command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny)
     moved = photos.rename(photos.with_name("moved"))
@@ -80,29 +85,48 @@ def test_images_that_have_moved_are_found_by_root(command: Command, photos: Path
     assert command(*line, f"data.root={moved}") == 0
 
 
-def test_a_setting_that_the_tokenizers_data_lack_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_that_the_tokenizers_data_lack_is_refused(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
     capsys.readouterr()
     assert command("stage=extract", "ckpt=runs/vqgan/shapes", "data.root=.") != 0
-    assert "data.root is no setting of the tokenizer's data, which is data.shapes.Shapes" in mistake(capsys)
+    assert (
+        "data.root is no setting of the tokenizer's data, which is data.shapes.Shapes"
+        in read_mistake(capsys)
+    )
 
 
 @pytest.mark.slow
-def test_a_prior_learns_crops_of_images_that_have_room_for_them(command: Command, tmp_path: Path) -> None:
+def test_a_prior_learns_crops_of_images_that_have_room_for_them(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY, "data.crop=random")
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR) == 0
+    assert (
+        command("stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR) == 0
+    )
     [codes] = (tmp_path / "cache").glob("codes-train-*")
     assert np.load(codes / "indices.npy").shape == (192, 4, 4)
 
 
 @pytest.mark.slow
-def test_two_processes_extract_what_one_does_and_one_reports(command: Command, tmp_path: Path) -> None:
+def test_two_processes_extract_what_one_does_and_one_reports(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY, "data.n_train=1500")
     found = []
     for devices in (1, 2):
         words = [f"cache_dir=cache-{devices}", f"devices={devices}", f"run_dir=codes-{devices}"]
-        line = [sys.executable, str(ROOT / "train.py"), "stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
-        done = subprocess.run([*line, *words, "accelerator=cpu"], capture_output=True, text=True, timeout=120)
+        line = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "stage=extract",
+            "ckpt=runs/vqgan/shapes",
+            "export=safetensors",
+        ]
+        done = subprocess.run(
+            [*line, *words, "accelerator=cpu"], capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         [report] = [text for text in done.stdout.splitlines() if text.startswith("{")]
         found.append(load_file(json.loads(report)["files"][0]))
@@ -111,11 +135,21 @@ def test_two_processes_extract_what_one_does_and_one_reports(command: Command, t
 
 
 @pytest.mark.slow
-def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(command: Command, tmp_path: Path) -> None:
+def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY, "data.n_train=6000", "model.width=32")
-    line = [sys.executable, str(ROOT / "train.py"), "stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
+    line = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "stage=extract",
+        "ckpt=runs/vqgan/shapes",
+        "export=safetensors",
+    ]
     line += ["accelerator=cpu", "batch_size=1"]
-    process = subprocess.Popen([*line, "run_dir=killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*line, "run_dir=killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         flags = list((tmp_path / "cache").glob(".codes-train-*.part/done.npy"))
@@ -132,17 +166,33 @@ def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(command: Comm
     assert all(np.array_equal(resumed[name], fresh[name]) for name in ("indices", "labels"))
 
 
-def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(command: Command, tmp_path: Path) -> None:
+def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
-    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=5", "columns=2", "rows=2", "batch_size=2", "accelerator=cpu"]
+    line = [
+        "stage=sample",
+        "ckpt=runs/prior/shapes",
+        "n=5",
+        "columns=2",
+        "rows=2",
+        "batch_size=2",
+        "accelerator=cpu",
+    ]
     assert command(*line, "save=[grid,png,npz]", "run_dir=drawn") == 0
     images = np.load("drawn/samples.npz")["arr_0"]
     assert (images.shape, images.dtype) == ((5, 16, 16, 3), np.uint8)
     files = sorted(Path("drawn/samples").iterdir())
-    assert all(np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True))
+    assert all(
+        np.array_equal(np.asarray(Image.open(file)), image)
+        for file, image in zip(files, images, strict=True)
+    )
     with Image.open("drawn/samples.png") as sheet:
-        assert sheet.size == (2 * (16 + 2 + 16), 2 * (16 + 2 + 16))  # of five samples the first four
+        assert sheet.size == (
+            2 * (16 + 2 + 16),
+            2 * (16 + 2 + 16),
+        )  # of five samples the first four
     assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
 
 
@@ -152,10 +202,19 @@ def test_a_run_folder_that_is_taken_is_found_out_before_samples_are_drawn(
 ) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
-    monkeypatch.setattr("prior.sampling.Sampler.draw", None)
+    monkeypatch.setattr("prior.decoding.sampling.Sampler.draw", None)
     capsys.readouterr()
-    assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", "save=npz", "run_dir=runs/prior/shapes") != 0
-    assert "run_dir=runs/prior/shapes is not empty" in mistake(capsys)
+    assert (
+        command(
+            "stage=sample",
+            "ckpt=runs/prior/shapes",
+            "accelerator=cpu",
+            "save=npz",
+            "run_dir=runs/prior/shapes",
+        )
+        != 0
+    )
+    assert "run_dir=runs/prior/shapes is not empty" in read_mistake(capsys)
 
 
 def test_a_conditional_prior_is_sampled_by_class_and_guided(
@@ -167,19 +226,29 @@ def test_a_conditional_prior_is_sampled_by_class_and_guided(
     assert command(*line, "sampler.guidance=2", "run_dir=all") == 0
     assert torch.load("all/codes.pt", weights_only=True)["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert command(*line, "label=[3,-1]", "run_dir=two") == 0
-    assert torch.load("two/codes.pt", weights_only=True)["labels"].tolist() == [3, -1, 3, -1, 3, -1, 3]
+    assert torch.load("two/codes.pt", weights_only=True)["labels"].tolist() == [
+        3,
+        -1,
+        3,
+        -1,
+        3,
+        -1,
+        3,
+    ]
     capsys.readouterr()
     assert command(*line, "label=5") != 0
-    assert "label=5 must be classes, 0 to 4" in mistake(capsys)
+    assert "label=5 must be classes, 0 to 4" in read_mistake(capsys)
 
 
-def test_a_prior_without_classes_takes_no_label_and_no_guidance(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prior_without_classes_takes_no_label_and_no_guidance(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     for word in ("label=1", "sampler.guidance=2"):
         capsys.readouterr()
         assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", word) != 0
-        assert "train one with conditional=true" in mistake(capsys)
+        assert "train one with conditional=true" in read_mistake(capsys)
 
 
 def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:
@@ -192,15 +261,19 @@ def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path)
     assert command("stage=sample", "ckpt=moved/shapes", "n=2", "accelerator=cpu") != 0
 
 
-def test_the_wrong_kind_of_checkpoint_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_wrong_kind_of_checkpoint_is_refused(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
     capsys.readouterr()
     assert command("stage=sample", "ckpt=runs/vqgan/shapes") != 0
-    assert "only a tokenizer with quantizer=kl can be drawn from directly" in mistake(capsys)
+    assert "only a tokenizer with quantizer=kl can be drawn from directly" in read_mistake(capsys)
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/prior/shapes", *TINY_PRIOR) != 0
-    assert "comes from stage=prior, and a checkpoint of stage=vqgan is needed" in mistake(capsys)
+    assert "comes from stage=prior, and a checkpoint of stage=vqgan is needed" in read_mistake(
+        capsys
+    )
 
 
 @pytest.mark.parametrize("quantizer", ["none", "kl", "residual"])
@@ -212,27 +285,56 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) != 0
     told = "tells each position by 4 codes" if quantizer == "residual" else "has no codes"
-    assert told in mistake(capsys)
+    assert told in read_mistake(capsys)
 
 
 @pytest.mark.parametrize(("quantizer", "books"), [("residual", 3), ("product", 2)])
-def test_codes_of_several_codebooks_are_learned_and_drawn(command: Command, tmp_path: Path, quantizer: str, books: int) -> None:
-    assert command("stage=vqgan", f"quantizer={quantizer}", f"quantizer.books={books}", *TINY, "loss=vqvae") == 0
-    assert command("stage=prior", "prior=rq", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, "prior.book_depth=1") == 0
+def test_codes_of_several_codebooks_are_learned_and_drawn(
+    command: Command, tmp_path: Path, quantizer: str, books: int
+) -> None:
+    assert (
+        command(
+            "stage=vqgan", f"quantizer={quantizer}", f"quantizer.books={books}", *TINY, "loss=vqvae"
+        )
+        == 0
+    )
+    assert (
+        command(
+            "stage=prior", "prior=rq", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, "prior.book_depth=1"
+        )
+        == 0
+    )
     assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "accelerator=cpu") == 0
     [cached] = (tmp_path / "cache").glob("codes-train-*")
     assert np.load(cached / "indices.npy").shape == (128, 4, 4, books)
-    prior, samples = (json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("prior", "sample"))
-    assert prior["bits_per_image"] == pytest.approx(prior["nats_per_token"] * 16 * books / np.log(2), rel=1e-3)
-    assert torch.load(tmp_path / "runs/sample/shapes/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4, books)
-    assert all((tmp_path / picture).stat().st_size > 100 for picture in (*prior["pictures"], *samples["pictures"]))
+    prior, samples = (
+        json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text())
+        for stage in ("prior", "sample")
+    )
+    assert prior["bits_per_image"] == pytest.approx(
+        prior["nats_per_token"] * 16 * books / np.log(2), rel=1e-3
+    )
+    assert torch.load(tmp_path / "runs/sample/shapes/codes.pt", weights_only=True)[
+        "codes"
+    ].shape == (5, 4, 4, books)
+    assert all(
+        (tmp_path / picture).stat().st_size > 100
+        for picture in (*prior["pictures"], *samples["pictures"])
+    )
 
 
 @pytest.mark.slow
 def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
-    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=3", "accelerator=cpu", "sampler.grid=6x9", "save=[grid,npz]"]
+    line = [
+        "stage=sample",
+        "ckpt=runs/prior/shapes",
+        "n=3",
+        "accelerator=cpu",
+        "sampler.grid=6x9",
+        "save=[grid,npz]",
+    ]
     for size in (3, 2):  # the decoder has its own batches, too
         assert command(*line, f"batch_size={size}", f"run_dir=of-{size}") == 0
     codes = [torch.load(f"of-{size}/codes.pt", weights_only=True)["codes"] for size in (3, 2)]
@@ -251,7 +353,10 @@ def test_an_image_is_completed_and_shown_before_the_samples(command: Command, ph
     codes = torch.load("lower/codes.pt", weights_only=True)["codes"]
     assert (codes[1:, :2] == codes[:1, :2]).all()
     with Image.open("lower/samples.png") as sheet:
-        assert sheet.size == (2 * (7 * 18 - 2), 2 * 16)  # the image, its reconstruction, what was given, and four samples
+        assert sheet.size == (
+            2 * (7 * 18 - 2),
+            2 * 16,
+        )  # the image, its reconstruction, what was given, and four samples
     assert command(*line, "sampler.region=[1,1,3,3]", "run_dir=inner") == 0
     inner = torch.load("inner/codes.pt", weights_only=True)["codes"]
     assert (inner[:, :1] == codes[:, :1]).all()
@@ -275,8 +380,11 @@ def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_b
         "save=neighbours data.root=.": "data.root is no setting of the tokenizer's data",
     }.items():
         capsys.readouterr()
-        assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", *words.split()) != 0
-        assert says in mistake(capsys)
+        assert (
+            command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", *words.split())
+            != 0
+        )
+        assert says in read_mistake(capsys)
         assert not Path("runs/sample").exists()
 
 
@@ -291,7 +399,7 @@ def test_the_nearest_training_images_of_samples_are_shown(
     line = ["stage=sample", "ckpt=runs/prior/photos", "accelerator=cpu", "n=3", "save=[neighbours]"]
     capsys.readouterr()
     assert command(*line) != 0
-    assert "photos is not a folder" in mistake(capsys)
+    assert "photos is not a folder" in read_mistake(capsys)
     assert not Path("runs/sample").exists()
     assert command(*line, f"data.root={moved}") == 0
     found = json.loads(Path("runs/sample/photos/metrics.json").read_text())
@@ -302,7 +410,9 @@ def test_the_nearest_training_images_of_samples_are_shown(
 
 
 @pytest.mark.slow
-def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     file = Path("runs/prior/shapes/tokenizer.ckpt")
@@ -312,16 +422,32 @@ def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(command: Comm
     for stage in ("sample", "evaluate"):
         capsys.readouterr()
         assert command(f"stage={stage}", "ckpt=runs/prior/shapes", "accelerator=cpu") != 0
-        assert "is not the tokenizer that this prior was trained on; restore the run folder" in mistake(capsys)
+        assert (
+            "is not the tokenizer that this prior was trained on; restore the run folder"
+            in read_mistake(capsys)
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False])
-def test_a_prior_is_evaluated_to_the_figures_of_its_training(command: Command, tmp_path: Path, conditional: bool) -> None:
+def test_a_prior_is_evaluated_to_the_figures_of_its_training(
+    command: Command, tmp_path: Path, conditional: bool
+) -> None:
     command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", f"conditional={conditional}", *TINY_PRIOR, "trainer.precision=32-true")
-    assert command("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "show=5", "batch_size=7") == 0
-    trained, found = (json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text()) for stage in ("prior", "evaluate"))
+    command(
+        "stage=prior",
+        "ckpt=runs/vqgan/shapes",
+        f"conditional={conditional}",
+        *TINY_PRIOR,
+        "trainer.precision=32-true",
+    )
+    assert (
+        command("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "show=5", "batch_size=7") == 0
+    )
+    trained, found = (
+        json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text())
+        for stage in ("prior", "evaluate")
+    )
     assert found["nats_per_token"] == pytest.approx(trained["nats_per_token"], abs=2e-4)
     assert found["bits_per_image"] == pytest.approx(trained["bits_per_image"], abs=2e-2)
     assert found["perplexity"] == pytest.approx(np.exp(found["nats_per_token"]), rel=1e-3)
@@ -343,17 +469,32 @@ def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path
     assert found["n"] == 5
     assert Path(found["pictures"][0]).is_file()
     assert (
-        command("stage=sample", "ckpt=runs/vqgan/shapes", "n=3", "sampler.grid=4x7", "save=npz", "accelerator=cpu", "run_dir=wide")
+        command(
+            "stage=sample",
+            "ckpt=runs/vqgan/shapes",
+            "n=3",
+            "sampler.grid=4x7",
+            "save=npz",
+            "accelerator=cpu",
+            "run_dir=wide",
+        )
         == 0
     )
     assert np.load("wide/samples.npz")["arr_0"].shape == (3, 16, 28, 3)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: Path) -> None:
-    whole = [*TINY_GAN, "loss.gate.start=2", "loss.gate.ramp=2", "loss.gate.warmup=1", "schedule.warmup=2", "data.n_train=40"]
+    whole = [
+        *TINY_GAN,
+        "loss.gate.start=2",
+        "loss.gate.ramp=2",
+        "loss.gate.warmup=1",
+        "schedule.warmup=2",
+        "data.n_train=40",
+    ]
     command("stage=vqgan", "run_dir=whole", *whole)
     # Stop after step 4 as if the time had run out: the same schedule, cut.
-    import vqgan.clock as clock
+    import engine.clock as clock
 
     tick = clock.Clocked.tick
 
@@ -369,29 +510,47 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
     finally:
         clock.Clocked.tick = tick  # type: ignore[method-assign]
     assert command("stage=vqgan", "resume=halves") == 0
-    one, two = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "halves"))
+    one, two = (
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "halves")
+    )
     assert two["clock"]["step"] == 6
     assert one["state_dict"].keys() == two["state_dict"].keys()
-    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
-    assert {"adaptive.weight", "lecam.means", "tokenizer.quantizer.counts"} <= one["state_dict"].keys()
+    assert all(
+        torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items()
+    )
+    assert {"adaptive.weight", "lecam.means", "tokenizer.quantizer.counts"} <= one[
+        "state_dict"
+    ].keys()
     assert one["average"].keys() == two["average"].keys()
     assert all(torch.equal(value, two["average"][name]) for name, value in one["average"].items())
     assert two["clock"]["judged"] == one["clock"]["judged"] == 5
     for mine, theirs in zip(one["optimizer_states"], two["optimizer_states"], strict=True):
         assert mine["param_groups"] == theirs["param_groups"]
         for i, moments in mine["state"].items():
-            assert all(torch.equal(value, theirs["state"][i][name]) for name, value in moments.items())
+            assert all(
+                torch.equal(value, theirs["state"][i][name]) for name, value in moments.items()
+            )
 
 
 @pytest.mark.slow
-def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(command: Command, tmp_path: Path) -> None:
+def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(
+    command: Command, tmp_path: Path
+) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR)
-    last, best = (torch.load(f"mine/checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    last, best = (
+        torch.load(f"mine/checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")
+    )
     assert best["clock"]["step"] == 6
-    assert all(torch.equal(last["average"][name], value) for name, value in part(best["state_dict"], "model").items())
+    assert all(
+        torch.equal(last["average"][name], value)
+        for name, value in substate(best["state_dict"], "model").items()
+    )
     used = load_prior("mine").model.state_dict()
-    assert all(torch.equal(used[name], value) for name, value in part(best["state_dict"], "model").items())
+    assert all(
+        torch.equal(used[name], value)
+        for name, value in substate(best["state_dict"], "model").items()
+    )
     Path("mine/checkpoints/best.ckpt").unlink()
     used = load_prior("mine").model.state_dict()
     assert all(torch.equal(used[name], value) for name, value in last["average"].items())
@@ -400,10 +559,23 @@ def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(command: Command, t
 
 
 @pytest.mark.slow
-def test_a_prior_that_overfits_stops_and_says_so(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prior_that_overfits_stops_and_says_so(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
-    words = ["callbacks.stop.patience=4", "callbacks.doctor.patience=1", "callbacks.doctor.margin=0", "callbacks.average=null"]
-    words += ["flip=false", "trainer.val_every=10", "optimizer.lr=3e-2", "schedule.warmup=0", "trainer.max_steps=1000"]
+    words = [
+        "callbacks.stop.patience=4",
+        "callbacks.doctor.patience=1",
+        "callbacks.doctor.margin=0",
+        "callbacks.average=null",
+    ]
+    words += [
+        "flip=false",
+        "trainer.val_every=10",
+        "optimizer.lr=3e-2",
+        "schedule.warmup=0",
+        "trainer.max_steps=1000",
+    ]
     command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR, *words)
     found = json.loads(Path("mine/metrics.json").read_text())
     assert found["steps"] == found["best_step"] + 40 < 1000
@@ -416,30 +588,48 @@ def test_a_prior_that_overfits_stops_and_says_so(command: Command, capsys: pytes
 def test_a_prior_that_counts_is_judged_kept_and_drawn_from(command: Command) -> None:
     command("stage=vqgan", *TINY)
     words = [word for word in TINY_PRIOR if not word.startswith("prior.")]
-    assert command("stage=prior", "prior=bigram", "ckpt=runs/vqgan/shapes", "run_dir=mine", *words) == 0
+    assert (
+        command("stage=prior", "prior=bigram", "ckpt=runs/vqgan/shapes", "run_dir=mine", *words)
+        == 0
+    )
     found = json.loads(Path("mine/metrics.json").read_text())
     assert found["nats_per_token"] == pytest.approx(found["bigram_nats_per_token"], abs=1e-3)
     assert (found["steps"], found["best_step"], found["alarms"]) == (0, 0, [])
     assert command("stage=sample", "ckpt=mine", "n=5", "accelerator=cpu") == 0
 
 
-def test_resuming_changes_nothing_but_the_trainer(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_changes_nothing_but_the_trainer(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", "run_dir=mine", *TINY)
     capsys.readouterr()
     assert command("stage=vqgan", "resume=mine", "quantizer.K=32") != 0
-    assert "quantizer.K=32 can't change" in mistake(capsys)
+    assert "quantizer.K=32 can't change" in read_mistake(capsys)
     assert command("stage=prior", "resume=mine") != 0
-    assert "is a run of stage=vqgan" in mistake(capsys)
+    assert "is a run of stage=vqgan" in read_mistake(capsys)
     assert command("stage=vqgan", "resume=mine", "trainer.max_steps=8", "logger=csv") == 0
     assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
 
 
-def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(command: Command, tmp_path: Path) -> None:
-    code = command("-m", "stage=vqgan", *TINY, "model.grid=4,5", "quantizer.K=8,16", "hydra.sweep.dir=sweep", "loss=vqvae")
+def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(
+    command: Command, tmp_path: Path
+) -> None:
+    code = command(
+        "-m",
+        "stage=vqgan",
+        *TINY,
+        "model.grid=4,5",
+        "quantizer.K=8,16",
+        "hydra.sweep.dir=sweep",
+        "loss=vqvae",
+    )
     assert code == 2  # grid 5 does not divide 16 pixels
     results = sorted((tmp_path / "sweep").glob("*/metrics.json"))
     assert [json.loads(file.read_text())["K"] for file in results] == [8, 16]
-    assert [file.parent.name for file in results] == ["0_model.grid-4_quantizer.K-8", "1_model.grid-4_quantizer.K-16"]
+    assert [file.parent.name for file in results] == [
+        "0_model.grid-4_quantizer.K-8",
+        "1_model.grid-4_quantizer.K-16",
+    ]
 
 
 def test_metrics_reach_the_csv_file_in_our_own_steps(command: Command, tmp_path: Path) -> None:
@@ -455,29 +645,52 @@ def test_metrics_reach_the_csv_file_in_our_own_steps(command: Command, tmp_path:
 def test_the_same_seed_gives_the_same_run_and_another_does_not(command: Command) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         command("stage=vqgan", f"run_dir={name}", f"seed={seed}", *TINY_GAN)
-    a, b, c = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "abc")
+    a, b, c = (
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "abc"
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["tokenizer.decoder.last.weight"], c["tokenizer.decoder.last.weight"])
 
 
 def test_any_folder_of_images_trains(command: Command, photos: Path) -> None:
-    folder = ["data=folder", f"data.root={photos}", *[word for word in TINY if "n_train" not in word], "data.n_val=4"]
+    folder = [
+        "data=folder",
+        f"data.root={photos}",
+        *[word for word in TINY if "n_train" not in word],
+        "data.n_val=4",
+    ]
     assert command("stage=vqgan", *folder) == 0
-    assert command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, "prior.inputs=embedding") == 0
+    assert (
+        command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, "prior.inputs=embedding") == 0
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["--help", "stage=vqgan --cfg job", "stage=prior --cfg job", "stage=sample --cfg job"])
+@pytest.mark.parametrize(
+    "words", ["--help", "stage=vqgan --cfg job", "stage=prior --cfg job", "stage=sample --cfg job"]
+)
 def test_help_and_configs_print(words: str) -> None:
-    seen = subprocess.run([sys.executable, "train.py", *words.split()], cwd=ROOT, capture_output=True, text=True, check=True)
+    seen = subprocess.run(
+        [sys.executable, "train.py", *words.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "stage" in seen.stdout
     assert seen.stderr == ""
 
 
 @pytest.mark.slow
-def test_a_mistake_on_the_real_command_line_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
+def test_a_mistake_on_the_real_command_line_prints_one_line_and_no_traceback(
+    tmp_path: Path,
+) -> None:
     seen = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "stage=prior"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "train.py"), "stage=prior"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert seen.returncode == 2
     assert seen.stderr.splitlines() == [

@@ -11,30 +11,30 @@ import torch
 from hydra.utils import instantiate
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from data.errors import InputError
-from prior.drawing import ready, sample
-from prior.models.base import Autoregressive, Model
-from prior.models.steps import CompiledSteps, Steps
+from engine import compile as compiling
+from engine.callbacks.ema import WeightAverage
+from engine.clock import Budget, Schedule
+from engine.compile import check_compile, compile_failure, compile_parts
+from engine.errors import InputError
+from engine.trainer import make_trainer
+from prior.decoding.generate import check_compile_sampler, sample
+from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps
+from prior.decoding.sampling import Sampler
+from prior.models.base import Autoregressive, PriorModel
 from prior.models.transformer import rotary
 from prior.module import Prior
-from prior.sampling import Sampler
-from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
-from tests.prior.priors import made
-from tests.prior.test_module import pytestmark as warnings
-from tests.prior.test_module import trainer
-from tests.prior.test_sharding import data
-from tests.prior.test_steps import GRID, HEADS, WIDTH, at_once, blocks
-from tests.test_house import config
-from tests.test_ranks import TWO, launched, report
-from vqgan import compiling
-from vqgan.callbacks.average import Average
-from vqgan.clock import Budget, Schedule
-from vqgan.compiling import compilable, compiled, failing
-from vqgan.run import make_trainer
-from vqgan.stages import module_from, start_images
+from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR, TWO, launch, read_report
+from tests.helpers.configs import compose_config
+from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
+from tests.helpers.stage2 import lightning_warnings, make_code_data
+from tests.helpers.stage2 import make_trainer as make_plain_trainer
+from vqgan.stages.train import module_from, start_images
 
 # torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
-pytestmark = [warnings, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
+pytestmark = [
+    lightning_warnings,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
 ROOT = Path(__file__).parent.parent
 TRANSFORMERS = ("gpt", "rar", "rq", "maskgit", "diffusion")
 
@@ -53,13 +53,15 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     """A prior after six updates and two validations, of batches of 16 and one of 1."""
     torch.manual_seed(0)
     module = Prior(
-        made(name, classes=3, dropout=0.0).train(),
+        make_prior(name, classes=3, dropout=0.0).train(),
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0), 0.0, **update,
     )  # fmt: skip
     if compile:
-        compiled(module.blocks)
+        compile_parts(module.blocks)
     torch.manual_seed(1)
-    trainer(val_every=3, callbacks=[Average(0.5)]).fit(module, data(name, 16))
+    make_plain_trainer(val_every=3, callbacks=[WeightAverage(0.5)]).fit(
+        module, make_code_data(name, 16)
+    )
     return module
 
 
@@ -70,8 +72,12 @@ def test_a_compiled_prior_learns_what_it_would_and_is_traced_once_for_each_kind_
     plain = learned(name, compile=False)
     assert graphs.frame_count == 0
     quick = learned(name, compile=True)
-    assert graphs.frame_count == (2 if name == "rq" else 1)  # of six updates, and of validations none
-    for (name, value), (other, found) in zip(plain.state_dict().items(), quick.state_dict().items(), strict=True):
+    assert graphs.frame_count == (
+        2 if name == "rq" else 1
+    )  # of six updates, and of validations none
+    for (name, value), (other, found) in zip(
+        plain.state_dict().items(), quick.state_dict().items(), strict=True
+    ):
         assert name == other
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(quick.loss_map, plain.loss_map, rtol=1e-4, atol=1e-5)
@@ -83,29 +89,47 @@ def test_micro_batches_of_two_sizes_are_traced_twice(graphs: CompileCounterWithB
 
 
 def test_a_traced_block_is_the_block_itself_in_bf16_too(graphs: CompileCounterWithBackend) -> None:
-    model, codes = made("gpt", grid=(4, 4)), torch.randint(5, (3, 16))
+    model, codes = make_prior("gpt", grid=(4, 4)), torch.randint(5, (3, 16))
     with torch.autocast("cpu", torch.bfloat16):
         expected = model.judge(codes, None).logits
-        compiled(model.train().blocks)  # type: ignore[arg-type]
+        compile_parts(model.train().blocks)  # type: ignore[arg-type]
         found = model.judge(codes, None).logits
     assert graphs.frame_count == 1
     assert graphs.op_count > 20
     assert (found - expected).norm() < 0.02 * expected.norm()
 
 
-GAN = ["loss.gate.start=0.5", "loss.gate.warmup=0.2", "loss.discriminator.width=8", "callbacks=default"]
+GAN = [
+    "loss.gate.start=0.5",
+    "loss.gate.warmup=0.2",
+    "loss.discriminator.width=8",
+    "callbacks=default",
+]
 
 
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("precision", ["32-true", *(pytest.param(name, marks=SLOW) for name in ("bf16-mixed", "16-mixed"))])
+@pytest.mark.parametrize(
+    "precision",
+    ["32-true", *(pytest.param(name, marks=SLOW) for name in ("bf16-mixed", "16-mixed"))],
+)
 @pytest.mark.parametrize(
     ("words", "traced"),
     [
         ([], 3),  # the encoder, the decoder, and the encoder when codes rest
-        pytest.param(["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW),
-        pytest.param(["loss/discriminator=fine", "loss.discriminator.spectral=true", "loss/augment=diffaugment"], 3, marks=SLOW),
+        pytest.param(
+            ["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW
+        ),
+        pytest.param(
+            [
+                "loss/discriminator=fine",
+                "loss.discriminator.spectral=true",
+                "loss/augment=diffaugment",
+            ],
+            3,
+            marks=SLOW,
+        ),
         pytest.param(["loss/discriminator=fine"], 3, marks=SLOW),
     ],
     ids=["codes rest", "codes learn", "spectral norm", "judged once"],
@@ -113,16 +137,25 @@ SLOW = pytest.mark.slow
 def test_a_compiled_tokenizer_learns_what_it_would(
     words: list[str], traced: int, precision: str, graphs: CompileCounterWithBackend, tmp_path: Path
 ) -> None:
-    chosen = config("stage=vqgan", *TINY, *GAN, f"trainer.precision={precision}", f"cache_dir={tmp_path}", *words)
+    chosen = compose_config(
+        "stage=vqgan",
+        *TINY,
+        *GAN,
+        f"trainer.precision={precision}",
+        f"cache_dir={tmp_path}",
+        *words,
+    )
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
         data, module = instantiate(chosen.data), module_from(chosen)
         module.tokenizer.start(start_images(data))
         if compile:
-            compiled(module.costly)
+            compile_parts(module.costly)
         torch.manual_seed(1)
-        make_trainer(chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(module, data)
+        make_trainer(
+            chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []
+        ).fit(module, data)
         assert (module.step, module.judged > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)
@@ -130,19 +163,23 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     assert list(plain) == list(quick)
     if precision == "32-true":
         for name, value in plain.items():
-            torch.testing.assert_close(quick[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                quick[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
     psnr, other = (float(end.trainer.callback_metrics["val/psnr"]) for end in ends)
     assert other == pytest.approx(psnr, abs=0.01 if precision == "32-true" else 0.3)
 
 
-def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(graphs: CompileCounterWithBackend) -> None:
-    model, codes = made("gpt").train(), torch.randint(5, (3, 6))
+def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(
+    graphs: CompileCounterWithBackend,
+) -> None:
+    model, codes = make_prior("gpt").train(), torch.randint(5, (3, 6))
     names = list(model.state_dict())
     expected = model.judge(codes, None).logits
-    compiled(model.blocks)  # type: ignore[arg-type]
+    compile_parts(model.blocks)  # type: ignore[arg-type]
     assert list(model.state_dict()) == names
     model.judge(codes, None)
-    copied: Model = copy.deepcopy(model)
+    copied: PriorModel = copy.deepcopy(model)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -152,39 +189,54 @@ def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(graphs: C
     assert graphs.frame_count == before > 0
 
 
-def test_where_nothing_can_be_compiled_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_compiled_one_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: Any, **__: Any) -> Callable[..., Any]:
         raise RuntimeError("no g++\nand a long story")
 
     monkeypatch.setattr(compiling.torch, "compile", broken)
-    assert failing("cpu") == "no g++"
-    compilable("trainer.compile", False, "cpu")
+    assert compile_failure("cpu") == "no g++"
+    check_compile("trainer.compile", False, "cpu")
     for kind, need in (("cpu", "a C[+][+] compiler"), ("cuda", "Triton")):
-        monkeypatch.setattr(compiling, "failing", lambda kind: "no g++")
-        with pytest.raises(InputError, match=rf"trainer\.compile=true needs .*{need}.*[(]no g[+][+][)].*trainer\.compile=false"):
-            compilable("trainer.compile", True, kind)
+        monkeypatch.setattr(compiling, "compile_failure", lambda kind: "no g++")
+        with pytest.raises(
+            InputError,
+            match=rf"trainer\.compile=true needs .*{need}.*[(]no g[+][+][)].*trainer\.compile=false",
+        ):
+            check_compile("trainer.compile", True, kind)
 
 
 @pytest.mark.parametrize("said", ["yes", 1, None, "default"])
 def test_whether_to_compile_is_true_or_false(said: object) -> None:
     with pytest.raises(InputError, match="must be true or false"):
-        compilable("trainer.compile", said, "cpu")
+        check_compile("trainer.compile", said, "cpu")
 
 
 def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "failing", lambda kind: None)
+    monkeypatch.setattr(compiling, "compile_failure", lambda kind: None)
     assert command("stage=vqgan", *TINY) == 0
     capsys.readouterr()
     small = [word for word in TINY_PRIOR if not word.startswith("prior.heads")]
-    assert command("stage=prior", "prior=lstm", "ckpt=runs/vqgan/shapes", *small, "trainer.compile=true") == 2
-    assert "trainer.compile=true compiles transformer blocks, and LSTM has none" in capsys.readouterr().err
+    assert (
+        command(
+            "stage=prior", "prior=lstm", "ckpt=runs/vqgan/shapes", *small, "trainer.compile=true"
+        )
+        == 2
+    )
+    assert (
+        "trainer.compile=true compiles transformer blocks, and LSTM has none"
+        in capsys.readouterr().err
+    )
     assert not Path("runs/prior").exists()
 
 
 @pytest.fixture
-def inside(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def inside(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In an empty folder; what one test compiles the next one has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "compiled"))
@@ -193,17 +245,31 @@ def inside(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_runs_are_compiled_by_a_word_and_go_on_with_or_without_it() -> None:
-    report(launched("stage=vqgan", *TINY))
+    read_report(launch("stage=vqgan", *TINY))
     exact = [*TINY_PRIOR, "trainer.precision=32-true", "ckpt=runs/vqgan/shapes"]
-    plain, quick = (report(launched("stage=prior", *exact, f"trainer.compile={word}")) for word in ("false", "true"))
+    plain, quick = (
+        read_report(launch("stage=prior", *exact, f"trainer.compile={word}"))
+        for word in ("false", "true")
+    )
     assert quick["nats_per_token"] == pytest.approx(plain["nats_per_token"], abs=1e-3)
     assert "compile: true" in Path(str(quick["run"]), "config.yaml").read_text()
-    again = report(launched("stage=prior", f"resume={quick['run']}", "trainer.max_steps=8", "trainer.compile=false"))
+    again = read_report(
+        launch(
+            "stage=prior", f"resume={quick['run']}", "trainer.max_steps=8", "trainer.compile=false"
+        )
+    )
     assert again["steps"] == 8
-    again = report(launched("stage=prior", f"resume={plain['run']}", "trainer.max_steps=8", "trainer.compile=true"))
+    again = read_report(
+        launch(
+            "stage=prior", f"resume={plain['run']}", "trainer.max_steps=8", "trainer.compile=true"
+        )
+    )
     assert again["steps"] == 8
     exact = [*TINY_GAN, "trainer.precision=32-true"]
-    plain, quick = (report(launched("stage=vqgan", *exact, f"trainer.compile={word}")) for word in ("false", "true"))
+    plain, quick = (
+        read_report(launch("stage=vqgan", *exact, f"trainer.compile={word}"))
+        for word in ("false", "true")
+    )
     assert quick["psnr"] == pytest.approx(plain["psnr"], abs=0.02)
 
 
@@ -211,9 +277,12 @@ def test_runs_are_compiled_by_a_word_and_go_on_with_or_without_it() -> None:
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_compile_their_parts(strategy: str) -> None:
-    report(launched("stage=vqgan", *TINY))
+    read_report(launch("stage=vqgan", *TINY))
     words = [*TINY_PRIOR, *TWO, "ckpt=runs/vqgan/shapes", f"trainer.strategy={strategy}"]
-    plain, quick = (report(launched("stage=prior", *words, f"trainer.compile={word}")) for word in ("false", "true"))
+    plain, quick = (
+        read_report(launch("stage=prior", *words, f"trainer.compile={word}"))
+        for word in ("false", "true")
+    )
     assert quick["nats_per_token"] == pytest.approx(plain["nats_per_token"], abs=1e-3)
 
 
@@ -221,7 +290,7 @@ def test_two_ranks_compile_their_parts(strategy: str) -> None:
 @pytest.mark.usefixtures("inside")
 def test_without_a_compiler_a_run_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    done = launched("stage=vqgan", *TINY, "trainer.compile=true")
+    done = launch("stage=vqgan", *TINY, "trainer.compile=true")
     assert done.returncode == 2
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "no-such-compiler" in sentence
@@ -236,19 +305,23 @@ STEPWISE = ("gpt", "gpt-embedding", "rar", "rq")
 def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
     name: str, guidance: float, graphs: CompileCounterWithBackend
 ) -> None:
-    model, labels = made(name, grid=(3, 4), classes=3), torch.arange(10) % 3
+    model, labels = make_prior(name, grid=(3, 4), classes=3), torch.arange(10) % 3
     how = {"guidance": guidance, "grid": "4x6"}
     plain = sample(model, Sampler(**how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
     assert graphs.frame_count == 0
     quick = sample(model, Sampler(**how, compile=True), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
-    assert graphs.frame_count == (2 if name == "rq" else 1)  # of three batches, the last one smaller, and six windows each
+    assert graphs.frame_count == (
+        2 if name == "rq" else 1
+    )  # of three batches, the last one smaller, and six windows each
     assert torch.equal(quick, plain)
     assert model.kept is None
 
 
 @pytest.mark.parametrize("name", STEPWISE)
-def test_compiled_steps_give_the_logits_of_the_whole(name: str, graphs: CompileCounterWithBackend) -> None:
-    model = made(name, grid=(3, 4))
+def test_compiled_steps_give_the_logits_of_the_whole(
+    name: str, graphs: CompileCounterWithBackend
+) -> None:
+    model = make_prior(name, grid=(3, 4))
     assert isinstance(model, Autoregressive)
     codes = torch.randint(5, (4, model.L))
     model.kept = {}
@@ -259,12 +332,14 @@ def test_compiled_steps_give_the_logits_of_the_whole(name: str, graphs: CompileC
 
 
 @torch.no_grad()
-def test_compiled_steps_follow_autocast_as_near_as_the_others_do(graphs: CompileCounterWithBackend) -> None:
-    stack, x, angles = blocks(), torch.randn(4, 12, WIDTH), rotary(GRID, WIDTH // HEADS)
-    exact = at_once(stack, x)
+def test_compiled_steps_follow_autocast_as_near_as_the_others_do(
+    graphs: CompileCounterWithBackend,
+) -> None:
+    stack, x, angles = make_blocks(), torch.randn(4, 12, WIDTH), rotary(STEP_GRID, WIDTH // HEADS)
+    exact = run_at_once(stack, x)
     with torch.autocast("cpu", torch.bfloat16):
         errors = []
-        for kind in (Steps, CompiledSteps):
+        for kind in (KVSteps, CompiledKVSteps):
             over = kind(stack, angles, 4)
             errors.append((torch.stack([over(x[:, t]) for t in range(12)], 1) - exact).norm())
     assert 0 < errors[1] < 1.5 * errors[0]
@@ -272,17 +347,24 @@ def test_compiled_steps_follow_autocast_as_near_as_the_others_do(graphs: Compile
 
 @pytest.mark.parametrize("name", ["lstm", "pixelcnn", "maskgit", "uniform"])
 def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
-    ready(made(name), Sampler(), "cpu")
-    with pytest.raises(InputError, match=r"sampler\.compile=true compiles the steps of prior=gpt, rar and rq, and \w+ has none"):
-        ready(made(name), Sampler(compile=True), "cpu")
+    check_compile_sampler(make_prior(name), Sampler(), "cpu")
+    with pytest.raises(
+        InputError,
+        match=r"sampler\.compile=true compiles the steps of prior=gpt, rar and rq, and \w+ has none",
+    ):
+        check_compile_sampler(make_prior(name), Sampler(compile=True), "cpu")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_samples_are_drawn_compiled_by_a_word() -> None:
-    report(launched("stage=vqgan", *TINY))
-    report(launched("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR))
+    read_report(launch("stage=vqgan", *TINY))
+    read_report(launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR))
     words = ["stage=sample", "ckpt=runs/prior/shapes", "n=10", "batch_size=8", "accelerator=cpu"]
-    plain, quick = (report(launched(*words, f"sampler.compile={word}")) for word in ("false", "true"))
-    one, other = (torch.load(Path(str(found["run"])) / "codes.pt")["codes"] for found in (plain, quick))
+    plain, quick = (
+        read_report(launch(*words, f"sampler.compile={word}")) for word in ("false", "true")
+    )
+    one, other = (
+        torch.load(Path(str(found["run"])) / "codes.pt")["codes"] for found in (plain, quick)
+    )
     assert (one == other).float().mean() > 0.9  # bf16 rounds where the processor has it

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PluginReader
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator as PluginReader,
+)
 
-from tests import wandb_file
-from tests.conftest import TINY, TINY_GAN, TINY_PRIOR
+from tests.helpers import wandb_file
+from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -32,7 +34,10 @@ VQGAN = BOTH | LOSSES | {
     "grad_generator", "grad_discriminator", "perplexity", "usage", "entropy_bits", "codes_used",
 }  # fmt: skip
 TRAIN = {f"train/{name}" for name in VQGAN}
-VAL = {f"val/{name}" for name in ("psnr", "ssim", "sharpness", "perplexity", "usage", "entropy_bits", "codes_used")}
+VAL = {
+    f"val/{name}"
+    for name in ("psnr", "ssim", "sharpness", "perplexity", "usage", "entropy_bits", "codes_used")
+}
 PRIOR = {f"train/{name}" for name in BOTH | {"loss", "lr_model", "grad_model"}} | {
     f"val/{name}" for name in ("nats_per_token", "bits_per_image", "top1", "top5", "gap")
 }
@@ -40,21 +45,52 @@ PRIOR = {f"train/{name}" for name in BOTH | {"loss", "lr_model", "grad_model"}} 
 
 def line(*words: str) -> list[str]:
     """The command, with the loggers that it would have by itself."""
-    return [sys.executable, str(ROOT / "train.py"), *[word for word in words if word != "logger=csv"]]
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *[word for word in words if word != "logger=csv"],
+    ]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer, resumed once, in `a`, its prior in `b` and a sweep of two points in `sweeps/mine`."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_API_KEY": KEY, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "WANDB_API_KEY": KEY,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     for words in (
-        ["stage=vqgan", *TINY_GAN, LOGGERS, "run_dir=a", "callbacks.doctor.every=2", "trainer.max_steps=12"],
+        [
+            "stage=vqgan",
+            *TINY_GAN,
+            LOGGERS,
+            "run_dir=a",
+            "callbacks.doctor.every=2",
+            "trainer.max_steps=12",
+        ],
         ["stage=vqgan", "resume=a", "trainer.max_steps=14"],
         ["stage=prior", *TINY_PRIOR, LOGGERS, "run_dir=b", "ckpt=a"],
-        ["-m", "stage=vqgan", *TINY, "quantizer.K=8,16", "hydra.sweep.dir=sweeps/mine", "loss=vqvae", "logger=wandb"],
+        [
+            "-m",
+            "stage=vqgan",
+            *TINY,
+            "quantizer.K=8,16",
+            "hydra.sweep.dir=sweeps/mine",
+            "loss=vqvae",
+            "logger=wandb",
+        ],
     ):
-        subprocess.run(line(*words), cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            line(*words),
+            cwd=folder,
+            env=environment,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
     return folder
 
 
@@ -73,14 +109,24 @@ def test_the_wandb_file_has_every_series(runs: Path, run: str, names: set[str]) 
         found = column(rows, name)
         assert found, name
         assert all(math.isfinite(value) for value in found), name
-    steps = column([row for row in rows if f"train/{'rec' if run == 'a' else 'loss'}" in row], "trainer/global_step")
+    steps = column(
+        [row for row in rows if f"train/{'rec' if run == 'a' else 'loss'}" in row],
+        "trainer/global_step",
+    )
     assert steps == list(range(12 if run == "a" else 6))
     assert all(0.05 < gib < 100 for gib in column(rows, "train/memory_gib"))
     assert all(rate > 1 for rate in column(rows, "train/images_per_second"))
 
 
 @pytest.mark.parametrize(
-    ("run", "name"), [("a", "reconstructions"), ("a", "histogram"), ("a", "atlas"), ("b", "samples"), ("b", "loss-map")]
+    ("run", "name"),
+    [
+        ("a", "reconstructions"),
+        ("a", "histogram"),
+        ("a", "atlas"),
+        ("b", "samples"),
+        ("b", "loss-map"),
+    ],
 )
 def test_the_wandb_file_has_pictures_that_are_not_black(runs: Path, run: str, name: str) -> None:
     [folder, *_] = offline(runs / run)
@@ -93,7 +139,9 @@ def test_the_wandb_file_has_pictures_that_are_not_black(runs: Path, run: str, na
         assert pixels.max() > 200
 
 
-def test_the_wandb_file_has_a_histogram_of_the_codes_of_the_whole_validation_set(runs: Path) -> None:
+def test_the_wandb_file_has_a_histogram_of_the_codes_of_the_whole_validation_set(
+    runs: Path,
+) -> None:
     for found in column(wandb_file.history(offline(runs / "a")[0]), "val/codes"):
         assert found["_type"] == "histogram"
         assert sum(found["values"]) == 16 * 4 * 4
@@ -106,8 +154,14 @@ def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> 
     logged = wandb_file.config(folder)
     assert logged["quantizer"]["K"] == 16
     assert logged["model"]["grid"] == 4
-    figures, told = json.loads((runs / "a" / "metrics.json").read_text()), wandb_file.summary(resumed)
-    assert all(told[name] == figures[name] for name in ("psnr", "perplexity", "steps", "memory_gib", "parameters"))
+    figures, told = (
+        json.loads((runs / "a" / "metrics.json").read_text()),
+        wandb_file.summary(resumed),
+    )
+    assert all(
+        told[name] == figures[name]
+        for name in ("psnr", "perplexity", "steps", "memory_gib", "parameters")
+    )
     assert (resumed / "files" / "card.md").read_text() == (runs / "a" / "card.md").read_text()
     assert not (resumed / "files" / "card.md").is_symlink()  # it would break when the folder moves
 
@@ -115,7 +169,10 @@ def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> 
 def test_a_resumed_run_goes_on_with_its_wandb_run(runs: Path) -> None:
     first, second = (wandb_file.about(folder).run_id for folder in offline(runs / "a"))
     assert first == second == json.loads((runs / "a" / "metrics.json").read_text())["id"]
-    steps = column([row for row in wandb_file.history(offline(runs / "a")[1]) if "train/rec" in row], "trainer/global_step")
+    steps = column(
+        [row for row in wandb_file.history(offline(runs / "a")[1]) if "train/rec" in row],
+        "trainer/global_step",
+    )
     assert steps == [12, 13]
 
 
@@ -124,7 +181,11 @@ def test_wandb_runs_are_tagged_and_those_of_a_sweep_grouped(runs: Path) -> None:
     assert set(tokenizer.tags) == {"vqgan", "shapes", "ema", "grid=4x4", "K=16"}
     assert set(prior.tags) == {"prior", "shapes", "ema", "grid=4x4", "K=16", "gpt"}
     assert (tokenizer.job_type, prior.job_type, tokenizer.run_group) == ("vqgan", "prior", "")
-    points = [wandb_file.about(folder) for point in sorted((runs / "sweeps" / "mine").iterdir()) for folder in offline(point)]
+    points = [
+        wandb_file.about(folder)
+        for point in sorted((runs / "sweeps" / "mine").iterdir())
+        for folder in offline(point)
+    ]
     assert [point.run_group for point in points] == ["mine", "mine"]
     assert [{"K=8", "K=16"} & set(point.tags) for point in points] == [{"K=8"}, {"K=16"}]
     assert len({point.run_id for point in points}) == 2
@@ -144,7 +205,9 @@ def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(r
     assert found["histograms"] == ["val/codes"]
     assert sum(board.Histograms("val/codes")[-1].histogram_value.bucket) == 16 * 4 * 4
     shown = Image.open(BytesIO(board.Images("atlas")[-1].encoded_image_string))
-    assert np.array_equal(np.asarray(shown), np.asarray(Image.open(runs / "a" / "pictures" / "atlas-000014.png")))
+    assert np.array_equal(
+        np.asarray(shown), np.asarray(Image.open(runs / "a" / "pictures" / "atlas-000014.png"))
+    )
     head, *rows = (runs / "a" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
     assert set(head.split(",")) >= TRAIN | VAL
     assert len(rows) >= 12
@@ -160,26 +223,52 @@ train.main()
 
 
 def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) -> None:
-    environment = {**os.environ, "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    begin = ["stage=vqgan", *TINY_GAN, LOGGERS, "run_dir=a", "trainer.max_steps=12", "trainer.save_every=6"]
+    environment = {
+        **os.environ,
+        "WANDB_MODE": "offline",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    begin = [
+        "stage=vqgan",
+        *TINY_GAN,
+        LOGGERS,
+        "run_dir=a",
+        "trainer.max_steps=12",
+        "trainer.save_every=6",
+    ]
     _, _, *words = line(*begin)
     for command in ([sys.executable, "-c", DYING, *words], line("stage=vqgan", "resume=a")):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, stdout=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, check=False, stdout=subprocess.DEVNULL
+        )
     assert done.returncode == 0
     run = tmp_path / "a"
 
     [board] = (run / "tensorboard").iterdir()
     seen = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # all there are
     assert [point.step for point in seen.Scalars("train/rec")] == list(range(12))
-    assert [point.step for point in seen.Scalars("val/psnr")] == [2, 5, 8, 11, 12]  # the last is of the figures of the end
+    assert [point.step for point in seen.Scalars("val/psnr")] == [
+        2,
+        5,
+        8,
+        11,
+        12,
+    ]  # the last is of the figures of the end
     for name in ("reconstructions", "histogram", "atlas"):
         assert [picture.step for picture in seen.Images(name)] == [2, 5, 8, 11, 12]
-    served = PluginReader(str(board), {"tensors": 0}).Reload()  # as the pages have it with --load_fast=false
+    served = PluginReader(
+        str(board), {"tensors": 0}
+    ).Reload()  # as the pages have it with --load_fast=false
     assert [point.step for point in served.Tensors("train/rec")] == list(range(12))
 
     first, second = (wandb_file.history(folder) for folder in offline(run))
-    assert [row["_step"] for row in second] == list(range(6, 13))  # from the checkpoint on, and never back
-    assert [row["_step"] for row in first] == list(range(7))  # no gap; that of step 8 was still open
+    assert [row["_step"] for row in second] == list(
+        range(6, 13)
+    )  # from the checkpoint on, and never back
+    assert [row["_step"] for row in first] == list(
+        range(7)
+    )  # no gap; that of step 8 was still open
     assert all(row["trainer/global_step"] == row["_step"] for row in (*first, *second))
     assert [row["_step"] for row in second if "reconstructions" in row] == [8, 11, 12]
     assert [row["_step"] for row in second if "val/psnr" in row] == [8, 11, 12]

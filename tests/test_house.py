@@ -8,18 +8,30 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ["data", "vqgan", "prior"]  # imports run to the left
-OPTIONS = sorted(p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml") if p.parent != ROOT / "conf")
+from tests.helpers.configs import ROOT, compose_config
+
+PACKAGES = ["engine", "data", "evaluation", "vqgan", "prior"]  # imports run to the left
+
+OPTIONS = sorted(
+    p.relative_to(ROOT / "conf")
+    for p in (ROOT / "conf").rglob("*.yaml")
+    if p.parent != ROOT / "conf"
+)
 
 
 def imported(file: Path) -> set[str]:
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
+    nodes = [
+        node
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    names = [
+        node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in nodes
+    ]
     return {name.split(".")[0] for name in names}
 
 
@@ -31,7 +43,16 @@ def test_imports_run_one_way(package: str) -> None:
 
 
 def test_train_knows_no_stage_by_name() -> None:
-    assert imported(ROOT / "train.py") <= {"json", "os", "pathlib", "sys", "typing", "hydra", "omegaconf", "data", "vqgan"}
+    assert imported(ROOT / "train.py") <= {
+        "json",
+        "os",
+        "pathlib",
+        "sys",
+        "typing",
+        "hydra",
+        "omegaconf",
+        "engine",
+    }
 
 
 def test_importing_train_does_not_import_torch() -> None:
@@ -57,11 +78,6 @@ def test_weights_are_loaded_strictly_and_safely() -> None:
             assert text.count("torch.load(") == text.count("weights_only=True"), file
 
 
-def config(*overrides: str) -> Any:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", list(overrides))
-
-
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_config_says_its_command_and_names_what_exists(option: Path) -> None:
     text = (ROOT / "conf" / option).read_text()
@@ -77,9 +93,26 @@ def get_class(target: str) -> type:
     return get_class(target)
 
 
-STAGE = {"prior": "prior", "sampler": "sample"}  # the stage that a group belongs to; the others are of vqgan
-WIRED = ("stage", "trainer", "logger", "callbacks", "experiment", "model", "loss", "codebook", "images")  # not one object each
-BUILT = [option for option in OPTIONS if option.parts[0] not in WIRED and "size" not in option.parts]
+STAGE = {
+    "prior": "prior",
+    "sampler": "sample",
+}  # the stage that a group belongs to; the others are of vqgan
+
+WIRED = (
+    "stage",
+    "trainer",
+    "logger",
+    "callbacks",
+    "experiment",
+    "model",
+    "loss",
+    "codebook",
+    "images",
+)  # not one object each
+
+BUILT = [
+    option for option in OPTIONS if option.parts[0] not in WIRED and "size" not in option.parts
+]
 
 
 @pytest.mark.parametrize("option", BUILT, ids=str)
@@ -95,10 +128,16 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
         "data/hf": ["data.path=parquet"],
         "data/litdata": ["data.train=shards"],
     }.get(f"{group}/{name}", [])
-    extra: dict[str, Any] = {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
-    made = instantiate(config(*overrides)[group], **extra)
+    extra: dict[str, Any] = (
+        {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
+    )
+    made = instantiate(compose_config(*overrides)[group], **extra)
     assert made is not None
-    if group == "data" and name not in ("folder", "hf", "litdata"):  # these are called as what they read
+    if group == "data" and name not in (
+        "folder",
+        "hf",
+        "litdata",
+    ):  # these are called as what they read
         assert made.title == name, "a run folder is named as the setting is"
 
 
@@ -112,32 +151,44 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
     ],
 )
 def test_every_loss_makes_a_module(loss: str) -> None:
-    from vqgan.stages import module_from
+    from vqgan.stages.train import module_from
 
-    chosen = config("stage=vqgan", *f"loss={loss}".split())
+    chosen = compose_config("stage=vqgan", *f"loss={loss}".split())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = module_from(chosen)
     assert (module.discriminator is None) == (loss == "vqvae")
 
 
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "experiment", sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+)
 def test_every_experiment_composes_and_resolves(experiment: str) -> None:
     text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
     stage = re.search(r"stage=(\w+)", text)
     assert stage
-    found = config(f"stage={stage[1]}", f"experiment={experiment}")
+    found = compose_config(f"stage={stage[1]}", f"experiment={experiment}")
     OmegaConf.to_container(found, resolve=True)
 
 
 def test_the_readmes_commands_compose() -> None:
-    lines = re.findall(r"^    python train\.py (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^    python train\.py (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert len(lines) >= 10
     for line in lines:
         words = [word for word in line.split("#")[0].split() if "=" in word]
-        config(*[re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words])  # of a sweep its first point
+        compose_config(
+            *[re.sub(r"=([^,\[]*),.*", r"=\1", word) for word in words]
+        )  # of a sweep its first point
 
 
 def test_no_file_speaks_of_one_machine() -> None:
-    for file in [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.lock"), ROOT / "Makefile", *ROOT.glob("docs/*.md")]:
+    for file in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.toml"),
+        *ROOT.glob("*.lock"),
+        ROOT / "Makefile",
+        *ROOT.glob("docs/*.md"),
+    ]:
         assert not re.search(r"/home/|https?://\S*(simple|packages)\b", file.read_text()), file

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import QUICK, TINY, TINY_PRIOR
-from tests.test_commands import Command, mistake
-from tests.test_commands import pytestmark as warnings
-from vqgan.checkpoint import FORMAT
+from engine.checkpoint import FORMAT
+from tests.helpers.commands import (
+    QUICK,
+    TINY,
+    TINY_PRIOR,
+    Command,
+    lightning_warnings,
+    read_mistake,
+)
 
-pytestmark = warnings
+pytestmark = lightning_warnings
 
 WORDS = {
     "": "no stage is chosen",
@@ -150,23 +155,32 @@ def test_every_wrong_word_gets_one_sentence_and_leaves_nothing_behind(
         assert "Traceback" not in said
         assert WORDS[line] in said
     else:
-        assert WORDS[line] in mistake(capsys)
+        assert WORDS[line] in read_mistake(capsys)
         assert not (tmp_path / "runs").exists()
-    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
+    assert sorted(p.name for p in (tmp_path / "broken").iterdir()) == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "3.png",
+    ]
 
 
-def test_no_suggestion_is_the_word_itself(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_suggestion_is_the_word_itself(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", "quantizer=kl", "quantizer.K=16")
-    said = mistake(capsys)
+    said = read_mistake(capsys)
     assert "did you mean quantizer.K?" not in said
     assert "add --cfg job to the command to see them all" in said
 
 
-def test_a_gpu_that_is_not_there_is_missed(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_is_not_there_is_missed(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     assert command("stage=vqgan", "trainer.devices=2", "trainer.accelerator=gpu") == 2
-    assert "there is no usable GPU; use auto or cpu" in mistake(capsys)
+    assert "there is no usable GPU; use auto or cpu" in read_mistake(capsys)
 
 
 def shorter(file: Path) -> None:
@@ -209,9 +223,18 @@ DAMAGE: list[tuple[Callable[[Path], None], str, list[str], str]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("damage", "name", "line", "says"), DAMAGE, ids=[f"{d[0].__name__}-{d[1]}-{d[2][0]}" for d in DAMAGE])
+@pytest.mark.parametrize(
+    ("damage", "name", "line", "says"),
+    DAMAGE,
+    ids=[f"{d[0].__name__}-{d[1]}-{d[2][0]}" for d in DAMAGE],
+)
 def test_every_damaged_file_gets_one_sentence_and_nothing_is_written_over(
-    command: Command, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], name: str, line: list[str], says: str
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    name: str,
+    line: list[str],
+    says: str,
 ) -> None:
     command("stage=vqgan", *TINY)
     folder = Path("runs/vqgan/shapes")
@@ -220,13 +243,15 @@ def test_every_damaged_file_gets_one_sentence_and_nothing_is_written_over(
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     capsys.readouterr()
     assert command(*line) == 2
-    assert says in mistake(capsys)
+    assert says in read_mistake(capsys)
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
     assert not Path("runs/evaluate").exists()
 
 
 @pytest.mark.slow
-def test_the_wrong_stage_and_a_frozen_setting_are_told(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_wrong_stage_and_a_frozen_setting_are_told(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
     for line, says in {
         "stage=prior resume=runs/vqgan/shapes": "is a run of stage=vqgan; say stage=vqgan resume=...",
@@ -235,12 +260,20 @@ def test_the_wrong_stage_and_a_frozen_setting_are_told(command: Command, capsys:
     }.items():
         capsys.readouterr()
         assert command(*line.split()) == 2
-        assert says in mistake(capsys)
+        assert says in read_mistake(capsys)
 
 
 @pytest.mark.slow
-def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["-m", "stage=vqgan", "sweep=s", *(word for word in TINY if "quantizer.K" not in word), "quantizer.K=8,16"]
+def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [
+        "-m",
+        "stage=vqgan",
+        "sweep=s",
+        *(word for word in TINY if "quantizer.K" not in word),
+        "quantizer.K=8,16",
+    ]
     assert command(*line) == 0
     [file] = Path("runs/sweeps/s").glob("0_*/metrics.json")
     file.write_text("")
@@ -257,27 +290,39 @@ def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(command: Command
 def test_extras_that_are_missing_are_named(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqgan.run.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.run.find_spec", lambda name: None)
     assert command("stage=vqgan", "logger=tensorboard") == 2
-    assert 'pip install "codegrid[tensorboard]"' in mistake(capsys)
+    assert 'pip install "codegrid[tensorboard]"' in read_mistake(capsys)
     assert metadata.version("hydra-core")
 
 
-def test_a_full_disk_is_told(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
     assert command("stage=vqgan", *TINY) == 2
-    assert "no room for" in mistake(capsys)
+    assert "no room for" in read_mistake(capsys)
     assert not Path("runs").exists()
 
 
 @pytest.mark.slow
-def test_a_prior_that_cant_be_is_told_before_its_folder_is_made(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prior_that_cant_be_is_told_before_its_folder_is_made(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     command("stage=vqgan", *TINY)
-    for word in ("prior.depth=-1", "prior.width=0", "prior.heads=3", "label_drop=2", "crops=0", "batch_size=0", "crops=2"):
+    for word in (
+        "prior.depth=-1",
+        "prior.width=0",
+        "prior.heads=3",
+        "label_drop=2",
+        "crops=0",
+        "batch_size=0",
+        "crops=2",
+    ):
         capsys.readouterr()
         assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, word) == 2, word
-        assert word.split("=")[0].split(".")[-1] in mistake(capsys)
+        assert word.split("=")[0].split(".")[-1] in read_mistake(capsys)
         assert not Path("runs/prior").exists()

@@ -2,36 +2,17 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import QUICK, TINY, TINY_PRIOR, free_port
+from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, TWO, free_port, launch, read_report
 
 pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
-TWO = ["trainer.devices=2", "trainer.precision=32-true"]
-
-
-def launched(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`python train.py ...` as processes of its own, or started `by` another program than python."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "LOCAL_RANK", "WORLD_SIZE"))}
-    environment = kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    line = [sys.executable, *by, str(ROOT / "train.py"), *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, env=environment, check=False)
-
-
-def report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
-    """The result that the command printed, once."""
-    assert done.returncode == 0, done.stderr
-    [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]
-    found: dict[str, object] = json.loads(line)
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +24,26 @@ def steps(folder: Path) -> list[int]:
     """The steps at which the run logged its loss, in the order of the file."""
     [file] = folder.glob("csv/version_*/metrics.csv")
     rows = csv.DictReader(file.read_text().splitlines())
-    return [int(row["step"]) for row in rows if row.get("train/lr_generator") or row.get("train/lr_model")]
+    return [
+        int(row["step"])
+        for row in rows
+        if row.get("train/lr_generator") or row.get("train/lr_model")
+    ]
 
 
 def test_both_stages_train_on_two_devices_by_one_command() -> None:
-    odd = ["data.n_val=17", "data.n_train=63"]  # one rank has an image more to judge, and a last batch is not full
-    tokenizer = report(launched("stage=vqgan", *TINY, *odd, *TWO))
-    prior = report(launched("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO))
+    odd = [
+        "data.n_val=17",
+        "data.n_train=63",
+    ]  # one rank has an image more to judge, and a last batch is not full
+    tokenizer = read_report(launch("stage=vqgan", *TINY, *odd, *TWO))
+    prior = read_report(launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO))
     for found in (tokenizer, prior):
         folder = Path(str(found["run"]))
         assert (found["devices"], found["steps"]) == (2, 6)
-        assert [p.name for p in folder.parent.iterdir()] == ["shapes"]  # no second folder of the second process
+        assert [p.name for p in folder.parent.iterdir()] == [
+            "shapes"
+        ]  # no second folder of the second process
         assert len((folder / "record.jsonl").read_text().splitlines()) == 1
         assert json.loads((folder / "metrics.json").read_text()) == found
         assert OmegaConf.load(folder / "config.yaml").id == found["id"]
@@ -64,29 +54,41 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
         assert steps(folder) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_by_one_process() -> None:
-    report(launched("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63"))  # one rank has a batch more to judge
-    found = report(launched("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO, "trainer.strategy=fsdp2"))
+def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_by_one_process() -> (
+    None
+):
+    read_report(
+        launch("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63")
+    )  # one rank has a batch more to judge
+    found = read_report(
+        launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO, "trainer.strategy=fsdp2")
+    )
     assert (found["devices"], found["steps"]) == (2, 6)
     folder = Path(str(found["run"]))
     assert {f"{name}-{step:06d}.png" for name in ("samples", "loss-map") for step in (3, 6)} <= {
         file.name for file in (folder / "pictures").iterdir()
     }
     assert steps(folder) == [0, 1, 2, 3, 4, 5]
-    assert report(launched("stage=sample", f"ckpt={folder}", "accelerator=cpu", "n=4"))["n"] == 4
-    judged = report(launched("stage=evaluate", f"ckpt={folder}", *QUICK))
-    assert judged["nats_per_token"] == pytest.approx(found["nats_per_token"], abs=2e-3)  # of the best, which is judged here
-    again = report(launched("stage=prior", f"resume={folder}", "trainer.devices=1", "trainer.max_steps=8"))
+    assert read_report(launch("stage=sample", f"ckpt={folder}", "accelerator=cpu", "n=4"))["n"] == 4
+    judged = read_report(launch("stage=evaluate", f"ckpt={folder}", *QUICK))
+    assert judged["nats_per_token"] == pytest.approx(
+        found["nats_per_token"], abs=2e-3
+    )  # of the best, which is judged here
+    again = read_report(
+        launch("stage=prior", f"resume={folder}", "trainer.devices=1", "trainer.max_steps=8")
+    )
     assert (again["devices"], again["steps"], again["id"]) == (1, 8, found["id"])
-    again = report(launched("stage=prior", f"resume={folder}", "trainer.max_steps=10"))
+    again = read_report(launch("stage=prior", f"resume={folder}", "trainer.max_steps=10"))
     assert (again["devices"], again["steps"]) == (2, 10)
     assert steps(folder) == list(range(10))
 
 
 def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
-    report(launched("stage=vqgan", *TINY, *TWO, by=by))
-    found = report(launched("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9", by=by))
+    read_report(launch("stage=vqgan", *TINY, *TWO, by=by))
+    found = read_report(
+        launch("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9", by=by)
+    )
     assert (found["devices"], found["steps"]) == (2, 9)
     record = Path("runs/vqgan/shapes/record.jsonl")
     assert len(record.read_text().splitlines()) == 2
@@ -94,7 +96,7 @@ def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
 
 def test_as_many_processes_as_devices_or_one_sentence() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
-    done = launched("stage=vqgan", *TINY, by=by)
+    done = launch("stage=vqgan", *TINY, by=by)
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode != 0
     assert "2 processes were started, and trainer.devices=1 trainer.num_nodes=1 are 1" in sentence
@@ -104,7 +106,7 @@ def test_as_many_processes_as_devices_or_one_sentence() -> None:
 def test_a_mistake_that_only_the_first_process_can_find_is_told_once() -> None:
     Path("taken").mkdir()
     Path("taken/file").touch()
-    done = launched("stage=vqgan", "run_dir=taken", *TINY, *TWO)
+    done = launch("stage=vqgan", "run_dir=taken", *TINY, *TWO)
     [sentence] = [line for line in done.stderr.splitlines() if line.strip()]
     assert done.returncode == 2
     assert sentence.startswith("error: run_dir=taken is not empty")

@@ -8,7 +8,9 @@ from benchmarks.soak import SMALL, SMALL_PRIOR, crash, soak
 
 
 @pytest.mark.slow
-def test_a_long_run_of_each_stage_keeps_to_what_it_has_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_long_run_of_each_stage_keeps_to_what_it_has_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
     for stage, words in {"vqgan": SMALL, "prior": [*SMALL_PRIOR, "ckpt=vqgan"]}.items():
         found = soak([f"stage={stage}", *words], tmp_path, 300, stage)
         assert found["growth"] < 0.02

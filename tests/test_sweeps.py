@@ -19,14 +19,17 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tests.conftest import TINY
-from vqgan import sweep
-from vqgan.checkpoint import save_whole
-from vqgan.run import open_folder, settled, write_result
+from engine import sweep
+from engine.checkpoint import save_atomically
+from engine.run import open_folder, resolve_config, write_result
+from tests.helpers.commands import TINY
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU", "ignore:.*batch_size.*ambiguous"
+    "ignore:.*LeafSpec",
+    "ignore:.*does not have many workers",
+    "ignore:.*logging on a CPU",
+    "ignore:.*batch_size.*ambiguous",
 )
 ROOT = Path(__file__).parent.parent
 ONE = ["-m", "stage=vqgan", "sweep=mine"]
@@ -42,14 +45,16 @@ class Played:
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        config = settled(config)
+        config = resolve_config(config)
         folder = open_folder(config, "played")
         self.made.append(config)
         if self.checkpoint:
-            save_whole({}, folder / "checkpoints/last.ckpt")
+            save_atomically({}, folder / "checkpoints/last.ckpt")
         if config.seed in self.ends:
             raise self.ends[config.seed]
-        return write_result(folder, {"run": str(folder), "id": config.id, "psnr": 20.0 + config.seed})
+        return write_result(
+            folder, {"run": str(folder), "id": config.id, "psnr": 20.0 + config.seed}
+        )
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +64,7 @@ class Played:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     made = Played()
-    monkeypatch.setattr("vqgan.stages.train", made)
+    monkeypatch.setattr("vqgan.stages.train.train_tokenizer", made)
     return made
 
 
@@ -77,20 +82,40 @@ def config_of(*words: str) -> Any:
         ("K_by_width", ["quantizer.dim=8"], 4 * 3),
     ],
 )
-def test_an_experiment_holds_its_sweep_and_the_command_line_wins(experiment: str, words: list[str], n: int) -> None:
+def test_an_experiment_holds_its_sweep_and_the_command_line_wins(
+    experiment: str, words: list[str], n: int
+) -> None:
     params = config_of(f"experiment={experiment}").hydra.sweeper.params
-    said = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words])
+    said = OverridesParser.create().parse_overrides(
+        [*(f"{key}={value}" for key, value in params.items()), *words]
+    )
     [points] = BasicSweeper.split_arguments(said, None)
     assert len({tuple(point) for point in points}) == len(points) == n
     assert all(point.count(word) == 1 for point in points for word in words if "," not in word)
-    assert all(config_of(f"experiment={experiment}", *point).stage == "vqgan" for point in points[:2])
+    assert all(
+        config_of(f"experiment={experiment}", *point).stage == "vqgan" for point in points[:2]
+    )
 
 
 def test_the_names_of_folders_tell_the_points_apart(command: Command, played: Played) -> None:
-    assert command("experiment=grid_by_K", "model.grid=8", "quantizer.K=64,512", "seed=0", "trainer.max_steps=300") == 0
-    assert played.names == ["0_model.grid-8_quantizer.K-64_seed-0", "1_model.grid-8_quantizer.K-512_seed-0"]
+    assert (
+        command(
+            "experiment=grid_by_K",
+            "model.grid=8",
+            "quantizer.K=64,512",
+            "seed=0",
+            "trainer.max_steps=300",
+        )
+        == 0
+    )
+    assert played.names == [
+        "0_model.grid-8_quantizer.K-64_seed-0",
+        "1_model.grid-8_quantizer.K-512_seed-0",
+    ]
     assert {str(Path(config.run_dir).parent) for config in played.made} == {"runs/sweeps/grid_by_K"}
-    assert [(config.model.grid, config.quantizer.K, config.trainer.max_steps) for config in played.made] == [
+    assert [
+        (config.model.grid, config.quantizer.K, config.trainer.max_steps) for config in played.made
+    ] == [
         (8, 64, 300),
         (8, 512, 300),
     ]
@@ -101,35 +126,46 @@ def test_the_whole_of_grid_by_K_is_one_short_command(command: Command, played: P
     assert command("-m", "experiment=grid_by_K") == 0
     assert len(set(played.names)) == 45
     assert {(config.model.grid, config.quantizer.K, config.seed) for config in played.made} == {
-        (grid, K, seed) for grid in (4, 8, 16) for K in (64, 128, 256, 512, 1024) for seed in (0, 1, 2)
+        (grid, K, seed)
+        for grid in (4, 8, 16)
+        for K in (64, 128, 256, 512, 1024)
+        for seed in (0, 1, 2)
     }
 
 
 def test_a_sweeps_folder_is_named_by_itself_its_experiment_or_the_moment() -> None:
-    assert sweep.named("mine", "grid_by_K") == "mine"
-    assert sweep.named(None, "grid_by_K") == "grid_by_K"
-    assert sweep.named(None, None).startswith("20")
-    assert sweep.named(None, "grid_by_K,K_by_width").startswith("20")
+    assert sweep.name_sweep("mine", "grid_by_K") == "mine"
+    assert sweep.name_sweep(None, "grid_by_K") == "grid_by_K"
+    assert sweep.name_sweep(None, None).startswith("20")
+    assert sweep.name_sweep(None, "grid_by_K,K_by_width").startswith("20")
 
 
 def test_a_list_is_no_sweep_and_a_param_is_always_in_the_name() -> None:
     words = ["logger=[csv,wandb]", "seed=0", "quantizer.K=64,128", "optimizer.lr=interval(0.1,1)"]
-    assert sweep.swept({"seed": "0,1,2"}, words) == ["seed", "quantizer.K", "optimizer.lr"]
+    assert sweep.find_swept_keys({"seed": "0,1,2"}, words) == [
+        "seed",
+        "quantizer.K",
+        "optimizer.lr",
+    ]
 
 
 def test_long_names_are_cut_and_still_differ(tmp_path: Path) -> None:
     words = [[f"model.{'x' * 150}={i}"] for i in range(2)]
-    one, two = (sweep.place(str(tmp_path), 0, word, [word[0].split("=")[0]]) for word in words)
+    one, two = (sweep.name_point(str(tmp_path), 0, word, [word[0].split("=")[0]]) for word in words)
     assert len(one) == len(two) < 140
     assert one != two
 
 
-def test_a_sweep_started_again_skips_what_is_finished(command: Command, played: Played, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_started_again_skips_what_is_finished(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str]
+) -> None:
     command(*TWO)
     capsys.readouterr()
     assert command(*TWO) == 0
     assert len(played.made) == 2
-    assert capsys.readouterr().err.splitlines() == [f"runs/sweeps/mine/{name}: finished before" for name in played.names]
+    assert capsys.readouterr().err.splitlines() == [
+        f"runs/sweeps/mine/{name}: finished before" for name in played.names
+    ]
 
 
 def test_a_sweep_with_more_values_makes_what_is_new_alone(command: Command, played: Played) -> None:
@@ -171,7 +207,9 @@ def test_a_point_that_broke_off_goes_on_as_it_was(command: Command, played: Play
     assert again.id == first.id
 
 
-def test_a_point_that_broke_off_before_its_first_checkpoint_begins_anew(command: Command, played: Played) -> None:
+def test_a_point_that_broke_off_before_its_first_checkpoint_begins_anew(
+    command: Command, played: Played
+) -> None:
     played.ends, played.checkpoint = {1: ValueError("the power failed")}, False
     command(*ONE, "seed=1,2")
     played.ends = {}
@@ -235,18 +273,27 @@ def test_a_point_that_another_process_makes_is_left_to_it(
 
 def test_an_objective_must_be_a_figure() -> None:
     figures = {"run": "x", "psnr": 20, "alarms": []}
-    assert sweep.figure(figures, "psnr") == 20.0
-    assert sweep.figure(figures, None) is None
+    assert sweep.read_objective(figures, "psnr") == 20.0
+    assert sweep.read_objective(figures, None) is None
     with pytest.raises(ValueError, match="objective=pnsr is no figure of x; there is psnr"):
-        sweep.figure(figures, "pnsr")
+        sweep.read_objective(figures, "pnsr")
 
 
 @pytest.mark.parametrize(
     ("group", "option", "extra"),
-    [("launcher", "joblib", "joblib"), ("launcher", "submitit_slurm", "submitit"), ("sweeper", "optuna", "optuna")],
+    [
+        ("launcher", "joblib", "joblib"),
+        ("launcher", "submitit_slurm", "submitit"),
+        ("sweeper", "optuna", "optuna"),
+    ],
 )
 def test_a_missing_plugin_gets_the_command_that_installs_it(
-    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, group: str, option: str, extra: str
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    group: str,
+    option: str,
+    extra: str,
 ) -> None:
     command("--help")  # finds all plugins
     monkeypatch.delitem(ConfigStore.instance().repo["hydra"][group], f"{option}.yaml")
@@ -263,8 +310,8 @@ def test_gpus_are_shared_out_by_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
     for _ in range(3):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5")
         monkeypatch.setattr(sweep, "_slots", [])
-        sweep.take_a_gpu()
-        sweep.take_a_gpu()  # its next job
+        sweep.claim_gpu()
+        sweep.claim_gpu()  # its next job
         taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
         processes.append(sweep._slots)
     assert taken == ["4", "GPU-5", "4"]
@@ -272,7 +319,9 @@ def test_gpus_are_shared_out_by_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
         slot.release()
 
 
-def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     for said, used in ((-1, 3), (5, 5)):
         config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": said}}})
@@ -289,11 +338,16 @@ def words(*more: str) -> list[str]:
 
 def start(*more: str, seconds: int = 240) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(words(*more), capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+    return subprocess.run(
+        words(*more), capture_output=True, text=True, check=False, timeout=seconds, env=environment
+    )
 
 
 def results() -> dict[str, dict[str, Any]]:
-    return {file.parent.name: json.loads(file.read_text()) for file in sorted(Path("runs/sweeps/mine").glob("*/metrics.json"))}
+    return {
+        file.parent.name: json.loads(file.read_text())
+        for file in sorted(Path("runs/sweeps/mine").glob("*/metrics.json"))
+    }
 
 
 @pytest.fixture
@@ -306,7 +360,12 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("empty")
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, code: int) -> None:
-    more = ["quantizer.K=8,16,32", "trainer.max_steps=60", "trainer.val_every=30", "trainer.precision=32-true"]
+    more = [
+        "quantizer.K=8,16,32",
+        "trainer.max_steps=60",
+        "trainer.val_every=30",
+        "trainer.precision=32-true",
+    ]
     process = subprocess.Popen(words(*more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     second = Path("runs/sweeps/mine/1_quantizer.K-16")
     deadline = time.monotonic() + 120
@@ -325,7 +384,9 @@ def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, 
     assert start(*more).returncode == 0
     for name, whole in results().items():
         assert ended[name]["steps"] == whole["steps"] == 60
-        assert {key: ended[name][key] for key in ("psnr", "perplexity")} == {key: whole[key] for key in ("psnr", "perplexity")}
+        assert {key: ended[name][key] for key in ("psnr", "perplexity")} == {
+            key: whole[key] for key in ("psnr", "perplexity")
+        }
 
 
 @pytest.mark.slow
@@ -344,7 +405,11 @@ def test_a_point_that_lacks_its_figures_alone_gets_them(command: Command) -> Non
 @pytest.mark.usefixtures("empty")
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str) -> None:
-    more = [f"hydra/launcher={launcher}", "model.grid=4,5,2", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    more = [
+        f"hydra/launcher={launcher}",
+        "model.grid=4,5,2",
+        *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []),
+    ]
     done = start(*more)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("5: error: image size 16 is not divisible by model.grid=5") == 1
@@ -355,7 +420,9 @@ def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str
     done = start(*more[:1], "model.grid=4,2,8", *more[2:])
     assert done.returncode == 0, done.stderr
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2", "2_model.grid-8"]
-    assert len(Path("runs/sweeps/mine/0_model.grid-4/record.jsonl").read_text().splitlines()) == 1, "skipped"
+    assert (
+        len(Path("runs/sweeps/mine/0_model.grid-4/record.jsonl").read_text().splitlines()) == 1
+    ), "skipped"
 
 
 @pytest.mark.slow
@@ -372,27 +439,46 @@ def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
     assert all(results()[name] == found for name, found in first.items())
     best: Any = OmegaConf.load("runs/sweeps/mine/optimization_results.yaml")
     assert best.best_value == max(found["psnr"] for found in results().values())
-    assert all(found["pruned_at"] is None for found in results().values()), "too few to compare with"
+    assert all(found["pruned_at"] is None for found in results().values()), (
+        "too few to compare with"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 def test_optuna_ends_with_a_sentence_where_all_points_fail_and_their_folders_stay() -> None:
-    done = start("experiment=optuna_tokenizer", "hydra.sweeper.n_trials=2", "optimizer.lr=1e30", "schedule.warmup=0")
+    done = start(
+        "experiment=optuna_tokenizer",
+        "hydra.sweeper.n_trials=2",
+        "optimizer.lr=1e30",
+        "schedule.warmup=0",
+    )
     assert done.returncode == 2
     assert not re.search("Traceback|Failed|No trials", done.stderr)
     *failed, last = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert [text[:43] for text in failed] == ["error: the loss or its gradient is no numbe"] * 2
-    assert last.startswith("error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder")
+    assert last.startswith(
+        "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder"
+    )
     assert done.stderr.splitlines()[-1] == last
     folder = Path("runs/sweeps/mine")
-    assert len(list(folder.glob("[01]_*/card.md"))) == len(list(folder.glob("failed/[01]_*.txt"))) == 2
+    assert (
+        len(list(folder.glob("[01]_*/card.md"))) == len(list(folder.glob("failed/[01]_*.txt"))) == 2
+    )
 
 
 @pytest.mark.slow
 def test_a_sweep_ends_points_that_do_worse_than_the_others(command: Command) -> None:
     rates = "optimizer.lr=1e-3,2e-3,3e-3,50"  # the last is far too high
-    line = [*ONE, "loss=vqvae", rates, "callbacks/prune=psnr", "callbacks.prune.least=2", "callbacks.average=null", *TINY]
+    line = [
+        *ONE,
+        "loss=vqvae",
+        rates,
+        "callbacks/prune=psnr",
+        "callbacks.prune.least=2",
+        "callbacks.average=null",
+        *TINY,
+    ]
     assert command(*line, "trainer.val_every=1", "schedule.warmup=0", "trainer.max_steps=8") == 0
     found = results()
     assert found["3_optimizer.lr-50"]["pruned_at"] == found["3_optimizer.lr-50"]["steps"] == 2

@@ -13,12 +13,26 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from data.errors import InputError
+from engine.errors import InputError
 
-LEAST = 64  # pixels a side; below, the deep layers of most networks have no room
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of the colours in [0, 1]
-UNFIT = ("vit_", "maxvit_", "swin_", "inception_", "googlenet")  # torchvision's that want other sizes, or have no maps (C, h, w)
-TRUNKS = ("features", "trunk_output", "layers", "")  # where torchvision's networks keep their convolutions; "", all of them
+MIN_SIDE = 64  # pixels a side; below, the deep layers of most networks have no room
+IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and standard deviation of the colours in [0, 1]
+UNFIT = (
+    "vit_",
+    "maxvit_",
+    "swin_",
+    "inception_",
+    "googlenet",
+)  # torchvision's that want other sizes, or have no maps (C, h, w)
+TRUNKS = (
+    "features",
+    "trunk_output",
+    "layers",
+    "",
+)  # where torchvision's networks keep their convolutions; "", all of them
 
 
 class Frozen:
@@ -32,20 +46,24 @@ class Frozen:
         self.network = _Normalised(network, *normal).eval().requires_grad_(False)
         try:
             with torch.no_grad():
-                maps = self.features(torch.zeros(1, 3, LEAST, LEAST))
+                maps = self.features(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{title} takes no images of {LEAST} pixels ({_line(error)}); use another backbone.name, "
+                f"{title} takes no images of {MIN_SIDE} pixels ({_line(error)}); use another backbone.name, "
                 "or of timm's transformers +dynamic_img_size=true in the backbone"
             ) from error
         if any(m.dim() != 4 for m in maps):
-            raise InputError(f"a layer of {title} gives no map (B, C, h, w); choose other backbone.layers, or null for the usual")
+            raise InputError(
+                f"a layer of {title} gives no map (B, C, h, w); choose other backbone.layers, or null for the usual"
+            )
         self.channels = [m.shape[1] for m in maps]
 
     def features(self, x: Tensor) -> list[Tensor]:
         """x (B, 1 or 3, H, W) in [-1, 1] -> a map (B, channels[i], h_i, w_i) from each layer, with a gradient to x alone."""
         with torch.autocast(x.device.type, enabled=False):
-            network = self.network.to(x.device).eval()  # a copy of a traced network is in training mode again
+            network = self.network.to(
+                x.device
+            ).eval()  # a copy of a traced network is in training mode again
             maps: list[Tensor] = network(three_channels(x))
         return maps
 
@@ -58,10 +76,16 @@ class Torchvision(Frozen):
     layer that does not exist, and where the weights are neither in the torch hub folder nor to be fetched.
     """
 
-    def __init__(self, name: str = "resnet18", layers: list[str] | None = None, pretrained: bool = True) -> None:
-        names = [n for n in torchvision.models.list_models(torchvision.models) if not n.startswith(UNFIT)]
+    def __init__(
+        self, name: str = "resnet18", layers: list[str] | None = None, pretrained: bool = True
+    ) -> None:
+        names = [
+            n for n in torchvision.models.list_models(torchvision.models) if not n.startswith(UNFIT)
+        ]
         if name not in names:
-            raise InputError(f"backbone.name={name} is no convolutional network of torchvision; {_closest(name, names)}")
+            raise InputError(
+                f"backbone.name={name} is no convolutional network of torchvision; {_closest(name, names)}"
+            )
         network = _torchvision(name, pretrained).eval()
         for module in network.modules():
             if hasattr(module, "inplace"):
@@ -70,7 +94,9 @@ class Torchvision(Frozen):
         existing = [n for n, _ in network.named_modules() if n]
         for layer in self.layers:
             if layer not in existing:
-                raise InputError(f"backbone.layers has {layer}, which is no layer of {name}; {_closest(layer, existing)}")
+                raise InputError(
+                    f"backbone.layers has {layer}, which is no layer of {name}; {_closest(layer, existing)}"
+                )
         extractor = create_feature_extractor(network, self.layers, suppress_diff_warning=True)
         super().__init__(name, _InOrder(extractor, self.layers))
 
@@ -82,18 +108,30 @@ class Timm(Frozen):
     dynamic_img_size=True for a vision transformer. Raises InputError as Torchvision does, and without the package.
     """
 
-    def __init__(self, name: str = "resnet18", layers: list[int] | None = None, pretrained: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str = "resnet18",
+        layers: list[int] | None = None,
+        pretrained: bool = True,
+        **options: Any,
+    ) -> None:
         try:
             timm = importlib.import_module("timm")
         except ImportError as error:
-            raise InputError("vqgan.backbones.Timm needs the package timm: pip install timm, or use Torchvision there") from error
+            raise InputError(
+                "vqgan.backbones.Timm needs the package timm: pip install timm, or use Torchvision there"
+            ) from error
         if not timm.is_model(name):
-            raise InputError(f"backbone.name={name} is no network of timm; {_closest(name, timm.list_models())}")
+            raise InputError(
+                f"backbone.name={name} is no network of timm; {_closest(name, timm.list_models())}"
+            )
         options |= {"out_indices": list(layers)} if layers else {}
         try:
             network = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
         except (AssertionError, IndexError) as error:
-            raise InputError(f"backbone.layers={layers} are not all indices of maps that {name} has ({_line(error)})") from error
+            raise InputError(
+                f"backbone.layers={layers} are not all indices of maps that {name} has ({_line(error)})"
+            ) from error
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"timm's weights {name} can't be fetched ({_line(error)}); put them into a file "
@@ -106,9 +144,11 @@ class Timm(Frozen):
 def three_channels(x: Tensor) -> Tensor:
     """x (B, 1 or 3, H, W) -> float32 (B, 3, ...), grey repeated, the shorter side enlarged to 64 pixels where it has fewer."""
     x, short = x.float().expand(-1, 3, -1, -1), min(x.shape[2:])
-    if short >= LEAST:
+    if short >= MIN_SIDE:
         return x
-    return F.interpolate(x, size=[round(n * LEAST / short) for n in x.shape[2:]], mode="bilinear")
+    return F.interpolate(
+        x, size=[round(n * MIN_SIDE / short) for n in x.shape[2:]], mode="bilinear"
+    )
 
 
 @contextmanager
@@ -161,14 +201,22 @@ class _ChannelsFirst(nn.Module):
         self.channels: list[int] = network.feature_info.channels()  # type: ignore[operator, union-attr]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [m if m.shape[1] == c else m.movedim(-1, 1) for m, c in zip(self.network(x), self.channels, strict=True)]
+        return [
+            m if m.shape[1] == c else m.movedim(-1, 1)
+            for m, c in zip(self.network(x), self.channels, strict=True)
+        ]
 
 
 def _torchvision(name: str, pretrained: bool) -> nn.Module:
     weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
     file = weights.url.rsplit("/", 1)[1] if weights else ""
-    with torch.random.fork_rng(devices=[]), fetching(file, "loss/perceptual=features and loss/discriminator=fine"):
-        torch.default_generator.manual_seed(0)  # what is in no checkpoint must be the same on every rank and after resuming
+    with (
+        torch.random.fork_rng(devices=[]),
+        fetching(file, "loss/perceptual=features and loss/discriminator=fine"),
+    ):
+        torch.default_generator.manual_seed(
+            0
+        )  # what is in no checkpoint must be the same on every rank and after resuming
         network: nn.Module = torchvision.models.get_model(name, weights=weights)
     return network
 
@@ -176,14 +224,22 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
 def _last_at_each_resolution(network: nn.Module) -> list[str]:
     """The names of the trunk's parts after which the map gets smaller, and of the last; pooling and single pixels left out."""
     trunk = next(t for t in TRUNKS if not t or hasattr(network, t))
-    children = [(name, part) for name, part in network.get_submodule(trunk).named_children() if not isinstance(part, nn.MaxPool2d)]
+    children = [
+        (name, part)
+        for name, part in network.get_submodule(trunk).named_children()
+        if not isinstance(part, nn.MaxPool2d)
+    ]
     at: dict[int, str] = {}  # a resolution, and the last part so far that has it
     hooks = [
-        part.register_forward_hook(lambda _, __, out, name=name: at.update({out.shape[-1]: name}) if out.dim() == 4 else None)
+        part.register_forward_hook(
+            lambda _, __, out, name=name: (
+                at.update({out.shape[-1]: name}) if out.dim() == 4 else None
+            )
+        )
         for name, part in children
     ]
     with torch.no_grad():
-        network(torch.zeros(1, 3, LEAST, LEAST))
+        network(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE))
     for hook in hooks:
         hook.remove()
     return [f"{trunk}.{name}".lstrip(".") for size, name in at.items() if size > 1]

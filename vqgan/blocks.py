@@ -35,14 +35,20 @@ class Down(nn.Sequential):
     """Space to depth, then a convolution: every pixel counts, nothing is thrown away by a stride."""
 
     def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
-        super().__init__(nn.PixelUnshuffle(factor), nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2))
+        super().__init__(
+            nn.PixelUnshuffle(factor),
+            nn.Conv2d(channels * factor**2, width, kernel, padding=kernel // 2),
+        )
 
 
 class Up(nn.Sequential):
     """A convolution, then depth to space: the mirror image of Down."""
 
     def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
-        super().__init__(nn.Conv2d(channels, width * factor**2, kernel, padding=kernel // 2), nn.PixelShuffle(factor))
+        super().__init__(
+            nn.Conv2d(channels, width * factor**2, kernel, padding=kernel // 2),
+            nn.PixelShuffle(factor),
+        )
 
 
 def spectral_everywhere(module: nn.Module) -> None:

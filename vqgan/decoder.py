@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from engine.errors import check_int
 from vqgan.blocks import ResBlock, Up, norm, zero
 from vqgan.encoder import factors, widths
-from vqgan.quantizers.base import whole
 
 
 class Decoder(nn.Module):
@@ -15,10 +15,17 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, channels: int, grid: int, width: int = 64, depth: int = 2, stem: int = 4, most: int = 4
+        self,
+        image_size: int,
+        channels: int,
+        grid: int,
+        width: int = 64,
+        depth: int = 2,
+        stem: int = 4,
+        most: int = 4,
     ) -> None:
         super().__init__()
-        whole("model.decoder.depth", depth, 0, "block")
+        check_int("model.decoder.depth", depth, 0, "block")
         steps = factors(image_size, grid, stem)
         levels = widths(width, steps, most)
         layers: list[nn.Module] = []

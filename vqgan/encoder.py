@@ -2,9 +2,8 @@
 
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.blocks import Down, ResBlock, norm
-from vqgan.quantizers.base import whole
 
 
 def factors(image_size: int, grid: int, stem: int) -> list[int]:
@@ -36,8 +35,8 @@ def factors(image_size: int, grid: int, stem: int) -> list[int]:
 
 def widths(width: int, steps: list[int], most: int) -> list[int]:
     """The width after each step: doubled step by step, at most `most` times the first."""
-    whole("model.width", width, 1, "channel")
-    whole("model.encoder.most", most, 1)
+    check_int("model.width", width, 1, "channel")
+    check_int("model.encoder.most", most, 1)
     return [width * min(2**i, most) for i in range(len(steps))]
 
 
@@ -49,10 +48,17 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, channels: int, grid: int, width: int = 64, depth: int = 2, stem: int = 4, most: int = 4
+        self,
+        image_size: int,
+        channels: int,
+        grid: int,
+        width: int = 64,
+        depth: int = 2,
+        stem: int = 4,
+        most: int = 4,
     ) -> None:
         super().__init__()
-        whole("model.encoder.depth", depth, 0, "block")
+        check_int("model.encoder.depth", depth, 0, "block")
         steps = factors(image_size, grid, stem)
         levels = widths(width, steps, most)
         layers: list[nn.Module] = []

@@ -9,24 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.errors import InputError
-from vqgan.clock import Budget, Clocked, MakeOptimizer, Now, Schedule
+from engine.clock import Budget, Now, Schedule
+from engine.errors import InputError
+from engine.module import ClockedModule, MakeOptimizer
+from evaluation.codebook import CodebookUse
+from evaluation.reconstruction import Reconstruction
 from vqgan.discriminators.patch import Judgement
 from vqgan.losses.adversarial import Game, Hinge
 from vqgan.losses.gate import Gate
-from vqgan.losses.perceptual import Features
+from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight
-from vqgan.metrics.codebook import CodebookUse
-from vqgan.metrics.reconstruction import Reconstruction
-from vqgan.quantizers.base import Quantized, joined
+from vqgan.quantizers.base import Quantized, join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
 GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
 
 
-class Verdicts:
+class SharedJudgements:
     """Images and their reconstructions, both (B, C, H, W), and what a discriminator says of each, asked when it is first needed.
 
     Its weights are the same all through a step until its own update, so that what the generator's turn has asked, with the
@@ -45,17 +46,17 @@ class Verdicts:
         return self._judge(self.x_hat)
 
 
-class Made(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch within a step: images, reconstructions without their graph, the bottleneck's part, and what the
     discriminator says of both, if that is to serve both players."""
 
     x: Tensor
     x_hat: Tensor
     q: Quantized
-    verdicts: Verdicts | None
+    verdicts: SharedJudgements | None
 
 
-class VQGAN(Clocked):
+class VQGAN(ClockedModule):
     """A tokenizer trained by reconstruction, and with a discriminator also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
 
     Without one (and then without gate and adaptive weight) it is a VQ-VAE. The gate, the learning rates and the end all
@@ -93,28 +94,41 @@ class VQGAN(Clocked):
         accumulate: int = 1,
     ) -> None:
         super().__init__(budget, schedule, clip, accumulate)
-        if discriminator is None and isinstance(perceptual, Features):
-            raise InputError("loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips")
-        self.tokenizer, self.pixel, self.perceptual, self.discriminator = tokenizer, pixel, perceptual, discriminator
+        if discriminator is None and isinstance(perceptual, DiscriminatorFeatures):
+            raise InputError(
+                "loss/perceptual=features needs a discriminator; use loss=vqgan or loss/perceptual=lpips"
+            )
+        self.tokenizer, self.pixel, self.perceptual, self.discriminator = (
+            tokenizer,
+            pixel,
+            perceptual,
+            discriminator,
+        )
         self.codes_rest, self.second_peak, self.second_betas = codes_rest, second_peak, second_betas
         self.perceptual_weight = perceptual_weight
         self.adversarial, self.gate, self.adaptive = adversarial or Hinge(), gate, adaptive
         self.lecam, self.r1, self.augment = lecam or LeCam(0.0), r1 or R1(0.0), augment
-        self.make_optimizers = {GENERATOR: optimizer, DISCRIMINATOR: discriminator_optimizer or optimizer}
+        self.make_optimizers = {
+            GENERATOR: optimizer,
+            DISCRIMINATOR: discriminator_optimizer or optimizer,
+        }
         self.discriminator_schedule = discriminator_schedule or Schedule(warmup=0, floor=1.0)
-        self.judged, self.judging_since = 0, 0.0  # the discriminator's updates, and the progress at its first
+        self.judged, self.judging_since = (
+            0,
+            0.0,
+        )  # the discriminator's updates, and the progress at its first
         self.reconstruction = Reconstruction()
         self.use = CodebookUse(tokenizer.K, tokenizer.books) if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
-        made: list[Made] = []
+        made: list[MicroBatch] = []
         self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate, self.betas)
         if self.gate is not None and self.gate.training(self.now):
             self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
             self.judged += 1
-        q = joined([part.q for part in made])
+        q = join_micro_batches([part.q for part in made])
         if not self.resting:
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
@@ -173,22 +187,33 @@ class VQGAN(Clocked):
         if not self.judged:
             self.judging_since = self.now.progress
         left = 1 - self.judging_since
-        return self.discriminator_schedule(Now(self.judged, (self.now.progress - self.judging_since) / left if left else 1.0))
+        return self.discriminator_schedule(
+            Now(self.judged, (self.now.progress - self.judging_since) / left if left else 1.0)
+        )
 
-    def generator_losses(self, x: Tensor, made: list[Made]) -> Iterator[Tensor]:
+    def generator_losses(self, x: Tensor, made: list[MicroBatch]) -> Iterator[Tensor]:
         """The loss of each micro-batch, which is added to `made`."""
         for part, share in self.micro(x):
             with torch.set_grad_enabled(not self.resting):
                 q = self.tokenizer.encode(part)
             x_hat = self.tokenizer.decode(q.z_q)
-            verdicts = Verdicts(self.judge, part, x_hat.detach().requires_grad_()) if self.judges_once else None
-            made.append(Made(part, x_hat.detach(), q, verdicts))
+            verdicts = (
+                SharedJudgements(self.judge, part, x_hat.detach().requires_grad_())
+                if self.judges_once
+                else None
+            )
+            made.append(MicroBatch(part, x_hat.detach(), q, verdicts))
             yield share * self.generator_loss(part, x_hat, q, share, verdicts)
         if self.adaptive is not None and self.playing:
             self.log_terms(self.adaptive.update())
 
     def generator_loss(
-        self, x: Tensor, x_hat: Tensor, q: Quantized, share: float = 1.0, verdicts: Verdicts | None = None
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        q: Quantized,
+        share: float = 1.0,
+        verdicts: SharedJudgements | None = None,
     ) -> Tensor:
         """A scalar with the gradient of reconstruction + the bottleneck's loss + lambda * adversarial (eq. 6).
 
@@ -196,28 +221,47 @@ class VQGAN(Clocked):
         be read off the gradients; only their sum goes on through the decoder. `verdicts` are on x and a leaf of x_hat's values,
         where the discriminator's turn is to use the same judgements.
         """
-        leaf, scale = (verdicts.x_hat if verdicts else x_hat.detach().requires_grad_()), self.loss_scale
+        leaf, scale = (
+            (verdicts.x_hat if verdicts else x_hat.detach().requires_grad_()),
+            self.loss_scale,
+        )
         with torch.enable_grad():
             terms = self.terms(x, leaf, verdicts)
             slopes = {
-                name: torch.autograd.grad(scale * term, leaf, retain_graph=True)[0] / scale for name, (_, term) in terms.items()
+                name: torch.autograd.grad(scale * term, leaf, retain_graph=True)[0] / scale
+                for name, (_, term) in terms.items()
             }
         pulls = {name: weight * slopes[name] for name, (weight, _) in terms.items()}
         if self.adaptive is not None and "adversarial" in terms:
             last = self.tokenizer.decoder.last.weight
-            against = slopes["adversarial"], sum_of(pulls[name] for name in pulls if name != "adversarial")
-            adv, rec = (torch.autograd.grad(x_hat, last, scale * slope, retain_graph=True)[0].float() / scale for slope in against)
+            against = (
+                slopes["adversarial"],
+                sum_of(pulls[name] for name in pulls if name != "adversarial"),
+            )
+            adv, rec = (
+                torch.autograd.grad(x_hat, last, scale * slope, retain_graph=True)[0].float()
+                / scale
+                for slope in against
+            )
             self.adaptive.measure(rec, adv, share)
-        self.log_terms({"quantizer": q.loss, **q.terms, **{name: term for name, (_, term) in terms.items()}})
+        self.log_terms(
+            {"quantizer": q.loss, **q.terms, **{name: term for name, (_, term) in terms.items()}}
+        )
         lengths = {name: pull.norm() for name, pull in pulls.items()}
         whole = sum_of(lengths.values()) + torch.finfo(torch.float32).tiny
         self.log_terms({f"share_{name}": length / whole for name, length in lengths.items()})
         return (x_hat * sum_of(pulls.values())).sum() + q.loss
 
-    def terms(self, x: Tensor, x_hat: Tensor, verdicts: Verdicts | None = None) -> dict[str, tuple[float | Tensor, Tensor]]:
+    def terms(
+        self, x: Tensor, x_hat: Tensor, verdicts: SharedJudgements | None = None
+    ) -> dict[str, tuple[float | Tensor, Tensor]]:
         """The losses of the reconstruction that count now, and their weights; what the discriminator says is gated."""
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"rec": (1.0, self.pixel(x, x_hat))}
-        if self.perceptual is not None and self.perceptual_weight and not isinstance(self.perceptual, Features):
+        if (
+            self.perceptual is not None
+            and self.perceptual_weight
+            and not isinstance(self.perceptual, DiscriminatorFeatures)
+        ):
             terms["perceptual"] = self.perceptual_weight, self.perceptual(x, x_hat)
         if not self.playing:
             return terms
@@ -227,10 +271,17 @@ class VQGAN(Clocked):
         gate = self.gate.weight(self.now)
         self.log_terms({"gate": torch.tensor(gate)})
         with nullcontext() if verdicts else frozen(self.discriminator):
-            verdicts = verdicts or Verdicts(self.judge, x, x_hat)
-            terms["adversarial"] = gate * self.adaptive.weight, self.adversarial.generator(verdicts.fake.logits)
-            if isinstance(self.perceptual, Features) and gate * self.perceptual_weight:
-                plain = verdicts if self.augment is None else Verdicts(self.discriminator, x, x_hat)
+            verdicts = verdicts or SharedJudgements(self.judge, x, x_hat)
+            terms["adversarial"] = (
+                gate * self.adaptive.weight,
+                self.adversarial.generator(verdicts.fake.logits),
+            )
+            if isinstance(self.perceptual, DiscriminatorFeatures) and gate * self.perceptual_weight:
+                plain = (
+                    verdicts
+                    if self.augment is None
+                    else SharedJudgements(self.discriminator, x, x_hat)
+                )
                 distance = self.perceptual(plain.real.features, plain.fake.features)
                 terms["perceptual"] = gate * self.perceptual_weight, distance
         return terms
@@ -241,21 +292,30 @@ class VQGAN(Clocked):
         judged: Judgement = self.discriminator(x if self.augment is None else self.augment(x))
         return judged
 
-    def discriminator_losses(self, made: list[Made]) -> Iterator[Tensor]:
+    def discriminator_losses(self, made: list[MicroBatch]) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
         whole = sum(len(part.x) for part in made)
         for x, x_hat, _, verdicts in made:
             yield len(x) / whole * self.discriminator_loss(x, x_hat, len(x) / whole, verdicts)
         self.lecam.update()
 
-    def discriminator_loss(self, x: Tensor, x_hat: Tensor, share: float = 1.0, verdicts: Verdicts | None = None) -> Tensor:
+    def discriminator_loss(
+        self, x: Tensor, x_hat: Tensor, share: float = 1.0, verdicts: SharedJudgements | None = None
+    ) -> Tensor:
         """The game's loss on real images and on reconstructions without a way back to the generator, and the penalties.
         `verdicts` are on both, where the generator's turn has asked already."""
         assert self.discriminator is not None
-        verdicts = verdicts or Verdicts(self.judge, x, x_hat.detach())
+        verdicts = verdicts or SharedJudgements(self.judge, x, x_hat.detach())
         real, fake = verdicts.real.logits, verdicts.fake.logits
         loss, lecam = self.adversarial.discriminator(real, fake), self.lecam(real, fake, share)
-        self.log_terms({"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean(), "lecam": lecam})
+        self.log_terms(
+            {
+                "discriminator": loss,
+                "logits_real": real.mean(),
+                "logits_fake": fake.mean(),
+                "lecam": lecam,
+            }
+        )
         if not self.r1.due(self.judged):
             return loss + lecam
         r1 = self.r1(self.discriminator, x)
@@ -282,7 +342,11 @@ class VQGAN(Clocked):
     def configure_optimizers(self) -> list[Optimizer]:
         rates = self.tokenizer.quantizer.parameter_rates()
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
-        return [self.optimizer(self.make_optimizers[n], player, rates) for n, player in players.items() if player is not None]
+        return [
+            self.optimizer(self.make_optimizers[n], player, rates)
+            for n, player in players.items()
+            if player is not None
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -290,7 +354,10 @@ class VQGAN(Clocked):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.judged, self.judging_since = checkpoint["clock"]["judged"], checkpoint["clock"]["judging_since"]
+        self.judged, self.judging_since = (
+            checkpoint["clock"]["judged"],
+            checkpoint["clock"]["judging_since"],
+        )
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:

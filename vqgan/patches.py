@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def patches(x: Tensor, f: int) -> Tensor:
+def to_patches(x: Tensor, f: int) -> Tensor:
     """(B, C, H, W) -> (B*h*w, C*f*f): the f x f patches as rows."""
     return rearrange(x, "b c (h i) (w j) -> (b h w) (c i j)", i=f, j=f)
 
@@ -36,13 +36,15 @@ class Patches(nn.Module):
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
         """Both maps from the principal components of the patches of x (n, C, H, W) in [-1, 1]."""
-        rows = patches(x.float(), self.f)
+        rows = to_patches(x.float(), self.f)
         mean = rows.mean(0)
         into, out = self.into[1], self.out[0]
         assert isinstance(into, nn.Conv2d)
         assert isinstance(out, nn.Conv2d)
         components = principal(rows - mean, into.out_channels)
-        n = min(into.out_channels, components.shape[1])  # a code wider than a patch has no more components
+        n = min(
+            into.out_channels, components.shape[1]
+        )  # a code wider than a patch has no more components
         for parameter in (into.weight, into.bias, out.weight, out.bias):
             assert parameter is not None
             parameter.zero_()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.blocks import zero
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
@@ -23,14 +23,18 @@ class Tokenizer(nn.Module):
     quantization; with "random" there are the networks alone.
     """
 
-    def __init__(self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, start: str = "patches") -> None:
+    def __init__(
+        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, start: str = "patches"
+    ) -> None:
         super().__init__()
         if start not in STARTS:
             raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.into = nn.Conv2d(encoder.out_channels, quantizer.in_dim, 1)
         self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 3, padding=1)
-        self.patches = Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
+        self.patches = (
+            Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
+        )
         if self.patches is not None:
             zero(self.into)
 
@@ -60,7 +64,9 @@ class Tokenizer(nn.Module):
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the bottleneck's loss."""
         z_e = self.into(self.encoder(x))
         if self.patches is not None:
-            z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, self.quantizer.in_dim - self.dim))
+            z_e = z_e + F.pad(
+                self.patches.encode(x), (0, 0, 0, 0, 0, self.quantizer.in_dim - self.dim)
+            )
         q: Quantized = self.quantizer(z_e)
         return q
 
@@ -87,10 +93,14 @@ class Tokenizer(nn.Module):
         """Before the first step: fit the linear maps (if any) and the codes to images x (n, C, H, W) in [-1, 1]."""
         if self.patches is not None:
             self.patches.start(x)
-            z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])  # the networks still add zero
+            z = torch.cat(
+                [flatten(self.patches.encode(part)) for part in x.split(64)]
+            )  # the networks still add zero
         else:
             z = torch.cat([flatten(self.into(self.encoder(part))) for part in x[:512].split(64)])
-        self.quantizer.start(z[:: max(1, len(z) // 100_000)])  # as many as k-means needs, from all over the images
+        self.quantizer.start(
+            z[:: max(1, len(z) // 100_000)]
+        )  # as many as k-means needs, from all over the images
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights: what a code cache and a prior remember their tokenizer by."""

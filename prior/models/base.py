@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
-from prior.sampling import Numbers, Sampler, guided
-from vqgan.quantizers.base import between
+from engine.errors import InputError, check_range
+from prior.decoding.sampling import Numbers, Sampler, guided
 
-Decoder = Callable[[Tensor | None], Tensor]  # the code before (n,), None at the beginning -> the logits (n, K) of the next
+StepDecoder = Callable[
+    [Tensor | None], Tensor
+]  # the code before (n,), None at the beginning -> the logits (n, K) of the next
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Prediction:
     weights: Tensor
 
 
-class Model(nn.Module, ABC):
+class PriorModel(nn.Module, ABC):
     """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `books` codebooks of K codes.
 
     Codes come flat, (B, L) int64 in [0, K): the positions in raster order, at each position its codes, L = h * w * books.
@@ -42,7 +43,10 @@ class Model(nn.Module, ABC):
         """codebook (books, K, dim): the vectors that the tokenizer decodes its codes from."""
         super().__init__()
         self.books, self.K = codebook.shape[:2]
-        self.grid, self.classes = (grid[0], grid[1]), classes  # of a checkpoint it comes as a list of OmegaConf's
+        self.grid, self.classes = (
+            (grid[0], grid[1]),
+            classes,
+        )  # of a checkpoint it comes as a list of OmegaConf's
         self.T = grid[0] * grid[1]
         self.L = self.T * self.books
 
@@ -56,33 +60,42 @@ class Model(nn.Module, ABC):
         of a bound on that from above. The same codes are always judged alike."""
 
     @abstractmethod
-    def fill(self, codes: Tensor, known: Tensor, numbers: Numbers, sampler: Sampler, labels: Tensor | None) -> Tensor:
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+    ) -> Tensor:
         """The codes (n, L), but for those `known` (L,) drawn anew; numbers are those of these n samples."""
 
 
-class Autoregressive(Model):
+class Autoregressive(PriorModel):
     """p(codes) = product over t of p(code_t | those before) (VQGAN, Esser et al. 2021, eq. 8).
 
     In training the share `token_dropout` of the codes that are read is replaced by any code, against over-fitting (the
     pkeep of VQGAN's released code is one minus it).
     """
 
-    def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0, token_dropout: float = 0.0) -> None:
+    def __init__(
+        self, codebook: Tensor, grid: tuple[int, int], classes: int = 0, token_dropout: float = 0.0
+    ) -> None:
         super().__init__(codebook, grid, classes)
-        between("prior.token_dropout", token_dropout, 0, 1)
+        check_range("prior.token_dropout", token_dropout, 0, 1)
         self.token_dropout = token_dropout
 
     @abstractmethod
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t see the label and the codes before t alone."""
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         """What draws n samples code by code: called with each code it gives the logits of the next. This one computes all
         anew each time; most priors have one that remembers."""
         return Uncached(self, n, labels)
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        return everything(self(self.reread(codes), labels), codes)
+        return predict_all(self(self.reread(codes), labels), codes)
 
     def reread(self, codes: Tensor) -> Tensor:
         """The codes as they are read in training: some are replaced."""
@@ -92,15 +105,26 @@ class Autoregressive(Model):
         return torch.where(lost, torch.randint_like(codes, self.K), codes)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
-        return everything(self(codes, labels), codes)
+        return predict_all(self(codes, labels), codes)
 
-    def fill(self, codes: Tensor, known: Tensor, numbers: Numbers, sampler: Sampler, labels: Tensor | None) -> Tensor:
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+    ) -> Tensor:
         if sampler.steps:
-            raise InputError(f"sampler.steps={sampler.steps} is for priors that draw many codes at once; this one draws each alone")
+            raise InputError(
+                f"sampler.steps={sampler.steps} is for priors that draw many codes at once; this one draws each alone"
+            )
         uniform, codes, told = numbers.uniform(self.L), codes.clone(), known.tolist()
-        both, guide = guidable(labels, sampler)
+        both, guide = double_for_guidance(labels, sampler)
         decode = self.decoder(len(codes) * (1 + guide), both)
-        for t in range(self.L - told[::-1].index(False) if False in told else 0):  # nothing is drawn beyond the last unknown
+        for t in range(
+            self.L - told[::-1].index(False) if False in told else 0
+        ):  # nothing is drawn beyond the last unknown
             before = codes[:, t - 1] if t else None
             logits = decode(before.repeat(2) if guide and before is not None else before)
             if not told[t]:
@@ -126,7 +150,7 @@ class Uncached:
         return logits
 
 
-def one_book(codebook: Tensor) -> Tensor:
+def single_codebook(codebook: Tensor) -> Tensor:
     """codebook (1, K, dim), for a prior that learns one code a position."""
     if len(codebook) > 1:
         raise InputError(
@@ -135,12 +159,12 @@ def one_book(codebook: Tensor) -> Tensor:
     return codebook
 
 
-def everything(logits: Tensor, codes: Tensor) -> Prediction:
+def predict_all(logits: Tensor, codes: Tensor) -> Prediction:
     """The prediction of every code, all of which count."""
     return Prediction(logits, codes, torch.ones(codes.shape, device=codes.device))
 
 
-def guidable(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:
+def double_for_guidance(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:
     """The labels to draw by, and whether there is guidance: each sample is there twice then, with its label and without."""
     if labels is None or sampler.guidance == 1:
         return labels, False

@@ -38,7 +38,9 @@ class Bigram(Unigram):
         super().fit(train, val)
         self.keys, self.n = train.keys, train.n
         found = self._found(val)
-        self.s.copy_(min(STRENGTHS, key=lambda s: float(-smoothed(*found, s).log() @ val.n.double())))
+        self.s.copy_(
+            min(STRENGTHS, key=lambda s: float(-smoothed(*found, s).log() @ val.n.double()))
+        )
 
     def rows(self, context: Tensor) -> Tensor:
         p = self.s * self.unigram[context // (self.K + 1)]
@@ -57,10 +59,17 @@ class Bigram(Unigram):
         before = F.pad(self.n.cumsum(0), (1, 0))  # how many there are in front of each
 
         def between(first: Tensor, end: Tensor) -> Tensor:
-            return before[torch.searchsorted(self.keys, end)] - before[torch.searchsorted(self.keys, first)]
+            return (
+                before[torch.searchsorted(self.keys, end)]
+                - before[torch.searchsorted(self.keys, first)]
+            )
 
         a = seen.keys // self.K
-        return between(seen.keys, seen.keys + 1).double(), between(a * self.K, (a + 1) * self.K).double(), super().p(seen)
+        return (
+            between(seen.keys, seen.keys + 1).double(),
+            between(a * self.K, (a + 1) * self.K).double(),
+            super().p(seen),
+        )
 
 
 def smoothed(both: Tensor, first: Tensor, alone: Tensor, s: Tensor) -> Tensor:

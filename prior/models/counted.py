@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.errors import InputError
-from prior.models.base import Autoregressive, Decoder
+from engine.errors import InputError
+from prior.models.base import Autoregressive, StepDecoder
 
-CHUNK = 2**24  # codes that are counted at once: about a gigabyte of memory
+COUNT_CHUNK = 2**24  # codes that are counted at once: about a gigabyte of memory
 
 
 @dataclass
@@ -32,13 +32,15 @@ def contexts(codes: Tensor, K: int, books: int) -> Tensor:
     return torch.arange(codes.shape[1], device=codes.device) % books * (K + 1) + before
 
 
-def pairs(codes: NDArray[Any], K: int, books: int) -> Pairs:
+def count_pairs(codes: NDArray[Any], K: int, books: int) -> Pairs:
     """The pairs of codes (n, L), integers in [0, K) of any type, which may lie in a memory map."""
     keys, n = np.empty(0, np.int64), np.empty(0, np.int64)
-    rows = max(1, CHUNK // codes.shape[1])
+    rows = max(1, COUNT_CHUNK // codes.shape[1])
     for first in range(0, len(codes), rows):
         chunk = torch.from_numpy(codes[first : first + rows].astype(np.int64))
-        found, times = np.unique((contexts(chunk, K, books) * K + chunk).numpy(), return_counts=True)
+        found, times = np.unique(
+            (contexts(chunk, K, books) * K + chunk).numpy(), return_counts=True
+        )
         keys, n = np.concatenate([keys, found]), np.concatenate([n, times])
         order = np.argsort(keys, kind="stable")  # which merges two sorted runs in one pass
         keys, n = keys[order], n[order]
@@ -55,8 +57,12 @@ class Counted(Autoregressive):
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
         super().__init__(codebook, grid)
         if classes:
-            raise InputError(f"a prior that counts codes knows none of the {classes} classes; use conditional=false")
-        self.register_buffer("unigram", torch.full((self.books, self.K), 1 / self.K))  # p(code) of each codebook
+            raise InputError(
+                f"a prior that counts codes knows none of the {classes} classes; use conditional=false"
+            )
+        self.register_buffer(
+            "unigram", torch.full((self.books, self.K), 1 / self.K)
+        )  # p(code) of each codebook
 
     @abstractmethod
     def fit(self, train: Pairs, val: Pairs) -> None:
@@ -64,7 +70,7 @@ class Counted(Autoregressive):
 
     def count(self, train: NDArray[Any], val: NDArray[Any]) -> None:
         """`fit` to codes (n, L), integers in [0, K) of any type, which may lie in a memory map; the prior is on the CPU."""
-        self.fit(pairs(train, self.K, self.books), pairs(val, self.K, self.books))
+        self.fit(count_pairs(train, self.K, self.books), count_pairs(val, self.K, self.books))
 
     def rows(self, context: Tensor) -> Tensor:
         """context (...) -> logits (..., K) float32 of the code that follows."""
@@ -81,8 +87,10 @@ class Counted(Autoregressive):
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.rows(contexts(codes, self.K, self.books))
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
-        told = [torch.full((n,), self.K, device=self.unigram.device)] * self.books  # what the first of each book follows
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
+        told = [
+            torch.full((n,), self.K, device=self.unigram.device)
+        ] * self.books  # what the first of each book follows
 
         def decode(before: Tensor | None) -> Tensor:
             if before is not None:

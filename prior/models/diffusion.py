@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction
-from prior.models.masked import Masked, some
-from prior.sampling import Numbers, Sampler
+from prior.models.masked import Masked, random_subset
 
 
 class Diffusion(Masked):
@@ -16,12 +16,21 @@ class Diffusion(Masked):
         """The bound that it is judged by: m codes of a grid are masked, 1 to L with equal probability, but spread over a
         batch as evenly as can be, which makes the gradient less random."""
         n = len(codes)
-        spread = torch.randint(n * self.L, (1,), device=codes.device) + self.L * torch.arange(n, device=codes.device)
+        spread = torch.randint(n * self.L, (1,), device=codes.device) + self.L * torch.arange(
+            n, device=codes.device
+        )
         m = 1 + (spread // n % self.L)[:, None]
-        masked = some(torch.rand(codes.shape, device=codes.device), m)
+        masked = random_subset(torch.rand(codes.shape, device=codes.device), m)
         return Prediction(self(codes, masked, labels), codes, masked * self.L / m)
 
-    def fill(self, codes: Tensor, known: Tensor, numbers: Numbers, sampler: Sampler, labels: Tensor | None) -> Tensor:
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+    ) -> Tensor:
         """In random order, an equal share in each step; code by code, the default, samples follow the distribution itself
         (Hoogeboom et al. 2022, algorithm 1)."""
         unknown = (~known).nonzero()[:, 0].to(codes.device)

@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from prior.models.base import Autoregressive, Decoder, one_book
-from prior.models.inputs import Codes, Labels
-from prior.models.steps import steps
-from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
+from prior.decoding.kv_decoder import make_steps
+from prior.models.base import Autoregressive, StepDecoder, single_codebook
+from prior.models.inputs import CodeEmbedding, LabelEmbedding
+from prior.models.transformer import (
+    Block,
+    RMSNorm,
+    head_size,
+    initialise_blocks,
+    rotary,
+    rotary_directions,
+)
 
 
 class GPT(Autoregressive):
@@ -28,15 +35,17 @@ class GPT(Autoregressive):
         dropout: float = 0.0,
         token_dropout: float = 0.0,
     ) -> None:
-        super().__init__(one_book(codebook), grid, classes, token_dropout)
+        super().__init__(single_codebook(codebook), grid, classes, token_dropout)
         self.register_buffer("angles", rotary(grid, head_size(width, heads)), persistent=False)
-        self.read = Codes(codebook[0], width, inputs)
-        self.begin = Labels(classes, width)  # what stands where the code before the first would
+        self.read = CodeEmbedding(codebook[0], width, inputs)
+        self.begin = LabelEmbedding(
+            classes, width
+        )  # what stands where the code before the first would
         self.place = nn.Parameter(torch.zeros(self.T, width))
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm, self.head = RMSNorm(width), nn.Linear(width, self.K, bias=False)
-        initialise(self.blocks)
+        initialise_blocks(self.blocks)
         nn.init.normal_(self.place, std=0.02)
         nn.init.zeros_(self.head.weight)
 
@@ -51,15 +60,15 @@ class GPT(Autoregressive):
         """The logits (B, T, K) of codes in any order, of which `told` and `angles` know."""
         x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
         x = self.drop(x + told)
-        towards = directions(angles)
+        towards = rotary_directions(angles)
         for block in self.blocks:
             x = block(x, towards)
         logits: Tensor = self.head(self.norm(x))
         return logits.float()
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         told, angles = self.places()
-        over = steps(self.blocks, angles, n, self.kept)
+        over = make_steps(self.blocks, angles, n, self.kept)
 
         def decode(before: Tensor | None) -> Tensor:
             x = self.begin(n, labels) if before is None else self.read(before)

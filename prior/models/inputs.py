@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 
 INPUTS = ("codes", "embedding")
 
 
-class Codes(nn.Module):
+class CodeEmbedding(nn.Module):
     """Codes as vectors: those of the tokenizer, projected (inputs="codes"), or an embedding of their own ("embedding")."""
 
     vectors: Tensor
@@ -19,7 +19,11 @@ class Codes(nn.Module):
         if inputs not in INPUTS:
             raise InputError(f"prior.inputs={inputs} must be one of {', '.join(INPUTS)}")
         self.register_buffer("vectors", vectors.detach().clone().float())
-        self.read: nn.Module = nn.Embedding(len(vectors), width) if inputs == "embedding" else nn.Linear(vectors.shape[1], width)
+        self.read: nn.Module = (
+            nn.Embedding(len(vectors), width)
+            if inputs == "embedding"
+            else nn.Linear(vectors.shape[1], width)
+        )
         self.initialise()
 
     def initialise(self, std: float = 0.02) -> None:
@@ -31,11 +35,13 @@ class Codes(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes (...) int64 in [0, K) -> (..., width)."""
-        found: Tensor = self.read(codes if isinstance(self.read, nn.Embedding) else self.vectors[codes])
+        found: Tensor = self.read(
+            codes if isinstance(self.read, nn.Embedding) else self.vectors[codes]
+        )
         return found
 
 
-class Labels(nn.Module):
+class LabelEmbedding(nn.Module):
     """A vector of each class and one of none in particular; all start at zero."""
 
     def __init__(self, classes: int, width: int) -> None:

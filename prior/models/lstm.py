@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.models.base import Autoregressive, Decoder, one_book
-from prior.models.inputs import Codes, Labels
+from prior.models.base import Autoregressive, StepDecoder, single_codebook
+from prior.models.inputs import CodeEmbedding, LabelEmbedding
 
 
 class LSTM(Autoregressive):
@@ -26,13 +26,18 @@ class LSTM(Autoregressive):
         dropout: float = 0.0,
         token_dropout: float = 0.0,
     ) -> None:
-        super().__init__(one_book(codebook), grid, classes, token_dropout)
-        self.before, self.above = Codes(codebook[0], width, inputs), Codes(codebook[0], width, inputs)
-        self.labels = Labels(classes, width)
+        super().__init__(single_codebook(codebook), grid, classes, token_dropout)
+        self.before, self.above = (
+            CodeEmbedding(codebook[0], width, inputs),
+            CodeEmbedding(codebook[0], width, inputs),
+        )
+        self.labels = LabelEmbedding(classes, width)
         self.row, self.column = (nn.Parameter(torch.zeros(n, width)) for n in self.grid)
         self.drop = nn.Dropout(dropout)
         # nn.LSTM drops between its layers, and warns where there is but one
-        self.lstm = nn.LSTM(width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0
+        )
         self.head = nn.Linear(width, self.K, bias=False)
         nn.init.normal_(self.row, std=0.02)
         nn.init.normal_(self.column, std=0.02)
@@ -41,14 +46,19 @@ class LSTM(Autoregressive):
             if "bias" in name:
                 nn.init.zeros_(p)
             if "bias_ih" in name:
-                nn.init.ones_(p[width : 2 * width])  # the forget gate: what is in memory stays at first (Jozefowicz et al. 2015)
+                nn.init.ones_(
+                    p[width : 2 * width]
+                )  # the forget gate: what is in memory stays at first (Jozefowicz et al. 2015)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        before, above = (F.pad(read(codes), (0, 0, n, -n)) for read, n in ((self.before, 1), (self.above, self.grid[1])))
+        before, above = (
+            F.pad(read(codes), (0, 0, n, -n))
+            for read, n in ((self.before, 1), (self.above, self.grid[1]))
+        )
         x = before + above + self.places() + self.labels(len(codes), labels)[:, None]
         return self.logits(self.lstm(self.drop(x))[0])
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         label, places = self.labels(n, labels), self.places()
         codes: list[Tensor] = []
         state: tuple[Tensor, Tensor] | None = None

@@ -5,13 +5,20 @@ import zlib
 import torch
 from torch import Tensor, nn
 
-from prior.models.base import Model, Prediction, guidable, one_book
-from prior.models.inputs import Codes, Labels
-from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
-from prior.sampling import Numbers, Sampler, guided
+from prior.decoding.sampling import Numbers, Sampler, guided
+from prior.models.base import Prediction, PriorModel, double_for_guidance, single_codebook
+from prior.models.inputs import CodeEmbedding, LabelEmbedding
+from prior.models.transformer import (
+    Block,
+    RMSNorm,
+    head_size,
+    initialise_blocks,
+    rotary,
+    rotary_directions,
+)
 
 
-class Masked(Model):
+class Masked(PriorModel):
     """A transformer that predicts masked codes from all others, whatever their places.
 
     Codes drawn one after the other in any order follow a distribution, the mean of those of all orders. What it is judged
@@ -33,16 +40,20 @@ class Masked(Model):
         heads: int = 6,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(one_book(codebook), grid, classes)
+        super().__init__(single_codebook(codebook), grid, classes)
         self.register_buffer("angles", rotary(grid, head_size(width, heads)), persistent=False)
-        self.read = Codes(codebook[0], width, inputs)
+        self.read = CodeEmbedding(codebook[0], width, inputs)
         self.unread = nn.Parameter(torch.zeros(width))  # what stands where a code is masked
-        self.label = Labels(classes, width)
-        self.place = nn.Parameter(torch.zeros(self.T, width))  # angles alone would leave the places of an empty grid alike
+        self.label = LabelEmbedding(classes, width)
+        self.place = nn.Parameter(
+            torch.zeros(self.T, width)
+        )  # angles alone would leave the places of an empty grid alike
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, causal=False) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, dropout, causal=False) for _ in range(depth)
+        )
         self.norm, self.head = RMSNorm(width), nn.Linear(width, self.K, bias=False)
-        initialise(self.blocks)
+        initialise_blocks(self.blocks)
         nn.init.normal_(self.place, std=0.02)
         nn.init.zeros_(self.head.weight)
 
@@ -50,14 +61,16 @@ class Masked(Model):
         """codes (B, L), of which those masked (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
         x = self.drop(x + self.place + self.label(len(codes), labels)[:, None])
-        towards = directions(self.angles)
+        towards = rotary_directions(self.angles)
         for block in self.blocks:
             x = block(x, towards)
         logits: Tensor = self.head(self.norm(x))
         return logits.float()
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
-        which = [zlib.crc32(grid.tobytes()) for grid in codes.cpu().numpy()]  # a grid's numbers are its own
+        which = [
+            zlib.crc32(grid.tobytes()) for grid in codes.cpu().numpy()
+        ]  # a grid's numbers are its own
         return self.bound(codes, labels, Numbers(0, which, codes.device).uniform(1 + self.L))
 
     def bound(self, codes: Tensor, labels: Tensor | None, uniform: Tensor) -> Prediction:
@@ -69,20 +82,30 @@ class Masked(Model):
         """
         m = (uniform[:, :1] * self.L).long()
         m = torch.where(m == 0, self.L, m)  # all of them leave nothing
-        masked = some(uniform[:, 1:], m)
-        logits = torch.where(masked[..., None], self(codes, masked, labels), self(codes, ~masked, labels))
+        masked = random_subset(uniform[:, 1:], m)
+        logits = torch.where(
+            masked[..., None], self(codes, masked, labels), self(codes, ~masked, labels)
+        )
         size, sets = torch.where(masked, m, self.L - m), 1 + (m < self.L).long()
         return Prediction(logits, codes, self.L / (size * sets).float())
 
     def propose(
-        self, codes: Tensor, masked: Tensor, places: Tensor, uniform: Tensor, sampler: Sampler, labels: Tensor | None
+        self,
+        codes: Tensor,
+        masked: Tensor,
+        places: Tensor,
+        uniform: Tensor,
+        sampler: Sampler,
+        labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Codes (n, r) for the places (n, r), each drawn by itself, its number being that of its place in uniform (n, L),
         and the logits (n, r, K) that they were drawn from."""
-        both, guide = guidable(labels, sampler)
+        both, guide = double_for_guidance(labels, sampler)
         if guide:
             given, free = self(codes.repeat(2, 1), masked.repeat(2, 1), both).chunk(2)
-            logits = guided(given, free, sampler.scale(1 - masked[0].count_nonzero().item() / self.L))
+            logits = guided(
+                given, free, sampler.scale(1 - masked[0].count_nonzero().item() / self.L)
+            )
         else:
             logits = self(codes, masked, labels)
         logits = logits.gather(1, places[..., None].expand(-1, -1, self.K))
@@ -90,6 +113,6 @@ class Masked(Model):
         return drawn.view_as(places), logits
 
 
-def some(uniform: Tensor, m: Tensor) -> Tensor:
+def random_subset(uniform: Tensor, m: Tensor) -> Tensor:
     """Sets (B, L) bool of m (B, 1) places each, all equally likely, by numbers (B, L)."""
     return uniform.argsort(1).argsort(1) < m

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from data.errors import InputError
-from prior.models.base import Autoregressive, Decoder, one_book
-from prior.models.inputs import Codes, Labels
+from engine.errors import InputError
+from prior.models.base import Autoregressive, StepDecoder, single_codebook
+from prior.models.inputs import CodeEmbedding, LabelEmbedding
 
 
 class PixelCNN(Autoregressive):
@@ -30,23 +30,29 @@ class PixelCNN(Autoregressive):
         dropout: float = 0.0,
         token_dropout: float = 0.0,
     ) -> None:
-        super().__init__(one_book(codebook), grid, classes, token_dropout)
+        super().__init__(single_codebook(codebook), grid, classes, token_dropout)
         if kernel < 3 or kernel % 2 == 0:
             raise InputError(
                 f"prior.kernel={kernel} must be odd and at least 3, a centre and as much on each side; use prior.kernel=5"
             )
         self.reach = kernel // 2
-        self.read = Codes(codebook[0], width, inputs)
+        self.read = CodeEmbedding(codebook[0], width, inputs)
         self.place = nn.Parameter(torch.zeros(width, *self.grid))
         self.drop = nn.Dropout(dropout)
         down = (self.reach + 1, 2 * self.reach + 1)
-        self.vertical = nn.ModuleList(nn.Conv2d(width, 2 * width, down, bias=False) for _ in range(depth))
-        self.horizontal = nn.ModuleList(Horizontal(width, self.reach, dropout) for _ in range(depth))
-        self.labels = Labels(classes, 2 * depth * 2 * width)
+        self.vertical = nn.ModuleList(
+            nn.Conv2d(width, 2 * width, down, bias=False) for _ in range(depth)
+        )
+        self.horizontal = nn.ModuleList(
+            Horizontal(width, self.reach, dropout) for _ in range(depth)
+        )
+        self.labels = LabelEmbedding(classes, 2 * depth * 2 * width)
         self.last, self.head = nn.Conv2d(width, width, 1), nn.Conv2d(width, self.K, 1)
         nn.init.normal_(self.place, std=0.02)
         for p in self.vertical.parameters():
-            nn.init.normal_(p, std=2 / p[0].numel() ** 0.5)  # the gate halves what is small, and nothing leads past it here
+            nn.init.normal_(
+                p, std=2 / p[0].numel() ** 0.5
+            )  # the gate halves what is small, and nothing leads past it here
         for p in self.head.parameters():
             nn.init.zeros_(p)
 
@@ -55,7 +61,9 @@ class PixelCNN(Autoregressive):
         # The first layer's mask A as a shift of what it reads: then no position holds its own code, and all masks are B.
         v = self.drop(F.pad(x, (0, 0, 1, -1)) + self.place)
         h = self.drop(F.pad(x, (1, -1)) + self.place)
-        for vertical, horizontal, (above, beside) in zip(self.vertical, self.horizontal, self.told(len(x), labels), strict=True):
+        for vertical, horizontal, (above, beside) in zip(
+            self.vertical, self.horizontal, self.told(len(x), labels), strict=True
+        ):
             a = vertical(F.pad(v, (self.reach, self.reach, self.reach, 0))) + above
             v, h = gate(a), horizontal(F.pad(h, (self.reach, 0)), a, beside)
         return rearrange(self.logits(h), "b K h w -> b (h w) K")
@@ -70,7 +78,7 @@ class PixelCNN(Autoregressive):
         logits: Tensor = self.head(F.relu(self.last(F.relu(h))))
         return logits.float()
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         return Remembering(self, n, labels)
 
 
@@ -105,7 +113,9 @@ class Remembering:
         (width, _, columns), reach, blank = model.place.shape, model.reach, model.place.new_zeros
         self.outside = blank(n, width, 1, 1)
         self.row = [self.outside] * columns  # of the last codes, one a column
-        self.rows = [blank(n, width, reach + 1, reach + columns + reach) for _ in model.vertical]  # what each layer reads
+        self.rows = [
+            blank(n, width, reach + 1, reach + columns + reach) for _ in model.vertical
+        ]  # what each layer reads
 
     def __call__(self, before: Tensor | None) -> Tensor:
         row, column = divmod(self.t, self.model.grid[1])
@@ -113,7 +123,9 @@ class Remembering:
             self.row[column - 1] = self.model.read(before)[:, :, None, None]
         if column == 0:
             self._begin(row)
-        h = (self.row[column - 1] if column else self.outside) + self.model.place[:, row, column, None, None]
+        h = (self.row[column - 1] if column else self.outside) + self.model.place[
+            :, row, column, None, None
+        ]
         for i, horizontal in enumerate(self.model.horizontal):
             self.left[i] = torch.cat([self.left[i][..., 1:], h], 3)
             h = horizontal(self.left[i], self.above[i][..., column, None], self.told[i][1])
@@ -122,7 +134,9 @@ class Remembering:
 
     def _begin(self, row: int) -> None:
         reach = self.model.reach
-        self.left = [self.outside.expand(-1, -1, -1, reach + 1)] * len(self.rows)  # what each layer reads in this row
+        self.left = [self.outside.expand(-1, -1, -1, reach + 1)] * len(
+            self.rows
+        )  # what each layer reads in this row
         self.above: list[Tensor] = []  # what each vertical layer found in it
         v = torch.cat(self.row, 3) + self.model.place[:, None, row]
         for i, vertical in enumerate(self.model.vertical):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
-from prior.models.base import Prediction, everything
+from engine.errors import InputError
+from prior.models.base import Prediction, predict_all
 from prior.models.gpt import GPT
 from prior.orders import shuffled
 
@@ -43,13 +43,17 @@ class RAR(GPT):
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         order = shuffled(len(codes), self.T, self.randomness(progress), codes.device)
         shown = codes.gather(1, order)
-        return everything(self(self.reread(shown), labels, order), shown)
+        return predict_all(self(self.reread(shown), labels, order), shown)
 
     def randomness(self, progress: float) -> float:
         """The probability r of a random order."""
-        return min(1.0, max(0.0, (self.raster_from - progress) / (self.raster_from - self.random_until)))
+        return min(
+            1.0, max(0.0, (self.raster_from - progress) / (self.raster_from - self.random_until))
+        )
 
-    def forward(self, codes: Tensor, labels: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+    def forward(
+        self, codes: Tensor, labels: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
         """codes (B, T) as they come in `order` (B, T), by default raster -> their logits (B, T, K) float32."""
         return self.predict(codes, labels, *self.places(order))
 
@@ -59,4 +63,6 @@ class RAR(GPT):
         order = torch.arange(self.T, device=self.place.device) if order is None else order
         to, read = order, order[..., :-1]  # the first step reads no code
         told = self.place[to] + F.pad(self.origin[read], (0, 0, 1, 0))
-        return told, torch.cat([self.angles[to], F.pad(self.angles[read], (0, 0, 0, 0, 0, 0, 1, 0))], -3)
+        return told, torch.cat(
+            [self.angles[to], F.pad(self.angles[read], (0, 0, 0, 0, 0, 0, 1, 0))], -3
+        )

@@ -5,10 +5,17 @@ from collections.abc import Generator
 import torch
 from torch import Tensor, nn
 
-from prior.models.base import Autoregressive, Decoder
-from prior.models.inputs import Codes, Labels
-from prior.models.steps import steps
-from prior.models.transformer import Block, RMSNorm, directions, head_size, initialise, rotary
+from prior.decoding.kv_decoder import make_steps
+from prior.models.base import Autoregressive, StepDecoder
+from prior.models.inputs import CodeEmbedding, LabelEmbedding
+from prior.models.transformer import (
+    Block,
+    RMSNorm,
+    head_size,
+    initialise_blocks,
+    rotary,
+    rotary_directions,
+)
 
 
 class RQ(Autoregressive):
@@ -41,15 +48,22 @@ class RQ(Autoregressive):
         size = head_size(width, heads)
         self.register_buffer("angles", rotary(grid, size), persistent=False)
         self.register_buffer("book_angles", rotary((1, self.books), size), persistent=False)
-        self.read = nn.ModuleList(Codes(vectors, width, inputs) for vectors in codebook)
-        self.begin = Labels(classes, width)  # what stands where the position before the first would
-        self.place, self.book = nn.Parameter(torch.zeros(self.T, width)), nn.Parameter(torch.zeros(self.books, width))
+        self.read = nn.ModuleList(CodeEmbedding(vectors, width, inputs) for vectors in codebook)
+        self.begin = LabelEmbedding(
+            classes, width
+        )  # what stands where the position before the first would
+        self.place, self.book = (
+            nn.Parameter(torch.zeros(self.T, width)),
+            nn.Parameter(torch.zeros(self.books, width)),
+        )
         self.drop = nn.Dropout(dropout)
         self.over_places = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.over_books = nn.ModuleList(Block(width, heads, dropout) for _ in range(book_depth))
         self.norm = RMSNorm(width)
         self.head = nn.ModuleList(nn.Linear(width, self.K, bias=False) for _ in range(self.books))
-        initialise(nn.ModuleList([*self.over_places, *self.over_books]))  # one residual stream runs through both
+        initialise_blocks(
+            nn.ModuleList([*self.over_places, *self.over_books])
+        )  # one residual stream runs through both
         for told in (self.place, self.book):
             nn.init.normal_(told, std=0.02)
         for head in self.head:
@@ -57,27 +71,34 @@ class RQ(Autoregressive):
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         by_book = codes.view(len(codes), self.T, self.books).unbind(2)
-        sums = torch.stack([read(code) for read, code in zip(self.read, by_book, strict=True)], 2).cumsum(2)
+        sums = torch.stack(
+            [read(code) for read, code in zip(self.read, by_book, strict=True)], 2
+        ).cumsum(2)
         begin = self.begin(len(codes), labels)[:, None]
         h = self.drop(torch.cat([begin, sums[:, :-1, -1]], 1) + self.place)
-        towards = directions(self.angles)
+        towards = rotary_directions(self.angles)
         for block in self.over_places:
             h = block(h, towards)
         v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)  # (B, T, books, width)
         v = self.drop(v + self.book).flatten(0, 1)  # (B * T, books, width)
-        towards = directions(self.book_angles)
+        towards = rotary_directions(self.book_angles)
         for block in self.over_books:
             v = block(v, towards)
-        logits = torch.stack([head(x) for head, x in zip(self.head, self.norm(v).unbind(1), strict=True)], 1)
+        logits = torch.stack(
+            [head(x) for head, x in zip(self.head, self.norm(v).unbind(1), strict=True)], 1
+        )
         return logits.view(len(codes), self.L, self.K).float()
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> Decoder:
+    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         return self._decode(n, labels).send
 
     def _decode(self, n: int, labels: Tensor | None) -> Generator[Tensor, Tensor | None, None]:
         """Yields the logits (n, K) of the next code, is sent that code."""
-        x, over_places = self.begin(n, labels), steps(self.over_places, self.angles, n, self.kept)
-        over_books = steps(self.over_books, self.book_angles, n, self.kept)
+        x, over_places = (
+            self.begin(n, labels),
+            make_steps(self.over_places, self.angles, n, self.kept),
+        )
+        over_books = make_steps(self.over_books, self.book_angles, n, self.kept)
         for place in self.place:
             v, x = over_places(x + place), torch.zeros_like(x)
             over_books.restart()

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 
 
 def head_size(width: int, heads: int) -> int:
     """The width of a head, which rotary positions want even."""
     if width % heads or (width // heads) % 2:
-        raise InputError(f"prior.width={width} must be an even multiple of prior.heads={heads}; use prior.width={64 * heads}")
+        raise InputError(
+            f"prior.width={width} must be an even multiple of prior.heads={heads}; use prior.width={64 * heads}"
+        )
     return width // heads
 
 
@@ -29,15 +31,17 @@ def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
     return torch.cat(angles, 1)[:, None, None]
 
 
-def directions(angles: Tensor) -> Tensor:
+def rotary_directions(angles: Tensor) -> Tensor:
     """Cosine and sine (..., 2) of angles (...): made once, for all blocks."""
     return torch.stack([angles.cos(), angles.sin()], -1)
 
 
-def turn(x: Tensor, towards: Tensor) -> Tensor:
+def rotate_pairs(x: Tensor, towards: Tensor) -> Tensor:
     """Turn the pairs of neighbouring channels of x (..., size) by the angles of the directions (..., size / 2, 2)."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # torch.compile leaves complex numbers as they are, and says so
+    if (
+        torch.compiler.is_compiling()
+    ):  # torch.compile leaves complex numbers as they are, and says so
         (a, b), (cos, sin) = pairs.unbind(-1), towards.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
     else:  # of complex numbers it is one product, each way
@@ -54,14 +58,22 @@ class Block(nn.Module):
         hidden = 32 * round(width * 8 / 3 / 32)  # as many weights as an MLP of 4 x width
         self.heads, self.dropout, self.causal = heads, dropout, causal
         self.norm1, self.norm2 = RMSNorm(width), RMSNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.gate_up, self.down = nn.Linear(width, 2 * hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.qkv, self.proj = (
+            nn.Linear(width, 3 * width, bias=False),
+            nn.Linear(width, width, bias=False),
+        )
+        self.gate_up, self.down = (
+            nn.Linear(width, 2 * hidden, bias=False),
+            nn.Linear(hidden, width, bias=False),
+        )
 
     def forward(self, x: Tensor, towards: Tensor) -> Tensor:
         """x (B, T, width) -> (B, T, width), its queries and keys turned towards the directions (T, 1, 1, size / 2, 2), or each
         towards its own (T, 2, 1, size / 2, 2), or those of each sample (B, T, 2, 1, size / 2, 2)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        q, k = turn(qkv[:, :, :2], towards).transpose(1, 3).unbind(2)  # (B, heads, T, size) each
+        q, k = (
+            rotate_pairs(qkv[:, :, :2], towards).transpose(1, 3).unbind(2)
+        )  # (B, heads, T, size) each
         dropout = self.dropout if self.training else 0.0
         attended = attention(q, k, qkv[:, :, 2].transpose(1, 2), self.causal, dropout)
         x = x + self._drop(self.proj(attended.transpose(1, 2).flatten(2)))
@@ -72,7 +84,9 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0, at_once: int = 2**22) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0, at_once: int = 2**22
+) -> Tensor:
     """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); `causal`: to those up to each.
 
     On a CPU in bf16, where torch's own kernel takes eight times as long backward, by plain products, `at_once` scores at a
@@ -118,11 +132,15 @@ class _Normal(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
         y, scale, weight = ctx.saved_tensors
         inward = slope * weight
-        along = torch.linalg.vecdot(inward, y)[..., None] / y.shape[-1]  # a change of length is undone
-        return torch.addcmul(inward, y, along, value=-1).mul_(scale), (slope * y).flatten(0, -2).sum(0)
+        along = (
+            torch.linalg.vecdot(inward, y)[..., None] / y.shape[-1]
+        )  # a change of length is undone
+        return torch.addcmul(inward, y, along, value=-1).mul_(scale), (slope * y).flatten(
+            0, -2
+        ).sum(0)
 
 
-def initialise(blocks: nn.ModuleList) -> None:
+def initialise_blocks(blocks: nn.ModuleList) -> None:
     """Weights as in GPT-2: those that write to the residual stream the smaller, the more of them there are."""
     for name, p in blocks.named_parameters():
         if p.ndim > 1:

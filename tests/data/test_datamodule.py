@@ -10,11 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule, Live, cut
+from data.datamodule import ImageDataModule, Live, crop_at
 from data.decode import Unreadable
-from data.errors import InputError, explain
 from data.images import to_float
 from data.source import Source
+from engine.cli import explain_error
+from engine.errors import InputError
 
 
 class Noise(Source):
@@ -27,12 +28,16 @@ class Noise(Source):
     def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:
             raise Unreadable("a hole")
-        return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), index
+        return np.random.default_rng(index).integers(
+            0, 256, (channels, side, side), np.uint8
+        ), index
 
 
 class Images(ImageDataModule):
     def __init__(self, train: Source, val: Source | None = None, **settings: Any) -> None:
-        super().__init__(**{"image_size": 8, "batch_size": 4, "cache": "ram", "num_workers": 0, **settings})
+        super().__init__(
+            **{"image_size": 8, "batch_size": 4, "cache": "ram", "num_workers": 0, **settings}
+        )
         self.sources = {"train": train, "val": val or train}
 
     def open(self, split: str) -> Source:
@@ -45,7 +50,9 @@ def everything(data: ImageDataModule) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def batch(n: int, side: int, channels: int = 3) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, channels, side, side), np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (n, channels, side, side), np.uint8)
+    )
 
 
 def test_batches_arrive_in_the_models_range_layout_and_size() -> None:
@@ -69,17 +76,29 @@ def test_a_view_is_the_middle(side: int, size: int) -> None:
 
 def test_a_cut_is_what_slicing_gives() -> None:
     images, corners = batch(5, 9, 1), torch.tensor([[0, 0], [3, 3], [0, 3], [2, 1], [1, 2]])
-    expected = torch.stack([image[:, i : i + 6, j : j + 6] for image, (i, j) in zip(images, corners.tolist(), strict=True)])
-    assert torch.equal(cut(images, corners, 6), expected)
+    expected = torch.stack(
+        [
+            image[:, i : i + 6, j : j + 6]
+            for image, (i, j) in zip(images, corners.tolist(), strict=True)
+        ]
+    )
+    assert torch.equal(crop_at(images, corners, 6), expected)
 
 
 def test_random_crops_reach_every_place_and_nothing_beyond() -> None:
     side, size = 6, 4
-    images = torch.arange(side * side, dtype=torch.uint8).view(1, 1, side, side).expand(400, 1, side, side)
+    images = (
+        torch.arange(side * side, dtype=torch.uint8)
+        .view(1, 1, side, side)
+        .expand(400, 1, side, side)
+    )
     data = Images(Noise(4), image_size=size, resize=side, crop="random", flip=False, channels=1)
     found = {tuple(x.flatten().tolist()) for x in data.augment(images)}
     places = [(i, j) for i in range(3) for j in range(3)]
-    assert found == {tuple(to_float(images[0, 0, i : i + size, j : j + size]).flatten().tolist()) for i, j in places}
+    assert found == {
+        tuple(to_float(images[0, 0, i : i + size, j : j + size]).flatten().tolist())
+        for i, j in places
+    }
 
 
 def test_random_crops_have_room_by_default_and_validation_sees_the_middle() -> None:
@@ -116,12 +135,15 @@ def test_every_cache_gives_the_same_batches(tmp_path: Path, broken: tuple[int, .
     assert first[1].tolist() == [i for i in range(11) if i not in broken]
     for data in kept[1:]:
         assert all(torch.equal(a, b) for a, b in zip(everything(data), first, strict=True))
-        shown, expected = ([labels.tolist() for _, labels in islice(d.train_dataloader(), 4)] for d in (data, kept[0]))
+        shown, expected = (
+            [labels.tolist() for _, labels in islice(d.train_dataloader(), 4)]
+            for d in (data, kept[0])
+        )
         assert shown == expected
 
 
 def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.datamodule.CHUNK", 3)
+    monkeypatch.setattr("data.datamodule.READ_CHUNK", 3)
     data = Images(Noise(40, broken=(7, 8, 39)), on_error="skip")
     images, labels = everything(data)
     assert labels.tolist() == [i for i in range(40) if i not in (7, 8, 39)]
@@ -129,7 +151,9 @@ def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_only_a_source_that_is_safe_with_threads_is_read_by_several(parallel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
+    parallel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, threads = Noise(40), set()
     source.parallel = parallel
     plain = source.one
@@ -141,26 +165,32 @@ def test_only_a_source_that_is_safe_with_threads_is_read_by_several(parallel: bo
 
     monkeypatch.setattr(source, "one", slow)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
-    monkeypatch.setattr("data.datamodule.CHUNK", 3)
+    monkeypatch.setattr("data.datamodule.READ_CHUNK", 3)
     Images(source).split("train")
     assert (len(threads) > 1) == parallel
 
 
-def test_a_source_too_large_to_be_checked_is_not_read_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_too_large_to_be_checked_is_not_read_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = Noise(10)
     source.checked = False
     monkeypatch.setattr(source, "one", None)
     assert len(Images(source, cache="none").split("train")) == 10
 
 
-def test_of_a_source_that_is_not_checked_a_broken_image_stops_or_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_source_that_is_not_checked_a_broken_image_stops_or_is_replaced(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = Noise(10, broken=(1,))
     source.checked = False
     with pytest.raises(InputError, match=r"image 1 can't be read as an image \(a hole\)"):
         everything(Images(source, cache="none"))
     _, labels = everything(Images(source, cache="none", on_error="skip"))
     assert labels.tolist() == [0, 0, *range(2, 10)]
-    assert "image 1 can't be read (a hole); another image takes its place" in capsys.readouterr().err
+    assert (
+        "image 1 can't be read (a hole); another image takes its place" in capsys.readouterr().err
+    )
 
 
 def test_broken_images_are_replaced_by_different_ones() -> None:
@@ -180,23 +210,32 @@ def test_a_worker_process_says_in_one_sentence_that_the_images_are_lost() -> Non
     data = Images(source, cache="none", on_error="skip", num_workers=1)
     with pytest.raises(InputError) as lost:
         next(iter(data.val_dataloader()))
-    sentence = "error: image 0 can't be read (a hole), nor the 64 after it; is the disk still there?"
-    assert explain(lost.value) == sentence
+    sentence = (
+        "error: image 0 can't be read (a hole), nor the 64 after it; is the disk still there?"
+    )
+    assert explain_error(lost.value) == sentence
 
 
 def test_a_key_changes_with_all_that_pixels_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Images(Noise(4)).key("train")
-    assert plain == Images(Noise(4), crop="random", resize=8, flip=False).key("train")  # done to each batch
+    assert plain == Images(Noise(4), crop="random", resize=8, flip=False).key(
+        "train"
+    )  # done to each batch
     assert plain != Images(Noise(5)).key("train")
     assert plain != Images(Noise(4), resize=9).key("train")
     assert plain != Images(Noise(4), channels=1).key("train")
-    monkeypatch.setattr("data.datamodule.VERSION", 99)
+    monkeypatch.setattr("data.datamodule.DECODE_VERSION", 99)
     assert plain != Images(Noise(4)).key("train")
 
 
-def test_processes_read_only_where_images_are_decoded_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_read_only_where_images_are_decoded_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(20))
-    assert [Images(Noise(4), cache=cache, num_workers=None).num_workers for cache in ("none", "ram", "disk")] == [8, 0, 0]
+    assert [
+        Images(Noise(4), cache=cache, num_workers=None).num_workers
+        for cache in ("none", "ram", "disk")
+    ] == [8, 0, 0]
     assert Images(Noise(4), cache="none", num_workers=3).num_workers == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2))
     assert Images(Noise(4), cache="none", num_workers=None).num_workers == 2

@@ -31,14 +31,23 @@ from torchvision import datasets
 import data.layouts
 import data.torchvision
 from data.datamodule import ImageDataModule
-from data.errors import InputError
 from data.folder import Folder
 from data.hf import HF
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
 from data.shapes import Shapes
-from data.torchvision import ATTRIBUTES, CIFAR10, MNIST, STL10, CelebA, Downloaded, FashionMNIST, Flowers102
+from data.torchvision import (
+    ATTRIBUTES,
+    CIFAR10,
+    MNIST,
+    STL10,
+    CelebA,
+    Downloaded,
+    FashionMNIST,
+    Flowers102,
+)
+from engine.errors import InputError
 
 Build = Callable[..., ImageDataModule]
 Batch = tuple[Tensor, Tensor]
@@ -54,7 +63,9 @@ def painted(labels: Sequence[int], side: int, seed: int, channels: int = 3) -> N
 
 def told(images: Tensor) -> list[int]:
     """The labels of painted images (n, channels, side, side), -1 for the brightest."""
-    return [band if band < 3 else -1 for band in (images.float().mean((1, 2, 3)) // 64).int().tolist()]
+    return [
+        band if band < 3 else -1 for band in (images.float().mean((1, 2, 3)) // 64).int().tolist()
+    ]
 
 
 def write(files: Sequence[Path], images: NDArray[np.uint8]) -> None:
@@ -78,9 +89,15 @@ def cifar10(root: Path, patch: pytest.MonkeyPatch) -> Build:
 
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CIFAR10.classes}))
     parts = [part.tolist() for part in np.array_split(TRAIN, 5)]
-    patch.setattr(datasets.CIFAR10, "train_list", [batch(f"data_batch_{i + 1}", part, i) for i, part in enumerate(parts)])
+    patch.setattr(
+        datasets.CIFAR10,
+        "train_list",
+        [batch(f"data_batch_{i + 1}", part, i) for i, part in enumerate(parts)],
+    )
     patch.setattr(datasets.CIFAR10, "test_list", [batch("test_batch", VAL, 9)])
-    patch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")})
+    patch.setattr(
+        datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")}
+    )
     return partial(CIFAR10, root=str(root))
 
 
@@ -103,11 +120,17 @@ def stl10(root: Path, patch: pytest.MonkeyPatch) -> Build:
     folder.mkdir(parents=True)
     labelled = {"train": TRAIN[:8], "test": VAL}
     for seed, (name, labels) in enumerate((*labelled.items(), ("unlabeled", [-1] * 4))):
-        (folder / f"{name}_X.bin").write_bytes(painted(labels, 96, seed).transpose(0, 3, 2, 1).tobytes())
+        (folder / f"{name}_X.bin").write_bytes(
+            painted(labels, 96, seed).transpose(0, 3, 2, 1).tobytes()
+        )
         if name in labelled:
             (folder / f"{name}_y.bin").write_bytes((np.array(labels, np.uint8) + 1).tobytes())
     for table in ("train_list", "test_list"):
-        patch.setattr(datasets.STL10, table, [[name, md5(folder / name)] for name, _ in getattr(datasets.STL10, table)])
+        patch.setattr(
+            datasets.STL10,
+            table,
+            [[name, md5(folder / name)] for name, _ in getattr(datasets.STL10, table)],
+        )
     return partial(STL10, root=str(root))
 
 
@@ -116,9 +139,17 @@ def flowers102(root: Path, patch: pytest.MonkeyPatch) -> Build:
     ids = np.random.default_rng(0).permutation(18) + 1
     labels = np.array([*TRAIN, *VAL])
     write([folder / "jpg" / f"image_{i:05d}.jpg" for i in ids], painted(labels.tolist(), 24, 0))
-    savemat(folder / "imagelabels.mat", {"labels": labels[np.argsort(ids)].astype(np.uint8)[None] + 1})
-    savemat(folder / "setid.mat", {"trnid": ids[None, :5], "valid": ids[None, 5:12], "tstid": ids[None, 12:]})
-    sums = {what: (name, md5(folder / name)) for what, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))}
+    savemat(
+        folder / "imagelabels.mat", {"labels": labels[np.argsort(ids)].astype(np.uint8)[None] + 1}
+    )
+    savemat(
+        folder / "setid.mat",
+        {"trnid": ids[None, :5], "valid": ids[None, 5:12], "tstid": ids[None, 12:]},
+    )
+    sums = {
+        what: (name, md5(folder / name))
+        for what, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
+    }
     patch.setattr(datasets.Flowers102, "_file_dict", {**datasets.Flowers102._file_dict, **sums})
     return partial(Flowers102, root=str(root))
 
@@ -129,12 +160,15 @@ def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
     names = [f"{i + 1:06d}.jpg" for i in range(20)]  # the last two are of the official test set
     write([folder / "img_align_celeba" / name for name in names], painted([*smiling, 2, 2], 24, 0))
     split = [0] * 12 + [1] * 6 + [2] * 2
-    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {s}\n" for name, s in zip(names, split, strict=True)))
+    (folder / "list_eval_partition.txt").write_text(
+        "".join(f"{name} {s}\n" for name, s in zip(names, split, strict=True))
+    )
     rows = [["1" if a == "Smiling" and s else "-1" for a in ATTRIBUTES] for s in (*smiling, 0, 0)]
     lines = [f"{name}  {' '.join(row)}\n" for name, row in zip(names, rows, strict=True)]
     (folder / "list_attr_celeba.txt").write_text(f"20\n{' '.join(ATTRIBUTES)} \n{''.join(lines)}")
     lists = [
-        (number, md5(folder / name) if (folder / name).exists() else sum_, name) for number, sum_, name in datasets.CelebA.file_list
+        (number, md5(folder / name) if (folder / name).exists() else sum_, name)
+        for number, sum_, name in datasets.CelebA.file_list
     ]
     patch.setattr(datasets.CelebA, "file_list", lists)
     return partial(CelebA, root=str(root), attribute="Smiling")
@@ -144,8 +178,12 @@ def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
     folder, wnids = root / TINY, ["n01", "n02", "n03"]
     folder.mkdir(parents=True)
     (folder / "wnids.txt").write_text("n02\nn03\nn01\n")
-    (folder / "words.txt").write_text("n00\tentity\nn01\tgoldfish\nn02\ttree frog, tree-frog\nn03\tcup\n")
-    train = [folder / "train" / wnids[k] / "images" / f"{wnids[k]}_{i}.JPEG" for i, k in enumerate(TRAIN)]
+    (folder / "words.txt").write_text(
+        "n00\tentity\nn01\tgoldfish\nn02\ttree frog, tree-frog\nn03\tcup\n"
+    )
+    train = [
+        folder / "train" / wnids[k] / "images" / f"{wnids[k]}_{i}.JPEG" for i, k in enumerate(TRAIN)
+    ]
     write(train, painted(TRAIN, 24, 0))
     val = [folder / "val" / "images" / f"val_{i}.JPEG" for i in range(6)]
     write(val, painted(VAL, 24, 1))
@@ -156,18 +194,26 @@ def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
 
 def imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
     for seed, (split, labels) in enumerate((("train", TRAIN), ("val", VAL))):
-        write([root / split / f"n0{k}" / f"{split}_{i}.JPEG" for i, k in enumerate(labels)], painted(labels, 24, seed))
+        write(
+            [root / split / f"n0{k}" / f"{split}_{i}.JPEG" for i, k in enumerate(labels)],
+            painted(labels, 24, seed),
+        )
     return partial(ImageNet, root=str(root))
 
 
 def ffhq(root: Path, patch: pytest.MonkeyPatch) -> Build:
     numbers = [*range(0, 60_000, 5_000), *range(60_000, 60_006)]
-    write([root / f"{n // 1000:02d}000" / f"{n:05d}.png" for n in numbers], painted([0] * 18, 24, 0))
+    write(
+        [root / f"{n // 1000:02d}000" / f"{n:05d}.png" for n in numbers], painted([0] * 18, 24, 0)
+    )
     return partial(FFHQ, root=str(root))
 
 
 def folder(root: Path, patch: pytest.MonkeyPatch) -> Build:
-    write([root / f"class {k}" / f"{i}.png" for i, k in enumerate((*TRAIN, *VAL))], painted([*TRAIN, *VAL], 24, 0))
+    write(
+        [root / f"class {k}" / f"{i}.png" for i, k in enumerate((*TRAIN, *VAL))],
+        painted([*TRAIN, *VAL], 24, 0),
+    )
     return partial(Folder, root=str(root), n_val=6)
 
 
@@ -185,12 +231,18 @@ def encoded(labels: list[int], seed: int) -> list[bytes]:
 def hf(root: Path, patch: pytest.MonkeyPatch) -> Build:
     patch.setattr(huggingface.config, "HF_DATASETS_CACHE", root / "prepared")
     huggingface.disable_progress_bars()
-    kinds = huggingface.Features({"image": huggingface.Image(), "label": huggingface.ClassLabel(names=["a", "b", "c"])})
+    kinds = huggingface.Features(
+        {"image": huggingface.Image(), "label": huggingface.ClassLabel(names=["a", "b", "c"])}
+    )
     for seed, (split, labels) in enumerate((("train", TRAIN), ("test", VAL))):
         images = [{"bytes": content, "path": None} for content in encoded(labels, seed)]
         table = huggingface.Dataset.from_dict({"image": images, "label": labels}, features=kinds)
         table.to_parquet(root / f"{split}.parquet")
-    return partial(HF, path="parquet", files={split: str(root / f"{split}.parquet") for split in ("train", "test")})
+    return partial(
+        HF,
+        path="parquet",
+        files={split: str(root / f"{split}.parquet") for split in ("train", "test")},
+    )
 
 
 def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -200,7 +252,9 @@ def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
             writer.add_item(i, {"image": content, "label": label})
         writer.done()
         writer.merge(1)
-    return partial(LitData, train=str(root / "train"), val=str(root / "val"), classes=["a", "b", "c"])
+    return partial(
+        LitData, train=str(root / "train"), val=str(root / "val"), classes=["a", "b", "c"]
+    )
 
 
 # The contract holds for every dataset. A new one joins with a function that writes a tiny copy of it below `root`, of 12
@@ -227,7 +281,9 @@ DOWNLOADED = {"cifar10": CIFAR10, "mnist": MNIST, "fashion_mnist": FashionMNIST,
 def tiny(name: str, tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     """What builds a dataset on a tiny copy of it in tmp_path/name, whose cache is tmp_path/cache."""
     make = DATASETS[name](tmp_path / name, patch)
-    return lambda **settings: make(**{"image_size": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **settings})
+    return lambda **settings: make(
+        **{"image_size": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **settings}
+    )
 
 
 @pytest.fixture(params=DATASETS)
@@ -250,7 +306,9 @@ def rows(images: Tensor) -> list[bytes]:
 
 def shown(data: ImageDataModule, n: int, done: int = 0) -> list[Batch]:
     """The next n training batches of a run that is at step `done`."""
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, training=True, lightning_module=SimpleNamespace(step=done))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, training=True, lightning_module=SimpleNamespace(step=done)
+    )  # type: ignore[assignment]
     return list(islice(data.train_dataloader(), n))
 
 
@@ -303,7 +361,9 @@ def test_no_file_is_in_both_splits(build: Build) -> None:
 
 
 def test_the_seed_decides_on_splits_and_order(build: Build, tmp_path: Path) -> None:
-    one, same_seed, other = (build(seed=seed, cache_dir=str(tmp_path / str(i))) for i, seed in enumerate((5, 5, 6)))
+    one, same_seed, other = (
+        build(seed=seed, cache_dir=str(tmp_path / str(i))) for i, seed in enumerate((5, 5, 6))
+    )
     assert same(shown(one, 6), shown(same_seed, 6))
     assert torch.equal(whole(one, "val")[0], whole(same_seed, "val")[0])
     assert not same(shown(one, 6), shown(other, 6))
@@ -327,7 +387,12 @@ def test_random_crops_lie_inside_the_image_and_move(build: Build) -> None:
     places = []
     for _ in range(8):
         for image, crop in zip(images, data.augment(images), strict=True):
-            at = [(r, c) for r in range(5) for c in range(5) if torch.equal(to_float(image[:, r : r + 16, c : c + 16]), crop)]
+            at = [
+                (r, c)
+                for r in range(5)
+                for c in range(5)
+                if torch.equal(to_float(image[:, r : r + 16, c : c + 16]), crop)
+            ]
             assert at
             places += at[:1]
     assert images.shape[-1] == 20
@@ -343,13 +408,16 @@ def test_validation_shows_the_centre_of_what_training_crops(build: Build) -> Non
 
 def test_the_cache_changes_nothing(build: Build) -> None:
     none, ram, disk = (
-        [*shown(data, 4), whole(data, "val")] for data in (build(cache=c, num_workers=0) for c in ("none", "ram", "disk"))
+        [*shown(data, 4), whole(data, "val")]
+        for data in (build(cache=c, num_workers=0) for c in ("none", "ram", "disk"))
     )
     assert same(none, ram)
     assert same(none, disk)
 
 
-def test_a_second_run_reads_the_cache_and_no_image(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_the_cache_and_no_image(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, again = build(), build()
     images, labels = whole(before, "val")
     for method in ("one", "read"):
@@ -380,7 +448,9 @@ def test_a_source_reaches_a_worker_that_is_not_forked(build: Build) -> None:
     assert np.array_equal(there.read(range(12), 16, 3)[0], source.read(range(12), 16, 3)[0])
 
 
-@pytest.mark.parametrize("build", [name for name in DATASETS if name not in ("shapes", "litdata")], indirect=True)
+@pytest.mark.parametrize(
+    "build", [name for name in DATASETS if name not in ("shapes", "litdata")], indirect=True
+)
 def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     before = build().key("val")
     assert build().key("val") == before
@@ -405,46 +475,63 @@ def test_a_changed_file_of_one_split_leaves_the_others_key(
     keys = [before.key(split) for split in ("train", "val")]
     os.utime(tmp_path / name / file, (1, 1))
     after = build()
-    assert [after.key(split) == key for split, key in zip(("train", "val"), keys, strict=True)] == [True, False]
+    assert [after.key(split) == key for split, key in zip(("train", "val"), keys, strict=True)] == [
+        True,
+        False,
+    ]
 
 
-def test_cifar10_images_come_through_to_the_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_images_come_through_to_the_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, _ = whole(tiny("cifar10", tmp_path, monkeypatch)(image_size=32), "val")
     assert np.array_equal(images.numpy(), painted(VAL, 32, 9).transpose(0, 3, 1, 2))
 
 
-def test_mnist_images_come_through_to_the_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_images_come_through_to_the_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, _ = whole(tiny("mnist", tmp_path, monkeypatch)(image_size=28, channels=1), "val")
     assert np.array_equal(images.numpy(), painted(VAL, 28, 1, 1).transpose(0, 3, 1, 2))
 
 
-def test_stl10_stands_upright_and_unlabelled_images_train_with_minus_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10_stands_upright_and_unlabelled_images_train_with_minus_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels = whole(tiny("stl10", tmp_path, monkeypatch)(image_size=96), "train")
     assert np.array_equal(images[8:].numpy(), painted([-1] * 4, 96, 2).transpose(0, 3, 1, 2))
     assert labels.tolist() == [*TRAIN[:8], -1, -1, -1, -1]
 
 
-def test_flowers_swap_their_splits_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flowers_swap_their_splits_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("flowers102", tmp_path, monkeypatch)
     plain, swapped = build(), build(swap=True)
     assert torch.equal(whole(plain, "train")[0], whole(swapped, "val")[0])
     assert torch.equal(whole(plain, "val")[0], whole(swapped, "train")[0])
 
 
-def test_celeba_without_an_attribute_has_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celeba_without_an_attribute_has_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tiny("celeba", tmp_path, monkeypatch)(attribute=None)
     assert set(whole(data, "train")[1].tolist()) == {0}
     assert data.classes == ["face"]
 
 
-def test_celebas_attribute_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celebas_attribute_is_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("celeba", tmp_path, monkeypatch)
     whole(build(attribute=None), "train")
     assert set(whole(build(attribute="Smiling"), "train")[1].tolist()) == {0, 1}
 
 
 def test_an_unknown_attribute_is_refused_with_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"data\.attribute=Smilling is none of CelebA's, did you mean Smiling\?"):
+    with pytest.raises(
+        InputError, match=r"data\.attribute=Smilling is none of CelebA's, did you mean Smiling\?"
+    ):
         CelebA(attribute="Smilling")
 
 
@@ -456,14 +543,19 @@ def test_tiny_imagenets_classes_have_words(tmp_path: Path, monkeypatch: pytest.M
 
 def test_ffhqs_official_split_is_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny("ffhq", tmp_path, monkeypatch)()
-    names = [[data.source(split).name(i)[-9:-4] for i in range(data.size(split))] for split in ("train", "val")]
+    names = [
+        [data.source(split).name(i)[-9:-4] for i in range(data.size(split))]
+        for split in ("train", "val")
+    ]
     assert names[0] == [f"{n:05d}" for n in range(0, 60_000, 5_000)]
     assert names[1] == [f"{n:05d}" for n in range(60_000, 60_006)]
 
 
 def test_a_part_of_ffhq_is_split_by_n_val_and_says_so(tmp_path: Path) -> None:
     write([tmp_path / f"{n:05d}.png" for n in range(6)], painted([0] * 6, 16, 0))
-    with pytest.raises(InputError, match=r"holds 6 images of the numbers 00000 to 59999.* and 0 of .*data\.n_val="):
+    with pytest.raises(
+        InputError, match=r"holds 6 images of the numbers 00000 to 59999.* and 0 of .*data\.n_val="
+    ):
         FFHQ(str(tmp_path))
     data = FFHQ(str(tmp_path), n_val=2)
     assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
@@ -476,7 +568,9 @@ def test_a_file_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.M
         build()
 
 
-def test_imagenet_with_a_flat_val_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_with_a_flat_val_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("imagenet", tmp_path, monkeypatch)
     for file in (tmp_path / "imagenet" / "val").rglob("*.JPEG"):
         file.rename(tmp_path / "imagenet" / "val" / file.name)
@@ -484,10 +578,14 @@ def test_imagenet_with_a_flat_val_is_refused(tmp_path: Path, monkeypatch: pytest
         build()
 
 
-def test_imagenet_whose_splits_have_other_classes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_whose_splits_have_other_classes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("imagenet", tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "imagenet" / "val" / "n01")
-    with pytest.raises(InputError, match=r"must have the same class folders; 1 are in one of them only, as n01"):
+    with pytest.raises(
+        InputError, match=r"must have the same class folders; 1 are in one of them only, as n01"
+    ):
         build()
 
 
@@ -503,13 +601,17 @@ def test_imagenet_without_val_and_without_root_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_what_is_not_there_and_not_to_be_fetched_is_said(name: str, tmp_path: Path) -> None:
     kind: Any = DOWNLOADED[name]
-    with pytest.raises(InputError, match=rf"no whole copy of {kind.__name__} in .*nowhere.*data\.download=true"):
+    with pytest.raises(
+        InputError, match=rf"no whole copy of {kind.__name__} in .*nowhere.*data\.download=true"
+    ):
         kind(root=str(tmp_path / "nowhere"), download=False, cache_dir=str(tmp_path)).prepare_data()
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
-def test_a_network_that_refuses_is_said(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_refuses_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise URLError("Name or service not known")
 
@@ -517,7 +619,10 @@ def test_a_network_that_refuses_is_said(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "gdown", None)  # CelebA's, perhaps not installed
     kind: Any = DOWNLOADED[name]
     reason = "pip install gdown" if kind is CelebA else "Name or service not known"
-    with pytest.raises(InputError, match=rf"{kind.__name__} can't be downloaded to .*{reason}.*put a copy .*data\.root="):
+    with pytest.raises(
+        InputError,
+        match=rf"{kind.__name__} can't be downloaded to .*{reason}.*put a copy .*data\.root=",
+    ):
         kind(root=str(tmp_path), cache_dir=str(tmp_path)).prepare_data()
 
 
@@ -545,24 +650,34 @@ def test_a_file_that_was_cut_short_is_not_taken_for_whole(
 
 
 @pytest.mark.parametrize("name", ["flowers102", "celeba", "tiny_imagenet"])
-def test_an_image_that_was_not_unpacked_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_was_not_unpacked_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny(name, tmp_path, monkeypatch)
     source: Any = build().source("val")
     source.files[2].unlink()
     missing = source.files[2].name
-    said = f"{missing} can't be read" if name == "tiny_imagenet" else f"1 of 6 images are not in .*{missing}"
+    said = (
+        f"{missing} can't be read"
+        if name == "tiny_imagenet"
+        else f"1 of 6 images are not in .*{missing}"
+    )
     with pytest.raises(InputError, match=said):
         build(download=False).prepare_data()
 
 
-def test_stl10_is_summed_up_once_for_files_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10_is_summed_up_once_for_files_that_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("stl10", tmp_path, monkeypatch)
     first = whole(build(), "val")
     monkeypatch.setattr(datasets.STL10, "_check_integrity", None)  # to sum up again would fail
     assert same([whole(build(), "val")], [first])
 
 
-def test_a_changed_pixel_of_stl10_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_pixel_of_stl10_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("stl10", tmp_path, monkeypatch)
     file = tmp_path / "stl10" / "stl10_binary" / "unlabeled_X.bin"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
@@ -601,13 +716,20 @@ def zipped(tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     return build
 
 
-def test_tiny_imagenet_is_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_imagenet_is_fetched_and_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = zipped(tmp_path, monkeypatch)
     new = build(root=str(tmp_path / "new"))
-    assert same([whole(new, split) for split in ("train", "val")], [whole(build(), split) for split in ("train", "val")])
+    assert same(
+        [whole(new, split) for split in ("train", "val")],
+        [whole(build(), split) for split in ("train", "val")],
+    )
 
 
-def test_a_full_disk_leaves_no_tiny_imagenet_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_tiny_imagenet_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = zipped(tmp_path, monkeypatch)
 
     def half(archive: str, to: str) -> None:
@@ -616,7 +738,9 @@ def test_a_full_disk_leaves_no_tiny_imagenet_that_looks_whole(tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr("data.layouts.extract_archive", half)
-        with pytest.raises(InputError, match="TinyImageNet can't be downloaded .*No space left on device"):
+        with pytest.raises(
+            InputError, match="TinyImageNet can't be downloaded .*No space left on device"
+        ):
             build(root=str(tmp_path / "new")).prepare_data()
     assert not (tmp_path / "new" / TINY).exists()
     build(root=str(tmp_path / "new")).prepare_data()
@@ -630,6 +754,13 @@ def test_a_whole_copy_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_downloaded_dataset_is_in_these_lists() -> None:
-    found = {kind for module in (data.torchvision, data.layouts) for kind in vars(module).values() if isinstance(kind, type)}
-    assert {kind for kind in found if issubclass(kind, Downloaded)} - {Downloaded} == set(DOWNLOADED.values())
+    found = {
+        kind
+        for module in (data.torchvision, data.layouts)
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+    }
+    assert {kind for kind in found if issubclass(kind, Downloaded)} - {Downloaded} == set(
+        DOWNLOADED.values()
+    )
     assert set(DOWNLOADED) <= set(DATASETS)

@@ -54,11 +54,17 @@ def by_pillow(content: bytes, side: int, channels: int = 3) -> Pixels:
 def png(pixels: NDArray[Any], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """A PNG file of pixels (h, w, ...) of 8 or 16 bits with the colour type and more chunks, which Pillow can't all write."""
     big = pixels.astype(pixels.dtype.newbyteorder(">"))
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8 * pixels.itemsize, colour, 0, 0, 0)
+    header = struct.pack(
+        ">IIBBBBB", pixels.shape[1], pixels.shape[0], 8 * pixels.itemsize, colour, 0, 0, 0
+    )
     body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in big))
     parts = [(b"IHDR", header), *chunks, (b"IDAT", body), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content)) for name, content in parts
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in parts
     )
 
 
@@ -77,14 +83,18 @@ def by_the_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("side", [1, 7, 16, 33])
-def test_a_square_jpeg_of_the_right_size_is_pillows_to_the_pixel(side: int, progressive: bool, sampling: str) -> None:
+def test_a_square_jpeg_of_the_right_size_is_pillows_to_the_pixel(
+    side: int, progressive: bool, sampling: str
+) -> None:
     content = saved(noise(side, side), "JPEG", subsampling=sampling, progressive=progressive)
     assert np.array_equal(decode(content, side, 3), by_pillow(content, side))
 
 
 @pytest.mark.parametrize("size", [(33, 47), (16, 17), (5, 31), (1, 9), (61, 63)])
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:0"])
-def test_a_jpeg_that_is_scaled_without_a_fraction_is_pillows_to_the_pixel(size: tuple[int, int], sampling: str) -> None:
+def test_a_jpeg_that_is_scaled_without_a_fraction_is_pillows_to_the_pixel(
+    size: tuple[int, int], sampling: str
+) -> None:
     content = saved(noise(*size), "JPEG", subsampling=sampling)
     assert np.array_equal(decode(content, 32, 3), by_pillow(content, 32))
 
@@ -104,7 +114,9 @@ def test_a_colour_jpeg_becomes_the_grey_that_it_holds() -> None:
 
 @pytest.mark.parametrize("size", [(130, 130), (401, 299), (1000, 300), (256, 512)])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_large_jpeg_that_is_decoded_at_a_fraction_is_close_to_the_whole(size: tuple[int, int], progressive: bool) -> None:
+def test_a_large_jpeg_that_is_decoded_at_a_fraction_is_close_to_the_whole(
+    size: tuple[int, int], progressive: bool
+) -> None:
     content = saved(smooth(*size), "JPEG", progressive=progressive)
     # The last column of an eighth of a JPEG may stand for less than eight pixels: the whole is stretched by as much.
     assert np.abs(decode(content, 32, 3).astype(int) - by_pillow(content, 32)).max() <= 8
@@ -177,10 +189,15 @@ def test_an_exif_segment_with_much_in_it_is_read() -> None:
     assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
 
 
-@pytest.mark.parametrize("tag", [b"Exif\0\0", b"Exif\0\0no TIFF header at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif"])
+@pytest.mark.parametrize(
+    "tag",
+    [b"Exif\0\0", b"Exif\0\0no TIFF header at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif"],
+)
 def test_a_broken_exif_tag_costs_no_picture(tag: bytes) -> None:
     content = saved(noise(16, 16), "JPEG")
-    assert np.array_equal(decode(content[:20] + segment(0xE1, tag) + content[20:], 16, 3), decode(content, 16, 3))
+    assert np.array_equal(
+        decode(content[:20] + segment(0xE1, tag) + content[20:], 16, 3), decode(content, 16, 3)
+    )
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 99])
@@ -191,7 +208,11 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> N
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_mode_of_a_png_gives_three_channels_and_one(mode: str) -> None:
-    plain = Image.fromarray(np.full((9, 12), 2**15, np.uint16)) if mode == "I;16" else smooth(9, 12).convert(mode)
+    plain = (
+        Image.fromarray(np.full((9, 12), 2**15, np.uint16))
+        if mode == "I;16"
+        else smooth(9, 12).convert(mode)
+    )
     content = saved(plain, "PNG")
     assert decode(content, 16, 3).shape == (3, 16, 16)
     assert decode(content, 16, 1).shape == (1, 16, 16)
@@ -231,15 +252,22 @@ def test_a_transparent_colour_of_a_palette_lies_on_white() -> None:
     palette = Image.fromarray(indices).convert("P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]], np.uint8)
-    assert np.array_equal(decode(saved(palette, "PNG", transparency=1), 4, 3), colours[indices].transpose(2, 0, 1))
+    assert np.array_equal(
+        decode(saved(palette, "PNG", transparency=1), 4, 3), colours[indices].transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(
     ("pixels", "colour", "key"),
-    [(np.full((4, 4, 3), 7, np.uint8), 2, struct.pack(">HHH", 7, 7, 7)), (np.full((4, 4), 7, np.uint8), 0, struct.pack(">H", 7))],
+    [
+        (np.full((4, 4, 3), 7, np.uint8), 2, struct.pack(">HHH", 7, 7, 7)),
+        (np.full((4, 4), 7, np.uint8), 0, struct.pack(">H", 7)),
+    ],
     ids=["RGB", "grey"],
 )
-def test_a_transparent_colour_without_a_palette_lies_on_white_too(pixels: Pixels, colour: int, key: bytes) -> None:
+def test_a_transparent_colour_without_a_palette_lies_on_white_too(
+    pixels: Pixels, colour: int, key: bytes
+) -> None:
     assert set(decode(png(pixels, colour, (b"tRNS", key)), 4, 3).flat) == {255}
 
 
@@ -247,7 +275,11 @@ def test_cmyk_comes_close_to_its_colours() -> None:
     image = smooth(16, 16)
     for kind in ("JPEG", "TIFF"):
         found = decode(
-            saved(image.convert("CMYK"), kind, quality=95) if kind == "JPEG" else saved(image.convert("CMYK"), kind), 16, 3
+            saved(image.convert("CMYK"), kind, quality=95)
+            if kind == "JPEG"
+            else saved(image.convert("CMYK"), kind),
+            16,
+            3,
         )
         assert np.abs(found.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 8
 
@@ -287,7 +319,19 @@ def test_the_middle_is_cut_out() -> None:
         (saved(Image.fromarray(np.full((4, 4), -1, np.int32)), "TIFF"), "32-bit pixels"),
         (saved(Image.new("L", (4, 4)), "EPS"), "PostScript"),
     ],
-    ids=["empty", "text", "magic", "jpeg", "png", "gif", "header", "float", "int32", "negative", "eps"],
+    ids=[
+        "empty",
+        "text",
+        "magic",
+        "jpeg",
+        "png",
+        "gif",
+        "header",
+        "float",
+        "int32",
+        "negative",
+        "eps",
+    ],
 )
 def test_what_cannot_be_decoded_says_why_in_a_few_words(content: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason) as found:
@@ -301,14 +345,18 @@ def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str)
     random = np.random.default_rng(0)
     whole = saved(noise(24, 24), kind)
     for _ in range(40):
-        content = bytearray(whole[: random.integers(4, len(whole))] if random.random() < 0.3 else whole)
+        content = bytearray(
+            whole[: random.integers(4, len(whole))] if random.random() < 0.3 else whole
+        )
         for at in random.integers(0, len(content), 3):
             content[at] = random.integers(256)
         with suppress(Unreadable):
             assert decode(bytes(content), 16, 3).shape == (3, 16, 16)
 
 
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("data.decode.LARGEST", 99)
     with pytest.raises(Unreadable, match=r"20 x 10 pixels, more than 2\^28"):
         decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)

@@ -12,14 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.errors import InputError
-from data.folder import Folder, find_images, images_of
+from data.folder import Folder, class_images, find_images
+from engine.errors import InputError
 
 Pixels = NDArray[np.uint8]
 
 
 def folder(root: Path, **settings: Any) -> Folder:
-    defaults: dict[str, Any] = {"image_size": 16, "n_val": 4, "batch_size": 4, "cache_dir": str(root.parent / "cache")}
+    defaults: dict[str, Any] = {
+        "image_size": 16,
+        "n_val": 4,
+        "batch_size": 4,
+        "cache_dir": str(root.parent / "cache"),
+    }
     return Folder(str(root), **{**defaults, **settings})
 
 
@@ -52,8 +57,15 @@ def sixteen_bits(file: Path) -> Pixels:
     """Writes an RGB PNG with 16 bits a channel, which Pillow can't; returns the upper eight."""
     values = np.random.default_rng(1).integers(0, 2**16, (16, 16, 3), np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    ]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     return (values >> 8).astype(np.uint8)
 
@@ -115,14 +127,18 @@ def readable(root: Path) -> dict[str, Pixels]:
     palette.save(root / "palette.png", transparency=1)
     expected["palette.png"] = np.where(clear[..., None], 255, [10, 20, 30]).astype(np.uint8)
 
-    Image.fromarray(np.dstack([plain, np.where(clear, 0, 255)]).astype(np.uint8)).save(root / "alpha.png")
+    Image.fromarray(np.dstack([plain, np.where(clear, 0, 255)]).astype(np.uint8)).save(
+        root / "alpha.png"
+    )
     expected["alpha.png"] = np.where(clear[..., None], 255, plain).astype(np.uint8)
 
     blobs.convert("CMYK").save(root / "cmyk.jpg", quality=95)
     expected["cmyk.jpg"] = np.asarray(blobs)
 
     for kind, settings in (("gif", {}), ("webp", {"lossless": True})):
-        frames[0].save(root / f"animated.{kind}", save_all=True, append_images=frames[1:], **settings)
+        frames[0].save(
+            root / f"animated.{kind}", save_all=True, append_images=frames[1:], **settings
+        )
         expected[f"animated.{kind}"] = np.asarray(frames[0])
 
     Image.new("RGB", (1, 1), (9, 8, 7)).save(root / "pixel.png")
@@ -133,12 +149,17 @@ def readable(root: Path) -> dict[str, Pixels]:
     return expected
 
 
-def test_what_can_be_read_arrives_and_what_cannot_is_named_and_counted(wild: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_can_be_read_arrives_and_what_cannot_is_named_and_counted(
+    wild: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = readable(wild)
     save(wild, "zz.png")  # the last, for validation
     found = images(folder(wild, n_val=1, held_out="last", on_error="skip"), "train")
     huge = found.pop("huge.png")
-    assert (set(huge[:, :7].flat), set(huge[:, 11:].flat)) == ({0}, {255})  # and greys between the bands
+    assert (set(huge[:, :7].flat), set(huge[:, 11:].flat)) == (
+        {0},
+        {255},
+    )  # and greys between the bands
     assert found.keys() == expected.keys()
     for name, pixels in expected.items():
         off = np.abs(found[name].transpose(1, 2, 0).astype(int) - pixels)
@@ -151,21 +172,28 @@ def test_what_can_be_read_arrives_and_what_cannot_is_named_and_counted(wild: Pat
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_each_unreadable_file_is_named_with_its_reason(wild: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_unreadable_file_is_named_with_its_reason(
+    wild: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for other in UNREADABLE.keys() - {name}:
         (wild / other).unlink()
     save(wild, "a.png", "zz.png")
     data = folder(wild, n_val=1, held_out="last", on_error="skip")
     assert list(images(data, "train")) == ["a.png"]
     report = capsys.readouterr().err
-    assert f"1 of 2 train images can't be read and are left out: {name} ({UNREADABLE[name]}" in report
+    assert (
+        f"1 of 2 train images can't be read and are left out: {name} ({UNREADABLE[name]}" in report
+    )
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 def test_stop_names_the_first_unreadable_file_and_the_way_out(wild: Path, cache: str) -> None:
     save(wild, "a.png", "zz.png")
     data = folder(wild, n_val=1, held_out="last", cache=cache)
-    with pytest.raises(InputError, match=r"^cut\.jpg can't be read as an image \(image file is.*data\.on_error=skip$"):
+    with pytest.raises(
+        InputError,
+        match=r"^cut\.jpg can't be read as an image \(image file is.*data\.on_error=skip$",
+    ):
         data.prepare_data()
 
 
@@ -191,7 +219,9 @@ def test_folders_of_nothing_but_unreadable_files_are_refused(wild: Path) -> None
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_what_is_left_out_is_told_every_time(wild: Path, cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_is_told_every_time(
+    wild: Path, cache: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(wild, "a.png", "zz.png")
     for _ in range(2):
         folder(wild, n_val=1, held_out="last", on_error="skip", cache=cache).split("train")
@@ -199,23 +229,34 @@ def test_what_is_left_out_is_told_every_time(wild: Path, cache: str, capsys: pyt
 
 
 @pytest.mark.parametrize("cache", ["none", "disk"])
-def test_a_second_run_does_not_read_everything_again(photos: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_not_read_everything_again(
+    photos: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(photos, cache=cache).prepare_data()
     monkeypatch.setattr("data.source.Files.one", None)  # a second reading would fail
     folder(photos, cache=cache).prepare_data()
 
 
-def test_images_that_break_in_mid_run_do_not_end_it(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_break_in_mid_run_do_not_end_it(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = folder(photos, n_val=8, held_out="last", cache="none", num_workers=0)
     whole, labels = data.split("val").__getitems__(range(8))
     (photos / "dogs" / "1.png").unlink()
     (photos / "dogs" / "2.png").write_text("overwritten")
     batches = [batch for _ in range(2) for batch in data.val_dataloader()]
     assert [len(x) for x, _ in batches] == [4] * 4
-    assert np.array_equal(batches[0][0], whole[[0, 0, 3, 3]])  # others of the batch take their places
+    assert np.array_equal(
+        batches[0][0], whole[[0, 0, 3, 3]]
+    )  # others of the batch take their places
     assert np.array_equal(batches[0][1], labels[[0, 0, 3, 3]])
     report = capsys.readouterr().err
-    assert report.count(f"{Path('dogs', '1.png')} can't be read (No such file or directory); another image takes its place") == 1
+    assert (
+        report.count(
+            f"{Path('dogs', '1.png')} can't be read (No such file or directory); another image takes its place"
+        )
+        == 1
+    )
     assert report.count(f"{Path('dogs', '2.png')} can't be read (no image of a known format)") == 1
 
 
@@ -224,7 +265,8 @@ def test_a_disk_that_is_gone_ends_the_run_in_one_sentence(photos: Path) -> None:
     data.prepare_data()
     shutil.rmtree(photos)
     with pytest.raises(
-        InputError, match=r"can't be read \(No such file or directory\), nor the 64 after it; is the disk still there\?$"
+        InputError,
+        match=r"can't be read \(No such file or directory\), nor the 64 after it; is the disk still there\?$",
     ):
         next(iter(data.train_dataloader()))
 
@@ -252,16 +294,18 @@ def test_labels_are_the_class_folders(photos: Path) -> None:
     data = folder(photos)
     _, labels = data.split("val").__getitems__(range(4))
     assert data.classes == ["cats", "dogs"]
-    assert [data.classes[label] for label in labels] == [name.split("/")[0] for name in names(data, "val")]
+    assert [data.classes[label] for label in labels] == [
+        name.split("/")[0] for name in names(data, "val")
+    ]
 
 
 def test_a_class_is_the_first_folder_however_deep_the_image_lies(tmp_path: Path) -> None:
     save(tmp_path, "birds/a.png", "birds/far/below/b.png", "fish/cats/c.png")
-    assert images_of(tmp_path).labels == [0, 0, 1]
+    assert class_images(tmp_path).labels == [0, 0, 1]
 
 
 def test_a_flat_folder_has_one_label(photos: Path) -> None:
-    assert set(images_of(photos / "cats").labels) == {0}
+    assert set(class_images(photos / "cats").labels) == {0}
 
 
 def test_an_image_of_the_right_size_is_kept_to_the_pixel(tmp_path: Path) -> None:
@@ -300,7 +344,10 @@ def test_other_settings_are_another_cache(photos: Path) -> None:
 def test_a_loop_of_links_ends_and_shows_each_image_once(tmp_path: Path, target: str) -> None:
     save(tmp_path, "root/a/b/1.png", "root/a/2.png")
     (tmp_path / "root" / "a" / "b" / "loop").symlink_to(target)
-    assert find_images(tmp_path / "root") == [tmp_path / "root/a/2.png", tmp_path / "root/a/b/1.png"]
+    assert find_images(tmp_path / "root") == [
+        tmp_path / "root/a/2.png",
+        tmp_path / "root/a/b/1.png",
+    ]
 
 
 def test_two_folders_that_link_to_each_other_end_too(tmp_path: Path) -> None:
@@ -313,7 +360,7 @@ def test_two_folders_that_link_to_each_other_end_too(tmp_path: Path) -> None:
 def test_a_linked_class_folder_is_followed(tmp_path: Path) -> None:
     save(tmp_path, "root/cats/1.png", "elsewhere/2.png")
     (tmp_path / "root" / "dogs").symlink_to(tmp_path / "elsewhere")
-    files = images_of(tmp_path / "root")
+    files = class_images(tmp_path / "root")
     assert files.classes == ["cats", "dogs"]
     assert files.one(1, 8, 3)[1] == 1
 
@@ -322,13 +369,13 @@ def test_a_linked_image_is_read(tmp_path: Path) -> None:
     save(tmp_path, "elsewhere/1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
-    assert images_of(tmp_path / "root").one(0, 8, 3)[0].shape == (3, 8, 8)
+    assert class_images(tmp_path / "root").one(0, 8, 3)[0].shape == (3, 8, 8)
 
 
 def test_a_link_beside_its_folder_does_not_take_its_images(tmp_path: Path) -> None:
     save(tmp_path, "cats/1.png")
     (tmp_path / "best").symlink_to("cats")
-    assert images_of(tmp_path).classes == ["cats"]
+    assert class_images(tmp_path).classes == ["cats"]
 
 
 def test_an_unreadable_folder_is_told_and_left_out(
@@ -337,13 +384,18 @@ def test_an_unreadable_folder_is_told_and_left_out(
     scandir: Callable[[Any], Iterator[os.DirEntry[str]]] = os.scandir
 
     def guarded(path: Any) -> Iterator[os.DirEntry[str]]:
-        if Path(path).name == "cats":  # a superuser may read everything, so that its mode would not do
+        if (
+            Path(path).name == "cats"
+        ):  # a superuser may read everything, so that its mode would not do
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
     assert {path.parent.name for path in find_images(photos)} == {"dogs"}
-    assert f"the folder {photos / 'cats'} can't be read (Permission denied) and is left out" in capsys.readouterr().err
+    assert (
+        f"the folder {photos / 'cats'} can't be read (Permission denied) and is left out"
+        in capsys.readouterr().err
+    )
 
 
 def test_hidden_files_and_what_archives_leave_behind_are_left_out(tmp_path: Path) -> None:
@@ -375,12 +427,20 @@ def test_a_folder_of_splits_is_refused_and_two_of_them_are_proposed(
     tmp_path: Path, splits: list[str], train: str, val: str
 ) -> None:
     save(tmp_path, *(f"{split}/cats/{i}.png" for split in splits for i in range(4)))
-    with pytest.raises(InputError, match=rf"holds the splits .*data\.root={tmp_path / train} data\.val_root={tmp_path / val}$"):
+    with pytest.raises(
+        InputError,
+        match=rf"holds the splits .*data\.root={tmp_path / train} data\.val_root={tmp_path / val}$",
+    ):
         folder(tmp_path)
 
 
 def test_a_validation_folder_is_all_that_validation_shows(tmp_path: Path) -> None:
-    save(tmp_path, *(f"train/{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)), "val/cats/9.png", "val/dogs/9.png")
+    save(
+        tmp_path,
+        *(f"train/{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)),
+        "val/cats/9.png",
+        "val/dogs/9.png",
+    )
     data = folder(tmp_path / "train", val_root=str(tmp_path / "val"))
     assert (len(names(data, "train")), names(data, "val")) == (6, ["cats/9.png", "dogs/9.png"])
     assert data.split("val").__getitems__([0, 1])[1].tolist() == [0, 1]
@@ -388,7 +448,10 @@ def test_a_validation_folder_is_all_that_validation_shows(tmp_path: Path) -> Non
 
 def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "train/cats/1.png", "train/dogs/2.png", "val/cats/3.png", "val/eels/4.png")
-    with pytest.raises(InputError, match="must have the same class folders; only one of them has images in dogs, eels"):
+    with pytest.raises(
+        InputError,
+        match="must have the same class folders; only one of them has images in dogs, eels",
+    ):
         folder(tmp_path / "train", val_root=str(tmp_path / "val"))
 
 
@@ -396,12 +459,17 @@ def test_copies_of_validation_files_are_left_out_of_training_and_told(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(photos / "dogs" / "7.png", photos / "cats" / "copy.png")
-    shutil.copy(photos / "dogs" / "0.png", photos / "cats" / "other.png")  # both in training, which may be
+    shutil.copy(
+        photos / "dogs" / "0.png", photos / "cats" / "other.png"
+    )  # both in training, which may be
     for _ in range(2):
         data = folder(photos, held_out="last")
         assert "cats/copy.png" not in names(data, "train")
         assert {"cats/other.png", "dogs/0.png"} < set(names(data, "train"))
-        assert "1 training images are copies of validation images and are left out" in capsys.readouterr().err
+        assert (
+            "1 training images are copies of validation images and are left out"
+            in capsys.readouterr().err
+        )
         monkeypatch.setattr("data.folder._digest", None)  # found once, then known
 
 
@@ -411,7 +479,9 @@ def test_images_of_equal_size_are_no_copies(tmp_path: Path) -> None:
     assert len(names(folder(tmp_path, n_val=1, cache_dir=str(tmp_path / "cache")), "train")) == 3
 
 
-def test_empty_files_are_no_copies_but_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_files_are_no_copies_but_unreadable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path / "root", "a.png", "y.png")
     for name in ("b.png", "z.png"):
         (tmp_path / "root" / name).write_bytes(b"")
@@ -422,7 +492,9 @@ def test_empty_files_are_no_copies_but_unreadable(tmp_path: Path, capsys: pytest
 
 
 def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
-    with pytest.raises(InputError, match=f"all 16 training images below {photos} are copies of validation images"):
+    with pytest.raises(
+        InputError, match=f"all 16 training images below {photos} are copies of validation images"
+    ):
         folder(photos, val_root=str(photos))
 
 
@@ -440,7 +512,9 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
         ({"resize": 8}, "resize=8 must be at least data.image_size=16"),
     ],
 )
-def test_what_cannot_work_is_refused(photos: Path, settings: dict[str, object], message: str) -> None:
+def test_what_cannot_work_is_refused(
+    photos: Path, settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         folder(photos, **settings)
 

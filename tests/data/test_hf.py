@@ -13,9 +13,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from data.errors import InputError
-from data.hf import HF, Onwards, Stream
-from tests.data.greys import flat, numbers, png, trained
+from data.hf import HF, HubStream, Onwards
+from engine.errors import InputError
+from tests.helpers.greys import flat, numbers, png, trained
 
 datasets = pytest.importorskip("datasets")
 
@@ -23,9 +23,13 @@ N, FILES = 40, 4  # training images, and the files that they are in
 
 
 def parquet(file: Path, numbers: range, broken: int = -1) -> None:
-    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
     images = [{"bytes": png(i)[: 40 if i == broken else None], "path": f"{i}.png"} for i in numbers]
-    datasets.Dataset.from_dict({"image": images, "label": [i % 3 for i in numbers]}, features=kinds).to_parquet(file)
+    datasets.Dataset.from_dict(
+        {"image": images, "label": [i % 3 for i in numbers]}, features=kinds
+    ).to_parquet(file)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., HF]]:
+def make(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., HF]]:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
@@ -50,7 +56,13 @@ def make(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         """Of the parquet files `train` and those that `val` and `test` name, unless settings say something else."""
         parts = {"train": train, **settings.pop("splits", {})}
         found = {split: str(files / f"{name}.parquet") for split, name in parts.items()}
-        defaults: dict[str, Any] = {"path": "parquet", "files": found, "n_val": 4, "cache": "none", "num_workers": 0}
+        defaults: dict[str, Any] = {
+            "path": "parquet",
+            "files": found,
+            "n_val": 4,
+            "cache": "none",
+            "num_workers": 0,
+        }
         defaults |= {"image_size": 8, "batch_size": 5, "cache_dir": str(tmp_path / "c")}
         return HF(**{**defaults, **settings})
 
@@ -68,7 +80,9 @@ def validated(data: HF) -> list[int]:
 
 
 @BOTH
-def test_batches_are_uint8_images_with_the_labels_of_their_rows(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_batches_are_uint8_images_with_the_labels_of_their_rows(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     data = make(**how)
     images, labels = next(iter(data.train_dataloader()))
     assert (images.shape, images.dtype, labels.dtype) == ((5, 3, 8, 8), torch.uint8, torch.int64)
@@ -88,14 +102,21 @@ def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
 
 @BOTH
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(make: Callable[..., HF], how: dict[str, Any], workers: int) -> None:
+def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
+    make: Callable[..., HF], how: dict[str, Any], workers: int
+) -> None:
     whole = list(trained(make(**how), 12))
     for start in (3, 8, 10):  # the epoch ends at 8
-        assert list(trained(make(**how, num_workers=workers), 12 - start, start=start)) == whole[start:]
+        assert (
+            list(trained(make(**how, num_workers=workers), 12 - start, start=start))
+            == whole[start:]
+        )
 
 
 @BOTH
-def test_two_ranks_share_an_epoch_without_overlap(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_two_ranks_share_an_epoch_without_overlap(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     ranks = [flat(trained(make(**how), 4, rank=rank, world=2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sorted(ranks[0] + ranks[1]) == list(range(N))
@@ -108,40 +129,52 @@ def test_the_order_is_the_seeds(make: Callable[..., HF], how: dict[str, Any]) ->
 
 
 @BOTH
-def test_what_does_not_fill_a_batch_is_dropped_at_the_epochs_end(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_what_does_not_fill_a_batch_is_dropped_at_the_epochs_end(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     seen = list(trained(make(**how, batch_size=16), 4))
     assert all(len(set(seen[at] + seen[at + 1])) == 32 for at in (0, 2))
 
 
 @BOTH
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_official_split_validates_in_its_own_order(make: Callable[..., HF], how: dict[str, Any], workers: int) -> None:
+def test_an_official_split_validates_in_its_own_order(
+    make: Callable[..., HF], how: dict[str, Any], workers: int
+) -> None:
     assert validated(make(**how, num_workers=workers, n_val=6)) == list(range(100, 106))
 
 
 @BOTH
-def test_validation_goes_before_test_and_a_named_split_before_both(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_validation_goes_before_test_and_a_named_split_before_both(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     how = {**how, "splits": {"test": "test", "validation": "validation"}}
     assert validated(make(**how, n_val=3)) == [200, 201, 202]
     assert validated(make(**how, n_val=6, val="test")) == list(range(100, 106))
 
 
 @BOTH
-def test_without_one_the_images_held_out_are_in_no_training_batch(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_without_one_the_images_held_out_are_in_no_training_batch(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     data = make(**{**how, "splits": {}, "n_train": 36, "batch_size": 4})
     held, epoch = validated(data), flat(trained(data, 9))
     assert len(held) == 4
     assert sorted(held + epoch) == list(range(N))
 
 
-def test_the_held_out_are_random_or_the_last_and_of_a_stream_the_first(make: Callable[..., HF]) -> None:
+def test_the_held_out_are_random_or_the_last_and_of_a_stream_the_first(
+    make: Callable[..., HF],
+) -> None:
     assert validated(make(held_out="last")) == [36, 37, 38, 39]
     assert validated(make(seed=1)) != validated(make(seed=2))
     assert validated(make(streaming=True, n_train=36)) == [0, 1, 2, 3]
 
 
 @BOTH
-def test_pieces_and_one_pass_are_in_the_order_of_the_rows(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_pieces_and_one_pass_are_in_the_order_of_the_rows(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     data = make(**how)
     assert flat(numbers(batch) for batch in data.once("train")) == list(range(N))
     assert [numbers(batch)[0] for batch in data.pieces("train", 10, [1, 3, 0])] == [10, 30, 0]
@@ -153,7 +186,9 @@ def test_some_images_of_a_stream_are_the_first_that_training_shows(make: Callabl
     assert len(data.some("val", 1000)[0]) == data.size("val") == 4
 
 
-def test_a_stream_takes_from_several_files_in_turn_and_mixes_them_in_its_buffer(make: Callable[..., HF]) -> None:
+def test_a_stream_takes_from_several_files_in_turn_and_mixes_them_in_its_buffer(
+    make: Callable[..., HF],
+) -> None:
     turns = flat(trained(make(**{**STREAM, "buffer": 1}), 8))
     assert all(len({i // 10 for i in turns[at : at + FILES]}) == FILES for at in range(0, N, FILES))
     mixed = flat(trained(make(**STREAM), 8))
@@ -162,7 +197,7 @@ def test_a_stream_takes_from_several_files_in_turn_and_mixes_them_in_its_buffer(
 
 def test_a_stream_reads_on_and_does_not_start_anew_for_each_batch(make: Callable[..., HF]) -> None:
     source = make(**STREAM).source("train")
-    assert isinstance(source, Stream)
+    assert isinstance(source, HubStream)
     begun = []
     mixed = source._mixed
     source._mixed = lambda line: begun.append(line) or mixed(line)  # type: ignore[method-assign,func-returns-value]
@@ -171,33 +206,45 @@ def test_a_stream_reads_on_and_does_not_start_anew_for_each_batch(make: Callable
     assert begun == [1, 2]
 
 
-def test_a_stream_decodes_nothing_that_it_skips(make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_decodes_nothing_that_it_skips(
+    make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded = []
-    monkeypatch.setattr("data.hf.decode", lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8))
+    monkeypatch.setattr(
+        "data.hf.decode", lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8)
+    )
     make(**STREAM).source("train").one(N + 30, 8, 3)
     assert len(decoded) == 1
 
 
 @BOTH
-def test_a_source_can_be_sent_to_another_process(make: Callable[..., HF], how: dict[str, Any]) -> None:
+def test_a_source_can_be_sent_to_another_process(
+    make: Callable[..., HF], how: dict[str, Any]
+) -> None:
     source = make(**how).source("train")
     before, _ = source.one(5, 8, 3)
     after, _ = pickle.loads(pickle.dumps(source)).one(5, 8, 3)
     assert np.array_equal(before, after)
 
 
-def test_a_stream_keeps_nothing_and_has_one_reader_whatever_the_settings(make: Callable[..., HF], tmp_path: Path) -> None:
+def test_a_stream_keeps_nothing_and_has_one_reader_whatever_the_settings(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
     data = make(**STREAM, cache="disk", num_workers=None)
     data.prepare_data()
     assert (data.cache, data.num_workers) == ("none", 1)
     assert not (tmp_path / "c").exists()
 
 
-def test_a_table_is_cached_decoded_and_known_by_its_files(make: Callable[..., HF], files: Path, tmp_path: Path) -> None:
+def test_a_table_is_cached_decoded_and_known_by_its_files(
+    make: Callable[..., HF], files: Path, tmp_path: Path
+) -> None:
     data = make("validation", **OFFICIAL, cache="disk")
     assert data.split("train").values[:, 0, 0, 0].tolist() == [200, 201, 202]
     assert (
-        make("validation", **OFFICIAL).key("train") == data.key("train") != make("test", splits={"test": "validation"}).key("train")
+        make("validation", **OFFICIAL).key("train")
+        == data.key("train")
+        != make("test", splits={"test": "validation"}).key("train")
     )
     for numbers_of in (range(3), range(1, 4)):
         parquet(tmp_path / "one.parquet", numbers_of)
@@ -206,7 +253,9 @@ def test_a_table_is_cached_decoded_and_known_by_its_files(make: Callable[..., HF
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_tar_shards_are_read_as_webdataset(make: Callable[..., HF], tmp_path: Path, streaming: bool) -> None:
+def test_tar_shards_are_read_as_webdataset(
+    make: Callable[..., HF], tmp_path: Path, streaming: bool
+) -> None:
     for shard in range(2):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
             for i in range(shard * 8, shard * 8 + 8):
@@ -222,7 +271,9 @@ def test_tar_shards_are_read_as_webdataset(make: Callable[..., HF], tmp_path: Pa
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_images_that_are_files_are_read_by_their_paths(make: Callable[..., HF], photos: Path, streaming: bool) -> None:
+def test_images_that_are_files_are_read_by_their_paths(
+    make: Callable[..., HF], photos: Path, streaming: bool
+) -> None:
     data = make(path=str(photos), files=None, streaming=streaming, n_train=12)
     images, labels = next(iter(data.train_dataloader()))
     assert images.float().std() > 10
@@ -230,7 +281,9 @@ def test_images_that_are_files_are_read_by_their_paths(make: Callable[..., HF], 
     assert data.classes == ["cats", "dogs"]
 
 
-def test_a_label_column_that_is_not_there_or_not_wanted_gives_minus_one(make: Callable[..., HF]) -> None:
+def test_a_label_column_that_is_not_there_or_not_wanted_gives_minus_one(
+    make: Callable[..., HF],
+) -> None:
     for label in (None, "kind"):
         for how in (OFFICIAL, STREAM):
             _, labels = make(**how, label=label).some("train", 3)
@@ -250,14 +303,22 @@ def test_a_broken_image_is_left_out_or_replaced(
 def test_a_broken_image_stops_a_run_that_should_stop_and_is_named(make: Callable[..., HF]) -> None:
     with pytest.raises(InputError, match=r"4.png can't be read as an image .*data.on_error=skip"):
         make("broken", **OFFICIAL).split("train")
-    with pytest.raises(InputError, match=r"image 4 of data.path=parquet train can't be read as an image .*data.on_error=skip"):
+    with pytest.raises(
+        InputError,
+        match=r"image 4 of data.path=parquet train can't be read as an image .*data.on_error=skip",
+    ):
         list(make("broken", **OFFICIAL, streaming=True, n_train=12).once("train"))
 
 
 def test_a_stream_that_ends_too_early_says_how_long_it_is(make: Callable[..., HF]) -> None:
-    with pytest.raises(InputError, match=r"data.path=parquet train ends after 40 images, not 50; set data.n_train=40"):
+    with pytest.raises(
+        InputError,
+        match=r"data.path=parquet train ends after 40 images, not 50; set data.n_train=40",
+    ):
         list(trained(make(**{**STREAM, "n_train": 50}), 10))
-    with pytest.raises(InputError, match=r"data.path=parquet test ends after 6 images, not 9; set data.n_val=6"):
+    with pytest.raises(
+        InputError, match=r"data.path=parquet test ends after 6 images, not 9; set data.n_val=6"
+    ):
         validated(make(**STREAM, n_val=9))
 
 
@@ -271,21 +332,44 @@ def test_a_stream_knows_its_length_where_the_dataset_does(make: Callable[..., HF
     ("settings", "message"),
     [
         ({"path": None}, "data=hf needs a dataset of the hub or a kind of files; add data.path="),
-        ({"path": "nobody/nothing", "files": None}, r"data.path=nobody/nothing can't be opened \(.*\); check the name"),
-        ({"splits": {"test": "nowhere"}}, r"data.path=parquet data.files=.* can't be opened \(.*nowhere.parquet"),
-        ({"val": "train"}, "data.train=train and data.val=train are the same split; use data.val=null"),
+        (
+            {"path": "nobody/nothing", "files": None},
+            r"data.path=nobody/nothing can't be opened \(.*\); check the name",
+        ),
+        (
+            {"splits": {"test": "nowhere"}},
+            r"data.path=parquet data.files=.* can't be opened \(.*nowhere.parquet",
+        ),
+        (
+            {"val": "train"},
+            "data.train=train and data.val=train are the same split; use data.val=null",
+        ),
         ({"val": "dev"}, "data.val=dev is not a split of parquet; there is train, test"),
         ({"train": "dev"}, "data.train=dev is not a split of parquet; there is train, test"),
-        ({"image": "img"}, "data.image=img is not a column of parquet; there is image, label; set data.image=image"),
+        (
+            {"image": "img"},
+            "data.image=img is not a column of parquet; there is image, label; set data.image=image",
+        ),
         ({"image": "label"}, "data.image=label is a column of ClassLabel.*, not of images"),
-        ({"label": "image"}, "data.label=image is a column of Image.*, not of class numbers; use data.label=null"),
+        (
+            {"label": "image"},
+            "data.label=image is a column of Image.*, not of class numbers; use data.label=null",
+        ),
         ({"buffer": 0}, "data.buffer=0 must be at least 1 image"),
         ({"splits": {}, "n_val": N}, f"data.n_val={N} must leave both splits an image"),
-        ({"splits": {}, "n_val": 0, "streaming": True}, "data.n_val=0 must leave both splits an image"),
-        ({"streaming": True}, "data.path=parquet does not say how many images train has; set data.n_train="),
+        (
+            {"splits": {}, "n_val": 0, "streaming": True},
+            "data.n_val=0 must leave both splits an image",
+        ),
+        (
+            {"streaming": True},
+            "data.path=parquet does not say how many images train has; set data.n_train=",
+        ),
     ],
 )
-def test_what_cannot_work_is_refused(make: Callable[..., HF], settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_work_is_refused(
+    make: Callable[..., HF], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         make(**{**OFFICIAL, **settings}).prepare_data()
 
@@ -293,13 +377,18 @@ def test_what_cannot_work_is_refused(make: Callable[..., HF], settings: dict[str
 def test_the_config_gives_the_library_plain_mappings(files: Path, tmp_path: Path) -> None:
     with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
         named = f"data.files={{train: {files}/train-0.parquet, test: {files}/test.parquet}}"
-        config = compose("config", ["stage=vqgan", "data=hf", "data.path=parquet", named, f"cache_dir={tmp_path}"])
+        config = compose(
+            "config",
+            ["stage=vqgan", "data=hf", "data.path=parquet", named, f"cache_dir={tmp_path}"],
+        )
     data = instantiate(config.data)
     assert type(data.files) is dict
     assert list(data.files) == ["train", "test"]
 
 
-def test_without_the_library_the_way_to_get_it_is_said(make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_way_to_get_it_is_said(
+    make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r'pip install "codegrid\[hf\]"'):
         make().prepare_data()

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from data.decode import Unreadable
-from data.errors import InputError
 from data.litdata import LitData, Shards, pixels
-from data.loading import Batches
-from tests.data.greys import flat, image, numbers, png, trained
+from data.loading import BatchOrder
+from engine.errors import InputError
+from tests.helpers.greys import flat, image, numbers, png, trained
 
 litdata = pytest.importorskip("litdata")
 
@@ -34,7 +34,10 @@ def write(folder: Path, items: list[Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("litdata") / "shards", [{"image": png(i), "label": i % 3} for i in range(N)])
+    return write(
+        tmp_path_factory.mktemp("litdata") / "shards",
+        [{"image": png(i), "label": i % 3} for i in range(N)],
+    )
 
 
 @pytest.fixture
@@ -53,13 +56,17 @@ def make(tmp_path: Path) -> Callable[..., LitData]:
     return made
 
 
-def test_batches_are_uint8_images_with_the_labels_of_their_items(shards: Path, make: Callable[..., LitData]) -> None:
+def test_batches_are_uint8_images_with_the_labels_of_their_items(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
     images, labels = next(iter(make(shards).train_dataloader()))
     assert (images.shape, images.dtype, labels.dtype) == ((5, 3, 8, 8), torch.uint8, torch.int64)
     assert labels.tolist() == [i % 3 for i in numbers((images, labels))]
 
 
-def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(shards: Path, make: Callable[..., LitData]) -> None:
+def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
     seen = list(trained(make(shards), 16))
     first, second = flat(seen[:8]), flat(seen[8:])
     assert sorted(first) == sorted(second) == list(range(40))
@@ -67,13 +74,20 @@ def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(shards: Path, make: Callable[..., LitData], workers: int) -> None:
+def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
+    shards: Path, make: Callable[..., LitData], workers: int
+) -> None:
     whole = list(trained(make(shards), 12))
     for start in (3, 8, 10):  # the epoch ends at 8
-        assert list(trained(make(shards, num_workers=workers), 12 - start, start=start)) == whole[start:]
+        assert (
+            list(trained(make(shards, num_workers=workers), 12 - start, start=start))
+            == whole[start:]
+        )
 
 
-def test_two_ranks_share_an_epoch_without_overlap(shards: Path, make: Callable[..., LitData]) -> None:
+def test_two_ranks_share_an_epoch_without_overlap(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
     ranks = [flat(trained(make(shards), 4, rank=rank, world=2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sorted(ranks[0] + ranks[1]) == list(range(40))
@@ -82,33 +96,41 @@ def test_two_ranks_share_an_epoch_without_overlap(shards: Path, make: Callable[.
 def test_images_come_from_the_open_shards_alone(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Batches, "OPEN", 2)
+    monkeypatch.setattr(BatchOrder, "OPEN", 2)
     epoch = flat(trained(make(shards), 8))
     assert all(len({i // SHARD for i in epoch[at : at + SHARD]}) <= 4 for at in range(0, 40, SHARD))
-    assert sum(a // SHARD != b // SHARD for a, b in pairwise(epoch)) > 15  # in the order of the files it were 9
+    assert (
+        sum(a // SHARD != b // SHARD for a, b in pairwise(epoch)) > 15
+    )  # in the order of the files it were 9
 
 
 def test_to_see_some_images_not_all_shards_are_opened(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Batches, "OPEN", 2)
+    monkeypatch.setattr(BatchOrder, "OPEN", 2)
     assert len({i // SHARD for i in numbers(make(shards).some("train", 6))}) <= 4
 
 
-def test_the_last_images_are_held_out_by_default(shards: Path, make: Callable[..., LitData]) -> None:
+def test_the_last_images_are_held_out_by_default(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
     data = make(shards, num_workers=2)
     assert flat(numbers(batch) for batch in data.val_dataloader()) == [40, 41, 42, 43]
     assert data.source("train").shards == [4] * 10
 
 
-def test_images_held_out_at_random_are_in_no_training_batch(shards: Path, make: Callable[..., LitData]) -> None:
+def test_images_held_out_at_random_are_in_no_training_batch(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
     data = make(shards, held_out="random")
     held = flat(numbers(batch) for batch in data.val_dataloader())
     assert sorted(held + flat(trained(data, 8))) == list(range(N))
     assert held != [40, 41, 42, 43]
 
 
-def test_a_validation_dataset_is_used_as_it_is(shards: Path, make: Callable[..., LitData], tmp_path: Path) -> None:
+def test_a_validation_dataset_is_used_as_it_is(
+    shards: Path, make: Callable[..., LitData], tmp_path: Path
+) -> None:
     val = write(tmp_path / "val", [{"image": png(100 + i)} for i in range(3)])
     data = make(shards, val=str(val))
     images, labels = next(iter(data.val_dataloader()))
@@ -137,8 +159,10 @@ def test_a_url_gives_the_images_of_the_folder(shards: Path, make: Callable[..., 
 def test_of_a_url_no_more_lies_here_than_is_allowed(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Batches, "OPEN", 2)
-    size = max(chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"])
+    monkeypatch.setattr(BatchOrder, "OPEN", 2)
+    size = max(
+        chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"]
+    )
     data = make(URL.format(shards), local_cache=4 * size / 1e9)
     for seen in trained(data, 16):
         here = list((tmp_path / "c").rglob("*.bin"))
@@ -146,24 +170,39 @@ def test_of_a_url_no_more_lies_here_than_is_allowed(
         assert 0 < sum(file.stat().st_size for file in here) <= 4 * size
 
 
-def test_a_shard_that_was_used_of_late_stays(shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Batches, "OPEN", 1)
-    size = max(chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"])
+def test_a_shard_that_was_used_of_late_stays(
+    shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchOrder, "OPEN", 1)
+    size = max(
+        chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"]
+    )
     source = make(URL.format(shards), local_cache=2 * size / 1e9).source("train")
     for index in (0, 4, 1, 8):  # shards 0, 1, 0 again, 2
         source.one(index, 8, 3)
     assert isinstance(source.whole, Shards)  # type: ignore[attr-defined]
-    assert sorted(file.name for file in source.whole.folder.glob("*.bin")) == ["chunk-0-0.bin", "chunk-0-2.bin"]  # type: ignore[attr-defined]
+    assert sorted(file.name for file in source.whole.folder.glob("*.bin")) == [
+        "chunk-0-0.bin",
+        "chunk-0-2.bin",
+    ]  # type: ignore[attr-defined]
 
 
-def test_a_local_cache_that_cannot_hold_the_open_shards_is_refused(shards: Path, make: Callable[..., LitData]) -> None:
-    with pytest.raises(InputError, match=r"data.local_cache=1e-07 GB is too small for these shards; use at least"):
+def test_a_local_cache_that_cannot_hold_the_open_shards_is_refused(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
+    with pytest.raises(
+        InputError, match=r"data.local_cache=1e-07 GB is too small for these shards; use at least"
+    ):
         make(URL.format(shards), local_cache=1e-7).prepare_data()
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of litdata's tensors, which we only read
+@pytest.mark.filterwarnings(
+    "ignore:The given buffer is not writable"
+)  # of litdata's tensors, which we only read
 @pytest.mark.parametrize("kind", ["png", "pillow", "chw", "hwc", "grey", "tensor"])
-def test_an_image_may_be_kept_in_any_form(make: Callable[..., LitData], tmp_path: Path, kind: str) -> None:
+def test_an_image_may_be_kept_in_any_form(
+    make: Callable[..., LitData], tmp_path: Path, kind: str
+) -> None:
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     form: dict[str, Callable[[], Any]] = {
         "png": lambda: png(9),
@@ -173,13 +212,19 @@ def test_an_image_may_be_kept_in_any_form(make: Callable[..., LitData], tmp_path
         "grey": lambda: square[:, :, 0].copy(),
         "tensor": lambda: torch.from_numpy(square.transpose(2, 0, 1).copy()),
     }
-    data = make(write(tmp_path / "s", [{"image": form[kind]()} for _ in range(3)]), n_val=1, batch_size=2)
+    data = make(
+        write(tmp_path / "s", [{"image": form[kind]()} for _ in range(3)]), n_val=1, batch_size=2
+    )
     found, _ = data.some("train", 1)
-    expected = {"png": 9, "pillow": 9, "grey": square[None, :, :, 0]}.get(kind, square.transpose(2, 0, 1))
+    expected = {"png": 9, "pillow": 9, "grey": square[None, :, :, 0]}.get(
+        kind, square.transpose(2, 0, 1)
+    )
     assert np.array_equal(found[0].numpy(), np.broadcast_to(expected, (3, 8, 8)))
 
 
-@pytest.mark.parametrize("array", [np.zeros((8, 8), np.float32), np.zeros((2, 5, 8), np.uint8), np.zeros(8, np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), np.float32), np.zeros((2, 5, 8), np.uint8), np.zeros(8, np.uint8)]
+)
 def test_an_array_that_is_no_image_is_unreadable(array: Any) -> None:
     with pytest.raises(Unreadable, match=r"range is not known|is no image"):
         pixels(array, 8, 3)
@@ -201,7 +246,9 @@ def test_a_broken_image_is_replaced_by_another_of_its_batch(
     assert capsys.readouterr().err.count("image 4 can't be read") == 1
 
 
-def test_a_broken_image_stops_a_run_that_should_stop(broken: Path, make: Callable[..., LitData]) -> None:
+def test_a_broken_image_stops_a_run_that_should_stop(
+    broken: Path, make: Callable[..., LitData]
+) -> None:
     with pytest.raises(InputError, match=r"image 4 can't be read as an image .*data.on_error=skip"):
         list(trained(make(broken, batch_size=4), 2))
 
@@ -213,25 +260,44 @@ def test_a_shard_that_is_gone_is_named(broken: Path, make: Callable[..., LitData
         data.source("train").one(4, 8, 3)
 
 
-def test_what_cannot_work_is_refused(shards: Path, make: Callable[..., LitData], tmp_path: Path) -> None:
+def test_what_cannot_work_is_refused(
+    shards: Path, make: Callable[..., LitData], tmp_path: Path
+) -> None:
     text = write(tmp_path / "text", [{"image": png(0), "label": "cat"}] * 3)
     packed = write(tmp_path / "packed", [{"image": png(0)}] * 3)
     index = (packed / "index.json").read_text()
-    (packed / "index.json").write_text(index.replace('"compression": null', '"compression": "zstd"'))
+    (packed / "index.json").write_text(
+        index.replace('"compression": null', '"compression": "zstd"')
+    )
     for arguments, message in (
         ({"train": ""}, "add data.train=<folder>"),
-        ({"train": tmp_path}, r"data.train=.* holds no index.json; give a folder that litdata.optimize wrote"),
+        (
+            {"train": tmp_path},
+            r"data.train=.* holds no index.json; give a folder that litdata.optimize wrote",
+        ),
         ({"train": URL.format(tmp_path / "nowhere")}, "index.json can't be fetched from local:"),
         ({"train": shards, "val": str(shards)}, "are the same images; use data.val=null"),
         ({"train": shards, "n_val": 44}, "data.n_val=44 must leave both splits an image"),
-        ({"train": shards, "image": "picture"}, "has no picture in its items but image, label; set data.image="),
-        ({"train": write(tmp_path / "bare", [png(0)] * 3)}, "has no image in its items but no names"),
+        (
+            {"train": shards, "image": "picture"},
+            "has no picture in its items but image, label; set data.image=",
+        ),
+        (
+            {"train": write(tmp_path / "bare", [png(0)] * 3)},
+            "has no image in its items but no names",
+        ),
         ({"train": packed}, "is compressed or encrypted; write it plain"),
-        ({"train": write(tmp_path / "pickle", [{"image": png(0), "x": {1, 2}}] * 3)}, "holds pickled objects"),
+        (
+            {"train": write(tmp_path / "pickle", [{"image": png(0), "x": {1, 2}}] * 3)},
+            "holds pickled objects",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             make(**arguments).prepare_data()
-    with pytest.raises(InputError, match=r"data.label=label must be the numbers of classes, not 'cat'; use data.label=null"):
+    with pytest.raises(
+        InputError,
+        match=r"data.label=label must be the numbers of classes, not 'cat'; use data.label=null",
+    ):
         make(text, n_val=1).source("train").one(0, 8, 3)
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(InputError, match=r"an index.json that is not litdata's"):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.errors import InputError
-from data.loading import BatchDataModule, Batches, Samples
+from data.loading import ArraySamples, BatchDataModule, BatchOrder
 from data.tokens import CodeDataModule
+from engine.errors import InputError
 
 
-def first(batches: Batches, n: int) -> list[list[int]]:
+def first(batches: BatchOrder, n: int) -> list[list[int]]:
     return list(islice(iter(batches), n))
 
 
@@ -21,41 +21,45 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def test_an_epoch_shows_every_sample_once() -> None:
-    assert sorted(flat(first(Batches(12, 4, seed=0), 3))) == list(range(12))
+    assert sorted(flat(first(BatchOrder(12, 4, seed=0), 3))) == list(range(12))
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
-    batches = first(Batches(12, 4, seed=0), 6)
+    batches = first(BatchOrder(12, 4, seed=0), 6)
     assert batches[:3] != batches[3:]
-    assert batches != first(Batches(12, 4, seed=1), 6)
+    assert batches != first(BatchOrder(12, 4, seed=1), 6)
 
 
 @pytest.mark.parametrize("shards", [None, [5, 0, 3, 6]])
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(start: int, shards: list[int] | None) -> None:
-    whole = first(Batches(14, 4, seed=0, shards=shards), 12)
-    assert whole[start:] == first(Batches(14, 4, seed=0, start=start, shards=shards), 12 - start)
+def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(
+    start: int, shards: list[int] | None
+) -> None:
+    whole = first(BatchOrder(14, 4, seed=0, shards=shards), 12)
+    assert whole[start:] == first(BatchOrder(14, 4, seed=0, start=start, shards=shards), 12 - start)
 
 
 @pytest.mark.parametrize("shards", [None, [10, 6]])
 def test_ranks_share_every_epoch_without_overlap(shards: list[int] | None) -> None:
-    ranks = [first(Batches(16, 4, seed=0, rank=rank, world=2, shards=shards), 2) for rank in range(2)]
+    ranks = [
+        first(BatchOrder(16, 4, seed=0, rank=rank, world=2, shards=shards), 2) for rank in range(2)
+    ]
     assert sorted(i for rank in ranks for i in flat(rank)) == list(range(16))
 
 
 def test_all_ranks_together_see_what_one_would() -> None:
-    ranks = [first(Batches(16, 2, seed=0, rank=rank, world=2), 4) for rank in range(2)]
-    assert [a + b for a, b in zip(*ranks, strict=True)] == first(Batches(16, 4, seed=0), 4)
+    ranks = [first(BatchOrder(16, 2, seed=0, rank=rank, world=2), 4) for rank in range(2)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == first(BatchOrder(16, 4, seed=0), 4)
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="3 training samples don't fill one batch of 4"):
-        Batches(3, 4, seed=0)
+        BatchOrder(3, 4, seed=0)
 
 
 @pytest.mark.parametrize("shards", [[7] * 40, [0, 100, 0, 3, 177, 0], [280], [1] * 280])
 def test_an_epoch_of_shards_shows_every_sample_once(shards: list[int]) -> None:
-    batches = Batches(280, 10, seed=0, shards=shards)
+    batches = BatchOrder(280, 10, seed=0, shards=shards)
     for epoch in range(2):
         assert sorted(batches.order(epoch)) == list(range(280))
 
@@ -71,42 +75,47 @@ def reach(shard: NDArray[np.int64]) -> list[int]:
 
 
 def test_a_shard_is_shown_while_it_is_one_of_the_open_ones() -> None:
-    shard = Batches(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
-    assert max(reach(shard)) < 1.2 * Batches.OPEN * 100
-    assert min(reach(shard)) > 0.8 * Batches.OPEN * 100
+    shard = BatchOrder(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
+    assert max(reach(shard)) < 1.2 * BatchOrder.OPEN * 100
+    assert min(reach(shard)) > 0.8 * BatchOrder.OPEN * 100
 
 
 def test_every_part_of_an_epoch_is_mixed_alike() -> None:
-    shard = Batches(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
+    shard = BatchOrder(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
     assert all(15 <= len(set(shard[at : at + 200])) <= 19 for at in range(0, 6400, 200))
 
 
 def test_the_images_of_open_shards_are_mixed() -> None:
-    shard = Batches(7 * 40, 10, seed=0, shards=[7] * 40).order(0) // 7
+    shard = BatchOrder(7 * 40, 10, seed=0, shards=[7] * 40).order(0) // 7
     assert np.count_nonzero(np.diff(shard)) > 200  # in the order of the files it were 39
 
 
 def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
-    batches = Batches(7 * 40, 10, seed=0, shards=[7] * 40)
+    batches = BatchOrder(7 * 40, 10, seed=0, shards=[7] * 40)
     opened = [set(batches.order(epoch)[:20] // 7) for epoch in range(2)]
     assert opened[0] != opened[1]
 
 
 def test_a_memory_map_goes_to_a_reading_process_by_name(tmp_path: Path) -> None:
     np.save(tmp_path / "values.npy", np.arange(100_000, dtype=np.uint8))
-    samples = Samples(np.load(tmp_path / "values.npy", mmap_mode="r"), np.arange(100_000) % 7, np.arange(10, 20))
-    there = pickle.dumps(Samples(samples.values, np.arange(3)))
+    samples = ArraySamples(
+        np.load(tmp_path / "values.npy", mmap_mode="r"), np.arange(100_000) % 7, np.arange(10, 20)
+    )
+    there = pickle.dumps(ArraySamples(samples.values, np.arange(3)))
     assert len(there) < 2_000
     again = pickle.loads(pickle.dumps(samples))
     assert isinstance(again.values, np.memmap)
-    assert all(torch.equal(a, b) for a, b in zip(again.__getitems__([0, 9]), samples.__getitems__([0, 9]), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.__getitems__([0, 9]), samples.__getitems__([0, 9]), strict=True)
+    )
 
 
 class Numbers(BatchDataModule):
     """Ten samples that are their own numbers."""
 
-    def load(self, split: str) -> Samples:
-        return Samples(np.arange(10, dtype=np.uint8)[:, None], np.arange(10))
+    def load(self, split: str) -> ArraySamples:
+        return ArraySamples(np.arange(10, dtype=np.uint8)[:, None], np.arange(10))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -139,11 +148,15 @@ def test_some_samples_come_from_all_over_a_split() -> None:
 def test_some_of_shards_are_those_that_training_shows_first() -> None:
     data = Numbers(4, 0, seed=0)
     data.split("train").shards = [5, 5]
-    assert data.some("train", 4)[1].tolist() == first(Batches(10, 4, seed=0, shards=[5, 5]), 1)[0]
+    assert (
+        data.some("train", 4)[1].tolist() == first(BatchOrder(10, 4, seed=0, shards=[5, 5]), 1)[0]
+    )
 
 
 def test_rows_leave_the_other_samples_out() -> None:
-    samples = Samples(np.arange(10, dtype=np.uint8), 10 * np.arange(10), rows=np.array([2, 3, 5, 7]))
+    samples = ArraySamples(
+        np.arange(10, dtype=np.uint8), 10 * np.arange(10), rows=np.array([2, 3, 5, 7])
+    )
     values, labels = samples.__getitems__([3, 0])
     assert len(samples) == 4
     assert (values.tolist(), labels.tolist()) == ([7, 2], [70, 20])
@@ -152,7 +165,9 @@ def test_rows_leave_the_other_samples_out() -> None:
 
 def test_codes_arrive_as_int64_grids_and_uint16_is_no_trouble() -> None:
     grids = np.arange(5 * 2 * 2, dtype=np.uint16).reshape(5, 2, 2) + 65500
-    data = CodeDataModule(Samples(grids, np.zeros(5)), Samples(grids, np.zeros(5)), batch_size=5, seed=0)
+    data = CodeDataModule(
+        ArraySamples(grids, np.zeros(5)), ArraySamples(grids, np.zeros(5)), batch_size=5, seed=0
+    )
     indices, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert indices.dtype == torch.int64
     assert indices.flatten().tolist() == list(range(65500, 65520))

@@ -3,28 +3,30 @@ import colorsys
 import numpy as np
 import pytest
 
-from data.errors import InputError
-from data.shapes import SHAPES, Shapes, draw
+from data.shapes import SHAPES, Shapes, draw_image
+from engine.errors import InputError
 
 
 @pytest.mark.parametrize("index", [7, 199])
 def test_an_image_is_a_function_of_seed_split_and_index_alone(index: int) -> None:
-    together, labels = draw(3, "train", range(200))
-    alone, label = draw(3, "train", range(index, index + 1))
+    together, labels = draw_image(3, "train", range(200))
+    alone, label = draw_image(3, "train", range(index, index + 1))
     assert np.array_equal(together[index], alone[0])
     assert labels[index] == label[0]
 
 
 @pytest.mark.parametrize("size", [30, 64])
 def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> None:
-    images, labels = draw(3, "train", range(6), size)
+    images, labels = draw_image(3, "train", range(6), size)
     v, u = np.mgrid[-28:29, -28:29].astype(np.float32)
     for index, image in enumerate(images):
         stream = np.random.default_rng((3, 0, index))
         count, drawn = stream.integers(1, 6), stream.random((5, 8), np.float32)
         slow = np.zeros((size, size, 3))
         for kind, extent, aspect, turn, left, top, hue, value in drawn[:count]:
-            inside = SHAPES[int(kind * 5)](u, v, (12 + extent * 16) * (size / 64), 0.35 + 0.65 * aspect)
+            inside = SHAPES[int(kind * 5)](
+                u, v, (12 + extent * 16) * (size / 64), 0.35 + 0.65 * aspect
+            )
             cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
             for a, b in zip(u[inside], v[inside], strict=True):
                 x = round(float((0.12 + 0.76 * left) * size + cos * a - sin * b))
@@ -36,31 +38,34 @@ def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> N
 
 
 def test_seeds_and_splits_give_other_images() -> None:
-    train, val, other = (draw(seed, split, range(50))[0] for seed, split in ((0, "train"), (0, "val"), (1, "train")))
+    train, val, other = (
+        draw_image(seed, split, range(50))[0]
+        for seed, split in ((0, "train"), (0, "val"), (1, "train"))
+    )
     assert len(np.unique(np.concatenate([train, val, other]).reshape(150, -1), axis=0)) == 150
 
 
 def test_the_background_is_black_and_shapes_are_not() -> None:
-    images, _ = draw(0, "train", range(100))
+    images, _ = draw_image(0, "train", range(100))
     black = (images == 0).all(1)
     assert 0.4 < black.mean() < 0.8
     assert images.max(1)[~black].min() >= 100  # even a dark shape can be seen
 
 
 def test_labels_are_one_to_five_shapes_minus_one_equally_often() -> None:
-    _, labels = draw(0, "train", range(1000))
+    _, labels = draw_image(0, "train", range(1000))
     assert np.bincount(labels, minlength=5).min() > 150
     assert set(labels) == {0, 1, 2, 3, 4}
 
 
 def test_an_image_with_one_shape_has_one_colour() -> None:
-    images, labels = draw(0, "train", range(200))
+    images, labels = draw_image(0, "train", range(200))
     for image in images[labels == 0]:
         assert len(np.unique(image.reshape(3, -1), axis=1).T) <= 2  # black and it
 
 
 def test_turning_without_interpolation_leaves_tiny_holes() -> None:
-    images, labels = draw(0, "train", range(200))
+    images, labels = draw_image(0, "train", range(200))
     holes = 0
     for image in images[labels == 0]:
         filled = image.any(0)
@@ -89,9 +94,11 @@ def test_grey_shapes_have_one_channel(tmp_path: object) -> None:
     assert data.split("val").values.max() > 50
 
 
-def test_shapes_are_drawn_once_and_then_read_from_the_cache(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_drawn_once_and_then_read_from_the_cache(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
-    monkeypatch.setattr("data.shapes.draw", None)  # a second drawing would fail
+    monkeypatch.setattr("data.shapes.draw_image", None)  # a second drawing would fail
     again = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
     assert np.array_equal(first, again)
 

@@ -6,15 +6,17 @@ import pytest
 from numpy.typing import NDArray
 
 from data.decode import Unreadable
-from data.errors import InputError
-from data.folder import images_of
-from data.source import Files, Part, Source, hold_out
+from data.folder import class_images
+from data.source import Files, Source, SourcePart, hold_out
+from engine.errors import InputError
 
 
 class Counting(Source):
     """Image i is all i and has the label 10 i; those in `broken` can't be read."""
 
-    def __init__(self, n: int, broken: tuple[int, ...] = (), shards: list[int] | None = None) -> None:
+    def __init__(
+        self, n: int, broken: tuple[int, ...] = (), shards: list[int] | None = None
+    ) -> None:
         super().__init__(n, {"counting": n})
         self.broken, self.shards = broken, shards
 
@@ -45,7 +47,7 @@ def test_nothing_can_be_read_of_nothing() -> None:
 
 
 def test_a_part_reads_from_the_whole_by_its_own_numbers() -> None:
-    part = Part(Counting(9, broken=(7,)), np.array([3, 7, 8]))
+    part = SourcePart(Counting(9, broken=(7,)), np.array([3, 7, 8]))
     assert len(part) == 3
     assert part.name(2) == "image 8"
     images, labels, faults = part.read([2, 1, 0], 4, 1)
@@ -55,32 +57,34 @@ def test_a_part_reads_from_the_whole_by_its_own_numbers() -> None:
 
 
 def test_a_part_has_the_shards_of_the_whole_that_still_hold_an_image() -> None:
-    part = Part(Counting(9, shards=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
+    part = SourcePart(Counting(9, shards=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
     assert part.shards == [2, 2]
 
 
 def test_a_part_inherits_what_may_be_done_with_the_whole() -> None:
     whole = Counting(9)
     whole.checked = whole.parallel = False
-    part = Part(whole, np.array([1]))
+    part = SourcePart(whole, np.array([1]))
     assert not part.checked
     assert not part.parallel
 
 
 def test_parts_of_other_images_have_other_keys() -> None:
     whole = Counting(9)
-    first, again, other = (Part(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3]))
+    first, again, other = (
+        SourcePart(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3])
+    )
     assert first == again
     assert first != other
-    assert first != Part(Counting(10), np.array([1, 2])).key
+    assert first != SourcePart(Counting(10), np.array([1, 2])).key
 
 
 def test_files_are_called_by_their_paths_below_the_root(photos: Path) -> None:
-    assert images_of(photos).name(8) == str(Path("dogs", "0.png"))
+    assert class_images(photos).name(8) == str(Path("dogs", "0.png"))
 
 
 def test_some_of_the_files_are_themselves(photos: Path) -> None:
-    whole = images_of(photos)
+    whole = class_images(photos)
     part = whole.part([3, 9])
     assert part.files == [whole.files[3], whole.files[9]]
     assert part.labels == [0, 1]
@@ -89,12 +93,12 @@ def test_some_of_the_files_are_themselves(photos: Path) -> None:
 
 
 def test_the_same_files_have_the_same_key(photos: Path) -> None:
-    assert images_of(photos).key == images_of(photos).key
+    assert class_images(photos).key == class_images(photos).key
 
 
 @pytest.mark.parametrize("change", ["size", "time", "name", "new", "gone", "label"])
 def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) -> None:
-    before = images_of(photos)
+    before = class_images(photos)
     target, labels = before.files[0], list(before.labels)
     match change:
         case "size":
@@ -111,19 +115,22 @@ def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) ->
             target.unlink()
         case "label":
             labels[0] = 1
-    after = images_of(photos)
-    assert Files(photos, after.files, labels if change == "label" else after.labels, after.classes).key != before.key
+    after = class_images(photos)
+    assert (
+        Files(photos, after.files, labels if change == "label" else after.labels, after.classes).key
+        != before.key
+    )
 
 
 def test_a_file_that_is_gone_says_so(photos: Path) -> None:
-    files = images_of(photos)
+    files = class_images(photos)
     files.files[0].unlink()
     with pytest.raises(Unreadable, match="No such file"):
         files.one(0, 8, 3)
 
 
 def test_a_file_that_was_emptied_says_so(photos: Path) -> None:
-    files = images_of(photos)
+    files = class_images(photos)
     files.files[0].write_bytes(b"")
     with pytest.raises(Unreadable, match="empty file"):
         files.one(0, 8, 3)
@@ -132,7 +139,7 @@ def test_a_file_that_was_emptied_says_so(photos: Path) -> None:
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(Unreadable, match="empty file"):
-        images_of(tmp_path).one(0, 8, 3)
+        class_images(tmp_path).one(0, 8, 3)
 
 
 @pytest.mark.parametrize("how", ["random", "last"])
@@ -157,7 +164,9 @@ def test_random_rows_come_from_everywhere_and_last_ones_from_the_end() -> None:
 
 @pytest.mark.parametrize("n_val", [0, -1, 10, 11, 2.5])
 def test_a_split_without_an_image_is_refused(n_val: int) -> None:
-    with pytest.raises(InputError, match=f"data.n_val={n_val} must leave both splits an image; there are 10"):
+    with pytest.raises(
+        InputError, match=f"data.n_val={n_val} must leave both splits an image; there are 10"
+    ):
         hold_out(10, n_val, "random", seed=0)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import InputError
 from data.store import Arrays, Entry, fingerprint, stored
+from engine.errors import InputError
 
 SPEC = {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}
 
@@ -87,7 +87,9 @@ def test_a_run_that_stops_leaves_nothing_and_frees_the_lock(tmp_path: Path) -> N
         fill(arrays)
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):  # which keeps the frames, and so the entry, of the run that stopped
+    with pytest.raises(
+        KeyboardInterrupt
+    ):  # which keeps the frames, and so the entry, of the run that stopped
         stored(tmp_path, "x", 1, SPEC, die)
     assert entries(tmp_path) == []
     assert not Entry(tmp_path, "x", 1, SPEC).lock.is_locked
@@ -101,7 +103,9 @@ def test_the_lock_is_free_after_the_with(tmp_path: Path) -> None:
     other.lock.acquire(timeout=0).lock.release()
 
 
-def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_succeeds_at_once(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_succeeds_at_once(
+    tmp_path: Path,
+) -> None:
     program = """
         import sys, time
         from data.store import stored
@@ -130,7 +134,7 @@ def test_a_second_run_waits_for_the_first_says_so_and_reads(
 ) -> None:
     monkeypatch.setattr("data.store.SOON", 0.01)
     filling, waiting = threading.Event(), threading.Event()
-    monkeypatch.setattr("data.store.tell", lambda sentence: (print(sentence), waiting.set()))
+    monkeypatch.setattr("data.store.log_line", lambda sentence: (print(sentence), waiting.set()))
 
     def slow(arrays: Arrays) -> dict[str, str]:
         filling.set()
@@ -154,7 +158,10 @@ def test_of_many_runs_at_once_one_fills_and_all_get_whole_arrays(tmp_path: Path)
         filled.append(1)
         return fill(arrays)
 
-    runs = [threading.Thread(target=lambda: found.append(stored(tmp_path, "x", 1, SPEC, count))) for _ in range(8)]
+    runs = [
+        threading.Thread(target=lambda: found.append(stored(tmp_path, "x", 1, SPEC, count)))
+        for _ in range(8)
+    ]
     for run in runs:
         run.start()
     for run in runs:
@@ -198,7 +205,9 @@ def test_a_damaged_entry_is_told_and_made_anew(
     stored(tmp_path, "x", 1, SPEC, forbidden)
 
 
-def test_one_changed_byte_of_a_summed_array_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_changed_byte_of_a_summed_array_is_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     entry = summed(tmp_path)
     assert entry.read() is not None
     with (entry.final / "a.npy").open("r+b") as file:
@@ -222,12 +231,17 @@ def test_a_full_disk_says_what_it_takes_and_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     large = {"a": ((3 * 2**20,), "uint8"), "b": ((2**18,), "int64")}
-    with pytest.raises(InputError, match=rf"no room for 5 MiB in {tmp_path}; name another folder with cache_dir=\.\.\."):
+    with pytest.raises(
+        InputError,
+        match=rf"no room for 5 MiB in {tmp_path}; name another folder with cache_dir=\.\.\.",
+    ):
         Entry(tmp_path, "x", 1, large).begin()
     assert entries(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_at_the_last_moment_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_at_the_last_moment_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object, **settings: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -245,23 +259,35 @@ def test_room_is_taken_before_anything_is_filled(tmp_path: Path) -> None:
     stored(tmp_path, "x", 1, {"a": ((2**20,), "uint8")}, look)
 
 
-def test_a_finished_entry_in_a_read_only_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_entry_in_a_read_only_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stored(tmp_path, "x", 1, SPEC, fill)
 
     def refuse(*arguments: object, **settings: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    for owner, name in ((os, "mkdir"), (os, "replace"), (os, "posix_fallocate"), (shutil, "rmtree"), (Entry, "acquire")):
+    for owner, name in (
+        (os, "mkdir"),
+        (os, "replace"),
+        (os, "posix_fallocate"),
+        (shutil, "rmtree"),
+        (Entry, "acquire"),
+    ):
         monkeypatch.setattr(owner, name, refuse)
     assert stored(tmp_path, "x", 1, SPEC, forbidden)[0]["b"].tolist() == [1, 2, 3]
 
 
-def test_a_read_only_folder_without_the_entry_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_without_the_entry_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object, **settings: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("data.store.FileLock.acquire", refuse)
-    with pytest.raises(InputError, match=r"can't write the cache folder .*Read-only.* name another with cache_dir="):
+    with pytest.raises(
+        InputError, match=r"can't write the cache folder .*Read-only.* name another with cache_dir="
+    ):
         stored(tmp_path, "x", 1, SPEC, fill)
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import InputError
+from engine.errors import InputError
 from prior.baselines import BASELINES, baselines
-from prior.drawing import sample
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.models import counted
 from prior.models.bigram import Bigram
-from prior.models.counted import Counted, pairs
+from prior.models.counted import Counted, count_pairs
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
-from prior.module import mean, nats
-from prior.sampling import Sampler
-from tests.prior.priors import every_grid, likelihoods
+from prior.module import negative_log_likelihood, weighted_mean
+from tests.helpers.priors import every_grid, likelihoods
 
 K, GRID = 4, (2, 3)
 
@@ -41,19 +41,27 @@ def test_the_bigram_of_a_cycle_knows_almost_everything() -> None:
 
 def test_of_noise_nobody_knows_anything() -> None:
     noise = np.random.default_rng(0).integers(0, 4, (2000, 10))
-    assert list(baselines(noise[:1500], noise[1500:], 4).values()) == pytest.approx([math.log(4)] * 3, abs=0.01)
+    assert list(baselines(noise[:1500], noise[1500:], 4).values()) == pytest.approx(
+        [math.log(4)] * 3, abs=0.01
+    )
 
 
 def test_each_baseline_knows_more_than_the_one_before() -> None:
     found = baselines(telling(500, 6, 0), telling(100, 6, 1), K)
-    assert list(found) == ["uniform_nats_per_token", "unigram_nats_per_token", "bigram_nats_per_token"]
+    assert list(found) == [
+        "uniform_nats_per_token",
+        "unigram_nats_per_token",
+        "bigram_nats_per_token",
+    ]
     often = np.minimum(telling(500, 6, 0), 2)  # one code half of the time, one never
     uniform, unigram, bigram = baselines(often, often, K).values()
     assert bigram + 0.1 < unigram < uniform - 0.1
 
 
 def test_the_uniform_needs_log_K_nats() -> None:
-    assert baselines(telling(5, 6, 0), telling(5, 6, 1), K)["uniform_nats_per_token"] == pytest.approx(math.log(K))
+    assert baselines(telling(5, 6, 0), telling(5, 6, 1), K)[
+        "uniform_nats_per_token"
+    ] == pytest.approx(math.log(K))
 
 
 def test_the_unigram_and_the_bigram_agree_with_counting_by_hand() -> None:
@@ -64,11 +72,21 @@ def test_the_unigram_and_the_bigram_agree_with_counting_by_hand() -> None:
 
     def needed(strength: float) -> float:
         logs = [(2, 0), (0, 1), (1, 1), (1, 0)]
-        return -sum(math.log((followed[a, b] + strength * unigram[b]) / (total[a] + strength)) for a, b in logs) / 4
+        return (
+            -sum(
+                math.log((followed[a, b] + strength * unigram[b]) / (total[a] + strength))
+                for a, b in logs
+            )
+            / 4
+        )
 
     found = baselines(train, val, 2)
-    assert found["unigram_nats_per_token"] == pytest.approx(-(2 * math.log(0.4) + 2 * math.log(0.6)) / 4)
-    assert found["bigram_nats_per_token"] == pytest.approx(min(needed(10 ** (-2 + 6 * i / 24)) for i in range(25)))
+    assert found["unigram_nats_per_token"] == pytest.approx(
+        -(2 * math.log(0.4) + 2 * math.log(0.6)) / 4
+    )
+    assert found["bigram_nats_per_token"] == pytest.approx(
+        min(needed(10 ** (-2 + 6 * i / 24)) for i in range(25))
+    )
 
 
 @pytest.mark.parametrize("books", [1, 2, 3])
@@ -78,7 +96,9 @@ def test_a_bigrams_rows_are_its_formula_in_each_codebook(books: int) -> None:
     codes = torch.from_numpy(telling(3, model.L, 2))
     p = model(codes).softmax(-1).view(3, model.T, books, K)
     for book in range(books):
-        alone = {b: ((train[..., book] == b).sum() + 1) / (train[..., book].size + K) for b in range(K)}
+        alone = {
+            b: ((train[..., book] == b).sum() + 1) / (train[..., book].size + K) for b in range(K)
+        }
         followed: Counter[tuple[int, int]] = Counter()
         for row in train[..., book].tolist():
             followed.update(pairwise([-1, *row]))
@@ -94,13 +114,19 @@ def test_a_bigrams_rows_are_its_formula_in_each_codebook(books: int) -> None:
 def test_nats_of_pairs_are_those_of_the_logits(kind: type[Counted], books: int) -> None:
     model, codes = made(kind, books), telling(20, 6 * books, 2)
     prediction = model.judge(torch.from_numpy(codes), None)
-    assert model.nats(pairs(codes, K, books)) == pytest.approx(mean(nats(prediction), prediction).item(), rel=1e-5)
+    assert model.nats(count_pairs(codes, K, books)) == pytest.approx(
+        weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
+    )
 
 
 def test_a_codebook_that_copies_its_neighbour_is_followed_by_itself_alone() -> None:
     random = np.random.default_rng(0).integers(0, 8, (2000, 10))
-    same = np.stack([random, random], 2).reshape(2000, 20)  # the second book repeats the first at each position
-    assert baselines(same[:1500], same[1500:], 8, books=2)["bigram_nats_per_token"] == pytest.approx(math.log(8), abs=0.02)
+    same = np.stack([random, random], 2).reshape(
+        2000, 20
+    )  # the second book repeats the first at each position
+    assert baselines(same[:1500], same[1500:], 8, books=2)[
+        "bigram_nats_per_token"
+    ] == pytest.approx(math.log(8), abs=0.02)
 
 
 @pytest.mark.parametrize("kind", BASELINES.values())
@@ -112,12 +138,17 @@ def test_with_one_codebook_probabilities_of_all_grids_sum_to_one(kind: type[Coun
 @pytest.mark.parametrize("kind", [Unigram, Bigram])
 def test_what_has_not_counted_is_uniform(kind: type[Counted]) -> None:
     model = kind(torch.empty(2, K, 2), GRID)
-    assert torch.equal(model(torch.randint(K, (3, 12))), Uniform(torch.empty(2, K, 2), GRID)(torch.randint(K, (3, 12))))
+    assert torch.equal(
+        model(torch.randint(K, (3, 12))),
+        Uniform(torch.empty(2, K, 2), GRID)(torch.randint(K, (3, 12))),
+    )
 
 
 def test_a_uniform_draws_each_code_equally_often() -> None:
     codes = sample(Uniform(torch.empty(1, K, 2), GRID), Sampler(), 2000, seed=0)
-    assert (codes.flatten(1).T.contiguous().flatten().bincount() / codes.numel()).tolist() == pytest.approx([1 / K] * K, abs=0.02)
+    assert (
+        codes.flatten(1).T.contiguous().flatten().bincount() / codes.numel()
+    ).tolist() == pytest.approx([1 / K] * K, abs=0.02)
 
 
 def test_the_strength_is_the_one_that_suits_the_validation_set() -> None:
@@ -130,9 +161,9 @@ def test_the_strength_is_the_one_that_suits_the_validation_set() -> None:
 
 def test_sequences_are_counted_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = telling(101, 6, 0)
-    whole = pairs(codes, K, 2)
-    monkeypatch.setattr(counted, "CHUNK", 60)
-    parts = pairs(codes, K, 2)
+    whole = count_pairs(codes, K, 2)
+    monkeypatch.setattr(counted, "COUNT_CHUNK", 60)
+    parts = count_pairs(codes, K, 2)
     assert torch.equal(parts.keys, whole.keys)
     assert torch.equal(parts.n, whole.n)
     assert whole.n.sum() == codes.size
@@ -156,7 +187,9 @@ def test_a_bigram_of_many_codes_keeps_the_pairs_that_occur() -> None:
 
 
 @pytest.mark.parametrize("kind", BASELINES.values())
-def test_counts_go_into_a_checkpoint_and_into_a_prior_that_has_not_counted(kind: type[Counted]) -> None:
+def test_counts_go_into_a_checkpoint_and_into_a_prior_that_has_not_counted(
+    kind: type[Counted],
+) -> None:
     model, fresh, file = made(kind), kind(torch.empty(1, K, 2), GRID), io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)

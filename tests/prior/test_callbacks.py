@@ -10,35 +10,50 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from omegaconf import OmegaConf
 from PIL import Image
 
-from data.errors import InputError
 from data.tokens import CodeDataModule
-from prior.callbacks import Doctor, LossMap
+from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from engine.callbacks.ema import WeightAverage
+from engine.checkpoint import BEST, LAST, read_checkpoint, substate
+from engine.clock import Budget, Schedule
+from engine.errors import InputError
+from prior.callbacks import LossMapPictures, PriorDoctor
 from prior.models.gpt import GPT
 from prior.module import Prior
-from tests.prior.test_module import GRID, K, codes, prior, pytestmark, trainer
-from vqgan.callbacks.average import Average
-from vqgan.checkpoint import BEST, LAST, Best, Checkpoints, header, part, read
-from vqgan.clock import Budget, Schedule
+from tests.helpers.stage2 import (
+    ABOUT,
+    GRID,
+    NATS,
+    K,
+    lightning_warnings,
+    make_codes,
+    make_prior_module,
+    make_trainer,
+)
+
+pytestmark = lightning_warnings
 
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
-NATS = "val/nats_per_token"
-ABOUT = header("prior", OmegaConf.create({}))
 
 
 def around(folder: Path, patience: int = 10, decay: float = 0.9) -> list[Any]:
     """The callbacks of stage=prior, in their order."""
     stop = EarlyStopping(NATS, patience=patience)
-    return [Best(folder, ABOUT, NATS), Average(decay), Doctor(every=5), stop, Checkpoints(folder, ABOUT, 3)]
+    return [
+        BestCheckpoint(folder, ABOUT, NATS),
+        WeightAverage(decay),
+        PriorDoctor(every=5),
+        stop,
+        Checkpoints(folder, ABOUT, 3),
+    ]
 
 
 def few(steps: int) -> tuple[Prior, CodeDataModule]:
     """A prior that can learn its 30 grids by heart."""
     torch.manual_seed(0)
     model = GPT(torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2)
-    data = CodeDataModule(codes(30, 0), codes(60, 1), batch_size=15, seed=0)
+    data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
     return Prior(model, lambda p: torch.optim.AdamW(p, 1e-2), Budget(steps), Schedule(5)), data
 
 
@@ -47,8 +62,8 @@ class Run:
     """A run that over-fits: what it was, and where it lies."""
 
     module: Prior
-    best: Best
-    doctor: Doctor
+    best: BestCheckpoint
+    doctor: PriorDoctor
     folder: Path
 
 
@@ -56,7 +71,7 @@ class Run:
 def overfit(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("overfit")
     (module, data), callbacks = few(400), around(folder, patience=6)
-    trainer(val_every=10, callbacks=callbacks, default_root_dir=folder).fit(module, data)
+    make_trainer(val_every=10, callbacks=callbacks, default_root_dir=folder).fit(module, data)
     return Run(module, callbacks[0], callbacks[2], folder)
 
 
@@ -70,33 +85,39 @@ def test_a_prior_that_learns_by_heart_is_told_so_once_and_with_a_cure(overfit: R
 
 def test_a_run_ends_when_its_validations_have_been_no_better_for_some_time(overfit: Run) -> None:
     assert overfit.module.step == overfit.best.step + 6 * 10
-    assert read(overfit.folder / LAST, "prior")["clock"]["step"] == overfit.module.step
+    assert read_checkpoint(overfit.folder / LAST, "prior")["clock"]["step"] == overfit.module.step
 
 
 def test_the_best_weights_are_kept_as_the_validation_saw_them(overfit: Run) -> None:
-    kept = read(overfit.folder, "prior")
+    kept = read_checkpoint(overfit.folder, "prior")
     module, data = few(1)
-    module.model.load_state_dict(part(kept["state_dict"], "model"))
-    [found] = trainer().validate(module, data, verbose=False)
+    module.model.load_state_dict(substate(kept["state_dict"], "model"))
+    [found] = make_trainer().validate(module, data, verbose=False)
     assert found[NATS] == kept["lowest"] == overfit.best.lowest
-    assert {name: round(found[f"val/{name}"], 4) for name in kept["figures"]} == overfit.best.figures
-    [last] = trainer().validate(overfit.module, data, verbose=False)
+    assert {
+        name: round(found[f"val/{name}"], 4) for name in kept["figures"]
+    } == overfit.best.figures
+    [last] = make_trainer().validate(overfit.module, data, verbose=False)
     assert last[NATS] > found[NATS] + 0.05
 
 
 def test_a_resumed_run_knows_its_best(overfit: Run) -> None:
-    again = Best(overfit.folder, ABOUT, NATS)
-    assert (again.lowest, again.step, again.figures) == (overfit.best.lowest, overfit.best.step, overfit.best.figures)
+    again = BestCheckpoint(overfit.folder, ABOUT, NATS)
+    assert (again.lowest, again.step, again.figures) == (
+        overfit.best.lowest,
+        overfit.best.step,
+        overfit.best.figures,
+    )
 
 
 def test_no_average_and_no_worse_weights_take_the_place_of_the_best(tmp_path: Path) -> None:
-    module, data = prior(steps=4, optimizer=lambda p: torch.optim.SGD(p, 0.0))
-    best = Best(tmp_path, ABOUT, NATS)
-    trainer(val_every=2, callbacks=[best]).fit(module, data)
+    module, data = make_prior_module(steps=4, optimizer=lambda p: torch.optim.SGD(p, 0.0))
+    best = BestCheckpoint(tmp_path, ABOUT, NATS)
+    make_trainer(val_every=2, callbacks=[best]).fit(module, data)
     assert best.step == 2  # the same again is not better
     torch.nn.init.constant_(module.model.head.weight, torch.nan)
-    trainer(callbacks=[best]).validate(module, data, verbose=False)
-    assert read(tmp_path / BEST, "prior")["clock"]["step"] == 2
+    make_trainer(callbacks=[best]).validate(module, data, verbose=False)
+    assert read_checkpoint(tmp_path / BEST, "prior")["clock"]["step"] == 2
 
 
 FALLS = [(3.0, 3.0), (2.0, 1.9), (1.5, 1.2)]
@@ -112,37 +133,45 @@ FALLS = [(3.0, 3.0), (2.0, 1.9), (1.5, 1.2)]
         ([(1.6, 1.1), (1.4, 1.0)], []),
     ],
 )
-def test_over_fitting_is_a_validation_that_rises_while_training_falls(more: list[tuple[float, float]], expected: list[str]) -> None:
-    doctor, (module, _) = Doctor(margin=0.01), prior()
+def test_over_fitting_is_a_validation_that_rises_while_training_falls(
+    more: list[tuple[float, float]], expected: list[str]
+) -> None:
+    doctor, (module, _) = PriorDoctor(margin=0.01), make_prior_module()
     for pair in FALLS + more:
         found = [sign.name for sign in doctor.signs(module, *pair)]
     assert found == expected
 
 
 def test_a_prior_that_learns_nothing_of_how_codes_go_together_is_found(tmp_path: Path) -> None:
-    module, data = prior(steps=10, optimizer=lambda p: torch.optim.SGD(p, 0.0))
-    doctor = Doctor(patience=2, late=0.5)
-    trainer(val_every=2, callbacks=[doctor], default_root_dir=tmp_path).fit(module, data)
+    module, data = make_prior_module(steps=10, optimizer=lambda p: torch.optim.SGD(p, 0.0))
+    doctor = PriorDoctor(patience=2, late=0.5)
+    make_trainer(val_every=2, callbacks=[doctor], default_root_dir=tmp_path).fit(module, data)
     [said] = doctor.said
-    assert said.startswith("step 8: the prior has learned nothing of how codes go together: it takes 1.792 nats per token")
+    assert said.startswith(
+        "step 8: the prior has learned nothing of how codes go together: it takes 1.792 nats per token"
+    )
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     class Spoil(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
             if batch_idx == 7:
                 module.model.head.weight.data[0] = float("nan")  # type: ignore[union-attr,index,operator]
 
-    module, data = prior(steps=40)
+    module, data = make_prior_module(steps=40)
     with pytest.raises(InputError, match="since step 7"):
-        trainer(callbacks=[Spoil(), Doctor(every=5)], default_root_dir=tmp_path).fit(module, data)
+        make_trainer(callbacks=[Spoil(), PriorDoctor(every=5)], default_root_dir=tmp_path).fit(
+            module, data
+        )
     assert module.step == 10
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"margin": -1}, {"late": 2}])
 def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
-        Doctor(**wrong)
+        PriorDoctor(**wrong)
 
 
 class Break(Callback):
@@ -159,12 +188,23 @@ class Break(Callback):
         self.fail(f"training {module.step}")  # type: ignore[attr-defined]
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int, _: int = 0
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        _: int = 0,
     ) -> None:
         self.fail(f"validation {module.step}.{batch_idx}")  # type: ignore[attr-defined]
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, _: int = 0
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        _: int = 0,
     ) -> None:
         self.fail(f"validated {module.step}.{batch_idx}")  # type: ignore[attr-defined]
 
@@ -189,15 +229,19 @@ def outcome(folder: Path, where: str = "", killed: bool = False) -> Outcome:
     """Of a run of 8 steps, which may break off somewhere and be resumed: its validations and its two checkpoints."""
     found: list[tuple[int, float]] = []
     for resume in (False, True) if where else (False,):
-        module, data = prior(steps=8)
+        module, data = make_prior_module(steps=8)
         callbacks = [*around(folder), Judge(found)] + ([] if resume else [Break(where)])
         if killed:
             callbacks[4].on_exception = lambda *_: None
-        run = trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)
-        failure = pytest.raises(RuntimeError, match="the power failed") if where and not resume else nullcontext()
+        run = make_trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)
+        failure = (
+            pytest.raises(RuntimeError, match="the power failed")
+            if where and not resume
+            else nullcontext()
+        )
         with failure:
             run.fit(module, data, ckpt_path=folder / LAST if resume else None)
-    return found, read(folder / LAST, "prior"), read(folder / BEST, "prior")
+    return found, read_checkpoint(folder / LAST, "prior"), read_checkpoint(folder / BEST, "prior")
 
 
 @pytest.fixture(scope="module")
@@ -206,31 +250,45 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-@pytest.mark.parametrize("where", ["training 4", "validation 3.0", "validation 3.1", "validated 3.1", "after 6"])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, whole: Outcome, where: str, killed: bool) -> None:
+@pytest.mark.parametrize(
+    "where", ["training 4", "validation 3.0", "validation 3.1", "validated 3.1", "after 6"]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, whole: Outcome, where: str, killed: bool
+) -> None:
     found, last, best = whole
     found_too, last_too, best_too = outcome(tmp_path, where, killed)
-    assert (sorted(set(found_too)) if killed else found_too) == found  # a validation that nothing was saved after comes again
+    assert (
+        sorted(set(found_too)) if killed else found_too
+    ) == found  # a validation that nothing was saved after comes again
     assert last_too["clock"]["step"] == 8
     assert last_too["callbacks"] == last["callbacks"]
-    assert (best_too["lowest"], best_too["clock"]["step"]) == (best["lowest"], best["clock"]["step"])
-    for one, two in ((last["state_dict"], last_too["state_dict"]), (last["average"], last_too["average"])):
+    assert (best_too["lowest"], best_too["clock"]["step"]) == (
+        best["lowest"],
+        best["clock"]["step"],
+    )
+    for one, two in (
+        (last["state_dict"], last_too["state_dict"]),
+        (last["average"], last_too["average"]),
+    ):
         assert one.keys() == two.keys()
         assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
 def test_an_average_of_a_prior_leaves_what_does_not_change_as_it_is() -> None:
-    module, data = prior(steps=5)
-    average, vectors = Average(0.9), module.model.read.vectors.clone()  # type: ignore[operator,union-attr]
-    trainer(callbacks=[average]).fit(module, data)
+    module, data = make_prior_module(steps=5)
+    average, vectors = WeightAverage(0.9), module.model.read.vectors.clone()  # type: ignore[operator,union-attr]
+    make_trainer(callbacks=[average]).fit(module, data)
     assert torch.equal(average.values["read.vectors"], vectors)
     assert not torch.equal(average.values["head.weight"], module.model.head.weight)  # type: ignore[arg-type]
 
 
-def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_hardest(tmp_path: Path) -> None:
-    module, data = prior()
+def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_hardest(
+    tmp_path: Path,
+) -> None:
+    module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)  # type: ignore[arg-type]
-    trainer(callbacks=[LossMap(tmp_path)]).validate(module, data, verbose=False)
+    make_trainer(callbacks=[LossMapPictures(tmp_path)]).validate(module, data, verbose=False)
     with Image.open(tmp_path / "loss-map-000000.png") as opened:
         sheet = np.asarray(opened)[..., 0]
     side = sheet.shape[0] // GRID[0]
@@ -238,4 +296,6 @@ def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_
     assert side >= 64
     places = sheet[side // 2 :: side, side // 2 :: side].astype(float)
     expected = module.loss_map.numpy()
-    np.testing.assert_allclose(places / 255, (expected - expected.min()) / np.ptp(expected), atol=0.003)
+    np.testing.assert_allclose(
+        places / 255, (expected - expected.min()) / np.ptp(expected), atol=0.003
+    )

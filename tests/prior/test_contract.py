@@ -5,22 +5,31 @@ from functools import partial
 import pytest
 import torch
 
-from data.errors import InputError
-from prior.drawing import sample
+from engine.errors import InputError
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Autoregressive
-from prior.module import mean, nats
-from prior.sampling import Numbers, Sampler
-from tests.prior.priors import BOOKS, DIM, FORGETFUL, PRIORS, UNLABELLED, every_grid, likelihoods, made
+from prior.module import negative_log_likelihood, weighted_mean
+from tests.helpers.priors import (
+    BOOKS,
+    DIM,
+    FORGETFUL,
+    PRIORS,
+    UNLABELLED,
+    every_grid,
+    likelihoods,
+    make_prior,
+)
 
 K = 5
-CAUSAL = [name for name in PRIORS if isinstance(made(name), Autoregressive)]
-EXACT = [name for name in PRIORS if made(name).exact]
+CAUSAL = [name for name in PRIORS if isinstance(make_prior(name), Autoregressive)]
+EXACT = [name for name in PRIORS if make_prior(name).exact]
 LABELLED = [name for name in PRIORS if name not in UNLABELLED]
 LABELS = torch.tensor([0, 1, 2, 1, -1] * 4)
 
 
 def causal(name: str, **settings: int) -> Autoregressive:
-    model = made(name, **settings)
+    model = make_prior(name, **settings)
     assert isinstance(model, Autoregressive)
     return model
 
@@ -68,54 +77,68 @@ class TestOrder:
 @pytest.mark.parametrize("name", EXACT)
 class TestLikelihood:
     def test_probabilities_of_all_grids_sum_to_one(self, name: str) -> None:
-        model = made(name, K=3, grid=(2, 2))
+        model = make_prior(name, K=3, grid=(2, 2))
         assert likelihoods(model, every_grid(model)).sum().item() == pytest.approx(1, abs=1e-5)
 
     def test_grids_are_drawn_as_often_as_they_are_likely(self, name: str) -> None:
         K, grid = (3, (2, 2)) if name not in BOOKS else (2, (1, 3))
-        model = made(name, K=K, grid=grid)
+        model = make_prior(name, K=K, grid=grid)
         every, n = every_grid(model), 20_000
         codes = sample(model, Sampler(), n, seed=0, batch_size=n).flatten(1)
         counts = (codes @ K ** torch.arange(model.L - 1, -1, -1)).bincount(minlength=len(every))
         expected = n * likelihoods(model, every)
         many = expected > 5  # the others together are one more kind
-        counted = torch.cat([counts[many], counts[~many].sum()[None]]), torch.cat([expected[many], expected[~many].sum()[None]])
+        counted = (
+            torch.cat([counts[many], counts[~many].sum()[None]]),
+            torch.cat([expected[many], expected[~many].sum()[None]]),
+        )
         chi_square = float(((counted[0] - counted[1]).square() / counted[1].clamp(min=1e-9)).sum())
         freedom = int(many.sum())
-        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5  # four standard deviations above what is expected
+        assert (
+            chi_square < freedom + 4 * (2 * freedom) ** 0.5
+        )  # four standard deviations above what is expected
 
 
 @pytest.mark.parametrize("name", PRIORS)
 class TestEveryPrior:
     def test_predictions_have_a_logit_of_each_code(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         prediction = model.judge(torch.randint(K, (4, model.L)), None)
         assert prediction.logits.shape == (4, model.L, K)
         assert prediction.targets.shape == prediction.weights.shape == (4, model.L)
         assert prediction.logits.isfinite().all()
 
     def test_a_grid_is_judged_the_same_in_any_batch(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         codes = torch.randint(K, (6, model.L))
         whole, part = model.judge(codes, None), model.judge(codes[3:], None)
-        torch.testing.assert_close((nats(whole) * whole.weights)[3:], nats(part) * part.weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            (negative_log_likelihood(whole) * whole.weights)[3:],
+            negative_log_likelihood(part) * part.weights,
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
     def test_an_untrained_prior_needs_log_K_nats(self, name: str) -> None:
         build, settings = PRIORS[name]
         model = build(torch.randn(BOOKS.get(name, 1), K, DIM), (2, 3), **settings).eval()
         prediction = model.judge(torch.randint(K, (50, model.L)), None)
-        assert mean(nats(prediction), prediction).item() == pytest.approx(torch.tensor(K).log().item(), rel=1e-4)
+        assert weighted_mean(
+            negative_log_likelihood(prediction), prediction
+        ).item() == pytest.approx(torch.tensor(K).log().item(), rel=1e-4)
 
     def test_every_parameter_learns(self, name: str) -> None:
-        model = made(name, classes=0 if name in UNLABELLED else 2).train()
+        model = make_prior(name, classes=0 if name in UNLABELLED else 2).train()
         labels = None if name in UNLABELLED else torch.tensor([0, 1, -1, 0] * 4)
         prediction = model.learn(torch.randint(K, (16, model.L)), labels, 0.3)
         if any(p.requires_grad for p in model.parameters()):
-            mean(nats(prediction), prediction).backward()
-        assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+            weighted_mean(negative_log_likelihood(prediction), prediction).backward()
+        assert [
+            key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()
+        ] == []
 
     def test_the_seed_decides_and_the_batch_size_does_not(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         codes = sample(model, Sampler(), 20, seed=1, batch_size=20)
         books = (BOOKS[name],) if name in BOOKS else ()
         assert codes.shape == (20, 2, 3, *books)
@@ -125,24 +148,29 @@ class TestEveryPrior:
         assert not torch.equal(codes, sample(model, Sampler(), 20, seed=2))
 
     def test_codes_that_are_known_stay_and_the_others_are_drawn(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         codes, known = torch.randint(K, (64, model.L)), torch.arange(model.L) % 3 == 1
         filled = model.fill(codes, known, Numbers(0, range(64)), Sampler(), None)
         assert torch.equal(filled[:, known], codes[:, known])
         assert (filled[:, ~known] != codes[:, ~known]).any(0).all()
 
     def test_nothing_is_drawn_where_all_is_known(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         codes = torch.randint(K, (4, model.L))
-        assert torch.equal(model.fill(codes, torch.ones(model.L, dtype=torch.bool), Numbers(0, range(4)), Sampler(), None), codes)
+        assert torch.equal(
+            model.fill(
+                codes, torch.ones(model.L, dtype=torch.bool), Numbers(0, range(4)), Sampler(), None
+            ),
+            codes,
+        )
 
     def test_sampling_leaves_the_model_in_its_mode(self, name: str) -> None:
-        model = made(name).train()
+        model = make_prior(name).train()
         sample(model, Sampler(), 2, seed=0)
         assert model.training
 
     def test_its_weights_go_into_a_file_and_back(self, name: str) -> None:
-        model, other = made(name), made(name)
+        model, other = make_prior(name), make_prior(name)
         other.load_state_dict(model.state_dict())
         codes = torch.randint(K, (4, model.L))
         assert torch.equal(model.judge(codes, None).logits, other.judge(codes, None).logits)
@@ -157,23 +185,29 @@ class TestEveryPrior:
 @pytest.mark.parametrize("name", LABELLED)
 class TestLabels:
     def test_no_label_and_minus_one_are_the_same_and_each_class_is_another(self, name: str) -> None:
-        model = made(name, classes=3)
+        model = make_prior(name, classes=3)
         codes = torch.randint(K, (1, model.L)).expand(4, model.L)
         logits = model.judge(codes, torch.tensor([-1, 0, 1, 2])).logits
         torch.testing.assert_close(logits[:1], model.judge(codes[:1], None).logits)
         assert all(not torch.allclose(logits[a], logits[b]) for a in range(4) for b in range(a))
 
     def test_the_label_reaches_every_position(self, name: str) -> None:
-        model = made(name, classes=2)
+        model = make_prior(name, classes=2)
         codes = torch.randint(K, (1, model.L))
         one, other = (model.judge(codes, torch.tensor([label])).logits for label in (0, 1))
         assert all(not torch.equal(one[0, t], other[0, t]) for t in range(model.L))
 
     def test_guidance_of_one_changes_nothing_and_of_zero_forgets_the_label(self, name: str) -> None:
-        model = made(name, classes=3)
+        model = make_prior(name, classes=3)
         plain = sample(model, Sampler(), 20, seed=1, labels=LABELS)
-        assert torch.equal(sample(model, Sampler(guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS), plain)
-        assert torch.equal(sample(model, Sampler(guidance=0.0), 20, seed=1, labels=LABELS), sample(model, Sampler(), 20, seed=1))
+        assert torch.equal(
+            sample(model, Sampler(guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS),
+            plain,
+        )
+        assert torch.equal(
+            sample(model, Sampler(guidance=0.0), 20, seed=1, labels=LABELS),
+            sample(model, Sampler(), 20, seed=1),
+        )
         assert not torch.equal(plain, sample(model, Sampler(), 20, seed=1))
 
 
@@ -189,12 +223,14 @@ def test_decoding_code_by_code_given_labels_gives_the_same_logits(name: str) -> 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_steps_mean_nothing_to_a_prior_that_draws_each_code_by_itself(name: str) -> None:
     with pytest.raises(InputError, match=r"sampler\.steps=4"):
-        sample(made(name), Sampler(steps=4), 2, seed=0)
+        sample(make_prior(name), Sampler(steps=4), 2, seed=0)
 
 
-@pytest.mark.parametrize("name", [name for name in CAUSAL if name != "uniform"])  # to which each code is the likeliest
+@pytest.mark.parametrize(
+    "name", [name for name in CAUSAL if name != "uniform"]
+)  # to which each code is the likeliest
 def test_top_1_draws_the_same_whatever_the_seed(name: str) -> None:
-    model = made(name)
+    model = make_prior(name)
     one, other = (sample(model, Sampler(top_k=1), 4, seed=seed) for seed in (0, 1))
     assert torch.equal(one, other)
     assert torch.equal(one[0], one[1])

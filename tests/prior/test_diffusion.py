@@ -3,18 +3,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from prior.drawing import sample
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
-from prior.module import nats
-from prior.sampling import Numbers, Sampler
-from tests.prior.priors import made
-from tests.prior.test_masked import exact_bound, looks
+from prior.module import negative_log_likelihood
+from tests.helpers.priors import exact_bound, looks, make_prior
 
 K = 5
 
 
 def diffusion(**settings: object) -> Masked:
-    model = made("diffusion", **settings)  # type: ignore[arg-type]
+    model = make_prior("diffusion", **settings)  # type: ignore[arg-type]
     assert isinstance(model, Masked)
     return model
 
@@ -22,7 +21,7 @@ def diffusion(**settings: object) -> Masked:
 def test_what_it_learns_from_is_the_bound_that_it_is_judged_by() -> None:
     model, codes, n = diffusion(K=3, grid=(2, 2)), torch.tensor([[0, 2, 1, 1]]), 5000
     prediction = model.learn(codes.expand(n, -1), None, 0.0)
-    found = (nats(prediction) * prediction.weights).mean(1).double()
+    found = (negative_log_likelihood(prediction) * prediction.weights).mean(1).double()
     assert abs(found.mean() - exact_bound(model, codes)[0]) < 4 * found.std() / n**0.5
 
 
@@ -37,7 +36,10 @@ def test_all_numbers_of_masked_codes_are_as_frequent_as_they_can_be_in_a_batch(n
 
 def test_a_grid_by_itself_may_have_any_number_of_masked_codes() -> None:
     model = diffusion()
-    found = [int((model.learn(torch.randint(K, (1, 6)), None, 0.0).weights > 0).sum()) for _ in range(100)]
+    found = [
+        int((model.learn(torch.randint(K, (1, 6)), None, 0.0).weights > 0).sum())
+        for _ in range(100)
+    ]
     assert set(found) == set(range(1, 7))
 
 

@@ -8,41 +8,50 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import InputError
-from data.loading import Samples
-from prior.evaluate import heat, likelihoods, samples
-from prior.module import mean, nats
-from tests.conftest import QUICK, TINY, TINY_PRIOR
-from tests.prior.priors import PRIORS, UNLABELLED, made
+from data.loading import ArraySamples
+from engine.errors import InputError
+from prior.judging import heat_map_pictures, iterate_samples, likelihoods
+from prior.module import negative_log_likelihood, weighted_mean
+from tests.helpers.commands import QUICK, TINY, TINY_PRIOR
+from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
 
 K = 5
 
 
-def grids(n: int, shape: tuple[int, ...], labels: int = 2) -> Samples:
+def grids(n: int, shape: tuple[int, ...], labels: int = 2) -> ArraySamples:
     random = np.random.default_rng(0)
-    return Samples(random.integers(0, K, (n, *shape)).astype(np.uint16), random.integers(-1, labels, n))
+    return ArraySamples(
+        random.integers(0, K, (n, *shape)).astype(np.uint16), random.integers(-1, labels, n)
+    )
 
 
 @pytest.mark.parametrize("name", PRIORS)
 class TestEveryPrior:
     def test_codes_are_judged_in_raster_order(self, name: str) -> None:
-        model = made(name)
+        model = make_prior(name)
         codes = torch.randint(K, (4, model.L))
         assert torch.equal(model.judge(codes, None).targets, codes)
 
     def test_nats_of_images_are_what_the_model_judges_whatever_the_batches(self, name: str) -> None:
-        model = made(name, classes=0 if name in UNLABELLED else 2)
+        model = make_prior(name, classes=0 if name in UNLABELLED else 2)
         codes = grids(7, (2, 3, model.books))
         found = likelihoods(model, codes, 3)
         labels = torch.from_numpy(codes.labels) if model.classes else None
         prediction = model.judge(torch.from_numpy(codes.values.astype(int)).flatten(1), labels)
         assert found.shape == (7, 2, 3, model.books)
-        assert found.mean().item() == pytest.approx(mean(nats(prediction), prediction).item(), rel=1e-5)
-        torch.testing.assert_close(found.flatten(1), nats(prediction) * prediction.weights, rtol=1e-4, atol=1e-5)
+        assert found.mean().item() == pytest.approx(
+            weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
+        )
+        torch.testing.assert_close(
+            found.flatten(1),
+            negative_log_likelihood(prediction) * prediction.weights,
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_each_code_has_its_nats_at_its_place() -> None:
-    model = made("gpt", grid=(2, 3))
+    model = make_prior("gpt", grid=(2, 3))
     codes = grids(1, (2, 3))
     before = likelihoods(model, codes, 1)[0, :, :, 0]
     codes.values[0, 1, 1] = (codes.values[0, 1, 1] + 1) % K
@@ -52,13 +61,19 @@ def test_each_code_has_its_nats_at_its_place() -> None:
 
 def test_images_of_more_classes_than_the_prior_knows_are_refused() -> None:
     with pytest.raises(InputError, match="the images are of 6 classes, and the prior learned 2"):
-        likelihoods(made("gpt", classes=2), grids(40, (2, 3), labels=6), 8)
+        likelihoods(make_prior("gpt", classes=2), grids(40, (2, 3), labels=6), 8)
 
 
 def test_heat_goes_from_black_over_red_and_yellow_to_white() -> None:
-    pictures = heat(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 2.0]]]), 2)
+    pictures = heat_map_pictures(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 2.0]]]), 2)
     assert pictures.shape == (1, 3, 2, 10)
-    assert pictures[0, :, 1, ::2].t().tolist() == [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255, 255, 255], [255, 255, 255]]
+    assert pictures[0, :, 1, ::2].t().tolist() == [
+        [0, 0, 0],
+        [255, 0, 0],
+        [255, 255, 0],
+        [255, 255, 255],
+        [255, 255, 255],
+    ]
 
 
 Command = Callable[..., int]
@@ -79,14 +94,25 @@ def trained(command: Command) -> Command:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU")
+@pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU"
+)
 class TestTheCommand:
     def test_samples_are_compared_with_the_images_and_each_score_says_how(
         self, trained: Command, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=12", "run_dir=judged") == 0
+        assert (
+            trained(
+                "stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=12", "run_dir=judged"
+            )
+            == 0
+        )
         found, prior = result("judged"), result("runs/prior/shapes")
-        assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (prior["id"], "prior", prior["tokenizer_of"])
+        assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (
+            prior["id"],
+            "prior",
+            prior["tokenizer_of"],
+        )
         assert (found["n"], found["samples"], found["split"]) == (16, 12, "val")
         for name in ("gfid", *SCORES):
             assert found[name] is None
@@ -106,7 +132,10 @@ class TestTheCommand:
             with Image.open(file) as sheet:
                 assert sheet.size > (30, 30)
         lines = capsys.readouterr().err.splitlines()
-        assert any(line.startswith("absent ") and "gfid" in line and "fetch=false" in line for line in lines)
+        assert any(
+            line.startswith("absent ") and "gfid" in line and "fetch=false" in line
+            for line in lines
+        )
         assert any(line.startswith("coverage_proxy ") for line in lines)
 
     def test_the_same_command_finds_the_same_scores_and_another_temperature_is_no_match(
@@ -116,7 +145,9 @@ class TestTheCommand:
         assert trained(*line, "run_dir=one") == 0
         assert trained(*line, "run_dir=two", "batch_size=5", "beside=one") == 0
         first, second = result("one"), result("two")
-        assert {key: second[key] for key in first["provenance"]} == pytest.approx({key: first[key] for key in first["provenance"]})
+        assert {key: second[key] for key in first["provenance"]} == pytest.approx(
+            {key: first[key] for key in first["provenance"]}
+        )
         capsys.readouterr()
         assert trained(*line, "run_dir=hot", "sampler.temperature=2", "beside=one") == 0
         told = capsys.readouterr().err
@@ -124,7 +155,12 @@ class TestTheCommand:
         assert "+0" in next(line for line in told.splitlines() if line.startswith("nats_per_token"))
 
     def test_without_samples_there_are_likelihoods_alone(self, trained: Command) -> None:
-        assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=0", "run_dir=judged") == 0
+        assert (
+            trained(
+                "stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=0", "run_dir=judged"
+            )
+            == 0
+        )
         found = result("judged")
         assert found["nats_per_token"] > 0
         assert found["gfid_proxy"] is None
@@ -151,9 +187,27 @@ class TestTheCommand:
     def test_a_prior_of_classes_is_judged_by_samples_of_the_images_classes(
         self, trained: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert trained("stage=prior", "ckpt=runs/vqgan/shapes", "conditional=true", "name=classes", *TINY_PRIOR) == 0
+        assert (
+            trained(
+                "stage=prior",
+                "ckpt=runs/vqgan/shapes",
+                "conditional=true",
+                "name=classes",
+                *TINY_PRIOR,
+            )
+            == 0
+        )
         drawn = []
-        monkeypatch.setattr("prior.evaluate.samples", lambda *given: drawn.append(given) or samples(*given))
-        line = ["stage=evaluate", "ckpt=runs/prior/classes", *QUICK, "neighbours=false", "run_dir=judged"]
+        monkeypatch.setattr(
+            "prior.judging.iterate_samples",
+            lambda *given: drawn.append(given) or iterate_samples(*given),
+        )
+        line = [
+            "stage=evaluate",
+            "ckpt=runs/prior/classes",
+            *QUICK,
+            "neighbours=false",
+            "run_dir=judged",
+        ]
         assert trained(*line, "sampler.guidance=1.5") == 0
         assert drawn[0][3].tolist() == np.load("judged/likelihoods.npz")["labels"].tolist()

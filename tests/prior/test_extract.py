@@ -7,14 +7,13 @@ import torch
 from lightning.fabric import Fabric
 from safetensors import safe_open
 
-from data.datamodule import cut
-from data.errors import InputError
-from data.loading import Samples
+from data.datamodule import crop_at
+from data.loading import ArraySamples
 from data.tokens import export
+from engine.errors import InputError
 from prior import extract as extraction
 from prior.extract import extract
-from tests.vqgan.test_module import Grain, Noise
-from tests.vqgan.test_tokenizer import tokenizer
+from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 from vqgan.quantizers.none import Plain
 from vqgan.tokenizer import Tokenizer
 
@@ -24,7 +23,7 @@ ALONE = Fabric(accelerator="cpu", devices=1)
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine, also where the program would choose bf16."""
-    monkeypatch.setattr("vqgan.run.precision", lambda: "32-true")
+    monkeypatch.setattr("engine.environment.best_precision", lambda: "32-true")
 
 
 @pytest.fixture
@@ -33,7 +32,9 @@ def data(tmp_path: Path) -> Noise:
 
 
 def codes(t: Tokenizer, data: Noise, **settings: Any) -> torch.Tensor:
-    return torch.from_numpy(extract(t.eval(), data, "train", **settings, fabric=ALONE).values.astype("int64"))
+    return torch.from_numpy(
+        extract(t.eval(), data, "train", **settings, fabric=ALONE).values.astype("int64")
+    )
 
 
 def uint8(data: Noise) -> torch.Tensor:
@@ -41,51 +42,57 @@ def uint8(data: Noise) -> torch.Tensor:
 
 
 def test_the_cache_holds_the_tokenizers_codes_in_the_images_order(data: Noise) -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     assert torch.equal(codes(t, data, batch_size=7), t.indices(data.view(uint8(data))))
 
 
 def test_mirrored_images_follow_with_their_own_codes(data: Noise) -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     assert torch.equal(codes(t, data, flip=True)[24:], t.indices(data.view(uint8(data)).flip(3)))
 
 
 def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> None:
-    t, data = tokenizer(), Noise(16, resize=20, cache="ram", cache_dir=str(tmp_path))
+    t, data = make_tokenizer(), Noise(16, resize=20, cache="ram", cache_dir=str(tmp_path))
     found = codes(t, data, flip=True, crops=3).view(3, 2, 24, *t.grid)
     assert torch.equal(found[0, 0], t.indices(data.view(uint8(data))))
     corners = torch.from_numpy((np.random.default_rng(0).random((2, 24, 2)) * 5).astype(int))
     for crop in (0, 1):
-        x = data.view(cut(uint8(data), corners[crop], 16))
+        x = data.view(crop_at(uint8(data), corners[crop], 16))
         assert torch.equal(found[1 + crop, 0], t.indices(x))
         assert torch.equal(found[1 + crop, 1], t.indices(x.flip(3)))
     assert not torch.equal(corners[0], corners[1])
 
 
 def test_crops_without_room_are_refused(data: Noise) -> None:
-    with pytest.raises(InputError, match=r"crops=2 need room to move, and these images are 16 pixels wide"):
-        codes(tokenizer(), data, crops=2)
+    with pytest.raises(
+        InputError, match=r"crops=2 need room to move, and these images are 16 pixels wide"
+    ):
+        codes(make_tokenizer(), data, crops=2)
     with pytest.raises(InputError, match=r"crops=0 must be at least 1"):
-        codes(tokenizer(), data, crops=0)
+        codes(make_tokenizer(), data, crops=0)
 
 
-def test_labels_go_with_their_images_in_every_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_go_with_their_images_in_every_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = Grain.one
-    monkeypatch.setattr(Grain, "one", lambda self, index, *sizes: (one(self, index, *sizes)[0], index % 5))
+    monkeypatch.setattr(
+        Grain, "one", lambda self, index, *sizes: (one(self, index, *sizes)[0], index % 5)
+    )
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
-    found = extract(tokenizer(), data, "train", True, fabric=ALONE)
+    found = extract(make_tokenizer(), data, "train", True, fabric=ALONE)
     assert found.labels.tolist() == 2 * [i % 5 for i in range(24)]
 
 
 def test_images_are_encoded_once(data: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     first = codes(t, data)
     monkeypatch.setattr(t, "indices", None)
     assert torch.equal(codes(t, data), first)
 
 
 def test_another_tokenizer_other_images_and_other_views_are_encoded_anew(tmp_path: Path) -> None:
-    t, cache = tokenizer(), str(tmp_path)
+    t, cache = make_tokenizer(), str(tmp_path)
     first = codes(t, Noise(16, cache="ram", cache_dir=cache))
     t.quantizer.codebook += torch.randn_like(t.quantizer.codebook)  # type: ignore[operator]
     assert not torch.equal(codes(t, Noise(16, cache="ram", cache_dir=cache)), first)
@@ -97,8 +104,10 @@ def test_another_tokenizer_other_images_and_other_views_are_encoded_anew(tmp_pat
     assert len(list(tmp_path.glob("codes-*"))) == 5
 
 
-def test_a_changed_code_in_the_cache_is_noticed_and_made_anew(data: Noise, capsys: pytest.CaptureFixture[str]) -> None:
-    t = tokenizer()
+def test_a_changed_code_in_the_cache_is_noticed_and_made_anew(
+    data: Noise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    t = make_tokenizer()
     first = codes(t, data)
     [file] = Path(data.cache_dir).glob("codes-*/indices.npy")
     broken = np.load(file)
@@ -109,17 +118,19 @@ def test_a_changed_code_in_the_cache_is_noticed_and_made_anew(data: Noise, capsy
 
 
 def test_small_codebooks_take_two_bytes_a_code_and_large_ones_four(data: Noise) -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     assert extract(t, data, "train", fabric=ALONE).values.dtype == np.uint16
     assert extraction.code_entry(t, data, "train", 24, False, 1).spec["indices"][1] == "uint16"
     t.quantizer.K = 2**16 + 1
     assert extraction.code_entry(t, data, "train", 24, False, 1).spec["indices"][1] == "uint32"
 
 
-def test_a_killed_extraction_goes_on_where_it_was(data: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_extraction_goes_on_where_it_was(
+    data: Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(extraction, "PIECE", 4)  # six pieces
     monkeypatch.setattr(extraction, "SAVED", 0.0)
-    t = tokenizer().eval()
+    t = make_tokenizer().eval()
     expected = t.indices(data.view(uint8(data)))
     indices, seen = t.indices, []
 
@@ -141,7 +152,7 @@ def test_a_killed_extraction_goes_on_where_it_was(data: Noise, monkeypatch: pyte
 
 
 def test_a_tokenizer_without_codes_is_refused(data: Noise) -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     t.quantizer = Plain(t.quantizer.dim)
     with pytest.raises(InputError, match="continuous"):
         codes(t, data)
@@ -150,15 +161,24 @@ def test_a_tokenizer_without_codes_is_refused(data: Noise) -> None:
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 def test_exported_codes_read_back_with_what_they_are(tmp_path: Path, ending: str) -> None:
     grids = np.arange(3 * 2 * 2, dtype=np.uint16).reshape(3, 2, 2)
-    file = export(Samples(grids, np.array([1, 0, -1])), {"K": 16, "grid": [2, 2]}, tmp_path / "new" / f"codes.{ending}")
+    file = export(
+        ArraySamples(grids, np.array([1, 0, -1])),
+        {"K": 16, "grid": [2, 2]},
+        tmp_path / "new" / f"codes.{ending}",
+    )
     if ending == "npz":
         read: Any = np.load(file)
         about = {name: read[name].tolist() for name in ("K", "grid")}
     else:
         opened = safe_open(file, "numpy")
-        read, about = {name: opened.get_tensor(name) for name in ("indices", "labels")}, opened.metadata()
+        read, about = (
+            {name: opened.get_tensor(name) for name in ("indices", "labels")},
+            opened.metadata(),
+        )
     assert np.array_equal(read["indices"], grids)
     assert read["indices"].dtype == np.uint16
     assert read["labels"].tolist() == [1, 0, -1]
-    assert about == ({"K": 16, "grid": [2, 2]} if ending == "npz" else {"K": "16", "grid": "[2, 2]"})
+    assert about == (
+        {"K": 16, "grid": [2, 2]} if ending == "npz" else {"K": "16", "grid": "[2, 2]"}
+    )
     assert [f.name for f in file.parent.iterdir()] == [file.name]

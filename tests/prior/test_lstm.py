@@ -1,16 +1,16 @@
 import torch
 from torch import Tensor
 
-from prior.drawing import sample
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.models.lstm import LSTM
-from prior.sampling import Sampler
-from tests.prior.priors import made
+from tests.helpers.priors import make_prior
 
 K, DIM = 5, 4
 
 
 def lstm(grid: tuple[int, int] = (3, 4), **settings: int | float) -> LSTM:
-    model = made("lstm", grid=grid, **settings)
+    model = make_prior("lstm", grid=grid, **settings)
     assert isinstance(model, LSTM)
     return model
 
@@ -40,7 +40,9 @@ def slow(model: LSTM, codes: Tensor, label: int) -> Tensor:
 def test_logits_are_those_of_the_equations() -> None:
     model = lstm(classes=2)
     codes = torch.randint(K, (1, 12))
-    torch.testing.assert_close(model(codes, torch.tensor([1]))[0], slow(model, codes[0], label=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(codes, torch.tensor([1]))[0], slow(model, codes[0], label=1), rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -59,7 +61,9 @@ def test_what_is_in_memory_mostly_stays_at_first() -> None:
         if "weight" in name:
             p.zero_()
     kept = model.lstm(torch.randn(1, 1, 8), (torch.zeros(2, 1, 8), torch.ones(2, 1, 8)))[1][1]
-    torch.testing.assert_close(kept, torch.ones(2, 1, 8) * torch.tensor(1.0).sigmoid())  # 0.73 a step, where 0.5 is usual
+    torch.testing.assert_close(
+        kept, torch.ones(2, 1, 8) * torch.tensor(1.0).sigmoid()
+    )  # 0.73 a step, where 0.5 is usual
 
 
 def test_sampling_runs_the_network_one_step_a_code() -> None:

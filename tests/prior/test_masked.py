@@ -1,58 +1,38 @@
 """What maskgit and diffusion share, against all masks and all orders of a grid of four codes."""
 
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import permutations
 
 import pytest
 import torch
 
-from data.errors import InputError
-from prior.drawing import sample
-from prior.models.masked import Masked, some
-from prior.module import nats
-from prior.sampling import Numbers, Sampler
-from tests.prior.priors import every_grid, made
+from engine.errors import InputError
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Numbers, Sampler
+from prior.models.masked import Masked, random_subset
+from prior.module import negative_log_likelihood
+from tests.helpers.priors import every_grid, exact_bound, logp, looks, make_prior
 
 K = 5
+
 MASKED = ["maskgit", "diffusion"]
+
 ORDERS = list(permutations(range(4)))
 
 
 def masked(name: str, **settings: object) -> Masked:
-    model = made(name, **settings)  # type: ignore[arg-type]
+    model = make_prior(name, **settings)  # type: ignore[arg-type]
     assert isinstance(model, Masked)
     return model
-
-
-def looks(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The codes and the mask of each run of the network from now on, as they are then."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    model.register_forward_pre_hook(lambda _, arguments: seen.append((arguments[0].clone(), arguments[1].clone())))
-    return seen
-
-
-@torch.no_grad()
-def logp(model: Masked, codes: torch.Tensor, hidden: set[int]) -> torch.Tensor:
-    """log p (B, L) of each code given those that are not hidden."""
-    where = torch.tensor([[i in hidden for i in range(model.L)]]).expand(codes.shape)
-    return model(codes, where).double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-
-
-def exact_bound(model: Masked, codes: torch.Tensor) -> torch.Tensor:
-    """Nats a token (B,): over m = 1 ... L and all sets of m codes the mean of the mean -log p of the set."""
-    found = torch.zeros(len(codes), dtype=torch.float64)
-    for m in range(1, model.L + 1):
-        sets = [{i for i, inside in enumerate(choice) if inside} for choice in product([0, 1], repeat=model.L) if sum(choice) == m]
-        for hidden in sets:
-            found -= logp(model, codes, hidden)[:, sorted(hidden)].mean(1) / len(sets) / model.L
-    return found
 
 
 def order_averaged(model: Masked, codes: torch.Tensor) -> torch.Tensor:
     """p (B,): the mean over all orders of the product of the conditionals."""
     p = torch.zeros(len(codes), dtype=torch.float64)
     for order in ORDERS:
-        p += sum(logp(model, codes, set(order[t:]))[:, order[t]] for t in range(4)).exp() / len(ORDERS)  # type: ignore[union-attr]
+        p += sum(logp(model, codes, set(order[t:]))[:, order[t]] for t in range(4)).exp() / len(
+            ORDERS
+        )  # type: ignore[union-attr]
     return p
 
 
@@ -79,15 +59,19 @@ class TestNetwork:
     def test_being_masked_is_told_from_every_code(self, name: str) -> None:
         model, none = masked(name), torch.zeros(1, 6, dtype=torch.bool)
         unread = model(torch.zeros(1, 6, dtype=torch.int64), ~none)
-        assert all(not torch.allclose(model(torch.full((1, 6), code), none), unread) for code in range(K))
+        assert all(
+            not torch.allclose(model(torch.full((1, 6), code), none), unread) for code in range(K)
+        )
 
     def test_places_of_an_empty_grid_are_told_apart(self, name: str) -> None:
-        logits = masked(name)(torch.zeros(1, 6, dtype=torch.int64), torch.ones(1, 6, dtype=torch.bool))[0]
+        logits = masked(name)(
+            torch.zeros(1, 6, dtype=torch.int64), torch.ones(1, 6, dtype=torch.bool)
+        )[0]
         assert all(not torch.allclose(logits[a], logits[b]) for a in range(6) for b in range(a))
 
     def test_impossible_settings_are_refused(self, name: str) -> None:
         with pytest.raises(InputError, match="prior.width=16 must be"):
-            made(name, heads=3)
+            make_prior(name, heads=3)
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -95,8 +79,10 @@ class TestBound:
     def test_its_mean_over_all_numbers_is_the_bound_itself(self, name: str) -> None:
         model, codes = masked(name, K=3, grid=(2, 2)), torch.tensor([[0, 2, 1, 1]])
         numbers = [[(m + 0.5) / 4, *order] for m in range(4) for order in ORDERS]
-        prediction = model.bound(codes.expand(96, -1), None, torch.tensor(numbers, dtype=torch.float64))
-        found = (nats(prediction) * prediction.weights).mean()
+        prediction = model.bound(
+            codes.expand(96, -1), None, torch.tensor(numbers, dtype=torch.float64)
+        )
+        found = (negative_log_likelihood(prediction) * prediction.weights).mean()
         torch.testing.assert_close(found.double(), exact_bound(model, codes)[0], rtol=1e-5, atol=0)
 
     def test_it_is_above_the_nats_of_the_mean_over_all_orders(self, name: str) -> None:
@@ -122,7 +108,9 @@ class TestBound:
         torch.testing.assert_close((split[0] * split[1]).sum(1), torch.full((len(split[0]),), 3.0))
         torch.testing.assert_close(weights.sum(1), torch.full((100,), 6.0))
 
-    def test_two_grids_are_judged_by_different_masks_and_the_same_one_always_alike(self, name: str) -> None:
+    def test_two_grids_are_judged_by_different_masks_and_the_same_one_always_alike(
+        self, name: str
+    ) -> None:
         model, codes = masked(name), torch.randint(K, (40, 6))
         weights = model.judge(codes, None).weights
         torch.manual_seed(5)
@@ -130,7 +118,7 @@ class TestBound:
         assert len(weights.unique(dim=0)) > 15
 
     def test_sets_of_m_places_are_equally_likely(self, name: str) -> None:
-        found = some(torch.tensor(ORDERS), torch.full((24, 1), 2))
+        found = random_subset(torch.tensor(ORDERS), torch.full((24, 1), 2))
         sets, counts = found.unique(dim=0, return_counts=True)
         assert (sets.sum(1) == 2).all()
         assert counts.tolist() == [4] * 6
@@ -152,12 +140,20 @@ class TestLearning:
 
     def test_a_grid_of_one_code_can_be_learned_judged_and_drawn(self, name: str) -> None:
         model, codes = masked(name, grid=(1, 1)), torch.randint(K, (3, 1))
-        assert model.learn(codes, None, 0.0).weights.tolist() == model.judge(codes, None).weights.tolist() == [[1.0]] * 3
+        assert (
+            model.learn(codes, None, 0.0).weights.tolist()
+            == model.judge(codes, None).weights.tolist()
+            == [[1.0]] * 3
+        )
         assert sample(model, Sampler(), 4, seed=0).shape == (4, 1, 1)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("maskgit", Sampler(steps=4, choice=1e9)), ("diffusion", Sampler())])
-def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(name: str, sampler: Sampler) -> None:
+@pytest.mark.parametrize(
+    ("name", "sampler"), [("maskgit", Sampler(steps=4, choice=1e9)), ("diffusion", Sampler())]
+)
+def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
+    name: str, sampler: Sampler
+) -> None:
     model, n = masked(name, K=3, grid=(2, 2)), 10_000
     for p in model.head.parameters():
         p.data /= 2  # no grid so rare that it can't be counted
@@ -173,10 +169,15 @@ class TestSampling:
         model, n = masked(name, K=3, grid=(1, 2)), 4000
         every = every_grid(model)
         p = logp(model, every, {0, 1}).sum(1).exp()
-        assert chi_square(sample(model, Sampler(steps=1), n, seed=0, batch_size=n).flatten(1), p, 3) < 4
+        assert (
+            chi_square(sample(model, Sampler(steps=1), n, seed=0, batch_size=n).flatten(1), p, 3)
+            < 4
+        )
 
     @pytest.mark.parametrize("steps", [1, 2, 5, 16, 99])
-    def test_there_are_as_many_steps_as_are_asked_for_and_at_most_one_a_code(self, name: str, steps: int) -> None:
+    def test_there_are_as_many_steps_as_are_asked_for_and_at_most_one_a_code(
+        self, name: str, steps: int
+    ) -> None:
         model = masked(name, grid=(4, 4))
         seen = looks(model)
         sample(model, Sampler(steps=steps), 2, seed=0)
@@ -189,7 +190,9 @@ class TestSampling:
         model = masked(name, grid=(4, 4))
         seen = looks(model)
         codes = sample(model, Sampler(steps=6), 8, seed=0).flatten(1)
-        for (before, hidden), (after, still) in zip(seen, [*seen[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True):
+        for (before, hidden), (after, still) in zip(
+            seen, [*seen[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
+        ):
             assert torch.equal(after[~hidden], before[~hidden])
             assert torch.equal(after[~still], codes[~still])
             assert not (still & ~hidden).any()
@@ -205,8 +208,12 @@ class TestSampling:
         assert len(seen) == 4
         assert torch.equal(codes, given)  # the caller's own are left alone
 
-    @pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-5}], ids=str)
-    def test_every_way_to_be_safe_takes_the_likeliest_codes(self, name: str, settings: dict[str, float]) -> None:
+    @pytest.mark.parametrize(
+        "settings", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-5}], ids=str
+    )
+    def test_every_way_to_be_safe_takes_the_likeliest_codes(
+        self, name: str, settings: dict[str, float]
+    ) -> None:
         model = masked(name)
         empty, hidden = torch.zeros(3, 6, dtype=torch.int64), torch.ones(3, 6, dtype=torch.bool)
         codes = sample(model, Sampler(steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
@@ -214,19 +221,39 @@ class TestSampling:
 
     def test_guided_samples_are_those_of_the_guided_logits(self, name: str) -> None:
         model, n = masked(name, K=3, grid=(1, 1), classes=2), 4000
-        drawn = sample(model, Sampler(guidance=2.5), n, seed=0, batch_size=n, labels=torch.ones(n, dtype=torch.int64))
+        drawn = sample(
+            model,
+            Sampler(guidance=2.5),
+            n,
+            seed=0,
+            batch_size=n,
+            labels=torch.ones(n, dtype=torch.int64),
+        )
         empty, hidden = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-        given, free = (model(empty, hidden, torch.tensor([label]))[0, 0].detach().double().softmax(0) for label in (1, -1))
+        given, free = (
+            model(empty, hidden, torch.tensor([label]))[0, 0].detach().double().softmax(0)
+            for label in (1, -1)
+        )
         p = given**2.5 / free**1.5
         assert chi_square(drawn.flatten(1), p / p.sum(), 3) < 4
 
-    def test_guidance_grows_with_the_share_that_is_there(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_guidance_grows_with_the_share_that_is_there(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shares: list[float] = []
         scale: Callable[[Sampler, float], float] = Sampler.scale
-        monkeypatch.setattr(Sampler, "scale", lambda sampler, drawn: shares.append(drawn) or scale(sampler, drawn))
+        monkeypatch.setattr(
+            Sampler, "scale", lambda sampler, drawn: shares.append(drawn) or scale(sampler, drawn)
+        )
         model, known = masked(name, grid=(2, 4), classes=2), torch.arange(8) < 4
         sampler = Sampler(guidance=3.0, guidance_power=1.0, steps=4)
-        model.fill(torch.zeros(2, 8, dtype=torch.int64), known, Numbers(0, range(2)), sampler, torch.tensor([0, 1]))
+        model.fill(
+            torch.zeros(2, 8, dtype=torch.int64),
+            known,
+            Numbers(0, range(2)),
+            sampler,
+            torch.tensor([0, 1]),
+        )
         assert shares == [0.5, 0.625, 0.75, 0.875]
 
     def test_places_are_filled_in_all_orders(self, name: str) -> None:

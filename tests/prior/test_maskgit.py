@@ -3,18 +3,17 @@ import math
 import pytest
 import torch
 
-from prior.drawing import sample
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
-from prior.module import mean, nats
-from prior.sampling import Numbers, Sampler
-from tests.prior.priors import made
-from tests.prior.test_masked import looks
+from prior.module import negative_log_likelihood, weighted_mean
+from tests.helpers.priors import looks, make_prior
 
 K = 5
 
 
 def maskgit(**settings: object) -> Masked:
-    model = made("maskgit", **settings)  # type: ignore[arg-type]
+    model = make_prior("maskgit", **settings)  # type: ignore[arg-type]
     assert isinstance(model, Masked)
     return model
 
@@ -24,11 +23,15 @@ def test_the_share_that_is_masked_is_the_cosine_of_a_uniform_angle() -> None:
     masked = (maskgit().learn(torch.randint(K, (n, 6)), None, 0.0).weights > 0).sum(1)
     for least in range(1, 7):  # cos(pi / 2 * u) * 6 > least - 1
         p = 2 / math.pi * math.acos((least - 1) / 6)
-        assert (masked >= least).float().mean().item() == pytest.approx(p, abs=4 * (0.25 / n) ** 0.5 if least > 1 else 1e-9)
+        assert (masked >= least).float().mean().item() == pytest.approx(
+            p, abs=4 * (0.25 / n) ** 0.5 if least > 1 else 1e-9
+        )
 
 
 def test_every_place_is_masked_as_often_as_any_other() -> None:
-    counts = (maskgit().learn(torch.randint(K, (10_000, 6)), None, 0.0).weights > 0).double().mean(0)
+    counts = (
+        (maskgit().learn(torch.randint(K, (10_000, 6)), None, 0.0).weights > 0).double().mean(0)
+    )
     torch.testing.assert_close(counts, counts.mean().expand(6), rtol=0, atol=0.02)
 
 
@@ -36,7 +39,10 @@ def test_the_loss_is_the_mean_over_all_masked_codes_of_the_batch() -> None:
     prediction = maskgit().learn(torch.randint(K, (30, 6)), None, 0.0)
     masked = prediction.weights > 0
     assert len(masked.sum(1).unique()) > 1  # so that a mean of the means of grids would be another
-    torch.testing.assert_close(mean(nats(prediction), prediction), nats(prediction)[masked].mean())
+    torch.testing.assert_close(
+        weighted_mean(negative_log_likelihood(prediction), prediction),
+        negative_log_likelihood(prediction)[masked].mean(),
+    )
 
 
 def test_what_is_missing_follows_the_cosine_of_the_steps() -> None:
@@ -50,7 +56,9 @@ def test_what_is_missing_follows_the_cosine_of_the_steps() -> None:
 def test_the_schedule_is_that_of_the_codes_that_are_not_known() -> None:
     model, known = maskgit(grid=(4, 4)), torch.arange(16) < 8
     seen = looks(model)
-    model.fill(torch.zeros(2, 16, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(steps=4), None)
+    model.fill(
+        torch.zeros(2, 16, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(steps=4), None
+    )
     assert [int(hidden[0].sum()) for _, hidden in seen] == [8, 7, 5, 3]
 
 
@@ -69,10 +77,14 @@ def test_without_chance_the_surest_codes_are_kept(temperature: float) -> None:
     (empty, hidden), (_, still) = seen
     logp = (model(empty, hidden) / temperature).log_softmax(-1)
     uniform = Numbers(0, range(8)).uniform(2, 16)[:, 0]
-    drawn = torch.stack([sampler.draw(logp[:, t] * temperature, uniform[:, t]) for t in range(16)], 1)
+    drawn = torch.stack(
+        [sampler.draw(logp[:, t] * temperature, uniform[:, t]) for t in range(16)], 1
+    )
     sure = logp.gather(-1, drawn[..., None])[..., 0]
     for i in range(8):
-        kept = set(sure[i].argsort(descending=True)[:5].tolist())  # 16 * cos(pi / 4) = 11.3 are still missing
+        kept = set(
+            sure[i].argsort(descending=True)[:5].tolist()
+        )  # 16 * cos(pi / 4) = 11.3 are still missing
         assert {t for t in range(16) if not still[i, t]} == kept
         assert all(codes[i, t] == drawn[i, t] for t in kept)
 

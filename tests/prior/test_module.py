@@ -1,84 +1,77 @@
-from typing import Any
+""""""
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data.loading import Samples
+from data.loading import ArraySamples
 from data.tokens import CodeDataModule
+from engine.clock import Budget, Schedule
 from prior.baselines import baselines
 from prior.models.base import Prediction
 from prior.models.gpt import GPT
 from prior.models.lstm import LSTM
 from prior.models.pixelcnn import PixelCNN
-from prior.module import Judgement, Prior, maps, nats
-from vqgan.clock import Budget, MakeOptimizer, Schedule
+from prior.module import (
+    LikelihoodMetric,
+    Prior,
+    decayed_weights,
+    negative_log_likelihood,
+)
+from tests.helpers.stage2 import (
+    GRID,
+    K,
+    lightning_warnings,
+    make_codes,
+    make_prior_module,
+    make_trainer,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous")
-K, GRID = 6, (3, 3)
-
-
-def codes(n: int, seed: int) -> Samples:
-    """Grids whose every code is the sum of its upper and left neighbours: a pair in a row tells little."""
-    grids = np.random.default_rng(seed).integers(0, K, (n, *GRID))
-    for r in range(1, 3):
-        for c in range(1, 3):
-            grids[:, r, c] = (grids[:, r - 1, c] + grids[:, r, c - 1]) % K
-    return Samples(grids.astype(np.uint16), np.arange(n) % 3)
-
-
-def prior(steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any) -> tuple[Prior, CodeDataModule]:
-    torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
-    data = CodeDataModule(codes(2000, 0), codes(70, 1), batch_size=32, seed=0)
-    return Prior(model, optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)), Budget(steps), Schedule(10), **update), data
+pytestmark = lightning_warnings
 
 
-def trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
-        use_distributed_sampler=False, **settings,
-    )  # fmt: skip
-
-
-def sequences(samples: Samples) -> torch.Tensor:
+def sequences(samples: ArraySamples) -> torch.Tensor:
     """All codes of a split (n, h * w), int64, in raster order."""
     return torch.from_numpy(np.asarray(samples.values).reshape(len(samples), -1).astype(np.int64))
 
 
 def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> None:
-    module, data = prior()
+    module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
-    [found] = trainer().validate(module, data, verbose=False)  # batches of 32, 32 and 6
+    [found] = make_trainer().validate(module, data, verbose=False)  # batches of 32, 32 and 6
     val = sequences(data.split("val"))
     logits = module.model(val)
-    assert found["val/nats_per_token"] == pytest.approx(F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5)
-    assert found["val/bits_per_image"] == pytest.approx(found["val/nats_per_token"] * 9 / np.log(2), rel=1e-5)
+    assert found["val/nats_per_token"] == pytest.approx(
+        F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5
+    )
+    assert found["val/bits_per_image"] == pytest.approx(
+        found["val/nats_per_token"] * 9 / np.log(2), rel=1e-5
+    )
 
 
 def test_top1_and_top5_count_the_codes_that_are_among_the_likeliest() -> None:
-    module, data = prior()
+    module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
-    [found] = trainer().validate(module, data, verbose=False)
+    [found] = make_trainer().validate(module, data, verbose=False)
     val = sequences(data.split("val"))
     ranked = module.model(val).argsort(-1, descending=True)
     for k in (1, 5):
-        assert found[f"val/top{k}"] == pytest.approx((ranked[..., :k] == val[..., None]).any(-1).float().mean().item())
+        assert found[f"val/top{k}"] == pytest.approx(
+            (ranked[..., :k] == val[..., None]).any(-1).float().mean().item()
+        )
 
 
 def test_a_prior_that_knows_nothing_guesses_one_code_in_K() -> None:
-    module, data = prior()
-    [found] = trainer().validate(module, data, verbose=False)
+    module, data = make_prior_module()
+    [found] = make_trainer().validate(module, data, verbose=False)
     assert (found["val/top1"], found["val/top5"]) == (pytest.approx(1 / K), pytest.approx(5 / K))
 
 
 def test_codes_that_were_given_are_not_counted_as_told_and_weights_count_in_the_nats() -> None:
     logits = torch.full((1, 3, K), -20.0)
     logits[0, :, 2] = 20.0
-    judged = Judgement(3)
+    judged = LikelihoodMetric(3)
     judged.update(Prediction(logits, torch.tensor([[2, 2, 0]]), torch.tensor([[1.5, 0.0, 1.5]])))
     found = judged.compute()
     assert found["top1"] == 0.5
@@ -86,10 +79,10 @@ def test_codes_that_were_given_are_not_counted_as_told_and_weights_count_in_the_
 
 
 def test_figures_of_batches_are_those_of_the_whole() -> None:
-    model = prior()[0].model
+    model = make_prior_module()[0].model
     torch.nn.init.normal_(model.head.weight)
     grids = torch.randint(K, (7, 9))
-    whole, parts = Judgement(9), Judgement(9)
+    whole, parts = LikelihoodMetric(9), LikelihoodMetric(9)
     whole.update(model.judge(grids, None))
     for part in grids.split(3):
         parts.update(model.judge(part, None))
@@ -98,9 +91,9 @@ def test_figures_of_batches_are_those_of_the_whole() -> None:
 
 
 def test_the_gap_is_to_the_nats_of_as_many_training_grids() -> None:
-    module, data = prior()
+    module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
-    [found] = trainer().validate(module, data, verbose=False)
+    [found] = make_trainer().validate(module, data, verbose=False)
     known = data.some("train", 70)[0].flatten(1).long()
     of_training = F.cross_entropy(module.model(known).flatten(0, 1), known.flatten()).item()
     assert found["val/gap"] == pytest.approx(found["val/nats_per_token"] - of_training, abs=1e-5)
@@ -108,21 +101,27 @@ def test_the_gap_is_to_the_nats_of_as_many_training_grids() -> None:
 
 def test_the_gap_is_judged_without_dropout_as_the_validation_is() -> None:
     torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2, dropout=0.5, token_dropout=0.5)
-    same = codes(50, 0)
+    model = GPT(
+        torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2, dropout=0.5, token_dropout=0.5
+    )
+    same = make_codes(50, 0)
     module = Prior(model, lambda p: torch.optim.AdamW(p, 5e-2), Budget(5), Schedule(0))
     data = CodeDataModule(same, same, batch_size=20, seed=0)
-    trainer().fit(module, data)
-    [found] = trainer().validate(module, data, verbose=False)
+    make_trainer().fit(module, data)
+    [found] = make_trainer().validate(module, data, verbose=False)
     assert found["val/gap"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_map_has_the_nats_of_each_place() -> None:
-    module, data = prior()
+    module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
-    [found] = trainer().validate(module, data, verbose=False)
+    [found] = make_trainer().validate(module, data, verbose=False)
     val = sequences(data.split("val"))
-    by_place = F.cross_entropy(module.model(val).flatten(0, 1), val.flatten(), reduction="none").view(-1, *GRID).mean(0)
+    by_place = (
+        F.cross_entropy(module.model(val).flatten(0, 1), val.flatten(), reduction="none")
+        .view(-1, *GRID)
+        .mean(0)
+    )
     torch.testing.assert_close(module.loss_map.float(), by_place)
     assert found["val/nats_easiest_place"] == pytest.approx(by_place.min().item())
     assert found["val/nats_hardest_place"] == pytest.approx(by_place.max().item())
@@ -139,28 +138,42 @@ DECAYED = {
 def test_only_linear_maps_convolutions_and_recurrences_decay(name: str) -> None:
     build, settings = DECAYED[name]
     model = build(torch.randn(1, K, 8), GRID, **settings)
-    module = Prior(model, lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.1), Budget(1), Schedule())
+    module = Prior(
+        model, lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.1), Budget(1), Schedule()
+    )
     decayed, free = module.configure_optimizers().param_groups
     names = {p: name for name, p in model.named_parameters()}
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert {names[p] for p in [*decayed["params"], *free["params"]]} == set(names.values())
-    assert set(decayed["params"]) == maps(model)
+    assert set(decayed["params"]) == decayed_weights(model)
     for p in free["params"]:
-        assert p.ndim < 2 or names[p].startswith(("read.read", "begin", "place", "labels", "row", "column")), names[p]
+        assert p.ndim < 2 or names[p].startswith(
+            ("read.read", "begin", "place", "labels", "row", "column")
+        ), names[p]
     for p in decayed["params"]:
         assert p.ndim >= 2
         assert "weight" in names[p]
         assert "norm" not in names[p]
 
 
-def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, data = prior(steps=60, classes=3, label_drop=0.25)
+def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, data = make_prior_module(steps=60, classes=3, label_drop=0.25)
     seen: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     learn, judge = module.model.learn, module.model.judge
-    monkeypatch.setattr(module.model, "learn", lambda codes, told, now: seen[True].append(told) or learn(codes, told, now))
-    monkeypatch.setattr(module.model, "judge", lambda codes, told: seen[False].append(told) or judge(codes, told))
-    trainer().fit(module, data)
-    trainer().validate(module, data, verbose=False)
+    monkeypatch.setattr(
+        module.model,
+        "learn",
+        lambda codes, told, now: seen[True].append(told) or learn(codes, told, now),
+    )
+    monkeypatch.setattr(
+        module.model,
+        "judge",
+        lambda codes, told: seen[False].append(told) or judge(codes, told),
+    )
+    make_trainer().fit(module, data)
+    make_trainer().validate(module, data, verbose=False)
     withheld = (torch.cat(seen[True]) == -1).float().mean()
     assert withheld == pytest.approx(0.25, abs=0.04)
     assert (torch.cat(seen[False]) >= 0).all()
@@ -169,31 +182,33 @@ def test_labels_are_withheld_in_training_at_their_rate_and_never_in_validation(m
 def test_a_prior_without_classes_draws_no_number_for_labels() -> None:
     states = []
     for drop in (0.0, 1.0):
-        module, data = prior(label_drop=drop)
-        trainer().fit(module, data)
+        module, data = make_prior_module(label_drop=drop)
+        make_trainer().fit(module, data)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 
 
 def test_an_untrained_prior_needs_log_K_nats() -> None:
-    module, data = prior()
-    [found] = trainer().validate(module, data, verbose=False)
+    module, data = make_prior_module()
+    [found] = make_trainer().validate(module, data, verbose=False)
     assert found["val/nats_per_token"] == pytest.approx(np.log(K))
 
 
 def test_updates_of_micro_batches_equal_those_of_whole_ones() -> None:
-    whole, parts = (prior(4, lambda p: torch.optim.SGD(p, 0.5), accumulate=n) for n in (1, 3))
+    whole, parts = (
+        make_prior_module(4, lambda p: torch.optim.SGD(p, 0.5), accumulate=n) for n in (1, 3)
+    )
     for module, data in (whole, parts):
-        trainer().fit(module, data)
+        make_trainer().fit(module, data)
     for name, value in whole[0].state_dict().items():
         torch.testing.assert_close(parts[0].state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
-    module, data = prior(steps=600)
-    trainer().fit(module, data)
-    [found] = trainer().validate(module, data, verbose=False)
+    module, data = make_prior_module(steps=600)
+    make_trainer().fit(module, data)
+    [found] = make_trainer().validate(module, data, verbose=False)
     counted = baselines(*(sequences(data.split(split)).numpy() for split in ("train", "val")), K)
     exact = 5 / 9 * np.log(K)  # the first row and column are free, the rest follows from them
     assert counted["bigram_nats_per_token"] > 0.95 * np.log(K)
@@ -202,10 +217,12 @@ def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
 
 
 def test_label_smoothing_asks_a_share_of_the_loss_for_all_codes_alike() -> None:
-    model = prior()[0].model
+    model = make_prior_module()[0].model
     torch.nn.init.normal_(model.head.weight)
     prediction = model.judge(torch.randint(K, (3, 9)), None)
     logp = prediction.logits.log_softmax(-1)
     own = -logp.gather(-1, prediction.targets[..., None])[..., 0]
-    torch.testing.assert_close(nats(prediction), own)
-    torch.testing.assert_close(nats(prediction, 0.1), 0.9 * own - 0.1 * logp.mean(-1))
+    torch.testing.assert_close(negative_log_likelihood(prediction), own)
+    torch.testing.assert_close(
+        negative_log_likelihood(prediction, 0.1), 0.9 * own - 0.1 * logp.mean(-1)
+    )

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from data.images import to_uint8
-from prior.neighbours import nearest, neighbours
-from tests.vqgan.test_module import Noise
-from tests.vqgan.test_tokenizer import tokenizer
+from prior.neighbours import find_neighbours, nearest_rows
+from tests.helpers.stage1 import Noise, make_tokenizer
 
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine, also where the program would choose bf16."""
-    monkeypatch.setattr("vqgan.run.precision", lambda: "32-true")
+    monkeypatch.setattr("engine.environment.best_precision", lambda: "32-true")
 
 
 @pytest.fixture
@@ -27,9 +26,14 @@ def images(data: Noise) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch", [2, 7, 40])
 def test_the_nearest_are_found_whatever_the_batches(batch: int) -> None:
-    queries, others = torch.randint(256, (6, 3, 4, 5), dtype=torch.uint8), torch.randint(256, (40, 3, 4, 5), dtype=torch.uint8)
-    distances, which = nearest(queries, others.split(batch), 3)
-    every = torch.tensor([[float((q.double() - o.double()).square().mean().sqrt()) for o in others] for q in queries]).double()
+    queries, others = (
+        torch.randint(256, (6, 3, 4, 5), dtype=torch.uint8),
+        torch.randint(256, (40, 3, 4, 5), dtype=torch.uint8),
+    )
+    distances, which = nearest_rows(queries, others.split(batch), 3)
+    every = torch.tensor(
+        [[float((q.double() - o.double()).square().mean().sqrt()) for o in others] for q in queries]
+    ).double()
     expected = every.sort(1)
     torch.testing.assert_close(distances, expected.values[:, :3], rtol=1e-6, atol=1e-6)
     assert torch.equal(which, expected.indices[:, :3])
@@ -39,43 +43,55 @@ def test_a_copy_is_at_distance_zero_however_bright_and_large() -> None:
     image = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
     other = image.clone()
     other[0, 0, 0, 0] = 254
-    distances, which = nearest(image, [other, image], 2)
+    distances, which = nearest_rows(image, [other, image], 2)
     assert which.tolist() == [[1, 0]]
     assert distances.tolist() == [[0, pytest.approx((1 / 12288) ** 0.5)]]
 
 
-def test_samples_that_are_copies_are_nearer_than_validation_images_and_come_first(data: Noise) -> None:
-    samples = torch.cat([torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8), images(data)[[7, 20, 3]]])
-    figures, sheet = neighbours(samples, data, tokenizer().eval(), flip=False, k=4)
+def test_samples_that_are_copies_are_nearer_than_validation_images_and_come_first(
+    data: Noise,
+) -> None:
+    samples = torch.cat(
+        [torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8), images(data)[[7, 20, 3]]]
+    )
+    figures, sheet = find_neighbours(samples, data, make_tokenizer().eval(), flip=False, k=4)
     assert figures["nearest_rmse"] == figures["nearest_ratio"] == 0
     assert figures["nearest_rmse_val"] > 20
     assert 0.8 < figures["nearest_ratio_val"] <= 1
-    assert sheet.shape == (3, 2 * (5 * 18 - 2), 2 * (5 * 18 - 2))  # rows of a sample and four neighbours
+    assert sheet.shape == (
+        3,
+        2 * (5 * 18 - 2),
+        2 * (5 * 18 - 2),
+    )  # rows of a sample and four neighbours
     rows = sheet[:, ::2, ::2]
     for place, i in enumerate((7, 20, 3)):
         for column in (0, 18):  # the sample, then its copy
-            assert torch.equal(rows[:, place * 18 : place * 18 + 16, column : column + 16], images(data)[i])
+            assert torch.equal(
+                rows[:, place * 18 : place * 18 + 16, column : column + 16], images(data)[i]
+            )
 
 
 def test_mirrored_training_images_count_where_the_prior_learned_them(data: Noise) -> None:
     samples = images(data)[4:6].flip(3)
-    plain, _ = neighbours(samples, data, tokenizer().eval(), flip=False)
-    figures, sheet = neighbours(samples, data, tokenizer().eval(), flip=True)
+    plain, _ = find_neighbours(samples, data, make_tokenizer().eval(), flip=False)
+    figures, sheet = find_neighbours(samples, data, make_tokenizer().eval(), flip=True)
     assert plain["nearest_rmse"] > 20
     assert figures["nearest_rmse"] == 0
     assert torch.equal(sheet[:, :32:2, 36:68:2], samples[0])  # shown as it is like the sample
 
 
 def test_the_yardstick_is_the_validation_images_as_the_tokenizer_gives_them(data: Noise) -> None:
-    t = tokenizer().eval()
+    t = make_tokenizer().eval()
     t.start(data.view(images(data)))
-    figures, _ = neighbours(images(data)[:3], data, t, flip=False)
+    figures, _ = find_neighbours(images(data)[:3], data, t, flip=False)
     with torch.no_grad():
         made = to_uint8(t.decode(t.encode(data.view(data.some("val", 3)[0])).z_q)).double()
     every = (made[:, None] - images(data).double()).square().mean((2, 3, 4)).sqrt()
-    assert figures["nearest_rmse_val"] == pytest.approx(float(every.min(1).values.median()), abs=0.01)
+    assert figures["nearest_rmse_val"] == pytest.approx(
+        float(every.min(1).values.median()), abs=0.01
+    )
 
 
 def test_so_few_training_images_as_there_are_are_shown(tmp_path: Path, data: Noise) -> None:
-    _, sheet = neighbours(images(data)[:1], data, tokenizer().eval(), flip=False, k=50)
+    _, sheet = find_neighbours(images(data)[:1], data, make_tokenizer().eval(), flip=False, k=50)
     assert sheet.shape[2] == 2 * (25 * 18 - 2)

@@ -7,17 +7,24 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from prior.evaluate import evaluate
-from prior.pipeline import COMMON, split
-from tests.conftest import TINY, TINY_PRIOR
-from vqgan.run import open_folder, write_result
+from engine.run import open_folder, write_result
+from prior.stages.evaluate import evaluate
+from prior.stages.pipeline import COMMON, split_config
+from tests.helpers.commands import TINY, TINY_PRIOR
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU", "ignore:.*batch_size.*ambiguous"
+    "ignore:.*LeafSpec",
+    "ignore:.*does not have many workers",
+    "ignore:.*logging on a CPU",
+    "ignore:.*batch_size.*ambiguous",
 )
 CONF = Path(__file__).parents[2] / "conf"
-SMALL = [word if word.startswith("prior.") else f"stage2.{word}" for word in TINY_PRIOR if "accelerator" not in word]
+SMALL = [
+    word if word.startswith("prior.") else f"stage2.{word}"
+    for word in TINY_PRIOR
+    if "accelerator" not in word
+]
 SMALL = [*TINY, "loss=vqvae", *[word for word in SMALL if "logger" not in word]]
 
 
@@ -31,9 +38,22 @@ def resolved(made: DictConfig) -> Any:
 
 
 def test_each_part_has_the_config_that_its_own_command_has() -> None:
-    parts = split(config("stage=pipeline", "quantizer.K=64", "loss=vqvae", "prior=maskgit", "prior/size=medium", "seed=3"))
-    assert resolved(parts["tokenizer"]) == resolved(config("stage=vqgan", "quantizer.K=64", "loss=vqvae", "seed=3"))
-    assert resolved(parts["prior"]) == resolved(config("stage=prior", "prior=maskgit", "prior/size=medium", "seed=3"))
+    parts = split_config(
+        config(
+            "stage=pipeline",
+            "quantizer.K=64",
+            "loss=vqvae",
+            "prior=maskgit",
+            "prior/size=medium",
+            "seed=3",
+        )
+    )
+    assert resolved(parts["tokenizer"]) == resolved(
+        config("stage=vqgan", "quantizer.K=64", "loss=vqvae", "seed=3")
+    )
+    assert resolved(parts["prior"]) == resolved(
+        config("stage=prior", "prior=maskgit", "prior/size=medium", "seed=3")
+    )
     assert resolved(parts["evaluate"]) == resolved(config("stage=evaluate", "seed=3"))
 
 
@@ -42,8 +62,14 @@ def test_what_every_stage_has_is_told_to_each_part() -> None:
 
 
 def test_the_second_stage_has_settings_of_its_own_and_the_firsts_hardware() -> None:
-    parts = split(
-        config("stage=pipeline", "trainer.max_steps=5", "stage2.trainer.max_steps=7", "trainer.accelerator=cpu", "logger=csv")
+    parts = split_config(
+        config(
+            "stage=pipeline",
+            "trainer.max_steps=5",
+            "stage2.trainer.max_steps=7",
+            "trainer.accelerator=cpu",
+            "logger=csv",
+        )
     )
     assert [parts[name].trainer.max_steps for name in ("tokenizer", "prior")] == [5, 7]
     assert parts["prior"].trainer.accelerator == parts["evaluate"].accelerator == "cpu"
@@ -78,7 +104,9 @@ def judged(config: DictConfig) -> dict[str, Any]:
     if (Path(config.ckpt) / "tokenizer.ckpt").exists():
         return evaluate(config)
     folder = open_folder(config, "judged")
-    return write_result(folder, {"run": str(folder), "psnr": 20.0, "perplexity": 5.0, "bits_per_image": 48.0})
+    return write_result(
+        folder, {"run": str(folder), "psnr": 20.0, "perplexity": 5.0, "bits_per_image": 48.0}
+    )
 
 
 def broken(config: DictConfig) -> dict[str, Any]:
@@ -89,10 +117,10 @@ def broken(config: DictConfig) -> dict[str, Any]:
 def test_a_pipelines_points_are_chains_of_which_each_link_is_made_once(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("prior.evaluate.evaluate", broken)
+    monkeypatch.setattr("prior.stages.evaluate.evaluate", broken)
     line = ["-m", "experiment=pipeline", *SMALL, "quantizer.K=8,16"]
     assert command(*line) == 2, "it breaks off between training and judging"
-    monkeypatch.setattr("prior.evaluate.evaluate", judged)
+    monkeypatch.setattr("prior.stages.evaluate.evaluate", judged)
     capsys.readouterr()
     assert command(*line) == 0
     told = capsys.readouterr().err
@@ -103,7 +131,12 @@ def test_a_pipelines_points_are_chains_of_which_each_link_is_made_once(
             assert len((folder / part / "record.jsonl").read_text().splitlines()) == 1
         found = json.loads((folder / "metrics.json").read_text())
         prior = json.loads((folder / "evaluate_prior/metrics.json").read_text())
-        assert (found["K"], found["psnr"], found["perplexity"], found["bits_per_image"]) == (K, 20.0, 5.0, 48.0)
+        assert (found["K"], found["psnr"], found["perplexity"], found["bits_per_image"]) == (
+            K,
+            20.0,
+            5.0,
+            48.0,
+        )
         assert found["nats_per_token"] == prior["nats_per_token"]
         assert (found["tokenizer_steps"], found["prior_steps"]) == (6, 6)
         assert all(Path(picture).is_file() for picture in found["pictures"])
@@ -119,9 +152,9 @@ def test_a_pipelines_points_are_chains_of_which_each_link_is_made_once(
 def test_a_single_pipeline_goes_on_with_resume(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("prior.evaluate.evaluate", judged)
+    monkeypatch.setattr("prior.stages.evaluate.evaluate", judged)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power failed"):
-        patch.setattr("prior.stages.train", broken)
+        patch.setattr("prior.stages.train.train_prior", broken)
         command("stage=pipeline", *SMALL)
     assert command("stage=pipeline", "resume=runs/pipeline/shapes", "quantizer.K=64") == 2
     assert "quantizer.K=64 can't change" in capsys.readouterr().err

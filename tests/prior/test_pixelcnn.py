@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from prior.drawing import sample
+from engine.errors import InputError
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.models.pixelcnn import PixelCNN
-from prior.sampling import Sampler
-from tests.prior.priors import made, stirred
+from tests.helpers.priors import make_prior, stirred
 
 K, DIM = 5, 4
 
@@ -20,19 +20,29 @@ def slow(model: PixelCNN, codes: Tensor, label: int) -> Tensor:
     v = {(i, j): x.get((i - 1, j), nothing) + model.place[:, i, j] for i, j in places}
     h = {(i, j): x.get((i, j - 1), nothing) + model.place[:, i, j] for i, j in places}
     biases = model.labels.vectors[label].view(len(model.vertical), 2, -1)
-    for vertical, horizontal, (bias_v, bias_h) in zip(model.vertical, model.horizontal, biases, strict=True):
+    for vertical, horizontal, (bias_v, bias_h) in zip(
+        model.vertical, model.horizontal, biases, strict=True
+    ):
         a, b = {}, {}
         for i, j in places:
             a[i, j], b[i, j] = bias_v.clone(), bias_h.clone()
             for left in range(-reach, reach + 1):
                 for up in range(reach + 1):
-                    a[i, j] += vertical.weight[:, :, reach - up, reach + left] @ v.get((i - up, j + left), nothing)
+                    a[i, j] += vertical.weight[:, :, reach - up, reach + left] @ v.get(
+                        (i - up, j + left), nothing
+                    )
                 if left <= 0:
-                    b[i, j] += horizontal.conv.weight[:, :, 0, reach + left] @ h.get((i, j + left), nothing)
+                    b[i, j] += horizontal.conv.weight[:, :, 0, reach + left] @ h.get(
+                        (i, j + left), nothing
+                    )
             b[i, j] += horizontal.across.weight[:, :, 0, 0] @ a[i, j]
         for place in places:
             f, g = b[place].chunk(2)
-            h[place] = h[place] + horizontal.out.weight[:, :, 0, 0] @ (torch.tanh(f) * torch.sigmoid(g)) + horizontal.out.bias
+            h[place] = (
+                h[place]
+                + horizontal.out.weight[:, :, 0, 0] @ (torch.tanh(f) * torch.sigmoid(g))
+                + horizontal.out.bias
+            )
             f, g = a[place].chunk(2)
             v[place] = torch.tanh(f) * torch.sigmoid(g)
     found = []
@@ -43,7 +53,7 @@ def slow(model: PixelCNN, codes: Tensor, label: int) -> Tensor:
 
 
 def pixelcnn(grid: tuple[int, int], **settings: int | float) -> PixelCNN:
-    model = made("pixelcnn", grid=grid, **settings)
+    model = make_prior("pixelcnn", grid=grid, **settings)
     assert isinstance(model, PixelCNN)
     return model
 
@@ -60,7 +70,9 @@ def test_logits_are_those_of_the_papers_equations(kernel: int) -> None:
 def seen(model: PixelCNN, t: int) -> Tensor:
     """Which codes (h, w) the logits at t depend on, by their gradient in float64."""
     vectors = []
-    model.double().read.register_forward_hook(lambda _, __, found: vectors.append(found.requires_grad_()) or found)
+    model.double().read.register_forward_hook(
+        lambda _, __, found: vectors.append(found.requires_grad_()) or found
+    )
     logits = model(torch.randint(model.K, (1, model.L)))
     [gradient] = torch.autograd.grad(logits[0, t].square().sum(), vectors)
     return gradient[0].abs().sum(-1).view(model.grid) > 0
@@ -86,7 +98,11 @@ def test_positions_are_told_apart_where_codes_are_nothing_but_zeros() -> None:
     model = PixelCNN(torch.zeros(1, K, DIM), (3, 3), width=8, depth=1)
     torch.nn.init.normal_(model.head.weight)
     logits = model(torch.zeros(1, 9, dtype=torch.int64))[0]
-    assert all(not torch.allclose(logits[a], logits[b], rtol=0, atol=1e-6) for a in range(9) for b in range(a))
+    assert all(
+        not torch.allclose(logits[a], logits[b], rtol=0, atol=1e-6)
+        for a in range(9)
+        for b in range(a)
+    )
 
 
 def test_sampling_computes_each_position_of_each_layer_once() -> None:
@@ -96,7 +112,9 @@ def test_sampling_computes_each_position_of_each_layer_once() -> None:
         if name.endswith(("conv", "across", "out", "head", "vertical.0", "vertical.1")):
             computed[name] = 0
 
-            def count(_: torch.nn.Module, __: tuple[Tensor], found: Tensor, name: str = name) -> None:
+            def count(
+                _: torch.nn.Module, __: tuple[Tensor], found: Tensor, name: str = name
+            ) -> None:
                 computed[name] += found.shape[2] * found.shape[3]
 
             part.register_forward_hook(count)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from data.errors import InputError
+from engine.errors import InputError
 from prior.models.rar import RAR
-from prior.module import mean, nats
+from prior.module import negative_log_likelihood, weighted_mean
 from prior.orders import raster, shuffled
-from tests.prior.priors import DIM, made
+from tests.helpers.priors import DIM, make_prior
 
 K = 5
 CODES = torch.tensor([[3, 1, 4, 1, 0, 2]])
@@ -13,7 +13,7 @@ ORDERS = torch.tensor([[[4, 0, 5, 2, 1, 3]], [[4, 0, 2, 5, 1, 3]]])  # they part
 
 
 def rar(grid: tuple[int, int] = (2, 3), **settings: float) -> RAR:
-    model = made("rar", grid=grid, **settings)
+    model = make_prior("rar", grid=grid, **settings)
     assert isinstance(model, RAR)
     return model
 
@@ -29,14 +29,23 @@ def only(kept: str) -> RAR:
 
 def test_randomness_is_1_at_first_then_falls_evenly_to_0() -> None:
     model = rar()
-    assert [model.randomness(progress) for progress in (0, 0.5, 0.625, 0.75, 1)] == [1, 1, 0.5, 0, 0]
+    assert [model.randomness(progress) for progress in (0, 0.5, 0.625, 0.75, 1)] == [
+        1,
+        1,
+        0.5,
+        0,
+        0,
+    ]
     early = rar(random_until=0.0, raster_from=1.0)
     assert [early.randomness(progress) for progress in (0, 0.25, 1)] == [1, 0.75, 0]
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 0.5), (0.5, 0.5), (0.8, 0.7), (0.5, 1.1)])
 def test_impossible_shares_of_the_run_are_refused(shares: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match=rf"prior\.random_until={shares[0]} and prior\.raster_from={shares[1]} must be"):
+    with pytest.raises(
+        InputError,
+        match=rf"prior\.random_until={shares[0]} and prior\.raster_from={shares[1]} must be",
+    ):
         rar(random_until=shares[0], raster_from=shares[1])
 
 
@@ -100,7 +109,9 @@ def test_the_place_that_comes_next_is_told_by_its_vector_and_its_angles(kept: st
 def test_the_place_of_the_code_that_is_read_is_told_by_its_origin() -> None:
     model = only("origin")
     one, other = (model(CODES, order=order) for order in ORDERS)
-    torch.testing.assert_close(one[:, :3], other[:, :3])  # the third step goes elsewhere, but has read the same
+    torch.testing.assert_close(
+        one[:, :3], other[:, :3]
+    )  # the third step goes elsewhere, but has read the same
     assert not torch.allclose(one[:, 3], other[:, 3])
 
 
@@ -117,7 +128,7 @@ def test_the_target_aware_embedding_pays() -> None:
         codes = torch.arange(6).expand(32, 6)
         for _ in range(60):
             prediction = model.learn(codes, None, progress=0.0)
-            loss = mean(nats(prediction), prediction)
+            loss = weighted_mean(negative_log_likelihood(prediction), prediction)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

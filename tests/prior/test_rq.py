@@ -2,11 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prior.drawing import sample
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.models.rq import RQ
-from prior.models.transformer import directions
-from prior.sampling import Sampler
-from tests.prior.priors import DIM, made
+from prior.models.transformer import rotary_directions
+from tests.helpers.priors import DIM, make_prior
 
 K, GRID = 5, (2, 3)
 
@@ -14,7 +14,14 @@ K, GRID = 5, (2, 3)
 def rq(books: int = 3, **settings: object) -> RQ:
     """Small, with `books` codebooks and no zeros."""
     torch.manual_seed(0)
-    model = RQ(torch.randn(books, K, DIM), GRID, width=16, depth=2, heads=2, **{"book_depth": 2, **settings})  # type: ignore[arg-type]
+    model = RQ(
+        torch.randn(books, K, DIM),
+        GRID,
+        width=16,
+        depth=2,
+        heads=2,
+        **{"book_depth": 2, **settings},
+    )  # type: ignore[arg-type]
     with torch.no_grad():
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.5)
@@ -31,15 +38,19 @@ def test_logits_agree_with_the_equations_code_by_code() -> None:
     for b, S in enumerate(grids):
         for t in range(6):
             u = [model.begin.vectors[-1] + model.place[0]]
-            u += [sum(e[d][S[s - 1, d]] for d in range(3)) + model.place[s] for s in range(1, t + 1)]
+            u += [
+                sum(e[d][S[s - 1, d]] for d in range(3)) + model.place[s] for s in range(1, t + 1)
+            ]
             h = torch.stack(u)[None]
             for block in model.over_places:
-                h = block(h, directions(model.angles[: t + 1]))
+                h = block(h, rotary_directions(model.angles[: t + 1]))
             for d in range(3):
-                v = [h[0, t] + model.book[0]] + [sum(e[i][S[t, i]] for i in range(j)) + model.book[j] for j in range(1, d + 1)]
+                v = [h[0, t] + model.book[0]] + [
+                    sum(e[i][S[t, i]] for i in range(j)) + model.book[j] for j in range(1, d + 1)
+                ]
                 x = torch.stack(v)[None]
                 for block in model.over_books:
-                    x = block(x, directions(model.book_angles[: d + 1]))
+                    x = block(x, rotary_directions(model.book_angles[: d + 1]))
                 expected = F.linear(model.norm(x[0, d]), model.head[d].weight)  # type: ignore[arg-type]
                 torch.testing.assert_close(logits[b, t, d], expected, rtol=1e-4, atol=1e-4)
 
@@ -95,4 +106,8 @@ def test_samples_are_grids_of_as_many_codes_as_there_are_codebooks() -> None:
 
 
 def test_the_codebooks_are_no_parameters() -> None:
-    assert not [name for name, _ in made("rq").named_parameters() if name.endswith("vectors") and "read" in name]
+    assert not [
+        name
+        for name, _ in make_prior("rq").named_parameters()
+        if name.endswith("vectors") and "read" in name
+    ]

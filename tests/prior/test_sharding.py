@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -17,37 +16,36 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from data.loading import Samples
-from data.tokens import CodeDataModule
-from prior.drawing import sample
+from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from engine.callbacks.ema import WeightAverage
+from engine.callbacks.signals import Signals, Stop
+from engine.checkpoint import AVERAGE, LAST, read_checkpoint
+from engine.clock import Budget, Schedule
+from engine.distributed import is_main
+from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
+from prior.decoding.generate import sample
+from prior.decoding.sampling import Sampler
 from prior.module import Prior
-from prior.sampling import Sampler
-from tests.conftest import free_port
-from tests.prior.priors import BOOKS, PRIORS, UNLABELLED, made
-from tests.prior.test_callbacks import ABOUT, NATS
-from tests.prior.test_module import pytestmark as warnings
-from tests.prior.test_module import trainer
-from vqgan.callbacks.average import Average
-from vqgan.checkpoint import AVERAGE, LAST, Best, Checkpoints, read
-from vqgan.clock import Budget, Schedule
-from vqgan.ranks import first
-from vqgan.sharding import Sharded, reshard, sharded, unshard
-from vqgan.signals import Signals, Stop
+from tests.helpers.commands import free_port
+from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
+from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
 
-pytestmark = [warnings, pytest.mark.slow]
+pytestmark = [lightning_warnings, pytest.mark.slow]
 
 K, GRID = 5, (2, 3)
+
 LEARNED = [name for name in PRIORS if name not in UNLABELLED]
-UNCERTAIN = ("rar", "maskgit", "maskgit-embedding", "diffusion")  # whose updates draw random numbers
+
+UNCERTAIN = (
+    "rar",
+    "maskgit",
+    "maskgit-embedding",
+    "diffusion",
+)  # whose updates draw random numbers
+
 STEPS, CLIP = 6, 0.05  # a clip that most updates feel
+
 PATIENCE = 600  # seconds until two processes that wait for each other have failed
-
-
-def data(name: str, batch_size: int) -> CodeDataModule:
-    """Codes for a prior: 65 to judge, so that of two ranks with batches of 16 the second has a batch less."""
-    books = (BOOKS[name],) if name in BOOKS else ()
-    grids = [np.random.default_rng(n).integers(0, K, (n, *GRID, *books)).astype(np.uint16) for n in (200, 65)]
-    return CodeDataModule(*(Samples(codes, np.arange(len(codes)) % 3) for codes in grids), batch_size, seed=0)
 
 
 class Watched(Prior):
@@ -62,25 +60,39 @@ class Watched(Prior):
 
 def prior(name: str, **update: Any) -> Watched:
     torch.manual_seed(0)
-    model = made(name, K=K, grid=GRID, classes=3).train()
+    model = make_prior(name, K=K, grid=GRID, classes=3).train()
     # A large eps, or AdamW would make a rounding of a gradient near 0 a step of full length.
     return Watched(
-        model, lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5), Budget(STEPS), Schedule(0), 0.0, **update
+        model,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5),
+        Budget(STEPS),
+        Schedule(0),
+        0.0,
+        **update,
     )
 
 
 def run(
-    folder: Path, name: str, batch_size: int, ranks: Any = None, more: tuple[Callback, ...] = (), **update: Any
+    folder: Path,
+    name: str,
+    batch_size: int,
+    ranks: Any = None,
+    more: tuple[Callback, ...] = (),
+    **update: Any,
 ) -> tuple[Watched, dict[str, Any]]:
     """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
-    module, numbers = prior(name, **update), data(name, batch_size)
-    before = [Best(folder, ABOUT, NATS), Average(0.5)]
+    module, numbers = prior(name, **update), make_code_data(name, batch_size)
+    before = [BestCheckpoint(folder, ABOUT, NATS), WeightAverage(0.5)]
     callbacks = [*before, *more, Checkpoints(folder, ABOUT, 3, pauses=(0, 0))]
     settings = {"devices": 2, "strategy": ranks} if ranks else {}
-    fit = trainer(val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings)
+    fit = make_trainer(
+        val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
+    )
     fit.fit(module, numbers, ckpt_path=folder / LAST if (folder / LAST).is_file() else None)
     [found] = fit.validate(module, numbers, verbose=False)
-    losses = fit.strategy.reduce(torch.stack(module.noted["loss"]).view(-1, module.accumulate).mean(1))
+    losses = fit.strategy.reduce(
+        torch.stack(module.noted["loss"]).view(-1, module.accumulate).mean(1)
+    )
     norms = [float(norm) for norm in module.noted["grad_model"]]
     return module, {"losses": losses.tolist(), "norms": norms, "found": found, "step": module.step}
 
@@ -89,8 +101,8 @@ def plain() -> str:
     return "ddp_find_unused_parameters_true"
 
 
-def shares() -> Sharded:
-    return Sharded(2)
+def shares() -> ShardedStrategy:
+    return ShardedStrategy(2)
 
 
 def together(work: Callable[..., None], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
@@ -107,10 +119,27 @@ def together(work: Callable[..., None], folder: Path, *arguments: Any) -> list[d
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def joined(rank: int, work: Callable[..., dict[str, Any]], folder: Path, port: int, arguments: tuple[Any, ...]) -> None:
+def joined(
+    rank: int,
+    work: Callable[..., dict[str, Any]],
+    folder: Path,
+    port: int,
+    arguments: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in ranks.items()}, MASTER_ADDR="localhost", TORCHELASTIC_RUN_ID="test")
+    ranks = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "GROUP_RANK": 0,
+        "MASTER_PORT": port,
+    }
+    os.environ.update(
+        {name: str(value) for name, value in ranks.items()},
+        MASTER_ADDR="localhost",
+        TORCHELASTIC_RUN_ID="test",
+    )
     torch.save(work(folder, *arguments), folder / f"{rank}.pt")
 
 
@@ -119,20 +148,33 @@ def every_prior(folder: Path) -> dict[str, Any]:
     outcome: dict[str, Any] = {}
     for name in LEARNED:
         for how in (plain, shares):
-            module, found = run(folder / name / how.__name__, name, 16, how(), accumulate=2, clip=CLIP)
+            module, found = run(
+                folder / name / how.__name__, name, 16, how(), accumulate=2, clip=CLIP
+            )
             outcome[f"{name} {how.__name__}"] = found
         optimizer = module.optimizers().optimizer  # type: ignore[union-attr]
-        moments = [value for state in optimizer.state.values() for value in (state["exp_avg"], state["exp_avg_sq"])]
+        moments = [
+            value
+            for state in optimizer.state.values()
+            for value in (state["exp_avg"], state["exp_avg_sq"])
+        ]
         held = {"parameters": list(module.model.parameters()), "moments": moments}
         for what, tensors in held.items():
-            own, whole = (sum(size(x) for x in tensors) for size in (lambda x: x.to_local().numel(), lambda x: x.numel()))
+            own, whole = (
+                sum(size(x) for x in tensors)
+                for size in (lambda x: x.to_local().numel(), lambda x: x.numel())
+            )
             outcome[f"{name} {what}"] = own / whole
         unshard(module.model)
-        if first():
-            outcome[f"{name} drawn"] = sample(module.model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3)
+        if is_main():
+            outcome[f"{name} drawn"] = sample(
+                module.model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3
+            )
         reshard(module.model)
-        module.model.learn(torch.zeros(4, module.model.L, dtype=torch.int64), None, 0.0).logits.mean().backward()
-        outcome[f"{name} parts"] = len(sharded(module.model))
+        module.model.learn(
+            torch.zeros(4, module.model.L, dtype=torch.int64), None, 0.0
+        ).logits.mean().backward()
+        outcome[f"{name} parts"] = len(sharded_parts(module.model))
     return outcome
 
 
@@ -147,7 +189,9 @@ Ranks = tuple[Path, list[dict[str, Any]]]
 
 @pytest.mark.parametrize("name", LEARNED)
 class TestEveryPrior:
-    def test_learns_and_is_judged_with_shares_as_with_copies_of_its_weights(self, ranks: Ranks, name: str) -> None:
+    def test_learns_and_is_judged_with_shares_as_with_copies_of_its_weights(
+        self, ranks: Ranks, name: str
+    ) -> None:
         folder, found = ranks
         for rank in found:
             one, other = rank[f"{name} plain"], rank[f"{name} shares"]
@@ -156,22 +200,26 @@ class TestEveryPrior:
             for figures in ("losses", "norms"):
                 assert other[figures] == pytest.approx(one[figures], rel=1e-4)
             assert other["found"] == pytest.approx(one["found"], rel=1e-4, abs=1e-4)
-        same(*(read(folder / name / how / LAST, "prior") for how in ("plain", "shares")))
-        best = [read(folder / name / how, "prior") for how in ("plain", "shares")]
+        same(*(read_checkpoint(folder / name / how / LAST, "prior") for how in ("plain", "shares")))
+        best = [read_checkpoint(folder / name / how, "prior") for how in ("plain", "shares")]
         for key, value in best[0]["state_dict"].items():
             torch.testing.assert_close(best[1]["state_dict"][key], value, rtol=1e-3, atol=1e-5)
 
-    def test_leaves_each_rank_about_half_of_weights_and_moments(self, ranks: Ranks, name: str) -> None:
+    def test_leaves_each_rank_about_half_of_weights_and_moments(
+        self, ranks: Ranks, name: str
+    ) -> None:
         _, found = ranks
         for what in ("parameters", "moments"):
             halves = [rank[f"{name} {what}"] for rank in found]
             assert sum(halves) == pytest.approx(1)
             assert max(halves) < 0.6
 
-    def test_is_drawn_from_by_one_rank_alone_as_by_a_single_process(self, ranks: Ranks, name: str) -> None:
+    def test_is_drawn_from_by_one_rank_alone_as_by_a_single_process(
+        self, ranks: Ranks, name: str
+    ) -> None:
         folder, found = ranks
-        model = made(name, K=K, grid=GRID, classes=3)
-        state = read(folder / name / "shares" / LAST, "prior")["state_dict"]
+        model = make_prior(name, K=K, grid=GRID, classes=3)
+        state = read_checkpoint(folder / name / "shares" / LAST, "prior")["state_dict"]
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
         expected = sample(model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3)
         assert torch.equal(found[0][f"{name} drawn"], expected)
@@ -187,7 +235,13 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for state in ("state_dict", AVERAGE):
         assert one[state].keys() == other[state].keys()
         for name, value in one[state].items():
-            torch.testing.assert_close(other[state][name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                other[state][name],
+                value,
+                rtol=1e-3,
+                atol=1e-5,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
     [mine], [theirs] = one["optimizer_states"], other["optimizer_states"]
     assert mine["param_groups"] == theirs["param_groups"]
     assert mine["state"].keys() == theirs["state"].keys()
@@ -197,14 +251,19 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNED if name not in UNCERTAIN])
-def test_two_halves_of_a_batch_train_shares_as_one_process_trains_the_whole(tmp_path: Path, ranks: Ranks, name: str) -> None:
+def test_two_halves_of_a_batch_train_shares_as_one_process_trains_the_whole(
+    tmp_path: Path, ranks: Ranks, name: str
+) -> None:
     folder, found = ranks
     _, alone = run(tmp_path, name, 32, clip=CLIP)
     for rank in found:
         assert rank[f"{name} shares"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert rank[f"{name} shares"]["norms"] == pytest.approx(alone["norms"], rel=1e-4)
         assert rank[f"{name} shares"]["found"] == pytest.approx(alone["found"], rel=1e-4, abs=1e-4)
-    same(read(tmp_path / LAST, "prior"), read(folder / name / "shares" / LAST, "prior"))
+    same(
+        read_checkpoint(tmp_path / LAST, "prior"),
+        read_checkpoint(folder / name / "shares" / LAST, "prior"),
+    )
 
 
 class Kick(Callback):
@@ -217,7 +276,7 @@ class Kick(Callback):
 
 def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "gpt") -> int:
     """A run that ends by a signal, which of two processes the second one gets; this process's exit code."""
-    kicked = not torch.distributed.is_initialized() or not first()
+    kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
         run(folder, name, batch_size, ranks, (*([Kick()] if kicked else []), signals))
     return int(str(stop.value.code))
@@ -226,9 +285,20 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
 def halves(folder: Path) -> dict[str, Any]:
     """Runs that these processes begin, go on with, or both."""
     torch.distributed.init_process_group("gloo")
-    codes = [interrupted(folder / first, 16, how()) for first, how in (("shares-plain", shares), ("plain-shares", plain))]
-    codes += [interrupted(folder / "shares-shares", 16, shares()), interrupted(folder / "shares-alone", 16, shares())]
-    for then, how in (("shares-plain", plain), ("plain-shares", shares), ("shares-shares", shares), ("alone-shares", shares)):
+    codes = [
+        interrupted(folder / first, 16, how())
+        for first, how in (("shares-plain", shares), ("plain-shares", plain))
+    ]
+    codes += [
+        interrupted(folder / "shares-shares", 16, shares()),
+        interrupted(folder / "shares-alone", 16, shares()),
+    ]
+    for then, how in (
+        ("shares-plain", plain),
+        ("plain-shares", shares),
+        ("shares-shares", shares),
+        ("alone-shares", shares),
+    ):
         run(folder / then, "gpt", 16, how())
     uncertain = {"name": "rar", "batch_size": 16}  # whose random numbers are each rank's own
     interrupted(folder / "again", ranks=shares(), **uncertain)
@@ -243,13 +313,13 @@ def test_a_run_that_a_signal_to_one_rank_ends_goes_on_under_any_strategy(tmp_pat
     told, beside = together(halves, folder)
     assert told["codes"] == [143] * 4
     assert beside["codes"] == [0] * 4  # or Lightning's observer would kill the first while it saves
-    assert read(folder / "shares-alone" / LAST, "prior")["clock"]["step"] == 4
+    assert read_checkpoint(folder / "shares-alone" / LAST, "prior")["clock"]["step"] == 4
     run(folder / "shares-alone", "gpt", 32)
     run(tmp_path / "whole", "gpt", 32)
-    whole = read(tmp_path / "whole" / LAST, "prior")
+    whole = read_checkpoint(tmp_path / "whole" / LAST, "prior")
     for way in ("shares-plain", "plain-shares", "shares-shares", "shares-alone", "alone-shares"):
-        same(whole, read(folder / way / LAST, "prior"))
-    at_once, again = (read(folder / way / LAST, "prior") for way in ("at once", "again"))
+        same(whole, read_checkpoint(folder / way / LAST, "prior"))
+    at_once, again = (read_checkpoint(folder / way / LAST, "prior") for way in ("at once", "again"))
     for name, value in (at_once["state_dict"] | at_once[AVERAGE]).items():
         assert torch.equal((again["state_dict"] | again[AVERAGE])[name], value), name
 
@@ -258,7 +328,10 @@ def counted(folder: Path) -> dict[str, Any]:
     """How often gradients are shared in a run whose updates have four micro-batches."""
     with CommDebugMode() as seen:
         module, _ = run(folder, "gpt", 16, shares(), accumulate=4)
-    return {"times": seen.get_comm_counts()[torch.ops.c10d._reduce_scatter_base_], "parts": len(sharded(module.model))}
+    return {
+        "times": seen.get_comm_counts()[torch.ops.c10d._reduce_scatter_base_],
+        "parts": len(sharded_parts(module.model)),
+    }
 
 
 def test_micro_batches_share_their_gradients_with_the_last_alone(tmp_path: Path) -> None:
@@ -268,9 +341,9 @@ def test_micro_batches_share_their_gradients_with_the_last_alone(tmp_path: Path)
 
 def full(folder: Path) -> dict[str, Any]:
     """Runs whose first rank finds no room for its first checkpoint, and twice none for its last."""
-    import vqgan.checkpoint
+    import engine.checkpoint
 
-    save, steps = vqgan.checkpoint.save_whole, []
+    save, steps = engine.checkpoint.save_atomically, []
 
     def refuse(content: Any, file: Path, previous: Path | None = None) -> None:
         if file.name == LAST.name:
@@ -279,7 +352,7 @@ def full(folder: Path) -> dict[str, Any]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(content, file, previous)
 
-    vqgan.checkpoint.save_whole = refuse
+    engine.checkpoint.save_atomically = refuse
     tried = {}
     for how in (plain, shares):
         steps.clear()
@@ -288,21 +361,29 @@ def full(folder: Path) -> dict[str, Any]:
     return tried
 
 
-def test_a_checkpoint_that_the_first_rank_can_not_write_is_tried_again_by_all(tmp_path: Path) -> None:
+def test_a_checkpoint_that_the_first_rank_can_not_write_is_tried_again_by_all(
+    tmp_path: Path,
+) -> None:
     one, other = together(full, tmp_path)
     assert one == {"plain": [3, 3, 6, 6, 6], "shares": [3, 3, 6, 6, 6]}
     assert other == {"plain": [], "shares": []}
-    same(*(read(tmp_path / how / LAST, "prior") for how in ("plain", "shares")))
+    same(*(read_checkpoint(tmp_path / how / LAST, "prior") for how in ("plain", "shares")))
 
 
 def rounded(folder: Path) -> dict[str, Any]:
     found = {}
     for how in (plain, shares):
         module = prior("gpt")
-        fit = trainer(precision="bf16-mixed", devices=2, strategy=how(), default_root_dir=folder)
-        fit.fit(module, data("gpt", 16))
+        fit = make_trainer(
+            precision="bf16-mixed", devices=2, strategy=how(), default_root_dir=folder
+        )
+        fit.fit(module, make_code_data("gpt", 16))
         found[how.__name__] = [float(norm) for norm in module.noted["grad_model"]]
-        kinds = {value.dtype for value in fit.strategy.lightning_module_state_dict().values() if value is not None}
+        kinds = {
+            value.dtype
+            for value in fit.strategy.lightning_module_state_dict().values()
+            if value is not None
+        }
         assert kinds == {torch.float32}
     return found
 

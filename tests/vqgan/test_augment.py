@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from data.errors import InputError
-from vqgan.losses.augment import DiffAugment, cut, recoloured, translated
+from engine.errors import InputError
+from vqgan.losses.augment import DiffAugment, cutout, recoloured, translated
 
 
 def pictures(n: int = 64, channels: int = 3, height: int = 16, width: int = 24) -> Tensor:
@@ -57,7 +57,7 @@ def test_a_translation_moves_the_image_by_whole_pixels_and_shows_grey_behind_it(
 
 def test_a_cutout_makes_one_rectangle_grey_and_leaves_the_rest() -> None:
     x = pictures(256)
-    found = cut(x, 0.5)
+    found = cut_out(x, 0.5)
     heights, widths = set(), set()
     for image, result in zip(x, found, strict=True):
         grey = (result == 0).all(0)
@@ -74,7 +74,7 @@ def test_a_cutout_makes_one_rectangle_grey_and_leaves_the_rest() -> None:
 
 @pytest.mark.parametrize("share", [0.2, 0.5])  # of an odd and of an even size
 def test_cutouts_treat_both_ends_of_a_side_alike(share: float) -> None:
-    grey = (cut(torch.ones(20_000, 1, 15, 15), share) == 0).float().mean((0, 1))
+    grey = (cut_out(torch.ones(20_000, 1, 15, 15), share) == 0).float().mean((0, 1))
     torch.testing.assert_close(grey, grey.flip(0), atol=0.02, rtol=0)
     torch.testing.assert_close(grey, grey.flip(1), atol=0.02, rtol=0)
 
@@ -127,5 +127,7 @@ def test_shares_outside_0_and_1_are_refused(setting: dict[str, float]) -> None:
 
 
 def test_its_config_has_the_papers_values() -> None:
-    made = instantiate(OmegaConf.load(Path(__file__).parents[2] / "conf" / "loss" / "augment" / "diffaugment.yaml"))
+    made = instantiate(
+        OmegaConf.load(Path(__file__).parents[2] / "conf" / "loss" / "augment" / "diffaugment.yaml")
+    )
     assert (made.colour, made.translation, made.cutout) == (True, 0.125, 0.5)

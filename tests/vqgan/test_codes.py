@@ -9,24 +9,27 @@ import torch
 from PIL import Image
 
 from data.images import bars, to_uint8
-from tests.vqgan.test_module import adamw, fit, module, pytestmark
-from tests.vqgan.test_tokenizer import tokenizer
+from engine.clock import Budget, Schedule
+from evaluation.codebook import CodebookUse
+from tests.helpers.stage1 import adamw, fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes
-from vqgan.callbacks.codes import Codes, atlas, by_colour, histogram
-from vqgan.clock import Budget, Schedule
+from vqgan.callbacks.codes import CodebookPictures, by_colour, draw_atlas, draw_histogram
 from vqgan.losses.pixel import Pixel
-from vqgan.metrics.codebook import CodebookUse
 from vqgan.module import VQGAN
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.residual import Residual
 
+pytestmark = lightning_warnings
+
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
-def test_both_pictures_are_made_after_each_validation_of_all_that_it_counted(tmp_path: Path) -> None:
-    shown = Codes(tmp_path)
-    trained = module(steps=8)
+def test_both_pictures_are_made_after_each_validation_of_all_that_it_counted(
+    tmp_path: Path,
+) -> None:
+    shown = CodebookPictures(tmp_path)
+    trained = make_module(steps=8)
     fit(trained, [shown])
     assert [file.name for file in sorted(tmp_path.iterdir())] == [
         "atlas-000004.png", "atlas-000008.png", "histogram-000004.png", "histogram-000008.png",
@@ -35,56 +38,70 @@ def test_both_pictures_are_made_after_each_validation_of_all_that_it_counted(tmp
 
 
 def test_a_bottleneck_without_codes_has_no_pictures_of_them(tmp_path: Path) -> None:
-    made = tokenizer()
+    made = make_tokenizer()
     made.quantizer = Plain(8)
-    fit(VQGAN(made, Pixel(), adamw, Budget(4), Schedule()), [Codes(tmp_path)])
+    fit(VQGAN(made, Pixel(), adamw, Budget(4), Schedule()), [CodebookPictures(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
 def test_an_atlas_holds_the_patch_of_each_code_that_its_grid_decodes_to() -> None:
-    made = tokenizer().eval()
+    made = make_tokenizer().eval()
     K, side, f = made.K or 0, made.grid[0], made.f
     counts = torch.arange(1, K + 1)[None]
     with torch.no_grad():
         whole = to_uint8(made.decode_indices(torch.arange(K)[:, None, None].expand(K, side, side)))
     middle = side // 2 * f
-    wanted = {whole[k, :, middle : middle + f, middle : middle + f].numpy().tobytes() for k in range(K)}
-    sheet = atlas(made, counts)
+    wanted = {
+        whole[k, :, middle : middle + f, middle : middle + f].numpy().tobytes() for k in range(K)
+    }
+    sheet = draw_atlas(made, counts)
     columns = round(K**0.5)
     scale = sheet.shape[2] // (columns * (f + 1) - 1)
     small = sheet[:, ::scale, ::scale]
-    cells = [small[:, r : r + f, c : c + f] for r in range(0, columns * (f + 1), f + 1) for c in range(0, columns * (f + 1), f + 1)]
+    cells = [
+        small[:, r : r + f, c : c + f]
+        for r in range(0, columns * (f + 1), f + 1)
+        for c in range(0, columns * (f + 1), f + 1)
+    ]
     assert {cell.contiguous().numpy().tobytes() for cell in cells} == wanted
 
 
 def test_codes_out_of_use_come_last_and_are_faded() -> None:
-    made = tokenizer().eval()
+    made = make_tokenizer().eval()
     counts = torch.zeros(1, made.K or 0, dtype=torch.int64)
     counts[0, :4] = 7
-    last = atlas(made, counts)[:, -1, -1].float()
+    last = draw_atlas(made, counts)[:, -1, -1].float()
     assert (last >= 191).all()  # 0.75 - 0.25 * 1 = 0.5 of [-1, 1]
 
 
 def test_a_large_codebooks_atlas_has_the_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codes, "MOST", 4)
-    made = tokenizer().eval()
+    monkeypatch.setattr(codes, "MAX_CODES", 4)
+    made = make_tokenizer().eval()
     seen: list[torch.Tensor] = []
     decode = made.decode_indices
-    monkeypatch.setattr(made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1])
+    monkeypatch.setattr(
+        made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1]
+    )
     counts = torch.arange(made.K or 0)[None]
-    atlas(made, counts)
-    assert {int(k) for part in seen for k in part.unique()} == set(range((made.K or 0) - 4, made.K or 0))
+    draw_atlas(made, counts)
+    assert {int(k) for part in seen for k in part.unique()} == set(
+        range((made.K or 0) - 4, made.K or 0)
+    )
 
 
-def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = tokenizer().eval()
+def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_codes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = make_tokenizer().eval()
     made.quantizer = Residual(EMA, K=16, books=3, dim=8).eval()
     seen: list[torch.Tensor] = []
     decode = made.decode_indices
-    monkeypatch.setattr(made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1])
+    monkeypatch.setattr(
+        made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1]
+    )
     counts = torch.ones(3, 16, dtype=torch.int64)
     counts[1, 5] = counts[2, 9] = 10
-    atlas(made, counts)
+    draw_atlas(made, counts)
     indices = torch.cat(seen)
     assert sorted(indices[:, 0, 0, 0].tolist()) == list(range(16))
     assert (indices[..., 1] == 5).all()
@@ -127,15 +144,19 @@ def test_a_histogram_has_a_panel_for_each_codebook_and_one_scale() -> None:
     counts = torch.zeros(2, 768, dtype=torch.int64)
     counts[0, ::2] = 1000
     counts[1] = 10
-    sheet, height = histogram(counts), codes.HEIGHT
+    sheet, height = draw_histogram(counts), codes.HEIGHT
     assert sheet.shape == (3, 2 * (24 + height), 768)
     few, many = (sheet[:, 24 + top : 24 + top + height] for top in (0, 24 + height))
-    assert few[:, 0, 300].tolist() == INK  # 384 codes are used, in whatever place of the codebook, and come first
+    assert (
+        few[:, 0, 300].tolist() == INK
+    )  # 384 codes are used, in whatever place of the codebook, and come first
     assert few[:, -1, 400].tolist() == GROUND
     assert many[:, -1, 767].tolist() == INK
-    filled = height - int((many[:, :, 300] == torch.tensor(INK, dtype=torch.uint8)[:, None]).all(0).int().argmax())
+    filled = height - int(
+        (many[:, :, 300] == torch.tensor(INK, dtype=torch.uint8)[:, None]).all(0).int().argmax()
+    )
     assert filled / height == pytest.approx(math.log1p(10) / math.log1p(1000), abs=0.02)
-    assert histogram(counts[:1]).shape == (3, 24 + height, 768)
+    assert draw_histogram(counts[:1]).shape == (3, 24 + height, 768)
 
 
 def test_the_total_is_of_all_batches_and_changes_nothing() -> None:
@@ -147,6 +168,6 @@ def test_the_total_is_of_all_batches_and_changes_nothing() -> None:
 
 
 def test_a_picture_of_codes_is_not_black(tmp_path: Path) -> None:
-    shown = Codes(tmp_path)
-    fit(module(steps=4), [shown])
+    shown = CodebookPictures(tmp_path)
+    fit(make_module(steps=4), [shown])
     assert all(np.asarray(Image.open(file)).std() > 5 for file in shown.files)

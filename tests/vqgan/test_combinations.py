@@ -11,10 +11,12 @@ import torch
 
 import vqgan.backbones
 import vqgan.losses.perceptual
-from tests.test_house import ROOT, config
-from tests.vqgan.test_module import fit, noise, pytestmark
-from vqgan.run import PRECISIONS, numbers
-from vqgan.stages import module_from, start_images
+from engine.trainer import PRECISIONS, precision_arguments
+from tests.helpers.configs import ROOT, compose_config
+from tests.helpers.stage1 import fit, lightning_warnings, make_noise
+from vqgan.stages.train import module_from, start_images
+
+pytestmark = lightning_warnings
 
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
@@ -23,7 +25,11 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (ROOT / "conf" / "loss" / group).glob("*.yaml"))
 
 
-GAMES, DISCRIMINATORS, PERCEPTUAL = options("adversarial"), options("discriminator"), ["null", *options("perceptual")]
+GAMES, DISCRIMINATORS, PERCEPTUAL = (
+    options("adversarial"),
+    options("discriminator"),
+    ["null", *options("perceptual")],
+)
 WEIGHTS, AUGMENT = options("adaptive"), ["null", *options("augment")]
 KINDS = [precision for precision in PRECISIONS if precision != "auto"]
 SMALL = [
@@ -34,14 +40,22 @@ SMALL = [
 ]  # fmt: skip
 NETWORKS = {  # small ones, without weights from elsewhere
     "loss/perceptual=lpips": ["loss.perceptual.net=squeeze", "loss.perceptual.pretrained=false"],
-    "loss/perceptual=backbone": ["loss.perceptual.backbone.name=squeezenet1_1", "loss.perceptual.backbone.pretrained=false"],
-    "loss/discriminator=frozen": ["loss.discriminator.backbone.name=squeezenet1_1", "loss.discriminator.backbone.pretrained=false"],
+    "loss/perceptual=backbone": [
+        "loss.perceptual.backbone.name=squeezenet1_1",
+        "loss.perceptual.backbone.pretrained=false",
+    ],
+    "loss/discriminator=frozen": [
+        "loss.discriminator.backbone.name=squeezenet1_1",
+        "loss.discriminator.backbone.pretrained=false",
+    ],
     "loss/discriminator=patch": ["loss.discriminator.spectral=true"],
     "loss/discriminator=multiscale": ["loss.discriminator.depth=1"],
 }
 
 
-def step(game: str, discriminator: str, perceptual: str, precision: str, weight: str, augment: str) -> None:
+def step(
+    game: str, discriminator: str, perceptual: str, precision: str, weight: str, augment: str
+) -> None:
     """Three steps across the gate: all parts of the loss are at work in the last, and nothing is infinite."""
     choices = {
         "adversarial": game,
@@ -51,16 +65,23 @@ def step(game: str, discriminator: str, perceptual: str, precision: str, weight:
         "augment": augment,
     }
     chosen = [f"loss/{group}={choice}" for group, choice in choices.items() if choice != "null"]
-    chosen += [f"trainer.precision={precision}", *(["~loss/perceptual"] if perceptual == "null" else [])]
-    made = config(*SMALL, *chosen, *itertools.chain.from_iterable(NETWORKS.get(word, []) for word in chosen))
+    chosen += [
+        f"trainer.precision={precision}",
+        *(["~loss/perceptual"] if perceptual == "null" else []),
+    ]
+    made = compose_config(
+        *SMALL, *chosen, *itertools.chain.from_iterable(NETWORKS.get(word, []) for word in chosen)
+    )
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of lpips
         trained = module_from(made)
-    trained.tokenizer.start(start_images(noise()))
-    fit(trained, **numbers(made.trainer))
+    trained.tokenizer.start(start_images(make_noise()))
+    fit(trained, **precision_arguments(made.trainer))
     seen = trained.vitals
-    expected = {"rec", "adversarial", "discriminator", "lambda"} | ({"perceptual"} if perceptual != "null" else set())
+    expected = {"rec", "adversarial", "discriminator", "lambda"} | (
+        {"perceptual"} if perceptual != "null" else set()
+    )
     assert expected <= seen.keys()
     assert all(seen[name].isfinite() for name in expected), seen
     assert trained.judged == 3
@@ -70,7 +91,10 @@ def step(game: str, discriminator: str, perceptual: str, precision: str, weight:
 def everything() -> list[tuple[str, ...]]:
     """All of game x discriminator x perceptual x precision, with weights and augmentation in turn."""
     others = list(itertools.product(WEIGHTS, AUGMENT))
-    return [(*one, *others[i % len(others)]) for i, one in enumerate(itertools.product(GAMES, DISCRIMINATORS, PERCEPTUAL, KINDS))]
+    return [
+        (*one, *others[i % len(others)])
+        for i, one in enumerate(itertools.product(GAMES, DISCRIMINATORS, PERCEPTUAL, KINDS))
+    ]
 
 
 @pytest.mark.parametrize("one", everything()[::23], ids="-".join)
@@ -103,4 +127,6 @@ def test_the_combinations_are_of_everything_there_is() -> None:
     told: dict[Any, set[tuple[str, str]]] = {}
     for one in everything():
         told.setdefault(one[1], set()).add((one[4], one[5]))
-    assert all(len(pairs) == len(WEIGHTS) * len(AUGMENT) for pairs in told.values())  # each discriminator meets each pair
+    assert all(
+        len(pairs) == len(WEIGHTS) * len(AUGMENT) for pairs in told.values()
+    )  # each discriminator meets each pair

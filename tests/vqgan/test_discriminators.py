@@ -10,14 +10,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.backbones import Torchvision
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.frozen import FrozenFeatures
 from vqgan.discriminators.grain import Grain
 from vqgan.discriminators.multiscale import MultiScale, stacked
 from vqgan.discriminators.patch import Judgement, PatchGAN, least_size
-from vqgan.discriminators.style import Block, Style, blur, with_deviation
+from vqgan.discriminators.style import Style, StyleBlock, blur, with_deviation
 
 CONF = Path(__file__).parents[2] / "conf"
 SHALLOW = ["features.1", "features.4"]  # of squeezenet1_1: 64 and 128 channels
@@ -52,8 +52,12 @@ def judged(name: str, x: Tensor) -> Judgement:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (2, 3, 16, 16), (2, 1, 64, 64), (1, 3, 64, 64)], ids=str)
-def test_every_discriminator_judges_grey_and_coloured_images_of_any_batch(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 16, 16), (2, 3, 16, 16), (2, 1, 64, 64), (1, 3, 64, 64)], ids=str
+)
+def test_every_discriminator_judges_grey_and_coloured_images_of_any_batch(
+    name: str, shape: tuple[int, ...]
+) -> None:
     x = torch.randn(shape).to(memory_format=torch.channels_last).requires_grad_()
     logits, features = judged(name, x)
     assert logits.shape[:2] == (shape[0], SCALES.get(name, 1))
@@ -67,7 +71,9 @@ def test_every_discriminator_judges_grey_and_coloured_images_of_any_batch(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_discriminator_runs_in_16_bits_and_says_nearly_the_same(name: str, dtype: torch.dtype) -> None:
+def test_every_discriminator_runs_in_16_bits_and_says_nearly_the_same(
+    name: str, dtype: torch.dtype
+) -> None:
     discriminator, x = discriminators(16, 3)[name].eval(), torch.randn(2, 3, 16, 16)
     with torch.autocast("cpu", dtype=dtype):
         half = discriminator(x).logits
@@ -79,7 +85,9 @@ def test_a_judgement_does_not_depend_on_the_other_images_of_the_batch(name: str)
     discriminator, x = discriminators(16, 3)[name].eval(), torch.randn(4, 3, 16, 16)
     together = discriminator(x).logits
     for i in range(4):
-        torch.testing.assert_close(together[i : i + 1], discriminator(x[i : i + 1]).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            together[i : i + 1], discriminator(x[i : i + 1]).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_styles_judgement_depends_on_its_own_group_alone() -> None:
@@ -140,7 +148,9 @@ def test_spectral_norm_makes_every_convolutions_largest_singular_value_1(name: s
     convs = [m for m in discriminator.modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) >= 4
     for conv in convs:
-        assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, rel=0.05)
+        assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(
+            1, rel=0.05
+        )
 
 
 @pytest.mark.parametrize("name", ["spectral patch", "spectral fine"])
@@ -151,14 +161,24 @@ def test_spectral_norm_replaces_group_norm(name: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_least_size_of_a_patchgan_leaves_one_logit(depth: int) -> None:
     size = least_size(depth)
-    assert PatchGAN(3, 8, depth, image_size=size)(torch.randn(1, 3, size, size)).logits.shape == (1, 1, 1, 1)
-    with pytest.raises(InputError, match=rf"data.image_size={size - 1} is too small for loss.discriminator.depth={depth}"):
+    assert PatchGAN(3, 8, depth, image_size=size)(torch.randn(1, 3, size, size)).logits.shape == (
+        1,
+        1,
+        1,
+        1,
+    )
+    with pytest.raises(
+        InputError,
+        match=rf"data.image_size={size - 1} is too small for loss.discriminator.depth={depth}",
+    ):
         PatchGAN(3, 8, depth, image_size=size - 1)
 
 
 @pytest.mark.parametrize("setting", [{"width": 0}, {"depth": 0}, {"depth": 1.5}])
 def test_a_patchgan_without_width_or_depth_is_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"loss.discriminator\.\w+=.* must be a whole number of at least 1"):
+    with pytest.raises(
+        InputError, match=r"loss.discriminator\.\w+=.* must be a whole number of at least 1"
+    ):
         PatchGAN(3, **setting)
 
 
@@ -174,7 +194,9 @@ def test_each_scale_is_a_patchgan_of_the_averaged_image() -> None:
 
 
 def test_coarser_logits_are_repeated_to_the_finest_size() -> None:
-    found = stacked([torch.zeros(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([[[[5.0]]]])])
+    found = stacked(
+        [torch.zeros(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([[[[5.0]]]])]
+    )
     assert found.shape == (1, 3, 4, 4)
     assert torch.equal(found[0, 1], torch.arange(16.0).view(4, 4))
     assert (found[0, 2] == 5).all()
@@ -186,7 +208,10 @@ def test_every_scale_counts_equally() -> None:
 
 
 def test_an_image_too_small_for_the_coarsest_scale_is_refused() -> None:
-    with pytest.raises(InputError, match=r"data.image_size=16 leaves 8 pixels at scale 2 .* where depth=2 needs 12; use fewer"):
+    with pytest.raises(
+        InputError,
+        match=r"data.image_size=16 leaves 8 pixels at scale 2 .* where depth=2 needs 12; use fewer",
+    ):
         MultiScale(16, 3, scales=2, depth=2)
 
 
@@ -194,7 +219,9 @@ def test_an_image_too_small_for_the_coarsest_scale_is_refused() -> None:
 def test_the_blur_is_the_filter_1_3_3_1_over_8(padding: int, stride: int) -> None:
     row = torch.tensor([1.0, 3, 3, 1]) / 8
     x = torch.randn(2, 3, 8, 8)
-    expected = F.conv2d(x.view(6, 1, 8, 8), torch.outer(row, row)[None, None], stride=stride, padding=padding)
+    expected = F.conv2d(
+        x.view(6, 1, 8, 8), torch.outer(row, row)[None, None], stride=stride, padding=padding
+    )
     torch.testing.assert_close(blur(x, padding, stride).reshape(expected.shape), expected)
 
 
@@ -206,9 +233,14 @@ def test_the_minibatch_deviation_is_that_of_consecutive_images() -> None:
         for start in range(0, n, size):
             group = x[start : start + size]
             total = sum(
-                math.sqrt(group[:, c, i, j].var(unbiased=False) + 1e-8) for c in range(5) for i in range(2) for j in range(2)
+                math.sqrt(group[:, c, i, j].var(unbiased=False) + 1e-8)
+                for c in range(5)
+                for i in range(2)
+                for j in range(2)
             )
-            torch.testing.assert_close(found[start : start + size, 5], torch.full((size, 2, 2), total / 20))
+            torch.testing.assert_close(
+                found[start : start + size, 5], torch.full((size, 2, 2), total / 20)
+            )
 
 
 def test_equal_images_have_no_deviation_and_a_finite_gradient() -> None:
@@ -223,7 +255,7 @@ def test_equal_images_have_no_deviation_and_a_finite_gradient() -> None:
 def test_a_residual_block_halves_the_resolution_and_keeps_the_variance() -> None:
     # Of constant channels, that the blur leaves as they are.
     x = torch.randn(16, 32, 1, 1).expand(-1, -1, 16, 16)
-    found = Block(32, 64)(x)
+    found = StyleBlock(32, 64)(x)
     assert found.shape == (16, 64, 8, 8)
     assert found[:, :, 2:-2, 2:-2].square().mean().item() == pytest.approx(1, abs=0.35)
 
@@ -240,12 +272,17 @@ def test_equalised_weights_have_variance_1_and_outputs_too() -> None:
     discriminator = Style(16, 3, width=64, most=2)
     conv = discriminator.blocks[0].conv1
     assert conv.weight.std().item() == pytest.approx(1, rel=0.05)
-    assert conv(torch.randn(4, 64, 16, 16))[:, :, 1:-1, 1:-1].std().item() == pytest.approx(1, rel=0.1)
+    assert conv(torch.randn(4, 64, 16, 16))[:, :, 1:-1, 1:-1].std().item() == pytest.approx(
+        1, rel=0.1
+    )
 
 
 @pytest.mark.parametrize(("size", "near"), [(24, 16), (2, 4), (100, 64)])
 def test_a_size_that_is_no_power_of_two_is_refused_by_style(size: int, near: int) -> None:
-    with pytest.raises(InputError, match=rf"data.image_size={size} is no power of two from 4 on.*use data.image_size={near} or"):
+    with pytest.raises(
+        InputError,
+        match=rf"data.image_size={size} is no power of two from 4 on.*use data.image_size={near} or",
+    ):
         Style(size, 3)
 
 
@@ -262,23 +299,44 @@ def test_only_the_heads_of_a_frozen_discriminator_train_and_are_saved() -> None:
 
 
 def test_a_frozen_discriminator_trains_with_its_backbone_in_eval_mode() -> None:
-    discriminator = FrozenFeatures(Torchvision("resnet18", ["layer1"], pretrained=False), width=8).train()
+    discriminator = FrozenFeatures(
+        Torchvision("resnet18", ["layer1"], pretrained=False), width=8
+    ).train()
     before = copy.deepcopy(discriminator.backbone.network.state_dict())
     discriminator(torch.randn(2, 3, 16, 16))
     assert not [m for m in discriminator.backbone.network.modules() if m.training]
-    assert all(torch.equal(value, before[key]) for key, value in discriminator.backbone.network.state_dict().items())
+    assert all(
+        torch.equal(value, before[key])
+        for key, value in discriminator.backbone.network.state_dict().items()
+    )
 
 
 def test_a_frozen_discriminator_does_not_care_for_the_scale_of_a_layer() -> None:
     discriminator, x = FrozenFeatures(squeeze(), width=8).eval(), torch.randn(1, 64, 5, 5)
-    torch.testing.assert_close(discriminator.heads[0](100 * x), discriminator.heads[0](x), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        discriminator.heads[0](100 * x), discriminator.heads[0](x), atol=1e-3, rtol=1e-3
+    )
 
 
-@pytest.mark.parametrize("option", sorted(p.stem for p in (CONF / "loss" / "discriminator").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option", sorted(p.stem for p in (CONF / "loss" / "discriminator").glob("*.yaml"))
+)
 def test_every_discriminators_config_builds_one_that_judges(option: str) -> None:
-    small = ["loss.discriminator.width=8", *(["loss.discriminator.backbone.pretrained=false"] if option == "frozen" else [])]
+    small = [
+        "loss.discriminator.width=8",
+        *(["loss.discriminator.backbone.pretrained=false"] if option == "frozen" else []),
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["stage=vqgan", "loss=vqgan", f"loss/discriminator={option}", "data.image_size=32", *small])
+        config = compose(
+            "config",
+            [
+                "stage=vqgan",
+                "loss=vqgan",
+                f"loss/discriminator={option}",
+                "data.image_size=32",
+                *small,
+            ],
+        )
     judgement = instantiate(config.loss.discriminator)(torch.randn(2, config.data.channels, 32, 32))
     assert judgement.logits.isfinite().all()
 
@@ -294,7 +352,9 @@ def test_grain_sees_a_patch_of_so_many_pixels_and_nothing_beyond(patch: int) -> 
 
 @pytest.mark.parametrize("patch", [0, 5, 8, 10.0])
 def test_grain_refuses_a_patch_that_convolutions_can_not_see(patch: int) -> None:
-    with pytest.raises(InputError, match=f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more"):
+    with pytest.raises(
+        InputError, match=f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more"
+    ):
         Grain(16, 3, patch=patch)
 
 

@@ -12,59 +12,77 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from data.errors import InputError
-from tests.test_house import config
-from tests.vqgan.test_module import fit, module, pytestmark
-from vqgan.callbacks.doctor import Doctor
-from vqgan.checkpoint import Checkpoints, header, read
+from engine.callbacks.checkpointing import Checkpoints
+from engine.checkpoint import make_header, read_checkpoint
+from engine.errors import InputError
+from tests.helpers.configs import compose_config
+from tests.helpers.stage1 import fit, lightning_warnings, make_module
+from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.discriminators.patch import Judgement
 from vqgan.losses.adversarial import LeastSquares, NonSaturating
 from vqgan.losses.gate import Gate
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 from vqgan.module import VQGAN
 
+pytestmark = lightning_warnings
+
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 OPEN = Gate(start=0, ramp=0, warmup=0)
 
 
-def examined(trained: VQGAN, folder: Path, callbacks: Sequence[Callback] = (), **settings: Any) -> list[str]:
+def examined(
+    trained: VQGAN, folder: Path, callbacks: Sequence[Callback] = (), **settings: Any
+) -> list[str]:
     """What the doctor says of this run."""
-    doctor = Doctor(**{"every": 4, "patience": 2, **settings})
+    doctor = TokenizerDoctor(**{"every": 4, "patience": 2, **settings})
     fit(trained, [*callbacks, doctor], default_root_dir=folder)
     return doctor.said
 
 
 def test_a_healthy_run_hears_nothing(tmp_path: Path) -> None:
-    assert examined(module(Gate(start=8, ramp=4, warmup=4), steps=40, codes_rest=False), tmp_path) == []
+    assert (
+        examined(make_module(Gate(start=8, ramp=4, warmup=4), steps=40, codes_rest=False), tmp_path)
+        == []
+    )
     assert not (tmp_path / "doctor.txt").exists()
 
 
 class Collapse(Callback):
     """From step 8 on all codes but one are where no output ever is."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(module, VQGAN)
         if batch_idx >= 8:
             module.tokenizer.quantizer.codebook.data[1:] = 1e3  # type: ignore[union-attr]
 
 
 def test_a_collapsed_codebook_is_found_with_the_step_and_a_cure(tmp_path: Path) -> None:
-    [said] = examined(module(steps=40), tmp_path, [Collapse()])
-    assert said.startswith("step 16: the codebook has collapsed: 1 of 16 codes in use, perplexity 1.0, since step 8; try ")
+    [said] = examined(make_module(steps=40), tmp_path, [Collapse()])
+    assert said.startswith(
+        "step 16: the codebook has collapsed: 1 of 16 codes in use, perplexity 1.0, since step 8; try "
+    )
     assert "quantizer.revive=0.5" in said
     assert (tmp_path / "doctor.txt").read_text() == said + "\n"
 
 
-def test_a_collapse_is_found_where_several_looks_are_needed_to_count_the_codes(tmp_path: Path) -> None:
-    said = examined(module(steps=24), tmp_path, [Collapse()], every=1, patience=4)  # a look is of 64 tokens, 160 are needed
+def test_a_collapse_is_found_where_several_looks_are_needed_to_count_the_codes(
+    tmp_path: Path,
+) -> None:
+    said = examined(
+        make_module(steps=24), tmp_path, [Collapse()], every=1, patience=4
+    )  # a look is of 64 tokens, 160 are needed
     assert len(said) == 1
     assert "1 of 16 codes in use" in said[0]
 
 
 def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) -> None:
     class Sometimes(Collapse):
-        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
             assert isinstance(module, VQGAN)
             if batch_idx == 0:
                 self.good = copy.deepcopy(module.tokenizer.quantizer.state_dict())
@@ -73,7 +91,7 @@ def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) ->
             if not 24 <= batch_idx < 40:
                 super().on_train_batch_start(trainer, module, batch, batch_idx)
 
-    said = examined(module(steps=64), tmp_path, [Sometimes()])
+    said = examined(make_module(steps=64), tmp_path, [Sometimes()])
     assert [sentence.split(":")[0] for sentence in said] == ["step 16", "step 48"]
 
 
@@ -90,18 +108,28 @@ class Growing(AdaptiveWeight):
 
 @pytest.mark.parametrize(("rate", "what"), [(2.0, "lambda explodes"), (0.5, "lambda vanishes")])
 def test_a_lambda_that_runs_away_is_found(tmp_path: Path, rate: float, what: str) -> None:
-    said = examined(module(OPEN, steps=24, adaptive=Growing(rate), perceptual=None), tmp_path, least_share=0.0)
+    said = examined(
+        make_module(OPEN, steps=24, adaptive=Growing(rate), perceptual=None),
+        tmp_path,
+        least_share=0.0,
+    )
     assert len([s for s in said if what in s and "since step 8" in s]) == 1, said
 
 
 def test_a_lambda_at_its_cap_is_found(tmp_path: Path) -> None:
-    said = examined(module(OPEN, steps=16, adaptive=AdaptiveWeight(most=1e-6), perceptual=None), tmp_path, least_share=0.0)
+    said = examined(
+        make_module(OPEN, steps=16, adaptive=AdaptiveWeight(most=1e-6), perceptual=None),
+        tmp_path,
+        least_share=0.0,
+    )
     assert any("lambda is at its cap" in s for s in said), said
 
 
 @pytest.mark.parametrize("game", [None, NonSaturating(), LeastSquares()])
 def test_a_discriminator_that_learns_nothing_is_found(tmp_path: Path, game: Any) -> None:
-    blind = module(OPEN, steps=16, adversarial=game, adaptive=ConstantWeight(0.1), perceptual=None)
+    blind = make_module(
+        OPEN, steps=16, adversarial=game, adaptive=ConstantWeight(0.1), perceptual=None
+    )
     nn.init.zeros_(blind.discriminator.last.weight)
     nn.init.zeros_(blind.discriminator.last.bias)
     blind.make_optimizers[1] = lambda p: torch.optim.SGD(p, 0.0)
@@ -121,48 +149,68 @@ class Knowing(nn.Module):
 
 
 def test_a_discriminator_that_is_sure_of_everything_is_found(tmp_path: Path) -> None:
-    sure = module(OPEN, steps=16, discriminator=Knowing(), perceptual=None, adaptive=ConstantWeight(0.0))
+    sure = make_module(
+        OPEN, steps=16, discriminator=Knowing(), perceptual=None, adaptive=ConstantWeight(0.0)
+    )
     said = examined(sure, tmp_path)
-    assert any("the discriminator is saturated: its loss is 0, a blind one's 1;" in s for s in said), said
+    assert any(
+        "the discriminator is saturated: its loss is 0, a blind one's 1;" in s for s in said
+    ), said
 
 
 def test_a_loss_term_without_influence_is_found(tmp_path: Path) -> None:
-    [said] = examined(module(OPEN, steps=16, perceptual_weight=1e-9), tmp_path)
+    [said] = examined(make_module(OPEN, steps=16, perceptual_weight=1e-9), tmp_path)
     assert "the loss term perceptual is without influence" in said
     assert "try a larger loss.perceptual_weight" in said
 
 
 def test_a_term_whose_weight_is_zero_is_nobodys_fault(tmp_path: Path) -> None:
-    assert examined(module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
+    assert examined(make_module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
 
 
 class Spoil(Callback):
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == 7:
             module.tokenizer.decoder.last.weight.data[0] = float("nan")  # type: ignore[union-attr,index,operator]
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_from_before_is_kept(tmp_path: Path) -> None:
-    trained = module(steps=40)
-    checkpoints = Checkpoints(tmp_path, header("vqgan", config("stage=vqgan")), 6)
-    with pytest.raises(InputError, match=r"no number \(NaN or Inf\) since step 7; the last checkpoint, from before that, is kept"):
+def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_from_before_is_kept(
+    tmp_path: Path,
+) -> None:
+    trained = make_module(steps=40)
+    checkpoints = Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6)
+    with pytest.raises(
+        InputError,
+        match=r"no number \(NaN or Inf\) since step 7; the last checkpoint, from before that, is kept",
+    ):
         examined(trained, tmp_path, [Spoil(), checkpoints], every=10)
     assert trained.step == 10
-    kept = read(tmp_path, "vqgan")
+    kept = read_checkpoint(tmp_path, "vqgan")
     assert kept["clock"]["step"] == 6
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="since step 7"):
-        fit(module(steps=40), [Spoil(), Checkpoints(tmp_path, header("vqgan", config("stage=vqgan")), 6)])
-    assert read(tmp_path, "vqgan")["clock"]["step"] == 6
+        fit(
+            make_module(steps=40),
+            [
+                Spoil(),
+                Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6),
+            ],
+        )
+    assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
 
 
-@pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"least_used": 2}, {"factor": 0.5}, {"least_share": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"every": 0}, {"patience": 0}, {"least_used": 2}, {"factor": 0.5}, {"least_share": -1}],
+)
 def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
-        Doctor(**wrong)
+        TokenizerDoctor(**wrong)
 
 
 @pytest.mark.slow

@@ -11,23 +11,26 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from data.errors import InputError
-from tests.conftest import QUICK, TINY
-from tests.vqgan.test_module import Noise
-from vqgan.evaluate import called, near_in_bits, number, table
+from engine.errors import InputError
+from evaluation.features import Extractor
+from evaluation.judging import image_name
+from evaluation.scores import Scores, score_difference
+from evaluation.table import format_number, format_table, nearest_codecs
+from tests.helpers.commands import QUICK, TINY
+from tests.helpers.stage1 import Noise
 from vqgan.losses.perceptual import LPIPS
-from vqgan.metrics.features import Extractor
-from vqgan.metrics.provenance import Scores, difference
 
 Command = Callable[..., int]
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*logging on a CPU"
+)
 
 
 def test_images_are_called_by_their_own_names_where_others_were_left_out(tmp_path: Path) -> None:
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
-    assert called(data, "val", 3) == "image 3"
+    assert image_name(data, "val", 3) == "image 3"
     data.split("val").rows = np.array([0, 5, 6, 9])
-    assert called(data, "val", 3) == "image 9"
+    assert image_name(data, "val", 3) == "image 9"
 
 
 def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are_absent() -> None:
@@ -37,8 +40,17 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
         scores.miss(name, "there are no weights")
     scores.add("codes_used", 1024)
     scores.add("rfid_own", 0.0012344, extractor="own.pt")
-    about = {"ckpt": "runs/x", "K": 2048, "grid": [4, 8], "n": 1000, "split": "val", **scores.values}
-    lines = table({**about, "absent": scores.absent, "provenance": scores.provenance}, list(scores.values)).splitlines()
+    about = {
+        "ckpt": "runs/x",
+        "K": 2048,
+        "grid": [4, 8],
+        "n": 1000,
+        "split": "val",
+        **scores.values,
+    }
+    lines = format_table(
+        {**about, "absent": scores.absent, "provenance": scores.provenance}, list(scores.values)
+    ).splitlines()
     assert [line.split(maxsplit=2) for line in lines] == [
         ["judged", "runs/x,", "K 2,048, grid 4x8"],
         ["images", "1,000", "of val, 64x64 pixels"],
@@ -48,7 +60,9 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
         ["features", "rfid_own:", "own.pt"],
         ["absent", "rfid,", "kid: there are no weights"],
     ]
-    assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[2:5]}) == 1  # aligned
+    assert (
+        len({line.index(line.split()[1]) + len(line.split()[1]) for line in lines[2:5]}) == 1
+    )  # aligned
 
 
 @pytest.mark.parametrize(
@@ -64,15 +78,21 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
     ],
 )
 def test_a_figure_is_told_by_four_digits_and_whole_numbers_whole(value: float, told: str) -> None:
-    assert number(value) == told
+    assert format_number(value) == told
 
 
 def test_of_jpeg_what_is_next_to_the_tokenizers_bits_is_told() -> None:
     codecs = [{"codec": "classical VQ", "bits_per_image": 64.0, "settings": {"K": 16}}]
-    codecs += [{"codec": "JPEG", "bits_per_image": 40.0 * q, "settings": {"quality": q}} for q in (1, 2, 3)]
-    assert [name for name, _ in near_in_bits(codecs, 90)] == ["classical VQ", "JPEG, quality 2", "JPEG, quality 3"]
-    assert [name for name, _ in near_in_bits(codecs, 9)] == ["classical VQ", "JPEG, quality 1"]
-    assert len(near_in_bits(codecs, None)) == 4
+    codecs += [
+        {"codec": "JPEG", "bits_per_image": 40.0 * q, "settings": {"quality": q}} for q in (1, 2, 3)
+    ]
+    assert [name for name, _ in nearest_codecs(codecs, 90)] == [
+        "classical VQ",
+        "JPEG, quality 2",
+        "JPEG, quality 3",
+    ]
+    assert [name for name, _ in nearest_codecs(codecs, 9)] == ["classical VQ", "JPEG, quality 1"]
+    assert len(nearest_codecs(codecs, None)) == 4
 
 
 class Corners(nn.Module):
@@ -96,20 +116,39 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     capsys.readouterr()
     line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "features=corners.pt", "show=3"]
     assert command(*line, "run_dir=judged") == 0
-    (printed, told), found, trained = capsys.readouterr(), result("judged"), result("runs/vqgan/shapes")
+    (printed, told), found, trained = (
+        capsys.readouterr(),
+        result("judged"),
+        result("runs/vqgan/shapes"),
+    )
     short = json.loads(printed)  # the one line of standard output
     assert {"provenance", "absent", "references", "worst"}.isdisjoint(short)
     assert short == {name: found[name] for name in short}
     assert {"run", "psnr", "rfid", "rfid_proxy", "grid"} <= short.keys()
-    assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (trained["id"], "vqgan", trained["id"])
+    assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (
+        trained["id"],
+        "vqgan",
+        trained["id"],
+    )
     assert (found["split"], found["n"], found["K"], found["grid"]) == ("val", 16, 16, [4, 4])
-    assert found["psnr"] == pytest.approx(trained["psnr"], abs=0.05)  # training may have judged in bf16
+    assert found["psnr"] == pytest.approx(
+        trained["psnr"], abs=0.05
+    )  # training may have judged in bf16
     assert found["bits_per_image"] == 4 * 4 * 4
     assert found["compression_ratio"] == 16 * 16 * 3 * 8 / 64
     for name in ("rfid", "kid", "lpips"):
         assert found[name] is None
         assert "fetch=false" in found["absent"][name]
-    numbers = ("ms_ssim", "l1", "l2", "sharpness", "perplexity", "entropy_bits", "codes_used", "usage")
+    numbers = (
+        "ms_ssim",
+        "l1",
+        "l2",
+        "sharpness",
+        "perplexity",
+        "entropy_bits",
+        "codes_used",
+        "usage",
+    )
     for name in (*numbers, "rfid_proxy", "kid_proxy", "rfid_corners", "kid_corners"):
         assert isinstance(found[name], float | int)
         assert found["provenance"][name]["n"] == 16
@@ -117,20 +156,34 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     assert found["provenance"]["rfid_corners"]["extractor"] == "corners.pt"
     assert [row["codec"] for row in found["references"]][:2] == ["classical VQ", "JPEG"]
     counts = np.load(found["codes"])["counts"]
-    assert (counts.shape, counts.sum(), (counts > 0).sum()) == ((1, 16), 16 * 16, found["codes_used"])
+    assert (counts.shape, counts.sum(), (counts > 0).sum()) == (
+        (1, 16),
+        16 * 16,
+        found["codes_used"],
+    )
     assert len(found["worst"]) == len(found["best"]) == 3
     for file in found["pictures"]:
         assert Path(file).stat().st_size > 100
     assert "\nclassical VQ " in told
-    assert told.splitlines()[-1].split(maxsplit=3)[3] == "judged/metrics.json, with what each score depends on"
+    assert (
+        told.splitlines()[-1].split(maxsplit=3)[3]
+        == "judged/metrics.json, with what each score depends on"
+    )
 
-    assert command(*line, "run_dir=again", "batch_size=5", "beside=judged", "data.num_workers=0") == 0
+    assert (
+        command(*line, "run_dir=again", "batch_size=5", "beside=judged", "data.num_workers=0") == 0
+    )
     again = result("again")
     for name in found["provenance"]:
-        assert difference(name, again, found) == pytest.approx(0, abs=1e-4 * abs(found[name]) + 1e-6)
+        assert score_difference(name, again, found) == pytest.approx(
+            0, abs=1e-4 * abs(found[name]) + 1e-6
+        )
     assert command(*line, "run_dir=other", "proxy=3", "split=train", "beside=judged") == 0
-    with pytest.raises(InputError, match="psnr of other and of judged can't be compared: reference is originals of train"):
-        difference("psnr", result("other"), found)
+    with pytest.raises(
+        InputError,
+        match="psnr of other and of judged can't be compared: reference is originals of train",
+    ):
+        score_difference("psnr", result("other"), found)
     assert "psnr of other and of judged can't be compared" in capsys.readouterr().err
 
 
@@ -152,10 +205,17 @@ def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_i
 ) -> None:
     assert command("stage=vqgan", *TINY) == 0
     network = LPIPS("squeeze", pretrained=False)  # weights of chance
-    monkeypatch.setattr("vqgan.evaluate.lpips", lambda config: (network, ""))
-    monkeypatch.setattr("vqgan.evaluate.Inception", Instead)
+    monkeypatch.setattr("vqgan.stages.evaluate.load_lpips", lambda config: (network, ""))
+    monkeypatch.setattr("evaluation.judging.Inception", Instead)
     for size in (5, 16):
-        line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "lpips=squeeze", f"batch_size={size}", f"run_dir=by-{size}"]
+        line = [
+            "stage=evaluate",
+            "ckpt=runs/vqgan/shapes",
+            *QUICK,
+            "lpips=squeeze",
+            f"batch_size={size}",
+            f"run_dir=by-{size}",
+        ]
         assert command(*line) == 0
     found = result("by-5")
     assert found["absent"] == {}
@@ -168,14 +228,26 @@ def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_i
 
 
 @pytest.mark.slow
-def test_the_worst_and_the_best_images_are_those_of_the_largest_and_the_smallest_error(command: Command) -> None:
+def test_the_worst_and_the_best_images_are_those_of_the_largest_and_the_smallest_error(
+    command: Command,
+) -> None:
     assert command("stage=vqgan", *TINY) == 0
-    line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "proxy=0", "inception=false", "references=false", "lpips=null"]
+    line = [
+        "stage=evaluate",
+        "ckpt=runs/vqgan/shapes",
+        *QUICK,
+        "proxy=0",
+        "inception=false",
+        "references=false",
+        "lpips=null",
+    ]
     assert command(*line, "show=16", "run_dir=judged") == 0
     found = result("judged")
     with Image.open("judged/pictures/worst-and-best.png") as sheet:
         pixels = torch.from_numpy(np.array(sheet)[::2, ::2]).int()  # pictures are enlarged twice
-    tiles = [[pixels[r * 18 : r * 18 + 16, c * 18 : c * 18 + 16] for c in range(16)] for r in range(4)]
+    tiles = [
+        [pixels[r * 18 : r * 18 + 16, c * 18 : c * 18 + 16] for c in range(16)] for r in range(4)
+    ]
     errors = [float((a - b).square().float().mean()) for a, b in zip(*tiles[:2], strict=True)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > errors[-1]
@@ -192,7 +264,14 @@ def test_a_continuous_bottleneck_has_no_figures_of_codes_and_says_why(command: C
     assert command("stage=vqgan", "quantizer=kl", *tiny) == 0
     assert command("stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "run_dir=judged") == 0
     found = result("judged")
-    for name in ("perplexity", "entropy_bits", "codes_used", "usage", "bits_per_image", "compression_ratio"):
+    for name in (
+        "perplexity",
+        "entropy_bits",
+        "codes_used",
+        "usage",
+        "bits_per_image",
+        "compression_ratio",
+    ):
         assert found[name] is None
         assert "continuous" in found["absent"][name]
     assert "continuous" in found["absent"]["classical VQ"]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from data.errors import InputError
-from vqgan.clock import Now
+from engine.clock import Now
+from engine.errors import InputError
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.patch import Judgement, PatchGAN
 from vqgan.losses.adversarial import Game, Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.gate import Gate
-from vqgan.losses.perceptual import LPIPS, Features
+from vqgan.losses.perceptual import LPIPS, DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
@@ -27,7 +27,10 @@ def test_pixel_losses_are_the_means_over_pixels() -> None:
 
 
 def test_pixel_losses_are_computed_in_float32() -> None:
-    assert Pixel()(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert (
+        Pixel()(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype
+        == torch.float32
+    )
 
 
 GAMES = [Hinge(), Vanilla(), NonSaturating(), LeastSquares()]
@@ -38,7 +41,9 @@ def test_the_hinge_is_one_for_a_blind_discriminator_and_zero_for_a_sure_one() ->
     hinge = Hinge()
     assert hinge.discriminator(torch.zeros(4), torch.zeros(4)) == 1
     assert hinge.discriminator(torch.ones(4), -torch.ones(4)) == 0
-    assert hinge.discriminator(-torch.ones(4), torch.ones(4)) == 2  # real and fake taken for each other
+    assert (
+        hinge.discriminator(-torch.ones(4), torch.ones(4)) == 2
+    )  # real and fake taken for each other
 
 
 @each_game
@@ -63,7 +68,9 @@ def test_the_generator_wants_larger_logits(game: Game) -> None:
 @each_game
 def test_losses_of_games_are_means_in_float32(game: Game) -> None:
     real, fake = torch.randn(6), torch.randn(6)
-    torch.testing.assert_close(game.discriminator(real.repeat(3), fake.repeat(3)), game.discriminator(real, fake))
+    torch.testing.assert_close(
+        game.discriminator(real.repeat(3), fake.repeat(3)), game.discriminator(real, fake)
+    )
     torch.testing.assert_close(game.generator(fake.repeat(3)), game.generator(fake))
     assert game.discriminator(real.bfloat16(), fake.bfloat16()).dtype == torch.float32
     assert game.generator(fake.half()).dtype == torch.float32
@@ -73,7 +80,9 @@ def test_the_logistic_games_are_the_binary_cross_entropy() -> None:
     real, fake, one = torch.randn(50), torch.randn(50), torch.ones(50)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     for game in (Vanilla(), NonSaturating()):
-        torch.testing.assert_close(game.discriminator(real, fake), (bce(real, one) + bce(fake, 0 * one)) / 2)
+        torch.testing.assert_close(
+            game.discriminator(real, fake), (bce(real, one) + bce(fake, 0 * one)) / 2
+        )
         assert game.blind == pytest.approx(math.log(2))
     torch.testing.assert_close(NonSaturating().generator(fake), bce(fake, one))
     torch.testing.assert_close(Vanilla().generator(fake), -bce(fake, 0 * one))
@@ -126,7 +135,9 @@ def test_a_gate_without_a_ramp_is_a_step() -> None:
 
 
 @pytest.mark.parametrize("marks", [(100, 0.1, 0), (0.5, 10, 0), (-1, 0, 0), (0.5, 0.1, 1.5)])
-def test_gates_that_mix_units_or_leave_the_run_are_refused(marks: tuple[float, float, float]) -> None:
+def test_gates_that_mix_units_or_leave_the_run_are_refused(
+    marks: tuple[float, float, float],
+) -> None:
     with pytest.raises(InputError, match=r"gate start="):
         Gate(*marks)
 
@@ -146,7 +157,10 @@ def test_lambda_is_the_ratio_of_the_gradient_norms() -> None:
     adaptive.measure(torch.full((2, 3), 3.0), torch.full((2, 3), 0.5))
     found = adaptive.update()
     torch.testing.assert_close(found["lambda"], torch.tensor(6.0), rtol=1e-4, atol=0)
-    torch.testing.assert_close((found["grad_rec"], found["grad_adv"]), (torch.tensor(3 * 6**0.5), torch.tensor(0.5 * 6**0.5)))
+    torch.testing.assert_close(
+        (found["grad_rec"], found["grad_adv"]),
+        (torch.tensor(3 * 6**0.5), torch.tensor(0.5 * 6**0.5)),
+    )
     assert adaptive.weight == found["lambda"]
 
 
@@ -163,7 +177,11 @@ def test_lambda_is_scaled_and_capped() -> None:
 def test_a_constant_lambda_stays_and_is_measured_all_the_same() -> None:
     constant = ConstantWeight(0.25)
     constant.measure(torch.ones(4), torch.ones(1))
-    assert {name: float(value) for name, value in constant.update().items()} == {"lambda": 0.25, "grad_rec": 2, "grad_adv": 1}
+    assert {name: float(value) for name, value in constant.update().items()} == {
+        "lambda": 0.25,
+        "grad_rec": 2,
+        "grad_adv": 1,
+    }
 
 
 def test_the_gradients_of_micro_batches_are_averaged_before_their_length_is_taken() -> None:
@@ -186,24 +204,35 @@ def test_a_smooth_lambda_is_the_ratio_of_running_means() -> None:
 
 def test_gradients_that_overflow_are_left_out_of_lambda() -> None:
     adaptive = AdaptiveWeight(scale=1.0, smooth=3)
-    assert lambdas(adaptive, [(2, 1), (math.inf, 1), (math.nan, 1), (2, math.inf)]) == pytest.approx([2] * 4, rel=1e-4)
+    assert lambdas(
+        adaptive, [(2, 1), (math.inf, 1), (math.nan, 1), (2, math.inf)]
+    ) == pytest.approx([2] * 4, rel=1e-4)
     assert adaptive.calls == 1
 
 
 def test_an_anchored_lambda_is_deaf_to_a_reconstruction_that_gets_worse() -> None:
     """The ratio of the moment would multiply by ten what ruined it."""
     early, late = [(1.0, 2.0)] * 4, [(10.0, 2.0)] * 4
-    assert lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=4), early + late) == pytest.approx([0.5] * 8, rel=1e-4)
-    assert lambdas(AdaptiveWeight(scale=1.0), early + late) == pytest.approx([0.5] * 4 + [5.0] * 4, rel=1e-4)
+    assert lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=4), early + late) == pytest.approx(
+        [0.5] * 8, rel=1e-4
+    )
+    assert lambdas(AdaptiveWeight(scale=1.0), early + late) == pytest.approx(
+        [0.5] * 4 + [5.0] * 4, rel=1e-4
+    )
 
 
 def test_an_anchored_lambda_stands_on_the_mean_of_the_first_gradients() -> None:
     anchored = AdaptiveWeight(scale=1.0, smooth=50, anchor=3)
-    assert lambdas(anchored, [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx([3, 3], rel=1e-4)
+    assert lambdas(anchored, [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx(
+        [3, 3], rel=1e-4
+    )
 
 
 def test_a_discriminator_that_tells_nothing_apart_gets_no_unbounded_weight() -> None:
-    silent = lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=2, growth=5.0), [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500)
+    silent = lambdas(
+        AdaptiveWeight(scale=1.0, smooth=50, anchor=2, growth=5.0),
+        [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500,
+    )
     assert max(silent) == pytest.approx(5.0, rel=1e-3)
 
 
@@ -216,17 +245,27 @@ def test_what_lambda_remembers_is_in_the_state() -> None:
 
 
 def test_lecam_is_the_squared_distance_beyond_the_other_sides_mean() -> None:
-    lecam, real, fake = LeCam(weight=0.5, decay=0.9), torch.randn(4, 1, 3, 3), torch.randn(4, 1, 3, 3)
+    lecam, real, fake = (
+        LeCam(weight=0.5, decay=0.9),
+        torch.randn(4, 1, 3, 3),
+        torch.randn(4, 1, 3, 3),
+    )
     lecam(real, fake)
     lecam.update()
     r, f = 0.1 * real.mean(), 0.1 * fake.mean()
     torch.testing.assert_close(lecam.means, torch.stack([r, f]))
-    expected = sum(max(v - f, 0) ** 2 for v in real.flatten()) / 36 + sum(max(r - v, 0) ** 2 for v in fake.flatten()) / 36
+    expected = (
+        sum(max(v - f, 0) ** 2 for v in real.flatten()) / 36
+        + sum(max(r - v, 0) ** 2 for v in fake.flatten()) / 36
+    )
     torch.testing.assert_close(lecam(real, fake), 0.5 * expected)
 
 
 def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
-    real, fake = torch.full((4,), 3.0, requires_grad=True), torch.full((4,), -3.0, requires_grad=True)
+    real, fake = (
+        torch.full((4,), 3.0, requires_grad=True),
+        torch.full((4,), -3.0, requires_grad=True),
+    )
     LeCam()(real, fake).backward()
     assert real.grad is not None
     assert fake.grad is not None
@@ -235,7 +274,12 @@ def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
 
 
 def test_lecams_means_survive_in_the_state_and_move_once_an_update() -> None:
-    one, two, real, fake = LeCam(decay=0.5), LeCam(decay=0.5), torch.randn(6, requires_grad=True), torch.randn(6)
+    one, two, real, fake = (
+        LeCam(decay=0.5),
+        LeCam(decay=0.5),
+        torch.randn(6, requires_grad=True),
+        torch.randn(6),
+    )
     for part in range(3):  # in micro-batches
         one(real[2 * part : 2 * part + 2], fake[2 * part : 2 * part + 2], 1 / 3)
         assert (one.means == 0).all()
@@ -287,7 +331,10 @@ def test_the_fine_discriminator_sees_28_pixels_around_each_logit() -> None:
 
 
 def test_a_size_the_fine_discriminator_cant_take_is_refused() -> None:
-    with pytest.raises(InputError, match="data.image_size=30 is not divisible by 4, as loss/discriminator=fine needs"):
+    with pytest.raises(
+        InputError,
+        match="data.image_size=30 is not divisible by 4, as loss/discriminator=fine needs",
+    ):
         Fine(30, 3)
 
 
@@ -310,19 +357,23 @@ def test_no_discriminator_layer_mixes_images_of_a_batch() -> None:
     torch.testing.assert_close(discriminator(x).logits[:2], discriminator(x[:2]).logits)
 
 
-def test_feature_distance_is_zero_between_equal_features_and_does_not_change_with_their_scale() -> None:
+def test_feature_distance_is_zero_between_equal_features_and_does_not_change_with_their_scale() -> (
+    None
+):
     real, fake = [torch.randn(2, 4, 8, 8)], [torch.randn(2, 4, 8, 8)]
-    loss = Features()
+    loss = DiscriminatorFeatures()
     assert loss(real, real) == 0
     torch.testing.assert_close(loss([100 * real[0]], [100 * fake[0]]), loss(real, fake))
-    each = [(f - r).abs().mean() / r.abs().mean() for r, f in zip(real[0], fake[0], strict=True)]  # by image: no batch counts
+    each = [
+        (f - r).abs().mean() / r.abs().mean() for r, f in zip(real[0], fake[0], strict=True)
+    ]  # by image: no batch counts
     expected = torch.stack(each).mean()
     torch.testing.assert_close(loss(real, fake), expected)
 
 
 def test_feature_distance_moves_the_reconstruction_alone() -> None:
     real, fake = [torch.randn(2, 3).requires_grad_()], [torch.randn(2, 3).requires_grad_()]
-    Features()(real, fake).backward()
+    DiscriminatorFeatures()(real, fake).backward()
     assert real[0].grad is None
     assert fake[0].grad is not None
 
@@ -355,7 +406,9 @@ class TestLPIPS:
 
         monkeypatch.setattr("torch.hub.download_url_to_file", offline)
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        with pytest.raises(InputError, match=r"vgg16-397923af\.pth.*checkpoints.*use loss/perceptual=features"):
+        with pytest.raises(
+            InputError, match=r"vgg16-397923af\.pth.*checkpoints.*use loss/perceptual=features"
+        ):
             LPIPS("vgg")
 
     def test_an_unknown_network_is_refused(self) -> None:

@@ -1,22 +1,26 @@
 """Whose gradients go where, and who counts the steps."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.errors import InputError
-from data.source import Source
-from tests.vqgan.test_tokenizer import tokenizer
-from vqgan.clock import Budget, Now, Schedule
+from engine.clock import Budget, Now, Schedule
+from engine.errors import InputError
+from tests.helpers.stage1 import (
+    adamw,
+    fit,
+    lightning_warnings,
+    make_module,
+    make_noise,
+    make_tokenizer,
+)
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
@@ -24,54 +28,15 @@ from vqgan.discriminators.style import Style
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.augment import DiffAugment
 from vqgan.losses.gate import Gate
-from vqgan.losses.perceptual import Features
+from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
-from vqgan.module import VQGAN, Verdicts, frozen
+from vqgan.module import VQGAN, SharedJudgements, frozen
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.vq import VQ
 
-
-class Grain(Source):
-    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
-        return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
-
-
-class Noise(ImageDataModule):
-    def open(self, split: str) -> Source:
-        return Grain(24, split)
-
-
-def noise() -> Noise:
-    return Noise(16, cache="ram", batch_size=4)
-
-
-def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, 1e-3)
-
-
-def module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
-    torch.manual_seed(0)
-    found = tokenizer()
-    found.start(noise().augment(torch.from_numpy(noise().split("train").values)))
-    if gate is not None:
-        settings = {"discriminator": PatchGAN(3, 8, 1), "perceptual": Features(), "adaptive": AdaptiveWeight(), **settings}
-    return VQGAN(found, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
-
-
-def fit(trained: VQGAN, callbacks: Sequence[Callback] = (), data: ImageDataModule | None = None, **settings: Any) -> L.Trainer:
-    trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        callbacks=list(callbacks), **settings,
-    )  # fmt: skip
-    torch.manual_seed(0)  # the same augmentation, whatever was built before
-    trainer.fit(trained, data or noise())
-    return trainer
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*logging on a CPU")
+pytestmark = lightning_warnings
 
 
 def weights(part: torch.nn.Module) -> list[Tensor]:
@@ -89,7 +54,9 @@ class Spy(Callback):
         self.moved: list[tuple[bool, bool]] = []
         self.gradients: list[tuple[bool, bool]] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx:
             return
         spy, descend = self, module.descend
@@ -103,7 +70,10 @@ class Spy(Callback):
                 player.zero_grad()
             norm: Tensor = descend(which, losses, rate, betas)
             spy.moved.append((not same(before[0], players[0]), not same(before[1], players[1])))
-            grads = [any(p.grad is not None and bool(p.grad.any()) for p in player.parameters()) for player in players]
+            grads = [
+                any(p.grad is not None and bool(p.grad.any()) for p in player.parameters())
+                for player in players
+            ]
             spy.gradients.append((grads[0], grads[1]))
             return norm
 
@@ -112,35 +82,43 @@ class Spy(Callback):
 
 def test_a_generator_step_leaves_the_discriminator_untouched_and_the_reverse() -> None:
     spy = Spy()
-    fit(module(Gate(start=0, ramp=0, warmup=0)), [spy])
+    fit(make_module(Gate(start=0, ramp=0, warmup=0)), [spy])
     assert spy.moved == [(True, False), (False, True)] * 8
     assert spy.gradients == [(True, False), (False, True)] * 8
 
 
 def test_the_discriminator_trains_before_its_gradient_reaches_the_generator() -> None:
-    trained = module(Gate(start=6, ramp=0, warmup=3))
+    trained = make_module(Gate(start=6, ramp=0, warmup=3))
     spy = Spy()
     fit(trained, [spy])
     assert spy.moved == [(True, False)] * 3 + [(True, False), (False, True)] * 5
 
 
 def test_before_the_gate_opens_a_gan_trains_exactly_like_a_vqvae() -> None:
-    closed, plain = module(Gate(start=100, ramp=0, warmup=0), codes_rest=False), module()
+    closed, plain = make_module(Gate(start=100, ramp=0, warmup=0), codes_rest=False), make_module()
     fit(closed)
     fit(plain)
     assert same(weights(plain.tokenizer), closed.tokenizer)
 
 
 def test_after_the_gate_opens_it_does_not() -> None:
-    opened, plain = module(Gate(start=0, ramp=0, warmup=0)), module()
+    opened, plain = make_module(Gate(start=0, ramp=0, warmup=0)), make_module()
     fit(opened)
     fit(plain)
     assert not same(weights(plain.tokenizer), opened.tokenizer)
 
 
 def codes(trained: VQGAN) -> dict[str, Tensor]:
-    parts = {"encoder": trained.tokenizer.encoder, "into": trained.tokenizer.into, "quantizer": trained.tokenizer.quantizer}
-    return {f"{part}.{name}": value.clone() for part, found in parts.items() for name, value in found.state_dict().items()}
+    parts = {
+        "encoder": trained.tokenizer.encoder,
+        "into": trained.tokenizer.into,
+        "quantizer": trained.tokenizer.quantizer,
+    }
+    return {
+        f"{part}.{name}": value.clone()
+        for part, found in parts.items()
+        for name, value in found.state_dict().items()
+    }
 
 
 class Snapshot(Callback):
@@ -148,7 +126,9 @@ class Snapshot(Callback):
 
     taken: dict[str, Tensor] | None = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(module, VQGAN)
         if batch_idx == 4:
             self.taken = codes(module)
@@ -156,17 +136,22 @@ class Snapshot(Callback):
 
 @pytest.mark.parametrize("codes_rest", [True, False])
 def test_codes_rest_when_the_gate_opens_unless_told_otherwise(codes_rest: bool) -> None:
-    trained, snapshot = module(Gate(start=4, ramp=0, warmup=2), codes_rest=codes_rest), Snapshot()
+    trained, snapshot = (
+        make_module(Gate(start=4, ramp=0, warmup=2), codes_rest=codes_rest),
+        Snapshot(),
+    )
     before = weights(trained.tokenizer.decoder)
     fit(trained, [snapshot])
     assert snapshot.taken is not None
     after = codes(trained)
-    assert all(torch.equal(value, after[name]) for name, value in snapshot.taken.items()) is codes_rest
+    assert (
+        all(torch.equal(value, after[name]) for name, value in snapshot.taken.items()) is codes_rest
+    )
     assert not same(before, trained.tokenizer.decoder)
 
 
 def test_with_resting_codes_the_learning_rate_runs_its_course_twice() -> None:
-    trained = module(Gate(start=4, ramp=0, warmup=0), steps=8, second_peak=0.5)
+    trained = make_module(Gate(start=4, ramp=0, warmup=0), steps=8, second_peak=0.5)
     rates = []
     for trained.step in range(8):
         rates.append(trained.rate)
@@ -177,8 +162,15 @@ def test_with_resting_codes_the_learning_rate_runs_its_course_twice() -> None:
 @pytest.mark.parametrize("augmented", [False, True])
 def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool) -> None:
     """Against the plain way: one loss, one backward pass through everything."""
-    m = module(Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, codes_rest=False, adaptive=ConstantWeight(0.3))
-    m.augment = torch.nn.Flatten(0, 0) if augmented else None  # takes the other way and changes nothing
+    m = make_module(
+        Gate(start=0, ramp=0, warmup=0),
+        perceptual_weight=0.5,
+        codes_rest=False,
+        adaptive=ConstantWeight(0.3),
+    )
+    m.augment = (
+        torch.nn.Flatten(0, 0) if augmented else None
+    )  # takes the other way and changes nothing
     logged: dict[str, Tensor] = {}
     m.log_terms = logged.update  # type: ignore[method-assign]
     x = torch.rand(4, 3, 16, 16) * 2 - 1
@@ -189,18 +181,29 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
     q = m.tokenizer.encode(x)
     x_hat = m.tokenizer.decode(q.z_q)
     fake, real = m.discriminator(x_hat), m.discriminator(x)
-    features, adversarial = Features()(real.features, fake.features), -fake.logits.mean()
+    features, adversarial = (
+        DiscriminatorFeatures()(real.features, fake.features),
+        -fake.logits.mean(),
+    )
     (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
     expected = [p.grad for p in m.tokenizer.parameters() if p.grad is not None]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
-    terms = {"rec": Pixel()(x, x_hat), "perceptual": features, "adversarial": adversarial, "quantizer": q.loss}
+    terms = {
+        "rec": Pixel()(x, x_hat),
+        "perceptual": features,
+        "adversarial": adversarial,
+        "quantizer": q.loss,
+    }
     for name, value in terms.items():
         torch.testing.assert_close(logged[name], value)
 
 
 OPEN, CLOSED = Gate(start=0, ramp=0, warmup=0), Gate(start=8, ramp=0, warmup=8)
-JUDGEMENTS: dict[str, tuple[Gate, dict[str, Any], int]] = {  # of a step: images and reconstructions, once for both players
+
+JUDGEMENTS: dict[
+    str, tuple[Gate, dict[str, Any], int]
+] = {  # of a step: images and reconstructions, once for both players
     "gate open": (OPEN, {}, 2),
     "the paper's joint training": (OPEN, {"codes_rest": False}, 2),
     "without feature matching": (OPEN, {"perceptual": None}, 2),
@@ -216,19 +219,25 @@ JUDGEMENTS: dict[str, tuple[Gate, dict[str, Any], int]] = {  # of a step: images
 @pytest.mark.parametrize("name", JUDGEMENTS)
 def test_the_discriminator_judges_each_image_once_a_step(name: str) -> None:
     gate, settings, expected = JUDGEMENTS[name]
-    trained, judged = module(gate, steps=3, **copy.deepcopy(settings)), []
+    trained, judged = make_module(gate, steps=3, **copy.deepcopy(settings)), []
     trained.discriminator.register_forward_hook(lambda *_: judged.append(trained.step))
     fit(trained)
     assert [judged.count(step) for step in range(3)] == [expected] * 3
 
 
 @pytest.mark.parametrize("name", JUDGEMENTS)
-def test_a_run_that_judges_once_ends_as_one_that_judges_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_judges_once_ends_as_one_that_judges_again(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All that is in a checkpoint: also what spectral norm has estimated, and what random numbers led to."""
     gate, settings, _ = JUDGEMENTS[name]
-    once, again = (module(gate, steps=4, lecam=LeCam(0.1), **copy.deepcopy(settings)) for _ in range(2))
+    once, again = (
+        make_module(gate, steps=4, lecam=LeCam(0.1), **copy.deepcopy(settings)) for _ in range(2)
+    )
     for trained in (once, again):
-        trained.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))  # Adam would enlarge every rounding
+        trained.make_optimizers = dict.fromkeys(
+            (0, 1), lambda p: torch.optim.SGD(p, 0.05)
+        )  # Adam would enlarge every rounding
     again.discriminator.load_state_dict(once.discriminator.state_dict())
     fit(once)
     monkeypatch.setattr(VQGAN, "judges_once", False)
@@ -242,18 +251,32 @@ def gradients(part: torch.nn.Module) -> list[Tensor]:
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", [PatchGAN, Fine, MultiScale, Style])
-def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_their_own(kind: Any, bf16: bool) -> None:
+def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_their_own(
+    kind: Any, bf16: bool
+) -> None:
     """Against each player's loss written out, one backward pass through everything, with the generator moved in between."""
-    sizes = {PatchGAN: (3, 8, 1), Fine: (16, 3, 8), MultiScale: (16, 3, 2, 8, 1), Style: (16, 3, 8, 2)}
+    sizes = {
+        PatchGAN: (3, 8, 1),
+        Fine: (16, 3, 8),
+        MultiScale: (16, 3, 2, 8, 1),
+        Style: (16, 3, 8, 2),
+    }
     weight, lecam = ConstantWeight(0.3), LeCam(0.2)
-    m = module(OPEN, discriminator=kind(*sizes[kind]), perceptual_weight=0.5, codes_rest=False, adaptive=weight, lecam=lecam)
+    m = make_module(
+        OPEN,
+        discriminator=kind(*sizes[kind]),
+        perceptual_weight=0.5,
+        codes_rest=False,
+        adaptive=weight,
+        lecam=lecam,
+    )
     m.log_terms = lambda _: None  # type: ignore[method-assign]
     lecam.means.copy_(torch.tensor([0.3, -0.2]))
     x, slow = torch.rand(4, 3, 16, 16) * 2 - 1, copy.deepcopy(m)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         q = m.tokenizer.encode(x)
         x_hat = m.tokenizer.decode(q.z_q)
-        verdicts = Verdicts(m.judge, x, x_hat.detach().requires_grad_())
+        verdicts = SharedJudgements(m.judge, x, x_hat.detach().requires_grad_())
         m.generator_loss(x, x_hat, q, verdicts=verdicts).backward()
         assert gradients(m.discriminator) == []
         found = gradients(m.tokenizer)
@@ -266,19 +289,26 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
         q = slow.tokenizer.encode(x)
         x_hat = slow.tokenizer.decode(q.z_q)
         fake, real = slow.discriminator(x_hat), slow.discriminator(x)
-        features, adversarial = Features()(real.features, fake.features), -fake.logits.float().mean()
+        features, adversarial = (
+            DiscriminatorFeatures()(real.features, fake.features),
+            -fake.logits.float().mean(),
+        )
         (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
         slow.discriminator.zero_grad()
         reals, fakes = (slow.discriminator(images).logits.float() for images in (x, x_hat.detach()))
         hinge = (torch.relu(1 - reals).mean() + torch.relu(1 + fakes).mean()) / 2
-        (hinge + 0.2 * (torch.relu(reals + 0.2).square().mean() + torch.relu(0.3 - fakes).square().mean())).backward()
+        (
+            hinge
+            + 0.2
+            * (torch.relu(reals + 0.2).square().mean() + torch.relu(0.3 - fakes).square().mean())
+        ).backward()
     closely = {"rtol": 0.05, "atol": 2e-3} if bf16 else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(found, gradients(slow.tokenizer), **closely)
     torch.testing.assert_close(gradients(m.discriminator), gradients(slow.discriminator), **closely)
 
 
 def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
-    m = module(Gate(start=0, ramp=0, warmup=0), perceptual=None, adaptive=ConstantWeight(0.3))
+    m = make_module(Gate(start=0, ramp=0, warmup=0), perceptual=None, adaptive=ConstantWeight(0.3))
     logged: dict[str, Tensor] = {}
     m.log_terms = logged.update  # type: ignore[method-assign]
     x, x_hat = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16, requires_grad=True)
@@ -288,26 +318,30 @@ def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
     x_hat = made.detach().requires_grad_()
     rec = torch.autograd.grad(Pixel()(x, x_hat), x_hat)[0].norm()
     adv = 0.3 * torch.autograd.grad(-m.discriminator(x_hat).logits.mean(), x_hat)[0].norm()
-    torch.testing.assert_close((logged["share_rec"], logged["share_adversarial"]), (rec / (rec + adv), adv / (rec + adv)))
+    torch.testing.assert_close(
+        (logged["share_rec"], logged["share_adversarial"]), (rec / (rec + adv), adv / (rec + adv))
+    )
 
 
 def test_lambda_is_measured_at_the_decoders_last_layer() -> None:
     """VQGAN eq. 7 by one backward pass each, through everything."""
-    m = module(Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, adaptive=AdaptiveWeight(scale=1.0))
+    m = make_module(
+        Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, adaptive=AdaptiveWeight(scale=1.0)
+    )
     m.log_terms = lambda _: None  # type: ignore[method-assign]
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     q = m.tokenizer.encode(x)
     last, x_hat = m.tokenizer.decoder.last.weight, m.tokenizer.decode(q.z_q)
     m.generator_loss(x, x_hat, q)
     fake, real = m.discriminator(x_hat), m.discriminator(x)
-    rec = Pixel()(x, x_hat) + 0.5 * Features()(real.features, fake.features)
+    rec = Pixel()(x, x_hat) + 0.5 * DiscriminatorFeatures()(real.features, fake.features)
     above = torch.autograd.grad(rec, last, retain_graph=True)[0].norm()
     below = torch.autograd.grad(-fake.logits.mean(), last)[0].norm()
     torch.testing.assert_close(m.adaptive.update()["lambda"], above / (below + 1e-6))
 
 
 def test_steps_are_counted_once_though_two_optimizers_step() -> None:
-    trained = module(Gate(start=3, ramp=0, warmup=0), steps=7)
+    trained = make_module(Gate(start=3, ramp=0, warmup=0), steps=7)
     trainer = fit(trained)
     assert trained.step == 7
     assert trainer.fit_loop.epoch_loop.batch_progress.total.processed == 7  # type: ignore[attr-defined]
@@ -315,7 +349,7 @@ def test_steps_are_counted_once_though_two_optimizers_step() -> None:
 
 
 def test_the_codebook_follows_once_a_step_at_the_learning_rate_of_that_step() -> None:
-    trained, rates = module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
+    trained, rates = make_module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
     update = trained.tokenizer.quantizer.update
     trained.tokenizer.quantizer.update = lambda q, rate: (rates.append(rate), update(q, rate))[1]  # type: ignore[method-assign,assign,func-returns-value]
     fit(trained)
@@ -323,39 +357,58 @@ def test_the_codebook_follows_once_a_step_at_the_learning_rate_of_that_step() ->
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
-    trained = module(steps=6)
+    trained = make_module(steps=6)
     trainer = fit(trained)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * Schedule(2)(Budget(6).now(5, 0)))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(
+        1e-3 * Schedule(2)(Budget(6).now(5, 0))
+    )
 
 
 def test_the_generators_betas_change_when_the_gate_opens() -> None:
-    closed, opened = (module(Gate(start=start, ramp=0, warmup=0), steps=4, second_betas=[0.5, 0.9]) for start in (5, 3))
-    assert [fit(trained).optimizers[0].param_groups[0]["betas"] for trained in (closed, opened)] == [(0.9, 0.999), (0.5, 0.9)]
+    closed, opened = (
+        make_module(Gate(start=start, ramp=0, warmup=0), steps=4, second_betas=[0.5, 0.9])
+        for start in (5, 3)
+    )
+    assert [
+        fit(trained).optimizers[0].param_groups[0]["betas"] for trained in (closed, opened)
+    ] == [(0.9, 0.999), (0.5, 0.9)]
 
 
 def test_the_discriminator_has_an_optimizer_of_its_own_at_its_full_rate() -> None:
-    trained = module(Gate(start=0, ramp=0, warmup=0), steps=6, discriminator_optimizer=lambda p: torch.optim.SGD(p, 0.01))
+    trained = make_module(
+        Gate(start=0, ramp=0, warmup=0),
+        steps=6,
+        discriminator_optimizer=lambda p: torch.optim.SGD(p, 0.01),
+    )
     trainer = fit(trained)
     assert isinstance(trainer.optimizers[1], torch.optim.SGD)
     assert trainer.optimizers[1].param_groups[0]["lr"] == 0.01
 
 
 def test_validation_changes_nothing() -> None:
-    trained = module()
+    trained = make_module()
     before = copy.deepcopy(trained.state_dict())
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.validate(trained, noise(), verbose=False)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.validate(trained, make_noise(), verbose=False)
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
 def test_metrics_of_a_validation_cover_the_whole_set() -> None:
-    trained = module()
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    [found] = trainer.validate(trained, noise(), verbose=False)
-    x = noise().on_after_batch_transfer((torch.from_numpy(noise().split("val").values), torch.zeros(24)), 0)[0]
+    trained = make_module()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    [found] = trainer.validate(trained, make_noise(), verbose=False)
+    x = make_noise().on_after_batch_transfer(
+        (torch.from_numpy(make_noise().split("val").values), torch.zeros(24)), 0
+    )[0]
     counts = trained.tokenizer.indices(x).flatten().bincount(minlength=16).double()
     p = counts / counts.sum()
-    assert found["val/perplexity"] == pytest.approx(float(torch.exp(-torch.xlogy(p, p).sum())), rel=1e-5)
+    assert found["val/perplexity"] == pytest.approx(
+        float(torch.exp(-torch.xlogy(p, p).sum())), rel=1e-5
+    )
     assert found["val/codes_used"] == (counts > 0).sum()
 
 
@@ -373,19 +426,26 @@ def test_frozen_parameters_thaw_even_after_an_error() -> None:
 
 def test_discriminator_features_without_a_discriminator_are_refused() -> None:
     with pytest.raises(InputError, match="loss/perceptual=features needs a discriminator"):
-        VQGAN(tokenizer(), Pixel(), adamw, Budget(1), Schedule(), perceptual=Features())
+        VQGAN(
+            make_tokenizer(),
+            Pixel(),
+            adamw,
+            Budget(1),
+            Schedule(),
+            perceptual=DiscriminatorFeatures(),
+        )
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_a_gan_step_works_and_stays_finite_in_every_precision(precision: str) -> None:
-    trained = module(Gate(start=0, ramp=0, warmup=0), steps=3)
+    trained = make_module(Gate(start=0, ramp=0, warmup=0), steps=3)
     fit(trained, precision=precision)
     assert all(p.isfinite().all() for p in trained.parameters())
     assert trained.step == 3
 
 
 def test_codes_can_learn_at_a_rate_of_their_own() -> None:
-    trained = module()
+    trained = make_module()
     trained.tokenizer.quantizer = VQ(16, 8, codebook_lr=10.0)
     fit(trained)
     [made] = trained.configure_optimizers()
@@ -396,7 +456,7 @@ def test_codes_can_learn_at_a_rate_of_their_own() -> None:
 
 
 def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
-    trained = module()
+    trained = make_module()
     trained.tokenizer.quantizer, trained.use = Plain(8), None
     trainer = fit(trained)
     assert "val/psnr" in trainer.callback_metrics
@@ -409,7 +469,7 @@ def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
 
 def test_penalties_train_the_discriminator_alone_and_are_logged() -> None:
     gate = Gate(start=0, ramp=0, warmup=0)
-    plain, held = module(gate), module(gate, lecam=LeCam(1.0), r1=R1(1.0, every=2))
+    plain, held = make_module(gate), make_module(gate, lecam=LeCam(1.0), r1=R1(1.0, every=2))
     held.discriminator.load_state_dict(plain.discriminator.state_dict())
     for trained in (plain, held):
         trained.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assign]
@@ -418,10 +478,14 @@ def test_penalties_train_the_discriminator_alone_and_are_logged() -> None:
     held.discriminator_loss(x, x_hat).backward()
     assert x_hat.grad is None
     vitals = held.vitals
-    torch.testing.assert_close(held.discriminator_loss(x, x_hat), expected + vitals["lecam"] + vitals["r1"])
+    torch.testing.assert_close(
+        held.discriminator_loss(x, x_hat), expected + vitals["lecam"] + vitals["r1"]
+    )
     assert min(vitals["lecam"], vitals["r1"]) > 0
     held.judged = 1
-    torch.testing.assert_close(held.discriminator_loss(x, x_hat), expected + vitals["lecam"])  # r1 is not due
+    torch.testing.assert_close(
+        held.discriminator_loss(x, x_hat), expected + vitals["lecam"]
+    )  # r1 is not due
 
 
 def parts(trained: VQGAN) -> dict[str, Tensor]:
@@ -435,29 +499,54 @@ def test_updates_of_micro_batches_equal_those_of_whole_ones(codes_rest: bool) ->
     def trained(accumulate: int) -> VQGAN:
         gate = Gate(start=2, ramp=2, warmup=2)
         weight = AdaptiveWeight(scale=1.0, smooth=3)
-        made = module(gate, 6, lecam=LeCam(0.1), r1=R1(0.1, every=2), adaptive=weight, codes_rest=codes_rest, accumulate=accumulate)
-        made.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))  # Adam would enlarge every rounding
+        made = make_module(
+            gate,
+            6,
+            lecam=LeCam(0.1),
+            r1=R1(0.1, every=2),
+            adaptive=weight,
+            codes_rest=codes_rest,
+            accumulate=accumulate,
+        )
+        made.make_optimizers = dict.fromkeys(
+            (0, 1), lambda p: torch.optim.SGD(p, 0.05)
+        )  # Adam would enlarge every rounding
         fit(made)
         return made
 
     whole = parts(trained(1))
     for n in (2, 4, 3):
         for name, value in parts(trained(n)).items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=n, name=name: f"{n} {name}: {m}")
+            torch.testing.assert_close(
+                value,
+                whole[name],
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda m, n=n, name=name: f"{n} {name}: {m}",
+            )
 
 
 def test_more_micro_batches_than_images_are_refused() -> None:
-    with pytest.raises(InputError, match=r"trainer.accumulate=9 micro-batches need more than a batch of 4"):
-        fit(module(accumulate=9))
+    with pytest.raises(
+        InputError, match=r"trainer.accumulate=9 micro-batches need more than a batch of 4"
+    ):
+        fit(make_module(accumulate=9))
 
 
 def test_an_update_is_clipped_to_the_length_that_is_asked_for() -> None:
     for clip, longest in ((1e-3, 1e-3), (0.0, float("inf"))):
-        trained, lengths = module(steps=1, clip=clip), []
+        trained, lengths = make_module(steps=1, clip=clip), []
         step = torch.optim.AdamW.step
 
-        def stepping(optimizer: Any, *a: Any, step: Any = step, lengths: list[float] = lengths, **k: Any) -> Any:
-            grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        def stepping(
+            optimizer: Any, *a: Any, step: Any = step, lengths: list[float] = lengths, **k: Any
+        ) -> Any:
+            grads = [
+                p.grad.flatten()
+                for group in optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
             lengths.append(float(torch.cat(grads).norm()))
             return step(optimizer, *a, **k)
 
@@ -469,7 +558,11 @@ def test_an_update_is_clipped_to_the_length_that_is_asked_for() -> None:
 
 
 def test_the_discriminators_rate_follows_a_schedule_of_its_own_from_its_first_step() -> None:
-    trained = module(Gate(start=6, ramp=0, warmup=4), steps=10, discriminator_schedule=Schedule(warmup=2, floor=0.0))
+    trained = make_module(
+        Gate(start=6, ramp=0, warmup=4),
+        steps=10,
+        discriminator_schedule=Schedule(warmup=2, floor=0.0),
+    )
     rates = []
     for trained.step in range(2, 10):
         rates.append(trained.discriminator_rate)
@@ -485,15 +578,17 @@ def test_under_float16_losses_are_scaled_and_clipped_as_without(fused: bool) -> 
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, 1e-3, fused=fused)
 
-    trained = module(Gate(start=0, ramp=0, warmup=0), steps=4)
+    trained = make_module(Gate(start=0, ramp=0, warmup=0), steps=4)
     trained.make_optimizers = {0: optimizer, 1: optimizer}
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     before = weights(trained.tokenizer)
     fit(trained, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert not same(before, trained.tokenizer)
     assert all(p.isfinite().all() for p in trained.parameters())
-    assert 1e-4 < float(trained.vitals["grad_generator"]) < 10  # of the loss as it is, not as it is scaled
-    overflowing = module(Gate(start=0, ramp=0, warmup=0), steps=2)
+    assert (
+        1e-4 < float(trained.vitals["grad_generator"]) < 10
+    )  # of the loss as it is, not as it is scaled
+    overflowing = make_module(Gate(start=0, ramp=0, warmup=0), steps=2)
     before, scaler = weights(overflowing.tokenizer), torch.amp.GradScaler("cpu", init_scale=2.0**60)
     fit(overflowing, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert same(before, overflowing.tokenizer)
@@ -501,9 +596,13 @@ def test_under_float16_losses_are_scaled_and_clipped_as_without(fused: bool) -> 
     assert overflowing.broken < 0
 
 
-@pytest.mark.parametrize("game", [Hinge(), Vanilla(), NonSaturating(), LeastSquares()], ids=lambda game: type(game).__name__)
+@pytest.mark.parametrize(
+    "game",
+    [Hinge(), Vanilla(), NonSaturating(), LeastSquares()],
+    ids=lambda game: type(game).__name__,
+)
 def test_every_game_steps_both_players_across_the_gate(game: Any) -> None:
-    trained = module(Gate(start=1, ramp=1, warmup=1), steps=4, adversarial=game)
+    trained = make_module(Gate(start=1, ramp=1, warmup=1), steps=4, adversarial=game)
     fit(trained)
     assert trained.judged == 4
     assert trained.adaptive.weight > 0
@@ -511,10 +610,12 @@ def test_every_game_steps_both_players_across_the_gate(game: Any) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run_at_the_next_look_and_names_the_step() -> None:
-    trained = module(steps=8)
+    trained = make_module(steps=8)
 
     class Spoil(Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(
+            self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
             if batch_idx == 3:
                 trained.tokenizer.decoder.last.weight.data[0] = float("nan")
 

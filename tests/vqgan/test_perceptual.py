@@ -12,8 +12,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from data.errors import InputError
-from vqgan.backbones import IMAGENET, Frozen, Timm, Torchvision, _last_at_each_resolution, _torchvision, three_channels
+from engine.errors import InputError
+from vqgan.backbones import (
+    IMAGENET,
+    Frozen,
+    Timm,
+    Torchvision,
+    _last_at_each_resolution,
+    _torchvision,
+    three_channels,
+)
 from vqgan.losses.perceptual import LPIPS, Backbone
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -103,12 +111,16 @@ def test_layers_come_in_the_order_that_they_are_asked_for() -> None:
 
 def test_a_map_is_not_written_over_by_the_layer_after_it() -> None:
     x = images(1, 3, 64, 64)
-    linear, rectified = Torchvision(SQUEEZE, ["features.0", "features.1"], pretrained=False).features(x)
+    linear, rectified = Torchvision(
+        SQUEEZE, ["features.0", "features.1"], pretrained=False
+    ).features(x)
     assert (linear < 0).any()
     assert torch.equal(rectified, linear.relu())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5"]
+)
 def test_other_families_have_default_layers_too(name: str) -> None:
     back = Torchvision(name, pretrained=False)
     sizes = [m.shape[-1] for m in back.features(images(1, 3, 64, 64))]
@@ -140,14 +152,18 @@ def test_a_module_that_holds_a_backbone_does_not_own_its_weights(resnet: Torchvi
     before = copy.deepcopy(resnet.network.state_dict())
     parent[0](images(4, 3, 64, 64), images(4, 3, 64, 64))
     assert not [m for m in resnet.network.modules() if m.training]
-    assert all(torch.equal(value, before[key]) for key, value in resnet.network.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in resnet.network.state_dict().items()
+    )
 
 
 def test_a_copy_of_a_backbone_sees_the_same(backbone: Torchvision) -> None:
     x = images(1, 3, 64, 64)
     copied = copy.deepcopy(backbone)
     copied.network.train()
-    assert all(torch.equal(a, b) for a, b in zip(backbone.features(x), copied.features(x), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(backbone.features(x), copied.features(x), strict=True)
+    )
     assert not [m for m in copied.network.modules() if m.training]
 
 
@@ -163,12 +179,17 @@ def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone(
 
 @pytest.mark.parametrize("name", ["resnet19", "vit_b_16", "fcn_resnet50"])
 def test_an_unknown_network_is_refused_with_the_closest(name: str) -> None:
-    with pytest.raises(InputError, match=rf"backbone.name={name} is no convolutional network of torchvision; the closest are "):
+    with pytest.raises(
+        InputError,
+        match=rf"backbone.name={name} is no convolutional network of torchvision; the closest are ",
+    ):
         Torchvision(name)
 
 
 def test_an_unknown_layer_is_refused_with_the_closest() -> None:
-    with pytest.raises(InputError, match=r"has layer5, which is no layer of resnet18; the closest are layer4, "):
+    with pytest.raises(
+        InputError, match=r"has layer5, which is no layer of resnet18; the closest are layer4, "
+    ):
         Torchvision("resnet18", ["layer5"], pretrained=False)
 
 
@@ -180,7 +201,10 @@ def test_a_layer_without_a_map_is_refused() -> None:
 def test_weights_that_cannot_be_fetched_are_named_with_their_place(offline: Path) -> None:
     with pytest.raises(InputError) as told:
         Torchvision("resnet18")
-    assert f"put the file at {offline / 'resnet18-f37072fd.pth'}, or use loss/perceptual=features" in str(told.value)
+    assert (
+        f"put the file at {offline / 'resnet18-f37072fd.pth'}, or use loss/perceptual=features"
+        in str(told.value)
+    )
     assert "no network" in str(told.value)
 
 
@@ -242,15 +266,24 @@ class FakeTimm:
 
 def test_without_timm_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match="needs the package timm: pip install timm, or use Torchvision"):
+    with pytest.raises(
+        InputError, match="needs the package timm: pip install timm, or use Torchvision"
+    ):
         Timm("resnet18")
 
 
-def test_timms_maps_have_the_channels_first_and_images_its_own_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timms_maps_have_the_channels_first_and_images_its_own_normalisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fake = FakeTimm()
     monkeypatch.setitem(sys.modules, "timm", fake)
     back, x = Timm("tiny", [0, 2], pretrained=False, dynamic_img_size=True), images(2, 3, 64, 64)
-    assert fake.asked == {"features_only": True, "pretrained": False, "out_indices": [0, 2], "dynamic_img_size": True}
+    assert fake.asked == {
+        "features_only": True,
+        "pretrained": False,
+        "out_indices": [0, 2],
+        "dynamic_img_size": True,
+    }
     one, two = back.features(x)
     assert back.channels == [4, 6]
     assert two.shape == (2, 6, 4, 4)
@@ -263,7 +296,11 @@ def test_timms_maps_have_the_channels_first_and_images_its_own_normalisation(mon
     ("name", "error", "sentence"),
     [
         ("tinny", None, r"backbone.name=tinny is no network of timm; the closest are tiny, "),
-        ("tiny", IndexError("list index out of range"), r"backbone.layers=\[9\] are not all indices of maps that tiny has"),
+        (
+            "tiny",
+            IndexError("list index out of range"),
+            r"backbone.layers=\[9\] are not all indices of maps that tiny has",
+        ),
         ("tiny", OSError("no network"), r"timm's weights tiny can't be fetched \(no network\)"),
     ],
 )
@@ -298,7 +335,10 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(backbone: Torchvisi
 
 
 def test_opposite_features_have_distance_4_a_layer_and_orthogonal_ones_2() -> None:
-    one, other = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1), torch.tensor([0, 5.0, 0]).view(1, 3, 1, 1)
+    one, other = (
+        torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1),
+        torch.tensor([0, 5.0, 0]).view(1, 3, 1, 1),
+    )
     loss = Backbone(Plain(lambda x: x))
     torch.testing.assert_close(loss(one, -7 * one), torch.tensor(4.0))
     torch.testing.assert_close(loss(one, other), torch.tensor(2.0))
@@ -320,7 +360,9 @@ def test_only_the_reconstruction_gets_a_gradient(backbone: Torchvision) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_small_grey_and_half_precision_images_are_handled(backbone: Torchvision, channels: int) -> None:
+def test_small_grey_and_half_precision_images_are_handled(
+    backbone: Torchvision, channels: int
+) -> None:
     x, x_hat = images(2, channels, 16, 16), images(2, channels, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = Backbone(backbone)(x, x_hat.bfloat16())
@@ -339,7 +381,12 @@ def test_it_equals_the_package_lpips_without_its_learned_heads() -> None:
     ours = Backbone(Torchvision(SQUEEZE, layers, pretrained=False))
     mine = dict(ours.backbone.network.named_parameters())
     with torch.no_grad():
-        for name, p in theirs.net.named_parameters():  # slice1.0.weight: the number counts on from slice to slice
+        for (
+            name,
+            p,
+        ) in (
+            theirs.net.named_parameters()
+        ):  # slice1.0.weight: the number counts on from slice to slice
             p.copy_(mine[f"network.network.features.{name.split('.', 1)[1]}"])
     x, x_hat = images(2, 3, 64, 64), images(2, 3, 64, 64)
     torch.testing.assert_close(ours(x, x_hat), theirs(x, x_hat).mean(), atol=0, rtol=1e-4)
@@ -380,5 +427,7 @@ def test_lpips_is_computed_in_float32_and_moves_the_reconstruction() -> None:
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
 def test_lpips_names_the_weights_that_cannot_be_fetched(offline: Path, net: str) -> None:
-    with pytest.raises(InputError, match=rf"{net}[\w-]+\.pth can't be fetched .*use loss/perceptual=features"):
+    with pytest.raises(
+        InputError, match=rf"{net}[\w-]+\.pth can't be fetched .*use loss/perceptual=features"
+    ):
         LPIPS(net)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.losses.pixel import Pixel, focal_frequency
 
 FOCAL = Pixel(l1=0, l2=0, focal=1)
@@ -40,7 +40,11 @@ def test_it_equals_the_sums_of_the_paper() -> None:
         power = []
         for u in range(n):
             for v in range(n):
-                terms = [channel[i][j] * cmath.exp(-2j * cmath.pi * (u * i + v * j) / n) / n for i in range(n) for j in range(n)]
+                terms = [
+                    channel[i][j] * cmath.exp(-2j * cmath.pi * (u * i + v * j) / n) / n
+                    for i in range(n)
+                    for j in range(n)
+                ]
                 power.append(abs(sum(terms)) ** 2)
         total += sum(p * math.sqrt(p / max(power)) for p in power) / (n * n)
     assert focal_frequency(difference).item() == pytest.approx(total / 6, rel=1e-4)

@@ -1,18 +1,14 @@
+""""""
+
 import pytest
 import torch
 
-from data.errors import InputError
+from engine.errors import InputError
+from tests.helpers.stage1 import make_tokenizer
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder, factors, widths
-from vqgan.patches import Patches, patches
+from vqgan.patches import Patches, to_patches
 from vqgan.quantizers.base import nearest
-from vqgan.quantizers.ema import EMA
-from vqgan.tokenizer import Tokenizer
-
-
-def tokenizer(size: int = 16, grid: int = 4, start: str = "patches", channels: int = 3, dim: int = 8) -> Tokenizer:
-    parts = {"image_size": size, "channels": channels, "grid": grid, "width": 8, "depth": 1}
-    return Tokenizer(Encoder(**parts), EMA(16, dim), Decoder(**parts), start)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +16,9 @@ def tokenizer(size: int = 16, grid: int = 4, start: str = "patches", channels: i
     [(64, 8, 4, [4, 2]), (64, 4, 4, [4, 2, 2]), (64, 16, 4, [4]), (64, 32, 4, [2]), (64, 64, 4, [1]), (64, 1, 4, [4, 2, 2, 2, 2]),
      (64, 8, 1, [1, 2, 2, 2]), (96, 8, 4, [4, 3]), (65, 13, 4, [1, 5])],
 )  # fmt: skip
-def test_the_depth_follows_from_the_image_size_and_the_grid(size: int, grid: int, stem: int, steps: list[int]) -> None:
+def test_the_depth_follows_from_the_image_size_and_the_grid(
+    size: int, grid: int, stem: int, steps: list[int]
+) -> None:
     assert factors(size, grid, stem) == steps
 
 
@@ -38,7 +36,7 @@ def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, at_once: int) ->
 @pytest.mark.parametrize("start", ["patches", "random"])
 @pytest.mark.parametrize(("size", "grid"), [(16, 4), (16, 1), (16, 16), (20, 4), (18, 3)])
 def test_images_become_grids_and_grids_images(size: int, grid: int, start: str) -> None:
-    t = tokenizer(size, grid, start)
+    t = make_tokenizer(size, grid, start)
     q = t.encode(torch.randn(2, 3, size, size))
     assert q.indices.shape == (2, grid, grid)
     assert t.decode(q.z_q).shape == (2, 3, size, size)
@@ -47,16 +45,21 @@ def test_images_become_grids_and_grids_images(size: int, grid: int, start: str) 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_decoding_indices_equals_decoding_z_q(training: bool) -> None:
-    t, x = tokenizer().train(training), torch.randn(2, 3, 16, 16)
+    t, x = make_tokenizer().train(training), torch.randn(2, 3, 16, 16)
     q = t.encode(x)
     assert torch.equal(t.decode_indices(t.indices(x)), t.decode(q.z_q))
 
 
 @pytest.mark.parametrize(
-    ("size", "grid", "says"), [(64, 7, "model.grid=8 or data.image_size=63"), (65, 8, "model.grid=5 or data.image_size=64")]
+    ("size", "grid", "says"),
+    [(64, 7, "model.grid=8 or data.image_size=63"), (65, 8, "model.grid=5 or data.image_size=64")],
 )
-def test_a_grid_that_does_not_divide_the_image_is_refused_with_the_way_out(size: int, grid: int, says: str) -> None:
-    with pytest.raises(InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {says}"):
+def test_a_grid_that_does_not_divide_the_image_is_refused_with_the_way_out(
+    size: int, grid: int, says: str
+) -> None:
+    with pytest.raises(
+        InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {says}"
+    ):
         Encoder(size, 3, grid)
 
 
@@ -68,12 +71,17 @@ def test_a_grid_below_one_is_refused(grid: int) -> None:
 
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(InputError, match="model.start=middle must be one of patches, random"):
-        tokenizer(start="middle")
+        make_tokenizer(start="middle")
 
 
 def test_patches_are_cut_row_by_row() -> None:
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert patches(x, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert to_patches(x, 2).tolist() == [
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+        [8, 9, 12, 13],
+        [10, 11, 14, 15],
+    ]
 
 
 def test_as_many_components_as_pixels_lose_nothing() -> None:
@@ -85,22 +93,24 @@ def test_as_many_components_as_pixels_lose_nothing() -> None:
 def test_fewer_components_lose_what_principal_component_analysis_loses() -> None:
     p, x = Patches(3, 4, 5), torch.randn(40, 3, 16, 16)
     p.start(x)
-    rows = patches(x, 4)
+    rows = to_patches(x, 4)
     values = torch.linalg.svdvals(rows - rows.mean(0))
     lost = (p.decode(p.encode(x)) - x).square().sum()
     torch.testing.assert_close(lost, values[5:].square().sum(), rtol=1e-3, atol=1e-3)
 
 
 def test_started_from_patches_it_is_classical_vector_quantization() -> None:
-    t, x = tokenizer(dim=48), torch.randn(40, 3, 16, 16)
+    t, x = make_tokenizer(dim=48), torch.randn(40, 3, 16, 16)
     t.start(x)
-    rows, codes = patches(x, 4), patches(t.decode_indices(torch.arange(16).view(1, 4, 4)), 4)
+    rows, codes = to_patches(x, 4), to_patches(t.decode_indices(torch.arange(16).view(1, 4, 4)), 4)
     expected = codes[nearest(rows, codes)]
-    torch.testing.assert_close(patches(t.decode(t.encode(x).z_q), 4), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        to_patches(t.decode(t.encode(x).z_q), 4), expected, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_started_at_random_the_codes_lie_where_the_encoder_puts_the_images() -> None:
-    t, x = tokenizer(start="random"), torch.randn(40, 3, 16, 16)
+    t, x = make_tokenizer(start="random"), torch.randn(40, 3, 16, 16)
     before = t.encode(x).terms["commitment"]
     t.start(x)
     assert t.encode(x).terms["commitment"] < before / 3
@@ -108,13 +118,13 @@ def test_started_at_random_the_codes_lie_where_the_encoder_puts_the_images() -> 
 
 
 def test_grey_images_work() -> None:
-    t = tokenizer(channels=1)
+    t = make_tokenizer(channels=1)
     t.start(torch.randn(8, 1, 16, 16))
     assert t.decode(t.encode(torch.randn(2, 1, 16, 16)).z_q).shape == (2, 1, 16, 16)
 
 
 def test_the_fingerprint_is_the_weights() -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     before = t.fingerprint()
     assert t.fingerprint() == before
     t.decoder.last.bias.data += 1e-3
@@ -122,7 +132,7 @@ def test_the_fingerprint_is_the_weights() -> None:
 
 
 def test_every_parameter_gets_a_gradient_after_the_first_steps() -> None:
-    t = tokenizer()
+    t = make_tokenizer()
     t.start(torch.randn(8, 3, 16, 16))
     optimizer = torch.optim.SGD(t.parameters(), 0.1)
     for _ in range(3):  # zero-initialised branches wake up one after the other

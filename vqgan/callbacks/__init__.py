@@ -1,1 +1,1 @@
-"""What happens around the training step."""
+"""What happens around the training step of stage 1."""

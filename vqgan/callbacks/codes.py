@@ -9,18 +9,19 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from data.images import bars, picture, to_uint8
-from vqgan.callbacks.pictures import show, show_histogram
+from data.pictures import show_picture
+from engine.loggers import log_histogram
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
 
-MOST = 1_024  # codes in an atlas
+MAX_CODES = 1_024  # codes in an atlas
 GRID = 7  # codes a side of what is decoded for each
 SHEET = 560  # pixels a side of an atlas, about
 HEIGHT = 200  # pixels of a histogram's bars; those of several codebooks share twice as many
-LEAST = 48  # and have at least so many
+MIN_BAR_HEIGHT = 48  # and have at least so many
 
 
-class Codes(Callback):
+class CodebookPictures(Callback):
     """After each validation: how often each code was used in it, as a picture and as a histogram of the loggers, and an atlas of
     what the codes decode to; these two of several codebooks the first. Of a bottleneck without codes, nothing."""
 
@@ -36,35 +37,39 @@ class Codes(Callback):
         if not trainer.is_global_zero:
             return
         self.files = [
-            show(trainer, histogram(counts), self.folder, "histogram", module.step),
-            show(trainer, atlas(module.tokenizer, counts), self.folder, "atlas", module.step),
+            show_picture(trainer, draw_histogram(counts), self.folder, "histogram", module.step),
+            show_picture(
+                trainer, draw_atlas(module.tokenizer, counts), self.folder, "atlas", module.step
+            ),
         ]
-        show_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
+        log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
 
 
-def histogram(counts: Tensor) -> Tensor:
+def draw_histogram(counts: Tensor) -> Tensor:
     """How often each code was used, `counts` (books, K), the most used first, as bars in a (3, H, W) uint8 picture, a codebook
     below the other, all of one scale."""
     books, K = counts.shape
-    made, height = [], HEIGHT if books == 1 else max(LEAST, 2 * HEIGHT // books)
+    made, height = [], HEIGHT if books == 1 else max(MIN_BAR_HEIGHT, 2 * HEIGHT // books)
     for book, falling in enumerate(counts.sort(1, descending=True).values.cpu()):
         used, p = int((falling > 0).sum()), falling / falling.sum()
         perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
         name = "" if books == 1 else f"codebook {book}: "
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
-        made.append(bars(falling, caption, height=height, top=float(counts.max()) if books > 1 else None))
+        made.append(
+            bars(falling, caption, height=height, top=float(counts.max()) if books > 1 else None)
+        )
     return torch.cat(made, 1)
 
 
 @torch.no_grad()
-def atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
+def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     """What each code decodes to, in a nearly square (3, H, W) uint8 picture; `counts` (books, K) say how often each was used.
 
     A code's patch is the middle of the decoded grid that is full of it. Codes in use lie in rows from dark to bright, in each
     from blue to red; after them, faded, those that are not. Of more than `MOST` codes, the most used. Of several codebooks
     the first is shown, each of the others with its most used code.
     """
-    shown = counts[0].sort(descending=True, stable=True).indices[:MOST]
+    shown = counts[0].sort(descending=True, stable=True).indices[:MAX_CODES]
     side = min(GRID, *tokenizer.grid)
     f, middle = tokenizer.f, side // 2 * tokenizer.f
     made = []
@@ -73,11 +78,15 @@ def atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
         indices[..., 0] = part[:, None, None]
         x_hat = tokenizer.decode_indices(indices if len(counts) > 1 else indices[..., 0])
         made.append(x_hat[..., middle : middle + f, middle : middle + f].cpu())
-    patches, used = torch.cat(made), int((counts[0] > 0).sum().clamp(max=MOST))
+    patches, used = torch.cat(made), int((counts[0] > 0).sum().clamp(max=MAX_CODES))
     columns = math.ceil(math.sqrt(len(patches)))
-    patches = torch.cat([by_colour(patches[:used], columns), 0.75 + 0.25 * by_colour(patches[used:], columns)])
+    patches = torch.cat(
+        [by_colour(patches[:used], columns), 0.75 + 0.25 * by_colour(patches[used:], columns)]
+    )
     rows = list(to_uint8(patches).split(columns))
-    rows[-1] = torch.cat([rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)])
+    rows[-1] = torch.cat(
+        [rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)]
+    )
     return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
 
 

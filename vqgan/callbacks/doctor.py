@@ -8,14 +8,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from vqgan.callbacks.alarms import Alarms, Sign
-from vqgan.metrics.codebook import CodebookUse
+from engine.callbacks.alarms import Alarms, Sign
+from engine.distributed import all_gather, all_reduce_mean, own_entry
+from engine.errors import check_range
+from evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN
-from vqgan.quantizers.base import between, mean_of_ranks
-from vqgan.ranks import gathered, mine
 
 
-class Doctor(Alarms):
+class TokenizerDoctor(Alarms):
     """Looks at a run of stage 1 every `every` updates.
 
     * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
@@ -28,12 +28,17 @@ class Doctor(Alarms):
     """
 
     def __init__(
-        self, every: int = 50, patience: int = 3, least_used: float = 0.1, factor: float = 100.0, least_share: float = 1e-4
+        self,
+        every: int = 50,
+        patience: int = 3,
+        least_used: float = 0.1,
+        factor: float = 100.0,
+        least_share: float = 1e-4,
     ) -> None:
         super().__init__(every, patience)
-        between("callbacks.doctor.least_used", least_used, 0, 1)
-        between("callbacks.doctor.factor", factor, 1)
-        between("callbacks.doctor.least_share", least_share, 0, 1)
+        check_range("callbacks.doctor.least_used", least_used, 0, 1)
+        check_range("callbacks.doctor.factor", factor, 1)
+        check_range("callbacks.doctor.least_share", least_share, 0, 1)
         self.least_used, self.factor, self.least_share = least_used, factor, least_share
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._codes: CodebookUse | None = None
@@ -42,7 +47,9 @@ class Doctor(Alarms):
         self._collapse: Sign | None = None  # what the last count of the codes said
         self._usual: float | None = None  # lambda when the gate was first fully open
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
         assert isinstance(module, VQGAN)
         for name, value in module.vitals.items():
             total, n = self._sums.get(name, (value * 0, 0))
@@ -57,7 +64,9 @@ class Doctor(Alarms):
         super().on_train_batch_end(trainer, module)
         if module.step % self.every == 0:
             names = sorted(self._sums)  # of all ranks, that all of them say the same
-            found = mean_of_ranks(torch.stack([total / n for total, n in map(self._sums.__getitem__, names)]))
+            found = all_reduce_mean(
+                torch.stack([total / n for total, n in map(self._sums.__getitem__, names)])
+            )
             means = dict(zip(names, found.tolist(), strict=True))
             self.look(trainer, module, self.signs(module, means))
             module.log_dict({f"train/{name}": value for name, value in self.counted.items()})
@@ -74,8 +83,13 @@ class Doctor(Alarms):
             yield from self.of_influence(module, means)
 
     def of_codes(self) -> Iterator[Sign]:
-        if self._codes is not None and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.books:
-            self._collapse = self.collapse(self._codes)  # of fewer tokens, a rare code looks unused: count on till then
+        if (
+            self._codes is not None
+            and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.books
+        ):
+            self._collapse = self.collapse(
+                self._codes
+            )  # of fewer tokens, a rare code looks unused: count on till then
             self._codes.reset()
         if self._collapse is not None:
             yield self._collapse
@@ -130,7 +144,11 @@ class Doctor(Alarms):
             )
 
     def of_influence(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
-        weights = {"rec": "loss.pixel.l2", "perceptual": "loss.perceptual_weight", "adversarial": "loss.adaptive.scale"}
+        weights = {
+            "rec": "loss.pixel.l2",
+            "perceptual": "loss.perceptual_weight",
+            "adversarial": "loss.adaptive.scale",
+        }
         for name, setting in weights.items():
             share = means.get(f"share_{name}", math.inf)
             if share < self.least_share:
@@ -144,16 +162,17 @@ class Doctor(Alarms):
         sums = {name: (total.cpu(), n) for name, (total, n) in self._sums.items()}
         counts = self._counts if self._codes is None else self._codes.counts.clone().cpu()
         return super().state_dict() | {
-            "since": gathered((sums, counts)),  # the last look: each rank has its own
+            "since": all_gather((sums, counts)),  # the last look: each rank has its own
             "counted": self.counted,
-            "collapse": self._collapse and (self._collapse.name, self._collapse.seen, self._collapse.cure),
+            "collapse": self._collapse
+            and (self._collapse.name, self._collapse.seen, self._collapse.cure),
             "usual": self._usual,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         if "since" in state_dict:  # a checkpoint of an earlier version has none of these
-            self._sums, self._counts = mine(state_dict["since"], ({}, None))
+            self._sums, self._counts = own_entry(state_dict["since"], ({}, None))
             self.counted = state_dict["counted"]
             self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
             self._usual = state_dict["usual"]

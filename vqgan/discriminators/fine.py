@@ -2,10 +2,9 @@
 
 from torch import nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.blocks import spectral_everywhere
 from vqgan.discriminators.patch import Layered, layer
-from vqgan.quantizers.base import whole
 
 
 class Fine(Layered):
@@ -15,16 +14,20 @@ class Fine(Layered):
     3x3 convolutions at half and a quarter of the resolution; `spectral` norm on every convolution instead of GroupNorm.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int = 48, spectral: bool = False) -> None:
+    def __init__(
+        self, image_size: int, channels: int, width: int = 48, spectral: bool = False
+    ) -> None:
         super().__init__()
         if image_size % 4:
             raise InputError(
                 f"data.image_size={image_size} is not divisible by 4, as loss/discriminator=fine needs; use patch there"
             )
-        whole("loss.discriminator.width", width, 1, "channels")
+        check_int("loss.discriminator.width", width, 1, "channels")
         self.blocks = nn.ModuleList(
             [
-                nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, 1, 1), nn.LeakyReLU(0.2)),
+                nn.Sequential(
+                    nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, 1, 1), nn.LeakyReLU(0.2)
+                ),
                 layer(nn.Conv2d(width, 2 * width, 4, 2, 1, bias=spectral), spectral),
                 layer(nn.Conv2d(2 * width, 2 * width, 3, 1, 1, bias=spectral), spectral),
             ]

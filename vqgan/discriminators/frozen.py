@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
+from engine.errors import check_int
 from vqgan.backbones import Frozen
 from vqgan.blocks import spectral_everywhere
 from vqgan.discriminators.multiscale import stacked
 from vqgan.discriminators.patch import Judgement
-from vqgan.quantizers.base import whole
 
 
 class FrozenFeatures(nn.Module):
@@ -18,19 +18,23 @@ class FrozenFeatures(nn.Module):
 
     def __init__(self, backbone: Frozen, width: int = 64) -> None:
         super().__init__()
-        whole("loss.discriminator.width", width, 1, "channels")
+        check_int("loss.discriminator.width", width, 1, "channels")
         self.backbone = backbone
         self.heads = nn.ModuleList([head(channels, width) for channels in backbone.channels])
 
     def forward(self, x: Tensor) -> Judgement:
         features = self.backbone.features(x)
-        return Judgement(stacked([head(f) for head, f in zip(self.heads, features, strict=True)]), features)
+        return Judgement(
+            stacked([head(f) for head, f in zip(self.heads, features, strict=True)]), features
+        )
 
 
 def head(channels: int, width: int) -> nn.Sequential:
     """A map (B, channels, h, w) of any scale -> logits (B, 1, h, w)."""
     made = nn.Sequential(
-        nn.GroupNorm(1, channels, affine=False),  # spectral norm can't make up for a layer of large or small values
+        nn.GroupNorm(
+            1, channels, affine=False
+        ),  # spectral norm can't make up for a layer of large or small values
         nn.Conv2d(channels, width, 1),
         nn.LeakyReLU(0.2),
         nn.Conv2d(width, width, 3, padding=1),

@@ -2,10 +2,9 @@
 
 from torch import nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.blocks import spectral_everywhere
 from vqgan.discriminators.patch import Layered, layer
-from vqgan.quantizers.base import whole
 
 
 class Grain(Layered):
@@ -24,14 +23,19 @@ class Grain(Layered):
             raise InputError(
                 f"data.image_size={image_size} is odd, and loss/discriminator=grain sees 2x2 pixels at once; use patch there"
             )
-        whole("loss.discriminator.width", width, 1, "channels")
+        check_int("loss.discriminator.width", width, 1, "channels")
         if not isinstance(patch, int) or patch < 6 or patch % 4 != 2:
             raise InputError(
                 f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more pixels a side: what 3x3 convolutions see"
             )
         looks = (patch - 2) // 4
-        first = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, 1, 1), nn.LeakyReLU(0.2))
-        seen = [layer(nn.Conv2d(width * min(i, 2), 2 * width, 3, 1, 1), spectral=True) for i in range(1, looks)]
+        first = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, 1, 1), nn.LeakyReLU(0.2)
+        )
+        seen = [
+            layer(nn.Conv2d(width * min(i, 2), 2 * width, 3, 1, 1), spectral=True)
+            for i in range(1, looks)
+        ]
         judged = layer(nn.Conv2d(2 * width if seen else width, 2 * width, 1), spectral=True)
         self.blocks = nn.ModuleList([first, *seen, judged])
         self.last = nn.Conv2d(2 * width, 1, 1)

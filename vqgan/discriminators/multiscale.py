@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.discriminators.patch import Judgement, PatchGAN, least_size
-from vqgan.quantizers.base import whole
 
 
 class MultiScale(nn.Module):
@@ -17,25 +16,35 @@ class MultiScale(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, channels: int, scales: int = 2, width: int = 32, depth: int = 2, spectral: bool = False
+        self,
+        image_size: int,
+        channels: int,
+        scales: int = 2,
+        width: int = 32,
+        depth: int = 2,
+        spectral: bool = False,
     ) -> None:
         super().__init__()
-        whole("loss.discriminator.scales", scales, 1)
-        whole("loss.discriminator.depth", depth, 1, "halvings")
+        check_int("loss.discriminator.scales", scales, 1)
+        check_int("loss.discriminator.depth", depth, 1, "halvings")
         coarsest, least = image_size // 2 ** (scales - 1), least_size(depth)
         if coarsest < least:
             raise InputError(
                 f"data.image_size={image_size} leaves {coarsest} pixels at scale {scales} of loss/discriminator=multiscale, where "
                 f"depth={depth} needs {least}; use fewer loss.discriminator.scales, a smaller depth, or loss/discriminator=fine"
             )
-        self.scales = nn.ModuleList([PatchGAN(channels, width, depth, spectral) for _ in range(scales)])
+        self.scales = nn.ModuleList(
+            [PatchGAN(channels, width, depth, spectral) for _ in range(scales)]
+        )
 
     def forward(self, x: Tensor) -> Judgement:
         judgements = []
         for i, scale in enumerate(self.scales):
             x = F.avg_pool2d(x, 2) if i else x
             judgements.append(scale(x))
-        return Judgement(stacked([j.logits for j in judgements]), [f for j in judgements for f in j.features])
+        return Judgement(
+            stacked([j.logits for j in judgements]), [f for j in judgements for f in j.features]
+        )
 
 
 def stacked(logits: list[Tensor]) -> Tensor:

@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.blocks import norm, spectral_everywhere
-from vqgan.quantizers.base import whole
 
 
 class Judgement(NamedTuple):
@@ -42,20 +41,29 @@ class PatchGAN(Layered):
     """
 
     def __init__(
-        self, channels: int, width: int = 32, depth: int = 2, spectral: bool = False, image_size: int | None = None
+        self,
+        channels: int,
+        width: int = 32,
+        depth: int = 2,
+        spectral: bool = False,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
-        whole("loss.discriminator.width", width, 1, "channels")
-        whole("loss.discriminator.depth", depth, 1, "halvings")
+        check_int("loss.discriminator.width", width, 1, "channels")
+        check_int("loss.discriminator.depth", depth, 1, "halvings")
         if image_size is not None and image_size < least_size(depth):
             raise InputError(
                 f"data.image_size={image_size} is too small for loss.discriminator.depth={depth}, which needs {least_size(depth)}; "
                 "use a smaller depth, or loss/discriminator=fine"
             )
-        blocks: list[nn.Module] = [nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2))]
+        blocks: list[nn.Module] = [
+            nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2))
+        ]
         for i in range(1, depth + 1):
             inner, outer = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
-            blocks.append(layer(nn.Conv2d(inner, outer, 4, 2 if i < depth else 1, 1, bias=spectral), spectral))
+            blocks.append(
+                layer(nn.Conv2d(inner, outer, 4, 2 if i < depth else 1, 1, bias=spectral), spectral)
+            )
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
         if spectral:
@@ -64,7 +72,9 @@ class PatchGAN(Layered):
 
 def layer(conv: nn.Conv2d, spectral: bool) -> nn.Sequential:
     """A convolution, its norm, if that is not in its weights, and leaky relu."""
-    return nn.Sequential(conv, nn.Identity() if spectral else norm(conv.out_channels), nn.LeakyReLU(0.2))
+    return nn.Sequential(
+        conv, nn.Identity() if spectral else norm(conv.out_channels), nn.LeakyReLU(0.2)
+    )
 
 
 def least_size(depth: int) -> int:

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError, check_int
 from vqgan.discriminators.patch import Judgement
 from vqgan.encoder import widths
-from vqgan.quantizers.base import whole
 
 
 class Style(nn.Module):
@@ -22,8 +21,8 @@ class Style(nn.Module):
 
     def __init__(self, image_size: int, channels: int, width: int = 64, most: int = 8) -> None:
         super().__init__()
-        whole("loss.discriminator.width", width, 1, "channels")
-        whole("loss.discriminator.most", most, 1, "times the width")
+        check_int("loss.discriminator.width", width, 1, "channels")
+        check_int("loss.discriminator.most", most, 1, "times the width")
         halvings = max(image_size // 4, 1).bit_length() - 1
         if image_size != 4 * 2**halvings:
             raise InputError(
@@ -33,7 +32,7 @@ class Style(nn.Module):
         levels = widths(width, [2] * (halvings + 1), most)
         deepest = levels[-1]
         self.first = Equalised(channels, width, 1)
-        self.blocks = nn.ModuleList([Block(a, b) for a, b in pairwise(levels)])
+        self.blocks = nn.ModuleList([StyleBlock(a, b) for a, b in pairwise(levels)])
         self.conv = Equalised(deepest + 1, deepest, 3, padding=1)
         self.dense = Equalised(deepest, deepest, 4)  # the fully connected layer over 4x4 pixels
         self.last = Equalised(deepest, 1, 1)
@@ -49,7 +48,7 @@ class Style(nn.Module):
         return Judgement(self.last(active(self.dense(x))), features)
 
 
-class Block(nn.Module):
+class StyleBlock(nn.Module):
     """Two 3x3 convolutions, the second to half the resolution, beside a 1x1 one; blurred before every second pixel is dropped."""
 
     def __init__(self, inner: int, outer: int) -> None:
@@ -66,7 +65,15 @@ class Block(nn.Module):
 class Equalised(nn.Conv2d):
     """A convolution with weights of variance 1, scaled as it runs: all learn at one rate (Karras et al. 2018, section 4.1)."""
 
-    def __init__(self, inner: int, outer: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        inner: int,
+        outer: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
         super().__init__(inner, outer, kernel, stride, padding, bias=bias)
         nn.init.normal_(self.weight)
         if self.bias is not None:
@@ -95,5 +102,7 @@ def with_deviation(x: Tensor) -> Tensor:
     """
     groups = x.float().unflatten(0, (-1, math.gcd(len(x), 4)))
     deviation = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
-    channel = deviation.repeat_interleave(groups.shape[1]).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+    channel = (
+        deviation.repeat_interleave(groups.shape[1]).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+    )
     return torch.cat([x, channel.to(x.dtype)], 1)

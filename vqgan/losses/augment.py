@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vqgan.quantizers.base import between
+from engine.errors import check_range
 
 
 class DiffAugment(nn.Module):
@@ -14,10 +14,12 @@ class DiffAugment(nn.Module):
     cutout        a rectangle of this share of either side becomes grey; its centre lies anywhere in the image
     """
 
-    def __init__(self, colour: bool = True, translation: float = 0.125, cutout: float = 0.5) -> None:
+    def __init__(
+        self, colour: bool = True, translation: float = 0.125, cutout: float = 0.5
+    ) -> None:
         super().__init__()
-        between("loss.augment.translation", translation, 0, 1)
-        between("loss.augment.cutout", cutout, 0, 1)
+        check_range("loss.augment.translation", translation, 0, 1)
+        check_range("loss.augment.cutout", cutout, 0, 1)
         self.colour, self.translation, self.cutout = colour, translation, cutout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,12 +29,14 @@ class DiffAugment(nn.Module):
         if self.translation:
             x = translated(x, self.translation)
         if self.cutout:
-            x = cut(x, self.cutout)
+            x = cut_out(x, self.cutout)
         return x
 
 
 def recoloured(x: Tensor) -> Tensor:
-    brightness, saturation, contrast = (x.new_empty(len(x), 1, 1, 1).uniform_(*span) for span in ((-0.5, 0.5), (0, 2), (0.5, 1.5)))
+    brightness, saturation, contrast = (
+        x.new_empty(len(x), 1, 1, 1).uniform_(*span) for span in ((-0.5, 0.5), (0, 2), (0.5, 1.5))
+    )
     x = x + brightness
     x = torch.lerp(x.mean(1, keepdim=True), x, saturation)
     return torch.lerp(x.mean((1, 2, 3), keepdim=True), x, contrast)
@@ -43,7 +47,9 @@ def translated(x: Tensor, share: float) -> Tensor:
     for side in x.shape[2:]:
         most = int(side * share + 0.5)
         shift = torch.randint(-most, most + 1, (len(x), 1), device=x.device)
-        place = torch.arange(side, device=x.device) - shift  # (B, side): where each row or column comes from
+        place = (
+            torch.arange(side, device=x.device) - shift
+        )  # (B, side): where each row or column comes from
         places.append(place.clamp(0, side - 1))
         inside.append((place >= 0) & (place < side))
     images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
@@ -51,7 +57,7 @@ def translated(x: Tensor, share: float) -> Tensor:
     return moved * _rectangles(inside)
 
 
-def cut(x: Tensor, share: float) -> Tensor:
+def cut_out(x: Tensor, share: float) -> Tensor:
     inside = []
     for side in x.shape[2:]:
         size = int(side * share + 0.5)

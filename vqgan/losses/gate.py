@@ -1,7 +1,7 @@
 """When the discriminator trains, and when and how much it counts."""
 
-from data.errors import InputError
-from vqgan.clock import Mark, Now
+from engine.clock import Mark, Now
+from engine.errors import InputError
 
 
 class Gate:
@@ -19,7 +19,9 @@ class Gate:
                 f"gate start={start}, ramp={ramp}, warmup={warmup} must be all steps (whole) or all fractions (with a point)"
             )
         if min(start, ramp, warmup) < 0 or (kinds == {float} and max(start, ramp, warmup) > 1):
-            raise InputError(f"gate start={start}, ramp={ramp}, warmup={warmup}: steps are at least 0, fractions 0 to 1")
+            raise InputError(
+                f"gate start={start}, ramp={ramp}, warmup={warmup}: steps are at least 0, fractions 0 to 1"
+            )
         self.start, self.ramp, self.warmup = start, ramp, warmup
         self._in_steps = kinds == {int}
 

@@ -5,13 +5,17 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.backbones import Frozen, fetching, three_channels
 
-WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
+WEIGHTS = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
 
 
-class Features(nn.Module):
+class DiscriminatorFeatures(nn.Module):
     """Learned perceptual loss: distance in the features of the discriminator being trained (Larsen et al. 2016, eq. 7).
 
     Needs no weights from elsewhere. Each layer's mean absolute difference is divided by that layer's mean magnitude on
@@ -20,8 +24,13 @@ class Features(nn.Module):
 
     def forward(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
         """The features of x and of x_hat, layer by layer -> a scalar."""
-        pairs = [(r.detach().float().flatten(1), f.float().flatten(1)) for r, f in zip(real, fake, strict=True)]
-        return torch.stack([((f - r).abs().mean(1) / r.abs().mean(1).clamp(min=1e-6)).mean() for r, f in pairs]).mean()
+        pairs = [
+            (r.detach().float().flatten(1), f.float().flatten(1))
+            for r, f in zip(real, fake, strict=True)
+        ]
+        return torch.stack(
+            [((f - r).abs().mean(1) / r.abs().mean(1).clamp(min=1e-6)).mean() for r, f in pairs]
+        ).mean()
 
 
 class LPIPS(nn.Module):
@@ -62,7 +71,9 @@ class Backbone(nn.Module):
         with torch.no_grad():
             real = self.backbone.features(x)
         fake = self.backbone.features(x_hat)
-        distances = [(_unit(r) - _unit(f)).square().sum(1).mean() for r, f in zip(real, fake, strict=True)]
+        distances = [
+            (_unit(r) - _unit(f)).square().sum(1).mean() for r, f in zip(real, fake, strict=True)
+        ]
         return torch.stack(distances).sum()
 
 
@@ -76,5 +87,13 @@ def _lpips(net: str, pretrained: bool) -> nn.Module:
         warnings.simplefilter("ignore")  # the package still says `pretrained=` to torchvision
         import lpips
 
-        network: nn.Module = lpips.LPIPS(net=net, pnet_rand=not pretrained, pretrained=pretrained, verbose=False)
+        network: nn.Module = lpips.LPIPS(
+            net=net, pnet_rand=not pretrained, pretrained=pretrained, verbose=False
+        )
     return network.eval().requires_grad_(False)
+
+
+def check_lpips(net: str | None) -> None:
+    """Raise InputError unless `net` is a network that LPIPS has weights for, or None."""
+    if net is not None and net not in WEIGHTS:
+        raise InputError(f"lpips={net} must be one of {', '.join(WEIGHTS)}, or null for none")

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
-from vqgan.quantizers.base import between
+from engine.errors import InputError, check_range
 
 
 class Pixel(nn.Module):
@@ -16,9 +15,11 @@ class Pixel(nn.Module):
     def __init__(self, l1: float = 0.0, l2: float = 1.0, focal: float = 0.0) -> None:
         super().__init__()
         for name, value in (("l1", l1), ("l2", l2), ("focal", focal)):
-            between(f"loss.pixel.{name}", value, 0)
+            check_range(f"loss.pixel.{name}", value, 0)
         if not (l1 or l2 or focal):
-            raise InputError("loss.pixel has l1=0, l2=0 and focal=0, which is no loss; set one of them above 0, such as l2=1")
+            raise InputError(
+                "loss.pixel has l1=0, l2=0 and focal=0, which is no loss; set one of them above 0, such as l2=1"
+            )
         self.l1, self.l2, self.focal = l1, l2, focal
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.distributed import all_reduce_mean
+from engine.errors import check_int, check_range
 from vqgan.discriminators.patch import Judgement
-from vqgan.quantizers.base import between, mean_of_ranks, whole
 
 
 class LeCam(nn.Module):
@@ -19,8 +20,8 @@ class LeCam(nn.Module):
 
     def __init__(self, weight: float = 0.1, decay: float = 0.99) -> None:
         super().__init__()
-        between("loss.lecam.weight", weight, 0)
-        between("loss.lecam.decay", decay, 0, 1)
+        check_range("loss.lecam.weight", weight, 0)
+        check_range("loss.lecam.decay", decay, 0, 1)
         self.weight, self.decay = weight, decay
         self.register_buffer("means", torch.zeros(2))
         self._seen: Tensor | None = None
@@ -30,13 +31,16 @@ class LeCam(nn.Module):
         real, fake = real.float(), fake.float()
         seen = share * torch.stack([real.detach().mean(), fake.detach().mean()])
         self._seen = seen if self._seen is None else self._seen + seen
-        return self.weight * (F.relu(real - self.means[1]).square().mean() + F.relu(self.means[0] - fake).square().mean())
+        return self.weight * (
+            F.relu(real - self.means[1]).square().mean()
+            + F.relu(self.means[0] - fake).square().mean()
+        )
 
     @torch.no_grad()
     def update(self) -> None:
         """Remember the logits of this update, of all micro-batches and ranks."""
         assert self._seen is not None
-        self.means.lerp_(mean_of_ranks(self._seen), 1 - self.decay)
+        self.means.lerp_(all_reduce_mean(self._seen), 1 - self.decay)
         self._seen = None
 
 
@@ -49,8 +53,8 @@ class R1(nn.Module):
 
     def __init__(self, weight: float = 0.0, every: int = 16) -> None:
         super().__init__()
-        between("loss.r1.weight", weight, 0)
-        whole("loss.r1.every", every, 1, "updates")
+        check_range("loss.r1.weight", weight, 0)
+        check_int("loss.r1.every", every, 1, "updates")
         self.weight, self.every = weight, every
 
     def due(self, update: int) -> bool:
@@ -62,5 +66,7 @@ class R1(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.detach().float().requires_grad_()
             judged: Judgement = discriminator(x)
-            [slope] = torch.autograd.grad(judged.logits.flatten(1).mean(1).sum(), x, create_graph=True)
+            [slope] = torch.autograd.grad(
+                judged.logits.flatten(1).mean(1).sum(), x, create_graph=True
+            )
         return self.weight / 2 * self.every * slope.square().flatten(1).sum(1).mean()

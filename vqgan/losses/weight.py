@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
-from vqgan.quantizers.base import mean_of_ranks
+from engine.distributed import all_reduce_mean
+from engine.errors import InputError
 
 
 class AdaptiveWeight(nn.Module):
@@ -59,9 +59,11 @@ class AdaptiveWeight(nn.Module):
     def update(self) -> dict[str, Tensor]:
         """lambda for the next update, from what was measured since the last; and both norms, for the log."""
         assert self._sums is not None
-        rec, adv = (mean_of_ranks(gradient).norm() for gradient in self._sums)
+        rec, adv = (all_reduce_mean(gradient).norm() for gradient in self._sums)
         self._sums = None
-        sound = rec.isfinite() & adv.isfinite()  # under float16 an update may overflow, and is then left out
+        sound = (
+            rec.isfinite() & adv.isfinite()
+        )  # under float16 an update may overflow, and is then left out
         early = sound & ((self.calls < self.anchor) if self.anchor else torch.ones_like(sound))
         self.calls += sound
         memory = self.calls.clamp(min=1, max=self.smooth)
@@ -74,7 +76,9 @@ class AdaptiveWeight(nn.Module):
 
     def ratio(self) -> Tensor:
         """lambda, by what is remembered."""
-        return self.scale * (self.rec / (torch.maximum(self.adv, self.least) + self.delta)).clamp(max=self.most)
+        return self.scale * (self.rec / (torch.maximum(self.adv, self.least) + self.delta)).clamp(
+            max=self.most
+        )
 
 
 class ConstantWeight(AdaptiveWeight):

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.distributed import broadcast
+from engine.errors import InputError, check_int
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Quantized:
     parts: list["Quantized"] = field(default_factory=list)
 
 
-def joined(made: list[Quantized]) -> Quantized:
+def join_micro_batches(made: list[Quantized]) -> Quantized:
     """What a bottleneck made of the micro-batches of one update, as if of one batch: all that `update` looks at.
 
     Where dropout left inner bottlenecks out of a micro-batch, theirs are of the others alone.
@@ -42,7 +42,9 @@ def joined(made: list[Quantized]) -> Quantized:
     z_e, z_q = torch.cat([q.z_e for q in made]), torch.cat([q.z_q for q in made])
     indices = [q.indices for q in made if q.indices is not None]
     deepest = max(len(q.parts) for q in made)
-    parts = [joined([q.parts[i] for q in made if len(q.parts) > i]) for i in range(deepest)]
+    parts = [
+        join_micro_batches([q.parts[i] for q in made if len(q.parts) > i]) for i in range(deepest)
+    ]
     return Quantized(z_e, z_q, torch.cat(indices) if indices else None, made[0].loss, parts=parts)
 
 
@@ -61,10 +63,12 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, K: int | None, dim: int, books: int = 1, in_dim: int | None = None) -> None:
         super().__init__()
         if K is not None:
-            whole("quantizer.K", K, 2, "codes")
-        whole("quantizer.dim", dim, 1)
+            check_int("quantizer.K", K, 2, "codes")
+        check_int("quantizer.dim", dim, 1)
         self.K, self.dim, self.books, self.in_dim = K, dim, books, in_dim or dim
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # what this bottleneck's schedules follow
+        self.register_buffer(
+            "updates", torch.zeros((), dtype=torch.int64)
+        )  # what this bottleneck's schedules follow
 
     @property
     def bits(self) -> float:
@@ -123,8 +127,8 @@ class Standardised(Quantizer):
     @torch.no_grad()
     def start(self, z: Tensor) -> None:
         z = z[:, : self.dim].float()
-        self.centre.copy_(from_first_rank(z.mean(0)))
-        self.spread.copy_(from_first_rank(z.std(0).clamp(min=1e-4)))
+        self.centre.copy_(broadcast(z.mean(0)))
+        self.spread.copy_(broadcast(z.std(0).clamp(min=1e-4)))
 
     def standard(self, z: Tensor) -> Tensor:
         """(B, dim, h, w) of the encoder -> about unit scale."""
@@ -140,7 +144,9 @@ class Anneal:
 
     def __init__(self, first: float, last: float, updates: int) -> None:
         if min(first, last) < 0 or updates < 0:
-            raise InputError(f"an annealed value from {first} to {last} over {updates} updates must have no part below 0")
+            raise InputError(
+                f"an annealed value from {first} to {last} over {updates} updates must have no part below 0"
+            )
         self.first, self.last, self.updates = first, last, updates
 
     def __call__(self, update: int) -> float:
@@ -148,19 +154,6 @@ class Anneal:
         if self.first > 0 and self.last > 0:
             return self.first * (self.last / self.first) ** share
         return self.first + (self.last - self.first) * share
-
-
-def whole(name: str, value: Any, least: int, unit: str = "") -> None:
-    """Refuse what is not a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name}={value} must be a whole number of at least {least}{f' {unit}' if unit else ''}")
-
-
-def between(name: str, value: Any, least: float, most: float = math.inf) -> None:
-    """Refuse what is not a number from `least` to `most`."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise InputError(f"{name}={value} must be a number {rule}")
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -211,8 +204,14 @@ class _Rotation(torch.autograd.Function):
         r = e + q
         square = r.square().sum(1, keepdim=True)
         # The transpose of R = I - 2 r r^T / |r|^2 + 2 q e^T, applied to g.
-        turned = g - 2 * r * (r * g).sum(1, keepdim=True) / square.clamp(min=tiny) + 2 * e * (q * g).sum(1, keepdim=True)
-        defined = (norm_e > 1e-6) & (norm_q > 1e-6) & (square > 1e-6)  # no direction, or opposite ones: copy the gradient
+        turned = (
+            g
+            - 2 * r * (r * g).sum(1, keepdim=True) / square.clamp(min=tiny)
+            + 2 * e * (q * g).sum(1, keepdim=True)
+        )
+        defined = (
+            (norm_e > 1e-6) & (norm_q > 1e-6) & (square > 1e-6)
+        )  # no direction, or opposite ones: copy the gradient
         return torch.where(defined, turned * norm_q / norm_e.clamp(min=1e-6), g), None
 
 
@@ -226,7 +225,9 @@ def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
     return result
 
 
-def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**21, columns: int = 2048, group: int = 32) -> Tensor:
+def nearest(
+    z: Tensor, codebook: Tensor, at_once: int = 2**21, columns: int = 2048, group: int = 32
+) -> Tensor:
     """Index (n,) of the code nearest to each z (n, dim) among codebook (K, dim), the lowest index where two tie.
 
     Both float32: in bf16, 3-6% of the codes differ. The nearest code has the largest score z . e - |e|^2 / 2. At most
@@ -237,8 +238,14 @@ def nearest(z: Tensor, codebook: Tensor, at_once: int = 2**21, columns: int = 20
     K, half_norms = len(codebook), codebook.square().sum(1) / 2
     columns = min(columns, -(-K // group) * group)
     if short := -K % columns:
-        codebook, half_norms = F.pad(codebook, (0, 0, 0, short)), F.pad(half_norms, (0, short), value=math.inf)
-    tiles = [(-half, codes.t()) for half, codes in zip(half_norms.split(columns), codebook.split(columns), strict=True)]
+        codebook, half_norms = (
+            F.pad(codebook, (0, 0, 0, short)),
+            F.pad(half_norms, (0, short), value=math.inf),
+        )
+    tiles = [
+        (-half, codes.t())
+        for half, codes in zip(half_norms.split(columns), codebook.split(columns), strict=True)
+    ]
     found = []
     for part in z.split(max(1, at_once // columns)):
         each = torch.arange(len(part), device=z.device)
@@ -263,24 +270,3 @@ def flatten(z: Tensor) -> Tensor:
 def unflatten(rows: Tensor, like: Tensor) -> Tensor:
     """(B*h*w, dim) -> (B, dim, h, w) with B, h and w of `like`; in memory each vector stays together."""
     return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).movedim(-1, 1)
-
-
-def all_reduce(x: Tensor) -> Tensor:
-    """The sum over all ranks, in place; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def mean_of_ranks(x: Tensor) -> Tensor:
-    """The mean of all ranks' x, element by element; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        return all_reduce(x.detach().clone()) / dist.get_world_size()
-    return x.detach()
-
-
-def from_first_rank(x: Tensor) -> Tensor:
-    """The first rank's x on every rank, in place; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(x, 0)
-    return x

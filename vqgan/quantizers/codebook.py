@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.distributed import all_reduce, broadcast
+from engine.errors import check_range
 from vqgan.quantizers.base import (
     Quantized,
     Quantizer,
-    all_reduce,
-    between,
     flatten,
     float32,
-    from_first_rank,
     nearest,
     rotate,
     straight_through,
@@ -61,14 +60,31 @@ class Codebook(Quantizer):
         codebook_lr: float = 1.0,
     ) -> None:
         super().__init__(K, dim)
-        for name, value in (("beta", beta), ("temperature", temperature), ("codebook_lr", codebook_lr)):
-            between(f"quantizer.{name}", value, 0)
+        for name, value in (
+            ("beta", beta),
+            ("temperature", temperature),
+            ("codebook_lr", codebook_lr),
+        ):
+            check_range(f"quantizer.{name}", value, 0)
         for name, value in (("revive", revive), ("split", split), ("decay", decay)):
-            between(f"quantizer.{name}", value, 0, 1)
-        self.beta, self.cosine, self.rotation, self.temperature = beta, cosine, rotation, temperature
-        self.entropy, self.kmeans, self.revive, self.split, self.decay = entropy, kmeans, revive, split, decay
+            check_range(f"quantizer.{name}", value, 0, 1)
+        self.beta, self.cosine, self.rotation, self.temperature = (
+            beta,
+            cosine,
+            rotation,
+            temperature,
+        )
+        self.entropy, self.kmeans, self.revive, self.split, self.decay = (
+            entropy,
+            kmeans,
+            revive,
+            split,
+            decay,
+        )
         self.codebook_lr = codebook_lr
-        self.register_buffer("counts", torch.ones(K))  # of an average of 1; from 0 they would call every code dead
+        self.register_buffer(
+            "counts", torch.ones(K)
+        )  # of an average of 1; from 0 they would call every code dead
 
     @abstractmethod
     def codes(self) -> Tensor:
@@ -80,7 +96,10 @@ class Codebook(Quantizer):
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
-        z, codes = self.comparable(flatten(z_e.float())), self.codes()  # one vector a row: fast in any memory format
+        z, codes = (
+            self.comparable(flatten(z_e.float())),
+            self.codes(),
+        )  # one vector a row: fast in any memory format
         indices = self.choose(z.detach(), codes.detach())
         z_q = F.embedding(indices, codes)
         commitment = F.mse_loss(z, z_q.detach())
@@ -88,12 +107,20 @@ class Codebook(Quantizer):
         if codes.requires_grad:
             loss = loss + F.mse_loss(z_q, z.detach())
         if self.entropy is not None and self.entropy.at(self.updates):
-            distances = (z.square().sum(1, keepdim=True) - 2 * z @ codes.t() + codes.square().sum(1)).clamp(min=0)
+            distances = (
+                z.square().sum(1, keepdim=True) - 2 * z @ codes.t() + codes.square().sum(1)
+            ).clamp(min=0)
             sure, spread = self.entropy.of_distances(distances)
             loss = loss + self.entropy.loss(sure, spread, self.updates)
             terms |= {"entropy_sample": sure.detach(), "entropy_codebook": spread.detach()}
         z_q = (rotate if self.rotation else straight_through)(z, z_q.detach())
-        return Quantized(unflatten(z, z_e), unflatten(z_q, z_e), indices.view(z_e.shape[0], *z_e.shape[2:]), loss, terms)
+        return Quantized(
+            unflatten(z, z_e),
+            unflatten(z_q, z_e),
+            indices.view(z_e.shape[0], *z_e.shape[2:]),
+            loss,
+            terms,
+        )
 
     @float32
     def lookup(self, indices: Tensor) -> Tensor:
@@ -111,7 +138,9 @@ class Codebook(Quantizer):
         drawn = []
         for part in z.split(max(1, 2**20 // len(codes))):
             logits = torch.addmm(half_norms, part, codes.t(), beta=-1) * (2 / self.temperature)
-            drawn.append((logits - torch.empty_like(logits).exponential_().log()).argmax(1))  # Gumbel's way to draw
+            drawn.append(
+                (logits - torch.empty_like(logits).exponential_().log()).argmax(1)
+            )  # Gumbel's way to draw
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -120,7 +149,9 @@ class Codebook(Quantizer):
         if self.kmeans:
             z = self.comparable(z.float())
             centres, counts = lloyd(z, self.K)
-            self.place(slice(None), from_first_rank(centres), from_first_rank(counts * self.K / len(z)).clamp(min=0.1))
+            self.place(
+                slice(None), broadcast(centres), broadcast(counts * self.K / len(z)).clamp(min=0.1)
+            )
 
     @float32
     @torch.no_grad()
@@ -129,13 +160,17 @@ class Codebook(Quantizer):
         assert q.indices is not None
         z, indices = flatten(q.z_e.detach()), q.indices.flatten()
         counts = all_reduce(torch.bincount(indices, minlength=self.K).to(self.counts))
-        share = self.K / counts.sum()  # a count of 1 is the average, whatever the batch and the grid
+        share = (
+            self.K / counts.sum()
+        )  # a count of 1 is the average, whatever the batch and the grid
         self.counts.lerp_(counts * share, 1 - self.decay)
         self.follow(z, indices, share)
-        dead = (self.counts < self.revive * min(1.0, 5 * rate)).nonzero()[:, 0]  # the same on every rank, as the counts are
+        dead = (self.counts < self.revive * min(1.0, 5 * rate)).nonzero()[
+            :, 0
+        ]  # the same on every rank, as the counts are
         picked = torch.randint(len(z), (len(dead),), device=z.device)
         fresh = self.codes()[indices[picked]].lerp(z[picked], self.split)
-        fresh = from_first_rank(fresh)  # always, also of none: no rank waits for another
+        fresh = broadcast(fresh)  # always, also of none: no rank waits for another
         if len(dead):
             self.place(dead, fresh, torch.ones_like(self.counts[dead]))
 

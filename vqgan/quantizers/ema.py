@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqgan.quantizers.base import all_reduce
+from engine.distributed import all_reduce
 from vqgan.quantizers.codebook import Codebook
 
 
@@ -38,4 +38,8 @@ class EMA(Codebook):
 
     def place(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
         codes = self.unit(codes)
-        self.codebook[rows], self.counts[rows], self.sums[rows] = codes, counts, codes * counts[:, None]
+        self.codebook[rows], self.counts[rows], self.sums[rows] = (
+            codes,
+            counts,
+            codes * counts[:, None],
+        )

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.quantizers.base import Anneal, between
+from engine.errors import check_range
+from vqgan.quantizers.base import Anneal
 
 
 class Entropy(nn.Module):
@@ -24,16 +25,23 @@ class Entropy(nn.Module):
         diversity: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (("weight", weight), ("first", first or 0), ("updates", updates), ("diversity", diversity)):
-            between(f"quantizer.entropy.{name}", value, 0)
-        between("quantizer.entropy.temperature", temperature, 1e-6)
+        for name, value in (
+            ("weight", weight),
+            ("first", first or 0),
+            ("updates", updates),
+            ("diversity", diversity),
+        ):
+            check_range(f"quantizer.entropy.{name}", value, 0)
+        check_range("quantizer.entropy.temperature", temperature, 1e-6)
         self.weight = Anneal(weight if first is None else first, weight, updates)
         self.temperature, self.diversity = temperature, diversity
 
     def at(self, update: Tensor) -> float:
         """The weight after so many updates."""
         constant = self.weight.first == self.weight.last
-        return self.weight.last if constant else self.weight(int(update))  # int() waits for the device
+        return (
+            self.weight.last if constant else self.weight(int(update))
+        )  # int() waits for the device
 
     def of_distances(self, squared: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances (n, K) -> mean_n H(p_n) and H(mean_n p_n)."""
@@ -48,7 +56,11 @@ class Entropy(nn.Module):
         H(p_n) is the sum over the bits. mean_n p_n of the code (a, b), a the first half of the bits and b the second, is
         mean_n p_n(a) p_n(b): one matrix product, and no n x K matrix for any K.
         """
-        sure = F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none").sum(1).mean()
+        sure = (
+            F.binary_cross_entropy_with_logits(logits, logits.sigmoid(), reduction="none")
+            .sum(1)
+            .mean()
+        )
         half = logits.shape[1] // 2
         first, second = words(logits[:, :half]), words(logits[:, half:])
         return sure, entropy((first.t() @ second).flatten() / len(logits))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.quantizers.base import Quantized, float32, straight_through
 from vqgan.quantizers.lattice import Lattice
 
@@ -27,9 +27,15 @@ class FSQ(Lattice):
     `levels` says them outright. There is no loss: the reconstruction's gradient passes straight through the rounding.
     """
 
-    def __init__(self, K: int | None = 512, levels: Sequence[int] | None = None, dim: int | None = None) -> None:
+    def __init__(
+        self, K: int | None = 512, levels: Sequence[int] | None = None, dim: int | None = None
+    ) -> None:
         product = math.prod(levels) if levels is not None else K
-        if levels is not None and K not in (None, product) and tuple(levels) != PUBLISHED.get(K or 0):
+        if (
+            levels is not None
+            and K not in (None, product)
+            and tuple(levels) != PUBLISHED.get(K or 0)
+        ):
             raise InputError(
                 f"quantizer.levels={list(levels)} multiply to {product}, not to quantizer.K={K}; "
                 f"use quantizer.K={product}, or quantizer.levels=null for levels that fit"
@@ -44,8 +50,12 @@ class FSQ(Lattice):
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
-        reach = (self.levels - 1) * (1 + 1e-3) / 2  # a little more than the outermost levels, so that they are reached
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)  # an even number of levels has none in the middle
+        reach = (
+            (self.levels - 1) * (1 + 1e-3) / 2
+        )  # a little more than the outermost levels, so that they are reached
+        offset = torch.where(
+            self.levels % 2 == 0, 0.5, 0.0
+        )  # an even number of levels has none in the middle
         z = self.standard(z_e).movedim(1, -1)
         bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
         half = self.levels // 2
@@ -75,6 +85,8 @@ def levels_for(K: int | None) -> tuple[int, ...]:
 def _factors(K: int, most: int = 8) -> tuple[int, ...] | None:
     if K == 1:
         return ()
-    splits = [(level, _factors(K // level, level)) for level in range(most, 1, -1) if K % level == 0]
+    splits = [
+        (level, _factors(K // level, level)) for level in range(most, 1, -1) if K % level == 0
+    ]
     found = [(level, *rest) for level, rest in splits if rest is not None]
     return min(found, key=lambda levels: (len(levels), -levels[-1])) if found else None

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.quantizers.base import Anneal, Quantized, Quantizer, between, flatten, float32, from_first_rank, nearest, unflatten
+from engine.distributed import broadcast
+from engine.errors import check_range
+from vqgan.quantizers.base import Anneal, Quantized, Quantizer, flatten, float32, nearest, unflatten
 from vqgan.quantizers.codebook import softly
 from vqgan.quantizers.kmeans import kmeans as lloyd
 
@@ -31,9 +33,9 @@ class Gumbel(Quantizer):
         kmeans: bool = True,
     ) -> None:
         super().__init__(K, dim)
-        between("quantizer.kl_weight", kl_weight, 0)
+        check_range("quantizer.kl_weight", kl_weight, 0)
         if not isinstance(temperature, Anneal):
-            between("quantizer.temperature", temperature, 1e-6)
+            check_range("quantizer.temperature", temperature, 1e-6)
         self.temperature, self.kl_weight, self.kmeans = temperature, kl_weight, kmeans
         self.codebook, self.logits = nn.Parameter(torch.randn(K, dim)), nn.Linear(dim, K)
 
@@ -43,7 +45,11 @@ class Gumbel(Quantizer):
         logits = self.logits(flatten(z_e))
         log_p = F.log_softmax(logits, 1)
         kl = (log_p.exp() * log_p).sum(1).mean() + math.log(self.K)
-        temperature = self.temperature(int(self.updates)) if isinstance(self.temperature, Anneal) else self.temperature
+        temperature = (
+            self.temperature(int(self.updates))
+            if isinstance(self.temperature, Anneal)
+            else self.temperature
+        )
         if self.training:
             noisy = logits - torch.empty_like(logits).exponential_().log()
             indices = noisy.argmax(1)
@@ -62,8 +68,10 @@ class Gumbel(Quantizer):
     def start(self, z: Tensor) -> None:
         if not self.kmeans:
             return
-        centres = from_first_rank(lloyd(z.float(), self.K)[0])
-        variance = from_first_rank((z - centres[nearest(z.float(), centres)]).square().mean()).clamp(min=1e-6)
+        centres = broadcast(lloyd(z.float(), self.K)[0])
+        variance = broadcast((z - centres[nearest(z.float(), centres)]).square().mean()).clamp(
+            min=1e-6
+        )
         self.codebook.copy_(centres)
         self.logits.weight.copy_(centres / variance)
         self.logits.bias.copy_(-centres.square().sum(1) / (2 * variance))

@@ -28,4 +28,6 @@ class IBQ(VQ):
         p = torch.softmax(rows @ codes.t() - codes.square().sum(1) / 2, 1)
         z_q = unflatten(softly(p, q.indices.flatten(), codes), z_e)
         twice = (z_q - q.z_e.detach()).square().mean()
-        return Quantized(q.z_e, z_q, q.indices, q.loss + twice, {**q.terms, "double": twice.detach()})
+        return Quantized(
+            q.z_e, z_q, q.indices, q.loss + twice, {**q.terms, "double": twice.detach()}
+        )

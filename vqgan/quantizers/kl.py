@@ -3,9 +3,12 @@
 import torch
 from torch import Tensor
 
-from vqgan.quantizers.base import Quantized, Standardised, between, float32
+from engine.errors import check_range
+from vqgan.quantizers.base import Quantized, Standardised, float32
 
-LOGVAR_AT_START = -4.0  # of the standardised mean: a little noise, so that the start from patches stays what it is
+LOGVAR_AT_START = (
+    -4.0
+)  # of the standardised mean: a little noise, so that the start from patches stays what it is
 
 
 class KL(Standardised):
@@ -19,7 +22,7 @@ class KL(Standardised):
 
     def __init__(self, dim: int = 16, weight: float = 3e-4) -> None:
         super().__init__(None, dim, in_dim=2 * dim)
-        between("quantizer.weight", weight, 0)
+        check_range("quantizer.weight", weight, 0)
         self.weight = weight
 
     @float32

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from vqgan.quantizers.base import Standardised, whole
+from engine.errors import InputError, check_int
+from vqgan.quantizers.base import Standardised
 
 
 class Lattice(Standardised):
@@ -21,14 +21,18 @@ class Lattice(Standardised):
     def __init__(self, levels: Sequence[int], dim: int | None = None) -> None:
         levels = tuple(levels)
         for level in levels:
-            whole("quantizer.levels", level, 2)
+            check_int("quantizer.levels", level, 2)
         if dim not in (None, len(levels)):
             raise InputError(
                 f"quantizer.dim={dim} must be null or {len(levels)}, the channels that K={math.prod(levels)} takes here"
             )
         super().__init__(math.prod(levels), len(levels))
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("basis", torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]), persistent=False)
+        self.register_buffer(
+            "basis",
+            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
+            persistent=False,
+        )
 
     @abstractmethod
     def value(self, digits: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.errors import InputError
-from vqgan.quantizers.base import Quantized, between, float32, straight_through
+from engine.errors import InputError, check_range
+from vqgan.quantizers.base import Quantized, float32, straight_through
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.lattice import Lattice
 
@@ -16,10 +16,20 @@ class LFQ(Lattice):
     exactly for any K, since the bits of one output are independent.
     """
 
-    def __init__(self, K: int = 512, beta: float = 0.25, entropy: Entropy | None = None, dim: int | None = None) -> None:
+    def __init__(
+        self,
+        K: int = 512,
+        beta: float = 0.25,
+        entropy: Entropy | None = None,
+        dim: int | None = None,
+    ) -> None:
         super().__init__((2,) * bits_for(K), dim)
-        between("quantizer.beta", beta, 0)
-        self.beta, self.entropy, self.size = beta, entropy, 1.0  # size: of a coordinate, plus or minus
+        check_range("quantizer.beta", beta, 0)
+        self.beta, self.entropy, self.size = (
+            beta,
+            entropy,
+            1.0,
+        )  # size: of a coordinate, plus or minus
 
     def scaled(self, z: Tensor) -> Tensor:
         """z (B, dim, h, w) of unit scale as it is compared with the codes."""
@@ -51,7 +61,13 @@ class BSQ(LFQ):
     The error of z_e against its code is bounded, which LFQ's is not.
     """
 
-    def __init__(self, K: int = 512, beta: float = 0.25, entropy: Entropy | None = None, dim: int | None = None) -> None:
+    def __init__(
+        self,
+        K: int = 512,
+        beta: float = 0.25,
+        entropy: Entropy | None = None,
+        dim: int | None = None,
+    ) -> None:
         super().__init__(K, beta, entropy, dim)
         self.size = self.dim**-0.5
 
@@ -66,5 +82,7 @@ def bits_for(K: int) -> int:
     bits = K.bit_length() - 1
     if 2**bits != K:
         near = f"{2**bits} and {2 ** (bits + 1)}"
-        raise InputError(f"quantizer.K={K} is no power of two, which one bit a channel needs; the nearest are {near}")
+        raise InputError(
+            f"quantizer.K={K} is no power of two, which one bit a channel needs; the nearest are {near}"
+        )
     return bits

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.several import Several
 
@@ -16,7 +16,9 @@ class Product(Several):
     Channel c is of group c mod books, so that groups of a start from patches, whose first channels vary most, are alike.
     """
 
-    def __init__(self, inner: Callable[..., Quantizer], K: int = 512, books: int = 2, dim: int | None = 64) -> None:
+    def __init__(
+        self, inner: Callable[..., Quantizer], K: int = 512, books: int = 2, dim: int | None = 64
+    ) -> None:
         if dim and books > 0 and dim % books:
             raise InputError(
                 f"quantizer.dim={dim} is not divisible by quantizer.books={books}; "
@@ -26,16 +28,22 @@ class Product(Several):
 
     def forward(self, z_e: Tensor) -> Quantized:
         parts = [inner(z_e[:, i :: self.books]) for i, inner in enumerate(self.each)]
-        return self.together(beside([part.z_e for part in parts]), beside([part.z_q for part in parts]), parts)
+        return self.together(
+            interleave([part.z_e for part in parts]),
+            interleave([part.z_q for part in parts]),
+            parts,
+        )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return beside([inner.lookup(i) for inner, i in zip(self.each, indices.unbind(-1), strict=True)])
+        return interleave(
+            [inner.lookup(i) for inner, i in zip(self.each, indices.unbind(-1), strict=True)]
+        )
 
     def start(self, z: Tensor) -> None:
         for i, inner in enumerate(self.each):
             inner.start(z[:, i :: self.books].contiguous())
 
 
-def beside(groups: list[Tensor]) -> Tensor:
+def interleave(groups: list[Tensor]) -> Tensor:
     """(B, d, h, w) of each group -> (B, books * d, h, w), channel c of group c mod books."""
     return torch.stack(groups, 2).flatten(1, 2)

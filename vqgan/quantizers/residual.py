@@ -7,8 +7,9 @@ from operator import add
 import torch
 from torch import Tensor
 
-from data.errors import InputError
-from vqgan.quantizers.base import Quantized, Quantizer, between, from_first_rank, straight_through
+from engine.distributed import broadcast
+from engine.errors import InputError, check_range
+from vqgan.quantizers.base import Quantized, Quantizer, straight_through
 from vqgan.quantizers.several import Several, indices_of
 
 
@@ -21,9 +22,14 @@ class Residual(Several):
     """
 
     def __init__(
-        self, inner: Callable[..., Quantizer], K: int = 512, books: int = 4, dim: int | None = 64, dropout: float = 0.0
+        self,
+        inner: Callable[..., Quantizer],
+        K: int = 512,
+        books: int = 4,
+        dim: int | None = 64,
+        dropout: float = 0.0,
     ) -> None:
-        between("quantizer.dropout", dropout, 0, 1)
+        check_range("quantizer.dropout", dropout, 0, 1)
         super().__init__(inner, K, books, dim, dim)
         if getattr(self.each[0], "cosine", False):
             raise InputError(
@@ -35,9 +41,13 @@ class Residual(Several):
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
         used = self.books
-        if self.training and self.books > 1 and self.dropout:  # ranks draw alike: `update` wants all of them in every codebook
-            drawn = torch.stack([torch.rand(()), torch.randint(1, self.books, ()).float()]).to(z_e.device)
-            chance, fewer = from_first_rank(drawn).tolist()
+        if (
+            self.training and self.books > 1 and self.dropout
+        ):  # ranks draw alike: `update` wants all of them in every codebook
+            drawn = torch.stack([torch.rand(()), torch.randint(1, self.books, ()).float()]).to(
+                z_e.device
+            )
+            chance, fewer = broadcast(drawn).tolist()
             used = int(fewer) if chance < self.dropout else used
         left, sum_q, carrier, parts = z_e, torch.zeros_like(z_e), torch.zeros_like(z_e), []
         for i, inner in enumerate(self.each[:used]):

@@ -7,8 +7,8 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from data.errors import InputError
-from vqgan.quantizers.base import Quantized, Quantizer, whole
+from engine.errors import InputError, check_int
+from vqgan.quantizers.base import Quantized, Quantizer
 
 
 class Several(Quantizer):
@@ -16,12 +16,21 @@ class Several(Quantizer):
 
     K: int
 
-    def __init__(self, inner: Callable[..., Quantizer], K: int, books: int, dim: int | None, inner_dim: int | None) -> None:
+    def __init__(
+        self,
+        inner: Callable[..., Quantizer],
+        K: int,
+        books: int,
+        dim: int | None,
+        inner_dim: int | None,
+    ) -> None:
         """`inner` makes one, with K codes and of width `inner_dim`, or where that is None of the width that is its own."""
-        whole("quantizer.books", books, 1)
+        check_int("quantizer.books", books, 1)
         made = [inner(K=K, dim=inner_dim) for _ in range(books)]
         if made[0].K is None or made[0].books != 1:
-            raise InputError(f"quantizer.inner={type(made[0]).__name__} has not one codebook; use one that has, such as ema or fsq")
+            raise InputError(
+                f"quantizer.inner={type(made[0]).__name__} has not one codebook; use one that has, such as ema or fsq"
+            )
         super().__init__(made[0].K, dim or sum(each.dim for each in made), books)
         self.inner = nn.ModuleList(made)
 
@@ -37,7 +46,11 @@ class Several(Quantizer):
         """One Quantized of those of the inner bottlenecks."""
         indices = torch.stack([indices_of(part) for part in parts], -1)
         loss = reduce(add, (part.loss for part in parts)) / len(parts)
-        terms = {f"{name}_{i}": value for i, part in enumerate(parts) for name, value in part.terms.items()}
+        terms = {
+            f"{name}_{i}": value
+            for i, part in enumerate(parts)
+            for name, value in part.terms.items()
+        }
         return Quantized(z_e, z_q, indices, loss, terms, parts)
 
     def parameter_rates(self) -> dict[nn.Parameter, float]:
@@ -46,7 +59,9 @@ class Several(Quantizer):
     @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
-        for inner, part in zip(self.each[: len(q.parts)], q.parts, strict=True):  # what dropout left out stays
+        for inner, part in zip(
+            self.each[: len(q.parts)], q.parts, strict=True
+        ):  # what dropout left out stays
             inner.update(part, rate)
 
 

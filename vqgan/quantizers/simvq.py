@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.quantizers.codebook import Codebook
 
 
@@ -22,7 +22,9 @@ class SimVQ(Codebook):
 
     def __init__(self, K: int, dim: int = 64, **switches: Any) -> None:
         if refused := {"revive", "split"} & switches.keys():
-            raise InputError(f"quantizer.{min(refused)} can't be set for simvq, whose codes move together; leave it out")
+            raise InputError(
+                f"quantizer.{min(refused)} can't be set for simvq, whose codes move together; leave it out"
+            )
         super().__init__(K, dim, revive=0.0, **switches)
         self.register_buffer("basis", torch.randn(K, dim) * dim**-0.5)
         self.map = nn.Linear(dim, dim)

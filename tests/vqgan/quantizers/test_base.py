@@ -9,7 +9,9 @@ def test_nearest_is_the_argmin_of_explicit_distances() -> None:
     vectors, codebook = torch.randn(50, 5), torch.randn(9, 5)
     slow = [min(range(9), key=lambda k: float(((v - codebook[k]) ** 2).sum())) for v in vectors]
     assert nearest(vectors, codebook).tolist() == slow
-    assert nearest(vectors, codebook, at_once=28, columns=4, group=2).tolist() == slow  # in small parts, the same
+    assert (
+        nearest(vectors, codebook, at_once=28, columns=4, group=2).tolist() == slow
+    )  # in small parts, the same
 
 
 def test_of_equal_codes_the_first_is_nearest() -> None:
@@ -51,7 +53,10 @@ def slow_rotation(e: Tensor, q: Tensor) -> Tensor:
 
 def test_rotation_turns_the_gradient_as_z_e_turns_to_z_q() -> None:
     z_e = torch.randn(4, 6, 2, 2, dtype=torch.float64, requires_grad=True)
-    z_q, g = torch.randn(4, 6, 2, 2, dtype=torch.float64), torch.randn(4, 6, 2, 2, dtype=torch.float64)
+    z_q, g = (
+        torch.randn(4, 6, 2, 2, dtype=torch.float64),
+        torch.randn(4, 6, 2, 2, dtype=torch.float64),
+    )
     rotated = rotate(z_e, z_q)
     assert torch.equal(rotated, z_q)
     rotated.backward(g)

@@ -26,14 +26,18 @@ def slow_vq_loss(z_e: Tensor, codebook: Tensor, indices: Tensor, beta: float) ->
     """sum over elements of |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2, divided by their number, in plain Python."""
     rows, total = flatten(z_e).tolist(), 0.0
     for row, index in zip(rows, indices.flatten().tolist(), strict=True):
-        total += sum((1 + beta) * (a - b) ** 2 for a, b in zip(row, codebook[index].tolist(), strict=True))
+        total += sum(
+            (1 + beta) * (a - b) ** 2 for a, b in zip(row, codebook[index].tolist(), strict=True)
+        )
     return total / z_e.numel()
 
 
 def test_the_loss_is_the_codes_plus_beta_times_the_commitment() -> None:
     quantizer, z_e = VQ(K, DIM, beta=0.3), z()
     q = quantizer(z_e)
-    assert float(q.loss.detach()) == pytest.approx(slow_vq_loss(z_e, quantizer.codebook.detach(), q.indices, 0.3), rel=1e-5)
+    assert float(q.loss.detach()) == pytest.approx(
+        slow_vq_loss(z_e, quantizer.codebook.detach(), q.indices, 0.3), rel=1e-5
+    )
 
 
 def test_beta_weighs_the_commitment_and_not_the_codes() -> None:
@@ -162,7 +166,11 @@ def test_simvq_moves_all_codes_with_one_step_and_not_their_basis() -> None:
 
 
 def test_softly_is_onehot_plus_p_minus_sg_p_times_the_codes() -> None:
-    logits, codes, g = torch.randn(7, K, requires_grad=True), torch.randn(K, DIM, requires_grad=True), torch.randn(7, DIM)
+    logits, codes, g = (
+        torch.randn(7, K, requires_grad=True),
+        torch.randn(K, DIM, requires_grad=True),
+        torch.randn(7, DIM),
+    )
     indices = logits.argmax(1)
     softly(logits.softmax(1), indices, codes).backward(g)
     found = logits.grad.clone(), codes.grad.clone()
@@ -192,9 +200,14 @@ def test_ibq_chooses_as_vq_does() -> None:
 def slow_entropies(p: Tensor) -> tuple[float, float]:
     """mean_n H(p_n) and H(mean_n p_n) of rows of probabilities, term by term."""
     rows = p.double().tolist()
-    each = [-sum(v * torch.log(torch.tensor(v, dtype=torch.float64)).item() for v in row if v > 0) for row in rows]
+    each = [
+        -sum(v * torch.log(torch.tensor(v, dtype=torch.float64)).item() for v in row if v > 0)
+        for row in rows
+    ]
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-    return sum(each) / len(each), -sum(v * torch.log(torch.tensor(v, dtype=torch.float64)).item() for v in mean if v > 0)
+    return sum(each) / len(each), -sum(
+        v * torch.log(torch.tensor(v, dtype=torch.float64)).item() for v in mean if v > 0
+    )
 
 
 def test_the_entropies_of_distances_are_those_of_the_softmax() -> None:
@@ -212,10 +225,14 @@ def test_entropy_enters_the_loss_with_its_weight_and_schedule() -> None:
         quantizer.load_state_dict(without.state_dict())
         quantizer.updates.fill_(updates)
         q = quantizer(x)
-        sure, spread = slow_entropies(torch.softmax(-(torch.cdist(flatten(x), quantizer.codebook.detach()) ** 2), 1))
+        sure, spread = slow_entropies(
+            torch.softmax(-(torch.cdist(flatten(x), quantizer.codebook.detach()) ** 2), 1)
+        )
         at = 0.3 * (1 / 3) ** (min(updates, 100) / 100)
         assert at == pytest.approx(weight, abs=0.03)
-        assert float((q.loss - without(x).loss).detach()) == pytest.approx(at * (sure - 2 * spread), rel=1e-3)
+        assert float((q.loss - without(x).loss).detach()) == pytest.approx(
+            at * (sure - 2 * spread), rel=1e-3
+        )
 
 
 def test_an_entropy_term_uses_more_codes() -> None:
@@ -242,7 +259,13 @@ class TestAgainstVectorQuantizePytorch:
         return package.VectorQuantize(dim=DIM, codebook_size=K, accept_image_fmap=True, **settings)
 
     def test_ema_chooses_and_moves_alike(self) -> None:
-        theirs = self.theirs(decay=0.9, eps=0.0, threshold_ema_dead_code=0, rotation_trick=False, commitment_weight=0.25)
+        theirs = self.theirs(
+            decay=0.9,
+            eps=0.0,
+            threshold_ema_dead_code=0,
+            rotation_trick=False,
+            commitment_weight=0.25,
+        )
         ours = EMA(K, DIM, decay=0.9, beta=0.25, revive=0)
         book = theirs._codebook
         per_code = 2 * 4 * 4 / K  # our counts are 1 on average, theirs are outputs a batch
@@ -276,7 +299,14 @@ class TestAgainstVectorQuantizePytorch:
 
 def test_codebook_is_the_only_home_of_the_switches() -> None:
     """A quantizer that forgets to hand one on would ignore it silently."""
-    settings = {"beta": 0.5, "cosine": True, "rotation": True, "temperature": 0.5, "decay": 0.9, "codebook_lr": 3.0}
+    settings = {
+        "beta": 0.5,
+        "cosine": True,
+        "rotation": True,
+        "temperature": 0.5,
+        "decay": 0.9,
+        "codebook_lr": 3.0,
+    }
     for kind in (VQ, EMA, IBQ, SimVQ):
         quantizer: Codebook = kind(K, DIM, **settings)
         assert {name: getattr(quantizer, name) for name in settings} == settings
@@ -284,4 +314,6 @@ def test_codebook_is_the_only_home_of_the_switches() -> None:
 
 def test_nearest_to_a_large_codebook_is_found_in_tiles() -> None:
     points, codes = torch.randn(300, 8), torch.randn(20_000, 8)
-    assert torch.equal(nearest(points, codes), torch.cdist(points.double(), codes.double()).argmin(1))
+    assert torch.equal(
+        nearest(points, codes), torch.cdist(points.double(), codes.double()).argmin(1)
+    )

@@ -31,7 +31,9 @@ def made(way: str, K: int = 16) -> Quantizer:
     name, *overrides = way.split()
     size = [] if name in ("none", "kl") else [f"quantizer.K={K}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        quantizer: Quantizer = instantiate(compose("config", ["stage=vqgan", f"quantizer={name}", *size, *overrides]).quantizer)
+        quantizer: Quantizer = instantiate(
+            compose("config", ["stage=vqgan", f"quantizer={name}", *size, *overrides]).quantizer
+        )
     quantizer.start(3 * torch.randn(600, quantizer.in_dim) + 1)
     return quantizer
 
@@ -61,7 +63,9 @@ class TestContract:
         if quantizer.K is None:
             assert q.indices is None
             return
-        assert q.indices.shape == ((2, 4, 4) if quantizer.books == 1 else (2, 4, 4, quantizer.books))
+        assert q.indices.shape == (
+            (2, 4, 4) if quantizer.books == 1 else (2, 4, 4, quantizer.books)
+        )
         assert q.indices.dtype == torch.int64
         assert q.indices.min() >= 0
         assert q.indices.max() < quantizer.K == 16
@@ -85,13 +89,19 @@ class TestContract:
         (q.z_q * torch.randn_like(q.z_q)).sum().backward()
         assert x.grad is not None
         assert x.grad.isfinite().all()
-        assert (x.grad[:, : quantizer.dim] != 0).any(1).float().mean() > 0.5 or "product" in way or "gumbel" in way
+        assert (
+            (x.grad[:, : quantizer.dim] != 0).any(1).float().mean() > 0.5
+            or "product" in way
+            or "gumbel" in way
+        )
 
     def test_loss_and_decoder_reach_every_parameter(self, way: str) -> None:
         quantizer = made(way)
         q = quantizer(z(quantizer, 16).requires_grad_())
         (q.loss + (q.z_q * torch.randn_like(q.z_q)).sum()).backward()
-        idle = [name for name, p in quantizer.named_parameters() if p.grad is None or not p.grad.any()]
+        idle = [
+            name for name, p in quantizer.named_parameters() if p.grad is None or not p.grad.any()
+        ]
         assert idle == [] or "dropout" in way
 
     def test_buffers_ask_for_no_gradient(self, way: str) -> None:
@@ -101,7 +111,9 @@ class TestContract:
         quantizer = made(way)
         before = state(quantizer)
         quantizer.train()(z(quantizer))
-        assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in quantizer.state_dict().items()
+        )
 
     def test_update_counts_itself_and_leaves_a_finite_state(self, way: str) -> None:
         quantizer = made(way).train()
@@ -203,6 +215,10 @@ def test_what_a_bottleneck_cant_be_is_refused_with_the_rule_and_the_way_out(over
 def test_a_sweep_over_k_needs_no_special_cases(name: str, K: int) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         narrow = [] if name in ("fsq", "lfq", "bsq") else ["quantizer.dim=4"]
-        quantizer = instantiate(compose("config", ["stage=vqgan", f"quantizer={name}", f"quantizer.K={K}", *narrow]).quantizer)
+        quantizer = instantiate(
+            compose(
+                "config", ["stage=vqgan", f"quantizer={name}", f"quantizer.K={K}", *narrow]
+            ).quantizer
+        )
     published = {256: 240, 1024: 1000, 4096: 4375, 16384: 15360} if name == "fsq" else {}
     assert published.get(K, K) == quantizer.K

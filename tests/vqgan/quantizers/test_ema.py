@@ -62,13 +62,17 @@ def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
 
 def test_dead_codes_move_to_encoder_outputs_under_jukeboxs_rule() -> None:
     quantizer, _, outputs = revived(split=1.0)
-    assert all((outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3)
+    assert all(
+        (outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
+    )
 
 
 def test_dead_codes_split_a_cluster_at_the_share_of_the_way_to_an_output() -> None:
     quantizer, code, outputs = revived(split=0.25)
     places = code + 0.25 * (outputs - code)
-    assert all((places - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3)
+    assert all(
+        (places - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
+    )
 
 
 def test_a_revived_code_counts_as_average_and_its_sum_agrees() -> None:
@@ -77,9 +81,14 @@ def test_a_revived_code_counts_as_average_and_its_sum_agrees() -> None:
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
 
 
-def test_a_code_on_an_output_wins_less_of_a_cluster_in_many_dimensions_than_one_that_splits_it() -> None:
+def test_a_code_on_an_output_wins_less_of_a_cluster_in_many_dimensions_than_one_that_splits_it() -> (
+    None
+):
     points = torch.randn(4000, 64)
-    shares = [nearest(points, torch.stack([torch.zeros(64), split * points[0]])).float().mean() for split in (0.2, 1.0)]
+    shares = [
+        nearest(points, torch.stack([torch.zeros(64), split * points[0]])).float().mean()
+        for split in (0.2, 1.0)
+    ]
     assert shares[0] > 0.15
     assert shares[1] < 0.002
 

@@ -26,7 +26,9 @@ def test_the_loss_is_the_divergence_from_the_uniform_distribution() -> None:
     quantizer, x = Gumbel(K, DIM, kl_weight=0.1), torch.randn(2, DIM, 4, 4)
     p = torch.distributions.Categorical(logits=quantizer.logits(flatten(x)))
     uniform = torch.distributions.Categorical(logits=torch.zeros(K))
-    torch.testing.assert_close(quantizer(x).loss, 0.1 * torch.distributions.kl_divergence(p, uniform).mean())
+    torch.testing.assert_close(
+        quantizer(x).loss, 0.1 * torch.distributions.kl_divergence(p, uniform).mean()
+    )
 
 
 def test_no_opinion_costs_nothing() -> None:
@@ -37,7 +39,10 @@ def test_no_opinion_costs_nothing() -> None:
 
 
 def test_the_gradient_is_that_of_the_softmax_at_the_temperature() -> None:
-    quantizer, x = Gumbel(K, DIM, temperature=0.7, kl_weight=0.0).train(), torch.randn(1, DIM, 2, 2, requires_grad=True)
+    quantizer, x = (
+        Gumbel(K, DIM, temperature=0.7, kl_weight=0.0).train(),
+        torch.randn(1, DIM, 2, 2, requires_grad=True),
+    )
     g = torch.randn(4, DIM)
     torch.manual_seed(3)
     (flatten(quantizer(x).z_q) * g).sum().backward()

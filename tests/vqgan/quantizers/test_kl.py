@@ -18,7 +18,10 @@ def test_training_draws_around_the_mean_with_the_predicted_spread() -> None:
     z = quantizer(z_e).z_q.flatten(2)[0]
     torch.testing.assert_close(z.mean(1), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
     torch.testing.assert_close(
-        z.std(1), torch.tensor([(3 + LOGVAR_AT_START) / 2, (4 + LOGVAR_AT_START) / 2]).exp(), rtol=0.03, atol=0
+        z.std(1),
+        torch.tensor([(3 + LOGVAR_AT_START) / 2, (4 + LOGVAR_AT_START) / 2]).exp(),
+        rtol=0.03,
+        atol=0,
     )
 
 

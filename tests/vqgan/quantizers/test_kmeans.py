@@ -20,7 +20,10 @@ def test_kmeans_gives_every_centre_points_even_where_most_points_are_one() -> No
 
 def test_kmeans_lowers_the_error_of_its_start() -> None:
     points = torch.randn(500, 4)
-    errors = [(points - c[nearest(points, c)]).square().sum() for c, _ in (kmeans(points, 16, n) for n in (0, 1, 10))]
+    errors = [
+        (points - c[nearest(points, c)]).square().sum()
+        for c, _ in (kmeans(points, 16, n) for n in (0, 1, 10))
+    ]
     assert errors[0] > errors[1] > errors[2]
 
 

@@ -12,7 +12,11 @@ from vqgan.quantizers.lattice import Lattice
 from vqgan.quantizers.lfq import BSQ, LFQ
 
 
-@pytest.mark.parametrize("lattice", [FSQ(None, [5, 4, 3]), FSQ(240), LFQ(32), BSQ(32)], ids=lambda q: f"{type(q).__name__}{q.K}")
+@pytest.mark.parametrize(
+    "lattice",
+    [FSQ(None, [5, 4, 3]), FSQ(240), LFQ(32), BSQ(32)],
+    ids=lambda q: f"{type(q).__name__}{q.K}",
+)
 def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
     everyone = torch.arange(lattice.K)
     points = lattice.lookup(everyone.view(1, 1, -1))[0, :, 0].t()
@@ -30,8 +34,12 @@ def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
         for channel, level in enumerate([8, 5, 4]):
             reach, offset = (level - 1) * 1.001 / 2, 0.5 if level % 2 == 0 else 0.0
             shift = torch.atanh(torch.tensor(offset / reach))
-            bounded.append((torch.tanh(z[b, channel, i, j] + shift) * reach - offset) / (level // 2))
-        nearest = min(range(160), key=lambda k: float((codes[k] - torch.stack(bounded)).square().sum()))
+            bounded.append(
+                (torch.tanh(z[b, channel, i, j] + shift) * reach - offset) / (level // 2)
+            )
+        nearest = min(
+            range(160), key=lambda k: float((codes[k] - torch.stack(bounded)).square().sum())
+        )
         assert int(quantizer(z).indices[b, i, j]) == nearest
 
 
@@ -51,9 +59,19 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("K", "levels"), [*PUBLISHED.items(), (512, (8, 8, 8)), (128, (8, 4, 4)), (64, (8, 8)), (1000, (8, 5, 5, 5)), (7, (7,))]
+    ("K", "levels"),
+    [
+        *PUBLISHED.items(),
+        (512, (8, 8, 8)),
+        (128, (8, 4, 4)),
+        (64, (8, 8)),
+        (1000, (8, 5, 5, 5)),
+        (7, (7,)),
+    ],
 )
-def test_levels_are_the_published_ones_or_the_fewest_that_multiply_to_k(K: int, levels: tuple[int, ...]) -> None:
+def test_levels_are_the_published_ones_or_the_fewest_that_multiply_to_k(
+    K: int, levels: tuple[int, ...]
+) -> None:
     assert levels_for(K) == levels
 
 
@@ -81,7 +99,9 @@ def slow_entropies(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Ten
 
 @pytest.mark.parametrize("kind", [LFQ, BSQ])
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
-def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(kind: type[LFQ], temperature: float) -> None:
+def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(
+    kind: type[LFQ], temperature: float
+) -> None:
     quantizer = kind(32, beta=0.0, entropy=Entropy(0.5, temperature=temperature, diversity=1.5))
     z = torch.randn(4, 5, 3, 3)
     codes = quantizer.value(quantizer.digits(torch.arange(32)))
@@ -97,7 +117,9 @@ def test_words_of_bits_have_the_probability_of_their_bits() -> None:
     logits = torch.randn(6, 3)
     p, found = logits.sigmoid(), words(logits)
     for word, bits in enumerate(itertools.product([0, 1], repeat=3)):
-        expected = torch.stack([p[:, i] if bit else 1 - p[:, i] for i, bit in enumerate(bits)]).prod(0)
+        expected = torch.stack(
+            [p[:, i] if bit else 1 - p[:, i] for i, bit in enumerate(bits)]
+        ).prod(0)
         torch.testing.assert_close(found[:, word], expected)
 
 
@@ -108,11 +130,19 @@ def test_entropy_is_log_n_of_n_equal_probabilities_and_zero_of_certainty() -> No
 
 def test_lfq_commits_with_beta_and_lfq_entropy_agrees_with_vector_quantize_pytorch() -> None:
     package = pytest.importorskip("vector_quantize_pytorch")
-    theirs = package.LFQ(codebook_size=32, dim=5, entropy_loss_weight=0.1, commitment_loss_weight=0.25, diversity_gamma=1.0)
+    theirs = package.LFQ(
+        codebook_size=32,
+        dim=5,
+        entropy_loss_weight=0.1,
+        commitment_loss_weight=0.25,
+        diversity_gamma=1.0,
+    )
     theirs.train()
     ours = LFQ(32, beta=0.25, entropy=Entropy(0.1, temperature=0.02))
     z = torch.randn(2, 5, 4, 4)
-    z_q, _, loss = theirs(z, inv_temperature=100.0)  # theirs scales products of z and code, distances less |z|^2 and |c|^2 by 2
+    z_q, _, loss = theirs(
+        z, inv_temperature=100.0
+    )  # theirs scales products of z and code, distances less |z|^2 and |c|^2 by 2
     q = ours(z)
     torch.testing.assert_close(q.z_q, z_q)
     torch.testing.assert_close(q.loss, loss, rtol=1e-2, atol=1e-3)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from vqgan.metrics.codebook import CodebookUse
+from evaluation.codebook import CodebookUse
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.residual import Residual
@@ -42,7 +42,9 @@ def trained(rank: int, ranks: int) -> dict[str, Any]:
     random = torch.Generator().manual_seed(2 + rank)
     for name, quantizer in makers().items():
         torch.manual_seed(100 + rank)  # ranks draw different numbers, as different data makes them
-        quantizer.start(torch.randn(200, DIM, generator=random) if "revived" in name else torch.ones(200, DIM))
+        quantizer.start(
+            torch.randn(200, DIM, generator=random) if "revived" in name else torch.ones(200, DIM)
+        )
         if "revived" not in name:
             quantizer.load_state_dict(makers()[name].state_dict())
         for x in batches():
@@ -77,7 +79,9 @@ def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["ema", "ema cosine", "vq"])
-def test_two_halves_of_a_batch_make_the_statistics_of_the_whole(name: str, ranks: list[dict[str, Any]]) -> None:
+def test_two_halves_of_a_batch_make_the_statistics_of_the_whole(
+    name: str, ranks: list[dict[str, Any]]
+) -> None:
     alone = trained(0, 1)[name]
     for key, value in alone.items():
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-5)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from data.errors import InputError
+from engine.errors import InputError
 from vqgan.quantizers.base import flatten, nearest
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.kl import KL

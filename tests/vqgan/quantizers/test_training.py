@@ -14,7 +14,9 @@ OVERRIDES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_300_steps_on_shapes_end_without_collapse(name: str, command: Callable[..., int], tmp_path: Path) -> None:
+def test_300_steps_on_shapes_end_without_collapse(
+    name: str, command: Callable[..., int], tmp_path: Path
+) -> None:
     size = [] if name in ("none", "kl") else ["quantizer.K=64"]
     code = command(
         "stage=vqgan", "loss=vqvae", f"quantizer={name}", *size, *OVERRIDES[name].split(), "data.n_train=2000", "data.n_val=500",

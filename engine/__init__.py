@@ -1,0 +1,1 @@
+"""Runs any LightningModule: settings, folders, devices, checkpoints, loggers, sweeps. Knows no images."""

@@ -1,0 +1,51 @@
+"""How long a run lasts and where in it we are: the clock of every gate, schedule and stopping rule."""
+
+import math
+from dataclasses import dataclass
+
+from engine.errors import InputError, check_int, check_range
+
+Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
+
+
+@dataclass(frozen=True)
+class Now:
+    """`step`, the generator's updates so far, and `progress`, the share of the run that is over, 0 to 1."""
+
+    step: int
+    progress: float
+
+
+class Budget:
+    """`max_steps` updates or `max_minutes` of training, whichever ends first; at least one of them.
+
+    Under max_minutes the schedules follow the clock: the learning rate reaches its end when the time does, on any
+    hardware. Such a run can be resumed, but not repeated to the bit.
+    """
+
+    def __init__(self, max_steps: int | None = None, max_minutes: float | None = None) -> None:
+        if max_steps is None and max_minutes is None:
+            raise InputError("a run needs an end; set trainer.max_steps or trainer.max_minutes")
+        for name, value in (("max_steps", max_steps), ("max_minutes", max_minutes)):
+            if value is not None and (not isinstance(value, int | float) or value <= 0):
+                raise InputError(f"trainer.{name}={value} must be a number above 0")
+        self.max_steps, self.max_minutes = max_steps, max_minutes
+
+    def now(self, step: int, seconds: float) -> Now:
+        """Where a run is after so many updates and so many seconds of training."""
+        by_steps = step / self.max_steps if self.max_steps else 0.0
+        by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
+        return Now(step, min(1.0, max(by_steps, by_time)))
+
+
+class Schedule:
+    """Learning-rate factor: a linear warm-up over `warmup` steps, then a cosine from 1 down to `floor` at the end."""
+
+    def __init__(self, warmup: int = 100, floor: float = 0.02) -> None:
+        check_int("schedule.warmup", warmup, 0, "step")
+        check_range("schedule.floor", floor, 0, 1)
+        self.warmup, self.floor = warmup, floor
+
+    def __call__(self, now: Now) -> float:
+        rise = min(1.0, (now.step + 1) / self.warmup) if self.warmup else 1.0
+        return rise * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * now.progress)) / 2)

@@ -1,0 +1,1 @@
+"""Judges images and samples: scores, features, distances, reports. Knows no stage."""

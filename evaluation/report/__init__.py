@@ -1,0 +1,1 @@
+"""stage=report: run folders as one page."""

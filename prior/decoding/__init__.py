@@ -1,0 +1,1 @@
+"""Drawing from priors: sampling rules, generation, cached decoding."""

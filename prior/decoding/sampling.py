@@ -1,0 +1,192 @@
+"""How a code is drawn from logits: temperature, top-k, top-p, min-p and guidance, and the random numbers."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.errors import InputError, check_int
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k largest of logits (..., K) keep their value, the others get -inf."""
+    smallest = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Only the most likely codes, as few as have probability p together, keep their value (Holtzman et al. 2020)."""
+    ordered, order = logits.sort(-1, descending=True)
+    probability = ordered.softmax(-1)
+    beyond = probability.cumsum(-1) - probability >= p  # what stands before a code suffices already
+    return logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+
+
+def min_p(logits: Tensor, share: float) -> Tensor:
+    """Only codes at least `share` times as likely as the likeliest keep their value (Nguyen et al. 2024, section 3)."""
+    least = logits.amax(-1, keepdim=True) + math.log(share)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def guided(given: Tensor, free: Tensor, scale: float) -> Tensor:
+    """Logits away from those without a label: free + scale * (given - free) (Ho & Salimans 2022, eq. 6, whose w is scale - 1)."""
+    return free + scale * (given - free)
+
+
+@dataclass
+class Sampler:
+    """How codes are drawn from logits: divided by `temperature`, then the `top_k` (0: all), then `top_p` (1: all), then
+    `min_p` (0: all).
+
+    Given labels, `guidance` moves the logits before all that: 1 not at all, 0 to those without a label. With
+    `guidance_power` above 0 it grows from 1 over the grid, as that power of the share of the positions that is drawn.
+
+    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose). Of those that keep the surest
+    codes `choice` is how much of that is chance: the weight of Gumbel noise beside log p, which falls to 0 with the steps.
+
+    `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `given` the upper
+    `rows` rows of codes stay, or all but those of the `region` [top, left, bottom, right], bottom and right exclusive.
+
+    `compile`: by torch.compile, of priors whose blocks go position by position; the same codes, but for rounding.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    guidance: float = 1.0
+    guidance_power: float = 0.0
+    steps: int = 0
+    choice: float = 25.0
+    grid: str | None = None
+    given: str | None = None
+    rows: int | None = None
+    region: Sequence[int] | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise InputError(
+                f"sampler.temperature={self.temperature} must be above 0; sampler.top_k=1 takes the likeliest code"
+            )
+        if self.top_k < 0:
+            raise InputError(f"sampler.top_k={self.top_k} must be at least 0; 0 keeps all codes")
+        if not 0 < self.top_p <= 1:
+            raise InputError(
+                f"sampler.top_p={self.top_p} must be above 0 and at most 1; 1 keeps all codes"
+            )
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"sampler.min_p={self.min_p} must be from 0 to 1; 0 keeps all codes")
+        if self.guidance < 0 or self.guidance_power < 0:
+            raise InputError(
+                f"sampler.guidance={self.guidance} and sampler.guidance_power={self.guidance_power} must be at least 0; "
+                "guidance=1 draws without it"
+            )
+        if self.steps < 0:
+            raise InputError(
+                f"sampler.steps={self.steps} must be at least 0; 0 leaves it to the prior"
+            )
+        if self.choice < 0:
+            raise InputError(
+                f"sampler.choice={self.choice} must be at least 0; 0 always keeps the surest codes"
+            )
+        if self.grid is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", str(self.grid)):
+            raise InputError(
+                f"sampler.grid={self.grid} must be rows x columns of codes, such as 16x24"
+            )
+        if self.rows is not None and self.region is not None:
+            raise InputError(
+                f"sampler.rows={self.rows} and sampler.region={self.region} exclude each other; leave one of them out"
+            )
+        if self.given is None and (self.rows is not None or self.region is not None):
+            name, value = ("rows", self.rows) if self.region is None else ("region", self.region)
+            raise InputError(
+                f"sampler.{name}={value} says what of an image stays; name that image with sampler.given=<file>"
+            )
+        if self.given is not None and self.rows is None and self.region is None:
+            raise InputError(
+                f"sampler.given={self.given} needs sampler.rows=4, the upper rows of codes that stay, or "
+                "sampler.region=[top,left,bottom,right], those that are drawn anew"
+            )
+        if self.given is not None and self.grid is not None:
+            raise InputError(
+                f"sampler.given={self.given} has the prior's own grid; leave sampler.grid={self.grid} out"
+            )
+
+    def size(self, own: tuple[int, int]) -> tuple[int, int]:
+        """The grid that is drawn by a prior whose `own` grid that is."""
+        if self.grid is None:
+            return own
+        h, w = (int(side) for side in self.grid.split("x"))
+        if h < own[0] or w < own[1]:
+            raise InputError(
+                f"sampler.grid={self.grid} must be at least {own[0]}x{own[1]}, the grid that the prior learned: larger ones are "
+                "drawn from windows of that size"
+            )
+        return h, w
+
+    def known(self, grid: tuple[int, int]) -> Tensor:
+        """Which positions (h, w) of the grid, bool, hold codes of the image `given`; none without one."""
+        known = torch.zeros(grid, dtype=torch.bool)
+        if self.rows is not None:
+            check_int("sampler.rows", self.rows, 0)
+            if self.rows >= grid[0]:
+                raise InputError(
+                    f"sampler.rows={self.rows} must be less than the {grid[0]} rows of the grid, or nothing is drawn"
+                )
+            known[: self.rows] = True
+        if self.region is not None:
+            h, w = grid
+            corners = list(self.region) if isinstance(self.region, Sequence) else []
+            if len(corners) != 4 or any(not isinstance(corner, int) for corner in corners):
+                raise InputError(
+                    f"sampler.region={self.region} must be four whole numbers, [top,left,bottom,right] in codes"
+                )
+            top, left, bottom, right = corners
+            if not (0 <= top < bottom <= h and 0 <= left < right <= w):
+                raise InputError(
+                    f"sampler.region={self.region} must lie within [0,0,{h},{w}], the grid, and its exclusive bottom and "
+                    "right beyond its top and left"
+                )
+            known[:] = True
+            known[top:bottom, left:right] = False
+        return known
+
+    def scale(self, drawn: float) -> float:
+        """The strength of the guidance when the share `drawn` of the positions is."""
+        return 1 + (self.guidance - 1) * drawn**self.guidance_power
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """logits (n, K) and numbers (n,) uniform in [0, 1) -> codes (n,), by the inverse of the distribution function."""
+        logits = logits.float() / self.temperature
+        if self.top_k:
+            logits = top_k(logits, self.top_k)
+        if self.top_p < 1:
+            logits = top_p(logits, self.top_p)
+        if self.min_p:
+            logits = min_p(logits, self.min_p)
+        cumulated = logits.softmax(-1).double().cumsum(-1)
+        total = cumulated[:, -1:]
+        target = uniform.double()[:, None] * total
+        below = target.minimum(
+            total.nextafter(torch.zeros_like(total))
+        )  # rounding must not lead past the last code that is left
+        return torch.searchsorted(cumulated, below, right=True)[:, 0]
+
+
+class Numbers:
+    """The random numbers that samples `which` of a seed are drawn by: each sample has a stream of its own, so that it is
+    the same whatever the batch it is drawn in."""
+
+    def __init__(self, seed: int, which: Iterable[int], device: torch.device | str = "cpu") -> None:
+        self.streams, self.device = [np.random.default_rng((seed, i)) for i in which], device
+
+    def uniform(self, *shape: int) -> Tensor:
+        """The next numbers (n, *shape), uniform in [0, 1), float64."""
+        return torch.from_numpy(np.stack([stream.random(shape) for stream in self.streams])).to(
+            self.device
+        )

@@ -1,0 +1,263 @@
+""""""
+
+import errno
+import os
+import pickle
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from engine.checkpoint import (
+    BEST,
+    FORMAT,
+    LAST,
+    PREVIOUS,
+    find_checkpoint,
+    find_resumable,
+    make_header,
+    read_checkpoint,
+    save_atomically,
+    substate,
+)
+from engine.errors import InputError
+from tests.helpers.configs import SMALL, compose_config
+from tests.helpers.stage1 import fit, lightning_warnings, make_module
+from vqgan.load import build_tokenizer, load_tokenizer
+
+pytestmark = lightning_warnings
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with the checkpoint of an untrained tokenizer."""
+    chosen = compose_config(*SMALL)
+    tokenizer = build_tokenizer(chosen)
+    state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
+    save(tmp_path, {"codegrid": make_header("vqgan", chosen), "state_dict": state})
+    return tmp_path
+
+
+def save(folder: Path, content: Any) -> None:
+    save_atomically(content, folder / "checkpoints" / "last.ckpt")
+
+
+def test_a_tokenizer_comes_back_from_its_run_folder_and_from_its_file(run: Path) -> None:
+    by_folder, chosen = load_tokenizer(run)
+    by_file, _ = load_tokenizer(run / "checkpoints" / "last.ckpt")
+    assert by_folder.fingerprint() == by_file.fingerprint()
+    assert by_folder.grid == (4, 4)
+    assert not by_folder.training
+    assert chosen["data"]["image_size"] == 16
+
+
+def test_the_stored_config_is_plain_and_resolved(run: Path) -> None:
+    stored = read_checkpoint(run, "vqgan")["codegrid"]["config"]
+    assert type(stored) is dict
+    assert stored["model"]["encoder"]["image_size"] == 16
+
+
+def test_missing_weights_are_an_error(run: Path) -> None:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content["state_dict"].popitem()
+    save(run, content)
+    with pytest.raises(InputError, match="Missing key"):
+        load_tokenizer(run)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_damaged_file_is_named(run: Path, damage: bytes | None) -> None:
+    file = run / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:1000] if damage is None else damage)
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged or no checkpoint"):
+        read_checkpoint(run, "vqgan")
+
+
+def test_a_checkpoint_of_something_else_is_refused(run: Path) -> None:
+    save(run, {"state_dict": {}})
+    with pytest.raises(InputError, match="no checkpoint of Codegrid"):
+        read_checkpoint(run, "vqgan")
+
+
+def test_loading_runs_no_code_of_the_file(run: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {run}/executed",)
+
+    (run / "checkpoints" / "last.ckpt").write_bytes(
+        pickle.dumps({"codegrid": Malicious()}, protocol=2)
+    )
+    with pytest.raises(InputError):
+        read_checkpoint(run, "vqgan")
+    save(run, {"codegrid": Malicious()})
+    with pytest.raises(InputError):
+        read_checkpoint(run, "vqgan")
+    assert not (run / "executed").exists()
+
+
+def test_the_wrong_stage_is_refused_with_the_right_one(run: Path) -> None:
+    with pytest.raises(
+        InputError, match="comes from stage=vqgan, and a checkpoint of stage=prior is needed"
+    ):
+        read_checkpoint(run, "prior")
+
+
+def test_a_newer_format_is_refused(run: Path) -> None:
+    save(run, {"codegrid": {"format": FORMAT + 1, "stage": "vqgan"}})
+    with pytest.raises(InputError, match="update Codegrid"):
+        read_checkpoint(run, "vqgan")
+
+
+def test_a_run_folder_means_its_best_checkpoint_where_it_keeps_one(run: Path) -> None:
+    assert find_checkpoint(run).name == "last.ckpt"
+    (run / "checkpoints" / "best.ckpt").write_bytes(
+        (run / "checkpoints" / "last.ckpt").read_bytes()
+    )
+    assert find_checkpoint(run).name == "best.ckpt"
+    assert find_checkpoint(run / "checkpoints" / "last.ckpt").name == "last.ckpt"
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    save_atomically({"a": 1}, file)
+    with pytest.raises(Exception, match="pickle"):
+        save_atomically({"a": lambda: 0}, file)
+    assert torch.load(file, weights_only=True) == {"a": 1}
+
+
+def flipped(file: Path) -> None:
+    """One bit of a weight; torch.load does not notice."""
+    content = bytearray(file.read_bytes())
+    weight = max(torch.load(file, weights_only=True)["state_dict"].values(), key=torch.numel)
+    content[content.index(weight.contiguous().numpy().tobytes()[:64])] ^= 1
+    file.write_bytes(content)
+    torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("how", ["flipped", "torn", "missing"])
+def test_the_one_before_is_used_where_the_last_is_damaged(
+    run: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    content = read_checkpoint(run, "vqgan")
+    save_atomically(content | {"n": 2}, run / LAST, run / PREVIOUS)
+    {
+        "flipped": lambda: flipped(run / LAST),
+        "torn": lambda: (run / LAST).write_bytes((run / LAST).read_bytes()[:-100]),
+        "missing": lambda: (run / LAST).unlink(),  # killed between two renames
+    }[how]()
+    assert "n" not in read_checkpoint(run, "vqgan")
+    assert ("last.ckpt is damaged" in capsys.readouterr().err) == (how != "missing")
+    assert find_resumable(run) == run / PREVIOUS
+    assert capsys.readouterr().err.count("the run goes on from") == 1
+    assert (run / "checkpoints" / "damaged.ckpt").exists() == (how != "missing"), (
+        "or the next save would keep it as the previous"
+    )
+
+
+def test_a_run_without_a_whole_checkpoint_is_to_be_started_again(run: Path, tmp_path: Path) -> None:
+    flipped(run / LAST)
+    with pytest.raises(InputError, match="start the run again"):
+        find_resumable(run)
+    (run / LAST).unlink()
+    with pytest.raises(InputError, match="ended before its first; start the run again"):
+        find_resumable(run)
+
+
+def test_a_damaged_best_is_told_and_the_last_used(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / BEST).write_bytes((run / LAST).read_bytes())
+    flipped(run / BEST)
+    load_tokenizer(run)
+    assert "best.ckpt is damaged" in capsys.readouterr().err
+    assert BestCheckpoint(run, {"stage": "vqgan"}, "val/psnr").step == 0
+
+
+class Full:
+    """A disk without room from one save on, for some saves."""
+
+    def __init__(self, first: int, n: int) -> None:
+        self.calls, self.refused, self.fsync = 0, range(first, first + n), os.fsync
+
+    def __call__(self, descriptor: int) -> None:
+        self.calls += 1
+        if self.calls in self.refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.fsync(descriptor)
+
+
+def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, full: Full) -> None:
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "elsewhere"))
+    fit(
+        make_module(),
+        [
+            Checkpoints(
+                folder, make_header("vqgan", compose_config("stage=vqgan")), 3, pauses=(0, 0)
+            )
+        ],
+    )  # 8 steps: 3, 6, and the end
+
+
+def test_a_full_disk_is_told_and_the_next_save_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path, monkeypatch, Full(3, 1))  # a save is a file's and a folder's
+    told = capsys.readouterr().err
+    assert "step 6:" in told
+    assert (
+        "can't be written (No space left on device); the last one is of step 3, and the run goes on"
+        in told
+    )
+    assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 8
+    assert read_checkpoint(tmp_path / PREVIOUS, "vqgan")["clock"]["step"] == 3
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_last_state_is_tried_again_and_then_put_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        InputError, match=r"the run's last state is in .*elsewhere.*last\.ckpt: move it to"
+    ):
+        trained(tmp_path, monkeypatch, Full(5, 3))
+    [elsewhere] = (tmp_path / "elsewhere").rglob("last.ckpt")
+    assert read_checkpoint(elsewhere, "vqgan")["clock"]["step"] == 8
+    assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
+
+
+def test_a_disk_that_has_room_again_at_the_end_gets_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path, monkeypatch, Full(5, 2))
+    assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 8
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_outgrows_the_disk_is_an_error_of_the_system_and_leaves_the_old_one(
+    tmp_path: Path,
+) -> None:
+    file, limits = tmp_path / "x.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_atomically({"a": 1}, file)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_atomically({"a": [torch.zeros(20_000) for _ in range(3)]}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.load(file, weights_only=True) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_part_takes_a_prefix_and_nothing_that_begins_alike() -> None:
+    assert substate({"a.x": 1, "ab.x": 2, "b": 3}, "a") == {"x": 1}

@@ -1,0 +1,44 @@
+""""""
+
+import math
+
+import pytest
+
+from engine.clock import Budget, Now, Schedule
+from engine.errors import InputError
+
+
+def test_progress_counts_steps() -> None:
+    budget = Budget(max_steps=10)
+    assert [budget.now(step, 1e9).progress for step in (0, 5, 10, 12)] == [0, 0.5, 1, 1]
+
+
+def test_progress_counts_minutes() -> None:
+    budget = Budget(max_minutes=2)
+    assert [budget.now(10**9, seconds).progress for seconds in (0, 30, 120, 500)] == [0, 0.25, 1, 1]
+
+
+def test_whichever_ends_first() -> None:
+    budget = Budget(max_steps=10, max_minutes=1)
+    assert budget.now(5, 6).progress == 0.5
+    assert budget.now(1, 45).progress == 0.75
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_steps": 0}, {"max_minutes": -1}, {"max_steps": "many"}]
+)
+def test_a_run_without_a_sensible_end_is_refused(limits: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"trainer\.max_"):
+        Budget(**limits)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    schedule = Schedule(warmup=4, floor=0.1)
+    assert [schedule(Now(step, 0)) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert schedule(Now(100, 0.5)) == pytest.approx(0.55)
+    assert schedule(Now(100, 1)) == pytest.approx(0.1)
+    assert schedule(Now(100, 0.25)) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+def test_without_a_warm_up_the_peak_comes_first() -> None:
+    assert Schedule(warmup=0)(Now(0, 0)) == 1

@@ -1,0 +1,101 @@
+"""metrics.csv reads as if the run had never been ended."""
+
+import csv
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.loggers import CSVSeries, StepWandbLogger
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv/version_0/metrics.csv").open(newline="") as lines:
+        return [
+            {name: value for name, value in row.items() if value} for row in csv.DictReader(lines)
+        ]
+
+
+def write(logger: CSVSeries, *found: tuple[int, dict[str, Any]]) -> None:
+    for step, figures in found:
+        logger.log_metrics(figures, step)
+        logger.save()
+
+
+def test_new_columns_join_the_old_ones_and_nothing_is_lost(tmp_path: Path) -> None:
+    write(CSVSeries(str(tmp_path)), (0, {"b": 1.0}), (1, {"a": 2.0, "b": 3.0}), (2, {"b": 4.0}))
+    assert rows(tmp_path) == [
+        {"b": "1.0", "step": "0"},
+        {"a": "2.0", "b": "3.0", "step": "1"},
+        {"b": "4.0", "step": "2"},
+    ]
+
+
+def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
+    write(
+        CSVSeries(str(tmp_path)),
+        (0, {"a": 0}),
+        (1, {"a": 1}),
+        (1, {"val/b": 5}),
+        (2, {"a": 2}),
+        (3, {"a": 3}),
+    )
+    file = tmp_path / "csv/version_0/metrics.csv"
+    file.write_text(file.read_text() + "4,")  # killed in the middle of a line
+    again = CSVSeries(str(tmp_path))
+    again.cut(2, unjudged=False)
+    write(again, (2, {"a": 20}))
+    assert [(row["step"], row.get("a") or row["val/b"]) for row in rows(tmp_path)] == [
+        ("0", "0"), ("1", "1"), ("1", "5"), ("2", "20"),
+    ]  # fmt: skip
+
+
+def test_a_validation_that_is_to_come_again_is_forgotten(tmp_path: Path) -> None:
+    logger = CSVSeries(str(tmp_path))
+    write(logger, (0, {"val/b": 4}), (1, {"a": 1}), (1, {"val/b": 5}))
+    logger.cut(2, unjudged=True)
+    assert rows(tmp_path) == [{"step": "0", "val/b": "4"}, {"a": "1", "step": "1"}]
+
+
+def test_the_further_files_of_earlier_versions_become_one(tmp_path: Path) -> None:
+    for version, text in ((0, "a,step\n1,0\n2,1\n3,2\n"), (1, "a,b,step\n20,7,1\n")):
+        (tmp_path / f"csv/version_{version}").mkdir(parents=True)
+        (tmp_path / f"csv/version_{version}/metrics.csv").write_text(text)
+    CSVSeries(str(tmp_path)).cut(2, unjudged=False)
+    assert rows(tmp_path) == [{"a": "1", "step": "0"}, {"a": "20", "b": "7", "step": "1"}]
+    assert len(list((tmp_path / "csv").rglob("metrics.csv"))) == 1
+
+
+def test_a_disk_without_room_loses_no_row_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = CSVSeries(str(tmp_path))
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr("os.fsync", refuse)
+        write(logger, (0, {"a": 1}), (1, {"a": 2}))
+    write(logger, (2, {"a": 3}))
+    assert [row["a"] for row in rows(tmp_path)] == ["1", "2", "3"]
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_wandb_is_not_told_what_its_server_has() -> None:
+    class Run:
+        starting_step = 7  # of a resumed run, the one after the last that the server has
+
+        def __init__(self) -> None:
+            self.told: list[tuple[int, dict[str, Any]]] = []
+
+        def log(self, row: dict[str, Any], step: int) -> None:
+            self.told.append((step, row))
+
+    logger, run = StepWandbLogger(), Run()
+    logger._experiment = run  # type: ignore[assignment]
+    for step in (5, 6, 7, 8):
+        logger.log_metrics({"a": step / 10}, step)
+    assert run.told == [(step, {"a": step / 10, "trainer/global_step": step}) for step in (7, 8)]

@@ -1,0 +1,60 @@
+"""How fast and how large a run is, in its logs."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from engine.callbacks.throughput import Throughput
+from engine.environment import GIB, resident_memory
+from tests.helpers.stage1 import fit, lightning_warnings, make_module
+
+pytestmark = lightning_warnings
+
+__all__ = ["pytestmark"]  # the warnings that training on a CPU brings
+
+
+class Seen(Callback):
+    """A validation that takes 0.3 s, and what was logged of the speed."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_validation_start(self, *_: Any) -> None:
+        time.sleep(0.3)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if "train/images_per_second" in trainer.callback_metrics:
+            self.rates.append(float(trainer.callback_metrics["train/images_per_second"]))
+
+
+def test_throughput_is_of_training_alone_and_memory_is_of_this_process() -> None:
+    seen, speed = Seen(), Throughput()
+    trainer = fit(make_module(steps=12), [speed, seen], log_every_n_steps=1)
+    assert len(seen.rates) == 12
+    assert seen.rates[4] > 4 / 0.3  # a batch of 4, after a validation
+    assert float(trainer.callback_metrics["train/memory_gib"]) == pytest.approx(
+        resident_memory(), rel=0.5
+    )
+    assert speed.peak >= float(trainer.callback_metrics["train/memory_gib"]) > 0.05
+
+
+def test_a_point_counts_all_images_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter(range(0, 1000, 10))
+    monkeypatch.setattr(
+        "engine.callbacks.throughput.time", SimpleNamespace(monotonic=lambda: float(next(moments)))
+    )
+    seen = Seen()
+    fit(make_module(steps=4), [Throughput(), seen], log_every_n_steps=3)
+    assert seen.rates[0] == pytest.approx(3 * 4 / 10)
+
+
+def test_resident_memory_follows_what_is_held() -> None:
+    before = resident_memory()
+    held = torch.ones(2**26)
+    assert resident_memory() - before == pytest.approx(2**28 / GIB, rel=0.2)
+    del held

@@ -1,0 +1,169 @@
+""""""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from evaluation.report.groups import find_varied, groups, mean_over_seeds, ordered, parts
+from evaluation.report.read import ReportedRun
+
+
+def run(
+    seed: int = 0,
+    K: int = 64,
+    grid: int = 8,
+    psnr: float = 20.0,
+    provenance: dict[str, Any] | None = None,
+    **config: Any,
+) -> ReportedRun:
+    shape = {"K": K, "grid": [grid, grid]}
+    told = {
+        "quantizer": {"_target_": "EMA", "K": K},
+        "model": {"grid": grid, "encoder": {"grid": grid}},
+        "seed": seed,
+        **config,
+    }
+    of = {"psnr": provenance or {"n": 1000}}
+    return ReportedRun(
+        Path(f"{seed}-{K}-{grid}"),
+        "vqgan",
+        f"{seed}-{K}-{grid}-{psnr}",
+        told,
+        shape,
+        "",
+        None,
+        figures={"psnr": psnr},
+        provenance=of,
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_the_interval_is_students(n: int) -> None:
+    values = np.random.default_rng(n).normal(20, 1, n)
+    found = mean_over_seeds(list(values))
+    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert found.ends == pytest.approx((low, high))
+    assert found.n == n
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert mean_over_seeds([20.0]).half is None
+    assert mean_over_seeds([20.0]).text(2) == "20.00"
+
+
+def test_seeds_that_agree_have_an_interval_of_nothing() -> None:
+    assert mean_over_seeds([0.1] * 3).half == 0
+    assert mean_over_seeds([576.0] * 3).text(0) == "576"
+
+
+def test_runs_of_one_seed_count_once_as_their_mean() -> None:
+    told = [run(0, psnr=20.0), run(0, psnr=20.2), run(1, psnr=20.4)]
+    [part] = parts(groups(told), "psnr")
+    found = part.points[0].means["psnr"]
+    assert (found.n, found.mean, found.half) == (
+        2,
+        pytest.approx(20.25),
+        mean_over_seeds([20.1, 20.4]).half,
+    )
+
+
+def test_a_mean_is_written_with_its_interval() -> None:
+    assert mean_over_seeds([20.0, 20.2]).text(1) == "20.1 ± 1.3"
+
+
+def test_runs_that_differ_in_their_seed_are_one_group() -> None:
+    found = groups([run(seed, K, id=str(seed)) for K in (64, 256) for seed in (0, 1, 2)])
+    assert [(group.name, len(group.runs)) for group in found] == [
+        ("8×8, K=64", 3),
+        ("8×8, K=256", 3),
+    ]
+
+
+def test_what_was_swept_is_named_once_however_often_the_config_repeats_it() -> None:
+    assert find_varied([run(K=K, grid=grid) for K in (64, 256) for grid in (4, 8)]) == ["grid", "K"]
+
+
+def test_where_runs_are_kept_and_logged_makes_no_other_configuration() -> None:
+    assert (
+        find_varied(
+            [
+                run(run_dir="a", logger={"csv": {}}, trainer={"log_every": 1}),
+                run(run_dir="b", logger=None, cache_dir="c"),
+            ]
+        )
+        == []
+    )
+
+
+def test_the_settings_of_another_class_follow_from_the_choice_of_the_class() -> None:
+    ema = [
+        run(quantizer={"_target_": "q.EMA", "decay": 0.99, "K": 64}, seed=seed) for seed in (0, 1)
+    ]
+    fsq = [run(quantizer={"_target_": "q.FSQ", "levels": [8, 8]})]
+    assert find_varied([*ema, *fsq]) == ["quantizer._target_"]
+    assert [group.name for group in groups([*ema, *fsq])] == [
+        "8×8, K=64, quantizer=EMA",
+        "8×8, K=64, quantizer=FSQ",
+    ]
+
+
+def test_a_setting_that_differs_within_a_class_counts() -> None:
+    several = [run(quantizer={"_target_": "q.EMA", "decay": decay}) for decay in (0.9, 0.99)]
+    assert find_varied([*several, run(quantizer={"_target_": "q.FSQ"})]) == [
+        "quantizer._target_",
+        "quantizer.decay",
+    ]
+
+
+def test_a_part_that_only_some_runs_have_is_one_choice() -> None:
+    gan = run(loss={"discriminator": {"_target_": "Patch", "width": 64}, "gate": {"start": 0.5}})
+    assert len(find_varied([gan, run(loss={})])) == 1
+
+
+def test_groups_stand_in_the_order_of_their_numbers() -> None:
+    found = groups([run(K=K, grid=grid) for grid in (16, 8) for K in (1024, 64)])
+    assert [group.name for group in found] == [
+        "8×8, K=64",
+        "8×8, K=1024",
+        "16×16, K=64",
+        "16×16, K=1024",
+    ]
+
+
+def test_scores_that_were_measured_otherwise_are_never_averaged() -> None:
+    alike = [run(seed, psnr=20.0 + seed) for seed in (0, 1)]
+    other = run(2, psnr=30.0, provenance={"n": 50_000})
+    first, second = parts(groups([*alike, other]), "psnr")
+    assert (first.points[0].means["psnr"].mean, first.points[0].means["psnr"].n) == (20.5, 2)
+    assert second.points[0].means["psnr"].mean == 30.0
+    assert second.provenance == {"psnr": {"n": 50_000}}
+
+
+def test_the_order_of_a_provenances_keys_does_not_matter() -> None:
+    found = parts(
+        groups(
+            [run(0, provenance={"n": 1, "hash": "a"}), run(1, provenance={"hash": "a", "n": 1})]
+        ),
+        "psnr",
+    )
+    assert len(found) == 1
+
+
+def test_runs_without_a_score_are_left_out() -> None:
+    without = run(K=256)
+    without.figures = {}
+    [part] = parts(groups([run(), without]), "psnr")
+    assert [point.group.name for point in part.points] == ["8×8, K=64"]
+
+
+def test_the_best_is_the_highest_or_the_lowest_as_the_score_has_it() -> None:
+    both = [run(K=64, psnr=20.0), run(K=256, psnr=21.0)]
+    for each in both:
+        each.figures["lpips"] = each.figures["psnr"]
+        each.provenance["lpips"] = {}
+    [part] = parts(groups(both), "psnr", "lpips")
+    assert ordered(part.points, "psnr")[0].group.settings["K"] == 256
+    assert ordered(part.points, "lpips")[0].group.settings["K"] == 64

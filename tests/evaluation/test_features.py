@@ -1,0 +1,282 @@
+""""""
+
+import hashlib
+import importlib
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from data.shapes import Shapes
+from engine.errors import InputError
+from evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from evaluation.features import INCEPTION, Extractor, FeatureNetwork, Inception, Script
+from evaluation.proxy import Proxy, count_label_classes, train_proxy
+from evaluation.scores import Scores
+from tests.helpers.stage1 import Noise
+
+CPU = torch.device("cpu")
+
+
+def shapes(tmp_path: Path, **settings: object) -> Shapes:
+    return Shapes(image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path), **settings)
+
+
+def scripted(file: Path, network: nn.Module) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(network).save(str(file))
+    return str(file)
+
+
+class Means(nn.Module):
+    """The mean of each colour, and twice that as logits."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        means = images.float().mean(dim=(2, 3))
+        return means, 2 * means
+
+
+class Flat(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class Map(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def test_the_proxy_learns_to_tell_the_labels(tmp_path: Path) -> None:
+    made = train_proxy(shapes(tmp_path), 60, CPU)
+    assert made.name == "classifier of labels, 60 steps"
+    assert made.learned["accuracy"] > made.learned["chance"] + 0.05
+
+
+def test_the_proxy_of_images_without_labels_tells_rotations_and_says_so(tmp_path: Path) -> None:
+    made = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
+    assert made.name == "classifier of rotations, 2 steps"
+    assert made(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[1] is None
+    assert made.learned["chance"] < 0.5
+
+
+def test_an_image_is_turned_as_the_rotation_that_is_to_be_told() -> None:
+    made, seen = Proxy(3, 0), []
+    made.features.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    x = torch.randn(4, 3, 16, 16)
+    _, wanted = made.told(x, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 2, 3]))
+    assert wanted.tolist() == [0, 1, 2, 3]
+    assert torch.equal(seen[0], torch.stack([x[i].rot90(i, (1, 2)) for i in range(4)]))
+
+
+def test_all_runs_on_the_same_images_share_a_proxy_whatever_their_batches_and_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_proxy(shapes(tmp_path), 3, CPU)
+    anew = train_proxy(shapes(tmp_path / "elsewhere"), 3, CPU)
+    monkeypatch.setattr("evaluation.proxy.learn", None)  # nothing is trained any more
+    second = train_proxy(shapes(tmp_path, batch_size=8, cache="ram"), 3, CPU)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    for other in (anew, second):
+        assert other.hash == first.hash
+        assert torch.equal(other(images)[0], first(images)[0])
+    assert second.learned == first.learned
+
+
+def test_training_a_proxy_leaves_the_random_numbers_of_the_run_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    train_proxy(shapes(tmp_path), 2, CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_other_images_or_more_steps_make_another_proxy(tmp_path: Path) -> None:
+    hashes = {
+        train_proxy(shapes(tmp_path, **how), steps, CPU).hash
+        for how, steps in (({}, 2), ({}, 3), ({"seed": 1}, 2), ({"flip": False}, 2))
+    }
+    assert len(hashes) == 4
+
+
+def test_images_of_which_one_has_no_label_are_of_no_classes(tmp_path: Path) -> None:
+    data = shapes(tmp_path, cache="ram")
+    assert count_label_classes(data) == 5
+    data.split("train").labels[3] = -1
+    assert count_label_classes(data) == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_torchscript_file_sees_three_channels_of_uint8(tmp_path: Path, channels: int) -> None:
+    script = Script(scripted(tmp_path / "my-means.2.pt", Means()), 16)
+    images = torch.randint(256, (5, channels, 16, 16), dtype=torch.uint8)
+    features, logits = script(images)
+    assert torch.equal(features, images.float().mean((2, 3)).expand(-1, 3))
+    assert logits is not None
+    assert (script.name, script.suffix) == ("my-means.2.pt", "_my_means_2")
+    assert script.hash == hashlib.sha256((tmp_path / "my-means.2.pt").read_bytes()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "says"),
+    [
+        ("map", Map(), r"must give features \(n, D\) of n images, and gives \(2, 3, 16, 16\) of 2"),
+        ("proxy", Flat(), "another name"),
+    ],
+)
+def test_a_torchscript_file_that_gives_no_features_is_refused(
+    tmp_path: Path, name: str, network: nn.Module, says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        Script(scripted(tmp_path / f"{name}.pt", network), 16)
+
+
+def test_what_is_no_torchscript_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not there"):
+        Script(str(tmp_path / "nothing.pt"), 16)
+    (tmp_path / "text.pt").write_text("text")
+    with pytest.raises(InputError, match="can't be used on uint8 images"):
+        Script(str(tmp_path / "text.pt"), 16)
+
+
+def judged(extractor: Extractor, real: Tensor, fake: Tensor, suffix: str = "_own") -> Scores:
+    judge, scores = FeatureSet(extractor, suffix), Scores({"reference": "originals of val"})
+    for side, images in (("reference", real), ("judged", fake)):
+        for part in images.split(7):
+            judge.add(side, part)
+    judge.distances(scores, "rfid")
+    judge.variety(scores)
+    return scores
+
+
+def test_a_judges_frechet_distance_is_that_of_torchmetrics_with_the_same_network(
+    tmp_path: Path,
+) -> None:
+    extractor = train_proxy(shapes(tmp_path), 2, CPU)
+
+    class Given(nn.Module):
+        num_features = FeatureNetwork.num_features
+
+        def forward(self, images: Tensor) -> Tensor:
+            return extractor(images)[0]
+
+    real, fake = torch.randint(256, (2, 150, 3, 16, 16), dtype=torch.uint8)
+    fake = fake // 2
+    theirs = FrechetInceptionDistance(feature=Given(), normalize=False)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    assert judged(extractor, real, fake).values["rfid_own"] == pytest.approx(
+        float(theirs.compute()), rel=1e-3
+    )
+
+
+def test_every_score_says_what_it_is_of(tmp_path: Path) -> None:
+    extractor = train_proxy(shapes(tmp_path), 2, CPU)
+    scores = judged(extractor, *torch.randint(256, (2, 20, 3, 16, 16), dtype=torch.uint8), "_proxy")
+    assert len(scores.values) == 7
+    for name in scores.values:
+        about = scores.provenance[name]
+        assert (about["n"], about["n_reference"], about["reference"]) == (
+            20,
+            20,
+            "originals of val",
+        )
+        assert (about["extractor"], about["extractor_hash"], about["resize"]) == (
+            extractor.name,
+            extractor.hash,
+            "none",
+        )
+        assert about["library"].startswith("torch ")
+    assert scores.provenance["precision_proxy"]["neighbours"] == 3
+    assert scores.provenance["density_proxy"]["neighbours"] == 5
+
+
+def test_too_few_images_make_scores_absent_with_a_reason(tmp_path: Path) -> None:
+    extractor = train_proxy(shapes(tmp_path), 2, CPU)
+    scores = judged(extractor, *torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8))
+    assert scores.values["precision_own"] is not None
+    assert scores.absent == dict.fromkeys(
+        ("density_own", "coverage_own"), "it needs more than 5 images on each side"
+    )
+    scores = judged(extractor, *torch.randint(256, (2, 1, 3, 16, 16), dtype=torch.uint8))
+    assert scores.absent["rfid_own"] == "it needs at least 2 images on each side"
+
+
+def test_a_network_that_tells_no_classes_gives_no_inception_score(tmp_path: Path) -> None:
+    made = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
+    scores = judged(made, *torch.randint(256, (2, 8, 3, 16, 16), dtype=torch.uint8))
+    assert (
+        scores.absent["inception_score_own"]
+        == "these images have no labels: the proxy tells rotations"
+    )
+
+
+def test_missing_weights_are_not_fetched_against_the_persons_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)
+    with pytest.raises(InputError, match=f"the weights {INCEPTION} are not in .*, and fetch=false"):
+        Inception(fetch=False)
+
+
+def test_a_network_that_answers_nothing_is_waited_for_ten_seconds_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def silent(*_: object, **__: object) -> None:
+        assert socket.getdefaulttimeout() == 10
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", silent)
+    with pytest.raises(InputError, match=r"can't be fetched \(timed out\)"):
+        Inception(fetch=True)
+    assert socket.getdefaulttimeout() is None
+
+
+def test_without_the_extra_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(importlib.sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)  # type: ignore[attr-defined]
+    with pytest.raises(
+        InputError, match=r"torch-fidelity is missing: pip install codegrid\[fidelity\]"
+    ):
+        Inception()
+
+
+def test_a_judge_without_a_network_gives_the_reason_for_each_score() -> None:
+    judge, scores = AbsentFeatureSet("_proxy", "left out"), Scores({})
+    judge.add("judged", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    judge.distances(scores, "gfid")
+    judge.variety(scores)
+    names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
+    assert scores.absent == {f"{name}_proxy": "left out" for name in names}
+
+
+@pytest.mark.slow
+def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights of chance, in the place where the real ones would be."""
+    code = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    chance: Callable[..., nn.Module] = code.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(code, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(chance, "load_state_dict", lambda *_, **__: None)
+        network = chance("x", ["2048", "logits_unbiased"])
+    file = tmp_path / "hub" / "checkpoints" / INCEPTION
+    file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), file)
+    made, images = Inception(fetch=False), torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
+    features, logits = made(images)
+    assert features.shape == (2, 2048)
+    assert logits is not None
+    assert logits.shape == (2, 1008)
+    assert torch.equal(features, network(images.expand(-1, 3, -1, -1))[0])
+    assert made.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged"):
+        Inception(fetch=False)

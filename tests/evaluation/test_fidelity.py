@@ -1,0 +1,108 @@
+"""Scores of reconstructions, against scikit-image, torchmetrics and slow versions."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+from data.images import to_uint8
+from evaluation.reconstruction import BETAS, Fidelity, scales
+
+
+def images(size: int, n: int = 3) -> tuple[Tensor, Tensor]:
+    x = (
+        torch.nn.functional.interpolate(
+            torch.rand(n, 3, size // 4, size // 4), size=size, mode="bilinear"
+        )
+        * 2
+        - 1
+    )
+    return x, x + 0.1 * torch.randn_like(x)
+
+
+def found(x: Tensor, x_hat: Tensor) -> dict[str, float]:
+    metric = Fidelity(x.shape[-1])
+    metric.update(x[:1], x_hat[:1])
+    metric.update(x[1:], x_hat[1:])
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_psnr_is_that_of_scikit_image() -> None:
+    x, x_hat = images(32)
+    a, b = (to_uint8(each).permute(0, 2, 3, 1).numpy() for each in (x, x_hat))
+    psnr = np.mean(
+        [peak_signal_noise_ratio(*pair, data_range=255) for pair in zip(a, b, strict=True)]
+    )
+    assert found(x, x_hat)["psnr"] == pytest.approx(psnr, abs=1e-4)
+
+
+def test_ssim_is_that_of_scikit_image_at_every_pixel_whose_window_lies_within_the_image() -> None:
+    """The means differ: torchmetrics counts the border, where windows see the image mirrored, and scikit-image does not."""
+    x, x_hat = images(32)
+    a, b = (to_uint8(each).permute(0, 2, 3, 1).numpy() for each in (x, x_hat))
+    told = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 255,
+        "channel_axis": 2,
+    }
+    theirs = np.mean([structural_similarity(*pair, **told) for pair in zip(a, b, strict=True)])
+    metric = StructuralSimilarityIndexMeasure(data_range=255.0, return_full_image=True)
+    mean, maps = metric(to_uint8(x_hat).float(), to_uint8(x).float())
+    assert float(maps[:, :, 5:-5, 5:-5].mean()) == pytest.approx(theirs, abs=1e-4)
+    assert found(x, x_hat)["ssim"] == pytest.approx(float(mean), abs=1e-5)
+
+
+def test_l1_and_l2_are_of_8_bit_pixels_from_0_to_1() -> None:
+    x, x_hat = images(16)
+    apart = (to_uint8(x).double() - to_uint8(x_hat).double()) / 255
+    assert found(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
+    assert found(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "n"),
+    [(8, 0), (11, 1), (16, 1), (24, 2), (64, 3), (96, 3), (128, 4), (175, 4), (176, 5), (256, 5)],
+)
+def test_there_are_as_many_scales_as_an_image_has_room_for(size: int, n: int) -> None:
+    assert scales(size) == n
+    if 0 < size <= 176:
+        x, x_hat = images(size, 2)
+        assert ("ms_ssim" in found(x, x_hat)) == (n > 0)
+        assert 0 < found(x, x_hat).get("ms_ssim", 0.5) < 1
+
+
+def test_of_large_images_ms_ssim_is_torchmetrics_own_and_of_smaller_ones_its_first_scales() -> None:
+    x, x_hat = images(176, 2)
+    theirs = float(
+        ms_ssim(to_uint8(x_hat).float(), to_uint8(x).float(), data_range=255.0, normalize="relu")
+    )
+    whole = BETAS[0] + BETAS[1] + BETAS[2] + BETAS[3] + BETAS[4]
+    assert found(x, x_hat)["ms_ssim"] == pytest.approx(theirs ** (1 / whole), rel=1e-3)
+    x, x_hat = images(24, 1)
+    theirs = float(
+        ms_ssim(
+            to_uint8(x_hat).float(),
+            to_uint8(x).float(),
+            data_range=255.0,
+            betas=BETAS[:2],
+            normalize="relu",
+        )
+    )
+    metric = Fidelity(24)
+    metric.update(x, x_hat)
+    assert float(metric.compute()["ms_ssim"]) == pytest.approx(
+        theirs ** (1 / sum(BETAS[:2])), rel=1e-4
+    )
+
+
+def test_a_perfect_first_batch_does_not_spoil_what_follows() -> None:
+    x, x_hat = images(16)
+    x_hat[:1] = x[:1]
+    apart = (to_uint8(x).double() - to_uint8(x_hat).double()) / 255
+    assert found(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
+    assert found(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)

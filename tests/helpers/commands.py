@@ -1,0 +1,77 @@
+"""Commands as a user types them, small enough for tests."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.helpers.configs import ROOT
+
+
+def free_port() -> int:
+    """A port at which two processes can meet, whoever else runs tests."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+TINY = [  # a stage=vqgan that takes seconds
+    "data.n_train=64", "data.n_val=16", "data.batch_size=8", "data.image_size=16", "model.grid=4", "model.width=8",
+    "model.encoder.depth=1", "model.decoder.depth=1", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu",
+    "trainer.max_steps=6", "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
+]  # fmt: skip
+
+TINY_GAN = [*TINY, "loss.discriminator.width=8", "loss.gate.start=0.5"]
+
+TINY_PRIOR = [
+    "prior.width=16", "prior.depth=1", "prior.heads=2", "batch_size=8", "trainer.accelerator=cpu", "trainer.max_steps=6",
+    "trainer.val_every=3", "trainer.save_every=2", "trainer.log_every=1", "logger=csv",
+]  # fmt: skip
+
+QUICK = ["accelerator=cpu", "proxy=2", "fetch=false"]  # a stage=evaluate that takes seconds
+
+Command = Callable[..., int]
+
+lightning_warnings = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec",
+    "ignore:.*does not have many workers",
+    "ignore:.*logging on a CPU",
+    "ignore:.*batch_size.*ambiguous",
+)
+
+
+def read_mistake(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake gets, and nothing else."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+TWO = ["trainer.devices=2", "trainer.precision=32-true"]
+
+
+def launch(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`python train.py ...` as processes of its own, or started `by` another program than python."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "LOCAL_RANK", "WORLD_SIZE"))
+    }
+    environment = kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    line = [sys.executable, *by, str(ROOT / "train.py"), *words]
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+
+
+def read_report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """The result that the command printed, once."""
+    assert done.returncode == 0, done.stderr
+    [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]
+    found: dict[str, object] = json.loads(line)
+    return found

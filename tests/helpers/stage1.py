@@ -1,0 +1,84 @@
+"""Small tokenizers, their modules and data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from data.datamodule import ImageDataModule
+from data.source import Source
+from engine.clock import Budget, Schedule
+from vqgan.decoder import Decoder
+from vqgan.discriminators.patch import PatchGAN
+from vqgan.encoder import Encoder
+from vqgan.losses.gate import Gate
+from vqgan.losses.perceptual import DiscriminatorFeatures
+from vqgan.losses.pixel import Pixel
+from vqgan.losses.weight import AdaptiveWeight
+from vqgan.module import VQGAN
+from vqgan.quantizers.ema import EMA
+from vqgan.tokenizer import Tokenizer
+
+
+class Grain(Source):
+    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+        return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
+
+
+class Noise(ImageDataModule):
+    def open(self, split: str) -> Source:
+        return Grain(24, split)
+
+
+def make_noise() -> Noise:
+    return Noise(16, cache="ram", batch_size=4)
+
+
+def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, 1e-3)
+
+
+def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
+    torch.manual_seed(0)
+    found = make_tokenizer()
+    found.start(make_noise().augment(torch.from_numpy(make_noise().split("train").values)))
+    if gate is not None:
+        settings = {
+            "discriminator": PatchGAN(3, 8, 1),
+            "perceptual": DiscriminatorFeatures(),
+            "adaptive": AdaptiveWeight(),
+            **settings,
+        }
+    return VQGAN(found, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
+
+
+def fit(
+    trained: VQGAN,
+    callbacks: Sequence[Callback] = (),
+    data: ImageDataModule | None = None,
+    **settings: Any,
+) -> L.Trainer:
+    trainer = L.Trainer(
+        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        callbacks=list(callbacks), **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)  # the same augmentation, whatever was built before
+    trainer.fit(trained, data or make_noise())
+    return trainer
+
+
+lightning_warnings = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*logging on a CPU"
+)
+
+
+def make_tokenizer(
+    size: int = 16, grid: int = 4, start: str = "patches", channels: int = 3, dim: int = 8
+) -> Tokenizer:
+    parts = {"image_size": size, "channels": channels, "grid": grid, "width": 8, "depth": 1}
+    return Tokenizer(Encoder(**parts), EMA(16, dim), Decoder(**parts), start)

@@ -1,0 +1,284 @@
+""""""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.decode import decode
+from data.images import to_float
+from engine.errors import InputError
+from prior.decoding.generate import generate, sample, windows
+from prior.decoding.sampling import Numbers, Sampler
+from prior.models.base import Prediction, PriorModel
+from prior.models.gpt import GPT
+from prior.samples import encode_init_image
+from tests.helpers.priors import BOOKS, PRIORS, UNLABELLED, make_prior
+from tests.helpers.stage1 import make_tokenizer
+from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.residual import Residual
+from vqgan.tokenizer import Tokenizer
+
+K = 5
+
+
+class Counts(PriorModel):
+    """Fills in numbers that tell the call, and keeps what each call was given."""
+
+    def __init__(self, grid: tuple[int, int], books: int = 1) -> None:
+        super().__init__(torch.randn(books, 1000, 2), grid, classes=3)
+        self.register_buffer("here", torch.zeros(()))
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+
+    def learn(
+        self, codes: torch.Tensor, labels: torch.Tensor | None, progress: float
+    ) -> Prediction:
+        raise AssertionError
+
+    def judge(self, codes: torch.Tensor, labels: torch.Tensor | None) -> Prediction:
+        raise AssertionError
+
+    def fill(
+        self,
+        codes: torch.Tensor,
+        known: torch.Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        self.calls.append((codes.clone(), known.clone(), labels))
+        return torch.where(known, codes, 100 * len(self.calls) + torch.arange(self.L))
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "corners"),
+    [
+        ((4, 4), (4, 4), [(0, 0)]),
+        ((4, 6), (4, 4), [(0, 0), (0, 2)]),
+        ((7, 4), (4, 4), [(0, 0), (2, 0), (3, 0)]),
+        ((5, 5), (4, 4), [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        ((1, 3), (1, 1), [(0, 0), (0, 1), (0, 2)]),
+    ],
+)
+def test_windows_are_half_a_window_apart_and_the_last_ones_at_the_border(
+    grid: tuple[int, int], size: tuple[int, int], corners: list[tuple[int, int]]
+) -> None:
+    found = windows(grid, size)
+    assert [(rows.start, columns.start) for rows, columns in found] == corners
+    assert all(
+        (rows.stop - rows.start, columns.stop - columns.start) == size for rows, columns in found
+    )
+
+
+@pytest.mark.parametrize("books", [1, 2])
+def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(books: int) -> None:
+    model = Counts((4, 4), books)
+    codes = sample(model, Sampler(grid="7x6"), 2, seed=0).view(2, 7, 6, books)
+    drawn = torch.zeros(7, 6, dtype=torch.int64)
+    for call, ((rows, columns), (seen, known, _)) in enumerate(
+        zip(windows((7, 6), (4, 4)), model.calls, strict=True), 1
+    ):
+        known = known.view(4, 4, books)
+        assert torch.equal(known, (drawn[rows, columns] > 0)[..., None].expand_as(known))
+        assert torch.equal(seen.view(2, 4, 4, books)[:, known], codes[:, rows, columns][:, known])
+        drawn[rows, columns] = drawn[rows, columns].where(drawn[rows, columns] > 0, call)
+    assert torch.equal(codes // 100, drawn[None, :, :, None].expand_as(codes))
+
+
+def test_every_window_has_the_samples_label() -> None:
+    model = Counts((2, 2))
+    sample(
+        model, Sampler(grid="3x4"), 5, seed=0, batch_size=3, labels=torch.tensor([0, 1, 2, -1, 0])
+    )
+    told = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
+    assert told == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
+
+
+def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> None:
+    """Code by code as the definition has it, without a cache and with a distribution function of its own."""
+    model = make_prior("gpt", grid=(2, 4))
+    assert isinstance(model, GPT)
+    found = sample(model, Sampler(grid="3x6"), 3, seed=4)
+    numbers, canvas = Numbers(4, range(3)), torch.full((3, 3, 6), -1)
+    for top, left in ((0, 0), (0, 2), (1, 0), (1, 2)):
+        uniform = numbers.uniform(8)
+        for t in range(8):
+            window = canvas[:, top : top + 2, left : left + 4].reshape(3, 8)
+            at = top + t // 4, left + t % 4
+            if canvas[0, at[0], at[1]] < 0:
+                p = model(window.clamp(min=0))[:, t].double().softmax(-1)
+                canvas[:, at[0], at[1]] = (p.cumsum(-1) <= uniform[:, t, None]).sum(-1)
+    assert torch.equal(found, canvas)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+class TestEveryPrior:
+    def test_larger_grids_depend_on_the_seed_and_not_on_the_batch_size(self, name: str) -> None:
+        model = make_prior(name)
+        codes = sample(model, Sampler(grid="3x5"), 6, seed=1)
+        books = (BOOKS[name],) if name in BOOKS else ()
+        assert codes.shape == (6, 3, 5, *books)
+        assert set(codes.unique().tolist()) <= set(range(K))
+        assert torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=1, batch_size=4))
+        assert not torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=2))
+
+    def test_a_grid_of_the_priors_own_size_is_drawn_as_without_saying_so(self, name: str) -> None:
+        model = make_prior(name)
+        assert torch.equal(
+            sample(model, Sampler(grid="2x3"), 4, seed=1), sample(model, Sampler(), 4, seed=1)
+        )
+
+    def test_the_upper_rows_of_an_image_stay_and_the_others_are_drawn(self, name: str) -> None:
+        model = make_prior(name, grid=(3, 2))
+        given = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
+        codes = sample(model, Sampler(given="x", rows=2), 64, seed=0, given=given)
+        assert (codes[:, :2] == given[:2]).all()
+        assert (codes[:, 2:] != given[2:]).any(0).all()
+
+    def test_a_region_is_drawn_and_all_around_it_stays(self, name: str) -> None:
+        model = make_prior(name, grid=(3, 3))
+        given = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
+        codes = sample(model, Sampler(given="x", region=[0, 1, 2, 3]), 64, seed=0, given=given)
+        changed = (
+            (codes != given).flatten(3).any(3).any(0)
+            if given.ndim == 3
+            else (codes != given).any(0)
+        )
+        assert changed.tolist() == [[False, True, True], [False, True, True], [False, False, False]]
+
+    def test_a_larger_grid_keeps_its_class(self, name: str) -> None:
+        if name not in UNLABELLED:
+            model = make_prior(name, classes=2)
+            labels = torch.tensor([0, 1, -1, 1] * 8)
+            codes, free = (
+                sample(model, Sampler(grid="2x4"), 32, seed=1, labels=told)
+                for told in (labels, torch.full_like(labels, -1))
+            )
+            assert torch.equal(codes[labels < 0], free[labels < 0])
+            assert not torch.equal(
+                codes[labels >= 0][:, :, 3:], free[labels >= 0][:, :, 3:]
+            )  # drawn in the second window
+
+
+def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
+    for name, depends in (("diffusion", True), ("gpt", False)):
+        model = make_prior(name, grid=(2, 3))
+        for p in model.parameters():
+            p.data *= 5  # what a code tells of another is little before training
+        one = torch.randint(K, (2, 3))
+        other = torch.cat([one[:1], (one[1:] + 1) % K])
+        drawn = [
+            sample(model, Sampler(given="x", region=[0, 0, 1, 3]), 64, seed=0, given=given)[:, 0]
+            for given in (one, other)
+        ]
+        assert torch.equal(*drawn) is not depends
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"grid": "16"}, r"sampler\.grid=16 must be rows x columns"),
+        ({"grid": "0x8"}, r"sampler\.grid=0x8 must be rows x columns"),
+        ({"grid": "8x-8"}, r"sampler\.grid=8x-8 must be"),
+        ({"rows": 2}, r"sampler\.rows=2 .* sampler\.given="),
+        ({"region": [0, 0, 1, 1]}, r"sampler\.region=\[0, 0, 1, 1\] .* sampler\.given="),
+        ({"given": "a.png"}, r"sampler\.given=a\.png needs sampler\.rows=4"),
+        ({"given": "a.png", "rows": 2, "region": [0, 0, 1, 1]}, "exclude each other"),
+        ({"given": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused(
+    settings: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        Sampler(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [4, 9, -1, 1.5, "two"])
+def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int) -> None:
+    with pytest.raises(InputError, match=rf"sampler\.rows={rows} must be"):
+        Sampler(given="x", rows=rows).known((4, 4))
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        [0, 0, 5, 4],
+        [0, 0, 4, 7],
+        [2, 0, 2, 4],
+        [0, 3, 4, 1],
+        [-1, 0, 4, 4],
+        [0, 0, 4],
+        [0, 0, 1.5, 4],
+        3,
+    ],
+)
+def test_regions_that_are_empty_or_reach_over_the_grid_are_refused(region: list[int]) -> None:
+    with pytest.raises(InputError, match=r"sampler\.region="):
+        Sampler(given="x", region=region).known((4, 6))
+
+
+@pytest.mark.parametrize("grid", ["1x9", "9x2"])
+def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
+    with pytest.raises(InputError, match=f"sampler.grid={grid} must be at least 2x3"):
+        next(generate(make_prior("gpt"), Sampler(grid=grid), 1, seed=0))
+
+
+@pytest.mark.parametrize("start", ["patches", "random"])
+@pytest.mark.parametrize("quantizer", [lambda: EMA(16, 8), lambda: Residual(EMA, 16, 2, 8)])
+def test_a_tokenizer_decodes_larger_grids(quantizer: Callable[[], Quantizer], start: str) -> None:
+    usual = make_tokenizer(start=start)
+    t = Tokenizer(usual.encoder, quantizer(), usual.decoder, start).eval()
+    books = (t.books,) if t.books > 1 else ()
+    assert t.decode_indices(torch.randint(16, (2, 6, 9, *books))).shape == (2, 3, 24, 36)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A file that has to be cut and turned."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(pixels).save(tmp_path / "image.png", exif=exif)
+    return tmp_path / "image.png"
+
+
+def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
+    t = make_tokenizer().eval()
+    codes, head = encode_init_image(str(image), t, torch.ones(4, 4, dtype=torch.bool))
+    pixels = torch.from_numpy(decode(image.read_bytes(), 16, 3).copy())
+    assert torch.equal(codes, t.indices(to_float(pixels[None]))[0])
+    assert torch.equal(head[0][0], pixels)
+    assert torch.equal(head[1], head[2])
+
+
+def test_the_picture_of_a_given_image_shows_where_it_ends(image: Path) -> None:
+    known = torch.zeros(4, 4, dtype=torch.bool)
+    known[:1, :3] = True
+    _, (_, seen, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
+    assert torch.equal(part[..., :4, :12], seen[..., :4, :12])
+    assert (part[..., 4:, :] == 128).all()
+    assert (part[..., 12:] == 128).all()
+
+
+def test_a_grey_tokenizer_reads_a_colour_image(image: Path) -> None:
+    _, head = encode_init_image(
+        str(image), make_tokenizer(channels=1).eval(), torch.ones(4, 4, dtype=torch.bool)
+    )
+    assert [picture.shape for picture in head] == 3 * [(1, 1, 16, 16)]
+
+
+def test_a_given_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+    t, known = make_tokenizer().eval(), torch.ones(4, 4, dtype=torch.bool)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(
+        InputError, match=r"text\.png can't be read as an image \(no image of a known format\)"
+    ):
+        encode_init_image(str(tmp_path / "text.png"), t, known)
+    for missing in (tmp_path, tmp_path / "missing.png"):
+        with pytest.raises(InputError, match=r"is not there; give an image file"):
+            encode_init_image(str(missing), t, known)

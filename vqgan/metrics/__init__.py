@@ -1,1 +1,0 @@
-"""What a tokenizer is judged by."""

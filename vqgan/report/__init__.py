@@ -1,1 +1,0 @@
-"""stage=report: what a sweep found out, as one page."""
