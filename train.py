@@ -15,6 +15,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from engine.aliases import rename_words
 from engine.cli import explain_error
 from engine.errors import InputError
 from engine.sweep import INTERRUPTED, TERMINATED, run_point
@@ -80,6 +81,9 @@ def settings() -> list[str]:
 
 def main() -> None:
     """The command: mistakes of the person get one sentence and exit code 2, mistakes of ours their traceback."""
+    sys.argv[1:], renamed = rename_words(sys.argv[1:])
+    for sentence in renamed:
+        print(sentence, file=sys.stderr)
     os.environ.setdefault(
         "HYDRA_FULL_ERROR", "1"
     )  # exceptions arrive here whole, not printed by Hydra

@@ -19,7 +19,7 @@ GRID = 8
 LAYOUTS = {  # (overrides, codebooks a position)
     "vq": ("", 1), "ema": ("", 1), "gumbel": ("", 1), "fsq": ("", 1), "lfq": ("", 1), "bsq": ("", 1),
     "simvq": ("", 1), "ibq": ("", 1),
-    "residual": ("quantizer.books=3", 3), "product": ("quantizer.books=3 quantizer.dim=63", 3),
+    "residual": ("quantizer.num_codebooks=3", 3), "product": ("quantizer.num_codebooks=3 quantizer.dim=63", 3),
     "none": ("", 0), "kl": ("", 0),
 }  # fmt: skip
 SHOWN = (
@@ -36,10 +36,10 @@ SHOWN = (
 
 def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path) -> dict[str, Any]:
     """The figures of one run."""
-    overrides, books = LAYOUTS[name]
+    overrides, num_codebooks = LAYOUTS[name]
     words = [f"quantizer={name}", *overrides.split()]
-    if books:
-        words.append(f"quantizer.K={2 ** (bits // GRID**2 // books)}")
+    if num_codebooks:
+        words.append(f"quantizer.K={2 ** (bits // GRID**2 // num_codebooks)}")
     budget = [
         "trainer.max_steps=null",
         f"trainer.max_minutes={minutes}",
@@ -67,7 +67,7 @@ def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path
     return {
         "bottleneck": name,
         "K": found["K"],
-        "books": books,
+        "num_codebooks": num_codebooks,
         **row,
         "ms_per_step": round(1000 * found["seconds"] / found["steps"]),
     }

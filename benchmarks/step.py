@@ -41,9 +41,9 @@ PARTS: dict[str, list[str]] = {  # what is measured: its overrides
     "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
     "  fine discriminator": [*ALWAYS, "loss/discriminator=fine"],
     "  patch discriminator": [*ALWAYS, "loss/discriminator=patch"],
-    "gate open, codes learn (loss.codes_rest=false)": [*ALWAYS, "loss.codes_rest=false"],
-    "  with R1 at every 16th step": [*ALWAYS, "loss.codes_rest=false", "loss.r1.weight=1"],
-    "  with DiffAugment": [*ALWAYS, "loss.codes_rest=false", "loss/augment=diffaugment"],
+    "gate open, codes learn (loss.freeze_codes=false)": [*ALWAYS, "loss.freeze_codes=false"],
+    "  with R1 at every 16th step": [*ALWAYS, "loss.freeze_codes=false", "loss.r1.weight=1"],
+    "  with DiffAugment": [*ALWAYS, "loss.freeze_codes=false", "loss/augment=diffaugment"],
     "gate open, codes rest, averaged and with a doctor": [*ALWAYS, "callbacks"],
 }
 

@@ -15,7 +15,7 @@ FORMATS = ("npz", "safetensors")
 
 
 class CodeDataModule(BatchDataModule):
-    """Batches (indices, label): indices (B, h, w), or (B, h, w, books), int64 in [0, K), label (B,) int64."""
+    """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K), label (B,) int64."""
 
     def __init__(self, train: ArraySamples, val: ArraySamples, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, num_workers=0, seed=seed)

@@ -9,12 +9,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from engine.aliases import upgrade_config
+
 CARD = "card.md"
 
 CHOICES = (  # the settings that a card names, where a run has them; config.yaml has all
     "ckpt", "seed", "data._target_", "data.root", "data.image_size", "data.crop", "data.flip", "model.grid", "model.width",
-    "model.start", "quantizer._target_", "quantizer.K", "quantizer.books", "quantizer.dim", "loss.discriminator._target_",
-    "loss.perceptual._target_", "loss.gate.start", "loss.codes_rest", "prior._target_", "prior.width", "prior.depth",
+    "model.start", "quantizer._target_", "quantizer.K", "quantizer.num_codebooks", "quantizer.dim", "loss.discriminator._target_",
+    "loss.perceptual._target_", "loss.gate.start", "loss.freeze_codes", "prior._target_", "prior.width", "prior.depth",
     "prior.inputs", "conditional", "flip", "crops", "sampler.temperature", "sampler.top_k", "sampler.top_p", "sampler.min_p",
     "sampler.guidance", "split", "n", "optimizer._target_", "optimizer.lr", "data.batch_size", "batch_size",
     "trainer.accumulate", "trainer.compile", "sampler.compile", "trainer.max_steps", "trainer.max_minutes",
@@ -37,7 +39,7 @@ MACHINE = ("device", "devices", "precision")
 def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
     """card.md of a run folder, from its config.yaml, record.jsonl, doctor.txt and pictures, and from the `figures` that are
     known by now; `outcome` is how the run ended."""
-    config = OmegaConf.load(folder / "config.yaml")
+    config = upgrade_config(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, DictConfig)
     starts = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
     told = folder / "doctor.txt"

@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from engine.aliases import upgrade_config
 from engine.console import log_line
 from engine.errors import InputError
 from engine.trust import check_trusted
@@ -72,6 +73,7 @@ def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(sound, map_location="cpu", weights_only=True)
         header = checkpoint["codegrid"]
+        header["config"] = upgrade_config(header["config"])
     except Exception as error:  # of what can be in a file that is not ours, no list is complete
         raise InputError(
             f"{sound} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"

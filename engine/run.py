@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from engine.aliases import upgrade_config
 from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
@@ -81,7 +82,7 @@ def resolve_config(config: DictConfig, chain: bool = False, shards: bool = False
             f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes"
         )
     try:
-        before = OmegaConf.load(file)
+        before = upgrade_config(OmegaConf.load(file))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())}); resume another run, or restore the file"

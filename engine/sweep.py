@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from engine.aliases import upgrade_config
 from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
@@ -171,7 +172,9 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
 def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The figures of the run of `config` in `folder`: those that it has, where it is finished; else it goes on, or begins."""
     if (folder / "config.yaml").is_file():
-        if differs := config_difference(config, OmegaConf.load(folder / "config.yaml")):
+        if differs := config_difference(
+            config, upgrade_config(OmegaConf.load(folder / "config.yaml"))
+        ):
             key, mine, theirs = differs
             raise InputError(
                 f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."

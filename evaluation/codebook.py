@@ -18,20 +18,22 @@ class CodebookUse(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, K: int, books: int = 1) -> None:
+    def __init__(self, K: int, num_codebooks: int = 1) -> None:
         super().__init__()
-        self.K, self.books = K, books
-        self.add_state("counts", torch.zeros(books, K, dtype=torch.int64), dist_reduce_fx="sum")
+        self.K, self.num_codebooks = K, num_codebooks
+        self.add_state(
+            "counts", torch.zeros(num_codebooks, K, dtype=torch.int64), dist_reduce_fx="sum"
+        )
 
     def update(self, indices: Tensor) -> None:
-        """indices: int64 of any shape, in [0, K); of several codebooks (..., books)."""
+        """indices: int64 of any shape, in [0, K); of several codebooks (..., num_codebooks)."""
         for counts, book in zip(
-            self.counts, indices.reshape(-1, self.books).unbind(1), strict=True
+            self.counts, indices.reshape(-1, self.num_codebooks).unbind(1), strict=True
         ):
             counts += torch.bincount(book, minlength=self.K)
 
     def total(self) -> Tensor:
-        """How often each code was counted (books, K), on all ranks together; each of them must ask."""
+        """How often each code was counted (num_codebooks, K), on all ranks together; each of them must ask."""
         with self.sync_context():
             return self.counts.clone()
 

@@ -54,7 +54,7 @@ def check_settings(config: DictConfig) -> torch.device:
 
 def read_compared(config: DictConfig, of_stage: str) -> dict[str, Any] | None:
     """The evaluation that this one is to be shown beside."""
-    return read_result(config.beside, of_stage) if config.beside else None
+    return read_result(config.compare_to, of_stage) if config.compare_to else None
 
 
 def load_script(config: DictConfig, images: ImageDataModule) -> Script | None:

@@ -111,10 +111,10 @@ def read_result(folder: str, of_stage: str) -> dict[str, Any]:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"beside={folder} has no metrics.json to read; give a run folder of stage=evaluate"
+            f"compare_to={folder} has no metrics.json to read; give a run folder of stage=evaluate"
         ) from error
     if not isinstance(found, dict) or found.get("of_stage") != of_stage:
         raise InputError(
-            f"beside={folder} is no evaluation of a run of stage={of_stage}, as this one is; give one that is"
+            f"compare_to={folder} is no evaluation of a run of stage={of_stage}, as this one is; give one that is"
         )
     return found

@@ -85,7 +85,7 @@ def code_entry(
     """Where the codes of a split's n images lie, and what they are known by."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
-    books = (tokenizer.books,) if tokenizer.books > 1 else ()
+    num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     key = {
         "tokenizer": tokenizer.fingerprint(),
         "data": data.key(split),
@@ -98,7 +98,10 @@ def code_entry(
         "flips": bool(flip),
     }
     spec = {
-        "indices": ((views * n, *tokenizer.grid, *books), "uint16" if K <= 2**16 else "uint32"),
+        "indices": (
+            (views * n, *tokenizer.grid, *num_codebooks),
+            "uint16" if K <= 2**16 else "uint32",
+        ),
         "labels": ((views * n,), "int64"),
         "done": ((-(-n // PIECE),), "bool"),  # which pieces are encoded
     }

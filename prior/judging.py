@@ -22,7 +22,7 @@ from vqgan.stages.evaluate import evaluate_tokenizer as evaluate_tokenizer
 
 def check_sampler(sampler: Sampler, model: PriorModel) -> None:
     """Refuse samples that can't be compared with the images."""
-    for name in ("grid", "given"):
+    for name in ("grid", "init_image"):
         if getattr(sampler, name) is not None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
@@ -56,7 +56,7 @@ def iterate_samples(
 
 @torch.no_grad()
 def likelihoods(model: PriorModel, codes: Grids, batch_size: int) -> Tensor:
-    """-log p (n, h, w, books) of each code, float32 on the CPU, whose sum over an image is the image's; where the model is
+    """-log p (n, h, w, num_codebooks) of each code, float32 on the CPU, whose sum over an image is the image's; where the model is
     not `exact`, an estimate of a bound on that."""
     where, found = next(model.buffers()).device, []
     if model.classes and int(np.max(codes.labels)) >= model.classes:
@@ -71,7 +71,7 @@ def likelihoods(model: PriorModel, codes: Grids, batch_size: int) -> Tensor:
                 indices.flatten(1).long().to(where), labels.to(where) if model.classes else None
             )
             told = (negative_log_likelihood(prediction) * prediction.weights).cpu()
-            found.append(told.view(-1, *model.grid, model.books))
+            found.append(told.view(-1, *model.grid, model.num_codebooks))
             bar.update(len(told))
     return torch.cat(found)
 

@@ -117,7 +117,7 @@ class Prior(ClockedModule):
         reshard(self.model)
         found, seen = self.unseen.compute(), self.seen.compute()
         nats_per_token = found["nats"].mean()
-        self.loss_map = found["nats"].view(*self.model.grid, self.model.books).mean(2)
+        self.loss_map = found["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
         figures = {
             "nats_per_token": nats_per_token,
             "bits_per_image": nats_per_token * self.model.L / math.log(2),

@@ -22,16 +22,16 @@ KINDS = ("grid", "png", "npz", "neighbours")  # what samples are saved as
 def encode_init_image(
     file: str, tokenizer: Tokenizer, known: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The codes (h, w) or (h, w, books) of an image file, whose middle is scaled to what the tokenizer sees, and pictures
+    """The codes (h, w) or (h, w, num_codebooks) of an image file, whose middle is scaled to what the tokenizer sees, and pictures
     (1, C, H, W) uint8: the image, its reconstruction, and of that what is `known` (h, w), the rest grey."""
     path, encoder = Path(file).expanduser(), tokenizer.encoder
     if not path.is_file():
-        raise InputError(f"sampler.given={file} is not there; give an image file")
+        raise InputError(f"sampler.init_image={file} is not there; give an image file")
     try:
         pixels = decode(path.read_bytes(), encoder.image_size, encoder.channels)
     except (OSError, Unreadable) as error:
         raise InputError(
-            f"sampler.given={file} can't be read as an image ({error}); give another"
+            f"sampler.init_image={file} can't be read as an image ({error}); give another"
         ) from error
     image = torch.from_numpy(np.array(pixels))[None]  # a copy: it may be read-only or mirrored
     where = next(tokenizer.parameters()).device

@@ -211,4 +211,6 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
 def test_every_part_of_the_step_that_is_measured_composes_and_has_what_it_says(name: str) -> None:
     chosen = compose_config("stage=vqgan", *(word for word in PARTS[name] if word != "callbacks"))
     assert ("discriminator" in chosen.loss) == (name != "loss=vqvae")
-    assert chosen.loss.get("codes_rest", True) == ("codes_rest=false" not in " ".join(PARTS[name]))
+    assert chosen.loss.get("freeze_codes", True) == (
+        "freeze_codes=false" not in " ".join(PARTS[name])
+    )

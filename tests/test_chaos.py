@@ -43,7 +43,7 @@ STAGES = {
         "loss.gate.start=4",
         "loss.gate.ramp=4",
         "loss.gate.warmup=2",
-        "loss.codes_rest=false",
+        "loss.freeze_codes=false",
     ],
     "prior": [*TINY_PRIOR, "ckpt=tokenizer", "prior.dropout=0.1", "callbacks.doctor.patience=1"],
 }

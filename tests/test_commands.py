@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from engine.checkpoint import substate
+from engine.module import ClockedModule
 from prior.load import load_prior
 from tests.helpers.commands import (
     QUICK,
@@ -288,35 +289,43 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
     assert told in read_mistake(capsys)
 
 
-@pytest.mark.parametrize(("quantizer", "books"), [("residual", 3), ("product", 2)])
+@pytest.mark.parametrize(("quantizer", "num_codebooks"), [("residual", 3), ("product", 2)])
 def test_codes_of_several_codebooks_are_learned_and_drawn(
-    command: Command, tmp_path: Path, quantizer: str, books: int
+    command: Command, tmp_path: Path, quantizer: str, num_codebooks: int
 ) -> None:
     assert (
         command(
-            "stage=vqgan", f"quantizer={quantizer}", f"quantizer.books={books}", *TINY, "loss=vqvae"
+            "stage=vqgan",
+            f"quantizer={quantizer}",
+            f"quantizer.num_codebooks={num_codebooks}",
+            *TINY,
+            "loss=vqvae",
         )
         == 0
     )
     assert (
         command(
-            "stage=prior", "prior=rq", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, "prior.book_depth=1"
+            "stage=prior",
+            "prior=rq",
+            "ckpt=runs/vqgan/shapes",
+            *TINY_PRIOR,
+            "prior.codebook_depth=1",
         )
         == 0
     )
     assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "accelerator=cpu") == 0
     [cached] = (tmp_path / "cache").glob("codes-train-*")
-    assert np.load(cached / "indices.npy").shape == (128, 4, 4, books)
+    assert np.load(cached / "indices.npy").shape == (128, 4, 4, num_codebooks)
     prior, samples = (
         json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text())
         for stage in ("prior", "sample")
     )
     assert prior["bits_per_image"] == pytest.approx(
-        prior["nats_per_token"] * 16 * books / np.log(2), rel=1e-3
+        prior["nats_per_token"] * 16 * num_codebooks / np.log(2), rel=1e-3
     )
     assert torch.load(tmp_path / "runs/sample/shapes/codes.pt", weights_only=True)[
         "codes"
-    ].shape == (5, 4, 4, books)
+    ].shape == (5, 4, 4, num_codebooks)
     assert all(
         (tmp_path / picture).stat().st_size > 100
         for picture in (*prior["pictures"], *samples["pictures"])
@@ -348,7 +357,7 @@ def test_an_image_is_completed_and_shown_before_the_samples(command: Command, ph
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     line = ["stage=sample", "ckpt=runs/prior/shapes", "n=4", "columns=7", "accelerator=cpu"]
-    line += [f"sampler.given={photos}/cats/3.png"]
+    line += [f"sampler.init_image={photos}/cats/3.png"]
     assert command(*line, "sampler.rows=2", "run_dir=lower") == 0
     codes = torch.load("lower/codes.pt", weights_only=True)["codes"]
     assert (codes[1:, :2] == codes[:1, :2]).all()
@@ -368,14 +377,14 @@ def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_b
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     Path("text.png").write_text("no picture")
-    given = f"sampler.given={photos}/cats/3.png"
+    given = f"sampler.init_image={photos}/cats/3.png"
     for words, says in {
         "sampler.grid=3x9": "sampler.grid=3x9 must be at least 4x4",
         f"{given} sampler.rows=4": "sampler.rows=4 must be less than the 4 rows of the grid",
         f"{given} sampler.region=[0,0,5,4]": "must lie within [0,0,4,4]",
         f"{given} sampler.region=[0,0,5]": "must be four whole numbers",
-        "sampler.given=nowhere.png sampler.rows=2": "sampler.given=nowhere.png is not there",
-        "sampler.given=text.png sampler.rows=2": "sampler.given=text.png can't be read as an image",
+        "sampler.init_image=nowhere.png sampler.rows=2": "sampler.init_image=nowhere.png is not there",
+        "sampler.init_image=text.png sampler.rows=2": "sampler.init_image=text.png can't be read as an image",
         "sampler.grid=5x5 save=neighbours": "leave sampler.grid=5x5 out",
         "save=neighbours data.root=.": "data.root is no setting of the tokenizer's data",
     }.items():
@@ -494,21 +503,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
     ]
     command("stage=vqgan", "run_dir=whole", *whole)
     # Stop after step 4 as if the time had run out: the same schedule, cut.
-    import engine.clock as clock
 
-    tick = clock.Clocked.tick
+    tick = ClockedModule.tick
 
-    def interrupted(self: clock.Clocked) -> None:
+    def interrupted(self: ClockedModule) -> None:
         tick(self)
         if self.step == 4:
             raise RuntimeError("the power failed")
 
-    clock.Clocked.tick = interrupted  # type: ignore[method-assign]
+    ClockedModule.tick = interrupted  # type: ignore[method-assign]
     try:
         with pytest.raises(RuntimeError, match="the power failed"):
             command("stage=vqgan", "run_dir=halves", *whole)
     finally:
-        clock.Clocked.tick = tick  # type: ignore[method-assign]
+        ClockedModule.tick = tick  # type: ignore[method-assign]
     assert command("stage=vqgan", "resume=halves") == 0
     one, two = (
         torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "halves")

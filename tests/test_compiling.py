@@ -119,7 +119,7 @@ SLOW = pytest.mark.slow
     [
         ([], 3),  # the encoder, the decoder, and the encoder when codes rest
         pytest.param(
-            ["loss.codes_rest=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW
+            ["loss.freeze_codes=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW
         ),
         pytest.param(
             [

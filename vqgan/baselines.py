@@ -34,7 +34,7 @@ SHORTER = "bits of the entropy-coded scan alone, without headers and tables, whi
 
 
 def measure_codecs(
-    data: ImageDataModule, split: str, K: int | None, books: int, grid: int
+    data: ImageDataModule, split: str, K: int | None, num_codebooks: int, grid: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The figures of each codec on the images of a split, and why some are absent; kept under the images' cache folder."""
     key = {
@@ -55,7 +55,7 @@ def measure_codecs(
         },
     )
     found: list[dict[str, Any]] = []
-    codes = 0 if K is None else K**books
+    codes = 0 if K is None else K**num_codebooks
     if not codes:
         absent["classical VQ"] = "the tokenizer is continuous: there are no bits to be equal to"
     elif codes > MAX_PATCHES:

@@ -22,12 +22,12 @@ class Decoder(nn.Module):
         width: int = 64,
         depth: int = 2,
         stem: int = 4,
-        most: int = 4,
+        max_width_mult: int = 4,
     ) -> None:
         super().__init__()
         check_int("model.decoder.depth", depth, 0, "block")
         steps = factors(image_size, grid, stem)
-        levels = widths(width, steps, most)
+        levels = widths(width, steps, max_width_mult)
         layers: list[nn.Module] = []
         for i in reversed(range(len(levels))):
             layers += [ResBlock(levels[i]) for _ in range(depth)]

@@ -33,11 +33,11 @@ def factors(image_size: int, grid: int, stem: int) -> list[int]:
     return steps
 
 
-def widths(width: int, steps: list[int], most: int) -> list[int]:
-    """The width after each step: doubled step by step, at most `most` times the first."""
+def widths(width: int, steps: list[int], max_width_mult: int) -> list[int]:
+    """The width after each step: doubled step by step, at most `max_width_mult` times the first."""
     check_int("model.width", width, 1, "channel")
-    check_int("model.encoder.most", most, 1)
-    return [width * min(2**i, most) for i in range(len(steps))]
+    check_int("model.encoder.max_width_mult", max_width_mult, 1)
+    return [width * min(2**i, max_width_mult) for i in range(len(steps))]
 
 
 class Encoder(nn.Module):
@@ -55,12 +55,12 @@ class Encoder(nn.Module):
         width: int = 64,
         depth: int = 2,
         stem: int = 4,
-        most: int = 4,
+        max_width_mult: int = 4,
     ) -> None:
         super().__init__()
         check_int("model.encoder.depth", depth, 0, "block")
         steps = factors(image_size, grid, stem)
-        levels = widths(width, steps, most)
+        levels = widths(width, steps, max_width_mult)
         layers: list[nn.Module] = []
         for i, (step, level) in enumerate(zip(steps, levels, strict=True)):
             layers.append(Down(levels[i - 1] if i else channels, level, step, kernel=1 if i else 3))

@@ -63,7 +63,7 @@ class VQGAN(ClockedModule):
     follow this module's own clock. The discriminator's rate stays at its peak unless told otherwise, to follow a generator
     that slows down; what it is shown, image or reconstruction, goes through `augment`.
 
-    With `codes_rest` the adversarial gradient trains the decoder alone: when the gate opens, encoder and codebook stay as
+    With `freeze_codes` the adversarial gradient trains the decoder alone: when the gate opens, encoder and codebook stay as
     they are, so that no discriminator can ruin the codes. Without, it reaches the encoder too, as in the paper.
     """
 
@@ -87,7 +87,7 @@ class VQGAN(ClockedModule):
         augment: nn.Module | None = None,
         discriminator_optimizer: MakeOptimizer | None = None,
         discriminator_schedule: Schedule | None = None,
-        codes_rest: bool = True,
+        freeze_codes: bool = True,
         second_peak: float = 0.5,
         second_betas: Sequence[float] | None = None,
         clip: float = 1.0,
@@ -104,7 +104,11 @@ class VQGAN(ClockedModule):
             perceptual,
             discriminator,
         )
-        self.codes_rest, self.second_peak, self.second_betas = codes_rest, second_peak, second_betas
+        self.freeze_codes, self.second_peak, self.second_betas = (
+            freeze_codes,
+            second_peak,
+            second_betas,
+        )
         self.perceptual_weight = perceptual_weight
         self.adversarial, self.gate, self.adaptive = adversarial or Hinge(), gate, adaptive
         self.lecam, self.r1, self.augment = lecam or LeCam(0.0), r1 or R1(0.0), augment
@@ -118,7 +122,7 @@ class VQGAN(ClockedModule):
             0.0,
         )  # the discriminator's updates, and the progress at its first
         self.reconstruction = Reconstruction()
-        self.use = CodebookUse(tokenizer.K, tokenizer.books) if tokenizer.K else None
+        self.use = CodebookUse(tokenizer.K, tokenizer.num_codebooks) if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 
@@ -152,8 +156,8 @@ class VQGAN(ClockedModule):
 
     @property
     def resting(self) -> bool:
-        """Whether encoder and codebook rest: with `codes_rest`, from the moment that the gate opens."""
-        return self.codes_rest and self.playing
+        """Whether encoder and codebook rest: with `freeze_codes`, from the moment that the gate opens."""
+        return self.freeze_codes and self.playing
 
     @property
     def judges_once(self) -> bool:
@@ -169,9 +173,9 @@ class VQGAN(ClockedModule):
 
     @property
     def rate(self) -> float:
-        """The generator's learning rate as a share of its peak. With `codes_rest` the schedule runs twice: for the codes,
+        """The generator's learning rate as a share of its peak. With `freeze_codes` the schedule runs twice: for the codes,
         and from `second_peak` for the decoder alone."""
-        if self.gate is None or not self.codes_rest:
+        if self.gate is None or not self.freeze_codes:
             return self.schedule(self.now)
         phase = Now(self.step, self.gate.phase(self.now))
         return self.schedule(phase) * (self.second_peak if self.resting else 1.0)

@@ -44,9 +44,9 @@ class Tokenizer(nn.Module):
         return self.quantizer.K
 
     @property
-    def books(self) -> int:
+    def num_codebooks(self) -> int:
         """Codes a position of the grid, each from a codebook of its own."""
-        return self.quantizer.books
+        return self.quantizer.num_codebooks
 
     @property
     def dim(self) -> int:
@@ -78,7 +78,7 @@ class Tokenizer(nn.Module):
         return x_hat.float()
 
     def indices(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, books) of several codebooks."""
+        """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, num_codebooks) of several codebooks."""
         found = self.encode(x).indices
         if found is None:
             raise InputError(NO_CODES)

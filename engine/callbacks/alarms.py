@@ -39,6 +39,10 @@ class Alarms(Callback):
             str, tuple[int, int]
         ] = {}  # name -> the step since when, and in how many looks
 
+    @property
+    def state_key(self) -> str:
+        return "Doctor"  # as in the checkpoints of version 0.1
+
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ClockedModule)
         if module.step % self.every == 0:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from engine.aliases import upgrade_config
 from engine.card import as_typed
 from engine.errors import InputError
 
@@ -132,7 +133,7 @@ def folders(roots: Sequence[str]) -> list[Path]:
 
 def read_run(folder: Path) -> ReportedRun | None:
     """The run of a folder; None for a stage that has nothing to report. Damaged where it is not finished or can't be read."""
-    config = load(folder / "config.yaml")
+    config = upgrade_config(load(folder / "config.yaml"))
     stage = config.get("stage")
     if stage not in (*TRAINED, "evaluate"):
         return None
@@ -210,8 +211,8 @@ def bits_per_image(run: ReportedRun) -> float | None:
     K, grid = run.metrics.get("K"), run.metrics.get("grid")
     if K is None or not is_number(K) or not isinstance(grid, list) or not all(map(is_number, grid)):
         return None
-    books = run.config.get("quantizer", {}).get("books", 1)
-    return float(math.prod(grid) * books * math.log2(K))
+    num_codebooks = run.config.get("quantizer", {}).get("num_codebooks", 1)
+    return float(math.prod(grid) * num_codebooks * math.log2(K))
 
 
 def find_pictures(folder: Path, metrics: dict[str, Any]) -> list[Path]:

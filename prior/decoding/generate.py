@@ -30,17 +30,17 @@ def generate(
     labels: Tensor | None = None,
     given: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """n grids of codes, each batch (b, h, w) int64, or (b, h, w, books), on the device of the model, which is in eval mode,
+    """n grids of codes, each batch (b, h, w) int64, or (b, h, w, num_codebooks), on the device of the model, which is in eval mode,
     when it is drawn.
 
     Sample i depends on the seed and i alone, not on the batch size; of a prior with classes it is of the class labels[i].
-    Of the codes `given` (h, w) or (h, w, books) those that `sampler.known` says stay as they are. A grid larger than the
+    Of the codes `given` (h, w) or (h, w, num_codebooks) those that `sampler.known` says stay as they are. A grid larger than the
     prior's is drawn window by window, each given what of it there is already (VQGAN, Esser et al. 2021, section 3.3, in
     strides of half a window instead of one code).
     """
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
-    empty = torch.zeros(1, *grid, model.books, dtype=torch.int64, device=device)
+    empty = torch.zeros(1, *grid, model.num_codebooks, dtype=torch.int64, device=device)
     start = empty if given is None else given.to(device).view_as(empty)
     model.kept = {} if sampler.compile else None
     try:
@@ -53,13 +53,13 @@ def generate(
                 sampler.known(grid),
             )
             for rows, columns in windows(grid, model.grid):
-                there = known[rows, columns].flatten().repeat_interleave(model.books)
+                there = known[rows, columns].flatten().repeat_interleave(model.num_codebooks)
                 filled = model.fill(
                     codes[:, rows, columns].flatten(1), there, numbers, sampler, told
                 )
-                codes[:, rows, columns] = filled.view(-1, *model.grid, model.books)
+                codes[:, rows, columns] = filled.view(-1, *model.grid, model.num_codebooks)
                 known[rows, columns] = True
-            yield codes if model.books > 1 else codes[..., 0]
+            yield codes if model.num_codebooks > 1 else codes[..., 0]
     finally:
         model.kept = None
 

@@ -45,10 +45,10 @@ class Sampler:
     Given labels, `guidance` moves the logits before all that: 1 not at all, 0 to those without a label. With
     `guidance_power` above 0 it grows from 1 over the grid, as that power of the share of the positions that is drawn.
 
-    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose). Of those that keep the surest
-    codes `choice` is how much of that is chance: the weight of Gumbel noise beside log p, which falls to 0 with the steps.
+    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose). For those that keep the surest
+    codes, `choice_temperature` is the weight of the Gumbel noise added to log p; it falls to 0 with the steps.
 
-    `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `given` the upper
+    `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `init_image` the upper
     `rows` rows of codes stay, or all but those of the `region` [top, left, bottom, right], bottom and right exclusive.
 
     `compile`: by torch.compile, of priors whose blocks go position by position; the same codes, but for rounding.
@@ -61,9 +61,9 @@ class Sampler:
     guidance: float = 1.0
     guidance_power: float = 0.0
     steps: int = 0
-    choice: float = 25.0
+    choice_temperature: float = 25.0
     grid: str | None = None
-    given: str | None = None
+    init_image: str | None = None
     rows: int | None = None
     region: Sequence[int] | None = None
     compile: bool = False
@@ -90,9 +90,9 @@ class Sampler:
             raise InputError(
                 f"sampler.steps={self.steps} must be at least 0; 0 leaves it to the prior"
             )
-        if self.choice < 0:
+        if self.choice_temperature < 0:
             raise InputError(
-                f"sampler.choice={self.choice} must be at least 0; 0 always keeps the surest codes"
+                f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 always keeps the surest codes"
             )
         if self.grid is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", str(self.grid)):
             raise InputError(
@@ -102,19 +102,19 @@ class Sampler:
             raise InputError(
                 f"sampler.rows={self.rows} and sampler.region={self.region} exclude each other; leave one of them out"
             )
-        if self.given is None and (self.rows is not None or self.region is not None):
+        if self.init_image is None and (self.rows is not None or self.region is not None):
             name, value = ("rows", self.rows) if self.region is None else ("region", self.region)
             raise InputError(
-                f"sampler.{name}={value} says what of an image stays; name that image with sampler.given=<file>"
+                f"sampler.{name}={value} says what of an image stays; name that image with sampler.init_image=<file>"
             )
-        if self.given is not None and self.rows is None and self.region is None:
+        if self.init_image is not None and self.rows is None and self.region is None:
             raise InputError(
-                f"sampler.given={self.given} needs sampler.rows=4, the upper rows of codes that stay, or "
+                f"sampler.init_image={self.init_image} needs sampler.rows=4, the upper rows of codes that stay, or "
                 "sampler.region=[top,left,bottom,right], those that are drawn anew"
             )
-        if self.given is not None and self.grid is not None:
+        if self.init_image is not None and self.grid is not None:
             raise InputError(
-                f"sampler.given={self.given} has the prior's own grid; leave sampler.grid={self.grid} out"
+                f"sampler.init_image={self.init_image} has the prior's own grid; leave sampler.grid={self.grid} out"
             )
 
     def size(self, own: tuple[int, int]) -> tuple[int, int]:

@@ -29,9 +29,9 @@ class Prediction:
 
 
 class PriorModel(nn.Module, ABC):
-    """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `books` codebooks of K codes.
+    """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `num_codebooks` codebooks of K codes.
 
-    Codes come flat, (B, L) int64 in [0, K): the positions in raster order, at each position its codes, L = h * w * books.
+    Codes come flat, (B, L) int64 in [0, K): the positions in raster order, at each position its codes, L = h * w * num_codebooks.
     labels (B,) are in [0, classes), or -1 for none in particular; of a prior without classes they are None.
     """
 
@@ -40,15 +40,15 @@ class PriorModel(nn.Module, ABC):
     exact = True  # whether what `judge` finds is the likelihood itself; else it is a bound on it
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
-        """codebook (books, K, dim): the vectors that the tokenizer decodes its codes from."""
+        """codebook (num_codebooks, K, dim): the vectors that the tokenizer decodes its codes from."""
         super().__init__()
-        self.books, self.K = codebook.shape[:2]
+        self.num_codebooks, self.K = codebook.shape[:2]
         self.grid, self.classes = (
             (grid[0], grid[1]),
             classes,
         )  # of a checkpoint it comes as a list of OmegaConf's
         self.T = grid[0] * grid[1]
-        self.L = self.T * self.books
+        self.L = self.T * self.num_codebooks
 
     @abstractmethod
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:

@@ -26,20 +26,20 @@ class Pairs:
     n: Tensor
 
 
-def contexts(codes: Tensor, K: int, books: int) -> Tensor:
+def contexts(codes: Tensor, K: int, num_codebooks: int) -> Tensor:
     """codes (B, L) -> (B, L) int64: book * (K + 1) + the code of the same book at the position before, K at the first."""
-    before = torch.cat([torch.full_like(codes[:, :books], K), codes[:, :-books]], 1)
-    return torch.arange(codes.shape[1], device=codes.device) % books * (K + 1) + before
+    before = torch.cat([torch.full_like(codes[:, :num_codebooks], K), codes[:, :-num_codebooks]], 1)
+    return torch.arange(codes.shape[1], device=codes.device) % num_codebooks * (K + 1) + before
 
 
-def count_pairs(codes: NDArray[Any], K: int, books: int) -> Pairs:
+def count_pairs(codes: NDArray[Any], K: int, num_codebooks: int) -> Pairs:
     """The pairs of codes (n, L), integers in [0, K) of any type, which may lie in a memory map."""
     keys, n = np.empty(0, np.int64), np.empty(0, np.int64)
     rows = max(1, COUNT_CHUNK // codes.shape[1])
     for first in range(0, len(codes), rows):
         chunk = torch.from_numpy(codes[first : first + rows].astype(np.int64))
         found, times = np.unique(
-            (contexts(chunk, K, books) * K + chunk).numpy(), return_counts=True
+            (contexts(chunk, K, num_codebooks) * K + chunk).numpy(), return_counts=True
         )
         keys, n = np.concatenate([keys, found]), np.concatenate([n, times])
         order = np.argsort(keys, kind="stable")  # which merges two sorted runs in one pass
@@ -61,7 +61,7 @@ class Counted(Autoregressive):
                 f"a prior that counts codes knows none of the {classes} classes; use conditional=false"
             )
         self.register_buffer(
-            "unigram", torch.full((self.books, self.K), 1 / self.K)
+            "unigram", torch.full((self.num_codebooks, self.K), 1 / self.K)
         )  # p(code) of each codebook
 
     @abstractmethod
@@ -70,7 +70,10 @@ class Counted(Autoregressive):
 
     def count(self, train: NDArray[Any], val: NDArray[Any]) -> None:
         """`fit` to codes (n, L), integers in [0, K) of any type, which may lie in a memory map; the prior is on the CPU."""
-        self.fit(count_pairs(train, self.K, self.books), count_pairs(val, self.K, self.books))
+        self.fit(
+            count_pairs(train, self.K, self.num_codebooks),
+            count_pairs(val, self.K, self.num_codebooks),
+        )
 
     def rows(self, context: Tensor) -> Tensor:
         """context (...) -> logits (..., K) float32 of the code that follows."""
@@ -85,17 +88,17 @@ class Counted(Autoregressive):
         return float(-(self.p(seen).log() * seen.n).sum() / seen.n.sum())
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.rows(contexts(codes, self.K, self.books))
+        return self.rows(contexts(codes, self.K, self.num_codebooks))
 
     def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
         told = [
             torch.full((n,), self.K, device=self.unigram.device)
-        ] * self.books  # what the first of each book follows
+        ] * self.num_codebooks  # what the first of each book follows
 
         def decode(before: Tensor | None) -> Tensor:
             if before is not None:
                 told.append(before)
-            t = len(told) - self.books
-            return self.rows(t % self.books * (self.K + 1) + told[t])
+            t = len(told) - self.num_codebooks
+            return self.rows(t % self.num_codebooks * (self.K + 1) + told[t])
 
         return decode

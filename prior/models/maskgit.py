@@ -49,7 +49,7 @@ class MaskGIT(Masked):
                 (logits / sampler.temperature).log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
             )
             gumbel = -luck.gather(1, places).clamp(min=1e-300).log().neg().log()
-            order = (sure + sampler.choice * (1 - step / steps) * gumbel).argsort(
+            order = (sure + sampler.choice_temperature * (1 - step / steps) * gumbel).argsort(
                 1, descending=True
             )
             missing = min(

@@ -23,7 +23,7 @@ class RQ(Autoregressive):
 
     A spatial transformer reads each position as one vector, the sum of its codes', and says h_t of the positions before
     t; a depth transformer, whose first input is h_t and whose d-th the sum of the first d - 1 codes' vectors, predicts
-    the codes of t one after the other. Attention over T and over `books` steps costs far less than over T * books.
+    the codes of t one after the other. Attention over T and over `num_codebooks` steps costs far less than over T * num_codebooks.
     Each book has inputs and a head of its own: here, unlike in the paper, its codes are no other book's.
     """
 
@@ -39,7 +39,7 @@ class RQ(Autoregressive):
         inputs: str = "codes",
         width: int = 192,
         depth: int = 6,
-        book_depth: int = 2,
+        codebook_depth: int = 2,
         heads: int = 6,
         dropout: float = 0.0,
         token_dropout: float = 0.0,
@@ -47,20 +47,22 @@ class RQ(Autoregressive):
         super().__init__(codebook, grid, classes, token_dropout)
         size = head_size(width, heads)
         self.register_buffer("angles", rotary(grid, size), persistent=False)
-        self.register_buffer("book_angles", rotary((1, self.books), size), persistent=False)
+        self.register_buffer("book_angles", rotary((1, self.num_codebooks), size), persistent=False)
         self.read = nn.ModuleList(CodeEmbedding(vectors, width, inputs) for vectors in codebook)
         self.begin = LabelEmbedding(
             classes, width
         )  # what stands where the position before the first would
         self.place, self.book = (
             nn.Parameter(torch.zeros(self.T, width)),
-            nn.Parameter(torch.zeros(self.books, width)),
+            nn.Parameter(torch.zeros(self.num_codebooks, width)),
         )
         self.drop = nn.Dropout(dropout)
         self.over_places = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
-        self.over_books = nn.ModuleList(Block(width, heads, dropout) for _ in range(book_depth))
+        self.over_books = nn.ModuleList(Block(width, heads, dropout) for _ in range(codebook_depth))
         self.norm = RMSNorm(width)
-        self.head = nn.ModuleList(nn.Linear(width, self.K, bias=False) for _ in range(self.books))
+        self.head = nn.ModuleList(
+            nn.Linear(width, self.K, bias=False) for _ in range(self.num_codebooks)
+        )
         initialise_blocks(
             nn.ModuleList([*self.over_places, *self.over_books])
         )  # one residual stream runs through both
@@ -70,7 +72,7 @@ class RQ(Autoregressive):
             nn.init.zeros_(head.weight)  # type: ignore[arg-type]
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        by_book = codes.view(len(codes), self.T, self.books).unbind(2)
+        by_book = codes.view(len(codes), self.T, self.num_codebooks).unbind(2)
         sums = torch.stack(
             [read(code) for read, code in zip(self.read, by_book, strict=True)], 2
         ).cumsum(2)
@@ -79,8 +81,8 @@ class RQ(Autoregressive):
         towards = rotary_directions(self.angles)
         for block in self.over_places:
             h = block(h, towards)
-        v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)  # (B, T, books, width)
-        v = self.drop(v + self.book).flatten(0, 1)  # (B * T, books, width)
+        v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)  # (B, T, num_codebooks, width)
+        v = self.drop(v + self.book).flatten(0, 1)  # (B * T, num_codebooks, width)
         towards = rotary_directions(self.book_angles)
         for block in self.over_books:
             v = block(v, towards)

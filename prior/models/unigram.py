@@ -10,8 +10,8 @@ class Unigram(Counted):
 
     def fit(self, train: Pairs, val: Pairs) -> None:
         book, code = train.keys // self.K // (self.K + 1), train.keys % self.K
-        counts = torch.ones(self.books * self.K, dtype=torch.float64).index_add_(
+        counts = torch.ones(self.num_codebooks * self.K, dtype=torch.float64).index_add_(
             0, book * self.K + code, train.n.double()
         )
-        counts = counts.view(self.books, self.K)
+        counts = counts.view(self.num_codebooks, self.K)
         self.unigram.copy_(counts / counts.sum(1, keepdim=True))

@@ -56,17 +56,17 @@ def draw_samples(config: DictConfig) -> dict[str, Any]:
             )
         check_compile_sampler(model, sampler, where.type)
         known, given = sampler.known(sampler.size(model.grid)), None
-        if sampler.given is not None:
-            given, head = encode_init_image(sampler.given, tokenizer, known)
+        if sampler.init_image is not None:
+            given, head = encode_init_image(sampler.init_image, tokenizer, known)
         drawn = generate(model, sampler, config.n, config.seed, config.batch_size, labels, given)
         found = ((codes, tokenizer.quantizer.lookup(codes)) for codes in drawn)
     else:  # a tokenizer by itself: from the distribution that its bottleneck was trained towards
         tokenizer, told = load_tokenizer(config.ckpt)
         tokenizer, name = tokenizer.to(where), find_checkpoint(config.ckpt).parent.parent.name
         described, flip = told["data"], told["data"]["flip"]
-        if sampler.given is not None:
+        if sampler.init_image is not None:
             raise InputError(
-                f"sampler.given={sampler.given} needs a prior, and ckpt={config.ckpt} is a tokenizer"
+                f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={config.ckpt} is a tokenizer"
             )
         z_q = tokenizer.quantizer.draw(config.n, sampler.size(tokenizer.grid), config.seed)
         found = ((None, part) for part in z_q.split(config.batch_size))

@@ -39,7 +39,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         raise InputError(
             "stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
         )
-    for size in {"width", "depth", "heads", "book_depth"} & config.prior.keys():
+    for size in {"width", "depth", "heads", "codebook_depth"} & config.prior.keys():
         check_int(f"prior.{size}", config.prior[size], 1)
     L.seed_everything(config.seed, verbose=False)
     tokenizer, described = load_tokenizer(config.ckpt)
@@ -115,7 +115,9 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
             "last_nats_per_token": figures["nats_per_token"],
             **{
                 name: round(value, 4)
-                for name, value in baselines(seen, unseen, tokenizer.K, tokenizer.books).items()
+                for name, value in baselines(
+                    seen, unseen, tokenizer.K, tokenizer.num_codebooks
+                ).items()
             },
             "K": tokenizer.K,
             "grid": list(tokenizer.grid),

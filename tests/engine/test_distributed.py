@@ -28,7 +28,7 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
     gate, weight = Gate(start=2, ramp=2, warmup=2), AdaptiveWeight(scale=1.0, smooth=2)
     penalties = {"lecam": LeCam(0.1), "r1": R1(0.1, every=2)}
     made = make_module(
-        gate, STEPS, adaptive=weight, codes_rest=False, accumulate=accumulate, **penalties
+        gate, STEPS, adaptive=weight, freeze_codes=False, accumulate=accumulate, **penalties
     )
     made.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))
     made.tokenizer.quantizer.revive = 0.0  # type: ignore[assignment]  # which outputs are picked depends on their order

@@ -41,7 +41,7 @@ def test_the_average_is_the_running_mean_with_a_memory_that_grows() -> None:
     average, every, trained = (
         WeightAverage(0.35),
         Every(),
-        make_module(Gate(start=2, ramp=0, warmup=0), steps=5, codes_rest=False),
+        make_module(Gate(start=2, ramp=0, warmup=0), steps=5, freeze_codes=False),
     )
     expected = copied(trained)
     fit(trained, [average, every])

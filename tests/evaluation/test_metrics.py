@@ -70,7 +70,7 @@ def test_what_leaves_the_range_is_clamped_before_it_is_judged() -> None:
 
 
 def test_of_several_codebooks_entropies_add_up_and_the_least_used_is_told() -> None:
-    use = CodebookUse(4, books=2)
+    use = CodebookUse(4, num_codebooks=2)
     indices = torch.stack(
         [torch.arange(4).repeat(4), torch.tensor([0, 1]).repeat(8)], 1
     )  # all four alike; two of them

@@ -34,7 +34,7 @@ PRIORS: dict[
     "lstm": (LSTM, {"width": 16, "depth": 2}),
     "lstm-embedding": (LSTM, {"width": 16, "depth": 1, "inputs": "embedding"}),
     "rar": (RAR, {"width": 16, "depth": 2, "heads": 2}),
-    "rq": (RQ, {"width": 16, "depth": 2, "heads": 2, "book_depth": 1}),
+    "rq": (RQ, {"width": 16, "depth": 2, "heads": 2, "codebook_depth": 1}),
     "maskgit": (MaskGIT, {"width": 16, "depth": 2, "heads": 2}),
     "maskgit-embedding": (MaskGIT, {"width": 16, "depth": 2, "heads": 2, "inputs": "embedding"}),
     "uniform": (Uniform, {}),

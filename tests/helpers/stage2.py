@@ -65,9 +65,11 @@ UNEVEN_K, UNEVEN_GRID = 5, (2, 3)
 
 def make_code_data(name: str, batch_size: int) -> CodeDataModule:
     """Codes for a prior: 65 to judge, so that of two ranks with batches of 16 the second has a batch less."""
-    books = (BOOKS[name],) if name in BOOKS else ()
+    num_codebooks = (BOOKS[name],) if name in BOOKS else ()
     grids = [
-        np.random.default_rng(n).integers(0, UNEVEN_K, (n, *UNEVEN_GRID, *books)).astype(np.uint16)
+        np.random.default_rng(n)
+        .integers(0, UNEVEN_K, (n, *UNEVEN_GRID, *num_codebooks))
+        .astype(np.uint16)
         for n in (200, 65)
     ]
     return CodeDataModule(

@@ -28,8 +28,8 @@ def telling(n: int, L: int, seed: int, K: int = K) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).integers(0, K, (n, L)), 1)
 
 
-def made(kind: type[Counted], books: int = 1, n: int = 200) -> Counted:
-    model = kind(torch.empty(books, K, 2), GRID)
+def made(kind: type[Counted], num_codebooks: int = 1, n: int = 200) -> Counted:
+    model = kind(torch.empty(num_codebooks, K, 2), GRID)
     model.count(telling(n, model.L, 0), telling(50, model.L, 1))
     return model
 
@@ -89,32 +89,32 @@ def test_the_unigram_and_the_bigram_agree_with_counting_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("books", [1, 2, 3])
-def test_a_bigrams_rows_are_its_formula_in_each_codebook(books: int) -> None:
-    model = made(Bigram, books, n=5)
-    train = telling(5, model.L, 0).reshape(5, -1, books)
+@pytest.mark.parametrize("num_codebooks", [1, 2, 3])
+def test_a_bigrams_rows_are_its_formula_in_each_codebook(num_codebooks: int) -> None:
+    model = made(Bigram, num_codebooks, n=5)
+    train = telling(5, model.L, 0).reshape(5, -1, num_codebooks)
     codes = torch.from_numpy(telling(3, model.L, 2))
-    p = model(codes).softmax(-1).view(3, model.T, books, K)
-    for book in range(books):
+    p = model(codes).softmax(-1).view(3, model.T, num_codebooks, K)
+    for book in range(num_codebooks):
         alone = {
             b: ((train[..., book] == b).sum() + 1) / (train[..., book].size + K) for b in range(K)
         }
         followed: Counter[tuple[int, int]] = Counter()
         for row in train[..., book].tolist():
             followed.update(pairwise([-1, *row]))
-        for i, row in enumerate(codes.view(3, -1, books)[..., book].tolist()):
+        for i, row in enumerate(codes.view(3, -1, num_codebooks)[..., book].tolist()):
             for t, a in enumerate([-1, *row[:-1]]):
                 n, s = sum(followed[a, b] for b in range(K)), float(model.s)  # type: ignore[arg-type]
                 expected = [(followed[a, b] + s * alone[b]) / (n + s) for b in range(K)]
                 assert p[i, t, book].tolist() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("books", [1, 2])
+@pytest.mark.parametrize("num_codebooks", [1, 2])
 @pytest.mark.parametrize("kind", BASELINES.values())
-def test_nats_of_pairs_are_those_of_the_logits(kind: type[Counted], books: int) -> None:
-    model, codes = made(kind, books), telling(20, 6 * books, 2)
+def test_nats_of_pairs_are_those_of_the_logits(kind: type[Counted], num_codebooks: int) -> None:
+    model, codes = made(kind, num_codebooks), telling(20, 6 * num_codebooks, 2)
     prediction = model.judge(torch.from_numpy(codes), None)
-    assert model.nats(count_pairs(codes, K, books)) == pytest.approx(
+    assert model.nats(count_pairs(codes, K, num_codebooks)) == pytest.approx(
         weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
     )
 
@@ -124,7 +124,7 @@ def test_a_codebook_that_copies_its_neighbour_is_followed_by_itself_alone() -> N
     same = np.stack([random, random], 2).reshape(
         2000, 20
     )  # the second book repeats the first at each position
-    assert baselines(same[:1500], same[1500:], 8, books=2)[
+    assert baselines(same[:1500], same[1500:], 8, num_codebooks=2)[
         "bigram_nats_per_token"
     ] == pytest.approx(math.log(8), abs=0.02)
 

@@ -45,7 +45,7 @@ class TestOrder:
             changed[0, t] = (codes[0, t] + 1) % K
             after = model(changed)
             assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-            if t + model.books < model.L and name not in FORGETFUL:
+            if t + model.num_codebooks < model.L and name not in FORGETFUL:
                 assert not torch.equal(after[:, t + 1 :], before[:, t + 1 :])
 
     def test_decoding_code_by_code_gives_the_same_logits(self, name: str) -> None:
@@ -140,8 +140,8 @@ class TestEveryPrior:
     def test_the_seed_decides_and_the_batch_size_does_not(self, name: str) -> None:
         model = make_prior(name)
         codes = sample(model, Sampler(), 20, seed=1, batch_size=20)
-        books = (BOOKS[name],) if name in BOOKS else ()
-        assert codes.shape == (20, 2, 3, *books)
+        num_codebooks = (BOOKS[name],) if name in BOOKS else ()
+        assert codes.shape == (20, 2, 3, *num_codebooks)
         assert set(codes.unique().tolist()) <= set(range(K))
         assert torch.equal(codes, sample(model, Sampler(), 20, seed=1, batch_size=3))
         assert torch.equal(codes[:5], sample(model, Sampler(), 5, seed=1))

@@ -34,11 +34,11 @@ class TestEveryPrior:
 
     def test_nats_of_images_are_what_the_model_judges_whatever_the_batches(self, name: str) -> None:
         model = make_prior(name, classes=0 if name in UNLABELLED else 2)
-        codes = grids(7, (2, 3, model.books))
+        codes = grids(7, (2, 3, model.num_codebooks))
         found = likelihoods(model, codes, 3)
         labels = torch.from_numpy(codes.labels) if model.classes else None
         prediction = model.judge(torch.from_numpy(codes.values.astype(int)).flatten(1), labels)
-        assert found.shape == (7, 2, 3, model.books)
+        assert found.shape == (7, 2, 3, model.num_codebooks)
         assert found.mean().item() == pytest.approx(
             weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
         )
@@ -143,13 +143,13 @@ class TestTheCommand:
     ) -> None:
         line = ["stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "neighbours=false"]
         assert trained(*line, "run_dir=one") == 0
-        assert trained(*line, "run_dir=two", "batch_size=5", "beside=one") == 0
+        assert trained(*line, "run_dir=two", "batch_size=5", "compare_to=one") == 0
         first, second = result("one"), result("two")
         assert {key: second[key] for key in first["provenance"]} == pytest.approx(
             {key: first[key] for key in first["provenance"]}
         )
         capsys.readouterr()
-        assert trained(*line, "run_dir=hot", "sampler.temperature=2", "beside=one") == 0
+        assert trained(*line, "run_dir=hot", "sampler.temperature=2", "compare_to=one") == 0
         told = capsys.readouterr().err
         assert "gfid_proxy of hot and of one can't be compared: sampler is" in told
         assert "+0" in next(line for line in told.splitlines() if line.startswith("nats_per_token"))
@@ -175,7 +175,7 @@ class TestTheCommand:
         for words, says in {
             "sampler.grid=5x5": "judges whole samples of the prior's own grid; leave sampler.grid out",
             "sampler.guidance=2": "train one with conditional=true",
-            "beside=other": "is no evaluation of a run of stage=prior",
+            "compare_to=other": "is no evaluation of a run of stage=prior",
             "features=nothing.pt": "features=nothing.pt is not there",
             "run_dir=other": "run_dir=other is not empty",
         }.items():

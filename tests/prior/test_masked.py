@@ -149,7 +149,8 @@ class TestLearning:
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler"), [("maskgit", Sampler(steps=4, choice=1e9)), ("diffusion", Sampler())]
+    ("name", "sampler"),
+    [("maskgit", Sampler(steps=4, choice_temperature=1e9)), ("diffusion", Sampler())],
 )
 def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
     name: str, sampler: Sampler
@@ -259,6 +260,6 @@ class TestSampling:
     def test_places_are_filled_in_all_orders(self, name: str) -> None:
         model = masked(name, grid=(1, 4))
         seen = looks(model)
-        sample(model, Sampler(steps=4, choice=1e9), 500, seed=0, batch_size=500)
+        sample(model, Sampler(steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
         ranks = sum(hidden.long() for _, hidden in seen)  # in how many steps each was still missing
         assert len(ranks.unique(dim=0)) == 24  # type: ignore[union-attr]

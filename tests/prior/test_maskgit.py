@@ -71,7 +71,10 @@ def test_by_default_there_are_twelve_steps() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_without_chance_the_surest_codes_are_kept(temperature: float) -> None:
-    model, sampler = maskgit(grid=(4, 4)), Sampler(steps=2, choice=0.0, temperature=temperature)
+    model, sampler = (
+        maskgit(grid=(4, 4)),
+        Sampler(steps=2, choice_temperature=0.0, temperature=temperature),
+    )
     seen = looks(model)
     codes = sample(model, sampler, 8, seed=0).flatten(1)
     (empty, hidden), (_, still) = seen
@@ -96,7 +99,7 @@ def test_chance_has_its_weight_and_fades_with_the_steps() -> None:
     for weight in (model.place, model.head.weight):  # so that one place is surer than the other
         torch.nn.init.normal_(weight)
     seen = looks(model)
-    sample(model, Sampler(steps=2, choice=choice, top_k=1), n, seed=0, batch_size=n)
+    sample(model, Sampler(steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n)
     one, other = model(*(part[:1] for part in seen[0])).log_softmax(-1).amax(-1)[0].tolist()
     assert abs(one - other) > 0.1
     p = 1 / (1 + math.exp((other - one) / (choice / 2)))

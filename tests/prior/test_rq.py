@@ -11,16 +11,16 @@ from tests.helpers.priors import DIM, make_prior
 K, GRID = 5, (2, 3)
 
 
-def rq(books: int = 3, **settings: object) -> RQ:
-    """Small, with `books` codebooks and no zeros."""
+def rq(num_codebooks: int = 3, **settings: object) -> RQ:
+    """Small, with `num_codebooks` codebooks and no zeros."""
     torch.manual_seed(0)
     model = RQ(
-        torch.randn(books, K, DIM),
+        torch.randn(num_codebooks, K, DIM),
         GRID,
         width=16,
         depth=2,
         heads=2,
-        **{"book_depth": 2, **settings},
+        **{"codebook_depth": 2, **settings},
     )  # type: ignore[arg-type]
     with torch.no_grad():
         for p in model.parameters():
@@ -68,7 +68,7 @@ def test_codes_come_position_by_position_and_at_each_book_by_book() -> None:
 
 def test_a_position_is_read_by_the_sum_of_its_codes_alone() -> None:
     """Two positions with other codes and the same sum: what comes after them can't tell."""
-    model = rq(books=2)
+    model = rq(num_codebooks=2)
     with torch.no_grad():
         model.read[1].load_state_dict(model.read[0].state_dict())
     codes = torch.randint(K, (1, 12))
@@ -90,13 +90,15 @@ def test_each_book_has_a_head_of_its_own() -> None:
     assert torch.equal(after[:, :, ::2], before[:, :, ::2])
 
 
-@pytest.mark.parametrize("books", [1, 2, 4])
+@pytest.mark.parametrize("num_codebooks", [1, 2, 4])
 @pytest.mark.parametrize("inputs", ["codes", "embedding"])
-def test_any_number_of_codebooks_is_decoded_as_it_is_judged(books: int, inputs: str) -> None:
-    model = rq(books, inputs=inputs)
-    codes = torch.randint(K, (3, 6 * books))
+def test_any_number_of_codebooks_is_decoded_as_it_is_judged(
+    num_codebooks: int, inputs: str
+) -> None:
+    model = rq(num_codebooks, inputs=inputs)
+    codes = torch.randint(K, (3, 6 * num_codebooks))
     decode = model.decoder(3)
-    steps = [decode(codes[:, t - 1] if t else None) for t in range(6 * books)]
+    steps = [decode(codes[:, t - 1] if t else None) for t in range(6 * num_codebooks)]
     torch.testing.assert_close(torch.stack(steps, 1), model(codes), rtol=1e-3, atol=1e-4)
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from engine.errors import InputError
-from vqgan.losses.augment import DiffAugment, cutout, recoloured, translated
+from vqgan.losses.augment import DiffAugment, cut_out, recoloured, translated
 
 
 def pictures(n: int = 64, channels: int = 3, height: int = 16, width: int = 24) -> Tensor:

@@ -72,19 +72,19 @@ def test_references_have_the_tokenizers_bits_and_are_computed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shapes(tmp_path)
-    found, absent = measure_codecs(data, "val", K=4, books=2, grid=4)
+    found, absent = measure_codecs(data, "val", K=4, num_codebooks=2, grid=4)
     assert not absent
     assert found[0]["codec"] == "classical VQ"
     assert found[0]["bits_per_image"] == 4 * 4 * 2 * 2  # two codebooks of 4 codes: as one of 16
     monkeypatch.setattr("vqgan.baselines.classical", None)
     monkeypatch.setattr("vqgan.baselines.jpeg", None)
-    assert measure_codecs(shapes(tmp_path), "val", K=4, books=2, grid=4)[0] == found
+    assert measure_codecs(shapes(tmp_path), "val", K=4, num_codebooks=2, grid=4)[0] == found
 
 
 @pytest.mark.parametrize(("K", "says"), [(None, "continuous"), (2**18, "262,144 codes")])
 def test_where_there_is_no_classical_codec_to_compare_with_the_reason_is_told(
     tmp_path: Path, K: int | None, says: str
 ) -> None:
-    found, absent = measure_codecs(shapes(tmp_path), "val", K, books=1, grid=4)
+    found, absent = measure_codecs(shapes(tmp_path), "val", K, num_codebooks=1, grid=4)
     assert says in absent["classical VQ"]
     assert {row["codec"] for row in found} == {"JPEG"}

@@ -93,7 +93,7 @@ def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_cod
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = make_tokenizer().eval()
-    made.quantizer = Residual(EMA, K=16, books=3, dim=8).eval()
+    made.quantizer = Residual(EMA, K=16, num_codebooks=3, dim=8).eval()
     seen: list[torch.Tensor] = []
     decode = made.decode_indices
     monkeypatch.setattr(
@@ -160,7 +160,7 @@ def test_a_histogram_has_a_panel_for_each_codebook_and_one_scale() -> None:
 
 
 def test_the_total_is_of_all_batches_and_changes_nothing() -> None:
-    use = CodebookUse(4, books=2)
+    use = CodebookUse(4, num_codebooks=2)
     use.update(torch.tensor([[0, 1], [0, 3]]))
     use.update(torch.tensor([[2, 3]]))
     assert use.total().tolist() == [[2, 0, 1, 0], [0, 1, 0, 2]]

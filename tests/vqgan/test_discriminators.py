@@ -35,7 +35,7 @@ def discriminators(size: int, channels: int) -> dict[str, nn.Module]:
         "spectral fine": Fine(size, channels, width=8, spectral=True),
         "grain": Grain(size, channels, width=8),
         "multiscale": MultiScale(size, channels, scales=2, width=8, depth=1),
-        "style": Style(size, channels, width=8, most=2),
+        "style": Style(size, channels, width=8, max_width_mult=2),
         "frozen": FrozenFeatures(squeeze(), width=8),
     }
 
@@ -91,7 +91,7 @@ def test_a_judgement_does_not_depend_on_the_other_images_of_the_batch(name: str)
 
 
 def test_styles_judgement_depends_on_its_own_group_alone() -> None:
-    discriminator, x = Style(16, 3, width=8, most=2), torch.randn(8, 3, 16, 16)
+    discriminator, x = Style(16, 3, width=8, max_width_mult=2), torch.randn(8, 3, 16, 16)
     before = discriminator(x).logits
     x[7] *= 3
     after = discriminator(x).logits
@@ -262,14 +262,14 @@ def test_a_residual_block_halves_the_resolution_and_keeps_the_variance() -> None
 
 @pytest.mark.parametrize(("size", "blocks"), [(4, 0), (16, 2), (64, 4)])
 def test_styles_blocks_go_down_to_four_pixels(size: int, blocks: int) -> None:
-    logits, features = Style(size, 1, width=4, most=4)(torch.randn(2, 1, size, size))
+    logits, features = Style(size, 1, width=4, max_width_mult=4)(torch.randn(2, 1, size, size))
     assert logits.shape == (2, 1, 1, 1)
     assert len(features) == blocks + 1
     assert features[-1].shape[2:] == (4, 4)
 
 
 def test_equalised_weights_have_variance_1_and_outputs_too() -> None:
-    discriminator = Style(16, 3, width=64, most=2)
+    discriminator = Style(16, 3, width=64, max_width_mult=2)
     conv = discriminator.blocks[0].conv1
     assert conv.weight.std().item() == pytest.approx(1, rel=0.05)
     assert conv(torch.randn(4, 64, 16, 16))[:, :, 1:-1, 1:-1].std().item() == pytest.approx(

@@ -42,7 +42,9 @@ def examined(
 
 def test_a_healthy_run_hears_nothing(tmp_path: Path) -> None:
     assert (
-        examined(make_module(Gate(start=8, ramp=4, warmup=4), steps=40, codes_rest=False), tmp_path)
+        examined(
+            make_module(Gate(start=8, ramp=4, warmup=4), steps=40, freeze_codes=False), tmp_path
+        )
         == []
     )
     assert not (tmp_path / "doctor.txt").exists()
@@ -118,7 +120,7 @@ def test_a_lambda_that_runs_away_is_found(tmp_path: Path, rate: float, what: str
 
 def test_a_lambda_at_its_cap_is_found(tmp_path: Path) -> None:
     said = examined(
-        make_module(OPEN, steps=16, adaptive=AdaptiveWeight(most=1e-6), perceptual=None),
+        make_module(OPEN, steps=16, adaptive=AdaptiveWeight(max_weight=1e-6), perceptual=None),
         tmp_path,
         least_share=0.0,
     )

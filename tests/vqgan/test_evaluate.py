@@ -171,14 +171,15 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     )
 
     assert (
-        command(*line, "run_dir=again", "batch_size=5", "beside=judged", "data.num_workers=0") == 0
+        command(*line, "run_dir=again", "batch_size=5", "compare_to=judged", "data.num_workers=0")
+        == 0
     )
     again = result("again")
     for name in found["provenance"]:
         assert score_difference(name, again, found) == pytest.approx(
             0, abs=1e-4 * abs(found[name]) + 1e-6
         )
-    assert command(*line, "run_dir=other", "proxy=3", "split=train", "beside=judged") == 0
+    assert command(*line, "run_dir=other", "proxy=3", "split=train", "compare_to=judged") == 0
     with pytest.raises(
         InputError,
         match="psnr of other and of judged can't be compared: reference is originals of train",

@@ -171,7 +171,7 @@ def test_there_is_no_lambda_before_the_first_measurement() -> None:
 
 def test_lambda_is_scaled_and_capped() -> None:
     assert lambdas(AdaptiveWeight(scale=0.8), [(1, 0)]) == [0.8e4]
-    assert lambdas(AdaptiveWeight(scale=0.5, most=10), [(1, 1e-3)]) == [5]
+    assert lambdas(AdaptiveWeight(scale=0.5, max_weight=10), [(1, 1e-3)]) == [5]
 
 
 def test_a_constant_lambda_stays_and_is_measured_all_the_same() -> None:

@@ -95,7 +95,10 @@ def test_the_discriminator_trains_before_its_gradient_reaches_the_generator() ->
 
 
 def test_before_the_gate_opens_a_gan_trains_exactly_like_a_vqvae() -> None:
-    closed, plain = make_module(Gate(start=100, ramp=0, warmup=0), codes_rest=False), make_module()
+    closed, plain = (
+        make_module(Gate(start=100, ramp=0, warmup=0), freeze_codes=False),
+        make_module(),
+    )
     fit(closed)
     fit(plain)
     assert same(weights(plain.tokenizer), closed.tokenizer)
@@ -134,10 +137,10 @@ class Snapshot(Callback):
             self.taken = codes(module)
 
 
-@pytest.mark.parametrize("codes_rest", [True, False])
-def test_codes_rest_when_the_gate_opens_unless_told_otherwise(codes_rest: bool) -> None:
+@pytest.mark.parametrize("freeze_codes", [True, False])
+def test_codes_rest_when_the_gate_opens_unless_told_otherwise(freeze_codes: bool) -> None:
     trained, snapshot = (
-        make_module(Gate(start=4, ramp=0, warmup=2), codes_rest=codes_rest),
+        make_module(Gate(start=4, ramp=0, warmup=2), freeze_codes=freeze_codes),
         Snapshot(),
     )
     before = weights(trained.tokenizer.decoder)
@@ -145,7 +148,8 @@ def test_codes_rest_when_the_gate_opens_unless_told_otherwise(codes_rest: bool) 
     assert snapshot.taken is not None
     after = codes(trained)
     assert (
-        all(torch.equal(value, after[name]) for name, value in snapshot.taken.items()) is codes_rest
+        all(torch.equal(value, after[name]) for name, value in snapshot.taken.items())
+        is freeze_codes
     )
     assert not same(before, trained.tokenizer.decoder)
 
@@ -165,7 +169,7 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
     m = make_module(
         Gate(start=0, ramp=0, warmup=0),
         perceptual_weight=0.5,
-        codes_rest=False,
+        freeze_codes=False,
         adaptive=ConstantWeight(0.3),
     )
     m.augment = (
@@ -205,7 +209,7 @@ JUDGEMENTS: dict[
     str, tuple[Gate, dict[str, Any], int]
 ] = {  # of a step: images and reconstructions, once for both players
     "gate open": (OPEN, {}, 2),
-    "the paper's joint training": (OPEN, {"codes_rest": False}, 2),
+    "the paper's joint training": (OPEN, {"freeze_codes": False}, 2),
     "without feature matching": (OPEN, {"perceptual": None}, 2),
     "and for R1, of images, in 32 bits": (OPEN, {"r1": R1(0.1, every=1)}, 3),
     "gate closed": (CLOSED, {}, 2),
@@ -266,7 +270,7 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
         OPEN,
         discriminator=kind(*sizes[kind]),
         perceptual_weight=0.5,
-        codes_rest=False,
+        freeze_codes=False,
         adaptive=weight,
         lecam=lecam,
     )
@@ -349,7 +353,7 @@ def test_steps_are_counted_once_though_two_optimizers_step() -> None:
 
 
 def test_the_codebook_follows_once_a_step_at_the_learning_rate_of_that_step() -> None:
-    trained, rates = make_module(Gate(start=0, ramp=0, warmup=0), steps=5, codes_rest=False), []
+    trained, rates = make_module(Gate(start=0, ramp=0, warmup=0), steps=5, freeze_codes=False), []
     update = trained.tokenizer.quantizer.update
     trained.tokenizer.quantizer.update = lambda q, rate: (rates.append(rate), update(q, rate))[1]  # type: ignore[method-assign,assign,func-returns-value]
     fit(trained)
@@ -492,8 +496,8 @@ def parts(trained: VQGAN) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in trained.state_dict().items()}
 
 
-@pytest.mark.parametrize("codes_rest", [True, False])
-def test_updates_of_micro_batches_equal_those_of_whole_ones(codes_rest: bool) -> None:
+@pytest.mark.parametrize("freeze_codes", [True, False])
+def test_updates_of_micro_batches_equal_those_of_whole_ones(freeze_codes: bool) -> None:
     """Both players, the codebook, lambda and LeCam's means, across the gate; the batch of 4 in 1, 2, 4 and 3 (4 = 2 + 1 + 1)."""
 
     def trained(accumulate: int) -> VQGAN:
@@ -505,7 +509,7 @@ def test_updates_of_micro_batches_equal_those_of_whole_ones(codes_rest: bool) ->
             lecam=LeCam(0.1),
             r1=R1(0.1, every=2),
             adaptive=weight,
-            codes_rest=codes_rest,
+            freeze_codes=freeze_codes,
             accumulate=accumulate,
         )
         made.make_optimizers = dict.fromkeys(

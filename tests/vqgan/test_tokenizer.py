@@ -23,7 +23,7 @@ def test_the_depth_follows_from_the_image_size_and_the_grid(
 
 
 def test_widths_double_up_to_the_most() -> None:
-    assert widths(8, [4, 2, 2, 2], most=4) == [8, 16, 32, 32]
+    assert widths(8, [4, 2, 2, 2], max_width_mult=4) == [8, 16, 32, 32]
 
 
 @pytest.mark.parametrize(("stem", "at_once"), [(1, 1), (2, 2), (4, 2), (8, 4)])

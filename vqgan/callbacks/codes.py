@@ -46,24 +46,33 @@ class CodebookPictures(Callback):
 
 
 def draw_histogram(counts: Tensor) -> Tensor:
-    """How often each code was used, `counts` (books, K), the most used first, as bars in a (3, H, W) uint8 picture, a codebook
-    below the other, all of one scale."""
-    books, K = counts.shape
-    made, height = [], HEIGHT if books == 1 else max(MIN_BAR_HEIGHT, 2 * HEIGHT // books)
+    """How often each code was used, `counts` (num_codebooks, K), the most used first, as bars in a (3, H, W) uint8
+    picture, one codebook below the other, all on one scale."""
+    num_codebooks, K = counts.shape
+    made, height = (
+        [],
+        HEIGHT if num_codebooks == 1 else max(MIN_BAR_HEIGHT, 2 * HEIGHT // num_codebooks),
+    )
     for book, falling in enumerate(counts.sort(1, descending=True).values.cpu()):
         used, p = int((falling > 0).sum()), falling / falling.sum()
         perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
-        name = "" if books == 1 else f"codebook {book}: "
+        name = "" if num_codebooks == 1 else f"codebook {book}: "
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
         made.append(
-            bars(falling, caption, height=height, top=float(counts.max()) if books > 1 else None)
+            bars(
+                falling,
+                caption,
+                height=height,
+                top=float(counts.max()) if num_codebooks > 1 else None,
+            )
         )
     return torch.cat(made, 1)
 
 
 @torch.no_grad()
 def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
-    """What each code decodes to, in a nearly square (3, H, W) uint8 picture; `counts` (books, K) say how often each was used.
+    """What each code decodes to, in a nearly square (3, H, W) uint8 picture; `counts` (num_codebooks, K) is how often each
+    was used.
 
     A code's patch is the middle of the decoded grid that is full of it. Codes in use lie in rows from dark to bright, in each
     from blue to red; after them, faded, those that are not. Of more than `MOST` codes, the most used. Of several codebooks

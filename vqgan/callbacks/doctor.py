@@ -57,7 +57,7 @@ class TokenizerDoctor(Alarms):
         module.vitals.clear()
         if module.use is not None and outputs["indices"] is not None:
             if self._codes is None:
-                self._codes = CodebookUse(module.use.K, module.use.books).to(module.device)
+                self._codes = CodebookUse(module.use.K, module.use.num_codebooks).to(module.device)
                 if self._counts is not None:
                     self._codes.counts.copy_(self._counts)
             self._codes.update(outputs["indices"])
@@ -85,7 +85,7 @@ class TokenizerDoctor(Alarms):
     def of_codes(self) -> Iterator[Sign]:
         if (
             self._codes is not None
-            and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.books
+            and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.num_codebooks
         ):
             self._collapse = self.collapse(
                 self._codes
@@ -108,7 +108,7 @@ class TokenizerDoctor(Alarms):
     def of_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
         assert module.adaptive is not None
         self._usual = usual = now if self._usual is None else self._usual
-        if now >= 0.99 * module.adaptive.scale * module.adaptive.most:
+        if now >= 0.99 * module.adaptive.scale * module.adaptive.max_weight:
             yield Sign(
                 "lambda",
                 f"lambda is at its cap ({now:.3g}): the adversarial gradient has vanished",
@@ -118,7 +118,8 @@ class TokenizerDoctor(Alarms):
             yield Sign(
                 "lambda",
                 f"lambda explodes: {now:.3g}, {now / max(usual, 1e-30):.0f} times what it was when the gate opened",
-                "loss.adaptive.anchor=50 or loss.adaptive.most=" + f"{max(10 * usual, 1e-3):.2g}",
+                "loss.adaptive.anchor=50 or loss.adaptive.max_weight="
+                + f"{max(10 * usual, 1e-3):.2g}",
             )
         elif now * self.factor < usual or now == 0 < module.adaptive.scale:
             yield Sign(

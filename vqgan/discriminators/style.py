@@ -16,20 +16,22 @@ class Style(nn.Module):
     """Real or fake, the image as a whole (Karras et al. 2020, StyleGAN2, fig. 7): (B, C, H, W) -> Judgement, logits (B, 1, 1, 1).
 
     Residual blocks down to 4x4 pixels, then the standard deviation over a few images as one channel more, which shows the
-    discriminator what a collapsed generator lacks. The width doubles block by block, at most to `most` times the first.
+    discriminator what a collapsed generator lacks. The width doubles block by block, at most to `max_width_mult` times the first.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int = 64, most: int = 8) -> None:
+    def __init__(
+        self, image_size: int, channels: int, width: int = 64, max_width_mult: int = 8
+    ) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
-        check_int("loss.discriminator.most", most, 1, "times the width")
+        check_int("loss.discriminator.max_width_mult", max_width_mult, 1, "times the width")
         halvings = max(image_size // 4, 1).bit_length() - 1
         if image_size != 4 * 2**halvings:
             raise InputError(
                 f"data.image_size={image_size} is no power of two from 4 on, as loss/discriminator=style needs; "
                 f"use data.image_size={4 * 2**halvings} or loss/discriminator=patch"
             )
-        levels = widths(width, [2] * (halvings + 1), most)
+        levels = widths(width, [2] * (halvings + 1), max_width_mult)
         deepest = levels[-1]
         self.first = Equalised(channels, width, 1)
         self.blocks = nn.ModuleList([StyleBlock(a, b) for a, b in pairwise(levels)])

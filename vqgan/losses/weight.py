@@ -10,7 +10,7 @@ from engine.errors import InputError
 class AdaptiveWeight(nn.Module):
     """lambda = scale * |grad of rec| / (|grad of adv| + delta) at the decoder's last layer (Esser et al. 2021, VQGAN eq. 7).
 
-    Float32, detached, capped at `most`. Both gradients are those of a whole update: the mean over its micro-batches and
+    Float32, detached, capped at `max_weight`. Both gradients are those of a whole update: the mean over its micro-batches and
     over all ranks. So lambda is known after the update only and serves the next one; the first one after the gate opens
     has none yet and counts the adversarial loss with 0. The paper has delta = 1e-6, the authors' code 1e-4.
 
@@ -31,7 +31,7 @@ class AdaptiveWeight(nn.Module):
     def __init__(
         self,
         scale: float = 0.8,
-        most: float = 1e4,
+        max_weight: float = 1e4,
         delta: float = 1e-6,
         smooth: int = 1,
         anchor: int = 0,
@@ -43,7 +43,7 @@ class AdaptiveWeight(nn.Module):
                 f"loss.adaptive: scale={scale} and anchor={anchor} must be at least 0, "
                 f"smooth={smooth} and growth={growth} at least 1"
             )
-        self.scale, self.most, self.delta = scale, most, delta
+        self.scale, self.max_weight, self.delta = scale, max_weight, delta
         self.smooth, self.anchor, self.growth = smooth, anchor, growth
         for name in ("rec", "adv", "least", "weight"):
             self.register_buffer(name, torch.zeros(()))
@@ -77,7 +77,7 @@ class AdaptiveWeight(nn.Module):
     def ratio(self) -> Tensor:
         """lambda, by what is remembered."""
         return self.scale * (self.rec / (torch.maximum(self.adv, self.least) + self.delta)).clamp(
-            max=self.most
+            max=self.max_weight
         )
 
 

@@ -54,30 +54,32 @@ NO_CODES = "this tokenizer is continuous (quantizer=none or kl) and has no codes
 class Quantizer(nn.Module, ABC):
     """A bottleneck of width `dim`. `forward` is pure; `start` and `update` are what changes it.
 
-    K is the number of codes in a codebook, None for a continuous bottleneck; `books` is how many codebooks each
+    K is the number of codes in a codebook, None for a continuous bottleneck; `num_codebooks` is how many codebooks each
     position of the grid is told by; `in_dim` is how many channels it wants of the encoder.
     """
 
     updates: Tensor
 
-    def __init__(self, K: int | None, dim: int, books: int = 1, in_dim: int | None = None) -> None:
+    def __init__(
+        self, K: int | None, dim: int, num_codebooks: int = 1, in_dim: int | None = None
+    ) -> None:
         super().__init__()
         if K is not None:
             check_int("quantizer.K", K, 2, "codes")
         check_int("quantizer.dim", dim, 1)
-        self.K, self.dim, self.books, self.in_dim = K, dim, books, in_dim or dim
+        self.K, self.dim, self.num_codebooks, self.in_dim = K, dim, num_codebooks, in_dim or dim
         self.register_buffer(
             "updates", torch.zeros((), dtype=torch.int64)
         )  # what this bottleneck's schedules follow
 
     @property
     def bits(self) -> float:
-        """Bits that a position of the grid takes: books * log2 K; nan for a continuous bottleneck."""
-        return self.books * math.log2(self.K) if self.K else math.nan
+        """Bits that a position of the grid takes: num_codebooks * log2 K; nan for a continuous bottleneck."""
+        return self.num_codebooks * math.log2(self.K) if self.K else math.nan
 
     @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:
-        """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, books)."""
+        """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, num_codebooks)."""
 
     def lookup(self, indices: Tensor) -> Tensor:
         """indices as `forward` gives them -> z_q (B, dim, h, w), in eval mode exactly what `forward` gave with them."""
@@ -85,7 +87,7 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def vectors(self) -> Tensor:
-        """What each code stands for, (books, K, width of a codebook), on the CPU; without grid and projection around it."""
+        """What each code stands for, (num_codebooks, K, width of a codebook), on the CPU; without grid and projection around it."""
         if self.K is None:
             raise InputError(NO_CODES)
         everyone = torch.arange(self.K, device=self.updates.device)

@@ -16,7 +16,7 @@ from vqgan.quantizers.several import Several, indices_of
 class Residual(Several):
     """Each codebook codes what those before it left (Zeghidour et al. 2021, SoundStream, algorithm 1; Lee et al. 2022).
 
-    With `dropout`, that share of the training batches uses only the first n codebooks, n uniform from 1 to books - 1
+    With `dropout`, that share of the training batches uses only the first n codebooks, n uniform from 1 to num_codebooks - 1
     (SoundStream, section III-C), so that the first ones can stand alone; the others' indices are given, but neither
     decoded nor trained on.
     """
@@ -25,12 +25,12 @@ class Residual(Several):
         self,
         inner: Callable[..., Quantizer],
         K: int = 512,
-        books: int = 4,
+        num_codebooks: int = 4,
         dim: int | None = 64,
         dropout: float = 0.0,
     ) -> None:
         check_range("quantizer.dropout", dropout, 0, 1)
-        super().__init__(inner, K, books, dim, dim)
+        super().__init__(inner, K, num_codebooks, dim, dim)
         if getattr(self.each[0], "cosine", False):
             raise InputError(
                 "quantizer.inner.cosine=true can't be in residual: codes of length 1 don't tell how much is left; use false"
@@ -40,13 +40,13 @@ class Residual(Several):
 
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
-        used = self.books
+        used = self.num_codebooks
         if (
-            self.training and self.books > 1 and self.dropout
+            self.training and self.num_codebooks > 1 and self.dropout
         ):  # ranks draw alike: `update` wants all of them in every codebook
-            drawn = torch.stack([torch.rand(()), torch.randint(1, self.books, ()).float()]).to(
-                z_e.device
-            )
+            drawn = torch.stack(
+                [torch.rand(()), torch.randint(1, self.num_codebooks, ()).float()]
+            ).to(z_e.device)
             chance, fewer = broadcast(drawn).tolist()
             used = int(fewer) if chance < self.dropout else used
         left, sum_q, carrier, parts = z_e, torch.zeros_like(z_e), torch.zeros_like(z_e), []
@@ -54,7 +54,7 @@ class Residual(Several):
             q = inner(left)
             parts.append(q)
             # Each z_q hands its gradient on to what it coded; for all but the first that is taken off again, or
-            # the encoder would get the decoder's gradient `books` times.
+            # the encoder would get the decoder's gradient `num_codebooks` times.
             carrier = carrier + q.z_q - (left if i else 0)
             sum_q, left = sum_q + q.z_q.detach(), left - q.z_q.detach()
         found = self.together(z_e, straight_through(carrier, sum_q), parts)

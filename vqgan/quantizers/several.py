@@ -12,7 +12,7 @@ from vqgan.quantizers.base import Quantized, Quantizer
 
 
 class Several(Quantizer):
-    """`books` bottlenecks of one kind. indices are (B, h, w, books), the loss is the mean of theirs, K that of each."""
+    """`num_codebooks` bottlenecks of one kind: indices (B, h, w, num_codebooks); the loss is the mean of theirs, K that of each."""
 
     K: int
 
@@ -20,18 +20,18 @@ class Several(Quantizer):
         self,
         inner: Callable[..., Quantizer],
         K: int,
-        books: int,
+        num_codebooks: int,
         dim: int | None,
         inner_dim: int | None,
     ) -> None:
         """`inner` makes one, with K codes and of width `inner_dim`, or where that is None of the width that is its own."""
-        check_int("quantizer.books", books, 1)
-        made = [inner(K=K, dim=inner_dim) for _ in range(books)]
-        if made[0].K is None or made[0].books != 1:
+        check_int("quantizer.num_codebooks", num_codebooks, 1)
+        made = [inner(K=K, dim=inner_dim) for _ in range(num_codebooks)]
+        if made[0].K is None or made[0].num_codebooks != 1:
             raise InputError(
                 f"quantizer.inner={type(made[0]).__name__} has not one codebook; use one that has, such as ema or fsq"
             )
-        super().__init__(made[0].K, dim or sum(each.dim for each in made), books)
+        super().__init__(made[0].K, dim or sum(each.dim for each in made), num_codebooks)
         self.inner = nn.ModuleList(made)
 
     @property

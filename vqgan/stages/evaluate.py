@@ -67,7 +67,7 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
         perceptual, unperceived = load_lpips(config)
         fidelity, use = Fidelity(images.image_size).to(where), None
         if tokenizer.K is not None:
-            use = CodebookUse(tokenizer.K, tokenizer.books).to(where)
+            use = CodebookUse(tokenizer.K, tokenizer.num_codebooks).to(where)
         digest, errors, apart = hashlib.sha256(), [], 0.0
         for x, x_hat, indices in iterate_reconstructions(tokenizer, images, config, where):
             digest.update(x.cpu().numpy().tobytes())
@@ -116,7 +116,7 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
         without = {"references": "left out with references=false"}
         if config.references:
             codecs, without = measure_codecs(
-                images, config.split, tokenizer.K, tokenizer.books, tokenizer.grid[0]
+                images, config.split, tokenizer.K, tokenizer.num_codebooks, tokenizer.grid[0]
             )
         order = torch.cat(errors).argsort(descending=True, stable=True)
         ends = {"worst": order[: config.show], "best": order.flip(0)[: config.show]}

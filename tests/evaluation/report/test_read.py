@@ -178,7 +178,7 @@ def test_a_folder_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
 
 def test_the_rate_is_log2_K_a_position_and_codebook(one: ReportedRun) -> None:
     assert bits_per_image(one) == 64 * 8
-    one.config["quantizer"]["books"] = 4
+    one.config["quantizer"]["num_codebooks"] = 4
     assert bits_per_image(one) == 4 * 64 * 8
     one.metrics["K"] = None
     assert bits_per_image(one) is None

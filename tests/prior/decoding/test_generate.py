@@ -29,8 +29,8 @@ K = 5
 class Counts(PriorModel):
     """Fills in numbers that tell the call, and keeps what each call was given."""
 
-    def __init__(self, grid: tuple[int, int], books: int = 1) -> None:
-        super().__init__(torch.randn(books, 1000, 2), grid, classes=3)
+    def __init__(self, grid: tuple[int, int], num_codebooks: int = 1) -> None:
+        super().__init__(torch.randn(num_codebooks, 1000, 2), grid, classes=3)
         self.register_buffer("here", torch.zeros(()))
         self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
 
@@ -74,17 +74,19 @@ def test_windows_are_half_a_window_apart_and_the_last_ones_at_the_border(
     )
 
 
-@pytest.mark.parametrize("books", [1, 2])
-def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(books: int) -> None:
-    model = Counts((4, 4), books)
-    codes = sample(model, Sampler(grid="7x6"), 2, seed=0).view(2, 7, 6, books)
+@pytest.mark.parametrize("num_codebooks", [1, 2])
+def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_codebooks: int) -> None:
+    model = Counts((4, 4), num_codebooks)
+    codes = sample(model, Sampler(grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
     drawn = torch.zeros(7, 6, dtype=torch.int64)
     for call, ((rows, columns), (seen, known, _)) in enumerate(
         zip(windows((7, 6), (4, 4)), model.calls, strict=True), 1
     ):
-        known = known.view(4, 4, books)
+        known = known.view(4, 4, num_codebooks)
         assert torch.equal(known, (drawn[rows, columns] > 0)[..., None].expand_as(known))
-        assert torch.equal(seen.view(2, 4, 4, books)[:, known], codes[:, rows, columns][:, known])
+        assert torch.equal(
+            seen.view(2, 4, 4, num_codebooks)[:, known], codes[:, rows, columns][:, known]
+        )
         drawn[rows, columns] = drawn[rows, columns].where(drawn[rows, columns] > 0, call)
     assert torch.equal(codes // 100, drawn[None, :, :, None].expand_as(codes))
 
@@ -120,8 +122,8 @@ class TestEveryPrior:
     def test_larger_grids_depend_on_the_seed_and_not_on_the_batch_size(self, name: str) -> None:
         model = make_prior(name)
         codes = sample(model, Sampler(grid="3x5"), 6, seed=1)
-        books = (BOOKS[name],) if name in BOOKS else ()
-        assert codes.shape == (6, 3, 5, *books)
+        num_codebooks = (BOOKS[name],) if name in BOOKS else ()
+        assert codes.shape == (6, 3, 5, *num_codebooks)
         assert set(codes.unique().tolist()) <= set(range(K))
         assert torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=1, batch_size=4))
         assert not torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=2))
@@ -135,14 +137,14 @@ class TestEveryPrior:
     def test_the_upper_rows_of_an_image_stay_and_the_others_are_drawn(self, name: str) -> None:
         model = make_prior(name, grid=(3, 2))
         given = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(given="x", rows=2), 64, seed=0, given=given)
+        codes = sample(model, Sampler(init_image="x", rows=2), 64, seed=0, given=given)
         assert (codes[:, :2] == given[:2]).all()
         assert (codes[:, 2:] != given[2:]).any(0).all()
 
     def test_a_region_is_drawn_and_all_around_it_stays(self, name: str) -> None:
         model = make_prior(name, grid=(3, 3))
         given = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(given="x", region=[0, 1, 2, 3]), 64, seed=0, given=given)
+        codes = sample(model, Sampler(init_image="x", region=[0, 1, 2, 3]), 64, seed=0, given=given)
         changed = (
             (codes != given).flatten(3).any(3).any(0)
             if given.ndim == 3
@@ -172,7 +174,9 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         one = torch.randint(K, (2, 3))
         other = torch.cat([one[:1], (one[1:] + 1) % K])
         drawn = [
-            sample(model, Sampler(given="x", region=[0, 0, 1, 3]), 64, seed=0, given=given)[:, 0]
+            sample(model, Sampler(init_image="x", region=[0, 0, 1, 3]), 64, seed=0, given=given)[
+                :, 0
+            ]
             for given in (one, other)
         ]
         assert torch.equal(*drawn) is not depends
@@ -184,11 +188,11 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         ({"grid": "16"}, r"sampler\.grid=16 must be rows x columns"),
         ({"grid": "0x8"}, r"sampler\.grid=0x8 must be rows x columns"),
         ({"grid": "8x-8"}, r"sampler\.grid=8x-8 must be"),
-        ({"rows": 2}, r"sampler\.rows=2 .* sampler\.given="),
-        ({"region": [0, 0, 1, 1]}, r"sampler\.region=\[0, 0, 1, 1\] .* sampler\.given="),
-        ({"given": "a.png"}, r"sampler\.given=a\.png needs sampler\.rows=4"),
-        ({"given": "a.png", "rows": 2, "region": [0, 0, 1, 1]}, "exclude each other"),
-        ({"given": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
+        ({"rows": 2}, r"sampler\.rows=2 .* sampler\.init_image="),
+        ({"region": [0, 0, 1, 1]}, r"sampler\.region=\[0, 0, 1, 1\] .* sampler\.init_image="),
+        ({"init_image": "a.png"}, r"sampler\.init_image=a\.png needs sampler\.rows=4"),
+        ({"init_image": "a.png", "rows": 2, "region": [0, 0, 1, 1]}, "exclude each other"),
+        ({"init_image": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
     ],
 )
 def test_wishes_that_contradict_each_other_are_refused(
@@ -201,7 +205,7 @@ def test_wishes_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize("rows", [4, 9, -1, 1.5, "two"])
 def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int) -> None:
     with pytest.raises(InputError, match=rf"sampler\.rows={rows} must be"):
-        Sampler(given="x", rows=rows).known((4, 4))
+        Sampler(init_image="x", rows=rows).known((4, 4))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int)
 )
 def test_regions_that_are_empty_or_reach_over_the_grid_are_refused(region: list[int]) -> None:
     with pytest.raises(InputError, match=r"sampler\.region="):
-        Sampler(given="x", region=region).known((4, 6))
+        Sampler(init_image="x", region=region).known((4, 6))
 
 
 @pytest.mark.parametrize("grid", ["1x9", "9x2"])
@@ -233,8 +237,8 @@ def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
 def test_a_tokenizer_decodes_larger_grids(quantizer: Callable[[], Quantizer], start: str) -> None:
     usual = make_tokenizer(start=start)
     t = Tokenizer(usual.encoder, quantizer(), usual.decoder, start).eval()
-    books = (t.books,) if t.books > 1 else ()
-    assert t.decode_indices(torch.randint(16, (2, 6, 9, *books))).shape == (2, 3, 24, 36)
+    num_codebooks = (t.num_codebooks,) if t.num_codebooks > 1 else ()
+    assert t.decode_indices(torch.randint(16, (2, 6, 9, *num_codebooks))).shape == (2, 3, 24, 36)
 
 
 @pytest.fixture

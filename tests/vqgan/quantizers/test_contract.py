@@ -64,12 +64,12 @@ class TestContract:
             assert q.indices is None
             return
         assert q.indices.shape == (
-            (2, 4, 4) if quantizer.books == 1 else (2, 4, 4, quantizer.books)
+            (2, 4, 4) if quantizer.num_codebooks == 1 else (2, 4, 4, quantizer.num_codebooks)
         )
         assert q.indices.dtype == torch.int64
         assert q.indices.min() >= 0
         assert q.indices.max() < quantizer.K == 16
-        assert quantizer.bits == 4 * quantizer.books
+        assert quantizer.bits == 4 * quantizer.num_codebooks
 
     def test_lookup_of_the_indices_is_z_q_to_the_bit(self, way: str) -> None:
         quantizer = made(way).eval()
@@ -194,8 +194,8 @@ REFUSED = {
     "quantizer=fsq quantizer.dim=64": "quantizer.dim=64 must be null or 3, the channels that K=512 takes here",
     "quantizer=lfq quantizer.K=500": "K=500 is no power of two, which one bit a channel needs; the nearest are 256 and 512",
     "quantizer=bsq quantizer.K=3": "quantizer.K=3 is no power of two, which one bit a channel needs; the nearest are 2 and 4",
-    "quantizer=product quantizer.dim=65": "quantizer.dim=65 is not divisible by quantizer.books=2; use quantizer.dim=64",
-    "quantizer=product quantizer.books=0": "quantizer.books=0 must be a whole number of at least 1",
+    "quantizer=product quantizer.dim=65": "quantizer.dim=65 is not divisible by quantizer.num_codebooks=2; use quantizer.dim=64",
+    "quantizer=product quantizer.num_codebooks=0": "quantizer.num_codebooks=0 must be a whole number of at least 1",
     "quantizer=residual quantizer.dropout=2": "quantizer.dropout=2 must be a number from 0 to 1",
     "quantizer=residual quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in residual",
     "quantizer=residual quantizer@quantizer.inner=fsq": "quantizer.dim=64 must be null or 3",

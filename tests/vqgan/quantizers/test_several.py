@@ -36,17 +36,17 @@ def test_each_codebook_leaves_less() -> None:
     x = torch.randn(4000, DIM)
     grid = x.t().reshape(1, DIM, 40, 100)
     errors = []
-    for books in (1, 2, 4):
-        quantizer = Residual(EMA, K, books, DIM).eval()
+    for num_codebooks in (1, 2, 4):
+        quantizer = Residual(EMA, K, num_codebooks, DIM).eval()
         quantizer.start(x)
         errors.append(float((quantizer(grid).z_q - grid).square().mean()))
     assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
 
-@pytest.mark.parametrize("books", [1, 2, 4])
-def test_the_encoder_gets_the_decoders_gradient_once(books: int) -> None:
-    """Summed over the codebooks' straight-through estimators it would be `books` times as large."""
-    quantizer, x, g = Residual(VQ, K, books, DIM), z().requires_grad_(), z()
+@pytest.mark.parametrize("num_codebooks", [1, 2, 4])
+def test_the_encoder_gets_the_decoders_gradient_once(num_codebooks: int) -> None:
+    """Summed over the codebooks' straight-through estimators it would be `num_codebooks` times as large."""
+    quantizer, x, g = Residual(VQ, K, num_codebooks, DIM), z().requires_grad_(), z()
     quantizer(x).z_q.backward(g)
     torch.testing.assert_close(x.grad, g)
 

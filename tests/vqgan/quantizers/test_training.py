@@ -8,7 +8,7 @@ import pytest
 
 OVERRIDES = {
     "none": "", "kl": "", "vq": "", "ema": "", "gumbel": "", "fsq": "", "lfq": "", "bsq": "", "simvq": "", "ibq": "",
-    "residual": "quantizer.books=2", "product": "",
+    "residual": "quantizer.num_codebooks=2", "product": "",
 }  # fmt: skip
 
 

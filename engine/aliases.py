@@ -1,0 +1,86 @@
+"""Names of earlier versions: they keep working for one release, on the command line and in what earlier runs have written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+RENAMED_KEYS = {  # old key -> new last part; a key matches where its last parts do
+    "quantizer.books": "num_codebooks",
+    "prior.book_depth": "codebook_depth",
+    "loss.codes_rest": "freeze_codes",
+    "adaptive.most": "max_weight",
+    "encoder.most": "max_width_mult",
+    "decoder.most": "max_width_mult",
+    "discriminator.most": "max_width_mult",
+    "sampler.given": "init_image",
+    "sampler.choice": "choice_temperature",
+    "beside": "compare_to",
+}
+RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
+    "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
+    "prior.evaluate.evaluate": "prior.stages.evaluate.evaluate",
+    "prior.pictures.draw": "prior.stages.sample.draw_samples",
+    "prior.pipeline.chain": "prior.stages.pipeline.run_pipeline",
+    "prior.sampling.Sampler": "prior.decoding.sampling.Sampler",
+    "prior.stages.encode": "prior.stages.extract.extract_codes",
+    "prior.stages.train": "prior.stages.train.train_prior",
+    "vqgan.callbacks.average.Average": "engine.callbacks.ema.WeightAverage",
+    "vqgan.callbacks.doctor.Doctor": "vqgan.callbacks.doctor.TokenizerDoctor",
+    "vqgan.callbacks.prune.Prune": "engine.callbacks.pruning.Prune",
+    "vqgan.clock.Schedule": "engine.clock.Schedule",
+    "vqgan.losses.perceptual.Features": "vqgan.losses.perceptual.DiscriminatorFeatures",
+    "vqgan.report.stage.report": "evaluation.report.stage.report",
+    "vqgan.run.wandb_logger": "engine.loggers.make_wandb_logger",
+    "vqgan.series.Series": "engine.loggers.CSVSeries",
+    "vqgan.stages.train": "vqgan.stages.train.train_tokenizer",
+    "vqgan.sweep.Sweep": "engine.sweep.Sweep",
+}
+
+
+def rename_key(key: str) -> str:
+    """The key of today for a key such as quantizer.books, at any depth: stage2.sampler.choice too."""
+    for old, new in RENAMED_KEYS.items():
+        if key == old or key.endswith(f".{old}"):
+            return f"{key.removesuffix(old.rpartition('.')[2])}{new}"
+    return key
+
+
+def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Command-line words with the keys of today, and a sentence for each key that was renamed."""
+    renamed: list[str] = []
+    sentences: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        prefix = key[: len(key) - len(key.lstrip("+~"))]
+        new = prefix + rename_key(key.removeprefix(prefix))
+        if new != key:
+            sentences.append(
+                f"{key.removeprefix(prefix)} is called {new.removeprefix(prefix)} now; "
+                "the old name works for one more release"
+            )
+        renamed.append(f"{new}{equals}{value}")
+    return renamed, sentences
+
+
+def upgrade_config(config: Any) -> Any:
+    """The config of an earlier run, a container or OmegaConf's, with the names of today. Nothing is resolved."""
+    if isinstance(config, DictConfig | ListConfig):
+        return OmegaConf.create(upgrade_config(OmegaConf.to_container(config, resolve=False)))
+    return _upgrade(config, "")
+
+
+def _upgrade(node: Any, path: str) -> Any:
+    if isinstance(node, Mapping):
+        upgraded = {}
+        for key, value in node.items():
+            where = rename_key(f"{path}.{key}" if path else str(key))
+            upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
+                value, where
+            )
+        return upgraded
+    if isinstance(node, list):
+        return [_upgrade(value, path) for value in node]
+    if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):
+        return RENAMED_TARGETS.get(node, node)
+    return node

@@ -1,0 +1,119 @@
+"""Runs of version 0.1 resume, sample and evaluate under today's code."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.identity import machine, state_hash
+from engine.aliases import rename_key, rename_words, upgrade_config
+from tests.helpers.commands import Command, lightning_warnings
+from tests.helpers.configs import ROOT
+
+pytestmark = lightning_warnings
+
+RUNS = ROOT / "tests" / "fixtures" / "run_of_0_1"
+EXPECTED = json.loads((RUNS / "expected.json").read_text())
+PLAIN = ["accelerator=cpu", "proxy=0", "inception=false", "fetch=false"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A copy of the earlier runs, where the command will run."""
+    shutil.copytree(RUNS / "tokenizer", tmp_path / "runs" / "vqgan" / "tokenizer")
+    shutil.copytree(RUNS / "prior", tmp_path / "runs" / "prior" / "prior")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize(("stage", "name"), [("vqgan", "tokenizer"), ("prior", "prior")])
+def test_an_earlier_run_resumes_to_the_bit(
+    runs: Path, command: Command, stage: str, name: str
+) -> None:
+    folder = runs / stage / name
+    assert command(f"stage={stage}", f"resume=runs/{stage}/{name}", "trainer.max_steps=9") == 0
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["clock"]["step"] == 9
+    if machine() == EXPECTED["machine"]:
+        assert state_hash(checkpoint) == EXPECTED["resumed to step 9"][name]
+    result = json.loads((folder / "metrics.json").read_text())
+    assert (result["psnr"] if stage == "vqgan" else result["nats_per_token"]) == pytest.approx(
+        EXPECTED["psnr" if stage == "vqgan" else "nats_per_token of step 9"], abs=2e-3
+    )
+
+
+def test_an_earlier_prior_is_sampled_from(runs: Path, command: Command) -> None:
+    line = ["stage=sample", "ckpt=runs/prior/prior", "n=6", "accelerator=cpu", "run_dir=samples"]
+    assert command(*line) == 0
+    codes = torch.load(runs.parent / "samples" / "codes.pt", weights_only=True)["codes"]
+    assert codes.shape == (6, 4, 4, 2)
+    assert codes.flatten()[:16].tolist() == EXPECTED["first codes of seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "more"),
+    [
+        ("vqgan/tokenizer", "psnr", ["lpips=null", "references=false"]),
+        ("prior/prior", "nats_per_token", ["samples=4", "neighbours=false"]),
+    ],
+)
+def test_earlier_runs_are_evaluated_to_the_same_scores(
+    runs: Path, command: Command, name: str, score: str, more: list[str]
+) -> None:
+    assert command("stage=evaluate", f"ckpt=runs/{name}", "run_dir=judged", *PLAIN, *more) == 0
+    result = json.loads((runs.parent / "judged" / "metrics.json").read_text())
+    assert result[score] == pytest.approx(EXPECTED[score], abs=2e-3)
+
+
+def test_a_report_reads_earlier_runs(runs: Path, command: Command) -> None:
+    assert command("stage=report", "runs=runs", "run_dir=report") == 0
+    result = json.loads((runs.parent / "report" / "metrics.json").read_text())
+    assert result["runs"] == 2
+    assert result["unused"] == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "new"),
+    [
+        ("quantizer.books", "quantizer.num_codebooks"),
+        ("stage2.sampler.choice", "stage2.sampler.choice_temperature"),
+        ("evaluate.beside", "evaluate.compare_to"),
+        ("quantizer.K", "quantizer.K"),
+        ("my_quantizer.books", "my_quantizer.books"),
+    ],
+)
+def test_a_renamed_key_is_known_at_any_depth(key: str, new: str) -> None:
+    assert rename_key(key) == new
+
+
+def test_a_renamed_key_on_the_command_line_gets_a_sentence() -> None:
+    words, sentences = rename_words(
+        ["-m", "stage=vqgan", "quantizer.books=2,4", "+loss.codes_rest=false"]
+    )
+    assert words == ["-m", "stage=vqgan", "quantizer.num_codebooks=2,4", "+loss.freeze_codes=false"]
+    assert len(sentences) == 2
+    assert sentences[0].startswith("quantizer.books is called quantizer.num_codebooks now")
+
+
+def test_an_earlier_name_on_the_command_line_still_works(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["stage=vqgan", "quantizer=residual", "quantizer.books=3", "--cfg", "job"]
+    assert command(*line) == 0
+    printed = capsys.readouterr()
+    assert "num_codebooks: 3" in printed.out
+    assert "quantizer.books is called quantizer.num_codebooks now" in printed.err
+
+
+def test_upgrading_a_config_of_today_changes_nothing() -> None:
+    config = {"quantizer": {"_target_": "vqgan.quantizers.vq.VQ", "K": 8}, "callbacks": [{"a": 1}]}
+    assert upgrade_config(config) == config
+
+
+def test_upgrading_renames_keys_and_targets_at_any_depth() -> None:
+    old = {"quantizer": {"inner": {"K": 2}, "books": 4}, "run": "vqgan.stages.train"}
+    assert upgrade_config(old) == {
+        "quantizer": {"inner": {"K": 2}, "num_codebooks": 4},
+        "run": "vqgan.stages.train.train_tokenizer",
+    }
