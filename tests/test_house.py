@@ -1,8 +1,10 @@
 """Rules of the house that no single file can keep."""
 
 import ast
+import inspect
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,126 @@ def test_no_file_speaks_of_one_machine() -> None:
         *ROOT.glob("docs/*.md"),
     ]:
         assert not re.search(r"/home/|https?://\S*(simple|packages)\b", file.read_text()), file
+
+
+SOURCES = sorted(
+    file
+    for package in PACKAGES
+    for file in (ROOT / package).rglob("*.py")
+    if file.name != "__init__.py"
+)
+ALL_SOURCES = [
+    *SOURCES,
+    ROOT / "train.py",
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "tests").rglob("*.py")),
+]
+VAGUE = {
+    "found",
+    "told",
+    "made",
+    "said",
+    "seen",
+    "given",
+    "kept",
+}  # say indices, label, module, message, train
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every name that is assigned to, or that is a parameter, and its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr, node.lineno
+
+
+@pytest.mark.parametrize("file", ALL_SOURCES, ids=relative)
+def test_no_variable_has_a_name_that_says_nothing(file: Path) -> None:
+    vague = [
+        f"line {line}: {name}"
+        for name, line in bound_names(ast.parse(file.read_text()))
+        if name in VAGUE
+    ]
+    assert not vague
+
+
+def top_level_names(file: Path) -> list[str]:
+    names = []
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [
+                name.id
+                for target in node.targets
+                for name in ast.walk(target)
+                if isinstance(name, ast.Name)
+            ]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+    return names
+
+
+def test_a_top_level_name_is_defined_once() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in SOURCES:
+        for name in top_level_names(file):
+            homes.setdefault(name, []).append(relative(file))
+    assert not {name: files for name, files in homes.items() if len(files) > 1}
+
+
+@pytest.mark.parametrize("file", [*SOURCES, ROOT / "train.py"], ids=relative)
+def test_no_function_is_longer_than_60_lines(file: Path) -> None:
+    functions = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)]
+    lengths = {n.name: (n.end_lineno or 0) - n.lineno + 1 for n in functions}
+    assert not {name: length for name, length in lengths.items() if length > 60}
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f.parent.name == "stages"], ids=relative)
+def test_a_stage_is_shorter_than_60_lines(file: Path) -> None:
+    assert len(file.read_text().splitlines()) < 60
+
+
+def test_a_default_stands_in_conf_or_in_the_constructor_not_in_both() -> None:
+    from hydra.utils import get_object
+
+    from tests.helpers.parts import defaults_by_target
+
+    twice = {}
+    for target, settings in defaults_by_target().items():
+        if target.split(".")[0] not in PACKAGES:
+            continue
+        parameters = inspect.signature(get_object(target)).parameters
+        both = [
+            k
+            for k in settings
+            if k in parameters and parameters[k].default is not inspect.Parameter.empty
+        ]
+        if both:
+            twice[target] = both
+    assert not twice
+
+
+READS_CONFIGS = {  # beside the stages, what takes a config as Hydra composed it
+    "engine/aliases.py", "engine/run.py", "engine/settings.py", "engine/sweep.py", "engine/trust.py",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [f for f in SOURCES if f.parent.name != "stages"], ids=relative)
+def test_nothing_below_a_stage_takes_a_config(file: Path) -> None:
+    if relative(file) not in READS_CONFIGS:
+        assert "DictConfig" not in file.read_text()
+
+
+def test_no_test_file_imports_from_another() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                assert (node.module or "").startswith("tests.helpers"), file
