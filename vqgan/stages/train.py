@@ -21,7 +21,8 @@ from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.callbacks.reconstructions import Reconstructions
 from vqgan.load import build_tokenizer, make_tags
-from vqgan.module import VQGAN
+from vqgan.losses.groups import group_losses
+from vqgan.module import VQGAN, Training
 
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
@@ -44,7 +45,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
     fabric = launch(config.trainer, find_device(config.trainer.accelerator).type)
     data.enough(fabric.world_size)
     folder = open_folder(config, data.title, data.facts())
-    pictures, codes = Reconstructions(folder / "pictures"), CodebookPictures(folder / "pictures")
+    pictures, codes = Reconstructions(), CodebookPictures()
     callbacks = [
         *around.values(),
         Checkpoints(folder, make_header("vqgan", config), config.trainer.save_every),
@@ -69,16 +70,15 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
 
 def module_from(config: DictConfig) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
-    loss = instantiate(config.loss)
-    module = VQGAN(
-        build_tokenizer(config),
-        optimizer=instantiate(config.optimizer),
-        budget=make_budget(config),
-        schedule=instantiate(config.schedule),
-        clip=config.trainer.clip,
-        accumulate=config.trainer.accumulate,
-        **loss,
+    reconstruction, adversary = group_losses(**instantiate(config.loss))
+    training = Training(
+        instantiate(config.optimizer),
+        instantiate(config.schedule),
+        make_budget(config),
+        config.trainer.clip,
+        config.trainer.accumulate,
     )
+    module = VQGAN(build_tokenizer(config), reconstruction, training, adversary)
     return module.to(memory_format=torch.channels_last)
 
 
