@@ -9,7 +9,7 @@ import json
 from data.datamodule import ImageDataModule
 from data.folder import Folder
 from data.shapes import Shapes
-from vqgan.baselines import classical
+from vqgan.baselines import measure_classical_vq
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
                 "data": data.title,
                 "K": given.K,
                 "grid": given.grid,
-                **classical(data, given.K, given.grid),
+                **measure_classical_vq(data, given.K, given.grid),
             }
         )
     )

@@ -128,7 +128,7 @@ def waiting(overrides: list[str], steps: int, folder: Path) -> float:
         config = compose("config", words)
     data: ImageDataModule = instantiate(config.data)
     module = module_from(config)
-    module.tokenizer.start(start_images(data))
+    module.tokenizer.initialise(start_images(data))
     trainer = make_trainer(config.trainer, folder, [], [])
     trainer.limit_val_batches = 0
     watched = Waited(data.train_dataloader())

@@ -97,7 +97,7 @@ def main() -> None:
         )
     )
     codebook, codes = (
-        tokenizer.quantizer.vectors().detach(),
+        tokenizer.quantizer.codebooks().detach(),
         torch.randint(given.K, (1, grid * grid)),
     )
     for name in given.sizes:

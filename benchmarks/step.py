@@ -96,7 +96,7 @@ class Part:
             batch_size=batch,
         )
         self.module: VQGAN = module_from(self.config)
-        self.module.tokenizer.start(start_images(self.data))
+        self.module.tokenizer.initialise(start_images(self.data))
         if quick:
             compile_parts(self.module.costly)
         self.around: list[Callback] = []

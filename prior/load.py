@@ -69,7 +69,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
     found = {
-        "codebook": tokenizer.quantizer.vectors(),
+        "codebook": tokenizer.quantizer.codebooks(),
         "grid": tokenizer.grid,
         "classes": told["classes"],
     }

@@ -88,7 +88,7 @@ def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shape
 def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
     started = make_tokenizer()
-    started.start(start_images(shapes))
+    started.initialise(start_images(shapes))
     first = judge.measured(started)
     floor = judge.floor()
     judge.measured(Identity())
@@ -109,7 +109,7 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
     mix = torch.randn(64, 64)
     mix[:, 40:] = mix[:, :24]  # rank 40
     judge, started = Judge(shapes, Given(3), None, CPU), make_tokenizer()
-    started.start(start_images(shapes))
+    started.initialise(start_images(shapes))
     x = prepare(shapes.split("val").__getitems__(range(128))[0])
     with torch.no_grad():
         x_hat = prepare(to_uint8(started.eval().decode(started.encode(x).z_q)))

@@ -149,7 +149,7 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     for compile in (False, True):
         torch.manual_seed(0)
         data, module = instantiate(chosen.data), module_from(chosen)
-        module.tokenizer.start(start_images(data))
+        module.tokenizer.initialise(start_images(data))
         if compile:
             compile_parts(module.costly)
         torch.manual_seed(1)

@@ -16,11 +16,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from engine.errors import InputError
 
 MIN_SIDE = 64  # pixels a side; below, the deep layers of most networks have no room
-IMAGENET = (
+IMAGENET_MEAN_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )  # mean and standard deviation of the colours in [0, 1]
-UNFIT = (
+UNSUITABLE = (
     "vit_",
     "maxvit_",
     "swin_",
@@ -35,21 +35,23 @@ TRUNKS = (
 )  # where torchvision's networks keep their convolutions; "", all of them
 
 
-class Frozen:
+class FrozenNetwork:
     """A network that never trains: in eval mode, its weights without gradients, float32 under autocast.
 
     No nn.Module, so its weights are in no checkpoint, optimizer or average of what holds it. `channels` says how many
     each layer's map has. Raises InputError where the network takes no images of 64 pixels or a layer gives no map.
     """
 
-    def __init__(self, title: str, network: nn.Module, normal: tuple[Any, Any] = IMAGENET) -> None:
+    def __init__(
+        self, title: str, network: nn.Module, normal: tuple[Any, Any] = IMAGENET_MEAN_STD
+    ) -> None:
         self.network = _Normalised(network, *normal).eval().requires_grad_(False)
         try:
             with torch.no_grad():
                 maps = self.features(torch.zeros(1, 3, MIN_SIDE, MIN_SIDE))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{title} takes no images of {MIN_SIDE} pixels ({_line(error)}); use another backbone.name, "
+                f"{title} takes no images of {MIN_SIDE} pixels ({_one_line(error)}); use another backbone.name, "
                 "or of timm's transformers +dynamic_img_size=true in the backbone"
             ) from error
         if any(m.dim() != 4 for m in maps):
@@ -64,11 +66,11 @@ class Frozen:
             network = self.network.to(
                 x.device
             ).eval()  # a copy of a traced network is in training mode again
-            maps: list[Tensor] = network(three_channels(x))
+            maps: list[Tensor] = network(to_network_input(x))
         return maps
 
 
-class Torchvision(Frozen):
+class Torchvision(FrozenNetwork):
     """A convolutional classification network of torchvision, by default its last layer at each resolution.
 
     `name` as in torchvision.models, `layers` the names of its modules; of a VGG16 the default layers are those of LPIPS.
@@ -80,28 +82,30 @@ class Torchvision(Frozen):
         self, name: str = "resnet18", layers: list[str] | None = None, pretrained: bool = True
     ) -> None:
         names = [
-            n for n in torchvision.models.list_models(torchvision.models) if not n.startswith(UNFIT)
+            n
+            for n in torchvision.models.list_models(torchvision.models)
+            if not n.startswith(UNSUITABLE)
         ]
         if name not in names:
             raise InputError(
-                f"backbone.name={name} is no convolutional network of torchvision; {_closest(name, names)}"
+                f"backbone.name={name} is no convolutional network of torchvision; {_suggest_closest(name, names)}"
             )
-        network = _torchvision(name, pretrained).eval()
+        network = _load_torchvision(name, pretrained).eval()
         for module in network.modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment]  # it would write over the map before it
-        self.layers = list(layers) if layers else _last_at_each_resolution(network)
+        self.layers = list(layers) if layers else _find_last_layers(network)
         existing = [n for n, _ in network.named_modules() if n]
         for layer in self.layers:
             if layer not in existing:
                 raise InputError(
-                    f"backbone.layers has {layer}, which is no layer of {name}; {_closest(layer, existing)}"
+                    f"backbone.layers has {layer}, which is no layer of {name}; {_suggest_closest(layer, existing)}"
                 )
         extractor = create_feature_extractor(network, self.layers, suppress_diff_warning=True)
-        super().__init__(name, _InOrder(extractor, self.layers))
+        super().__init__(name, _MapsInOrder(extractor, self.layers))
 
 
-class Timm(Frozen):
+class Timm(FrozenNetwork):
     """A network of the package timm, by default all the maps that it offers.
 
     `name` as in timm, `layers` indices of the maps, `options` what else timm.create_model takes, such as
@@ -123,25 +127,25 @@ class Timm(Frozen):
             ) from error
         if not timm.is_model(name):
             raise InputError(
-                f"backbone.name={name} is no network of timm; {_closest(name, timm.list_models())}"
+                f"backbone.name={name} is no network of timm; {_suggest_closest(name, timm.list_models())}"
             )
         options |= {"out_indices": list(layers)} if layers else {}
         try:
             network = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
         except (AssertionError, IndexError) as error:
             raise InputError(
-                f"backbone.layers={layers} are not all indices of maps that {name} has ({_line(error)})"
+                f"backbone.layers={layers} are not all indices of maps that {name} has ({_one_line(error)})"
             ) from error
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"timm's weights {name} can't be fetched ({_line(error)}); put them into a file "
+                f"timm's weights {name} can't be fetched ({_one_line(error)}); put them into a file "
                 "and add +pretrained_cfg_overlay.file=FILE to the backbone, or use vqgan.backbones.Torchvision"
             ) from error
         known = network.pretrained_cfg  # some were not trained on ImageNet's normalisation
         super().__init__(name, _ChannelsFirst(network), (known["mean"], known["std"]))
 
 
-def three_channels(x: Tensor) -> Tensor:
+def to_network_input(x: Tensor) -> Tensor:
     """x (B, 1 or 3, H, W) -> float32 (B, 3, ...), grey repeated, the shorter side enlarged to 64 pixels where it has fewer."""
     x, short = x.float().expand(-1, 3, -1, -1), min(x.shape[2:])
     if short >= MIN_SIDE:
@@ -152,14 +156,14 @@ def three_channels(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def fetching(file: str, instead: str) -> Iterator[None]:
+def fetching_weights(file: str, instead: str) -> Iterator[None]:
     """Inside, torchvision weights are read from the torch hub folder or fetched into it; InputError where neither works."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # no network, no such file, a file that is cut off
         path = Path(torch.hub.get_dir()) / "checkpoints" / file
         raise InputError(
-            f"the torchvision weights {file} can't be fetched ({_line(error)}); put the file at {path}, or use {instead}"
+            f"the torchvision weights {file} can't be fetched ({_one_line(error)}); put the file at {path}, or use {instead}"
         ) from error
 
 
@@ -180,7 +184,7 @@ class _Normalised(nn.Module):
         return maps
 
 
-class _InOrder(nn.Module):
+class _MapsInOrder(nn.Module):
     """Torchvision's dictionary of maps as a list."""
 
     def __init__(self, network: nn.Module, layers: list[str]) -> None:
@@ -207,12 +211,12 @@ class _ChannelsFirst(nn.Module):
         ]
 
 
-def _torchvision(name: str, pretrained: bool) -> nn.Module:
+def _load_torchvision(name: str, pretrained: bool) -> nn.Module:
     weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
     file = weights.url.rsplit("/", 1)[1] if weights else ""
     with (
         torch.random.fork_rng(devices=[]),
-        fetching(file, "loss/perceptual=features and loss/discriminator=fine"),
+        fetching_weights(file, "loss/perceptual=features and loss/discriminator=fine"),
     ):
         torch.default_generator.manual_seed(
             0
@@ -221,7 +225,7 @@ def _torchvision(name: str, pretrained: bool) -> nn.Module:
     return network
 
 
-def _last_at_each_resolution(network: nn.Module) -> list[str]:
+def _find_last_layers(network: nn.Module) -> list[str]:
     """The names of the trunk's parts after which the map gets smaller, and of the last; pooling and single pixels left out."""
     trunk = next(t for t in TRUNKS if not t or hasattr(network, t))
     children = [
@@ -245,9 +249,9 @@ def _last_at_each_resolution(network: nn.Module) -> list[str]:
     return [f"{trunk}.{name}".lstrip(".") for size, name in at.items() if size > 1]
 
 
-def _closest(word: str, words: list[str]) -> str:
+def _suggest_closest(word: str, words: list[str]) -> str:
     return f"the closest are {', '.join(difflib.get_close_matches(word, words, n=4, cutoff=0))}"
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

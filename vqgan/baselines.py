@@ -17,20 +17,22 @@ from data.store import stored
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
 from vqgan.patches import to_patches
-from vqgan.quantizers.base import nearest
 from vqgan.quantizers.kmeans import kmeans
+from vqgan.quantizers.search import nearest
 
 CODEC_IMAGES = 1000  # images, from all over the split: all codecs are judged by the same ones
 
 MAX_PATCHES = 4096  # codes that k-means finds in a minute or two
 
-ITERATIONS, PATCHES = 20, 200_000  # of k-means
+KMEANS_ITERATIONS, KMEANS_PATCHES = 20, 200_000  # of k-means
 
-QUALITIES = (1, 5, 10, 20, 35, 50, 75, 90)
+JPEG_QUALITIES = (1, 5, 10, 20, 35, 50, 75, 90)
 
 CODECS_VERSION = 1  # part of the cache's key: raise it when the figures change
 
-SHORTER = "bits of the entropy-coded scan alone, without headers and tables, which favours JPEG"
+JPEG_BITS_NOTE = (
+    "bits of the entropy-coded scan alone, without headers and tables, which favours JPEG"
+)
 
 
 def measure_codecs(
@@ -49,8 +51,8 @@ def measure_codecs(
         {
             "K": K,
             "grid": grid,
-            "iterations": ITERATIONS,
-            "patches": PATCHES,
+            "iterations": KMEANS_ITERATIONS,
+            "patches": KMEANS_PATCHES,
             "train": data.key("train"),
         },
     )
@@ -66,7 +68,7 @@ def measure_codecs(
         told = {**key, **settings, "K": codes}
 
         def classic(_: Any) -> dict[str, Any]:
-            return classical(data, codes, grid, split)
+            return measure_classical_vq(data, codes, grid, split)
 
         figures = stored(data.cache_dir, f"classical-{data.title}", told, {}, classic)[1]
         found.append(
@@ -75,29 +77,40 @@ def measure_codecs(
                 "bits_per_image": round(grid**2 * float(np.log2(codes)), 2),
                 "psnr": figures["psnr"],
                 "ssim": figures["ssim"],
-                "settings": {"K": codes, "grid": grid, "iterations": ITERATIONS, "n": figures["n"]},
+                "settings": {
+                    "K": codes,
+                    "grid": grid,
+                    "iterations": KMEANS_ITERATIONS,
+                    "n": figures["n"],
+                },
             }
         )
 
     def jpegs(_: Any) -> list[dict[str, Any]]:
-        return jpeg(to_uint8(data.view(data.some(split, CODEC_IMAGES)[0])))
+        return measure_jpeg(to_uint8(data.view(data.some(split, CODEC_IMAGES)[0])))
 
     coder = {
         "pillow": version("pillow"),
         "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
     }
     found += stored(
-        data.cache_dir, f"jpeg-{data.title}", {**key, **coder, "qualities": QUALITIES}, {}, jpegs
+        data.cache_dir,
+        f"jpeg-{data.title}",
+        {**key, **coder, "qualities": JPEG_QUALITIES},
+        {},
+        jpegs,
     )[1]
     return found, absent
 
 
-def classical(data: ImageDataModule, K: int, grid: int, split: str = "val") -> dict[str, float]:
+def measure_classical_vq(
+    data: ImageDataModule, K: int, grid: int, split: str = "val"
+) -> dict[str, float]:
     """k-means with K centres on training patches, judged on a split like a tokenizer."""
     began = time.monotonic()
     f, size = data.image_size // grid, data.image_size
-    x = data.view(data.some("train", max(1, PATCHES // grid**2))[0])
-    codebook, _ = kmeans(to_patches(x, f), K, ITERATIONS)
+    x = data.view(data.some("train", max(1, KMEANS_PATCHES // grid**2))[0])
+    codebook, _ = kmeans(to_patches(x, f), K, KMEANS_ITERATIONS)
     seconds = time.monotonic() - began
     reconstruction, use = Reconstruction(), CodebookUse(K)
     x = data.view(data.some(split, CODEC_IMAGES)[0])
@@ -116,7 +129,7 @@ def classical(data: ImageDataModule, K: int, grid: int, split: str = "val") -> d
     }
 
 
-def jpeg(images: Tensor, qualities: Sequence[int] = QUALITIES) -> list[dict[str, Any]]:
+def measure_jpeg(images: Tensor, qualities: Sequence[int] = JPEG_QUALITIES) -> list[dict[str, Any]]:
     """What JPEG makes of uint8 images (n, C, H, W) at each quality: colours at half the resolution, best Huffman codes."""
     rows = []
     for quality in qualities:
@@ -129,7 +142,7 @@ def jpeg(images: Tensor, qualities: Sequence[int] = QUALITIES) -> list[dict[str,
                 Image.fromarray(pixels.squeeze()).save(
                     file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True
                 )
-                bits += scan_bits(file.getvalue())
+                bits += count_scan_bits(file.getvalue())
                 made.append(
                     torch.from_numpy(np.array(Image.open(file)).reshape(pixels.shape)).permute(
                         2, 0, 1
@@ -137,7 +150,12 @@ def jpeg(images: Tensor, qualities: Sequence[int] = QUALITIES) -> list[dict[str,
                 )
             reconstruction.update(prepare(part), prepare(torch.stack(made)))
         found = {name: round(float(value), 3) for name, value in reconstruction.compute().items()}
-        settings = {"quality": quality, "subsampling": "4:2:0", "bits": SHORTER, "n": len(images)}
+        settings = {
+            "quality": quality,
+            "subsampling": "4:2:0",
+            "bits": JPEG_BITS_NOTE,
+            "n": len(images),
+        }
         per_image = round(bits / len(images), 2)
         rows.append(
             {
@@ -151,7 +169,7 @@ def jpeg(images: Tensor, qualities: Sequence[int] = QUALITIES) -> list[dict[str,
     return rows
 
 
-def scan_bits(file: bytes) -> int:
+def count_scan_bits(file: bytes) -> int:
     """Bits of the entropy-coded data of a baseline JPEG file: what lies between the header of its scan and the end marker."""
     at = 2  # behind the marker of the beginning
     while True:

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-def norm(width: int) -> nn.GroupNorm:
+def group_norm(width: int) -> nn.GroupNorm:
     """GroupNorm over groups of 32 channels, or one group where 32 does not divide the width."""
     return nn.GroupNorm(width // 32 if width % 32 == 0 else 1, width)
 
 
-def zero(conv: nn.Conv2d) -> nn.Conv2d:
+def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
     """The same convolution with zero weights: a residual branch that starts as nothing."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
@@ -23,8 +23,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, width, 3, padding=1)
-        self.norm2, self.conv2 = norm(width), zero(nn.Conv2d(width, width, 3, padding=1))
+        self.norm1, self.conv1 = group_norm(width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(width), zero_init(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -51,7 +51,7 @@ class Up(nn.Sequential):
         )
 
 
-def spectral_everywhere(module: nn.Module) -> None:
+def add_spectral_norm(module: nn.Module) -> None:
     """Divide every convolution in the module by its spectral norm (Miyato et al. 2018), estimated further in training mode."""
     for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
         spectral_norm(conv)

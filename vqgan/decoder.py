@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.blocks import ResBlock, Up, norm, zero
-from vqgan.encoder import factors, widths
+from vqgan.blocks import ResBlock, Up, group_norm, zero_init
+from vqgan.encoder import plan_downsampling, plan_widths
 
 
 class Decoder(nn.Module):
@@ -26,21 +26,21 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         check_int("model.decoder.depth", depth, 0, "block")
-        steps = factors(image_size, grid, stem)
-        levels = widths(width, steps, max_width_mult)
+        steps = plan_downsampling(image_size, grid, stem)
+        levels = plan_widths(width, steps, max_width_mult)
         layers: list[nn.Module] = []
         for i in reversed(range(len(levels))):
             layers += [ResBlock(levels[i]) for _ in range(depth)]
             if i:
                 layers.append(Up(levels[i], levels[i - 1], steps[i]))
-        layers += [norm(width), nn.SiLU()]
+        layers += [group_norm(width), nn.SiLU()]
         if steps[0] % 4 == 0:
             inner, at_once = max(width // 2, 1), steps[0] // 2
             layers += [Up(width, inner, 2, kernel=3), nn.SiLU()]
         else:
             inner, at_once = width, steps[0]
         self.layers = nn.Sequential(*layers)
-        self.last = zero(nn.Conv2d(inner, channels * at_once**2, 3, padding=1))
+        self.last = zero_init(nn.Conv2d(inner, channels * at_once**2, 3, padding=1))
         self.shuffle = nn.PixelShuffle(at_once)
         self.in_channels = levels[-1]
 

@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import Down, ResBlock, norm
+from vqgan.blocks import Down, ResBlock, group_norm
 
 
-def factors(image_size: int, grid: int, stem: int) -> list[int]:
+def plan_downsampling(image_size: int, grid: int, stem: int) -> list[int]:
     """The downsampling f = image_size / grid in steps: the stem's, at most `stem`, then prime by prime.
 
     64 pixels, grid 8, stem 4 -> [4, 2]. Raises InputError where the grid does not divide the image.
@@ -33,7 +33,7 @@ def factors(image_size: int, grid: int, stem: int) -> list[int]:
     return steps
 
 
-def widths(width: int, steps: list[int], max_width_mult: int) -> list[int]:
+def plan_widths(width: int, steps: list[int], max_width_mult: int) -> list[int]:
     """The width after each step: doubled step by step, at most `max_width_mult` times the first."""
     check_int("model.width", width, 1, "channel")
     check_int("model.encoder.max_width_mult", max_width_mult, 1)
@@ -59,13 +59,13 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         check_int("model.encoder.depth", depth, 0, "block")
-        steps = factors(image_size, grid, stem)
-        levels = widths(width, steps, max_width_mult)
+        steps = plan_downsampling(image_size, grid, stem)
+        levels = plan_widths(width, steps, max_width_mult)
         layers: list[nn.Module] = []
         for i, (step, level) in enumerate(zip(steps, levels, strict=True)):
             layers.append(Down(levels[i - 1] if i else channels, level, step, kernel=1 if i else 3))
             layers += [ResBlock(level) for _ in range(depth)]
-        self.layers = nn.Sequential(*layers, norm(levels[-1]), nn.SiLU())
+        self.layers = nn.Sequential(*layers, group_norm(levels[-1]), nn.SiLU())
         self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
         self.f, self.out_channels = image_size // grid, levels[-1]
 

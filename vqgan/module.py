@@ -344,7 +344,7 @@ class VQGAN(ClockedModule):
     # Lightning's side.
 
     def configure_optimizers(self) -> list[Optimizer]:
-        rates = self.tokenizer.quantizer.parameter_rates()
+        rates = self.tokenizer.quantizer.lr_multipliers()
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         return [
             self.optimizer(self.make_optimizers[n], player, rates)

@@ -34,14 +34,14 @@ class Patches(nn.Module):
         return x
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor) -> None:
         """Both maps from the principal components of the patches of x (n, C, H, W) in [-1, 1]."""
         rows = to_patches(x.float(), self.f)
         mean = rows.mean(0)
         into, out = self.into[1], self.out[0]
         assert isinstance(into, nn.Conv2d)
         assert isinstance(out, nn.Conv2d)
-        components = principal(rows - mean, into.out_channels)
+        components = principal_components(rows - mean, into.out_channels)
         n = min(
             into.out_channels, components.shape[1]
         )  # a code wider than a patch has no more components
@@ -56,7 +56,7 @@ class Patches(nn.Module):
         out.bias.copy_(mean)
 
 
-def principal(rows: Tensor, n: int, most: int = 1024) -> Tensor:
+def principal_components(rows: Tensor, n: int, most: int = 1024) -> Tensor:
     """The principal components of centred rows as columns, the largest variance first.
 
     Of rows wider than `most` the first n, nearly exactly (Halko et al. 2011): all would take minutes.

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.blocks import zero
+from vqgan.blocks import zero_init
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.patches import Patches
-from vqgan.quantizers.base import NO_CODES, Quantized, Quantizer, flatten
+from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
+from vqgan.quantizers.search import flatten
 
 STARTS = ("patches", "random")
 
@@ -36,7 +37,7 @@ class Tokenizer(nn.Module):
             Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
         )
         if self.patches is not None:
-            zero(self.into)
+            zero_init(self.into)
 
     @property
     def K(self) -> int | None:
@@ -81,7 +82,7 @@ class Tokenizer(nn.Module):
         """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, num_codebooks) of several codebooks."""
         found = self.encode(x).indices
         if found is None:
-            raise InputError(NO_CODES)
+            raise InputError(NO_CODES_MESSAGE)
         return found
 
     def decode_indices(self, indices: Tensor) -> Tensor:
@@ -89,16 +90,16 @@ class Tokenizer(nn.Module):
         return self.decode(self.quantizer.lookup(indices))
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
+    def initialise(self, x: Tensor) -> None:
         """Before the first step: fit the linear maps (if any) and the codes to images x (n, C, H, W) in [-1, 1]."""
         if self.patches is not None:
-            self.patches.start(x)
+            self.patches.initialise(x)
             z = torch.cat(
                 [flatten(self.patches.encode(part)) for part in x.split(64)]
             )  # the networks still add zero
         else:
             z = torch.cat([flatten(self.into(self.encoder(part))) for part in x[:512].split(64)])
-        self.quantizer.start(
+        self.quantizer.initialise(
             z[:: max(1, len(z) // 100_000)]
         )  # as many as k-means needs, from all over the images
 

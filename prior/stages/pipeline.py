@@ -129,7 +129,10 @@ def check_parts(parts: dict[str, DictConfig]) -> str:
             "stage=pipeline needs a tokenizer whose codes a prior can learn; choose quantizer=ema"
         )
     instantiate(
-        parts["prior"].prior, codebook=tokenizer.quantizer.vectors(), grid=tokenizer.grid, classes=0
+        parts["prior"].prior,
+        codebook=tokenizer.quantizer.codebooks(),
+        grid=tokenizer.grid,
+        classes=0,
     )
     title: str = instantiate(parts["tokenizer"].data).title
     return title

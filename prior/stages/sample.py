@@ -68,7 +68,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any]:
             raise InputError(
                 f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={config.ckpt} is a tokenizer"
             )
-        z_q = tokenizer.quantizer.draw(config.n, sampler.size(tokenizer.grid), config.seed)
+        z_q = tokenizer.quantizer.sample_latents(
+            config.n, sampler.size(tokenizer.grid), config.seed
+        )
         found = ((None, part) for part in z_q.split(config.batch_size))
     data: ImageDataModule | None = None
     if "neighbours" in save:

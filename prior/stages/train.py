@@ -54,7 +54,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
     classes = count_classes(images, train_codes) if config.conditional else 0
     model: PriorModel = instantiate(
-        config.prior, codebook=tokenizer.quantizer.vectors(), grid=tokenizer.grid, classes=classes
+        config.prior, codebook=tokenizer.quantizer.codebooks(), grid=tokenizer.grid, classes=classes
     )
     seen, unseen = (codes.values.reshape(len(codes), -1) for codes in (train_codes, val_codes))
     if isinstance(model, Counted):

@@ -76,7 +76,7 @@ def step(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of lpips
         trained = module_from(made)
-    trained.tokenizer.start(start_images(make_noise()))
+    trained.tokenizer.initialise(start_images(make_noise()))
     fit(trained, **precision_arguments(made.trainer))
     seen = trained.vitals
     expected = {"rec", "adversarial", "discriminator", "lambda"} | (

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from vqgan.backbones import (
-    IMAGENET,
-    Frozen,
+    IMAGENET_MEAN_STD,
+    FrozenNetwork,
     Timm,
     Torchvision,
-    _last_at_each_resolution,
-    _torchvision,
-    three_channels,
+    _find_last_layers,
+    _load_torchvision,
+    to_network_input,
 )
 from vqgan.losses.perceptual import LPIPS, Backbone
 
@@ -57,12 +57,12 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_large_coloured_images_pass_as_they_are() -> None:
     x = images(2, 3, 64, 80)
-    assert torch.equal(three_channels(x), x)
+    assert torch.equal(to_network_input(x), x)
 
 
 def test_grey_images_are_repeated_and_small_ones_enlarged_in_their_shape() -> None:
     x = images(2, 1, 16, 32)
-    found = three_channels(x)
+    found = to_network_input(x)
     assert found.shape == (2, 3, 64, 128)
     assert torch.equal(found[:, 0], found[:, 2])
     torch.testing.assert_close(found[:, :1], F.interpolate(x, size=(64, 128), mode="bilinear"))
@@ -70,16 +70,16 @@ def test_grey_images_are_repeated_and_small_ones_enlarged_in_their_shape() -> No
 
 @pytest.mark.parametrize("side", range(1, 65))
 def test_enlarged_images_have_exactly_64_pixels(side: int) -> None:
-    assert three_channels(torch.zeros(1, 3, side, side)).shape == (1, 3, 64, 64)
+    assert to_network_input(torch.zeros(1, 3, side, side)).shape == (1, 3, 64, 64)
 
 
 # Backbones.
 
 
 def test_maps_are_those_of_the_plain_network_on_normalised_images(resnet: Torchvision) -> None:
-    network: Any = _torchvision("resnet18", pretrained=False).eval()
+    network: Any = _load_torchvision("resnet18", pretrained=False).eval()
     x = images(2, 3, 64, 64)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET_MEAN_STD)
     h = network.relu(network.bn1(network.conv1(((x + 1) / 2 - mean) / std)))
     expected = [h]
     h = network.maxpool(h)
@@ -100,7 +100,7 @@ def test_the_default_layers_of_a_vgg_are_those_of_lpips() -> None:
 
     network = nn.Sequential()
     network.add_module("features", make_layers(cfgs["D"]))
-    assert _last_at_each_resolution(network) == [f"features.{i}" for i in (3, 8, 15, 22, 29)]
+    assert _find_last_layers(network) == [f"features.{i}" for i in (3, 8, 15, 22, 29)]
 
 
 def test_layers_come_in_the_order_that_they_are_asked_for() -> None:
@@ -315,7 +315,7 @@ def test_what_timm_cannot_do_is_said_in_one_sentence(
 # The perceptual loss on them.
 
 
-class Plain(Frozen):
+class Plain(FrozenNetwork):
     """A backbone whose only map is what a function makes of the image."""
 
     def __init__(self, make: Any) -> None:

@@ -44,7 +44,7 @@ from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.load import load_images, load_tokenizer
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 OF_CODES = ("perplexity", "entropy_bits", "codes_used", "usage")
@@ -207,7 +207,7 @@ def add_code_scores(
     about = {"library": library("torch")}
     if use is None:
         for name in (*OF_CODES, "bits_per_image", "compression_ratio"):
-            scores.miss(name, NO_CODES)
+            scores.miss(name, NO_CODES_MESSAGE)
         return
     for name, value in use.compute().items():
         scores.add(name, int(value) if name == "codes_used" else float(value), **about)

@@ -35,7 +35,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
     module = module_from(config)
     data.prepare_data()
     if not config.resume:
-        module.tokenizer.start(start_images(data))
+        module.tokenizer.initialise(start_images(data))
     if config.trainer.compile:
         compile_parts(module.costly)
     around: dict[str, Callback] = {
