@@ -23,10 +23,11 @@ from lightning.pytorch.callbacks import Callback
 from data.shapes import Shapes
 from engine.callbacks.ema import WeightAverage
 from engine.compile import compile_parts
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.module import VQGAN
-from vqgan.stages.train import module_from, start_images
+from vqgan.stages.train import build_module, start_images
 
 ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
 PARTS: dict[str, list[str]] = {  # what is measured: its overrides
@@ -95,7 +96,7 @@ class Part:
             cache="ram",
             batch_size=batch,
         )
-        self.module: VQGAN = module_from(self.config)
+        self.module: VQGAN = build_module(self.config, TrainerSettings.read(self.config.trainer))
         self.module.tokenizer.initialise(start_images(self.data))
         if quick:
             compile_parts(self.module.costly)

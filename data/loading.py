@@ -3,7 +3,7 @@
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -155,7 +155,6 @@ class BatchDataModule(L.LightningDataModule, ABC):
                 f"data.num_workers={num_workers} must be a whole number of at least 0 processes"
             )
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.between: list[Callable[[L.Trainer], None]] = []  # what is done between two updates
         self._splits: dict[str, Any] = {}
 
     @abstractmethod
@@ -171,14 +170,6 @@ class BatchDataModule(L.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         self.split("train")
         self.split("val")
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Between two updates: Lightning's only hook after the logs and the validation of the one, and before anything of the
-        next, were it a random number."""
-        if self.trainer is not None and self.trainer.training:
-            for act in self.between:
-                act(self.trainer)
-        return batch
 
     @property
     def _ranks(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.images import save_picture
 from engine.console import best_effort_write
-from engine.loggers import logger_step
+from engine.lightning_doors import logged_step
 
 
 def show_picture(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) -> Path:
@@ -16,7 +16,7 @@ def show_picture(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, ste
     file = folder / f"{name}-{step:06d}.png"
     with best_effort_write(file):
         save_picture(sheet, file)
-    step = logger_step(trainer)
+    step = logged_step(trainer)
     for logger in trainer.loggers:  # as uint8: of floats W&B makes a black picture
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, sheet.numpy(), step)

@@ -16,6 +16,7 @@ RENAMED_KEYS = {  # old key -> new last part; a key matches where its last parts
     "sampler.given": "init_image",
     "sampler.choice": "choice_temperature",
     "beside": "compare_to",
+    "prune.least": "min_others",
 }
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",

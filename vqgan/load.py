@@ -1,9 +1,8 @@
 """From a config or a checkpoint to a tokenizer and its images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule
 from engine.checkpoint import (
@@ -50,20 +49,29 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     return tokenizer.eval(), config
 
 
-def load_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:
-    """The images that a tokenizer was trained on, by its `described` config, with what this run's config says of them."""
-    mine = {name: value for name, value in config.data.items() if value is not None}
-    if strange := set(mine) - set(described):
-        raise InputError(
-            f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}"
-        )
-    return build_trusted({**described, **mine, "cache_dir": config.cache_dir}, ImageDataModule)  # type: ignore[type-abstract]
+def load_images(
+    described: Mapping[str, Any], changes: Mapping[str, Any], cache_dir: str
+) -> ImageDataModule:
+    """The images that a tokenizer was trained on, as its config describes them, with this run's `changes` that are not None."""
+    changed = {name: value for name, value in changes.items() if value is not None}
+    for name in changed:
+        if name not in described:
+            raise InputError(
+                f"data.{name} is no setting of the tokenizer's data, "
+                f"which is {described['_target_']}"
+            )
+    return build_trusted({**described, **changed, "cache_dir": cache_dir}, ImageDataModule)  # type: ignore[type-abstract]
 
 
-def make_tags(config: DictConfig, title: str, tokenizer: Tokenizer) -> list[str]:
-    """What a run on the images called `title` is found by among others."""
+def require_codes(tokenizer: Tokenizer, complaint: str) -> None:
+    """Raise InputError, with this beginning of a sentence, for a continuous tokenizer: a prior has no codes to learn."""
+    if tokenizer.K is None:
+        raise InputError(f"{complaint}; choose quantizer=ema, for example")
+
+
+def make_tags(title: str, tokenizer: Tokenizer) -> list[str]:
+    """Tags that a run on the images called `title` can be searched by."""
     words = [
-        config.stage,
         title,
         type(tokenizer.quantizer).__name__.lower(),
         f"grid={'x'.join(map(str, tokenizer.grid))}",

@@ -1,6 +1,7 @@
 """Images to indices and back: all that stage 2 ever sees of stage 1."""
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,11 @@ class Tokenizer(nn.Module):
     @property
     def dim(self) -> int:
         return self.quantizer.dim
+
+    @property
+    def code_space(self) -> dict[str, Any]:
+        """What a prior over these codes is built from: codebook (num_codebooks, K, dim) and grid (h, w)."""
+        return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
 
     @property
     def grid(self) -> tuple[int, int]:

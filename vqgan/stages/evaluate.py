@@ -17,7 +17,7 @@ from data.images import picture, save_picture, to_float, to_uint8
 from engine.checkpoint import find_checkpoint
 from engine.console import log_line
 from engine.errors import InputError
-from engine.run import open_folder
+from engine.run import Run
 from evaluation.codebook import CodebookUse
 from evaluation.features import fetched
 from evaluation.judging import (
@@ -54,13 +54,14 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
     """Judge a tokenizer on a split: figures, pictures, and how often each code occurs."""
     where = check_settings(config)
     tokenizer, described = load_tokenizer(config.ckpt)
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], config.data, config.cache_dir)
     n, other, script = (
         images.size(config.split),
         read_compared(config, "vqgan"),
         load_script(config, images),
     )
-    folder = open_folder(config, find_checkpoint(config.ckpt).parent.parent.name)
+    run = Run.open(config)
+    folder = run.start(find_checkpoint(config.ckpt).parent.parent.name)
     tokenizer = tokenizer.to(where)
     with deterministic_float32():
         judges = make_feature_sets(config, images, where, script)
@@ -158,7 +159,7 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
             for name, codec in told
         )
     )
-    return finish_evaluation(folder, result)
+    return finish_evaluation(run, result)
 
 
 def load_lpips(config: DictConfig) -> tuple[LPIPS | None, str]:
