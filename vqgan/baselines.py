@@ -11,9 +11,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, prepare
-from data.images import to_uint8
-from data.store import stored
+from data.datamodule import ImageDataModule
+from data.images import to_model_input, to_uint8
+from data.store import load_or_fill
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
 from vqgan.patches import to_patches
@@ -39,7 +39,7 @@ def measure_codecs(
     """The figures of each codec on the images of a split, and why some are absent; kept under the images' cache folder."""
     key = {
         "version": CODECS_VERSION,
-        "data": data.key(split),
+        "data": data.cache_key(split),
         "image_size": data.image_size,
         "split": split,
         "n": CODEC_IMAGES,
@@ -51,7 +51,7 @@ def measure_codecs(
             "grid": grid,
             "iterations": ITERATIONS,
             "patches": PATCHES,
-            "train": data.key("train"),
+            "train": data.cache_key("train"),
         },
     )
     found: list[dict[str, Any]] = []
@@ -68,7 +68,7 @@ def measure_codecs(
         def classic(_: Any) -> dict[str, Any]:
             return classical(data, codes, grid, split)
 
-        figures = stored(data.cache_dir, f"classical-{data.title}", told, {}, classic)[1]
+        figures = load_or_fill(data.cache_dir, f"classical-{data.title}", told, {}, classic)[1]
         found.append(
             {
                 "codec": "classical VQ",
@@ -80,13 +80,13 @@ def measure_codecs(
         )
 
     def jpegs(_: Any) -> list[dict[str, Any]]:
-        return jpeg(to_uint8(data.view(data.some(split, CODEC_IMAGES)[0])))
+        return jpeg(to_uint8(data.preprocess(data.take_evenly(split, CODEC_IMAGES)[0])))
 
     coder = {
         "pillow": version("pillow"),
         "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
     }
-    found += stored(
+    found += load_or_fill(
         data.cache_dir, f"jpeg-{data.title}", {**key, **coder, "qualities": QUALITIES}, {}, jpegs
     )[1]
     return found, absent
@@ -96,11 +96,11 @@ def classical(data: ImageDataModule, K: int, grid: int, split: str = "val") -> d
     """k-means with K centres on training patches, judged on a split like a tokenizer."""
     began = time.monotonic()
     f, size = data.image_size // grid, data.image_size
-    x = data.view(data.some("train", max(1, PATCHES // grid**2))[0])
+    x = data.preprocess(data.take_evenly("train", max(1, PATCHES // grid**2))[0])
     codebook, _ = kmeans(to_patches(x, f), K, ITERATIONS)
     seconds = time.monotonic() - began
     reconstruction, use = Reconstruction(), CodebookUse(K)
-    x = data.view(data.some(split, CODEC_IMAGES)[0])
+    x = data.preprocess(data.take_evenly(split, CODEC_IMAGES)[0])
     for part in x.split(64):
         indices = nearest(to_patches(part, f), codebook)
         tiles = codebook[indices].view(len(part), grid, grid, -1, f, f)
@@ -135,7 +135,7 @@ def jpeg(images: Tensor, qualities: Sequence[int] = QUALITIES) -> list[dict[str,
                         2, 0, 1
                     )
                 )
-            reconstruction.update(prepare(part), prepare(torch.stack(made)))
+            reconstruction.update(to_model_input(part), to_model_input(torch.stack(made)))
         found = {name: round(float(value), 3) for name, value in reconstruction.compute().items()}
         settings = {"quality": quality, "subsampling": "4:2:0", "bits": SHORTER, "n": len(images)}
         per_image = round(bits / len(images), 2)

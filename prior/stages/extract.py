@@ -6,7 +6,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from data.tokens import FORMATS, export
+from data.tokens import EXPORT_FORMATS, export_codes
 from engine.distributed import is_main
 from engine.environment import find_device
 from engine.errors import InputError, check_int
@@ -28,8 +28,8 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         raise InputError(
             f"stage=extract goes on by itself where it was; leave resume={config.resume} out"
         )
-    if config.export not in (None, *FORMATS):
-        raise InputError(f"export={config.export} must be one of {', '.join(FORMATS)}")
+    if config.export not in (None, *EXPORT_FORMATS):
+        raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
     check_int("batch_size", config.batch_size, 1, "image")
     fabric = Fabric(
         accelerator=find_device(config.accelerator).type,
@@ -55,7 +55,9 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
     if config.export:
         for split, samples in codes.items():
             about = {**meta, "views": len(samples) // images.size(split), "n": images.size(split)}
-            files.append(str(export(samples, about, folder / f"codes-{split}.{config.export}")))
+            files.append(
+                str(export_codes(samples, about, folder / f"codes-{split}.{config.export}"))
+            )
     sizes = {split: len(samples) for split, samples in codes.items()}
     result = {"run": str(folder), **sizes, **meta, "seconds": round(seconds, 1), "files": files}
     return write_result(folder, result)

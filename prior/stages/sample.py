@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule
-from data.images import save_picture, to_uint8
+from data.images import to_uint8
+from data.pictures import save_picture
 from engine.checkpoint import find_checkpoint, read_checkpoint
 from engine.console import progress_bar
 from engine.environment import autocast, find_device

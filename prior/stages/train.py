@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule
-from data.loading import ArraySamples as Grids
+from data.samples import ArraySamples as Grids
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.callbacks.progress import Progress
@@ -79,8 +79,8 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
     around: dict[str, Callback] = {
         name: made for name, made in instantiate(config.callbacks).items() if made is not None
     }
-    data.enough(fabric.world_size)
-    folder = open_folder(config, images.title, images.facts())
+    data.check_batch_fits(fabric.world_size)
+    folder = open_folder(config, images.title, images.describe())
     if is_main():
         copy_tokenizer(tokenizer, described, folder)
     about = make_header("prior", config) | prior_header(tokenizer, classes)

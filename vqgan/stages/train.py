@@ -42,8 +42,8 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         name: made for name, made in instantiate(config.callbacks).items() if made is not None
     }
     fabric = launch(config.trainer, find_device(config.trainer.accelerator).type)
-    data.enough(fabric.world_size)
-    folder = open_folder(config, data.title, data.facts())
+    data.check_batch_fits(fabric.world_size)
+    folder = open_folder(config, data.title, data.describe())
     pictures, codes = Reconstructions(folder / "pictures"), CodebookPictures(folder / "pictures")
     callbacks = [
         *around.values(),
@@ -84,5 +84,5 @@ def module_from(config: DictConfig) -> VQGAN:
 
 def start_images(data: ImageDataModule) -> torch.Tensor:
     """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
-    images, _ = data.some("train", START_IMAGES)
-    return data.view(images)
+    images, _ = data.take_evenly("train", START_IMAGES)
+    return data.preprocess(images)
