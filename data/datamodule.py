@@ -1,4 +1,4 @@
-"""What every image dataset shares: sources of images in, float batches on the model's device out."""
+"""What every image dataset shares: sources of images in, batches on the model's device out, and their augmentation."""
 
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +22,10 @@ READ_CHUNK = 256  # images that a thread reads at a time
 
 
 class ImageDataModule(BatchDataModule):
-    """Batches (x, label): x (B, channels, image_size, image_size) float32 in [-1, 1], channels last; label (B,) int64,
-    -1 for images without a label.
+    """Batches (images, label), label (B,) int64, -1 for images without a label.
+
+    Validation images are (B, channels, image_size, image_size) float32 in [-1, 1], channels last. Training images are uint8
+    (B, channels, side, side); the training step passes them to `augment`, which returns the same form.
 
     A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
     holds their defaults.
@@ -203,9 +205,10 @@ class ImageDataModule(BatchDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
+        """Validation images as a model sees them; training images stay uint8, for the training step to augment."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
-        return self.augment(images) if training else self.preprocess(images), labels
+        return images if training else self.preprocess(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
         """uint8 images (B, C, side, side) -> model input with random crops and flips, on the device of the images."""

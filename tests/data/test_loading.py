@@ -64,7 +64,7 @@ def test_fewer_samples_than_a_batch_are_refused() -> None:
 
 @pytest.mark.parametrize("shards", [[7] * 40, [0, 100, 0, 3, 177, 0], [280], [1] * 280])
 def test_an_epoch_of_shards_shows_every_sample_once(shards: list[int]) -> None:
-    batch_order: type[BatchOrder] = BatchOrder(280, 10, seed=0, shard_sizes=shards)
+    batches = BatchOrder(280, 10, seed=0, shard_sizes=shards)
     for epoch in range(2):
         assert sorted(batches.permute_epoch(epoch)) == list(range(280))
 
@@ -96,7 +96,7 @@ def test_the_images_of_open_shards_are_mixed() -> None:
 
 
 def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
-    batch_order: type[BatchOrder] = BatchOrder(7 * 40, 10, seed=0, shard_sizes=[7] * 40)
+    batches = BatchOrder(7 * 40, 10, seed=0, shard_sizes=[7] * 40)
     opened = [set(batches.permute_epoch(epoch)[:20] // 7) for epoch in range(2)]
     assert opened[0] != opened[1]
 
