@@ -34,7 +34,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from data.datamodule import ImageDataModule
 from data.folder import Folder, find_images
 from data.loading import count_cores
-from data.shapes import Shapes, draw_image
+from data.shapes import Shapes, draw_shapes
 from engine.environment import autocast
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
@@ -81,8 +81,8 @@ def made(settings: dict[str, Any]) -> float:
     """Images a second of drawing 20,000 shapes."""
     data = Shapes(cache="ram", **settings)
     began = time.perf_counter()
-    data.split("train")
-    return len(data.split("train")) / (time.perf_counter() - began)
+    data.samples("train")
+    return len(data.samples("train")) / (time.perf_counter() - began)
 
 
 def loaded(data: ImageDataModule, rounds: int, n: int) -> float:
@@ -103,16 +103,16 @@ class Waited:
     """A loader that measures how long its user waits for batches."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader, self.seconds, self.batches = loader, 0.0, 0
+        self.loader, self.seconds, self.batch_order = loader, 0.0, 0
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
         while True:
             began = time.perf_counter()
             batch = next(batches)
-            if self.batches:  # the first one waits for processes to start
+            if self.batch_order:  # the first one waits for processes to start
                 self.seconds += time.perf_counter() - began
-            self.batches += 1
+            self.batch_order += 1
             yield batch
 
 
@@ -145,8 +145,8 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
     tokenizer = build_tokenizer(config).eval().to(memory_format=torch.channels_last)
     fabric = Fabric(accelerator="auto", devices=1)
     data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
-    x = data.view(data.some("train", 64)[0]).to(fabric.device)
-    data.split("train")
+    x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)
+    data.samples("train")
     filled, alone = [], []
     for n in range(rounds + 1):
         data.cache_dir = str(work / f"codes-{n}")
@@ -164,7 +164,7 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
 def some_files(folder: Path, n: int) -> None:
     """n JPEGs of shapes."""
     folder.mkdir()
-    for i, image in enumerate(draw_image(0, "train", range(n))[0]):
+    for i, image in enumerate(draw_shapes(0, "train", range(n))[0]):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:05d}.jpg", quality=90)
 
 

@@ -89,13 +89,7 @@ class Part:
         ]
         with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
             self.config = compose("config", words)
-        self.data = Shapes(
-            n_train=256,
-            n_val=1,
-            image_size=self.config.data.image_size,
-            cache="ram",
-            batch_size=batch,
-        )
+        self.data: Shapes = instantiate(self.config.data, n_train=256, n_val=1, cache="ram")
         self.module: VQGAN = build_module(self.config, TrainerSettings.read(self.config.trainer))
         self.module.tokenizer.initialise(start_images(self.data))
         if quick:

@@ -107,22 +107,22 @@ def iterate_images(
     """All images of the split, as a model sees them, (B, C, H, W) in [-1, 1]."""
     n = images.size(config.split)
     with progress_bar(n, "evaluating") as bar:
-        for batch, _ in images.pieces(
+        for batch, _ in images.iterate_chunks(
             config.split, config.batch_size, range(math.ceil(n / config.batch_size))
         ):
-            yield images.view(batch.to(where))
+            yield images.preprocess(batch.to(where))
             bar.update(len(batch))
 
 
 def view_images(images: ImageDataModule, split: str, which: Tensor) -> Tensor:
     """Those images of a split (n, C, H, W) uint8, as a model sees them."""
-    return to_uint8(images.view(images.split(split).__getitems__(which.tolist())[0]))
+    return to_uint8(images.preprocess(images.samples(split).__getitems__(which.tolist())[0]))
 
 
 def image_name(images: ImageDataModule, split: str, number: int) -> str:
     """What a person calls this image of a split."""
-    rows = images.split(split).rows
-    return images.source(split).name(number if rows is None else int(rows[number]))
+    rows = images.samples(split).rows
+    return images.source(split).image_name(number if rows is None else int(rows[number]))
 
 
 def image_provenance(config: DictConfig, images: ImageDataModule, digest: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.images import picture, to_uint8
+from data.images import to_uint8
 from data.loading import BatchDataModule
-from data.pictures import show_picture
+from data.pictures import show_picture, tile_images
 from engine.callbacks.alarms import Alarms, Sign
 from engine.errors import check_range
 from engine.folder import PICTURES
@@ -44,7 +44,7 @@ class SamplePictures(Callback):
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
             show_picture(
                 trainer,
-                picture(list(images.split(self.n)), scale=2),
+                tile_images(list(images.split(self.n)), scale=2),
                 Path(trainer.default_root_dir) / PICTURES,
                 "samples",
                 module.step,
@@ -62,7 +62,7 @@ class LossMapPictures(Callback):
             grey = to_uint8(2 * found / found.max().clamp(min=1e-9) - 1)
             show_picture(
                 trainer,
-                picture([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
+                tile_images([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
                 Path(trainer.default_root_dir) / PICTURES,
                 "loss-map",
                 module.step,
@@ -95,7 +95,7 @@ class PriorDoctor(Alarms):
         super().on_train_start(trainer, module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        p = data.some("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
+        p = data.take_evenly("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
         p /= p.sum()
         self.unigram = float(-torch.xlogy(p, p).sum())
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
-from data.loading import ArraySamples
+from data.samples import ArraySamples
 from engine.callbacks.checkpointing import BestCheckpoint
 from engine.compile import compile_parts
 from engine.console import log_line

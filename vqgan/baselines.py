@@ -11,9 +11,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, prepare
-from data.images import to_uint8
-from data.store import stored
+from data.datamodule import ImageDataModule
+from data.images import to_model_input, to_uint8
+from data.store import load_or_fill
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
 from vqgan.patches import to_patches
@@ -41,7 +41,7 @@ def measure_codecs(
     """The figures of each codec on the images of a split, and why some are absent; kept under the images' cache folder."""
     key = {
         "version": CODECS_VERSION,
-        "data": data.key(split),
+        "data": data.cache_key(split),
         "image_size": data.image_size,
         "split": split,
         "n": CODEC_IMAGES,
@@ -53,7 +53,7 @@ def measure_codecs(
             "grid": grid,
             "iterations": KMEANS_ITERATIONS,
             "patches": KMEANS_PATCHES,
-            "train": data.key("train"),
+            "train": data.cache_key("train"),
         },
     )
     found: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def measure_codecs(
         def classic(_: Any) -> dict[str, Any]:
             return measure_classical_vq(data, codes, grid, split)
 
-        figures = stored(data.cache_dir, f"classical-{data.title}", told, {}, classic)[1]
+        figures = load_or_fill(data.cache_dir, f"classical-{data.title}", told, {}, classic)[1]
         found.append(
             {
                 "codec": "classical VQ",
@@ -87,13 +87,13 @@ def measure_codecs(
         )
 
     def jpegs(_: Any) -> list[dict[str, Any]]:
-        return measure_jpeg(to_uint8(data.view(data.some(split, CODEC_IMAGES)[0])))
+        return measure_jpeg(to_uint8(data.preprocess(data.take_evenly(split, CODEC_IMAGES)[0])))
 
     coder = {
         "pillow": version("pillow"),
         "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
     }
-    found += stored(
+    found += load_or_fill(
         data.cache_dir,
         f"jpeg-{data.title}",
         {**key, **coder, "qualities": JPEG_QUALITIES},
@@ -109,11 +109,11 @@ def measure_classical_vq(
     """k-means with K centres on training patches, judged on a split like a tokenizer."""
     began = time.monotonic()
     f, size = data.image_size // grid, data.image_size
-    x = data.view(data.some("train", max(1, KMEANS_PATCHES // grid**2))[0])
+    x = data.preprocess(data.take_evenly("train", max(1, KMEANS_PATCHES // grid**2))[0])
     codebook, _ = kmeans(to_patches(x, f), K, KMEANS_ITERATIONS)
     seconds = time.monotonic() - began
     reconstruction, use = Reconstruction(), CodebookUse(K)
-    x = data.view(data.some(split, CODEC_IMAGES)[0])
+    x = data.preprocess(data.take_evenly(split, CODEC_IMAGES)[0])
     for part in x.split(64):
         indices = nearest(to_patches(part, f), codebook)
         tiles = codebook[indices].view(len(part), grid, grid, -1, f, f)
@@ -148,7 +148,7 @@ def measure_jpeg(images: Tensor, qualities: Sequence[int] = JPEG_QUALITIES) -> l
                         2, 0, 1
                     )
                 )
-            reconstruction.update(prepare(part), prepare(torch.stack(made)))
+            reconstruction.update(to_model_input(part), to_model_input(torch.stack(made)))
         found = {name: round(float(value), 3) for name, value in reconstruction.compute().items()}
         settings = {
             "quality": quality,

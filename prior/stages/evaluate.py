@@ -11,7 +11,8 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.images import picture, save_picture, to_uint8
+from data.images import to_uint8
+from data.pictures import save_picture, tile_images
 from data.store import fingerprint
 from engine.checkpoint import read_checkpoint
 from engine.console import log_line
@@ -126,7 +127,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         if m and config.neighbours:
             flip = trained.config["flip"]
             near, sheet = find_neighbours(torch.cat(made), images, tokenizer, flip)
-            known = fingerprint([images.key("train"), images.image_size])
+            known = fingerprint([images.cache_key("train"), images.image_size])
             told = {
                 "reference": "originals of train",
                 "reference_hash": known,
@@ -169,10 +170,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     ]
     mean = maps.mean(0, keepdim=True)
     pictures = [
-        str(save_picture(picture(rows, scale=2), folder / "pictures" / "outliers.png")),
+        str(save_picture(tile_images(rows, scale=2), folder / "pictures" / "outliers.png")),
         str(
             save_picture(
-                picture([heat_map_pictures(mean / mean.max(), f)], scale=4),
+                tile_images([heat_map_pictures(mean / mean.max(), f)], scale=4),
                 folder / "pictures" / "mean.png",
             )
         ),

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from data.tokens import FORMATS, export
+from data.tokens import EXPORT_FORMATS, export_codes
 from engine.distributed import is_main
 from engine.errors import InputError, check_int
 from engine.run import Run
@@ -22,8 +22,8 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
     All ranks share the work; the main one reports.
     """
     with Run.open(config, ckpt=NEEDS, resumes="resumes by itself from where it was") as run:
-        if config.export not in (None, *FORMATS):
-            raise InputError(f"export={config.export} must be one of {', '.join(FORMATS)}")
+        if config.export not in (None, *EXPORT_FORMATS):
+            raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")
         fabric = Fabric(
             accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes
@@ -47,7 +47,9 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         for split, samples in codes.items() if config.export else ():
             n = images.size(split)
             file = folder / f"codes-{split}.{config.export}"
-            files.append(str(export(samples, {**facts, "views": len(samples) // n, "n": n}, file)))
+            files.append(
+                str(export_codes(samples, {**facts, "views": len(samples) // n, "n": n}, file))
+            )
         sizes = {split: len(samples) for split, samples in codes.items()}
         return run.finish(
             {"run": str(folder), **sizes, **facts, "seconds": seconds, "files": files}

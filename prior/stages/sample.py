@@ -5,7 +5,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.images import save_picture
+from data.pictures import save_picture
 from engine.errors import InputError, check_int
 from engine.run import Run
 from prior.decoding.sampling import Sampler

@@ -51,9 +51,9 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         if run.training.compile:
             compile_blocks(module)
         around = [c for c in instantiate(config.callbacks).values() if c is not None]
-        data.enough(fabric.world_size)
+        data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(images.title, tokenizer), type(model).__name__.lower()]
-        folder = run.start(images.title, images.facts(), tags)
+        folder = run.start(images.title, images.describe(), tags)
         if is_main():
             copy_tokenizer(tokenizer, described, folder)
         header = prior_header(tokenizer, classes)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from data.datamodule import ImageDataModule
 from data.source import Source
 from engine.clock import Budget, Schedule
+from tests.helpers.images import image_settings
 from tests.helpers.parts import make
 from vqgan.decoder import Decoder
 from vqgan.discriminators.patch import PatchGAN
@@ -26,12 +27,15 @@ from vqgan.tokenizer import Tokenizer
 
 
 class Grain(Source):
-    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
         return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
 
 
 class Noise(ImageDataModule):
-    def open(self, split: str) -> Source:
+    def __init__(self, image_size: int = 16, **settings: Any) -> None:
+        super().__init__(**image_settings(image_size=image_size, **settings))
+
+    def open_source(self, split: str) -> Source:
         return Grain(24, split)
 
 
@@ -46,7 +50,9 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    tokenizer.initialise(make_noise().augment(torch.from_numpy(make_noise().split("train").values)))
+    tokenizer.initialise(
+        make_noise().augment(torch.from_numpy(make_noise().samples("train").values))
+    )
     if gate is not None:
         settings = {
             "discriminator": PatchGAN(3, 8, 1),

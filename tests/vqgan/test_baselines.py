@@ -10,13 +10,16 @@ from PIL import Image
 
 from data.shapes import Shapes
 from evaluation.reconstruction import Reconstruction
+from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.baselines import count_scan_bits, measure_classical_vq, measure_codecs, measure_jpeg
 from vqgan.stages.train import start_images
 
 
 def shapes(tmp_path: Path, **settings: object) -> Shapes:
-    return Shapes(image_size=16, n_train=200, n_val=50, cache_dir=str(tmp_path), **settings)
+    return make_images(
+        Shapes, image_size=16, n_train=200, n_val=50, cache_dir=str(tmp_path), **settings
+    )
 
 
 def test_the_classical_baseline_is_where_a_tokenizer_of_patches_starts(tmp_path: Path) -> None:
@@ -25,7 +28,7 @@ def test_the_classical_baseline_is_where_a_tokenizer_of_patches_starts(tmp_path:
     started, metric = make_tokenizer(dim=48), Reconstruction()
     started.initialise(start_images(data))
     with torch.no_grad():
-        for images, _ in data.once("val"):
+        for images, _ in data.iterate_split("val"):
             x, _ = data.on_after_batch_transfer((images, torch.zeros(1)), 0)
             metric.update(x, started.decode(started.encode(x).z_q))
     assert found["psnr"] == pytest.approx(float(metric.compute()["psnr"]), abs=0.5)

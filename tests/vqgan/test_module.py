@@ -407,7 +407,7 @@ def test_metrics_of_a_validation_cover_the_whole_set() -> None:
     )
     [found] = trainer.validate(trained, make_noise(), verbose=False)
     x = make_noise().on_after_batch_transfer(
-        (torch.from_numpy(make_noise().split("val").values), torch.zeros(24)), 0
+        (torch.from_numpy(make_noise().samples("val").values), torch.zeros(24)), 0
     )[0]
     counts = trained.tokenizer.indices(x).flatten().bincount(minlength=16).double()
     p = counts / counts.sum()

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.images import bars, picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import draw_bars, show_picture, tile_images
 from engine.folder import PICTURES
 from engine.loggers import log_histogram
 from vqgan.module import VQGAN
@@ -69,7 +69,7 @@ def draw_histogram(counts: Tensor) -> Tensor:
         name = "" if num_codebooks == 1 else f"codebook {book}: "
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
         made.append(
-            bars(
+            draw_bars(
                 falling,
                 caption,
                 height=height,
@@ -106,7 +106,7 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     rows[-1] = torch.cat(
         [rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)]
     )
-    return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
+    return tile_images(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
 
 
 def by_colour(patches: Tensor, columns: int) -> Tensor:

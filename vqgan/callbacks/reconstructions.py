@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from data.datamodule import ImageDataModule
-from data.images import picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import show_picture, tile_images
 from engine.folder import PICTURES
 from vqgan.module import VQGAN
 
@@ -28,7 +28,7 @@ class Reconstructions(Callback):
             and not trainer.sanity_checking
             and isinstance(data, ImageDataModule)
         ):
-            x = data.view(data.some("val", self.n * self.rows)[0].to(module.device))
+            x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
             with torch.no_grad():
                 x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
             pairs = zip(to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True)
@@ -37,7 +37,7 @@ class Reconstructions(Callback):
             ]
             self.file = show_picture(
                 trainer,
-                picture(rows, scale=2),
+                tile_images(rows, scale=2),
                 Path(trainer.default_root_dir) / PICTURES,
                 "reconstructions",
                 module.step,

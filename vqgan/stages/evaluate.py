@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from data.images import picture, save_picture, to_float, to_uint8
+from data.images import to_float, to_uint8
+from data.pictures import save_picture, tile_images
 from engine.checkpoint import find_checkpoint
 from engine.console import log_line
 from engine.errors import InputError
@@ -127,9 +128,9 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
             for name, which in {"": spread, **ends}.items()
         }
     pictures = [
-        save_picture(picture(rows[""], scale=2), folder / "pictures" / "reconstructions.png"),
+        save_picture(tile_images(rows[""], scale=2), folder / "pictures" / "reconstructions.png"),
         save_picture(
-            picture([*rows["worst"], *rows["best"]], scale=2),
+            tile_images([*rows["worst"], *rows["best"]], scale=2),
             folder / "pictures" / "worst-and-best.png",
         ),
     ]

@@ -31,8 +31,8 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         if run.training.compile:
             compile_parts(module.costly)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
-        data.enough(run.launch().world_size)
-        run.start(data.title, data.facts(), make_tags(data.title, module.tokenizer))
+        data.check_batch_fits(run.launch().world_size)
+        run.start(data.title, data.describe(), make_tags(data.title, module.tokenizer))
         progress = Progress(
             {"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}
         )
@@ -61,5 +61,5 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
 
 def start_images(data: ImageDataModule) -> torch.Tensor:
     """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
-    images, _ = data.some("train", START_IMAGES)
-    return data.view(images)
+    images, _ = data.take_evenly("train", START_IMAGES)
+    return data.preprocess(images)
