@@ -57,7 +57,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     trained, sampler = load_prior(config.ckpt), instantiate(config.sampler)
     check_sampler(sampler, trained.model)
     check_compile_sampler(trained.model, sampler, where.type)
-    images = load_images(trained.data, config)
+    images = load_images(trained.data, config.data, config.cache_dir)
     n, m = images.size(config.split), min(config.samples, images.size(config.split))
     if m and config.neighbours:
         images.size("train")  # images that are not there are missed before anything is written

@@ -38,7 +38,7 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
     )
     fabric.launch()
     tokenizer, described = load_tokenizer(config.ckpt)
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], config.data, config.cache_dir)
     began = time.monotonic()
     codes = {
         "train": extract(

@@ -123,16 +123,11 @@ def check_parts(parts: dict[str, DictConfig]) -> str:
             raise InputError(
                 f"trainer.devices={trainer.devices} but stage=pipeline has one; run its stages one by one"
             )
-    tokenizer = build_tokenizer(parts["tokenizer"])
+    tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     if tokenizer.K is None:
         raise InputError(
             "stage=pipeline needs a tokenizer whose codes a prior can learn; choose quantizer=ema"
         )
-    instantiate(
-        parts["prior"].prior,
-        codebook=tokenizer.quantizer.codebooks(),
-        grid=tokenizer.grid,
-        classes=0,
-    )
+    instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
     title: str = instantiate(parts["tokenizer"].data).title
     return title

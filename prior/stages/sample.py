@@ -78,7 +78,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any]:
             raise InputError(
                 f"save=neighbours compares samples with training images, as large; leave sampler.grid={sampler.grid} out"
             )
-        data = load_images(described, config)
+        data = load_images(described, config.data, config.cache_dir)
         data.prepare_data()
     folder = open_folder(config, name)  # before what may take hours
     images, codes = [], []

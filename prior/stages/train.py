@@ -47,15 +47,13 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         raise InputError(
             f"ckpt={config.ckpt} has no codes to learn; train a tokenizer with quantizer=ema"
         )
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], config.data, config.cache_dir)
     fabric = launch(config.trainer, find_device(config.trainer.accelerator).type)
     train_codes = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
     val_codes = extract(tokenizer, images, "val", fabric=fabric)
     data = CodeDataModule(train_codes, val_codes, config.batch_size, config.seed)
     classes = count_classes(images, train_codes) if config.conditional else 0
-    model: PriorModel = instantiate(
-        config.prior, codebook=tokenizer.quantizer.codebooks(), grid=tokenizer.grid, classes=classes
-    )
+    model: PriorModel = instantiate(config.prior, **tokenizer.code_space, classes=classes)
     seen, unseen = (codes.values.reshape(len(codes), -1) for codes in (train_codes, val_codes))
     if isinstance(model, Counted):
         model.count(seen, unseen)
@@ -98,7 +96,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         SamplePictures(folder / "pictures", tokenizer),
         LossMapPictures(folder / "pictures"),
     ]
-    words = [*make_tags(config, images.title, tokenizer), type(model).__name__.lower()]
+    words = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
     with open_loggers(config, folder, words) as to:
         figures = fit(config, folder, module, data, callbacks, to)
         if not is_main():

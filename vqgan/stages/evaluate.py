@@ -54,7 +54,7 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
     """Judge a tokenizer on a split: figures, pictures, and how often each code occurs."""
     where = check_settings(config)
     tokenizer, described = load_tokenizer(config.ckpt)
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], config.data, config.cache_dir)
     n, other, script = (
         images.size(config.split),
         read_compared(config, "vqgan"),

@@ -52,7 +52,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         pictures,
         codes,
     ]
-    with open_loggers(config, folder, make_tags(config, data.title, module.tokenizer)) as to:
+    with open_loggers(config, folder, make_tags(config.stage, data.title, module.tokenizer)) as to:
         figures = fit(config, folder, module, data, callbacks, to)
         if not is_main():
             return None
@@ -71,7 +71,7 @@ def module_from(config: DictConfig) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
     loss = instantiate(config.loss)
     module = VQGAN(
-        build_tokenizer(config),
+        build_tokenizer(config.model, config.quantizer),
         optimizer=instantiate(config.optimizer),
         budget=make_budget(config),
         schedule=instantiate(config.schedule),
