@@ -142,7 +142,9 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
     """Images a second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", ["stage=vqgan", "experiment=demo_tokenizer"])
-    tokenizer = build_tokenizer(config).eval().to(memory_format=torch.channels_last)
+    tokenizer = (
+        build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
+    )
     fabric = Fabric(accelerator="auto", devices=1)
     data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
     x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)

@@ -31,6 +31,7 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
     "vqgan.callbacks.prune.Prune": "engine.callbacks.pruning.Prune",
     "vqgan.clock.Schedule": "engine.clock.Schedule",
     "vqgan.losses.perceptual.Features": "vqgan.losses.perceptual.DiscriminatorFeatures",
+    "vqgan.quantizers.base.Anneal": "vqgan.quantizers.anneal.Anneal",
     "vqgan.report.stage.report": "evaluation.report.stage.report",
     "vqgan.run.wandb_logger": "engine.loggers.make_wandb_logger",
     "vqgan.series.Series": "engine.loggers.CSVSeries",

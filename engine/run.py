@@ -132,7 +132,6 @@ class Run:
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )
         settings: Any = OmegaConf.to_container(self.config, resolve=True)
-        tags = [self.config.stage, *tags]
         self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
         return self.folder
 

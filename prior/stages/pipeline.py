@@ -52,7 +52,7 @@ def check_parts(parts: dict[str, DictConfig]) -> str:
                 "run its stages one by one"
             )
         training.check_budget()
-    tokenizer = build_tokenizer(parts["tokenizer"])
+    tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
     instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
     title: str = instantiate(parts["tokenizer"].data).title

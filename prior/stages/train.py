@@ -52,7 +52,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
             compile_blocks(module)
         around = [c for c in instantiate(config.callbacks).values() if c is not None]
         data.check_batch_fits(fabric.world_size)
-        tags = [*make_tags(images.title, tokenizer), type(model).__name__.lower()]
+        tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
         folder = run.start(images.title, images.describe(), tags)
         if is_main():
             copy_tokenizer(tokenizer, described, folder)

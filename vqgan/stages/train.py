@@ -32,7 +32,9 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
             compile_parts(module.costly)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_batch_fits(run.launch().world_size)
-        run.start(data.title, data.describe(), make_tags(data.title, module.tokenizer))
+        run.start(
+            data.title, data.describe(), make_tags(config.stage, data.title, module.tokenizer)
+        )
         progress = Progress(
             {"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}
         )
@@ -48,7 +50,7 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
     loss = instantiate(config.loss)  # before the tokenizer: the order of random numbers
     module = VQGAN(
-        build_tokenizer(config),
+        build_tokenizer(config.model, config.quantizer),
         optimizer=instantiate(config.optimizer),
         budget=training.budget,
         schedule=instantiate(config.schedule),
