@@ -146,7 +146,7 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
         build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
     )
     fabric = Fabric(accelerator="auto", devices=1)
-    data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
+    data: Shapes = instantiate(config.data, n_train=4096, cache_dir=str(work / "cache"))
     x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)
     data.samples("train")
     filled, alone = [], []
