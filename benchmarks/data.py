@@ -39,8 +39,8 @@ from engine.environment import autocast
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.extract import extract
-from vqgan.load import build_tokenizer
-from vqgan.stages.train import build_module, start_images
+from vqgan.load import build_tokenizer, start_images
+from vqgan.stages.train import build_module
 
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
 CORES = count_cores()

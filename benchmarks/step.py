@@ -26,8 +26,9 @@ from engine.compile import compile_parts
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
+from vqgan.load import start_images
 from vqgan.module import VQGAN
-from vqgan.stages.train import build_module, start_images
+from vqgan.stages.train import build_module
 
 ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
 PARTS: dict[str, list[str]] = {  # what is measured: its overrides

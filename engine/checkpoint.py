@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.plugins import CheckpointIO
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from engine.aliases import upgrade_config
 from engine.console import log_line
@@ -127,7 +127,7 @@ def build_trusted(config: Any, kind: type[Built]) -> Built:
 
     Raises InputError if the config asks for anything else, or makes something that is not a `kind`.
     """
-    if isinstance(config, DictConfig):  # the command's own, which may refer to other values
+    if OmegaConf.is_config(config):  # the command's own, which may refer to other values
         config = OmegaConf.to_container(config, resolve=True)
     check_trusted(config, "the checkpoint")
     built = instantiate(config)

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from data.datamodule import ImageDataModule
 from data.samples import ArraySamples
 from engine.callbacks.checkpointing import BestCheckpoint
+from engine.callbacks.progress import Progress
 from engine.compile import compile_parts
 from engine.console import log_line
 from engine.errors import InputError, check_int
 from engine.folder import PICTURES
 from prior.baselines import baselines
+from prior.callbacks import LossMapPictures, SamplePictures
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
 from prior.module import Prior
@@ -61,6 +63,13 @@ def compile_blocks(module: Prior) -> None:
             "or prior=gpt, rar, rq, maskgit or diffusion"
         )
     compile_parts(module.blocks)
+
+
+def display_callbacks(model: PriorModel, tokenizer: Tokenizer) -> list[Callback]:
+    """What a user watches during training: the progress line, samples, and a map of the loss."""
+    validation = "validation" if model.exact else "validation at most"
+    progress = Progress({"train/loss": "loss", "val/nats_per_token": validation})
+    return [progress, SamplePictures(tokenizer), LossMapPictures()]
 
 
 def report_early_stop(callbacks: Iterable[Callback], step: int) -> None:

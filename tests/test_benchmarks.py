@@ -20,8 +20,8 @@ from tests.helpers.commands import TINY
 from tests.helpers.configs import compose_config
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
+from vqgan.load import start_images
 from vqgan.quantizers.base import Quantized
-from vqgan.stages.train import start_images
 from vqgan.tokenizer import Tokenizer
 
 

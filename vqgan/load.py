@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data.datamodule import ImageDataModule
 from engine.checkpoint import (
     AVERAGE,
@@ -19,6 +21,7 @@ from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
 MAX_TAG_LENGTH = 64  # of W&B
+START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
 def build_tokenizer(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> Tokenizer:
@@ -79,3 +82,9 @@ def make_tags(stage: str, title: str, tokenizer: Tokenizer) -> list[str]:
     if tokenizer.K:
         tags.append(f"K={tokenizer.K}")
     return [tag[:MAX_TAG_LENGTH] for tag in tags]
+
+
+def start_images(data: ImageDataModule) -> torch.Tensor:
+    """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
+    images, _ = data.take_evenly("train", START_IMAGES)
+    return data.preprocess(images)

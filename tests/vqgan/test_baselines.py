@@ -13,7 +13,7 @@ from evaluation.reconstruction import Reconstruction
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.baselines import count_scan_bits, measure_classical_vq, measure_codecs, measure_jpeg
-from vqgan.stages.train import start_images
+from vqgan.load import start_images
 
 
 def shapes(tmp_path: Path, **settings: object) -> Shapes:

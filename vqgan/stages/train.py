@@ -13,10 +13,8 @@ from engine.run import Run
 from engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.reconstructions import Reconstructions
-from vqgan.load import build_tokenizer, make_tags
+from vqgan.load import build_tokenizer, make_tags, start_images
 from vqgan.module import VQGAN
-
-START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
 def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
@@ -59,9 +57,3 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
         **loss,
     )
     return module.to(memory_format=torch.channels_last)
-
-
-def start_images(data: ImageDataModule) -> torch.Tensor:
-    """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
-    images, _ = data.take_evenly("train", START_IMAGES)
-    return data.preprocess(images)
