@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint
-from engine.distributed import is_main
+from engine.distributed import is_main, run_on_main
 from engine.run import Run
 from prior import training
 from prior.extract import extract
@@ -45,8 +45,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
         folder = run.start(images.title, images.describe(), tags)
-        if is_main():
-            copy_tokenizer(tokenizer, described, folder)
+        run_on_main(lambda: copy_tokenizer(tokenizer, described, folder))
         header = prior_header(tokenizer, classes)
         best = BestCheckpoint(run.header | header, "val/nats_per_token")
         # The best weights are kept before a callback takes their average out again.
