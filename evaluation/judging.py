@@ -16,7 +16,8 @@ from data.images import to_uint8
 from engine.console import log_line, progress_bar
 from engine.environment import autocast, find_device
 from engine.errors import InputError, check_int
-from engine.run import write_result
+from engine.folder import METRICS
+from engine.run import Run
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from evaluation.features import Inception, Script
 from evaluation.proxy import train_proxy
@@ -106,22 +107,22 @@ def iterate_images(
     """All images of the split, as a model sees them, (B, C, H, W) in [-1, 1]."""
     n = images.size(config.split)
     with progress_bar(n, "evaluating") as bar:
-        for batch, _ in images.pieces(
+        for batch, _ in images.iterate_chunks(
             config.split, config.batch_size, range(math.ceil(n / config.batch_size))
         ):
-            yield images.view(batch.to(where))
+            yield images.preprocess(batch.to(where))
             bar.update(len(batch))
 
 
 def view_images(images: ImageDataModule, split: str, which: Tensor) -> Tensor:
     """Those images of a split (n, C, H, W) uint8, as a model sees them."""
-    return to_uint8(images.view(images.split(split).__getitems__(which.tolist())[0]))
+    return to_uint8(images.preprocess(images.samples(split).__getitems__(which.tolist())[0]))
 
 
 def image_name(images: ImageDataModule, split: str, number: int) -> str:
     """What a person calls this image of a split."""
-    rows = images.split(split).rows
-    return images.source(split).name(number if rows is None else int(rows[number]))
+    rows = images.samples(split).rows
+    return images.source(split).image_name(number if rows is None else int(rows[number]))
 
 
 def image_provenance(config: DictConfig, images: ImageDataModule, digest: Any) -> dict[str, Any]:
@@ -153,11 +154,11 @@ def result_heading(
     return {**told, "ckpt": config.ckpt, "split": config.split, "n": n}
 
 
-def finish_evaluation(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+def finish_evaluation(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     """metrics.json of an evaluation, and of that what the command prints: the figures, without what they depend on and without
     lists of images."""
-    log_line(f"{'all of it':24}{folder / 'metrics.json'}, with what each score depends on")
-    whole = write_result(folder, result)
+    log_line(f"{'all of it':24}{run.folder / METRICS}, with what each score depends on")
+    whole = run.finish(result) or {}
     return {
         name: value
         for name, value in whole.items()

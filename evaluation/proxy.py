@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from data.datamodule import ImageDataModule
 from data.images import to_float
-from data.loading import ArraySamples
-from data.store import Arrays, stored
+from data.samples import ArraySamples
+from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from evaluation.features import Extractor, FeatureNetwork
 
@@ -62,7 +62,7 @@ def train_proxy(data: ImageDataModule, steps: int, where: torch.device) -> Proxy
         torch.manual_seed(PROXY_SEED)
         made = Proxy(data.channels, classes).to(where)
         key = {
-            "data": [data.key("train"), data.key("val")],
+            "data": [data.cache_key("train"), data.cache_key("val")],
             "image_size": data.image_size,
             "augmented": [data.crop, data.flip],
             "classes": classes,
@@ -75,7 +75,7 @@ def train_proxy(data: ImageDataModule, steps: int, where: torch.device) -> Proxy
             arrays["weights"][:] = parameters_to_vector(made.parameters()).detach().cpu().numpy()
             return learned
 
-        arrays, made.learned = stored(
+        arrays, made.learned = load_or_fill(
             data.cache_dir, f"proxy-{data.title}", key, {"weights": ((n,), "float32")}, fill
         )
     vector_to_parameters(torch.tensor(arrays["weights"]).to(where), made.parameters())
@@ -87,7 +87,7 @@ def count_label_classes(data: ImageDataModule) -> int:
     """How many classes the images are of; 0 where one has no label, or where only reading them all would tell."""
     classes = len(data.classes)
     for split in ("train", "val"):
-        samples = data.split(split)
+        samples = data.samples(split)
         if isinstance(samples, ArraySamples):
             labels = samples.labels if samples.rows is None else samples.labels[samples.rows]
             if labels.min() < 0:
@@ -100,7 +100,7 @@ def learn(made: Proxy, data: ImageDataModule, steps: int, where: torch.device) -
     """Train a proxy; its share of right answers on the validation images, and that of the most frequent answer."""
     optimizer = torch.optim.AdamW(made.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = data.shuffled(min(PROXY_BATCH, data.size("train")), PROXY_SEED)
+    batches = data.shuffled_loader(min(PROXY_BATCH, data.size("train")), PROXY_SEED)
     for images, labels in tqdm(
         islice(batches, steps), "proxy classifier", steps, leave=False, disable=None
     ):
@@ -113,9 +113,9 @@ def learn(made: Proxy, data: ImageDataModule, steps: int, where: torch.device) -
         schedule.step()
     right, answers = 0, []
     with torch.no_grad():
-        for at, (images, labels) in enumerate(data.once("val")):
+        for at, (images, labels) in enumerate(data.iterate_split("val")):
             turns = (torch.arange(len(images), device=where) + at) % 4
-            logits, wanted = made.told(data.view(images.to(where)), labels.to(where), turns)
+            logits, wanted = made.told(data.preprocess(images.to(where)), labels.to(where), turns)
             right += int((logits.argmax(1) == wanted).sum())
             answers.append(wanted.cpu())
     counts = torch.cat(answers).bincount()

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.images import to_uint8
-from data.loading import ArraySamples as Grids
+from data.samples import ArraySamples as Grids
 from engine.console import progress_bar
 from engine.errors import InputError
 from evaluation.judging import evaluation_precision

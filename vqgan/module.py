@@ -60,7 +60,9 @@ class VQGAN(ClockedModule):
         for name in ("discriminator", "adaptive", "lecam", "r1", "augment"):
             self.add_module(name, getattr(adversary, name, None))
         if adversary is None:
-            self.lecam = LeCam(weight=0.0, decay=0.99)  # checkpoints have it without an adversary too
+            self.lecam = LeCam(
+                weight=0.0, decay=0.99
+            )  # checkpoints have it without an adversary too
         generator_optimizer = training.optimizer
         self.make_optimizers = {
             GENERATOR: generator_optimizer,
@@ -77,7 +79,7 @@ class VQGAN(ClockedModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
         x = self.augment_images(batch[0])
-        parts = [MicroBatch(images, share) for images, share in self.micro(x)]
+        parts = [MicroBatch(images, share) for images, share in self.micro_batches(x)]
         self.descend(GENERATOR, map(self.generator_loss, parts), self.rate, self.betas)
         if self.is_adversarial:
             self.log_terms(self.balancer.update())  # lambda for the next update
@@ -209,7 +211,7 @@ class VQGAN(ClockedModule):
         return [self.tokenizer.encoder.layers, self.tokenizer.decoder.layers]
 
     def configure_optimizers(self) -> list[Optimizer]:
-        rates = self.tokenizer.quantizer.parameter_rates()
+        rates = self.tokenizer.quantizer.lr_multipliers()
         networks = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         return [
             self.optimizer(self.make_optimizers[player], network, rates)

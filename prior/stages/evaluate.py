@@ -11,11 +11,12 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.images import picture, save_picture, to_uint8
+from data.images import to_uint8
+from data.pictures import save_picture, tile_images
 from data.store import fingerprint
 from engine.checkpoint import read_checkpoint
 from engine.console import log_line
-from engine.run import open_folder
+from engine.run import Run
 from evaluation.feature_set import AbsentFeatureSet
 from evaluation.judging import (
     check_settings,
@@ -57,12 +58,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     trained, sampler = load_prior(config.ckpt), instantiate(config.sampler)
     check_sampler(sampler, trained.model)
     check_compile_sampler(trained.model, sampler, where.type)
-    images = load_images(trained.data, config)
+    images = load_images(trained.data, config.data, config.cache_dir)
     n, m = images.size(config.split), min(config.samples, images.size(config.split))
     if m and config.neighbours:
         images.size("train")  # images that are not there are missed before anything is written
     other, script = read_compared(config, "prior"), load_script(config, images)
-    folder = open_folder(config, trained.name)
+    run = Run.open(config)
+    folder = run.start(trained.name)
     model, tokenizer = trained.model.to(where), trained.tokenizer.to(where)
     with deterministic_float32():
         fabric = Fabric(accelerator=where.type, devices=1)
@@ -125,7 +127,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         if m and config.neighbours:
             flip = trained.config["flip"]
             near, sheet = find_neighbours(torch.cat(made), images, tokenizer, flip)
-            known = fingerprint([images.key("train"), images.image_size])
+            known = fingerprint([images.cache_key("train"), images.image_size])
             told = {
                 "reference": "originals of train",
                 "reference_hash": known,
@@ -168,10 +170,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     ]
     mean = maps.mean(0, keepdim=True)
     pictures = [
-        str(save_picture(picture(rows, scale=2), folder / "pictures" / "outliers.png")),
+        str(save_picture(tile_images(rows, scale=2), folder / "pictures" / "outliers.png")),
         str(
             save_picture(
-                picture([heat_map_pictures(mean / mean.max(), f)], scale=4),
+                tile_images([heat_map_pictures(mean / mean.max(), f)], scale=4),
                 folder / "pictures" / "mean.png",
             )
         ),
@@ -201,4 +203,4 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     if not model.exact:
         log_line("nats and bits are upper bounds, estimated by one draw an image")
-    return finish_evaluation(folder, result)
+    return finish_evaluation(run, result)

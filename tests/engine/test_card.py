@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.images import save_picture
+from data.pictures import save_picture
 from engine.card import as_typed, write_card
 
 FIGURES = {

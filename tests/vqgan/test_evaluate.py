@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_images_are_called_by_their_own_names_where_others_were_left_out(tmp_path: Path) -> None:
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     assert image_name(data, "val", 3) == "image 3"
-    data.split("val").rows = np.array([0, 5, 6, 9])
+    data.samples("val").rows = np.array([0, 5, 6, 9])
     assert image_name(data, "val", 3) == "image 9"
 
 

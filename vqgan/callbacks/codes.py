@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.images import bars, picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import draw_bars, show_picture, tile_images
+from engine.folder import PICTURES
 from engine.loggers import log_histogram
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ class CodebookPictures(Callback):
         if not trainer.is_global_zero:
             return
         histogram, atlas = draw_histogram(counts), draw_atlas(module.tokenizer, counts)
-        folder = Path(trainer.default_root_dir) / "pictures"
+        folder = Path(trainer.default_root_dir) / PICTURES
         self.files = [
             show_picture(trainer, histogram, folder, "histogram", module.step),
             show_picture(trainer, atlas, folder, "atlas", module.step),
@@ -64,7 +65,7 @@ def draw_histogram(counts: Tensor) -> Tensor:
         name = f"codebook {i}: " if several else ""
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
         top = float(counts.max()) if several else None
-        panels.append(bars(sorted_counts, caption, height=height, top=top))
+        panels.append(draw_bars(sorted_counts, caption, height=height, top=top))
     return torch.cat(panels, 1)
 
 
@@ -95,7 +96,7 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     rows = list(to_uint8(torch.cat([in_use, faded])).split(columns))
     blank = rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)
     rows[-1] = torch.cat([rows[-1], blank])
-    return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
+    return tile_images(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
 
 
 def sort_by_colour(patches: Tensor, columns: int) -> Tensor:

@@ -14,7 +14,9 @@ from engine.errors import check_range
 from evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN
 
-TOKENS_PER_CODE = 10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
+TOKENS_PER_CODE = (
+    10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
+)
 SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
     "rec": "loss.pixel.l2",
     "perceptual": "loss.perceptual_weight",
@@ -177,7 +179,7 @@ class TokenizerDoctor(Alarms):
         return super().state_dict() | {
             "since": all_gather((sums, counts)),  # one entry per rank
             "counted": self.codebook_figures,
-            "collapse": collapse and (collapse.name, collapse.seen, collapse.cure),
+            "collapse": collapse and (collapse.name, collapse.observation, collapse.remedy),
             "usual": self._usual_lambda,
         }
 

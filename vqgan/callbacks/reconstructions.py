@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from data.datamodule import ImageDataModule
-from data.images import picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import show_picture, tile_images
+from engine.folder import PICTURES
 from vqgan.module import VQGAN
 
 
@@ -28,7 +29,7 @@ class Reconstructions(Callback):
         is_first = trainer.is_global_zero and not trainer.sanity_checking
         if not is_first or not isinstance(data, ImageDataModule):
             return
-        x = data.view(data.some("val", self.n * self.rows)[0].to(module.device))
+        x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
         with torch.no_grad():
             x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
         rows = []
@@ -37,7 +38,7 @@ class Reconstructions(Callback):
         ):
             if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
                 rows += [originals, copies]
-        folder = Path(trainer.default_root_dir) / "pictures"
+        folder = Path(trainer.default_root_dir) / PICTURES
         self.file = show_picture(
-            trainer, picture(rows, scale=2), folder, "reconstructions", module.step
+            trainer, tile_images(rows, scale=2), folder, "reconstructions", module.step
         )

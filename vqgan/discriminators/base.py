@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.blocks import norm
+from vqgan.blocks import group_norm
 
 
 class Judgement(NamedTuple):
@@ -39,7 +39,7 @@ class Layered(nn.Module):
 def layer(conv: nn.Conv2d, spectral: bool) -> nn.Sequential:
     """A convolution, GroupNorm unless the weights are normalised (`spectral`), and leaky ReLU."""
     return nn.Sequential(
-        conv, nn.Identity() if spectral else norm(conv.out_channels), nn.LeakyReLU(0.2)
+        conv, nn.Identity() if spectral else group_norm(conv.out_channels), nn.LeakyReLU(0.2)
     )
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import spectral_everywhere
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Layered, layer
 
 
@@ -32,4 +32,4 @@ class Fine(Layered):
         )
         self.last = nn.Conv2d(2 * width, 1, 3, 1, 1)
         if spectral:
-            spectral_everywhere(self)
+            add_spectral_norm(self)

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.backbones import Frozen
-from vqgan.blocks import spectral_everywhere
+from vqgan.backbones import FrozenNetwork
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Judgement, stack_logits
 
 
@@ -15,7 +15,7 @@ class FrozenFeatures(nn.Module):
     are the backbone's. Only the heads are trained, and only they are in checkpoints.
     """
 
-    def __init__(self, backbone: Frozen, width: int) -> None:
+    def __init__(self, backbone: FrozenNetwork, width: int) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         self.backbone = backbone
@@ -37,5 +37,5 @@ def head(channels: int, width: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Conv2d(width, 1, 1),
     )
-    spectral_everywhere(layers)
+    add_spectral_norm(layers)
     return layers

@@ -3,7 +3,7 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import spectral_everywhere
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Layered, layer
 
 
@@ -40,4 +40,4 @@ class Grain(Layered):
         judge = layer(nn.Conv2d(2 * width if looks else width, 2 * width, 1), spectral=True)
         self.blocks = nn.ModuleList([first, *looks, judge])
         self.last = nn.Conv2d(2 * width, 1, 1)
-        spectral_everywhere(self)
+        add_spectral_norm(self)

@@ -3,7 +3,7 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import spectral_everywhere
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Layered, layer
 
 
@@ -41,7 +41,7 @@ class PatchGAN(Layered):
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
         if spectral:
-            spectral_everywhere(self)
+            add_spectral_norm(self)
 
 
 def least_size(depth: int) -> int:

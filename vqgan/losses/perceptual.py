@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.backbones import Frozen, fetching, three_channels
+from vqgan.backbones import FrozenNetwork, fetching_weights, to_network_input
 
 WEIGHTS = {
     "vgg": "vgg16-397923af.pth",
@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = network(three_channels(x), three_channels(x_hat))
+            distance: Tensor = network(to_network_input(x), to_network_input(x_hat))
         return distance.mean()
 
 
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
     average.
     """
 
-    def __init__(self, backbone: Frozen) -> None:
+    def __init__(self, backbone: FrozenNetwork) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -85,8 +85,10 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _lpips(net: str, pretrained: bool) -> nn.Module:
-    with warnings.catch_warnings(), fetching(WEIGHTS[net], "loss/perceptual=features"):
-        warnings.simplefilter("ignore")  # the package passes torchvision the deprecated `pretrained=`
+    with warnings.catch_warnings(), fetching_weights(WEIGHTS[net], "loss/perceptual=features"):
+        warnings.simplefilter(
+            "ignore"
+        )  # the package passes torchvision the deprecated `pretrained=`
         import lpips
 
         network: nn.Module = lpips.LPIPS(
