@@ -172,7 +172,7 @@ def load_lpips(config: DictConfig) -> tuple[LPIPS | None, str]:
         fetched(
             file, torchvision.models.get_model_weights(file.split("-")[0]).DEFAULT.url, config.fetch
         )
-        return LPIPS(config.lpips), ""
+        return LPIPS(config.lpips, pretrained=True), ""
     except InputError as error:
         return None, str(error)
 
