@@ -48,6 +48,7 @@ from data.torchvision import (
     Flowers102,
 )
 from engine.errors import InputError
+from tests.helpers.images import make_images
 
 Build = Callable[..., ImageDataModule]
 Batch = tuple[Tensor, Tensor]
@@ -98,7 +99,7 @@ def cifar10(root: Path, patch: pytest.MonkeyPatch) -> Build:
     patch.setattr(
         datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")}
     )
-    return partial(CIFAR10, root=str(root))
+    return partial(make_images, CIFAR10, root=str(root))
 
 
 def idx(file: Path, values: NDArray[np.uint8]) -> None:
@@ -112,7 +113,7 @@ def mnist(root: Path, patch: pytest.MonkeyPatch, kind: type[MNIST] = MNIST) -> B
     for seed, (stem, labels) in enumerate((("train", TRAIN), ("t10k", VAL))):
         idx(raw / f"{stem}-images-idx3-ubyte", painted(labels, 28, seed, 1)[..., 0])
         idx(raw / f"{stem}-labels-idx1-ubyte", np.array(labels, np.uint8))
-    return partial(kind, root=str(root))
+    return partial(make_images, kind, root=str(root))
 
 
 def stl10(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -131,7 +132,7 @@ def stl10(root: Path, patch: pytest.MonkeyPatch) -> Build:
             table,
             [[name, md5(folder / name)] for name, _ in getattr(datasets.STL10, table)],
         )
-    return partial(STL10, root=str(root))
+    return partial(make_images, STL10, root=str(root))
 
 
 def flowers102(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -151,7 +152,7 @@ def flowers102(root: Path, patch: pytest.MonkeyPatch) -> Build:
         for what, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
     }
     patch.setattr(datasets.Flowers102, "_file_dict", {**datasets.Flowers102._file_dict, **sums})
-    return partial(Flowers102, root=str(root))
+    return partial(make_images, Flowers102, root=str(root))
 
 
 def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -175,7 +176,7 @@ def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
         for number, sum_, name in datasets.CelebA.file_list
     ]
     patch.setattr(datasets.CelebA, "file_list", lists)
-    return partial(CelebA, root=str(root), attribute="Smiling")
+    return partial(make_images, CelebA, root=str(root), attribute="Smiling")
 
 
 def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -193,7 +194,7 @@ def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
     write(val, painted(VAL, 24, 1))
     rows = [f"{file.name}\t{wnids[k]}\t0\t0\t62\t62\n" for file, k in zip(val, VAL, strict=True)]
     (folder / "val" / "val_annotations.txt").write_text("".join(rows))
-    return partial(TinyImageNet, root=str(root))
+    return partial(make_images, TinyImageNet, root=str(root))
 
 
 def imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -202,7 +203,7 @@ def imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
             [root / split / f"n0{k}" / f"{split}_{i}.JPEG" for i, k in enumerate(labels)],
             painted(labels, 24, seed),
         )
-    return partial(ImageNet, root=str(root))
+    return partial(make_images, ImageNet, root=str(root))
 
 
 def ffhq(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -210,7 +211,7 @@ def ffhq(root: Path, patch: pytest.MonkeyPatch) -> Build:
     write(
         [root / f"{n // 1000:02d}000" / f"{n:05d}.png" for n in numbers], painted([0] * 18, 24, 0)
     )
-    return partial(FFHQ, root=str(root))
+    return partial(make_images, FFHQ, root=str(root))
 
 
 def folder(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -218,11 +219,11 @@ def folder(root: Path, patch: pytest.MonkeyPatch) -> Build:
         [root / f"class {k}" / f"{i}.png" for i, k in enumerate((*TRAIN, *VAL))],
         painted([*TRAIN, *VAL], 24, 0),
     )
-    return partial(Folder, root=str(root), n_val=6)
+    return partial(make_images, Folder, root=str(root), n_val=6)
 
 
 def shapes(root: Path, patch: pytest.MonkeyPatch) -> Build:
-    return partial(Shapes, n_train=12, n_val=6)
+    return partial(make_images, Shapes, n_train=12, n_val=6)
 
 
 def encoded(labels: list[int], seed: int) -> list[bytes]:
@@ -243,6 +244,7 @@ def hf(root: Path, patch: pytest.MonkeyPatch) -> Build:
         table = huggingface.Dataset.from_dict({"image": images, "label": labels}, features=kinds)
         table.to_parquet(root / f"{split}.parquet")
     return partial(
+        make_images,
         HF,
         path="parquet",
         files={split: str(root / f"{split}.parquet") for split in ("train", "test")},
@@ -257,7 +259,11 @@ def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
         writer.done()
         writer.merge(1)
     return partial(
-        LitData, train=str(root / "train"), val=str(root / "val"), classes=["a", "b", "c"]
+        make_images,
+        LitData,
+        train=str(root / "train"),
+        val=str(root / "val"),
+        classes=["a", "b", "c"],
     )
 
 
@@ -540,7 +546,7 @@ def test_an_unknown_attribute_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"data\.attribute=Smilling is none of CelebA's, did you mean Smiling\?"
     ):
-        CelebA(attribute="Smilling")
+        make_images(CelebA, attribute="Smilling")
 
 
 def test_tiny_imagenets_classes_have_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,8 +570,8 @@ def test_a_part_of_ffhq_is_split_by_n_val_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"holds 6 images of the numbers 00000 to 59999.* and 0 of .*data\.n_val="
     ):
-        FFHQ(str(tmp_path))
-    data = FFHQ(str(tmp_path), n_val=2)
+        make_images(FFHQ, str(tmp_path))
+    data = make_images(FFHQ, str(tmp_path), n_val=2)
     assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
 
 
@@ -601,9 +607,9 @@ def test_imagenet_without_val_and_without_root_is_refused(tmp_path: Path) -> Non
     (tmp_path / "train").mkdir()
     write([tmp_path / "train" / "n00" / "0.JPEG"], painted([0], 16, 0))
     with pytest.raises(InputError, match="has no folder val; ImageNet lies in"):
-        ImageNet(str(tmp_path))
+        make_images(ImageNet, str(tmp_path))
     with pytest.raises(InputError, match=r"data=imagenet needs .*data\.root="):
-        ImageNet()
+        make_images(ImageNet)
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
@@ -612,7 +618,9 @@ def test_what_is_not_there_and_not_to_be_fetched_is_said(name: str, tmp_path: Pa
     with pytest.raises(
         InputError, match=rf"no whole copy of {kind.__name__} in .*nowhere.*data\.download=true"
     ):
-        kind(root=str(tmp_path / "nowhere"), download=False, cache_dir=str(tmp_path)).prepare_data()
+        make_images(
+            kind, root=str(tmp_path / "nowhere"), download=False, cache_dir=str(tmp_path)
+        ).prepare_data()
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -631,7 +639,7 @@ def test_a_network_that_refuses_is_said(
         InputError,
         match=rf"{kind.__name__} can't be downloaded to .*{reason}.*put a copy .*data\.root=",
     ):
-        kind(root=str(tmp_path), cache_dir=str(tmp_path)).prepare_data()
+        make_images(kind, root=str(tmp_path), cache_dir=str(tmp_path)).prepare_data()
 
 
 @pytest.mark.parametrize(
