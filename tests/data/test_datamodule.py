@@ -209,7 +209,7 @@ def test_a_worker_process_says_in_one_sentence_that_the_images_are_lost() -> Non
     source = Noise(8, broken=tuple(range(8)))
     source.checked_up_front = False
     data = Images(source, cache="none", on_error="skip", num_workers=1)
-    message = ""
+    message: str | None = None
     try:
         next(iter(data.val_dataloader()))
     except InputError as error:
