@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from data.datamodule import ImageDataModule
-from vqgan.baselines import classical
+from vqgan.baselines import measure_classical_vq
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
                 "data": data.title,
                 "K": given.K,
                 "grid": given.grid,
-                **classical(data, given.K, given.grid),
+                **measure_classical_vq(data, given.K, given.grid),
             }
         )
     )

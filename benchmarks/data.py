@@ -36,10 +36,11 @@ from data.folder import Folder, find_images
 from data.loading import count_cores
 from data.shapes import Shapes, draw_shapes
 from engine.environment import autocast
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.extract import extract
-from vqgan.load import build_tokenizer
-from vqgan.stages.train import module_from, start_images
+from vqgan.load import build_tokenizer, start_images
+from vqgan.stages.train import build_module
 
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
 CORES = count_cores()
@@ -127,9 +128,9 @@ def waiting(overrides: list[str], steps: int, folder: Path) -> float:
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", words)
     data: ImageDataModule = instantiate(config.data)
-    module = module_from(config)
-    module.tokenizer.start(start_images(data))
-    trainer = make_trainer(config.trainer, folder, [], [])
+    module = build_module(config, TrainerSettings.read(config.trainer))
+    module.tokenizer.initialise(start_images(data))
+    trainer = make_trainer(TrainerSettings.read(config.trainer), folder, [], [])
     trainer.limit_val_batches = 0
     watched = Waited(data.train_dataloader())
     data.train_dataloader = lambda: watched  # type: ignore[method-assign, assignment, return-value]
@@ -141,9 +142,11 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
     """Images a second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", ["stage=vqgan", "experiment=demo_tokenizer"])
-    tokenizer = build_tokenizer(config).eval().to(memory_format=torch.channels_last)
+    tokenizer = (
+        build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
+    )
     fabric = Fabric(accelerator="auto", devices=1)
-    data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
+    data: Shapes = instantiate(config.data, n_train=4096, cache_dir=str(work / "cache"))
     x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)
     data.samples("train")
     filled, alone = [], []

@@ -3,7 +3,7 @@
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -55,7 +55,6 @@ class BatchDataModule(L.LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.between: list[Callable[[L.Trainer], None]] = []  # what is done between two updates
         self._samples: dict[str, Any] = {}
 
     @abstractmethod
@@ -71,14 +70,6 @@ class BatchDataModule(L.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         self.samples("train")
         self.samples("val")
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Between two updates: Lightning's only hook after the logs and the validation of the one, and before anything of the
-        next, were it a random number."""
-        if self.trainer is not None and self.trainer.training:
-            for act in self.between:
-                act(self.trainer)
-        return batch
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:

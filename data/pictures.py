@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from engine.console import best_effort_write
-from engine.loggers import logger_step
+from engine.lightning_doors import logged_step
 
 
 def tile_images(rows: list[Tensor], gap: int = 2, scale: int = 1) -> Tensor:
@@ -83,7 +83,7 @@ def show_picture(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, ste
     file = folder / f"{name}-{step:06d}.png"
     with best_effort_write(file):
         save_picture(sheet, file)
-    step = logger_step(trainer)
+    step = logged_step(trainer)
     for logger in trainer.loggers:  # uint8, because W&B turns float pictures black
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, sheet.numpy(), step)

@@ -16,7 +16,8 @@ from data.images import to_uint8
 from engine.console import log_line, progress_bar
 from engine.environment import autocast, find_device
 from engine.errors import InputError, check_int
-from engine.run import write_result
+from engine.folder import METRICS
+from engine.run import Run
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from evaluation.features import Inception, Script
 from evaluation.proxy import train_proxy
@@ -153,11 +154,11 @@ def result_heading(
     return {**told, "ckpt": config.ckpt, "split": config.split, "n": n}
 
 
-def finish_evaluation(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+def finish_evaluation(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     """metrics.json of an evaluation, and of that what the command prints: the figures, without what they depend on and without
     lists of images."""
-    log_line(f"{'all of it':24}{folder / 'metrics.json'}, with what each score depends on")
-    whole = write_result(folder, result)
+    log_line(f"{'all of it':24}{run.folder / METRICS}, with what each score depends on")
+    whole = run.finish(result) or {}
     return {
         name: value
         for name, value in whole.items()

@@ -14,6 +14,7 @@ from data.loading import BatchDataModule
 from data.pictures import show_picture, tile_images
 from engine.callbacks.alarms import Alarms, Sign
 from engine.errors import check_range
+from engine.folder import PICTURES
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, Prior
@@ -25,8 +26,8 @@ SIDE = 256  # pixels of a loss map, about
 class SamplePictures(Callback):
     """After each validation: samples, decoded, `rows` of `n`; the same random numbers every time."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
-        self.folder, self.tokenizer, self.n, self.rows = folder, tokenizer, n, rows
+    def __init__(self, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
+        self.tokenizer, self.n, self.rows = tokenizer, n, rows
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -44,7 +45,7 @@ class SamplePictures(Callback):
             show_picture(
                 trainer,
                 tile_images(list(images.split(self.n)), scale=2),
-                self.folder,
+                Path(trainer.default_root_dir) / PICTURES,
                 "samples",
                 module.step,
             )
@@ -54,9 +55,6 @@ class LossMapPictures(Callback):
     """After each validation: the nats of each position, a square each, black where they are lowest and white where highest;
     both numbers are in the logs, as val/nats_easiest_place and val/nats_hardest_place."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -65,7 +63,7 @@ class LossMapPictures(Callback):
             show_picture(
                 trainer,
                 tile_images([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
-                self.folder,
+                Path(trainer.default_root_dir) / PICTURES,
                 "loss-map",
                 module.step,
             )

@@ -18,7 +18,7 @@ from data.store import Arrays, CacheEntry, flush
 from engine.console import progress_bar
 from engine.environment import autocast
 from engine.errors import InputError
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 PIECE = 256  # images that are encoded or not
@@ -43,7 +43,7 @@ def extract(
     extraction goes on where it was. The processes of `fabric`, which is launched, share the work.
     """
     if tokenizer.K is None:
-        raise InputError(NO_CODES)
+        raise InputError(NO_CODES_MESSAGE)
     if crops < 1:
         raise InputError(f"crops={crops} must be at least 1, the middle of the image")
     if crops > 1 and data.side == data.image_size:

@@ -70,7 +70,7 @@ class Prior(ClockedModule):
     def losses(self, indices: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
         for (part, share), told in zip(
-            self.micro(indices), labels.tensor_split(self.accumulate), strict=True
+            self.micro_batches(indices), labels.tensor_split(self.accumulate), strict=True
         ):
             prediction = self.model.learn(
                 part.flatten(1), told if self.model.classes else None, self.now.progress

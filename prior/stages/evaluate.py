@@ -16,7 +16,7 @@ from data.pictures import save_picture, tile_images
 from data.store import fingerprint
 from engine.checkpoint import read_checkpoint
 from engine.console import log_line
-from engine.run import open_folder
+from engine.run import Run
 from evaluation.feature_set import AbsentFeatureSet
 from evaluation.judging import (
     check_settings,
@@ -58,12 +58,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     trained, sampler = load_prior(config.ckpt), instantiate(config.sampler)
     check_sampler(sampler, trained.model)
     check_compile_sampler(trained.model, sampler, where.type)
-    images = load_images(trained.data, config)
+    images = load_images(trained.data, config.data, config.cache_dir)
     n, m = images.size(config.split), min(config.samples, images.size(config.split))
     if m and config.neighbours:
         images.size("train")  # images that are not there are missed before anything is written
     other, script = read_compared(config, "prior"), load_script(config, images)
-    folder = open_folder(config, trained.name)
+    run = Run.open(config)
+    folder = run.start(trained.name)
     model, tokenizer = trained.model.to(where), trained.tokenizer.to(where)
     with deterministic_float32():
         fabric = Fabric(accelerator=where.type, devices=1)
@@ -202,4 +203,4 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     if not model.exact:
         log_line("nats and bits are upper bounds, estimated by one draw an image")
-    return finish_evaluation(folder, result)
+    return finish_evaluation(run, result)

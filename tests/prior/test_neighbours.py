@@ -82,7 +82,7 @@ def test_mirrored_training_images_count_where_the_prior_learned_them(data: Noise
 
 def test_the_yardstick_is_the_validation_images_as_the_tokenizer_gives_them(data: Noise) -> None:
     t = make_tokenizer().eval()
-    t.start(data.preprocess(images(data)))
+    t.initialise(data.preprocess(images(data)))
     figures, _ = find_neighbours(images(data)[:3], data, t, flip=False)
     with torch.no_grad():
         made = to_uint8(

@@ -1,6 +1,7 @@
 """What is shown of a codebook: how often its codes are used, and what each decodes to."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from data.images import to_uint8
 from data.pictures import draw_bars
 from engine.clock import Budget, Schedule
 from evaluation.codebook import CodebookUse
+from tests.helpers.parts import make
 from tests.helpers.stage1 import adamw, fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes
 from vqgan.callbacks.codes import CodebookPictures, by_colour, draw_atlas, draw_histogram
@@ -94,7 +96,7 @@ def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_cod
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = make_tokenizer().eval()
-    made.quantizer = Residual(EMA, K=16, num_codebooks=3, dim=8).eval()
+    made.quantizer = make(Residual, partial(make, EMA), K=16, num_codebooks=3, dim=8).eval()
     seen: list[torch.Tensor] = []
     decode = made.decode_indices
     monkeypatch.setattr(

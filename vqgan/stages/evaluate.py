@@ -18,7 +18,7 @@ from data.pictures import save_picture, tile_images
 from engine.checkpoint import find_checkpoint
 from engine.console import log_line
 from engine.errors import InputError
-from engine.run import open_folder
+from engine.run import Run
 from evaluation.codebook import CodebookUse
 from evaluation.features import fetched
 from evaluation.judging import (
@@ -45,7 +45,7 @@ from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.load import load_images, load_tokenizer
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 OF_CODES = ("perplexity", "entropy_bits", "codes_used", "usage")
@@ -55,13 +55,14 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
     """Judge a tokenizer on a split: figures, pictures, and how often each code occurs."""
     where = check_settings(config)
     tokenizer, described = load_tokenizer(config.ckpt)
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], config.data, config.cache_dir)
     n, other, script = (
         images.size(config.split),
         read_compared(config, "vqgan"),
         load_script(config, images),
     )
-    folder = open_folder(config, find_checkpoint(config.ckpt).parent.parent.name)
+    run = Run.open(config)
+    folder = run.start(find_checkpoint(config.ckpt).parent.parent.name)
     tokenizer = tokenizer.to(where)
     with deterministic_float32():
         judges = make_feature_sets(config, images, where, script)
@@ -159,7 +160,7 @@ def evaluate_tokenizer(config: DictConfig) -> dict[str, Any]:
             for name, codec in told
         )
     )
-    return finish_evaluation(folder, result)
+    return finish_evaluation(run, result)
 
 
 def load_lpips(config: DictConfig) -> tuple[LPIPS | None, str]:
@@ -208,7 +209,7 @@ def add_code_scores(
     about = {"library": library("torch")}
     if use is None:
         for name in (*OF_CODES, "bits_per_image", "compression_ratio"):
-            scores.miss(name, NO_CODES)
+            scores.miss(name, NO_CODES_MESSAGE)
         return
     for name, value in use.compute().items():
         scores.add(name, int(value) if name == "codes_used" else float(value), **about)
