@@ -1,14 +1,17 @@
 """The contract of all datasets, on tiny copies in their real layouts, and the errors of each when it cannot work."""
 
 import hashlib
+import inspect
 import io
 import os
 import pickle
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import islice
 from pathlib import Path
 from threading import Thread
@@ -51,7 +54,7 @@ from data.torchvision import (
 )
 from engine.errors import InputError
 from tests.helpers.configs import ROOT
-from tests.helpers.images import make_images
+from tests.helpers.images import image_settings, make_images
 
 Build = Callable[..., ImageDataModule]
 Batch = tuple[Tensor, Tensor]
@@ -291,6 +294,31 @@ READ: dict[str, Prepare] = {
 }
 DATASETS = DRAWN | READ
 
+PAGE = ROOT / "docs" / "extending" / "dataset.md"
+
+
+def read_block(language: str) -> str:
+    """The one code block of this language on the page about new datasets."""
+    [block] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return block
+
+
+def example(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    """The dataset of the page, imported as a module from a file of its own."""
+    root.mkdir(parents=True)
+    file = root / "blobs.py"
+    file.write_text(read_block("python"))
+    spec = spec_from_file_location("data.blobs", file)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    patch.setitem(sys.modules, "data.blobs", module)  # pickle looks classes up there
+    spec.loader.exec_module(module)
+    return lambda **settings: module.Blobs(**image_settings(n_train=12, n_val=6, **settings))
+
+
+CONTRACT = DATASETS | {"the page's example": example}
+
 
 def class_of(name: str) -> Any:
     """The class that conf/data/<name>.yaml builds."""
@@ -302,13 +330,13 @@ DOWNLOADED = [name for name in DATASETS if issubclass(class_of(name), Downloaded
 
 def tiny(name: str, tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     """What builds a dataset on a tiny copy of it in tmp_path/name, whose cache is tmp_path/cache."""
-    make = DATASETS[name](tmp_path / name, patch)
+    make = CONTRACT[name](tmp_path / name, patch)
     small = {"image_size": 16, "channels": 3, "flip": True, "batch_size": 4}
     small |= {"cache": "disk", "cache_dir": str(tmp_path / "cache")}
     return lambda **settings: make(**{**small, **settings})
 
 
-@pytest.fixture(params=DATASETS)
+@pytest.fixture(params=CONTRACT)
 def build(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the copy is whole, so nothing may be downloaded")
@@ -341,6 +369,16 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 def test_every_dataset_in_conf_is_under_this_contract() -> None:
     assert set(DATASETS) == {file.stem for file in (ROOT / "conf" / "data").glob("*.yaml")}
+
+
+def test_the_pages_yaml_has_the_settings_of_its_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example(tmp_path / "example", monkeypatch)
+    config = OmegaConf.create(read_block("yaml"))
+    kind = get_class(config._target_)
+    own = [name for name in inspect.signature(kind).parameters if name != "image_settings"]
+    assert list(config) == ["defaults", "_target_", *own]
 
 
 def test_a_split_has_all_its_images(build: Build) -> None:
