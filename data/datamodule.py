@@ -1,4 +1,4 @@
-"""What every image dataset shares: any source of images in, augmented float batches on the model's device out."""
+"""What every image dataset shares: any source of images in, batches on the model's device out, and their augmentation."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -24,8 +24,10 @@ READ_CHUNK = 256  # images that a thread reads before it takes the next
 
 
 class ImageDataModule(BatchDataModule):
-    """Batches (x, label): x (B, channels, image_size, image_size) float32 in [-1, 1], channels last; label (B,) int64,
-    -1 where an image has none.
+    """Batches (images, label), label (B,) int64, -1 where an image has none.
+
+    Validation images are (B, channels, image_size, image_size) float32 in [-1, 1], channels last. Training images are uint8
+    (B, channels, side, side); the training step passes them to `augment`, which gives the same form.
 
     image_size    pixels a side of what the model sees
     channels      3 RGB, 1 grey; images of the other kind are converted
@@ -192,9 +194,10 @@ class ImageDataModule(BatchDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
+        """Validation images as a model sees them; training images stay uint8, for the training step to augment."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
-        return self.augment(images) if training else self.view(images), labels
+        return images if training else self.view(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
         """uint8 -> float, with a random crop and each image mirrored with probability one half, on the batch's device."""

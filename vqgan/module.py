@@ -127,8 +127,9 @@ class VQGAN(ClockedModule):
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
+        x = self.augmented(batch[0])
         made: list[MicroBatch] = []
-        self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate, self.betas)
+        self.descend(GENERATOR, self.generator_losses(x, made), self.rate, self.betas)
         if self.gate is not None and self.gate.training(self.now):
             self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
             self.judged += 1
@@ -137,6 +138,13 @@ class VQGAN(ClockedModule):
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
         return {"indices": q.indices}
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """uint8 training images as the datamodule augments them, float in [-1, 1]; images that are float already stay."""
+        if images.is_floating_point():
+            return images
+        augmented: Tensor = self.trainer.datamodule.augment(images)  # type: ignore[attr-defined]
+        return augmented
 
     @property
     def learned(self) -> Tokenizer:
