@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from engine.console import log_line
 from engine.errors import InputError
 
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
+INCEPTION = (
+    "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
+)
 
 
 class Extractor(nn.Module, ABC):

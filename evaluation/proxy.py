@@ -34,7 +34,9 @@ class Proxy(Extractor):
         self.uses_rotations = classes < 2
         self.features = FeatureNetwork(channels)
         self.head = nn.Linear(FeatureNetwork.num_features, 4 if self.uses_rotations else classes)
-        self.validation: dict[str, float] = {}  # accuracy, and chance: the share of the largest class
+        self.validation: dict[
+            str, float
+        ] = {}  # accuracy, and chance: the share of the largest class
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features = self.features(to_float(images))
@@ -53,7 +55,9 @@ class Proxy(Extractor):
 
     def set_identity(self, steps: int) -> None:
         """Set name and hash after `steps` steps of training."""
-        self.name = f"classifier of {'rotations' if self.uses_rotations else 'labels'}, {steps} steps"
+        self.name = (
+            f"classifier of {'rotations' if self.uses_rotations else 'labels'}, {steps} steps"
+        )
         weights = parameters_to_vector(self.parameters()).detach().cpu()
         self.hash = hash_bytes(weights.numpy().tobytes())
 

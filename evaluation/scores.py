@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.aliases import upgrade_config
 from engine.errors import InputError
 
 STAGE1 = ("vqgan",)
@@ -75,7 +76,7 @@ SCORES = _with_proxies({
     "l2":                Score("L2", "", 4, -1, "mean squared error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
     "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3),
     "kid":               Score("KID", "", 4, -1, "kernel distance; may be slightly negative", BOTH, "distance", 4),
-    "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is equally sharp", STAGE1, "pixels",
+    "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is as sharp", STAGE1, "pixels",
                                in_pipeline=False),
     "perplexity":        Score("Perplexity", "codes", 1, 0, "equally frequent codes that have this entropy", BOTH, "codes"),
     "entropy_bits":      Score("Entropy", "bits", 2, 0, "entropy of the codes per position", STAGE1, "codes"),
@@ -197,7 +198,9 @@ def read_result(folder: str, of_stage: str) -> dict[str, Any]:
     """metrics.json of a run folder of stage=evaluate that evaluated a run of `of_stage`; InputError if there is none."""
     file = Path(folder).expanduser() / "metrics.json"
     try:
-        result = json.loads(file.read_text())
+        result = upgrade_config(
+            json.loads(file.read_text())
+        )  # settings of samplers have today's names
     except (OSError, ValueError) as error:
         raise InputError(
             f"compare_to={folder} has no metrics.json to read; give a run folder of stage=evaluate"

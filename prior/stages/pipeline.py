@@ -11,6 +11,7 @@ from engine.environment import find_device
 from engine.errors import InputError
 from engine.run import make_budget, open_folder, resolve_config, write_result
 from engine.sweep import run_once
+from evaluation.scores import pipeline_names
 from vqgan.load import build_tokenizer
 
 COMMON = (
@@ -36,16 +37,6 @@ TOKENIZER = {
     "run": "vqgan.stages.train.train_tokenizer",
 }  # which a pipeline's own stage and function stand before
 
-OF_TOKENIZER = (
-    "psnr", "ssim", "ms_ssim", "lpips", "rfid", "rfid_proxy", "kid", "kid_proxy", "perplexity", "entropy_bits", "codes_used",
-    "usage", "bits_per_image", "compression_ratio",
-)  # fmt: skip
-
-OF_PRIOR = (
-    "nats_per_token", "exact", "gfid", "gfid_proxy", "inception_score", "inception_score_proxy", "precision", "precision_proxy",
-    "recall", "recall_proxy", "density", "density_proxy", "coverage", "coverage_proxy", "nearest_ratio",
-)  # fmt: skip
-
 
 def run_pipeline(config: DictConfig) -> dict[str, Any]:
     """Train a tokenizer, train a prior on its codes, and judge both, each in a folder of its own; the main figures of all.
@@ -66,8 +57,9 @@ def run_pipeline(config: DictConfig) -> dict[str, Any]:
         "id": config.id,
         "K": trained["K"],
         "grid": trained["grid"],
-        **{name: of_tokenizer[name] for name in OF_TOKENIZER if name in of_tokenizer},
-        **{name: of_prior[name] for name in OF_PRIOR if name in of_prior},
+        **{name: of_tokenizer[name] for name in pipeline_names("vqgan") if name in of_tokenizer},
+        **{name: of_prior[name] for name in pipeline_names("prior") if name in of_prior},
+        "exact": of_prior["exact"],
         "unigram_nats_per_token": learned["unigram_nats_per_token"],
         "seconds": round(trained["seconds"] + learned["seconds"], 1),
         "tokenizer_steps": trained["steps"],
