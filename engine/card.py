@@ -10,9 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engine.aliases import upgrade_config
+from engine.folder import CARD, CONFIG, DOCTOR, PICTURES, RECORD
 from engine.templates import render_template
-
-CARD = "card.md"
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
@@ -53,9 +52,9 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
 
     `figures` are those known so far, `outcome` is how the run ended.
     """
-    config = upgrade_config(OmegaConf.load(folder / "config.yaml"))
+    config = upgrade_config(OmegaConf.load(folder / CONFIG))
     assert isinstance(config, DictConfig)
-    starts = [json.loads(line) for line in (folder / "record.jsonl").read_text().splitlines()]
+    starts = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
     revision = starts[0].get("git") or ""
     origin = {
         name: figures[name] for name in ("tokenizer_of", "of", "of_stage") if figures.get(name)
@@ -101,7 +100,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
 
 def read_alarms(folder: Path) -> list[str]:
     """The alarms that the doctor wrote to the run folder."""
-    file = folder / "doctor.txt"
+    file = folder / DOCTOR
     return file.read_text().splitlines() if file.exists() else []
 
 
@@ -159,7 +158,7 @@ def is_score(name: str, value: Any) -> bool:
 def link_pictures(folder: Path, figures: Mapping[str, Any]) -> dict[str, str]:
     """Name -> link of the pictures that the figures name, or else of the last one of each kind in the folder."""
     files = [
-        Path(file) for file in figures.get("pictures", sorted((folder / "pictures").glob("*.png")))
+        Path(file) for file in figures.get("pictures", sorted((folder / PICTURES).glob("*.png")))
     ]
     return {
         re.sub(r"-\d+$", "", file.stem): Path(os.path.relpath(file, folder)).as_posix()

@@ -14,6 +14,7 @@ from data.datamodule import ImageDataModule
 from data.images import to_uint8
 from engine.console import log_line, progress_bar
 from engine.errors import InputError
+from engine.folder import METRICS
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from evaluation.features import Inception, TorchScriptNetwork
 from evaluation.proxy import train_proxy
@@ -66,20 +67,20 @@ def iterate_images(images: ImageDataModule, settings: EvaluationSettings) -> Ite
     n = images.size(settings.split)
     batches = range(math.ceil(n / settings.batch_size))
     with progress_bar(n, "evaluating") as bar:
-        for batch, _ in images.pieces(settings.split, settings.batch_size, batches):
-            yield images.view(batch.to(settings.device))
+        for batch, _ in images.iterate_chunks(settings.split, settings.batch_size, batches):
+            yield images.preprocess(batch.to(settings.device))
             bar.update(len(batch))
 
 
 def view_images(images: ImageDataModule, split: str, indices: Tensor) -> Tensor:
     """The images of a split at these indices (n,), as a model sees them, uint8 (n, C, H, W)."""
-    return to_uint8(images.view(images.split(split).__getitems__(indices.tolist())[0]))
+    return to_uint8(images.preprocess(images.samples(split).__getitems__(indices.tolist())[0]))
 
 
 def image_name(images: ImageDataModule, split: str, index: int) -> str:
     """The name of an image of a split in its source."""
-    rows = images.split(split).rows
-    return images.source(split).name(index if rows is None else int(rows[index]))
+    rows = images.samples(split).rows
+    return images.source(split).image_name(index if rows is None else int(rows[index]))
 
 
 def name_images(
@@ -146,7 +147,7 @@ def log_evaluation(
 ) -> None:
     """Report the scores `names` on the terminal, compared to an `other` evaluation if there is one, then the remarks."""
     lines = [format_table(result, names, other), *(line for line in remarks if line)]
-    lines.append(f"{'full results':24}{folder / 'metrics.json'}, with the provenance of each score")
+    lines.append(f"{'full results':24}{folder / METRICS}, with the provenance of each score")
     log_line("\n".join(lines))
 
 

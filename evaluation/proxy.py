@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from data.datamodule import ImageDataModule
 from data.images import to_float
-from data.loading import ArraySamples
-from data.store import Arrays, stored
+from data.samples import ArraySamples
+from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from evaluation.features import Extractor, FeatureNetwork, hash_bytes
 
@@ -69,7 +69,7 @@ def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Prox
         torch.manual_seed(PROXY_SEED)
         proxy = Proxy(data.channels, classes).to(device)
         key = {
-            "data": [data.key("train"), data.key("val")],
+            "data": [data.cache_key("train"), data.cache_key("val")],
             "image_size": data.image_size,
             "augmented": [data.crop, data.flip],
             "classes": classes,
@@ -82,7 +82,7 @@ def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Prox
             arrays["weights"][:] = parameters_to_vector(proxy.parameters()).detach().cpu().numpy()
             return validation
 
-        arrays, proxy.validation = stored(
+        arrays, proxy.validation = load_or_fill(
             data.cache_dir, f"proxy-{data.title}", key, {"weights": ((n,), "float32")}, fill
         )
     vector_to_parameters(torch.tensor(arrays["weights"]).to(device), proxy.parameters())
@@ -94,7 +94,7 @@ def count_label_classes(data: ImageDataModule) -> int:
     """The number of classes of the images; 0 if an image has no label, or if all would have to be decoded to find out."""
     classes = len(data.classes)
     for split in ("train", "val"):
-        samples = data.split(split)
+        samples = data.samples(split)
         if isinstance(samples, ArraySamples):
             labels = samples.labels if samples.rows is None else samples.labels[samples.rows]
             if labels.min() < 0:
@@ -109,7 +109,7 @@ def fit_proxy(
     """Train a proxy; return its accuracy on the validation images and that of always guessing the most frequent class."""
     optimizer = torch.optim.AdamW(proxy.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = islice(data.shuffled(min(PROXY_BATCH, data.size("train")), PROXY_SEED), steps)
+    batches = islice(data.shuffled_loader(min(PROXY_BATCH, data.size("train")), PROXY_SEED), steps)
     for images, labels in tqdm(batches, "proxy classifier", steps, leave=False, disable=None):
         x = data.augment(images.to(device))
         turns = labels.to(device)
@@ -128,9 +128,9 @@ def validate_proxy(proxy: Proxy, data: ImageDataModule, device: torch.device) ->
     """Accuracy on the validation images, and chance, the share of the most frequent class."""
     correct = 0
     targets: list[Tensor] = []
-    for i, (images, labels) in enumerate(data.once("val")):
+    for i, (images, labels) in enumerate(data.iterate_split("val")):
         turns = (torch.arange(len(images), device=device) + i) % 4
-        x = data.view(images.to(device))
+        x = data.preprocess(images.to(device))
         logits, target = proxy.classify(x, labels.to(device), turns)
         correct += int((logits.argmax(1) == target).sum())
         targets.append(target.cpu())

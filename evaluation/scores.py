@@ -164,6 +164,10 @@ class ScoreSheet:
         self.values[name] = None
         self.absent[name] = reason
 
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What metrics.json holds beside the values: the reasons why scores are absent, and the provenance of the others."""
+        return {"absent": self.absent, "provenance": self.provenance}
+
 
 def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
     """Raise InputError if the score `name` is absent from a result, or if two results differ in its provenance."""

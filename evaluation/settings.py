@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from engine.environment import autocast, find_device
+from engine.environment import autocast
 from engine.errors import InputError, check_int
 
 EVALUATION_SPLITS = ("val", "train")
@@ -18,8 +18,8 @@ EVALUATION_PRECISIONS = ("32-true", "auto")
 class EvaluationSettings:
     """What is evaluated and how, as conf/stage/evaluate.yaml describes it. Raises InputError for values that can't work."""
 
+    device: torch.device
     ckpt: str
-    resume: str | None
     id: str | None
     seed: int
     split: str
@@ -35,17 +35,8 @@ class EvaluationSettings:
     precision: str
     show: int
     batch_size: int
-    accelerator: str
 
     def __post_init__(self) -> None:
-        if not self.ckpt:
-            raise InputError(
-                "stage=evaluate needs what it is to evaluate; add ckpt=<run folder of stage=vqgan or stage=prior>"
-            )
-        if self.resume:
-            raise InputError(
-                f"stage=evaluate has nothing to resume; leave resume={self.resume} out"
-            )
         if self.split not in EVALUATION_SPLITS:
             raise InputError(f"split={self.split} must be one of {', '.join(EVALUATION_SPLITS)}")
         if self.precision not in EVALUATION_PRECISIONS:
@@ -56,16 +47,12 @@ class EvaluationSettings:
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")
         check_int("samples", self.samples, 0, "samples")
-        find_device(self.accelerator)
 
     @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any]) -> "EvaluationSettings":
+    def read(cls, settings: Mapping[str, Any], device: torch.device) -> "EvaluationSettings":
         """The settings in a stage's config, which has others too."""
-        return cls(**{field.name: settings[field.name] for field in fields(cls)})
-
-    @property
-    def device(self) -> torch.device:
-        return find_device(self.accelerator)
+        names = [field.name for field in fields(cls) if field.name != "device"]
+        return cls(device, **{name: settings[name] for name in names})
 
     def autocast(self) -> torch.autocast:
         """A new context with the precision that models run in.

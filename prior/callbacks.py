@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.images import picture, to_uint8
+from data.images import to_uint8
 from data.loading import BatchDataModule
-from data.pictures import show_picture
+from data.pictures import show_picture, tile_images
 from engine.callbacks.alarms import Alarms, Sign
 from engine.errors import check_range
+from engine.folder import PICTURES
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, Prior
@@ -25,8 +26,8 @@ SIDE = 256  # pixels of a loss map, about
 class SamplePictures(Callback):
     """After each validation: samples, decoded, `rows` of `n`; the same random numbers every time."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
-        self.folder, self.tokenizer, self.n, self.rows = folder, tokenizer, n, rows
+    def __init__(self, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
+        self.tokenizer, self.n, self.rows = tokenizer, n, rows
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -43,8 +44,8 @@ class SamplePictures(Callback):
             images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
             show_picture(
                 trainer,
-                picture(list(images.split(self.n)), scale=2),
-                self.folder,
+                tile_images(list(images.split(self.n)), scale=2),
+                Path(trainer.default_root_dir) / PICTURES,
                 "samples",
                 module.step,
             )
@@ -54,9 +55,6 @@ class LossMapPictures(Callback):
     """After each validation: the nats of each position, a square each, black where they are lowest and white where highest;
     both numbers are in the logs, as val/nats_easiest_place and val/nats_hardest_place."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -64,8 +62,8 @@ class LossMapPictures(Callback):
             grey = to_uint8(2 * found / found.max().clamp(min=1e-9) - 1)
             show_picture(
                 trainer,
-                picture([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
-                self.folder,
+                tile_images([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
+                Path(trainer.default_root_dir) / PICTURES,
                 "loss-map",
                 module.step,
             )
@@ -97,7 +95,7 @@ class PriorDoctor(Alarms):
         super().on_train_start(trainer, module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        p = data.some("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
+        p = data.take_evenly("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
         p /= p.sum()
         self.unigram = float(-torch.xlogy(p, p).sum())
 

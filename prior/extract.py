@@ -11,13 +11,14 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, crop_at
-from data.loading import ArraySamples
-from data.store import Arrays, Entry, flush
+from data.datamodule import ImageDataModule
+from data.images import crop_at
+from data.samples import ArraySamples
+from data.store import Arrays, CacheEntry, flush
 from engine.console import progress_bar
 from engine.environment import autocast
 from engine.errors import InputError
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 PIECE = 256  # images that are encoded or not
@@ -42,7 +43,7 @@ def extract(
     extraction goes on where it was. The processes of `fabric`, which is launched, share the work.
     """
     if tokenizer.K is None:
-        raise InputError(NO_CODES)
+        raise InputError(NO_CODES_MESSAGE)
     if crops < 1:
         raise InputError(f"crops={crops} must be at least 1, the middle of the image")
     if crops > 1 and data.side == data.image_size:
@@ -56,9 +57,9 @@ def extract(
         with entry.acquire() if fabric.is_global_zero else nullcontext():
             if not _there(entry, fabric):  # nobody made it while we waited
                 if fabric.is_global_zero and not _begun(entry):
-                    entry.begin()
+                    entry.create()
                 fabric.barrier()
-                arrays = entry.go_on()
+                arrays = entry.reopen()
                 places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
                 _encode(
                     tokenizer.to(fabric.device),
@@ -72,7 +73,7 @@ def extract(
                 )
                 fabric.barrier()
                 if fabric.is_global_zero:
-                    entry.publish(arrays, summed=("indices", "labels"))
+                    entry.publish(arrays, checksummed=("indices", "labels"))
             fabric.barrier()
     found = entry.read()
     assert found is not None
@@ -81,14 +82,14 @@ def extract(
 
 def code_entry(
     tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, flip: bool, crops: int
-) -> Entry:
+) -> CacheEntry:
     """Where the codes of a split's n images lie, and what they are known by."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
     num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     key = {
         "tokenizer": tokenizer.fingerprint(),
-        "data": data.key(split),
+        "data": data.cache_key(split),
         "image_size": data.image_size,
         "split": split,
         "K": K,
@@ -105,18 +106,18 @@ def code_entry(
         "labels": ((views * n,), "int64"),
         "done": ((-(-n // PIECE),), "bool"),  # which pieces are encoded
     }
-    return Entry(data.cache_dir, f"codes-{split}", key, spec)
+    return CacheEntry(data.cache_dir, f"codes-{split}", key, spec)
 
 
-def _there(entry: Entry, fabric: Fabric) -> bool:
+def _there(entry: CacheEntry, fabric: Fabric) -> bool:
     """Whether the entry is there and sound, as the first process sees it."""
     seen: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
     return seen
 
 
-def _begun(entry: Entry) -> bool:
+def _begun(entry: CacheEntry) -> bool:
     try:
-        entry.go_on()
+        entry.reopen()
     except (OSError, ValueError):  # nothing there, or killed while it was laid out
         shutil.rmtree(entry.part, ignore_errors=True)
         return False
@@ -160,7 +161,7 @@ def _encode(
     with progress_bar(
         n, f"codes of {split}", max(0, n - len(missing) * PIECE), fabric.is_global_zero
     ) as bar:
-        for piece, (batch, told) in zip(mine, data.pieces(split, PIECE, mine), strict=True):
+        for piece, (batch, told) in zip(mine, data.iterate_chunks(split, PIECE, mine), strict=True):
             rows = slice(piece * PIECE, piece * PIECE + len(batch))
             x = batch.to(fabric.device, non_blocking=True)
             with autocast(fabric.device):
@@ -191,7 +192,7 @@ def views(
         for place in places
     ]
     for seen in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):
-        x = data.view(seen)
+        x = data.preprocess(seen)
         yield x
         if flip:
             yield x.flip(3)

@@ -11,11 +11,13 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from data.images import picture, save_picture, to_uint8
-from data.loading import ArraySamples
+from data.images import to_uint8
+from data.pictures import save_picture, tile_images
+from data.samples import ArraySamples
 from data.store import fingerprint
 from engine.console import progress_bar
 from engine.errors import InputError
+from engine.folder import PICTURES
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from evaluation.judging import (
     ReferenceHash,
@@ -219,7 +221,7 @@ class PriorJudge:
         )
         about = {
             "reference": "originals of train",
-            "reference_hash": fingerprint([self.images.key("train"), self.images.image_size]),
+            "reference_hash": fingerprint([self.images.cache_key("train"), self.images.image_size]),
             "n_reference": self.images.size("train"),
             "n": min(self.m, MAX_JUDGED),
             "mirrored": flip,
@@ -243,6 +245,21 @@ class PriorJudge:
         maps = self.nats.mean(3)
         return min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
 
+    def save_files(self, folder: Path, ends: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write likelihoods.npz and the pictures; return where they are, and the nats that are white in the maps.
+
+        likelihoods.npz has `nats` in the shape of the codes and the `labels` (n,) of the images.
+        """
+        file = folder / "likelihoods.npz"
+        nats = self.nats.view(self.codes.values.shape).numpy()
+        np.savez(file, nats=nats, labels=np.asarray(self.codes.labels))
+        pictures = self.save_pictures(folder / PICTURES, ends)
+        return {
+            "white": round(self.white_level(), 2),
+            "likelihoods": str(file),
+            "pictures": [str(path) for path in pictures],
+        }
+
     def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
         maps = self.nats.mean(3)
@@ -252,28 +269,23 @@ class PriorJudge:
             rows.append(view_images(self.images, self.settings.split, indices))
             rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
-        mean_picture = picture([heat_map_pictures(mean / mean.max(), f)], scale=4)
+        mean_picture = tile_images([heat_map_pictures(mean / mean.max(), f)], scale=4)
         files = [
-            save_picture(picture(rows, scale=2), folder / "outliers.png"),
+            save_picture(tile_images(rows, scale=2), folder / "outliers.png"),
             save_picture(mean_picture, folder / "mean.png"),
         ]
         if self.m:
             shown = self.samples[:SAMPLES_SHOWN]
             saved = save_samples(shown, folder, ["grid"], SAMPLE_COLUMNS, SAMPLES_SHOWN)
-            files += [Path(file) for file in saved["pictures"]]
+            files += [Path(path) for path in saved["pictures"]]
         if self.neighbours is not None:
             files.append(save_picture(self.neighbours, folder / "neighbours.png"))
         return files
 
     def describe_model(self) -> dict[str, Any]:
-        """What the result says of the samples and the model."""
+        """What the result says about the samples and the model."""
         model = self.trained.model
         return {"samples": self.m, "K": model.K, "grid": list(model.grid), "exact": model.exact}
-
-    def save_likelihoods(self, file: Path) -> None:
-        """Write `nats`, in the shape of the codes, and `labels` (n,)."""
-        nats = self.nats.view(self.codes.values.shape).numpy()
-        np.savez(file, nats=nats, labels=np.asarray(self.codes.labels))
 
 
 def summarize_likelihoods(result: Mapping[str, Any]) -> list[str]:

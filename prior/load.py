@@ -68,12 +68,8 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    found = {
-        "codebook": tokenizer.quantizer.vectors(),
-        "grid": tokenizer.grid,
-        "classes": told["classes"],
-    }
-    model = build_trusted({**told["config"]["prior"], **found}, PriorModel)  # type: ignore[type-abstract]
+    known = {**tokenizer.code_space, "classes": told["classes"]}
+    model = build_trusted({**told["config"]["prior"], **known}, PriorModel)  # type: ignore[type-abstract]
     model.load_state_dict(checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model"))
     return TrainedPrior(
         model.eval(), tokenizer, folder.name, told["config"], described["data"], described.get("id")

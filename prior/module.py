@@ -70,7 +70,7 @@ class Prior(ClockedModule):
     def losses(self, indices: Tensor, labels: Tensor) -> Iterator[Tensor]:
         """The loss of each micro-batch, times its share of the update."""
         for (part, share), told in zip(
-            self.micro(indices), labels.tensor_split(self.accumulate), strict=True
+            self.micro_batches(indices), labels.tensor_split(self.accumulate), strict=True
         ):
             prediction = self.model.learn(
                 part.flatten(1), told if self.model.classes else None, self.now.progress
@@ -102,7 +102,7 @@ class Prior(ClockedModule):
         """As many training grids as there are validation grids, at most 1,000 and always the same; this rank's share."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        grids, labels = data.some("train", min(data.size("val"), MAX_TRAINING_GRIDS))
+        grids, labels = data.take_evenly("train", min(data.size("val"), MAX_TRAINING_GRIDS))
         mine = slice(self.global_rank, None, self.trainer.world_size)
         for batch in zip(
             grids[mine].split(data.batch_size), labels[mine].split(data.batch_size), strict=True

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from data.images import picture, to_uint8
+from data.images import to_uint8
+from data.pictures import tile_images
 from engine.console import progress_bar
 from engine.environment import autocast
 from vqgan.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def find_neighbours(
     """
     samples = samples[:MAX_JUDGED]
     where = next(tokenizer.parameters()).device
-    x = data.view(data.some("val", len(samples))[0].to(where))
+    x = data.preprocess(data.take_evenly("val", len(samples))[0].to(where))
     with autocast(where):
         judged = torch.cat(
             [
@@ -50,22 +51,22 @@ def find_neighbours(
     rows = [torch.cat([samples[i, None], _images(data, places[i])]) for i in chosen]
     medians = {"nearest_rmse": distances[:m, 0], "nearest_rmse_val": distances[m:, 0]}
     medians |= {"nearest_ratio": ratios[:m], "nearest_ratio_val": ratios[m:]}
-    return {name: round(float(values.median()), 3) for name, values in medians.items()}, picture(
-        rows, scale=2
-    )
+    return {
+        name: round(float(values.median()), 3) for name, values in medians.items()
+    }, tile_images(rows, scale=2)
 
 
 def _training(data: ImageDataModule, where: torch.device) -> Iterator[Tensor]:
     with progress_bar(data.size("train"), "training images") as bar:
-        for images, _ in data.once("train"):
-            yield to_uint8(data.view(images.to(where)))
+        for images, _ in data.iterate_split("train"):
+            yield to_uint8(data.preprocess(images.to(where)))
             bar.update(len(images))
 
 
 def _images(data: ImageDataModule, places: Tensor) -> Tensor:
     """The training images (k, C, H, W) uint8 at these places (k,); beyond all images they follow once more, mirrored."""
     n = data.size("train")
-    images = to_uint8(data.view(data.split("train").__getitems__((places % n).tolist())[0]))
+    images = to_uint8(data.preprocess(data.samples("train").__getitems__((places % n).tolist())[0]))
     return images.where((places < n).cpu()[:, None, None, None], images.flip(3))
 
 

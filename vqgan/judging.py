@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from data.images import picture, save_picture, to_float, to_uint8
+from data.images import to_float, to_uint8
+from data.pictures import save_picture, tile_images
 from engine.errors import InputError
 from evaluation.codebook import CodebookUse
 from evaluation.features import TorchScriptNetwork, fetch_weights
@@ -22,7 +23,7 @@ from evaluation.settings import EvaluationSettings
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 
@@ -123,7 +124,7 @@ class TokenizerJudge:
         """The use of the codes and their rate; a continuous bottleneck has neither."""
         if self.code_use is None:
             for name in names_in_group("codes") + names_in_group("rate"):
-                sheet.mark_absent(name, NO_CODES)
+                sheet.mark_absent(name, NO_CODES_MESSAGE)
             return
         library = library_versions("torch")
         for name, value in self.code_use.compute().items():
@@ -147,8 +148,8 @@ class TokenizerJudge:
         spread = torch.linspace(0, self.n - 1, min(self.settings.show, self.n)).long()
         extremes = [*self.reconstruct_rows(worst), *self.reconstruct_rows(best)]
         sheets = {
-            "reconstructions": picture(self.reconstruct_rows(spread), scale=2),
-            "worst-and-best": picture(extremes, scale=2),
+            "reconstructions": tile_images(self.reconstruct_rows(spread), scale=2),
+            "worst-and-best": tile_images(extremes, scale=2),
         }
         if self.code_use is not None:
             sheets["codes"] = draw_histogram(self.code_use.counts)

@@ -205,7 +205,7 @@ class VQGAN(ClockedModule):
 
     def generator_losses(self, x: Tensor, made: list[MicroBatch]) -> Iterator[Tensor]:
         """The loss of each micro-batch, which is added to `made`."""
-        for part, share in self.micro(x):
+        for part, share in self.micro_batches(x):
             with torch.set_grad_enabled(not self.resting):
                 q = self.tokenizer.encode(part)
             x_hat = self.tokenizer.decode(q.z_q)
@@ -352,7 +352,7 @@ class VQGAN(ClockedModule):
     # Lightning's side.
 
     def configure_optimizers(self) -> list[Optimizer]:
-        rates = self.tokenizer.quantizer.parameter_rates()
+        rates = self.tokenizer.quantizer.lr_multipliers()
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         return [
             self.optimizer(self.make_optimizers[n], player, rates)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule, Live, crop_at
-from data.decode import Unreadable
-from data.images import to_float
+from data.datamodule import ImageDataModule
+from data.decode import UnreadableImage
+from data.images import crop_at, to_float
+from data.samples import LiveSamples
 from data.source import Source
 from engine.cli import explain_error
 from engine.errors import InputError
@@ -25,9 +26,9 @@ class Noise(Source):
         super().__init__(n, {"noise": n, "broken": broken})
         self.broken = set(broken)
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:
-            raise Unreadable("a hole")
+            raise UnreadableImage("a hole")
         return np.random.default_rng(index).integers(
             0, 256, (channels, side, side), np.uint8
         ), index
@@ -40,7 +41,7 @@ class Images(ImageDataModule):
         )
         self.sources = {"train": train, "val": val or train}
 
-    def open(self, split: str) -> Source:
+    def open_source(self, split: str) -> Source:
         return self.sources[split]
 
 
@@ -71,7 +72,7 @@ def test_a_view_is_the_middle(side: int, size: int) -> None:
     images = batch(2, side)
     margin = (side - size) // 2
     expected = to_float(images[:, :, margin : margin + size, margin : margin + size])
-    assert torch.equal(Images(Noise(4), image_size=size, resize=side).view(images), expected)
+    assert torch.equal(Images(Noise(4), image_size=size, resize=side).preprocess(images), expected)
 
 
 def test_a_cut_is_what_slicing_gives() -> None:
@@ -121,7 +122,7 @@ def test_augmentation_mirrors_each_image_by_its_own_coin() -> None:
 def test_no_random_number_is_drawn_where_nothing_is_left_to_chance(crop: str) -> None:
     data, images = Images(Noise(4), crop=crop, resize=8, flip=False), batch(4, 8)
     before = torch.get_rng_state()
-    assert torch.equal(data.augment(images), data.view(images))
+    assert torch.equal(data.augment(images), data.preprocess(images))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -147,7 +148,7 @@ def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatc
     data = Images(Noise(40, broken=(7, 8, 39)), on_error="skip")
     images, labels = everything(data)
     assert labels.tolist() == [i for i in range(40) if i not in (7, 8, 39)]
-    assert torch.equal(images[-1], torch.from_numpy(Noise(40).one(38, 8, 3)[0]))
+    assert torch.equal(images[-1], torch.from_numpy(Noise(40).read_image(38, 8, 3)[0]))
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -155,7 +156,7 @@ def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
     parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, threads = Noise(40), set()
-    source.parallel = parallel
+    source.use_threads = parallel
     plain = source.one
 
     def slow(index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -163,10 +164,10 @@ def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
         time.sleep(0.001)  # long enough for another thread to take what comes next
         return plain(index, side, channels)
 
-    monkeypatch.setattr(source, "one", slow)
+    monkeypatch.setattr(source, "read_image", slow)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
     monkeypatch.setattr("data.datamodule.READ_CHUNK", 3)
-    Images(source).split("train")
+    Images(source).samples("train")
     assert (len(threads) > 1) == parallel
 
 
@@ -174,16 +175,16 @@ def test_a_source_too_large_to_be_checked_is_not_read_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = Noise(10)
-    source.checked = False
-    monkeypatch.setattr(source, "one", None)
-    assert len(Images(source, cache="none").split("train")) == 10
+    source.checked_up_front = False
+    monkeypatch.setattr(source, "read_image", None)
+    assert len(Images(source, cache="none").samples("train")) == 10
 
 
 def test_of_a_source_that_is_not_checked_a_broken_image_stops_or_is_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = Noise(10, broken=(1,))
-    source.checked = False
+    source.checked_up_front = False
     with pytest.raises(InputError, match=r"image 1 can't be read as an image \(a hole\)"):
         everything(Images(source, cache="none"))
     _, labels = everything(Images(source, cache="none", on_error="skip"))
@@ -194,19 +195,19 @@ def test_of_a_source_that_is_not_checked_a_broken_image_stops_or_is_replaced(
 
 
 def test_broken_images_are_replaced_by_different_ones() -> None:
-    images, labels = Live(Noise(6, broken=(0, 2, 4)), None, 8, 3).__getitems__(range(6))
+    images, labels = LiveSamples(Noise(6, broken=(0, 2, 4)), None, 8, 3).__getitems__(range(6))
     assert labels.tolist() == [1, 1, 3, 3, 5, 5]
     assert torch.equal(images[2], images[3])
 
 
 def test_a_broken_image_alone_in_its_batch_is_replaced_by_the_next_that_can_be_read() -> None:
-    _, labels = Live(Noise(6, broken=(4, 5)), None, 8, 3).__getitems__([4])
+    _, labels = LiveSamples(Noise(6, broken=(4, 5)), None, 8, 3).__getitems__([4])
     assert labels.tolist() == [0]
 
 
 def test_a_worker_process_says_in_one_sentence_that_the_images_are_lost() -> None:
     source = Noise(8, broken=tuple(range(8)))
-    source.checked = False
+    source.checked_up_front = False
     data = Images(source, cache="none", on_error="skip", num_workers=1)
     with pytest.raises(InputError) as lost:
         next(iter(data.val_dataloader()))
@@ -217,15 +218,15 @@ def test_a_worker_process_says_in_one_sentence_that_the_images_are_lost() -> Non
 
 
 def test_a_key_changes_with_all_that_pixels_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Images(Noise(4)).key("train")
-    assert plain == Images(Noise(4), crop="random", resize=8, flip=False).key(
+    plain = Images(Noise(4)).cache_key("train")
+    assert plain == Images(Noise(4), crop="random", resize=8, flip=False).cache_key(
         "train"
     )  # done to each batch
-    assert plain != Images(Noise(5)).key("train")
-    assert plain != Images(Noise(4), resize=9).key("train")
-    assert plain != Images(Noise(4), channels=1).key("train")
+    assert plain != Images(Noise(5)).cache_key("train")
+    assert plain != Images(Noise(4), resize=9).cache_key("train")
+    assert plain != Images(Noise(4), channels=1).cache_key("train")
     monkeypatch.setattr("data.datamodule.DECODE_VERSION", 99)
-    assert plain != Images(Noise(4)).key("train")
+    assert plain != Images(Noise(4)).cache_key("train")
 
 
 def test_processes_read_only_where_images_are_decoded_each_time(

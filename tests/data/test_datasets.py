@@ -38,12 +38,12 @@ from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
 from data.shapes import Shapes
 from data.torchvision import (
-    ATTRIBUTES,
+    CELEBA_ATTRIBUTES,
     CIFAR10,
     MNIST,
     STL10,
     CelebA,
-    Downloaded,
+    DownloadedDataModule,
     FashionMNIST,
     Flowers102,
 )
@@ -163,9 +163,13 @@ def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
     (folder / "list_eval_partition.txt").write_text(
         "".join(f"{name} {s}\n" for name, s in zip(names, split, strict=True))
     )
-    rows = [["1" if a == "Smiling" and s else "-1" for a in ATTRIBUTES] for s in (*smiling, 0, 0)]
+    rows = [
+        ["1" if a == "Smiling" and s else "-1" for a in CELEBA_ATTRIBUTES] for s in (*smiling, 0, 0)
+    ]
     lines = [f"{name}  {' '.join(row)}\n" for name, row in zip(names, rows, strict=True)]
-    (folder / "list_attr_celeba.txt").write_text(f"20\n{' '.join(ATTRIBUTES)} \n{''.join(lines)}")
+    (folder / "list_attr_celeba.txt").write_text(
+        f"20\n{' '.join(CELEBA_ATTRIBUTES)} \n{''.join(lines)}"
+    )
     lists = [
         (number, md5(folder / name) if (folder / name).exists() else sum_, name)
         for number, sum_, name in datasets.CelebA.file_list
@@ -296,7 +300,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def whole(data: ImageDataModule, split: str) -> Batch:
-    images, labels = zip(*data.once(split), strict=True)
+    images, labels = zip(*data.iterate_split(split), strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
@@ -420,7 +424,7 @@ def test_a_second_run_reads_the_cache_and_no_image(
 ) -> None:
     before, again = build(), build()
     images, labels = whole(before, "val")
-    for method in ("one", "read"):
+    for method in ("read_image", "read_batch"):
         monkeypatch.setattr(type(again.source("val")), method, None)
     assert same([whole(again, "val")], [(images, labels)])
 
@@ -445,18 +449,20 @@ def test_workers_change_nothing_and_a_resumed_run_sees_the_rest(build: Build) ->
 def test_a_source_reaches_a_worker_that_is_not_forked(build: Build) -> None:
     source = build().source("train")
     there = pickle.loads(pickle.dumps(source))
-    assert np.array_equal(there.read(range(12), 16, 3)[0], source.read(range(12), 16, 3)[0])
+    assert np.array_equal(
+        there.read_batch(range(12), 16, 3)[0], source.read_batch(range(12), 16, 3)[0]
+    )
 
 
 @pytest.mark.parametrize(
     "build", [name for name in DATASETS if name not in ("shapes", "litdata")], indirect=True
 )
 def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
-    before = build().key("val")
-    assert build().key("val") == before
+    before = build().cache_key("val")
+    assert build().cache_key("val") == before
     for file in tmp_path.rglob("*"):
         os.utime(file, (1, 1))
-    assert build().key("val") != before
+    assert build().cache_key("val") != before
 
 
 @pytest.mark.parametrize(
@@ -472,10 +478,12 @@ def test_a_changed_file_of_one_split_leaves_the_others_key(
 ) -> None:
     build = tiny(name, tmp_path, monkeypatch)
     before = build()
-    keys = [before.key(split) for split in ("train", "val")]
+    keys = [before.cache_key(split) for split in ("train", "val")]
     os.utime(tmp_path / name / file, (1, 1))
     after = build()
-    assert [after.key(split) == key for split, key in zip(("train", "val"), keys, strict=True)] == [
+    assert [
+        after.cache_key(split) == key for split, key in zip(("train", "val"), keys, strict=True)
+    ] == [
         True,
         False,
     ]
@@ -544,7 +552,7 @@ def test_tiny_imagenets_classes_have_words(tmp_path: Path, monkeypatch: pytest.M
 def test_ffhqs_official_split_is_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny("ffhq", tmp_path, monkeypatch)()
     names = [
-        [data.source(split).name(i)[-9:-4] for i in range(data.size(split))]
+        [data.source(split).image_name(i)[-9:-4] for i in range(data.size(split))]
         for split in ("train", "val")
     ]
     assert names[0] == [f"{n:05d}" for n in range(0, 60_000, 5_000)]
@@ -760,7 +768,7 @@ def test_every_downloaded_dataset_is_in_these_lists() -> None:
         for kind in vars(module).values()
         if isinstance(kind, type)
     }
-    assert {kind for kind in found if issubclass(kind, Downloaded)} - {Downloaded} == set(
-        DOWNLOADED.values()
-    )
+    assert {kind for kind in found if issubclass(kind, DownloadedDataModule)} - {
+        DownloadedDataModule
+    } == set(DOWNLOADED.values())
     assert set(DOWNLOADED) <= set(DATASETS)

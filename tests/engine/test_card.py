@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.images import save_picture
+from data.pictures import save_picture
 from engine.card import display_command, write_card
 
 FIGURES = {
@@ -176,6 +176,7 @@ Resumed 2026-11-26 14:00:00 with `python train.py stage=vqgan resume=x`.
 
 ![atlas](pictures/atlas-000020.png)
 
-All settings are in [config.yaml](config.yaml), all starts in [record.jsonl](record.jsonl), the series in [csv/version_0/metrics.csv](csv/version_0/metrics.csv).
+All settings are in [config.yaml](config.yaml), all starts in [record.jsonl](record.jsonl), \
+the series in [csv/version_0/metrics.csv](csv/version_0/metrics.csv).
 """
     )

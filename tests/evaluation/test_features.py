@@ -18,13 +18,16 @@ from evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from evaluation.features import INCEPTION, Extractor, FeatureNetwork, Inception, TorchScriptNetwork
 from evaluation.proxy import Proxy, count_label_classes, train_proxy
 from evaluation.scores import ScoreSheet
+from tests.helpers.images import make_images
 from tests.helpers.stage1 import Noise
 
 CPU = torch.device("cpu")
 
 
 def shapes(tmp_path: Path, **settings: object) -> Shapes:
-    return Shapes(image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path), **settings)
+    return make_images(
+        Shapes, image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path), **settings
+    )
 
 
 def scripted(file: Path, network: nn.Module) -> str:
@@ -107,7 +110,7 @@ def test_other_images_or_more_steps_make_another_proxy(tmp_path: Path) -> None:
 def test_images_have_no_classes_if_one_has_no_label(tmp_path: Path) -> None:
     data = shapes(tmp_path, cache="ram")
     assert count_label_classes(data) == 5
-    data.split("train").labels[3] = -1
+    data.samples("train").labels[3] = -1
     assert count_label_classes(data) == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.loading import ArraySamples
+from data.samples import ArraySamples
 from engine.errors import InputError
 from prior.judging import heat_map_pictures, iterate_samples, measure_nats
 from prior.module import negative_log_likelihood, weighted_mean

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_images_have_the_names_of_their_source_where_others_were_left_out(tmp_path: Path) -> None:
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     assert image_name(data, "val", 3) == "image 3"
-    data.split("val").rows = np.array([0, 5, 6, 9])
+    data.samples("val").rows = np.array([0, 5, 6, 9])
     assert image_name(data, "val", 3) == "image 9"
 
 

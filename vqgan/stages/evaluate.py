@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from omegaconf import DictConfig
-
 from engine.checkpoint import find_checkpoint
-from engine.run import open_folder, write_result
+from engine.folder import PICTURES
+from engine.run import Run
 from evaluation.judging import (
     describe_evaluation,
     deterministic_float32,
@@ -21,30 +20,30 @@ from vqgan.judging import TokenizerJudge, compare_codecs
 from vqgan.load import load_images, load_tokenizer
 
 
-def evaluate_tokenizer(config: DictConfig, settings: EvaluationSettings) -> dict[str, Any]:
+def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
     """Score a tokenizer's reconstructions of a split, show the worst and the best, and count its codes."""
     tokenizer, described = load_tokenizer(settings.ckpt)
-    images = load_images(described["data"], config)
+    images = load_images(described["data"], run.config.data, run.config.cache_dir)
     n = images.size(settings.split)
     other = read_comparison(settings, "vqgan")
     own = load_own_features(settings, images)
-    folder = open_folder(config, find_checkpoint(settings.ckpt).parent.parent.name)
+    folder = run.start(find_checkpoint(settings.ckpt).parent.parent.name)
     tokenizer = tokenizer.to(settings.device)
     with deterministic_float32():
         judge = TokenizerJudge(tokenizer, images, settings, own)
         judge.measure_all()
         sheet = judge.scores()
-        codecs, absent = compare_codecs(tokenizer, images, settings)
+        codecs, absent_codecs = compare_codecs(tokenizer, images, settings)
+        sheet.absent |= absent_codecs
         ends = judge.rank_by_error()
-        pictures = judge.save_pictures(folder / "pictures", **ends)
-    of = described.get("id")
+        pictures = judge.save_pictures(folder / PICTURES, **ends)
+    of = (described.get("id"), "vqgan", described.get("id"))
     result = {
-        **describe_evaluation(settings, folder, of, "vqgan", of, n),
+        **describe_evaluation(settings, folder, *of, n),
         **sheet.values,
         "K": tokenizer.K,
         "grid": list(tokenizer.grid),
-        "absent": {**sheet.absent, **absent},
-        "provenance": sheet.provenance,
+        **sheet.describe(),
         "references": codecs,
         **name_images(images, settings.split, ends),
         "codes": judge.save_code_counts(folder / "codes.npz"),
@@ -52,4 +51,5 @@ def evaluate_tokenizer(config: DictConfig, settings: EvaluationSettings) -> dict
     }
     remark = format_codecs(codecs, result["bits_per_image"])
     log_evaluation(folder, result, list(sheet.values), other, remark)
-    return printed_result(write_result(folder, result))
+    run.finish(result)
+    return printed_result(result)

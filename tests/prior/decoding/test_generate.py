@@ -1,6 +1,7 @@
 """"""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction, PriorModel
 from prior.models.gpt import GPT
 from prior.samples import encode_init_image
+from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS, PRIORS, UNLABELLED, make_prior
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.quantizers.base import Quantizer
@@ -233,7 +235,9 @@ def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["patches", "random"])
-@pytest.mark.parametrize("quantizer", [lambda: EMA(16, 8), lambda: Residual(EMA, 16, 2, 8)])
+@pytest.mark.parametrize(
+    "quantizer", [lambda: make(EMA, 16, 8), lambda: make(Residual, partial(make, EMA), 16, 2, 8)]
+)
 def test_a_tokenizer_decodes_larger_grids(quantizer: Callable[[], Quantizer], start: str) -> None:
     usual = make_tokenizer(start=start)
     t = Tokenizer(usual.encoder, quantizer(), usual.decoder, start).eval()

@@ -34,7 +34,7 @@ def made(way: str, K: int = 16) -> Quantizer:
         quantizer: Quantizer = instantiate(
             compose("config", ["stage=vqgan", f"quantizer={name}", *size, *overrides]).quantizer
         )
-    quantizer.start(3 * torch.randn(600, quantizer.in_dim) + 1)
+    quantizer.initialise(3 * torch.randn(600, quantizer.in_dim) + 1)
     return quantizer
 
 
