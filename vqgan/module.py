@@ -172,8 +172,9 @@ class VQGAN(ClockedModule):
     @property
     def betas(self) -> Sequence[float] | None:
         """Those of the generator's optimizer, if they change when the gate opens and it is open."""
-        is_second = self.adversary is not None and self.is_adversarial
-        return self.adversary.second_phase.betas if is_second else None
+        if self.adversary is None or not self.is_adversarial:
+            return None
+        return self.adversary.second_phase.betas
 
     @property
     def discriminator_rate(self) -> float:

@@ -183,7 +183,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_from_before_is
     tmp_path: Path,
 ) -> None:
     trained = make_module(steps=40)
-    checkpoints = Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6)
+    checkpoints = Checkpoints(make_header("vqgan", compose_config("stage=vqgan")), 6)
     with pytest.raises(
         InputError,
         match=r"no number \(NaN or Inf\) since step 7; the last checkpoint, from before that, is kept",
@@ -201,8 +201,9 @@ def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> Non
             make_module(steps=40),
             [
                 Spoil(),
-                Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6),
+                Checkpoints(make_header("vqgan", compose_config("stage=vqgan")), 6),
             ],
+            default_root_dir=tmp_path,
         )
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
 
