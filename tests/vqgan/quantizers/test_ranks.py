@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole: statistics, start and revival are the same on all ranks."""
+"""Two ranks with half a batch each compared to one process: equal statistics, initialisation and revival on all ranks."""
 
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,11 @@ def batches() -> list[Tensor]:
 
 
 def trained(rank: int, ranks: int) -> dict[str, Any]:
-    """The states after a start and STEPS updates, rank by rank on its share of each batch."""
-    found: dict[str, Any] = {}
+    """The states after initialisation and STEPS updates on this rank's share of each batch."""
+    states: dict[str, Any] = {}
     random = torch.Generator().manual_seed(2 + rank)
     for name, quantizer in makers().items():
-        torch.manual_seed(100 + rank)  # ranks draw different numbers, as different data makes them
+        torch.manual_seed(100 + rank)  # ranks have different random numbers, as with different data
         quantizer.initialise(
             torch.randn(200, DIM, generator=random) if "revived" in name else torch.ones(200, DIM)
         )
@@ -52,11 +52,11 @@ def trained(rank: int, ranks: int) -> dict[str, Any]:
         for x in batches():
             q = quantizer.train()(x.chunk(ranks)[rank])
             quantizer.update(q)
-        found[name] = quantizer.state_dict()
+        states[name] = quantizer.state_dict()
     use = CodebookUse(K)
     use.update(torch.arange(8 * rank, 8 * rank + 8))  # each rank sees other codes
-    found["use"] = use.compute()
-    return found
+    states["use"] = use.compute()
+    return states
 
 
 def work(rank: int, folder: str) -> None:
@@ -81,7 +81,7 @@ def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["ema", "ema cosine", "vq"])
-def test_two_halves_of_a_batch_make_the_statistics_of_the_whole(
+def test_two_halves_of_a_batch_give_the_statistics_of_the_whole(
     name: str, ranks: list[dict[str, Any]]
 ) -> None:
     alone = trained(0, 1)[name]
@@ -89,8 +89,8 @@ def test_two_halves_of_a_batch_make_the_statistics_of_the_whole(
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_perplexity_is_of_all_ranks_codes_together(ranks: list[dict[str, Any]]) -> None:
-    """The mean of both ranks' own perplexities would be 8."""
+def test_perplexity_is_computed_over_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    """The mean of the two ranks' perplexities would be 8."""
     for rank in ranks:
         torch.testing.assert_close(rank["use"]["perplexity"], torch.tensor(16.0))
         assert rank["use"]["codes_used"] == 16
