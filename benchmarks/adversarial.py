@@ -251,7 +251,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
                 sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures
             ),
         )
-    learned = features.learned
+    learned = features.validation
     print(
         f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}"
     )
