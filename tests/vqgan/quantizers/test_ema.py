@@ -8,7 +8,7 @@ from vqgan.quantizers.search import flatten, nearest
 K, DIM = 16, 6
 
 
-def z(n: int = 2) -> Tensor:
+def make_z_e(n: int = 2) -> Tensor:
     return torch.randn(n, DIM, 4, 4)
 
 
@@ -19,7 +19,7 @@ def test_a_perfect_codebook_has_zero_loss() -> None:
 
 
 def test_the_commitment_loss_is_beta_times_the_mean_square_and_pulls_z_e_to_its_code() -> None:
-    quantizer, z_e = make(EMA, K, DIM, beta=0.5), z().requires_grad_()
+    quantizer, z_e = make(EMA, K, DIM, beta=0.5), make_z_e().requires_grad_()
     q = quantizer(z_e)
     q.loss.backward()
     expected = 0.5 * (z_e - q.z_q.detach()).square().sum() / z_e.numel()
@@ -52,7 +52,7 @@ def test_codes_without_outputs_stay_in_place() -> None:
     torch.testing.assert_close(quantizer.codebook, before)
 
 
-def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
+def revive_codes(split: float) -> tuple[EMA, Tensor, Tensor]:
     """A quantizer in which all codes but number 3 died, that code, and the encoder outputs."""
     quantizer = make(EMA, K, DIM, decay=0.5, revive=0.3, split=split)
     x = quantizer.codebook[3].view(1, DIM, 1, 1) + 0.01 * torch.randn(2, DIM, 4, 4)
@@ -62,14 +62,14 @@ def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
 
 
 def test_dead_codes_move_to_encoder_outputs_under_jukeboxs_rule() -> None:
-    quantizer, _, outputs = revived(split=1.0)
+    quantizer, _, outputs = revive_codes(split=1.0)
     assert all(
         (outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
     )
 
 
 def test_dead_codes_split_a_cluster_at_a_fraction_of_the_way_to_an_output() -> None:
-    quantizer, code, outputs = revived(split=0.25)
+    quantizer, code, outputs = revive_codes(split=0.25)
     places = code + 0.25 * (outputs - code)
     assert all(
         (places - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
@@ -77,7 +77,7 @@ def test_dead_codes_split_a_cluster_at_a_fraction_of_the_way_to_an_output() -> N
 
 
 def test_a_revived_code_counts_as_average_and_its_sum_agrees() -> None:
-    quantizer, _, _ = revived(split=0.25)
+    quantizer, _, _ = revive_codes(split=0.25)
     assert torch.equal(quantizer.counts[[k for k in range(K) if k != 3]], torch.ones(K - 1))
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
 
