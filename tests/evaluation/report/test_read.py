@@ -8,8 +8,14 @@ import pytest
 
 from benchmarks.report import judgement, run_folder, sweep
 from engine.errors import InputError
-from evaluation.report.groups import flat
-from evaluation.report.read import ReportedRun, bits_per_image, command, curve, find_runs
+from evaluation.report.groups import flatten_run
+from evaluation.report.read import (
+    ReportedRun,
+    count_bits_per_image,
+    find_runs,
+    read_curve,
+    rerun_command,
+)
 
 
 @pytest.fixture
@@ -177,31 +183,31 @@ def test_a_folder_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_rate_is_log2_K_a_position_and_codebook(one: ReportedRun) -> None:
-    assert bits_per_image(one) == 64 * 8
+    assert count_bits_per_image(one) == 64 * 8
     one.config["quantizer"]["num_codebooks"] = 4
-    assert bits_per_image(one) == 4 * 64 * 8
+    assert count_bits_per_image(one) == 4 * 64 * 8
     one.metrics["K"] = None
-    assert bits_per_image(one) is None
+    assert count_bits_per_image(one) is None
 
 
 def test_a_resumed_runs_logs_join_up_and_the_later_one_counts(one: ReportedRun) -> None:
     for version, rows in ((0, "9,1\n19,2\n29,3\n"), (1, "19,5\n"), (10, "29,6\n39,7\n39,")):
         (one.folder / f"csv/version_{version}").mkdir(exist_ok=True)
         (one.folder / f"csv/version_{version}/metrics.csv").write_text("step,val/psnr\n" + rows)
-    assert curve(one.folder, "val/psnr") == [(9, 1), (19, 5), (29, 6), (39, 7)]
+    assert read_curve(one.folder, "val/psnr") == [(9, 1), (19, 5), (29, 6), (39, 7)]
 
 
 def test_a_series_that_is_not_there_is_empty(one: ReportedRun) -> None:
-    assert curve(one.folder, "val/nothing") == []
+    assert read_curve(one.folder, "val/nothing") == []
     (one.folder / "csv/version_0/metrics.csv").write_bytes(b"")
-    assert curve(one.folder, "val/psnr") == []
+    assert read_curve(one.folder, "val/psnr") == []
 
 
 def test_a_command_is_told_as_it_is_typed(one: ReportedRun) -> None:
     one.command = "/home/x/train.py stage=vqgan quantizer.K=256 seed=0"
-    assert command(one) == "python train.py stage=vqgan quantizer.K=256 seed=0"
+    assert rerun_command(one) == "python train.py stage=vqgan quantizer.K=256 seed=0"
     one.command = ""
-    assert command(one) == ""
+    assert rerun_command(one) == ""
 
 
 def test_pictures_are_found_where_the_folder_is_now(one: ReportedRun, tmp_path: Path) -> None:
@@ -218,5 +224,5 @@ def test_pictures_are_found_where_the_folder_is_now(one: ReportedRun, tmp_path: 
 def test_a_priors_settings_are_those_of_its_tokenizer_too(tmp_path: Path) -> None:
     sweep(tmp_path, grids=[4], Ks=[64], seeds=1)
     [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
-    assert flat(prior)["tokenizer.quantizer.K"] == 64
-    assert flat(prior)["prior.width"] == 192
+    assert flatten_run(prior)["tokenizer.quantizer.K"] == 64
+    assert flatten_run(prior)["prior.width"] == 192

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.report import sweep
-from evaluation.report.charts import style
-from evaluation.report.page import embedded, page
+from evaluation.report.figure import report_style
+from evaluation.report.page import inline_image, render_page
 from evaluation.report.read import find_runs
 from evaluation.report.story import DAGGER, Story
 
@@ -92,7 +92,7 @@ def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story)
     [chart] = [
         chart for section in whole.sections for chart in section.charts if chart.name == "rate-psnr"
     ]
-    with style():
+    with report_style():
         drawing = ET.fromstring(chart.svg())
     points = [node for node in drawing.iter("g") if node.get("class") == "point"]
     assert len(points) == 8
@@ -108,8 +108,8 @@ def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story)
 
 
 def test_the_page_asks_for_nothing_from_outside(whole: Story) -> None:
-    with style():
-        text = page(whole, "a <b> sweep", datetime(2026, 11, 26))
+    with report_style():
+        text = render_page(whole, "a <b> sweep", datetime(2026, 11, 26))
     assert "a &lt;b&gt; sweep" in text
     for asking in ('src="http', 'href="http', "url(http", "@import", '<link rel="stylesheet'):
         assert asking not in text
@@ -210,6 +210,6 @@ def test_a_picture_that_is_too_large_is_made_smaller(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 2000, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     Image.fromarray(noise[:20, :20]).save(tmp_path / "small.png")
-    assert embedded(tmp_path / "large.png").startswith("data:image/jpeg;base64,")
-    assert len(embedded(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 2
-    assert embedded(tmp_path / "small.png").startswith("data:image/png;base64,")
+    assert inline_image(tmp_path / "large.png").startswith("data:image/jpeg;base64,")
+    assert len(inline_image(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 2
+    assert inline_image(tmp_path / "small.png").startswith("data:image/png;base64,")
