@@ -139,11 +139,22 @@ def draw_points(
 
 
 def label_lines(
-    axes: Axes, points: Sequence[Point], styles: PointStyles, x: str, y: str, with_K: bool = True
+    axes: Axes,
+    points: Sequence[Point],
+    styles: PointStyles,
+    x: str,
+    y: str,
+    with_K: bool = True,
+    avoid: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
 ) -> ChartLabels:
-    """Label the lines: each colour once, what distinguishes lines of one colour, and the first and the last K."""
+    """Label the lines: each colour once, what distinguishes lines of one colour, and the first and the last K.
+
+    `avoid` are further lines in the chart, each by its xs and ys.
+    """
     fix_layout(axes.figure)
     labels = ChartLabels(axes)
+    for xs, ys in avoid:
+        labels.keep_clear(xs, ys)
     lines = styles.lines(points, x)
     keep_points_clear(labels, lines, x, y)
 
@@ -229,9 +240,8 @@ def draw_rate_curves(
     axes.grid(axis="y")
     axes.set_xlabel("Bits per image, codes of equal length (log scale)")
     axes.set_ylabel(about.axis)
-    labels = label_lines(axes, part.points, styles, rate, score)
-    for curve in curves.values():
-        labels.keep_clear(sorted(curve), [curve[bits] for bits in sorted(curve)])
+    paths = [(sorted(curve), [curve[b] for b in sorted(curve)]) for curve in curves.values()]
+    labels = label_lines(axes, part.points, styles, rate, score, avoid=paths)
     for codec, curve in curves.items():
         labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
     better = "Higher" if about.better > 0 else "Lower"
@@ -378,8 +388,10 @@ def draw_code_use(name: str, part: ComparablePart) -> Chart:
     axes.grid()
     axes.set_xlabel("K, codes in the codebook (log scale)")
     axes.set_ylabel("Perplexity, codes (log scale)")
-    labels = label_lines(axes, part.points, styles, "K", "perplexity", with_K=False)
-    labels.keep_clear(ends, ends)
+    diagonal = (ends, ends)
+    labels = label_lines(
+        axes, part.points, styles, "K", "perplexity", with_K=False, avoid=[diagonal]
+    )
     middle = math.sqrt(min(Ks) * max(Ks))
     labels.put(middle, middle, "perplexity = K", MUTED, 8)
     chart.caption = (

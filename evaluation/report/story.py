@@ -269,7 +269,7 @@ class Story:
             chart = draw(file if i == 0 else f"{file}-{i + 1}", part)
             if chart is not None:
                 if len(parts) > 1:
-                    chart.caption += f" Measured with: {format_provenance(part, name)}."
+                    chart.caption += f" Measured: {format_provenance(part, name)}."
                 drawn.append(chart)
         if len(parts) > 1 and drawn:
             ways = "; ".join(
@@ -320,7 +320,7 @@ class Story:
         single_runs = StoryTable(
             f"runs-{kind}",
             f"Runs: {kind}",
-            "A row opens the command behind it.",
+            "Click a row to see the command behind it.",
             [["Run", ""], *setting_heads, ["Seed", ""], *score_heads],
         )
         for group in grouped:

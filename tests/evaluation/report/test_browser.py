@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import sweep
+from benchmarks.report import make_sweep
 from evaluation.report.figure import report_style
 from evaluation.report.page import render_page
 from evaluation.report.read import find_runs
@@ -41,7 +41,7 @@ def programs() -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64, 256], seeds=2)
+    make_sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64, 256], seeds=2)
     with report_style():
         text = render_page(
             Story(find_runs([str(folder / "sweep")])), "sweep", datetime(2026, 11, 26)
