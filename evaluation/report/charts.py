@@ -11,11 +11,11 @@ from matplotlib.ticker import FuncFormatter
 
 from evaluation.report.figure import (
     COLOURS,
+    FIGURE_WIDTH,
     HEAT_SHADES,
     INK,
     MUTED,
     PAPER,
-    WIDTH,
     Chart,
     fix_layout,
     format_tick,
@@ -272,7 +272,7 @@ def draw_heat_map(
         return None
     about = score_info(score)
     height = len(shown) * (0.75 + 0.52 * len(ys)) + 0.35
-    figure, all_axes = make_figure(len(shown), height, max(WIDTH, 1.0 + 0.78 * len(xs)))
+    figure, all_axes = make_figure(len(shown), height, max(FIGURE_WIDTH, 1.0 + 0.78 * len(xs)))
     title = f"{about.label} by {setting_label(down)} and {setting_label(across)}"
     chart = Chart(name, title, "", figure)
     means = [point.means[score].mean for _, cells in shown for point in cells]

@@ -57,8 +57,8 @@ STYLE: dict[Any, Any] = {
 }
 
 # Inches; at 9 points the text is legible at a phone's width.
-WIDTH = 5.2
-HEIGHT = 3.9
+FIGURE_WIDTH = 5.2
+FIGURE_HEIGHT = 3.9
 
 
 @dataclass
@@ -117,7 +117,7 @@ def report_style() -> AbstractContextManager[None]:
 
 
 def make_figure(
-    rows: int = 1, height: float = HEIGHT, width: float = WIDTH
+    rows: int = 1, height: float = FIGURE_HEIGHT, width: float = FIGURE_WIDTH
 ) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches with its axes, one below the other."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -11,7 +11,7 @@ from engine.templates import render_template
 from evaluation.report.read import rerun_command
 from evaluation.report.story import DAGGER, Story, format_count
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+PAGE_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 # Larger pictures are scaled down.
 MAX_PICTURE_WIDTH = 1400  # pixels
@@ -24,13 +24,13 @@ def render_page(story: Story, title: str, written: datetime) -> str:
     problems = story.reported.problems
     folders = format_count(len(problems), "folder")
     return render_template(
-        TEMPLATE,
+        PAGE_TEMPLATE,
         escape=True,
         filters={"anchor": make_anchor},
         story=story,
         title=title,
-        css=TEMPLATE.with_name("page.css").read_text(),
-        script=TEMPLATE.with_name("page.js").read_text(),
+        css=PAGE_TEMPLATE.with_name("page.css").read_text(),
+        script=PAGE_TEMPLATE.with_name("page.js").read_text(),
         written=f"{written:%Y-%m-%d %H:%M}",
         counted=format_count(len(story.reported.runs), "finished run"),
         unusable=f"; {folders} could not be used, see the end" if problems else "",

@@ -112,6 +112,26 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
     return ReportedRuns(list(runs.values()), problems)
 
 
+def list_roots(runs: str | Sequence[str] | None) -> list[str]:
+    """The folders that the setting `runs` names; InputError if there is none."""
+    if not runs:
+        raise InputError(
+            "stage=report needs the runs to report on; add runs=<a run folder, or one that has some below>"
+        )
+    return [runs] if isinstance(runs, str) else [str(root) for root in runs]
+
+
+def find_finished_runs(roots: list[str]) -> ReportedRuns:
+    """The runs below `roots`; InputError if there is none."""
+    reported = find_runs(roots)
+    if not reported.runs:
+        problems = [f"; {folder} is {reason}" for folder, reason in reported.problems.items()]
+        raise InputError(
+            f"runs={','.join(roots)} has no finished run of stage=vqgan or stage=prior{''.join(problems[:1])}; train one first"
+        )
+    return reported
+
+
 def complete_provenance(run: ReportedRun) -> None:
     """Describe how figures without provenance were measured: on the validation images of the run itself."""
     images = image_settings(run.tokenizer or run)
@@ -282,14 +302,14 @@ def read_curve(folder: Path, name: str) -> list[tuple[float, float]]:
         key=lambda file: int(re.sub(r"\D", "", file.parent.name) or 0),
     )
     for file in files:
-        points = dict(read_series(file, name))
+        points = dict(read_column(file, name))
         if points:
             first = next(iter(points))
             curve = {step: value for step, value in curve.items() if step < first} | points
     return sorted(curve.items())
 
 
-def read_series(file: Path, name: str) -> Iterator[tuple[float, float]]:
+def read_column(file: Path, name: str) -> Iterator[tuple[float, float]]:
     """The finite points of a column; the last line of a killed run may be cut off."""
     try:
         with file.open(newline="", errors="replace") as lines:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,7 @@ class Story:
                 maps += self.draw_parts(
                     f"map-{name}-{down}-{short_key(across)}",
                     (name,),
-                    lambda file, part, x=prefix + across, y=down: charts.draw_heat_map(
-                        file, part, next(iter(part.provenance)), x, y
-                    ),
+                    partial(charts.draw_heat_map, score=name, across=prefix + across, down=down),
                 )
         return maps
 
