@@ -95,8 +95,8 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
                 "val/nats_per_token": "validation" if model.exact else "validation at most",
             }
         ),
-        SamplePictures(folder / "pictures", tokenizer),
-        LossMapPictures(folder / "pictures"),
+        SamplePictures(tokenizer),
+        LossMapPictures(),
     ]
     words = [*make_tags(config, images.title, tokenizer), type(model).__name__.lower()]
     with open_loggers(config, folder, words) as to:

@@ -7,7 +7,8 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
 from prior.module import negative_log_likelihood
-from tests.helpers.priors import exact_bound, looks, make_prior
+from tests.helpers.parts import make
+from tests.helpers.priors import exact_bound, make_prior, record_runs
 
 K = 5
 
@@ -50,14 +51,20 @@ def test_every_grid_counts_the_same() -> None:
 
 def test_by_default_it_draws_code_by_code() -> None:
     model, known = diffusion(grid=(4, 5)), torch.arange(20) % 4 == 0
-    seen = looks(model)
-    model.fill(torch.zeros(2, 20, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(), None)
+    seen = record_runs(model)
+    model.fill(
+        torch.zeros(2, 20, dtype=torch.int64),
+        known,
+        Numbers(0, range(2)),
+        Sampler.unmodified(),
+        None,
+    )
     assert [int(hidden[0].sum()) for _, hidden in seen] == list(range(15, 0, -1))
 
 
 def test_fewer_steps_draw_equal_shares() -> None:
     model = diffusion(grid=(3, 4))
-    seen = looks(model)
-    sample(model, Sampler(steps=5), 2, seed=0)
+    seen = record_runs(model)
+    sample(model, make(Sampler, steps=5), 2, seed=0)
     missing = [*(int(hidden[0].sum()) for _, hidden in seen), 0]
     assert sorted(before - after for before, after in pairwise(missing)) == [2, 2, 2, 3, 3]

@@ -11,7 +11,8 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked, random_subset
 from prior.module import negative_log_likelihood
-from tests.helpers.priors import every_grid, exact_bound, logp, looks, make_prior
+from tests.helpers.parts import make
+from tests.helpers.priors import every_grid, exact_bound, logp, make_prior, record_runs
 
 K = 5
 
@@ -92,7 +93,7 @@ class TestBound:
 
     def test_codes_are_told_by_what_their_set_leaves(self, name: str) -> None:
         model, codes = masked(name), torch.randint(K, (40, 6))
-        seen = looks(model)
+        seen = record_runs(model)
         prediction = model.judge(codes, None)
         (_, one), (_, other) = seen
         assert torch.equal(one, ~other)
@@ -102,7 +103,7 @@ class TestBound:
 
     def test_both_sets_of_a_grid_count_the_same(self, name: str) -> None:
         model = masked(name)
-        seen = looks(model)
+        seen = record_runs(model)
         weights = model.judge(torch.randint(K, (100, 6)), None).weights
         split = weights[seen[0][1].sum(1) < 6], seen[0][1][seen[0][1].sum(1) < 6]
         torch.testing.assert_close((split[0] * split[1]).sum(1), torch.full((len(split[0]),), 3.0))
@@ -145,12 +146,15 @@ class TestLearning:
             == model.judge(codes, None).weights.tolist()
             == [[1.0]] * 3
         )
-        assert sample(model, Sampler(), 4, seed=0).shape == (4, 1, 1)
+        assert sample(model, Sampler.unmodified(), 4, seed=0).shape == (4, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [("maskgit", Sampler(steps=4, choice_temperature=1e9)), ("diffusion", Sampler())],
+    [
+        ("maskgit", make(Sampler, steps=4, choice_temperature=1e9)),
+        ("diffusion", Sampler.unmodified()),
+    ],
 )
 def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
     name: str, sampler: Sampler
@@ -171,7 +175,9 @@ class TestSampling:
         every = every_grid(model)
         p = logp(model, every, {0, 1}).sum(1).exp()
         assert (
-            chi_square(sample(model, Sampler(steps=1), n, seed=0, batch_size=n).flatten(1), p, 3)
+            chi_square(
+                sample(model, make(Sampler, steps=1), n, seed=0, batch_size=n).flatten(1), p, 3
+            )
             < 4
         )
 
@@ -180,8 +186,8 @@ class TestSampling:
         self, name: str, steps: int
     ) -> None:
         model = masked(name, grid=(4, 4))
-        seen = looks(model)
-        sample(model, Sampler(steps=steps), 2, seed=0)
+        seen = record_runs(model)
+        sample(model, make(Sampler, steps=steps), 2, seed=0)
         assert len(seen) == min(steps, 16)
         missing = [int(hidden[0].sum()) for _, hidden in seen]
         assert missing[0] == 16
@@ -189,8 +195,8 @@ class TestSampling:
 
     def test_what_is_decided_stays_and_is_read(self, name: str) -> None:
         model = masked(name, grid=(4, 4))
-        seen = looks(model)
-        codes = sample(model, Sampler(steps=6), 8, seed=0).flatten(1)
+        seen = record_runs(model)
+        codes = sample(model, make(Sampler, steps=6), 8, seed=0).flatten(1)
         for (before, hidden), (after, still) in zip(
             seen, [*seen[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
         ):
@@ -200,10 +206,10 @@ class TestSampling:
 
     def test_known_codes_are_read_from_the_first_step_on(self, name: str) -> None:
         model, known = masked(name), torch.tensor([True, False, False, True, False, False])
-        seen = looks(model)
+        seen = record_runs(model)
         codes = torch.randint(K, (7, 6))
         given = codes.clone()
-        model.fill(codes, known, Numbers(0, range(7)), Sampler(), None)
+        model.fill(codes, known, Numbers(0, range(7)), Sampler.unmodified(), None)
         assert torch.equal(seen[0][1], ~known.expand(7, 6))
         assert all(torch.equal(read[:, known], given[:, known]) for read, _ in seen)
         assert len(seen) == 4
@@ -217,14 +223,14 @@ class TestSampling:
     ) -> None:
         model = masked(name)
         empty, hidden = torch.zeros(3, 6, dtype=torch.int64), torch.ones(3, 6, dtype=torch.bool)
-        codes = sample(model, Sampler(steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
+        codes = sample(model, make(Sampler, steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
         assert torch.equal(codes.flatten(1), model(empty, hidden).argmax(-1))
 
     def test_guided_samples_are_those_of_the_guided_logits(self, name: str) -> None:
         model, n = masked(name, K=3, grid=(1, 1), classes=2), 4000
         drawn = sample(
             model,
-            Sampler(guidance=2.5),
+            make(Sampler, guidance=2.5),
             n,
             seed=0,
             batch_size=n,
@@ -247,7 +253,7 @@ class TestSampling:
             Sampler, "scale", lambda sampler, drawn: shares.append(drawn) or scale(sampler, drawn)
         )
         model, known = masked(name, grid=(2, 4), classes=2), torch.arange(8) < 4
-        sampler = Sampler(guidance=3.0, guidance_power=1.0, steps=4)
+        sampler = make(Sampler, guidance=3.0, guidance_power=1.0, steps=4)
         model.fill(
             torch.zeros(2, 8, dtype=torch.int64),
             known,
@@ -259,7 +265,7 @@ class TestSampling:
 
     def test_places_are_filled_in_all_orders(self, name: str) -> None:
         model = masked(name, grid=(1, 4))
-        seen = looks(model)
-        sample(model, Sampler(steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
+        seen = record_runs(model)
+        sample(model, make(Sampler, steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
         ranks = sum(hidden.long() for _, hidden in seen)  # in how many steps each was still missing
         assert len(ranks.unique(dim=0)) == 24  # type: ignore[union-attr]

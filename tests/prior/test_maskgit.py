@@ -7,7 +7,8 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
 from prior.module import negative_log_likelihood, weighted_mean
-from tests.helpers.priors import looks, make_prior
+from tests.helpers.parts import make
+from tests.helpers.priors import make_prior, record_runs
 
 K = 5
 
@@ -47,25 +48,29 @@ def test_the_loss_is_the_mean_over_all_masked_codes_of_the_batch() -> None:
 
 def test_what_is_missing_follows_the_cosine_of_the_steps() -> None:
     model = maskgit(grid=(4, 4))
-    seen = looks(model)
-    sample(model, Sampler(steps=4), 3, seed=0)
+    seen = record_runs(model)
+    sample(model, make(Sampler, steps=4), 3, seed=0)
     expected = [16, *(int(16 * math.cos(math.pi / 2 * step / 4)) for step in (1, 2, 3))]
     assert [hidden.sum(1).tolist() for _, hidden in seen] == [[n] * 3 for n in expected]
 
 
 def test_the_schedule_is_that_of_the_codes_that_are_not_known() -> None:
     model, known = maskgit(grid=(4, 4)), torch.arange(16) < 8
-    seen = looks(model)
+    seen = record_runs(model)
     model.fill(
-        torch.zeros(2, 16, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(steps=4), None
+        torch.zeros(2, 16, dtype=torch.int64),
+        known,
+        Numbers(0, range(2)),
+        make(Sampler, steps=4),
+        None,
     )
     assert [int(hidden[0].sum()) for _, hidden in seen] == [8, 7, 5, 3]
 
 
 def test_by_default_there_are_twelve_steps() -> None:
     model = maskgit(grid=(4, 8))
-    seen = looks(model)
-    sample(model, Sampler(), 2, seed=0)
+    seen = record_runs(model)
+    sample(model, Sampler.unmodified(), 2, seed=0)
     assert len(seen) == 12
 
 
@@ -73,9 +78,9 @@ def test_by_default_there_are_twelve_steps() -> None:
 def test_without_chance_the_surest_codes_are_kept(temperature: float) -> None:
     model, sampler = (
         maskgit(grid=(4, 4)),
-        Sampler(steps=2, choice_temperature=0.0, temperature=temperature),
+        make(Sampler, steps=2, choice_temperature=0.0, temperature=temperature),
     )
-    seen = looks(model)
+    seen = record_runs(model)
     codes = sample(model, sampler, 8, seed=0).flatten(1)
     (empty, hidden), (_, still) = seen
     logp = (model(empty, hidden) / temperature).log_softmax(-1)
@@ -98,8 +103,10 @@ def test_chance_has_its_weight_and_fades_with_the_steps() -> None:
     model, n, choice = maskgit(grid=(1, 2)), 4000, 0.5
     for weight in (model.place, model.head.weight):  # so that one place is surer than the other
         torch.nn.init.normal_(weight)
-    seen = looks(model)
-    sample(model, Sampler(steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n)
+    seen = record_runs(model)
+    sample(
+        model, make(Sampler, steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n
+    )
     one, other = model(*(part[:1] for part in seen[0])).log_softmax(-1).amax(-1)[0].tolist()
     assert abs(one - other) > 0.1
     p = 1 / (1 + math.exp((other - one) / (choice / 2)))

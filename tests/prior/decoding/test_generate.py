@@ -16,6 +16,7 @@ from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction, PriorModel
 from prior.models.gpt import GPT
 from prior.samples import encode_init_image
+from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS, PRIORS, UNLABELLED, make_prior
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.quantizers.base import Quantizer
@@ -77,7 +78,7 @@ def test_windows_are_half_a_window_apart_and_the_last_ones_at_the_border(
 @pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_codebooks: int) -> None:
     model = Counts((4, 4), num_codebooks)
-    codes = sample(model, Sampler(grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
+    codes = sample(model, make(Sampler, grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
     drawn = torch.zeros(7, 6, dtype=torch.int64)
     for call, ((rows, columns), (seen, known, _)) in enumerate(
         zip(windows((7, 6), (4, 4)), model.calls, strict=True), 1
@@ -94,7 +95,12 @@ def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_code
 def test_every_window_has_the_samples_label() -> None:
     model = Counts((2, 2))
     sample(
-        model, Sampler(grid="3x4"), 5, seed=0, batch_size=3, labels=torch.tensor([0, 1, 2, -1, 0])
+        model,
+        make(Sampler, grid="3x4"),
+        5,
+        seed=0,
+        batch_size=3,
+        labels=torch.tensor([0, 1, 2, -1, 0]),
     )
     told = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
     assert told == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
@@ -104,7 +110,7 @@ def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> N
     """Code by code as the definition has it, without a cache and with a distribution function of its own."""
     model = make_prior("gpt", grid=(2, 4))
     assert isinstance(model, GPT)
-    found = sample(model, Sampler(grid="3x6"), 3, seed=4)
+    found = sample(model, make(Sampler, grid="3x6"), 3, seed=4)
     numbers, canvas = Numbers(4, range(3)), torch.full((3, 3, 6), -1)
     for top, left in ((0, 0), (0, 2), (1, 0), (1, 2)):
         uniform = numbers.uniform(8)
@@ -121,30 +127,33 @@ def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> N
 class TestEveryPrior:
     def test_larger_grids_depend_on_the_seed_and_not_on_the_batch_size(self, name: str) -> None:
         model = make_prior(name)
-        codes = sample(model, Sampler(grid="3x5"), 6, seed=1)
+        codes = sample(model, make(Sampler, grid="3x5"), 6, seed=1)
         num_codebooks = (BOOKS[name],) if name in BOOKS else ()
         assert codes.shape == (6, 3, 5, *num_codebooks)
         assert set(codes.unique().tolist()) <= set(range(K))
-        assert torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=1, batch_size=4))
-        assert not torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=2))
+        assert torch.equal(codes, sample(model, make(Sampler, grid="3x5"), 6, seed=1, batch_size=4))
+        assert not torch.equal(codes, sample(model, make(Sampler, grid="3x5"), 6, seed=2))
 
     def test_a_grid_of_the_priors_own_size_is_drawn_as_without_saying_so(self, name: str) -> None:
         model = make_prior(name)
         assert torch.equal(
-            sample(model, Sampler(grid="2x3"), 4, seed=1), sample(model, Sampler(), 4, seed=1)
+            sample(model, make(Sampler, grid="2x3"), 4, seed=1),
+            sample(model, Sampler.unmodified(), 4, seed=1),
         )
 
     def test_the_upper_rows_of_an_image_stay_and_the_others_are_drawn(self, name: str) -> None:
         model = make_prior(name, grid=(3, 2))
         given = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(init_image="x", rows=2), 64, seed=0, given=given)
+        codes = sample(model, make(Sampler, init_image="x", rows=2), 64, seed=0, given=given)
         assert (codes[:, :2] == given[:2]).all()
         assert (codes[:, 2:] != given[2:]).any(0).all()
 
     def test_a_region_is_drawn_and_all_around_it_stays(self, name: str) -> None:
         model = make_prior(name, grid=(3, 3))
         given = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(init_image="x", region=[0, 1, 2, 3]), 64, seed=0, given=given)
+        codes = sample(
+            model, make(Sampler, init_image="x", region=[0, 1, 2, 3]), 64, seed=0, given=given
+        )
         changed = (
             (codes != given).flatten(3).any(3).any(0)
             if given.ndim == 3
@@ -157,7 +166,7 @@ class TestEveryPrior:
             model = make_prior(name, classes=2)
             labels = torch.tensor([0, 1, -1, 1] * 8)
             codes, free = (
-                sample(model, Sampler(grid="2x4"), 32, seed=1, labels=told)
+                sample(model, make(Sampler, grid="2x4"), 32, seed=1, labels=told)
                 for told in (labels, torch.full_like(labels, -1))
             )
             assert torch.equal(codes[labels < 0], free[labels < 0])
@@ -174,9 +183,9 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         one = torch.randint(K, (2, 3))
         other = torch.cat([one[:1], (one[1:] + 1) % K])
         drawn = [
-            sample(model, Sampler(init_image="x", region=[0, 0, 1, 3]), 64, seed=0, given=given)[
-                :, 0
-            ]
+            sample(
+                model, make(Sampler, init_image="x", region=[0, 0, 1, 3]), 64, seed=0, given=given
+            )[:, 0]
             for given in (one, other)
         ]
         assert torch.equal(*drawn) is not depends
@@ -199,13 +208,13 @@ def test_wishes_that_contradict_each_other_are_refused(
     settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):
-        Sampler(**settings)  # type: ignore[arg-type]
+        make(Sampler, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [4, 9, -1, 1.5, "two"])
 def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int) -> None:
     with pytest.raises(InputError, match=rf"sampler\.rows={rows} must be"):
-        Sampler(init_image="x", rows=rows).known((4, 4))
+        make(Sampler, init_image="x", rows=rows).known((4, 4))
 
 
 @pytest.mark.parametrize(
@@ -223,13 +232,13 @@ def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int)
 )
 def test_regions_that_are_empty_or_reach_over_the_grid_are_refused(region: list[int]) -> None:
     with pytest.raises(InputError, match=r"sampler\.region="):
-        Sampler(init_image="x", region=region).known((4, 6))
+        make(Sampler, init_image="x", region=region).known((4, 6))
 
 
 @pytest.mark.parametrize("grid", ["1x9", "9x2"])
 def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
     with pytest.raises(InputError, match=f"sampler.grid={grid} must be at least 2x3"):
-        next(generate(make_prior("gpt"), Sampler(grid=grid), 1, seed=0))
+        next(generate(make_prior("gpt"), make(Sampler, grid=grid), 1, seed=0))
 
 
 @pytest.mark.parametrize("start", ["patches", "random"])

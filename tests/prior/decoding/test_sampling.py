@@ -6,6 +6,7 @@ import torch
 from engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler, min_p, top_k, top_p
+from tests.helpers.parts import make
 from tests.helpers.priors import make_prior
 
 INF = float("inf")
@@ -35,27 +36,29 @@ def test_min_p_keeps_codes_by_their_share_of_the_likeliest() -> None:
         [True, False, False, False],
     ]
     assert min_p(logits, 0.01).isfinite().all(1).tolist() == [True, True]
-    assert torch.equal(Sampler(min_p=1.0).draw(logits, torch.tensor([0.9, 0.9])), logits.argmax(-1))
+    assert torch.equal(
+        make(Sampler, min_p=1.0).draw(logits, torch.tensor([0.9, 0.9])), logits.argmax(-1)
+    )
 
 
 def test_draws_follow_the_probabilities() -> None:
     p = torch.tensor([0.1, 0.0, 0.6, 0.3])
     uniform = (torch.arange(1000) + 0.5) / 1000
-    drawn = Sampler().draw(p.log().expand(1000, 4), uniform)
+    drawn = Sampler.unmodified().draw(p.log().expand(1000, 4), uniform)
     assert drawn.bincount(minlength=4).tolist() == [100, 0, 600, 300]
 
 
 @pytest.mark.parametrize("number", [0.0, 0.999999999999])
 def test_a_draw_never_leaves_the_codes_that_are_left(number: float) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 0.5, -4.0]])
-    drawn = Sampler(top_k=2).draw(logits, torch.tensor([number], dtype=torch.float64))
+    drawn = make(Sampler, top_k=2).draw(logits, torch.tensor([number], dtype=torch.float64))
     assert drawn.item() in (1, 2)
 
 
 def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
     logits, uniform = torch.randn(50, 9), torch.rand(50)
-    assert torch.equal(Sampler(top_k=1).draw(logits, uniform), logits.argmax(-1))
-    assert torch.equal(Sampler(temperature=1e-4).draw(logits, uniform), logits.argmax(-1))
+    assert torch.equal(make(Sampler, top_k=1).draw(logits, uniform), logits.argmax(-1))
+    assert torch.equal(make(Sampler, temperature=1e-4).draw(logits, uniform), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"sampler\."):
-        Sampler(**settings)  # type: ignore[arg-type]
+        make(Sampler, **settings)  # type: ignore[arg-type]
 
 
 def test_guided_samples_are_those_of_the_guided_logits() -> None:
@@ -84,7 +87,7 @@ def test_guided_samples_are_those_of_the_guided_logits() -> None:
     n = 30_000
     drawn = sample(
         model,
-        Sampler(guidance=2.5),
+        make(Sampler, guidance=2.5),
         n,
         seed=0,
         batch_size=n,
@@ -103,8 +106,8 @@ def test_guided_samples_are_those_of_the_guided_logits() -> None:
 
 
 def test_guidance_grows_over_the_grid_by_its_power() -> None:
-    assert [Sampler(guidance=3.0).scale(t) for t in (0.0, 0.5, 1.0)] == [3, 3, 3]
-    assert [Sampler(guidance=3.0, guidance_power=1.0).scale(t) for t in (0.0, 0.5, 1.0)] == [
+    assert [make(Sampler, guidance=3.0).scale(t) for t in (0.0, 0.5, 1.0)] == [3, 3, 3]
+    assert [make(Sampler, guidance=3.0, guidance_power=1.0).scale(t) for t in (0.0, 0.5, 1.0)] == [
         1,
         2,
         3,
