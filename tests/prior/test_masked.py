@@ -83,8 +83,8 @@ class TestBound:
         prediction = model.bound(
             codes.expand(96, -1), None, torch.tensor(numbers, dtype=torch.float64)
         )
-        found = (negative_log_likelihood(prediction) * prediction.weights).mean()
-        torch.testing.assert_close(found.double(), exact_bound(model, codes)[0], rtol=1e-5, atol=0)
+        nats = (negative_log_likelihood(prediction) * prediction.weights).mean()
+        torch.testing.assert_close(nats.double(), exact_bound(model, codes)[0], rtol=1e-5, atol=0)
 
     def test_it_is_above_the_nats_of_the_mean_over_all_orders(self, name: str) -> None:
         model = masked(name, K=3, grid=(2, 2))
@@ -93,9 +93,9 @@ class TestBound:
 
     def test_codes_are_told_by_what_their_set_leaves(self, name: str) -> None:
         model, codes = masked(name), torch.randint(K, (40, 6))
-        seen = record_runs(model)
+        runs = record_runs(model)
         prediction = model.judge(codes, None)
-        (_, one), (_, other) = seen
+        (_, one), (_, other) = runs
         assert torch.equal(one, ~other)
         for hidden in (one, other):
             logits = model(torch.where(hidden, (codes + 1) % K, codes), hidden)
@@ -103,9 +103,9 @@ class TestBound:
 
     def test_both_sets_of_a_grid_count_the_same(self, name: str) -> None:
         model = masked(name)
-        seen = record_runs(model)
+        runs = record_runs(model)
         weights = model.judge(torch.randint(K, (100, 6)), None).weights
-        split = weights[seen[0][1].sum(1) < 6], seen[0][1][seen[0][1].sum(1) < 6]
+        split = weights[runs[0][1].sum(1) < 6], runs[0][1][runs[0][1].sum(1) < 6]
         torch.testing.assert_close((split[0] * split[1]).sum(1), torch.full((len(split[0]),), 3.0))
         torch.testing.assert_close(weights.sum(1), torch.full((100,), 6.0))
 
@@ -119,8 +119,8 @@ class TestBound:
         assert len(weights.unique(dim=0)) > 15
 
     def test_sets_of_m_places_are_equally_likely(self, name: str) -> None:
-        found = random_subset(torch.tensor(ORDERS), torch.full((24, 1), 2))
-        sets, counts = found.unique(dim=0, return_counts=True)
+        subsets = random_subset(torch.tensor(ORDERS), torch.full((24, 1), 2))
+        sets, counts = subsets.unique(dim=0, return_counts=True)
         assert (sets.sum(1) == 2).all()
         assert counts.tolist() == [4] * 6
 
@@ -186,19 +186,19 @@ class TestSampling:
         self, name: str, steps: int
     ) -> None:
         model = masked(name, grid=(4, 4))
-        seen = record_runs(model)
+        runs = record_runs(model)
         sample(model, make(Sampler, steps=steps), 2, seed=0)
-        assert len(seen) == min(steps, 16)
-        missing = [int(hidden[0].sum()) for _, hidden in seen]
+        assert len(runs) == min(steps, 16)
+        missing = [int(hidden[0].sum()) for _, hidden in runs]
         assert missing[0] == 16
         assert all(after < before for before, after in zip(missing, [*missing[1:], 0], strict=True))
 
     def test_what_is_decided_stays_and_is_read(self, name: str) -> None:
         model = masked(name, grid=(4, 4))
-        seen = record_runs(model)
+        runs = record_runs(model)
         codes = sample(model, make(Sampler, steps=6), 8, seed=0).flatten(1)
         for (before, hidden), (after, still) in zip(
-            seen, [*seen[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
+            runs, [*runs[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
         ):
             assert torch.equal(after[~hidden], before[~hidden])
             assert torch.equal(after[~still], codes[~still])
@@ -206,14 +206,14 @@ class TestSampling:
 
     def test_known_codes_are_read_from_the_first_step_on(self, name: str) -> None:
         model, known = masked(name), torch.tensor([True, False, False, True, False, False])
-        seen = record_runs(model)
+        runs = record_runs(model)
         codes = torch.randint(K, (7, 6))
-        given = codes.clone()
+        copy = codes.clone()
         model.fill(codes, known, Numbers(0, range(7)), Sampler.unmodified(), None)
-        assert torch.equal(seen[0][1], ~known.expand(7, 6))
-        assert all(torch.equal(read[:, known], given[:, known]) for read, _ in seen)
-        assert len(seen) == 4
-        assert torch.equal(codes, given)  # the caller's own are left alone
+        assert torch.equal(runs[0][1], ~known.expand(7, 6))
+        assert all(torch.equal(read[:, known], copy[:, known]) for read, _ in runs)
+        assert len(runs) == 4
+        assert torch.equal(codes, copy)  # the caller's own are left alone
 
     @pytest.mark.parametrize(
         "settings", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-5}], ids=str
@@ -237,11 +237,11 @@ class TestSampling:
             labels=torch.ones(n, dtype=torch.int64),
         )
         empty, hidden = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-        given, free = (
+        conditional, unconditional = (
             model(empty, hidden, torch.tensor([label]))[0, 0].detach().double().softmax(0)
             for label in (1, -1)
         )
-        p = given**2.5 / free**1.5
+        p = conditional**2.5 / unconditional**1.5
         assert chi_square(drawn.flatten(1), p / p.sum(), 3) < 4
 
     def test_guidance_grows_with_the_share_that_is_there(
@@ -265,7 +265,7 @@ class TestSampling:
 
     def test_places_are_filled_in_all_orders(self, name: str) -> None:
         model = masked(name, grid=(1, 4))
-        seen = record_runs(model)
+        runs = record_runs(model)
         sample(model, make(Sampler, steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
-        ranks = sum(hidden.long() for _, hidden in seen)  # in how many steps each was still missing
+        ranks = sum(hidden.long() for _, hidden in runs)  # in how many steps each was still missing
         assert len(ranks.unique(dim=0)) == 24  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-""""""
+"""Samples of any prior: windows of large grids, completed images, and what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from data.decode import decode
 from data.images import to_float
 from engine.errors import InputError
 from prior.decoding.generate import generate, sample, windows
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction, PriorModel
 from prior.models.gpt import GPT
@@ -28,7 +29,7 @@ K = 5
 
 
 class Counts(PriorModel):
-    """Fills in numbers that tell the call, and keeps what each call was given."""
+    """Fills in numbers that identify the call, and records the arguments of each call."""
 
     def __init__(self, grid: tuple[int, int], num_codebooks: int = 1) -> None:
         super().__init__(torch.randn(num_codebooks, 1000, 2), grid, classes=3)
@@ -50,6 +51,7 @@ class Counts(PriorModel):
         numbers: Numbers,
         sampler: Sampler,
         labels: torch.Tensor | None,
+        cache: StepCache | None = None,
     ) -> torch.Tensor:
         self.calls.append((codes.clone(), known.clone(), labels))
         return torch.where(known, codes, 100 * len(self.calls) + torch.arange(self.L))
@@ -68,10 +70,10 @@ class Counts(PriorModel):
 def test_windows_are_half_a_window_apart_and_the_last_ones_at_the_border(
     grid: tuple[int, int], size: tuple[int, int], corners: list[tuple[int, int]]
 ) -> None:
-    found = windows(grid, size)
-    assert [(rows.start, columns.start) for rows, columns in found] == corners
+    covering = windows(grid, size)
+    assert [(rows.start, columns.start) for rows, columns in covering] == corners
     assert all(
-        (rows.stop - rows.start, columns.stop - columns.start) == size for rows, columns in found
+        (rows.stop - rows.start, columns.stop - columns.start) == size for rows, columns in covering
     )
 
 
@@ -80,13 +82,13 @@ def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_code
     model = Counts((4, 4), num_codebooks)
     codes = sample(model, make(Sampler, grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
     drawn = torch.zeros(7, 6, dtype=torch.int64)
-    for call, ((rows, columns), (seen, known, _)) in enumerate(
+    for call, ((rows, columns), (window, known, _)) in enumerate(
         zip(windows((7, 6), (4, 4)), model.calls, strict=True), 1
     ):
         known = known.view(4, 4, num_codebooks)
         assert torch.equal(known, (drawn[rows, columns] > 0)[..., None].expand_as(known))
         assert torch.equal(
-            seen.view(2, 4, 4, num_codebooks)[:, known], codes[:, rows, columns][:, known]
+            window.view(2, 4, 4, num_codebooks)[:, known], codes[:, rows, columns][:, known]
         )
         drawn[rows, columns] = drawn[rows, columns].where(drawn[rows, columns] > 0, call)
     assert torch.equal(codes // 100, drawn[None, :, :, None].expand_as(codes))
@@ -102,15 +104,15 @@ def test_every_window_has_the_samples_label() -> None:
         batch_size=3,
         labels=torch.tensor([0, 1, 2, -1, 0]),
     )
-    told = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
-    assert told == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
+    classes = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
+    assert classes == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
 
 
 def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> None:
     """Code by code as the definition has it, without a cache and with a distribution function of its own."""
     model = make_prior("gpt", grid=(2, 4))
     assert isinstance(model, GPT)
-    found = sample(model, make(Sampler, grid="3x6"), 3, seed=4)
+    codes = sample(model, make(Sampler, grid="3x6"), 3, seed=4)
     numbers, canvas = Numbers(4, range(3)), torch.full((3, 3, 6), -1)
     for top, left in ((0, 0), (0, 2), (1, 0), (1, 2)):
         uniform = numbers.uniform(8)
@@ -120,7 +122,7 @@ def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> N
             if canvas[0, at[0], at[1]] < 0:
                 p = model(window.clamp(min=0))[:, t].double().softmax(-1)
                 canvas[:, at[0], at[1]] = (p.cumsum(-1) <= uniform[:, t, None]).sum(-1)
-    assert torch.equal(found, canvas)
+    assert torch.equal(codes, canvas)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -143,21 +145,19 @@ class TestEveryPrior:
 
     def test_the_upper_rows_of_an_image_stay_and_the_others_are_drawn(self, name: str) -> None:
         model = make_prior(name, grid=(3, 2))
-        given = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, make(Sampler, init_image="x", rows=2), 64, seed=0, given=given)
-        assert (codes[:, :2] == given[:2]).all()
-        assert (codes[:, 2:] != given[2:]).any(0).all()
+        init = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
+        codes = sample(model, make(Sampler, init_image="x", rows=2), 64, seed=0, init_codes=init)
+        assert (codes[:, :2] == init[:2]).all()
+        assert (codes[:, 2:] != init[2:]).any(0).all()
 
     def test_a_region_is_drawn_and_all_around_it_stays(self, name: str) -> None:
         model = make_prior(name, grid=(3, 3))
-        given = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
+        init = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
         codes = sample(
-            model, make(Sampler, init_image="x", region=[0, 1, 2, 3]), 64, seed=0, given=given
+            model, make(Sampler, init_image="x", region=[0, 1, 2, 3]), 64, seed=0, init_codes=init
         )
         changed = (
-            (codes != given).flatten(3).any(3).any(0)
-            if given.ndim == 3
-            else (codes != given).any(0)
+            (codes != init).flatten(3).any(3).any(0) if init.ndim == 3 else (codes != init).any(0)
         )
         assert changed.tolist() == [[False, True, True], [False, True, True], [False, False, False]]
 
@@ -166,8 +166,8 @@ class TestEveryPrior:
             model = make_prior(name, classes=2)
             labels = torch.tensor([0, 1, -1, 1] * 8)
             codes, free = (
-                sample(model, make(Sampler, grid="2x4"), 32, seed=1, labels=told)
-                for told in (labels, torch.full_like(labels, -1))
+                sample(model, make(Sampler, grid="2x4"), 32, seed=1, labels=each)
+                for each in (labels, torch.full_like(labels, -1))
             )
             assert torch.equal(codes[labels < 0], free[labels < 0])
             assert not torch.equal(
@@ -179,14 +179,18 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
     for name, depends in (("diffusion", True), ("gpt", False)):
         model = make_prior(name, grid=(2, 3))
         for p in model.parameters():
-            p.data *= 5  # what a code tells of another is little before training
+            p.data *= 5  # before training, codes depend on each other only weakly
         one = torch.randint(K, (2, 3))
         other = torch.cat([one[:1], (one[1:] + 1) % K])
         drawn = [
             sample(
-                model, make(Sampler, init_image="x", region=[0, 0, 1, 3]), 64, seed=0, given=given
+                model,
+                make(Sampler, init_image="x", region=[0, 0, 1, 3]),
+                64,
+                seed=0,
+                init_codes=init,
             )[:, 0]
-            for given in (one, other)
+            for init in (one, other)
         ]
         assert torch.equal(*drawn) is not depends
 
@@ -204,7 +208,7 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         ({"init_image": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(
+def test_settings_that_contradict_each_other_are_refused(
     settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):
@@ -269,11 +273,11 @@ def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
     assert torch.equal(head[1], head[2])
 
 
-def test_the_picture_of_a_given_image_shows_where_it_ends(image: Path) -> None:
+def test_the_picture_of_an_init_image_shows_where_it_ends(image: Path) -> None:
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[:1, :3] = True
-    _, (_, seen, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
-    assert torch.equal(part[..., :4, :12], seen[..., :4, :12])
+    _, (_, decoded, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
+    assert torch.equal(part[..., :4, :12], decoded[..., :4, :12])
     assert (part[..., 4:, :] == 128).all()
     assert (part[..., 12:] == 128).all()
 
@@ -285,7 +289,7 @@ def test_a_grey_tokenizer_reads_a_colour_image(image: Path) -> None:
     assert [picture.shape for picture in head] == 3 * [(1, 1, 16, 16)]
 
 
-def test_a_given_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_an_init_image_that_is_no_image_is_refused(tmp_path: Path) -> None:
     t, known = make_tokenizer().eval(), torch.ones(4, 4, dtype=torch.bool)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(

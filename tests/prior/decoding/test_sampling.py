@@ -1,4 +1,4 @@
-""""""
+"""Truncation, guidance, draws and their random numbers."""
 
 import pytest
 import torch
@@ -20,10 +20,10 @@ def test_top_k_keeps_the_k_largest() -> None:
 
 def test_top_p_keeps_the_fewest_codes_that_have_probability_p_together() -> None:
     logits = torch.tensor([[0.5, 0.1, 0.3, 0.1]]).log()
-    kept = [top_p(logits, p).isfinite().tolist()[0] for p in (0.2, 0.5, 0.6, 0.95)]
-    assert kept[0] == kept[1] == [True, False, False, False]
-    assert kept[2] == [True, False, True, False]
-    assert sum(kept[3]) == 4
+    masks = [top_p(logits, p).isfinite().tolist()[0] for p in (0.2, 0.5, 0.6, 0.95)]
+    assert masks[0] == masks[1] == [True, False, False, False]
+    assert masks[2] == [True, False, True, False]
+    assert sum(masks[3]) == 4
     assert torch.equal(top_p(logits, 1.0), logits)
 
 
@@ -39,6 +39,10 @@ def test_min_p_keeps_codes_by_their_share_of_the_likeliest() -> None:
     assert torch.equal(
         make(Sampler, min_p=1.0).draw(logits, torch.tensor([0.9, 0.9])), logits.argmax(-1)
     )
+
+
+def test_the_defaults_of_conf_leave_the_distribution_as_it_is() -> None:
+    assert make(Sampler) == Sampler.unmodified()
 
 
 def test_draws_follow_the_probabilities() -> None:
@@ -73,7 +77,7 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
         {"guidance": -1},
         {"guidance_power": -1},
         {"steps": -1},
-        {"choice": -0.5},
+        {"choice_temperature": -0.5},
     ],
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
@@ -94,10 +98,10 @@ def test_guided_samples_are_those_of_the_guided_logits() -> None:
         labels=torch.ones(n, dtype=torch.int64),
     )
     empty = torch.zeros(1, 1, dtype=torch.int64)
-    given, free = (
+    conditional, unconditional = (
         model.judge(empty, torch.tensor([label])).logits[0, 0].softmax(0) for label in (1, -1)
     )
-    p = given**2.5 / free**1.5
+    p = conditional**2.5 / unconditional**1.5
     p /= p.sum()
     counts = drawn.flatten().bincount(minlength=3)
     assert (
