@@ -1,13 +1,17 @@
 """Every prior, small, for the tests that all must pass."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from prior.decoding.sampling import Numbers
 from prior.models.base import PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
@@ -93,6 +97,22 @@ def make_model(
 def make_prior(name: str, **settings: Any) -> PriorModel:
     """A prior in eval mode that is not uniform: what starts at zero, where every test would pass, does not here."""
     return randomised(build_prior(PRIORS[name], **settings)).eval()
+
+
+class OneStream(Numbers):
+    """Random numbers of one stream for all samples, for tests that draw so many that a stream each takes seconds."""
+
+    def __init__(
+        self, seed: int, indices: Iterable[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.stream, self.n, self.device = np.random.default_rng(seed), len(list(indices)), device
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(self.stream.random((self.n, *shape))).to(self.device)
+
+
+def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.decoding.generate.Numbers", OneStream)
 
 
 def randomised(model: PriorModel) -> PriorModel:

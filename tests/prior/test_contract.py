@@ -19,6 +19,7 @@ from tests.helpers.priors import (
     PRIORS,
     build_prior,
     documented_prior,
+    draw_by_one_stream,
     every_grid,
     likelihoods,
     make_model,
@@ -103,7 +104,10 @@ class TestLikelihood:
         model = make_prior(name, K=3, grid=(2, 2))
         assert likelihoods(model, every_grid(model)).sum().item() == pytest.approx(1, abs=1e-5)
 
-    def test_grids_are_drawn_as_often_as_they_are_likely(self, name: str) -> None:
+    def test_grids_are_drawn_as_often_as_they_are_likely(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
         K, grid = (3, (2, 2)) if CASES[name].num_codebooks == 1 else (2, (1, 3))
         model = make_prior(name, K=K, grid=grid)
         every, n = every_grid(model), 20_000

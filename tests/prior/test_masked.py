@@ -12,7 +12,14 @@ from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked, random_subset
 from prior.module import negative_log_likelihood
 from tests.helpers.parts import make
-from tests.helpers.priors import every_grid, exact_bound, logp, make_prior, record_runs
+from tests.helpers.priors import (
+    draw_by_one_stream,
+    every_grid,
+    exact_bound,
+    logp,
+    make_prior,
+    record_runs,
+)
 
 K = 5
 
@@ -157,8 +164,9 @@ class TestLearning:
     ],
 )
 def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
-    name: str, sampler: Sampler
+    name: str, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_by_one_stream(monkeypatch)
     model, n = masked(name, K=3, grid=(2, 2)), 10_000
     for p in model.head.parameters():
         p.data /= 2  # no grid so rare that it can't be counted
@@ -170,7 +178,10 @@ def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_ov
 
 @pytest.mark.parametrize("name", MASKED)
 class TestSampling:
-    def test_codes_drawn_at_once_are_independent(self, name: str) -> None:
+    def test_codes_drawn_at_once_are_independent(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
         model, n = masked(name, K=3, grid=(1, 2)), 4000
         every = every_grid(model)
         p = logp(model, every, {0, 1}).sum(1).exp()
@@ -226,7 +237,10 @@ class TestSampling:
         codes = sample(model, make(Sampler, steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
         assert torch.equal(codes.flatten(1), model(empty, hidden).argmax(-1))
 
-    def test_guided_samples_are_those_of_the_guided_logits(self, name: str) -> None:
+    def test_guided_samples_are_those_of_the_guided_logits(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
         model, n = masked(name, K=3, grid=(1, 1), classes=2), 4000
         drawn = sample(
             model,

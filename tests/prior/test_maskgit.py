@@ -8,7 +8,7 @@ from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
 from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.parts import make
-from tests.helpers.priors import make_prior, record_runs
+from tests.helpers.priors import draw_by_one_stream, make_prior, record_runs
 
 K = 5
 
@@ -96,9 +96,10 @@ def test_without_chance_the_most_confident_codes_are_accepted(temperature: float
         assert all(codes[i, t] == drawn[i, t] for t in accepted)
 
 
-def test_chance_has_its_weight_and_fades_with_the_steps() -> None:
+def test_chance_has_its_weight_and_fades_with_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probability that the first of two places is accepted first is logistic in how much more confident it is, in
     units of choice_temperature * (1 - step / steps), as Gumbel noise makes it."""
+    draw_by_one_stream(monkeypatch)
     model, n, choice = maskgit(grid=(1, 2)), 4000, 0.5
     for weight in (model.place, model.head.weight):  # so that one place is surer than the other
         torch.nn.init.normal_(weight)

@@ -7,7 +7,7 @@ from engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler, min_p, top_k, top_p
 from tests.helpers.parts import make
-from tests.helpers.priors import make_prior
+from tests.helpers.priors import draw_by_one_stream, make_prior
 
 INF = float("inf")
 
@@ -85,8 +85,9 @@ def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:
         make(Sampler, **settings)  # type: ignore[arg-type]
 
 
-def test_guided_samples_are_those_of_the_guided_logits() -> None:
+def test_guided_samples_are_those_of_the_guided_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """p(code | label)^s / p(code)^(s - 1), normalised: Ho & Salimans 2022, eq. 5 and 6."""
+    draw_by_one_stream(monkeypatch)
     model = make_prior("gpt", K=3, grid=(1, 1), classes=2)
     n = 30_000
     drawn = sample(
@@ -125,3 +126,11 @@ def test_a_samples_numbers_are_its_own_whatever_the_others() -> None:
     numbers = Numbers(3, range(1000)).uniform(8)
     assert ((numbers >= 0) & (numbers < 1)).all()
     assert len(numbers.unique()) == 8000
+
+
+def test_the_first_numbers_of_all_samples_are_uniform_together() -> None:
+    n, bins = 20_000, 50
+    first, second = Numbers(0, range(n)).uniform(2).unbind(1)
+    for numbers in (first, second, (second - first) % 1):  # and each sample's are independent
+        counts = (numbers * bins).long().bincount(minlength=bins)
+        assert ((counts - n / bins).square() / (n / bins)).sum() < bins - 1 + 4 * (2 * bins) ** 0.5
