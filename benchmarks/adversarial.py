@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data.datamodule import ImageDataModule, prepare
-from data.images import picture, save_picture, to_uint8
+from data.datamodule import ImageDataModule
+from data.images import to_model_input, to_uint8
+from data.pictures import save_picture, tile_images
 from engine.checkpoint import build_trusted
 from engine.environment import find_device
 from engine.errors import InputError
@@ -50,8 +51,8 @@ SHEET = 12  # images a row of the picture
 
 def validation(data: ImageDataModule, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All validation batches: x (B, C, H, W) in [-1, 1], labels (B,)."""
-    for images, labels in data.once("val"):
-        yield prepare(images.to(where)), labels
+    for images, labels in data.iterate_split("val"):
+        yield to_model_input(images.to(where)), labels
 
 
 class Judge:
@@ -73,12 +74,12 @@ class Judge:
 
     def floor(self) -> float:
         """The Fréchet distance of as many training images to the validation originals."""
-        train, n = self.data.split("train"), len(self.data.split("val"))
+        train, n = self.data.samples("train"), len(self.data.samples("val"))
         picked = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
         self.frechet.reset()
         for part in picked.split(self.data.batch_size):
             self.frechet.update(
-                prepare(train.__getitems__(part.tolist())[0].to(self.where)), real=False
+                to_model_input(train.__getitems__(part.tolist())[0].to(self.where)), real=False
             )
         return float(self.frechet.compute())
 
@@ -90,7 +91,7 @@ class Judge:
         self.frechet.reset()
         lpips = 0.0
         for x, _ in validation(self.data, self.where):
-            x_hat = prepare(to_uint8(tokenizer.decode(tokenizer.encode(x).z_q)))
+            x_hat = to_model_input(to_uint8(tokenizer.decode(tokenizer.encode(x).z_q)))
             reconstruction.update(x, x_hat)
             self.frechet.update(x_hat, real=False)
             lpips += len(x) * float(self.lpips(x, x_hat)) if self.lpips else 0.0
@@ -99,7 +100,7 @@ class Judge:
             "frechet_proxy": round(float(self.frechet.compute()), 4),
             "energy_ratio": round(float(found["sharpness"]), 4),
             "psnr": round(float(found["psnr"]), 3),
-            "lpips": round(lpips / len(self.data.split("val")), 4) if self.lpips else None,
+            "lpips": round(lpips / len(self.data.samples("val")), 4) if self.lpips else None,
         }
 
 
@@ -136,13 +137,13 @@ def perceptual() -> LPIPS | None:
 
 def sheet(tokenizers: list[Tokenizer], data: ImageDataModule, where: torch.device) -> Tensor:
     """Validation images from all over the set, and below them what each tokenizer makes of them: (3, H, W) uint8."""
-    samples = data.split("val")
+    samples = data.samples("val")
     picked = np.linspace(0, len(samples) - 1, min(SHEET, len(samples))).astype(int)
     images, _ = samples.__getitems__(picked.tolist())
-    x = prepare(images.to(where))
+    x = to_model_input(images.to(where))
     with torch.no_grad():
         rows = [to_uint8(t.to(where).decode(t.to(where).encode(x).z_q)) for t in tokenizers]
-    return picture([images, *rows], scale=2)
+    return tile_images([images, *rows], scale=2)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -250,7 +251,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
                 sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures
             ),
         )
-    learned = features.learned
+    learned = features.validation
     print(
         f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}"
     )

@@ -5,11 +5,13 @@ python -m benchmarks.classical --data folder --root photos
 
 import argparse
 import json
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from data.datamodule import ImageDataModule
-from data.folder import Folder
-from data.shapes import Shapes
-from vqgan.baselines import classical
+from vqgan.baselines import measure_classical_vq
 
 
 def main() -> None:
@@ -22,9 +24,11 @@ def main() -> None:
     arguments.add_argument("--K", type=int, default=512)
     arguments.add_argument("--grid", type=int, default=8)
     given = arguments.parse_args()
-    data: ImageDataModule = (
-        Shapes() if given.data == "shapes" else Folder(given.root, held_out=given.held_out)
-    )
+    words = ["stage=vqgan", f"data={given.data}"]
+    if given.data == "folder":
+        words += [f"data.root={given.root}", f"data.held_out={given.held_out}"]
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        data: ImageDataModule = instantiate(compose("config", words).data)
     print(
         json.dumps(
             {
@@ -32,7 +36,7 @@ def main() -> None:
                 "data": data.title,
                 "K": given.K,
                 "grid": given.grid,
-                **classical(data, given.K, given.grid),
+                **measure_classical_vq(data, given.K, given.grid),
             }
         )
     )

@@ -34,12 +34,13 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from data.datamodule import ImageDataModule
 from data.folder import Folder, find_images
 from data.loading import count_cores
-from data.shapes import Shapes, draw_image
+from data.shapes import Shapes, draw_shapes
 from engine.environment import autocast
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.extract import extract
-from vqgan.load import build_tokenizer
-from vqgan.stages.train import module_from, start_images
+from vqgan.load import build_tokenizer, start_images
+from vqgan.stages.train import build_module
 
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
 CORES = count_cores()
@@ -80,8 +81,8 @@ def made(settings: dict[str, Any]) -> float:
     """Images a second of drawing 20,000 shapes."""
     data = Shapes(cache="ram", **settings)
     began = time.perf_counter()
-    data.split("train")
-    return len(data.split("train")) / (time.perf_counter() - began)
+    data.samples("train")
+    return len(data.samples("train")) / (time.perf_counter() - began)
 
 
 def loaded(data: ImageDataModule, rounds: int, n: int) -> float:
@@ -102,16 +103,16 @@ class Waited:
     """A loader that measures how long its user waits for batches."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader, self.seconds, self.batches = loader, 0.0, 0
+        self.loader, self.seconds, self.batch_order = loader, 0.0, 0
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.loader)
         while True:
             began = time.perf_counter()
             batch = next(batches)
-            if self.batches:  # the first one waits for processes to start
+            if self.batch_order:  # the first one waits for processes to start
                 self.seconds += time.perf_counter() - began
-            self.batches += 1
+            self.batch_order += 1
             yield batch
 
 
@@ -127,9 +128,9 @@ def waiting(overrides: list[str], steps: int, folder: Path) -> float:
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", words)
     data: ImageDataModule = instantiate(config.data)
-    module = module_from(config)
-    module.tokenizer.start(start_images(data))
-    trainer = make_trainer(config.trainer, folder, [], [])
+    module = build_module(config, TrainerSettings.read(config.trainer))
+    module.tokenizer.initialise(start_images(data))
+    trainer = make_trainer(TrainerSettings.read(config.trainer), folder, [], [])
     trainer.limit_val_batches = 0
     watched = Waited(data.train_dataloader())
     data.train_dataloader = lambda: watched  # type: ignore[method-assign, assignment, return-value]
@@ -141,11 +142,13 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
     """Images a second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("config", ["stage=vqgan", "experiment=demo_tokenizer"])
-    tokenizer = build_tokenizer(config).eval().to(memory_format=torch.channels_last)
+    tokenizer = (
+        build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
+    )
     fabric = Fabric(accelerator="auto", devices=1)
-    data = Shapes(n_train=4096, cache_dir=str(work / "cache"))
-    x = data.view(data.some("train", 64)[0]).to(fabric.device)
-    data.split("train")
+    data: Shapes = instantiate(config.data, n_train=4096, cache_dir=str(work / "cache"))
+    x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)
+    data.samples("train")
     filled, alone = [], []
     for n in range(rounds + 1):
         data.cache_dir = str(work / f"codes-{n}")
@@ -163,7 +166,7 @@ def encoding(rounds: int, work: Path) -> tuple[float, float]:
 def some_files(folder: Path, n: int) -> None:
     """n JPEGs of shapes."""
     folder.mkdir()
-    for i, image in enumerate(draw_image(0, "train", range(n))[0]):
+    for i, image in enumerate(draw_shapes(0, "train", range(n))[0]):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:05d}.jpg", quality=90)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.adversarial import Judge, trained
-from data.datamodule import ImageDataModule, prepare
-from data.images import picture, save_picture, to_uint8
+from data.datamodule import ImageDataModule
+from data.images import to_model_input, to_uint8
+from data.pictures import save_picture, tile_images
 from engine.checkpoint import build_trusted
 from engine.environment import find_device
 from evaluation.proxy import train_proxy
@@ -54,7 +55,7 @@ def distance(judge: Judge, images: Tensor) -> float:
     """The Fréchet distance of images (n, C, H, W) uint8 to the validation images."""
     judge.frechet.reset()
     for part in images.split(100):
-        judge.frechet.update(prepare(part.to(judge.where)), real=False)
+        judge.frechet.update(to_model_input(part.to(judge.where)), real=False)
     return float(judge.frechet.compute())
 
 
@@ -78,7 +79,7 @@ def main() -> None:
     judge = Judge(data, classifier.features, None, find_device("auto"))
     print(
         json.dumps(
-            {"bench": "priors", "classifier": classifier.learned, "floor": round(judge.floor(), 4)}
+            {"bench": "priors", "classifier": classifier.validation, "floor": round(judge.floor(), 4)}
         ),
         flush=True,
     )
@@ -112,7 +113,7 @@ def main() -> None:
             sheet.append(images[:SHEET])
             print(json.dumps({"bench": "priors", "minutes": given.minutes, **row}), flush=True)
     if given.picture:
-        save_picture(picture(sheet), given.picture)
+        save_picture(tile_images(sheet), given.picture)
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print(

@@ -80,7 +80,8 @@ def main() -> None:
         f"quantizer.K={given.K}",
         f"model.width={given.width}",
     ]
-    tokenizer = build_tokenizer(config("stage=vqgan", "quantizer=vq", *words))
+    chosen = config("stage=vqgan", "quantizer=vq", *words)
+    tokenizer = build_tokenizer(chosen.model, chosen.quantizer)
     x = torch.rand(1, 3, size, size) * 2 - 1
 
     def reconstruct() -> Tensor:
@@ -97,7 +98,7 @@ def main() -> None:
         )
     )
     codebook, codes = (
-        tokenizer.quantizer.vectors().detach(),
+        tokenizer.quantizer.codebooks().detach(),
         torch.randint(given.K, (1, grid * grid)),
     )
     for name in given.sizes:

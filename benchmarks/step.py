@@ -23,10 +23,12 @@ from lightning.pytorch.callbacks import Callback
 from data.shapes import Shapes
 from engine.callbacks.ema import WeightAverage
 from engine.compile import compile_parts
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
+from vqgan.load import start_images
 from vqgan.module import VQGAN
-from vqgan.stages.train import module_from, start_images
+from vqgan.stages.train import build_module
 
 ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
 PARTS: dict[str, list[str]] = {  # what is measured: its overrides
@@ -88,15 +90,9 @@ class Part:
         ]
         with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
             self.config = compose("config", words)
-        self.data = Shapes(
-            n_train=256,
-            n_val=1,
-            image_size=self.config.data.image_size,
-            cache="ram",
-            batch_size=batch,
-        )
-        self.module: VQGAN = module_from(self.config)
-        self.module.tokenizer.start(start_images(self.data))
+        self.data: Shapes = instantiate(self.config.data, n_train=256, n_val=1, cache="ram")
+        self.module: VQGAN = build_module(self.config, TrainerSettings.read(self.config.trainer))
+        self.module.tokenizer.initialise(start_images(self.data))
         if quick:
             compile_parts(self.module.costly)
         self.around: list[Callback] = []

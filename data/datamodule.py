@@ -1,59 +1,69 @@
-"""What every image dataset shares: any source of images in, augmented float batches on the model's device out."""
+"""What every image dataset shares: sources of images in, batches on the model's device out, and their augmentation."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from data.decode import DECODE_VERSION, Unreadable
-from data.images import to_float
-from data.loading import ArraySamples, BatchDataModule, count_cores
+from data.decode import DECODE_VERSION
+from data.images import crop_at, to_model_input
+from data.loading import BatchDataModule, count_cores
+from data.samples import ArraySamples, LiveSamples, raise_unreadable
 from data.source import Source
-from data.store import Arrays, fingerprint, stored
+from data.store import Arrays, fingerprint, load_or_fill
 from engine.console import log_line, progress_bar
 from engine.errors import InputError
 
-READ_CHUNK = 256  # images that a thread reads before it takes the next
+READ_CHUNK = 256  # images that a thread reads at a time
 
 
 class ImageDataModule(BatchDataModule):
-    """Batches (x, label): x (B, channels, image_size, image_size) float32 in [-1, 1], channels last; label (B,) int64,
-    -1 where an image has none.
+    """Batches (images, label), label (B,) int64, -1 for images without a label.
+
+    Validation images are (B, channels, image_size, image_size) float32 in [-1, 1], channels last. Training images are uint8
+    (B, channels, side, side); the training step passes them to `augment`, which returns the same form.
+
+    A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
+    holds their defaults.
 
     image_size    pixels a side of what the model sees
-    channels      3 RGB, 1 grey; images of the other kind are converted
-    crop          "centre": the middle of the image; "random": in training a new place for each image each time
-    resize        the side that an image's middle is scaled to before the crop; by default image_size for the centre and
-                  9/8 of it for random crops
-    flip          mirror left and right at random in training
-    cache         decoded images as uint8: "disk", a memory map under `cache_dir`; "ram"; or "none", decoded each time
-    on_error      what a broken image does: "stop" or "skip", which leaves it out and says so
-    num_workers   processes that read; by default 0 where images are kept, else one a core, up to 8
+    channels      3 for RGB, 1 for grey; images of the other kind are converted
+    crop          "centre": the middle of the image; "random": in training a new position for each image each time
+    resize        side in pixels to which the middle square of an image is scaled before the crop; None stands for
+                  image_size with centre crops and 9/8 of it with random crops
+    flip          mirror images horizontally with probability 1/2 in training
+    cache         where decoded uint8 images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
+                  decodes them on each access
+    on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
+    batch_size    images per step and device
+    num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
+    seed          decides the order of training batches and which images are held out
+    cache_dir     folder of the cache
+
+    Raises InputError for settings that cannot work.
     """
 
-    classes: list[str] = []  # the names of the labels, in their order
-    title = ""  # what a run on these images is called; where nothing else is said, the class's name in small letters
+    classes: list[str] = []  # the class names, in the order of the labels
+    title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(
         self,
-        image_size: int = 64,
-        channels: int = 3,
-        crop: str = "centre",
-        resize: int | None = None,
-        flip: bool = True,
-        cache: str = "disk",
-        on_error: str = "stop",
-        batch_size: int = 32,
-        num_workers: int | None = None,
-        seed: int = 0,
-        cache_dir: str = "cache",
+        *,
+        image_size: int,
+        channels: int,
+        crop: str,
+        resize: int | None,
+        flip: bool,
+        cache: str,
+        on_error: str,
+        batch_size: int,
+        num_workers: int | None,
+        seed: int,
+        cache_dir: str,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -79,22 +89,27 @@ class ImageDataModule(BatchDataModule):
                 f"data.resize={resize} must be at least data.image_size={image_size}, which is cut out of it"
             )
         self.title = self.title or type(self).__name__.lower()
-        self.image_size, self.channels, self.crop, self.flip = image_size, channels, crop, flip
-        self.cache, self.on_error, self.cache_dir = cache, on_error, cache_dir
+        self.image_size = image_size
+        self.channels = channels
+        self.crop = crop
+        self.flip = flip
+        self.cache = cache
+        self.on_error = on_error
+        self.cache_dir = cache_dir
         self._sources: dict[str, Source] = {}
 
     @abstractmethod
-    def open(self, split: str) -> Source:
+    def open_source(self, split: str) -> Source:
         """The images of "train" or "val"."""
 
     def source(self, split: str) -> Source:
-        """The images of "train" or "val", opened once."""
+        """The images of "train" or "val", opened on first use."""
         if split not in self._sources:
-            self._sources[split] = self.open(split)
+            self._sources[split] = self.open_source(split)
         return self._sources[split]
 
-    def key(self, split: str) -> dict[str, Any]:
-        """What the uint8 images of a split depend on, as JSON can write it."""
+    def cache_key(self, split: str) -> dict[str, Any]:
+        """Everything that the uint8 images of a split depend on, in types that JSON can write."""
         return {
             "source": self.source(split).key,
             "side": self.side,
@@ -102,84 +117,82 @@ class ImageDataModule(BatchDataModule):
             "decode": DECODE_VERSION,
         }
 
-    def facts(self) -> dict[str, Any]:
-        """What a run's record says of its images: their name, how many there are, and a hash of what they depend on."""
+    def describe(self) -> dict[str, Any]:
+        """What the record of a run says about its images: their title, the size of each split and a hash of their cache keys."""
         sizes = {split: self.size(split) for split in ("train", "val")}
         return {
             "title": self.title,
             **sizes,
-            "hash": fingerprint([self.key(split) for split in sizes]),
+            "hash": fingerprint([self.cache_key(split) for split in sizes]),
         }
 
-    def load(self, split: str) -> "ArraySamples | Live":
+    def load_samples(self, split: str) -> ArraySamples | LiveSamples:
         source = self.source(split)
-        if self.cache == "none" and not source.checked:
-            return Live(source, None, self.side, self.channels, self.on_error == "stop")
-        n, shape = len(source), (self.channels, self.side, self.side)
+        if self.cache == "none" and not source.checked_up_front:
+            return LiveSamples(source, None, self.side, self.channels, self.on_error == "stop")
+        arrays, faults = self._read_or_load(source, split)
+        rows = self._select_readable(arrays["good"], faults, split)
+        if self.cache == "none":
+            return LiveSamples(source, rows, self.side, self.channels)
+        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
+        # Cached images need no order by shards, but caching must not change the order of training.
+        samples.shard_sizes = source.shard_sizes if rows is None else None
+        return samples
+
+    def _read_or_load(self, source: Source, split: str) -> tuple[Arrays, dict[str, str]]:
+        """Labels, a mask of the readable images and, if they are cached, the images; and the faults, name -> reason."""
+        n = len(source)
         spec: dict[str, tuple[tuple[int, ...], str]] = {
             "labels": ((n,), "int64"),
             "good": ((n,), "bool"),
         }
         if self.cache != "none":
-            spec["images"] = ((n, *shape), "uint8")
+            spec["images"] = ((n, self.channels, self.side, self.side), "uint8")
 
         def fill(arrays: Arrays) -> dict[str, str]:
-            return self._fill(source, arrays, f"{self.title} {split}")
+            return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
-            arrays: Arrays = {name: np.empty(of, dtype) for name, (of, dtype) in spec.items()}
-            faults = fill(arrays)
-        else:
-            arrays, faults = stored(
-                self.cache_dir, f"{self.title}-{split}", self.key(split), spec, fill
-            )
-        rows = self._sound(arrays["good"], faults, split)
-        if self.cache == "none":
-            return Live(source, rows, self.side, self.channels)
-        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
-        samples.shards = (
-            source.shards if rows is None else None
-        )  # a cache changes nothing, the order neither
-        return samples
+            arrays: Arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
+            return arrays, fill(arrays)
+        name = f"{self.title}-{split}"
+        return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
 
-    def _fill(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
-        """Read all images, into `arrays` where they are kept; what is wrong with those that can't be read, by name."""
-        found: dict[str, str] = {}
+    def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
+        """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""
+        all_faults: dict[str, str] = {}
 
-        def some(part: range) -> dict[str, str]:
-            images, labels, faults = source.read(part, self.side, self.channels)
-            here = slice(part.start, part.stop)
-            arrays["labels"][here], arrays["good"][here] = (
-                labels,
-                [place not in faults for place in range(len(part))],
-            )
+        def read_chunk(chunk: range) -> dict[str, str]:
+            images, labels, faults = source.read_batch(chunk, self.side, self.channels)
+            rows = slice(chunk.start, chunk.stop)
+            arrays["labels"][rows] = labels
+            arrays["good"][rows] = [place not in faults for place in range(len(chunk))]
             if "images" in arrays:
-                arrays["images"][here] = images
-            return {source.name(part[place]): reason for place, reason in faults.items()}
+                arrays["images"][rows] = images
+            return {source.image_name(chunk[place]): reason for place, reason in faults.items()}
 
-        parts = [
-            range(at, min(at + READ_CHUNK, len(source))) for at in range(0, len(source), READ_CHUNK)
-        ]
-        pool = ThreadPoolExecutor(count_cores() if source.parallel else 1)
+        n = len(source)
+        chunks = [range(start, min(start + READ_CHUNK, n)) for start in range(0, n, READ_CHUNK)]
+        pool = ThreadPoolExecutor(count_cores() if source.use_threads else 1)
         try:
-            with progress_bar(len(source), f"reading {what}") as bar:
-                for part, faults in zip(parts, pool.map(some, parts), strict=True):
-                    found |= faults
-                    bar.update(len(part))
-                    if found and self.on_error == "stop":
-                        _stop(found)
+            with progress_bar(n, f"reading {what}") as bar:
+                for chunk, faults in zip(chunks, pool.map(read_chunk, chunks), strict=True):
+                    all_faults |= faults
+                    bar.update(len(chunk))
+                    if all_faults and self.on_error == "stop":
+                        raise_unreadable(all_faults)
         finally:
             pool.shutdown(cancel_futures=True)
-        return found
+        return all_faults
 
-    def _sound(
+    def _select_readable(
         self, good: NDArray[np.bool_], faults: dict[str, str], split: str
     ) -> NDArray[np.int64] | None:
-        """The rows of the images that could be read, None for all; says which are left out, or stops."""
+        """The rows of the readable images, None if all are readable. Logs which are left out, or raises InputError."""
         if not faults:
             return None
         if self.on_error == "stop":
-            _stop(faults)
+            raise_unreadable(faults)
         if not good.any():
             raise InputError(f"none of the {len(good)} {split} images of {self.title} can be read")
         named = [f"{name} ({reason})" for name, reason in faults.items()]
@@ -192,109 +205,25 @@ class ImageDataModule(BatchDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
+        """Validation images as a model sees them; training images stay uint8, for the training step to augment."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
-        return self.augment(images) if training else self.view(images), labels
+        return images if training else self.preprocess(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
-        """uint8 -> float, with a random crop and each image mirrored with probability one half, on the batch's device."""
+        """uint8 images (B, C, side, side) -> model input with random crops and flips, on the device of the images."""
         room = self.side - self.image_size
         if self.crop == "random" and room:
-            images = crop_at(
-                images,
-                torch.randint(room + 1, (len(images), 2), device=images.device),
-                self.image_size,
-            )
-        x = self.view(images)
+            corners = torch.randint(room + 1, (len(images), 2), device=images.device)
+            images = crop_at(images, corners, self.image_size)
+        x = self.preprocess(images)
         if not self.flip:
             return x
         mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
         return torch.where(mirrored, x.flip(3), x)
 
-    def view(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, side, side), or those already cut, as a model sees them: the middle, float in [-1, 1]."""
-        at = (images.shape[-1] - self.image_size) // 2
-        return prepare(images[..., at : at + self.image_size, at : at + self.image_size])
-
-
-class Live(Dataset[tuple[Tensor, Tensor]]):
-    """A source's images, of `rows` only where some are given, decoded when they are asked for.
-
-    One that breaks after all were checked, or in a source too large for that, is replaced by another of its batch, or
-    else by one of the `SPARE` that follow it; with `stop` it ends the run.
-    """
-
-    SPARE = 64  # if so many in a row can't be read, the disk is gone
-
-    def __init__(
-        self,
-        source: Source,
-        rows: NDArray[np.int64] | None,
-        side: int,
-        channels: int,
-        stop: bool = False,
-    ) -> None:
-        self.source, self.rows, self.side, self.channels, self.stop = (
-            source,
-            rows,
-            side,
-            channels,
-            stop,
-        )
-        self.shards = source.shards if rows is None else None
-        self._said: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self.source if self.rows is None else self.rows)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        chosen = list(indices) if self.rows is None else self.rows[indices].tolist()
-        images, labels, faults = self.source.read(chosen, self.side, self.channels)
-        good = [
-            (images[place], labels[place]) for place in range(len(chosen)) if place not in faults
-        ]
-        for n, (place, reason) in enumerate(faults.items()):
-            name = self.source.name(chosen[place])
-            if self.stop:
-                _stop({name: reason})
-            if chosen[place] not in self._said:
-                self._said.add(chosen[place])
-                log_line(f"{name} can't be read ({reason}); another image takes its place")
-            good = good or [self._following(chosen[place], name, reason)]
-            images[place], labels[place] = good[n % len(good)]
-        return torch.from_numpy(images), torch.from_numpy(labels)
-
-    def _following(self, index: int, name: str, reason: str) -> tuple[NDArray[np.uint8], int]:
-        """The first of the next images that can be read."""
-        for other in range(index + 1, index + 1 + self.SPARE):
-            with suppress(Unreadable):
-                return self.source.one(other % len(self.source), self.side, self.channels)
-        raise InputError(
-            f"{name} can't be read ({reason}), nor the {self.SPARE} after it; is the disk still there?"
-        )
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
-
-
-def _stop(faults: dict[str, str]) -> None:
-    name, reason = next(iter(faults.items()))
-    raise InputError(
-        f"{name} can't be read as an image ({reason}); repair it or take it out, or leave out all such with data.on_error=skip"
-    )
-
-
-def crop_at(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """The square of `size` pixels of each image (B, C, H, W) whose upper left corner (row, column) is in `corners` (B, 2)."""
-    span = torch.arange(size, device=images.device)
-    rows, columns = corners[:, :1] + span, corners[:, 1:] + span  # (B, size) each
-    each = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
-
-
-def prepare(images: Tensor) -> Tensor:
-    """uint8 images as a model takes them: float in [-1, 1], channels last."""
-    return to_float(images).contiguous(memory_format=torch.channels_last)
+    def preprocess(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, s, s), s >= image_size -> model input: their middle, float in [-1, 1], channels last."""
+        start = (images.shape[-1] - self.image_size) // 2
+        stop = start + self.image_size
+        return to_model_input(images[..., start:stop, start:stop])

@@ -1,4 +1,4 @@
-"""Whatever a file calls an image -> a square of uint8 pixels."""
+"""Image files and Pillow images of any kind -> a square of uint8 pixels."""
 
 import io
 from contextlib import suppress
@@ -8,50 +8,52 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-DECODE_VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
+DECODE_VERSION = 1  # part of the cache key: increase it when decoding gives other pixels
 JPEG = b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # the Exif tag
-LARGEST = (
-    2**28
-)  # pixels; as RGB they take 800 MB while an image is scaled. A large JPEG is scaled as it is decoded
+# Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
+MAX_PIXELS = 2**28
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow would warn of half as many; `square` refuses what is larger
+Image.MAX_IMAGE_PIXELS = (
+    None  # Pillow would warn at half as many; `to_square` refuses larger images
+)
 
 
-class Unreadable(Exception):
-    """What is no image, or a broken one; the message says why in a few words."""
+class UnreadableImage(Exception):
+    """The content is not an image, or a broken one; the message gives the reason in a few words."""
 
 
 def decode(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
-    """An image file's content as `square` gives it; Unreadable where it can't be decoded."""
+    """Decode the content of an image file to (channels, side, side), as `to_square` does. Raises UnreadableImage."""
     if not content:
-        raise Unreadable("empty file")
+        raise UnreadableImage("empty file")
     try:
         if content.startswith(JPEG):
-            with suppress(
-                ValueError
-            ):  # broken: Pillow may read it nevertheless, or says what is wrong
-                pixels = _jpeg(content, side, channels)
-                exif = _jpeg_exif(content)
-                return turned(pixels, _orientation(exif)) if exif else pixels
+            # If simplejpeg fails, Pillow may still read the file, or it says what is wrong with it.
+            with suppress(ValueError):
+                pixels = _decode_jpeg(content, side, channels)
+                exif = _find_exif(content)
+                return apply_orientation(pixels, _read_orientation(exif)) if exif else pixels
         with Image.open(io.BytesIO(content)) as image:
             if image.format == "EPS":
-                raise Unreadable("PostScript, a program, which is not run")
+                raise UnreadableImage("PostScript, a program, which is not run")
             if image.format in ("JPEG", "MPO"):
                 image.draft(None, (2 * side, 2 * side))
-            return square(image, side, channels)
-    except Unreadable:
+            return to_square(image, side, channels)
+    except UnreadableImage:
         raise
     except UnidentifiedImageError:
-        raise Unreadable("no image of a known format") from None
+        raise UnreadableImage("no image of a known format") from None
     except Exception as error:  # thirty decoders, each with exceptions of its own
-        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableImage(reason) from error
 
 
-def _jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
-    """As `square`, but not turned; decoded at a fraction of its size where that still has twice the pixels asked for.
+def _decode_jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
+    """As `to_square`, but ignores the Exif orientation.
 
-    simplejpeg takes a third of Pillow's time for a small image.
+    Large images are decoded at a fraction of their size that still has at least twice the side asked for. simplejpeg takes
+    a third of Pillow's time for small images.
     """
     colours = "RGB" if channels == 3 else "GRAY"
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -59,16 +61,15 @@ def _jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
     )
     if pixels.shape[:2] == (side, side):
         return pixels.transpose(2, 0, 1)
-    return square(Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]), side, channels)
+    return to_square(Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]), side, channels)
 
 
-def _jpeg_exif(content: bytes) -> bytes:
-    """A JPEG's Exif segment, which may come after others, such as a colour profile's; empty where there is none."""
+def _find_exif(content: bytes) -> bytes:
+    """The Exif segment of a JPEG, which may follow others such as a colour profile; empty if there is none."""
     at = 2
-    while (
-        at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA
-    ):  # after DA come the pixels
-        if content[at + 1] == 0xFF:  # fill
+    # The pixels begin after marker DA.
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        if content[at + 1] == 0xFF:  # fill bytes between segments
             at += 1
             continue
         end = at + 2 + (content[at + 2] << 8 | content[at + 3])
@@ -78,22 +79,22 @@ def _jpeg_exif(content: bytes) -> bytes:
     return b""
 
 
-def _orientation(of: Image.Image | bytes) -> int:
-    """The Exif orientation of an image or in an Exif segment, 1 where there is none."""
+def _read_orientation(image_or_exif: Image.Image | bytes) -> int:
+    """The Exif orientation of an image or of an Exif segment; 1, upright, if it has none or a broken tag."""
     try:
-        if isinstance(of, bytes):
+        if isinstance(image_or_exif, bytes):
             exif = Image.Exif()
-            exif.load(of)
+            exif.load(image_or_exif)
         else:
-            exif = of.getexif()
-        found = exif.get(ORIENTATION, 1)
-    except Exception:  # a broken tag costs no picture
+            exif = image_or_exif.getexif()
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # a broken tag is no reason to lose the image
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
-def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels (channels, h, w) as they are meant to be seen: an Exif orientation says which row and column come first."""
+def apply_orientation(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn and mirror pixels (channels, h, w) as the Exif orientation 1..8 demands; other values change nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(1, 2)
     if orientation in (2, 3, 6, 7):
@@ -103,34 +104,35 @@ def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def square(image: Image.Image, side: int, channels: int) -> NDArray[np.uint8]:
-    """The middle of an image, its shorter side scaled to `side` pixels: (channels, side, side).
+def to_square(image: Image.Image, side: int, channels: int) -> NDArray[np.uint8]:
+    """The middle of an image, with its shorter side resized to `side` pixels (bicubic): (channels, side, side).
 
-    Turned as its Exif tag says; of an animation the first frame; transparent pixels lie on white; 16-bit grey keeps its
-    upper 8 bits. A square of that size comes through unchanged. Unreadable where the range of the pixels is not known or
-    there are more than 2^28.
+    The Exif orientation is applied. An animation gives its first frame, transparent pixels are blended with white, 16-bit
+    grey keeps its upper 8 bits. A square of the right size is not changed. Raises UnreadableImage if the range of the
+    pixels is not known or if there are more than 2^28 of them.
     """
-    if image.width * image.height > LARGEST:
-        raise Unreadable(f"{image.width} x {image.height} pixels, more than 2^28")
-    image.load()  # some formats know only then how they are turned
-    orientation = _orientation(image)
-    image = _eight_bits(image)
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width} x {image.height} pixels, more than 2^28")
+    image.load()  # some formats know their orientation only after this
+    orientation = _read_orientation(image)
+    image = _to_eight_bits(image)
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-    wanted = "RGB" if channels == 3 else "L"
-    pixels = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    return turned(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), orientation)
+    mode = "RGB" if channels == 3 else "L"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return apply_orientation(pixels, orientation)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """As RGB, or L where it is grey."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB, or to L if the image is grey."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
-            raise Unreadable("32-bit pixels, whose range is not known")
+            raise UnreadableImage("32-bit pixels, whose range is not known")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == "F":
-        raise Unreadable("floating-point pixels, whose range is not known")
+        raise UnreadableImage("floating-point pixels, whose range is not known")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

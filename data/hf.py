@@ -1,4 +1,4 @@
-"""Any dataset that the library `datasets` opens: of the Hugging Face hub, or parquet, arrow, tar and image files."""
+"""Any dataset that the library `datasets` opens: from the Hugging Face hub, or parquet, arrow, tar and image files."""
 
 import os
 from collections import deque
@@ -14,57 +14,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
-from data.decode import Unreadable, decode
-from data.loading import BatchOrder, count_cores
-from data.source import Read, Source, SourcePart, hold_out
+from data.decode import UnreadableImage, decode
+from data.loading import count_cores
+from data.order import BatchOrder
+from data.source import ImageBatch, Source, SourceSubset, hold_out
 from engine.errors import InputError
 
-OFFICIAL = (
-    "validation",
-    "valid",
-    "val",
-    "test",
-)  # splits that are for validation, the first that exists
-OPEN = 8  # shards of a stream that are read from at once; each may take the memory of a group of its rows
-TOGETHER = 32  # rows of a stream that are unpacked at a time
+# Names of validation splits; the first one that a dataset has is used.
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+OPEN_STREAM_SHARDS = (
+    8  # shards of a stream that are read in turn; each may take the memory of a row group
+)
+ROWS_PER_READ = 32  # rows of a stream that are unpacked at a time
 
 Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
 
 class HubTable(Source):
-    """The rows of a dataset that lies on this disk: `image` names the column of undecoded images, `label` that of classes."""
+    """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers."""
 
     def __init__(self, rows: Any, image: str, label: str | None, key: Any) -> None:
         super().__init__(len(rows), key)
-        self.rows, self.image, self.label = rows, image, label
+        self.rows = rows
+        self.image = image
+        self.label = label
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.rows[index]
-        return decode(content(row[self.image]), side, channels), row_number(
-            row[self.label] if self.label else None
-        )
+        label = class_number(row[self.label] if self.label else None)
+        return decode(read_content(row[self.image]), side, channels), label
 
-    def name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         image = self.rows[index][self.image]
         return (image and image["path"]) or f"image {index}"
 
 
 class HubStream(Source):
-    """The first n rows of a dataset that is read from its beginning on and not kept; its columns are named as in Table.
+    """The first n rows of a dataset that is read sequentially and not stored.
 
-    Images are numbered on an endless line: 0 to n - 1 are the split in its own order, and the e-th n after them are
-    epoch e: its `parts` shards in a new order, some at once, and their images mixed in a buffer of `buffer`. Numbers that
-    rise are read on. Any other is sought from the beginning of its epoch: all before it are read again, though not
-    decoded, and so a resumed run starts as late as reading takes, with the very buffer that the killed one had.
+    Indices form an endless line: 0 to n - 1 are the split in its own order, and the e-th n after them are epoch e, with its
+    `num_shards` shards in a new order, several of them read in turn, and their images mixed in a buffer of `buffer` rows.
+    Rising indices continue to read. Any other index is reached from the beginning of its epoch: all rows before it are read
+    again, though not decoded. A resumed run therefore starts late, but with the very buffer that the killed run had.
+
+    rows           the streaming dataset
+    image, label   its columns, as in HubTable
+    what, setting  the name of the split and the setting of its size, for messages
     """
 
-    checked = False
-    parallel = False
+    checked_up_front = False
+    use_threads = False
 
     def __init__(
         self,
         rows: Any,
-        parts: int,
+        num_shards: int,
         n: int,
         image: str,
         label: str | None,
@@ -75,58 +79,64 @@ class HubStream(Source):
         key: Any,
     ) -> None:
         super().__init__(n, key)
-        self.rows, self.parts, self.image, self.label = rows, parts, image, label
-        self.what, self.setting, self.buffer, self.seed = what, setting, buffer, seed
-        self.shards = [n]
-        self._close()
+        self.rows = rows
+        self.num_shards = num_shards
+        self.image = image
+        self.label = label
+        self.what = what
+        self.setting = setting
+        self.buffer = buffer
+        self.seed = seed
+        self.shard_sizes = [n]
+        self._reset()
 
-    def _close(self) -> None:
-        self._pid, self._line, self._next = os.getpid(), -1, 0
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._epoch = -1  # of the cursor; 0 is the split in its own order
+        self._next = 0  # place of the row that the cursor gives next
         self._cursor: Iterator[Row] = iter(())
         self._pool: ThreadPoolExecutor | None = None
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        images, labels, faults = self.read([index], side, channels)
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        images, labels, faults = self.read_batch([index], side, channels)
         if faults:
-            raise Unreadable(faults[0])
+            raise UnreadableImage(faults[0])
         return images[0], int(labels[0])
 
-    def name(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         epoch, place = divmod(index, self.n)
         return f"image {place} of {self.what}" + (f" in epoch {epoch - 1}" if epoch else "")
 
-    def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
-        if self._pid != os.getpid():  # a fork has neither the threads nor the connections
-            self._close()
+    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
+        if self._pid != os.getpid():  # threads and connections do not survive a fork
+            self._reset()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(8, count_cores()))
-        images, labels = (
-            np.zeros((len(indices), channels, side, side), np.uint8),
-            np.full(len(indices), -1),
-        )
+        images = np.zeros((len(indices), channels, side, side), np.uint8)
+        labels = np.full(len(indices), -1)
         faults: dict[int, str] = {}
-        waiting: list[Future[NDArray[np.uint8]]] = []
-        for place, index in enumerate(indices):  # the first are decoded while the next are read
-            image, label = self._row(index)
-            waiting.append(self._pool.submit(_decoded, image, side, channels))
-            labels[place] = row_number(label)
-        for place, result in enumerate(waiting):
+        decoding: list[Future[NDArray[np.uint8]]] = []
+        for place, index in enumerate(indices):  # threads decode rows while later rows are read
+            image, label = self._read_row(index)
+            decoding.append(self._pool.submit(_decode_row, image, side, channels))
+            labels[place] = class_number(label)
+        for place, future in enumerate(decoding):
             try:
-                images[place] = result.result()
-            except Unreadable as error:
+                images[place] = future.result()
+            except UnreadableImage as error:
                 faults[place] = str(error)
         return images, labels, faults
 
-    def _row(self, index: int) -> Row:
-        line, place = divmod(index, self.n)
-        if line != self._line or place < self._next:
-            self._line, self._next = line, 0
-            self._cursor = self._mixed(line) if line else self._read(self.rows)
+    def _read_row(self, index: int) -> Row:
+        epoch, place = divmod(index, self.n)
+        if epoch != self._epoch or place < self._next:
+            self._epoch, self._next = epoch, 0
+            self._cursor = self._mix_epoch(epoch) if epoch else self._iterate_rows(self.rows)
         row: Row | None = None
         while self._next <= place:
             row = next(self._cursor, None)
             if row is None:
-                end, self._line = self._next, -1
+                end, self._epoch = self._next, -1
                 raise InputError(
                     f"{self.what} ends after {end} images, not {self.n}; set {self.setting}={end}"
                 )
@@ -134,25 +144,30 @@ class HubStream(Source):
         assert row is not None
         return row
 
-    def _mixed(self, line: int) -> Iterator[Row]:
-        """An epoch. Not the library's shuffle, whose order is another in a worker process, and which sleeps when it is left."""
-        stream = np.random.default_rng((self.seed, line))
+    def _mix_epoch(self, epoch: int) -> Iterator[Row]:
+        """The rows of an epoch in training order.
+
+        This does not use the library's shuffle, which gives another order in a worker process and sleeps when it is closed.
+        """
+        generator = np.random.default_rng((self.seed, epoch))
         buffer: list[Row] = []
-        for row in self._interleaved(stream.permutation(self.parts).tolist()):
+        for row in self._interleave(generator.permutation(self.num_shards).tolist()):
             buffer.append(row)
             if len(buffer) >= self.buffer:
-                at = stream.integers(len(buffer))
-                buffer[at], buffer[-1] = buffer[-1], buffer[at]
+                i = generator.integers(len(buffer))
+                buffer[i], buffer[-1] = buffer[-1], buffer[i]
                 yield buffer.pop()
-        yield from (buffer[i] for i in stream.permutation(len(buffer)))
+        yield from (buffer[i] for i in generator.permutation(len(buffer)))
 
-    def _interleaved(self, parts: list[int]) -> Iterator[Row]:
-        """A row of each of OPEN shards in turn; the next shard follows where one ends."""
+    def _interleave(self, order: list[int]) -> Iterator[Row]:
+        """One row from each of OPEN_STREAM_SHARDS shards in turn; when a shard ends, the next one is opened."""
         shards = (
-            self._read(self.rows.shard(self.parts, part) if self.parts > 1 else self.rows)
-            for part in parts
+            self._iterate_rows(
+                self.rows.shard(self.num_shards, i) if self.num_shards > 1 else self.rows
+            )
+            for i in order
         )
-        opened = deque(islice(shards, OPEN))
+        opened = deque(islice(shards, OPEN_STREAM_SHARDS))
         while opened:
             row = next(opened[0], None)
             if row is None:
@@ -162,82 +177,90 @@ class HubStream(Source):
                 yield row
                 opened.rotate(-1)
 
-    def _read(self, rows: Any) -> Iterator[Row]:
-        for some in rows.iter(batch_size=TOGETHER):  # iter(rows) would be a worker's share alone
-            images = some[self.image]
-            yield from zip(
-                images, some[self.label] if self.label else [None] * len(images), strict=True
-            )
+    def _iterate_rows(self, rows: Any) -> Iterator[Row]:
+        # iter(rows) would give a worker process only its own share.
+        for batch in rows.iter(batch_size=ROWS_PER_READ):
+            images = batch[self.image]
+            labels = batch[self.label] if self.label else [None] * len(images)
+            yield from zip(images, labels, strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None}
 
 
-class Onwards(BatchOrder):
-    """Batches of a Stream, whose epochs come shuffled: its numbers just rise."""
+class StreamOrder(BatchOrder):
+    """Batches of a HubStream, which shuffles its epochs itself, so the indices just rise."""
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
+    def permute_epoch(self, epoch: int) -> NDArray[np.int64]:
         return (epoch + 1) * self.n + np.arange(self.n)
 
 
-def _decoded(image: Any, side: int, channels: int) -> NDArray[np.uint8]:
-    return decode(content(image), side, channels)
+def _decode_row(image: Any, side: int, channels: int) -> NDArray[np.uint8]:
+    return decode(read_content(image), side, channels)
 
 
-def content(image: Any) -> bytes:
-    """The bytes of an undecoded image {"bytes", "path"}, which has one or the other."""
+def read_content(image: Any) -> bytes:
+    """The bytes of an undecoded image {"bytes", "path"}, which has one or the other. Raises UnreadableImage."""
     if image is None or (image["bytes"] is None and not image["path"]):
-        raise Unreadable("there is none")
+        raise UnreadableImage("there is none")
+    content: bytes
     if image["bytes"] is not None:
-        found: bytes = image["bytes"]
-        return found
+        content = image["bytes"]
+        return content
     import fsspec
 
     try:
         with fsspec.open(image["path"], "rb") as file:
-            read: bytes = file.read()
-            return read
+            content = file.read()
+            return content
     except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+        raise UnreadableImage(error.strerror or str(error)) from error
 
 
-def row_number(label: Any) -> int:
-    """A class's number; -1 where there is none."""
+def class_number(label: Any) -> int:
+    """The number of a class, -1 for None."""
     return -1 if label is None else int(label)
 
 
 class HF(ImageDataModule):
-    """A dataset of the hub by its name, or files by their kind: path=parquet, webdataset (tar), arrow, imagefolder, with
-    `files`, which may name those of each split. Code of a dataset's own is never run.
+    """A dataset of the Hugging Face hub, or files that the library `datasets` reads. Code of a dataset is never run.
 
-    Training images are those of the split `train`. Validation images are those of `val`, by default of the dataset's own
-    validation or else test split; where there is none `n_val` images are held out: "random" ones or the "last", of a
-    stream the first. `image` and `label` name the columns; a label is a class's number, -1 where there is no such column.
+    path          name of the dataset, a folder, or a kind of files: parquet, webdataset (tar), arrow, imagefolder
+    name          configuration of the dataset, if it has several
+    files         files of such a kind, which may be named for each split
+    revision      commit or tag on the hub
+    train         split of the training images
+    val           split of the validation images; None stands for the dataset's own validation or else test split, and if
+                  there is none, `n_val` images are held out
+    n_val         number of images to hold out
+    held_out      which ones: "random" or the "last"; of a stream always the first
+    image, label  columns; a label is a class number, -1 if there is no such column
+    streaming     nothing is stored on disk, and each image is decoded on each access, whatever `cache` says (see HubStream)
+    buffer        rows of a stream that are mixed in memory
+    n_train       number of images in an epoch of a stream, needed if the dataset does not say
 
-    With `streaming` nothing is kept on disk and each image is decoded each time, whatever `cache` says (see Stream). One
-    process reads at most, and on several devices each reads it all and decodes its share. Without shards to shuffle, as
-    after holding images out, the buffer alone mixes. `n_train` is how many images an epoch has, needed where the dataset
-    doesn't say.
+    A stream is read by at most one process; on several devices each reads everything and decodes its share. If there are no
+    shards to shuffle, for example after holding images out, only the buffer mixes.
     """
 
     def __init__(
         self,
         path: str | None,
-        name: str | None = None,
-        files: Any = None,
-        revision: str | None = None,
-        train: str = "train",
-        val: str | None = None,
-        n_val: int = 1_000,
-        held_out: str = "random",
-        image: str = "image",
-        label: str | None = "label",
-        streaming: bool = False,
-        buffer: int = 1_000,
-        n_train: int | None = None,
-        **settings: Any,
+        name: str | None,
+        files: Any,
+        revision: str | None,
+        train: str,
+        val: str | None,
+        n_val: int,
+        held_out: str,
+        image: str,
+        label: str | None,
+        streaming: bool,
+        buffer: int,
+        n_train: int | None,
+        **image_settings: Any,
     ) -> None:
-        super().__init__(**({**settings, "cache": "none"} if streaming else settings))
+        super().__init__(**(image_settings | ({"cache": "none"} if streaming else {})))
         if not path:
             raise InputError(
                 "data=hf needs a dataset of the hub or a kind of files; add data.path=<name> or data.path=parquet"
@@ -249,32 +272,42 @@ class HF(ImageDataModule):
         if buffer < 1:
             raise InputError(f"data.buffer={buffer} must be at least 1 image")
         if streaming:
-            self.num_workers, self.batches = min(1, self.num_workers), Onwards
-        self.path, self.configuration, self.files, self.revision = path, name, files, revision
-        self.train, self.val, self.n_val, self.held_out = train, val, n_val, held_out
-        self.image, self.label = image, label
-        self.streaming, self.buffer, self.n_train = streaming, buffer, n_train
+            self.num_workers = min(1, self.num_workers)
+            self.batch_order = StreamOrder
+        self.path = path
+        self.configuration = name
+        self.files = files
+        self.revision = revision
+        self.train = train
+        self.val = val
+        self.n_val = n_val
+        self.held_out = held_out
+        self.image = image
+        self.label = label
+        self.streaming = streaming
+        self.buffer = buffer
+        self.n_train = n_train
         self.title = Path(path).name
 
     @cached_property
     def builder(self) -> Any:
-        """What knows the dataset's files and prepares them."""
+        """The library's object that knows the files of the dataset and prepares them."""
         try:
             import datasets
         except ImportError as error:
             raise InputError(
                 'data=hf needs the library datasets; pip install "codegrid[hf]"'
             ) from error
-        with self._explained():
+        with self._explain_errors():
             return datasets.load_dataset_builder(
                 self.path, self.configuration, data_files=self.files, revision=self.revision
             )
 
     @cached_property
-    def found(self) -> Mapping[str, Any]:
-        """The dataset's splits by their names."""
+    def splits(self) -> Mapping[str, Any]:
+        """The splits of the dataset by their names."""
         builder = self.builder
-        with self._explained():
+        with self._explain_errors():
             if self.streaming:
                 splits: Mapping[str, Any] = builder.as_streaming_dataset()
             else:
@@ -283,37 +316,37 @@ class HF(ImageDataModule):
         return splits
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
+        """Turn errors of opening the dataset into InputError."""
         from datasets.exceptions import DatasetsError
 
         try:
             yield
         except (OSError, ValueError, DatasetsError) as error:
-            which = f"data.path={self.path}" + "".join(
-                f" data.{setting}={value}"
-                for setting, value in (
-                    ("name", self.configuration),
-                    ("files", self.files),
-                    ("revision", self.revision),
-                )
-                if value
-            )
+            settings = {
+                "path": self.path,
+                "name": self.configuration,
+                "files": self.files,
+                "revision": self.revision,
+            }
+            words = [f"data.{setting}={value}" for setting, value in settings.items() if value]
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise InputError(
-                f"{which} can't be opened ({reason}); check the name, the files and the network"
+                f"{' '.join(words)} can't be opened ({reason}); check the name, the files and the network"
             ) from error
 
-    def open(self, split: str) -> Source:
-        val = self.val or next(
-            (name for name in OFFICIAL if name in self.found and name != self.train), None
-        )
-        name = val if val and split == "val" else self.train
+    def open_source(self, split: str) -> Source:
+        official = [
+            name for name in VALIDATION_SPLITS if name in self.splits and name != self.train
+        ]
+        val = self.val or (official[0] if official else None)
         for setting, chosen in (("train", self.train), ("val", val or self.train)):
-            if chosen not in self.found:
+            if chosen not in self.splits:
                 raise InputError(
-                    f"data.{setting}={chosen} is not a split of {self.path}; there is {', '.join(self.found)}"
+                    f"data.{setting}={chosen} is not a split of {self.path}; there is {', '.join(self.splits)}"
                 )
-        rows, label = self._columns(self.found[name])
+        name = val if val and split == "val" else self.train
+        rows, label = self._select_columns(self.splits[name])
         key = {
             "dataset": self.builder.config_id,
             "code": self.builder.hash,
@@ -321,19 +354,26 @@ class HF(ImageDataModule):
             "columns": [self.image, label],
         }
         if self.streaming:
-            return self._stream(rows, label, split, name, val is None, key)
+            return self._open_stream(rows, label, split, name, val is None, key)
         whole = HubTable(rows, self.image, label, key)
         if val:
             return whole
-        rest, held = hold_out(len(whole), self.n_val, self.held_out, self.seed)
-        return SourcePart(whole, rest if split == "train" else held)
+        train_rows, val_rows = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+        return SourceSubset(whole, train_rows if split == "train" else val_rows)
 
-    def _stream(
-        self, rows: Any, label: str | None, split: str, name: str, hold: bool, key: dict[str, Any]
+    def _open_stream(
+        self,
+        rows: Any,
+        label: str | None,
+        split: str,
+        name: str,
+        is_held_out: bool,
+        key: dict[str, Any],
     ) -> HubStream:
-        told = self.builder.info.splits or {}
-        n: int | None = (told[name].num_examples or None) if name in told else None
-        if hold:
+        """The stream of a split, read from the dataset's split `name`; `is_held_out` if both come from the same one."""
+        known = self.builder.info.splits or {}
+        n: int | None = (known[name].num_examples or None) if name in known else None
+        if is_held_out:
             if self.n_val < 1 or (n and self.n_val >= n):
                 raise InputError(
                     f"data.n_val={self.n_val} must leave both splits an image; there are {n or 'some'}"
@@ -345,51 +385,54 @@ class HF(ImageDataModule):
             raise InputError(
                 f"data.path={self.path} does not say how many images {name} has; set data.n_train="
             )
-        key |= {"n": n, "held": hold and self.n_val}
+        key |= {"n": n, "held": is_held_out and self.n_val}
+        # The library would divide the number of skipped or taken rows among all shards.
+        num_shards = 1 if is_held_out else rows.num_shards
         what, setting = f"data.path={self.path} {name}", f"data.n_{split}"
-        parts = (
-            1 if hold else rows.num_shards
-        )  # what is held out is part of a shard, and the library would share it among all
         return HubStream(
-            rows, parts, n, self.image, label, what, setting, self.buffer, self.seed, key
+            rows, num_shards, n, self.image, label, what, setting, self.buffer, self.seed, key
         )
 
-    def _columns(self, rows: Any) -> tuple[Any, str | None]:
-        """The columns that are asked for alone, the images not decoded, and the name of that of labels, if it is there."""
-        from datasets import ClassLabel, Image
+    def _select_columns(self, rows: Any) -> tuple[Any, str | None]:
+        """The rows with undecoded images and labels only, and the name of the label column, None if there is none."""
+        from datasets import Image
 
         features = rows.features
         if features is None:
             raise InputError(
                 f"data.path={self.path} does not say which columns it has; use data.streaming=false"
             )
+        self._check_image_column(features)
+        label = self.label if self.label in features else None
+        if label is not None:
+            self._read_classes(features[label])
+        columns = [self.image] if label is None else [self.image, label]
+        return rows.select_columns(columns).cast_column(self.image, Image(decode=False)), label
+
+    def _check_image_column(self, features: Any) -> None:
+        """Raise InputError unless `image` is a column of images."""
+        from datasets import Image
+
         if self.image not in features:
-            hint = next(
-                (
-                    f"; set data.image={name}"
-                    for name, feature in features.items()
-                    if isinstance(feature, Image)
-                ),
-                "",
-            )
+            images = [name for name, feature in features.items() if isinstance(feature, Image)]
+            hint = f"; set data.image={images[0]}" if images else ""
             raise InputError(
                 f"data.image={self.image} is not a column of {self.path}; there is {', '.join(features)}{hint}"
             )
-        kind = features[self.image]
-        if not isinstance(kind, Image) and getattr(kind, "dtype", "").removeprefix(
-            "large_"
-        ) not in ("binary", "string"):
+        feature = features[self.image]
+        dtype = getattr(feature, "dtype", "").removeprefix("large_")
+        if not isinstance(feature, Image) and dtype not in ("binary", "string"):
             raise InputError(
-                f"data.image={self.image} is a column of {kind}, not of images; there is {', '.join(features)}"
+                f"data.image={self.image} is a column of {feature}, not of images; there is {', '.join(features)}"
             )
-        label = self.label if self.label in features else None
-        if label is not None:
-            kind = features[label]
-            if isinstance(kind, ClassLabel):
-                self.classes = list(kind.names)
-            elif not getattr(kind, "dtype", "").startswith(("int", "uint", "bool")):
-                raise InputError(
-                    f"data.label={label} is a column of {kind}, not of class numbers; use data.label=null"
-                )
-        columns = [self.image] if label is None else [self.image, label]
-        return rows.select_columns(columns).cast_column(self.image, Image(decode=False)), label
+
+    def _read_classes(self, feature: Any) -> None:
+        """Set the class names that a label column has. Raises InputError if it does not hold class numbers."""
+        from datasets import ClassLabel
+
+        if isinstance(feature, ClassLabel):
+            self.classes = list(feature.names)
+        elif not getattr(feature, "dtype", "").startswith(("int", "uint", "bool")):
+            raise InputError(
+                f"data.label={self.label} is a column of {feature}, not of class numbers; use data.label=null"
+            )

@@ -1,28 +1,30 @@
-"""Datasets that torchvision doesn't fetch, in the folders that they come in."""
+"""Datasets that torchvision does not download, in the folder layouts that they are published in."""
 
 import os
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torchvision.datasets.utils import download_url, extract_archive
 
 from data.datamodule import ImageDataModule
-from data.folder import class_images, describe_folders, find_images
-from data.source import Files, Source, hold_out
-from data.torchvision import Downloaded
+from data.folder import find_images, open_class_folders, resolve_folder
+from data.source import FileSource, Source, hold_out
+from data.torchvision import DownloadedDataModule
 from engine.errors import InputError
 
-FIRST_VAL = 60_000  # FFHQ's first validation image
+FFHQ_FIRST_VAL = 60_000  # number of the first validation image
 TINY = "tiny-imagenet-200"
 TINY_URL = f"http://cs231n.stanford.edu/{TINY}.zip"
 TINY_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
-class TinyImageNet(Downloaded):
-    """100,000 images of 64x64 pixels in 200 classes of ImageNet; the 10,000 of the official validation set validate.
+class TinyImageNet(DownloadedDataModule):
+    """100,000 images of 64x64 pixels in 200 classes of ImageNet; validation uses the 10,000 of the official validation set.
 
     The labels of its test set were never published. From Stanford's course CS231n (Le and Yang 2015).
     """
@@ -30,122 +32,128 @@ class TinyImageNet(Downloaded):
     title = "tiny_imagenet"
     layout = f"{TINY}/ with train/<wnid>/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt, wnids.txt and words.txt"
 
-    def open(self, split: str) -> Source:
-        source = self.fetched(partial(self._read, split))
+    def open_source(self, split: str) -> Source:
+        source = self.download_if_missing(partial(self._open_files, split))
         self.classes = source.classes
         return source
 
-    def _read(self, split: str, download: bool) -> Files:
+    def _open_files(self, split: str, download: bool) -> FileSource:
         folder = self.root / TINY
         if download and not folder.exists():
-            part = self.root / f".{TINY}.part"  # the folder gets its name when it is complete
-            shutil.rmtree(part, ignore_errors=True)
-            download_url(TINY_URL, str(self.root), md5=TINY_MD5)
-            extract_archive(str(self.root / f"{TINY}.zip"), str(part))
-            os.replace(part / TINY, folder)
-            part.rmdir()
+            self._download()
         wnids = sorted((folder / "wnids.txt").read_text().split())
-        words = dict(
-            line.split("\t", 1) for line in (folder / "words.txt").read_text().splitlines()
-        )
-        classes, numbers = (
-            [words[wnid] for wnid in wnids],
-            {wnid: number for number, wnid in enumerate(wnids)},
-        )
+        lines = (folder / "words.txt").read_text().splitlines()
+        words = dict(line.split("\t", 1) for line in lines)
+        numbers = {wnid: number for number, wnid in enumerate(wnids)}
+        files, file_wnids = self._list_files(folder, split)
+        if set(file_wnids) != set(wnids):
+            raise ValueError(
+                f"{folder} has {split} images of {len(set(file_wnids))} classes, not {len(wnids)}"
+            )
+        labels = [numbers[wnid] for wnid in file_wnids]
+        return FileSource(folder, files, labels, [words[wnid] for wnid in wnids])
+
+    def _download(self) -> None:
+        """Download and unpack the archive. The folder gets its name when it is complete."""
+        part = self.root / f".{TINY}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        download_url(TINY_URL, str(self.root), md5=TINY_MD5)
+        extract_archive(str(self.root / f"{TINY}.zip"), str(part))
+        os.replace(part / TINY, self.root / TINY)
+        part.rmdir()
+
+    @staticmethod
+    def _list_files(folder: Path, split: str) -> tuple[list[Path], list[str]]:
+        """The files of a split and the WordNet id of the class of each."""
         if split == "train":
             files = sorted((folder / "train").glob("*/images/*.JPEG"))
-            kinds = [file.parts[-3] for file in files]
-        else:
-            rows = [
-                line.split("\t")
-                for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()
-            ]
-            files, kinds = (
-                [folder / "val" / "images" / row[0] for row in rows],
-                [row[1] for row in rows],
-            )
-            if len(files) < len(list((folder / "val" / "images").glob("*.JPEG"))):
-                raise ValueError("val/val_annotations.txt does not name all images")
-        if set(kinds) != set(wnids):
-            raise ValueError(
-                f"{folder} has {split} images of {len(set(kinds))} classes, not {len(wnids)}"
-            )
-        return Files(folder, files, [numbers[kind] for kind in kinds], classes)
+            return files, [file.parts[-3] for file in files]
+        images = folder / "val" / "images"
+        lines = (folder / "val" / "val_annotations.txt").read_text().splitlines()
+        rows = [line.split("\t") for line in lines]
+        if len(rows) < len(list(images.glob("*.JPEG"))):
+            raise ValueError("val/val_annotations.txt does not name all images")
+        return [images / row[0] for row in rows], [row[1] for row in rows]
 
 
 class ImageNet(ImageDataModule):
-    """1,281,167 photographs in 1,000 classes; the 50,000 of the official validation set validate (Russakovsky et al. 2015).
+    """1,281,167 photographs in 1,000 classes; validation uses the official 50,000 (Russakovsky et al. 2015).
 
-    It is not downloaded: its owners want to be asked. Both splits lie in class folders, root/{train,val}/<wnid>/*.JPEG.
+    It is not downloaded, because its owners require registration. Both splits lie in class folders,
+    root/{train,val}/<wnid>/*.JPEG.
     """
 
-    def __init__(self, root: str | None = None, **settings: Any) -> None:
-        super().__init__(**settings)
-        folder = describe_folders(root, "data.root", "imagenet")
-        self._parts = {}
+    def __init__(self, root: str | None, **image_settings: Any) -> None:
+        super().__init__(**image_settings)
+        folder = resolve_folder(root, "data.root", "imagenet")
+        self._splits = {}
         for split in ("train", "val"):
             if not (folder / split).is_dir():
                 raise InputError(
                     f"data.root={root} has no folder {split}; ImageNet lies in train/<wnid>/ and val/<wnid>/"
                 )
-            self._parts[split] = class_images(folder / split)
-            if "" in self._parts[split].classes:
+            self._splits[split] = open_class_folders(folder / split)
+            if "" in self._splits[split].classes:
                 raise InputError(
                     f"{folder / split} has images in no class folder; sort them into folders named by their wnid, "
                     f"as {folder / split}/n01440764/"
                 )
-        train, val = self._parts["train"].classes, self._parts["val"].classes
-        if differ := sorted(set(train) ^ set(val)):
+        train, val = self._splits["train"].classes, self._splits["val"].classes
+        if differing := sorted(set(train) ^ set(val)):
             raise InputError(
-                f"train and val in data.root={root} must have the same class folders; {len(differ)} are in one of them only, "
-                f"as {differ[0]}"
+                f"train and val in data.root={root} must have the same class folders; "
+                f"{len(differing)} are in one of them only, as {differing[0]}"
             )
         self.classes = train
 
-    def open(self, split: str) -> Source:
-        return self._parts[split]
+    def open_source(self, split: str) -> Source:
+        return self._splits[split]
 
 
 class FFHQ(ImageDataModule):
-    """70,000 aligned faces, of which those from number 60000 on validate (Karras et al. 2019).
+    """70,000 aligned faces; those from number 60000 on validate (Karras et al. 2019).
 
-    They are called by their number, root/00000.png or root/00000/00000.png, in any size. It is not downloaded: it comes
-    from a drive with a quota. Of a copy that holds less of it, `n_val` images are held out as in data/folder.py.
+    Files are named by their number, root/00000.png or root/00000/00000.png, and may have any size. FFHQ is not downloaded,
+    because it lies on a drive with a quota. `n_val` images of an incomplete copy can be held out as in data/folder.py.
     """
 
     classes = ["face"]
 
     def __init__(
-        self,
-        root: str | None = None,
-        n_val: int | None = None,
-        held_out: str = "random",
-        **settings: Any,
+        self, root: str | None, n_val: int | None, held_out: str, **image_settings: Any
     ) -> None:
-        super().__init__(**settings)
-        self.root = describe_folders(root, "data.root", "ffhq")
+        super().__init__(**image_settings)
+        self.root = resolve_folder(root, "data.root", "ffhq")
         files = find_images(self.root)
-        if n_val is not None:
-            parts = hold_out(len(files), n_val, held_out, self.seed)
+        if n_val is None:
+            rows = self._split_by_number(files, root)
         else:
-            if strange := next(
-                (file for file in files if not re.fullmatch(r"\d{5}", file.stem)), None
-            ):
-                raise InputError(
-                    f"{strange} is not called by its five-digit number, which says what split it is of; "
-                    "hold out some images instead with data.n_val=1000"
-                )
-            numbers = np.array([int(file.stem) for file in files])
-            parts = np.flatnonzero(numbers < FIRST_VAL), np.flatnonzero(numbers >= FIRST_VAL)
-            if not all(map(len, parts)):
-                raise InputError(
-                    f"data.root={root} holds {len(parts[0])} images of the numbers 00000 to 59999, which train, and "
-                    f"{len(parts[1])} of those that validate; hold out some of them instead with data.n_val=1000"
-                )
-        self._parts = {
-            split: Files(self.root, [files[i] for i in rows], [0] * len(rows), self.classes)
-            for split, rows in zip(("train", "val"), parts, strict=True)
+            rows = hold_out(len(files), n_val, held_out, self.seed)
+        self._splits = {
+            split: FileSource(self.root, [files[i] for i in part], [0] * len(part), self.classes)
+            for split, part in zip(("train", "val"), rows, strict=True)
         }
 
-    def open(self, split: str) -> Source:
-        return self._parts[split]
+    @staticmethod
+    def _split_by_number(
+        files: list[Path], root: str | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The indices of the training and of the validation files. Raises InputError for other names or an empty split."""
+        unnumbered = [file for file in files if not re.fullmatch(r"\d{5}", file.stem)]
+        if unnumbered:
+            raise InputError(
+                f"{unnumbered[0]} is not called by its five-digit number, which says what split it is of; "
+                "hold out some images instead with data.n_val=1000"
+            )
+        numbers = np.array([int(file.stem) for file in files])
+        train = np.flatnonzero(numbers < FFHQ_FIRST_VAL)
+        val = np.flatnonzero(numbers >= FFHQ_FIRST_VAL)
+        if not len(train) or not len(val):
+            raise InputError(
+                f"data.root={root} holds {len(train)} images of the numbers 00000 to 59999, which train, and "
+                f"{len(val)} of those that validate; hold out some of them instead with data.n_val=1000"
+            )
+        return train, val
+
+    def open_source(self, split: str) -> Source:
+        return self._splits[split]

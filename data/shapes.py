@@ -1,8 +1,8 @@
 """The embedded dataset: one to five shapes on black, a procedural equivalent of PurdueShapes5GAN.
 
-After A. Kak, "Codebook-Based Learning" (Purdue, 2025): rectangle, triangle, disk, oval and star at random places,
-orientations and colours. A shape is turned by sending each of its pixels to its new place, rounded, without
-interpolation, and so it gets the tiny holes that a good tokenizer must reproduce.
+After A. Kak, "Codebook-Based Learning" (Purdue, 2025): rectangles, triangles, disks, ovals and stars in random places,
+orientations and colours. A shape is rotated by moving each of its pixels to its new, rounded place without interpolation.
+This leaves tiny holes, which a good tokenizer must reproduce.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
-from data.source import Read, Source
+from data.source import ImageBatch, Source
 from engine.errors import InputError
 
-MAX_SHAPES = 5  # shapes in one image, at most
-SHAPES_VERSION = 1  # part of the cache's key: raise it when the pixels of an image change
+MAX_SHAPES = 5  # in one image
+SHAPES_VERSION = 1  # part of the cache key: increase it when drawing gives other pixels
 RADIUS = (12.0, 28.0)  # half the extent of a shape, in pixels of a 64x64 image
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
-_SPLITS = {"train": 0, "val": 1}
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
+_SPLIT_STREAMS = {"train": 0, "val": 1}
 
 Array = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def _oval(u: Array, v: Array, r: Array, a: Array) -> NDArray[np.bool_]:
 
 
 def _star(u: Array, v: Array, r: Array, a: Array) -> NDArray[np.bool_]:
-    # A five-pointed star in polar coordinates: its edge is a straight line from each tip to the next notch.
+    # In polar coordinates, the edge of a five-pointed star is a straight line from each tip to the next notch.
     tip, notch, half = r, 0.45 * r, np.pi / 5
     angle = np.abs((np.arctan2(u, v) + half) % (2 * half) - half)
     radius = np.hypot(u, v)
@@ -55,67 +55,69 @@ SHAPES: tuple[Callable[[Array, Array, Array, Array], NDArray[np.bool_]], ...] = 
 )  # fmt: skip
 
 
-def _parameters(seed: int, split: str, indices: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
-    """The number of shapes of each image (n,) and their parameters (n, MOST, 8), each image from its own stream."""
+def _draw_parameters(
+    seed: int, split: str, indices: Sequence[int]
+) -> tuple[NDArray[np.int64], Array]:
+    """The number of shapes of each image (n,) and their parameters (n, MAX_SHAPES, 8), drawn from one stream per image.
+
+    The parameters are uniform in [0, 1): kind, radius, aspect, angle, column, row, hue, brightness.
+    """
     counts = np.empty(len(indices), np.int64)
-    drawn = np.empty((len(indices), MAX_SHAPES, 8), np.float32)
+    parameters = np.empty((len(indices), MAX_SHAPES, 8), np.float32)
     for row, index in enumerate(indices):
-        stream = np.random.default_rng((seed, _SPLITS[split], index))
-        counts[row] = stream.integers(1, MAX_SHAPES + 1)
-        drawn[row] = stream.random((MAX_SHAPES, 8), np.float32)
-    return counts, drawn
+        generator = np.random.default_rng((seed, _SPLIT_STREAMS[split], index))
+        counts[row] = generator.integers(1, MAX_SHAPES + 1)
+        parameters[row] = generator.random((MAX_SHAPES, 8), np.float32)
+    return counts, parameters
 
 
-def draw_image(
+def draw_shapes(
     seed: int, split: str, indices: Sequence[int], size: int = 64
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (n, 3, size, size) and labels (n,), the number of shapes minus one.
 
-    A function of (seed, split, index) alone. The two splits draw from separate streams and share no image.
+    An image depends on (seed, split, index) only. The two splits draw from separate streams and share no image.
     """
-    counts, drawn = _parameters(seed, split, indices)
+    counts, parameters = _draw_parameters(seed, split, indices)
     images = np.empty((len(indices), 3, size, size), np.uint8)
-    block = max(1, 512**2 // size**2)  # as many at a time as stay in a core's cache
+    block = max(1, 512**2 // size**2)  # the number of images that fit into the cache of a core
     for start in range(0, len(indices), block):
-        part = slice(start, start + block)
-        images[part] = _paint(counts[part], drawn[part], size)
+        rows = slice(start, start + block)
+        images[rows] = _paint(counts[rows], parameters[rows], size)
     return images, counts - 1
 
 
-def _paint(counts: NDArray[np.int64], drawn: Array, size: int) -> NDArray[np.uint8]:
-    """Images (n, 3, size, size) of `counts` (n,) shapes with the parameters `drawn` (n, MOST, 8)."""
+def _paint(counts: NDArray[np.int64], parameters: Array, size: int) -> NDArray[np.uint8]:
+    """Images (n, 3, size, size) with `counts` (n,) shapes of these parameters (n, MAX_SHAPES, 8)."""
     unit = size / 64
     reach = int(np.ceil(RADIUS[1] * unit))
     u = np.arange(-reach, reach + 1, dtype=np.float32)
     v = u[:, None]
-    p = drawn.T[
-        ..., None, None
-    ]  # (8, MOST, n, 1, 1) against the (2 reach + 1, 2 reach + 1) of a stencil
+    # (8, MAX_SHAPES, n, 1, 1), to be broadcast against the (2 reach + 1, 2 reach + 1) of a stencil
+    p = parameters.T[..., None, None]
     radius = (RADIUS[0] + p[1] * (RADIUS[1] - RADIUS[0])) * unit
     stencils = np.empty((MAX_SHAPES, len(counts), u.size, u.size), bool)
-    kinds = np.where(
-        np.arange(MAX_SHAPES)[:, None] < counts, (drawn.T[0] * len(SHAPES)).astype(int), -1
-    )
+    present = np.arange(MAX_SHAPES)[:, None] < counts
+    kinds = np.where(present, (parameters.T[0] * len(SHAPES)).astype(int), -1)
     for kind, inside in enumerate(SHAPES):
-        alike = kinds == kind
-        stencils[alike] = inside(u, v, radius[alike], 0.35 + 0.65 * p[2, alike])
-    turn = 2 * np.pi * p[3]
-    cos, sin = np.cos(turn), np.sin(turn)
+        of_kind = kinds == kind
+        stencils[of_kind] = inside(u, v, radius[of_kind], 0.35 + 0.65 * p[2, of_kind])
+    angle = 2 * np.pi * p[3]
+    cos, sin = np.cos(angle), np.sin(angle)
     left, top = (0.12 + 0.76 * p[4:6]) * size
-    margin = int(np.ceil(np.sqrt(2) * reach))  # takes what a turned shape sends over the edge
+    margin = int(np.ceil(np.sqrt(2) * reach))  # for the pixels that rotation moves over the edge
     side = size + 2 * margin
-    canvas = np.zeros(
-        (len(counts), side, side, 4), np.uint8
-    )  # with a spare byte: a pixel is written as one uint32
+    # A spare fourth byte lets a pixel be written as one uint32.
+    canvas = np.zeros((len(counts), side, side, 4), np.uint8)
     pixels = canvas.view(np.uint32).reshape(-1)
     corners = (np.arange(len(counts)) * side + margin) * side + margin
     colours = np.zeros((len(counts), MAX_SHAPES, 4), np.uint8)
-    colours[..., :3] = _colours(drawn[..., 6:8])
-    for slot in range(MAX_SHAPES):  # later shapes lie over earlier ones
+    colours[..., :3] = _to_rgb(parameters[..., 6:8])
+    for slot in range(MAX_SHAPES):  # later shapes cover earlier ones
         rows = np.flatnonzero(counts > slot)
         stencil = stencils[slot, rows]
         area = stencil.sum((1, 2), np.int32)
-        # Row and column as one number, which float32 holds exactly up to 2^24: to 2,000 pixels a side.
+        # Row and column as one number. float32 is exact up to 2^24, which is enough for 2,000 pixels a side.
         place = np.rint(top[slot, rows] + sin[slot, rows] * u + cos[slot, rows] * v) * side
         place += np.rint(left[slot, rows] + cos[slot, rows] * u - sin[slot, rows] * v)
         index = np.repeat(corners[rows], area) + place[stencil].astype(np.intp)
@@ -123,43 +125,44 @@ def _paint(counts: NDArray[np.int64], drawn: Array, size: int) -> NDArray[np.uin
     return canvas[:, margin:-margin, margin:-margin, :3].transpose(0, 3, 1, 2)
 
 
-def _colours(uniform: Array) -> NDArray[np.uint8]:
-    """Hue from the first number, brightness from the second: (..., 2) -> (..., 3), never too dark to be seen on black."""
+def _to_rgb(uniform: Array) -> NDArray[np.uint8]:
+    """Uniform hue and brightness (..., 2) -> RGB (..., 3), never too dark to be visible on black."""
     hue, value = uniform[..., :1] * 6, 0.4 + 0.6 * uniform[..., 1:]
     ramp = np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return np.rint(255 * value * (0.15 + 0.85 * ramp.clip(0, 1))).astype(np.uint8)
 
 
-class Drawn(Source):
-    """n images of a split, drawn when they are asked for."""
+class ShapeSource(Source):
+    """n images of a split, drawn on each access."""
 
-    parallel = False  # `draw` is made of operations too small for two threads
+    use_threads = False  # slower, because numpy's operations are too small here
 
     def __init__(self, n: int, seed: int, split: str) -> None:
         super().__init__(n, {"shapes": SHAPES_VERSION, "seed": seed, "split": split, "n": n})
-        self.seed, self.split = seed, split
+        self.seed = seed
+        self.split = split
 
-    def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
-        images, labels = draw_image(self.seed, self.split, indices, side)
+    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
+        images, labels = draw_shapes(self.seed, self.split, indices, side)
         if channels == 1:
             images = np.rint(np.tensordot(LUMA, images, ([0], [1])))[:, None].astype(np.uint8)
         return images, labels, {}
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        images, labels, _ = self.read([index], side, channels)
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        images, labels, _ = self.read_batch([index], side, channels)
         return images[0], int(labels[0])
 
 
 class Shapes(ImageDataModule):
-    """Shapes on black (see above), drawn in seconds. Label: how many, minus one."""
+    """Shapes on black, drawn in seconds. The label is the number of shapes minus one."""
 
     classes = [f"{n} shape{'s' if n > 1 else ''}" for n in range(1, MAX_SHAPES + 1)]
 
-    def __init__(self, n_train: int = 20_000, n_val: int = 1_000, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, n_train: int, n_val: int, **image_settings: Any) -> None:
+        super().__init__(**image_settings)
         if min(n_train, n_val) < 1:
             raise InputError(f"data.n_train={n_train} and data.n_val={n_val} must be at least 1")
-        self.counts = {"train": n_train, "val": n_val}
+        self.sizes = {"train": n_train, "val": n_val}
 
-    def open(self, split: str) -> Source:
-        return Drawn(self.counts[split], self.seed, split)
+    def open_source(self, split: str) -> Source:
+        return ShapeSource(self.sizes[split], self.seed, split)

@@ -1,4 +1,4 @@
-"""Where the images of a split come from, before any of them is kept."""
+"""Where the images of a split come from, before they are cached."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,56 +8,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Unreadable, decode
+from data.decode import UnreadableImage, decode
 from data.store import fingerprint
 from engine.errors import InputError
 
-Read = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]
+ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
 
 
 class Source(ABC):
-    """n images with labels, each read when it is asked for.
+    """n labelled images, each read by its index.
 
-    `key` is what JSON can write of their content: what is made of the images is made anew when it changes. `shards` are
-    how many images lie in each file, in order, where jumping from file to file is slow. `checked` says that all are
-    read once before training begins, so that nothing broken turns up later; `parallel` that threads may read at once.
+    key                identifies the content, in types that JSON can write; everything computed from the images is computed
+                       anew when it changes
+    shard_sizes        the number of images in each file, in order, if jumping between files is slow; else None
+    checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
+    use_threads        several threads read at the same time; False if that is unsafe or slower
     """
 
-    checked = True
-    parallel = True
-    shards: list[int] | None = None
+    checked_up_front = True
+    use_threads = True
+    shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
-        self.n, self.key = n, key
+        self.n = n
+        self.key = key
 
     def __len__(self) -> int:
         return self.n
 
     @abstractmethod
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        """Image (channels, side, side) and label, -1 where there is none; Unreadable where it is broken."""
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        """Image (channels, side, side) and label, -1 for none. Raises UnreadableImage if the image is broken."""
 
-    def name(self, index: int) -> str:
-        """What a person calls this image."""
+    def image_name(self, index: int) -> str:
+        """The name of an image in messages."""
         return f"image {index}"
 
-    def read(self, indices: Sequence[int], side: int, channels: int) -> Read:
-        """Images (n, channels, side, side), black where they are broken, labels (n,), and what is wrong at which places."""
-        images, labels = (
-            np.zeros((len(indices), channels, side, side), np.uint8),
-            np.full(len(indices), -1),
-        )
+    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
+        """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
+
+        Unreadable images are black and have the label -1.
+        """
+        images = np.zeros((len(indices), channels, side, side), np.uint8)
+        labels = np.full(len(indices), -1)
         faults = {}
         for place, index in enumerate(indices):
             try:
-                images[place], labels[place] = self.one(index, side, channels)
-            except Unreadable as error:
+                images[place], labels[place] = self.read_image(index, side, channels)
+            except UnreadableImage as error:
                 faults[place] = str(error)
         return images, labels, faults
 
 
-class Files(Source):
-    """Image files below `root`, each with the number of its class. Their content is known by path, label, size and time."""
+class FileSource(Source):
+    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file."""
 
     def __init__(
         self,
@@ -67,77 +71,77 @@ class Files(Source):
         classes: Sequence[str],
         stamps: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        self.root, self.files, self.labels, self.classes = (
-            root,
-            list(files),
-            [int(label) for label in labels],
-            list(classes),
-        )
-        self.stamps = list(stamps) if stamps is not None else [stamp(file) for file in self.files]
-        self._above = (
+        self.root = root
+        self.files = list(files)
+        self.labels = [int(label) for label in labels]
+        self.classes = list(classes)
+        self.stamps = list(stamps) if stamps is not None else list(map(file_stamp, self.files))
+        self._root_length = (
             len(str(root / "x")) - 1
-        )  # characters of each path that are not its name below the root
-        listing = [(self.name(i), self.labels[i], *stamp) for i, stamp in enumerate(self.stamps)]
+        )  # characters of each path up to its name below root
+        listing = [
+            (self.image_name(i), self.labels[i], *stamp) for i, stamp in enumerate(self.stamps)
+        ]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
 
-    def part(self, rows: Sequence[int] | NDArray[np.int64]) -> "Files":
-        """Those files alone."""
-        files, labels = [self.files[i] for i in rows], [self.labels[i] for i in rows]
-        return Files(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
+    def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "FileSource":
+        """The files with these indices."""
+        files = [self.files[i] for i in rows]
+        labels = [self.labels[i] for i in rows]
+        return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        if (
-            self.stamps[index][0] == 0
-        ):  # not opened, for it may be a named pipe, which would wait for a writer
-            raise Unreadable("empty file")
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
+        if self.stamps[index][0] == 0:
+            raise UnreadableImage("empty file")
         try:
             with open(self.files[index], "rb", buffering=0) as file:
                 content = file.read()
         except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from error
+            raise UnreadableImage(error.strerror or str(error)) from error
         return decode(content, side, channels), self.labels[index]
 
-    def name(self, index: int) -> str:
-        return str(self.files[index])[
-            self._above :
-        ]  # pathlib's own way takes seconds for a million files
+    def image_name(self, index: int) -> str:
+        # Path.relative_to would take seconds for a million files.
+        return str(self.files[index])[self._root_length :]
 
 
-def stamp(file: Path) -> tuple[int, int]:
-    """Size in bytes and time in nanoseconds."""
+def file_stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes and mtime in nanoseconds; (-1, -1) for a dangling link, which is reported when it is read."""
     try:
-        found = file.stat()
-    except OSError:  # a dangling link: it is named when it is read
+        status = file.stat()
+    except OSError:
         return -1, -1
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
-class SourcePart(Source):
-    """Some images of another source, by their numbers there in rising order."""
+class SourceSubset(Source):
+    """Some images of another source, given by their indices there in rising order."""
 
     def __init__(self, whole: Source, rows: NDArray[np.int64]) -> None:
         super().__init__(len(rows), {"whole": whole.key, "rows": fingerprint(rows.tolist())})
-        self.whole, self.rows, self.checked, self.parallel = (
-            whole,
-            rows,
-            whole.checked,
-            whole.parallel,
-        )
-        if whole.shards is not None:
-            shard = np.repeat(np.arange(len(whole.shards)), whole.shards)
-            self.shards = [n for n in np.bincount(shard[rows]).tolist() if n]
+        self.whole = whole
+        self.rows = rows
+        self.checked_up_front = whole.checked_up_front
+        self.use_threads = whole.use_threads
+        if whole.shard_sizes is not None:
+            shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
+            self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        return self.whole.one(int(self.rows[index]), side, channels)
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+        return self.whole.read_image(int(self.rows[index]), side, channels)
 
-    def name(self, index: int) -> str:
-        return self.whole.name(int(self.rows[index]))
+    def image_name(self, index: int) -> str:
+        return self.whole.image_name(int(self.rows[index]))
 
 
 def hold_out(
     n: int, n_val: int, how: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers, rising, of the images that are for training and of the n_val that are held out: "random" or the "last"."""
+    """Split n images into the rising indices of those that train and of n_val that validate.
+
+    The validation images are "random" ones, drawn by `seed`, or the "last". Raises InputError if a split would be empty.
+    """
     if how not in ("random", "last"):
         raise InputError(f"data.held_out={how} must be random or last")
     if not isinstance(n_val, int) or not 0 < n_val < n:

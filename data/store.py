@@ -1,4 +1,4 @@
-"""Arrays on disk under a key: written whole or not at all, shared by all runs, opened as memory maps."""
+"""A cache of arrays on disk: entries are complete or absent, shared by all runs and opened as memory maps."""
 
 import errno
 import hashlib
@@ -20,24 +20,25 @@ from engine.errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
 Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
-SOON = 2  # seconds after which a person wants to know what a run waits for
+SECONDS_UNTIL_NOTICE = 2  # a run that waits longer than this for another one says so
 
 
 def fingerprint(key: Any) -> str:
-    """Twelve hexadecimal digits of whatever JSON can write; the order of a mapping's keys does not matter."""
+    """A hash of anything that JSON can write, as 12 hexadecimal digits; the order of mapping keys does not matter."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class Entry:
-    """The arrays of `spec` (name -> shape, dtype) under a key, in `folder/name-<fingerprint of key and spec>/`.
+class CacheEntry:
+    """The arrays of `spec` (name -> shape, dtype) for a key, in `folder/name-<fingerprint of key and spec>/`.
 
-    They are filled in a part folder, which gets its final name when it is complete: a killed run leaves nothing that
-    looks finished. Whoever fills holds the lock, so that a second run waits and then reads; the system frees the lock of
-    a killed run.
+    Arrays are filled in a hidden ".part" folder, which is renamed when it is complete, so a killed run leaves nothing that
+    looks finished. The run that fills an entry holds its lock; a second run waits and then reads. The operating system
+    releases the lock of a killed run.
     """
 
     def __init__(self, folder: str | Path, name: str, key: Any, spec: Spec) -> None:
-        self.spec, self.key = spec, key
+        self.spec = spec
+        self.key = key
         self.shapes = {
             array: [*map(int, shape), np.dtype(dtype).str] for array, (shape, dtype) in spec.items()
         }
@@ -46,44 +47,43 @@ class Entry:
         self.lock = FileLock(self.final.with_name(f".{self.final.name}.lock"))
 
     def acquire(self) -> AbstractContextManager[Any]:
-        """The lock, taken now and freed by the `with` that this is for; says so where another run holds it."""
+        """Take the lock, to be used in a `with` statement that releases it. Logs a line if another run holds it for long."""
         try:
             self.final.parent.mkdir(parents=True, exist_ok=True)
             try:
-                return self.lock.acquire(timeout=SOON)
+                return self.lock.acquire(timeout=SECONDS_UNTIL_NOTICE)
             except Timeout:
                 log_line(f"{self.final} is being made by another run; waiting for it")
                 return self.lock.acquire()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._explain(error) from error
 
     def read(self) -> Arrays | None:
-        """The arrays, read-only, or None where there are none or they are damaged, which is said."""
+        """The arrays, read-only, or None if the entry is missing, or damaged, which is logged."""
         if not os.path.exists(self.final / "meta.json"):
             return None
         try:
             arrays: Arrays = {
                 name: np.load(self.final / f"{name}.npy", mmap_mode="r") for name in self.spec
             }
-            meta = self.meta()
-            wrong = [
-                name for name, sum in meta["sums"].items() if zlib.crc32(arrays[name].data) != sum
-            ]
+            meta = self.read_meta()
+            checksums = meta["sums"].items()
+            wrong = [name for name, crc in checksums if zlib.crc32(arrays[name].data) != crc]
             if not wrong and "notes" in meta:
                 return arrays
             reason = f"{wrong[0]}.npy's checksum is wrong" if wrong else "meta.json has no notes"
-        except Exception as error:  # a damaged file can make a reader stumble over anything
+        except Exception as error:  # damaged files make readers raise all kinds of exceptions
             reason = f"{type(error).__name__}: {error}"
         log_line(f"{self.final} is damaged ({reason}); it is made anew")
         return None
 
-    def meta(self) -> dict[str, Any]:
-        """What meta.json says: key, arrays, sums and notes."""
-        found: dict[str, Any] = json.loads((self.final / "meta.json").read_text())
-        return found
+    def read_meta(self) -> dict[str, Any]:
+        """The content of meta.json: key, arrays, sums (checksums) and notes."""
+        meta: dict[str, Any] = json.loads((self.final / "meta.json").read_text())
+        return meta
 
-    def begin(self) -> Arrays:
-        """Empty arrays in the part folder, with room on the disk for all of them."""
+    def create(self) -> Arrays:
+        """Empty arrays in the part folder, with disk space allocated for all of them. Raises InputError if there is none."""
         shutil.rmtree(self.part, ignore_errors=True)
         try:
             self.part.mkdir(parents=True)
@@ -93,32 +93,31 @@ class Entry:
                 )
                 del mapped
                 with (self.part / f"{name}.npy").open("r+b") as file:
-                    if hasattr(
-                        os, "posix_fallocate"
-                    ):  # or a full disk would kill the process when it writes to the map
+                    # Without allocation a full disk would kill the process when it writes to the map.
+                    if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         except OSError as error:
             shutil.rmtree(self.part, ignore_errors=True)
-            raise self._refused(error) from error
-        return self.go_on()
+            raise self._explain(error) from error
+        return self.reopen()
 
-    def go_on(self) -> Arrays:
-        """The part folder's arrays as an earlier `begin`, perhaps of a killed run, left them."""
+    def reopen(self) -> Arrays:
+        """The arrays of the part folder as an earlier run, which may have been killed, left them."""
         return {name: np.load(self.part / f"{name}.npy", mmap_mode="r+") for name in self.spec}
 
-    def publish(self, arrays: Arrays, notes: Any = None, summed: tuple[str, ...] = ()) -> None:
-        """Give the part folder its final name. `notes` go into meta.json, and the checksums of the arrays `summed`."""
+    def publish(self, arrays: Arrays, notes: Any = None, checksummed: tuple[str, ...] = ()) -> None:
+        """Give the part folder its final name. meta.json gets the notes and checksums of the arrays `checksummed`."""
         flush(*arrays.values())
-        sums = {name: zlib.crc32(arrays[name].data) for name in summed}
+        sums = {name: zlib.crc32(arrays[name].data) for name in checksummed}
         meta = {"key": self.key, "arrays": self.shapes, "sums": sums, "notes": notes}
         try:
             (self.part / "meta.json").write_text(json.dumps(meta, indent=2))
-            shutil.rmtree(self.final, ignore_errors=True)  # a damaged one
+            shutil.rmtree(self.final, ignore_errors=True)  # a damaged entry
             os.replace(self.part, self.final)
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._explain(error) from error
 
-    def _refused(self, error: OSError) -> InputError:
+    def _explain(self, error: OSError) -> InputError:
         size = sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.spec.values()
         )
@@ -132,24 +131,26 @@ class Entry:
 
 
 def flush(*mapped: NDArray[Any]) -> None:
-    """Bring memory maps to the disk."""
+    """Write memory maps to disk."""
     for array in mapped:
         array.flush()  # type: ignore[attr-defined]
 
 
-def stored(
+def load_or_fill(
     folder: str | Path, name: str, key: Any, spec: Spec, fill: Callable[[Arrays], Any]
 ) -> tuple[Arrays, Any]:
-    """An entry's arrays and the notes that `fill` returned with them, filled now where no earlier run has."""
-    entry = Entry(folder, name, key, spec)
-    if (found := entry.read()) is None:
+    """The arrays of a cache entry and its notes. `fill` writes the arrays and returns the notes if no earlier run did."""
+    entry = CacheEntry(folder, name, key, spec)
+    arrays = entry.read()
+    if arrays is None:
         with entry.acquire():
-            if (found := entry.read()) is None:  # nobody made it while we waited
+            arrays = entry.read()  # another run may have filled it while this one waited
+            if arrays is None:
                 try:
-                    arrays = entry.begin()
-                    entry.publish(arrays, fill(arrays))
+                    new = entry.create()
+                    entry.publish(new, fill(new))
                 finally:
                     shutil.rmtree(entry.part, ignore_errors=True)
-                found = entry.read()
-    assert found is not None
-    return found, entry.meta()["notes"]
+                arrays = entry.read()
+    assert arrays is not None
+    return arrays, entry.read_meta()["notes"]

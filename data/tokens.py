@@ -1,4 +1,4 @@
-"""Codes instead of images: what stage 2 trains on, and what other programs may be given."""
+"""Codes instead of images: the data of stage 2, and its export for other programs."""
 
 import os
 from pathlib import Path
@@ -8,20 +8,21 @@ import numpy as np
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from data.loading import ArraySamples, BatchDataModule
+from data.loading import BatchDataModule
+from data.samples import ArraySamples
 from engine.errors import InputError
 
-FORMATS = ("npz", "safetensors")
+EXPORT_FORMATS = ("npz", "safetensors")
 
 
 class CodeDataModule(BatchDataModule):
-    """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K), label (B,) int64."""
+    """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K); label (B,) int64."""
 
     def __init__(self, train: ArraySamples, val: ArraySamples, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, num_workers=0, seed=seed)
         self.codes = {"train": train, "val": val}
 
-    def load(self, split: str) -> ArraySamples:
+    def load_samples(self, split: str) -> ArraySamples:
         return self.codes[split]
 
     def on_after_batch_transfer(
@@ -31,11 +32,11 @@ class CodeDataModule(BatchDataModule):
         return indices.long(), labels
 
 
-def export(samples: ArraySamples, meta: dict[str, Any], file: Path) -> Path:
-    """A split's codes for other programs: arrays `indices` and `labels`, and `meta` about them.
+def export_codes(samples: ArraySamples, metadata: dict[str, Any], file: Path) -> Path:
+    """Write the codes of a split for other programs: arrays `indices` and `labels`, and `metadata` about them.
 
-    By the file's ending .npz, in which meta are arrays too, or .safetensors, in which they are its metadata, as text. The
-    file is written whole or not at all.
+    The suffix of the file decides on the format: .npz holds the metadata as arrays, .safetensors as text. The file is
+    complete or absent. Raises InputError if it cannot be written.
     """
     arrays = {
         "indices": np.ascontiguousarray(samples.values),
@@ -45,11 +46,12 @@ def export(samples: ArraySamples, meta: dict[str, Any], file: Path) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".npz":
+            extra: dict[str, Any] = {name: np.asarray(value) for name, value in metadata.items()}
             with part.open("wb") as opened:
-                facts: dict[str, Any] = {name: np.asarray(value) for name, value in meta.items()}
-                np.savez(opened, **arrays, **facts)  # type: ignore[arg-type]
+                np.savez(opened, **arrays, **extra)  # type: ignore[arg-type]
         else:
-            save_file(arrays, part, metadata={name: str(value) for name, value in meta.items()})
+            text = {name: str(value) for name, value in metadata.items()}
+            save_file(arrays, part, metadata=text)
         os.replace(part, file)
     except OSError as error:
         raise InputError(

@@ -16,6 +16,7 @@ RENAMED_KEYS = {  # old key -> new last part; a key matches where its last parts
     "sampler.given": "init_image",
     "sampler.choice": "choice_temperature",
     "beside": "compare_to",
+    "prune.least": "min_others",
 }
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
@@ -30,6 +31,7 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
     "vqgan.callbacks.prune.Prune": "engine.callbacks.pruning.Prune",
     "vqgan.clock.Schedule": "engine.clock.Schedule",
     "vqgan.losses.perceptual.Features": "vqgan.losses.perceptual.DiscriminatorFeatures",
+    "vqgan.quantizers.base.Anneal": "vqgan.quantizers.anneal.Anneal",
     "vqgan.report.stage.report": "evaluation.report.stage.report",
     "vqgan.run.wandb_logger": "engine.loggers.make_wandb_logger",
     "vqgan.series.Series": "engine.loggers.CSVSeries",

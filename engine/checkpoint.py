@@ -1,4 +1,4 @@
-"""How an object gets into a file and back, strictly and safely."""
+"""Checkpoint files: written whole or not at all, checked, read strictly and without running code."""
 
 import os
 import zipfile
@@ -8,59 +8,61 @@ from typing import Any, TypeVar
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from lightning.fabric.plugins import CheckpointIO
+from omegaconf import OmegaConf
 
 from engine.aliases import upgrade_config
 from engine.console import log_line
 from engine.errors import InputError
+from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS
 from engine.trust import check_trusted
 
 Built = TypeVar("Built")
 
-FORMAT = 1  # raise it when an older program could not read the file
-
+FORMAT = 1  # to be raised when an older program could not read the file
 AVERAGE = "average"  # the key of the averaged weights
-
-LAST = Path("checkpoints") / "last.ckpt"  # to go on with
-
-PREVIOUS = Path("checkpoints") / "previous.ckpt"  # the one before, for when the last is damaged
-
-BEST = Path("checkpoints") / "best.ckpt"  # to be used, where a run looks for it
 
 
 def checkpoint_files(ckpt: str | Path) -> list[Path]:
-    """The checkpoint files of a run folder that there are, the best before the last and its predecessor, or the file itself."""
+    """The checkpoints in a run folder, best first, then the last and its predecessor; or the file itself.
+
+    Raises InputError if there are none.
+    """
     path = Path(ckpt).expanduser()
-    wanted = [path / BEST, path / LAST, path / PREVIOUS] if path.is_dir() else [path]
-    found = [file for file in wanted if file.is_file()]
-    if not found:
-        file = path / LAST if path.is_dir() else path
+    candidates = [path / BEST, path / LAST, path / PREVIOUS] if path.is_dir() else [path]
+    files = [file for file in candidates if file.is_file()]
+    if not files:
+        missing = path / LAST if path.is_dir() else path
         raise InputError(
-            f"ckpt={ckpt} has no checkpoint ({file} is missing); give a run folder such as runs/vqgan/shapes, or a file"
+            f"ckpt={ckpt} has no checkpoint ({missing} is missing); "
+            "give a run folder such as runs/vqgan/shapes, or a file"
         )
-    return found
+    return files
 
 
 def find_checkpoint(ckpt: str | Path) -> Path:
-    """The checkpoint file of a run folder, the best where it is kept, or the file itself."""
+    """The checkpoint to use from a run folder, the best if it has one; or the file itself."""
     return checkpoint_files(ckpt)[0]
 
 
 def find_damage(file: Path) -> str | None:
-    """What is wrong with a file that torch.save has written: it is a zip with a checksum of each part, at which torch.load
-    does not look."""
+    """What is wrong with a file that torch.save wrote; None if it is sound.
+
+    The file is a zip with a checksum of each part, which torch.load does not compare.
+    """
     try:
         with zipfile.ZipFile(file) as parts:
-            wrong = parts.testzip()
-        return wrong and f"the checksum of {wrong} is wrong"
-    except Exception as error:  # damage can make a reader stumble over anything
+            corrupt = parts.testzip()
+        return corrupt and f"the checksum of {corrupt} is wrong"
+    except Exception as error:  # a corrupt file can raise anything
         return f"{type(error).__name__}: {error}"
 
 
 def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
-    """A checkpoint of one of these stages as plain containers and tensors on the CPU; reading it runs no code of the file.
+    """A checkpoint of one of these stages as plain containers and tensors on the CPU; reading it runs no code.
 
-    Of a run folder the next file is taken where one is damaged, which is said."""
+    Falls back to the next checkpoint of a run folder if one is corrupt, and reports it.
+    """
     wanted = " or ".join(f"stage={stage}" for stage in stages)
     files = checkpoint_files(ckpt)
     sound = next((file for file in files if find_damage(file) is None), None)
@@ -69,18 +71,19 @@ def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
             f"{files[0]} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"
         )
     if sound != files[0]:
-        log_line(f"{files[0]} is damaged ({find_damage(files[0])}): {sound} is used in its place")
+        log_line(f"{files[0]} is damaged ({find_damage(files[0])}): {sound} is used instead")
     try:
         checkpoint: dict[str, Any] = torch.load(sound, map_location="cpu", weights_only=True)
         header = checkpoint["codegrid"]
         header["config"] = upgrade_config(header["config"])
-    except Exception as error:  # of what can be in a file that is not ours, no list is complete
+    except Exception as error:  # a file from elsewhere can raise anything
         raise InputError(
             f"{sound} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"
         ) from error
     if header["format"] > FORMAT:
         raise InputError(
-            f"{sound} has format {header['format']}, this program reads up to {FORMAT}; update Codegrid"
+            f"{sound} has format {header['format']}, this program reads up to {FORMAT}; "
+            "update Codegrid"
         )
     if header["stage"] not in stages:
         raise InputError(
@@ -90,65 +93,64 @@ def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
 
 
 def find_resumable(folder: Path) -> Path:
-    """The checkpoint that a run goes on from: the last, or the one before where it is missing or damaged.
+    """The checkpoint that a run resumes from: the last, or the one before if that is missing or corrupt.
 
-    A damaged one is set aside as damaged.ckpt, or the next save would take it for a good one and put it in the place of its
-    predecessor."""
-    last, previous = folder / LAST, folder / PREVIOUS
-    wrong = find_damage(last) if last.is_file() else "it is missing"
-    if wrong is None:
+    A corrupt one is set aside as damaged.ckpt, or the next save would keep it as the good predecessor.
+    """
+    last = folder / LAST
+    previous = folder / PREVIOUS
+    damage = find_damage(last) if last.is_file() else "it is missing"
+    if damage is None:
         return last
     if not previous.is_file() or find_damage(previous):
         if not last.is_file() and not previous.is_file():
             raise InputError(
-                f"{folder} has no checkpoint to go on from, for it ended before its first; start the run again "
-                "with the command in its card.md"
+                f"{folder} has no checkpoint to resume from, for it ended before its first; "
+                f"start the run again with the command in its {CARD}"
             )
         raise InputError(
-            f"{last} is damaged ({wrong}), and {previous} can't take its place; start the run again"
+            f"{last} is damaged ({damage}), and {previous} can't take its place; start the run again"
         )
-    log_line(f"{last} can't be used ({wrong}): the run goes on from {previous}")
+    log_line(f"{last} can't be used ({damage}): the run resumes from {previous}")
     with suppress(FileNotFoundError):  # missing, or another process of this run was first
-        os.replace(last, last.with_name("damaged.ckpt"))
+        os.replace(last, folder / DAMAGED)
     return previous
 
 
-def make_header(stage: str, config: DictConfig) -> dict[str, Any]:
-    """What makes a checkpoint speak for itself: its format, its stage and the resolved config as a plain dict."""
-    return {
-        "format": FORMAT,
-        "stage": stage,
-        "config": OmegaConf.to_container(config, resolve=True),
-    }
+def make_header(stage: str, config: Any) -> dict[str, Any]:
+    """What makes a checkpoint speak for itself: its format, its stage and the resolved config, a plain dict."""
+    return {"format": FORMAT, "stage": stage, "config": config}
 
 
 def build_trusted(config: Any, kind: type[Built]) -> Built:
-    """Instantiate a config that came from a checkpoint, a plain dict: this project's own classes and nothing else; what comes
-    of it must be of this kind."""
-    if isinstance(config, DictConfig):  # of the command itself, where a value may stand for another
+    """Instantiate a config that may come from a checkpoint: only this project's own classes.
+
+    Raises InputError if the config asks for anything else, or makes something that is not a `kind`.
+    """
+    if OmegaConf.is_config(config):  # the command's own, which may refer to other values
         config = OmegaConf.to_container(config, resolve=True)
     check_trusted(config, "the checkpoint")
-    made = instantiate(config)
-    if not isinstance(made, kind):
+    built = instantiate(config)
+    if not isinstance(built, kind):
         raise InputError(
-            f"the checkpoint has {config['_target_']} for a {kind.__name__.lower()}; don't trust the file"
+            f"the checkpoint has {config['_target_']} for a {kind.__name__.lower()}; "
+            "don't trust the file"
         )
-    return made
+    return built
 
 
 def substate(state: dict[str, Any], name: str) -> dict[str, Any]:
     """The entries of a state dict under `name.`, without that prefix."""
-    return {
-        key.removeprefix(f"{name}."): value
-        for key, value in state.items()
-        if key.startswith(f"{name}.")
-    }
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
 
 
 def save_atomically(content: Any, file: Path, previous: Path | None = None) -> None:
-    """torch.save that leaves either the complete new file or the old one, on the disk for good; the old one may be kept.
+    """torch.save that leaves either the complete new file or the old one, flushed to the disk.
 
-    With `previous`, between two renames there is no `file` for a moment, but `previous` is whole."""
+    With `previous` the old file is kept under that name. Between the two renames there is no `file` for a moment, but
+    `previous` is complete.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     try:
@@ -159,17 +161,49 @@ def save_atomically(content: Any, file: Path, previous: Path | None = None) -> N
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()  # it may be what fills the disk
-        if isinstance(error, RuntimeError) and isinstance(
-            error.__context__, OSError
-        ):  # torch's writer stumbles on over a full disk
-            raise error.__context__ from None
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch's writer hides the full disk
         raise
     if previous is not None and file.exists():
         os.replace(file, previous)
     os.replace(temporary, file)
-    with suppress(OSError):  # some file systems of clusters don't sync folders
+    with suppress(OSError):  # some cluster file systems can't sync folders
         folder = os.open(file.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # or the names may be lost with the power
+            os.fsync(folder)  # or a power failure may lose the names
         finally:
             os.close(folder)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's checkpoint plugin: writes with save_atomically, keeping the file before; reads without running code.
+
+    An OSError is kept for `take_error` instead of raised: Lightning waits for all ranks after a save, and only the main
+    one writes.
+    """
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        file = Path(path)
+        try:
+            save_atomically(checkpoint, file, file.with_name(PREVIOUS.name))
+        except OSError as error:
+            self._error = error
+
+    def take_error(self) -> OSError | None:
+        """The error of the last save, once; None if it succeeded."""
+        error, self._error = self._error, None
+        return error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)

@@ -10,14 +10,14 @@ Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (
 
 @dataclass(frozen=True)
 class Now:
-    """`step`, the generator's updates so far, and `progress`, the share of the run that is over, 0 to 1."""
+    """`step`, the model's updates so far, and `progress`, the share of the run that is over, 0 to 1."""
 
     step: int
     progress: float
 
 
 class Budget:
-    """`max_steps` updates or `max_minutes` of training, whichever ends first; at least one of them.
+    """`max_steps` updates or `max_minutes` of training, whichever ends first; at least one of them is set.
 
     Under max_minutes the schedules follow the clock: the learning rate reaches its end when the time does, on any
     hardware. Such a run can be resumed, but not repeated to the bit.
@@ -29,10 +29,11 @@ class Budget:
         for name, value in (("max_steps", max_steps), ("max_minutes", max_minutes)):
             if value is not None and (not isinstance(value, int | float) or value <= 0):
                 raise InputError(f"trainer.{name}={value} must be a number above 0")
-        self.max_steps, self.max_minutes = max_steps, max_minutes
+        self.max_steps = max_steps
+        self.max_minutes = max_minutes
 
     def now(self, step: int, seconds: float) -> Now:
-        """Where a run is after so many updates and so many seconds of training."""
+        """Where a run is after `step` updates and `seconds` of training."""
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
         return Now(step, min(1.0, max(by_steps, by_time)))
@@ -41,10 +42,11 @@ class Budget:
 class Schedule:
     """Learning-rate factor: a linear warm-up over `warmup` steps, then a cosine from 1 down to `floor` at the end."""
 
-    def __init__(self, warmup: int = 100, floor: float = 0.02) -> None:
+    def __init__(self, warmup: int, floor: float) -> None:
         check_int("schedule.warmup", warmup, 0, "step")
         check_range("schedule.floor", floor, 0, 1)
-        self.warmup, self.floor = warmup, floor
+        self.warmup = warmup
+        self.floor = floor
 
     def __call__(self, now: Now) -> float:
         rise = min(1.0, (now.step + 1) / self.warmup) if self.warmup else 1.0

@@ -16,43 +16,22 @@ from engine.errors import InputError
 from engine.sweep import sweep_folder
 
 GIB = 2**30
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
 
 def read_overrides() -> list[str]:
-    """What this command line said, as "key=value"."""
+    """The settings on this command line, each as "key=value"."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def resident_memory() -> float:
-    """GiB of memory that this process holds; where the system does not tell (it is not Linux), the most that it has held."""
-    pages = Path("/proc/self/statm")
-    if pages.exists():
-        return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB  # bytes, as macOS has it
-
-
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
 
 def describe_origin() -> dict[str, Any]:
     """Where a result comes from: command line, git revision, versions, machine."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    swept = sweep_folder()
+    sweep = sweep_folder()
+    command = ["train.py", *read_overrides()] if sweep else sys.argv  # each point has its own
     return {
-        "command": shlex.join(
-            ["train.py", *read_overrides()] if swept else sys.argv
-        ),  # of a sweep's points each has its own
-        "sweep": str(swept) if swept else None,
-        "git": git.stdout.strip() or None,
+        "command": shlex.join(command),
+        "sweep": str(sweep) if sweep else None,
+        "git": git_revision(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
@@ -63,22 +42,30 @@ def describe_origin() -> dict[str, Any]:
     }
 
 
+def git_revision() -> str | None:
+    """The revision of this program's code, with -dirty if files differ from it; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
 def processor_name() -> str:
-    """The processor's name, as far as the system tells."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    """The processor's name, as far as the system knows it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), "") or platform.processor() or platform.machine()
 
 
-def best_precision() -> str:
-    """bf16 autocast where the hardware computes in bf16, else float32: emulated bf16 is three times slower than float32."""
-    if torch.cuda.is_available():
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-        )
-    found = torch.cpu.get_capabilities()
-    return "bf16-mixed" if found.get("avx512_bf16") or found.get("amx_bf16") else "32-true"
+def resident_memory() -> float:
+    """GiB of memory that this process holds; on systems other than Linux, the most it has held so far."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB  # in bytes on macOS
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -90,6 +77,16 @@ def find_device(accelerator: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
-def autocast(where: torch.device) -> torch.autocast:
-    """The precision that training chooses by itself, for what runs outside Lightning's trainer."""
-    return torch.autocast(where.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
+def best_precision() -> str:
+    """bf16 autocast where the hardware computes in bf16, else float32: emulated bf16 is three times slower than float32."""
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        features = torch.cpu.get_capabilities()
+        has_bf16 = bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """The precision that training chooses by itself, for code that runs outside Lightning's Trainer."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")

@@ -1,4 +1,4 @@
-"""Weights, gradients and the optimizer's state in shares, one a rank: FSDP2 (Zhao et al. 2023), after ZeRO's third stage
+"""Weights, gradients and optimizer state sharded over ranks: FSDP2 (Zhao et al. 2023), after ZeRO's third stage
 (Rajbhandari et al. 2020)."""
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,29 +9,43 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from engine.distributed import is_main
 
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, but for micro-batches, of which only the last shares gradients here, and for checkpoints,
-    which are those of one process: a run goes on with any number of ranks, sharded or not.
+    """Lightning's strategy for FSDP2, with two differences: of several micro-batches only the last exchanges gradients, and
+    checkpoints are those of one process, so a run resumes with any number of ranks, sharded or not.
 
-    Lightning's own numbers an optimizer's state as the model has its parameters. An optimizer that has them in groups, by
-    weight decay, would get the moments of others.
+    Lightning numbers an optimizer's state in the order of the model's parameters. An optimizer with parameter groups, by
+    weight decay, would get the moments of other parameters; here they are numbered in the optimizer's order.
     """
 
-    def __init__(self, world: int) -> None:
+    def __init__(self, world_size: int) -> None:
         super().__init__(
-            data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=world_size,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
         )
 
     def shard(self, model: nn.Module, parts: Iterable[nn.Module]) -> None:
-        """Leave each rank its share of every parameter, along the first dimension. The parameters of a part are whole while it
-        runs, the others while the model does. A model without any, or one that is sharded already, stays as it is."""
+        """Leave each rank its shard of every parameter, along the first dimension.
+
+        The parameters of a part are gathered while it runs, the others while the model does. A model without parameters,
+        or one that is sharded already, stays as it is.
+        """
         if isinstance(model, FSDPModule) or next(model.parameters(), None) is None:
             return
         for part in (*parts, model):
@@ -48,7 +62,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        return False  # at the moment at which all other strategies do
+        return False  # at the same moment as all other strategies
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -57,7 +71,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Mapped, not read: each rank takes its share from the disk."""
+        """Memory-mapped, not read: each rank takes its shards from the disk."""
         checkpoint: dict[str, Any] = torch.load(
             checkpoint_path, map_location="cpu", mmap=True, weights_only=True
         )
@@ -65,86 +79,94 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return full_state(self.lightning_module.state_dict())
+        return get_model_state_dict(self.lightning_module, options=FULL)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
-        own = self.lightning_module.state_dict()
-        shares = {
-            name: shard_like(value, own[name]) if name in own else value
-            for name, value in checkpoint["state_dict"].items()
-        }
-        self.lightning_module.load_state_dict(shares, strict=strict)
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=options)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return full_state(optimizer.state_dict())
+        """The whole state on the main rank, its parameters numbered as in a plain optimizer.state_dict()."""
+        assert self.lightning_module is not None
+        named: Any = get_optimizer_state_dict(self.lightning_module, optimizer, options=FULL)
+        if not is_main():
+            return {}
+        names = [name for group in named["param_groups"] for name in group["params"]]
+        numbers = {name: number for number, name in enumerate(names)}
+        groups = [
+            {**group, "params": [numbers[name] for name in group["params"]]}
+            for group in named["param_groups"]
+        ]
+        state = {numbers[name]: values for name, values in named["state"].items()}
+        return {"state": state, "param_groups": groups}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, told in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            numbers = [number for group in told["param_groups"] for number in group["params"]]
-            own = dict(
-                zip(
-                    numbers,
-                    (p for group in optimizer.param_groups for p in group["params"]),
-                    strict=True,
-                )
+        assert self.lightning_module is not None
+        names = {p: name for name, p in self.lightning_module.named_parameters()}
+        for optimizer, numbered in zip(
+            self.optimizers, checkpoint["optimizer_states"], strict=True
+        ):
+            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            groups = [
+                {**group, "params": [order[number] for number in group["params"]]}
+                for group in numbered["param_groups"]
+            ]
+            state = {order[number]: values for number, values in numbered["state"].items()}
+            set_optimizer_state_dict(
+                self.lightning_module,
+                optimizer,
+                {"state": state, "param_groups": groups},
+                options=StateDictOptions(full_state_dict=True),
             )
-            state = {
-                number: {name: shard_like(value, own[number]) for name, value in values.items()}
-                for number, values in told["state"].items()
-            }
-            optimizer.load_state_dict({**told, "state": state})
 
 
 def sharded_parts(module: nn.Module) -> list[FSDPModule]:
-    """The parts of a module that are sharded one by one; none of one that every rank has whole."""
+    """The parts of a module that are sharded one by one; none if every rank holds the whole module."""
     return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def unshard(model: nn.Module) -> None:
-    """Give every rank all of the model's weights until `reshard`: then it runs without the other ranks, as often as it may."""
+    """Give every rank all of the model's weights until `reshard`: it then runs without the other ranks, as often as needed."""
     for part in sharded_parts(model):
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
 
 
 def reshard(model: nn.Module) -> None:
-    """Leave every rank its share alone, as before `unshard`."""
+    """Leave every rank its shards alone, as before `unshard`."""
     for part in sharded_parts(model):
-        part.set_reshard_after_forward(
-            part is not model, recurse=False
-        )  # backward begins with what the model itself has
+        is_inner = part is not model  # the backward pass begins with what the model itself holds
+        part.set_reshard_after_forward(is_inner, recurse=False)
         part.reshard()
 
 
-def full_state(state: Any) -> Any:
-    """The same containers with whole tensors for shares, on the CPU of the first rank; on the others None, and no more than one
-    whole tensor at a time. All ranks must ask."""
-    if isinstance(state, dict):
-        return {name: full_state(value) for name, value in state.items()}
-    if isinstance(state, list):
-        return [full_state(value) for value in state]
-    if isinstance(state, DTensor):
-        whole = full_tensor(state)
-        return whole.cpu() if is_main() else None
-    return state
+def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+    """Tensors by name with whole tensors for shards: on the main rank's CPU, None on the others. All ranks must call it."""
+    gathered: dict[str, Tensor | None] = {}
+    for name, value in state.items():  # no more than one whole tensor at a time
+        if isinstance(value, DTensor):
+            whole = value.full_tensor()
+            gathered[name] = whole.cpu() if is_main() else None
+        else:
+            gathered[name] = value
+    return gathered
 
 
-def shard_like(value: Any, like: Tensor) -> Any:
-    """Of a whole tensor the share that this rank has of `like`, on its device; what is not shared is the value itself."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard of a whole tensor, placed as `like`; the value itself if `like` is not sharded."""
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
-    part = distribute_tensor(
-        value, like.device_mesh, like.placements, src_data_rank=None
-    )  # without asking other ranks
-    return part.clone()  # or it would keep the whole in memory
+    # Without src_data_rank=None the ranks would exchange it.
+    shard = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return shard.clone()  # or it would keep the whole tensor in memory
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """What all ranks have of x together; all must ask."""
+    """The whole of x from all ranks' shards; all must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def local_shard(x: Tensor) -> Tensor:
-    """What this rank has of x, in the same memory."""
+    """This rank's shard of x, in the same memory."""
     return x.to_local() if isinstance(x, DTensor) else x

@@ -1,4 +1,4 @@
-"""The figures of a run in its loggers: one series from its first step to its last, however often it was ended and resumed."""
+"""The figures of a run in its loggers: one series from its first step to its last, however often it was resumed."""
 
 import csv
 import io
@@ -6,8 +6,7 @@ import netrc
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,64 +17,45 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from engine.card import CARD, write_card
+from engine.card import write_card
 from engine.console import best_effort_write, log_line
 from engine.distributed import is_main
+from engine.folder import CARD, CSV
+from engine.lightning_doors import logged_step
 from engine.sweep import sweep_folder
 
 
-def logger_step(trainer: L.Trainer) -> int:
-    """The step at which Lightning gives the figures of this validation to the loggers, that of the batch before it."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def log_histogram(trainer: L.Trainer, counts: Tensor, name: str) -> None:
-    """Hand counts (n,) to every logger that takes histograms, in neighbouring groups where there are more than it takes."""
-    import wandb
-
-    step = logger_step(trainer)
-    groups = counts.tensor_split(min(len(counts), wandb.Histogram.MAX_LENGTH))
-    heights, edges = (
-        torch.stack([group.sum() for group in groups]).numpy(),
-        np.cumsum([0, *map(len, groups)]),
-    )
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_metrics({name: wandb.Histogram(np_histogram=(heights, edges))}, step)  # type: ignore[dict-item]
-        elif isinstance(logger, TensorBoardLogger):
-            middles, n = (edges[1:] + edges[:-1]) / 2, heights.sum()
-            moments = (heights * middles).sum(), (heights * middles**2).sum()
-            logger.experiment.add_histogram_raw(
-                name, 0, len(counts), n, *moments, edges[1:].tolist(), heights.tolist(), step
-            )
-
-
-@contextmanager
 def open_loggers(
-    config: DictConfig, folder: Path, tags: Sequence[str] = ()
-) -> Iterator[list[Logger]]:
-    """The loggers that the config names, writing below `folder`, closed at the end whatever happens; those that know runs by
-    an id and find them by tags are told these of this run."""
-    made: list[Logger] = []
-    failed = True
-    try:
-        for logger in (config.logger or {}).values() if is_main() else ():
-            own = {"id": config.id, "job_type": config.stage}
-            more = {**own, "tags": [*logger.tags, *tags]} if "tags" in logger else {}
-            made.append(instantiate(logger, save_dir=str(folder), **more))
-            made[-1].log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-        yield made
-        failed = False
-    finally:
-        if any(isinstance(logger, WandbLogger) for logger in made):
-            import wandb
+    described: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    folder: Path,
+    tags: Sequence[str],
+) -> list[Logger]:
+    """The loggers that a config's `logger` describes, writing below `folder`; none on ranks other than the main one.
 
-            wandb.finish(
-                exit_code=int(failed)
-            )  # or the next run of a sweep would write into this one
+    A logger that takes tags also gets the run's id and stage, and `tags` beside its own. All get the run's `settings`,
+    resolved.
+    """
+    loggers: list[Logger] = []
+    for description in (described or {}).values() if is_main() else ():
+        more: dict[str, Any] = {}
+        if "tags" in description:
+            more = {"id": settings["id"], "job_type": settings["stage"]}
+            more["tags"] = [*description["tags"], *tags]
+        logger = instantiate(description, save_dir=str(folder), **more)
+        logger.log_hyperparams(settings)
+        loggers.append(logger)
+    return loggers
+
+
+def close_loggers(loggers: Iterable[Logger], failed: bool) -> None:
+    """Close what has to be closed; `failed` is whether the run broke off."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish(exit_code=int(failed))  # or the next run of a sweep would log into this one
 
 
 def make_wandb_logger(
@@ -86,28 +66,30 @@ def make_wandb_logger(
     group: str | None = None,
     tags: Sequence[str] = (),
 ) -> WandbLogger:
-    """Weights & Biases: online where an account is configured and can be reached, else offline; never a question on the
-    terminal. Runs of a sweep are in the group of its folder's name."""
+    """Weights & Biases: online if an account is configured and can be reached, else offline; never asks on the terminal.
+
+    The runs of a sweep are grouped under the name of its folder.
+    """
     import wandb
 
-    account = "WANDB_API_KEY" in os.environ or _in_netrc(
-        urlparse(wandb.Settings().base_url).hostname or ""
-    )
-    mode = os.environ.get("WANDB_MODE", "online" if account else "offline")
-    if mode == "online" and not account:  # or wandb would ask for one
+    host = urlparse(wandb.Settings().base_url).hostname or ""
+    has_account = "WANDB_API_KEY" in os.environ or _in_netrc(host)
+    mode = os.environ.get("WANDB_MODE", "online" if has_account else "offline")
+    if mode == "online" and not has_account:  # or wandb would ask for one
         log_line(
-            "WANDB_MODE=online, but no account is configured (`wandb login` does that): the run is logged offline"
+            "WANDB_MODE=online, but no account is configured (`wandb login` does that): "
+            "the run is logged offline"
         )
         mode = "offline"
-    swept = sweep_folder()
+    sweep = sweep_folder()
 
     def begin(mode: str) -> Any:
         run = wandb.init(
             project=project,
             id=id,
-            resume="allow",  # online the run of this id goes on; offline there is a second folder, which `wandb sync` joins to it
+            resume="allow",  # offline a resumed run gets a second folder, which `wandb sync` joins to it
             job_type=job_type,
-            group=group or (swept.name if swept else None),
+            group=group or (sweep.name if sweep else None),
             tags=list(tags),
             name="/".join(Path(save_dir).parts[-2:]),
             dir=save_dir,
@@ -126,10 +108,11 @@ def make_wandb_logger(
             run = begin(mode)
         except wandb.errors.CommError as error:
             log_line(
-                f"W&B can't be used ({' '.join(str(error).split())}): the run is logged offline, and `wandb sync` uploads it"
+                f"W&B can't be used ({' '.join(str(error).split())}): "
+                "the run is logged offline, and `wandb sync` uploads it"
             )
             os.environ["WANDB_MODE"] = "offline"  # the next run of a sweep need not wait again
-            wandb.teardown()  # or it would hold that the id is taken
+            wandb.teardown()  # or it would consider the id taken
             run = begin("offline")
     return StepWandbLogger(project=project, save_dir=save_dir, experiment=run)
 
@@ -141,38 +124,61 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
+def log_histogram(trainer: L.Trainer, counts: Tensor, name: str) -> None:
+    """Give counts (n,) to every logger that takes histograms, summed over neighbours if there are more than it takes."""
+    import wandb
+
+    step = logged_step(trainer)
+    groups = counts.tensor_split(min(len(counts), wandb.Histogram.MAX_LENGTH))
+    heights = torch.stack([group.sum() for group in groups]).numpy()
+    edges = np.cumsum([0, *map(len, groups)])
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            histogram = wandb.Histogram(np_histogram=(heights, edges))
+            logger.log_metrics({name: histogram}, step)  # type: ignore[dict-item]
+        elif isinstance(logger, TensorBoardLogger):
+            centres = (edges[1:] + edges[:-1]) / 2
+            total = heights.sum()
+            moments = (heights * centres).sum(), (heights * centres**2).sum()
+            logger.experiment.add_histogram_raw(
+                name, 0, len(counts), total, *moments, edges[1:].tolist(), heights.tolist(), step
+            )
+
+
 @rank_zero_only
-def log_card(folder: Path, figures: dict[str, Any], made: Sequence[Logger], outcome: str) -> None:
-    """Write the run's card and give it, and the figures, to the loggers that take such things."""
+def log_card(
+    folder: Path, figures: Mapping[str, Any], loggers: Sequence[Logger], outcome: str
+) -> None:
+    """Write the run's card, and give it and the figures to the loggers that take such things."""
     card = folder / CARD
     with best_effort_write(card):
         write_card(folder, figures, outcome)
-    for logger in made if card.is_file() else ():
+    for logger in loggers if card.is_file() else ():
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("card", card.read_text())
         elif isinstance(logger, WandbLogger) and not logger.experiment.disabled:
             run = logger.experiment
-            run.summary.update(figures)
+            run.summary.update(dict(figures))
             copy = shutil.copy(
                 card, run.dir
-            )  # by itself W&B would link to it, and the link break when the folder moves
+            )  # W&B would link to it, and moving the folder breaks the link
             run.save(copy, base_path=run.dir, policy="now")
 
 
 class CSVSeries(Logger):
-    """Writes csv/version_0/metrics.csv, a row for each point that is logged, with one column for each name.
+    """Writes csv/version_0/metrics.csv: one row per logged point, one column per name.
 
-    Lightning's own CSVLogger begins another file when a run is resumed, and loses the first where it is killed while it puts
-    in a new column. Here rows are added at the end, and a new column is a new file that is renamed. Where the file can't be
-    written the rows are kept for the next try, and the run goes on.
+    Lightning's CSVLogger starts another file when a run is resumed, and loses the first if it is killed while it adds a
+    column. Here rows are appended, and a new column means a new file that is renamed. If the file can't be written, the
+    rows are kept for the next attempt, and the run continues.
     """
 
-    def __init__(self, save_dir: str, name: str = "csv") -> None:
+    def __init__(self, save_dir: str, name: str = CSV.parts[0]) -> None:
         super().__init__()
-        self.file = Path(save_dir) / name / "version_0" / "metrics.csv"
+        self.file = Path(save_dir) / name / CSV.relative_to(CSV.parts[0])
         self._pending: list[dict[str, Any]] = []
-        self._columns: list[str] | None = None  # of the file; None: not looked at yet
-        self._told = False
+        self._columns: list[str] | None = None  # of the file; None: not read yet
+        self._is_reported = False  # that the file can't be written
 
     @property
     def name(self) -> str:
@@ -184,80 +190,83 @@ class CSVSeries(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
-        """config.yaml has them."""
+        """Nothing: config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        plain = {
+        row = {
             name: value.item() if isinstance(value, Tensor) else value
             for name, value in metrics.items()
             if name != "epoch"
         }
-        self._pending.append(plain | {"step": step})
+        self._pending.append(row | {"step": step})
 
     @rank_zero_only
     def save(self) -> None:
-        """Add to the file what was logged since."""
+        """Append what was logged since the last save."""
         if not self._pending:
             return
         try:
-            self._columns = self._columns if self._columns is not None else self._read()[0]
+            if self._columns is None:
+                self._columns = self._read()[0]
             columns = sorted({*self._columns, *(name for row in self._pending for name in row)})
             if columns != self._columns:
                 self._replace(columns, [*self._read()[1], *self._pending])
             else:
                 self._append(format_rows(columns, self._pending))
         except OSError as error:
-            if not self._told:
+            if not self._is_reported:
                 log_line(
-                    f"{self.file} can't be written ({error.strerror or error}): the run goes on, and its figures are kept for later"
+                    f"{self.file} can't be written ({error.strerror or error}): "
+                    "the run continues, and its figures are kept for later"
                 )
-            self._told = True
+            self._is_reported = True
         else:
-            self._pending, self._told = [], False
+            self._pending = []
+            self._is_reported = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
 
     @rank_zero_only
-    def cut(self, step: int, unjudged: bool) -> None:
-        """Forget what comes after a checkpoint of this many steps, and where that one still is to be validated, the
-        validation too; also a last line without an end, and what an earlier version of the program put into further files."""
-        later = sorted(
+    def truncate(self, step: int, validation_due: bool) -> None:
+        """Drop the rows after a checkpoint of `step` updates, and its validation if that is still due.
+
+        An incomplete last line is dropped too, and what an earlier version wrote into further files is merged.
+        """
+        files = sorted(
             self.file.parents[1].glob("version_*/metrics.csv"),
-            key=lambda file: int(file.parent.name[8:]),
+            key=lambda file: int(file.parent.name.removeprefix("version_")),
         )
         rows: list[dict[str, Any]] = []
-        for file in later:
-            found = read_rows(file)
-            if found:
-                first = int(found[0]["step"])
-                rows = [row for row in rows if int(row["step"]) < first] + found
+        for file in files:
+            if later := read_rows(file):
+                first = int(later[0]["step"])
+                rows = [row for row in rows if int(row["step"]) < first] + later
+        if not rows:
+            return
 
-        def counts(row: dict[str, Any]) -> bool:
-            judgement = any(name.startswith("val/") and value for name, value in row.items())
-            return int(row["step"]) < step and not (
-                unjudged and judgement and int(row["step"]) == step - 1
+        def is_before(row: dict[str, Any]) -> bool:
+            is_validation = any(name.startswith("val/") and value for name, value in row.items())
+            is_due = validation_due and is_validation and int(row["step"]) == step - 1
+            return int(row["step"]) < step and not is_due
+
+        columns = sorted({name for row in rows for name in row})
+        try:
+            self._replace(columns, [row for row in rows if is_before(row)])
+        except OSError as error:
+            log_line(
+                f"{self.file} can't be written ({error.strerror or error}): "
+                "it will hold some steps twice"
             )
-
-        if rows:
-            try:
-                self._replace(
-                    sorted({name for row in rows for name in row}),
-                    [row for row in rows if counts(row)],
-                )
-            except OSError as error:
-                log_line(
-                    f"{self.file} can't be written ({error.strerror or error}): it will hold some steps twice"
-                )
-                return
-            for file in later:
-                if file != self.file:
-                    file.rename(file.with_name("merged.csv"))
+            return
+        for file in files:
+            if file != self.file:
+                file.rename(file.with_name("merged.csv"))
 
     def _read(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """The columns and rows of the file; none where there is no file."""
+        """The columns and rows of the file; none if there is no file."""
         rows = read_rows(self.file)
         return (sorted(rows[0]), rows) if rows else ([], [])
 
@@ -265,74 +274,69 @@ class CSVSeries(Logger):
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(".tmp")
         with temporary.open("w", newline="") as opened:
-            opened.write(format_rows(columns, rows, head=True))
+            opened.write(format_rows(columns, rows, header=True))
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(temporary, self.file)
         self._columns = columns
 
     def _append(self, lines: str) -> None:
-        before = self.file.stat().st_size
+        size = self.file.stat().st_size
         try:
             with self.file.open("a", newline="") as opened:
                 opened.write(lines)
         except OSError:
-            os.truncate(self.file, before)  # half a line would spoil the next
+            os.truncate(self.file, size)  # half a line would corrupt the next
             raise
 
 
 class StepWandbLogger(WandbLogger):
-    """Weights & Biases, whose own count of steps is ours: it never goes back, and what a resumed run logs once more of steps
-    that W&B's server has is left out."""
+    """Weights & Biases with our own step, so that it never goes back. Steps that its server already has are not logged again."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        if (
-            step is None or step >= self.experiment.starting_step
-        ):  # W&B would leave it out by itself, with a warning each time
-            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+        if step is not None and step < self.experiment.starting_step:
+            return  # W&B would drop it too, with a warning each time
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
 
-def truncate(loggers: Iterable[Logger], step: int, unjudged: bool) -> None:
-    """Have the loggers that can do so forget what comes after a checkpoint of this many steps, see `Series.cut`."""
+def truncate_logs(loggers: Iterable[Logger], step: int, validation_due: bool) -> None:
+    """Make the loggers that can do so forget what comes after a checkpoint of `step` updates; see CSVSeries.truncate."""
     for logger in loggers:
         if isinstance(logger, CSVSeries):
-            logger.cut(step, unjudged)
+            logger.truncate(step, validation_due)
         elif isinstance(logger, TensorBoardLogger):
             truncate_tensorboard(logger, step)
 
 
 @rank_zero_only
 def truncate_tensorboard(logger: TensorBoardLogger, step: int) -> None:
-    """What purge_step of a new SummaryWriter does: TensorBoard no longer shows what was logged before from this step on."""
+    """Make TensorBoard hide what was logged from this step on, as purge_step of a new SummaryWriter does."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-    for _ in range(
-        2
-    ):  # the first that there is one of its readers takes for the beginning of the run
-        logger.experiment.file_writer.add_event(
-            Event(step=step, session_log=SessionLog(status=SessionLog.START))
-        )
+    for _ in range(2):  # one of its readers takes the first for the beginning of the run
+        restart = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+        logger.experiment.file_writer.add_event(restart)
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The whole rows of a file, without a last one that a killed process left unfinished."""
+    """The complete rows of a CSV file, without a last one that a killed process left unfinished."""
     if not file.is_file():
         return []
-    lines = file.read_text(errors="replace")
-    whole = lines[: lines.rfind("\n") + 1]
+    text = file.read_text(errors="replace")
+    complete = text[: text.rfind("\n") + 1]
     return [
         row
-        for row in csv.DictReader(io.StringIO(whole))
+        for row in csv.DictReader(io.StringIO(complete))
         if (row.get("step") or "").isdigit() and None not in row.values()
     ]
 
 
-def format_rows(columns: list[str], rows: list[dict[str, Any]], head: bool = False) -> str:
-    """Rows as lines of a CSV file, below that of the columns' names with `head`."""
+def format_rows(columns: list[str], rows: list[dict[str, Any]], header: bool = False) -> str:
+    """Rows as lines of a CSV file, with the columns' names above them if `header`."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    if head:
+    if header:
         writer.writeheader()
     writer.writerows(rows)
     return lines.getvalue()

@@ -22,29 +22,34 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
 class ClockedModule(L.LightningModule, ABC):
-    """A module that keeps its own clock: what both stages' training steps stand on.
+    """A module that keeps its own clock.
 
-    `step` counts updates of the model (with two optimizers Lightning's global_step runs double) and `seconds` the time
-    since training began, pauses between resumed parts left out. Both are in the checkpoint.
+    `step` counts updates of the model (with two optimizers Lightning's global_step runs double), and `seconds` is the time
+    since training began, without the pauses between resumed parts. Both are in the checkpoint.
     """
 
-    players: tuple[str, ...] = ("model",)  # whose the optimizers are, for the log
+    players: tuple[str, ...] = ("model",)  # names of the optimizers' models, for the log
 
     def __init__(
         self, budget: Budget, schedule: Schedule, clip: float = 1.0, accumulate: int = 1
     ) -> None:
-        """`clip` is the longest gradient that an update follows, 0 for any; `accumulate` how many micro-batches it is of."""
+        """`clip` is the largest gradient norm of an update, 0 for any; `accumulate` is micro-batches per update."""
         super().__init__()
         check_range("trainer.clip", clip, 0)
         check_int("trainer.accumulate", accumulate, 1, "micro-batch")
         self.automatic_optimization = False
-        self.budget, self.schedule, self.clip, self.accumulate = budget, schedule, clip, accumulate
-        self.step, self.seconds = 0, 0.0
-        self.vitals: dict[str, Tensor] = {}  # the last of each term that was logged
+        self.budget = budget
+        self.schedule = schedule
+        self.clip = clip
+        self.accumulate = accumulate
+        self.step = 0
+        self.seconds = 0.0
+        self.is_updating = False  # whether an update has begun and not ended
+        self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
         self.broken = torch.tensor(
             -1
-        )  # the first step whose loss or gradient was no number; -1: none
-        self._before = 0.0  # the moment of the last tick
+        )  # first step with a NaN or infinite loss or gradient; -1: none
+        self._last_tick = 0.0
         self._scaler: torch.amp.GradScaler | None = None
 
     @property
@@ -54,25 +59,29 @@ class ClockedModule(L.LightningModule, ABC):
     @property
     @abstractmethod
     def learned(self) -> nn.Module:
-        """What is trained to be used; all else only helps."""
+        """What is trained to be used later; everything else only helps."""
 
     def on_fit_start(self) -> None:
-        separate_random_streams()  # not sooner: Lightning seeds all ranks alike when it brings them together
+        separate_random_streams()  # not earlier: Lightning seeds all ranks alike when they meet
 
     def on_train_start(self) -> None:
-        self._before = time.monotonic()
+        self._last_tick = time.monotonic()
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if self.now.progress >= 1:  # resumed when all was done but the last validation
+        if self.now.progress >= 1:  # resumed when only the last validation was missing
             self.trainer.should_stop = True
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.is_updating = True  # after the callbacks' hooks: they may save, or end the run
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.is_updating = False
+
     def tick(self) -> None:
-        """One more update done: count it and its time, and stop when the budget is spent."""
+        """Count one more update and its time, and stop when the budget is spent."""
         moment = time.monotonic()
-        self.step, self.seconds, self._before = (
-            self.step + 1,
-            self.seconds + moment - self._before,
-            moment,
-        )
+        self.step += 1
+        self.seconds += moment - self._last_tick
+        self._last_tick = moment
         if (
             self.trainer.world_size > 1
         ):  # one clock for all ranks, or one would stop before the others
@@ -80,11 +89,12 @@ class ClockedModule(L.LightningModule, ABC):
         if self.now.progress >= 1:
             self.trainer.should_stop = True
 
-    def micro(self, batch: Tensor) -> list[tuple[Tensor, float]]:
-        """The micro-batches that a batch is worked through in, `accumulate` of them, each with its share of the batch."""
+    def micro_batches(self, batch: Tensor) -> list[tuple[Tensor, float]]:
+        """The batch in `accumulate` parts, each with its share of the batch."""
         if len(batch) < self.accumulate:
             raise InputError(
-                f"trainer.accumulate={self.accumulate} micro-batches need more than a batch of {len(batch)}"
+                f"trainer.accumulate={self.accumulate} micro-batches need more than a batch of "
+                f"{len(batch)}"
             )
         return [(part, len(part) / len(batch)) for part in batch.tensor_split(self.accumulate)]
 
@@ -95,67 +105,58 @@ class ClockedModule(L.LightningModule, ABC):
         rate: float,
         betas: Sequence[float] | None = None,
     ) -> Tensor:
-        """One update by optimizer number `which` at `rate` times its learning rate, with these betas where it has any and
-        some are given; the gradient's norm before clipping.
+        """One update by optimizer number `which`; returns the gradient's norm before clipping.
 
-        The losses are those of the micro-batches, in the making: each is gone backward through before the next is made,
-        and the gradients, whose sum counts, are shared between ranks with the last.
+        `losses` are those of the micro-batches. They may be computed lazily: each goes backward before the next is
+        asked for. The gradients add up, and ranks exchange them with the last one. The learning rate is `rate` times the
+        optimizer's own; `betas` replace its betas if it has any.
         """
-        found = self.optimizers()
-        optimizer = found[which] if isinstance(found, list) else found
+        optimizers = self.optimizers()
+        optimizer = optimizers[which] if isinstance(optimizers, list) else optimizers
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
             if betas is not None and "betas" in group:
                 group["betas"] = tuple(betas)
         optimizer.zero_grad()
-        sound = torch.ones((), dtype=torch.bool, device=self.device)
+        is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         for n, loss in enumerate(losses, 1):
-            sound &= loss.detach().isfinite().all()
-            with self._alone() if n < self.accumulate else nullcontext():
+            is_finite &= loss.detach().isfinite().all()
+            with self._local_gradients() if n < self.accumulate else nullcontext():
                 self.manual_backward(loss)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         scale = self.loss_scale
-        norm = (
-            full_tensor(
-                nn.utils.clip_grad_norm_(parameters, scale * self.clip if self.clip else math.inf)
-            )
-            / scale
-        )
-        sound &= norm.isfinite()
-        if (
-            self._scaler is not None
-        ):  # it leaves out an update that overflows and halves the scale, and may do so ten times over
-            sound = torch.tensor(scale > 2**-10, device=self.device)
-        self.broken = torch.where(
-            sound | (self.broken >= 0), self.broken.to(self.device), self.step
-        )
+        largest = scale * self.clip if self.clip else math.inf
+        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, largest)) / scale
+        is_finite &= norm.isfinite()
+        if self._scaler is not None:  # it skips an update that overflows and halves the scale
+            is_finite = torch.tensor(scale > 2**-10, device=self.device)
+        is_fine = is_finite | (self.broken >= 0)
+        self.broken = torch.where(is_fine, self.broken.to(self.device), self.step)
         optimizer.step()
         player = self.players[which]
-        self.log_terms(
-            {f"lr_{player}": torch.tensor(optimizer.param_groups[0]["lr"]), f"grad_{player}": norm}
-        )
+        rate_now = torch.tensor(optimizer.param_groups[0]["lr"])
+        self.log_terms({f"lr_{player}": rate_now, f"grad_{player}": norm})
         return norm
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Inside, a backward pass keeps its gradients to its own rank."""
+    def _local_gradients(self) -> AbstractContextManager[None]:
+        """Inside, a backward pass does not exchange gradients with other ranks."""
         strategy = self.trainer.strategy
-        return (
-            strategy.block_backward_sync()
-            if isinstance(strategy, ParallelStrategy)
-            else nullcontext()
-        )
+        if isinstance(strategy, ParallelStrategy):
+            return strategy.block_backward_sync()
+        return nullcontext()
 
     def check(self) -> None:
-        """Raise InputError where a loss or a gradient was no number. Waits for the device: not for every step."""
+        """Raise InputError if a loss or gradient was NaN or infinite. Waits for the device, so not for every step."""
         if self.broken >= 0:
             raise InputError(
-                f"the loss or its gradient is no number (NaN or Inf) since step {int(self.broken)}; the last checkpoint, "
-                "from before that, is kept; try a lower optimizer.lr or trainer.precision=32-true"
+                "the loss or its gradient is no number (NaN or Inf) since step "
+                f"{int(self.broken)}; the last checkpoint, from before that, is kept; "
+                "try a lower optimizer.lr or trainer.precision=32-true"
             )
 
     @property
     def loss_scale(self) -> float:
-        """What losses are multiplied by before they go backward, so that float16 holds their gradients; else 1."""
+        """The factor of losses before they go backward, so that float16 holds their gradients; else 1."""
         return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
 
     def optimizer(
@@ -167,26 +168,25 @@ class ClockedModule(L.LightningModule, ABC):
     ) -> Optimizer:
         """An optimizer of the module's trainable parameters that remembers its full learning rates.
 
-        `rates` are those of some parameters as multiples of the others'; weight decay is of those `decayed`, or of all.
+        `rates` are learning rates of some parameters as multiples of the others'. Weight decay applies to the parameters
+        in `decayed`, or to all.
         """
         rates = rates or {}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
         for parameter in module.parameters():
             if parameter.requires_grad:
-                kind = rates.get(parameter, 1.0), decayed is None or parameter in decayed
-                groups.setdefault(kind, []).append(parameter)
-        made = make(
-            [
-                {"params": group, **({} if decay else {"weight_decay": 0.0})}
-                for (_, decay), group in groups.items()
-            ]
-        )
-        for group, (rate, _) in zip(made.param_groups, groups, strict=True):
-            group.setdefault("initial_lr", group["lr"] * rate)
-        return made
+                has_decay = decayed is None or parameter in decayed
+                groups.setdefault((rates.get(parameter, 1.0), has_decay), []).append(parameter)
+        described: list[dict[str, Any]] = []
+        for (_, has_decay), group in groups.items():
+            described.append({"params": group, **({} if has_decay else {"weight_decay": 0.0})})
+        optimizer = make(described)
+        for settings, (rate, _) in zip(optimizer.param_groups, groups, strict=True):
+            settings.setdefault("initial_lr", settings["lr"] * rate)
+        return optimizer
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Log these under train/, float32 and detached, and keep them as this module's `vitals`."""
+        """Log terms under train/, float32 and detached, and keep them as this module's `vitals`."""
         self.vitals |= {name: value.detach().float() for name, value in terms.items()}
         self.log_dict({f"train/{name}": self.vitals[name] for name in terms})
 
@@ -194,4 +194,5 @@ class ClockedModule(L.LightningModule, ABC):
         checkpoint["clock"] = {"step": self.step, "seconds": self.seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step, self.seconds = checkpoint["clock"]["step"], checkpoint["clock"]["seconds"]
+        self.step = checkpoint["clock"]["step"]
+        self.seconds = checkpoint["clock"]["seconds"]

@@ -1,309 +1,247 @@
-"""A run: its settings, its folder, training, and the record it leaves."""
+"""A run of one stage: its settings, device, processes, folder and loggers; training; the record it leaves."""
 
-import json
-import math
-import os
 import secrets
-import shlex
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import lightning as L
+import torch
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from engine.aliases import upgrade_config
+from engine.callbacks.alarms import Alarms
+from engine.callbacks.checkpointing import Checkpoints
 from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import write_card
-from engine.checkpoint import find_resumable
-from engine.clock import Budget
-from engine.compile import check_compile
+from engine.checkpoint import find_resumable, make_header
 from engine.console import log_line
-from engine.distributed import count_processes, is_main, run_on_main
-from engine.environment import describe_origin, find_device, read_overrides
+from engine.distributed import is_main, launch, run_on_main
+from engine.environment import find_device
 from engine.errors import InputError
-from engine.loggers import log_card
+from engine.folder import append_record, choose_folder, write_config, write_metrics
+from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.sweep import config_difference, sweep_folder
-from engine.trainer import PRECISIONS, make_trainer
-from engine.trust import OTHERS, check_trusted, flatten_config
-
-CHANGEABLE = ("trainer", "logger", "resume", "stage")  # what a resumed run may be told anew
+from engine.resume import resolve_resumed, resume_command
+from engine.settings import TrainerSettings, check_opening, check_training_config
+from engine.trainer import make_trainer
 
 
-def resolve_config(config: DictConfig, chain: bool = False, shards: bool = False) -> DictConfig:
-    """The config to run with, checked: this one, or that of the run that `resume` names with this one's trainer and logger.
+class Run:
+    """What a stage works with, from the config that Hydra composed to the result.
 
-    Such a run needs a checkpoint to go on from; a `chain` of runs looks for those of its links itself. `shards` says that the
-    stage's weights may be shared out among devices."""
-    find_device(config.trainer.accelerator)
-    if config.trainer.precision not in PRECISIONS:
-        raise InputError(
-            f"trainer.precision={config.trainer.precision} must be one of {', '.join(PRECISIONS)}"
-        )
-    for key in ("val_every", "save_every", "log_every"):
-        if not isinstance(config.trainer[key], int) or config.trainer[key] < 1:
-            raise InputError(
-                f"trainer.{key}={config.trainer[key]} must be a whole number of at least 1 step"
-            )
-    batch = OmegaConf.select(config, "batch_size") or OmegaConf.select(config, "data.batch_size")
-    if (
-        isinstance(batch, int)
-        and isinstance(config.trainer.accumulate, int)
-        and 0 < batch < config.trainer.accumulate
-    ):
-        raise InputError(
-            f"trainer.accumulate={config.trainer.accumulate} micro-batches need more than a batch of {batch}"
-        )
-    for key in ("optimizer.lr", "loss.discriminator_optimizer.lr"):
-        rate = OmegaConf.select(config, key, default=1.0)
-        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise InputError(f"{key}={rate} must be a number of at least 0, such as 1e-3")
-    if "tensorboard" in (config.logger or {}) and find_spec("tensorboard") is None:
-        raise InputError(
-            'logger=tensorboard needs the library tensorboard; pip install "codegrid[tensorboard]"'
-        )
-    if not config.resume:
-        check_strategy(config.trainer, shards)
-        count_processes(config.trainer, find_device(config.trainer.accelerator).type)
-        config.id = config.id or secrets.token_hex(
-            4
-        )  # not from the seed: two runs of one seed are two runs
-        return config
-    file = Path(config.resume) / "config.yaml"
-    if not file.is_file():
-        raise InputError(
-            f"resume={config.resume} is not a run folder ({file} is missing); give one such as runs/vqgan/shapes"
-        )
-    try:
-        before = upgrade_config(OmegaConf.load(file))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise InputError(
-            f"{file} is damaged ({' '.join(str(error).split())}); resume another run, or restore the file"
-        ) from error
-    if not isinstance(before, DictConfig) or not {"stage", "run", "trainer"} <= before.keys():
-        raise InputError(
-            f"{file} is damaged or no config of a run; resume another run, or restore the file"
-        )
-    if before.stage != config.stage:
-        raise InputError(
-            f"resume={config.resume} is a run of stage={before.stage}; say stage={before.stage} resume=..."
-        )
-    said = dict(flatten_config(config))
-    also = OTHERS | {str(value) for where, value in said.items() if where.endswith("_target_")}
-    check_trusted(before, str(file), also)
-    for where, value in flatten_config(before):
-        if where.rpartition(".")[2] == "run" and value != said.get(where):
-            raise InputError(
-                f"{file} says {where}={value}, which is no stage of Codegrid; don't trust the file"
-            )
-    mine = (
-        [override for override in read_overrides() if "=" in override]
-        if config_difference(config, before)
-        else []
-    )
-    frozen = [
-        override
-        for override in mine
-        if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE
-    ]
-    if frozen:
-        raise InputError(
-            f"resume continues {config.resume} as it was, so {frozen[0]} can't change; only trainer.* and logger.* can"
-        )
-    if not chain:
-        find_resumable(Path(config.resume))
-    before.trainer = OmegaConf.merge(
-        config.trainer, before.trainer
-    )  # an older run knows not all of today's settings
-    OmegaConf.set_struct(before, True)
-    for override in mine:
-        key = override.split("=")[0]
-        if key.startswith("trainer."):
-            OmegaConf.update(before, key, OmegaConf.select(config, key))
-        elif key.startswith("logger"):
-            before.logger = config.logger
-    check_strategy(before.trainer, shards)
-    count_processes(before.trainer, find_device(before.trainer.accelerator).type)
-    before.resume, before.run_dir = config.resume, config.resume
-    return before
+        with Run.open(config) as run:
+            ...                                  # build everything from run.config; mistakes show here
+            run.start(title, data.describe())    # only now the folder is made
+            figures = run.fit(module, data, callbacks)
+            return run.finish(figures)
 
-
-def check_strategy(settings: DictConfig, shards: bool) -> None:
-    """Raise InputError where `trainer.strategy` is none that there is, or not for this stage or precision, or where
-    `trainer.compile` wants what can't be compiled here."""
-    if settings.strategy not in ("auto", "ddp", "fsdp2"):
-        raise InputError(f"trainer.strategy={settings.strategy} must be auto, ddp or fsdp2")
-    if settings.strategy == "fsdp2" and not shards:
-        raise InputError(
-            "trainer.strategy=fsdp2 shards the weights of stage=prior alone, for tokenizers are small; use auto or ddp"
-        )
-    if settings.strategy == "fsdp2" and settings.precision == "16-mixed":
-        raise InputError(
-            "trainer.precision=16-mixed scales losses, which trainer.strategy=fsdp2 does not; use bf16-mixed or 32-true"
-        )
-    check_compile("trainer.compile", settings.compile, find_device(settings.accelerator).type)
-
-
-def open_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None = None) -> Path:
-    """This run's folder, with the run's id the same on all ranks; the first one makes it."""
-    told, folder = run_on_main(lambda: (config.get("id"), make_folder(config, name, data)))
-    if not is_main():
-        config.id = told
-    return folder
-
-
-def make_folder(config: DictConfig, name: str, data: Mapping[str, Any] | None) -> Path:
-    """Make this run's folder and write into it what explains it: config, command line, versions, machine, facts of its `data`,
-    and a card that says so.
-
-    runs/<stage>/<name>, numbered where an earlier run has it already; `run_dir`, which a sweep sets; the old folder for a
-    resumed run. Nothing that is there is written over.
+    config     resolved and checked: this command's, or that of the run that `resume` names
+    settings   conf/trainer, typed; None for a stage that does not train
+    device     where it runs
+    folder     the run folder, once it is made
     """
-    if config.resume:
-        folder = Path(config.resume)
-    else:
-        if (called := str(config.name or name)) in (".", "..") or Path(called).name != called:
+
+    folder: Path
+
+    def __init__(self, config: DictConfig, settings: TrainerSettings | None) -> None:
+        self.config = config
+        self.settings = settings
+        self.device: torch.device = find_device(
+            settings.accelerator if settings else config.get("accelerator", "auto")
+        )
+        self._loggers: list[Logger] = []
+
+    @classmethod
+    def open(
+        cls,
+        config: DictConfig,
+        *,
+        ckpt: str | None = None,
+        resumes: str | None = None,
+        shards: bool = False,
+        has_parts: bool = False,
+    ) -> "Run":
+        """Check a config and open the run it describes. Nothing is written yet.
+
+        `ckpt` and `resumes` are what the sentence of a refusal says (see check_opening); `shards` is whether the stage's
+        weights can be sharded; a run that `has_parts` resumes each of them by itself.
+        """
+        if "trainer" not in config:
+            check_opening(config, ckpt, resumes)
+            if "id" in config:
+                config.id = config.id or secrets.token_hex(4)
+            return cls(config, None)
+        check_training_config(config)
+        if config.resume:
+            config = resolve_resumed(config, has_parts)
+        check_opening(config, ckpt, resumes)
+        settings = TrainerSettings.read(config.trainer)
+        settings.check_machine(shards)
+        config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ
+        return cls(config, settings)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        close_loggers(self._loggers, failed=error is not None)
+
+    @property
+    def training(self) -> TrainerSettings:
+        """conf/trainer of a stage that trains."""
+        assert self.settings is not None
+        return self.settings
+
+    @property
+    def resume(self) -> Path | None:
+        """The folder of the run that is resumed; None for a new run."""
+        return Path(self.config.resume) if self.config.resume else None
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What makes this run's checkpoints speak for themselves."""
+        return make_header(self.config.stage, OmegaConf.to_container(self.config, resolve=True))
+
+    def seed(self) -> None:
+        """Seed all random streams, the same on every rank."""
+        L.seed_everything(self.config.seed, verbose=False)
+
+    def launch(self) -> Fabric:
+        """Start the run's other processes, unless somebody else has; from here on they can communicate."""
+        return launch(self.training.devices, self.training.num_nodes, self.device.type)
+
+    def start(
+        self, name: str, data: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
+    ) -> Path:
+        """Make the run folder and open the loggers; on several ranks the main one does both.
+
+        `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers.
+        """
+        self.config.id, self.folder = run_on_main(
+            lambda: (self.config.get("id"), self._make_folder(name, data))
+        )
+        settings: Any = OmegaConf.to_container(self.config, resolve=True)
+        self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        return self.folder
+
+    def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:
+        config = self.config
+        folder = self.resume or choose_folder(
+            config.stage, str(config.name or name), config.run_dir
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self.resume:
+                write_config(folder, OmegaConf.to_yaml(config, resolve=True))
+            append_record(folder, data)
+            if not self.resume:
+                write_card(folder, {}, "not finished: it runs, or was killed")
+        except OSError as error:
             raise InputError(
-                f"name={called} must be the name of one folder below runs/{config.stage}; a path goes to run_dir="
-            )
-        folder = (
-            Path(config.run_dir)
-            if config.run_dir
-            else next_free_folder(Path("runs") / config.stage / (config.name or name))
-        )
-    if folder.exists() and not config.resume and any(folder.iterdir()):
-        raise InputError(
-            f"run_dir={folder} is not empty; continue that run with resume={folder}, or name another folder"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        moment = datetime.now().isoformat(timespec="seconds")
-        if not config.resume:
-            (folder / "config.tmp").write_text(OmegaConf.to_yaml(config, resolve=True))
-            os.replace(
-                folder / "config.tmp", folder / "config.yaml"
-            )  # half a config would be that of another run
-        with (folder / "record.jsonl").open("a") as lines:
-            lines.write(
-                json.dumps(
-                    {"time": moment, **describe_origin(), **({"data": data} if data else {})}
-                )
-                + "\n"
-            )
-        if not config.resume:
-            write_card(folder, {}, "not finished: it runs, or was killed")
-    except OSError as error:
-        raise InputError(
-            f"can't write the run folder {folder} ({error}); name another with run_dir=..."
-        ) from error
-    return folder
+                f"can't write the run folder {folder} ({error}); name another with run_dir=..."
+            ) from error
+        return folder
+
+    def fit(
+        self,
+        module: ClockedModule,
+        data: Any,
+        callbacks: Iterable[Callback],
+        header: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Train a module, or resume it, then validate it; returns the figures that every stage reports.
+
+        A module without trainable parameters is only validated. `header` is what the checkpoints say beside the run's own.
+        If the run breaks off, the card records what is known by then.
+        """
+        throughput = Throughput()
+        signals = Signals()
+        checkpoints = Checkpoints(self.header | dict(header or {}), self.training.save_every)
+        everything = [
+            *callbacks,
+            checkpoints,
+            throughput,
+            signals,
+        ]  # checkpoints hold the others' state
+        trainer = make_trainer(self.training, self.folder, everything, self._loggers)
+
+        def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                "run": str(self.folder),
+                "id": self.config.id,
+                **validation_figures(metrics),
+                **training_figures(trainer, module, data.batch_size, throughput.peak),
+                **pruning_figures(everything),
+            }
+
+        try:
+            with signals:
+                if any(p.requires_grad for p in module.learned.parameters()):
+                    ckpt_path = str(find_resumable(self.resume)) if self.resume else None
+                    trainer.fit(module, data, ckpt_path=ckpt_path)
+                [metrics] = trainer.validate(module, data, verbose=False)
+        except BaseException as error:  # SystemExit too: a scheduler may end the run
+            if isinstance(error, Stop | StopNow):
+                saved = ", saved" if isinstance(error, Stop) else ""
+                log_line(f"stopped at step {module.step}{saved}; {resume_command(self.folder)}")
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            outcome = f"broke off at step {module.step}: {reason}"
+            log_card(self.folder, figures(trainer.callback_metrics), self._loggers, outcome)
+            raise
+        return figures(metrics) | {"alarms": alarms_of(everything)}
+
+    def finish(self, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Write the final figures and the card, for the loggers too; the result on the main rank, None on the others."""
+        if not is_main():
+            return None
+        log_card(self.folder, result, self._loggers, "finished")
+        write_metrics(self.folder, result)
+        return result
 
 
-def next_free_folder(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3 ... that does not exist."""
-    number, candidate = 1, folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
+def validation_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that validation logged under val/, to four digits after the point."""
+    return {
+        name.removeprefix("val/"): round(float(value), 4)
+        for name, value in metrics.items()
+        if name.startswith("val/")
+    }
 
 
-def make_budget(config: DictConfig) -> Budget:
-    """How long the run lasts."""
-    return Budget(config.trainer.max_steps, config.trainer.max_minutes)
-
-
-def fit(
-    config: DictConfig,
-    folder: Path,
-    module: ClockedModule,
-    data: Any,
-    callbacks: Sequence[Callback],
-    made: Sequence[Logger],
+def training_figures(
+    trainer: L.Trainer, module: ClockedModule, batch_size: int, peak_memory: float
 ) -> dict[str, Any]:
-    """Train a module, or go on with it, then validate it: the figures that every stage reports.
-
-    A module without anything to train is validated alone. Of a run that breaks off the card says what was known.
-    """
-    speed, prune = Throughput(), next((made for made in callbacks if isinstance(made, Prune)), None)
-    signals = Signals()
-    trainer = make_trainer(config.trainer, folder, [*callbacks, speed, signals], made)
-
-    def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-        samples = module.step * data.batch_size * trainer.world_size
-        return {
-            "run": str(folder),
-            "id": config.id,
-            **{
-                name.removeprefix("val/"): round(float(value), 4)
-                for name, value in found.items()
-                if name.startswith("val/")
-            },
-            "steps": module.step,
-            "seconds": round(module.seconds, 1),
-            "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
-            "memory_gib": round(speed.peak, 3),
-            "parameters": sum(p.numel() for p in module.learned.parameters()),
-            "precision": str(trainer.precision),
-            "device": trainer.strategy.root_device.type,
-            "devices": trainer.world_size,
-            **({"pruned_at": prune.pruned_at} if prune else {}),
-        }
-
-    try:
-        with signals:
-            if any(p.requires_grad for p in module.learned.parameters()):
-                trainer.fit(
-                    module,
-                    data,
-                    ckpt_path=str(find_resumable(Path(config.resume))) if config.resume else None,
-                )
-            [found] = trainer.validate(module, data, verbose=False)
-    except BaseException as error:  # the end of a scheduler's patience, too
-        if isinstance(error, Stop | StopNow):
-            log_line(
-                f"stopped at step {module.step}{', saved' if isinstance(error, Stop) else ''}; {resume_command(folder)}"
-            )
-        reason = " ".join(f"{type(error).__name__} {error}".split())
-        log_card(
-            folder,
-            figures(trainer.callback_metrics),
-            made,
-            f"broke off at step {module.step}: {reason}",
-        )
-        raise
-    return figures(found)
+    """How long, how fast and on what a module was trained; `peak_memory` in GiB."""
+    samples = module.step * batch_size * trainer.world_size
+    return {
+        "steps": module.step,
+        "seconds": round(module.seconds, 1),
+        "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
+        "memory_gib": round(peak_memory, 3),
+        "parameters": sum(p.numel() for p in module.learned.parameters()),
+        "precision": str(trainer.precision),
+        "device": trainer.strategy.root_device.type,
+        "devices": trainer.world_size,
+    }
 
 
-def resume_command(folder: Path) -> str:
-    """How to go on with the run in a folder, itself or as a part of a pipeline's or a sweep's, for a person to read."""
-    whole = folder.parent if (folder.parent / "config.yaml").is_file() else folder
-    if sweep_folder():
-        return "the same command again goes on with the sweep"
-    stage = OmegaConf.load(whole / "config.yaml").stage
-    return f"go on with: python train.py stage={stage} {shlex.quote(f'resume={whole}')}"
+def alarms_of(callbacks: Iterable[Callback]) -> list[str]:
+    """All that a run's doctors have reported."""
+    return [alarm for c in callbacks if isinstance(c, Alarms) for alarm in c.alarms]
 
 
-def write_result(
-    folder: Path, result: dict[str, Any], made: Sequence[Logger] = ()
-) -> dict[str, Any]:
-    """metrics.json of the run, its final figures, and its card; both to the loggers too."""
-    log_card(folder, result, made, "finished")
-    temporary = (
-        folder / "metrics.json.tmp"
-    )  # a file of this name is what says that a run is finished
-    try:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(temporary, folder / "metrics.json")
-    except OSError as error:
-        raise InputError(
-            f"{folder / 'metrics.json'} can't be written ({error.strerror or error}): {json.dumps(result)}"
-        ) from error
-    return result
+def pruning_figures(callbacks: Iterable[Callback]) -> dict[str, int | None]:
+    """The step at which a sweep's pruning ended the run, None if it did not; nothing for a run without pruning."""
+    prune = next((c for c in callbacks if isinstance(c, Prune)), None)
+    return {} if prune is None else {"pruned_at": prune.pruned_at}

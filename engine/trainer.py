@@ -9,50 +9,41 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
-from omegaconf import DictConfig, ListConfig
 
-from engine.distributed import count_devices, count_processes
-from engine.environment import best_precision, find_device
+from engine.distributed import choose_devices
+from engine.environment import best_precision
 from engine.fsdp import ShardedStrategy
-
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+from engine.settings import TrainerSettings
 
 
 def make_trainer(
-    settings: DictConfig,
+    settings: TrainerSettings,
     folder: Path,
     callbacks: Sequence[Callback],
     loggers: Sequence[Logger],
 ) -> L.Trainer:
-    """Lightning's trainer, without the parts that count optimizer steps: the module's clock ends the run."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings(
-        "ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*"
-    )
-    warnings.filterwarnings(
-        "ignore", message=".*sync_dist=True.*"
-    )  # what validations log is of all ranks already
+    """Lightning's Trainer without the parts that count optimizer steps: the module's clock ends the run."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*sync_dist=True.*",  # validation figures are those of all ranks already
+    ):
+        warnings.filterwarnings("ignore", message=message)
     L.pytorch.utilities.rank_zero.rank_zero_module.log.setLevel("WARNING")
-    kind = find_device(settings.accelerator).type
-    n = count_processes(settings, kind)
-    sharded = n > 1 and settings.strategy == "fsdp2"
+    n = settings.num_processes
+    is_sharded = n > 1 and settings.strategy == "fsdp2"
+    strategy: Any = "ddp_find_unused_parameters_true" if n > 1 else "auto"
     return L.Trainer(
         max_epochs=-1,
         max_steps=-1,
-        accelerator=kind,
-        devices=list(settings.devices)
-        if isinstance(settings.devices, ListConfig)
-        else count_devices(settings, kind),
+        accelerator=settings.device.type,
+        devices=choose_devices(settings.devices, settings.device.type),
         num_nodes=settings.num_nodes,
-        strategy=ShardedStrategy(n)
-        if sharded
-        else "ddp_find_unused_parameters_true"
-        if n > 1
-        else "auto",
-        inference_mode=not sharded,  # weights that were gathered in it could not be trained with afterwards
+        strategy=ShardedStrategy(n) if is_sharded else strategy,
+        inference_mode=not is_sharded,  # weights gathered in it could not be trained afterwards
         **precision_arguments(settings),
         val_check_interval=settings.val_every,
-        check_val_every_n_epoch=None,
+        check_val_every_n_epoch=1,  # counts batches since a resume as Lightning restores them
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
         enable_checkpointing=False,
@@ -65,9 +56,9 @@ def make_trainer(
     )
 
 
-def precision_arguments(settings: DictConfig) -> dict[str, Any]:
+def precision_arguments(settings: TrainerSettings) -> dict[str, Any]:
     """Lightning's arguments for the precision; it would silently replace float16 on a CPU."""
-    chosen = best_precision() if settings.precision == "auto" else settings.precision
-    if chosen != "16-mixed":
-        return {"precision": chosen}
-    return {"plugins": [MixedPrecision("16-mixed", find_device(settings.accelerator).type)]}
+    precision = best_precision() if settings.precision == "auto" else settings.precision
+    if precision != "16-mixed":
+        return {"precision": precision}
+    return {"plugins": [MixedPrecision("16-mixed", settings.device.type)]}

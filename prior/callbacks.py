@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.images import picture, to_uint8
+from data.images import to_uint8
 from data.loading import BatchDataModule
-from data.pictures import show_picture
+from data.pictures import show_picture, tile_images
 from engine.callbacks.alarms import Alarms, Sign
 from engine.errors import check_range
+from engine.folder import PICTURES
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, Prior
@@ -26,8 +27,8 @@ def save_validation_picture(
     trainer: L.Trainer, module: Prior, rows: list[torch.Tensor], name: str, scale: int
 ) -> None:
     """Save and log the rows (n, C, H, W) uint8 as a picture, in pictures/ of the run folder."""
-    folder = Path(trainer.default_root_dir) / "pictures"
-    show_picture(trainer, picture(rows, scale=scale), folder, name, module.step)
+    folder = Path(trainer.default_root_dir) / PICTURES
+    show_picture(trainer, tile_images(rows, scale=scale), folder, name, module.step)
 
 
 class SamplePictures(Callback):
@@ -86,7 +87,7 @@ class PriorDoctor(Alarms):
         super().on_train_start(trainer, module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        p = data.some("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
+        p = data.take_evenly("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
         p /= p.sum()
         self.unigram = float(-torch.xlogy(p, p).sum())
 

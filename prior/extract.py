@@ -11,13 +11,14 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.datamodule import ImageDataModule, crop_at
-from data.loading import ArraySamples
-from data.store import Arrays, Entry, flush
+from data.datamodule import ImageDataModule
+from data.images import crop_at
+from data.samples import ArraySamples
+from data.store import Arrays, CacheEntry, flush
 from engine.console import progress_bar
 from engine.environment import autocast
 from engine.errors import InputError
-from vqgan.quantizers.base import NO_CODES
+from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
 PIECE = 256  # images per unit of work, which is either done or not
@@ -42,7 +43,7 @@ def extract(
     `fabric`, which must be launched, share the work.
     """
     if tokenizer.K is None:
-        raise InputError(NO_CODES)
+        raise InputError(NO_CODES_MESSAGE)
     if crops < 1:
         raise InputError(f"crops={crops} must be at least 1, the middle of the image")
     if crops > 1 and data.side == data.image_size:
@@ -56,15 +57,15 @@ def extract(
         with entry.acquire() if fabric.is_global_zero else nullcontext():
             if not _is_complete(entry, fabric):  # no other run has filled it meanwhile
                 if fabric.is_global_zero and not _is_resumable(entry):
-                    entry.begin()
+                    entry.create()
                 fabric.barrier()
-                arrays = entry.go_on()
+                arrays = entry.reopen()
                 places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
                 tokenizer = tokenizer.to(fabric.device)
                 _encode(tokenizer, data, split, flip, places, batch_size, arrays, fabric)
                 fabric.barrier()
                 if fabric.is_global_zero:
-                    entry.publish(arrays, summed=("indices", "labels"))
+                    entry.publish(arrays, checksummed=("indices", "labels"))
             fabric.barrier()
     cached = entry.read()
     assert cached is not None
@@ -73,14 +74,14 @@ def extract(
 
 def code_entry(
     tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, flip: bool, crops: int
-) -> Entry:
+) -> CacheEntry:
     """The cache entry of a split's n images: its place, key, and arrays."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
     num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     key = {
         "tokenizer": tokenizer.fingerprint(),
-        "data": data.key(split),
+        "data": data.cache_key(split),
         "image_size": data.image_size,
         "split": split,
         "K": K,
@@ -95,19 +96,19 @@ def code_entry(
         "labels": ((views * n,), "int64"),
         "done": ((-(-n // PIECE),), "bool"),  # which pieces are encoded
     }
-    return Entry(data.cache_dir, f"codes-{split}", key, spec)
+    return CacheEntry(data.cache_dir, f"codes-{split}", key, spec)
 
 
-def _is_complete(entry: Entry, fabric: Fabric) -> bool:
+def _is_complete(entry: CacheEntry, fabric: Fabric) -> bool:
     """Whether the entry exists and is not corrupt, as the first process sees it."""
     complete: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
     return complete
 
 
-def _is_resumable(entry: Entry) -> bool:
+def _is_resumable(entry: CacheEntry) -> bool:
     """Whether a killed extraction has left usable arrays; removes what is not usable."""
     try:
-        entry.go_on()
+        entry.reopen()
     except (OSError, ValueError):  # nothing there, or killed while the arrays were created
         shutil.rmtree(entry.part, ignore_errors=True)
         return False
@@ -163,7 +164,9 @@ def _encode(
     waiting: tuple[int, list[Tensor], Tensor] | None = None
     done = max(0, n - len(missing) * PIECE)
     with progress_bar(n, f"codes of {split}", done, fabric.is_global_zero) as bar:
-        for piece, (images, labels) in zip(share, data.pieces(split, PIECE, share), strict=True):
+        for piece, (images, labels) in zip(
+            share, data.iterate_chunks(split, PIECE, share), strict=True
+        ):
             rows = slice(piece * PIECE, piece * PIECE + len(images))
             x = images.to(fabric.device, non_blocking=True)
             with autocast(fabric.device):
@@ -194,7 +197,7 @@ def views(
         for place in places
     ]
     for cropped in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):
-        x = data.view(cropped)
+        x = data.preprocess(cropped)
         yield x
         if flip:
             yield x.flip(3)

@@ -70,11 +70,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    code_space = {
-        "codebook": tokenizer.quantizer.vectors(),
-        "grid": tokenizer.grid,
-        "classes": header["classes"],
-    }
+    code_space = {**tokenizer.code_space, "classes": header["classes"]}
     model = build_trusted({**header["config"]["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
     model.load_state_dict(checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model"))
     return TrainedPrior(

@@ -62,7 +62,9 @@ class Prior(ClockedModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
         labels = self.drop_labels(labels)
-        micro_batches = zip(self.micro(indices), labels.tensor_split(self.accumulate), strict=True)
+        micro_batches = zip(
+            self.micro_batches(indices), labels.tensor_split(self.accumulate), strict=True
+        )
         losses = (share * self.loss(codes, label) for (codes, share), label in micro_batches)
         self.descend(0, losses, self.schedule(self.now))
         self.tick()
@@ -107,7 +109,7 @@ class Prior(ClockedModule):
         """Judge this rank's share of as many training grids as there are validation grids, at most 1,000, always the same."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
-        grids, labels = data.some("train", min(data.size("val"), MAX_TRAINING_GRIDS))
+        grids, labels = data.take_evenly("train", min(data.size("val"), MAX_TRAINING_GRIDS))
         share = slice(self.global_rank, None, self.trainer.world_size)
         for batch in zip(
             grids[share].split(data.batch_size), labels[share].split(data.batch_size), strict=True

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
-from data.images import picture, to_uint8
+from data.images import to_uint8
+from data.pictures import tile_images
 from engine.console import progress_bar
 from engine.environment import autocast
 from vqgan.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def find_neighbours(
     """
     samples = samples[:MAX_JUDGED]
     device = next(tokenizer.parameters()).device
-    x = data.view(data.some("val", len(samples))[0].to(device))
+    x = data.preprocess(data.take_evenly("val", len(samples))[0].to(device))
     with autocast(device):
         decoded = [
             tokenizer.decode(tokenizer.encode(part).z_q) for part in x.split(data.batch_size)
@@ -54,21 +55,21 @@ def find_neighbours(
     medians = {name: round(float(values.median()), 3) for name, values in figures.items()}
     shown = ratios[:m].argsort(stable=True)[:NEIGHBOURS_SHOWN].tolist()
     rows = [torch.cat([samples[i, None], _training_images(data, places[i])]) for i in shown]
-    return medians, picture(rows, scale=2)
+    return medians, tile_images(rows, scale=2)
 
 
 def _training_batches(data: ImageDataModule, device: torch.device) -> Iterator[Tensor]:
     """All training images once, batches (b, C, H, W) uint8."""
     with progress_bar(data.size("train"), "training images") as bar:
-        for images, _ in data.once("train"):
-            yield to_uint8(data.view(images.to(device)))
+        for images, _ in data.iterate_split("train"):
+            yield to_uint8(data.preprocess(images.to(device)))
             bar.update(len(images))
 
 
 def _training_images(data: ImageDataModule, places: Tensor) -> Tensor:
     """The training images (k, C, H, W) uint8 at these places (k,); places from their number on are the mirrored images."""
     n = data.size("train")
-    images = to_uint8(data.view(data.split("train").__getitems__((places % n).tolist())[0]))
+    images = to_uint8(data.preprocess(data.samples("train").__getitems__((places % n).tolist())[0]))
     return images.where((places < n).cpu()[:, None, None, None], images.flip(3))
 
 

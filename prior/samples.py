@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.datamodule import prepare
-from data.decode import Unreadable, decode
-from data.images import picture, save_picture, to_uint8
+from data.decode import UnreadableImage, decode
+from data.images import to_model_input, to_uint8
+from data.pictures import save_picture, tile_images
 from engine.environment import autocast
 from engine.errors import InputError
 from prior.models.base import PriorModel
@@ -31,14 +31,14 @@ def encode_init_image(
         raise InputError(f"sampler.init_image={file} is not there; give an image file")
     try:
         pixels = decode(path.read_bytes(), encoder.image_size, encoder.channels)
-    except (OSError, Unreadable) as error:
+    except (OSError, UnreadableImage) as error:
         raise InputError(
             f"sampler.init_image={file} can't be read as an image ({error}); give another"
         ) from error
     image = torch.from_numpy(np.array(pixels))[None]  # a copy: it may be read-only or mirrored
     where = next(tokenizer.parameters()).device
     with torch.no_grad(), autocast(where):
-        codes = tokenizer.indices(prepare(image).to(where))
+        codes = tokenizer.indices(to_model_input(image).to(where))
         decoded = to_uint8(tokenizer.decode_indices(codes)).cpu()
     pixelwise = known.repeat_interleave(tokenizer.f, 0).repeat_interleave(tokenizer.f, 1)
     return codes[0], [image, decoded, decoded.where(pixelwise, 128)]
@@ -87,10 +87,10 @@ def save_samples(
         shown[-1] = torch.cat(
             [shown[-1], images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)]
         )
-        files["pictures"] = [str(save_picture(picture(shown, scale=2), folder / "samples.png"))]
+        files["pictures"] = [str(save_picture(tile_images(shown, scale=2), folder / "samples.png"))]
     if "png" in kinds:
         for i, image in enumerate(images):
-            save_picture(picture([image[None]]), folder / "samples" / f"{i:06d}.png")
+            save_picture(tile_images([image[None]]), folder / "samples" / f"{i:06d}.png")
         files["png"] = str(folder / "samples")
     if "npz" in kinds:
         np.savez(

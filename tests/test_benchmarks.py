@@ -13,15 +13,15 @@ from benchmarks.bottlenecks import LAYOUTS
 from benchmarks.quantizers import COLUMNS, alone
 from benchmarks.scaling import counted
 from benchmarks.step import PARTS
-from data.datamodule import prepare
-from data.images import to_uint8
+from data.images import to_model_input, to_uint8
 from data.shapes import Shapes
 from evaluation.features import FeatureNetwork
 from tests.helpers.commands import TINY
 from tests.helpers.configs import compose_config
+from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
+from vqgan.load import start_images
 from vqgan.quantizers.base import Quantized
-from vqgan.stages.train import start_images
 from vqgan.tokenizer import Tokenizer
 
 
@@ -58,7 +58,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Shapes:
-    return Shapes(image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path / "cache"))
+    return make_images(
+        Shapes, image_size=16, n_train=256, n_val=128, cache_dir=str(tmp_path / "cache")
+    )
 
 
 class Identity(Tokenizer):
@@ -88,7 +90,7 @@ def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shape
 def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
     started = make_tokenizer()
-    started.start(start_images(shapes))
+    started.initialise(start_images(shapes))
     first = judge.measured(started)
     floor = judge.floor()
     judge.measured(Identity())
@@ -109,10 +111,10 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
     mix = torch.randn(64, 64)
     mix[:, 40:] = mix[:, :24]  # rank 40
     judge, started = Judge(shapes, Given(3), None, CPU), make_tokenizer()
-    started.start(start_images(shapes))
-    x = prepare(shapes.split("val").__getitems__(range(128))[0])
+    started.initialise(start_images(shapes))
+    x = to_model_input(shapes.samples("val").__getitems__(range(128))[0])
     with torch.no_grad():
-        x_hat = prepare(to_uint8(started.eval().decode(started.encode(x).z_q)))
+        x_hat = to_model_input(to_uint8(started.eval().decode(started.encode(x).z_q)))
     a, b = (Given(3)(each).double() for each in (x, x_hat))
     root = root_of(a.T.cov())
     expected = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace()

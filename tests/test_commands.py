@@ -268,7 +268,7 @@ def test_the_wrong_kind_of_checkpoint_is_refused(
     command("stage=vqgan", *TINY)
     capsys.readouterr()
     assert command("stage=sample", "ckpt=runs/vqgan/shapes") != 0
-    assert "only a tokenizer with quantizer=kl can be drawn from directly" in read_mistake(capsys)
+    assert "only a tokenizer with quantizer=kl can be sampled directly" in read_mistake(capsys)
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/prior/shapes", *TINY_PRIOR) != 0

@@ -29,7 +29,8 @@ from tests.helpers.parts import make
 from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
-from vqgan.stages.train import module_from, start_images
+from vqgan.load import start_images
+from vqgan.stages.train import module_from
 
 # torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
 pytestmark = [
@@ -150,7 +151,7 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     for compile in (False, True):
         torch.manual_seed(0)
         data, module = instantiate(chosen.data), module_from(chosen)
-        module.tokenizer.start(start_images(data))
+        module.tokenizer.initialise(start_images(data))
         if compile:
             compile_parts(module.costly)
         torch.manual_seed(1)

@@ -1,17 +1,17 @@
-"""What encoders, decoders and discriminators are made of."""
+"""Building blocks of encoders, decoders and discriminators."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 
-def norm(width: int) -> nn.GroupNorm:
-    """GroupNorm over groups of 32 channels, or one group where 32 does not divide the width."""
+def group_norm(width: int) -> nn.GroupNorm:
+    """GroupNorm over groups of 32 channels, or over all channels if 32 does not divide the width."""
     return nn.GroupNorm(width // 32 if width % 32 == 0 else 1, width)
 
 
-def zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution with zero weights: a residual branch that starts as nothing."""
+def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
+    """Set weights and bias to zero, in place, so that a residual branch adds nothing at first."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -23,8 +23,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(width), nn.Conv2d(width, width, 3, padding=1)
-        self.norm2, self.conv2 = norm(width), zero(nn.Conv2d(width, width, 3, padding=1))
+        self.norm1 = group_norm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = group_norm(width)
+        self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -32,7 +34,7 @@ class ResBlock(nn.Module):
 
 
 class Down(nn.Sequential):
-    """Space to depth, then a convolution: every pixel counts, nothing is thrown away by a stride."""
+    """Space to depth, then a convolution: every pixel contributes, none is skipped by a stride."""
 
     def __init__(self, channels: int, width: int, factor: int, kernel: int = 1) -> None:
         super().__init__(
@@ -51,7 +53,10 @@ class Up(nn.Sequential):
         )
 
 
-def spectral_everywhere(module: nn.Module) -> None:
-    """Divide every convolution in the module by its spectral norm (Miyato et al. 2018), estimated further in training mode."""
+def add_spectral_norm(module: nn.Module) -> None:
+    """Divide each convolution in the module by its spectral norm (Miyato et al. 2018), in place.
+
+    The estimate of the norm is refined by each forward pass in training mode.
+    """
     for conv in [m for m in module.modules() if isinstance(m, nn.Conv2d)]:
         spectral_norm(conv)

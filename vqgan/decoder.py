@@ -1,17 +1,17 @@
-"""Feature grids to images: the encoder's mirror image."""
+"""Feature grids to images: the mirror image of the encoder."""
 
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.blocks import ResBlock, Up, norm, zero
-from vqgan.encoder import factors, widths
+from vqgan.blocks import ResBlock, Up, group_norm, zero_init
+from vqgan.encoder import plan_downsampling, plan_widths
 
 
 class Decoder(nn.Module):
-    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded; `last` is its last convolution.
+    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded.
 
-    The 4 x 4 pixels that the stem took at once come back in two steps with a nonlinearity between them: single pixels (edges,
-    grain) are no linear function of a position's features.
+    `last` is its last convolution. Where the stem takes 4 x 4 pixels at once, they are decoded in two steps with a
+    nonlinearity in between, because single pixels (edges, grain) are no linear function of the features of a position.
     """
 
     def __init__(
@@ -19,30 +19,29 @@ class Decoder(nn.Module):
         image_size: int,
         channels: int,
         grid: int,
-        width: int = 64,
-        depth: int = 2,
-        stem: int = 4,
-        max_width_mult: int = 4,
+        width: int,
+        depth: int,
+        stem: int,
+        max_width_mult: int,
     ) -> None:
         super().__init__()
         check_int("model.decoder.depth", depth, 0, "block")
-        steps = factors(image_size, grid, stem)
-        levels = widths(width, steps, max_width_mult)
+        steps = plan_downsampling(image_size, grid, stem)
+        widths = plan_widths(width, steps, max_width_mult)
         layers: list[nn.Module] = []
-        for i in reversed(range(len(levels))):
-            layers += [ResBlock(levels[i]) for _ in range(depth)]
+        for i in reversed(range(len(widths))):
+            layers += [ResBlock(widths[i]) for _ in range(depth)]
             if i:
-                layers.append(Up(levels[i], levels[i - 1], steps[i]))
-        layers += [norm(width), nn.SiLU()]
-        if steps[0] % 4 == 0:
-            inner, at_once = max(width // 2, 1), steps[0] // 2
-            layers += [Up(width, inner, 2, kernel=3), nn.SiLU()]
-        else:
-            inner, at_once = width, steps[0]
+                layers.append(Up(widths[i], widths[i - 1], steps[i]))
+        layers += [group_norm(width), nn.SiLU()]
+        last_width, last_step = width, steps[0]
+        if last_step % 4 == 0:
+            last_width, last_step = max(width // 2, 1), last_step // 2
+            layers += [Up(width, last_width, 2, kernel=3), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
-        self.last = zero(nn.Conv2d(inner, channels * at_once**2, 3, padding=1))
-        self.shuffle = nn.PixelShuffle(at_once)
-        self.in_channels = levels[-1]
+        self.last = zero_init(nn.Conv2d(last_width, channels * last_step**2, 3, padding=1))
+        self.shuffle = nn.PixelShuffle(last_step)
+        self.in_channels = widths[-1]
 
     def forward(self, h: Tensor) -> Tensor:
         x_hat: Tensor = self.shuffle(self.last(self.layers(h)))

@@ -1,9 +1,10 @@
-"""From a config or a checkpoint to a tokenizer and its images."""
+"""From configs and checkpoints to tokenizers and their images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import torch
 
 from data.datamodule import ImageDataModule
 from engine.checkpoint import (
@@ -19,55 +20,71 @@ from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
+MAX_TAG_LENGTH = 64  # of W&B
+START_IMAGES = 2_000  # enough patches for principal components and k-means
 
-def build_tokenizer(config: Any) -> Tokenizer:
-    """The tokenizer, untrained, that a config's `model` and `quantizer` describe."""
-    model = config["model"]
-    quantizer = build_trusted(config["quantizer"], Quantizer)  # type: ignore[type-abstract]
-    return Tokenizer(
-        build_trusted(model["encoder"], Encoder),
-        quantizer,
-        build_trusted(model["decoder"], Decoder),
-        model["start"],
-    )
+
+def build_tokenizer(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> Tokenizer:
+    """An untrained tokenizer from the `model` and `quantizer` groups of a config."""
+    bottleneck = build_trusted(quantizer, Quantizer)  # type: ignore[type-abstract]
+    encoder = build_trusted(model["encoder"], Encoder)
+    decoder = build_trusted(model["decoder"], Decoder)
+    return Tokenizer(encoder, bottleneck, decoder, model["start"])
 
 
 def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The trained tokenizer of a stage=vqgan run, the average of its weights where there is one, in eval mode, and the
-    config of that run."""
+    """The trained tokenizer of a stage=vqgan run in eval mode, and the config of that run.
+
+    Uses averaged weights if the checkpoint has them. Raises InputError if the weights don't fit the config.
+    """
     checkpoint = read_checkpoint(ckpt, "vqgan")
     config = checkpoint["codegrid"]["config"]
-    tokenizer = build_tokenizer(config)
+    tokenizer = build_tokenizer(config["model"], config["quantizer"])
     try:
         tokenizer.load_state_dict(
             checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
         )
-    except RuntimeError as error:  # another K, a key that is missing: torch names them line by line
-        told = " ".join(str(error).split()[:40])
+    except RuntimeError as error:  # another K, a missing key: torch lists them on many lines
+        details = " ".join(str(error).split()[:40])
         raise InputError(
-            f"{find_checkpoint(ckpt)} is damaged: its weights are not those of its config ({told})"
+            f"{find_checkpoint(ckpt)} is damaged: its weights are not those of its config ({details})"
         ) from error
     return tokenizer.eval(), config
 
 
-def load_images(described: dict[str, Any], config: DictConfig) -> ImageDataModule:
-    """The images that a tokenizer was trained on, by its `described` config, with what this run's config says of them."""
-    mine = {name: value for name, value in config.data.items() if value is not None}
-    if strange := set(mine) - set(described):
+def load_images(
+    training_data: Mapping[str, Any], overrides: Mapping[str, Any], cache_dir: str | None
+) -> ImageDataModule:
+    """The images that a tokenizer was trained on, from the `data` group of its run's config.
+
+    `overrides` are settings of this run that replace those of the training; None replaces nothing. Raises InputError
+    for an override that these images don't have.
+    """
+    changes = {name: value for name, value in overrides.items() if value is not None}
+    if unknown := changes.keys() - training_data.keys():
         raise InputError(
-            f"data.{strange.pop()} is no setting of the tokenizer's data, which is {described['_target_']}"
+            f"data.{unknown.pop()} is no setting of the tokenizer's data, which is {training_data['_target_']}"
         )
-    return build_trusted({**described, **mine, "cache_dir": config.cache_dir}, ImageDataModule)  # type: ignore[type-abstract]
+    settings = {**training_data, **changes, "cache_dir": cache_dir}
+    return build_trusted(settings, ImageDataModule)  # type: ignore[type-abstract]
 
 
-def make_tags(config: DictConfig, title: str, tokenizer: Tokenizer) -> list[str]:
-    """What a run on the images called `title` is found by among others."""
-    words = [
-        config.stage,
-        title,
-        type(tokenizer.quantizer).__name__.lower(),
-        f"grid={'x'.join(map(str, tokenizer.grid))}",
-    ]
-    return [
-        word[:64] for word in [*words, *([f"K={tokenizer.K}"] if tokenizer.K else [])]
-    ]  # W&B takes no longer ones
+def require_codes(tokenizer: Tokenizer, complaint: str) -> None:
+    """Raise InputError, with this beginning of a sentence, for a continuous tokenizer: a prior has no codes to learn."""
+    if tokenizer.K is None:
+        raise InputError(f"{complaint}; choose quantizer=ema, for example")
+
+
+def make_tags(stage: str, title: str, tokenizer: Tokenizer) -> list[str]:
+    """Tags by which the loggers find a run: its stage, the title of its images, and the tokenizer's bottleneck, grid and K."""
+    grid = "x".join(map(str, tokenizer.grid))
+    tags = [stage, title, type(tokenizer.quantizer).__name__.lower(), f"grid={grid}"]
+    if tokenizer.K:
+        tags.append(f"K={tokenizer.K}")
+    return [tag[:MAX_TAG_LENGTH] for tag in tags]
+
+
+def start_images(data: ImageDataModule) -> torch.Tensor:
+    """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
+    images, _ = data.take_evenly("train", START_IMAGES)
+    return data.preprocess(images)

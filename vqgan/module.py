@@ -127,8 +127,9 @@ class VQGAN(ClockedModule):
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
+        x = self.augmented(batch[0])
         made: list[MicroBatch] = []
-        self.descend(GENERATOR, self.generator_losses(batch[0], made), self.rate, self.betas)
+        self.descend(GENERATOR, self.generator_losses(x, made), self.rate, self.betas)
         if self.gate is not None and self.gate.training(self.now):
             self.descend(DISCRIMINATOR, self.discriminator_losses(made), self.discriminator_rate)
             self.judged += 1
@@ -137,6 +138,13 @@ class VQGAN(ClockedModule):
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
         return {"indices": q.indices}
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """uint8 training images as the datamodule augments them, float in [-1, 1]; images that are float already stay."""
+        if images.is_floating_point():
+            return images
+        augmented: Tensor = self.trainer.datamodule.augment(images)  # type: ignore[attr-defined]
+        return augmented
 
     @property
     def learned(self) -> Tokenizer:
@@ -197,7 +205,7 @@ class VQGAN(ClockedModule):
 
     def generator_losses(self, x: Tensor, made: list[MicroBatch]) -> Iterator[Tensor]:
         """The loss of each micro-batch, which is added to `made`."""
-        for part, share in self.micro(x):
+        for part, share in self.micro_batches(x):
             with torch.set_grad_enabled(not self.resting):
                 q = self.tokenizer.encode(part)
             x_hat = self.tokenizer.decode(q.z_q)
@@ -344,7 +352,7 @@ class VQGAN(ClockedModule):
     # Lightning's side.
 
     def configure_optimizers(self) -> list[Optimizer]:
-        rates = self.tokenizer.quantizer.parameter_rates()
+        rates = self.tokenizer.quantizer.lr_multipliers()
         players = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         return [
             self.optimizer(self.make_optimizers[n], player, rates)

@@ -1,4 +1,4 @@
-"""A start from classical vector quantization: a linear map of patches beside the networks."""
+"""A linear autoencoder of patches, with which a tokenizer starts as classical vector quantization."""
 
 import torch
 from einops import rearrange
@@ -11,10 +11,10 @@ def to_patches(x: Tensor, f: int) -> Tensor:
 
 
 class Patches(nn.Module):
-    """z = W (patch - mean), patch = W^T z + mean: the linear autoencoder that a tokenizer starts from and learns beyond.
+    """z = W (patch - mean), patch = W^T z + mean: the linear autoencoder that a tokenizer starts from.
 
-    W holds the principal components of the f x f patches, so with a codebook by k-means and networks whose output is
-    still zero, the tokenizer is classical vector quantization of patches before its first step.
+    W holds the principal components of the f x f patches. With a k-means codebook, and networks whose output is still
+    zero, the tokenizer is classical vector quantization of patches before its first step. Both maps are then trained.
     """
 
     def __init__(self, channels: int, f: int, dim: int) -> None:
@@ -34,17 +34,17 @@ class Patches(nn.Module):
         return x
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Both maps from the principal components of the patches of x (n, C, H, W) in [-1, 1]."""
+    def initialise(self, x: Tensor) -> None:
+        """Set both maps to the principal components of the patches of x (n, C, H, W) in [-1, 1]."""
         rows = to_patches(x.float(), self.f)
         mean = rows.mean(0)
-        into, out = self.into[1], self.out[0]
+        into = self.into[1]
+        out = self.out[0]
         assert isinstance(into, nn.Conv2d)
         assert isinstance(out, nn.Conv2d)
-        components = principal(rows - mean, into.out_channels)
-        n = min(
-            into.out_channels, components.shape[1]
-        )  # a code wider than a patch has no more components
+        components = principal_components(rows - mean, into.out_channels)
+        # A code wider than a patch leaves the remaining channels at zero.
+        n = min(into.out_channels, components.shape[1])
         for parameter in (into.weight, into.bias, out.weight, out.bias):
             assert parameter is not None
             parameter.zero_()
@@ -56,12 +56,13 @@ class Patches(nn.Module):
         out.bias.copy_(mean)
 
 
-def principal(rows: Tensor, n: int, most: int = 1024) -> Tensor:
-    """The principal components of centred rows as columns, the largest variance first.
+def principal_components(rows: Tensor, n: int, max_exact: int = 1024) -> Tensor:
+    """The principal components of centred rows (N, width) as columns, largest variance first.
 
-    Of rows wider than `most` the first n, nearly exactly (Halko et al. 2011): all would take minutes.
+    All of them if the width is at most `max_exact`. Otherwise the first n, by a randomised and nearly exact method
+    (Halko et al. 2011): the exact one would take minutes.
     """
-    if rows.shape[1] <= most:
+    if rows.shape[1] <= max_exact:
         return torch.linalg.eigh(torch.cov(rows.t()))[1].flip(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

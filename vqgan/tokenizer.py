@@ -1,72 +1,90 @@
-"""Images to indices and back: all that stage 2 ever sees of stage 1."""
+"""Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.blocks import zero
+from vqgan.blocks import zero_init
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.patches import Patches
-from vqgan.quantizers.base import NO_CODES, Quantized, Quantizer, flatten
+from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
+from vqgan.quantizers.search import flatten
 
 STARTS = ("patches", "random")
+RANDOM_START_IMAGES = (
+    512  # images that go through a random encoder; the networks cost more than patches
+)
+MAX_START_VECTORS = 100_000  # enough for k-means
 
 
 class Tokenizer(nn.Module):
     """Encoder -> 1x1 convolution -> quantizer -> 3x3 convolution -> decoder.
 
-    With start="patches" a linear map of patches runs beside both networks and the whole starts as classical vector
-    quantization; with "random" there are the networks alone.
+    With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
+    quantization. With start="random" there are only the networks.
     """
 
     def __init__(
-        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, start: str = "patches"
+        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, start: str
     ) -> None:
         super().__init__()
         if start not in STARTS:
             raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
-        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.encoder = encoder
+        self.quantizer = quantizer
+        self.decoder = decoder
         self.into = nn.Conv2d(encoder.out_channels, quantizer.in_dim, 1)
         self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 3, padding=1)
-        self.patches = (
-            Patches(encoder.channels, encoder.f, quantizer.dim) if start == "patches" else None
-        )
-        if self.patches is not None:
-            zero(self.into)
+        self.patches: Patches | None = None
+        if start == "patches":
+            self.patches = Patches(encoder.channels, encoder.f, quantizer.dim)
+            zero_init(self.into)
 
     @property
     def K(self) -> int | None:
-        """Codes of a codebook; None for a continuous bottleneck."""
+        """Codes per codebook; None for a continuous bottleneck."""
         return self.quantizer.K
 
     @property
     def num_codebooks(self) -> int:
-        """Codes a position of the grid, each from a codebook of its own."""
+        """Codes per grid position, each from its own codebook."""
         return self.quantizer.num_codebooks
 
     @property
     def dim(self) -> int:
+        """Width of z_q."""
         return self.quantizer.dim
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of codes."""
         return self.encoder.grid
 
     @property
     def f(self) -> int:
+        """Downsampling factor: pixels per grid position, in each direction."""
         return self.encoder.f
 
+    @property
+    def code_space(self) -> dict[str, Any]:
+        """What a prior has to know of the codes: all vectors (num_codebooks, K, width) on the CPU, and the grid.
+
+        Raises InputError if the tokenizer is continuous.
+        """
+        return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
+
     def encode(self, x: Tensor) -> Quantized:
-        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the bottleneck's loss."""
+        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
         z_e = self.into(self.encoder(x))
         if self.patches is not None:
-            z_e = z_e + F.pad(
-                self.patches.encode(x), (0, 0, 0, 0, 0, self.quantizer.in_dim - self.dim)
-            )
+            # Channels beyond dim, such as the log-variances of kl, come from the network alone.
+            extra_channels = self.quantizer.in_dim - self.dim
+            z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, extra_channels))
         q: Quantized = self.quantizer(z_e)
         return q
 
@@ -78,32 +96,34 @@ class Tokenizer(nn.Module):
         return x_hat.float()
 
     def indices(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> indices (B, h, w) int64, or (B, h, w, num_codebooks) of several codebooks."""
-        found = self.encode(x).indices
-        if found is None:
-            raise InputError(NO_CODES)
-        return found
+        """x (B, C, H, W) -> indices int64, (B, h, w), or (B, h, w, num_codebooks) for several codebooks.
+
+        Raises InputError if the tokenizer is continuous.
+        """
+        indices = self.encode(x).indices
+        if indices is None:
+            raise InputError(NO_CODES_MESSAGE)
+        return indices
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """indices as `indices` gives them -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
         return self.decode(self.quantizer.lookup(indices))
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
-        """Before the first step: fit the linear maps (if any) and the codes to images x (n, C, H, W) in [-1, 1]."""
+    def initialise(self, x: Tensor) -> None:
+        """Fit the linear maps, if any, and the codes to images x (n, C, H, W) in [-1, 1], once before the first step."""
         if self.patches is not None:
-            self.patches.start(x)
-            z = torch.cat(
-                [flatten(self.patches.encode(part)) for part in x.split(64)]
-            )  # the networks still add zero
+            self.patches.initialise(x)
+            # The networks still add zero.
+            z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
         else:
-            z = torch.cat([flatten(self.into(self.encoder(part))) for part in x[:512].split(64)])
-        self.quantizer.start(
-            z[:: max(1, len(z) // 100_000)]
-        )  # as many as k-means needs, from all over the images
+            parts = x[:RANDOM_START_IMAGES].split(64)
+            z = torch.cat([flatten(self.into(self.encoder(part))) for part in parts])
+        # Every n-th vector, so that all images are represented.
+        self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the weights: what a code cache and a prior remember their tokenizer by."""
+        """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What all alarms share: they wait until they are sure, and then speak once."""
+"""What all alarms share: they wait until they are sure, and then report once."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,34 +10,35 @@ from lightning.pytorch.callbacks import Callback
 
 from engine.console import best_effort_write, log_line
 from engine.errors import check_int
+from engine.folder import DOCTOR
 from engine.module import ClockedModule
 
 
 @dataclass
 class Sign:
-    """Something that is wrong now: its name, what is seen, and what to try against it."""
+    """Something that is wrong now: its name, what is observed, and what to try against it."""
 
     name: str
-    seen: str
-    cure: str
+    observation: str
+    remedy: str
 
 
 class Alarms(Callback):
-    """After `patience` looks at a run that agree it says what is wrong, since when, and what to try: once, on the terminal and
-    in doctor.txt of the run folder; `said` has it all, also what was said before a run was resumed.
+    """Reports what is wrong, since when, and what to try, once `patience` looks at a run in a row agree.
 
-    A loss or a gradient that is no number ends the run within `every` updates, and its last checkpoint is from before.
+    Each alarm is reported once, on the terminal and in doctor.txt of the run folder. `alarms` has all of them, also those
+    from before a run was resumed. A loss or gradient that is NaN or infinite ends the run within `every` updates; its
+    last checkpoint is from before that.
     """
 
-    def __init__(self, every: int = 50, patience: int = 3) -> None:
+    def __init__(self, every: int, patience: int) -> None:
         check_int("callbacks.doctor.every", every, 1, "update")
         check_int("callbacks.doctor.patience", patience, 1, "look")
-        self.every, self.patience = every, patience
-        self.said: list[str] = []
-        self._looked = 0  # the step of the last look
-        self._signs: dict[
-            str, tuple[int, int]
-        ] = {}  # name -> the step since when, and in how many looks
+        self.every = every
+        self.patience = patience
+        self.alarms: list[str] = []
+        self._last_look = 0  # the step of the last look
+        self._signs: dict[str, tuple[int, int]] = {}  # name -> first step, number of looks
 
     @property
     def state_key(self) -> str:
@@ -46,48 +47,47 @@ class Alarms(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ClockedModule)
         if module.step % self.every == 0:
-            if trainer.world_size > 1:  # one rank's is that of all, or the others would wait for it
-                module.broken = trainer.strategy.reduce(
-                    module.broken.to(module.device), reduce_op="max"
-                )
+            if trainer.world_size > 1:  # all ranks stop together, or the others would wait
+                broken = module.broken.to(module.device)
+                module.broken = trainer.strategy.reduce(broken, reduce_op="max")
             module.check()
 
     def look(self, trainer: L.Trainer, module: ClockedModule, signs: Iterable[Sign]) -> None:
-        """Count each sign of trouble, and speak of those that stay."""
-        seen = {sign.name: sign for sign in signs}
-        for gone in self._signs.keys() - seen.keys():
-            del self._signs[gone]
-        for name, sign in seen.items():
-            since, times = self._signs.get(name, (self._looked, 0))
-            self._signs[name] = since, times + 1
-            if times + 1 == self.patience:
-                self.speak(
-                    trainer, f"step {module.step}: {sign.seen}, since step {since}; try {sign.cure}"
+        """Count each sign of trouble, and report those that persist."""
+        current = {sign.name: sign for sign in signs}
+        for name in self._signs.keys() - current.keys():
+            del self._signs[name]
+        for name, sign in current.items():
+            since, looks = self._signs.get(name, (self._last_look, 0))
+            self._signs[name] = since, looks + 1
+            if looks + 1 == self.patience:
+                self.report(
+                    trainer,
+                    f"step {module.step}: {sign.observation}, since step {since}; try {sign.remedy}",
                 )
-        self._looked = module.step
+        self._last_look = module.step
 
-    def speak(self, trainer: L.Trainer, sentence: str) -> None:
-        self.said.append(sentence)
+    def report(self, trainer: L.Trainer, alarm: str) -> None:
+        """Print an alarm and add it to doctor.txt."""
+        self.alarms.append(alarm)
         if trainer.is_global_zero:
-            log_line(f"doctor: {sentence}")
+            log_line(f"doctor: {alarm}")
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:
-        """doctor.txt with what was said in this run: not what it said after the checkpoint that it goes on from."""
-        file = Path(trainer.default_root_dir) / "doctor.txt"
+        """Write doctor.txt with this run's alarms, without those raised after the checkpoint that it resumed from."""
+        file = Path(trainer.default_root_dir) / DOCTOR
         with best_effort_write(file):
-            file.write_text("".join(sentence + "\n" for sentence in self.said))
+            file.write_text("".join(alarm + "\n" for alarm in self.alarms))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero and (Path(trainer.default_root_dir) / "doctor.txt").is_file():
+        if trainer.is_global_zero and (Path(trainer.default_root_dir) / DOCTOR).is_file():
             self.write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"said": self.said, "looked": self._looked, "signs": self._signs}
+        return {"said": self.alarms, "looked": self._last_look, "signs": self._signs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.said, self._looked, self._signs = (
-            state_dict["said"],
-            state_dict["looked"],
-            state_dict["signs"],
-        )
+        self.alarms = state_dict["said"]  # the keys of version 0.1
+        self._last_look = state_dict["looked"]
+        self._signs = state_dict["signs"]

@@ -1,4 +1,4 @@
-"""A running average of what a module learns, to be judged and used in its place."""
+"""A running average of the weights, to be evaluated and used in their place."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from engine.module import ClockedModule
 
 
 class WeightAverage(Callback):
-    """The mean of the weights over the last updates (Polyak & Juditsky 1992): of a tokenizer, codebook and all but without the
-    discriminator, or of a prior. What does not change, such as the vectors that a prior reads, stays what it is to the bit.
+    """The mean of the weights over the last updates (Polyak & Juditsky 1992) of what a module learns: a tokenizer with its
+    codebook but without the discriminator, or a prior. What does not change stays the same to the bit.
 
     value <- d * value + (1 - d) * weight after each update, d = min(decay, (1 + n) / (10 + n)) at update n, so that an early
-    average is of about the last tenth of the run. Validation, its pictures and whoever loads the checkpoint use the average;
-    training goes on with the weights themselves. Both are in the checkpoint.
+    average spans about the last tenth of the run. Validation, its pictures and whoever loads the checkpoint use the average;
+    training continues with the weights themselves. Both are in the checkpoint.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float) -> None:
         check_range("callbacks.average.decay", decay, 0, 1)
         self.decay = decay
         self.values: dict[str, Tensor] = {}
@@ -31,11 +31,14 @@ class WeightAverage(Callback):
         self._swapped = False
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        own = weights_of(module)
-        kept = {
-            name: shard_like(self.values.get(name, value), value) for name, value in own.items()
+        weights = learned_state(module)
+        loaded = {
+            name: shard_like(self.values.get(name, weight), weight)
+            for name, weight in weights.items()
         }
-        self.values = {name: value.to(own[name].device, copy=True) for name, value in kept.items()}
+        self.values = {
+            name: value.to(weights[name].device, copy=True) for name, value in loaded.items()
+        }
         self._step = step_of(module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -43,27 +46,27 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def follow(self, module: L.LightningModule) -> None:
-        """Take in the weights of this update, once; a run may break off between an update and the end of its batch."""
-        if self._step == step_of(module):
+        """Add the weights of this update, once: a run may break off between an update and the end of its batch."""
+        n = step_of(module)
+        if self._step == n:
             return
-        n = self._step = step_of(module)
-        decay, own = min(self.decay, (1 + n) / (10 + n)), weights_of(module)
-        floats = [name for name, value in own.items() if value.is_floating_point()]
-        get_ema_multi_avg_fn(decay)(
-            [local_shard(self.values[name]) for name in floats],
-            [local_shard(own[name]) for name in floats],
-            n,
-        )
-        for name in own.keys() - set(floats):  # counters
-            self.values[name].copy_(own[name])
+        self._step = n
+        decay = min(self.decay, (1 + n) / (10 + n))
+        weights = learned_state(module)
+        floats = [name for name, weight in weights.items() if weight.is_floating_point()]
+        average = [local_shard(self.values[name]) for name in floats]
+        current = [local_shard(weights[name]) for name in floats]
+        get_ema_multi_avg_fn(decay)(average, current, n)
+        for name in weights.keys() - set(floats):  # counters
+            self.values[name].copy_(weights[name])
 
     @torch.no_grad()
     def swap(self, module: L.LightningModule) -> None:
-        """The average takes the weights' place, and the weights its."""
-        for name, value in weights_of(module).items():
-            kept = value.clone()
-            value.copy_(self.values[name])
-            self.values[name].copy_(kept)
+        """Exchange the average and the weights."""
+        for name, weight in learned_state(module).items():
+            original = weight.clone()
+            weight.copy_(self.values[name])
+            self.values[name].copy_(original)
         self._swapped = not self._swapped
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -77,9 +80,7 @@ class WeightAverage(Callback):
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
-        if (
-            self._swapped
-        ):  # or the checkpoint that is written next would hold each in the other's place
+        if self._swapped:  # or the checkpoint written next would hold each in the other's place
             self.swap(module)
 
     def on_save_checkpoint(
@@ -100,8 +101,7 @@ def step_of(module: L.LightningModule) -> int:
     return module.step
 
 
-def weights_of(module: L.LightningModule) -> dict[str, Tensor]:
-    """Everything that makes what the module learns, parameters and buffers, the tensors themselves; where it is sharded,
-    this rank's share of them."""
+def learned_state(module: L.LightningModule) -> dict[str, Tensor]:
+    """Parameters and buffers of what the module learns, the tensors themselves; under sharding, this rank's shards."""
     assert isinstance(module, ClockedModule)
     return dict(module.learned.state_dict())

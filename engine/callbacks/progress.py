@@ -1,4 +1,4 @@
-"""One line that says how far a run is and how it does."""
+"""One line that shows how far a run is and how well it does."""
 
 import time
 from typing import Any
@@ -12,27 +12,26 @@ from engine.module import ClockedModule
 
 
 class Progress(Callback):
-    """A bar over the whole run, in the module's own clock, with the figures of `shown` (log name -> label)."""
+    """A bar over the whole run, by the module's own clock, with the figures in `labels` (log name -> label)."""
 
-    def __init__(self, shown: dict[str, str]) -> None:
-        self.shown = shown
+    def __init__(self, labels: dict[str, str]) -> None:
+        self.labels = labels
         self._bar: tqdm[Any] | None = None
-        self._drawn = 0.0
+        self._last_refresh = 0.0
         self._samples = 0
-        self._began = 0.0
+        self._start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ClockedModule)
         if trainer.is_global_zero:
-            layout = "{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]"
             self._bar = tqdm(
                 total=1.0,
                 initial=module.now.progress,
                 desc=type(module).__name__,
-                bar_format=layout,
+                bar_format="{desc} {percentage:3.0f}%|{bar:24}| {postfix} [{elapsed}<{remaining}]",
                 leave=True,
             )
-            self._began = time.monotonic()
+            self._start = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -44,23 +43,20 @@ class Progress(Callback):
     ) -> None:
         self._samples += len(batch[0]) * trainer.world_size
         moment = time.monotonic()
-        if self._bar is not None and moment - self._drawn > refresh_interval():
-            self._drawn = moment
-            self._show(trainer, module)
+        if self._bar is not None and moment - self._last_refresh > refresh_interval():
+            self._last_refresh = moment
+            self._refresh(trainer, module)
 
-    def _show(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _refresh(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert self._bar is not None
         assert isinstance(module, ClockedModule)
-        known = trainer.callback_metrics
-        figures = [
-            f"{label} {float(known[name]):.4g}"
-            for name, label in self.shown.items()
-            if name in known
-        ]
-        rate = self._samples / max(time.monotonic() - self._began, 1e-9)
-        self._bar.set_postfix_str(
-            ", ".join([f"step {module.step}", f"{rate:.0f} images/s", *figures]), refresh=False
-        )
+        metrics = trainer.callback_metrics
+        rate = self._samples / max(time.monotonic() - self._start, 1e-9)
+        words = [f"step {module.step}", f"{rate:.0f} images/s"]
+        for name, label in self.labels.items():
+            if name in metrics:
+                words.append(f"{label} {float(metrics[name]):.4g}")
+        self._bar.set_postfix_str(", ".join(words), refresh=False)
         self._bar.n = module.now.progress
         self._bar.refresh()
 
@@ -74,6 +70,6 @@ class Progress(Callback):
 
     def _close(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._bar is not None:
-            self._show(trainer, module)
+            self._refresh(trainer, module)
             self._bar.close()
             self._bar = None

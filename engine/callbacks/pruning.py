@@ -1,8 +1,8 @@
-"""An early end for those points of a sweep that do worse than the others did at the same moment."""
+"""An early end for the points of a sweep that do worse than the others did at the same moment."""
 
 import json
 import math
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,124 +12,105 @@ from lightning.pytorch.callbacks import Callback
 
 from engine.console import best_effort_write, log_line
 from engine.errors import InputError, check_int, check_range
+from engine.folder import PRUNE_SERIES, write_atomically
 from engine.module import ClockedModule
 from engine.sweep import sweep_folder
-
-SERIES = "prune.jsonl"  # what each validation of a run found, in its folder, for the others to read
 
 DIRECTIONS = {"maximize": 1, "minimize": -1}  # which way is better
 
 
 class Prune(Callback):
-    """The median stopping rule (Golovin et al. 2017, section 3.2.1, with the others' bests in place of their means): after a
-    validation a run ends whose best `figure` so far is worse than the median of the bests that a sweep's other points had by then.
+    """The median stopping rule (Golovin et al. 2017, section 3.2.1, with the others' best in place of their mean).
 
-    By then: at the same share of the run. It begins when `warmup` of the run is over and `least` others have come as far,
-    finished or not. `pruned_at` is the step at which this one was ended. Outside of a sweep nothing is.
+    After a validation, a run ends if its best `figure` so far is worse than the median of the bests that the sweep's other
+    points had at the same share of the run. The rule applies once `warmup` of the run is over and `min_others` other
+    points have come as far, finished or not. `pruned_at` is the step at which this run was ended. Outside of a sweep
+    nothing is pruned.
     """
 
-    def __init__(
-        self,
-        figure: str = "val/psnr",
-        direction: str = "maximize",
-        warmup: float = 0.25,
-        least: int = 3,
-    ) -> None:
+    def __init__(self, figure: str, direction: str, warmup: float, min_others: int) -> None:
         if direction not in DIRECTIONS:
             raise InputError(
                 f"callbacks.prune.direction={direction} must be one of {', '.join(DIRECTIONS)}"
             )
         check_range("callbacks.prune.warmup", warmup, 0, 1)
-        check_int("callbacks.prune.least", least, 1, "other run")
-        self.figure, self.sign, self.warmup, self.least = (
-            figure,
-            DIRECTIONS[direction],
-            warmup,
-            least,
-        )
+        check_int("callbacks.prune.min_others", min_others, 1, "other run")
+        self.figure = figure
+        self.sign = DIRECTIONS[direction]
+        self.warmup = warmup
+        self.min_others = min_others
         self.pruned_at: int | None = None
-        self._judged = 0  # the step of the last validation
+        self._validated = 0  # the step of the last validation
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ClockedModule)
         sweep = sweep_folder()
         if trainer.state.fn != "fit" or sweep is None:
             return
-        known = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith("val/")
-        }
-        if self.figure not in known:
+        names = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if self.figure not in names:
             raise InputError(
-                f"callbacks.prune.figure={self.figure} is not found by validation; there is {', '.join(known)}"
+                f"callbacks.prune.figure={self.figure} is not a figure of this validation; "
+                f"there is {', '.join(names)}"
             )
-        series, progress = Path(trainer.default_root_dir) / SERIES, module.now.progress
-        self._judged = module.step
+        series = Path(trainer.default_root_dir) / PRUNE_SERIES
+        progress = module.now.progress
+        self._validated = module.step
+        is_worse = False
         if trainer.is_global_zero:
+            value = float(trainer.callback_metrics[self.figure])
+            row = {"step": module.step, "progress": progress, self.figure: value}
             with best_effort_write(series), series.open("a") as lines:
-                lines.write(
-                    json.dumps(
-                        {"step": module.step, "progress": progress, self.figure: known[self.figure]}
-                    )
-                    + "\n"
-                )
-        worse = (
-            trainer.is_global_zero
-            and progress >= self.warmup
-            and self.is_worse(sweep, series, progress)
-        )
-        if trainer.strategy.reduce_boolean_decision(worse, all=False) and progress < 1:
-            self.pruned_at, trainer.should_stop = module.step, True
+                lines.write(json.dumps(row) + "\n")
+            is_worse = progress >= self.warmup and self.is_worse(sweep, series, progress)
+        if trainer.strategy.reduce_boolean_decision(is_worse, all=False) and progress < 1:
+            self.pruned_at = module.step
+            trainer.should_stop = True
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forget what a resumed run found after the checkpoint that it goes on from, for it will find that again."""
+        """Drop the validations after the checkpoint that a resumed run starts from: it repeats them."""
         assert isinstance(module, ClockedModule)
-        series = Path(trainer.default_root_dir) / SERIES
+        series = Path(trainer.default_root_dir) / PRUNE_SERIES
         if trainer.is_global_zero and series.is_file():
-            rows = [line for line in series.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= self._judged]
+            rows = [row for row in read_series(series) if row["step"] <= self._validated]
             with best_effort_write(series):
-                temporary = series.with_suffix(".tmp")
-                temporary.write_text("".join(line + "\n" for line in kept))
-                os.replace(temporary, series)
+                write_atomically(series, "".join(json.dumps(row) + "\n" for row in rows))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"judged": self._judged}
+        return {"judged": self._validated}  # the key of version 0.1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._judged = state_dict["judged"]
+        self._validated = state_dict["judged"]
 
     def is_worse(self, sweep: Path, series: Path, progress: float) -> bool:
-        """Whether this run's best up to `progress` is under the median of the others', where there are enough of them."""
-        point, *deeper = series.relative_to(
-            sweep
-        ).parts  # deeper: of a pipeline's points the same part
+        """Whether this run's best up to `progress` is below the median of enough others'."""
+        point, *deeper = series.relative_to(sweep).parts  # deeper: a pipeline's part
         others = [
-            path.joinpath(*deeper)
+            self.best(path.joinpath(*deeper), progress)
             for path in sweep.iterdir()
             if path.name != point and not path.name.startswith(".")
         ]
-        bests = [best for file in others if (best := self.best(file, progress)) is not None]
-        mine = self.best(series, progress)
-        if mine is None:  # it could not be written
-            return False
-        if len(bests) < self.least or mine >= median(bests):
-            return False
+        bests = [best for best in others if best is not None]
+        own = self.best(series, progress)
+        if own is None or len(bests) < self.min_others or own >= median(bests):
+            return False  # own is None where the file could not be written
         log_line(
-            f"pruned at {progress:.0%}: {self.figure} is {self.sign * mine:.4g} at best, and of {len(bests)} others half had "
-            f"reached {self.sign * median(bests):.4g} by then"
+            f"pruned at {progress:.0%}: {self.figure} is {self.sign * own:.4g} at best; "
+            f"half of {len(bests)} other points had reached {self.sign * median(bests):.4g} by then"
         )
         return True
 
     def best(self, series: Path, progress: float) -> float | None:
-        """The best figure, made so that high is good, that a run had when it was this far; None where it has not come as far."""
-        if not series.is_file():
+        """A run's best figure up to `progress`, with the sign that makes high good; None if it has not come as far."""
+        rows = list(read_series(series)) if series.is_file() else []
+        if not rows or rows[-1]["progress"] < progress:
             return None
-        found = [
-            json.loads(line) for line in series.read_text().splitlines() if line.endswith("}")
-        ]  # one may be in the making
-        if not found or found[-1]["progress"] < progress:
-            return None
-        values = [self.sign * row[self.figure] for row in found if row["progress"] <= progress]
+        values = [self.sign * row[self.figure] for row in rows if row["progress"] <= progress]
         return max((value for value in values if math.isfinite(value)), default=-math.inf)
+
+
+def read_series(file: Path) -> Iterator[dict[str, Any]]:
+    """The complete rows of a file that another run may be writing."""
+    for line in file.read_text().splitlines():
+        if line.endswith("}"):
+            yield json.loads(line)

@@ -1,4 +1,4 @@
-"""What a signal does to a run: it ends between two updates, saved, with a code that says so."""
+"""What a signal does to a run: it ends between two updates, saved, with an exit code that says so."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-CODES = {  # signal -> exit code, 128 + its number, as shells have it: no success, so that a scheduler starts the job again
+CODES = {  # signal -> exit code, 128 + its number, as in shells: no success, so a scheduler starts the job again
     signal.SIGINT: 130,
     signal.SIGTERM: 143,
     signal.SIGUSR1: 128 + signal.SIGUSR1,
@@ -17,31 +17,31 @@ CODES = {  # signal -> exit code, 128 + its number, as shells have it: no succes
 
 
 class Stop(SystemExit):
-    """The end of a run that a signal has asked for, between two updates or in a validation: its state is whole."""
+    """The end of a run that a signal asked for, between two updates or during validation: its state is complete."""
 
 
 class StopNow(SystemExit):
-    """The end of a run in the middle of whatever it does: what was saved before has to do."""
+    """The end of a run in the middle of an update: the last checkpoint has to do."""
 
 
 class Signals(Callback):
-    """While training and validating: Ctrl-C, SIGTERM and SIGUSR1 end the run after the update that is being made, or in the
-    middle of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once.
+    """During training and validation, Ctrl-C, SIGTERM and SIGUSR1 end the run after the current update, or at the next batch
+    of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once.
 
-    Several processes agree on the moment, and the first one alone ends with the signal's code: of another's, whoever watches
-    over them (Lightning, srun) would kill the first while it saves. Where SLURM's jobs are put back into the queue by
-    Lightning's handler of SIGUSR1, that handler is called, between two updates as well. As a context it gives all signals back
-    to those who had them before, with one that came too late to end the run.
+    Several processes agree on the moment, and only the main one exits with the signal's code: if another one did, the
+    launcher (Lightning, srun) would kill the main process while it saves. If Lightning requeues SLURM jobs on SIGUSR1, its
+    handler is called, between two updates as well. As a context manager, Signals gives all signals back to their earlier
+    handlers, with one that came too late to end the run.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self.received: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}  # as they were before
         self._requeue: Any = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # others can't have handlers
-            self._before = {number: signal.getsignal(number) for number in CODES}
+            self._handlers = {number: signal.getsignal(number) for number in CODES}
         return self
 
     def __exit__(
@@ -50,15 +50,10 @@ class Signals(Callback):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if error is None and self.asked is not None:
-            signal.raise_signal(self.asked)  # the run is over; the rest of a sweep may not be
-
-    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if self.between not in data.between:
-            data.between.append(self.between)
+        if error is None and self.received is not None:
+            signal.raise_signal(self.received)  # the run is over; the rest of a sweep may not be
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.listen()
@@ -67,8 +62,8 @@ class Signals(Callback):
         self.listen()
 
     def listen(self) -> None:
-        """Take the signals over, also from Lightning, which has set handlers of its own by now."""
-        for number in self._before:
+        """Take over the signals, also from Lightning, which has set handlers of its own by now."""
+        for number in self._handlers:
             handler = signal.getsignal(number)
             if handler == self.handle:
                 continue
@@ -79,30 +74,32 @@ class Signals(Callback):
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; nothing else is safe in the middle of an update."""
         if number == signal.SIGINT:
-            if self.asked == signal.SIGINT:
+            if self.received == signal.SIGINT:
                 raise StopNow(CODES[signal.SIGINT])
-            os.write(
-                2, b"\nthe run ends after this update, and is saved; Ctrl-C again ends it now\n"
-            )
-        self.asked = signal.Signals(number)
+            message = b"\nthe run ends after this update and is saved; Ctrl-C again ends it now\n"
+            os.write(2, message)
+        self.received = signal.Signals(number)
 
-    def between(self, trainer: L.Trainer) -> None:
-        if trainer.world_size > 1:  # not all may have it, or not at the same update
-            if not trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False):
-                return
-            numbers = [
-                number
-                for number in CODES
-                if trainer.strategy.reduce_boolean_decision(self.asked == number, all=False)
-            ]
-            self.asked = numbers[0]
-        if self.asked is not None:
-            if self.asked == signal.SIGUSR1 and self._requeue is not None:
-                self._requeue(self.asked, None)
-            raise Stop(CODES[self.asked] if trainer.is_global_zero else 0)
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """End the run if a signal was received: between two updates, after the checkpoint callback's turn."""
+        if trainer.world_size > 1 and not self._agree(trainer):
+            return
+        if self.received is not None:
+            if self.received == signal.SIGUSR1 and self._requeue is not None:
+                self._requeue(self.received, None)
+            raise Stop(CODES[self.received] if trainer.is_global_zero else 0)
+
+    def _agree(self, trainer: L.Trainer) -> bool:
+        """Whether any rank has received a signal; all ranks then act on the same one."""
+        reduce = trainer.strategy.reduce_boolean_decision
+        if not reduce(self.received is not None, all=False):
+            return False
+        numbers = [number for number in CODES if reduce(self.received == number, all=False)]
+        self.received = numbers[0]
+        return True
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, *_: Any
     ) -> None:
-        if self.asked is not None and trainer.world_size == 1 and self._requeue is None:
-            raise Stop(CODES[self.asked])
+        if self.received is not None and trainer.world_size == 1 and self._requeue is None:
+            raise Stop(CODES[self.received])

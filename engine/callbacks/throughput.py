@@ -12,21 +12,24 @@ from engine.module import ClockedModule
 
 
 class Throughput(Callback):
-    """Wherever the loggers take a point: train/images_per_second since the last one, over all devices and without
-    validations (a prior's images are grids of codes); train/memory_gib, what this process holds in memory; and on a GPU
-    train/gpu_memory_gib, the most that was allocated there so far.
+    """Logs, at every logged step,
 
-    `peak` is the highest memory of the device that was seen: allocated on the GPU, or else held by the process.
+    train/images_per_second    since the last logged step, over all devices and without validations (grids of codes for a prior)
+    train/memory_gib           memory that this process holds
+    train/gpu_memory_gib       on a GPU, the most that was allocated so far
+
+    `peak` is the most memory of the device so far, in GiB: allocated on the GPU, or else held by the process.
     """
 
     def __init__(self) -> None:
         self.peak = 0.0
-        self._images, self._since = 0, 0.0
+        self._images = 0
+        self._since = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(module.device)  # of this run alone, in a sweep too
-        self._images, self._since = 0, time.monotonic()
+        self._restart()
 
     def on_train_batch_end(
         self,
@@ -39,20 +42,23 @@ class Throughput(Callback):
         assert isinstance(module, ClockedModule)
         self._images += len(batch[0]) * trainer.world_size
         if module.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            moment = time.monotonic()
-            rate = self._images / max(moment - self._since, 1e-9)
-            figures = {"images_per_second": rate, **self.memory(module)}
+            rate = self._images / max(time.monotonic() - self._since, 1e-9)
+            figures = {"images_per_second": rate, **self.measure_memory(module)}
             module.log_dict({f"train/{name}": value for name, value in figures.items()})
-            self._images, self._since = 0, moment
+            self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.memory(module)
-        self._images, self._since = 0, time.monotonic()
+        self.measure_memory(module)
+        self._restart()
 
-    def memory(self, module: L.LightningModule) -> dict[str, float]:
-        """GiB of this process and of its GPU."""
-        found = {"memory_gib": resident_memory()}
+    def measure_memory(self, module: L.LightningModule) -> dict[str, float]:
+        """GiB of this process and of its GPU; updates `peak`."""
+        memory = {"memory_gib": resident_memory()}
         if module.device.type == "cuda":
-            found["gpu_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / GIB
-        self.peak = max(self.peak, found.get("gpu_memory_gib", found["memory_gib"]))
-        return found
+            memory["gpu_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / GIB
+        self.peak = max(self.peak, memory.get("gpu_memory_gib", memory["memory_gib"]))
+        return memory
+
+    def _restart(self) -> None:
+        self._images = 0
+        self._since = time.monotonic()

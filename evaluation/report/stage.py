@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 
 from engine.console import log_line
 from engine.errors import InputError
-from engine.run import open_folder, write_result
+from engine.run import Run
 from evaluation.report.charts import style
 from evaluation.report.groups import flat
 from evaluation.report.page import page
@@ -17,7 +17,7 @@ from evaluation.report.read import ReportedRuns, command, find_runs
 from evaluation.report.story import Story, plural
 
 
-def report(config: DictConfig) -> dict[str, Any]:
+def report(config: DictConfig) -> dict[str, Any] | None:
     """Read all run folders below `runs`; write report.html, its charts as PNG and its table as CSV."""
     if not config.runs:
         raise InputError(
@@ -38,7 +38,8 @@ def report(config: DictConfig) -> dict[str, Any]:
         )
     name = Path(roots[0]).resolve().name
     story = Story(found)
-    folder = open_folder(config, name)
+    run = Run.open(config)
+    folder = run.start(name)
     (folder / "charts").mkdir()
     drawn = [chart for section in story.sections for chart in section.charts]
     with style():
@@ -58,7 +59,7 @@ def report(config: DictConfig) -> dict[str, Any]:
         "head": story.head,
     }
     log_story(story, result)
-    return write_result(folder, result)
+    return run.finish(result)
 
 
 def log_story(story: Story, result: dict[str, Any]) -> None:

@@ -6,56 +6,51 @@ from typing import Any
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from data.tokens import FORMATS, export
+from data.tokens import EXPORT_FORMATS, export_codes
 from engine.distributed import is_main
-from engine.environment import find_device
 from engine.errors import InputError, check_int
-from engine.run import open_folder, write_result
+from engine.run import Run
 from prior.extract import extract
 from vqgan.load import load_images, load_tokenizer
 
+NEEDS = "the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
+
 
 def extract_codes(config: DictConfig) -> dict[str, Any] | None:
-    """Encode both splits of a tokenizer's data into the code cache, and write them to files where `export` says so.
+    """Encode both splits of a tokenizer's data into the code cache, and export them to files if `export` is set.
 
-    Every process of a run over several devices takes its share; the first one reports.
+    All ranks share the work; the main one reports.
     """
-    if not config.ckpt:
-        raise InputError(
-            "stage=extract needs the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
+    with Run.open(config, ckpt=NEEDS, resumes="resumes by itself from where it was") as run:
+        if config.export not in (None, *EXPORT_FORMATS):
+            raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
+        check_int("batch_size", config.batch_size, 1, "image")
+        fabric = Fabric(
+            accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes
         )
-    if config.resume:
-        raise InputError(
-            f"stage=extract goes on by itself where it was; leave resume={config.resume} out"
+        fabric.launch()
+        tokenizer, described = load_tokenizer(config.ckpt)
+        images = load_images(described["data"], config.data, config.cache_dir)
+        start = time.monotonic()
+        views = (config.flip, config.crops)
+        codes = {
+            "train": extract(tokenizer, images, "train", *views, config.batch_size, fabric=fabric),
+            "val": extract(tokenizer, images, "val", batch_size=config.batch_size, fabric=fabric),
+        }
+        seconds = round(time.monotonic() - start, 1)
+        folder = run.start(images.title)
+        if not is_main():
+            return None
+        facts: dict[str, Any] = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
+        facts["tokenizer"] = tokenizer.fingerprint()
+        files = []
+        for split, samples in codes.items() if config.export else ():
+            n = images.size(split)
+            file = folder / f"codes-{split}.{config.export}"
+            files.append(
+                str(export_codes(samples, {**facts, "views": len(samples) // n, "n": n}, file))
+            )
+        sizes = {split: len(samples) for split, samples in codes.items()}
+        return run.finish(
+            {"run": str(folder), **sizes, **facts, "seconds": seconds, "files": files}
         )
-    if config.export not in (None, *FORMATS):
-        raise InputError(f"export={config.export} must be one of {', '.join(FORMATS)}")
-    check_int("batch_size", config.batch_size, 1, "image")
-    fabric = Fabric(
-        accelerator=find_device(config.accelerator).type,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-    )
-    fabric.launch()
-    tokenizer, described = load_tokenizer(config.ckpt)
-    images = load_images(described["data"], config)
-    began = time.monotonic()
-    codes = {
-        "train": extract(
-            tokenizer, images, "train", config.flip, config.crops, config.batch_size, fabric=fabric
-        ),
-        "val": extract(tokenizer, images, "val", batch_size=config.batch_size, fabric=fabric),
-    }
-    seconds = time.monotonic() - began
-    folder = open_folder(config, images.title)
-    if not is_main():
-        return None
-    meta = {"K": tokenizer.K, "grid": list(tokenizer.grid), "tokenizer": tokenizer.fingerprint()}
-    files = []
-    if config.export:
-        for split, samples in codes.items():
-            about = {**meta, "views": len(samples) // images.size(split), "n": images.size(split)}
-            files.append(str(export(samples, about, folder / f"codes-{split}.{config.export}")))
-    sizes = {split: len(samples) for split, samples in codes.items()}
-    result = {"run": str(folder), **sizes, **meta, "seconds": round(seconds, 1), "files": files}
-    return write_result(folder, result)

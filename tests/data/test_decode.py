@@ -10,7 +10,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data.decode import Unreadable, decode, square, turned
+from data.decode import UnreadableImage, apply_orientation, decode, to_square
 
 Pixels = NDArray[np.uint8]
 
@@ -159,8 +159,8 @@ def test_a_jpeg_with_stray_bytes_is_read_all_the_same() -> None:
 
 def test_turning_six_by_hand() -> None:
     pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
-    assert turned(pixels, 6).tolist() == [[[4, 1], [5, 2], [6, 3]]]
-    assert turned(pixels, 1) is pixels
+    assert apply_orientation(pixels, 6).tolist() == [[[4, 1], [5, 2], [6, 3]]]
+    assert apply_orientation(pixels, 1) is pixels
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_the_middle_is_cut_out() -> None:
     ],
 )
 def test_what_cannot_be_decoded_says_why_in_a_few_words(content: bytes, reason: str) -> None:
-    with pytest.raises(Unreadable, match=reason) as found:
+    with pytest.raises(UnreadableImage, match=reason) as found:
         decode(content, 16, 3)
     assert len(str(found.value)) < 200
     assert "0x" not in str(found.value)  # no address in memory
@@ -350,18 +350,18 @@ def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str)
         )
         for at in random.integers(0, len(content), 3):
             content[at] = random.integers(256)
-        with suppress(Unreadable):
+        with suppress(UnreadableImage):
             assert decode(bytes(content), 16, 3).shape == (3, 16, 16)
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("data.decode.LARGEST", 99)
-    with pytest.raises(Unreadable, match=r"20 x 10 pixels, more than 2\^28"):
+    monkeypatch.setattr("data.decode.MAX_PIXELS", 99)
+    with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 2\^28"):
         decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
 
 
 def test_square_takes_an_image_that_no_file_holds() -> None:
     pixels = np.asarray(noise(16, 16))
-    assert np.array_equal(square(Image.fromarray(pixels), 16, 3), pixels.transpose(2, 0, 1))
+    assert np.array_equal(to_square(Image.fromarray(pixels), 16, 3), pixels.transpose(2, 0, 1))

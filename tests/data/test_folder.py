@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.folder import Folder, class_images, find_images
+from data.folder import Folder, find_images, open_class_folders
 from engine.errors import InputError
+from tests.helpers.images import make_images
 
 Pixels = NDArray[np.uint8]
 
@@ -25,18 +26,18 @@ def folder(root: Path, **settings: Any) -> Folder:
         "batch_size": 4,
         "cache_dir": str(root.parent / "cache"),
     }
-    return Folder(str(root), **{**defaults, **settings})
+    return make_images(Folder, str(root), **{**defaults, **settings})
 
 
 def names(data: Folder, split: str) -> list[str]:
     """The files of a split, those that can't be read too."""
     source = data.source(split)
-    return [Path(source.name(i)).as_posix() for i in range(len(source))]
+    return [Path(source.image_name(i)).as_posix() for i in range(len(source))]
 
 
 def images(data: Folder, split: str) -> dict[str, Pixels]:
     """What a split gives for each of its files."""
-    samples = data.split(split)
+    samples = data.samples(split)
     values, _ = samples.__getitems__(list(range(len(samples))))
     rows = range(len(samples)) if samples.rows is None else samples.rows
     return {names(data, split)[row]: value.numpy() for row, value in zip(rows, values, strict=True)}
@@ -199,15 +200,15 @@ def test_stop_names_the_first_unreadable_file_and_the_way_out(wild: Path, cache:
 
 def test_a_folder_that_was_read_with_skip_stops_with_stop(wild: Path) -> None:
     save(wild, "a.png", "zz.png")
-    folder(wild, n_val=1, held_out="last", on_error="skip").split("train")
+    folder(wild, n_val=1, held_out="last", on_error="skip").samples("train")
     with pytest.raises(InputError, match=r"cut\.jpg can't be read"):
-        folder(wild, n_val=1, held_out="last").split("train")
+        folder(wild, n_val=1, held_out="last").samples("train")
 
 
 def test_stop_leaves_no_cache_that_looks_whole(wild: Path) -> None:
     save(wild, "a.png", "zz.png")
     with pytest.raises(InputError):
-        folder(wild, n_val=1, held_out="last").split("train")
+        folder(wild, n_val=1, held_out="last").samples("train")
     assert not list((wild.parent / "cache").glob("wild-*"))
     assert not list((wild.parent / "cache").glob(".wild-*.part"))
 
@@ -215,7 +216,7 @@ def test_stop_leaves_no_cache_that_looks_whole(wild: Path) -> None:
 def test_folders_of_nothing_but_unreadable_files_are_refused(wild: Path) -> None:
     data = folder(wild, n_val=1, on_error="skip")
     with pytest.raises(InputError, match="none of the 6 train images of wild can be read"):
-        data.split("train")
+        data.samples("train")
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
@@ -224,7 +225,7 @@ def test_what_is_left_out_is_told_every_time(
 ) -> None:
     save(wild, "a.png", "zz.png")
     for _ in range(2):
-        folder(wild, n_val=1, held_out="last", on_error="skip", cache=cache).split("train")
+        folder(wild, n_val=1, held_out="last", on_error="skip", cache=cache).samples("train")
         assert "7 of 8 train images can't be read and are left out" in capsys.readouterr().err
 
 
@@ -233,7 +234,7 @@ def test_a_second_run_does_not_read_everything_again(
     photos: Path, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder(photos, cache=cache).prepare_data()
-    monkeypatch.setattr("data.source.Files.one", None)  # a second reading would fail
+    monkeypatch.setattr("data.source.FileSource.read_image", None)  # a second reading would fail
     folder(photos, cache=cache).prepare_data()
 
 
@@ -241,7 +242,7 @@ def test_images_that_break_in_mid_run_do_not_end_it(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(photos, n_val=8, held_out="last", cache="none", num_workers=0)
-    whole, labels = data.split("val").__getitems__(range(8))
+    whole, labels = data.samples("val").__getitems__(range(8))
     (photos / "dogs" / "1.png").unlink()
     (photos / "dogs" / "2.png").write_text("overwritten")
     batches = [batch for _ in range(2) for batch in data.val_dataloader()]
@@ -292,7 +293,7 @@ def test_last_holds_out_the_last_paths(photos: Path) -> None:
 
 def test_labels_are_the_class_folders(photos: Path) -> None:
     data = folder(photos)
-    _, labels = data.split("val").__getitems__(range(4))
+    _, labels = data.samples("val").__getitems__(range(4))
     assert data.classes == ["cats", "dogs"]
     assert [data.classes[label] for label in labels] == [
         name.split("/")[0] for name in names(data, "val")
@@ -301,11 +302,11 @@ def test_labels_are_the_class_folders(photos: Path) -> None:
 
 def test_a_class_is_the_first_folder_however_deep_the_image_lies(tmp_path: Path) -> None:
     save(tmp_path, "birds/a.png", "birds/far/below/b.png", "fish/cats/c.png")
-    assert class_images(tmp_path).labels == [0, 0, 1]
+    assert open_class_folders(tmp_path).labels == [0, 0, 1]
 
 
 def test_a_flat_folder_has_one_label(photos: Path) -> None:
-    assert set(class_images(photos / "cats").labels) == {0}
+    assert set(open_class_folders(photos / "cats").labels) == {0}
 
 
 def test_an_image_of_the_right_size_is_kept_to_the_pixel(tmp_path: Path) -> None:
@@ -320,7 +321,7 @@ def test_grey_images_become_rgb_and_the_reverse(photos: Path) -> None:
     Image.new("L", (30, 20), 77).save(photos / "cats" / "grey.png")
     data = folder(photos, held_out="last")
     assert np.array_equal(images(data, "train")["cats/grey.png"], np.full((3, 16, 16), 77))
-    assert folder(photos, channels=1).split("train").values.shape[1] == 1
+    assert folder(photos, channels=1).samples("train").values.shape[1] == 1
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
@@ -335,9 +336,9 @@ def test_a_changed_folder_is_read_anew(photos: Path, cache: str) -> None:
 
 
 def test_other_settings_are_another_cache(photos: Path) -> None:
-    folder(photos).split("val")
-    assert folder(photos, image_size=8).split("val").values.shape == (4, 3, 8, 8)
-    assert folder(photos, channels=1).split("val").values.shape == (4, 1, 16, 16)
+    folder(photos).samples("val")
+    assert folder(photos, image_size=8).samples("val").values.shape == (4, 3, 8, 8)
+    assert folder(photos, channels=1).samples("val").values.shape == (4, 1, 16, 16)
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "."])
@@ -360,22 +361,22 @@ def test_two_folders_that_link_to_each_other_end_too(tmp_path: Path) -> None:
 def test_a_linked_class_folder_is_followed(tmp_path: Path) -> None:
     save(tmp_path, "root/cats/1.png", "elsewhere/2.png")
     (tmp_path / "root" / "dogs").symlink_to(tmp_path / "elsewhere")
-    files = class_images(tmp_path / "root")
+    files = open_class_folders(tmp_path / "root")
     assert files.classes == ["cats", "dogs"]
-    assert files.one(1, 8, 3)[1] == 1
+    assert files.read_image(1, 8, 3)[1] == 1
 
 
 def test_a_linked_image_is_read(tmp_path: Path) -> None:
     save(tmp_path, "elsewhere/1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
-    assert class_images(tmp_path / "root").one(0, 8, 3)[0].shape == (3, 8, 8)
+    assert open_class_folders(tmp_path / "root").read_image(0, 8, 3)[0].shape == (3, 8, 8)
 
 
 def test_a_link_beside_its_folder_does_not_take_its_images(tmp_path: Path) -> None:
     save(tmp_path, "cats/1.png")
     (tmp_path / "best").symlink_to("cats")
-    assert class_images(tmp_path).classes == ["cats"]
+    assert open_class_folders(tmp_path).classes == ["cats"]
 
 
 def test_an_unreadable_folder_is_told_and_left_out(
@@ -443,7 +444,7 @@ def test_a_validation_folder_is_all_that_validation_shows(tmp_path: Path) -> Non
     )
     data = folder(tmp_path / "train", val_root=str(tmp_path / "val"))
     assert (len(names(data, "train")), names(data, "val")) == (6, ["cats/9.png", "dogs/9.png"])
-    assert data.split("val").__getitems__([0, 1])[1].tolist() == [0, 1]
+    assert data.samples("val").__getitems__([0, 1])[1].tolist() == [0, 1]
 
 
 def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
@@ -470,7 +471,7 @@ def test_copies_of_validation_files_are_left_out_of_training_and_told(
             "1 training images are copies of validation images and are left out"
             in capsys.readouterr().err
         )
-        monkeypatch.setattr("data.folder._digest", None)  # found once, then known
+        monkeypatch.setattr("data.folder._hash_file", None)  # found once, then known
 
 
 def test_images_of_equal_size_are_no_copies(tmp_path: Path) -> None:
@@ -525,6 +526,6 @@ def test_an_empty_a_missing_and_no_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="add data.root="):
-        Folder(None)
+        make_images(Folder, None)
     with pytest.raises(InputError, match=r"data\.val_root=.*nowhere is not a folder"):
         folder(tmp_path, val_root=str(tmp_path / "nowhere"))

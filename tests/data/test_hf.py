@@ -13,9 +13,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from data.hf import HF, HubStream, Onwards
+from data.hf import HF, HubStream, StreamOrder
 from engine.errors import InputError
-from tests.helpers.greys import flat, numbers, png, trained
+from tests.helpers.greys import flat, numbers, png, training_batches
+from tests.helpers.images import make_images
 
 datasets = pytest.importorskip("datasets")
 
@@ -64,7 +65,7 @@ def make(
             "num_workers": 0,
         }
         defaults |= {"image_size": 8, "batch_size": 5, "cache_dir": str(tmp_path / "c")}
-        return HF(**{**defaults, **settings})
+        return make_images(HF, **{**defaults, **settings})
 
     yield made
     datasets.enable_progress_bars()
@@ -94,7 +95,7 @@ def test_batches_are_uint8_images_with_the_labels_of_their_rows(
 def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    seen = list(trained(make(**how), 16))
+    seen = list(training_batches(make(**how), 16))
     first, second = flat(seen[:8]), flat(seen[8:])
     assert sorted(first) == sorted(second) == list(range(N))
     assert first != second != sorted(second)
@@ -105,10 +106,10 @@ def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
 def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
     make: Callable[..., HF], how: dict[str, Any], workers: int
 ) -> None:
-    whole = list(trained(make(**how), 12))
+    whole = list(training_batches(make(**how), 12))
     for start in (3, 8, 10):  # the epoch ends at 8
         assert (
-            list(trained(make(**how, num_workers=workers), 12 - start, start=start))
+            list(training_batches(make(**how, num_workers=workers), 12 - start, start=start))
             == whole[start:]
         )
 
@@ -117,22 +118,26 @@ def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
 def test_two_ranks_share_an_epoch_without_overlap(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    ranks = [flat(trained(make(**how), 4, rank=rank, world=2)) for rank in range(2)]
+    ranks = [flat(training_batches(make(**how), 4, rank=rank, world_size=2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sorted(ranks[0] + ranks[1]) == list(range(N))
 
 
 @BOTH
 def test_the_order_is_the_seeds(make: Callable[..., HF], how: dict[str, Any]) -> None:
-    assert list(trained(make(**how, seed=1), 3)) == list(trained(make(**how, seed=1), 3))
-    assert list(trained(make(**how, seed=1), 3)) != list(trained(make(**how, seed=2), 3))
+    assert list(training_batches(make(**how, seed=1), 3)) == list(
+        training_batches(make(**how, seed=1), 3)
+    )
+    assert list(training_batches(make(**how, seed=1), 3)) != list(
+        training_batches(make(**how, seed=2), 3)
+    )
 
 
 @BOTH
 def test_what_does_not_fill_a_batch_is_dropped_at_the_epochs_end(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    seen = list(trained(make(**how, batch_size=16), 4))
+    seen = list(training_batches(make(**how, batch_size=16), 4))
     assert all(len(set(seen[at] + seen[at + 1])) == 32 for at in (0, 2))
 
 
@@ -158,7 +163,7 @@ def test_without_one_the_images_held_out_are_in_no_training_batch(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     data = make(**{**how, "splits": {}, "n_train": 36, "batch_size": 4})
-    held, epoch = validated(data), flat(trained(data, 9))
+    held, epoch = validated(data), flat(training_batches(data, 9))
     assert len(held) == 4
     assert sorted(held + epoch) == list(range(N))
 
@@ -176,22 +181,26 @@ def test_pieces_and_one_pass_are_in_the_order_of_the_rows(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     data = make(**how)
-    assert flat(numbers(batch) for batch in data.once("train")) == list(range(N))
-    assert [numbers(batch)[0] for batch in data.pieces("train", 10, [1, 3, 0])] == [10, 30, 0]
+    assert flat(numbers(batch) for batch in data.iterate_split("train")) == list(range(N))
+    assert [numbers(batch)[0] for batch in data.iterate_chunks("train", 10, [1, 3, 0])] == [
+        10,
+        30,
+        0,
+    ]
 
 
 def test_some_images_of_a_stream_are_the_first_that_training_shows(make: Callable[..., HF]) -> None:
     data = make(**STREAM)
-    assert numbers(data.some("train", 10)) == flat(trained(data, 2))
-    assert len(data.some("val", 1000)[0]) == data.size("val") == 4
+    assert numbers(data.take_evenly("train", 10)) == flat(training_batches(data, 2))
+    assert len(data.take_evenly("val", 1000)[0]) == data.size("val") == 4
 
 
 def test_a_stream_takes_from_several_files_in_turn_and_mixes_them_in_its_buffer(
     make: Callable[..., HF],
 ) -> None:
-    turns = flat(trained(make(**{**STREAM, "buffer": 1}), 8))
+    turns = flat(training_batches(make(**{**STREAM, "buffer": 1}), 8))
     assert all(len({i // 10 for i in turns[at : at + FILES]}) == FILES for at in range(0, N, FILES))
-    mixed = flat(trained(make(**STREAM), 8))
+    mixed = flat(training_batches(make(**STREAM), 8))
     assert any(len({i // 10 for i in mixed[at : at + FILES]}) < FILES for at in range(0, N, FILES))
 
 
@@ -199,10 +208,10 @@ def test_a_stream_reads_on_and_does_not_start_anew_for_each_batch(make: Callable
     source = make(**STREAM).source("train")
     assert isinstance(source, HubStream)
     begun = []
-    mixed = source._mixed
-    source._mixed = lambda line: begun.append(line) or mixed(line)  # type: ignore[method-assign,func-returns-value]
-    for batch in islice(Onwards(N, 5, 0, start=3), 8):
-        source.read(batch, 8, 3)
+    mixed = source._mix_epoch
+    source._mix_epoch = lambda line: begun.append(line) or mixed(line)  # type: ignore[method-assign,func-returns-value]
+    for batch in islice(StreamOrder(N, 5, 0, start=3), 8):
+        source.read_batch(batch, 8, 3)
     assert begun == [1, 2]
 
 
@@ -213,7 +222,7 @@ def test_a_stream_decodes_nothing_that_it_skips(
     monkeypatch.setattr(
         "data.hf.decode", lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8)
     )
-    make(**STREAM).source("train").one(N + 30, 8, 3)
+    make(**STREAM).source("train").read_image(N + 30, 8, 3)
     assert len(decoded) == 1
 
 
@@ -222,8 +231,8 @@ def test_a_source_can_be_sent_to_another_process(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     source = make(**how).source("train")
-    before, _ = source.one(5, 8, 3)
-    after, _ = pickle.loads(pickle.dumps(source)).one(5, 8, 3)
+    before, _ = source.read_image(5, 8, 3)
+    after, _ = pickle.loads(pickle.dumps(source)).read_image(5, 8, 3)
     assert np.array_equal(before, after)
 
 
@@ -240,16 +249,16 @@ def test_a_table_is_cached_decoded_and_known_by_its_files(
     make: Callable[..., HF], files: Path, tmp_path: Path
 ) -> None:
     data = make("validation", **OFFICIAL, cache="disk")
-    assert data.split("train").values[:, 0, 0, 0].tolist() == [200, 201, 202]
+    assert data.samples("train").values[:, 0, 0, 0].tolist() == [200, 201, 202]
     assert (
-        make("validation", **OFFICIAL).key("train")
-        == data.key("train")
-        != make("test", splits={"test": "validation"}).key("train")
+        make("validation", **OFFICIAL).cache_key("train")
+        == data.cache_key("train")
+        != make("test", splits={"test": "validation"}).cache_key("train")
     )
     for numbers_of in (range(3), range(1, 4)):
         parquet(tmp_path / "one.parquet", numbers_of)
         data = make(files=str(tmp_path / "one.parquet"), n_val=1, held_out="last", cache="disk")
-        assert data.split("val").values[:, 0, 0, 0].tolist() == [numbers_of[-1]]
+        assert data.samples("val").values[:, 0, 0, 0].tolist() == [numbers_of[-1]]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -267,7 +276,7 @@ def test_tar_shards_are_read_as_webdataset(
     data = make(**tars, streaming=streaming, n_train=12, batch_size=4)
     images, labels = next(iter(data.train_dataloader()))
     assert labels.tolist() == [i % 3 for i in numbers((images, labels))]
-    assert sorted(flat(trained(data, 3)) + validated(data)) == list(range(16))
+    assert sorted(flat(training_batches(data, 3)) + validated(data)) == list(range(16))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -286,7 +295,7 @@ def test_a_label_column_that_is_not_there_or_not_wanted_gives_minus_one(
 ) -> None:
     for label in (None, "kind"):
         for how in (OFFICIAL, STREAM):
-            _, labels = make(**how, label=label).some("train", 3)
+            _, labels = make(**how, label=label).take_evenly("train", 3)
             assert labels.tolist() == [-1] * 3
 
 
@@ -295,19 +304,21 @@ def test_a_broken_image_is_left_out_or_replaced(
     make: Callable[..., HF], how: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make("broken", **OFFICIAL, **how, on_error="skip", batch_size=4)
-    assert set(flat(trained(data, 2))) <= set(range(12)) - {4}
-    assert set(flat(numbers(batch) for batch in data.once("train"))) == set(range(12)) - {4}
+    assert set(flat(training_batches(data, 2))) <= set(range(12)) - {4}
+    assert set(flat(numbers(batch) for batch in data.iterate_split("train"))) == set(range(12)) - {
+        4
+    }
     assert "can't be read" in capsys.readouterr().err
 
 
 def test_a_broken_image_stops_a_run_that_should_stop_and_is_named(make: Callable[..., HF]) -> None:
     with pytest.raises(InputError, match=r"4.png can't be read as an image .*data.on_error=skip"):
-        make("broken", **OFFICIAL).split("train")
+        make("broken", **OFFICIAL).samples("train")
     with pytest.raises(
         InputError,
         match=r"image 4 of data.path=parquet train can't be read as an image .*data.on_error=skip",
     ):
-        list(make("broken", **OFFICIAL, streaming=True, n_train=12).once("train"))
+        list(make("broken", **OFFICIAL, streaming=True, n_train=12).iterate_split("train"))
 
 
 def test_a_stream_that_ends_too_early_says_how_long_it_is(make: Callable[..., HF]) -> None:
@@ -315,7 +326,7 @@ def test_a_stream_that_ends_too_early_says_how_long_it_is(make: Callable[..., HF
         InputError,
         match=r"data.path=parquet train ends after 40 images, not 50; set data.n_train=40",
     ):
-        list(trained(make(**{**STREAM, "n_train": 50}), 10))
+        list(training_batches(make(**{**STREAM, "n_train": 50}), 10))
     with pytest.raises(
         InputError, match=r"data.path=parquet test ends after 6 images, not 9; set data.n_val=6"
     ):

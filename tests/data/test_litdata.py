@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.decode import Unreadable
-from data.litdata import LitData, Shards, pixels
-from data.loading import BatchOrder
+from data.decode import UnreadableImage
+from data.litdata import LitData, ShardSource, to_pixels
+from data.order import BatchOrder
 from engine.errors import InputError
-from tests.helpers.greys import flat, image, numbers, png, trained
+from tests.helpers.greys import flat, image, numbers, png, training_batches
+from tests.helpers.images import make_images
 
 litdata = pytest.importorskip("litdata")
 
@@ -51,7 +52,7 @@ def make(tmp_path: Path) -> Callable[..., LitData]:
             "cache": "none",
             "cache_dir": str(tmp_path / "c"),
         }
-        return LitData(str(train), **{**defaults, **settings})
+        return make_images(LitData, str(train), **{**defaults, **settings})
 
     return made
 
@@ -67,7 +68,7 @@ def test_batches_are_uint8_images_with_the_labels_of_their_items(
 def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
     shards: Path, make: Callable[..., LitData]
 ) -> None:
-    seen = list(trained(make(shards), 16))
+    seen = list(training_batches(make(shards), 16))
     first, second = flat(seen[:8]), flat(seen[8:])
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
@@ -77,10 +78,10 @@ def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
 def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
     shards: Path, make: Callable[..., LitData], workers: int
 ) -> None:
-    whole = list(trained(make(shards), 12))
+    whole = list(training_batches(make(shards), 12))
     for start in (3, 8, 10):  # the epoch ends at 8
         assert (
-            list(trained(make(shards, num_workers=workers), 12 - start, start=start))
+            list(training_batches(make(shards, num_workers=workers), 12 - start, start=start))
             == whole[start:]
         )
 
@@ -88,7 +89,7 @@ def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
 def test_two_ranks_share_an_epoch_without_overlap(
     shards: Path, make: Callable[..., LitData]
 ) -> None:
-    ranks = [flat(trained(make(shards), 4, rank=rank, world=2)) for rank in range(2)]
+    ranks = [flat(training_batches(make(shards), 4, rank=rank, world_size=2)) for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sorted(ranks[0] + ranks[1]) == list(range(40))
 
@@ -96,8 +97,8 @@ def test_two_ranks_share_an_epoch_without_overlap(
 def test_images_come_from_the_open_shards_alone(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BatchOrder, "OPEN", 2)
-    epoch = flat(trained(make(shards), 8))
+    monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
+    epoch = flat(training_batches(make(shards), 8))
     assert all(len({i // SHARD for i in epoch[at : at + SHARD]}) <= 4 for at in range(0, 40, SHARD))
     assert (
         sum(a // SHARD != b // SHARD for a, b in pairwise(epoch)) > 15
@@ -107,8 +108,8 @@ def test_images_come_from_the_open_shards_alone(
 def test_to_see_some_images_not_all_shards_are_opened(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BatchOrder, "OPEN", 2)
-    assert len({i // SHARD for i in numbers(make(shards).some("train", 6))}) <= 4
+    monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
+    assert len({i // SHARD for i in numbers(make(shards).take_evenly("train", 6))}) <= 4
 
 
 def test_the_last_images_are_held_out_by_default(
@@ -116,7 +117,7 @@ def test_the_last_images_are_held_out_by_default(
 ) -> None:
     data = make(shards, num_workers=2)
     assert flat(numbers(batch) for batch in data.val_dataloader()) == [40, 41, 42, 43]
-    assert data.source("train").shards == [4] * 10
+    assert data.source("train").shard_sizes == [4] * 10
 
 
 def test_images_held_out_at_random_are_in_no_training_batch(
@@ -124,7 +125,7 @@ def test_images_held_out_at_random_are_in_no_training_batch(
 ) -> None:
     data = make(shards, held_out="random")
     held = flat(numbers(batch) for batch in data.val_dataloader())
-    assert sorted(held + flat(trained(data, 8))) == list(range(N))
+    assert sorted(held + flat(training_batches(data, 8))) == list(range(N))
     assert held != [40, 41, 42, 43]
 
 
@@ -142,29 +143,29 @@ def test_decoded_images_can_be_cached_and_the_shards_make_the_key(
     shards: Path, make: Callable[..., LitData], tmp_path: Path
 ) -> None:
     data = make(shards, cache="disk")
-    assert data.split("val").values[:, 0, 0, 0].tolist() == [40, 41, 42, 43]
+    assert data.samples("val").values[:, 0, 0, 0].tolist() == [40, 41, 42, 43]
     other = write(tmp_path / "other", [{"image": png(7), "label": 0}] * N)
-    assert make(other).key("val") != data.key("val")
-    assert make(shards).key("val") == data.key("val")
+    assert make(other).cache_key("val") != data.cache_key("val")
+    assert make(shards).cache_key("val") == data.cache_key("val")
 
 
 URL = "local:{}"  # litdata's own URL of a folder, which it treats like a bucket
 
 
 def test_a_url_gives_the_images_of_the_folder(shards: Path, make: Callable[..., LitData]) -> None:
-    far = list(trained(make(URL.format(shards), num_workers=2), 12))
-    assert far == list(trained(make(shards), 12))
+    far = list(training_batches(make(URL.format(shards), num_workers=2), 12))
+    assert far == list(training_batches(make(shards), 12))
 
 
 def test_of_a_url_no_more_lies_here_than_is_allowed(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(BatchOrder, "OPEN", 2)
+    monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
     size = max(
         chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"]
     )
     data = make(URL.format(shards), local_cache=4 * size / 1e9)
-    for seen in trained(data, 16):
+    for seen in training_batches(data, 16):
         here = list((tmp_path / "c").rglob("*.bin"))
         assert len(seen) == 5
         assert 0 < sum(file.stat().st_size for file in here) <= 4 * size
@@ -173,14 +174,14 @@ def test_of_a_url_no_more_lies_here_than_is_allowed(
 def test_a_shard_that_was_used_of_late_stays(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BatchOrder, "OPEN", 1)
+    monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 1)
     size = max(
         chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"]
     )
     source = make(URL.format(shards), local_cache=2 * size / 1e9).source("train")
     for index in (0, 4, 1, 8):  # shards 0, 1, 0 again, 2
-        source.one(index, 8, 3)
-    assert isinstance(source.whole, Shards)  # type: ignore[attr-defined]
+        source.read_image(index, 8, 3)
+    assert isinstance(source.whole, ShardSource)  # type: ignore[attr-defined]
     assert sorted(file.name for file in source.whole.folder.glob("*.bin")) == [
         "chunk-0-0.bin",
         "chunk-0-2.bin",
@@ -215,7 +216,7 @@ def test_an_image_may_be_kept_in_any_form(
     data = make(
         write(tmp_path / "s", [{"image": form[kind]()} for _ in range(3)]), n_val=1, batch_size=2
     )
-    found, _ = data.some("train", 1)
+    found, _ = data.take_evenly("train", 1)
     expected = {"png": 9, "pillow": 9, "grey": square[None, :, :, 0]}.get(
         kind, square.transpose(2, 0, 1)
     )
@@ -226,8 +227,8 @@ def test_an_image_may_be_kept_in_any_form(
     "array", [np.zeros((8, 8), np.float32), np.zeros((2, 5, 8), np.uint8), np.zeros(8, np.uint8)]
 )
 def test_an_array_that_is_no_image_is_unreadable(array: Any) -> None:
-    with pytest.raises(Unreadable, match=r"range is not known|is no image"):
-        pixels(array, 8, 3)
+    with pytest.raises(UnreadableImage, match=r"range is not known|is no image"):
+        to_pixels(array, 8, 3)
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def broken(tmp_path: Path) -> Path:
 def test_a_broken_image_is_replaced_by_another_of_its_batch(
     broken: Path, make: Callable[..., LitData], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = flat(trained(make(broken, on_error="skip", batch_size=4), 2))
+    seen = flat(training_batches(make(broken, on_error="skip", batch_size=4), 2))
     assert len(seen) == 8
     assert set(seen) == set(range(8)) - {4}
     assert capsys.readouterr().err.count("image 4 can't be read") == 1
@@ -250,14 +251,14 @@ def test_a_broken_image_stops_a_run_that_should_stop(
     broken: Path, make: Callable[..., LitData]
 ) -> None:
     with pytest.raises(InputError, match=r"image 4 can't be read as an image .*data.on_error=skip"):
-        list(trained(make(broken, batch_size=4), 2))
+        list(training_batches(make(broken, batch_size=4), 2))
 
 
 def test_a_shard_that_is_gone_is_named(broken: Path, make: Callable[..., LitData]) -> None:
     data = make(broken, on_error="skip")
     (broken / "chunk-0-1.bin").unlink()
     with pytest.raises(InputError, match=r"the shard .*chunk-0-1.bin is missing or cut off"):
-        data.source("train").one(4, 8, 3)
+        data.source("train").read_image(4, 8, 3)
 
 
 def test_what_cannot_work_is_refused(
@@ -298,7 +299,7 @@ def test_what_cannot_work_is_refused(
         InputError,
         match=r"data.label=label must be the numbers of classes, not 'cat'; use data.label=null",
     ):
-        make(text, n_val=1).source("train").one(0, 8, 3)
+        make(text, n_val=1).source("train").read_image(0, 8, 3)
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(InputError, match=r"an index.json that is not litdata's"):
         make(tmp_path).prepare_data()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.loading import ArraySamples, BatchDataModule, BatchOrder
+from data.loading import BatchDataModule
+from data.order import BatchOrder
+from data.samples import ArraySamples
 from data.tokens import CodeDataModule
 from engine.errors import InputError
 
@@ -35,20 +37,23 @@ def test_epochs_differ_and_seeds_differ() -> None:
 def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(
     start: int, shards: list[int] | None
 ) -> None:
-    whole = first(BatchOrder(14, 4, seed=0, shards=shards), 12)
-    assert whole[start:] == first(BatchOrder(14, 4, seed=0, start=start, shards=shards), 12 - start)
+    whole = first(BatchOrder(14, 4, seed=0, shard_sizes=shards), 12)
+    assert whole[start:] == first(
+        BatchOrder(14, 4, seed=0, start=start, shard_sizes=shards), 12 - start
+    )
 
 
 @pytest.mark.parametrize("shards", [None, [10, 6]])
 def test_ranks_share_every_epoch_without_overlap(shards: list[int] | None) -> None:
     ranks = [
-        first(BatchOrder(16, 4, seed=0, rank=rank, world=2, shards=shards), 2) for rank in range(2)
+        first(BatchOrder(16, 4, seed=0, rank=rank, world_size=2, shard_sizes=shards), 2)
+        for rank in range(2)
     ]
     assert sorted(i for rank in ranks for i in flat(rank)) == list(range(16))
 
 
 def test_all_ranks_together_see_what_one_would() -> None:
-    ranks = [first(BatchOrder(16, 2, seed=0, rank=rank, world=2), 4) for rank in range(2)]
+    ranks = [first(BatchOrder(16, 2, seed=0, rank=rank, world_size=2), 4) for rank in range(2)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == first(BatchOrder(16, 4, seed=0), 4)
 
 
@@ -59,9 +64,9 @@ def test_fewer_samples_than_a_batch_are_refused() -> None:
 
 @pytest.mark.parametrize("shards", [[7] * 40, [0, 100, 0, 3, 177, 0], [280], [1] * 280])
 def test_an_epoch_of_shards_shows_every_sample_once(shards: list[int]) -> None:
-    batches = BatchOrder(280, 10, seed=0, shards=shards)
+    batches = BatchOrder(280, 10, seed=0, shard_sizes=shards)
     for epoch in range(2):
-        assert sorted(batches.order(epoch)) == list(range(280))
+        assert sorted(batches.permute_epoch(epoch)) == list(range(280))
 
 
 def reach(shard: NDArray[np.int64]) -> list[int]:
@@ -75,24 +80,24 @@ def reach(shard: NDArray[np.int64]) -> list[int]:
 
 
 def test_a_shard_is_shown_while_it_is_one_of_the_open_ones() -> None:
-    shard = BatchOrder(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
-    assert max(reach(shard)) < 1.2 * BatchOrder.OPEN * 100
-    assert min(reach(shard)) > 0.8 * BatchOrder.OPEN * 100
+    shard = BatchOrder(100 * 64, 10, seed=0, shard_sizes=[100] * 64).permute_epoch(0) // 100
+    assert max(reach(shard)) < 1.2 * BatchOrder.OPEN_SHARDS * 100
+    assert min(reach(shard)) > 0.8 * BatchOrder.OPEN_SHARDS * 100
 
 
 def test_every_part_of_an_epoch_is_mixed_alike() -> None:
-    shard = BatchOrder(100 * 64, 10, seed=0, shards=[100] * 64).order(0) // 100
+    shard = BatchOrder(100 * 64, 10, seed=0, shard_sizes=[100] * 64).permute_epoch(0) // 100
     assert all(15 <= len(set(shard[at : at + 200])) <= 19 for at in range(0, 6400, 200))
 
 
 def test_the_images_of_open_shards_are_mixed() -> None:
-    shard = BatchOrder(7 * 40, 10, seed=0, shards=[7] * 40).order(0) // 7
+    shard = BatchOrder(7 * 40, 10, seed=0, shard_sizes=[7] * 40).permute_epoch(0) // 7
     assert np.count_nonzero(np.diff(shard)) > 200  # in the order of the files it were 39
 
 
 def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
-    batches = BatchOrder(7 * 40, 10, seed=0, shards=[7] * 40)
-    opened = [set(batches.order(epoch)[:20] // 7) for epoch in range(2)]
+    batches = BatchOrder(7 * 40, 10, seed=0, shard_sizes=[7] * 40)
+    opened = [set(batches.permute_epoch(epoch)[:20] // 7) for epoch in range(2)]
     assert opened[0] != opened[1]
 
 
@@ -114,7 +119,7 @@ def test_a_memory_map_goes_to_a_reading_process_by_name(tmp_path: Path) -> None:
 class Numbers(BatchDataModule):
     """Ten samples that are their own numbers."""
 
-    def load(self, split: str) -> ArraySamples:
+    def load_samples(self, split: str) -> ArraySamples:
         return ArraySamples(np.arange(10, dtype=np.uint8)[:, None], np.arange(10))
 
 
@@ -134,22 +139,25 @@ def test_a_loader_draws_no_number_from_the_models_stream() -> None:
 
 
 def test_pieces_are_those_that_were_asked_for() -> None:
-    found = [labels.tolist() for _, labels in Numbers(4, 0, seed=0).pieces("val", 3, [3, 0, 2])]
+    found = [
+        labels.tolist() for _, labels in Numbers(4, 0, seed=0).iterate_chunks("val", 3, [3, 0, 2])
+    ]
     assert found == [[9], [0, 1, 2], [6, 7, 8]]
 
 
 def test_some_samples_come_from_all_over_a_split() -> None:
     data = Numbers(4, 0, seed=0)
-    assert data.some("val", 4)[1].tolist() == [0, 3, 6, 9]
-    assert data.some("val", 1)[1].tolist() == [0]
-    assert data.some("val", 99)[1].tolist() == list(range(10))
+    assert data.take_evenly("val", 4)[1].tolist() == [0, 3, 6, 9]
+    assert data.take_evenly("val", 1)[1].tolist() == [0]
+    assert data.take_evenly("val", 99)[1].tolist() == list(range(10))
 
 
 def test_some_of_shards_are_those_that_training_shows_first() -> None:
     data = Numbers(4, 0, seed=0)
-    data.split("train").shards = [5, 5]
+    data.samples("train").shard_sizes = [5, 5]
     assert (
-        data.some("train", 4)[1].tolist() == first(BatchOrder(10, 4, seed=0, shards=[5, 5]), 1)[0]
+        data.take_evenly("train", 4)[1].tolist()
+        == first(BatchOrder(10, 4, seed=0, shard_sizes=[5, 5]), 1)[0]
     )
 
 
@@ -171,4 +179,4 @@ def test_codes_arrive_as_int64_grids_and_uint16_is_no_trouble() -> None:
     indices, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert indices.dtype == torch.int64
     assert indices.flatten().tolist() == list(range(65500, 65520))
-    assert np.array_equal(data.split("val").values, indices)
+    assert np.array_equal(data.samples("val").values, indices)

@@ -3,21 +3,22 @@ import colorsys
 import numpy as np
 import pytest
 
-from data.shapes import SHAPES, Shapes, draw_image
+from data.shapes import SHAPES, Shapes, draw_shapes
 from engine.errors import InputError
+from tests.helpers.images import make_images
 
 
 @pytest.mark.parametrize("index", [7, 199])
 def test_an_image_is_a_function_of_seed_split_and_index_alone(index: int) -> None:
-    together, labels = draw_image(3, "train", range(200))
-    alone, label = draw_image(3, "train", range(index, index + 1))
+    together, labels = draw_shapes(3, "train", range(200))
+    alone, label = draw_shapes(3, "train", range(index, index + 1))
     assert np.array_equal(together[index], alone[0])
     assert labels[index] == label[0]
 
 
 @pytest.mark.parametrize("size", [30, 64])
 def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> None:
-    images, labels = draw_image(3, "train", range(6), size)
+    images, labels = draw_shapes(3, "train", range(6), size)
     v, u = np.mgrid[-28:29, -28:29].astype(np.float32)
     for index, image in enumerate(images):
         stream = np.random.default_rng((3, 0, index))
@@ -39,33 +40,33 @@ def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> N
 
 def test_seeds_and_splits_give_other_images() -> None:
     train, val, other = (
-        draw_image(seed, split, range(50))[0]
+        draw_shapes(seed, split, range(50))[0]
         for seed, split in ((0, "train"), (0, "val"), (1, "train"))
     )
     assert len(np.unique(np.concatenate([train, val, other]).reshape(150, -1), axis=0)) == 150
 
 
 def test_the_background_is_black_and_shapes_are_not() -> None:
-    images, _ = draw_image(0, "train", range(100))
+    images, _ = draw_shapes(0, "train", range(100))
     black = (images == 0).all(1)
     assert 0.4 < black.mean() < 0.8
     assert images.max(1)[~black].min() >= 100  # even a dark shape can be seen
 
 
 def test_labels_are_one_to_five_shapes_minus_one_equally_often() -> None:
-    _, labels = draw_image(0, "train", range(1000))
+    _, labels = draw_shapes(0, "train", range(1000))
     assert np.bincount(labels, minlength=5).min() > 150
     assert set(labels) == {0, 1, 2, 3, 4}
 
 
 def test_an_image_with_one_shape_has_one_colour() -> None:
-    images, labels = draw_image(0, "train", range(200))
+    images, labels = draw_shapes(0, "train", range(200))
     for image in images[labels == 0]:
         assert len(np.unique(image.reshape(3, -1), axis=1).T) <= 2  # black and it
 
 
 def test_turning_without_interpolation_leaves_tiny_holes() -> None:
-    images, labels = draw_image(0, "train", range(200))
+    images, labels = draw_shapes(0, "train", range(200))
     holes = 0
     for image in images[labels == 0]:
         filled = image.any(0)
@@ -89,20 +90,26 @@ def test_a_star_has_five_tips() -> None:
 
 
 def test_grey_shapes_have_one_channel(tmp_path: object) -> None:
-    data = Shapes(channels=1, n_train=10, n_val=4, cache_dir=str(tmp_path), image_size=32)
-    assert data.split("val").values.shape == (4, 1, 32, 32)
-    assert data.split("val").values.max() > 50
+    data = make_images(
+        Shapes, channels=1, n_train=10, n_val=4, cache_dir=str(tmp_path), image_size=32
+    )
+    assert data.samples("val").values.shape == (4, 1, 32, 32)
+    assert data.samples("val").values.max() > 50
 
 
 def test_shapes_are_drawn_once_and_then_read_from_the_cache(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
-    monkeypatch.setattr("data.shapes.draw_image", None)  # a second drawing would fail
-    again = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).split("train").values
+    first = (
+        make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    )
+    monkeypatch.setattr("data.shapes.draw_shapes", None)  # a second drawing would fail
+    again = (
+        make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    )
     assert np.array_equal(first, again)
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(InputError, match="n_val=0 must be at least 1"):
-        Shapes(n_val=0)
+        make_images(Shapes, n_val=0)

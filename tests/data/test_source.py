@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.decode import Unreadable
-from data.folder import class_images
-from data.source import Files, Source, SourcePart, hold_out
+from data.decode import UnreadableImage
+from data.folder import open_class_folders
+from data.source import FileSource, Source, SourceSubset, hold_out
 from engine.errors import InputError
 
 
@@ -15,19 +15,19 @@ class Counting(Source):
     """Image i is all i and has the label 10 i; those in `broken` can't be read."""
 
     def __init__(
-        self, n: int, broken: tuple[int, ...] = (), shards: list[int] | None = None
+        self, n: int, broken: tuple[int, ...] = (), shard_sizes: list[int] | None = None
     ) -> None:
         super().__init__(n, {"counting": n})
-        self.broken, self.shards = broken, shards
+        self.broken, self.shard_sizes = broken, shard_sizes
 
-    def one(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:
-            raise Unreadable(f"{index} is broken")
+            raise UnreadableImage(f"{index} is broken")
         return np.full((channels, side, side), index, np.uint8), 10 * index
 
 
 def test_a_read_gives_each_image_its_place_and_its_label() -> None:
-    images, labels, faults = Counting(9).read([5, 2, 5], 4, 1)
+    images, labels, faults = Counting(9).read_batch([5, 2, 5], 4, 1)
     assert images.shape == (3, 1, 4, 4)
     assert images[:, 0, 0, 0].tolist() == [5, 2, 5]
     assert labels.tolist() == [50, 20, 50]
@@ -35,70 +35,70 @@ def test_a_read_gives_each_image_its_place_and_its_label() -> None:
 
 
 def test_what_is_broken_is_black_has_no_label_and_is_named_by_its_place() -> None:
-    images, labels, faults = Counting(9, broken=(2,)).read([1, 2, 3], 4, 3)
+    images, labels, faults = Counting(9, broken=(2,)).read_batch([1, 2, 3], 4, 3)
     assert images[:, 0, 0, 0].tolist() == [1, 0, 3]
     assert labels.tolist() == [10, -1, 30]
     assert faults == {1: "2 is broken"}
 
 
 def test_nothing_can_be_read_of_nothing() -> None:
-    images, labels, faults = Counting(9).read([], 4, 3)
+    images, labels, faults = Counting(9).read_batch([], 4, 3)
     assert (images.shape, labels.shape, faults) == ((0, 3, 4, 4), (0,), {})
 
 
 def test_a_part_reads_from_the_whole_by_its_own_numbers() -> None:
-    part = SourcePart(Counting(9, broken=(7,)), np.array([3, 7, 8]))
+    part = SourceSubset(Counting(9, broken=(7,)), np.array([3, 7, 8]))
     assert len(part) == 3
-    assert part.name(2) == "image 8"
-    images, labels, faults = part.read([2, 1, 0], 4, 1)
+    assert part.image_name(2) == "image 8"
+    images, labels, faults = part.read_batch([2, 1, 0], 4, 1)
     assert images[:, 0, 0, 0].tolist() == [8, 0, 3]
     assert labels.tolist() == [80, -1, 30]
     assert list(faults) == [1]
 
 
 def test_a_part_has_the_shards_of_the_whole_that_still_hold_an_image() -> None:
-    part = SourcePart(Counting(9, shards=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
-    assert part.shards == [2, 2]
+    part = SourceSubset(Counting(9, shard_sizes=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
+    assert part.shard_sizes == [2, 2]
 
 
 def test_a_part_inherits_what_may_be_done_with_the_whole() -> None:
     whole = Counting(9)
-    whole.checked = whole.parallel = False
-    part = SourcePart(whole, np.array([1]))
-    assert not part.checked
-    assert not part.parallel
+    whole.checked_up_front = whole.use_threads = False
+    part = SourceSubset(whole, np.array([1]))
+    assert not part.checked_up_front
+    assert not part.use_threads
 
 
 def test_parts_of_other_images_have_other_keys() -> None:
     whole = Counting(9)
     first, again, other = (
-        SourcePart(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3])
+        SourceSubset(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3])
     )
     assert first == again
     assert first != other
-    assert first != SourcePart(Counting(10), np.array([1, 2])).key
+    assert first != SourceSubset(Counting(10), np.array([1, 2])).key
 
 
 def test_files_are_called_by_their_paths_below_the_root(photos: Path) -> None:
-    assert class_images(photos).name(8) == str(Path("dogs", "0.png"))
+    assert open_class_folders(photos).image_name(8) == str(Path("dogs", "0.png"))
 
 
 def test_some_of_the_files_are_themselves(photos: Path) -> None:
-    whole = class_images(photos)
-    part = whole.part([3, 9])
+    whole = open_class_folders(photos)
+    part = whole.subset([3, 9])
     assert part.files == [whole.files[3], whole.files[9]]
     assert part.labels == [0, 1]
     assert part.stamps == [whole.stamps[3], whole.stamps[9]]
-    assert np.array_equal(part.one(1, 8, 3)[0], whole.one(9, 8, 3)[0])
+    assert np.array_equal(part.read_image(1, 8, 3)[0], whole.read_image(9, 8, 3)[0])
 
 
 def test_the_same_files_have_the_same_key(photos: Path) -> None:
-    assert class_images(photos).key == class_images(photos).key
+    assert open_class_folders(photos).key == open_class_folders(photos).key
 
 
 @pytest.mark.parametrize("change", ["size", "time", "name", "new", "gone", "label"])
 def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) -> None:
-    before = class_images(photos)
+    before = open_class_folders(photos)
     target, labels = before.files[0], list(before.labels)
     match change:
         case "size":
@@ -115,31 +115,33 @@ def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) ->
             target.unlink()
         case "label":
             labels[0] = 1
-    after = class_images(photos)
+    after = open_class_folders(photos)
     assert (
-        Files(photos, after.files, labels if change == "label" else after.labels, after.classes).key
+        FileSource(
+            photos, after.files, labels if change == "label" else after.labels, after.classes
+        ).key
         != before.key
     )
 
 
 def test_a_file_that_is_gone_says_so(photos: Path) -> None:
-    files = class_images(photos)
+    files = open_class_folders(photos)
     files.files[0].unlink()
-    with pytest.raises(Unreadable, match="No such file"):
-        files.one(0, 8, 3)
+    with pytest.raises(UnreadableImage, match="No such file"):
+        files.read_image(0, 8, 3)
 
 
 def test_a_file_that_was_emptied_says_so(photos: Path) -> None:
-    files = class_images(photos)
+    files = open_class_folders(photos)
     files.files[0].write_bytes(b"")
-    with pytest.raises(Unreadable, match="empty file"):
-        files.one(0, 8, 3)
+    with pytest.raises(UnreadableImage, match="empty file"):
+        files.read_image(0, 8, 3)
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(Unreadable, match="empty file"):
-        class_images(tmp_path).one(0, 8, 3)
+    with pytest.raises(UnreadableImage, match="empty file"):
+        open_class_folders(tmp_path).read_image(0, 8, 3)
 
 
 @pytest.mark.parametrize("how", ["random", "last"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.store import Arrays, Entry, fingerprint, stored
+from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from engine.errors import InputError
 
 SPEC = {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}
@@ -34,47 +34,47 @@ def entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.endswith(".lock")]
 
 
-def summed(folder: Path) -> Entry:
+def summed(folder: Path) -> CacheEntry:
     """A finished entry whose array a has a checksum."""
-    entry = Entry(folder, "x", 1, SPEC)
+    entry = CacheEntry(folder, "x", 1, SPEC)
     with entry.acquire():
-        arrays = entry.begin()
+        arrays = entry.create()
         fill(arrays)
-        entry.publish(arrays, summed=("a",))
+        entry.publish(arrays, checksummed=("a",))
     return entry
 
 
 def test_what_was_filled_is_read_back_without_filling_again(tmp_path: Path) -> None:
-    stored(tmp_path, "x", {"k": 1}, SPEC, fill)
-    arrays, _ = stored(tmp_path, "x", {"k": 1}, SPEC, forbidden)
+    load_or_fill(tmp_path, "x", {"k": 1}, SPEC, fill)
+    arrays, _ = load_or_fill(tmp_path, "x", {"k": 1}, SPEC, forbidden)
     assert arrays["a"].tolist() == [[7, 7]] * 3
     assert arrays["b"].tolist() == [1, 2, 3]
 
 
 def test_notes_come_back_from_the_cache(tmp_path: Path) -> None:
-    assert stored(tmp_path, "x", 1, SPEC, fill)[1] == {"told": "once"}
-    assert stored(tmp_path, "x", 1, SPEC, forbidden)[1] == {"told": "once"}
+    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[1] == {"told": "once"}
+    assert load_or_fill(tmp_path, "x", 1, SPEC, forbidden)[1] == {"told": "once"}
 
 
 def test_arrays_from_the_store_are_read_only(tmp_path: Path) -> None:
     for _ in range(2):
-        arrays, _notes = stored(tmp_path, "x", 1, SPEC, fill)
+        arrays, _notes = load_or_fill(tmp_path, "x", 1, SPEC, fill)
         with pytest.raises(ValueError, match="read-only"):
             arrays["a"][0, 0] = 1
 
 
 def test_arrays_without_rows_are_kept_too(tmp_path: Path) -> None:
     none = {"a": ((0, 2), "uint8")}
-    stored(tmp_path, "x", 1, none, lambda arrays: None)
-    assert stored(tmp_path, "x", 1, none, forbidden)[0]["a"].shape == (0, 2)
+    load_or_fill(tmp_path, "x", 1, none, lambda arrays: None)
+    assert load_or_fill(tmp_path, "x", 1, none, forbidden)[0]["a"].shape == (0, 2)
 
 
 def test_another_key_or_shape_is_another_entry(tmp_path: Path) -> None:
-    stored(tmp_path, "x", {"k": 1}, SPEC, fill)
+    load_or_fill(tmp_path, "x", {"k": 1}, SPEC, fill)
     with pytest.raises(AssertionError):
-        stored(tmp_path, "x", {"k": 2}, SPEC, forbidden)
+        load_or_fill(tmp_path, "x", {"k": 2}, SPEC, forbidden)
     with pytest.raises(AssertionError):
-        stored(tmp_path, "x", {"k": 1}, {**SPEC, "a": ((4, 2), "uint8")}, forbidden)
+        load_or_fill(tmp_path, "x", {"k": 1}, {**SPEC, "a": ((4, 2), "uint8")}, forbidden)
 
 
 def test_the_fingerprint_ignores_the_order_of_keys() -> None:
@@ -90,14 +90,14 @@ def test_a_run_that_stops_leaves_nothing_and_frees_the_lock(tmp_path: Path) -> N
     with pytest.raises(
         KeyboardInterrupt
     ):  # which keeps the frames, and so the entry, of the run that stopped
-        stored(tmp_path, "x", 1, SPEC, die)
+        load_or_fill(tmp_path, "x", 1, SPEC, die)
     assert entries(tmp_path) == []
-    assert not Entry(tmp_path, "x", 1, SPEC).lock.is_locked
-    assert stored(tmp_path, "x", 1, SPEC, fill)[0]["b"].tolist() == [1, 2, 3]
+    assert not CacheEntry(tmp_path, "x", 1, SPEC).lock.is_locked
+    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[0]["b"].tolist() == [1, 2, 3]
 
 
 def test_the_lock_is_free_after_the_with(tmp_path: Path) -> None:
-    mine, other = (Entry(tmp_path, "x", 1, SPEC) for _ in range(2))
+    mine, other = (CacheEntry(tmp_path, "x", 1, SPEC) for _ in range(2))
     with mine.acquire():
         assert mine.lock.is_locked
     other.lock.acquire(timeout=0).lock.release()
@@ -108,14 +108,14 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
 ) -> None:
     program = """
         import sys, time
-        from data.store import stored
+        from data.store import load_or_fill
 
         def fill(arrays):
             arrays["a"][:] = 9
             print("filling", flush=True)
             time.sleep(60)
 
-        stored(sys.argv[1], "x", 1, {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}, fill)
+        load_or_fill(sys.argv[1], "x", 1, {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}, fill)
     """
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
@@ -124,15 +124,15 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
         assert process.stdout.readline() == "filling\n"
         process.send_signal(signal.SIGKILL)
     assert [path.suffix for path in entries(tmp_path)] == [".part"]
-    assert Entry(tmp_path, "x", 1, SPEC).read() is None
-    assert stored(tmp_path, "x", 1, SPEC, fill)[0]["a"].tolist() == [[7, 7]] * 3
+    assert CacheEntry(tmp_path, "x", 1, SPEC).read() is None
+    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[0]["a"].tolist() == [[7, 7]] * 3
     assert len(entries(tmp_path)) == 1
 
 
 def test_a_second_run_waits_for_the_first_says_so_and_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("data.store.SOON", 0.01)
+    monkeypatch.setattr("data.store.SECONDS_UNTIL_NOTICE", 0.01)
     filling, waiting = threading.Event(), threading.Event()
     monkeypatch.setattr("data.store.log_line", lambda sentence: (print(sentence), waiting.set()))
 
@@ -141,10 +141,10 @@ def test_a_second_run_waits_for_the_first_says_so_and_reads(
         assert waiting.wait(10)
         return fill(arrays)
 
-    first = threading.Thread(target=stored, args=(tmp_path, "x", 1, SPEC, slow))
+    first = threading.Thread(target=load_or_fill, args=(tmp_path, "x", 1, SPEC, slow))
     first.start()
     assert filling.wait(10)
-    arrays, notes = stored(tmp_path, "x", 1, SPEC, forbidden)
+    arrays, notes = load_or_fill(tmp_path, "x", 1, SPEC, forbidden)
     first.join()
     assert "is being made by another run; waiting for it" in capsys.readouterr().out
     assert arrays["b"].tolist() == [1, 2, 3]
@@ -159,7 +159,7 @@ def test_of_many_runs_at_once_one_fills_and_all_get_whole_arrays(tmp_path: Path)
         return fill(arrays)
 
     runs = [
-        threading.Thread(target=lambda: found.append(stored(tmp_path, "x", 1, SPEC, count)))
+        threading.Thread(target=lambda: found.append(load_or_fill(tmp_path, "x", 1, SPEC, count)))
         for _ in range(8)
     ]
     for run in runs:
@@ -198,11 +198,11 @@ def no_notes(entry: Path) -> None:
 def test_a_damaged_entry_is_told_and_made_anew(
     tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored(tmp_path, "x", 1, SPEC, fill)
+    load_or_fill(tmp_path, "x", 1, SPEC, fill)
     damage(entries(tmp_path)[0])
-    assert stored(tmp_path, "x", 1, SPEC, fill)[0]["a"].tolist() == [[7, 7]] * 3
+    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[0]["a"].tolist() == [[7, 7]] * 3
     assert "is damaged (" in capsys.readouterr().err
-    stored(tmp_path, "x", 1, SPEC, forbidden)
+    load_or_fill(tmp_path, "x", 1, SPEC, forbidden)
 
 
 def test_one_changed_byte_of_a_summed_array_is_damage(
@@ -218,8 +218,8 @@ def test_one_changed_byte_of_a_summed_array_is_damage(
 
 
 def test_a_run_that_goes_on_finds_what_the_killed_one_wrote(tmp_path: Path) -> None:
-    Entry(tmp_path, "x", 1, SPEC).begin()["b"][1] = 5
-    assert Entry(tmp_path, "x", 1, SPEC).go_on()["b"].tolist() == [0, 5, 0]
+    CacheEntry(tmp_path, "x", 1, SPEC).create()["b"][1] = 5
+    assert CacheEntry(tmp_path, "x", 1, SPEC).reopen()["b"].tolist() == [0, 5, 0]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -235,7 +235,7 @@ def test_a_full_disk_says_what_it_takes_and_leaves_nothing_behind(
         InputError,
         match=rf"no room for 5 MiB in {tmp_path}; name another folder with cache_dir=\.\.\.",
     ):
-        Entry(tmp_path, "x", 1, large).begin()
+        CacheEntry(tmp_path, "x", 1, large).create()
     assert entries(tmp_path) == []
 
 
@@ -247,7 +247,7 @@ def test_a_disk_that_fills_up_at_the_last_moment_leaves_nothing_behind(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(InputError, match="no room for"):
-        stored(tmp_path, "x", 1, SPEC, fill)
+        load_or_fill(tmp_path, "x", 1, SPEC, fill)
     assert entries(tmp_path) == []
 
 
@@ -256,13 +256,13 @@ def test_room_is_taken_before_anything_is_filled(tmp_path: Path) -> None:
         (part,) = entries(tmp_path)
         assert (part / "a.npy").stat().st_blocks * 512 >= 2**20
 
-    stored(tmp_path, "x", 1, {"a": ((2**20,), "uint8")}, look)
+    load_or_fill(tmp_path, "x", 1, {"a": ((2**20,), "uint8")}, look)
 
 
 def test_a_finished_entry_in_a_read_only_folder_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored(tmp_path, "x", 1, SPEC, fill)
+    load_or_fill(tmp_path, "x", 1, SPEC, fill)
 
     def refuse(*arguments: object, **settings: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -272,10 +272,10 @@ def test_a_finished_entry_in_a_read_only_folder_is_read(
         (os, "replace"),
         (os, "posix_fallocate"),
         (shutil, "rmtree"),
-        (Entry, "acquire"),
+        (CacheEntry, "acquire"),
     ):
         monkeypatch.setattr(owner, name, refuse)
-    assert stored(tmp_path, "x", 1, SPEC, forbidden)[0]["b"].tolist() == [1, 2, 3]
+    assert load_or_fill(tmp_path, "x", 1, SPEC, forbidden)[0]["b"].tolist() == [1, 2, 3]
 
 
 def test_a_read_only_folder_without_the_entry_is_refused(
@@ -288,13 +288,13 @@ def test_a_read_only_folder_without_the_entry_is_refused(
     with pytest.raises(
         InputError, match=r"can't write the cache folder .*Read-only.* name another with cache_dir="
     ):
-        stored(tmp_path, "x", 1, SPEC, fill)
+        load_or_fill(tmp_path, "x", 1, SPEC, fill)
 
 
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(InputError, match="name another with cache_dir="):
-        stored(tmp_path / "cache", "x", 1, SPEC, fill)
+        load_or_fill(tmp_path / "cache", "x", 1, SPEC, fill)
 
 
 def test_a_value_that_the_arrays_cannot_hold_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -302,5 +302,5 @@ def test_a_value_that_the_arrays_cannot_hold_leaves_nothing_behind(tmp_path: Pat
         arrays["a"][:] = np.full((5, 5), 1)
 
     with pytest.raises(ValueError, match="broadcast"):
-        stored(tmp_path, "x", 1, SPEC, overflow)
+        load_or_fill(tmp_path, "x", 1, SPEC, overflow)
     assert entries(tmp_path) == []

@@ -37,7 +37,7 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 def run(tmp_path: Path) -> Path:
     """A run folder with the checkpoint of an untrained tokenizer."""
     chosen = compose_config(*SMALL)
-    tokenizer = build_tokenizer(chosen)
+    tokenizer = build_tokenizer(chosen.model, chosen.quantizer)
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
     save(tmp_path, {"codegrid": make_header("vqgan", chosen), "state_dict": state})
     return tmp_path

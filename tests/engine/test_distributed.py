@@ -152,14 +152,14 @@ def planted(rank: int, folder: str, port: int) -> None:
 
 
 class Copies(Grain):
-    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
-        return super().one(0, side, channels)
+    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+        return super().read_image(0, side, channels)
 
 
 class Same(Noise):
     """One image, many times: what differs between ranks comes from the augmentation alone."""
 
-    def open(self, split: str) -> Source:
+    def open_source(self, split: str) -> Source:
         return Copies(24, split)
 
 

@@ -184,7 +184,7 @@ def test_a_run_folder_has_a_card_from_its_beginning(tmp_path: Path) -> None:
 
 
 def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
-    found = make_tags(settings(), "x" * 100, make_tokenizer())
+    found = make_tags("vqgan", "x" * 100, make_tokenizer())
     assert found == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B takes no more letters
 
 

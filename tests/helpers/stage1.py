@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from data.datamodule import ImageDataModule
 from data.source import Source
 from engine.clock import Budget, Schedule
+from tests.helpers.images import image_settings
+from tests.helpers.parts import make
 from vqgan.decoder import Decoder
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.encoder import Encoder
@@ -25,12 +27,15 @@ from vqgan.tokenizer import Tokenizer
 
 
 class Grain(Source):
-    def one(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
         return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
 
 
 class Noise(ImageDataModule):
-    def open(self, split: str) -> Source:
+    def __init__(self, image_size: int = 16, **settings: Any) -> None:
+        super().__init__(**image_settings(image_size=image_size, **settings))
+
+    def open_source(self, split: str) -> Source:
         return Grain(24, split)
 
 
@@ -44,8 +49,10 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
     torch.manual_seed(0)
-    found = make_tokenizer()
-    found.start(make_noise().augment(torch.from_numpy(make_noise().split("train").values)))
+    tokenizer = make_tokenizer()
+    tokenizer.initialise(
+        make_noise().augment(torch.from_numpy(make_noise().samples("train").values))
+    )
     if gate is not None:
         settings = {
             "discriminator": PatchGAN(3, 8, 1),
@@ -53,7 +60,7 @@ def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQ
             "adaptive": AdaptiveWeight(),
             **settings,
         }
-    return VQGAN(found, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
+    return VQGAN(tokenizer, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
 
 
 def fit(
@@ -80,5 +87,13 @@ lightning_warnings = pytest.mark.filterwarnings(
 def make_tokenizer(
     size: int = 16, grid: int = 4, start: str = "patches", channels: int = 3, dim: int = 8
 ) -> Tokenizer:
-    parts = {"image_size": size, "channels": channels, "grid": grid, "width": 8, "depth": 1}
-    return Tokenizer(Encoder(**parts), EMA(16, dim), Decoder(**parts), start)
+    parts = {
+        "image_size": size,
+        "channels": channels,
+        "grid": grid,
+        "width": 8,
+        "depth": 1,
+        "stem": 4,
+        "max_width_mult": 4,
+    }
+    return Tokenizer(Encoder(**parts), make(EMA, 16, dim), Decoder(**parts), start)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from data.loading import ArraySamples
+from data.samples import ArraySamples
 from data.tokens import CodeDataModule
 from engine.checkpoint import make_header
 from engine.clock import Budget, Schedule

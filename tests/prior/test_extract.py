@@ -7,9 +7,9 @@ import torch
 from lightning.fabric import Fabric
 from safetensors import safe_open
 
-from data.datamodule import crop_at
-from data.loading import ArraySamples
-from data.tokens import export
+from data.images import crop_at
+from data.samples import ArraySamples
+from data.tokens import export_codes
 from engine.errors import InputError
 from prior import extract as extraction
 from prior.extract import extract
@@ -38,26 +38,28 @@ def codes(t: Tokenizer, data: Noise, **settings: Any) -> torch.Tensor:
 
 
 def uint8(data: Noise) -> torch.Tensor:
-    return torch.from_numpy(data.split("train").values)
+    return torch.from_numpy(data.samples("train").values)
 
 
 def test_the_cache_holds_the_tokenizers_codes_in_the_images_order(data: Noise) -> None:
     t = make_tokenizer()
-    assert torch.equal(codes(t, data, batch_size=7), t.indices(data.view(uint8(data))))
+    assert torch.equal(codes(t, data, batch_size=7), t.indices(data.preprocess(uint8(data))))
 
 
 def test_mirrored_images_follow_with_their_own_codes(data: Noise) -> None:
     t = make_tokenizer()
-    assert torch.equal(codes(t, data, flip=True)[24:], t.indices(data.view(uint8(data)).flip(3)))
+    assert torch.equal(
+        codes(t, data, flip=True)[24:], t.indices(data.preprocess(uint8(data)).flip(3))
+    )
 
 
 def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> None:
     t, data = make_tokenizer(), Noise(16, resize=20, cache="ram", cache_dir=str(tmp_path))
     encoded = codes(t, data, flip=True, crops=3).view(3, 2, 24, *t.grid)
-    assert torch.equal(encoded[0, 0], t.indices(data.view(uint8(data))))
+    assert torch.equal(encoded[0, 0], t.indices(data.preprocess(uint8(data))))
     corners = torch.from_numpy((np.random.default_rng(0).random((2, 24, 2)) * 5).astype(int))
     for crop in (0, 1):
-        x = data.view(crop_at(uint8(data), corners[crop], 16))
+        x = data.preprocess(crop_at(uint8(data), corners[crop], 16))
         assert torch.equal(encoded[1 + crop, 0], t.indices(x))
         assert torch.equal(encoded[1 + crop, 1], t.indices(x.flip(3)))
     assert not torch.equal(corners[0], corners[1])
@@ -131,7 +133,7 @@ def test_a_killed_extraction_goes_on_where_it_was(
     monkeypatch.setattr(extraction, "PIECE", 4)  # six pieces
     monkeypatch.setattr(extraction, "SAVE_EVERY", 0.0)
     t = make_tokenizer().eval()
-    expected = t.indices(data.view(uint8(data)))
+    expected = t.indices(data.preprocess(uint8(data)))
     indices, encoded = t.indices, []
 
     def dies(x: torch.Tensor) -> torch.Tensor:
@@ -161,7 +163,7 @@ def test_a_tokenizer_without_codes_is_refused(data: Noise) -> None:
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
 def test_exported_codes_read_back_with_what_they_are(tmp_path: Path, ending: str) -> None:
     grids = np.arange(3 * 2 * 2, dtype=np.uint16).reshape(3, 2, 2)
-    file = export(
+    file = export_codes(
         ArraySamples(grids, np.array([1, 0, -1])),
         {"K": 16, "grid": [2, 2]},
         tmp_path / "new" / f"codes.{ending}",

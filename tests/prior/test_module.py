@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.loading import ArraySamples
+from data.samples import ArraySamples
 from data.tokens import CodeDataModule
 from engine.clock import Budget, Schedule
 from prior.baselines import baselines
@@ -45,7 +45,7 @@ def test_nats_per_token_are_the_mean_over_all_tokens_whatever_the_batches() -> N
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
     [figures] = make_trainer().validate(module, data, verbose=False)  # batches of 32, 32 and 6
-    val = sequences(data.split("val"))
+    val = sequences(data.samples("val"))
     logits = module.model(val)
     assert figures["val/nats_per_token"] == pytest.approx(
         F.cross_entropy(logits.flatten(0, 1), val.flatten()).item(), rel=1e-5
@@ -59,7 +59,7 @@ def test_top1_and_top5_count_the_codes_that_are_among_the_likeliest() -> None:
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
     [figures] = make_trainer().validate(module, data, verbose=False)
-    val = sequences(data.split("val"))
+    val = sequences(data.samples("val"))
     ranked = module.model(val).argsort(-1, descending=True)
     for k in (1, 5):
         assert figures[f"val/top{k}"] == pytest.approx(
@@ -102,7 +102,7 @@ def test_the_gap_is_to_the_nats_of_as_many_training_grids() -> None:
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
     [figures] = make_trainer().validate(module, data, verbose=False)
-    known = data.some("train", 70)[0].flatten(1).long()
+    known = data.take_evenly("train", 70)[0].flatten(1).long()
     of_training = F.cross_entropy(module.model(known).flatten(0, 1), known.flatten()).item()
     assert figures["val/gap"] == pytest.approx(
         figures["val/nats_per_token"] - of_training, abs=1e-5
@@ -126,7 +126,7 @@ def test_the_loss_map_has_the_nats_of_each_place() -> None:
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)
     [figures] = make_trainer().validate(module, data, verbose=False)
-    val = sequences(data.split("val"))
+    val = sequences(data.samples("val"))
     by_place = (
         F.cross_entropy(module.model(val).flatten(0, 1), val.flatten(), reduction="none")
         .view(-1, *GRID)
@@ -216,7 +216,7 @@ def test_a_trained_prior_knows_what_a_bigram_cannot() -> None:
     module, data = make_prior_module(steps=600)
     make_trainer().fit(module, data)
     [figures] = make_trainer().validate(module, data, verbose=False)
-    counted = baselines(*(sequences(data.split(split)).numpy() for split in ("train", "val")), K)
+    counted = baselines(*(sequences(data.samples(split)).numpy() for split in ("train", "val")), K)
     exact = 5 / 9 * np.log(K)  # the first row and column are free, the rest follows from them
     assert counted["bigram_nats_per_token"] > 0.95 * np.log(K)
     assert figures["val/nats_per_token"] < exact + 0.1

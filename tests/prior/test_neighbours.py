@@ -21,7 +21,7 @@ def data(tmp_path: Path) -> Noise:
 
 
 def images(data: Noise) -> torch.Tensor:
-    return torch.from_numpy(data.split("train").values)
+    return torch.from_numpy(data.samples("train").values)
 
 
 @pytest.mark.parametrize("batch", [2, 7, 40])
@@ -82,10 +82,12 @@ def test_mirrored_training_images_count_where_the_prior_learned_them(data: Noise
 
 def test_the_yardstick_is_the_validation_images_as_the_tokenizer_gives_them(data: Noise) -> None:
     t = make_tokenizer().eval()
-    t.start(data.view(images(data)))
+    t.initialise(data.preprocess(images(data)))
     figures, _ = find_neighbours(images(data)[:3], data, t, flip=False)
     with torch.no_grad():
-        decoded = to_uint8(t.decode(t.encode(data.view(data.some("val", 3)[0])).z_q)).double()
+        decoded = to_uint8(
+            t.decode(t.encode(data.preprocess(data.take_evenly("val", 3)[0])).z_q)
+        ).double()
     every = (decoded[:, None] - images(data).double()).square().mean((2, 3, 4)).sqrt()
     assert figures["nearest_rmse_val"] == pytest.approx(
         float(every.min(1).values.median()), abs=0.01

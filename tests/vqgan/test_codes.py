@@ -1,6 +1,7 @@
 """What is shown of a codebook: how often its codes are used, and what each decodes to."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import bars, to_uint8
+from data.images import to_uint8
+from data.pictures import draw_bars
 from engine.clock import Budget, Schedule
 from evaluation.codebook import CodebookUse
+from tests.helpers.parts import make
 from tests.helpers.stage1 import adamw, fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes
 from vqgan.callbacks.codes import CodebookPictures, by_colour, draw_atlas, draw_histogram
@@ -93,7 +96,7 @@ def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_cod
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = make_tokenizer().eval()
-    made.quantizer = Residual(EMA, K=16, num_codebooks=3, dim=8).eval()
+    made.quantizer = make(Residual, partial(make, EMA), K=16, num_codebooks=3, dim=8).eval()
     seen: list[torch.Tensor] = []
     decode = made.decode_indices
     monkeypatch.setattr(
@@ -125,7 +128,7 @@ INK, GROUND = [44, 82, 130], [254, 235, 235]
 def test_each_count_is_a_bar_and_none_is_a_red_ground(n: int) -> None:
     counts = torch.cat([torch.full((n - n // 5,), 1), torch.zeros(n // 5, dtype=torch.int64)])
     counts[0] = 1000 * n
-    sheet = bars(counts, "a caption", width=760, height=100)[:, 24:]
+    sheet = draw_bars(counts, "a caption", width=760, height=100)[:, 24:]
     assert sheet.shape[1:] == (100, 760)
     bottom = sheet[:, -1].T.tolist()
     assert bottom[0] == INK
@@ -136,7 +139,7 @@ def test_each_count_is_a_bar_and_none_is_a_red_ground(n: int) -> None:
 
 
 def test_a_histogram_of_codes_never_used_is_drawn() -> None:
-    sheet = bars(torch.zeros(8), "none", width=80)[:, 24:]
+    sheet = draw_bars(torch.zeros(8), "none", width=80)[:, 24:]
     assert sheet[:, 50].T.tolist() == [GROUND] * 80
 
 

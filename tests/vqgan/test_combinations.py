@@ -14,7 +14,8 @@ import vqgan.losses.perceptual
 from engine.trainer import PRECISIONS, precision_arguments
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_noise
-from vqgan.stages.train import module_from, start_images
+from vqgan.load import start_images
+from vqgan.stages.train import module_from
 
 pytestmark = lightning_warnings
 
@@ -76,7 +77,7 @@ def step(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of lpips
         trained = module_from(made)
-    trained.tokenizer.start(start_images(make_noise()))
+    trained.tokenizer.initialise(start_images(make_noise()))
     fit(trained, **precision_arguments(made.trainer))
     seen = trained.vitals
     expected = {"rec", "adversarial", "discriminator", "lambda"} | (

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from engine.errors import InputError
+from tests.helpers.parts import make
 from vqgan.backbones import Torchvision
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.frozen import FrozenFeatures
@@ -24,7 +25,7 @@ SHALLOW = ["features.1", "features.4"]  # of squeezenet1_1: 64 and 128 channels
 
 
 def squeeze() -> Torchvision:
-    return Torchvision("squeezenet1_1", SHALLOW, pretrained=False)
+    return make(Torchvision, "squeezenet1_1", SHALLOW, pretrained=False)
 
 
 def discriminators(size: int, channels: int) -> dict[str, nn.Module]:
@@ -300,7 +301,7 @@ def test_only_the_heads_of_a_frozen_discriminator_train_and_are_saved() -> None:
 
 def test_a_frozen_discriminator_trains_with_its_backbone_in_eval_mode() -> None:
     discriminator = FrozenFeatures(
-        Torchvision("resnet18", ["layer1"], pretrained=False), width=8
+        make(Torchvision, "resnet18", ["layer1"], pretrained=False), width=8
     ).train()
     before = copy.deepcopy(discriminator.backbone.network.state_dict())
     discriminator(torch.randn(2, 3, 16, 16))

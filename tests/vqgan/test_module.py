@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.clock import Budget, Now, Schedule
 from engine.errors import InputError
+from tests.helpers.parts import make
 from tests.helpers.stage1 import (
     adamw,
     fit,
@@ -406,7 +407,7 @@ def test_metrics_of_a_validation_cover_the_whole_set() -> None:
     )
     [found] = trainer.validate(trained, make_noise(), verbose=False)
     x = make_noise().on_after_batch_transfer(
-        (torch.from_numpy(make_noise().split("val").values), torch.zeros(24)), 0
+        (torch.from_numpy(make_noise().samples("val").values), torch.zeros(24)), 0
     )[0]
     counts = trained.tokenizer.indices(x).flatten().bincount(minlength=16).double()
     p = counts / counts.sum()
@@ -450,7 +451,7 @@ def test_a_gan_step_works_and_stays_finite_in_every_precision(precision: str) ->
 
 def test_codes_can_learn_at_a_rate_of_their_own() -> None:
     trained = make_module()
-    trained.tokenizer.quantizer = VQ(16, 8, codebook_lr=10.0)
+    trained.tokenizer.quantizer = make(VQ, 16, 8, codebook_lr=10.0)
     fit(trained)
     [made] = trained.configure_optimizers()
     rates = {id(p): group["initial_lr"] for group in made.param_groups for p in group["params"]}

@@ -13,14 +13,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from engine.errors import InputError
+from tests.helpers.parts import make
 from vqgan.backbones import (
-    IMAGENET,
-    Frozen,
+    IMAGENET_MEAN_STD,
+    FrozenNetwork,
     Timm,
     Torchvision,
-    _last_at_each_resolution,
-    _torchvision,
-    three_channels,
+    find_last_layers,
+    load_torchvision,
+    to_network_input,
 )
 from vqgan.losses.perceptual import LPIPS, Backbone
 
@@ -34,12 +35,12 @@ def images(*shape: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def backbone() -> Torchvision:
-    return Torchvision(SQUEEZE, pretrained=False)
+    return make(Torchvision, SQUEEZE, pretrained=False)
 
 
 @pytest.fixture(scope="module")
 def resnet() -> Torchvision:
-    return Torchvision("resnet18", pretrained=False)
+    return make(Torchvision, "resnet18", pretrained=False)
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_large_coloured_images_pass_as_they_are() -> None:
     x = images(2, 3, 64, 80)
-    assert torch.equal(three_channels(x), x)
+    assert torch.equal(to_network_input(x), x)
 
 
 def test_grey_images_are_repeated_and_small_ones_enlarged_in_their_shape() -> None:
     x = images(2, 1, 16, 32)
-    found = three_channels(x)
+    found = to_network_input(x)
     assert found.shape == (2, 3, 64, 128)
     assert torch.equal(found[:, 0], found[:, 2])
     torch.testing.assert_close(found[:, :1], F.interpolate(x, size=(64, 128), mode="bilinear"))
@@ -70,16 +71,16 @@ def test_grey_images_are_repeated_and_small_ones_enlarged_in_their_shape() -> No
 
 @pytest.mark.parametrize("side", range(1, 65))
 def test_enlarged_images_have_exactly_64_pixels(side: int) -> None:
-    assert three_channels(torch.zeros(1, 3, side, side)).shape == (1, 3, 64, 64)
+    assert to_network_input(torch.zeros(1, 3, side, side)).shape == (1, 3, 64, 64)
 
 
 # Backbones.
 
 
 def test_maps_are_those_of_the_plain_network_on_normalised_images(resnet: Torchvision) -> None:
-    network: Any = _torchvision("resnet18", pretrained=False).eval()
+    network: Any = load_torchvision("resnet18", pretrained=False).eval()
     x = images(2, 3, 64, 64)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET_MEAN_STD)
     h = network.relu(network.bn1(network.conv1(((x + 1) / 2 - mean) / std)))
     expected = [h]
     h = network.maxpool(h)
@@ -100,19 +101,19 @@ def test_the_default_layers_of_a_vgg_are_those_of_lpips() -> None:
 
     network = nn.Sequential()
     network.add_module("features", make_layers(cfgs["D"]))
-    assert _last_at_each_resolution(network) == [f"features.{i}" for i in (3, 8, 15, 22, 29)]
+    assert find_last_layers(network) == [f"features.{i}" for i in (3, 8, 15, 22, 29)]
 
 
 def test_layers_come_in_the_order_that_they_are_asked_for() -> None:
-    back = Torchvision(SQUEEZE, ["features.4", "features.1"], pretrained=False)
+    back = make(Torchvision, SQUEEZE, ["features.4", "features.1"], pretrained=False)
     assert back.channels == [128, 64]
     assert [m.shape[1] for m in back.features(images(1, 3, 64, 64))] == [128, 64]
 
 
 def test_a_map_is_not_written_over_by_the_layer_after_it() -> None:
     x = images(1, 3, 64, 64)
-    linear, rectified = Torchvision(
-        SQUEEZE, ["features.0", "features.1"], pretrained=False
+    linear, rectified = make(
+        Torchvision, SQUEEZE, ["features.0", "features.1"], pretrained=False
     ).features(x)
     assert (linear < 0).any()
     assert torch.equal(rectified, linear.relu())
@@ -122,7 +123,7 @@ def test_a_map_is_not_written_over_by_the_layer_after_it() -> None:
     "name", ["mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5"]
 )
 def test_other_families_have_default_layers_too(name: str) -> None:
-    back = Torchvision(name, pretrained=False)
+    back = make(Torchvision, name, pretrained=False)
     sizes = [m.shape[-1] for m in back.features(images(1, 3, 64, 64))]
     assert len(sizes) >= 4
     assert sizes == sorted(set(sizes), reverse=True)
@@ -168,11 +169,11 @@ def test_a_copy_of_a_backbone_sees_the_same(backbone: Torchvision) -> None:
 
 
 def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone() -> None:
-    one = Torchvision(SQUEEZE, pretrained=False).features(torch.ones(1, 3, 64, 64))
+    one = make(Torchvision, SQUEEZE, pretrained=False).features(torch.ones(1, 3, 64, 64))
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    two = Torchvision(SQUEEZE, pretrained=False).features(torch.ones(1, 3, 64, 64))
+    two = make(Torchvision, SQUEEZE, pretrained=False).features(torch.ones(1, 3, 64, 64))
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -183,24 +184,24 @@ def test_an_unknown_network_is_refused_with_the_closest(name: str) -> None:
         InputError,
         match=rf"backbone.name={name} is no convolutional network of torchvision; the closest are ",
     ):
-        Torchvision(name)
+        make(Torchvision, name)
 
 
 def test_an_unknown_layer_is_refused_with_the_closest() -> None:
     with pytest.raises(
         InputError, match=r"has layer5, which is no layer of resnet18; the closest are layer4, "
     ):
-        Torchvision("resnet18", ["layer5"], pretrained=False)
+        make(Torchvision, "resnet18", ["layer5"], pretrained=False)
 
 
 def test_a_layer_without_a_map_is_refused() -> None:
     with pytest.raises(InputError, match=r"a layer of resnet18 gives no map \(B, C, h, w\)"):
-        Torchvision("resnet18", ["layer1", "fc"], pretrained=False)
+        make(Torchvision, "resnet18", ["layer1", "fc"], pretrained=False)
 
 
 def test_weights_that_cannot_be_fetched_are_named_with_their_place(offline: Path) -> None:
     with pytest.raises(InputError) as told:
-        Torchvision("resnet18")
+        make(Torchvision, "resnet18")
     assert (
         f"put the file at {offline / 'resnet18-f37072fd.pth'}, or use loss/perceptual=features"
         in str(told.value)
@@ -214,7 +215,7 @@ def test_a_file_of_weights_that_is_cut_off_is_named(offline: Path) -> None:
     file = offline / "resnet18-f37072fd.pth"
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(InputError, match="resnet18-f37072fd.pth can't be fetched"):
-        Torchvision("resnet18")
+        make(Torchvision, "resnet18")
 
 
 def test_weights_in_the_hub_folder_are_used_without_a_network(offline: Path) -> None:
@@ -224,7 +225,7 @@ def test_weights_in_the_hub_folder_are_used_without_a_network(offline: Path) -> 
     network = torchvision.models.squeezenet1_1()
     file = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[1]
     torch.save(network.state_dict(), offline / file)
-    found = Torchvision(SQUEEZE, ["features.0"]).network.state_dict()
+    found = make(Torchvision, SQUEEZE, ["features.0"]).network.state_dict()
     assert torch.equal(found["network.network.features.0.weight"], network.features[0].weight)
 
 
@@ -267,7 +268,8 @@ class FakeTimm:
 def test_without_timm_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
-        InputError, match="needs the package timm: pip install timm, or use Torchvision"
+        InputError,
+        match="needs the package timm: pip install timm, or use vqgan.backbones.Torchvision",
     ):
         Timm("resnet18")
 
@@ -315,7 +317,7 @@ def test_what_timm_cannot_do_is_said_in_one_sentence(
 # The perceptual loss on them.
 
 
-class Plain(Frozen):
+class Plain(FrozenNetwork):
     """A backbone whose only map is what a function makes of the image."""
 
     def __init__(self, make: Any) -> None:
@@ -378,7 +380,7 @@ def test_it_equals_the_package_lpips_without_its_learned_heads() -> None:
     theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, lpips=False, verbose=False).eval()
     # Their slices end at these layers.
     layers = [f"features.{i}" for i in (1, 4, 7, 9, 10, 11, 12)]
-    ours = Backbone(Torchvision(SQUEEZE, layers, pretrained=False))
+    ours = Backbone(make(Torchvision, SQUEEZE, layers, pretrained=False))
     mine = dict(ours.backbone.network.named_parameters())
     with torch.no_grad():
         for (

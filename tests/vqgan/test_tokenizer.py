@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder, factors, widths
+from vqgan.encoder import Encoder, plan_downsampling, plan_widths
 from vqgan.patches import Patches, to_patches
-from vqgan.quantizers.base import nearest
+from vqgan.quantizers.search import nearest
 
 
 @pytest.mark.parametrize(
@@ -19,16 +20,16 @@ from vqgan.quantizers.base import nearest
 def test_the_depth_follows_from_the_image_size_and_the_grid(
     size: int, grid: int, stem: int, steps: list[int]
 ) -> None:
-    assert factors(size, grid, stem) == steps
+    assert plan_downsampling(size, grid, stem) == steps
 
 
 def test_widths_double_up_to_the_most() -> None:
-    assert widths(8, [4, 2, 2, 2], max_width_mult=4) == [8, 16, 32, 32]
+    assert plan_widths(8, [4, 2, 2, 2], max_width_mult=4) == [8, 16, 32, 32]
 
 
 @pytest.mark.parametrize(("stem", "at_once"), [(1, 1), (2, 2), (4, 2), (8, 4)])
 def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, at_once: int) -> None:
-    decoder = Decoder(48, 3, 2, width=8, stem=stem)
+    decoder = make(Decoder, 48, 3, 2, width=8, stem=stem, max_width_mult=4)
     assert decoder.last.out_channels == 3 * at_once**2
     assert decoder(torch.randn(2, decoder.in_channels, 2, 2)).shape == (2, 3, 48, 48)
 
@@ -60,13 +61,13 @@ def test_a_grid_that_does_not_divide_the_image_is_refused_with_the_way_out(
     with pytest.raises(
         InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {says}"
     ):
-        Encoder(size, 3, grid)
+        make(Encoder, size, 3, grid, width=64)
 
 
 @pytest.mark.parametrize("grid", [0, -1, 2.5])
 def test_a_grid_below_one_is_refused(grid: int) -> None:
     with pytest.raises(InputError, match="must be a whole number of at least 1"):
-        Encoder(64, 3, grid)
+        make(Encoder, 64, 3, grid, width=64)
 
 
 def test_an_unknown_start_is_refused() -> None:
@@ -86,13 +87,13 @@ def test_patches_are_cut_row_by_row() -> None:
 
 def test_as_many_components_as_pixels_lose_nothing() -> None:
     p, x = Patches(3, 4, 48), torch.randn(8, 3, 16, 16)
-    p.start(x)
+    p.initialise(x)
     torch.testing.assert_close(p.decode(p.encode(x)), x, atol=1e-4, rtol=1e-4)
 
 
 def test_fewer_components_lose_what_principal_component_analysis_loses() -> None:
     p, x = Patches(3, 4, 5), torch.randn(40, 3, 16, 16)
-    p.start(x)
+    p.initialise(x)
     rows = to_patches(x, 4)
     values = torch.linalg.svdvals(rows - rows.mean(0))
     lost = (p.decode(p.encode(x)) - x).square().sum()
@@ -101,7 +102,7 @@ def test_fewer_components_lose_what_principal_component_analysis_loses() -> None
 
 def test_started_from_patches_it_is_classical_vector_quantization() -> None:
     t, x = make_tokenizer(dim=48), torch.randn(40, 3, 16, 16)
-    t.start(x)
+    t.initialise(x)
     rows, codes = to_patches(x, 4), to_patches(t.decode_indices(torch.arange(16).view(1, 4, 4)), 4)
     expected = codes[nearest(rows, codes)]
     torch.testing.assert_close(
@@ -112,14 +113,14 @@ def test_started_from_patches_it_is_classical_vector_quantization() -> None:
 def test_started_at_random_the_codes_lie_where_the_encoder_puts_the_images() -> None:
     t, x = make_tokenizer(start="random"), torch.randn(40, 3, 16, 16)
     before = t.encode(x).terms["commitment"]
-    t.start(x)
+    t.initialise(x)
     assert t.encode(x).terms["commitment"] < before / 3
     assert len(t.indices(x).unique()) == 16
 
 
 def test_grey_images_work() -> None:
     t = make_tokenizer(channels=1)
-    t.start(torch.randn(8, 1, 16, 16))
+    t.initialise(torch.randn(8, 1, 16, 16))
     assert t.decode(t.encode(torch.randn(2, 1, 16, 16)).z_q).shape == (2, 1, 16, 16)
 
 
@@ -133,7 +134,7 @@ def test_the_fingerprint_is_the_weights() -> None:
 
 def test_every_parameter_gets_a_gradient_after_the_first_steps() -> None:
     t = make_tokenizer()
-    t.start(torch.randn(8, 3, 16, 16))
+    t.initialise(torch.randn(8, 3, 16, 16))
     optimizer = torch.optim.SGD(t.parameters(), 0.1)
     for _ in range(3):  # zero-initialised branches wake up one after the other
         x = torch.randn(4, 3, 16, 16)

@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.images import bars, picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import draw_bars, show_picture, tile_images
+from engine.folder import PICTURES
 from engine.loggers import log_histogram
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
@@ -25,8 +26,7 @@ class CodebookPictures(Callback):
     """After each validation: how often each code was used in it, as a picture and as a histogram of the loggers, and an atlas of
     what the codes decode to; these two of several codebooks the first. Of a bottleneck without codes, nothing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.files: list[Path] = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -37,9 +37,19 @@ class CodebookPictures(Callback):
         if not trainer.is_global_zero:
             return
         self.files = [
-            show_picture(trainer, draw_histogram(counts), self.folder, "histogram", module.step),
             show_picture(
-                trainer, draw_atlas(module.tokenizer, counts), self.folder, "atlas", module.step
+                trainer,
+                draw_histogram(counts),
+                Path(trainer.default_root_dir) / PICTURES,
+                "histogram",
+                module.step,
+            ),
+            show_picture(
+                trainer,
+                draw_atlas(module.tokenizer, counts),
+                Path(trainer.default_root_dir) / PICTURES,
+                "atlas",
+                module.step,
             ),
         ]
         log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
@@ -59,7 +69,7 @@ def draw_histogram(counts: Tensor) -> Tensor:
         name = "" if num_codebooks == 1 else f"codebook {book}: "
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
         made.append(
-            bars(
+            draw_bars(
                 falling,
                 caption,
                 height=height,
@@ -96,7 +106,7 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     rows[-1] = torch.cat(
         [rows[-1], rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)]
     )
-    return picture(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
+    return tile_images(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
 
 
 def by_colour(patches: Tensor, columns: int) -> Tensor:

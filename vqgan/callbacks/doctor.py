@@ -166,7 +166,7 @@ class TokenizerDoctor(Alarms):
             "since": all_gather((sums, counts)),  # the last look: each rank has its own
             "counted": self.counted,
             "collapse": self._collapse
-            and (self._collapse.name, self._collapse.seen, self._collapse.cure),
+            and (self._collapse.name, self._collapse.observation, self._collapse.remedy),
             "usual": self._usual,
         }
 

@@ -7,16 +7,17 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from data.datamodule import ImageDataModule
-from data.images import picture, to_uint8
-from data.pictures import show_picture
+from data.images import to_uint8
+from data.pictures import show_picture, tile_images
+from engine.folder import PICTURES
 from vqgan.module import VQGAN
 
 
 class Reconstructions(Callback):
     """After each validation: validation images above, their reconstructions below, in rows of `n`."""
 
-    def __init__(self, folder: Path, n: int = 12, rows: int = 2) -> None:
-        self.folder, self.n, self.rows = folder, n, rows
+    def __init__(self, n: int = 12, rows: int = 2) -> None:
+        self.n, self.rows = n, rows
         self.file: Path | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -27,7 +28,7 @@ class Reconstructions(Callback):
             and not trainer.sanity_checking
             and isinstance(data, ImageDataModule)
         ):
-            x = data.view(data.some("val", self.n * self.rows)[0].to(module.device))
+            x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
             with torch.no_grad():
                 x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
             pairs = zip(to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True)
@@ -35,5 +36,9 @@ class Reconstructions(Callback):
                 row for real, made in pairs if len(real) == len(x[: self.n]) for row in (real, made)
             ]
             self.file = show_picture(
-                trainer, picture(rows, scale=2), self.folder, "reconstructions", module.step
+                trainer,
+                tile_images(rows, scale=2),
+                Path(trainer.default_root_dir) / PICTURES,
+                "reconstructions",
+                module.step,
             )

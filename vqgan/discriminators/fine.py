@@ -3,7 +3,7 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import spectral_everywhere
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.patch import Layered, layer
 
 
@@ -34,4 +34,4 @@ class Fine(Layered):
         )
         self.last = nn.Conv2d(2 * width, 1, 3, 1, 1)
         if spectral:
-            spectral_everywhere(self)
+            add_spectral_norm(self)

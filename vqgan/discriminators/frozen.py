@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.backbones import Frozen
-from vqgan.blocks import spectral_everywhere
+from vqgan.backbones import FrozenNetwork
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.multiscale import stacked
 from vqgan.discriminators.patch import Judgement
 
@@ -16,7 +16,7 @@ class FrozenFeatures(nn.Module):
     features are the backbone's. Only the heads train, and only they are in checkpoints.
     """
 
-    def __init__(self, backbone: Frozen, width: int = 64) -> None:
+    def __init__(self, backbone: FrozenNetwork, width: int = 64) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         self.backbone = backbone
@@ -41,5 +41,5 @@ def head(channels: int, width: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Conv2d(width, 1, 1),
     )
-    spectral_everywhere(made)
+    add_spectral_norm(made)
     return made

@@ -3,7 +3,7 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import spectral_everywhere
+from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.patch import Layered, layer
 
 
@@ -39,4 +39,4 @@ class Grain(Layered):
         judged = layer(nn.Conv2d(2 * width if seen else width, 2 * width, 1), spectral=True)
         self.blocks = nn.ModuleList([first, *seen, judged])
         self.last = nn.Conv2d(2 * width, 1, 1)
-        spectral_everywhere(self)
+        add_spectral_norm(self)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import norm, spectral_everywhere
+from vqgan.blocks import add_spectral_norm, group_norm
 
 
 class Judgement(NamedTuple):
@@ -67,13 +67,13 @@ class PatchGAN(Layered):
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Conv2d(width * min(2**depth, 8), 1, 4, 1, 1)
         if spectral:
-            spectral_everywhere(self)
+            add_spectral_norm(self)
 
 
 def layer(conv: nn.Conv2d, spectral: bool) -> nn.Sequential:
     """A convolution, its norm, if that is not in its weights, and leaky relu."""
     return nn.Sequential(
-        conv, nn.Identity() if spectral else norm(conv.out_channels), nn.LeakyReLU(0.2)
+        conv, nn.Identity() if spectral else group_norm(conv.out_channels), nn.LeakyReLU(0.2)
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
 from vqgan.discriminators.patch import Judgement
-from vqgan.encoder import widths
+from vqgan.encoder import plan_widths
 
 
 class Style(nn.Module):
@@ -31,7 +31,7 @@ class Style(nn.Module):
                 f"data.image_size={image_size} is no power of two from 4 on, as loss/discriminator=style needs; "
                 f"use data.image_size={4 * 2**halvings} or loss/discriminator=patch"
             )
-        levels = widths(width, [2] * (halvings + 1), max_width_mult)
+        levels = plan_widths(width, [2] * (halvings + 1), max_width_mult)
         deepest = levels[-1]
         self.first = Equalised(channels, width, 1)
         self.blocks = nn.ModuleList([StyleBlock(a, b) for a, b in pairwise(levels)])

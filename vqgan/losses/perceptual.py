@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.backbones import Frozen, fetching, three_channels
+from vqgan.backbones import FrozenNetwork, fetching_weights, to_network_input
 
 WEIGHTS = {
     "vgg": "vgg16-397923af.pth",
@@ -51,7 +51,7 @@ class LPIPS(nn.Module):
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = network(three_channels(x), three_channels(x_hat))
+            distance: Tensor = network(to_network_input(x), to_network_input(x_hat))
         return distance.mean()
 
 
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
     and averaged over positions. The network is no submodule: its weights enter no checkpoint, optimizer or average.
     """
 
-    def __init__(self, backbone: Frozen) -> None:
+    def __init__(self, backbone: FrozenNetwork) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -83,7 +83,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _lpips(net: str, pretrained: bool) -> nn.Module:
-    with warnings.catch_warnings(), fetching(WEIGHTS[net], "loss/perceptual=features"):
+    with warnings.catch_warnings(), fetching_weights(WEIGHTS[net], "loss/perceptual=features"):
         warnings.simplefilter("ignore")  # the package still says `pretrained=` to torchvision
         import lpips
 

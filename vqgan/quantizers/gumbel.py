@@ -1,4 +1,4 @@
-"""Codes drawn from a categorical distribution that the encoder predicts."""
+"""Codes sampled from a categorical distribution that depends on the encoder output."""
 
 import math
 
@@ -8,36 +8,37 @@ from torch import Tensor, nn
 
 from engine.distributed import broadcast
 from engine.errors import check_range
-from vqgan.quantizers.base import Anneal, Quantized, Quantizer, flatten, float32, nearest, unflatten
-from vqgan.quantizers.codebook import softly
-from vqgan.quantizers.kmeans import kmeans as lloyd
+from vqgan.quantizers.anneal import Anneal
+from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.gradients import soft_lookup
+from vqgan.quantizers.kmeans import kmeans as run_kmeans
+from vqgan.quantizers.precision import float32
+from vqgan.quantizers.search import flatten, nearest, unflatten
 
 
 class Gumbel(Quantizer):
     """Straight-through Gumbel-softmax (Jang et al. 2017, section 2.2; Ramesh et al. 2021, DALL-E, section 2.1).
 
-    A linear map of z_e gives K logits. In training a code is drawn (the argmax of logits + Gumbel noise) and gets the
-    gradient of the softmax at `temperature`, which falls by an `Anneal`; in evaluation the likeliest code is taken. The
-    loss is `kl_weight` times KL(p || uniform) in nats, which keeps the choice open. `start` sets codes by k-means and
-    the logits to the log-probabilities of a Gaussian around each.
+    A linear map of z_e gives K logits. In training, the code is the argmax of logits + Gumbel noise, and its gradient
+    is that of the softmax at `temperature`, a constant or an `Anneal`. In evaluation, it is the most likely code. The
+    loss is `kl_weight` times KL(p || uniform) in nats, which keeps the choice open. With `kmeans`, `initialise` sets
+    the codes by k-means and the logits to the log-probabilities of a Gaussian around each code.
     """
 
     K: int
 
     def __init__(
-        self,
-        K: int,
-        dim: int = 64,
-        temperature: float | Anneal = 1.0,
-        kl_weight: float = 5e-4,
-        kmeans: bool = True,
+        self, K: int, dim: int, temperature: float | Anneal, kl_weight: float, kmeans: bool
     ) -> None:
         super().__init__(K, dim)
         check_range("quantizer.kl_weight", kl_weight, 0)
         if not isinstance(temperature, Anneal):
             check_range("quantizer.temperature", temperature, 1e-6)
-        self.temperature, self.kl_weight, self.kmeans = temperature, kl_weight, kmeans
-        self.codebook, self.logits = nn.Parameter(torch.randn(K, dim)), nn.Linear(dim, K)
+        self.temperature = temperature
+        self.kl_weight = kl_weight
+        self.kmeans = kmeans
+        self.codebook = nn.Parameter(torch.randn(K, dim))
+        self.logits = nn.Linear(dim, K)
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
@@ -45,33 +46,34 @@ class Gumbel(Quantizer):
         logits = self.logits(flatten(z_e))
         log_p = F.log_softmax(logits, 1)
         kl = (log_p.exp() * log_p).sum(1).mean() + math.log(self.K)
-        temperature = (
-            self.temperature(int(self.updates))
-            if isinstance(self.temperature, Anneal)
-            else self.temperature
-        )
+        temperature = self.current_temperature()
         if self.training:
             noisy = logits - torch.empty_like(logits).exponential_().log()
             indices = noisy.argmax(1)
-            z_q = softly(torch.softmax(noisy / temperature, 1), indices, self.codebook)
+            z_q = soft_lookup(torch.softmax(noisy / temperature, 1), indices, self.codebook)
         else:
             indices = logits.argmax(1)
             z_q = self.codebook[indices]
         terms = {"kl": kl.detach(), "temperature": torch.tensor(temperature)}
-        indices = indices.view(z_e.shape[0], *z_e.shape[2:])
-        return Quantized(z_e, unflatten(z_q, z_e), indices, self.kl_weight * kl, terms)
+        grid = indices.view(z_e.shape[0], *z_e.shape[2:])
+        return Quantized(z_e, unflatten(z_q, z_e), grid, self.kl_weight * kl, terms)
+
+    def current_temperature(self) -> float:
+        if isinstance(self.temperature, Anneal):
+            return self.temperature(int(self.updates))
+        return self.temperature
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
-    def start(self, z: Tensor) -> None:
+    def initialise(self, z: Tensor) -> None:
         if not self.kmeans:
             return
-        centres = broadcast(lloyd(z.float(), self.K)[0])
-        variance = broadcast((z - centres[nearest(z.float(), centres)]).square().mean()).clamp(
-            min=1e-6
-        )
+        z = z.float()
+        centres = broadcast(run_kmeans(z, self.K)[0])
+        variance = (z - centres[nearest(z, centres)]).square().mean()
+        variance = broadcast(variance).clamp(min=1e-6)
         self.codebook.copy_(centres)
         self.logits.weight.copy_(centres / variance)
         self.logits.bias.copy_(-centres.square().sum(1) / (2 * variance))

@@ -1,4 +1,4 @@
-"""Bottlenecks whose codes are the points of a fixed lattice: no codebook is learned, so none can collapse by itself."""
+"""Bottlenecks whose codes are the points of a fixed lattice. No codebook is learned, so none can collapse by itself."""
 
 import math
 from abc import abstractmethod
@@ -12,13 +12,16 @@ from vqgan.quantizers.base import Standardised
 
 
 class Lattice(Standardised):
-    """Channel i takes one of levels[i] values; an index is its digits, the first channel the lowest."""
+    """Channel i takes one of levels[i] values. An index consists of one digit per channel, the first one lowest.
+
+    Raises InputError if `dim` is neither None nor the number of levels.
+    """
 
     K: int
     basis: Tensor
     levels: Tensor
 
-    def __init__(self, levels: Sequence[int], dim: int | None = None) -> None:
+    def __init__(self, levels: Sequence[int], dim: int | None) -> None:
         levels = tuple(levels)
         for level in levels:
             check_int("quantizer.levels", level, 2)
@@ -27,24 +30,21 @@ class Lattice(Standardised):
                 f"quantizer.dim={dim} must be null or {len(levels)}, the channels that K={math.prod(levels)} takes here"
             )
         super().__init__(math.prod(levels), len(levels))
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer(
-            "basis",
-            torch.tensor([math.prod(levels[:i]) for i in range(len(levels))]),
-            persistent=False,
-        )
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     @abstractmethod
-    def value(self, digits: Tensor) -> Tensor:
+    def coordinates(self, digits: Tensor) -> Tensor:
         """Digits (..., dim) int64 in [0, levels) -> coordinates (..., dim) of about unit scale."""
 
-    def index(self, digits: Tensor) -> Tensor:
+    def to_index(self, digits: Tensor) -> Tensor:
         """Digits (..., dim) -> indices (...) int64 in [0, K)."""
         return (digits.long() * self.basis).sum(-1)
 
-    def digits(self, indices: Tensor) -> Tensor:
-        """The inverse of `index`."""
+    def to_digits(self, indices: Tensor) -> Tensor:
+        """The inverse of `to_index`."""
         return indices[..., None] // self.basis % self.levels
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return self.original(self.value(self.digits(indices)).movedim(-1, 1))
+        return self.unstandardise(self.coordinates(self.to_digits(indices)).movedim(-1, 1))

@@ -1,88 +1,80 @@
-"""Signs, one bit a channel."""
+"""Signs: one bit per channel."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import InputError, check_range
-from vqgan.quantizers.base import Quantized, float32, straight_through
+from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.entropy import Entropy
+from vqgan.quantizers.gradients import straight_through
 from vqgan.quantizers.lattice import Lattice
+from vqgan.quantizers.precision import float32
 
 
 class LFQ(Lattice):
-    """Lookup-free quantization (Yu et al. 2023, MAGVIT-v2, section 3.1): the code of log2 K bits is the signs of z_e.
+    """Lookup-free quantization (Yu et al. 2023, MAGVIT-v2, section 3.1): the log2(K) bits of a code are the signs of z_e.
 
-    beta weighs the mean square of z_e - sg(z_q). `entropy` makes each bit sure and all codes used (eq. 5); it is computed
-    exactly for any K, since the bits of one output are independent.
+    beta weighs the mean square of z_e - sg(z_q). `entropy` makes each bit confident and spreads the use of the codes
+    (eq. 5). It is exact for any K, because the bits of one output are independent. `magnitude` is the absolute value of
+    every coordinate of a code.
     """
 
-    def __init__(
-        self,
-        K: int = 512,
-        beta: float = 0.25,
-        entropy: Entropy | None = None,
-        dim: int | None = None,
-    ) -> None:
-        super().__init__((2,) * bits_for(K), dim)
+    def __init__(self, K: int, beta: float, entropy: Entropy | None, dim: int | None) -> None:
+        super().__init__((2,) * count_bits(K), dim)
         check_range("quantizer.beta", beta, 0)
-        self.beta, self.entropy, self.size = (
-            beta,
-            entropy,
-            1.0,
-        )  # size: of a coordinate, plus or minus
+        self.beta = beta
+        self.entropy = entropy
+        self.magnitude = 1.0
 
-    def scaled(self, z: Tensor) -> Tensor:
-        """z (B, dim, h, w) of unit scale as it is compared with the codes."""
+    def project(self, z: Tensor) -> Tensor:
+        """Standardised z (B, dim, h, w) -> the vectors that are compared with the codes."""
         return z
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
-        u = self.scaled(self.standard(z_e.float()))
-        indices = self.index((u > 0).movedim(1, -1))
-        code = self.value(self.digits(indices)).movedim(-1, 1)
+        u = self.project(self.standardise(z_e.float()))
+        indices = self.to_index((u > 0).movedim(1, -1))
+        code = self.coordinates(self.to_digits(indices)).movedim(-1, 1)
         commitment = (u - code).square().mean()
-        loss, terms = self.beta * commitment, {"commitment": commitment.detach()}
-        if self.entropy is not None and self.entropy.at(self.updates):
-            # The squared distances to the two values of a bit differ by 4 * u * size.
-            logits = u.movedim(1, -1).flatten(0, -2) * (4 * self.size / self.entropy.temperature)
-            sure, spread = self.entropy.of_bits(logits)
-            loss = loss + self.entropy.loss(sure, spread, self.updates)
-            terms |= {"entropy_sample": sure.detach(), "entropy_codebook": spread.detach()}
-        z_q = straight_through(self.original(u), self.original(code))
+        loss = self.beta * commitment
+        terms = {"commitment": commitment.detach()}
+        if self.entropy is not None and self.entropy.weight_at(self.updates):
+            # The squared distances to the two values of a bit differ by 4 * u * magnitude.
+            scale = 4 * self.magnitude / self.entropy.temperature
+            logits = u.movedim(1, -1).flatten(0, -2) * scale
+            per_sample, of_codebook = self.entropy.from_bits(logits)
+            loss = loss + self.entropy.loss(per_sample, of_codebook, self.updates)
+            terms["entropy_sample"] = per_sample.detach()
+            terms["entropy_codebook"] = of_codebook.detach()
+        z_q = straight_through(self.unstandardise(u), self.unstandardise(code))
         return Quantized(z_e.float(), z_q, indices, loss, terms)
 
-    def value(self, digits: Tensor) -> Tensor:
-        return (2 * digits - 1) * self.size
+    def coordinates(self, digits: Tensor) -> Tensor:
+        return (2 * digits - 1) * self.magnitude
 
 
 class BSQ(LFQ):
     """Binary spherical quantization (Zhao et al. 2024, section 3): signs of a vector of length 1, scaled to length 1.
 
-    The error of z_e against its code is bounded, which LFQ's is not.
+    The distance from z_e to its code is bounded, unlike in LFQ.
     """
 
-    def __init__(
-        self,
-        K: int = 512,
-        beta: float = 0.25,
-        entropy: Entropy | None = None,
-        dim: int | None = None,
-    ) -> None:
+    def __init__(self, K: int, beta: float, entropy: Entropy | None, dim: int | None) -> None:
         super().__init__(K, beta, entropy, dim)
-        self.size = self.dim**-0.5
+        self.magnitude = self.dim**-0.5
 
-    def scaled(self, z: Tensor) -> Tensor:
+    def project(self, z: Tensor) -> Tensor:
         return F.normalize(z, dim=1)
 
 
-def bits_for(K: int) -> int:
-    """log2 K of a power of two; another K is refused with the powers beside it."""
+def count_bits(K: int) -> int:
+    """log2(K). Raises InputError with the nearest powers if K is not a power of two."""
     if not isinstance(K, int) or K < 2:
         raise InputError(f"quantizer.K={K} must be a whole number of at least 2 codes")
     bits = K.bit_length() - 1
     if 2**bits != K:
-        near = f"{2**bits} and {2 ** (bits + 1)}"
         raise InputError(
-            f"quantizer.K={K} is no power of two, which one bit a channel needs; the nearest are {near}"
+            f"quantizer.K={K} is no power of two, which one bit a channel needs; "
+            f"the nearest are {2**bits} and {2 ** (bits + 1)}"
         )
     return bits

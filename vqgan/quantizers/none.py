@@ -1,4 +1,4 @@
-"""No bottleneck but the grid's size: a plain autoencoder."""
+"""No bottleneck except the size of the grid: a plain autoencoder."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from vqgan.quantizers.base import Quantized, Quantizer
 class Plain(Quantizer):
     """z_q is z_e, and there is no loss (Hinton & Salakhutdinov 2006)."""
 
-    def __init__(self, dim: int = 16) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__(None, dim)
 
     def forward(self, z_e: Tensor) -> Quantized:

@@ -1,4 +1,4 @@
-"""Several codebooks side by side."""
+"""Several codebooks, each for a group of channels."""
 
 from collections.abc import Callable
 
@@ -7,53 +7,48 @@ from torch import Tensor
 
 from engine.errors import InputError
 from vqgan.quantizers.base import Quantized, Quantizer
-from vqgan.quantizers.several import Several
+from vqgan.quantizers.multi_codebook import MultiCodebook
 
 
-class Product(Several):
-    """The channels in `num_codebooks` groups, each with a codebook of its own (Jegou et al. 2011, section II-B).
+class Product(MultiCodebook):
+    """The channels in `num_codebooks` groups, each with its own codebook (Jegou et al. 2011, section II-B).
 
-    Channel c is of group c mod num_codebooks, so that groups of a start from patches, whose first channels vary most, are alike.
+    Channel c belongs to group c mod num_codebooks. A tokenizer initialised from patches sorts its channels by variance,
+    so this makes the groups alike. Raises InputError if num_codebooks does not divide dim.
     """
 
     def __init__(
-        self,
-        inner: Callable[..., Quantizer],
-        K: int = 512,
-        num_codebooks: int = 2,
-        dim: int | None = 64,
+        self, inner: Callable[..., Quantizer], K: int, num_codebooks: int, dim: int | None
     ) -> None:
-        if dim and num_codebooks > 0 and dim % num_codebooks:
-            raise InputError(
-                f"quantizer.dim={dim} is not divisible by quantizer.num_codebooks={num_codebooks}; "
-                f"use quantizer.dim={dim // num_codebooks * num_codebooks or num_codebooks}"
-            )
-        super().__init__(
-            inner,
-            K,
-            num_codebooks,
-            dim,
-            dim // num_codebooks if dim and num_codebooks > 0 else None,
-        )
+        inner_dim = None
+        if dim and num_codebooks > 0:
+            if dim % num_codebooks:
+                raise InputError(
+                    f"quantizer.dim={dim} is not divisible by quantizer.num_codebooks={num_codebooks}; "
+                    f"use quantizer.dim={dim // num_codebooks * num_codebooks or num_codebooks}"
+                )
+            inner_dim = dim // num_codebooks
+        super().__init__(inner, K, num_codebooks, dim, inner_dim)
 
     def forward(self, z_e: Tensor) -> Quantized:
-        parts = [inner(z_e[:, i :: self.num_codebooks]) for i, inner in enumerate(self.each)]
-        return self.together(
+        parts = [
+            inner(z_e[:, i :: self.num_codebooks]) for i, inner in enumerate(self.inner_quantizers)
+        ]
+        return self.combine(
             interleave([part.z_e for part in parts]),
             interleave([part.z_q for part in parts]),
             parts,
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return interleave(
-            [inner.lookup(i) for inner, i in zip(self.each, indices.unbind(-1), strict=True)]
-        )
+        pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
+        return interleave([inner.lookup(own_indices) for inner, own_indices in pairs])
 
-    def start(self, z: Tensor) -> None:
-        for i, inner in enumerate(self.each):
-            inner.start(z[:, i :: self.num_codebooks].contiguous())
+    def initialise(self, z: Tensor) -> None:
+        for i, inner in enumerate(self.inner_quantizers):
+            inner.initialise(z[:, i :: self.num_codebooks].contiguous())
 
 
 def interleave(groups: list[Tensor]) -> Tensor:
-    """(B, d, h, w) of each group -> (B, num_codebooks * d, h, w), channel c of group c mod num_codebooks."""
+    """(B, d, h, w) per group -> (B, num_codebooks * d, h, w), where channel c is of group c mod num_codebooks."""
     return torch.stack(groups, 2).flatten(1, 2)

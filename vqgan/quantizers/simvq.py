@@ -1,43 +1,45 @@
-"""A codebook that moves as one."""
+"""A codebook whose codes move together."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError
 from vqgan.quantizers.codebook import Codebook
+from vqgan.quantizers.entropy import Entropy
 
 
 class SimVQ(Codebook):
-    """Nearest neighbour among the images, under a learned linear map, of fixed vectors (Zhu et al. 2024, eq. 5-7).
+    """Nearest neighbour among fixed vectors under a learned linear map (Zhu et al. 2024, eq. 5-7).
 
-    Every code moves with every step, so none is left behind; there is nothing to revive. The fixed vectors are random,
-    as in the paper, or with `kmeans` the k-means of the first encoder outputs, standardised; the map then starts as the
-    one that puts them back.
+    Every step moves every code, so no code dies and nothing needs revival. The fixed vectors are random, as in the
+    paper, or with `kmeans` the standardised k-means centres of encoder outputs; the map then starts as the inverse of
+    the standardisation. Switches as in `Codebook`, without revive and split.
     """
 
     basis: Tensor
 
-    def __init__(self, K: int, dim: int = 64, **switches: Any) -> None:
+    def __init__(
+        self, K: int, dim: int, entropy: Entropy | None = None, decay: float = 0.99, **switches: Any
+    ) -> None:
         if refused := {"revive", "split"} & switches.keys():
             raise InputError(
                 f"quantizer.{min(refused)} can't be set for simvq, whose codes move together; leave it out"
             )
-        super().__init__(K, dim, revive=0.0, **switches)
+        super().__init__(K, dim, entropy=entropy, decay=decay, revive=0.0, split=0.0, **switches)
         self.register_buffer("basis", torch.randn(K, dim) * dim**-0.5)
         self.map = nn.Linear(dim, dim)
 
     def codes(self) -> Tensor:
-        codes = self.map(self.basis)
-        return F.normalize(codes, dim=1) if self.cosine else codes
+        return self.project(self.map(self.basis))
 
     @torch.no_grad()
-    def place(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
-        """All codes at once, at the start; single ones can't be placed, and none ever dies."""
-        mean, spread = codes.mean(0), codes.std().clamp(min=1e-6)
-        self.basis.copy_((codes - mean) / spread)
-        self.map.weight.copy_(torch.eye(self.dim) * spread)
+    def set_codes(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
+        """Replace all codes; single ones can't be set, and `rows` is always all of them here."""
+        mean = codes.mean(0)
+        std = codes.std().clamp(min=1e-6)
+        self.basis.copy_((codes - mean) / std)
+        self.map.weight.copy_(torch.eye(self.dim) * std)
         self.map.bias.copy_(mean)
         self.counts.copy_(counts)

@@ -1,6 +1,7 @@
 """Samples of any prior: windows of large grids, completed images, and what is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,9 @@ def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
 
 
 @pytest.mark.parametrize("start", ["patches", "random"])
-@pytest.mark.parametrize("quantizer", [lambda: EMA(16, 8), lambda: Residual(EMA, 16, 2, 8)])
+@pytest.mark.parametrize(
+    "quantizer", [lambda: make(EMA, 16, 8), lambda: make(Residual, partial(make, EMA), 16, 2, 8)]
+)
 def test_a_tokenizer_decodes_larger_grids(quantizer: Callable[[], Quantizer], start: str) -> None:
     usual = make_tokenizer(start=start)
     t = Tokenizer(usual.encoder, quantizer(), usual.decoder, start).eval()

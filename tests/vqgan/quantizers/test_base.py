@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqgan.quantizers.base import Anneal, nearest, rotate, straight_through
+from vqgan.quantizers.anneal import Anneal
+from vqgan.quantizers.gradients import rotate, straight_through
+from vqgan.quantizers.search import nearest
 
 
 def test_nearest_is_the_argmin_of_explicit_distances() -> None:
@@ -10,7 +12,7 @@ def test_nearest_is_the_argmin_of_explicit_distances() -> None:
     slow = [min(range(9), key=lambda k: float(((v - codebook[k]) ** 2).sum())) for v in vectors]
     assert nearest(vectors, codebook).tolist() == slow
     assert (
-        nearest(vectors, codebook, at_once=28, columns=4, group=2).tolist() == slow
+        nearest(vectors, codebook, max_scores=28, tile=4, group=2).tolist() == slow
     )  # in small parts, the same
 
 

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqgan.quantizers.base import flatten, nearest
-from vqgan.quantizers.codebook import Codebook, softly
+from tests.helpers.parts import make
+from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.entropy import Entropy
+from vqgan.quantizers.gradients import soft_lookup
 from vqgan.quantizers.ibq import IBQ
+from vqgan.quantizers.search import flatten, nearest
 from vqgan.quantizers.simvq import SimVQ
 from vqgan.quantizers.vq import VQ
 
@@ -33,7 +35,7 @@ def slow_vq_loss(z_e: Tensor, codebook: Tensor, indices: Tensor, beta: float) ->
 
 
 def test_the_loss_is_the_codes_plus_beta_times_the_commitment() -> None:
-    quantizer, z_e = VQ(K, DIM, beta=0.3), z()
+    quantizer, z_e = make(VQ, K, DIM, beta=0.3), z()
     q = quantizer(z_e)
     assert float(q.loss.detach()) == pytest.approx(
         slow_vq_loss(z_e, quantizer.codebook.detach(), q.indices, 0.3), rel=1e-5
@@ -45,7 +47,7 @@ def test_beta_weighs_the_commitment_and_not_the_codes() -> None:
     grads = {}
     for beta in (0.0, 0.25, 1.0):
         torch.manual_seed(0)
-        quantizer, z_e = VQ(K, DIM, beta=beta), z().requires_grad_()
+        quantizer, z_e = make(VQ, K, DIM, beta=beta), z().requires_grad_()
         quantizer(z_e).loss.backward()
         grads[beta] = (quantizer.codebook.grad, z_e.grad)
     assert torch.equal(grads[0.0][0], grads[1.0][0])  # the codes learn alike whatever beta is
@@ -54,7 +56,7 @@ def test_beta_weighs_the_commitment_and_not_the_codes() -> None:
 
 
 def test_only_chosen_codes_get_a_gradient_and_it_points_from_their_outputs() -> None:
-    quantizer, z_e = VQ(K, DIM), z()
+    quantizer, z_e = make(VQ, K, DIM), z()
     q = quantizer(z_e)
     q.loss.backward()
     for k in range(K):
@@ -64,21 +66,21 @@ def test_only_chosen_codes_get_a_gradient_and_it_points_from_their_outputs() -> 
 
 
 def test_the_decoders_gradient_does_not_move_the_codes_of_vq() -> None:
-    quantizer = VQ(K, DIM)
+    quantizer = make(VQ, K, DIM)
     quantizer(z().requires_grad_()).z_q.sum().backward()
     assert quantizer.codebook.grad is None
 
 
 @pytest.mark.parametrize("kind", [VQ, EMA])
 def test_the_decoders_gradient_reaches_z_e_unchanged(kind: Any) -> None:
-    quantizer, z_e, g = kind(K, DIM), z().requires_grad_(), z()
+    quantizer, z_e, g = make(kind, K, DIM), z().requires_grad_(), z()
     quantizer(z_e).z_q.backward(g)
     assert torch.equal(z_e.grad, g)
 
 
 def test_an_argmax_of_distances_would_be_the_worst_code() -> None:
     """A seed's listing takes it; here the choice is nowhere farther than any other code."""
-    quantizer, z_e = VQ(K, DIM), z()
+    quantizer, z_e = make(VQ, K, DIM), z()
     distances = torch.cdist(flatten(z_e), quantizer.codebook.detach())
     chosen = distances.gather(1, quantizer(z_e).indices.view(-1, 1))
     assert (chosen <= distances + 1e-5).all()
@@ -87,7 +89,7 @@ def test_an_argmax_of_distances_would_be_the_worst_code() -> None:
 @pytest.mark.parametrize("kind", [VQ, EMA, SimVQ, IBQ])
 def test_cosine_compares_losses_and_looks_up_vectors_of_length_one(kind: Any) -> None:
     """Normalised after the losses or not in `lookup`, a prior would decode vectors that training never saw."""
-    quantizer, z_e = kind(K, DIM, cosine=True).eval(), 5 * z()
+    quantizer, z_e = make(kind, K, DIM, cosine=True).eval(), 5 * z()
     q = quantizer(z_e)
     torch.testing.assert_close(q.z_e.norm(dim=1), torch.ones(2, 4, 4))
     torch.testing.assert_close(quantizer.lookup(q.indices).norm(dim=1), torch.ones(2, 4, 4))
@@ -97,7 +99,7 @@ def test_cosine_compares_losses_and_looks_up_vectors_of_length_one(kind: Any) ->
 
 
 def test_cosine_ema_codes_stay_of_length_one_and_consistent() -> None:
-    quantizer = EMA(K, DIM, cosine=True)
+    quantizer = make(EMA, K, DIM, cosine=True)
     for _ in range(5):
         quantizer.update(quantizer(z()))
     torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(K))
@@ -107,15 +109,15 @@ def test_cosine_ema_codes_stay_of_length_one_and_consistent() -> None:
 @pytest.mark.parametrize("cosine", [False, True])
 def test_kmeans_starts_vq_where_it_starts_ema(cosine: bool) -> None:
     points = torch.randn(400, DIM)
-    one, two = VQ(K, DIM, cosine=cosine), EMA(K, DIM, cosine=cosine)
-    one.start(points)
-    two.start(points)
+    one, two = make(VQ, K, DIM, cosine=cosine), make(EMA, K, DIM, cosine=cosine)
+    one.initialise(points)
+    two.initialise(points)
     torch.testing.assert_close(one.codes().detach(), two.codes())
     torch.testing.assert_close(one.counts, two.counts)
 
 
 def test_revival_replaces_dead_codes_of_vq_by_encoder_outputs_under_jukeboxs_rule() -> None:
-    quantizer = VQ(K, DIM, decay=0.5, revive=0.3, split=1.0, kmeans=False)
+    quantizer = make(VQ, K, DIM, decay=0.5, revive=0.3, split=1.0, kmeans=False)
     used = quantizer.codebook[3].detach().clone()
     x = used.view(1, DIM, 1, 1) + 0.01 * torch.randn(2, DIM, 4, 4)
     for _ in range(2):
@@ -128,15 +130,15 @@ def test_revival_replaces_dead_codes_of_vq_by_encoder_outputs_under_jukeboxs_rul
 
 @pytest.mark.parametrize(("rate", "moved"), [(1.0, True), (0.2, True), (0.05, False)])
 def test_codes_rest_at_the_end_of_the_learning_rate(rate: float, moved: bool) -> None:
-    quantizer = EMA(K, DIM, revive=0.5, kmeans=False)
+    quantizer = make(EMA, K, DIM, revive=0.5, kmeans=False)
     before = quantizer.codebook[5].clone()
-    quantizer.place(torch.tensor([5]), before[None], torch.tensor([0.2]))  # of an average of 1
+    quantizer.set_codes(torch.tensor([5]), before[None], torch.tensor([0.2]))  # of an average of 1
     quantizer.update(quantizer(quantizer.codebook[3].view(1, DIM, 1, 1).expand(2, DIM, 4, 4)), rate)
     assert bool((quantizer.codebook[5] - before).norm() > 0.1) == moved
 
 
 def test_codes_are_drawn_by_their_distance() -> None:
-    quantizer = VQ(4, 2, temperature=1.5)
+    quantizer = make(VQ, 4, 2, temperature=1.5)
     point = torch.tensor([0.3, -0.2])
     x = point.view(1, 2, 1, 1).expand(50, 2, 20, 20)
     found = torch.bincount(quantizer.train()(x).indices.flatten(), minlength=4) / 20_000
@@ -147,15 +149,15 @@ def test_codes_are_drawn_by_their_distance() -> None:
 
 def test_simvq_starts_at_the_kmeans_of_the_encoders_outputs() -> None:
     points = torch.randn(500, DIM) @ torch.randn(DIM, DIM) + 3
-    one, two = SimVQ(K, DIM), VQ(K, DIM)
-    one.start(points)
-    two.start(points)
+    one, two = make(SimVQ, K, DIM), make(VQ, K, DIM)
+    one.initialise(points)
+    two.initialise(points)
     torch.testing.assert_close(one.codes().detach(), two.codes().detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.basis.std(), torch.tensor(1.0), rtol=0.2, atol=0)
 
 
 def test_simvq_moves_all_codes_with_one_step_and_not_their_basis() -> None:
-    quantizer = SimVQ(K, DIM)
+    quantizer = make(SimVQ, K, DIM)
     before, basis = quantizer.codes().detach(), quantizer.basis.clone()
     quantizer(z()).loss.backward()
     with torch.no_grad():
@@ -172,7 +174,7 @@ def test_softly_is_onehot_plus_p_minus_sg_p_times_the_codes() -> None:
         torch.randn(7, DIM),
     )
     indices = logits.argmax(1)
-    softly(logits.softmax(1), indices, codes).backward(g)
+    soft_lookup(logits.softmax(1), indices, codes).backward(g)
     found = logits.grad.clone(), codes.grad.clone()
     logits.grad = codes.grad = None
     p = logits.softmax(1)
@@ -181,7 +183,7 @@ def test_softly_is_onehot_plus_p_minus_sg_p_times_the_codes() -> None:
 
 
 def test_ibq_reaches_every_code_by_the_decoders_gradient() -> None:
-    quantizer = IBQ(K, DIM, kmeans=False).train()
+    quantizer = make(IBQ, K, DIM, kmeans=False).train()
     with torch.no_grad():
         quantizer.codebook *= 0.1  # so close that no softmax weight is nothing
     q = quantizer(z().requires_grad_())
@@ -191,7 +193,7 @@ def test_ibq_reaches_every_code_by_the_decoders_gradient() -> None:
 
 
 def test_ibq_chooses_as_vq_does() -> None:
-    one, two = IBQ(K, DIM), VQ(K, DIM)
+    one, two = make(IBQ, K, DIM), make(VQ, K, DIM)
     two.load_state_dict(one.state_dict())
     x = z()
     assert torch.equal(one(x).indices, two(x).indices)
@@ -212,16 +214,18 @@ def slow_entropies(p: Tensor) -> tuple[float, float]:
 
 def test_the_entropies_of_distances_are_those_of_the_softmax() -> None:
     squared = 5 * torch.rand(30, K)
-    sure, spread = Entropy(0.1, temperature=0.7).of_distances(squared)
+    sure, spread = make(Entropy, 0.1, temperature=0.7).from_distances(squared)
     expected = slow_entropies(torch.softmax(-squared / 0.7, 1))
     assert (float(sure), float(spread)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_entropy_enters_the_loss_with_its_weight_and_schedule() -> None:
     x = z()
-    without = VQ(K, DIM, entropy=None)
+    without = make(VQ, K, DIM, entropy=None)
     for updates, weight in ((0, 0.3), (50, 0.2), (100, 0.1), (500, 0.1)):
-        quantizer = VQ(K, DIM, entropy=Entropy(0.1, first=0.3, updates=100, diversity=2.0))
+        quantizer = make(
+            VQ, K, DIM, entropy=make(Entropy, 0.1, first=0.3, updates=100, diversity=2.0)
+        )
         quantizer.load_state_dict(without.state_dict())
         quantizer.updates.fill_(updates)
         q = quantizer(x)
@@ -240,7 +244,9 @@ def test_an_entropy_term_uses_more_codes() -> None:
     used = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        quantizer = VQ(K, DIM, kmeans=False, revive=0, entropy=Entropy(weight, temperature=1.0))
+        quantizer = make(
+            VQ, K, DIM, kmeans=False, revive=0, entropy=make(Entropy, weight, temperature=1.0)
+        )
         optimizer = torch.optim.Adam(quantizer.parameters(), 0.05)
         outputs = 0.3 * torch.randn(8, DIM, 4, 4) + 2
         for _ in range(150):
@@ -266,7 +272,7 @@ class TestAgainstVectorQuantizePytorch:
             rotation_trick=False,
             commitment_weight=0.25,
         )
-        ours = EMA(K, DIM, decay=0.9, beta=0.25, revive=0)
+        ours = make(EMA, K, DIM, decay=0.9, beta=0.25, revive=0)
         book = theirs._codebook
         per_code = 2 * 4 * 4 / K  # our counts are 1 on average, theirs are outputs a batch
         book.embed_avg.data.copy_(ours.codebook[None] * per_code)
@@ -285,7 +291,7 @@ class TestAgainstVectorQuantizePytorch:
 
     def test_the_rotation_tricks_gradient_is_alike(self) -> None:
         theirs = self.theirs(rotation_trick=True).eval()
-        ours = VQ(K, DIM, rotation=True)
+        ours = make(VQ, K, DIM, rotation=True)
         ours.codebook.data.copy_(theirs._codebook.embed[0])
         x, g = z(), z()
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -308,7 +314,7 @@ def test_codebook_is_the_only_home_of_the_switches() -> None:
         "codebook_lr": 3.0,
     }
     for kind in (VQ, EMA, IBQ, SimVQ):
-        quantizer: Codebook = kind(K, DIM, **settings)
+        quantizer: Codebook = make(kind, K, DIM, **settings)
         assert {name: getattr(quantizer, name) for name in settings} == settings
 
 

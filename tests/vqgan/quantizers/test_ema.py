@@ -1,8 +1,9 @@
 import torch
 from torch import Tensor
 
-from vqgan.quantizers.base import flatten, nearest
+from tests.helpers.parts import make
 from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.search import flatten, nearest
 
 K, DIM = 16, 6
 
@@ -12,13 +13,13 @@ def z(n: int = 2) -> Tensor:
 
 
 def test_a_perfect_codebook_has_zero_loss() -> None:
-    quantizer = EMA(K, DIM)
+    quantizer = make(EMA, K, DIM)
     q = quantizer(quantizer.lookup(torch.randint(K, (2, 4, 4))))
     assert q.loss == 0
 
 
 def test_the_commitment_loss_is_beta_times_the_mean_square_and_pulls_z_e_to_its_code() -> None:
-    quantizer, z_e = EMA(K, DIM, beta=0.5), z().requires_grad_()
+    quantizer, z_e = make(EMA, K, DIM, beta=0.5), z().requires_grad_()
     q = quantizer(z_e)
     q.loss.backward()
     expected = 0.5 * (z_e - q.z_q.detach()).square().sum() / z_e.numel()
@@ -28,7 +29,7 @@ def test_the_commitment_loss_is_beta_times_the_mean_square_and_pulls_z_e_to_its_
 
 
 def test_the_codebook_is_the_running_mean_of_what_was_assigned_to_it() -> None:
-    quantizer = EMA(4, 2, decay=0.9, kmeans=False, revive=0)
+    quantizer = make(EMA, 4, 2, decay=0.9, kmeans=False, revive=0)
     count, total = torch.ones(4), quantizer.codebook.clone()
     for _ in range(5):
         q = quantizer(torch.randn(3, 2, 4, 4))
@@ -44,7 +45,7 @@ def test_the_codebook_is_the_running_mean_of_what_was_assigned_to_it() -> None:
 
 def test_codes_that_nobody_chose_stay_where_they_are() -> None:
     # From counts of 0, the first update would divide them by almost nothing and throw them out of reach.
-    quantizer = EMA(K, DIM, kmeans=False, revive=0)
+    quantizer = make(EMA, K, DIM, kmeans=False, revive=0)
     before = quantizer.codebook.clone()
     x = before[0].view(1, DIM, 1, 1).expand(1, DIM, 4, 4)
     quantizer.update(quantizer(x))
@@ -53,7 +54,7 @@ def test_codes_that_nobody_chose_stay_where_they_are() -> None:
 
 def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
     """A quantizer whose other codes died while code 3 was used alone, the code as it was chosen, and the outputs."""
-    quantizer = EMA(K, DIM, decay=0.5, revive=0.3, split=split)
+    quantizer = make(EMA, K, DIM, decay=0.5, revive=0.3, split=split)
     x = quantizer.codebook[3].view(1, DIM, 1, 1) + 0.01 * torch.randn(2, DIM, 4, 4)
     for _ in range(2):  # after two halvings the others count a quarter
         quantizer.update(quantizer(x))
@@ -94,7 +95,7 @@ def test_a_code_on_an_output_wins_less_of_a_cluster_in_many_dimensions_than_one_
 
 
 def test_revival_off_moves_nothing() -> None:
-    quantizer = EMA(K, DIM, decay=0.5, revive=0)
+    quantizer = make(EMA, K, DIM, decay=0.5, revive=0)
     dead = quantizer.codebook[5].clone()
     for _ in range(20):
         quantizer.update(quantizer(quantizer.codebook[3].view(1, DIM, 1, 1).expand(2, DIM, 4, 4)))
@@ -102,11 +103,11 @@ def test_revival_off_moves_nothing() -> None:
 
 
 def test_start_places_the_codes_by_kmeans_and_keeps_the_statistics_consistent() -> None:
-    quantizer = EMA(K, DIM)
+    quantizer = make(EMA, K, DIM)
     points = torch.randn(400, DIM)
-    quantizer.start(points)
+    quantizer.initialise(points)
     assert (points - quantizer.codebook[nearest(points, quantizer.codebook)]).square().mean() < 0.6
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
     before = quantizer.codebook.clone()
-    EMA(K, DIM, kmeans=False).start(points)
+    make(EMA, K, DIM, kmeans=False).initialise(points)
     assert torch.equal(quantizer.codebook, before)

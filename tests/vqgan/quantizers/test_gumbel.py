@@ -3,14 +3,16 @@ import math
 import torch
 import torch.nn.functional as F
 
-from vqgan.quantizers.base import Anneal, flatten, nearest
+from tests.helpers.parts import make
+from vqgan.quantizers.anneal import Anneal
 from vqgan.quantizers.gumbel import Gumbel
+from vqgan.quantizers.search import flatten, nearest
 
 K, DIM = 16, 6
 
 
 def test_codes_are_drawn_with_the_probabilities_of_the_logits() -> None:
-    quantizer = Gumbel(4, 2).train()
+    quantizer = make(Gumbel, 4, 2).train()
     x = torch.tensor([0.7, -1.0]).view(1, 2, 1, 1).expand(50, 2, 20, 20)
     found = torch.bincount(quantizer(x).indices.flatten(), minlength=4) / 20_000
     expected = quantizer.logits(torch.tensor([0.7, -1.0])).softmax(0)
@@ -18,12 +20,12 @@ def test_codes_are_drawn_with_the_probabilities_of_the_logits() -> None:
 
 
 def test_evaluation_takes_the_likeliest_code() -> None:
-    quantizer, x = Gumbel(K, DIM).eval(), torch.randn(2, DIM, 4, 4)
+    quantizer, x = make(Gumbel, K, DIM).eval(), torch.randn(2, DIM, 4, 4)
     assert torch.equal(quantizer(x).indices.flatten(), quantizer.logits(flatten(x)).argmax(1))
 
 
 def test_the_loss_is_the_divergence_from_the_uniform_distribution() -> None:
-    quantizer, x = Gumbel(K, DIM, kl_weight=0.1), torch.randn(2, DIM, 4, 4)
+    quantizer, x = make(Gumbel, K, DIM, kl_weight=0.1), torch.randn(2, DIM, 4, 4)
     p = torch.distributions.Categorical(logits=quantizer.logits(flatten(x)))
     uniform = torch.distributions.Categorical(logits=torch.zeros(K))
     torch.testing.assert_close(
@@ -32,7 +34,7 @@ def test_the_loss_is_the_divergence_from_the_uniform_distribution() -> None:
 
 
 def test_no_opinion_costs_nothing() -> None:
-    quantizer = Gumbel(K, DIM, kl_weight=1.0)
+    quantizer = make(Gumbel, K, DIM, kl_weight=1.0)
     torch.nn.init.zeros_(quantizer.logits.weight)
     torch.nn.init.zeros_(quantizer.logits.bias)
     assert abs(float(quantizer(torch.randn(2, DIM, 4, 4)).loss.detach())) < 1e-6
@@ -40,7 +42,7 @@ def test_no_opinion_costs_nothing() -> None:
 
 def test_the_gradient_is_that_of_the_softmax_at_the_temperature() -> None:
     quantizer, x = (
-        Gumbel(K, DIM, temperature=0.7, kl_weight=0.0).train(),
+        make(Gumbel, K, DIM, temperature=0.7, kl_weight=0.0).train(),
         torch.randn(1, DIM, 2, 2, requires_grad=True),
     )
     g = torch.randn(4, DIM)
@@ -55,7 +57,10 @@ def test_the_gradient_is_that_of_the_softmax_at_the_temperature() -> None:
 
 
 def test_the_temperature_falls_with_the_updates() -> None:
-    quantizer, x = Gumbel(K, DIM, temperature=Anneal(1.0, 0.25, 10)), torch.randn(1, DIM, 2, 2)
+    quantizer, x = (
+        make(Gumbel, K, DIM, temperature=Anneal(1.0, 0.25, 10)),
+        torch.randn(1, DIM, 2, 2),
+    )
     seen = []
     for _ in range(11):
         q = quantizer(x)
@@ -67,7 +72,7 @@ def test_the_temperature_falls_with_the_updates() -> None:
 
 
 def test_started_it_takes_the_nearest_code() -> None:
-    quantizer, points = Gumbel(K, DIM).eval(), torch.randn(500, DIM)
-    quantizer.start(points)
+    quantizer, points = make(Gumbel, K, DIM).eval(), torch.randn(500, DIM)
+    quantizer.initialise(points)
     found = quantizer(points.t().reshape(1, DIM, 20, 25)).indices.flatten()
     assert torch.equal(found, nearest(points, quantizer.codebook.detach()))

@@ -1,45 +1,50 @@
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from vqgan.quantizers.kl import KL, LOGVAR_AT_START
+from tests.helpers.parts import make
+from vqgan.quantizers.kl import KL, LOGVAR_OFFSET
 
 
 def test_the_loss_is_the_closed_form_of_the_divergence() -> None:
-    quantizer, z_e = KL(5, weight=0.01), torch.randn(3, 10, 4, 4)
-    mean, std = z_e[:, :5], ((z_e[:, 5:] + LOGVAR_AT_START) / 2).exp()
+    quantizer, z_e = make(KL, 5, weight=0.01), torch.randn(3, 10, 4, 4)
+    mean, std = z_e[:, :5], ((z_e[:, 5:] + LOGVAR_OFFSET) / 2).exp()
     posterior = Independent(Normal(mean.movedim(1, -1), std.movedim(1, -1)), 1)
     prior = Independent(Normal(torch.zeros(3, 4, 4, 5), torch.ones(3, 4, 4, 5)), 1)
     torch.testing.assert_close(quantizer(z_e).loss, 0.01 * kl_divergence(posterior, prior).mean())
 
 
 def test_training_draws_around_the_mean_with_the_predicted_spread() -> None:
-    quantizer = KL(2).train()
+    quantizer = make(KL, 2).train()
     z_e = torch.tensor([1.0, -2.0, 3.0, 4.0]).view(1, 4, 1, 1).expand(1, 4, 200, 200)
     z = quantizer(z_e).z_q.flatten(2)[0]
     torch.testing.assert_close(z.mean(1), torch.tensor([1.0, -2.0]), atol=0.03, rtol=0)
     torch.testing.assert_close(
         z.std(1),
-        torch.tensor([(3 + LOGVAR_AT_START) / 2, (4 + LOGVAR_AT_START) / 2]).exp(),
+        torch.tensor([(3 + LOGVAR_OFFSET) / 2, (4 + LOGVAR_OFFSET) / 2]).exp(),
         rtol=0.03,
         atol=0,
     )
 
 
 def test_evaluation_takes_the_mean() -> None:
-    quantizer, z_e = KL(5).eval(), torch.randn(3, 10, 4, 4)
+    quantizer, z_e = make(KL, 5).eval(), torch.randn(3, 10, 4, 4)
     torch.testing.assert_close(quantizer(z_e).z_q, z_e[:, :5])
 
 
 def test_drawn_latents_are_standard_normal_before_the_scale_of_the_encoder() -> None:
-    quantizer = KL(3)
-    quantizer.start(torch.randn(2000, 6) * 4 + 2)
-    drawn = quantizer.draw(200, (8, 8), seed=1)
+    quantizer = make(KL, 3)
+    quantizer.initialise(torch.randn(2000, 6) * 4 + 2)
+    drawn = quantizer.sample_latents(200, (8, 8), seed=1)
     assert drawn.shape == (200, 3, 8, 8)
     torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.full((3,), 2.0), atol=0.3, rtol=0)
     torch.testing.assert_close(drawn.std((0, 2, 3)), torch.full((3,), 4.0), atol=0.3, rtol=0)
 
 
 def test_a_drawn_latent_depends_on_seed_and_place_alone() -> None:
-    quantizer = KL(3)
-    assert torch.equal(quantizer.draw(5, (4, 4), seed=1)[:3], quantizer.draw(3, (4, 4), seed=1))
-    assert not torch.equal(quantizer.draw(3, (4, 4), seed=1), quantizer.draw(3, (4, 4), seed=2))
+    quantizer = make(KL, 3)
+    assert torch.equal(
+        quantizer.sample_latents(5, (4, 4), seed=1)[:3], quantizer.sample_latents(3, (4, 4), seed=1)
+    )
+    assert not torch.equal(
+        quantizer.sample_latents(3, (4, 4), seed=1), quantizer.sample_latents(3, (4, 4), seed=2)
+    )

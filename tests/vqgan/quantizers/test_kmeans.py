@@ -1,7 +1,7 @@
 import torch
 
-from vqgan.quantizers.base import nearest
 from vqgan.quantizers.kmeans import kmeans
+from vqgan.quantizers.search import nearest
 
 
 def test_kmeans_finds_the_clusters() -> None:

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqgan.quantizers.entropy import Entropy, entropy, words
-from vqgan.quantizers.fsq import FSQ, PUBLISHED, levels_for
+from tests.helpers.parts import make
+from vqgan.quantizers.entropy import Entropy, entropy, joint_probabilities
+from vqgan.quantizers.fsq import FSQ, PUBLISHED_LEVELS, choose_levels
 from vqgan.quantizers.lattice import Lattice
 from vqgan.quantizers.lfq import BSQ, LFQ
 
 
 @pytest.mark.parametrize(
     "lattice",
-    [FSQ(None, [5, 4, 3]), FSQ(240), LFQ(32), BSQ(32)],
+    [make(FSQ, None, [5, 4, 3]), make(FSQ, 240), make(LFQ, 32), make(BSQ, 32)],
     ids=lambda q: f"{type(q).__name__}{q.K}",
 )
 def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
@@ -23,12 +24,12 @@ def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> 
     values = [sorted({float(p) for p in points[:, i]}) for i in range(lattice.dim)]
     assert [len(v) for v in values] == lattice.levels.tolist()
     assert {tuple(p) for p in points.tolist()} == set(itertools.product(*values))
-    assert torch.equal(lattice.index(lattice.digits(everyone)), everyone)
+    assert torch.equal(lattice.to_index(lattice.to_digits(everyone)), everyone)
 
 
 def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
-    quantizer, z = FSQ(None, [8, 5, 4]), 2 * torch.randn(3, 3, 4, 4)
-    codes = quantizer.value(quantizer.digits(torch.arange(160)))
+    quantizer, z = make(FSQ, None, [8, 5, 4]), 2 * torch.randn(3, 3, 4, 4)
+    codes = quantizer.coordinates(quantizer.to_digits(torch.arange(160)))
     for b, i, j in itertools.product(range(3), range(4), range(4)):
         bounded = []
         for channel, level in enumerate([8, 5, 4]):
@@ -46,7 +47,7 @@ def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
 @pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 6, 5], [3, 4]])
 def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
     package = pytest.importorskip("vector_quantize_pytorch")
-    theirs, ours = package.FSQ(levels), FSQ(None, levels)
+    theirs, ours = package.FSQ(levels), make(FSQ, None, levels)
     z = 2 * torch.randn(2, len(levels), 4, 4, requires_grad=True)
     other = z.detach().clone().requires_grad_()
     z_q, indices = theirs(z.movedim(1, -1).flatten(1, 2))
@@ -61,7 +62,7 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
 @pytest.mark.parametrize(
     ("K", "levels"),
     [
-        *PUBLISHED.items(),
+        *PUBLISHED_LEVELS.items(),
         (512, (8, 8, 8)),
         (128, (8, 4, 4)),
         (64, (8, 8)),
@@ -72,23 +73,23 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
 def test_levels_are_the_published_ones_or_the_fewest_that_multiply_to_k(
     K: int, levels: tuple[int, ...]
 ) -> None:
-    assert levels_for(K) == levels
+    assert choose_levels(K) == levels
 
 
 def test_fsq_says_how_many_codes_it_really_has() -> None:
-    assert FSQ(256).K == 240
+    assert make(FSQ, 256).K == 240
 
 
 def test_lfq_takes_signs_and_bsq_signs_on_the_sphere() -> None:
     z = torch.randn(2, 5, 3, 3)
-    assert torch.equal(LFQ(32).eval()(z).z_q, z.sign())
-    torch.testing.assert_close(BSQ(32).eval()(z).z_q, z.sign() / 5**0.5)
-    torch.testing.assert_close(BSQ(32).eval()(z).z_q.norm(dim=1), torch.ones(2, 3, 3))
+    assert torch.equal(make(LFQ, 32).eval()(z).z_q, z.sign())
+    torch.testing.assert_close(make(BSQ, 32).eval()(z).z_q, z.sign() / 5**0.5)
+    torch.testing.assert_close(make(BSQ, 32).eval()(z).z_q.norm(dim=1), torch.ones(2, 3, 3))
 
 
 def test_the_first_channel_is_the_lowest_bit() -> None:
     z = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
-    assert LFQ(8)(z).indices.item() == 0b101
+    assert make(LFQ, 8)(z).indices.item() == 0b101
 
 
 def slow_entropies(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -102,10 +103,12 @@ def slow_entropies(codes: Tensor, rows: Tensor, temperature: float) -> tuple[Ten
 def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(
     kind: type[LFQ], temperature: float
 ) -> None:
-    quantizer = kind(32, beta=0.0, entropy=Entropy(0.5, temperature=temperature, diversity=1.5))
+    quantizer = make(
+        kind, 32, beta=0.0, entropy=make(Entropy, 0.5, temperature=temperature, diversity=1.5)
+    )
     z = torch.randn(4, 5, 3, 3)
-    codes = quantizer.value(quantizer.digits(torch.arange(32)))
-    rows = quantizer.scaled(z).movedim(1, -1).reshape(-1, 5)
+    codes = quantizer.coordinates(quantizer.to_digits(torch.arange(32)))
+    rows = quantizer.project(z).movedim(1, -1).reshape(-1, 5)
     sure, spread = slow_entropies(codes, rows, temperature)
     q = quantizer(z)
     torch.testing.assert_close(q.terms["entropy_sample"].double(), sure, rtol=1e-4, atol=1e-5)
@@ -115,7 +118,7 @@ def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(
 
 def test_words_of_bits_have_the_probability_of_their_bits() -> None:
     logits = torch.randn(6, 3)
-    p, found = logits.sigmoid(), words(logits)
+    p, found = logits.sigmoid(), joint_probabilities(logits)
     for word, bits in enumerate(itertools.product([0, 1], repeat=3)):
         expected = torch.stack(
             [p[:, i] if bit else 1 - p[:, i] for i, bit in enumerate(bits)]
@@ -138,7 +141,7 @@ def test_lfq_commits_with_beta_and_lfq_entropy_agrees_with_vector_quantize_pytor
         diversity_gamma=1.0,
     )
     theirs.train()
-    ours = LFQ(32, beta=0.25, entropy=Entropy(0.1, temperature=0.02))
+    ours = make(LFQ, 32, beta=0.25, entropy=make(Entropy, 0.1, temperature=0.02))
     z = torch.randn(2, 5, 4, 4)
     z_q, _, loss = theirs(
         z, inv_temperature=100.0
@@ -149,9 +152,9 @@ def test_lfq_commits_with_beta_and_lfq_entropy_agrees_with_vector_quantize_pytor
 
 
 def test_the_start_brings_any_encoder_to_unit_scale_and_back() -> None:
-    quantizer = FSQ(512)
+    quantizer = make(FSQ, 512)
     z = 40 * torch.randn(1000, 3) - 7
-    quantizer.start(z)
+    quantizer.initialise(z)
     rows = z[:64].t().reshape(1, 3, 8, 8)
-    torch.testing.assert_close(quantizer.original(quantizer.standard(rows)), rows)
+    torch.testing.assert_close(quantizer.unstandardise(quantizer.standardise(rows)), rows)
     assert len(quantizer(rows).indices.unique()) > 30

@@ -1,5 +1,6 @@
 """Two processes with half a batch each against one with the whole: statistics, start and revival are the same on all ranks."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from evaluation.codebook import CodebookUse
+from tests.helpers.parts import make
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.residual import Residual
@@ -22,12 +24,12 @@ K, DIM, STEPS = 16, 4, 6
 def makers() -> dict[str, Quantizer]:
     torch.manual_seed(0)
     return {
-        "ema": EMA(K, DIM, revive=0),
-        "ema cosine": EMA(K, DIM, revive=0, cosine=True),
-        "vq": VQ(K, DIM, revive=0),
-        "ema revived": EMA(K, DIM, revive=0.9, decay=0.5),
-        "vq revived": VQ(K, DIM, revive=0.9, decay=0.5),
-        "residual revived": Residual(EMA, K, 2, DIM),
+        "ema": make(EMA, K, DIM, revive=0),
+        "ema cosine": make(EMA, K, DIM, revive=0, cosine=True),
+        "vq": make(VQ, K, DIM, revive=0),
+        "ema revived": make(EMA, K, DIM, revive=0.9, decay=0.5),
+        "vq revived": make(VQ, K, DIM, revive=0.9, decay=0.5),
+        "residual revived": make(Residual, partial(make, EMA), K, 2, DIM),
     }
 
 
@@ -42,7 +44,7 @@ def trained(rank: int, ranks: int) -> dict[str, Any]:
     random = torch.Generator().manual_seed(2 + rank)
     for name, quantizer in makers().items():
         torch.manual_seed(100 + rank)  # ranks draw different numbers, as different data makes them
-        quantizer.start(
+        quantizer.initialise(
             torch.randn(200, DIM, generator=random) if "revived" in name else torch.ones(200, DIM)
         )
         if "revived" not in name:

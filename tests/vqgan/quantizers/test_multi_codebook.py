@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from engine.errors import InputError
-from vqgan.quantizers.base import flatten, nearest
+from tests.helpers.parts import make
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.kl import KL
 from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
+from vqgan.quantizers.search import flatten, nearest
 from vqgan.quantizers.vq import VQ
 
 K, DIM = 16, 6
@@ -21,10 +22,10 @@ def z(n: int = 2) -> torch.Tensor:
 
 
 def test_residual_codes_what_is_left_again_and_again() -> None:
-    quantizer, x = Residual(VQ, K, 3, DIM), z()
+    quantizer, x = make(Residual, partial(make, VQ), K, 3, DIM), z()
     q = quantizer(x)
     left, total = flatten(x), torch.zeros(32, DIM)
-    for i, inner in enumerate(quantizer.each):
+    for i, inner in enumerate(quantizer.inner_quantizers):
         codes = inner.codebook.detach()  # type: ignore[union-attr]
         index = nearest(left, codes)
         assert torch.equal(q.indices[..., i].flatten(), index)
@@ -37,8 +38,8 @@ def test_each_codebook_leaves_less() -> None:
     grid = x.t().reshape(1, DIM, 40, 100)
     errors = []
     for num_codebooks in (1, 2, 4):
-        quantizer = Residual(EMA, K, num_codebooks, DIM).eval()
-        quantizer.start(x)
+        quantizer = make(Residual, partial(make, EMA), K, num_codebooks, DIM).eval()
+        quantizer.initialise(x)
         errors.append(float((quantizer(grid).z_q - grid).square().mean()))
     assert errors[0] > 1.5 * errors[1] > 2 * errors[2]
 
@@ -46,13 +47,17 @@ def test_each_codebook_leaves_less() -> None:
 @pytest.mark.parametrize("num_codebooks", [1, 2, 4])
 def test_the_encoder_gets_the_decoders_gradient_once(num_codebooks: int) -> None:
     """Summed over the codebooks' straight-through estimators it would be `num_codebooks` times as large."""
-    quantizer, x, g = Residual(VQ, K, num_codebooks, DIM), z().requires_grad_(), z()
+    quantizer, x, g = (
+        make(Residual, partial(make, VQ), K, num_codebooks, DIM),
+        z().requires_grad_(),
+        z(),
+    )
     quantizer(x).z_q.backward(g)
     torch.testing.assert_close(x.grad, g)
 
 
 def test_every_codebooks_commitment_reaches_the_encoder() -> None:
-    quantizer, x = Residual(partial(VQ, beta=1.0), K, 2, DIM), z().requires_grad_()
+    quantizer, x = make(Residual, partial(make, VQ, beta=1.0), K, 2, DIM), z().requires_grad_()
     q = quantizer(x)
     q.loss.backward()
     expected = sum(2 * (part.z_e - part.z_q).detach() / x.numel() for part in q.parts) / 2
@@ -60,7 +65,7 @@ def test_every_codebooks_commitment_reaches_the_encoder() -> None:
 
 
 def test_dropout_decodes_the_first_codebooks_alone_and_trains_no_other() -> None:
-    quantizer = Residual(EMA, K, 4, DIM, dropout=1.0).train()
+    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).train()
     seen = set()
     for _ in range(40):
         x = z()
@@ -69,21 +74,21 @@ def test_dropout_decodes_the_first_codebooks_alone_and_trains_no_other() -> None
         seen.add(n)
         torch.testing.assert_close(q.z_q, sum(part.z_q for part in q.parts))
         assert q.indices.shape[-1] == 4
-        last = quantizer.each[3].counts.clone()  # type: ignore[operator]
+        last = quantizer.inner_quantizers[3].counts.clone()  # type: ignore[operator]
         quantizer.update(q)
-        assert n == 4 or torch.equal(quantizer.each[3].counts, last)  # type: ignore[arg-type]
+        assert n == 4 or torch.equal(quantizer.inner_quantizers[3].counts, last)  # type: ignore[arg-type]
     assert seen == {1, 2, 3}
 
 
 def test_evaluation_uses_all_codebooks() -> None:
-    quantizer = Residual(EMA, K, 4, DIM, dropout=1.0).eval()
+    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).eval()
     assert len(quantizer(z()).parts) == 4
 
 
 def test_product_codes_each_group_by_itself() -> None:
-    quantizer, x = Product(VQ, K, 2, DIM), z()
+    quantizer, x = make(Product, partial(make, VQ), K, 2, DIM), z()
     q = quantizer(x)
-    for i, inner in enumerate(quantizer.each):
+    for i, inner in enumerate(quantizer.inner_quantizers):
         codes = inner.codebook.detach()  # type: ignore[union-attr]
         index = nearest(flatten(x[:, i::2]), codes)
         assert torch.equal(q.indices[..., i].flatten(), index)
@@ -93,8 +98,8 @@ def test_product_codes_each_group_by_itself() -> None:
 def test_one_codebook_several_times_is_that_codebook() -> None:
     x = z()
     for kind in (Product, Residual):
-        quantizer, alone = kind(VQ, K, 1, DIM), VQ(K, DIM)
-        alone.load_state_dict(quantizer.each[0].state_dict())
+        quantizer, alone = make(kind, partial(make, VQ), K, 1, DIM), make(VQ, K, DIM)
+        alone.load_state_dict(quantizer.inner_quantizers[0].state_dict())
         q, q1 = quantizer(x), alone(x)
         assert torch.equal(q.z_q, q1.z_q)
         assert torch.equal(q.indices[..., 0], q1.indices)
@@ -102,9 +107,9 @@ def test_one_codebook_several_times_is_that_codebook() -> None:
 
 
 def test_a_continuous_bottleneck_inside_is_refused() -> None:
-    with pytest.raises(InputError, match="quantizer.inner=KL has not one codebook"):
-        Residual(lambda K, dim: KL(dim), K, 2, DIM)
+    with pytest.raises(InputError, match="quantizer.inner=KL must have exactly one codebook"):
+        make(Residual, lambda K, dim: make(KL, dim), K, 2, DIM)
 
 
 def test_the_bits_of_all_codebooks_count() -> None:
-    assert Residual(VQ, 16, 3, DIM).bits == 12
+    assert make(Residual, partial(make, VQ), 16, 3, DIM).bits == 12

@@ -1,0 +1,84 @@
+"""A run folder: every file name in it, once, and how it is made."""
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from engine.environment import describe_origin
+from engine.errors import InputError
+
+CONFIG = "config.yaml"
+RECORD = "record.jsonl"  # one line per start: command, versions, machine
+METRICS = "metrics.json"  # final figures; a folder that has it holds a finished run
+CARD = "card.md"
+DOCTOR = "doctor.txt"
+PICTURES = "pictures"
+PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
+CSV = Path("csv") / "version_0" / "metrics.csv"
+CHECKPOINTS = "checkpoints"
+LAST = Path(CHECKPOINTS) / "last.ckpt"  # to resume from
+PREVIOUS = Path(CHECKPOINTS) / "previous.ckpt"  # the one before, in case the last is corrupt
+BEST = Path(CHECKPOINTS) / "best.ckpt"  # to be used, where a run looks for it
+DAMAGED = Path(CHECKPOINTS) / "damaged.ckpt"  # a corrupt one that was set aside
+
+
+def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
+    """The folder of a new run: `run_dir`, or runs/<stage>/<name>, numbered if an earlier run has it.
+
+    Raises InputError for a name with a path in it and for a folder that is not empty.
+    """
+    if name in (".", "..") or Path(name).name != name:
+        raise InputError(
+            f"name={name} must be the name of one folder below runs/{stage}; "
+            "a path goes to run_dir="
+        )
+    folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"run_dir={folder} is not empty; continue that run with resume={folder}, "
+            "or name another folder"
+        )
+    return folder
+
+
+def next_free_folder(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3 ... that does not exist."""
+    number, candidate = 1, folder
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Write config.yaml, whole or not at all: half a config would be that of another run."""
+    write_atomically(folder / CONFIG, text)
+
+
+def append_record(folder: Path, data: Mapping[str, Any] | None) -> None:
+    """Add this start to record.jsonl: the time, the command, versions, the machine, facts of the data."""
+    record = {"time": datetime.now().isoformat(timespec="seconds"), **describe_origin()}
+    if data:
+        record["data"] = data
+    with (folder / RECORD).open("a") as lines:
+        lines.write(json.dumps(record) + "\n")
+
+
+def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write metrics.json. Raises InputError, with the figures in it, if the disk refuses."""
+    try:
+        write_atomically(folder / METRICS, json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{folder / METRICS} can't be written ({error.strerror or error}): {json.dumps(result)}"
+        ) from error
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a small text file so that it is there whole or not at all."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, file)

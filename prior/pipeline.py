@@ -1,0 +1,40 @@
+"""The parts of a pipeline: their configs and their figures."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from engine.sweep import run_once
+
+COMMON = (  # settings of every stage, by conf/config.yaml
+    "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "cache_dir",
+)  # fmt: skip
+OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
+TOKENIZER = {"stage": "vqgan", "run": "vqgan.stages.train.train_tokenizer"}
+
+
+def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, Any]:
+    """The figures of a part of a pipeline, computed now or earlier; `ckpt` is the part that it builds on."""
+    config = config.copy()
+    if ckpt:
+        config.ckpt = str(ckpt)
+    figures = run_once(get_method(config.run), config, folder)
+    assert figures
+    return figures
+
+
+def split_config(config: Any) -> dict[str, Any]:
+    """The configs of a pipeline's parts, each as its own stage's command would compose it."""
+    everything: Any = OmegaConf.to_container(config, resolve=True)
+    common = {name: everything[name] for name in COMMON}
+    common |= {"run_dir": None, "resume": None, "id": None, "objective": None}
+    tokenizer = {name: value for name, value in everything.items() if name not in OWN}
+    model = {name: everything[name] for name in ("prior", "prior_lr") if name in everything}
+    parts = {
+        "tokenizer": {**tokenizer, **common, **TOKENIZER},
+        "prior": {**common, **everything["stage2"], **model},
+        "evaluate": {**common, **everything["evaluate"]},
+    }
+    return {name: OmegaConf.create(part) for name, part in parts.items()}

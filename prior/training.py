@@ -1,0 +1,112 @@
+"""What stage=prior does around its training loop: checks, counts and the result."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from numpy.typing import NDArray
+
+from data.datamodule import ImageDataModule
+from data.samples import ArraySamples
+from engine.callbacks.checkpointing import BestCheckpoint
+from engine.callbacks.progress import Progress
+from engine.compile import compile_parts
+from engine.console import log_line
+from engine.errors import InputError, check_int
+from engine.folder import PICTURES
+from prior.baselines import baselines
+from prior.callbacks import LossMapPictures, SamplePictures
+from prior.models.base import PriorModel
+from prior.models.counted import Counted
+from prior.module import Prior
+from vqgan.tokenizer import Tokenizer
+
+SIZES = ("width", "depth", "heads", "codebook_depth")
+
+
+def check_sizes(prior: Mapping[str, Any]) -> None:
+    """Raise InputError if a size that a prior's config gives is not a whole number of at least 1."""
+    for name in SIZES:
+        if name in prior:
+            check_int(f"prior.{name}", prior[name], 1)
+
+
+def count_classes(images: ImageDataModule, codes: ArraySamples) -> int:
+    """The number of classes: as many as have names, or as labels occur. Raises InputError for fewer than two."""
+    n = max(len(images.classes), int(np.max(codes.labels)) + 1)
+    if n < 2:
+        raise InputError(
+            "conditional=true needs images of at least two classes, "
+            f"and {images.title} has {n}; leave it out"
+        )
+    return n
+
+
+def sequences(codes: ArraySamples) -> NDArray[Any]:
+    """Grids of codes as sequences (n, L) in raster order."""
+    return codes.values.reshape(len(codes), -1)
+
+
+def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> None:
+    """Fit a prior that counts instead of descending; nothing for the others."""
+    if isinstance(model, Counted):
+        model.count(sequences(train), sequences(val))
+
+
+def compile_blocks(module: Prior) -> None:
+    """Compile the transformer blocks. Raises InputError for a prior without any."""
+    if not module.blocks:
+        raise InputError(
+            "trainer.compile=true compiles transformer blocks, "
+            f"and {type(module.model).__name__} has none; use trainer.compile=false, "
+            "or prior=gpt, rar, rq, maskgit or diffusion"
+        )
+    compile_parts(module.blocks)
+
+
+def display_callbacks(model: PriorModel, tokenizer: Tokenizer) -> list[Callback]:
+    """What a user watches during training: the progress line, samples, and a map of the loss."""
+    validation = "validation" if model.exact else "validation at most"
+    progress = Progress({"train/loss": "loss", "val/nats_per_token": validation})
+    return [progress, SamplePictures(tokenizer), LossMapPictures()]
+
+
+def report_early_stop(callbacks: Iterable[Callback], step: int) -> None:
+    """Print why early stopping ended the run, if it did."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            log_line(f"stopped at step {step}: {callback.stopping_reason_message}")
+
+
+def prior_result(
+    figures: dict[str, Any],
+    best: BestCheckpoint,
+    model: PriorModel,
+    tokenizer: Tokenizer,
+    described: Mapping[str, Any],
+    train: ArraySamples,
+    val: ArraySamples,
+) -> dict[str, Any]:
+    """The final figures of a prior, those of its best weights first, beside the baselines on the same codes.
+
+    `described` is the config of the tokenizer's run.
+    """
+    assert tokenizer.K is not None
+    compared = baselines(sequences(train), sequences(val), tokenizer.K, tokenizer.num_codebooks)
+    pictures = [
+        f"{figures['run']}/{PICTURES}/{name}-{best.step:06d}.png"
+        for name in ("samples", "loss-map")
+    ]
+    return {
+        **figures,
+        **best.figures,
+        "tokenizer_of": described.get("id"),
+        "exact": model.exact,  # if not, all nats and bits are upper bounds
+        "best_step": best.step,
+        "last_nats_per_token": figures["nats_per_token"],
+        **{name: round(value, 4) for name, value in compared.items()},
+        "K": tokenizer.K,
+        "grid": list(tokenizer.grid),
+        "pictures": pictures,
+    }

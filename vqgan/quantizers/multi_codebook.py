@@ -1,0 +1,81 @@
+"""The base of bottlenecks with several codes per grid position."""
+
+from collections.abc import Callable
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import InputError, check_int
+from vqgan.quantizers.base import Quantized, Quantizer
+
+
+class MultiCodebook(Quantizer):
+    """`num_codebooks` bottlenecks of one kind, with indices (B, h, w, num_codebooks).
+
+    The loss is the mean of their losses, and K is the number of codes in each.
+    """
+
+    K: int
+
+    def __init__(
+        self,
+        inner: Callable[..., Quantizer],
+        K: int,
+        num_codebooks: int,
+        dim: int | None,
+        inner_dim: int | None,
+    ) -> None:
+        """`inner(K=..., dim=...)` builds one bottleneck; with inner_dim=None it sets its own width.
+
+        Raises InputError if the inner bottleneck has no codebook or several.
+        """
+        check_int("quantizer.num_codebooks", num_codebooks, 1)
+        quantizers = [inner(K=K, dim=inner_dim) for _ in range(num_codebooks)]
+        first = quantizers[0]
+        if first.K is None or first.num_codebooks != 1:
+            raise InputError(
+                f"quantizer.inner={type(first).__name__} must have exactly one codebook; use one such as ema or fsq"
+            )
+        super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks)
+        self.inner = nn.ModuleList(quantizers)
+
+    @property
+    def inner_quantizers(self) -> list[Quantizer]:
+        """The inner bottlenecks in the order of their indices."""
+        return [inner for inner in self.inner if isinstance(inner, Quantizer)]
+
+    def codebooks(self) -> Tensor:
+        return torch.cat([inner.codebooks() for inner in self.inner_quantizers])
+
+    def combine(self, z_e: Tensor, z_q: Tensor, parts: list[Quantized]) -> Quantized:
+        """The outputs of the inner bottlenecks as one."""
+        indices = torch.stack([require_indices(part) for part in parts], -1)
+        loss = reduce(add, (part.loss for part in parts)) / len(parts)
+        terms = {
+            f"{name}_{i}": value
+            for i, part in enumerate(parts)
+            for name, value in part.terms.items()
+        }
+        return Quantized(z_e, z_q, indices, loss, terms, parts)
+
+    def lr_multipliers(self) -> dict[nn.Parameter, float]:
+        return {
+            parameter: rate
+            for inner in self.inner_quantizers
+            for parameter, rate in inner.lr_multipliers().items()
+        }
+
+    @torch.no_grad()
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        super().update(q, rate)
+        # Bottlenecks skipped by dropout have no part and are not updated.
+        for inner, part in zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True):
+            inner.update(part, rate)
+
+
+def require_indices(q: Quantized) -> Tensor:
+    """The indices of a bottleneck that has codes."""
+    assert q.indices is not None
+    return q.indices
