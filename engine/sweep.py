@@ -25,6 +25,7 @@ from engine.aliases import upgrade_config
 from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
+from engine.exit_codes import TERMINATED
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
@@ -32,8 +33,6 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 APART = ("id", "resume", "run_dir", "sweep", "objective")  # settings that make no other run of it
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # what a run can go on from
-
-INTERRUPTED, TERMINATED = 130, 143  # the exit codes of a program ended by Ctrl-C and by SIGTERM
 
 LONGEST = 120  # characters of a folder's name that say which point it is of
 

@@ -458,7 +458,7 @@ def test_optuna_ends_with_a_sentence_where_all_points_fail_and_their_folders_sta
     *failed, last = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert [text[:43] for text in failed] == ["error: the loss or its gradient is no numbe"] * 2
     assert last.startswith(
-        "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder"
+        "error: Optuna found nothing because no point of the sweep was completed; failed/ in the sweep's folder"
     )
     assert done.stderr.splitlines()[-1] == last
     folder = Path("runs/sweeps/mine")
