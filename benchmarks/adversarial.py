@@ -129,7 +129,7 @@ def trained(command: list[str], folder: Path) -> Path:
 
 def perceptual() -> LPIPS | None:
     try:
-        return LPIPS()
+        return LPIPS("vgg", pretrained=True)
     except InputError as error:
         print(f"lpips is left out: {error}", file=sys.stderr)
         return None
@@ -251,7 +251,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
                 sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures
             ),
         )
-    learned = features.learned
+    learned = features.validation
     print(
         f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}"
     )

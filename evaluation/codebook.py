@@ -8,11 +8,12 @@ from torchmetrics import Metric
 
 
 class CodebookUse(Metric):
-    """Counts every code over all batches and ranks: averages over batches would read too low a perplexity.
+    """Counts every code over all batches and ranks: a mean over batches would underestimate the perplexity.
 
-    Of the distribution p of a codebook's codes: entropy -sum p log2 p in bits, perplexity 2^entropy (K where all are used
-    alike), codes_used, the number of codes with a count, usage, its share of K. Of several codebooks a position, entropy
-    is the sum of theirs, perplexity 2^(their mean), and codes_used and usage are of the one that uses fewest.
+    With p the distribution of a codebook's codes: entropy_bits is -sum p log2 p, perplexity is 2^entropy (K if all codes
+    are equally frequent), codes_used is the number of codes that occur and usage its share of K. With several codebooks
+    per position, entropy_bits is the sum of their entropies, perplexity is 2^(their mean), and codes_used and usage are
+    those of the least used codebook.
     """
 
     full_state_update = False
@@ -20,20 +21,20 @@ class CodebookUse(Metric):
 
     def __init__(self, K: int, num_codebooks: int = 1) -> None:
         super().__init__()
-        self.K, self.num_codebooks = K, num_codebooks
+        self.K = K
+        self.num_codebooks = num_codebooks
         self.add_state(
             "counts", torch.zeros(num_codebooks, K, dtype=torch.int64), dist_reduce_fx="sum"
         )
 
     def update(self, indices: Tensor) -> None:
-        """indices: int64 of any shape, in [0, K); of several codebooks (..., num_codebooks)."""
-        for counts, book in zip(
-            self.counts, indices.reshape(-1, self.num_codebooks).unbind(1), strict=True
-        ):
-            counts += torch.bincount(book, minlength=self.K)
+        """indices: int64 of any shape, in [0, K); with several codebooks (..., num_codebooks)."""
+        columns = indices.reshape(-1, self.num_codebooks).unbind(1)
+        for counts, codes in zip(self.counts, columns, strict=True):
+            counts += torch.bincount(codes, minlength=self.K)
 
     def total(self) -> Tensor:
-        """How often each code was counted (num_codebooks, K), on all ranks together; each of them must ask."""
+        """The count of each code (num_codebooks, K), summed over all ranks; every rank must call it."""
         with self.sync_context():
             return self.counts.clone()
 

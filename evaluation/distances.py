@@ -1,19 +1,23 @@
-"""Scores of two sets of images, as functions of their features (n, D): computed in float64, a part of the rows at a time."""
+"""Distances between two sets of images, as functions of their features (n, D).
+
+Computed in float64, a part of the rows at a time.
+"""
+
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ROWS = 4096  # at once
-
-ENTRIES = 2**24  # of a matrix of distances at once
+ROWS_AT_ONCE = 4096
+ENTRIES_AT_ONCE = 2**24  # of a matrix of pairwise distances
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) with the covariances A, B (Heusel et al. 2017, section 2).
 
-    The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, a symmetric matrix: where a
-    covariance lacks rank, those of A B come out complex.
+    The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, a symmetric matrix. The eigenvalues
+    of A B itself come out complex if a covariance lacks rank.
     """
     (mean_a, A), (mean_b, B) = moments(a), moments(b)
     values, vectors = torch.linalg.eigh(A)
@@ -23,10 +27,10 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D), float64."""
-    mean = torch.stack([part.double().sum(0) for part in x.split(ROWS)]).sum(0) / len(x)
+    """Mean (D,) and unbiased covariance (D, D) of x (n, D), float64."""
+    mean = torch.stack([part.double().sum(0) for part in x.split(ROWS_AT_ONCE)]).sum(0) / len(x)
     scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for part in x.split(ROWS):
+    for part in x.split(ROWS_AT_ONCE):
         centred = part.double() - mean
         scatter += centred.t() @ centred
     return mean, scatter / (len(x) - 1)
@@ -40,96 +44,97 @@ def kid(
     seed: int = 2020,
     paired: bool = False,
 ) -> float:
-    """The unbiased squared MMD with the kernel (x y / D + 1)^3, the mean over random subsets (Binkowski et al. 2018, section 4).
+    """The unbiased squared MMD with the kernel (x y / D + 1)^3, mean over random subsets (Binkowski et al. 2018, section 4).
 
-    It may be a little below 0. The subsets are those of torch-fidelity; of sets that are no larger than one they are the
-    sets themselves. Where b[i] was made of a[i], as a reconstruction is, say `paired`: both subsets are of the same i, and
-    what an image has in common with its own reconstruction is left out (Gretton et al. 2012, eq. 4). Of n images it would
-    else lower the score by about 2 / n of the kernel, which makes poor reconstructions of a few hundred look perfect.
+    It may be slightly negative. The subsets are those of torch-fidelity; sets no larger than one subset are used whole.
+    `paired` means that b[i] was computed from a[i], as a reconstruction is: both subsets then hold the same i, and the
+    similarity of an image to its own reconstruction is left out (Gretton et al. 2012, eq. 4). With n images it would lower
+    the score by about 2 / n of the kernel, which makes poor reconstructions of a few hundred images look perfect.
     """
     size = min(size, len(a), len(b))
-    random, found = np.random.RandomState(seed), []
+    random = np.random.RandomState(seed)
+    estimates = []
     for _ in range(subsets if size < max(len(a), len(b)) else 1):
-        mine = random.choice(len(a), size, replace=False)
-        others = mine if paired else random.choice(len(b), size, replace=False)
-        x, y = (
-            rows[torch.from_numpy(some).to(rows.device)].double()
-            for rows, some in ((a, mine), (b, others))
-        )
-        within = sum(float(off_diagonal(kernel(z, z))) for z in (x, y))
-        found.append(
-            within - 2 * float(off_diagonal(kernel(x, y)) if paired else kernel(x, y).mean())
-        )
-    return sum(found) / len(found)
+        rows_a = random.choice(len(a), size, replace=False)
+        rows_b = rows_a if paired else random.choice(len(b), size, replace=False)
+        x = a[torch.from_numpy(rows_a).to(a.device)].double()
+        y = b[torch.from_numpy(rows_b).to(b.device)].double()
+        across = cubic_kernel(x, y)
+        within = float(off_diagonal_mean(cubic_kernel(x, x)))
+        within += float(off_diagonal_mean(cubic_kernel(y, y)))
+        estimates.append(within - 2 * float(off_diagonal_mean(across) if paired else across.mean()))
+    return sum(estimates) / len(estimates)
 
 
-def off_diagonal(matrix: Tensor) -> Tensor:
+def off_diagonal_mean(matrix: Tensor) -> Tensor:
     """The mean of a square matrix without its diagonal."""
     return (matrix.sum() - matrix.diagonal().sum()) / (len(matrix) * (len(matrix) - 1))
 
 
-def kernel(x: Tensor, y: Tensor) -> Tensor:
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """(n, D), (m, D) -> (n, m)."""
     return (x @ y.t() / x.shape[1] + 1) ** 3
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> float:
-    """exp(mean KL(p(y|x) || p(y))) of class logits (n, classes), the mean over `splits` parts (Salimans et al. 2016, section 4)."""
-    n, found = len(logits), []
+    """exp(mean KL(p(y|x) || p(y))) of class logits (n, classes), mean over `splits` parts (Salimans et al. 2016, section 4)."""
+    n = len(logits)
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n)).to(logits.device)
-    for i in range(splits):
-        log_p = logits[order[i * n // splits : (i + 1) * n // splits]].double().log_softmax(1)
+    scores = []
+    for first, end in pairwise(i * n // splits for i in range(splits + 1)):
+        log_p = logits[order[first:end]].double().log_softmax(1)
         p = log_p.exp()
-        found.append(
-            float((p * (log_p - p.mean(0).log())).nansum(1).mean().exp())
-        )  # 0 * (-inf - -inf) is 0
-    return sum(found) / splits
+        divergence = (p * (log_p - p.mean(0).log())).nansum(1)  # 0 * (-inf - -inf) counts as 0
+        scores.append(float(divergence.mean().exp()))
+    return sum(scores) / splits
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """The share of fakes that lie within reals' balls, and of reals within fakes' (Kynkäänniemi et al. 2019, eq. 1-2).
+    """The share of fakes within the balls of reals, and of reals within those of fakes (Kynkäänniemi et al. 2019, eq. 1-2).
 
-    A point's ball reaches to its k-th nearest neighbour in its own set.
+    The ball of a point reaches to its k-th nearest neighbour in its own set.
     """
-    within_real, _ = balls(fake, real, k)
-    within_fake, _ = balls(real, fake, k)
-    return float((within_real > 0).double().mean()), float((within_fake > 0).double().mean())
+    balls_per_fake, _ = count_in_balls(fake, real, k)
+    balls_per_real, _ = count_in_balls(real, fake, k)
+    precision = float((balls_per_fake > 0).double().mean())
+    recall = float((balls_per_real > 0).double().mean())
+    return precision, recall
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """How many reals' balls a fake lies in, over k, and the share of reals whose ball holds a fake (Naeem et al. 2020, eq. 3-4).
+    """How many balls of reals hold a fake, divided by k, and the share of reals whose ball holds a fake.
 
-    Density is 1 in expectation where both are of one distribution, and has no upper bound.
+    Naeem et al. 2020, eq. 3-4. Density is 1 in expectation if both sets have one distribution, and has no upper bound.
     """
-    within, holding = balls(fake, real, k)
-    return float(within.double().mean()) / k, float((holding > 0).double().mean())
+    balls_per_fake, fakes_per_ball = count_in_balls(fake, real, k)
+    density = float(balls_per_fake.double().mean()) / k
+    coverage = float((fakes_per_ball > 0).double().mean())
+    return density, coverage
 
 
-def balls(points: Tensor, centres: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """How many centres' balls each point (n, D) lies in (n,), and how many points each centre's ball holds (m,).
+def count_in_balls(points: Tensor, centres: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The number of balls that each point (n, D) lies in (n,), and of points that each centre's ball holds (m,).
 
-    The ball of a centre (m, D) reaches to the k-th nearest other centre, its border belongs to it.
+    The ball of a centre (m, D) reaches to the k-th nearest other centre and includes its border.
     """
-    middle = centres.double().mean(
-        0
-    )  # or far from the origin a distance would be a small difference of large numbers
-    points, centres = points.double() - middle, centres.double() - middle
-    slack = 1e-12 * max(
-        float(x.square().sum(1).max()) for x in (points, centres)
-    )  # rounding must not push a point out
-    part = max(1, ENTRIES // len(centres))
-    reach = (
-        torch.cat([squares(some, centres).kthvalue(k + 1).values for some in centres.split(part)])
-        + slack
-    )
-    within, holding = [], torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
-    for some in points.split(part):
-        inside = squares(some, centres) <= reach
-        within.append(inside.sum(1))
-        holding += inside.sum(0)
-    return torch.cat(within), holding
+    # Far from the origin, a squared distance would be a small difference of large numbers.
+    middle = centres.double().mean(0)
+    points = points.double() - middle
+    centres = centres.double() - middle
+    # Rounding must not push a point on the border out of a ball.
+    slack = 1e-12 * max(float(x.square().sum(1).max()) for x in (points, centres))
+    chunk = max(1, ENTRIES_AT_ONCE // len(centres))
+    radii = [squared_distances(c, centres).kthvalue(k + 1).values for c in centres.split(chunk)]
+    reach = torch.cat(radii) + slack
+    balls_per_point = []
+    points_per_ball = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
+    for part in points.split(chunk):
+        inside = squared_distances(part, centres) <= reach
+        balls_per_point.append(inside.sum(1))
+        points_per_ball += inside.sum(0)
+    return torch.cat(balls_per_point), points_per_ball
 
 
-def squares(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances, (n, D), (m, D) -> (n, m)."""
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(n, D), (m, D) -> (n, m)."""
     return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.t()).clamp(min=0)

@@ -1,6 +1,5 @@
 """The features of two sets of images, and the scores that compare them."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,78 +7,87 @@ from torch import Tensor
 
 from evaluation.distances import density_coverage, frechet, inception_score, kid, precision_recall
 from evaluation.features import Extractor
-from evaluation.scores import Scores, library
+from evaluation.scores import ScoreSheet, library_versions, names_in_group
 
-SUBSETS, SUBSET, SPLITS, NEAR, NEAR_DENSITY = (
-    100,
-    1000,
-    10,
-    3,
-    5,
-)  # of KID, Inception Score, precision and recall, density
+KID_SUBSETS = 100
+KID_SUBSET_SIZE = 1000
+INCEPTION_SPLITS = 10
+PRECISION_NEIGHBOURS = 3
+DENSITY_NEIGHBOURS = 5
 
 
 class FeatureSet:
-    """The features of two sets of images by one extractor, and the scores that compare them, named with `suffix`."""
+    """The features of two sets of images by one extractor, and the scores that compare them.
+
+    The names of the scores end with `suffix`.
+    """
 
     def __init__(self, extractor: Extractor, suffix: str) -> None:
-        self.extractor, self.suffix = extractor, suffix
-        self.sides: dict[str, list[Tensor]] = {"reference": [], "judged": []}
-        self.logits: list[Tensor] = []
+        self.extractor = extractor
+        self.suffix = suffix
+        self.features: dict[str, list[Tensor]] = {"reference": [], "judged": []}
+        self.logits: list[Tensor] = []  # of the judged images
 
     @torch.no_grad()
     def add(self, side: str, images: Tensor) -> None:
-        """uint8 images (B, C, H, W) of the "reference" or of what is "judged"."""
+        """Add uint8 images (B, C, H, W) to the "reference" or to the images that are "judged"."""
         features, logits = self.extractor(images)
-        self.sides[side].append(features)
+        self.features[side].append(features)
         if side == "judged" and logits is not None:
             self.logits.append(logits)
 
-    def distances(self, scores: Scores, frechet_name: str, paired: bool = False) -> None:
-        """Fréchet distance and KID; `paired` says that each image was made of the reference at its place."""
-        real, fake = (torch.cat(self.sides[side]) for side in ("reference", "judged"))
-        fewest, about = min(len(real), len(fake)), self.about(real, fake)
-        subsets = {"subsets": SUBSETS, "subset": min(SUBSET, fewest)}
-        for name, function, more in (
-            (frechet_name, frechet, {}),
-            (
-                "kid",
-                partial(kid, subsets=SUBSETS, size=SUBSET, paired=paired),
-                {**subsets, "paired": paired},
-            ),
-        ):
-            if fewest < 2:
-                scores.miss(name + self.suffix, "it needs at least 2 images on each side")
-            else:
-                scores.add(name + self.suffix, function(real, fake), **about, **more)
+    def both_sides(self) -> tuple[Tensor, Tensor]:
+        """All features of the reference (n, D) and of the judged images (m, D)."""
+        return torch.cat(self.features["reference"]), torch.cat(self.features["judged"])
 
-    def variety(self, scores: Scores) -> None:
-        """Inception Score, precision and recall, density and coverage."""
-        real, fake = (torch.cat(self.sides[side]) for side in ("reference", "judged"))
-        fewest, about = min(len(real), len(fake)), self.about(real, fake)
-        splits = min(SPLITS, len(fake))
+    def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
+        """Add the Fréchet distance and KID.
+
+        `paired`: each judged image was computed from the reference image at its place.
+        """
+        real, fake = self.both_sides()
+        fewest = min(len(real), len(fake))
+        names = (frechet_name + self.suffix, "kid" + self.suffix)
+        if fewest < 2:
+            for name in names:
+                sheet.mark_absent(name, "it needs at least 2 images on each side")
+            return
+        about = self.provenance(real, fake)
+        sheet.add(names[0], frechet(real, fake), **about)
+        sheet.add(
+            names[1],
+            kid(real, fake, subsets=KID_SUBSETS, size=KID_SUBSET_SIZE, paired=paired),
+            **about,
+            subsets=KID_SUBSETS,
+            subset=min(KID_SUBSET_SIZE, fewest),
+            paired=paired,
+        )
+
+    def add_variety(self, sheet: ScoreSheet) -> None:
+        """Add Inception Score, precision and recall, density and coverage."""
+        real, fake = self.both_sides()
+        about = self.provenance(real, fake)
+        name = "inception_score" + self.suffix
         if self.logits:
-            logits = torch.cat(self.logits)
-            scores.add(
-                "inception_score" + self.suffix,
-                inception_score(logits, splits),
-                **about,
-                splits=splits,
-            )
+            splits = min(INCEPTION_SPLITS, len(fake))
+            value = inception_score(torch.cat(self.logits), splits)
+            sheet.add(name, value, **about, splits=splits)
         else:
-            scores.miss("inception_score" + self.suffix, self.extractor.speechless)
+            sheet.mark_absent(name, self.extractor.no_logits_reason)
         for names, function, k in (
-            (("precision", "recall"), precision_recall, NEAR),
-            (("density", "coverage"), density_coverage, NEAR_DENSITY),
+            (("precision", "recall"), precision_recall, PRECISION_NEIGHBOURS),
+            (("density", "coverage"), density_coverage, DENSITY_NEIGHBOURS),
         ):
-            found = function(real, fake, k) if fewest > k else (None, None)
-            for name, value in zip(names, found, strict=True):
-                if value is None:
-                    scores.miss(name + self.suffix, f"it needs more than {k} images on each side")
-                else:
-                    scores.add(name + self.suffix, value, **about, neighbours=k)
+            if min(len(real), len(fake)) <= k:
+                for name in names:
+                    sheet.mark_absent(
+                        name + self.suffix, f"it needs more than {k} images on each side"
+                    )
+                continue
+            for name, value in zip(names, function(real, fake, k), strict=True):
+                sheet.add(name + self.suffix, value, **about, neighbours=k)
 
-    def about(self, real: Tensor, fake: Tensor) -> dict[str, Any]:
+    def provenance(self, real: Tensor, fake: Tensor) -> dict[str, Any]:
         """What scores in these features add to their provenance."""
         return {
             "n": len(fake),
@@ -87,22 +95,23 @@ class FeatureSet:
             "resize": self.extractor.resize,
             "extractor": self.extractor.name,
             "extractor_hash": self.extractor.hash,
-            "library": library(*dict.fromkeys([self.extractor.package, "torch"])),
+            "library": library_versions(*dict.fromkeys([self.extractor.package, "torch"])),
         }
 
 
 class AbsentFeatureSet(FeatureSet):
-    """A judge whose network is not at hand: all its scores are absent, for one reason."""
+    """A feature set whose network is not available: all of its scores are absent, for one reason."""
 
     def __init__(self, suffix: str, reason: str) -> None:
-        self.suffix, self.reason = suffix, reason
+        self.suffix = suffix
+        self.reason = reason
 
     def add(self, side: str, images: Tensor) -> None: ...
 
-    def distances(self, scores: Scores, frechet_name: str, paired: bool = False) -> None:
+    def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
         for name in (frechet_name, "kid"):
-            scores.miss(name + self.suffix, self.reason)
+            sheet.mark_absent(name + self.suffix, self.reason)
 
-    def variety(self, scores: Scores) -> None:
-        for name in ("inception_score", "precision", "recall", "density", "coverage"):
-            scores.miss(name + self.suffix, self.reason)
+    def add_variety(self, sheet: ScoreSheet) -> None:
+        for name in names_in_group("variety"):
+            sheet.mark_absent(name + self.suffix, self.reason)

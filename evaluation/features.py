@@ -1,4 +1,4 @@
-"""Networks whose features images are compared in, behind one contract, and what the comparison finds."""
+"""Networks in whose features sets of images are compared, behind one contract."""
 
 import hashlib
 import importlib
@@ -16,30 +16,33 @@ from torch import Tensor, nn
 from engine.console import log_line
 from engine.errors import InputError
 
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # the name that torch-fidelity gives the TensorFlow weights
+INCEPTION = (
+    "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
+)
 
 
 class Extractor(nn.Module, ABC):
     """uint8 images (B, C, H, W), C = 1 or 3 -> features (B, D) float32, and logits (B, classes) or None.
 
-    `name` and `hash` say which network it is, `resize` what it does to the images first, `package` whose code it runs.
+    `name` and `hash` identify the network, `resize` is what it does to the images first, `package` is whose code it runs.
+    An extractor without logits gives the reason in `no_logits_reason`.
     """
 
     name: str
     hash: str
     resize = "none"
     package = "torch"
-    speechless = "this network tells no classes"  # why there are no logits, where there are none
+    no_logits_reason = "this network predicts no classes"
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Inception(Extractor):
-    """Inception v3 with the weights of TensorFlow, by torch-fidelity: the features of the literature's scores.
+    """Inception v3 with TensorFlow's weights, by torch-fidelity: the features behind the scores in the literature.
 
-    Raises InputError where the package is missing, or the weights are neither in the torch hub folder nor, with `fetch`,
-    to be fetched.
+    Raises InputError if the package is missing, or if the weights are not in the torch hub folder and `fetch` is false or
+    the download fails.
     """
 
     name = "inception-v3-compat"
@@ -54,7 +57,7 @@ class Inception(Extractor):
             raise InputError(
                 "the package torch-fidelity is missing: pip install codegrid[fidelity]"
             ) from error
-        file = fetched(INCEPTION, code.URL_INCEPTION_V3, fetch)
+        file = fetch_weights(INCEPTION, code.URL_INCEPTION_V3, fetch)
         try:
             network = code.FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"])
         except (OSError, RuntimeError, EOFError) as error:
@@ -62,23 +65,31 @@ class Inception(Extractor):
                 f"{file} is damaged ({' '.join(str(error).split())[:200]}); delete it"
             ) from error
         self.network = network.eval()
-        self.hash = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        self.hash = hash_bytes(file.read_bytes())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         features, logits = self.network(images.expand(-1, 3, -1, -1))
         return features, logits
 
 
-def fetched(name: str, url: str, fetch: bool) -> Path:
-    """The file of the weights `name` in the torch hub folder; fetched where it is missing, with patience for ten seconds of
-    silence. InputError where that fails, or without `fetch`."""
+def hash_bytes(content: bytes) -> str:
+    """Twelve hexadecimal digits that identify a network in the provenance of scores."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def fetch_weights(name: str, url: str, fetch: bool) -> Path:
+    """The file of the weights `name` in the torch hub folder, downloaded if it is missing.
+
+    The download gives up after ten seconds of silence. Raises InputError if it fails, or if `fetch` is false and the file
+    is missing.
+    """
     file = Path(torch.hub.get_dir()) / "checkpoints" / name
     if file.is_file():
         return file
     if not fetch:
         raise InputError(f"the weights {name} are not in {file.parent}, and fetch=false")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # or a network that swallows packets would hold the run for ever
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # a network that drops packets would block the run forever
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         log_line(f"fetching {name}")
@@ -88,14 +99,14 @@ def fetched(name: str, url: str, fetch: bool) -> Path:
             f"the weights {name} are not in {file.parent} and can't be fetched ({error})"
         ) from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous_timeout)
     return file
 
 
 class FeatureNetwork(nn.Module):
     """A small convolutional network: x (B, C, H, W) -> (B, num_features), its last maps averaged over positions, as in FID.
 
-    So few features that the covariance over a thousand images has full rank.
+    It has few enough features that their covariance over a thousand images has full rank.
     """
 
     num_features = 128
@@ -109,17 +120,16 @@ class FeatureNetwork(nn.Module):
         self.layers = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.layers(
-            x.contiguous()
-        )  # channels last would take five times as long on CPUs
+        # Channels-last input would take five times as long on CPUs.
+        features: Tensor = self.layers(x.contiguous())
         return features
 
 
-class Script(Extractor):
+class TorchScriptNetwork(Extractor):
     """Any network in a TorchScript file: uint8 (B, 3, H, W) -> features (B, D), or a pair of features and logits.
 
-    A TorchScript file holds operations on tensors, no Python. Raises InputError where it can't be read or gives something
-    else for images of `image_size` pixels.
+    A TorchScript file holds operations on tensors and no Python. Raises InputError if it can't be read or doesn't return
+    features for images of `image_size` pixels. Its scores have the suffix `suffix`.
     """
 
     def __init__(self, file: str, image_size: int) -> None:
@@ -129,17 +139,17 @@ class Script(Extractor):
             raise InputError(
                 f"features={file} is not there; give a file that torch.jit.save has written"
             )
-        self.name, self.suffix = path.name, "_" + re.sub(r"\W", "_", path.stem)
+        self.name = path.name
+        self.suffix = "_" + re.sub(r"\W", "_", path.stem)
         if self.suffix == "_proxy":
             raise InputError(
                 f"features={file} would give its scores the names of our own proxy's; give the file another name"
             )
-        self.hash = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        self.hash = hash_bytes(path.read_bytes())
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # it is deprecated; its successor saves a graph of one batch size and device
+                # TorchScript is deprecated; its successor saves a graph for one batch size and device.
+                warnings.simplefilter("ignore")
                 self.network = torch.jit.load(str(path), map_location="cpu").eval()
             features, _ = self(torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8))
         except (RuntimeError, ValueError, AttributeError, TypeError) as error:
@@ -149,11 +159,11 @@ class Script(Extractor):
             ) from error
         if features.dim() != 2 or len(features) != 2:
             raise InputError(
-                f"features={file} must give features (n, D) of n images, and gives {tuple(features.shape)} of 2"
+                f"features={file} must return features (n, D) for n images, and returns {tuple(features.shape)} for 2"
             )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        found: Any = self.network(images.expand(-1, 3, -1, -1))
-        features, logits = (found, None) if isinstance(found, Tensor) else found
+        output: Any = self.network(images.expand(-1, 3, -1, -1))
+        features, logits = (output, None) if isinstance(output, Tensor) else output
         return features.float(), logits

@@ -1,166 +1,160 @@
-"""What the evaluations of both stages share."""
+"""What the evaluations of both stages share: images, feature sets, and the result."""
 
+import hashlib
 import math
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
 from data.images import to_uint8
 from engine.console import log_line, progress_bar
-from engine.environment import autocast, find_device
-from engine.errors import InputError, check_int
+from engine.errors import InputError
 from engine.folder import METRICS
-from engine.run import Run
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from evaluation.features import Inception, Script
+from evaluation.features import Inception, TorchScriptNetwork
 from evaluation.proxy import train_proxy
 from evaluation.scores import read_result
-
-EVALUATION_SPLITS = ("val", "train")
-
-EVALUATION_PRECISIONS = ("32-true", "auto")
+from evaluation.settings import EvaluationSettings
+from evaluation.table import format_table
 
 
-def check_settings(config: DictConfig) -> torch.device:
-    """The device to evaluate on; refuses settings that can't work, before any work is done."""
-    if not config.ckpt:
-        raise InputError(
-            "stage=evaluate needs what it is to judge; add ckpt=<run folder of stage=vqgan or stage=prior>"
-        )
-    if config.resume:
-        raise InputError(f"stage=evaluate has nothing to resume; leave resume={config.resume} out")
-    if config.split not in EVALUATION_SPLITS:
-        raise InputError(f"split={config.split} must be one of {', '.join(EVALUATION_SPLITS)}")
-    if config.precision not in EVALUATION_PRECISIONS:
-        raise InputError(
-            f"precision={config.precision} must be one of {', '.join(EVALUATION_PRECISIONS)}"
-        )
-    for name, least, unit in (
-        ("show", 1, "image"),
-        ("batch_size", 1, "image"),
-        ("proxy", 0, "steps"),
-        ("samples", 0, "samples"),
-    ):
-        check_int(name, config[name], least, unit)
-    config.id = config.id or secrets.token_hex(4)
-    return find_device(config.accelerator)
-
-
-def read_compared(config: DictConfig, of_stage: str) -> dict[str, Any] | None:
-    """The evaluation that this one is to be shown beside."""
-    return read_result(config.compare_to, of_stage) if config.compare_to else None
-
-
-def load_script(config: DictConfig, images: ImageDataModule) -> Script | None:
-    """The network that the person named."""
-    return Script(config.features, images.image_size) if config.features else None
+def load_own_features(
+    settings: EvaluationSettings, images: ImageDataModule
+) -> TorchScriptNetwork | None:
+    """The feature network that the user named with features=, if any."""
+    if not settings.features:
+        return None
+    return TorchScriptNetwork(settings.features, images.image_size)
 
 
 def make_feature_sets(
-    config: DictConfig, images: ImageDataModule, where: torch.device, script: Script | None
+    settings: EvaluationSettings, images: ImageDataModule, own: TorchScriptNetwork | None
 ) -> list[FeatureSet]:
-    """A judge by Inception, one by the proxy and one by the network that the person named."""
-    judges: list[FeatureSet] = [AbsentFeatureSet("", "left out with inception=false")]
-    if config.inception:
+    """A feature set by Inception, one by the proxy, and one by the user's own network if there is one."""
+    device = settings.device
+    feature_sets: list[FeatureSet] = [AbsentFeatureSet("", "left out with inception=false")]
+    if settings.inception:
         try:
-            judges = [FeatureSet(Inception(config.fetch).to(where), "")]
+            feature_sets = [FeatureSet(Inception(settings.fetch).to(device), "")]
         except InputError as error:
-            judges = [AbsentFeatureSet("", str(error))]
-    trained = (
-        FeatureSet(train_proxy(images, config.proxy, where), "_proxy")
-        if config.proxy
-        else AbsentFeatureSet("_proxy", "left out with proxy=0")
-    )
-    return [
-        *judges,
-        trained,
-        *([FeatureSet(script.to(where), script.suffix)] if script is not None else []),
-    ]
+            feature_sets = [AbsentFeatureSet("", str(error))]
+    if settings.proxy:
+        proxy = train_proxy(images, settings.proxy, device)
+        feature_sets.append(FeatureSet(proxy, "_proxy"))
+    else:
+        feature_sets.append(AbsentFeatureSet("_proxy", "left out with proxy=0"))
+    if own is not None:
+        feature_sets.append(FeatureSet(own.to(device), own.suffix))
+    return feature_sets
 
 
 @contextmanager
 def deterministic_float32() -> Iterator[None]:
-    """Inside, float32 is float32: a GPU's convolutions don't round to TensorFloat-32, nor choose their algorithm anew."""
+    """Inside, a GPU's convolutions don't round to TensorFloat-32 and always use the same algorithm."""
     with torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
         yield
 
 
-def evaluation_precision(config: DictConfig, where: torch.device) -> torch.autocast:
-    """The precision that a model runs in: float32, whose figures hardly depend on the machine, unless told."""
-    return (
-        autocast(where) if config.precision == "auto" else torch.autocast(where.type, enabled=False)
-    )
-
-
-def iterate_images(
-    images: ImageDataModule, config: DictConfig, where: torch.device
-) -> Iterator[Tensor]:
-    """All images of the split, as a model sees them, (B, C, H, W) in [-1, 1]."""
-    n = images.size(config.split)
+def iterate_images(images: ImageDataModule, settings: EvaluationSettings) -> Iterator[Tensor]:
+    """All images of the split, as a model sees them: batches (B, C, H, W) in [-1, 1] on the device."""
+    n = images.size(settings.split)
+    batches = range(math.ceil(n / settings.batch_size))
     with progress_bar(n, "evaluating") as bar:
-        for batch, _ in images.iterate_chunks(
-            config.split, config.batch_size, range(math.ceil(n / config.batch_size))
-        ):
-            yield images.preprocess(batch.to(where))
+        for batch, _ in images.iterate_chunks(settings.split, settings.batch_size, batches):
+            yield images.preprocess(batch.to(settings.device))
             bar.update(len(batch))
 
 
-def view_images(images: ImageDataModule, split: str, which: Tensor) -> Tensor:
-    """Those images of a split (n, C, H, W) uint8, as a model sees them."""
-    return to_uint8(images.preprocess(images.samples(split).__getitems__(which.tolist())[0]))
+def view_images(images: ImageDataModule, split: str, indices: Tensor) -> Tensor:
+    """The images of a split at these indices (n,), as a model sees them, uint8 (n, C, H, W)."""
+    return to_uint8(images.preprocess(images.samples(split).__getitems__(indices.tolist())[0]))
 
 
-def image_name(images: ImageDataModule, split: str, number: int) -> str:
-    """What a person calls this image of a split."""
+def image_name(images: ImageDataModule, split: str, index: int) -> str:
+    """The name of an image of a split in its source."""
     rows = images.samples(split).rows
-    return images.source(split).image_name(number if rows is None else int(rows[number]))
+    return images.source(split).image_name(index if rows is None else int(rows[index]))
 
 
-def image_provenance(config: DictConfig, images: ImageDataModule, digest: Any) -> dict[str, Any]:
-    """What the provenance of every score begins with: the images that were compared with, known by their pixels."""
-    size = [images.channels, images.image_size, images.image_size]
+def name_images(
+    images: ImageDataModule, split: str, indices: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
+    """The names of the images at several lists of indices."""
     return {
-        "reference": f"originals of {config.split}",
-        "size": size,
-        "reference_hash": digest.hexdigest()[:12],
+        key: [image_name(images, split, index) for index in some.tolist()]
+        for key, some in indices.items()
     }
 
 
-def result_heading(
-    config: DictConfig,
+class ReferenceHash:
+    """A hash of the pixels of all reference images, which identifies them in the provenance of scores."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def update(self, images: Tensor) -> None:
+        """uint8 images (B, C, H, W), in the order of the split."""
+        self.sha256.update(images.cpu().numpy().tobytes())
+
+    def provenance(self, images: ImageDataModule, split: str) -> dict[str, Any]:
+        """What the provenance of every score begins with."""
+        return {
+            "reference": f"originals of {split}",
+            "size": [images.channels, images.image_size, images.image_size],
+            "reference_hash": self.sha256.hexdigest()[:12],
+        }
+
+
+def read_comparison(settings: EvaluationSettings, of_stage: str) -> dict[str, Any] | None:
+    """The result of the evaluation that compare_to= names, if any."""
+    return read_result(settings.compare_to, of_stage) if settings.compare_to else None
+
+
+def describe_evaluation(
+    settings: EvaluationSettings,
     folder: Path,
     of: str | None,
     of_stage: str,
     tokenizer_of: str | None,
     n: int,
 ) -> dict[str, Any]:
-    """What metrics.json of an evaluation begins with."""
-    told = {
+    """The head of metrics.json: this evaluation, the run `of` that it is of, that run's tokenizer, and n images."""
+    return {
         "run": str(folder),
-        "id": config.id,
+        "id": settings.id,
         "of": of,
         "of_stage": of_stage,
         "tokenizer_of": tokenizer_of,
+        "ckpt": settings.ckpt,
+        "split": settings.split,
+        "n": n,
     }
-    return {**told, "ckpt": config.ckpt, "split": config.split, "n": n}
 
 
-def finish_evaluation(run: Run, result: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json of an evaluation, and of that what the command prints: the figures, without what they depend on and without
-    lists of images."""
-    log_line(f"{'all of it':24}{run.folder / METRICS}, with what each score depends on")
-    whole = run.finish(result) or {}
+def log_evaluation(
+    folder: Path,
+    result: dict[str, Any],
+    names: list[str],
+    other: dict[str, Any] | None,
+    *remarks: str,
+) -> None:
+    """Report the scores `names` on the terminal, compared to an `other` evaluation if there is one, then the remarks."""
+    lines = [format_table(result, names, other), *(line for line in remarks if line)]
+    lines.append(f"{'full results':24}{folder / METRICS}, with the provenance of each score")
+    log_line("\n".join(lines))
+
+
+def printed_result(result: dict[str, Any]) -> dict[str, Any]:
+    """What the command prints of metrics.json: the scores, without provenance and lists of images."""
     return {
         name: value
-        for name, value in whole.items()
+        for name, value in result.items()
         if name == "grid" or not isinstance(value, dict | list)
     }

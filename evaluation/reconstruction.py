@@ -1,4 +1,4 @@
-"""How close reconstructions come to their images."""
+"""How close reconstructions are to their images."""
 
 import torch
 from torch import Tensor
@@ -11,43 +11,38 @@ from torchmetrics.image import (
 
 from data.images import to_uint8
 
-BETAS = (
-    0.0448,
-    0.2856,
-    0.3001,
-    0.2363,
-    0.1333,
-)  # weights of the scales of MS-SSIM, the finest first (Wang et al. 2003)
+# Weights of the scales of MS-SSIM, the finest first (Wang et al. 2003).
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
-WINDOW = 11  # pixels a side of what SSIM looks at
+SSIM_WINDOW = 11  # pixels per side
 
 
 class Sharpness(Metric):
-    """Gradient energy of the reconstructions over that of their images: 1 is as sharp as they are, 0 is flat.
+    """Gradient energy of the reconstructions relative to that of their images: 1 is equally sharp, 0 is flat.
 
-    The energy is the sum of squared differences of neighbouring pixels, to the right and below, over the whole set. Noise
-    has energy too: beside a poor PSNR a ratio near 1 does not say that the edges are where they belong.
+    The energy is the sum of squared differences between neighbouring pixels, to the right and below, over the whole set.
+    Noise has energy too: with a poor PSNR, a ratio near 1 doesn't show that the edges are in the right places.
     """
 
     full_state_update = False
-    made: Tensor
+    reconstructed: Tensor
     real: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("made", "real"):
+        for name in ("reconstructed", "real"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, x_hat: Tensor, x: Tensor) -> None:
-        """Both (B, C, H, W), in any one unit."""
-        self.made += energy(x_hat)
-        self.real += energy(x)
+        """Both (B, C, H, W), in any common unit."""
+        self.reconstructed += gradient_energy(x_hat)
+        self.real += gradient_energy(x)
 
     def compute(self) -> Tensor:
-        return (self.made / self.real).float()
+        return (self.reconstructed / self.real).float()
 
 
-def energy(x: Tensor) -> Tensor:
+def gradient_energy(x: Tensor) -> Tensor:
     """The sum of squared forward differences of images (B, C, H, W), float64."""
     return sum(
         (x.diff(dim=dim).square().sum(dtype=torch.float64) for dim in (2, 3)),
@@ -56,16 +51,16 @@ def energy(x: Tensor) -> Tensor:
 
 
 class Reconstruction(MetricCollection):
-    """PSNR in dB and SSIM, each the mean over images of the image's own value, and the sharpness of all images together.
+    """PSNR in dB and SSIM, both means over images of the value of each image, and the sharpness of all images together.
 
-    All are of 8-bit images as a file would hold them. The PSNR of the pooled error of all images is lower, by about 0.5 dB
-    on photographs: don't compare the two.
+    All are computed on 8-bit images, as a file would hold them. The PSNR of the pooled error of all images is lower, by
+    about 0.5 dB on photographs: don't compare the two.
     """
 
     def __init__(self) -> None:
         psnr = PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3))
         ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
-        # Grouped by equal states, as a MetricCollection does by itself, a perfect first batch would merge what differs later.
+        # Without compute_groups=False, a perfect first batch would merge metrics whose states are equal by chance.
         super().__init__(
             {"psnr": psnr, "ssim": ssim, "sharpness": Sharpness()}, compute_groups=False
         )
@@ -76,7 +71,7 @@ class Reconstruction(MetricCollection):
 
 
 class PixelError(Metric):
-    """The mean over all pixels and images of |x_hat - x|^power, of 8-bit pixels as numbers from 0 to 1."""
+    """The mean over all pixels and images of |x_hat - x|^power, with 8-bit pixels scaled to [0, 1]."""
 
     full_state_update = False
     total: Tensor
@@ -98,32 +93,31 @@ class PixelError(Metric):
 
 
 class Fidelity(Reconstruction):
-    """What Reconstruction tells, and l1 and l2 of pixels from 0 to 1, and MS-SSIM, the mean over images (Wang et al. 2003).
+    """All scores of Reconstruction, l1 and l2 of pixels in [0, 1], and MS-SSIM, the mean over images (Wang et al. 2003).
 
-    Of MS-SSIM's five scales there are as many as images of `image_size` pixels have room for, their weights brought to
-    the sum of 1: `scales`, 0 where there is room for none.
+    MS-SSIM uses as many of its five scales as images of `image_size` pixels have room for, with weights normalized to a sum
+    of 1. `scales` is their number; with 0 there is no MS-SSIM.
     """
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
-        self.scales = scales(image_size)
+        self.scales = count_scales(image_size)
         self.add_metrics({"l1": PixelError(1), "l2": PixelError(2)})
         if self.scales:
-            betas = tuple(beta / sum(BETAS[: self.scales]) for beta in BETAS[: self.scales])
-            self.add_metrics(
-                {
-                    "ms_ssim": MultiScaleStructuralSimilarityIndexMeasure(
-                        data_range=255.0, betas=betas
-                    )
-                }
-            )
+            weights = SCALE_WEIGHTS[: self.scales]
+            betas = tuple(weight / sum(weights) for weight in weights)
+            ms_ssim = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=betas)
+            self.add_metrics({"ms_ssim": ms_ssim})
 
 
-def scales(image_size: int) -> int:
-    """How many scales, each half as large as the one before, hold a whole window; torchmetrics wants a little more room."""
+def count_scales(image_size: int) -> int:
+    """The number of scales, each half as large as the one before, that hold a whole window.
+
+    torchmetrics asks for a little more room than that.
+    """
     fits = [
         n
-        for n in range(1, len(BETAS) + 1)
-        if image_size >= max(WINDOW * 2 ** (n - 1), WINDOW * (n - 1) ** 2)
+        for n in range(1, len(SCALE_WEIGHTS) + 1)
+        if image_size >= max(SSIM_WINDOW * 2 ** (n - 1), SSIM_WINDOW * (n - 1) ** 2)
     ]
     return max(fits, default=0)

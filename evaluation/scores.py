@@ -1,57 +1,148 @@
-"""Where a score comes from, and whether two of them may be compared. Imports no torch: reports read scores too."""
+"""The table of scores, their values with provenance, and which of them may be compared.
+
+Imports no torch: reports read scores without it.
+"""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.aliases import upgrade_config
 from engine.errors import InputError
 
-MEANING = {  # of the scores, for the terminal
-    "psnr": "dB, higher is better; the mean of each image's own",
-    "ssim": "of 1, higher is better",
-    "ms_ssim": "of 1, higher is better",
-    "lpips": "lower is better",
-    "l1": "lower is better; pixels from 0 to 1",
-    "l2": "lower is better; pixels from 0 to 1",
-    "sharpness": "1 is as sharp as the images",
-    "perplexity": "so many codes, used alike, would have this entropy",
-    "codes_used": "codes that occur",
-    "entropy_bits": "bits a position that the codes take on average",
-    "usage": "share of the codes that are used",
-    "bits_per_image": "bits",
-    "compression_ratio": "times smaller than its 8-bit pixels",
-    "rfid": "lower is better",
-    "gfid": "lower is better",
-    "kid": "lower is better; it may be a little below 0",
-    "inception_score": "higher is better",
-    "precision": "share of samples that look like images",
-    "recall": "share of images that samples could be",
-    "density": "1 is that of the images",
-    "coverage": "share of images with a sample nearby",
-    "nats_per_token": "lower is better",
-    "nearest_rmse_val": "the same of validation images",
-    "nearest_rmse": "of 255: median distance of a sample to its nearest training image",
-    "nearest_ratio_val": "the same of validation images",
-    "nearest_ratio": "near 0 is a copy",
-}
-
-EvaluationResult = Mapping[str, Any]  # what metrics.json of stage=evaluate holds
+STAGE1 = ("vqgan",)
+STAGE2 = ("prior",)
+BOTH = ("vqgan", "prior")
 
 
-def library(*packages: str) -> str:
-    """Names and versions, without the part that says which processor a build is for."""
+@dataclass(frozen=True)
+class Score:
+    """One line of the table of scores.
+
+    `better` is 1 where higher is better, -1 where lower is, 0 where neither holds. `group` names the computation that the
+    score comes from. A score with `proxy_decimals` is computed in the features of every extractor, under its name plus the
+    extractor's suffix. `in_tables`: reports have a column for it. `in_pipeline`: stage=pipeline repeats it in its result.
+    """
+
+    label: str
+    unit: str
+    decimals: int
+    better: int
+    meaning: str
+    stages: tuple[str, ...]
+    group: str
+    proxy_decimals: int | None = None
+    in_tables: bool = True
+    in_pipeline: bool = True
+
+    @property
+    def axis(self) -> str:
+        """The label of a chart's axis."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def summary(self) -> str:
+        """Unit, direction and meaning in one line."""
+        direction = {1: "higher is better", -1: "lower is better", 0: ""}[self.better]
+        head = ", ".join(part for part in (self.unit, direction) if part)
+        return "; ".join(part for part in (head, self.meaning) if part)
+
+
+def _with_proxies(table: Mapping[str, Score]) -> dict[str, Score]:
+    """The table with a line for the proxy's features below each score that is computed in features."""
+    whole: dict[str, Score] = {}
+    for name, score in table.items():
+        whole[name] = score
+        if score.proxy_decimals is not None:
+            label = f"{score.label} proxy"
+            whole[f"{name}_proxy"] = replace(score, label=label, decimals=score.proxy_decimals)
+    return whole
+
+
+# THE table: every list of scores in the program is derived from it, and reports have their columns in its order.
+# A new score is one line here, and its computation, which adds it to a ScoreSheet under the same name.
+SCORES = _with_proxies({
+    #                    label, unit, decimals, better, meaning, stages, group
+    "K":                 Score("K", "codes", 0, 0, "size of the codebook", BOTH, "setting", in_pipeline=False),
+    "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR", STAGE1, "pixels"),
+    "ssim":              Score("SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
+    "ms_ssim":           Score("MS-SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
+    "lpips":             Score("LPIPS", "", 3, -1, "perceptual distance to the image", STAGE1, "pixels"),
+    "l1":                Score("L1", "", 4, -1, "mean absolute error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
+    "l2":                Score("L2", "", 4, -1, "mean squared error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
+    "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3),
+    "kid":               Score("KID", "", 4, -1, "kernel distance; may be slightly negative", BOTH, "distance", 4),
+    "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is as sharp", STAGE1, "pixels",
+                               in_pipeline=False),
+    "perplexity":        Score("Perplexity", "codes", 1, 0, "equally frequent codes that have this entropy", BOTH, "codes"),
+    "entropy_bits":      Score("Entropy", "bits", 2, 0, "entropy of the codes per position", STAGE1, "codes"),
+    "codes_used":        Score("Codes used", "", 0, 0, "codes that occur at least once", STAGE1, "codes"),
+    "usage":             Score("Usage", "", 3, 0, "share of the codebook that occurs at least once", STAGE1, "codes"),
+    "bits_per_image":    Score("Rate", "bits/image", 0, 0, "", BOTH, "rate"),
+    "compression_ratio": Score("Compression", "×", 1, 0, "8-bit pixels relative to the codes", STAGE1, "rate"),
+    "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3),
+    "inception_score":   Score("Inception Score", "", 2, 1, "confident and varied class predictions", STAGE2, "variety", 2),
+    "precision":         Score("Precision", "", 3, 1, "share of samples close to an image", STAGE2, "variety", 3),
+    "recall":            Score("Recall", "", 3, 1, "share of images close to a sample", STAGE2, "variety", 3),
+    "density":           Score("Density", "", 3, 1, "samples around each image; 1 matches the images", STAGE2, "variety", 3),
+    "coverage":          Score("Coverage", "", 3, 1, "share of images with a sample nearby", STAGE2, "variety", 3),
+    "nats_per_token":    Score("Nats per token", "", 3, -1, "negative log likelihood of a code", STAGE2, "likelihood"),
+    "bits_per_image_deviation": Score("Rate deviation", "bits/image", 0, 0, "standard deviation over images", STAGE2, "likelihood",
+                                      in_tables=False, in_pipeline=False),
+    "nearest_rmse":      Score("Nearest RMSE", "of 255", 1, 0, "median distance of samples to their nearest training image", STAGE2,
+                               "neighbours", in_tables=False, in_pipeline=False),
+    "nearest_rmse_val":  Score("Nearest RMSE, validation", "of 255", 1, 0, "the same for validation images", STAGE2, "neighbours",
+                               in_tables=False, in_pipeline=False),
+    "nearest_ratio":     Score("Nearest ratio", "", 3, 0, "near 0 for copies of training images", STAGE2, "neighbours"),
+    "nearest_ratio_val": Score("Nearest ratio, validation", "", 3, 0, "the same for validation images", STAGE2, "neighbours",
+                               in_tables=False, in_pipeline=False),
+    "seconds":           Score("Training", "s", 0, 0, "", BOTH, "training", in_pipeline=False),
+    "images_per_second": Score("Speed", "images/s", 0, 0, "", BOTH, "training", in_pipeline=False),
+})  # fmt: skip
+
+
+def names_in_group(group: str, stage: str | None = None) -> list[str]:
+    """The names of a group's scores, without those in the proxy's features; of one stage alone if it is given."""
+    return [
+        name
+        for name, score in SCORES.items()
+        if score.group == group
+        and not name.endswith("_proxy")
+        and (stage is None or stage in score.stages)
+    ]
+
+
+def pipeline_names(stage: str) -> list[str]:
+    """The scores that stage=pipeline repeats; where both stages have one of a name, the tokenizer's counts."""
+    owners = {name: score.stages[0] for name, score in SCORES.items() if score.in_pipeline}
+    return [name for name, owner in owners.items() if owner == stage]
+
+
+def find_score(name: str) -> Score | None:
+    """The line of the table for a score's name, also with the suffix of an extractor: rfid_my_network."""
+    if name in SCORES:
+        return SCORES[name]
+    stems = [stem for stem in SCORES if name.startswith(f"{stem}_")]
+    return SCORES[max(stems, key=len)] if stems else None
+
+
+EvaluationResult = Mapping[str, Any]  # the content of metrics.json of stage=evaluate
+
+
+def library_versions(*packages: str) -> str:
+    """Names and versions, without the local part of a version, which names the build's platform."""
     return ", ".join(f"{package} {version(package).split('+')[0]}" for package in packages)
 
 
 @dataclass
-class Scores:
-    """Scores under their names, each with its provenance, or None with the reason why it is absent.
+class ScoreSheet:
+    """Values of scores by name, each with its provenance, or None and the reason why it is absent.
 
-    `common` is what the provenance of all begins with.
+    `common` is the part of the provenance that all scores share.
     """
 
     common: Mapping[str, Any]
@@ -60,31 +151,34 @@ class Scores:
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, value: float, **provenance: Any) -> None:
-        """A score, to five significant digits. JSON has no way to write what is not finite: it is absent."""
+        """Add a score, rounded to five significant digits. JSON has no infinities and no NaN: such a score is absent."""
         if math.isfinite(value):
             self.values[name] = value if isinstance(value, int) else float(f"{value:.5g}")
             self.provenance[name] = {**self.common, **provenance}
+        elif value > 0:
+            self.mark_absent(name, "it is infinite: nothing was lost")
         else:
-            self.miss(
-                name, "it is infinite: nothing was lost" if value > 0 else f"it came out as {value}"
-            )
+            self.mark_absent(name, f"it came out as {value}")
 
-    def miss(self, name: str, reason: str) -> None:
+    def mark_absent(self, name: str, reason: str) -> None:
         self.values[name] = None
         self.absent[name] = reason
 
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """What metrics.json holds beside the values: the reasons why scores are absent, and the provenance of the others."""
+        return {"absent": self.absent, "provenance": self.provenance}
+
 
 def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
-    """Refuse, with InputError, scores `name` that are absent somewhere, or of different provenance."""
+    """Raise InputError if the score `name` is absent from a result, or if two results differ in its provenance."""
     for result in results:
-        who = result.get("run", "a run")
+        run = result.get("run", "a run")
         if result.get(name) is None:
-            raise InputError(
-                f"{name} of {who} is absent: {result.get('absent', {}).get(name, 'it was not computed')}"
-            )
+            reason = result.get("absent", {}).get(name, "it was not computed")
+            raise InputError(f"{name} of {run} is absent: {reason}")
         if name not in result.get("provenance", {}):
             raise InputError(
-                f"{name} of {who} carries no provenance; compare what stage=evaluate writes"
+                f"{name} of {run} carries no provenance; compare what stage=evaluate writes"
             )
     first, *others = results
     mine = first["provenance"][name]
@@ -99,22 +193,24 @@ def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
 
 
 def score_difference(name: str, one: EvaluationResult, other: EvaluationResult) -> float:
-    """The score `name` of one evaluation minus that of another; InputError where they are not `comparable`."""
+    """The score `name` of one evaluation minus that of another; InputError if they are not comparable."""
     check_comparable(name, [one, other])
     return float(one[name]) - float(other[name])
 
 
 def read_result(folder: str, of_stage: str) -> dict[str, Any]:
-    """metrics.json of a run folder of stage=evaluate that judged a run of `of_stage`."""
+    """metrics.json of a run folder of stage=evaluate that evaluated a run of `of_stage`; InputError if there is none."""
     file = Path(folder).expanduser() / "metrics.json"
     try:
-        found = json.loads(file.read_text())
+        result = upgrade_config(
+            json.loads(file.read_text())
+        )  # settings of samplers have today's names
     except (OSError, ValueError) as error:
         raise InputError(
             f"compare_to={folder} has no metrics.json to read; give a run folder of stage=evaluate"
         ) from error
-    if not isinstance(found, dict) or found.get("of_stage") != of_stage:
+    if not isinstance(result, dict) or result.get("of_stage") != of_stage:
         raise InputError(
             f"compare_to={folder} is no evaluation of a run of stage={of_stage}, as this one is; give one that is"
         )
-    return found
+    return result

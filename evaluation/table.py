@@ -5,48 +5,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import InputError
-from evaluation.scores import MEANING, EvaluationResult, score_difference
+from evaluation.scores import EvaluationResult, find_score, score_difference
 
 
 def format_table(
     result: EvaluationResult, names: list[str], other: Mapping[str, Any] | None = None
 ) -> str:
-    """What was judged on what; one aligned line a score: its value, and beside another evaluation that one's and the
-    difference; in whose features, and what is absent and why."""
-    size = next((told["size"] for told in result["provenance"].values()), None)
-    pixels = f", {size[1]}x{size[2]} pixels" if size else ""
-    codes = f"K {result['K']:,}, grid" if result.get("K") else "grid"
-    lines = [f"{'judged':24}{result['ckpt']}, {codes} {'x'.join(map(str, result['grid']))}"]
-    lines.append(f"{'images':24}{result['n']:,} of {result['split']}{pixels}")
-    if result.get("samples"):
-        lines.append(f"{'samples':24}{result['samples']:,}")
+    """What was evaluated on what, one aligned line per score, and which scores are absent and why.
+
+    A line has the score's value and its meaning; compared to an `other` evaluation, also that one's value and the change.
+    """
+    lines = describe_subject(result)
     if other is not None:
         lines.append(f"{'':24}{'this':>10} {'that':>10} {'change':>10}")
-    seen: dict[str, list[str]] = {}
-    absent: dict[str, list[str]] = {}
+    by_extractor: dict[str, list[str]] = {}
+    by_reason: dict[str, list[str]] = {}
     for name in names:
         if result[name] is None:
-            absent.setdefault(result["absent"][name], []).append(name)
+            by_reason.setdefault(result["absent"][name], []).append(name)
             continue
-        if by := result["provenance"][name].get("extractor"):
-            seen.setdefault(by, []).append(name)
-        said = next(
-            (text for key, text in MEANING.items() if name == key or name.startswith(f"{key}_")), ""
-        )
+        if extractor := result["provenance"][name].get("extractor"):
+            by_extractor.setdefault(extractor, []).append(name)
+        score = find_score(name)
+        remark = score.summary if score else ""
         if other is not None:
-            try:
-                change = score_difference(name, result, other)
-                said = f"{format_number(other[name]):>9} {change:>+10.3g}  {said}"
-            except InputError as error:
-                said = f"not compared: {error}"
-        lines.append(f"{name:24}{format_number(result[name]):>10}  {said}".rstrip())
-    lines += [f"{'features':24}{', '.join(scores)}: {by}" for by, scores in seen.items()]
-    lines += [f"{'absent':24}{', '.join(scores)}: {reason}" for reason, scores in absent.items()]
+            remark = compare_score(name, result, other, remark)
+        lines.append(f"{name:24}{format_number(result[name]):>10}  {remark}".rstrip())
+    lines += [f"{'features':24}{', '.join(by_extractor[key])}: {key}" for key in by_extractor]
+    lines += [f"{'absent':24}{', '.join(by_reason[key])}: {key}" for key in by_reason]
     return "\n".join(lines)
 
 
+def describe_subject(result: EvaluationResult) -> list[str]:
+    """The lines on the model, the images and the samples."""
+    size = next((about["size"] for about in result["provenance"].values()), None)
+    pixels = f", {size[1]}x{size[2]} pixels" if size else ""
+    codes = f"K {result['K']:,}, grid" if result.get("K") else "grid"
+    lines = [f"{'evaluated':24}{result['ckpt']}, {codes} {'x'.join(map(str, result['grid']))}"]
+    lines.append(f"{'images':24}{result['n']:,} of {result['split']}{pixels}")
+    if result.get("samples"):
+        lines.append(f"{'samples':24}{result['samples']:,}")
+    return lines
+
+
+def compare_score(name: str, result: EvaluationResult, other: EvaluationResult, remark: str) -> str:
+    """The other evaluation's value, the change and the remark; or why the two can't be compared."""
+    try:
+        change = score_difference(name, result, other)
+    except InputError as error:
+        return f"not compared: {error}"
+    return f"{format_number(other[name]):>9} {change:>+10.3g}  {remark}"
+
+
 def format_number(value: float) -> str:
-    """A figure for a person to read: all of a whole number, else at least four digits that count."""
+    """Whole numbers in full, others with at least four significant digits."""
     if not math.isfinite(value) or value == round(value):
         return f"{value:,.0f}"
     return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
@@ -55,19 +67,27 @@ def format_number(value: float) -> str:
 def nearest_codecs(
     codecs: list[dict[str, Any]], bits: float | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Of the codecs, each with its name for a person to read, those of as many bits as the tokenizer, and JPEG with the next
-    fewer and the next more; all of them beside a tokenizer without bits."""
-    named = []
+    """The codecs to compare a tokenizer of `bits` bits per image to, each with its name for the terminal.
+
+    These are all but JPEG, which have as many bits as the tokenizer, and the JPEG qualities with the next fewer and the next
+    more bits. Without `bits` (a continuous tokenizer) all codecs are returned.
+    """
+    named: list[tuple[str, dict[str, Any]]] = []
+    jpegs: list[tuple[str, dict[str, Any]]] = []
     for codec in codecs:
-        settings = codec["settings"]
-        of_jpeg = f"JPEG, quality {settings.get('quality')}"
-        named.append((of_jpeg if codec["codec"] == "JPEG" else codec["codec"], codec))
+        is_jpeg = codec["codec"] == "JPEG"
+        name = f"JPEG, quality {codec['settings'].get('quality')}" if is_jpeg else codec["codec"]
+        (jpegs if is_jpeg and bits is not None else named).append((name, codec))
     if bits is None:
         return named
-    below = [
-        pair for pair in named if pair[1]["codec"] == "JPEG" and pair[1]["bits_per_image"] <= bits
-    ]
-    above = [
-        pair for pair in named if pair[1]["codec"] == "JPEG" and pair[1]["bits_per_image"] > bits
-    ]
-    return [*(pair for pair in named if pair[1]["codec"] != "JPEG"), *below[-1:], *above[:1]]
+    below = [pair for pair in jpegs if pair[1]["bits_per_image"] <= bits]
+    above = [pair for pair in jpegs if pair[1]["bits_per_image"] > bits]
+    return [*named, *below[-1:], *above[:1]]
+
+
+def format_codecs(codecs: list[dict[str, Any]], bits: float | None) -> str:
+    """A line for each of the nearest codecs: its PSNR and its bits."""
+    return "\n".join(
+        f"{name:24}{format_number(codec['psnr']):>10}  dB with {format_number(codec['bits_per_image'])} bits"
+        for name, codec in nearest_codecs(codecs, bits)
+    )

@@ -1,27 +1,50 @@
-"""Likelihoods and samples for stage=evaluate."""
+"""Likelihoods, samples and pictures of a prior for stage=evaluate."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from lightning.fabric import Fabric
 from torch import Tensor
 
+from data.datamodule import ImageDataModule
 from data.images import to_uint8
-from data.samples import ArraySamples as Grids
+from data.pictures import save_picture, tile_images
+from data.samples import ArraySamples
+from data.store import fingerprint
 from engine.console import progress_bar
 from engine.errors import InputError
-from evaluation.judging import evaluation_precision
-from prior.decoding.generate import generate
+from engine.folder import PICTURES
+from evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from evaluation.judging import (
+    ReferenceHash,
+    iterate_images,
+    load_own_features,
+    make_feature_sets,
+    view_images,
+)
+from evaluation.scores import ScoreSheet, library_versions, names_in_group
+from evaluation.settings import EvaluationSettings
+from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
+from prior.extract import extract
 from prior.load import TrainedPrior
 from prior.models.base import PriorModel
 from prior.module import negative_log_likelihood
-from vqgan.stages.evaluate import evaluate_tokenizer as evaluate_tokenizer
+from prior.neighbours import MAX_JUDGED, find_neighbours
+from prior.samples import save_samples
+
+SAMPLES_SHOWN = 64
+SAMPLE_COLUMNS = 16
+
+NO_SAMPLES = "no samples are drawn with samples=0"
 
 
 def check_sampler(sampler: Sampler, model: PriorModel) -> None:
-    """Refuse samples that can't be compared with the images."""
+    """Raise InputError for settings whose samples can't be compared with the images."""
     for name in ("grid", "init_image"):
         if getattr(sampler, name) is not None:
             raise InputError(
@@ -33,20 +56,61 @@ def check_sampler(sampler: Sampler, model: PriorModel) -> None:
         )
 
 
+@torch.no_grad()
+def measure_nats(model: PriorModel, codes: ArraySamples, batch_size: int) -> Tensor:
+    """-log p of each code (n, h, w, num_codebooks), float32 on the CPU; its sum over an image is the image's.
+
+    For a model that is not `exact`, an estimate of an upper bound.
+    """
+    device = next(model.buffers()).device
+    if model.classes and int(np.max(codes.labels)) >= model.classes:
+        raise InputError(
+            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; give it those "
+            "that it was trained on, with data.root=<folder>"
+        )
+    batches = []
+    with progress_bar(len(codes), "likelihoods") as bar:
+        for first in range(0, len(codes), batch_size):
+            indices, labels = codes.__getitems__(range(first, min(first + batch_size, len(codes))))
+            prediction = model.judge(
+                indices.flatten(1).long().to(device), labels.to(device) if model.classes else None
+            )
+            nats = (negative_log_likelihood(prediction) * prediction.weights).cpu()
+            batches.append(nats.view(-1, *model.grid, model.num_codebooks))
+            bar.update(len(nats))
+    return torch.cat(batches)
+
+
+def add_likelihood_scores(sheet: ScoreSheet, trained: TrainedPrior, nats: Tensor) -> None:
+    """Add nats per token, perplexity and bits per image; `nats` (n, h, w, num_codebooks) is -log p of each code."""
+    about = {
+        "n": len(nats),
+        "exact": trained.model.exact,
+        "codes": trained.tokenizer.fingerprint(),
+        "library": library_versions("torch"),
+    }
+    per_image = nats.double().sum((1, 2, 3))
+    per_token = float(per_image.mean()) / trained.model.L
+    bits = per_image / math.log(2)
+    sheet.add("nats_per_token", per_token, **about)
+    sheet.add("perplexity", math.exp(per_token), **about)
+    sheet.add("bits_per_image", float(bits.mean()), **about)
+    sheet.add("bits_per_image_deviation", float(bits.std(correction=0)), **about)
+
+
 def iterate_samples(
     trained: TrainedPrior,
     sampler: Sampler,
     m: int,
     labels: Tensor | None,
-    config: DictConfig,
-    where: torch.device,
+    settings: EvaluationSettings,
 ) -> Iterator[Tensor]:
-    """m samples, batches (b, C, H, W) uint8; of a prior of classes those of these labels (m,)."""
-    drawn = generate(trained.model, sampler, m, config.seed, config.batch_size, labels)
+    """m samples, batches (b, C, H, W) uint8; a prior of classes draws those of `labels` (m,)."""
+    batches = generate(trained.model, sampler, m, settings.seed, settings.batch_size, labels)
     with progress_bar(m, "samples") as bar:
         while True:
-            with torch.no_grad(), evaluation_precision(config, where):
-                codes = next(drawn, None)
+            with torch.no_grad(), settings.autocast():
+                codes = next(batches, None)
                 if codes is None:
                     return
                 images = to_uint8(trained.tokenizer.decode_indices(codes))
@@ -54,31 +118,189 @@ def iterate_samples(
             bar.update(len(images))
 
 
-@torch.no_grad()
-def likelihoods(model: PriorModel, codes: Grids, batch_size: int) -> Tensor:
-    """-log p (n, h, w, num_codebooks) of each code, float32 on the CPU, whose sum over an image is the image's; where the model is
-    not `exact`, an estimate of a bound on that."""
-    where, found = next(model.buffers()).device, []
-    if model.classes and int(np.max(codes.labels)) >= model.classes:
-        raise InputError(
-            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; give it those "
-            "that it was trained on, with data.root=<folder>"
+class PriorJudge:
+    """Measures a prior on a split: the likelihood of its images' codes, and samples compared with the images.
+
+    `sampler_settings` are the settings of the sampler, for the provenance. Raises InputError, before any work is done, if the
+    sampler's samples can't be compared with the images, or if images that will be needed are missing.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedPrior,
+        sampler: Sampler,
+        sampler_settings: Mapping[str, Any],
+        images: ImageDataModule,
+        settings: EvaluationSettings,
+    ) -> None:
+        check_sampler(sampler, trained.model)
+        check_compile_sampler(trained.model, sampler, settings.device.type)
+        self.trained = trained
+        self.sampler = sampler
+        self.sampler_settings = sampler_settings
+        self.images = images
+        self.settings = settings
+        self.n = images.size(settings.split)
+        self.m = min(settings.samples, self.n)
+        if self.m and settings.neighbours:
+            images.size("train")
+        self.own = load_own_features(settings, images)
+        trained.model.to(settings.device)
+        trained.tokenizer.to(settings.device)
+
+    def measure_all(self) -> ScoreSheet:
+        """All scores of the split and of the samples; the latter are absent if none are drawn."""
+        self.codes = self.encode_images()
+        with self.settings.autocast():
+            self.nats = measure_nats(self.trained.model, self.codes, self.settings.batch_size)
+        feature_sets: list[FeatureSet] = [
+            AbsentFeatureSet(suffix, NO_SAMPLES) for suffix in ("", "_proxy")
+        ]
+        if self.m:
+            feature_sets = make_feature_sets(self.settings, self.images, self.own)
+        sheet = ScoreSheet(self.add_references(feature_sets))
+        self.samples = self.add_samples(feature_sets)
+        add_likelihood_scores(sheet, self.trained, self.nats)
+        # Compiling changes nothing but rounding.
+        chosen = {name: v for name, v in self.sampler_settings.items() if name != "compile"}
+        about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
+        sheet.common = {**sheet.common, **about}
+        for feature_set in feature_sets:
+            feature_set.add_distances(sheet, "gfid")
+            feature_set.add_variety(sheet)
+        self.neighbours = self.add_neighbour_scores(sheet)
+        return sheet
+
+    def encode_images(self) -> ArraySamples:
+        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the images' labels."""
+        return extract(
+            self.trained.tokenizer,
+            self.images,
+            self.settings.split,
+            batch_size=self.settings.batch_size,
+            fabric=Fabric(accelerator=self.settings.device.type, devices=1),
         )
-    with progress_bar(len(codes), "likelihoods") as bar:
-        for first in range(0, len(codes), batch_size):
-            indices, labels = codes.__getitems__(range(first, min(first + batch_size, len(codes))))
-            prediction = model.judge(
-                indices.flatten(1).long().to(where), labels.to(where) if model.classes else None
-            )
-            told = (negative_log_likelihood(prediction) * prediction.weights).cpu()
-            found.append(told.view(-1, *model.grid, model.num_codebooks))
-            bar.update(len(told))
-    return torch.cat(found)
+
+    def add_references(self, feature_sets: Sequence[FeatureSet]) -> dict[str, Any]:
+        """Add all images of the split to the feature sets; return the provenance that all scores begin with."""
+        reference_hash = ReferenceHash()
+        for x in iterate_images(self.images, self.settings):
+            reference_hash.update(to_uint8(x))
+            for feature_set in feature_sets:
+                feature_set.add("reference", to_uint8(x))
+        return reference_hash.provenance(self.images, self.settings.split)
+
+    def add_samples(self, feature_sets: Sequence[FeatureSet]) -> Tensor:
+        """Draw the samples and add them to the feature sets; return the first ones (at most m, C, H, W) uint8.
+
+        A prior of classes draws the classes of the images.
+        """
+        labels = None
+        if self.trained.model.classes:
+            evenly = np.linspace(0, self.n - 1, self.m).astype(int)
+            labels = torch.from_numpy(np.asarray(self.codes.labels)[evenly])
+        first = [torch.empty(0, dtype=torch.uint8)]
+        for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
+            for feature_set in feature_sets:
+                feature_set.add("judged", batch)
+            if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
+                first.append(batch.cpu())
+        return torch.cat(first)
+
+    def add_neighbour_scores(self, sheet: ScoreSheet) -> Tensor | None:
+        """Add how close samples are to training images; return a picture of the nearest ones, (3, H, W) uint8."""
+        names = names_in_group("neighbours")
+        if not self.m or not self.settings.neighbours:
+            reason = NO_SAMPLES if not self.m else "left out with neighbours=false"
+            for name in names:
+                sheet.mark_absent(name, reason)
+            return None
+        flip = self.trained.config["flip"]
+        nearest, neighbours = find_neighbours(
+            self.samples, self.images, self.trained.tokenizer, flip
+        )
+        about = {
+            "reference": "originals of train",
+            "reference_hash": fingerprint([self.images.cache_key("train"), self.images.image_size]),
+            "n_reference": self.images.size("train"),
+            "n": min(self.m, MAX_JUDGED),
+            "mirrored": flip,
+            "library": library_versions("torch"),
+        }
+        for name in names:
+            sheet.add(name, nearest[name], **about)
+        return neighbours
+
+    def rank_by_likelihood(self) -> dict[str, Tensor]:
+        """The indices of the `show` most likely and of the `show` least likely images."""
+        order = self.nats.double().sum((1, 2, 3)).argsort(stable=True)
+        show = self.settings.show
+        return {"most_likely": order[:show], "least_likely": order.flip(0)[:show]}
+
+    def white_level(self) -> float:
+        """The nats of a code that are white in the maps, taken from all maps so that their shades can be compared.
+
+        Neither a single improbable code nor the large weights of a bound's few codes stretch the scale.
+        """
+        maps = self.nats.mean(3)
+        return min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
+
+    def save_files(self, folder: Path, ends: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Write likelihoods.npz and the pictures; return where they are, and the nats that are white in the maps.
+
+        likelihoods.npz has `nats` in the shape of the codes and the `labels` (n,) of the images.
+        """
+        file = folder / "likelihoods.npz"
+        nats = self.nats.view(self.codes.values.shape).numpy()
+        np.savez(file, nats=nats, labels=np.asarray(self.codes.labels))
+        pictures = self.save_pictures(folder / PICTURES, ends)
+        return {
+            "white": round(self.white_level(), 2),
+            "likelihoods": str(file),
+            "pictures": [str(path) for path in pictures],
+        }
+
+    def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
+        """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
+        maps = self.nats.mean(3)
+        f = self.trained.tokenizer.f
+        rows = []
+        for indices in ends.values():
+            rows.append(view_images(self.images, self.settings.split, indices))
+            rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
+        mean = maps.mean(0, keepdim=True)
+        mean_picture = tile_images([heat_map_pictures(mean / mean.max(), f)], scale=4)
+        files = [
+            save_picture(tile_images(rows, scale=2), folder / "outliers.png"),
+            save_picture(mean_picture, folder / "mean.png"),
+        ]
+        if self.m:
+            shown = self.samples[:SAMPLES_SHOWN]
+            saved = save_samples(shown, folder, ["grid"], SAMPLE_COLUMNS, SAMPLES_SHOWN)
+            files += [Path(path) for path in saved["pictures"]]
+        if self.neighbours is not None:
+            files.append(save_picture(self.neighbours, folder / "neighbours.png"))
+        return files
+
+    def describe_model(self) -> dict[str, Any]:
+        """What the result says about the samples and the model."""
+        model = self.trained.model
+        return {"samples": self.m, "K": model.K, "grid": list(model.grid), "exact": model.exact}
+
+
+def summarize_likelihoods(result: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal: the most and the least likely images, and whether likelihoods are bounds."""
+    lines = [
+        f"{'most likely':24}{', '.join(result['most_likely'][:4])}",
+        f"{'least likely':24}{', '.join(result['least_likely'][:4])}",
+    ]
+    if not result["exact"]:
+        lines.append("nats and bits are upper bounds, estimated from one draw per image")
+    return lines
 
 
 def heat_map_pictures(maps: Tensor, f: int) -> Tensor:
-    """Maps (n, h, w) of numbers as uint8 pictures (n, 3, f * h, f * w), from 0 on black, red, yellow, white from 1 on."""
-    red_green_blue = 3 * maps[:, None] - torch.arange(3)[:, None, None]  # one after the other
-    return (
-        to_uint8(red_green_blue.clamp(0, 1) * 2 - 1).repeat_interleave(f, 2).repeat_interleave(f, 3)
-    )
+    """Maps (n, h, w) as uint8 pictures (n, 3, f * h, f * w): black at 0, over red and yellow to white from 1 on."""
+    red_green_blue = 3 * maps[:, None] - torch.arange(3)[:, None, None]  # each rises after the last
+    pixels = to_uint8(red_green_blue.clamp(0, 1) * 2 - 1)
+    return pixels.repeat_interleave(f, 2).repeat_interleave(f, 3)

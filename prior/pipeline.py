@@ -14,16 +14,6 @@ COMMON = (  # settings of every stage, by conf/config.yaml
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
 TOKENIZER = {"stage": "vqgan", "run": "vqgan.stages.train.train_tokenizer"}
 
-OF_TOKENIZER = (
-    "psnr", "ssim", "ms_ssim", "lpips", "rfid", "rfid_proxy", "kid", "kid_proxy", "perplexity", "entropy_bits", "codes_used",
-    "usage", "bits_per_image", "compression_ratio",
-)  # fmt: skip
-
-OF_PRIOR = (
-    "nats_per_token", "exact", "gfid", "gfid_proxy", "inception_score", "inception_score_proxy", "precision", "precision_proxy",
-    "recall", "recall_proxy", "density", "density_proxy", "coverage", "coverage_proxy", "nearest_ratio",
-)  # fmt: skip
-
 
 def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, Any]:
     """The figures of a part of a pipeline, computed now or earlier; `ckpt` is the part that it builds on."""

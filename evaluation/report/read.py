@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from engine.aliases import upgrade_config
-from engine.card import as_typed
+from engine.card import display_command
 from engine.errors import InputError
 
 INSIDE = {
@@ -312,4 +312,4 @@ def read_series(file: Path, name: str) -> Iterator[tuple[float, float]]:
 
 def command(run: ReportedRun) -> str:
     """What was typed to start the run, such as one can type it again; of a sweep's point its own."""
-    return as_typed(run.command) if run.command else ""
+    return display_command(run.command) if run.command else ""

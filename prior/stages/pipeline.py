@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 
 from engine.errors import InputError
 from engine.run import Run
-from prior.pipeline import OF_PRIOR, OF_TOKENIZER, run_part, split_config
+from evaluation.scores import pipeline_names
+from prior.pipeline import run_part, split_config
 from vqgan.load import build_tokenizer, require_codes
 
 
@@ -30,8 +31,13 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
                 "id": run.config.id,
                 "K": tokenizer["K"],
                 "grid": tokenizer["grid"],
-                **{name: of_tokenizer[name] for name in OF_TOKENIZER if name in of_tokenizer},
-                **{name: of_prior[name] for name in OF_PRIOR if name in of_prior},
+                **{
+                    name: of_tokenizer[name]
+                    for name in pipeline_names("vqgan")
+                    if name in of_tokenizer
+                },
+                **{name: of_prior[name] for name in pipeline_names("prior") if name in of_prior},
+                "exact": of_prior["exact"],
                 "unigram_nats_per_token": prior["unigram_nats_per_token"],
                 "seconds": round(tokenizer["seconds"] + prior["seconds"], 1),
                 "tokenizer_steps": tokenizer["steps"],

@@ -1,14 +1,17 @@
-"""What every dataset promises, on tiny copies of each in its real layout; then what each says where it can't work."""
+"""The contract of all datasets, on tiny copies in their real layouts, and the errors of each when it cannot work."""
 
 import hashlib
+import inspect
 import io
 import os
 import pickle
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import islice
 from pathlib import Path
 from threading import Thread
@@ -21,8 +24,10 @@ import datasets as huggingface
 import numpy as np
 import pytest
 import torch
+from hydra.utils import get_class
 from litdata.streaming.writer import BinaryWriter
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 from torch import Tensor
@@ -48,21 +53,23 @@ from data.torchvision import (
     Flowers102,
 )
 from engine.errors import InputError
+from tests.helpers.configs import ROOT
+from tests.helpers.images import image_settings, make_images
 
 Build = Callable[..., ImageDataModule]
 Batch = tuple[Tensor, Tensor]
-TRAIN = [0, 1, 2] * 4  # labels of the training and of the validation images
-VAL = [2, 1, 0, 0, 1, 2]
+TRAIN = [0, 1, 2] * 4  # labels of the training images
+VAL = [2, 1, 0, 0, 1, 2]  # labels of the validation images
 
 
 def painted(labels: Sequence[int], side: int, seed: int, channels: int = 3) -> NDArray[np.uint8]:
-    """Images (n, side, side, channels), no two alike, whose brightness tells their label."""
+    """Images (n, side, side, channels), no two alike, whose brightness encodes their label."""
     noise = np.random.default_rng(seed).integers(0, 60, (len(labels), side, side, channels))
     return (noise + 64 * (np.array(labels) % 4)[:, None, None, None]).astype(np.uint8)
 
 
-def told(images: Tensor) -> list[int]:
-    """The labels of painted images (n, channels, side, side), -1 for the brightest."""
+def read_labels(images: Tensor) -> list[int]:
+    """The labels that the brightness of painted images (n, channels, side, side) encodes, -1 for the brightest."""
     return [
         band if band < 3 else -1 for band in (images.float().mean((1, 2, 3)) // 64).int().tolist()
     ]
@@ -98,7 +105,7 @@ def cifar10(root: Path, patch: pytest.MonkeyPatch) -> Build:
     patch.setattr(
         datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": md5(folder / "batches.meta")}
     )
-    return partial(CIFAR10, root=str(root))
+    return partial(make_images, CIFAR10, root=str(root))
 
 
 def idx(file: Path, values: NDArray[np.uint8]) -> None:
@@ -112,7 +119,7 @@ def mnist(root: Path, patch: pytest.MonkeyPatch, kind: type[MNIST] = MNIST) -> B
     for seed, (stem, labels) in enumerate((("train", TRAIN), ("t10k", VAL))):
         idx(raw / f"{stem}-images-idx3-ubyte", painted(labels, 28, seed, 1)[..., 0])
         idx(raw / f"{stem}-labels-idx1-ubyte", np.array(labels, np.uint8))
-    return partial(kind, root=str(root))
+    return partial(make_images, kind, root=str(root))
 
 
 def stl10(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -131,7 +138,7 @@ def stl10(root: Path, patch: pytest.MonkeyPatch) -> Build:
             table,
             [[name, md5(folder / name)] for name, _ in getattr(datasets.STL10, table)],
         )
-    return partial(STL10, root=str(root))
+    return partial(make_images, STL10, root=str(root))
 
 
 def flowers102(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -151,7 +158,7 @@ def flowers102(root: Path, patch: pytest.MonkeyPatch) -> Build:
         for what, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
     }
     patch.setattr(datasets.Flowers102, "_file_dict", {**datasets.Flowers102._file_dict, **sums})
-    return partial(Flowers102, root=str(root))
+    return partial(make_images, Flowers102, root=str(root))
 
 
 def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -175,7 +182,7 @@ def celeba(root: Path, patch: pytest.MonkeyPatch) -> Build:
         for number, sum_, name in datasets.CelebA.file_list
     ]
     patch.setattr(datasets.CelebA, "file_list", lists)
-    return partial(CelebA, root=str(root), attribute="Smiling")
+    return partial(make_images, CelebA, root=str(root), attribute="Smiling")
 
 
 def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -193,7 +200,7 @@ def tiny_imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
     write(val, painted(VAL, 24, 1))
     rows = [f"{file.name}\t{wnids[k]}\t0\t0\t62\t62\n" for file, k in zip(val, VAL, strict=True)]
     (folder / "val" / "val_annotations.txt").write_text("".join(rows))
-    return partial(TinyImageNet, root=str(root))
+    return partial(make_images, TinyImageNet, root=str(root))
 
 
 def imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -202,7 +209,7 @@ def imagenet(root: Path, patch: pytest.MonkeyPatch) -> Build:
             [root / split / f"n0{k}" / f"{split}_{i}.JPEG" for i, k in enumerate(labels)],
             painted(labels, 24, seed),
         )
-    return partial(ImageNet, root=str(root))
+    return partial(make_images, ImageNet, root=str(root))
 
 
 def ffhq(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -210,7 +217,7 @@ def ffhq(root: Path, patch: pytest.MonkeyPatch) -> Build:
     write(
         [root / f"{n // 1000:02d}000" / f"{n:05d}.png" for n in numbers], painted([0] * 18, 24, 0)
     )
-    return partial(FFHQ, root=str(root))
+    return partial(make_images, FFHQ, root=str(root))
 
 
 def folder(root: Path, patch: pytest.MonkeyPatch) -> Build:
@@ -218,11 +225,11 @@ def folder(root: Path, patch: pytest.MonkeyPatch) -> Build:
         [root / f"class {k}" / f"{i}.png" for i, k in enumerate((*TRAIN, *VAL))],
         painted([*TRAIN, *VAL], 24, 0),
     )
-    return partial(Folder, root=str(root), n_val=6)
+    return partial(make_images, Folder, root=str(root), n_val=6)
 
 
 def shapes(root: Path, patch: pytest.MonkeyPatch) -> Build:
-    return partial(Shapes, n_train=12, n_val=6)
+    return partial(make_images, Shapes, n_train=12, n_val=6)
 
 
 def encoded(labels: list[int], seed: int) -> list[bytes]:
@@ -243,6 +250,7 @@ def hf(root: Path, patch: pytest.MonkeyPatch) -> Build:
         table = huggingface.Dataset.from_dict({"image": images, "label": labels}, features=kinds)
         table.to_parquet(root / f"{split}.parquet")
     return partial(
+        make_images,
         HF,
         path="parquet",
         files={split: str(root / f"{split}.parquet") for split in ("train", "test")},
@@ -257,14 +265,20 @@ def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
         writer.done()
         writer.merge(1)
     return partial(
-        LitData, train=str(root / "train"), val=str(root / "val"), classes=["a", "b", "c"]
+        make_images,
+        LitData,
+        train=str(root / "train"),
+        val=str(root / "val"),
+        classes=["a", "b", "c"],
     )
 
 
-# The contract holds for every dataset. A new one joins with a function that writes a tiny copy of it below `root`, of 12
-# training and 6 validation images, and returns what builds its datamodule.
-DATASETS: dict[str, Callable[[Path, pytest.MonkeyPatch], Build]] = {
-    "shapes": shapes,
+# A new dataset joins the contract with one line: its name in conf/data, and a function that returns what builds its
+# datamodule with 12 training and 6 validation images. If the dataset is read from files, the function writes a tiny copy
+# below `root`, of `painted` images.
+Prepare = Callable[[Path, pytest.MonkeyPatch], Build]
+DRAWN: dict[str, Prepare] = {"shapes": shapes}  # by the program itself
+READ: dict[str, Prepare] = {
     "folder": folder,
     "cifar10": cifar10,
     "mnist": mnist,
@@ -278,22 +292,54 @@ DATASETS: dict[str, Callable[[Path, pytest.MonkeyPatch], Build]] = {
     "hf": hf,
     "litdata": lit,
 }
-DOWNLOADED = {"cifar10": CIFAR10, "mnist": MNIST, "fashion_mnist": FashionMNIST, "stl10": STL10, "flowers102": Flowers102,
-              "celeba": CelebA, "tiny_imagenet": TinyImageNet}  # fmt: skip
+DATASETS = DRAWN | READ
+
+PAGE = ROOT / "docs" / "extending" / "dataset.md"
+
+
+def read_block(language: str) -> str:
+    """The one code block of this language on the page about new datasets."""
+    [block] = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return block
+
+
+def example(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    """The dataset of the page, imported as a module from a file of its own."""
+    root.mkdir(parents=True)
+    file = root / "blobs.py"
+    file.write_text(read_block("python"))
+    spec = spec_from_file_location("data.blobs", file)
+    assert spec
+    assert spec.loader
+    module = module_from_spec(spec)
+    patch.setitem(sys.modules, "data.blobs", module)  # pickle looks classes up there
+    spec.loader.exec_module(module)
+    return lambda **settings: module.Blobs(**image_settings(n_train=12, n_val=6, **settings))
+
+
+CONTRACT = DATASETS | {"the page's example": example}
+
+
+def class_of(name: str) -> Any:
+    """The class that conf/data/<name>.yaml builds."""
+    return get_class(OmegaConf.load(ROOT / "conf" / "data" / f"{name}.yaml")._target_)
+
+
+DOWNLOADED = [name for name in DATASETS if issubclass(class_of(name), DownloadedDataModule)]
 
 
 def tiny(name: str, tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     """What builds a dataset on a tiny copy of it in tmp_path/name, whose cache is tmp_path/cache."""
-    make = DATASETS[name](tmp_path / name, patch)
-    return lambda **settings: make(
-        **{"image_size": 16, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **settings}
-    )
+    make = CONTRACT[name](tmp_path / name, patch)
+    small = {"image_size": 16, "channels": 3, "flip": True, "batch_size": 4}
+    small |= {"cache": "disk", "cache_dir": str(tmp_path / "cache")}
+    return lambda **settings: make(**{**small, **settings})
 
 
-@pytest.fixture(params=DATASETS)
+@pytest.fixture(params=CONTRACT)
 def build(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("the copy is whole and nothing is to be fetched")
+        raise AssertionError("the copy is whole, so nothing may be downloaded")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     return tiny(request.param, tmp_path, monkeypatch)
@@ -309,7 +355,7 @@ def rows(images: Tensor) -> list[bytes]:
 
 
 def shown(data: ImageDataModule, n: int, done: int = 0) -> list[Batch]:
-    """The next n training batches of a run that is at step `done`."""
+    """The next n training batches of a run that has done this many steps."""
     data.trainer = SimpleNamespace(
         global_rank=0, world_size=1, training=True, lightning_module=SimpleNamespace(step=done)
     )  # type: ignore[assignment]
@@ -319,6 +365,20 @@ def shown(data: ImageDataModule, n: int, done: int = 0) -> list[Batch]:
 def same(one: list[Batch], other: list[Batch]) -> bool:
     pairs = list(zip(one, other, strict=True))
     return all(torch.equal(a, b) and torch.equal(k, m) for (a, k), (b, m) in pairs)
+
+
+def test_every_dataset_in_conf_is_under_this_contract() -> None:
+    assert set(DATASETS) == {file.stem for file in (ROOT / "conf" / "data").glob("*.yaml")}
+
+
+def test_the_pages_yaml_has_the_settings_of_its_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example(tmp_path / "example", monkeypatch)
+    config = OmegaConf.create(read_block("yaml"))
+    kind = get_class(config._target_)
+    own = [name for name in inspect.signature(kind).parameters if name != "image_settings"]
+    assert list(config) == ["defaults", "_target_", *own]
 
 
 def test_a_split_has_all_its_images(build: Build) -> None:
@@ -344,12 +404,12 @@ def test_labels_are_int64_and_have_a_name_or_are_minus_one(build: Build) -> None
         assert set(labels.tolist()) <= {-1, *range(len(data.classes))}
 
 
-@pytest.mark.parametrize("build", [name for name in DATASETS if name != "shapes"], indirect=True)
+@pytest.mark.parametrize("build", READ, indirect=True)
 def test_every_image_has_its_own_label(build: Build) -> None:
     data = build()
     for split in ("train", "val"):
         images, labels = whole(data, split)
-        assert labels.tolist() == told(images)
+        assert labels.tolist() == read_labels(images)
 
 
 def test_no_image_is_in_both_splits(build: Build) -> None:
@@ -382,7 +442,9 @@ def test_images_are_grey_or_rgb_as_asked(build: Build, channels: int) -> None:
 def test_grey_is_the_luma_of_rgb(build: Build) -> None:
     grey, colour = (whole(build(channels=channels), "val")[0].float() for channels in (1, 3))
     luma = torch.einsum("nchw,c->nhw", colour, torch.tensor([0.299, 0.587, 0.114]))
-    assert (grey[:, 0] - luma).abs().mean() < 1.5  # scaled before or after it became grey
+    assert (
+        grey[:, 0] - luma
+    ).abs().mean() < 1.5  # resizing and conversion to grey may come in either order
 
 
 def test_random_crops_lie_inside_the_image_and_move(build: Build) -> None:
@@ -454,9 +516,7 @@ def test_a_source_reaches_a_worker_that_is_not_forked(build: Build) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "build", [name for name in DATASETS if name not in ("shapes", "litdata")], indirect=True
-)
+@pytest.mark.parametrize("build", [name for name in READ if name != "litdata"], indirect=True)
 def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     before = build().cache_key("val")
     assert build().cache_key("val") == before
@@ -473,7 +533,7 @@ def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
         ("stl10", "stl10_binary/test_X.bin"),
     ],
 )
-def test_a_changed_file_of_one_split_leaves_the_others_key(
+def test_a_changed_file_of_one_split_leaves_the_key_of_the_other(
     name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = tiny(name, tmp_path, monkeypatch)
@@ -540,7 +600,7 @@ def test_an_unknown_attribute_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"data\.attribute=Smilling is none of CelebA's, did you mean Smiling\?"
     ):
-        CelebA(attribute="Smilling")
+        make_images(CelebA, attribute="Smilling")
 
 
 def test_tiny_imagenets_classes_have_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,8 +624,8 @@ def test_a_part_of_ffhq_is_split_by_n_val_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"holds 6 images of the numbers 00000 to 59999.* and 0 of .*data\.n_val="
     ):
-        FFHQ(str(tmp_path))
-    data = FFHQ(str(tmp_path), n_val=2)
+        make_images(FFHQ, str(tmp_path))
+    data = make_images(FFHQ, str(tmp_path), n_val=2)
     assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
 
 
@@ -601,23 +661,27 @@ def test_imagenet_without_val_and_without_root_is_refused(tmp_path: Path) -> Non
     (tmp_path / "train").mkdir()
     write([tmp_path / "train" / "n00" / "0.JPEG"], painted([0], 16, 0))
     with pytest.raises(InputError, match="has no folder val; ImageNet lies in"):
-        ImageNet(str(tmp_path))
+        make_images(ImageNet, str(tmp_path))
     with pytest.raises(InputError, match=r"data=imagenet needs .*data\.root="):
-        ImageNet()
+        make_images(ImageNet)
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
-def test_what_is_not_there_and_not_to_be_fetched_is_said(name: str, tmp_path: Path) -> None:
-    kind: Any = DOWNLOADED[name]
+def test_a_missing_dataset_that_may_not_be_downloaded_is_reported(
+    name: str, tmp_path: Path
+) -> None:
+    kind = class_of(name)
     with pytest.raises(
         InputError, match=rf"no whole copy of {kind.__name__} in .*nowhere.*data\.download=true"
     ):
-        kind(root=str(tmp_path / "nowhere"), download=False, cache_dir=str(tmp_path)).prepare_data()
+        make_images(
+            kind, root=str(tmp_path / "nowhere"), download=False, cache_dir=str(tmp_path)
+        ).prepare_data()
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
-def test_a_network_that_refuses_is_said(
+def test_a_failed_download_is_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -625,13 +689,13 @@ def test_a_network_that_refuses_is_said(
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setitem(sys.modules, "gdown", None)  # CelebA's, perhaps not installed
-    kind: Any = DOWNLOADED[name]
+    kind = class_of(name)
     reason = "pip install gdown" if kind is CelebA else "Name or service not known"
     with pytest.raises(
         InputError,
         match=rf"{kind.__name__} can't be downloaded to .*{reason}.*put a copy .*data\.root=",
     ):
-        kind(root=str(tmp_path), cache_dir=str(tmp_path)).prepare_data()
+        make_images(kind, root=str(tmp_path), cache_dir=str(tmp_path)).prepare_data()
 
 
 @pytest.mark.parametrize(
@@ -647,7 +711,7 @@ def test_a_network_that_refuses_is_said(
         ("tiny_imagenet", f"{TINY}/val/val_annotations.txt"),
     ],
 )
-def test_a_file_that_was_cut_short_is_not_taken_for_whole(
+def test_a_truncated_file_is_not_taken_for_whole(
     name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = tiny(name, tmp_path, monkeypatch)
@@ -665,21 +729,21 @@ def test_an_image_that_was_not_unpacked_is_named(
     source: Any = build().source("val")
     source.files[2].unlink()
     missing = source.files[2].name
-    said = (
+    message = (
         f"{missing} can't be read"
         if name == "tiny_imagenet"
         else f"1 of 6 images are not in .*{missing}"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         build(download=False).prepare_data()
 
 
-def test_stl10_is_summed_up_once_for_files_that_stay(
+def test_stl10s_checksum_is_computed_once_for_unchanged_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = tiny("stl10", tmp_path, monkeypatch)
     first = whole(build(), "val")
-    monkeypatch.setattr(datasets.STL10, "_check_integrity", None)  # to sum up again would fail
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", None)  # a second checksum would fail
     assert same([whole(build(), "val")], [first])
 
 
@@ -693,7 +757,9 @@ def test_a_changed_pixel_of_stl10_is_noticed(
         build(download=False).prepare_data()
 
 
-def test_of_two_runs_at_once_one_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_concurrent_runs_downloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build = tiny("cifar10", tmp_path, monkeypatch)
     fetched = []
 
@@ -714,7 +780,7 @@ def test_of_two_runs_at_once_one_fetches(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def zipped(tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
-    """Tiny ImageNet behind a network that brings it as an archive."""
+    """Tiny ImageNet with a fake download, which copies it as an archive."""
     build = tiny("tiny_imagenet", tmp_path, patch)
     archive = tmp_path / f"{TINY}.zip"
     with zipfile.ZipFile(archive, "w") as file:
@@ -724,7 +790,7 @@ def zipped(tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     return build
 
 
-def test_tiny_imagenet_is_fetched_and_unpacked(
+def test_tiny_imagenet_is_downloaded_and_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = zipped(tmp_path, monkeypatch)
@@ -754,21 +820,19 @@ def test_a_full_disk_leaves_no_tiny_imagenet_that_looks_whole(
     build(root=str(tmp_path / "new")).prepare_data()
 
 
-def test_a_whole_copy_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_copy_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = tiny("cifar10", tmp_path, monkeypatch)
     before = sorted((tmp_path / "cifar10").rglob("*"))
     build().prepare_data()
-    assert sorted((tmp_path / "cifar10").rglob("*")) == before  # not even a lock
+    assert sorted((tmp_path / "cifar10").rglob("*")) == before  # not even a lock file is added
 
 
 def test_every_downloaded_dataset_is_in_these_lists() -> None:
-    found = {
+    classes = {
         kind
         for module in (data.torchvision, data.layouts)
         for kind in vars(module).values()
         if isinstance(kind, type)
     }
-    assert {kind for kind in found if issubclass(kind, DownloadedDataModule)} - {
-        DownloadedDataModule
-    } == set(DOWNLOADED.values())
-    assert set(DOWNLOADED) <= set(DATASETS)
+    downloaded = {kind for kind in classes if issubclass(kind, DownloadedDataModule)}
+    assert downloaded - {DownloadedDataModule} == {class_of(name) for name in DOWNLOADED}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.folder import Folder, find_images, open_class_folders
 from engine.errors import InputError
+from tests.helpers.images import make_images
 
 Pixels = NDArray[np.uint8]
 
@@ -25,7 +26,7 @@ def folder(root: Path, **settings: Any) -> Folder:
         "batch_size": 4,
         "cache_dir": str(root.parent / "cache"),
     }
-    return Folder(str(root), **{**defaults, **settings})
+    return make_images(Folder, str(root), **{**defaults, **settings})
 
 
 def names(data: Folder, split: str) -> list[str]:
@@ -525,6 +526,6 @@ def test_an_empty_a_missing_and_no_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         folder(tmp_path / "nowhere")
     with pytest.raises(InputError, match="add data.root="):
-        Folder(None)
+        make_images(Folder, None)
     with pytest.raises(InputError, match=r"data\.val_root=.*nowhere is not a folder"):
         folder(tmp_path, val_root=str(tmp_path / "nowhere"))

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from data.hf import HF, HubStream, StreamOrder
 from engine.errors import InputError
 from tests.helpers.greys import flat, numbers, png, training_batches
+from tests.helpers.images import make_images
 
 datasets = pytest.importorskip("datasets")
 
@@ -64,7 +65,7 @@ def make(
             "num_workers": 0,
         }
         defaults |= {"image_size": 8, "batch_size": 5, "cache_dir": str(tmp_path / "c")}
-        return HF(**{**defaults, **settings})
+        return make_images(HF, **{**defaults, **settings})
 
     yield made
     datasets.enable_progress_bars()

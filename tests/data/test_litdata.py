@@ -14,6 +14,7 @@ from data.litdata import LitData, ShardSource, to_pixels
 from data.order import BatchOrder
 from engine.errors import InputError
 from tests.helpers.greys import flat, image, numbers, png, training_batches
+from tests.helpers.images import make_images
 
 litdata = pytest.importorskip("litdata")
 
@@ -51,7 +52,7 @@ def make(tmp_path: Path) -> Callable[..., LitData]:
             "cache": "none",
             "cache_dir": str(tmp_path / "c"),
         }
-        return LitData(str(train), **{**defaults, **settings})
+        return make_images(LitData, str(train), **{**defaults, **settings})
 
     return made
 

@@ -5,6 +5,7 @@ import pytest
 
 from data.shapes import SHAPES, Shapes, draw_shapes
 from engine.errors import InputError
+from tests.helpers.images import make_images
 
 
 @pytest.mark.parametrize("index", [7, 199])
@@ -89,7 +90,9 @@ def test_a_star_has_five_tips() -> None:
 
 
 def test_grey_shapes_have_one_channel(tmp_path: object) -> None:
-    data = Shapes(channels=1, n_train=10, n_val=4, cache_dir=str(tmp_path), image_size=32)
+    data = make_images(
+        Shapes, channels=1, n_train=10, n_val=4, cache_dir=str(tmp_path), image_size=32
+    )
     assert data.samples("val").values.shape == (4, 1, 32, 32)
     assert data.samples("val").values.max() > 50
 
@@ -97,12 +100,16 @@ def test_grey_shapes_have_one_channel(tmp_path: object) -> None:
 def test_shapes_are_drawn_once_and_then_read_from_the_cache(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    first = (
+        make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    )
     monkeypatch.setattr("data.shapes.draw_shapes", None)  # a second drawing would fail
-    again = Shapes(n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    again = (
+        make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
+    )
     assert np.array_equal(first, again)
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(InputError, match="n_val=0 must be at least 1"):
-        Shapes(n_val=0)
+        make_images(Shapes, n_val=0)

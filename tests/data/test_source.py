@@ -15,10 +15,10 @@ class Counting(Source):
     """Image i is all i and has the label 10 i; those in `broken` can't be read."""
 
     def __init__(
-        self, n: int, broken: tuple[int, ...] = (), shards: list[int] | None = None
+        self, n: int, broken: tuple[int, ...] = (), shard_sizes: list[int] | None = None
     ) -> None:
         super().__init__(n, {"counting": n})
-        self.broken, self.shard_sizes = broken, shards
+        self.broken, self.shard_sizes = broken, shard_sizes
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:

@@ -108,14 +108,14 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
 ) -> None:
     program = """
         import sys, time
-        from data.store import stored
+        from data.store import load_or_fill
 
         def fill(arrays):
             arrays["a"][:] = 9
             print("filling", flush=True)
             time.sleep(60)
 
-        stored(sys.argv[1], "x", 1, {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}, fill)
+        load_or_fill(sys.argv[1], "x", 1, {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}, fill)
     """
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]

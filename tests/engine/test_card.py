@@ -1,4 +1,4 @@
-"""The run card: true to the folder that it describes, whole in each state of it."""
+"""The run card describes its run folder truthfully, in every state that the folder can have."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.pictures import save_picture
-from engine.card import as_typed, write_card
+from engine.card import display_command, write_card
 
 FIGURES = {
     "run": "a", "id": "0a1b2c3d", "psnr": 19.78123, "steps": 12000, "seconds": 328.4, "images_per_second": 512.0,
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_card_says_what_was_run_on_what_how_fast_and_how_good(folder: Path) -> None:
+def test_a_card_shows_what_was_run_on_what_how_fast_and_how_good(folder: Path) -> None:
     text = write_card(folder, FIGURES, "finished").read_text()
     rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
     assert (rows["quantizer"], rows["quantizer.K"], rows["seed"]) == ("EMA", "512", "3")
@@ -53,7 +53,7 @@ def test_a_card_says_what_was_run_on_what_how_fast_and_how_good(folder: Path) ->
     assert "run `0a1b2c3d`, started 2026-11-26 13:00:00: **finished**." in text
 
 
-def test_a_card_has_the_commands_of_its_own_point_of_the_sweep_and_of_what_resumed_it(
+def test_a_card_has_the_command_of_its_own_point_of_a_sweep_and_those_that_resumed_it(
     folder: Path,
 ) -> None:
     text = write_card(folder, FIGURES, "finished").read_text()
@@ -66,7 +66,7 @@ def test_a_card_has_the_commands_of_its_own_point_of_the_sweep_and_of_what_resum
     assert "Resumed 2026-11-26 14:00:00 with `python train.py stage=vqgan resume=x`." in text
 
 
-def test_all_links_of_a_card_are_relative_and_lead_somewhere(folder: Path) -> None:
+def test_all_links_of_a_card_are_relative_and_exist(folder: Path) -> None:
     (folder / "csv" / "version_0").mkdir(parents=True)
     (folder / "csv" / "version_0" / "metrics.csv").write_text("")
     links = re.findall(r"\]\((.+?)\)", write_card(folder, {}, "killed").read_text())
@@ -84,7 +84,7 @@ def test_the_pictures_of_a_card_are_those_that_the_figures_name(folder: Path) ->
     assert "(pictures/atlas-000010.png)" in write_card(folder, figures, "finished").read_text()
 
 
-def test_a_run_that_broke_off_has_a_card_with_what_is_known_and_no_empty_part(folder: Path) -> None:
+def test_the_card_of_a_broken_off_run_has_what_is_known_and_no_empty_section(folder: Path) -> None:
     (folder / "doctor.txt").write_text("step 3: the loss is no number\n")
     text = write_card(folder, {}, "broke off at step 4: RuntimeError").read_text()
     assert "**broke off at step 4: RuntimeError**" in text
@@ -94,7 +94,7 @@ def test_a_run_that_broke_off_has_a_card_with_what_is_known_and_no_empty_part(fo
 
 
 @pytest.mark.parametrize(
-    ("command", "seen"),
+    ("command", "shown"),
     [
         ("train.py a=1", "python train.py a=1"),
         ("/opt/x/train.py a=1", "python train.py a=1"),
@@ -102,5 +102,81 @@ def test_a_run_that_broke_off_has_a_card_with_what_is_known_and_no_empty_part(fo
         ("/usr/bin/codegrid a=it's", "codegrid a=it's"),
     ],
 )
-def test_a_command_is_shown_as_it_is_typed(command: str, seen: str) -> None:
-    assert as_typed(command) == seen
+def test_a_command_is_shown_as_it_is_typed(command: str, shown: str) -> None:
+    assert display_command(command) == shown
+
+
+def test_a_whole_card(folder: Path) -> None:
+    (folder / "csv" / "version_0").mkdir(parents=True)
+    (folder / "csv" / "version_0" / "metrics.csv").write_text("")
+    figures = {**FIGURES, "absent": {"rfid": "no weights", "kid": "a|b"}}
+    assert (
+        write_card(folder, figures, "finished").read_text()
+        == f"""# {folder.name}
+
+stage=vqgan, run `0a1b2c3d`, started 2026-11-26 13:00:00: **finished**.
+
+## Run it again
+
+```
+git checkout c19b47b
+python train.py stage=vqgan quantizer.K=512 'data.root=my photos'
+```
+
+The revision had changes that were not committed.
+
+It is a point of the sweep `runs/sweeps/mine`.
+
+Resumed 2026-11-26 14:00:00 with `python train.py stage=vqgan resume=x`.
+
+## What
+
+| | |
+|---|---|
+| seed | 3 |
+| quantizer | EMA |
+| quantizer.K | 512 |
+| images | shapes, 50,000 to train on and 2,000 to validate, hash 0123456789ab |
+
+## On what
+
+| | |
+|---|---|
+| processor | CPU 1, 2 cores, 1 threads, 23.5 GiB |
+| device | cpu |
+| devices | 1 |
+| precision | 32-true |
+| versions | torch 2.15.0 |
+
+## How fast
+
+| | |
+|---|---|
+| seconds | 328.4 s of training |
+| steps | 12,000 updates |
+| images_per_second | 512 images a second |
+| memory_gib | 1.25 GiB at most |
+| parameters | 1,234,567 weights that are trained and used |
+
+## How good
+
+| | |
+|---|---|
+| psnr | 19.78 |
+| exact | yes |
+
+* rfid is absent: no weights
+* kid is absent: a|b
+
+* doctor: step 9: the codebook has collapsed
+
+## Pictures
+
+**atlas**
+
+![atlas](pictures/atlas-000020.png)
+
+All settings are in [config.yaml](config.yaml), all starts in [record.jsonl](record.jsonl), \
+the series in [csv/version_0/metrics.csv](csv/version_0/metrics.csv).
+"""
+    )

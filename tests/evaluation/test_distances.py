@@ -1,4 +1,4 @@
-"""Against public libraries on the same features, and by identities."""
+"""Distances against public libraries on the same features, and by identities."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
 from evaluation.distances import (
-    balls,
+    count_in_balls,
     density_coverage,
     frechet,
     inception_score,
@@ -24,7 +24,7 @@ def two(n: int = 300, m: int = 200, D: int = 8) -> tuple[Tensor, Tensor]:
     return torch.randn(n, D) @ torch.randn(D, D), torch.randn(m, D) @ torch.randn(D, D) + 0.3
 
 
-def test_frechet_is_that_of_torchmetrics_and_of_torch_fidelity() -> None:
+def test_frechet_equals_torchmetrics_and_torch_fidelity() -> None:
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     a, b = two()
@@ -47,8 +47,8 @@ def test_frechet_of_shifted_sets_is_the_squared_shift_and_of_scaled_ones_the_squ
     )
 
 
-def test_moments_over_parts_of_the_rows_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.distances.ROWS", 7)
+def test_moments_over_parts_of_the_rows_equal_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.distances.ROWS_AT_ONCE", 7)
     a, _ = two()
     mean, covariance = moments(a)
     np.testing.assert_allclose(mean.numpy(), a.double().numpy().mean(0), rtol=1e-12)
@@ -57,30 +57,30 @@ def test_moments_over_parts_of_the_rows_are_numpys(monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_frechet_of_fewer_images_than_features_is_no_complex_number() -> None:
+def test_frechet_of_fewer_images_than_features_is_a_real_number() -> None:
     a, b = torch.randn(5, 40), torch.randn(6, 40)
     assert frechet(a, b) > 0
     assert frechet(a, a) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [50, 1000])
-def test_kid_is_that_of_torch_fidelity_with_the_same_subsets(size: int) -> None:
+def test_kid_equals_torch_fidelitys_with_the_same_subsets(size: int) -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     a, b = two(200, 200)
-    told = {
+    settings = {
         "kid_subsets": 20 if size < 200 else 1,
         "kid_subset_size": min(size, 200),
         "rng_seed": 2020,
         "verbose": False,
     }
-    theirs = kid_features_to_metric(a.double(), b.double(), **told)[
+    theirs = kid_features_to_metric(a.double(), b.double(), **settings)[
         "kernel_inception_distance_mean"
     ]
     assert kid(a, b, subsets=20, size=size) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_kid_of_pairs_is_torch_fidelitys_u_statistic() -> None:
+def test_paired_kid_equals_torch_fidelitys_u_statistic() -> None:
     from torch_fidelity.metric_kid import mmd2
 
     a, b = torch.randn(2, 50, 8).double()
@@ -90,7 +90,7 @@ def test_kid_of_pairs_is_torch_fidelitys_u_statistic() -> None:
 
 def test_an_image_and_its_own_reconstruction_do_not_make_kid_look_better() -> None:
     a = torch.randn(300, 8)
-    assert kid(a, a) < -0.005  # two sets of which each holds the other's very images
+    assert kid(a, a) < -0.005  # both sets hold the same images
     assert kid(a, a, paired=True) == pytest.approx(0, abs=1e-12)
     assert kid(a, a, size=20, paired=True) == pytest.approx(0, abs=1e-12)
     noisy = torch.tensor(
@@ -103,14 +103,14 @@ def test_an_image_and_its_own_reconstruction_do_not_make_kid_look_better() -> No
 
 
 def test_kid_is_unbiased_and_frechet_is_not() -> None:
-    """Of two sets of one distribution KID is 0 on average; the distance of small sets is far above that of large ones."""
+    """KID of two sets from one distribution is 0 on average; the distance of small sets is far above that of large ones."""
     pairs = [torch.randn(2, 40, 8) for _ in range(60)]
-    found = torch.tensor([kid(a, b) for a, b in pairs])
-    assert abs(float(found.mean())) < 3 * float(found.std()) / 60**0.5
+    estimates = torch.tensor([kid(a, b) for a, b in pairs])
+    assert abs(float(estimates.mean())) < 3 * float(estimates.std()) / 60**0.5
     assert frechet(*pairs[0]) > 5 * frechet(*torch.randn(2, 4000, 8))
 
 
-def test_inception_score_is_that_of_torch_fidelity() -> None:
+def test_inception_score_equals_torch_fidelitys() -> None:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = 3 * torch.randn(207, 6)
@@ -120,7 +120,7 @@ def test_inception_score_is_that_of_torch_fidelity() -> None:
     assert inception_score(logits) == pytest.approx(theirs, rel=1e-9)
 
 
-def test_inception_score_is_the_number_of_classes_of_sure_and_varied_images_and_1_of_equal_ones() -> (
+def test_inception_score_is_the_number_of_classes_for_confident_varied_images_and_1_for_equal_ones() -> (
     None
 ):
     sure = 1e4 * torch.eye(5).repeat(20, 1)
@@ -128,21 +128,26 @@ def test_inception_score_is_the_number_of_classes_of_sure_and_varied_images_and_
     assert inception_score(torch.randn(1, 5).repeat(20, 1)) == pytest.approx(1)
 
 
-def test_precision_and_recall_are_those_of_torch_fidelity() -> None:
+def test_precision_and_recall_equal_torch_fidelitys() -> None:
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     real, fake = two()
-    told = {"prc_neighborhood": 3, "prc_batch_size": 64, "save_cpu_ram": False, "verbose": False}
-    theirs = prc_features_to_metric(fake.double(), real.double(), **told)
+    settings = {
+        "prc_neighborhood": 3,
+        "prc_batch_size": 64,
+        "save_cpu_ram": False,
+        "verbose": False,
+    }
+    theirs = prc_features_to_metric(fake.double(), real.double(), **settings)
     precision, recall = precision_recall(real, fake, 3)
     assert 0 < precision < 1
     assert (precision, recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
 
 
-def test_density_and_coverage_are_those_of_a_slow_double_loop(
+def test_density_and_coverage_equal_a_slow_double_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.distances.ENTRIES", 100)  # a row or two at a time
+    monkeypatch.setattr("evaluation.distances.ENTRIES_AT_ONCE", 100)  # a row or two at a time
     real, fake = two(60, 40)
     k, within, holding = 5, 0, 0
     for r in real:
@@ -156,13 +161,13 @@ def test_density_and_coverage_are_those_of_a_slow_double_loop(
 def test_identical_sets_have_no_distance_and_full_precision_recall_and_coverage(far: float) -> None:
     a = (
         torch.cat([torch.randn(60, 8), torch.ones(30, 8)]) + far
-    )  # with many copies of one point, as of empty images
+    )  # with many copies of one point, such as empty images
     assert frechet(a, a) == pytest.approx(0, abs=1e-5)
     assert precision_recall(a, a.flip(0)) == (1, 1)
     assert density_coverage(a, a.flip(0))[1] == 1
 
 
-def test_a_prior_that_repeats_one_good_image_is_precise_and_recalls_nothing() -> None:
+def test_a_prior_that_repeats_one_good_image_has_full_precision_and_no_recall() -> None:
     real = torch.randn(200, 8)
     fake = real[:1] + 1e-4 * torch.randn(200, 8)
     precision, recall = precision_recall(real, fake)
@@ -178,6 +183,6 @@ def test_sets_far_apart_have_nothing_in_common() -> None:
 
 def test_a_ball_reaches_to_the_kth_other_point_and_its_border_belongs_to_it() -> None:
     line = torch.tensor([[0.0], [1.0], [3.0]])
-    within, holding = balls(torch.tensor([[-1.0], [5.1]]), line, 1)
+    within, holding = count_in_balls(torch.tensor([[-1.0], [5.1]]), line, 1)
     assert within.tolist() == [1, 0]  # -1 is as far from 0 as 1 is
     assert holding.tolist() == [1, 0, 0]

@@ -1,4 +1,4 @@
-""""""
+"""Extractors, the proxy, and the scores computed in their features."""
 
 import hashlib
 import importlib
@@ -15,9 +15,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from data.shapes import Shapes
 from engine.errors import InputError
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from evaluation.features import INCEPTION, Extractor, FeatureNetwork, Inception, Script
+from evaluation.features import INCEPTION, Extractor, FeatureNetwork, Inception, TorchScriptNetwork
 from evaluation.proxy import Proxy, count_label_classes, train_proxy
-from evaluation.scores import Scores
+from evaluation.scores import ScoreSheet
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import Noise
 
@@ -55,26 +55,28 @@ class Map(nn.Module):
         return images
 
 
-def test_the_proxy_learns_to_tell_the_labels(tmp_path: Path) -> None:
-    made = train_proxy(shapes(tmp_path), 60, CPU)
-    assert made.name == "classifier of labels, 60 steps"
-    assert made.learned["accuracy"] > made.learned["chance"] + 0.05
+def test_the_proxy_learns_to_classify_the_labels(tmp_path: Path) -> None:
+    proxy = train_proxy(shapes(tmp_path), 60, CPU)
+    assert proxy.name == "classifier of labels, 60 steps"
+    assert proxy.validation["accuracy"] > proxy.validation["chance"] + 0.05
 
 
-def test_the_proxy_of_images_without_labels_tells_rotations_and_says_so(tmp_path: Path) -> None:
-    made = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
-    assert made.name == "classifier of rotations, 2 steps"
-    assert made(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[1] is None
-    assert made.learned["chance"] < 0.5
+def test_the_proxy_of_images_without_labels_classifies_rotations_and_its_name_says_so(
+    tmp_path: Path,
+) -> None:
+    proxy = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
+    assert proxy.name == "classifier of rotations, 2 steps"
+    assert proxy(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[1] is None
+    assert proxy.validation["chance"] < 0.5
 
 
-def test_an_image_is_turned_as_the_rotation_that_is_to_be_told() -> None:
-    made, seen = Proxy(3, 0), []
-    made.features.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+def test_images_are_rotated_by_the_turns_that_are_the_targets() -> None:
+    proxy, inputs = Proxy(3, 0), []
+    proxy.features.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
     x = torch.randn(4, 3, 16, 16)
-    _, wanted = made.told(x, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 2, 3]))
-    assert wanted.tolist() == [0, 1, 2, 3]
-    assert torch.equal(seen[0], torch.stack([x[i].rot90(i, (1, 2)) for i in range(4)]))
+    _, targets = proxy.classify(x, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 2, 3]))
+    assert targets.tolist() == [0, 1, 2, 3]
+    assert torch.equal(inputs[0], torch.stack([x[i].rot90(i, (1, 2)) for i in range(4)]))
 
 
 def test_all_runs_on_the_same_images_share_a_proxy_whatever_their_batches_and_seeds(
@@ -82,16 +84,16 @@ def test_all_runs_on_the_same_images_share_a_proxy_whatever_their_batches_and_se
 ) -> None:
     first = train_proxy(shapes(tmp_path), 3, CPU)
     anew = train_proxy(shapes(tmp_path / "elsewhere"), 3, CPU)
-    monkeypatch.setattr("evaluation.proxy.learn", None)  # nothing is trained any more
+    monkeypatch.setattr("evaluation.proxy.fit_proxy", None)  # nothing is trained any more
     second = train_proxy(shapes(tmp_path, batch_size=8, cache="ram"), 3, CPU)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     for other in (anew, second):
         assert other.hash == first.hash
         assert torch.equal(other(images)[0], first(images)[0])
-    assert second.learned == first.learned
+    assert second.validation == first.validation
 
 
-def test_training_a_proxy_leaves_the_random_numbers_of_the_run_alone(tmp_path: Path) -> None:
+def test_training_a_proxy_does_not_change_the_random_state(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     train_proxy(shapes(tmp_path), 2, CPU)
     assert torch.equal(torch.get_rng_state(), before)
@@ -105,7 +107,7 @@ def test_other_images_or_more_steps_make_another_proxy(tmp_path: Path) -> None:
     assert len(hashes) == 4
 
 
-def test_images_of_which_one_has_no_label_are_of_no_classes(tmp_path: Path) -> None:
+def test_images_have_no_classes_if_one_has_no_label(tmp_path: Path) -> None:
     data = shapes(tmp_path, cache="ram")
     assert count_label_classes(data) == 5
     data.samples("train").labels[3] = -1
@@ -114,7 +116,7 @@ def test_images_of_which_one_has_no_label_are_of_no_classes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_torchscript_file_sees_three_channels_of_uint8(tmp_path: Path, channels: int) -> None:
-    script = Script(scripted(tmp_path / "my-means.2.pt", Means()), 16)
+    script = TorchScriptNetwork(scripted(tmp_path / "my-means.2.pt", Means()), 16)
     images = torch.randint(256, (5, channels, 16, 16), dtype=torch.uint8)
     features, logits = script(images)
     assert torch.equal(features, images.float().mean((2, 3)).expand(-1, 3))
@@ -124,43 +126,47 @@ def test_a_torchscript_file_sees_three_channels_of_uint8(tmp_path: Path, channel
 
 
 @pytest.mark.parametrize(
-    ("name", "network", "says"),
+    ("name", "network", "message"),
     [
-        ("map", Map(), r"must give features \(n, D\) of n images, and gives \(2, 3, 16, 16\) of 2"),
+        (
+            "map",
+            Map(),
+            r"must return features \(n, D\) for n images, and returns \(2, 3, 16, 16\) for 2",
+        ),
         ("proxy", Flat(), "another name"),
     ],
 )
-def test_a_torchscript_file_that_gives_no_features_is_refused(
-    tmp_path: Path, name: str, network: nn.Module, says: str
+def test_a_torchscript_file_that_returns_no_features_is_refused(
+    tmp_path: Path, name: str, network: nn.Module, message: str
 ) -> None:
-    with pytest.raises(InputError, match=says):
-        Script(scripted(tmp_path / f"{name}.pt", network), 16)
+    with pytest.raises(InputError, match=message):
+        TorchScriptNetwork(scripted(tmp_path / f"{name}.pt", network), 16)
 
 
-def test_what_is_no_torchscript_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there"):
-        Script(str(tmp_path / "nothing.pt"), 16)
+        TorchScriptNetwork(str(tmp_path / "nothing.pt"), 16)
     (tmp_path / "text.pt").write_text("text")
     with pytest.raises(InputError, match="can't be used on uint8 images"):
-        Script(str(tmp_path / "text.pt"), 16)
+        TorchScriptNetwork(str(tmp_path / "text.pt"), 16)
 
 
-def judged(extractor: Extractor, real: Tensor, fake: Tensor, suffix: str = "_own") -> Scores:
-    judge, scores = FeatureSet(extractor, suffix), Scores({"reference": "originals of val"})
+def judged(extractor: Extractor, real: Tensor, fake: Tensor, suffix: str = "_own") -> ScoreSheet:
+    judge, scores = FeatureSet(extractor, suffix), ScoreSheet({"reference": "originals of val"})
     for side, images in (("reference", real), ("judged", fake)):
         for part in images.split(7):
             judge.add(side, part)
-    judge.distances(scores, "rfid")
-    judge.variety(scores)
+    judge.add_distances(scores, "rfid")
+    judge.add_variety(scores)
     return scores
 
 
-def test_a_judges_frechet_distance_is_that_of_torchmetrics_with_the_same_network(
+def test_the_frechet_distance_equals_torchmetrics_with_the_same_network(
     tmp_path: Path,
 ) -> None:
     extractor = train_proxy(shapes(tmp_path), 2, CPU)
 
-    class Given(nn.Module):
+    class ProxyFeatures(nn.Module):
         num_features = FeatureNetwork.num_features
 
         def forward(self, images: Tensor) -> Tensor:
@@ -168,7 +174,7 @@ def test_a_judges_frechet_distance_is_that_of_torchmetrics_with_the_same_network
 
     real, fake = torch.randint(256, (2, 150, 3, 16, 16), dtype=torch.uint8)
     fake = fake // 2
-    theirs = FrechetInceptionDistance(feature=Given(), normalize=False)
+    theirs = FrechetInceptionDistance(feature=ProxyFeatures(), normalize=False)
     theirs.update(real, real=True)
     theirs.update(fake, real=False)
     assert judged(extractor, real, fake).values["rfid_own"] == pytest.approx(
@@ -176,7 +182,7 @@ def test_a_judges_frechet_distance_is_that_of_torchmetrics_with_the_same_network
     )
 
 
-def test_every_score_says_what_it_is_of(tmp_path: Path) -> None:
+def test_every_score_has_its_provenance(tmp_path: Path) -> None:
     extractor = train_proxy(shapes(tmp_path), 2, CPU)
     scores = judged(extractor, *torch.randint(256, (2, 20, 3, 16, 16), dtype=torch.uint8), "_proxy")
     assert len(scores.values) == 7
@@ -208,16 +214,16 @@ def test_too_few_images_make_scores_absent_with_a_reason(tmp_path: Path) -> None
     assert scores.absent["rfid_own"] == "it needs at least 2 images on each side"
 
 
-def test_a_network_that_tells_no_classes_gives_no_inception_score(tmp_path: Path) -> None:
-    made = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
-    scores = judged(made, *torch.randint(256, (2, 8, 3, 16, 16), dtype=torch.uint8))
+def test_a_network_that_predicts_no_classes_gives_no_inception_score(tmp_path: Path) -> None:
+    proxy = train_proxy(Noise(16, cache="ram", cache_dir=str(tmp_path)), 2, CPU)
+    scores = judged(proxy, *torch.randint(256, (2, 8, 3, 16, 16), dtype=torch.uint8))
     assert (
         scores.absent["inception_score_own"]
-        == "these images have no labels: the proxy tells rotations"
+        == "these images have no labels: the proxy classifies rotations"
     )
 
 
-def test_missing_weights_are_not_fetched_against_the_persons_will(
+def test_missing_weights_are_not_fetched_against_the_users_will(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch_fidelity")
@@ -227,7 +233,7 @@ def test_missing_weights_are_not_fetched_against_the_persons_will(
         Inception(fetch=False)
 
 
-def test_a_network_that_answers_nothing_is_waited_for_ten_seconds_at_most(
+def test_a_silent_download_is_given_up_after_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch_fidelity")
@@ -243,7 +249,7 @@ def test_a_network_that_answers_nothing_is_waited_for_ten_seconds_at_most(
     assert socket.getdefaulttimeout() is None
 
 
-def test_without_the_extra_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)  # type: ignore[attr-defined]
     with pytest.raises(
         InputError, match=r"torch-fidelity is missing: pip install codegrid\[fidelity\]"
@@ -251,18 +257,18 @@ def test_without_the_extra_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         Inception()
 
 
-def test_a_judge_without_a_network_gives_the_reason_for_each_score() -> None:
-    judge, scores = AbsentFeatureSet("_proxy", "left out"), Scores({})
+def test_an_absent_feature_set_gives_the_reason_for_each_score() -> None:
+    judge, scores = AbsentFeatureSet("_proxy", "left out"), ScoreSheet({})
     judge.add("judged", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    judge.distances(scores, "gfid")
-    judge.variety(scores)
+    judge.add_distances(scores, "gfid")
+    judge.add_variety(scores)
     names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
     assert scores.absent == {f"{name}_proxy": "left out" for name in names}
 
 
 @pytest.mark.slow
 def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With weights of chance, in the place where the real ones would be."""
+    """With random weights where the real ones would be."""
     code = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     chance: Callable[..., nn.Module] = code.FeatureExtractorInceptionV3
@@ -273,13 +279,16 @@ def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "hub" / "checkpoints" / INCEPTION
     file.parent.mkdir(parents=True)
     torch.save(network.state_dict(), file)
-    made, images = Inception(fetch=False), torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
-    features, logits = made(images)
+    extractor, images = (
+        Inception(fetch=False),
+        torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8),
+    )
+    features, logits = extractor(images)
     assert features.shape == (2, 2048)
     assert logits is not None
     assert logits.shape == (2, 1008)
     assert torch.equal(features, network(images.expand(-1, 3, -1, -1))[0])
-    assert made.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    assert extractor.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
         Inception(fetch=False)

@@ -1,4 +1,4 @@
-"""Scores of reconstructions, against scikit-image, torchmetrics and slow versions."""
+"""Scores of reconstructions against scikit-image, torchmetrics and slow versions."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from data.images import to_uint8
-from evaluation.reconstruction import BETAS, Fidelity, scales
+from evaluation.reconstruction import SCALE_WEIGHTS, Fidelity, count_scales
 
 
 def images(size: int, n: int = 3) -> tuple[Tensor, Tensor]:
@@ -23,45 +23,45 @@ def images(size: int, n: int = 3) -> tuple[Tensor, Tensor]:
     return x, x + 0.1 * torch.randn_like(x)
 
 
-def found(x: Tensor, x_hat: Tensor) -> dict[str, float]:
+def measure(x: Tensor, x_hat: Tensor) -> dict[str, float]:
     metric = Fidelity(x.shape[-1])
     metric.update(x[:1], x_hat[:1])
     metric.update(x[1:], x_hat[1:])
     return {name: float(value) for name, value in metric.compute().items()}
 
 
-def test_psnr_is_that_of_scikit_image() -> None:
+def test_psnr_equals_scikit_images() -> None:
     x, x_hat = images(32)
     a, b = (to_uint8(each).permute(0, 2, 3, 1).numpy() for each in (x, x_hat))
     psnr = np.mean(
         [peak_signal_noise_ratio(*pair, data_range=255) for pair in zip(a, b, strict=True)]
     )
-    assert found(x, x_hat)["psnr"] == pytest.approx(psnr, abs=1e-4)
+    assert measure(x, x_hat)["psnr"] == pytest.approx(psnr, abs=1e-4)
 
 
-def test_ssim_is_that_of_scikit_image_at_every_pixel_whose_window_lies_within_the_image() -> None:
-    """The means differ: torchmetrics counts the border, where windows see the image mirrored, and scikit-image does not."""
+def test_ssim_equals_scikit_images_at_every_pixel_whose_window_lies_within_the_image() -> None:
+    """The means differ: torchmetrics counts the border, where windows see the mirrored image, and scikit-image does not."""
     x, x_hat = images(32)
     a, b = (to_uint8(each).permute(0, 2, 3, 1).numpy() for each in (x, x_hat))
-    told = {
+    settings = {
         "gaussian_weights": True,
         "sigma": 1.5,
         "use_sample_covariance": False,
         "data_range": 255,
         "channel_axis": 2,
     }
-    theirs = np.mean([structural_similarity(*pair, **told) for pair in zip(a, b, strict=True)])
+    theirs = np.mean([structural_similarity(*pair, **settings) for pair in zip(a, b, strict=True)])
     metric = StructuralSimilarityIndexMeasure(data_range=255.0, return_full_image=True)
     mean, maps = metric(to_uint8(x_hat).float(), to_uint8(x).float())
     assert float(maps[:, :, 5:-5, 5:-5].mean()) == pytest.approx(theirs, abs=1e-4)
-    assert found(x, x_hat)["ssim"] == pytest.approx(float(mean), abs=1e-5)
+    assert measure(x, x_hat)["ssim"] == pytest.approx(float(mean), abs=1e-5)
 
 
 def test_l1_and_l2_are_of_8_bit_pixels_from_0_to_1() -> None:
     x, x_hat = images(16)
     apart = (to_uint8(x).double() - to_uint8(x_hat).double()) / 255
-    assert found(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
-    assert found(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)
+    assert measure(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
+    assert measure(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -69,40 +69,42 @@ def test_l1_and_l2_are_of_8_bit_pixels_from_0_to_1() -> None:
     [(8, 0), (11, 1), (16, 1), (24, 2), (64, 3), (96, 3), (128, 4), (175, 4), (176, 5), (256, 5)],
 )
 def test_there_are_as_many_scales_as_an_image_has_room_for(size: int, n: int) -> None:
-    assert scales(size) == n
+    assert count_scales(size) == n
     if 0 < size <= 176:
         x, x_hat = images(size, 2)
-        assert ("ms_ssim" in found(x, x_hat)) == (n > 0)
-        assert 0 < found(x, x_hat).get("ms_ssim", 0.5) < 1
+        assert ("ms_ssim" in measure(x, x_hat)) == (n > 0)
+        assert 0 < measure(x, x_hat).get("ms_ssim", 0.5) < 1
 
 
-def test_of_large_images_ms_ssim_is_torchmetrics_own_and_of_smaller_ones_its_first_scales() -> None:
+def test_ms_ssim_is_torchmetrics_for_large_images_and_its_first_scales_for_smaller_ones() -> None:
     x, x_hat = images(176, 2)
     theirs = float(
         ms_ssim(to_uint8(x_hat).float(), to_uint8(x).float(), data_range=255.0, normalize="relu")
     )
-    whole = BETAS[0] + BETAS[1] + BETAS[2] + BETAS[3] + BETAS[4]
-    assert found(x, x_hat)["ms_ssim"] == pytest.approx(theirs ** (1 / whole), rel=1e-3)
+    whole = (
+        SCALE_WEIGHTS[0] + SCALE_WEIGHTS[1] + SCALE_WEIGHTS[2] + SCALE_WEIGHTS[3] + SCALE_WEIGHTS[4]
+    )
+    assert measure(x, x_hat)["ms_ssim"] == pytest.approx(theirs ** (1 / whole), rel=1e-3)
     x, x_hat = images(24, 1)
     theirs = float(
         ms_ssim(
             to_uint8(x_hat).float(),
             to_uint8(x).float(),
             data_range=255.0,
-            betas=BETAS[:2],
+            betas=SCALE_WEIGHTS[:2],
             normalize="relu",
         )
     )
     metric = Fidelity(24)
     metric.update(x, x_hat)
     assert float(metric.compute()["ms_ssim"]) == pytest.approx(
-        theirs ** (1 / sum(BETAS[:2])), rel=1e-4
+        theirs ** (1 / sum(SCALE_WEIGHTS[:2])), rel=1e-4
     )
 
 
-def test_a_perfect_first_batch_does_not_spoil_what_follows() -> None:
+def test_a_perfect_first_batch_does_not_spoil_later_ones() -> None:
     x, x_hat = images(16)
     x_hat[:1] = x[:1]
     apart = (to_uint8(x).double() - to_uint8(x_hat).double()) / 255
-    assert found(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
-    assert found(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)
+    assert measure(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
+    assert measure(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)

@@ -1,4 +1,4 @@
-""""""
+"""The use of codes, PSNR, SSIM and sharpness, by identities and slow versions."""
 
 import math
 
@@ -17,11 +17,11 @@ from evaluation.reconstruction import Reconstruction
 def test_uniform_codes_have_perplexity_K_and_one_code_has_perplexity_1() -> None:
     use = CodebookUse(8)
     use.update(torch.arange(8).repeat(5))
-    found = use.compute()
+    use_of_codes = use.compute()
     assert (
-        found["perplexity"].item(),
-        found["entropy_bits"].item(),
-        found["codes_used"].item(),
+        use_of_codes["perplexity"].item(),
+        use_of_codes["entropy_bits"].item(),
+        use_of_codes["codes_used"].item(),
     ) == pytest.approx((8, 3, 8))
     use.reset()
     use.update(torch.zeros(10, dtype=torch.int64))
@@ -29,7 +29,7 @@ def test_uniform_codes_have_perplexity_K_and_one_code_has_perplexity_1() -> None
     assert use.compute()["codes_used"] == 1
 
 
-def test_perplexity_is_of_all_batches_together_not_their_average() -> None:
+def test_perplexity_is_that_of_all_batches_together_not_their_average() -> None:
     use = CodebookUse(4)
     for code in range(4):  # each batch alone has perplexity 1
         use.update(torch.full((3, 2, 2), code))
@@ -44,7 +44,7 @@ def test_perplexity_is_two_to_the_entropy_of_the_counts() -> None:
     assert use.compute()["perplexity"] == pytest.approx(2**entropy)
 
 
-def test_psnr_and_ssim_are_the_means_of_each_images_own() -> None:
+def test_psnr_and_ssim_are_means_over_images() -> None:
     x = torch.rand(6, 3, 16, 16) * 2 - 1
     x_hat = x + torch.linspace(0.05, 0.5, 6).view(6, 1, 1, 1) * torch.randn_like(x)
     metric = Reconstruction()
@@ -57,10 +57,10 @@ def test_psnr_and_ssim_are_the_means_of_each_images_own() -> None:
         float(structural_similarity_index_measure(a, b, data_range=255.0)), abs=1e-5
     )
     pooled = float(peak_signal_noise_ratio(a, b, data_range=255.0))
-    assert pooled < sum(psnr) / 6 - 0.1  # another measure, not to be compared with
+    assert pooled < sum(psnr) / 6 - 0.1  # a different score, not comparable
 
 
-def test_what_leaves_the_range_is_clamped_before_it_is_judged() -> None:
+def test_pixels_out_of_range_are_clamped_first() -> None:
     metric = Reconstruction()
     metric.update(
         torch.ones(1, 3, 16, 16) - torch.eye(16),
@@ -69,15 +69,15 @@ def test_what_leaves_the_range_is_clamped_before_it_is_judged() -> None:
     assert metric.compute()["psnr"] == torch.inf
 
 
-def test_of_several_codebooks_entropies_add_up_and_the_least_used_is_told() -> None:
+def test_entropies_of_several_codebooks_add_up_and_the_least_used_is_reported() -> None:
     use = CodebookUse(4, num_codebooks=2)
     indices = torch.stack(
         [torch.arange(4).repeat(4), torch.tensor([0, 1]).repeat(8)], 1
     )  # all four alike; two of them
     use.update(indices.view(2, 4, 2, 2)[:1])
     use.update(indices.view(2, 4, 2, 2)[1:])
-    found = {name: float(value) for name, value in use.compute().items()}
-    assert found == pytest.approx(
+    scores = {name: float(value) for name, value in use.compute().items()}
+    assert scores == pytest.approx(
         {"entropy_bits": 3, "perplexity": 2**1.5, "codes_used": 2, "usage": 0.5}
     )
 
@@ -112,7 +112,7 @@ def test_sharpness_is_a_ratio_of_squared_differences_of_neighbouring_8_bit_pixel
     assert sharpness(x, x_hat) == pytest.approx(sums[0] / sums[1], rel=1e-6)
 
 
-def test_sharpness_is_of_all_batches_together() -> None:
+def test_sharpness_is_that_of_all_batches_together() -> None:
     x, x_hat = torch.rand(6, 1, 16, 16) * 2 - 1, torch.rand(6, 1, 16, 16) - 0.5
     x[:2] *= 0.1  # the first batch alone would have another ratio
     metric = Reconstruction()

@@ -1,4 +1,4 @@
-""""""
+"""The table of scores, provenance, and which scores may be compared."""
 
 import json
 import math
@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from engine.errors import InputError
-from evaluation.scores import Scores, check_comparable, read_result, score_difference
+from evaluation.scores import (
+    SCORES,
+    ScoreSheet,
+    check_comparable,
+    find_score,
+    pipeline_names,
+    read_result,
+    score_difference,
+)
 
 ABOUT = {
     "n": 100,
@@ -22,9 +30,9 @@ ABOUT = {
 
 
 def result(run: str, psnr: float | None, **changed: Any) -> dict[str, Any]:
-    scores = Scores({**ABOUT, **changed})
+    scores = ScoreSheet({**ABOUT, **changed})
     if psnr is None:
-        scores.miss("psnr", "there is no picture")
+        scores.mark_absent("psnr", "there is no picture")
     else:
         scores.add("psnr", psnr)
     return {
@@ -36,7 +44,7 @@ def result(run: str, psnr: float | None, **changed: Any) -> dict[str, Any]:
     }
 
 
-def test_scores_of_one_provenance_are_compared() -> None:
+def test_scores_of_equal_provenance_are_compared() -> None:
     assert score_difference("psnr", result("a", 23.5), result("b", 21.0)) == 2.5
     check_comparable("psnr", [result(name, 20.0) for name in "abc"])
 
@@ -54,12 +62,12 @@ def test_scores_of_different_provenance_are_refused_and_the_difference_is_named(
         )
 
 
-def test_what_only_one_of_them_says_is_a_difference_too() -> None:
+def test_a_key_of_only_one_provenance_is_a_difference_too() -> None:
     with pytest.raises(InputError, match="scales is None of the one and 3 of the other"):
         score_difference("psnr", result("a", 20.0), result("b", 20.0, scales=3))
 
 
-def test_what_is_absent_or_of_no_evaluation_is_refused() -> None:
+def test_absent_scores_and_those_without_provenance_are_refused() -> None:
     with pytest.raises(InputError, match="psnr of b is absent: there is no picture"):
         score_difference("psnr", result("a", 20.0), result("b", None))
     with pytest.raises(InputError, match="psnr of runs/x carries no provenance"):
@@ -85,8 +93,8 @@ def test_a_provenance_survives_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
-def test_what_json_can_not_hold_is_absent(value: float) -> None:
-    scores = Scores({})
+def test_a_score_that_json_can_not_hold_is_absent(value: float) -> None:
+    scores = ScoreSheet({})
     scores.add("psnr", value)
     assert scores.values == {"psnr": None}
     assert "it" in scores.absent["psnr"]
@@ -100,3 +108,32 @@ def test_a_report_can_compare_scores_without_torch() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_every_score_in_features_has_a_line_for_the_proxy() -> None:
+    for name, score in SCORES.items():
+        if score.group in ("distance", "variety"):
+            base = SCORES[name.removesuffix("_proxy")]
+            assert SCORES[f"{name.removesuffix('_proxy')}_proxy"].label == f"{base.label} proxy"
+
+
+def test_a_score_in_the_features_of_any_network_has_the_meaning_of_its_line() -> None:
+    assert find_score("rfid_my_network") is SCORES["rfid"]
+    assert find_score("nearest_rmse_val") is SCORES["nearest_rmse_val"]
+    assert find_score("unknown") is None
+
+
+def test_a_pipeline_repeats_the_tokenizers_score_where_both_stages_have_one_of_a_name() -> None:
+    assert {"psnr", "kid", "perplexity", "bits_per_image"} <= set(pipeline_names("vqgan"))
+    assert {"gfid", "nats_per_token"} <= set(pipeline_names("prior"))
+    assert not set(pipeline_names("vqgan")) & set(pipeline_names("prior"))
+
+
+def test_the_result_of_an_earlier_version_is_read_with_todays_names(tmp_path: Path) -> None:
+    old = {"_target_": "prior.sampling.Sampler", "choice": 4.5, "given": None}
+    (tmp_path / "metrics.json").write_text(json.dumps(result("a", 20.0, sampler=old)))
+    assert read_result(str(tmp_path), "vqgan")["provenance"]["psnr"]["sampler"] == {
+        "_target_": "prior.decoding.sampling.Sampler",
+        "choice_temperature": 4.5,
+        "init_image": None,
+    }

@@ -20,8 +20,8 @@ def image_settings(**settings: Any) -> dict[str, Any]:
     """The settings of ImageDataModule: those of conf/images/default.yaml, unless they are passed."""
     config = OmegaConf.load(ROOT / "conf" / "config.yaml")
     shared = OmegaConf.load(ROOT / "conf" / "images" / "default.yaml")
-    resolved = OmegaConf.merge({"seed": config.seed, "cache_dir": config.cache_dir}, shared)
-    return {**OmegaConf.to_container(resolved), **settings}  # type: ignore[dict-item]
+    shared.update(seed=config.seed, cache_dir=config.cache_dir)
+    return {**OmegaConf.to_container(shared), **settings}  # type: ignore[dict-item]
 
 
 def make_images(kind: Callable[..., Images], *args: Any, **settings: Any) -> Images:

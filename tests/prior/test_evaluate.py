@@ -1,3 +1,5 @@
+"""stage=evaluate of priors: likelihoods, heat maps, and whole commands."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from PIL import Image
 
 from data.samples import ArraySamples
 from engine.errors import InputError
-from prior.judging import heat_map_pictures, iterate_samples, likelihoods
+from prior.judging import heat_map_pictures, iterate_samples, measure_nats
 from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
@@ -27,23 +29,23 @@ def grids(n: int, shape: tuple[int, ...], labels: int = 2) -> ArraySamples:
 
 @pytest.mark.parametrize("name", PRIORS)
 class TestEveryPrior:
-    def test_codes_are_judged_in_raster_order(self, name: str) -> None:
+    def test_codes_are_predicted_in_raster_order(self, name: str) -> None:
         model = make_prior(name)
         codes = torch.randint(K, (4, model.L))
         assert torch.equal(model.judge(codes, None).targets, codes)
 
-    def test_nats_of_images_are_what_the_model_judges_whatever_the_batches(self, name: str) -> None:
+    def test_nats_are_those_of_the_models_prediction_whatever_the_batches(self, name: str) -> None:
         model = make_prior(name, classes=0 if name in UNLABELLED else 2)
         codes = grids(7, (2, 3, model.num_codebooks))
-        found = likelihoods(model, codes, 3)
+        nats = measure_nats(model, codes, 3)
         labels = torch.from_numpy(codes.labels) if model.classes else None
         prediction = model.judge(torch.from_numpy(codes.values.astype(int)).flatten(1), labels)
-        assert found.shape == (7, 2, 3, model.num_codebooks)
-        assert found.mean().item() == pytest.approx(
+        assert nats.shape == (7, 2, 3, model.num_codebooks)
+        assert nats.mean().item() == pytest.approx(
             weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
         )
         torch.testing.assert_close(
-            found.flatten(1),
+            nats.flatten(1),
             negative_log_likelihood(prediction) * prediction.weights,
             rtol=1e-4,
             atol=1e-5,
@@ -53,18 +55,21 @@ class TestEveryPrior:
 def test_each_code_has_its_nats_at_its_place() -> None:
     model = make_prior("gpt", grid=(2, 3))
     codes = grids(1, (2, 3))
-    before = likelihoods(model, codes, 1)[0, :, :, 0]
+    before = measure_nats(model, codes, 1)[0, :, :, 0]
     codes.values[0, 1, 1] = (codes.values[0, 1, 1] + 1) % K
-    changed = likelihoods(model, codes, 1)[0, :, :, 0] != before
-    assert changed.tolist() == [[False, False, False], [False, True, True]]  # it and what reads it
+    changed = measure_nats(model, codes, 1)[0, :, :, 0] != before
+    assert changed.tolist() == [
+        [False, False, False],
+        [False, True, True],
+    ]  # its own and those that depend on it
 
 
 def test_images_of_more_classes_than_the_prior_knows_are_refused() -> None:
     with pytest.raises(InputError, match="the images are of 6 classes, and the prior learned 2"):
-        likelihoods(make_prior("gpt", classes=2), grids(40, (2, 3), labels=6), 8)
+        measure_nats(make_prior("gpt", classes=2), grids(40, (2, 3), labels=6), 8)
 
 
-def test_heat_goes_from_black_over_red_and_yellow_to_white() -> None:
+def test_heat_maps_go_from_black_over_red_and_yellow_to_white() -> None:
     pictures = heat_map_pictures(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 2.0]]]), 2)
     assert pictures.shape == (1, 3, 2, 10)
     assert pictures[0, :, 1, ::2].t().tolist() == [
@@ -81,8 +86,8 @@ SCORES = ("kid", "inception_score", "precision", "recall", "density", "coverage"
 
 
 def result(folder: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
+    return content
 
 
 @pytest.fixture
@@ -107,18 +112,18 @@ class TestTheCommand:
             )
             == 0
         )
-        found, prior = result("judged"), result("runs/prior/shapes")
-        assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (
+        evaluation, prior = result("judged"), result("runs/prior/shapes")
+        assert (evaluation["of"], evaluation["of_stage"], evaluation["tokenizer_of"]) == (
             prior["id"],
             "prior",
             prior["tokenizer_of"],
         )
-        assert (found["n"], found["samples"], found["split"]) == (16, 12, "val")
+        assert (evaluation["n"], evaluation["samples"], evaluation["split"]) == (16, 12, "val")
         for name in ("gfid", *SCORES):
-            assert found[name] is None
-            assert "fetch=false" in found["absent"][name]
-            about = found["provenance"][f"{name}_proxy"]
-            assert found[f"{name}_proxy"] >= (-1 if name == "kid" else 0)
+            assert evaluation[name] is None
+            assert "fetch=false" in evaluation["absent"][name]
+            about = evaluation["provenance"][f"{name}_proxy"]
+            assert evaluation[f"{name}_proxy"] >= (-1 if name == "kid" else 0)
             assert (about["n"], about["n_reference"], about["reference"], about["judged"]) == (
                 12,
                 16,
@@ -126,9 +131,9 @@ class TestTheCommand:
                 "samples",
             )
             assert (about["sampler"]["temperature"], about["seed"]) == (1.0, 0)
-        assert found["provenance"]["nats_per_token"]["exact"] is True
-        assert found["nearest_rmse"] > 0
-        for file in found["pictures"]:
+        assert evaluation["provenance"]["nats_per_token"]["exact"] is True
+        assert evaluation["nearest_rmse"] > 0
+        for file in evaluation["pictures"]:
             with Image.open(file) as sheet:
                 assert sheet.size > (30, 30)
         lines = capsys.readouterr().err.splitlines()
@@ -138,7 +143,7 @@ class TestTheCommand:
         )
         assert any(line.startswith("coverage_proxy ") for line in lines)
 
-    def test_the_same_command_finds_the_same_scores_and_another_temperature_is_no_match(
+    def test_the_same_command_gives_the_same_scores_and_another_temperature_is_not_comparable(
         self, trained: Command, capsys: pytest.CaptureFixture[str]
     ) -> None:
         line = ["stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "neighbours=false"]
@@ -150,29 +155,31 @@ class TestTheCommand:
         )
         capsys.readouterr()
         assert trained(*line, "run_dir=hot", "sampler.temperature=2", "compare_to=one") == 0
-        told = capsys.readouterr().err
-        assert "gfid_proxy of hot and of one can't be compared: sampler is" in told
-        assert "+0" in next(line for line in told.splitlines() if line.startswith("nats_per_token"))
+        terminal = capsys.readouterr().err
+        assert "gfid_proxy of hot and of one can't be compared: sampler is" in terminal
+        assert "+0" in next(
+            line for line in terminal.splitlines() if line.startswith("nats_per_token")
+        )
 
-    def test_without_samples_there_are_likelihoods_alone(self, trained: Command) -> None:
+    def test_without_samples_there_are_only_likelihoods(self, trained: Command) -> None:
         assert (
             trained(
                 "stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "samples=0", "run_dir=judged"
             )
             == 0
         )
-        found = result("judged")
-        assert found["nats_per_token"] > 0
-        assert found["gfid_proxy"] is None
-        assert set(found["absent"].values()) == {"no samples are drawn with samples=0"}
+        evaluation = result("judged")
+        assert evaluation["nats_per_token"] > 0
+        assert evaluation["gfid_proxy"] is None
+        assert set(evaluation["absent"].values()) == {"no samples are drawn with samples=0"}
         assert not list(Path("cache").glob("proxy-*"))
 
-    def test_what_can_not_be_judged_is_refused_before_anything_is_written(
+    def test_impossible_evaluations_are_refused_before_anything_is_written(
         self, trained: Command, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (Path("other")).mkdir()
         (Path("other") / "metrics.json").write_text('{"of_stage": "vqgan"}')
-        for words, says in {
+        for words, message in {
             "sampler.grid=5x5": "judges whole samples of the prior's own grid; leave sampler.grid out",
             "sampler.guidance=2": "train one with conditional=true",
             "compare_to=other": "is no evaluation of a run of stage=prior",
@@ -181,10 +188,10 @@ class TestTheCommand:
         }.items():
             capsys.readouterr()
             assert trained("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, words) != 0
-            assert says in capsys.readouterr().err
+            assert message in capsys.readouterr().err
             assert not Path("runs/evaluate").exists()
 
-    def test_a_prior_of_classes_is_judged_by_samples_of_the_images_classes(
+    def test_a_prior_of_classes_draws_samples_of_the_images_classes(
         self, trained: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert (
@@ -197,10 +204,10 @@ class TestTheCommand:
             )
             == 0
         )
-        drawn = []
+        calls = []
         monkeypatch.setattr(
             "prior.judging.iterate_samples",
-            lambda *given: drawn.append(given) or iterate_samples(*given),
+            lambda *arguments: calls.append(arguments) or iterate_samples(*arguments),
         )
         line = [
             "stage=evaluate",
@@ -210,4 +217,4 @@ class TestTheCommand:
             "run_dir=judged",
         ]
         assert trained(*line, "sampler.guidance=1.5") == 0
-        assert drawn[0][3].tolist() == np.load("judged/likelihoods.npz")["labels"].tolist()
+        assert calls[0][3].tolist() == np.load("judged/likelihoods.npz")["labels"].tolist()

@@ -1,3 +1,5 @@
+"""stage=evaluate of tokenizers: the terminal's table, and whole commands."""
+
 import json
 import math
 import warnings
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from evaluation.features import Extractor
 from evaluation.judging import image_name
-from evaluation.scores import Scores, score_difference
+from evaluation.scores import ScoreSheet, score_difference
 from evaluation.table import format_number, format_table, nearest_codecs
 from tests.helpers.commands import QUICK, TINY
 from tests.helpers.stage1 import Noise
@@ -26,18 +28,18 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def test_images_are_called_by_their_own_names_where_others_were_left_out(tmp_path: Path) -> None:
+def test_images_have_the_names_of_their_source_where_others_were_left_out(tmp_path: Path) -> None:
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     assert image_name(data, "val", 3) == "image 3"
     data.samples("val").rows = np.array([0, 5, 6, 9])
     assert image_name(data, "val", 3) == "image 9"
 
 
-def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are_absent() -> None:
-    scores = Scores({"size": [3, 64, 64]})
+def test_the_terminal_gets_a_line_per_score_and_one_per_reason_why_others_are_absent() -> None:
+    scores = ScoreSheet({"size": [3, 64, 64]})
     scores.add("psnr", 23.456)
     for name in ("rfid", "kid"):
-        scores.miss(name, "there are no weights")
+        scores.mark_absent(name, "there are no weights")
     scores.add("codes_used", 1024)
     scores.add("rfid_own", 0.0012344, extractor="own.pt")
     about = {
@@ -52,11 +54,11 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
         {**about, "absent": scores.absent, "provenance": scores.provenance}, list(scores.values)
     ).splitlines()
     assert [line.split(maxsplit=2) for line in lines] == [
-        ["judged", "runs/x,", "K 2,048, grid 4x8"],
+        ["evaluated", "runs/x,", "K 2,048, grid 4x8"],
         ["images", "1,000", "of val, 64x64 pixels"],
-        ["psnr", "23.46", "dB, higher is better; the mean of each image's own"],
-        ["codes_used", "1,024", "codes that occur"],
-        ["rfid_own", "0.001234", "lower is better"],
+        ["psnr", "23.46", "dB, higher is better; mean over images of each image's PSNR"],
+        ["codes_used", "1,024", "codes that occur at least once"],
+        ["rfid_own", "0.001234", "lower is better; Fréchet distance of reconstructions to images"],
         ["features", "rfid_own:", "own.pt"],
         ["absent", "rfid,", "kid: there are no weights"],
     ]
@@ -66,7 +68,7 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [
         (0.0, "0"),
         (64.0, "64"),
@@ -77,11 +79,13 @@ def test_the_terminal_gets_a_line_a_score_and_one_for_each_reason_why_others_are
         (math.inf, "inf"),
     ],
 )
-def test_a_figure_is_told_by_four_digits_and_whole_numbers_whole(value: float, told: str) -> None:
-    assert format_number(value) == told
+def test_numbers_have_four_significant_digits_and_whole_numbers_all(
+    value: float, text: str
+) -> None:
+    assert format_number(value) == text
 
 
-def test_of_jpeg_what_is_next_to_the_tokenizers_bits_is_told() -> None:
+def test_jpeg_is_reported_at_the_qualities_next_to_the_tokenizers_bits() -> None:
     codecs = [{"codec": "classical VQ", "bits_per_image": 64.0, "settings": {"K": 16}}]
     codecs += [
         {"codec": "JPEG", "bits_per_image": 40.0 * q, "settings": {"quality": q}} for q in (1, 2, 3)
@@ -101,12 +105,12 @@ class Corners(nn.Module):
 
 
 def result(folder: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
+    return content
 
 
 @pytest.mark.slow
-def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_checkpoint(
+def test_a_tokenizer_is_evaluated_by_one_command_that_reads_all_else_from_its_checkpoint(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("stage=vqgan", *TINY) == 0
@@ -116,29 +120,34 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
     capsys.readouterr()
     line = ["stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "features=corners.pt", "show=3"]
     assert command(*line, "run_dir=judged") == 0
-    (printed, told), found, trained = (
+    (printed, terminal), evaluation, trained = (
         capsys.readouterr(),
         result("judged"),
         result("runs/vqgan/shapes"),
     )
     short = json.loads(printed)  # the one line of standard output
     assert {"provenance", "absent", "references", "worst"}.isdisjoint(short)
-    assert short == {name: found[name] for name in short}
+    assert short == {name: evaluation[name] for name in short}
     assert {"run", "psnr", "rfid", "rfid_proxy", "grid"} <= short.keys()
-    assert (found["of"], found["of_stage"], found["tokenizer_of"]) == (
+    assert (evaluation["of"], evaluation["of_stage"], evaluation["tokenizer_of"]) == (
         trained["id"],
         "vqgan",
         trained["id"],
     )
-    assert (found["split"], found["n"], found["K"], found["grid"]) == ("val", 16, 16, [4, 4])
-    assert found["psnr"] == pytest.approx(
+    assert (evaluation["split"], evaluation["n"], evaluation["K"], evaluation["grid"]) == (
+        "val",
+        16,
+        16,
+        [4, 4],
+    )
+    assert evaluation["psnr"] == pytest.approx(
         trained["psnr"], abs=0.05
     )  # training may have judged in bf16
-    assert found["bits_per_image"] == 4 * 4 * 4
-    assert found["compression_ratio"] == 16 * 16 * 3 * 8 / 64
+    assert evaluation["bits_per_image"] == 4 * 4 * 4
+    assert evaluation["compression_ratio"] == 16 * 16 * 3 * 8 / 64
     for name in ("rfid", "kid", "lpips"):
-        assert found[name] is None
-        assert "fetch=false" in found["absent"][name]
+        assert evaluation[name] is None
+        assert "fetch=false" in evaluation["absent"][name]
     numbers = (
         "ms_ssim",
         "l1",
@@ -150,24 +159,24 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
         "usage",
     )
     for name in (*numbers, "rfid_proxy", "kid_proxy", "rfid_corners", "kid_corners"):
-        assert isinstance(found[name], float | int)
-        assert found["provenance"][name]["n"] == 16
-        assert f"\n{name} " in told
-    assert found["provenance"]["rfid_corners"]["extractor"] == "corners.pt"
-    assert [row["codec"] for row in found["references"]][:2] == ["classical VQ", "JPEG"]
-    counts = np.load(found["codes"])["counts"]
+        assert isinstance(evaluation[name], float | int)
+        assert evaluation["provenance"][name]["n"] == 16
+        assert f"\n{name} " in terminal
+    assert evaluation["provenance"]["rfid_corners"]["extractor"] == "corners.pt"
+    assert [row["codec"] for row in evaluation["references"]][:2] == ["classical VQ", "JPEG"]
+    counts = np.load(evaluation["codes"])["counts"]
     assert (counts.shape, counts.sum(), (counts > 0).sum()) == (
         (1, 16),
         16 * 16,
-        found["codes_used"],
+        evaluation["codes_used"],
     )
-    assert len(found["worst"]) == len(found["best"]) == 3
-    for file in found["pictures"]:
+    assert len(evaluation["worst"]) == len(evaluation["best"]) == 3
+    for file in evaluation["pictures"]:
         assert Path(file).stat().st_size > 100
-    assert "\nclassical VQ " in told
+    assert "\nclassical VQ " in terminal
     assert (
-        told.splitlines()[-1].split(maxsplit=3)[3]
-        == "judged/metrics.json, with what each score depends on"
+        terminal.splitlines()[-1].split(maxsplit=3)[3]
+        == "judged/metrics.json, with the provenance of each score"
     )
 
     assert (
@@ -175,21 +184,21 @@ def test_a_tokenizer_is_judged_by_one_command_that_reads_all_else_from_its_check
         == 0
     )
     again = result("again")
-    for name in found["provenance"]:
-        assert score_difference(name, again, found) == pytest.approx(
-            0, abs=1e-4 * abs(found[name]) + 1e-6
+    for name in evaluation["provenance"]:
+        assert score_difference(name, again, evaluation) == pytest.approx(
+            0, abs=1e-4 * abs(evaluation[name]) + 1e-6
         )
     assert command(*line, "run_dir=other", "proxy=3", "split=train", "compare_to=judged") == 0
     with pytest.raises(
         InputError,
         match="psnr of other and of judged can't be compared: reference is originals of train",
     ):
-        score_difference("psnr", result("other"), found)
+        score_difference("psnr", result("other"), evaluation)
     assert "psnr of other and of judged can't be compared" in capsys.readouterr().err
 
 
-class Instead(Extractor):
-    """Stands where Inception would."""
+class FakeInception(Extractor):
+    """Stands in for Inception."""
 
     name, hash, resize = "instead", "0123", "none"
 
@@ -201,13 +210,13 @@ class Instead(Extractor):
 
 
 @pytest.mark.slow
-def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_images(
+def test_with_all_weights_available_nothing_is_absent_and_lpips_is_the_mean_over_images(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("stage=vqgan", *TINY) == 0
-    network = LPIPS("squeeze", pretrained=False)  # weights of chance
-    monkeypatch.setattr("vqgan.stages.evaluate.load_lpips", lambda config: (network, ""))
-    monkeypatch.setattr("evaluation.judging.Inception", Instead)
+    network = LPIPS("squeeze", pretrained=False)  # random weights
+    monkeypatch.setattr("vqgan.judging.load_lpips", lambda net, fetch: (network, ""))
+    monkeypatch.setattr("evaluation.judging.Inception", FakeInception)
     for size in (5, 16):
         line = [
             "stage=evaluate",
@@ -218,14 +227,14 @@ def test_with_all_weights_at_hand_nothing_is_absent_and_lpips_is_the_mean_over_i
             f"run_dir=by-{size}",
         ]
         assert command(*line) == 0
-    found = result("by-5")
-    assert found["absent"] == {}
-    assert found["lpips"] == pytest.approx(result("by-16")["lpips"], rel=1e-4)
-    assert found["provenance"]["lpips"]["extractor"] == "lpips squeeze"
-    assert found["provenance"]["lpips"]["extractor_hash"] == "b8a52dc0"
-    assert found["provenance"]["lpips"]["resize"] == "bilinear to 64"
-    assert found["provenance"]["rfid"]["extractor_hash"] == "0123"
-    assert found["rfid"] > 0
+    evaluation = result("by-5")
+    assert evaluation["absent"] == {}
+    assert evaluation["lpips"] == pytest.approx(result("by-16")["lpips"], rel=1e-4)
+    assert evaluation["provenance"]["lpips"]["extractor"] == "lpips squeeze"
+    assert evaluation["provenance"]["lpips"]["extractor_hash"] == "b8a52dc0"
+    assert evaluation["provenance"]["lpips"]["resize"] == "bilinear to 64"
+    assert evaluation["provenance"]["rfid"]["extractor_hash"] == "0123"
+    assert evaluation["rfid"] > 0
 
 
 @pytest.mark.slow
@@ -243,7 +252,7 @@ def test_the_worst_and_the_best_images_are_those_of_the_largest_and_the_smallest
         "lpips=null",
     ]
     assert command(*line, "show=16", "run_dir=judged") == 0
-    found = result("judged")
+    evaluation = result("judged")
     with Image.open("judged/pictures/worst-and-best.png") as sheet:
         pixels = torch.from_numpy(np.array(sheet)[::2, ::2]).int()  # pictures are enlarged twice
     tiles = [
@@ -252,19 +261,19 @@ def test_the_worst_and_the_best_images_are_those_of_the_largest_and_the_smallest
     errors = [float((a - b).square().float().mean()) for a, b in zip(*tiles[:2], strict=True)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > errors[-1]
-    assert found["worst"] == found["best"][::-1]
-    assert {found["absent"][name] for name in ("rfid", "rfid_proxy", "lpips")} == {
+    assert evaluation["worst"] == evaluation["best"][::-1]
+    assert {evaluation["absent"][name] for name in ("rfid", "rfid_proxy", "lpips")} == {
         "left out with inception=false", "left out with proxy=0", "left out with lpips=null"
     }  # fmt: skip
-    assert found["references"] == []
+    assert evaluation["references"] == []
 
 
 @pytest.mark.slow
-def test_a_continuous_bottleneck_has_no_figures_of_codes_and_says_why(command: Command) -> None:
+def test_a_continuous_bottleneck_has_no_scores_of_codes_and_says_why(command: Command) -> None:
     tiny = [word for word in TINY if not word.startswith("quantizer.K")]
     assert command("stage=vqgan", "quantizer=kl", *tiny) == 0
     assert command("stage=evaluate", "ckpt=runs/vqgan/shapes", *QUICK, "run_dir=judged") == 0
-    found = result("judged")
+    evaluation = result("judged")
     for name in (
         "perplexity",
         "entropy_bits",
@@ -273,9 +282,9 @@ def test_a_continuous_bottleneck_has_no_figures_of_codes_and_says_why(command: C
         "bits_per_image",
         "compression_ratio",
     ):
-        assert found[name] is None
-        assert "continuous" in found["absent"][name]
-    assert "continuous" in found["absent"]["classical VQ"]
-    assert {row["codec"] for row in found["references"]} == {"JPEG"}
-    assert found["codes"] is None
-    assert found["psnr"] > 5
+        assert evaluation[name] is None
+        assert "continuous" in evaluation["absent"][name]
+    assert "continuous" in evaluation["absent"]["classical VQ"]
+    assert {row["codec"] for row in evaluation["references"]} == {"JPEG"}
+    assert evaluation["codes"] is None
+    assert evaluation["psnr"] > 5

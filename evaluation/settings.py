@@ -1,0 +1,64 @@
+"""The settings of stage=evaluate, typed and checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from engine.environment import autocast
+from engine.errors import InputError, check_int
+
+EVALUATION_SPLITS = ("val", "train")
+
+EVALUATION_PRECISIONS = ("32-true", "auto")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated and how, as conf/stage/evaluate.yaml describes it. Raises InputError for values that can't work."""
+
+    device: torch.device
+    ckpt: str
+    id: str | None
+    seed: int
+    split: str
+    compare_to: str | None
+    inception: bool
+    proxy: int
+    features: str | None
+    lpips: str | None
+    fetch: bool
+    references: bool
+    samples: int
+    neighbours: bool
+    precision: str
+    show: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.split not in EVALUATION_SPLITS:
+            raise InputError(f"split={self.split} must be one of {', '.join(EVALUATION_SPLITS)}")
+        if self.precision not in EVALUATION_PRECISIONS:
+            raise InputError(
+                f"precision={self.precision} must be one of {', '.join(EVALUATION_PRECISIONS)}"
+            )
+        check_int("show", self.show, 1, "image")
+        check_int("batch_size", self.batch_size, 1, "image")
+        check_int("proxy", self.proxy, 0, "steps")
+        check_int("samples", self.samples, 0, "samples")
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any], device: torch.device) -> "EvaluationSettings":
+        """The settings in a stage's config, which has others too."""
+        names = [field.name for field in fields(cls) if field.name != "device"]
+        return cls(device, **{name: settings[name] for name in names})
+
+    def autocast(self) -> torch.autocast:
+        """A new context with the precision that models run in.
+
+        The default is float32, whose results depend little on the machine.
+        """
+        if self.precision == "auto":
+            return autocast(self.device)
+        return torch.autocast(self.device.type, enabled=False)

@@ -1,0 +1,186 @@
+"""Scores and pictures of a tokenizer's reconstructions for stage=evaluate."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from data.datamodule import ImageDataModule
+from data.images import to_float, to_uint8
+from data.pictures import save_picture, tile_images
+from engine.errors import InputError
+from evaluation.codebook import CodebookUse
+from evaluation.features import TorchScriptNetwork, fetch_weights
+from evaluation.judging import ReferenceHash, iterate_images, make_feature_sets, view_images
+from evaluation.reconstruction import SSIM_WINDOW, Fidelity
+from evaluation.scores import ScoreSheet, library_versions, names_in_group
+from evaluation.settings import EvaluationSettings
+from vqgan.baselines import measure_codecs
+from vqgan.callbacks.codes import draw_histogram
+from vqgan.losses.perceptual import LPIPS, WEIGHTS
+from vqgan.quantizers.base import NO_CODES_MESSAGE
+from vqgan.tokenizer import Tokenizer
+
+
+def iterate_reconstructions(
+    tokenizer: Tokenizer, images: ImageDataModule, settings: EvaluationSettings
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Images and reconstructions, both uint8 (B, C, H, W) as a file would hold them, and indices."""
+    for x in iterate_images(images, settings):
+        with torch.no_grad(), settings.autocast():
+            q = tokenizer.encode(x)
+            x_hat = tokenizer.decode(q.z_q)
+        yield to_uint8(x), to_uint8(x_hat), q.indices
+
+
+class TokenizerJudge:
+    """Measures a tokenizer on images and their reconstructions, batch by batch."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        images: ImageDataModule,
+        settings: EvaluationSettings,
+        own: TorchScriptNetwork | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.images = images
+        self.settings = settings
+        self.feature_sets = make_feature_sets(settings, images, own)
+        self.lpips, self.lpips_absent = load_lpips(settings.lpips, settings.fetch)
+        self.lpips_sum = 0.0
+        self.fidelity = Fidelity(images.image_size).to(settings.device)
+        self.code_use: CodebookUse | None = None
+        if tokenizer.K is not None:
+            use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
+            self.code_use = use.to(settings.device)
+        self.reference_hash = ReferenceHash()
+        self.errors: list[Tensor] = []
+        self.n = 0
+
+    def measure_all(self) -> None:
+        """Reconstruct and measure all images of the split."""
+        for batch in iterate_reconstructions(self.tokenizer, self.images, self.settings):
+            self.update(*batch)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, x_hat: Tensor, indices: Tensor | None) -> None:
+        """Images and reconstructions, both uint8 (B, C, H, W), and indices unless the bottleneck is continuous."""
+        self.n += len(x)
+        self.reference_hash.update(x)
+        for feature_set in self.feature_sets:
+            feature_set.add("reference", x)
+            feature_set.add("judged", x_hat)
+        self.fidelity.update(to_float(x), to_float(x_hat))
+        self.errors.append((x.float() - x_hat.float()).square().mean((1, 2, 3)).cpu())
+        if self.lpips is not None:
+            self.lpips_sum += len(x) * float(self.lpips(to_float(x), to_float(x_hat)))
+        if self.code_use is not None and indices is not None:
+            self.code_use.update(indices)
+
+    def rank_by_error(self) -> dict[str, Tensor]:
+        """The indices of the `show` worst and of the `show` best reconstructions by mean squared error."""
+        order = torch.cat(self.errors).argsort(descending=True, stable=True)
+        return {"worst": order[: self.settings.show], "best": order.flip(0)[: self.settings.show]}
+
+    def scores(self) -> ScoreSheet:
+        """All scores of the images so far."""
+        common = self.reference_hash.provenance(self.images, self.settings.split)
+        sheet = ScoreSheet({**common, "judged": "reconstructions", "n": self.n})
+        self.add_pixel_scores(sheet)
+        self.add_code_scores(sheet)
+        for feature_set in self.feature_sets:
+            feature_set.add_distances(sheet, "rfid", paired=True)
+        return sheet
+
+    def add_pixel_scores(self, sheet: ScoreSheet) -> None:
+        about = {"n_reference": self.n, "resize": "none"}
+        library = library_versions("torchmetrics", "torch")
+        for name, value in self.fidelity.compute().items():
+            scales = {"scales": self.fidelity.scales} if name == "ms_ssim" else {}
+            sheet.add(name, float(value), **about, library=library, **scales)
+        size, net = self.images.image_size, self.settings.lpips
+        if not self.fidelity.scales:
+            sheet.mark_absent(
+                "ms_ssim", f"images of {size} pixels are smaller than its window of {SSIM_WINDOW}"
+            )
+        if self.lpips is None or net is None:
+            sheet.mark_absent("lpips", self.lpips_absent)
+            return
+        network = {
+            "resize": "none" if size >= 64 else "bilinear to 64",
+            "extractor": f"lpips {net}",
+            "extractor_hash": Path(WEIGHTS[net]).stem.rpartition("-")[2],
+            "library": library_versions("lpips", "torch"),
+        }
+        sheet.add("lpips", self.lpips_sum / self.n, **{**about, **network})
+
+    def add_code_scores(self, sheet: ScoreSheet) -> None:
+        """The use of the codes and their rate; a continuous bottleneck has neither."""
+        if self.code_use is None:
+            for name in names_in_group("codes") + names_in_group("rate"):
+                sheet.mark_absent(name, NO_CODES_MESSAGE)
+            return
+        library = library_versions("torch")
+        for name, value in self.code_use.compute().items():
+            number = int(value) if name == "codes_used" else float(value)
+            sheet.add(name, number, library=library)
+        bits = math.prod(self.tokenizer.grid) * self.tokenizer.quantizer.bits
+        pixel_bits = 8 * self.images.channels * self.images.image_size**2
+        sheet.add("bits_per_image", bits, library=library)
+        sheet.add("compression_ratio", pixel_bits / bits, library=library)
+
+    def reconstruct_rows(self, indices: Tensor) -> list[Tensor]:
+        """Two rows of a picture: the images of the split at these indices (n,), and their reconstructions."""
+        x = view_images(self.images, self.settings.split, indices)
+        with torch.no_grad(), self.settings.autocast():
+            z_q = self.tokenizer.encode(to_float(x).to(self.settings.device)).z_q
+            x_hat = self.tokenizer.decode(z_q)
+        return [x, to_uint8(x_hat).cpu()]
+
+    def save_pictures(self, folder: Path, worst: Tensor, best: Tensor) -> list[Path]:
+        """Images from all over the split, the worst and the best reconstructions, and a histogram of the codes."""
+        spread = torch.linspace(0, self.n - 1, min(self.settings.show, self.n)).long()
+        extremes = [*self.reconstruct_rows(worst), *self.reconstruct_rows(best)]
+        sheets = {
+            "reconstructions": tile_images(self.reconstruct_rows(spread), scale=2),
+            "worst-and-best": tile_images(extremes, scale=2),
+        }
+        if self.code_use is not None:
+            sheets["codes"] = draw_histogram(self.code_use.counts)
+        return [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+
+    def save_code_counts(self, file: Path) -> str | None:
+        """Write how often each code occurs, `counts` (num_codebooks, K); None for a continuous bottleneck."""
+        if self.code_use is None:
+            return None
+        np.savez(file, counts=self.code_use.counts.cpu().numpy())
+        return str(file)
+
+
+def compare_codecs(
+    tokenizer: Tokenizer, images: ImageDataModule, settings: EvaluationSettings
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The scores of classical VQ at the tokenizer's bits and of JPEG, and the reasons why some are absent."""
+    if not settings.references:
+        return [], {"references": "left out with references=false"}
+    K, num_codebooks, grid = tokenizer.K, tokenizer.num_codebooks, tokenizer.grid
+    return measure_codecs(images, settings.split, K, num_codebooks, grid[0])
+
+
+def load_lpips(net: str | None, fetch: bool) -> tuple[LPIPS | None, str]:
+    """LPIPS with the features of `net`, or None and the reason why it is absent."""
+    if net is None:
+        return None, "left out with lpips=null"
+    file = WEIGHTS[net]
+    weights: Any = torchvision.models.get_model_weights(file.split("-")[0])
+    try:
+        fetch_weights(file, weights.DEFAULT.url, fetch)
+        return LPIPS(net, pretrained=True), ""
+    except InputError as error:
+        return None, str(error)
