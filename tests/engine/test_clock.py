@@ -41,4 +41,4 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 
 def test_without_a_warm_up_the_peak_comes_first() -> None:
-    assert Schedule(warmup=0)(Now(0, 0)) == 1
+    assert Schedule(warmup=0, floor=0.02)(Now(0, 0)) == 1

@@ -60,7 +60,9 @@ def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQ
             "adaptive": AdaptiveWeight(),
             **settings,
         }
-    return VQGAN(tokenizer, Pixel(), adamw, Budget(steps), Schedule(2), gate=gate, **settings)
+    return VQGAN(
+        tokenizer, Pixel(), adamw, Budget(steps), Schedule(2, floor=0.02), gate=gate, **settings
+    )
 
 
 def fit(
