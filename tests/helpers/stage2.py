@@ -54,7 +54,7 @@ def make_prior_module(
 def make_trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
     return L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
+        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=1,
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
 

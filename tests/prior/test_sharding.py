@@ -84,7 +84,7 @@ def run(
     """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
     before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
-    callbacks = [*before, *more, Checkpoints(ABOUT, 3, pauses=(0, 0))]
+    callbacks = [*before, Checkpoints(ABOUT, 3, pauses=(0, 0)), *more]
     settings = {"devices": 2, "strategy": ranks} if ranks else {}
     fit = make_trainer(
         val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
@@ -279,7 +279,7 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
     """A run that ends by a signal, which of two processes the second one gets; this process's exit code."""
     kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
-        run(folder, name, batch_size, ranks, (*([Kick()] if kicked else []), signals))
+        run(folder, name, batch_size, ranks, (signals, *([Kick()] if kicked else [])))
     return int(str(stop.value.code))
 
 
