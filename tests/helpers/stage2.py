@@ -6,7 +6,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.samples import ArraySamples
 from data.tokens import CodeDataModule
@@ -20,7 +19,7 @@ from tests.helpers.priors import BOOKS
 
 NATS = "val/nats_per_token"
 
-ABOUT = make_header("prior", OmegaConf.create({}))
+ABOUT = make_header("prior", {})
 
 lightning_warnings = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous"
@@ -58,7 +57,7 @@ def make_prior_module(
         model,
         optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)),
         Budget(steps),
-        Schedule(10),
+        Schedule(10, floor=0.02),
         **{**LABEL_SETTINGS, **update},
     ), data
 
@@ -66,7 +65,7 @@ def make_prior_module(
 def make_trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
     return L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
+        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=1,
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
 
