@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine import sweep
 from engine.checkpoint import save_atomically
-from engine.run import open_folder, resolve_config, write_result
+from engine.run import Run
 from tests.helpers.commands import TINY
 
 Command = Callable[..., int]
@@ -45,16 +45,17 @@ class Played:
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        config = resolve_config(config)
-        folder = open_folder(config, "played")
-        self.configs.append(config)
+        run = Run.open(config)
+        folder = run.start("played")
+        self.configs.append(run.config)
         if self.checkpoint:
             save_atomically({}, folder / "checkpoints/last.ckpt")
         if config.seed in self.ends:
             raise self.ends[config.seed]
-        return write_result(
-            folder, {"run": str(folder), "id": config.id, "psnr": 20.0 + config.seed}
-        )
+        metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
+        result = run.finish(metrics)
+        assert result is not None
+        return result
 
     @property
     def names(self) -> list[str]:
