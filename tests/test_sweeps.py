@@ -1,4 +1,4 @@
-"""Sweeps as a person types them; where no training is needed, a run is played by one that takes no time."""
+"""Sweeps as a user types them; tests that need no training replace the run by one that takes no time."""
 
 import json
 import os
@@ -37,7 +37,7 @@ TWO = [*ONE, "seed=0,1"]
 
 
 class Played:
-    """A run of stage=vqgan that trains nothing: its folder, a checkpoint, its figures; `ends` says how those of a seed end."""
+    """A run of stage=vqgan that writes its folder, a checkpoint and metrics without training; `ends` maps a seed to an exception."""
 
     def __init__(self) -> None:
         self.configs: list[DictConfig] = []
