@@ -37,7 +37,7 @@ TWO = [*ONE, "seed=0,1"]
 
 
 class Played:
-    """A run of stage=vqgan that writes its folder, a checkpoint and metrics without training; `ends` maps a seed to an exception."""
+    """A run of stage=vqgan that writes its folder, a checkpoint and metrics without training; `ends` maps seeds to exceptions."""
 
     def __init__(self) -> None:
         self.configs: list[DictConfig] = []
