@@ -285,7 +285,7 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
     command("stage=vqgan", f"quantizer={quantizer}", *tiny, "loss=vqvae")
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) != 0
-    reason = "tells each position by 4 codes" if quantizer == "residual" else "has no codes"
+    reason = "describes each position by 4 codes" if quantizer == "residual" else "has no codes"
     assert reason in read_mistake(capsys)
 
 

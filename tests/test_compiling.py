@@ -19,13 +19,14 @@ from engine.errors import InputError
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.decoding.generate import check_compile_sampler, sample
-from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps
+from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache
 from prior.decoding.sampling import Sampler
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.transformer import rotary
 from prior.module import Prior
 from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR, TWO, launch, read_report
 from tests.helpers.configs import compose_config
+from tests.helpers.parts import make
 from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
@@ -56,7 +57,8 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
-        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0, floor=0.02), 0.0, **update,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0, floor=0.02), label_drop=0.0,
+        label_smoothing=0.0, **update,
     )  # fmt: skip
     if compile:
         compile_parts(module.blocks)
@@ -311,14 +313,15 @@ def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
 ) -> None:
     model, labels = make_prior(name, grid=(3, 4), classes=3), torch.arange(10) % 3
     how = {"guidance": guidance, "grid": "4x6"}
-    plain = sample(model, Sampler(**how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    plain = sample(model, make(Sampler, **how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
     assert graphs.frame_count == 0
-    quick = sample(model, Sampler(**how, compile=True), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    quick = sample(
+        model, make(Sampler, **how, compile=True), 10, seed=1, labels=labels, batch_size=4
+    )  # type: ignore[arg-type]
     assert graphs.frame_count == (
         2 if name == "rq" else 1
     )  # of three batches, the last one smaller, and six windows each
     assert torch.equal(quick, plain)
-    assert model.kept is None
 
 
 @pytest.mark.parametrize("name", STEPWISE)
@@ -328,9 +331,9 @@ def test_compiled_steps_give_the_logits_of_the_whole(
     model = make_prior(name, grid=(3, 4))
     assert isinstance(model, Autoregressive)
     codes = torch.randint(5, (4, model.L))
-    model.kept = {}
+    cache = StepCache()
     for n in (4, 3, 4):  # the memory of those before is not seen
-        decode = model.decoder(n)
+        decode = model.decoder(n, None, cache)
         logits = torch.stack([decode(codes[:n, t - 1] if t else None) for t in range(model.L)], 1)
         torch.testing.assert_close(logits, model(codes[:n]), rtol=1e-4, atol=1e-5)
 
@@ -351,12 +354,12 @@ def test_compiled_steps_follow_autocast_as_near_as_the_others_do(
 
 @pytest.mark.parametrize("name", ["lstm", "pixelcnn", "maskgit", "uniform"])
 def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
-    check_compile_sampler(make_prior(name), Sampler(), "cpu")
+    check_compile_sampler(make_prior(name), Sampler.unmodified(), "cpu")
     with pytest.raises(
         InputError,
         match=r"sampler\.compile=true compiles the steps of prior=gpt, rar and rq, and \w+ has none",
     ):
-        check_compile_sampler(make_prior(name), Sampler(compile=True), "cpu")
+        check_compile_sampler(make_prior(name), make(Sampler, compile=True), "cpu")
 
 
 @pytest.mark.slow

@@ -19,9 +19,10 @@ from torch.distributed.tensor.debug import CommDebugMode
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.callbacks.ema import WeightAverage
 from engine.callbacks.signals import Signals, Stop
-from engine.checkpoint import AVERAGE, LAST, read_checkpoint
+from engine.checkpoint import AVERAGE, read_checkpoint
 from engine.clock import Budget, Schedule
 from engine.distributed import is_main
+from engine.folder import LAST
 from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
@@ -66,7 +67,7 @@ def prior(name: str, **update: Any) -> Watched:
         model,
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5),
         Budget(STEPS),
-        Schedule(0),
+        Schedule(0, floor=0.02),
         0.0,
         **update,
     )
@@ -82,8 +83,8 @@ def run(
 ) -> tuple[Watched, dict[str, Any]]:
     """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
-    before = [BestCheckpoint(folder, ABOUT, NATS), WeightAverage(0.5)]
-    callbacks = [*before, *more, Checkpoints(folder, ABOUT, 3, pauses=(0, 0))]
+    before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
+    callbacks = [*before, Checkpoints(ABOUT, 3, pauses=(0, 0)), *more]
     settings = {"devices": 2, "strategy": ranks} if ranks else {}
     fit = make_trainer(
         val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
@@ -278,7 +279,7 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
     """A run that ends by a signal, which of two processes the second one gets; this process's exit code."""
     kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
-        run(folder, name, batch_size, ranks, (*([Kick()] if kicked else []), signals))
+        run(folder, name, batch_size, ranks, (signals, *([Kick()] if kicked else [])))
     return int(str(stop.value.code))
 
 
