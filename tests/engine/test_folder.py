@@ -46,7 +46,10 @@ def test_run_dir_takes_the_place_of_the_name() -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "..", ".", "/a"])
 def test_a_name_with_a_path_in_it_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"must be the name of one folder below runs/vqgan; a path goes to run_dir="):
+    with pytest.raises(
+        InputError,
+        match=r"must be the name of one folder below runs/vqgan; a path goes to run_dir=",
+    ):
         choose_folder("vqgan", name, None)
 
 

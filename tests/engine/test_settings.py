@@ -61,7 +61,9 @@ def test_values_that_can_not_work_on_any_machine_are_refused(
 def test_only_a_stage_that_can_shard_takes_fsdp2() -> None:
     chosen = read("trainer.strategy=fsdp2")
     chosen.check_machine(shards=True)
-    with pytest.raises(InputError, match=r"fsdp2 shards the weights of stage=prior alone.*use auto or ddp"):
+    with pytest.raises(
+        InputError, match=r"fsdp2 shards the weights of stage=prior alone.*use auto or ddp"
+    ):
         chosen.check_machine(shards=False)
 
 

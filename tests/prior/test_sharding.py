@@ -385,7 +385,7 @@ def rounded(folder: Path) -> dict[str, Any]:
             for value in fit.strategy.lightning_module_state_dict().values()
             if value is not None
         }
-        assert kinds == {torch.float32}
+        assert kinds == ({torch.float32} if is_main() else set())  # the main rank has all
     return found
 
 
