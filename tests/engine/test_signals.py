@@ -10,8 +10,9 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from engine.callbacks.checkpointing import Checkpoints
-from engine.callbacks.signals import CODES, Signals, Stop, StopNow
+from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.checkpoint import LAST, make_header, read_checkpoint
+from engine.exit_codes import SIGNALS
 from tests.helpers.configs import compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 
@@ -44,16 +45,16 @@ def told(folder: Path, kick: Kick) -> None:
         fit(make_module(), [checkpoints, kick, signals])
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_update_that_is_being_made_is_finished_and_saved(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    before = [signal.getsignal(other) for other in CODES]
+    before = [signal.getsignal(other) for other in SIGNALS]
     with pytest.raises(Stop) as stop:
         told(tmp_path, Kick(number))
     assert stop.value.code == 128 + number
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 3
-    assert [signal.getsignal(other) for other in CODES] == before
+    assert [signal.getsignal(other) for other in SIGNALS] == before
 
 
 def test_a_validation_is_not_waited_for_and_made_up_for_later(tmp_path: Path) -> None:

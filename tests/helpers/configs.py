@@ -15,6 +15,11 @@ def compose_config(*overrides: str) -> Any:
     return deepcopy(_compose(overrides))
 
 
+def list_options(group: str) -> list[str]:
+    """The names of the files of a config group such as quantizer or loss/discriminator."""
+    return sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml"))
+
+
 @cache
 def _compose(overrides: tuple[str, ...]) -> Any:
     """Hydra needs a third of a second for a config, so each is composed once per process."""

@@ -1,7 +1,8 @@
-"""What goes on around a prior's training step: the best weights, the doctor, early stopping, the loss map."""
+"""The callbacks of a prior's training: the best weights, the doctor, early stopping, the loss map."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from engine.checkpoint import BEST, LAST, read_checkpoint, substate
 from engine.clock import Budget, Schedule
 from engine.errors import InputError
 from prior.callbacks import LossMapPictures, PriorDoctor
-from prior.models.gpt import GPT
 from prior.module import Prior
+from tests.helpers.parts import make
 from tests.helpers.stage2 import (
     ABOUT,
     GRID,
+    LABEL_SETTINGS,
     NATS,
-    K,
     lightning_warnings,
     make_codes,
+    make_gpt,
     make_prior_module,
     make_trainer,
 )
@@ -43,7 +45,7 @@ def around(folder: Path, patience: int = 10, decay: float = 0.9) -> list[Any]:
     return [
         BestCheckpoint(folder, ABOUT, NATS),
         WeightAverage(decay),
-        PriorDoctor(every=5),
+        make(PriorDoctor, every=5),
         stop,
         Checkpoints(folder, ABOUT, 3),
     ]
@@ -52,14 +54,15 @@ def around(folder: Path, patience: int = 10, decay: float = 0.9) -> list[Any]:
 def few(steps: int) -> tuple[Prior, CodeDataModule]:
     """A prior that can learn its 30 grids by heart."""
     torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2)
+    model = make_gpt()
     data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
-    return Prior(model, lambda p: torch.optim.AdamW(p, 1e-2), Budget(steps), Schedule(5)), data
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    return Prior(model, optimizer, Budget(steps), Schedule(5), **LABEL_SETTINGS), data
 
 
 @dataclass
 class Run:
-    """A run that over-fits: what it was, and where it lies."""
+    """A run that over-fits, and its folder."""
 
     module: Prior
     best: BestCheckpoint
@@ -75,12 +78,12 @@ def overfit(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(module, callbacks[0], callbacks[2], folder)
 
 
-def test_a_prior_that_learns_by_heart_is_told_so_once_and_with_a_cure(overfit: Run) -> None:
-    [said] = overfit.doctor.said
-    assert f"at step {overfit.best.step}, while training went from" in said
-    assert "the prior over-fits" in said
-    assert "try prior.dropout=0.1 prior.token_dropout=0.1" in said
-    assert (overfit.folder / "doctor.txt").read_text() == said + "\n"
+def test_over_fitting_is_reported_once_and_with_a_cure(overfit: Run) -> None:
+    [message] = overfit.doctor.said
+    assert f"at step {overfit.best.step}, while training went from" in message
+    assert "the prior over-fits" in message
+    assert "try prior.dropout=0.1 prior.token_dropout=0.1" in message
+    assert (overfit.folder / "doctor.txt").read_text() == message + "\n"
 
 
 def test_a_run_ends_when_its_validations_have_been_no_better_for_some_time(overfit: Run) -> None:
@@ -89,16 +92,16 @@ def test_a_run_ends_when_its_validations_have_been_no_better_for_some_time(overf
 
 
 def test_the_best_weights_are_kept_as_the_validation_saw_them(overfit: Run) -> None:
-    kept = read_checkpoint(overfit.folder, "prior")
+    best = read_checkpoint(overfit.folder, "prior")
     module, data = few(1)
-    module.model.load_state_dict(substate(kept["state_dict"], "model"))
-    [found] = make_trainer().validate(module, data, verbose=False)
-    assert found[NATS] == kept["lowest"] == overfit.best.lowest
+    module.model.load_state_dict(substate(best["state_dict"], "model"))
+    [figures] = make_trainer().validate(module, data, verbose=False)
+    assert figures[NATS] == best["lowest"] == overfit.best.lowest
     assert {
-        name: round(found[f"val/{name}"], 4) for name in kept["figures"]
+        name: round(figures[f"val/{name}"], 4) for name in best["figures"]
     } == overfit.best.figures
     [last] = make_trainer().validate(overfit.module, data, verbose=False)
-    assert last[NATS] > found[NATS] + 0.05
+    assert last[NATS] > figures[NATS] + 0.05
 
 
 def test_a_resumed_run_knows_its_best(overfit: Run) -> None:
@@ -136,18 +139,18 @@ FALLS = [(3.0, 3.0), (2.0, 1.9), (1.5, 1.2)]
 def test_over_fitting_is_a_validation_that_rises_while_training_falls(
     more: list[tuple[float, float]], expected: list[str]
 ) -> None:
-    doctor, (module, _) = PriorDoctor(margin=0.01), make_prior_module()
+    doctor, (module, _) = make(PriorDoctor, margin=0.01), make_prior_module()
     for pair in FALLS + more:
-        found = [sign.name for sign in doctor.signs(module, *pair)]
-    assert found == expected
+        signs = [sign.name for sign in doctor.signs(module, *pair)]
+    assert signs == expected
 
 
 def test_a_prior_that_learns_nothing_of_how_codes_go_together_is_found(tmp_path: Path) -> None:
     module, data = make_prior_module(steps=10, optimizer=lambda p: torch.optim.SGD(p, 0.0))
-    doctor = PriorDoctor(patience=2, late=0.5)
+    doctor = make(PriorDoctor, patience=2, late=0.5)
     make_trainer(val_every=2, callbacks=[doctor], default_root_dir=tmp_path).fit(module, data)
-    [said] = doctor.said
-    assert said.startswith(
+    [message] = doctor.said
+    assert message.startswith(
         "step 8: the prior has learned nothing of how codes go together: it takes 1.792 nats per token"
     )
 
@@ -162,16 +165,16 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
 
     module, data = make_prior_module(steps=40)
     with pytest.raises(InputError, match="since step 7"):
-        make_trainer(callbacks=[Spoil(), PriorDoctor(every=5)], default_root_dir=tmp_path).fit(
-            module, data
-        )
+        make_trainer(
+            callbacks=[Spoil(), make(PriorDoctor, every=5)], default_root_dir=tmp_path
+        ).fit(module, data)
     assert module.step == 10
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"margin": -1}, {"late": 2}])
 def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
-        PriorDoctor(**wrong)
+        make(PriorDoctor, **wrong)
 
 
 class Break(Callback):
@@ -213,13 +216,13 @@ class Break(Callback):
 
 
 class Judge(Callback):
-    """What each validation found."""
+    """Notes the step and the nats of each validation."""
 
-    def __init__(self, found: list[tuple[int, float]]) -> None:
-        self.found = found
+    def __init__(self, validations: list[tuple[int, float]]) -> None:
+        self.validations = validations
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.found.append((module.step, float(trainer.callback_metrics[NATS])))  # type: ignore[arg-type]
+        self.validations.append((module.step, float(trainer.callback_metrics[NATS])))  # type: ignore[arg-type]
 
 
 Outcome = tuple[list[tuple[int, float]], dict[str, Any], dict[str, Any]]
@@ -227,10 +230,10 @@ Outcome = tuple[list[tuple[int, float]], dict[str, Any], dict[str, Any]]
 
 def outcome(folder: Path, where: str = "", killed: bool = False) -> Outcome:
     """Of a run of 8 steps, which may break off somewhere and be resumed: its validations and its two checkpoints."""
-    found: list[tuple[int, float]] = []
+    validations: list[tuple[int, float]] = []
     for resume in (False, True) if where else (False,):
         module, data = make_prior_module(steps=8)
-        callbacks = [*around(folder), Judge(found)] + ([] if resume else [Break(where)])
+        callbacks = [*around(folder), Judge(validations)] + ([] if resume else [Break(where)])
         if killed:
             callbacks[4].on_exception = lambda *_: None
         run = make_trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)
@@ -241,7 +244,11 @@ def outcome(folder: Path, where: str = "", killed: bool = False) -> Outcome:
         )
         with failure:
             run.fit(module, data, ckpt_path=folder / LAST if resume else None)
-    return found, read_checkpoint(folder / LAST, "prior"), read_checkpoint(folder / BEST, "prior")
+    return (
+        validations,
+        read_checkpoint(folder / LAST, "prior"),
+        read_checkpoint(folder / BEST, "prior"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +263,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, whole: Outcome, where: str, killed: bool
 ) -> None:
-    found, last, best = whole
-    found_too, last_too, best_too = outcome(tmp_path, where, killed)
-    assert (
-        sorted(set(found_too)) if killed else found_too
-    ) == found  # a validation that nothing was saved after comes again
+    validations, last, best = whole
+    validations_too, last_too, best_too = outcome(tmp_path, where, killed)
+    if killed:  # a validation after which nothing was saved runs again
+        validations_too = sorted(set(validations_too))
+    assert validations_too == validations
     assert last_too["clock"]["step"] == 8
     assert last_too["callbacks"] == last["callbacks"]
     assert (best_too["lowest"], best_too["clock"]["step"]) == (
@@ -288,8 +295,9 @@ def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_
 ) -> None:
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)  # type: ignore[arg-type]
-    make_trainer(callbacks=[LossMapPictures(tmp_path)]).validate(module, data, verbose=False)
-    with Image.open(tmp_path / "loss-map-000000.png") as opened:
+    run = make_trainer(callbacks=[LossMapPictures()], default_root_dir=tmp_path)
+    run.validate(module, data, verbose=False)
+    with Image.open(tmp_path / "pictures/loss-map-000000.png") as opened:
         sheet = np.asarray(opened)[..., 0]
     side = sheet.shape[0] // GRID[0]
     assert sheet.shape == (side * GRID[0], side * GRID[1])

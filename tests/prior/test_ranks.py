@@ -27,7 +27,7 @@ pytestmark = [lightning_warnings, pytest.mark.slow]
 
 
 def trained(folder: Path, batch_size: int, **settings: Any) -> tuple[Prior, list[dict[str, float]]]:
-    """A prior after some steps, and what it is found to be worth. Adam would enlarge every rounding, so it descends plainly."""
+    """A prior after some steps, and its validation figures. SGD, since Adam would enlarge rounding differences."""
     module, _ = make_prior_module(6, lambda p: torch.optim.SGD(p, 0.5))
     data = CodeDataModule(make_codes(200, 0), make_codes(71, 1), batch_size, seed=0)
     run = make_trainer(
@@ -55,10 +55,10 @@ def work(rank: int, folder: str, port: int) -> None:
         MASTER_ADDR="localhost",
         TORCHELASTIC_RUN_ID="test",
     )
-    module, [found] = trained(
+    module, [figures] = trained(
         Path(folder), 16, devices=2, strategy="ddp_find_unused_parameters_true"
     )
-    torch.save({"found": found, "loss_map": module.loss_map}, f"{folder}/{rank}.pt")
+    torch.save({"figures": figures, "loss_map": module.loss_map}, f"{folder}/{rank}.pt")
 
 
 def test_figures_and_the_best_of_two_ranks_are_those_of_one(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_figures_and_the_best_of_two_ranks_are_those_of_one(tmp_path: Path) -> N
     module, [expected] = trained(one, 32)
     for rank in (0, 1):
         held = torch.load(two / f"{rank}.pt", weights_only=True)
-        assert held["found"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert held["figures"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
         torch.testing.assert_close(held["loss_map"], module.loss_map, rtol=1e-4, atol=1e-5)
     mine, theirs = (read_checkpoint(folder, "prior") for folder in (one, two))
     assert theirs["clock"]["step"] == mine["clock"]["step"]
