@@ -56,7 +56,7 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
-        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0), label_drop=0.0, label_smoothing=0.0, **update,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), make(Schedule, warmup=0), label_drop=0.0, label_smoothing=0.0, **update,
     )  # fmt: skip
     if compile:
         compile_parts(module.blocks)

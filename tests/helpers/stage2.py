@@ -6,7 +6,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.samples import ArraySamples
 from data.tokens import CodeDataModule
@@ -20,7 +19,7 @@ from tests.helpers.priors import BOOKS
 
 NATS = "val/nats_per_token"
 
-ABOUT = make_header("prior", OmegaConf.create({}))
+ABOUT = make_header("prior", {})
 
 lightning_warnings = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous"
@@ -58,7 +57,7 @@ def make_prior_module(
         model,
         optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)),
         Budget(steps),
-        Schedule(10),
+        make(Schedule, warmup=10),
         **{**LABEL_SETTINGS, **update},
     ), data
 

@@ -16,9 +16,10 @@ from PIL import Image
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.callbacks.ema import WeightAverage
-from engine.checkpoint import BEST, LAST, read_checkpoint, substate
+from engine.checkpoint import read_checkpoint, substate
 from engine.clock import Budget, Schedule
 from engine.errors import InputError
+from engine.folder import BEST, LAST
 from prior.callbacks import LossMapPictures, PriorDoctor
 from prior.module import Prior
 from tests.helpers.parts import make
@@ -39,15 +40,15 @@ pytestmark = lightning_warnings
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
-def around(folder: Path, patience: int = 10, decay: float = 0.9) -> list[Any]:
+def around(patience: int = 10, decay: float = 0.9) -> list[Any]:
     """The callbacks of stage=prior, in their order."""
     stop = EarlyStopping(NATS, patience=patience)
     return [
-        BestCheckpoint(folder, ABOUT, NATS),
+        BestCheckpoint(ABOUT, NATS),
         WeightAverage(decay),
         make(PriorDoctor, every=5),
         stop,
-        Checkpoints(folder, ABOUT, 3),
+        Checkpoints(ABOUT, 3),
     ]
 
 
@@ -57,7 +58,7 @@ def few(steps: int) -> tuple[Prior, CodeDataModule]:
     model = make_gpt()
     data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
     optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    return Prior(model, optimizer, Budget(steps), Schedule(5), **LABEL_SETTINGS), data
+    return Prior(model, optimizer, Budget(steps), make(Schedule, warmup=5), **LABEL_SETTINGS), data
 
 
 @dataclass
@@ -73,13 +74,13 @@ class Run:
 @pytest.fixture(scope="module")
 def overfit(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("overfit")
-    (module, data), callbacks = few(400), around(folder, patience=6)
+    (module, data), callbacks = few(400), around(patience=6)
     make_trainer(val_every=10, callbacks=callbacks, default_root_dir=folder).fit(module, data)
     return Run(module, callbacks[0], callbacks[2], folder)
 
 
 def test_over_fitting_is_reported_once_and_with_a_cure(overfit: Run) -> None:
-    [message] = overfit.doctor.said
+    [message] = overfit.doctor.alarms
     assert f"at step {overfit.best.step}, while training went from" in message
     assert "the prior over-fits" in message
     assert "try prior.dropout=0.1 prior.token_dropout=0.1" in message
@@ -105,7 +106,8 @@ def test_the_best_weights_are_kept_as_the_validation_saw_them(overfit: Run) -> N
 
 
 def test_a_resumed_run_knows_its_best(overfit: Run) -> None:
-    again = BestCheckpoint(overfit.folder, ABOUT, NATS)
+    again = BestCheckpoint(ABOUT, NATS)
+    again.setup(make_trainer(default_root_dir=overfit.folder), overfit.module, "fit")
     assert (again.lowest, again.step, again.figures) == (
         overfit.best.lowest,
         overfit.best.step,
@@ -115,11 +117,11 @@ def test_a_resumed_run_knows_its_best(overfit: Run) -> None:
 
 def test_no_average_and_no_worse_weights_take_the_place_of_the_best(tmp_path: Path) -> None:
     module, data = make_prior_module(steps=4, optimizer=lambda p: torch.optim.SGD(p, 0.0))
-    best = BestCheckpoint(tmp_path, ABOUT, NATS)
-    make_trainer(val_every=2, callbacks=[best]).fit(module, data)
+    best = BestCheckpoint(ABOUT, NATS)
+    make_trainer(val_every=2, callbacks=[best], default_root_dir=tmp_path).fit(module, data)
     assert best.step == 2  # the same again is not better
     torch.nn.init.constant_(module.model.head.weight, torch.nan)
-    make_trainer(callbacks=[best]).validate(module, data, verbose=False)
+    make_trainer(callbacks=[best], default_root_dir=tmp_path).validate(module, data, verbose=False)
     assert read_checkpoint(tmp_path / BEST, "prior")["clock"]["step"] == 2
 
 
@@ -149,7 +151,7 @@ def test_a_prior_that_learns_nothing_of_how_codes_go_together_is_found(tmp_path:
     module, data = make_prior_module(steps=10, optimizer=lambda p: torch.optim.SGD(p, 0.0))
     doctor = make(PriorDoctor, patience=2, late=0.5)
     make_trainer(val_every=2, callbacks=[doctor], default_root_dir=tmp_path).fit(module, data)
-    [message] = doctor.said
+    [message] = doctor.alarms
     assert message.startswith(
         "step 8: the prior has learned nothing of how codes go together: it takes 1.792 nats per token"
     )
@@ -233,7 +235,7 @@ def outcome(folder: Path, where: str = "", killed: bool = False) -> Outcome:
     validations: list[tuple[int, float]] = []
     for resume in (False, True) if where else (False,):
         module, data = make_prior_module(steps=8)
-        callbacks = [*around(folder), Judge(validations)] + ([] if resume else [Break(where)])
+        callbacks = [*around(), Judge(validations)] + ([] if resume else [Break(where)])
         if killed:
             callbacks[4].on_exception = lambda *_: None
         run = make_trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)

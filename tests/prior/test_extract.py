@@ -77,9 +77,11 @@ def test_crops_without_room_are_refused(data: Noise) -> None:
 def test_labels_go_with_their_images_in_every_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Grain.one
+    read_image = Grain.read_image
     monkeypatch.setattr(
-        Grain, "one", lambda self, index, *sizes: (one(self, index, *sizes)[0], index % 5)
+        Grain,
+        "read_image",
+        lambda self, index, *sizes: (read_image(self, index, *sizes)[0], index % 5),
     )
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     cached = extract(make_tokenizer(), data, "train", True, fabric=ALONE)

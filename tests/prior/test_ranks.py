@@ -32,7 +32,7 @@ def trained(folder: Path, batch_size: int, **settings: Any) -> tuple[Prior, list
     data = CodeDataModule(make_codes(200, 0), make_codes(71, 1), batch_size, seed=0)
     run = make_trainer(
         val_every=3,
-        callbacks=[BestCheckpoint(folder, ABOUT, NATS), WeightAverage(0.5)],
+        callbacks=[BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)],
         default_root_dir=folder,
         **settings,
     )

@@ -19,15 +19,17 @@ from torch.distributed.tensor.debug import CommDebugMode
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.callbacks.ema import WeightAverage
 from engine.callbacks.signals import Signals, Stop
-from engine.checkpoint import AVERAGE, LAST, read_checkpoint
+from engine.checkpoint import AVERAGE, read_checkpoint
 from engine.clock import Budget, Schedule
 from engine.distributed import is_main
+from engine.folder import LAST
 from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.transformer import Block
 from prior.module import Prior
 from tests.helpers.commands import free_port
+from tests.helpers.parts import make
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
 from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
 
@@ -67,7 +69,7 @@ def prior(name: str, **update: Any) -> Watched:
         model,
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5),
         Budget(STEPS),
-        Schedule(0),
+        make(Schedule, warmup=0),
         label_drop=0.0,
         label_smoothing=0.0,
         **update,
@@ -84,8 +86,8 @@ def run(
 ) -> tuple[Watched, dict[str, Any]]:
     """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
-    before = [BestCheckpoint(folder, ABOUT, NATS), WeightAverage(0.5)]
-    callbacks = [*before, *more, Checkpoints(folder, ABOUT, 3, pauses=(0, 0))]
+    before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
+    callbacks = [*before, *more, Checkpoints(ABOUT, 3, pauses=(0, 0))]
     settings = {"devices": 2, "strategy": ranks} if ranks else {}
     fit = make_trainer(
         val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
