@@ -119,7 +119,7 @@ def main() -> None:
         return (tokenizer.decode(q.z_q) - x).square().mean() + q.loss
 
     print_row(f"tokenizer, width {options.width}", "an image", counted(tokenizer, reconstruct))
-    codebook = tokenizer.code_space["codebook"].detach()
+    codebook: Tensor = tokenizer.code_space["codebook"]
     for size in options.sizes:
         sample = f"a grid of {options.grid**2} codes"
         print_row(f"{options.prior}, {size}", sample, count_prior(options, size, codebook))
