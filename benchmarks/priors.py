@@ -3,9 +3,9 @@
 python -m benchmarks.priors --ckpt runs/vqgan/shapes --minutes 3
 
 Each is trained by `python train.py stage=prior`, alone on the machine and one after the other. nats_per_token are those of
-the validation images; those of maskgit and diffusion are a bound from above. images_per_second is sampling, decoding left
-out. frechet_proxy is the Fréchet distance of the decoded samples to the validation images, as many of each, in the features
-of a small classifier trained on the training images' labels: of worth among the rows of one table only. `floor` is that of
+the validation images; those of maskgit and diffusion are a bound from above. images_per_second is sampling without
+decoding. frechet_proxy is the Fréchet distance of the decoded samples to the validation images, as many of each, in the features
+of a small classifier trained on the training images' labels, so it is comparable within one table only. `floor` is that of
 as many training images.
 """
 
@@ -32,6 +32,7 @@ from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from vqgan.load import load_tokenizer
 
+# For tokenizers with one codebook, in the order of the table; --only takes any other file of conf/prior too.
 PRIORS = ("uniform", "unigram", "bigram", "lstm", "pixelcnn", "gpt", "rar", "maskgit", "diffusion")
 SHOWN = ("nats_per_token", "top1", "top5", "steps")
 SHEET = 12  # samples of each in the picture
@@ -39,11 +40,13 @@ SHEET = 12  # samples of each in the picture
 
 def drawn(run: Path, n: int, batch_size: int) -> tuple[Tensor, float]:
     """n samples (n, C, H, W) uint8 of a run's prior, and how many a second it drew."""
-    found = load_prior(run)
-    model, tokenizer = found.model.to(find_device("auto")), found.tokenizer.to(find_device("auto"))
-    next(generate(model, Sampler(), 2, seed=1))  # what is done once
+    trained_prior = load_prior(run)
+    device = find_device("auto")
+    model, tokenizer = trained_prior.model.to(device), trained_prior.tokenizer.to(device)
+    sampler = Sampler.unmodified()
+    next(generate(model, sampler, 2, seed=1))  # warms up
     images, seconds, began = [], 0.0, time.perf_counter()
-    for codes in generate(model, Sampler(), n, seed=0, batch_size=batch_size):
+    for codes in generate(model, sampler, n, seed=0, batch_size=batch_size):
         seconds += time.perf_counter() - began
         with torch.no_grad():
             images.append(to_uint8(tokenizer.decode_indices(codes)).cpu())
@@ -65,17 +68,17 @@ def main() -> None:
     )
     arguments.add_argument("--ckpt", required=True, help="the run folder of a tokenizer")
     arguments.add_argument("--minutes", type=float, default=3.0)
-    arguments.add_argument("--only", nargs="*", choices=PRIORS, default=list(PRIORS))
+    arguments.add_argument("--only", nargs="*", default=list(PRIORS))
     arguments.add_argument("--samples", type=int, default=1000)
     arguments.add_argument("--batch", type=int, default=100, help="samples drawn at once")
     arguments.add_argument("--steps", type=int, default=300, help="of the classifier")
     arguments.add_argument(
-        "--keep", type=Path, help="a folder for the runs; those that it holds are not made again"
+        "--keep", type=Path, help="a folder for the runs; runs that it already holds are reused"
     )
     arguments.add_argument("--picture", type=Path, help="a PNG: a row of samples of each prior")
-    given, extra = arguments.parse_known_args()
-    data = build_trusted(load_tokenizer(given.ckpt)[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
-    classifier = train_proxy(data, given.steps, find_device("auto"))
+    options, extra = arguments.parse_known_args()
+    data = build_trusted(load_tokenizer(options.ckpt)[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
+    classifier = train_proxy(data, options.steps, find_device("auto"))
     judge = Judge(data, classifier.features, None, find_device("auto"))
     print(
         json.dumps(
@@ -90,34 +93,34 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     sheet: list[Tensor] = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep or Path(temporary)
-        for name in tqdm(given.only, "priors", leave=False, disable=None):
+        folder = options.keep or Path(temporary)
+        for name in tqdm(options.only, "priors", leave=False, disable=None):
             budget = [
                 "trainer.max_steps=null",
-                f"trainer.max_minutes={given.minutes}",
+                f"trainer.max_minutes={options.minutes}",
                 "logger=csv",
             ]
             command = [
                 "train.py",
                 "stage=prior",
                 f"prior={name}",
-                f"ckpt={given.ckpt}",
+                f"ckpt={options.ckpt}",
                 *budget,
                 *extra,
             ]
             run = trained(command, folder / name)
-            found = json.loads((run / "metrics.json").read_text())
-            images, speed = drawn(run, given.samples, given.batch)
-            row = {"prior": name, **{key: found.get(key) for key in SHOWN}}
+            metrics = json.loads((run / "metrics.json").read_text())
+            images, speed = drawn(run, options.samples, options.batch)
+            row = {"prior": name, **{key: metrics.get(key) for key in SHOWN}}
             row |= {
                 "images_per_second": round(speed, 1),
                 "frechet_proxy": round(distance(judge, images), 4),
             }
             rows.append(row)
             sheet.append(images[:SHEET])
-            print(json.dumps({"bench": "priors", "minutes": given.minutes, **row}), flush=True)
-    if given.picture:
-        save_picture(tile_images(sheet), given.picture)
+            print(json.dumps({"bench": "priors", "minutes": options.minutes, **row}), flush=True)
+    if options.picture:
+        save_picture(tile_images(sheet), options.picture)
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print(

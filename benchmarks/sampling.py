@@ -1,4 +1,4 @@
-"""prior=gpt beside the libraries' transformers of the same size: sampling, then training, in one process.
+"""prior=gpt compared with the libraries' transformers of the same size: sampling, then training, in one process.
 
 pip install x-transformers monai && python -m benchmarks.sampling
 
@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,10 +37,18 @@ NAMES = ("ours", "x_transformers", "monai", "bound")
 def gpt(T: int, device: str) -> GPT:
     """Ours, of the size that all have; logits that are not all alike."""
     side = int(T**0.5)
-    model = GPT(torch.randn(1, K, CODE), (side, side), width=DIM, depth=DEPTH, heads=HEADS).to(
-        device
-    )
-    nn.init.normal_(model.head.weight, std=0.02)
+    model = GPT(
+        torch.randn(1, K, CODE),
+        (side, side),
+        inputs="codes",
+        width=DIM,
+        depth=DEPTH,
+        heads=HEADS,
+        dropout=0.0,
+        token_dropout=0.0,
+    ).to(device)
+    for p in model.head.parameters():
+        nn.init.normal_(p, std=0.02)
     return model
 
 
@@ -86,6 +95,7 @@ def samplers(
         x_transformers(T, device).eval(),
         monai(T, device).eval(),
     )
+    sampler = replace(Sampler.unmodified(), compile=quick)
     half = best_precision() == "bf16-mixed"
     begin = torch.full((batch, 1), K, device=device)
     matrices = weights(device, torch.bfloat16 if half else torch.float32)
@@ -106,9 +116,7 @@ def samplers(
                 _ = rows[w.shape[0]] @ w
 
     return {
-        "ours": within(
-            lambda: sample(ours, Sampler(compile=quick), batch, seed=0, batch_size=batch), device
-        ),
+        "ours": within(lambda: sample(ours, sampler, batch, seed=0, batch_size=batch), device),
         "x_transformers": within(lambda: theirs.generate(begin, T, cache_kv=True), device, peers),  # type: ignore[operator]
         "monai": within(slow, device, peers),
         "bound": within(products, device),
@@ -205,91 +213,66 @@ def timed(work: dict[str, Callable[[], None]], rounds: int, device: str) -> dict
                     torch.cuda.synchronize()
                 runs += 1
             times[name].append((time.perf_counter() - began) / runs)
-    return {name: statistics.median(found[1:] or found) for name, found in times.items()}
+    return {name: statistics.median(seconds[1:] or seconds) for name, seconds in times.items()}
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(
+def print_table(rows: list[dict[str, Any]], unit: str) -> None:
+    """A Markdown table of the figures of a bench, with ours as multiples of the others."""
+    names = " | ".join(f"{name} {unit}" for name in NAMES)
+    print(f"| T | batch | {names} | x x-transformers | x MONAI | of the bound |")
+    for row in rows:
+        ratios = [row["ours"] / row[name] for name in ("x_transformers", "monai", "bound")]
+        cells = [str(row["T"]), str(row["batch"])]
+        for name in NAMES:
+            cells.append(f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}")
+        cells += [f"{ratio:.2f}" for ratio in ratios]
+        print(f"| {' | '.join(cells)} |")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="T, squares")
-    arguments.add_argument(
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="T, squares")
+    parser.add_argument(
         "--batches", type=int, nargs="+", default=[16, 64], help="images sampled at once"
     )
-    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    arguments.add_argument(
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
         "--peers",
         choices=["best", "float32"],
         default="best",
         help="precision of x-transformers and MONAI",
     )
-    arguments.add_argument("--only", choices=["sampling", "training"])
-    arguments.add_argument(
+    parser.add_argument("--only", choices=["sampling", "training"])
+    parser.add_argument(
         "--compile", action="store_true", help="torch.compile, for ours and for the peers' training"
     )
-    given = arguments.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
     torch.manual_seed(0)
+    settings = (options.device, options.peers, options.compile)
+    common = {"peers": options.peers, "compile": options.compile}
     rows: list[dict[str, Any]] = []
-    for T in given.tokens if given.only != "training" else []:
-        for batch in given.batches:
-            seconds = timed(
-                samplers(T, batch, given.device, given.peers, given.compile),
-                given.rounds,
-                given.device,
-            )
-            row = {
-                "bench": "sampling",
-                "T": T,
-                "batch": batch,
-                "peers": given.peers,
-                "compile": given.compile,
-            }
+    for T in options.tokens if options.only != "training" else []:
+        for batch in options.batches:
+            seconds = timed(samplers(T, batch, *settings), options.rounds, options.device)
+            row = {"bench": "sampling", "T": T, "batch": batch, **common}
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
-    for T in given.tokens if given.only != "sampling" else []:
-        seconds = timed(
-            trainers(T, 32, given.device, given.peers, given.compile), given.rounds, given.device
-        )
-        row = {
-            "bench": "prior_training",
-            "T": T,
-            "batch": 32,
-            "peers": given.peers,
-            "compile": given.compile,
-        }
+    for T in options.tokens if options.only != "sampling" else []:
+        seconds = timed(trainers(T, 32, *settings), options.rounds, options.device)
+        row = {"bench": "prior_training", "T": T, "batch": 32, **common}
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
-        shown = [row for row in rows if row["bench"] == bench]
-        if shown:
-            print(
-                f"| T | batch | {' | '.join(f'{name} {unit}' for name in NAMES)} | x x-transformers | x MONAI | of the bound |"
-            )
-        for row in shown:
-            ratios = [row["ours"] / row[name] for name in ("x_transformers", "monai", "bound")]
-            figures = [
-                f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES
-            ]
-            print(
-                "| "
-                + " | ".join(
-                    [
-                        str(row["T"]),
-                        str(row["batch"]),
-                        *figures,
-                        *(f"{ratio:.2f}" for ratio in ratios),
-                    ]
-                )
-                + " |"
-            )
+        if shown := [row for row in rows if row["bench"] == bench]:
+            print_table(shown, unit)
     for row in rows:
-        print(
-            json.dumps(
-                {
-                    key: round(value, 3) if isinstance(value, float) else value
-                    for key, value in row.items()
-                }
-            )
-        )
+        rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+        print(json.dumps(rounded))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def prior(name: str, **update: Any) -> Watched:
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5),
         Budget(STEPS),
         Schedule(0, floor=0.02),
-        0.0,
+        label_drop=0.0,
+        label_smoothing=0.0,
         **update,
     )
 
