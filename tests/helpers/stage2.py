@@ -6,7 +6,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from data.samples import ArraySamples
 from data.tokens import CodeDataModule
@@ -15,17 +14,23 @@ from engine.clock import Budget, Schedule
 from engine.module import MakeOptimizer
 from prior.models.gpt import GPT
 from prior.module import Prior
+from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS
 
 NATS = "val/nats_per_token"
 
-ABOUT = make_header("prior", OmegaConf.create({}))
+ABOUT = make_header("prior", {})
 
 lightning_warnings = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*ambiguous"
 )
 
 K, GRID = 6, (3, 3)
+
+LABEL_SETTINGS: dict[str, float] = {
+    "label_drop": 0.1,
+    "label_smoothing": 0.0,
+}  # of conf/stage/prior.yaml
 
 
 def make_codes(n: int, seed: int) -> ArraySamples:
@@ -37,25 +42,30 @@ def make_codes(n: int, seed: int) -> ArraySamples:
     return ArraySamples(grids.astype(np.uint16), np.arange(n) % 3)
 
 
+def make_gpt(classes: int = 0, **settings: Any) -> GPT:
+    size = {"width": 32, "depth": 2, "heads": 2}
+    return make(GPT, torch.randn(1, K, 8), GRID, classes=classes, **size, **settings)
+
+
 def make_prior_module(
     steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any
 ) -> tuple[Prior, CodeDataModule]:
     torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
+    model = make_gpt(classes=classes)
     data = CodeDataModule(make_codes(2000, 0), make_codes(70, 1), batch_size=32, seed=0)
     return Prior(
         model,
         optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)),
         Budget(steps),
-        Schedule(10),
-        **update,
+        Schedule(10, floor=0.02),
+        **{**LABEL_SETTINGS, **update},
     ), data
 
 
 def make_trainer(val_every: int = 10**6, **settings: Any) -> L.Trainer:
     return L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=None,
+        enable_model_summary=False, num_sanity_val_steps=0, val_check_interval=val_every, check_val_every_n_epoch=1,
         use_distributed_sampler=False, **settings,
     )  # fmt: skip
 
