@@ -1,18 +1,18 @@
-"""The VQGAN loss against the VQ-VAE loss at equal bits, equal steps and equal batches: what it buys, and its price.
+"""The VQGAN loss against the VQ-VAE loss at equal bits, steps and batches: what it gains, and what it costs.
 
 python -m benchmarks.adversarial --data shapes --steps 1500 --seeds 0 1 2
 python -m benchmarks.adversarial data.image_size=24 model.grid=6 --data folder --root tiny-imagenet-24
 
-Settings of train.py stand first or behind another flag's value; both losses get them, and VQGAN alone those after
---vqgan (loss/discriminator=grain). Each run is `python train.py stage=vqgan`, alone on the machine and one after the
-other. A seed is that of weights and augmentation; the images are the same for all. Measured over the whole validation set:
+Settings of train.py come first or after the value of a flag and apply to both losses; those after --vqgan apply to VQGAN
+alone (loss/discriminator=grain). Each run is `python train.py stage=vqgan`; runs follow one another, so that each has the
+machine to itself. Seeds are of weights and augmentation; the images are the same for all. Measured over the validation set:
 
 frechet_proxy  Fréchet distance of reconstructions to originals in the features of a small classifier that is trained
                on these images and their labels. Not the FID of the literature: comparable within one run of this
                benchmark alone. Its noise floor is the distance of as many training images to the originals.
 energy_ratio   gradient energy of reconstructions over that of originals; 1 is as sharp
 psnr           in dB
-lpips          with VGG features, where their weights are at hand
+lpips          with VGG features, if their weights are available
 ms_per_step    of training
 """
 
@@ -84,8 +84,8 @@ class Judge:
         return float(self.frechet.compute())
 
     @torch.no_grad()
-    def measured(self, tokenizer: Tokenizer) -> dict[str, float | None]:
-        """What a tokenizer's reconstructions, on 8 bits, are worth."""
+    def measure(self, tokenizer: Tokenizer) -> dict[str, float | None]:
+        """The scores of a tokenizer's reconstructions, rounded to 8 bits."""
         tokenizer = tokenizer.eval().to(self.where)
         reconstruction = Reconstruction().to(self.where)
         self.frechet.reset()
@@ -95,17 +95,17 @@ class Judge:
             reconstruction.update(x, x_hat)
             self.frechet.update(x_hat, real=False)
             lpips += len(x) * float(self.lpips(x, x_hat)) if self.lpips else 0.0
-        found = reconstruction.compute()
+        figures = reconstruction.compute()
         return {
             "frechet_proxy": round(float(self.frechet.compute()), 4),
-            "energy_ratio": round(float(found["sharpness"]), 4),
-            "psnr": round(float(found["psnr"]), 3),
+            "energy_ratio": round(float(figures["sharpness"]), 4),
+            "psnr": round(float(figures["psnr"]), 3),
             "lpips": round(lpips / len(self.data.samples("val")), 4) if self.lpips else None,
         }
 
 
-def trained(command: list[str], folder: Path) -> Path:
-    """The run of a command of train.py; one that lies in `folder` complete is not made again."""
+def train(command: list[str], folder: Path) -> Path:
+    """Run a command of train.py and return its folder; a complete run in `folder` is reused."""
     words = [*command, f"run_dir={folder}"]
     if (folder / "metrics.json").is_file():
         before = json.loads((folder / "record.jsonl").read_text().splitlines()[0])["command"]
@@ -136,7 +136,7 @@ def perceptual() -> LPIPS | None:
 
 
 def sheet(tokenizers: list[Tokenizer], data: ImageDataModule, where: torch.device) -> Tensor:
-    """Validation images from all over the set, and below them what each tokenizer makes of them: (3, H, W) uint8."""
+    """Validation images from all over the set, above each tokenizer's reconstructions: (3, H, W) uint8."""
     samples = data.samples("val")
     picked = np.linspace(0, len(samples) - 1, min(SHEET, len(samples))).astype(int)
     images, _ = samples.__getitems__(picked.tolist())
@@ -147,13 +147,13 @@ def sheet(tokenizers: list[Tokenizer], data: ImageDataModule, where: torch.devic
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over the seeds, and the change from VQ-VAE to VQGAN, seed by seed: rows of one seed are made of the same batches."""
+    """Means over the seeds, and the change from VQ-VAE to VQGAN, seed by seed: rows of one seed had the same batches."""
     lines = ["| | vqvae | vqgan | change |", "|---|---|---|---|"]
     for key in MEASURED:
         vqvae, vqgan = ([row[key] for row in rows if row["loss"] == loss] for loss in LOSSES)
         if (
             None in vqvae + vqgan or 0 in vqvae
-        ):  # not measured, or runs that ended before the clock moved
+        ):  # not measured, or the run was too short for the clock
             lines.append(f"| {key} | - | - | - |")
             continue
         pairs = list(zip(vqvae, vqgan, strict=True))
@@ -183,7 +183,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=1500)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument(
-        "--vqgan", nargs="+", default=[], metavar="SETTING", help="settings of loss=vqgan alone"
+        "--vqgan", nargs="+", default=[], metavar="SETTING", help="settings for loss=vqgan only"
     )
     arguments.add_argument("--classifier-steps", type=int, default=1500)
     arguments.add_argument(
@@ -192,21 +192,21 @@ def main() -> None:
     arguments.add_argument(
         "--keep",
         type=Path,
-        help="a folder for the runs; complete ones in it are only measured again",
+        help="a folder for the runs; complete runs in it are measured, not repeated",
     )
-    given, extra = arguments.parse_known_args()
+    options, extra = arguments.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (given.keep or Path(temporary)).resolve()
+        folder = (options.keep or Path(temporary)).resolve()
         source = [
-            f"data={given.data}",
+            f"data={options.data}",
             "data.seed=0",
-            *([f"data.root={Path(given.root).resolve()}"] if given.root else []),
+            *([f"data.root={Path(options.root).resolve()}"] if options.root else []),
         ]
-        budget = [f"trainer.max_steps={given.steps}", "trainer.val_every=1000000"]
+        budget = [f"trainer.max_steps={options.steps}", "trainer.val_every=1000000"]
         runs = {}
-        for seed in given.seeds:
+        for seed in options.seeds:
             for loss in LOSSES:
-                own = [*extra, *(given.vqgan if loss == "vqgan" else [])]
+                own = [*extra, *(options.vqgan if loss == "vqgan" else [])]
                 command = [
                     "train.py",
                     "stage=vqgan",
@@ -217,12 +217,12 @@ def main() -> None:
                     "logger=csv",
                     *own,
                 ]
-                runs[loss, seed] = trained(command, folder / f"{loss}-{seed}")
-        judged(runs, given.classifier_steps, given.pictures)
+                runs[loss, seed] = train(command, folder / f"{loss}-{seed}")
+        judge_runs(runs, options.classifier_steps, options.pictures)
 
 
-def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None) -> None:
-    """Print what the runs, by loss and seed, are worth."""
+def judge_runs(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None) -> None:
+    """Print the scores of the runs, by loss and seed."""
     loaded = {run: load_tokenizer(path) for run, path in runs.items()}
     tokenizers = {run: tokenizer for run, (tokenizer, _) in loaded.items()}
     data: ImageDataModule = build_trusted(next(iter(loaded.values()))[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
@@ -239,7 +239,7 @@ def judged(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None)
                 "data": data.title,
                 "loss": loss,
                 "seed": seed,
-                **judge.measured(tokenizer),
+                **judge.measure(tokenizer),
                 **cost,
             }
         )

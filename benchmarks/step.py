@@ -2,8 +2,8 @@
 
 python -m benchmarks.step --batch 32 --precision 32-true
 
-Each row adds to the one above it, or changes what it says. The parts take turns, a few steps at a time; the figures are
-medians over all of a part's steps, the ratio is to the step of loss=vqvae. The images are in memory.
+Each row adds to the one above it, or replaces a part of it. The rows take turns, a few steps at a time. Figures are medians
+over all steps of a row, and the ratio is to the step of loss=vqvae. The images are in memory.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARTS: dict[str, list[str]] = {  # what is measured: its overrides
         "loss.gate.ramp=0",
         "loss.gate.warmup=1000000",
     ],
-    "gate open, codes rest": ALWAYS,
+    "gate open, codes frozen": ALWAYS,
     "  without feature matching": [*ALWAYS, "~loss/perceptual"],
     "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
     "  fine discriminator": [*ALWAYS, "loss/discriminator=fine"],
@@ -46,12 +46,12 @@ PARTS: dict[str, list[str]] = {  # what is measured: its overrides
     "gate open, codes learn (loss.freeze_codes=false)": [*ALWAYS, "loss.freeze_codes=false"],
     "  with R1 at every 16th step": [*ALWAYS, "loss.freeze_codes=false", "loss.r1.weight=1"],
     "  with DiffAugment": [*ALWAYS, "loss.freeze_codes=false", "loss/augment=diffaugment"],
-    "gate open, codes rest, averaged and with a doctor": [*ALWAYS, "callbacks"],
+    "gate open, codes frozen, averaged and with a doctor": [*ALWAYS, "callbacks"],
 }
 
 
 class Stopwatch(Callback):
-    """Milliseconds of each step but the first, which sets things up."""
+    """Milliseconds of each step except the first, which includes the set-up."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.times = steps, list[float]()
@@ -80,7 +80,7 @@ class Stopwatch(Callback):
 
 
 class Part:
-    """One row: a module that is trained a few steps whenever it is its turn."""
+    """One row: a module that is trained for a few steps in each of its turns."""
 
     def __init__(self, overrides: list[str], batch: int, steps: int, quick: bool = False) -> None:
         words = [
@@ -98,7 +98,7 @@ class Part:
         self.around: list[Callback] = []
         if "callbacks" in overrides:
             self.around = list(instantiate(self.config.callbacks).values())
-            assert {type(made) for made in self.around} == {WeightAverage, TokenizerDoctor}
+            assert {type(callback) for callback in self.around} == {WeightAverage, TokenizerDoctor}
         self.watch = Stopwatch(steps)
 
     def turn(self, folder: Path) -> None:
@@ -112,34 +112,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--batch", type=int, default=32)
-    arguments.add_argument("--steps", type=int, default=6, help="of a turn")
+    arguments.add_argument("--steps", type=int, default=6, help="per turn")
     arguments.add_argument("--rounds", type=int, default=4)
     arguments.add_argument("--compile", action="store_true", help="trainer.compile=true")
     arguments.add_argument("--precision", default="auto", help="trainer.precision")
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     warnings.simplefilter("ignore")
-    always = [f"trainer.precision={given.precision}"]
+    always = [f"trainer.precision={options.precision}"]
     parts = {
-        name: Part([*always, *overrides], given.batch, given.steps, given.compile)
+        name: Part([*always, *overrides], options.batch, options.steps, options.compile)
         for name, overrides in PARTS.items()
     }
-    for _ in range(given.rounds):
+    for _ in range(options.rounds):
         for part in parts.values():
             part.turn(Path("."))
     medians = {name: statistics.median(part.watch.times) for name, part in parts.items()}
     first = next(iter(medians.values()))
     print("| step | ms | images/s | times loss=vqvae |\n|---|---|---|---|")
     for name, ms in medians.items():
-        print(f"| {name} | {ms:.0f} | {1000 * given.batch / ms:.0f} | {ms / first:.2f} |")
+        print(f"| {name} | {ms:.0f} | {1000 * options.batch / ms:.0f} | {ms / first:.2f} |")
     for name, ms in medians.items():
         row = {"part": name.strip(), "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
         print(
             json.dumps(
                 {
                     "bench": "step",
-                    "batch": given.batch,
-                    "precision": given.precision,
-                    "compile": given.compile,
+                    "batch": options.batch,
+                    "precision": options.precision,
+                    "compile": options.compile,
                     **row,
                 }
             )

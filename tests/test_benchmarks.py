@@ -85,7 +85,7 @@ class Identity(Tokenizer):
 
 def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
-    found = judge.measured(Identity())
+    found = judge.measure(Identity())
     assert found == {
         "frechet_proxy": pytest.approx(0, abs=1e-4),
         "energy_ratio": 1,
@@ -98,10 +98,10 @@ def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
     started = make_tokenizer()
     started.initialise(start_images(shapes))
-    first = judge.measured(started)
+    first = judge.measure(started)
     floor = judge.floor()
-    judge.measured(Identity())
-    assert judge.measured(started) == first
+    judge.measure(Identity())
+    assert judge.measure(started) == first
     assert judge.floor() == floor
     assert floor > 0
 
@@ -126,7 +126,7 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
     root = root_of(a.T.cov())
     expected = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace()
     expected -= 2 * root_of(root @ b.T.cov() @ root).trace()
-    assert judge.measured(started)["frechet_proxy"] == pytest.approx(float(expected), rel=1e-3)
+    assert judge.measure(started)["frechet_proxy"] == pytest.approx(float(expected), rel=1e-3)
 
 
 def root_of(matrix: Tensor) -> Tensor:
