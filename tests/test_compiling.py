@@ -162,7 +162,7 @@ def test_a_compiled_tokenizer_learns_what_it_would(
         make_trainer(settings, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(
             module, data
         )
-        assert (module.step, module.judged > 0) == (6, True)
+        assert (module.step, module.discriminator_step > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)
     plain, quick = (end.state_dict() for end in ends)
