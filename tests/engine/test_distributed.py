@@ -67,7 +67,7 @@ def work(rank: int, folder: str, accumulate: int, port: int) -> None:
         use_distributed_sampler=False,
     )
     judged = module.trainer.validate(
-        made, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False
+        module, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False
     )
     torch.save(
         {"state": module.state_dict(), "lambdas": lambdas, "judged": judged[0]},
@@ -90,7 +90,7 @@ def alone() -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
     module, lambdas = trained(4)
     state = {name: value.clone() for name, value in module.state_dict().items()}
     [judged] = module.trainer.validate(
-        made, Noise(16, flip=False, cache="ram", batch_size=4), verbose=False
+        module, Noise(16, flip=False, cache="ram", batch_size=4), verbose=False
     )
     return state, lambdas, dict(judged)
 
