@@ -95,7 +95,7 @@ def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> N
     for file in Path("runs").rglob("*.ckpt"):
         content = torch.load(file, weights_only=True)
         torch.save({**content, "more": Malicious(executed)}, file)
-    kept = Path("runs/vqgan/shapes/metrics.json").read_bytes()
+    metrics = Path("runs/vqgan/shapes/metrics.json").read_bytes()
     for line in (
         ["stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR],
         ["stage=extract", "ckpt=runs/vqgan/shapes", "accelerator=cpu"],
@@ -109,7 +109,7 @@ def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> N
         except (InputError, pickle.UnpicklingError):
             assert any(word.startswith("resume=") for word in line)
         assert not executed.exists(), line
-    assert Path("runs/vqgan/shapes/metrics.json").read_bytes() == kept
+    assert Path("runs/vqgan/shapes/metrics.json").read_bytes() == metrics
 
 
 @pytest.mark.slow
