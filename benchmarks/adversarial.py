@@ -129,7 +129,7 @@ def trained(command: list[str], folder: Path) -> Path:
 
 def perceptual() -> LPIPS | None:
     try:
-        return LPIPS()
+        return LPIPS("vgg", pretrained=True)
     except InputError as error:
         print(f"lpips is left out: {error}", file=sys.stderr)
         return None

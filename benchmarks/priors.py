@@ -79,7 +79,11 @@ def main() -> None:
     judge = Judge(data, classifier.features, None, find_device("auto"))
     print(
         json.dumps(
-            {"bench": "priors", "classifier": classifier.validation, "floor": round(judge.floor(), 4)}
+            {
+                "bench": "priors",
+                "classifier": classifier.validation,
+                "floor": round(judge.floor(), 4),
+            }
         ),
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What every learned prior is compared with."""
+"""The baselines that every learned prior is compared with."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ BASELINES: dict[str, type[Counted]] = {"uniform": Uniform, "unigram": Unigram, "
 def baselines(
     train: NDArray[Any], val: NDArray[Any], K: int, num_codebooks: int = 1
 ) -> dict[str, float]:
-    """Nats per token of val (m, L) under each baseline of train (n, L), integers in [0, K) in raster order."""
-    seen, unseen = count_pairs(train, K, num_codebooks), count_pairs(val, K, num_codebooks)
-    found = {}
+    """Nats per token of val (m, L) under each baseline fitted to train (n, L), integers in [0, K) in raster order."""
+    train_pairs, val_pairs = (count_pairs(codes, K, num_codebooks) for codes in (train, val))
+    nats = {}
     for name, kind in BASELINES.items():
         model = kind(torch.empty(num_codebooks, K, 0), (1, train.shape[1] // num_codebooks))
-        model.fit(seen, unseen)
-        found[f"{name}_nats_per_token"] = model.nats(unseen)
-    return found
+        model.fit(train_pairs, val_pairs)
+        nats[f"{name}_nats_per_token"] = model.nats(val_pairs)
+    return nats

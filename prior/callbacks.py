@@ -1,4 +1,4 @@
-"""What a prior shows while it learns, and when it learns the wrong thing."""
+"""Callbacks of a prior's training: pictures at every validation, and alarms."""
 
 import math
 from collections.abc import Iterator
@@ -20,11 +20,19 @@ from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, Prior
 from vqgan.tokenizer import Tokenizer
 
-SIDE = 256  # pixels of a loss map, about
+SIDE = 256  # approximate width and height of a loss map in pixels
+
+
+def save_validation_picture(
+    trainer: L.Trainer, module: Prior, rows: list[torch.Tensor], name: str, scale: int
+) -> None:
+    """Save and log the rows (n, C, H, W) uint8 as a picture, in pictures/ of the run folder."""
+    folder = Path(trainer.default_root_dir) / PICTURES
+    show_picture(trainer, tile_images(rows, scale=scale), folder, name, module.step)
 
 
 class SamplePictures(Callback):
-    """After each validation: samples, decoded, `rows` of `n`; the same random numbers every time."""
+    """After each validation: `rows` rows of `n` decoded samples, drawn by the same random numbers every time."""
 
     def __init__(self, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
         self.tokenizer, self.n, self.rows = tokenizer, n, rows
@@ -32,64 +40,48 @@ class SamplePictures(Callback):
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            n, classes = self.n * self.rows, module.model.classes
-            codes = sample(
-                module.model,
-                Sampler(),
-                n,
-                seed=0,
-                labels=torch.arange(n) % classes if classes else None,
-            )
-            images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
-            show_picture(
-                trainer,
-                tile_images(list(images.split(self.n)), scale=2),
-                Path(trainer.default_root_dir) / PICTURES,
-                "samples",
-                module.step,
-            )
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        n, classes = self.n * self.rows, module.model.classes
+        labels = torch.arange(n) % classes if classes else None
+        codes = sample(module.model, Sampler.unmodified(), n, seed=0, labels=labels)
+        images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
+        save_validation_picture(trainer, module, list(images.split(self.n)), "samples", scale=2)
 
 
 class LossMapPictures(Callback):
-    """After each validation: the nats of each position, a square each, black where they are lowest and white where highest;
-    both numbers are in the logs, as val/nats_easiest_place and val/nats_hardest_place."""
+    """After each validation: the nats of each position as a grey square, black at the lowest and white at the highest.
+
+    Both extremes are logged, as val/nats_easiest_place and val/nats_hardest_place.
+    """
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
-        if trainer.is_global_zero and not trainer.sanity_checking:
-            found = module.loss_map - module.loss_map.min()
-            grey = to_uint8(2 * found / found.max().clamp(min=1e-9) - 1)
-            show_picture(
-                trainer,
-                tile_images([grey[None, None]], scale=max(1, SIDE // max(grey.shape))),
-                Path(trainer.default_root_dir) / PICTURES,
-                "loss-map",
-                module.step,
-            )
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        above = module.loss_map - module.loss_map.min()
+        grey = to_uint8(2 * above / above.max().clamp(min=1e-9) - 1)
+        scale = max(1, SIDE // max(grey.shape))
+        save_validation_picture(trainer, module, [grey[None, None]], "loss-map", scale)
 
 
 class PriorDoctor(Alarms):
-    """Looks at a run of stage 2 at every validation.
+    """Checks a run of stage 2 at every validation and raises an alarm if:
 
-    * the prior over-fits: the validation nats are more than `margin` above their lowest, the training nats below what they
-      were then
-    * after the share `late` of the run the prior needs no fewer nats than how often each code occurs, whatever is before it
+    * the prior over-fits: the validation nats are more than `margin` above their lowest, and the training nats are below
+      what they were then
+    * after the share `late` of the run, the prior still needs as many nats as the unigram, which knows only how often each
+      code occurs
     """
 
-    def __init__(
-        self, every: int = 50, patience: int = 3, margin: float = 0.01, late: float = 0.2
-    ) -> None:
+    def __init__(self, every: int, patience: int, margin: float, late: float = 0.2) -> None:
         super().__init__(every, patience)
         check_range("callbacks.doctor.margin", margin, 0)
         check_range("callbacks.doctor.late", late, 0, 1)
         self.margin, self.late = margin, late
-        self.best = (
-            math.inf,
-            math.inf,
-            0,
-        )  # the lowest validation nats, the training nats then, and the step
-        self.unigram = math.inf
+        # The lowest validation nats, the training nats at that time, and the step.
+        self.best = (math.inf, math.inf, 0)
+        self.unigram = math.inf  # nats per token of the codes' own frequencies
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
@@ -102,30 +94,27 @@ class PriorDoctor(Alarms):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            found = float(trainer.callback_metrics["val/nats_per_token"])
-            self.look(
-                trainer,
-                module,
-                self.signs(module, found, found - float(trainer.callback_metrics["val/gap"])),
-            )
+            val_nats = float(trainer.callback_metrics["val/nats_per_token"])
+            train_nats = val_nats - float(trainer.callback_metrics["val/gap"])
+            self.look(trainer, module, self.signs(module, val_nats, train_nats))
 
-    def signs(self, module: Prior, unseen: float, seen: float) -> Iterator[Sign]:
-        """What is wrong, by the nats per token of the validation set and of the training set."""
-        lowest, then, step = self.best
-        if unseen < lowest:
-            self.best = unseen, seen, module.step
-        elif unseen > lowest + self.margin and seen < then:
+    def signs(self, module: Prior, val_nats: float, train_nats: float) -> Iterator[Sign]:
+        """The problems that these nats per token show."""
+        lowest, train_then, step = self.best
+        if val_nats < lowest:
+            self.best = val_nats, train_nats, module.step
+        elif val_nats > lowest + self.margin and train_nats < train_then:
             yield Sign(
                 "overfitting",
-                f"the prior over-fits: validation takes {unseen:.3f} nats per token, {lowest:.3f} at step {step}, while training "
-                f"went from {then:.3f} to {seen:.3f}",
+                f"the prior over-fits: validation takes {val_nats:.3f} nats per token, {lowest:.3f} at step {step}, while "
+                f"training went from {train_then:.3f} to {train_nats:.3f}",
                 "prior.dropout=0.1 prior.token_dropout=0.1, flip=true, crops=10, a smaller prior/size, or fewer steps",
             )
-        if module.now.progress >= self.late and unseen >= self.unigram:
+        if module.now.progress >= self.late and val_nats >= self.unigram:
             yield Sign(
                 "blind",
-                f"the prior has learned nothing of how codes go together: it takes {unseen:.3f} nats per token, and "
-                f"{self.unigram:.3f} are enough to know how often each occurs",
+                f"the prior has learned nothing of how codes go together: it takes {val_nats:.3f} nats per token, and the "
+                f"frequencies of the codes alone give {self.unigram:.3f}",
                 "another optimizer.lr, a longer run, or a larger prior",
             )
 

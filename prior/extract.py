@@ -1,4 +1,4 @@
-"""Tokenizer x images -> code cache."""
+"""Encode images into codes, cached on disk."""
 
 import shutil
 import time
@@ -21,8 +21,8 @@ from engine.errors import InputError
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
-PIECE = 256  # images that are encoded or not
-SAVED = 5.0  # seconds of work that a killed extraction loses at most
+PIECE = 256  # images per unit of work, which is either done or not
+SAVE_EVERY = 5.0  # seconds; a killed extraction loses at most that much work
 
 
 def extract(
@@ -35,12 +35,12 @@ def extract(
     *,
     fabric: Fabric,
 ) -> ArraySamples:
-    """The codes (views * n, h, w) of a split's n images, encoded once and kept under the data's cache folder.
+    """The codes (views * n, h, w), or (..., num_codebooks), of a split's n images, encoded once and then cached on disk.
 
-    Views follow each other, each with all images: the middle of each image, then `crops` - 1 crops at random places, and
-    with `flip` each of these mirrored after it. With several codebooks the shape ends in their number. The cache is known
-    by the tokenizer's weights, the images' content and the views: when one changes the images are encoded anew. A killed
-    extraction goes on where it was. The processes of `fabric`, which is launched, share the work.
+    Views follow each other, each with all images: the middle of each image, then `crops` - 1 crops at random places, and,
+    with `flip`, after each of these its mirror image. The cache key has the tokenizer's weights, the images' content and the
+    views: if any of them changes, the images are encoded again. A killed extraction resumes where it was. The processes of
+    `fabric`, which must be launched, share the work.
     """
     if tokenizer.K is None:
         raise InputError(NO_CODES_MESSAGE)
@@ -53,37 +53,29 @@ def extract(
         )
     n = data.size(split)
     entry = code_entry(tokenizer, data, split, n, flip, crops)
-    if not _there(entry, fabric):
+    if not _is_complete(entry, fabric):
         with entry.acquire() if fabric.is_global_zero else nullcontext():
-            if not _there(entry, fabric):  # nobody made it while we waited
-                if fabric.is_global_zero and not _begun(entry):
+            if not _is_complete(entry, fabric):  # no other run has filled it meanwhile
+                if fabric.is_global_zero and not _is_resumable(entry):
                     entry.create()
                 fabric.barrier()
                 arrays = entry.reopen()
                 places = np.random.default_rng(data.seed).random((crops - 1, n, 2))
-                _encode(
-                    tokenizer.to(fabric.device),
-                    data,
-                    split,
-                    flip,
-                    places,
-                    batch_size,
-                    arrays,
-                    fabric,
-                )
+                tokenizer = tokenizer.to(fabric.device)
+                _encode(tokenizer, data, split, flip, places, batch_size, arrays, fabric)
                 fabric.barrier()
                 if fabric.is_global_zero:
                     entry.publish(arrays, checksummed=("indices", "labels"))
             fabric.barrier()
-    found = entry.read()
-    assert found is not None
-    return ArraySamples(found["indices"], found["labels"])
+    cached = entry.read()
+    assert cached is not None
+    return ArraySamples(cached["indices"], cached["labels"])
 
 
 def code_entry(
     tokenizer: Tokenizer, data: ImageDataModule, split: str, n: int, flip: bool, crops: int
 ) -> CacheEntry:
-    """Where the codes of a split's n images lie, and what they are known by."""
+    """The cache entry of a split's n images: its place, key, and arrays."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
     num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
@@ -98,30 +90,59 @@ def code_entry(
         "crop_seed": data.seed if crops > 1 else None,
         "flips": bool(flip),
     }
+    codes_shape = (views * n, *tokenizer.grid, *num_codebooks)
     spec = {
-        "indices": (
-            (views * n, *tokenizer.grid, *num_codebooks),
-            "uint16" if K <= 2**16 else "uint32",
-        ),
+        "indices": (codes_shape, "uint16" if K <= 2**16 else "uint32"),
         "labels": ((views * n,), "int64"),
         "done": ((-(-n // PIECE),), "bool"),  # which pieces are encoded
     }
     return CacheEntry(data.cache_dir, f"codes-{split}", key, spec)
 
 
-def _there(entry: CacheEntry, fabric: Fabric) -> bool:
-    """Whether the entry is there and sound, as the first process sees it."""
-    seen: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
-    return seen
+def _is_complete(entry: CacheEntry, fabric: Fabric) -> bool:
+    """Whether the entry exists and is not corrupt, as the first process sees it."""
+    complete: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
+    return complete
 
 
-def _begun(entry: CacheEntry) -> bool:
+def _is_resumable(entry: CacheEntry) -> bool:
+    """Whether a killed extraction has left usable arrays; removes what is not usable."""
     try:
         entry.reopen()
-    except (OSError, ValueError):  # nothing there, or killed while it was laid out
+    except (OSError, ValueError):  # nothing there, or killed while the arrays were created
         shutil.rmtree(entry.part, ignore_errors=True)
         return False
     return True
+
+
+class PieceWriter:
+    """Writes the codes of pieces of n images into the arrays of a cache entry."""
+
+    def __init__(self, arrays: Arrays, n: int) -> None:
+        self.arrays = arrays
+        self.indices, self.labels = (
+            arrays[name].reshape(-1, n, *arrays[name].shape[1:]) for name in ("indices", "labels")
+        )  # (views, n, ...)
+        self.unsaved: list[int] = []  # pieces that are written but not marked as done
+        self.last_save = time.monotonic()
+
+    def write(self, piece: int, codes: list[Tensor], labels: Tensor) -> None:
+        """Write a piece's codes (b, ...), one tensor per view, and labels (b,); save if the last save is some time ago."""
+        rows = slice(piece * PIECE, piece * PIECE + len(labels))
+        for view, indices in enumerate(codes):
+            self.indices[view, rows] = indices.cpu().numpy()
+            self.labels[view, rows] = labels.numpy()
+        self.unsaved.append(piece)
+        if time.monotonic() - self.last_save > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Flush to the disk what is written, and only then mark its pieces as done."""
+        flush(self.arrays["indices"], self.arrays["labels"])
+        self.arrays["done"][self.unsaved] = True
+        flush(self.arrays["done"])
+        self.unsaved.clear()
+        self.last_save = time.monotonic()
 
 
 @torch.no_grad()
@@ -135,64 +156,48 @@ def _encode(
     arrays: Arrays,
     fabric: Fabric,
 ) -> None:
-    """Fill this process's share of what is not done yet."""
+    """Encode this process's share of the pieces that are not done."""
     n = data.size(split)
     missing = np.flatnonzero(~np.asarray(arrays["done"]))
-    mine = missing[fabric.global_rank :: fabric.world_size].tolist()
-    indices, labels = (
-        arrays[name].reshape(-1, n, *arrays[name].shape[1:]) for name in ("indices", "labels")
-    )  # by view
-    finished: list[int] = []
-    saved = time.monotonic()
-
-    def write(piece: int, codes: list[Tensor], told: Tensor) -> None:
-        rows = slice(piece * PIECE, piece * PIECE + len(told))
-        for view, found in enumerate(codes):
-            indices[view, rows], labels[view, rows] = found.cpu().numpy(), told.numpy()
-        finished.append(piece)
-
-    def save() -> None:
-        flush(arrays["indices"], arrays["labels"])  # first: a piece called done must be on the disk
-        arrays["done"][finished] = True
-        flush(arrays["done"])
-        finished.clear()
-
+    share = missing[fabric.global_rank :: fabric.world_size].tolist()
+    writer = PieceWriter(arrays, n)
     waiting: tuple[int, list[Tensor], Tensor] | None = None
-    with progress_bar(
-        n, f"codes of {split}", max(0, n - len(missing) * PIECE), fabric.is_global_zero
-    ) as bar:
-        for piece, (batch, told) in zip(mine, data.iterate_chunks(split, PIECE, mine), strict=True):
-            rows = slice(piece * PIECE, piece * PIECE + len(batch))
-            x = batch.to(fabric.device, non_blocking=True)
+    done = max(0, n - len(missing) * PIECE)
+    with progress_bar(n, f"codes of {split}", done, fabric.is_global_zero) as bar:
+        for piece, (images, labels) in zip(
+            share, data.iterate_chunks(split, PIECE, share), strict=True
+        ):
+            rows = slice(piece * PIECE, piece * PIECE + len(images))
+            x = images.to(fabric.device, non_blocking=True)
             with autocast(fabric.device):
                 codes = [
-                    torch.cat([tokenizer.indices(part) for part in seen.split(batch_size)])
-                    for seen in views(data, x, places[:, rows], flip)
+                    torch.cat([tokenizer.indices(part) for part in view.split(batch_size)])
+                    for view in views(data, x, places[:, rows], flip)
                 ]
-            if waiting:  # a GPU works on this batch while the codes of the one before are fetched
-                write(*waiting)
-            waiting = piece, codes, told
-            if time.monotonic() - saved > SAVED:
-                save()
-                saved = time.monotonic()
-            bar.update(len(batch) * fabric.world_size)
+            if waiting:  # a GPU encodes this piece while the codes of the one before are fetched
+                writer.write(*waiting)
+            waiting = piece, codes, labels
+            bar.update(len(images) * fabric.world_size)
         if waiting:
-            write(*waiting)
-        save()
+            writer.write(*waiting)
+        writer.save()
 
 
 def views(
     data: ImageDataModule, images: Tensor, places: NDArray[np.float64], flip: bool
 ) -> Iterator[Tensor]:
-    """uint8 images (B, C, side, side) as a model sees them: the middle, a crop at each of `places` (crops, B, 2), which
-    are shares of the room, and with `flip` each mirrored."""
+    """Views of uint8 images (B, C, side, side), as a model sees them.
+
+    The middle, then a crop at each of the `places` (crops, B, 2), in shares of the room to move; with `flip`, each is
+    followed by its mirror image.
+    """
     room = data.side - data.image_size
     corners = [
         torch.from_numpy((place * (room + 1)).astype(np.int64)).to(images.device)
         for place in places
     ]
-    for seen in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):
-        x = data.preprocess(seen)
+    for cropped in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):
+        x = data.preprocess(cropped)
         yield x
         if flip:
             yield x.flip(3)

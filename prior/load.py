@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -20,57 +18,64 @@ from prior.models.base import PriorModel
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
 
-TOKENIZER_COPY = (
-    "tokenizer.ckpt"  # a prior's run folder keeps its own copy: the pair can be moved together
-)
+# In the prior's run folder, so that the pair can be moved together.
+TOKENIZER_COPY = "tokenizer.ckpt"
 
 
 def prior_header(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
-    """What a prior's checkpoint says beside its config: whose codes it learned, and of how many classes."""
+    """What a prior's checkpoint records in addition to its config: whose codes it learned, and how many classes."""
     return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
 
 
 def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
-    """Put a copy of the tokenizer beside its prior, as a checkpoint of stage=vqgan without the training state."""
+    """Save the tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
+
+    `described` is the config of the tokenizer's run. An existing copy stays.
+    """
+    if (folder / TOKENIZER_COPY).exists():
+        return
+    header = make_header("vqgan", described)
     state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
-    if not (folder / TOKENIZER_COPY).exists():
-        content = {
-            "codegrid": make_header("vqgan", OmegaConf.create(described)),
-            "state_dict": state,
-        }
-        save_atomically(content, folder / TOKENIZER_COPY)
+    save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
 
 
 @dataclass
 class TrainedPrior:
-    """A trained prior and its tokenizer, both in eval mode, the name and the config of its run, that of the tokenizer's
-    images, and the id of the tokenizer's run."""
+    """A trained prior and its tokenizer, both in eval mode."""
 
     model: PriorModel
     tokenizer: Tokenizer
-    name: str
-    config: dict[str, Any]
-    data: dict[str, Any]
-    tokenizer_of: str | None
+    name: str  # of the prior's run
+    config: dict[str, Any]  # of the prior's run
+    data: dict[str, Any]  # the config of the tokenizer's images
+    tokenizer_of: str | None  # the id of the tokenizer's run
 
 
 def load_prior(ckpt: str | Path) -> TrainedPrior:
-    """The trained prior of a stage=prior run."""
+    """Load the prior of a stage=prior run, with averaged weights if the checkpoint has them, and its tokenizer.
+
+    ckpt is a run folder or a checkpoint. Raises InputError if the tokenizer is missing or not the one it was trained on.
+    """
     checkpoint = read_checkpoint(ckpt, "prior")
     folder = find_checkpoint(ckpt).parent.parent
     if not (folder / TOKENIZER_COPY).is_file():
         raise InputError(
-            f"{folder / TOKENIZER_COPY} is missing: the prior needs the tokenizer that its run folder keeps"
+            f"{folder / TOKENIZER_COPY} is missing: the prior needs the tokenizer's copy in its run folder; restore the run folder"
         )
     tokenizer, described = load_tokenizer(folder / TOKENIZER_COPY)
-    told = checkpoint["codegrid"]
-    if told["tokenizer"] != tokenizer.fingerprint():
+    header = checkpoint["codegrid"]
+    if header["tokenizer"] != tokenizer.fingerprint():
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    known = {**tokenizer.code_space, "classes": told["classes"]}
-    model = build_trusted({**told["config"]["prior"], **known}, PriorModel)  # type: ignore[type-abstract]
+    code_space = {**tokenizer.code_space, "classes": header["classes"]}
+    model = build_trusted({**header["config"]["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
     model.load_state_dict(checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model"))
     return TrainedPrior(
-        model.eval(), tokenizer, folder.name, told["config"], described["data"], described.get("id")
+        model=model.eval(),
+        tokenizer=tokenizer,
+        name=folder.name,
+        config=header["config"],
+        data=described["data"],
+        tokenizer_of=described.get("id"),
     )

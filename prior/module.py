@@ -1,7 +1,6 @@
 """The training step of stage 2."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,19 +17,19 @@ from engine.module import ClockedModule, MakeOptimizer
 from prior.models.base import Prediction, PriorModel
 from prior.models.transformer import Block
 
-MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges too
+MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges as well
 
 
 class Prior(ClockedModule):
     """A prior over code grids, trained by maximum likelihood (VQGAN, Esser et al. 2021, eq. 9) and judged in nats.
 
-    Of a model with classes, in training a share `label_drop` of the labels is withheld, so that it learns the codes of no
-    class in particular too, which guidance needs (Ho & Salimans 2022, algorithm 1).
+    With classes, a share `label_drop` of the labels is dropped in training, so that the model also learns the codes of no
+    class in particular, which guidance needs (Ho & Salimans 2022, algorithm 1).
 
-    A validation judges the whole validation set and, for the gap between the two, some of the training set in the same way.
+    A validation judges the whole validation set and, in the same way, some of the training set, for the gap between them.
     """
 
-    loss_map: Tensor  # (h, w) nats per token of each position, in the last validation
+    loss_map: Tensor  # (h, w) nats per token at each position, in the last validation
 
     def __init__(
         self,
@@ -38,16 +37,18 @@ class Prior(ClockedModule):
         optimizer: MakeOptimizer,
         budget: Budget,
         schedule: Schedule,
-        label_drop: float = 0.1,
-        label_smoothing: float = 0.0,
+        label_drop: float,
+        label_smoothing: float,
         **update: Any,
     ) -> None:
+        """`update` are the settings of ClockedModule: clip and accumulate."""
         super().__init__(budget, schedule, **update)
         check_range("label_drop", label_drop, 0, 1)
         check_range("label_smoothing", label_smoothing, 0, 1)
         self.model, self.make_optimizer = model, optimizer
         self.label_drop, self.label_smoothing = label_drop, label_smoothing
-        self.unseen, self.seen = LikelihoodMetric(model.L), LikelihoodMetric(model.L)
+        self.val_likelihood = LikelihoodMetric(model.L)
+        self.train_likelihood = LikelihoodMetric(model.L)
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
@@ -55,127 +56,137 @@ class Prior(ClockedModule):
 
     @property
     def blocks(self) -> list[Block]:
-        """The model's transformer blocks, where it has any."""
+        """The model's transformer blocks; empty if it has none."""
         return [part for part in self.model.modules() if isinstance(part, Block)]
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
-        if self.model.classes:
-            labels = labels.masked_fill(
-                torch.rand(len(labels), device=labels.device) < self.label_drop, -1
-            )
-        self.descend(0, self.losses(indices, labels), self.schedule(self.now))
+        labels = self.drop_labels(labels)
+        micro_batches = zip(
+            self.micro_batches(indices), labels.tensor_split(self.accumulate), strict=True
+        )
+        losses = (share * self.loss(codes, label) for (codes, share), label in micro_batches)
+        self.descend(0, losses, self.schedule(self.now))
         self.tick()
 
-    def losses(self, indices: Tensor, labels: Tensor) -> Iterator[Tensor]:
-        """The loss of each micro-batch, times its share of the update."""
-        for (part, share), told in zip(
-            self.micro_batches(indices), labels.tensor_split(self.accumulate), strict=True
-        ):
-            prediction = self.model.learn(
-                part.flatten(1), told if self.model.classes else None, self.now.progress
-            )
-            loss = weighted_mean(negative_log_likelihood(prediction), prediction)
-            self.log_terms({"loss": loss})
-            yield share * (
-                weighted_mean(negative_log_likelihood(prediction, self.label_smoothing), prediction)
-                if self.label_smoothing
-                else loss
-            )
+    def drop_labels(self, labels: Tensor) -> Tensor:
+        """The labels (B,) with a share `label_drop` of them replaced by -1."""
+        if not self.model.classes:
+            return labels
+        dropped = torch.rand(len(labels), device=labels.device) < self.label_drop
+        return labels.masked_fill(dropped, -1)
+
+    def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a micro-batch; the log gets it without label smoothing, as nats."""
+        codes = indices.flatten(1)
+        prediction = self.model.learn(codes, self.used(labels), self.now.progress)
+        nats = weighted_mean(negative_log_likelihood(prediction), prediction)
+        self.log_terms({"loss": nats})
+        if not self.label_smoothing:
+            return nats
+        smoothed = negative_log_likelihood(prediction, self.label_smoothing)
+        return weighted_mean(smoothed, prediction)
+
+    def used(self, labels: Tensor) -> Tensor | None:
+        """The labels, or None if the model has no classes."""
+        return labels if self.model.classes else None
 
     @property
     def learned(self) -> PriorModel:
         return self.model
 
     def on_validation_epoch_start(self) -> None:
-        unshard(
-            self.model
-        )  # ranks may have more batches to judge than others, and the first one draws samples alone
+        # Ranks may have different numbers of batches to judge, and the first rank draws samples alone.
+        unshard(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        self.unseen.update(self.judge(*batch))
+        self.val_likelihood.update(self.judge(*batch))
 
     def judge(self, indices: Tensor, labels: Tensor) -> Prediction:
-        return self.model.judge(indices.flatten(1), labels if self.model.classes else None)
+        return self.model.judge(indices.flatten(1), self.used(labels))
 
     def judge_training(self) -> None:
-        """As many training grids as there are validation grids, at most 1,000 and always the same; this rank's share."""
+        """Judge this rank's share of as many training grids as there are validation grids, at most 1,000, always the same."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, BatchDataModule)
         grids, labels = data.take_evenly("train", min(data.size("val"), MAX_TRAINING_GRIDS))
-        mine = slice(self.global_rank, None, self.trainer.world_size)
+        share = slice(self.global_rank, None, self.trainer.world_size)
         for batch in zip(
-            grids[mine].split(data.batch_size), labels[mine].split(data.batch_size), strict=True
+            grids[share].split(data.batch_size), labels[share].split(data.batch_size), strict=True
         ):
-            with (
-                self.trainer.precision_plugin.val_step_context()
-            ):  # as Lightning does in a validation step
-                self.seen.update(self.judge(*(part.to(self.device).long() for part in batch)))
+            # The precision of a validation step, which Lightning sets for its own steps only.
+            with self.trainer.precision_plugin.val_step_context():
+                prediction = self.judge(*(part.to(self.device).long() for part in batch))
+                self.train_likelihood.update(prediction)
 
     def on_validation_epoch_end(self) -> None:
         self.judge_training()
         reshard(self.model)
-        found, seen = self.unseen.compute(), self.seen.compute()
-        nats_per_token = found["nats"].mean()
-        self.loss_map = found["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
+        val, train = self.val_likelihood.compute(), self.train_likelihood.compute()
+        nats_per_token = val["nats"].mean()
+        self.loss_map = val["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
         figures = {
             "nats_per_token": nats_per_token,
             "bits_per_image": nats_per_token * self.model.L / math.log(2),
-            "top1": found["top1"],
-            "top5": found["top5"],
-            "gap": nats_per_token - seen["nats"].mean(),
+            "top1": val["top1"],
+            "top5": val["top5"],
+            "gap": nats_per_token - train["nats"].mean(),
             "nats_easiest_place": self.loss_map.min(),
             "nats_hardest_place": self.loss_map.max(),
         }
         self.log_dict({f"val/{name}": value.float() for name, value in figures.items()})
-        self.unseen.reset()
-        self.seen.reset()
+        self.val_likelihood.reset()
+        self.train_likelihood.reset()
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer(self.make_optimizer, self.model, decayed=decayed_weights(self.model))
 
 
 class LikelihoodMetric(Metric):
-    """What a prior is worth on all grids of all ranks, each of which counts alike.
+    """A prior's likelihood and accuracy over all grids of all ranks, each grid with the same weight.
 
-    nats (L,): of each code's position; top1, top5: the share of the codes to tell that are the likeliest, or among the five
-    likeliest. Of codes that are equally likely the order is as good as drawn, so that a prior that knows nothing has k / K.
+    nats (L,): -log p at each position. top1, top5: the share of the predicted codes that are the most likely, or among the
+    five most likely. Ties are broken at random, in expectation, so a uniform prior has k / K.
     """
 
     full_state_update = False
     nats: Tensor
     hits: Tensor
-    told: Tensor
+    tokens: Tensor
     grids: Tensor
 
     def __init__(self, L: int) -> None:
         super().__init__()
-        for name, shape in (("nats", (L,)), ("hits", (2,)), ("told", ()), ("grids", ())):
+        shapes = {"nats": (L,), "hits": (2,), "tokens": (), "grids": ()}
+        for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, prediction: Prediction) -> None:
         target = prediction.logits.gather(-1, prediction.targets[..., None])
-        above, alike = (prediction.logits > target).sum(-1), (prediction.logits == target).sum(-1)
-        told = prediction.weights > 0
+        above = (prediction.logits > target).sum(-1)
+        tied = (prediction.logits == target).sum(-1)  # the target itself included
+        predicted = prediction.weights > 0
         for n, k in enumerate((1, 5)):
-            self.hits[n] += ((k - above) / alike).clamp(0, 1)[told].sum(dtype=torch.float64)
-        self.told += told.sum()
-        self.nats += (negative_log_likelihood(prediction) * prediction.weights).sum(
-            0, dtype=torch.float64
-        )
-        self.grids += len(told)
+            hits = ((k - above) / tied).clamp(0, 1)
+            self.hits[n] += hits[predicted].sum(dtype=torch.float64)
+        self.tokens += predicted.sum()
+        nats = negative_log_likelihood(prediction) * prediction.weights
+        self.nats += nats.sum(0, dtype=torch.float64)
+        self.grids += len(predicted)
 
     def compute(self) -> dict[str, Tensor]:
         return {
             "nats": self.nats / self.grids,
-            "top1": self.hits[0] / self.told,
-            "top5": self.hits[1] / self.told,
+            "top1": self.hits[0] / self.tokens,
+            "top5": self.hits[1] / self.tokens,
         }
 
 
 def decayed_weights(module: nn.Module) -> set[nn.Parameter]:
-    """The weights of linear maps, convolutions and recurrences, which weight decay is for: norms, biases, and the vectors of
-    codes, labels and places are not the better for being small."""
+    """The weights of linear maps, convolutions and recurrences: only these decay.
+
+    Norms, biases, and the vectors of codes, labels and places gain nothing from being small.
+    """
     return {
         p
         for part in module.modules()
@@ -186,13 +197,13 @@ def decayed_weights(module: nn.Module) -> set[nn.Parameter]:
 
 
 def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
-    """-log p of each target (B, L); with `smoothing` that share of it is of any code (Szegedy et al. 2016, section 7)."""
+    """-log p of each target (B, L); a share `smoothing` of the target is spread over all codes (Szegedy et al. 2016, section 7)."""
     logits, targets = prediction.logits.flatten(0, 1).float(), prediction.targets.flatten()
     return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(
         prediction.targets
     )
 
 
-def weighted_mean(found: Tensor, prediction: Prediction) -> Tensor:
-    """The mean (scalar) of what was found for each code (B, L), by what counts."""
-    return (found * prediction.weights).mean()
+def weighted_mean(per_code: Tensor, prediction: Prediction) -> Tensor:
+    """The mean (scalar) of a value per code (B, L), times the prediction's weights."""
+    return (per_code * prediction.weights).mean()

@@ -1,4 +1,4 @@
-"""What samples begin with, and what they are saved as."""
+"""What samples start from (an image, labels), and the files that they are saved as."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from data.decode import UnreadableImage, decode
 from data.images import to_model_input, to_uint8
@@ -16,14 +15,17 @@ from engine.errors import InputError
 from prior.models.base import PriorModel
 from vqgan.tokenizer import Tokenizer
 
-KINDS = ("grid", "png", "npz", "neighbours")  # what samples are saved as
+KINDS = ("grid", "png", "npz", "neighbours")  # values of `save`
 
 
 def encode_init_image(
     file: str, tokenizer: Tokenizer, known: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The codes (h, w) or (h, w, num_codebooks) of an image file, whose middle is scaled to what the tokenizer sees, and pictures
-    (1, C, H, W) uint8: the image, its reconstruction, and of that what is `known` (h, w), the rest grey."""
+    """The codes (h, w) or (h, w, num_codebooks) of an image file, and three pictures (1, C, H, W) uint8.
+
+    The middle of the image is scaled to the tokenizer's image size. The pictures are the image, its reconstruction, and the
+    reconstruction with all that is not `known` (h, w) in grey.
+    """
     path, encoder = Path(file).expanduser(), tokenizer.encoder
     if not path.is_file():
         raise InputError(f"sampler.init_image={file} is not there; give an image file")
@@ -37,33 +39,31 @@ def encode_init_image(
     where = next(tokenizer.parameters()).device
     with torch.no_grad(), autocast(where):
         codes = tokenizer.indices(to_model_input(image).to(where))
-        seen = to_uint8(tokenizer.decode_indices(codes)).cpu()
+        decoded = to_uint8(tokenizer.decode_indices(codes)).cpu()
     pixelwise = known.repeat_interleave(tokenizer.f, 0).repeat_interleave(tokenizer.f, 1)
-    return codes[0], [image, seen, seen.where(pixelwise, 128)]
+    return codes[0], [image, decoded, decoded.where(pixelwise, 128)]
 
 
-def choose_labels(model: PriorModel, label: Any, n: int) -> torch.Tensor | None:
-    """The labels (n,) of n samples: the classes that `label` names in turn, by default all; None of a prior without classes."""
+def choose_labels(
+    model: PriorModel, label: int | Sequence[int] | None, n: int
+) -> torch.Tensor | None:
+    """The labels (n,) of n samples: the classes in `label` in turn, all classes by default; None for a prior without classes."""
     if not model.classes:
         if label is not None:
             raise InputError(
                 f"label={label} needs a prior of classes; train one with conditional=true"
             )
         return None
-    chosen = (
-        list(range(model.classes))
-        if label is None
-        else list(label)
-        if OmegaConf.is_list(label)
-        else [label]
-    )
-    if not chosen or any(
-        not isinstance(number, int) or not -1 <= number < model.classes for number in chosen
+    if label is None:
+        label = range(model.classes)
+    classes = list(label) if isinstance(label, Sequence) else [label]
+    if not classes or any(
+        not isinstance(number, int) or not -1 <= number < model.classes for number in classes
     ):
         raise InputError(
-            f"label={label} must be classes, 0 to {model.classes - 1}, or -1 for none in particular"
+            f"label={label} must be classes, 0 to {model.classes - 1}, or -1 for no class"
         )
-    return torch.tensor([chosen[i % len(chosen)] for i in range(n)])
+    return torch.tensor([classes[i % len(classes)] for i in range(n)])
 
 
 def save_samples(
@@ -74,8 +74,11 @@ def save_samples(
     rows: int,
     head: Sequence[torch.Tensor] = (),
 ) -> dict[str, Any]:
-    """Images (n, C, H, W) uint8 as a picture of the first `rows` rows, in which those of `head` come first, as files of
-    their own, and as the .npz that evaluators of FID read: arr_0 (n, H, W, 3). Where they are."""
+    """Save images (n, C, H, W) uint8 in each of these `kinds`, and return their paths.
+
+    grid: a picture of the first `rows` rows, starting with the images of `head`. png: a file per image. npz: arr_0
+    (n, H, W, 3), as public FID evaluators read it.
+    """
     files: dict[str, Any] = {}
     if "grid" in kinds:
         sheet = torch.cat([*head, images])

@@ -16,20 +16,22 @@ from engine.callbacks.ema import WeightAverage
 from engine.clock import Budget, Schedule
 from engine.compile import check_compile, compile_failure, compile_parts
 from engine.errors import InputError
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.decoding.generate import check_compile_sampler, sample
-from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps
+from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache
 from prior.decoding.sampling import Sampler
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.transformer import rotary
 from prior.module import Prior
 from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR, TWO, launch, read_report
 from tests.helpers.configs import compose_config
+from tests.helpers.parts import make
 from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
 from vqgan.load import start_images
-from vqgan.stages.train import module_from
+from vqgan.stages.train import build_module
 
 # torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
 pytestmark = [
@@ -55,7 +57,8 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
-        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0), 0.0, **update,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0, floor=0.02), label_drop=0.0,
+        label_smoothing=0.0, **update,
     )  # fmt: skip
     if compile:
         compile_parts(module.blocks)
@@ -76,11 +79,11 @@ def test_a_compiled_prior_learns_what_it_would_and_is_traced_once_for_each_kind_
     assert graphs.frame_count == (
         2 if name == "rq" else 1
     )  # of six updates, and of validations none
-    for (name, value), (other, found) in zip(
+    for (name, value), (other, compiled) in zip(
         plain.state_dict().items(), quick.state_dict().items(), strict=True
     ):
         assert name == other
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled, value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(quick.loss_map, plain.loss_map, rtol=1e-4, atol=1e-5)
 
 
@@ -94,10 +97,10 @@ def test_a_traced_block_is_the_block_itself_in_bf16_too(graphs: CompileCounterWi
     with torch.autocast("cpu", torch.bfloat16):
         expected = model.judge(codes, None).logits
         compile_parts(model.train().blocks)  # type: ignore[arg-type]
-        found = model.judge(codes, None).logits
+        logits = model.judge(codes, None).logits
     assert graphs.frame_count == 1
     assert graphs.op_count > 20
-    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert (logits - expected).norm() < 0.02 * expected.norm()
 
 
 GAN = [
@@ -149,14 +152,16 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
-        data, module = instantiate(chosen.data), module_from(chosen)
+        settings = TrainerSettings.read(chosen.trainer)
+        data = instantiate(chosen.data)
+        module = build_module(chosen, settings)
         module.tokenizer.initialise(start_images(data))
         if compile:
             compile_parts(module.costly)
         torch.manual_seed(1)
-        make_trainer(
-            chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []
-        ).fit(module, data)
+        make_trainer(settings, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(
+            module, data
+        )
         assert (module.step, module.judged > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)
@@ -208,10 +213,10 @@ def test_where_nothing_can_be_compiled_one_sentence_says_so(
             check_compile("trainer.compile", True, kind)
 
 
-@pytest.mark.parametrize("said", ["yes", 1, None, "default"])
-def test_whether_to_compile_is_true_or_false(said: object) -> None:
+@pytest.mark.parametrize("value", ["yes", 1, None, "default"])
+def test_whether_to_compile_is_true_or_false(value: object) -> None:
     with pytest.raises(InputError, match="must be true or false"):
-        check_compile("trainer.compile", said, "cpu")
+        check_compile("trainer.compile", value, "cpu")
 
 
 def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
@@ -308,14 +313,15 @@ def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
 ) -> None:
     model, labels = make_prior(name, grid=(3, 4), classes=3), torch.arange(10) % 3
     how = {"guidance": guidance, "grid": "4x6"}
-    plain = sample(model, Sampler(**how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    plain = sample(model, make(Sampler, **how), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
     assert graphs.frame_count == 0
-    quick = sample(model, Sampler(**how, compile=True), 10, seed=1, labels=labels, batch_size=4)  # type: ignore[arg-type]
+    quick = sample(
+        model, make(Sampler, **how, compile=True), 10, seed=1, labels=labels, batch_size=4
+    )  # type: ignore[arg-type]
     assert graphs.frame_count == (
         2 if name == "rq" else 1
     )  # of three batches, the last one smaller, and six windows each
     assert torch.equal(quick, plain)
-    assert model.kept is None
 
 
 @pytest.mark.parametrize("name", STEPWISE)
@@ -325,11 +331,11 @@ def test_compiled_steps_give_the_logits_of_the_whole(
     model = make_prior(name, grid=(3, 4))
     assert isinstance(model, Autoregressive)
     codes = torch.randint(5, (4, model.L))
-    model.kept = {}
+    cache = StepCache()
     for n in (4, 3, 4):  # the memory of those before is not seen
-        decode = model.decoder(n)
-        found = torch.stack([decode(codes[:n, t - 1] if t else None) for t in range(model.L)], 1)
-        torch.testing.assert_close(found, model(codes[:n]), rtol=1e-4, atol=1e-5)
+        decode = model.decoder(n, None, cache)
+        logits = torch.stack([decode(codes[:n, t - 1] if t else None) for t in range(model.L)], 1)
+        torch.testing.assert_close(logits, model(codes[:n]), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -348,12 +354,12 @@ def test_compiled_steps_follow_autocast_as_near_as_the_others_do(
 
 @pytest.mark.parametrize("name", ["lstm", "pixelcnn", "maskgit", "uniform"])
 def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
-    check_compile_sampler(make_prior(name), Sampler(), "cpu")
+    check_compile_sampler(make_prior(name), Sampler.unmodified(), "cpu")
     with pytest.raises(
         InputError,
         match=r"sampler\.compile=true compiles the steps of prior=gpt, rar and rq, and \w+ has none",
     ):
-        check_compile_sampler(make_prior(name), Sampler(compile=True), "cpu")
+        check_compile_sampler(make_prior(name), make(Sampler, compile=True), "cpu")
 
 
 @pytest.mark.slow
@@ -366,6 +372,6 @@ def test_samples_are_drawn_compiled_by_a_word() -> None:
         read_report(launch(*words, f"sampler.compile={word}")) for word in ("false", "true")
     )
     one, other = (
-        torch.load(Path(str(found["run"])) / "codes.pt")["codes"] for found in (plain, quick)
+        torch.load(Path(str(result["run"])) / "codes.pt")["codes"] for result in (plain, quick)
     )
     assert (one == other).float().mean() > 0.9  # bf16 rounds where the processor has it

@@ -181,6 +181,6 @@ def load_lpips(net: str | None, fetch: bool) -> tuple[LPIPS | None, str]:
     weights: Any = torchvision.models.get_model_weights(file.split("-")[0])
     try:
         fetch_weights(file, weights.DEFAULT.url, fetch)
-        return LPIPS(net), ""
+        return LPIPS(net, pretrained=True), ""
     except InputError as error:
         return None, str(error)

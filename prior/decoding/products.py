@@ -1,4 +1,4 @@
-"""Products with weights that stay as they are: laid out once for the processor."""
+"""Products with weights that do not change: packed once for the processor."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,19 @@ from torch import Tensor
 
 
 def pack_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """What takes x (n, in) to x @ weight.T (n, out), in the type of both and without gradients; weight (out, in).
+    """A function from x (n, in) to x @ weight.T (n, out), without gradients; weight (out, in) of the same type as x.
 
-    On a CPU oneDNN wants weights in a layout of its own. torch's public products bring them there at every call, or in
-    float32 leave oneDNN out; those that torch.compile uses keep the layout, and a row comes out the same to the bit however
-    many are beside it. They are not public: where they are missing or refuse, the public ones remain.
+    On a CPU, oneDNN needs weights in a layout of its own. torch's public products convert them at every call, or in float32
+    do not use oneDNN at all; the private operations that torch.compile generates keep the layout, and with them a row's
+    result is the same to the bit whatever the other rows. If they are missing or refuse a trial call, F.linear is used.
     """
     weight = weight.detach()
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
         try:
-            multiply, laid_out = (
-                torch.ops.mkldnn._linear_pointwise,
-                torch.ops.mkldnn._reorder_linear_weight(weight),
-            )
-            multiply(weight.new_zeros(1, weight.shape[1]), laid_out, None, "none", [], "")
-            return lambda x: multiply(x, laid_out, None, "none", [], "")
+            multiply = torch.ops.mkldnn._linear_pointwise
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+            multiply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+            return lambda x: multiply(x, packed, None, "none", [], "")
         except (AttributeError, RuntimeError):
             pass
     return lambda x: F.linear(x, weight)

@@ -1,4 +1,4 @@
-"""How a code is drawn from logits: temperature, top-k, top-p, min-p and guidance, and the random numbers."""
+"""How codes are drawn from logits: temperature, top-k, top-p, min-p, guidance, and the random numbers."""
 
 import math
 import re
@@ -13,65 +13,89 @@ from engine.errors import InputError, check_int
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Only the k largest of logits (..., K) keep their value, the others get -inf."""
+    """Keep the k largest of the logits (..., K) and set the others to -inf."""
     smallest = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Only the most likely codes, as few as have probability p together, keep their value (Holtzman et al. 2020)."""
+    """Keep the smallest set of codes, most likely first, with total probability p or more (Holtzman et al. 2020)."""
     ordered, order = logits.sort(-1, descending=True)
     probability = ordered.softmax(-1)
-    beyond = probability.cumsum(-1) - probability >= p  # what stands before a code suffices already
+    beyond = probability.cumsum(-1) - probability >= p  # the codes before it suffice
     return logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
 
 
 def min_p(logits: Tensor, share: float) -> Tensor:
-    """Only codes at least `share` times as likely as the likeliest keep their value (Nguyen et al. 2024, section 3)."""
+    """Keep codes at least `share` times as likely as the most likely one (Nguyen et al. 2024, section 3)."""
     least = logits.amax(-1, keepdim=True) + math.log(share)
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def guided(given: Tensor, free: Tensor, scale: float) -> Tensor:
-    """Logits away from those without a label: free + scale * (given - free) (Ho & Salimans 2022, eq. 6, whose w is scale - 1)."""
-    return free + scale * (given - free)
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Logits moved away from those without a label (Ho & Salimans 2022, eq. 6, whose w is scale - 1)."""
+    return unconditional + scale * (conditional - unconditional)
 
 
 @dataclass
 class Sampler:
-    """How codes are drawn from logits: divided by `temperature`, then the `top_k` (0: all), then `top_p` (1: all), then
-    `min_p` (0: all).
+    """How codes are drawn from a prior's logits; conf/sampler/default.yaml has the defaults.
 
-    Given labels, `guidance` moves the logits before all that: 1 not at all, 0 to those without a label. With
-    `guidance_power` above 0 it grows from 1 over the grid, as that power of the share of the positions that is drawn.
+    The logits are divided by `temperature`, then truncated to the `top_k` most likely codes (0: all), then by `top_p`
+    (1: all), then by `min_p` (0: all).
 
-    Priors that draw many codes at once do so in `steps` steps (0: as many as they propose). For those that keep the surest
-    codes, `choice_temperature` is the weight of the Gumbel noise added to log p; it falls to 0 with the steps.
+    With labels, `guidance` moves the logits before that: 1 not at all, 0 to those without a label. With `guidance_power`
+    above 0, guidance starts at 1 and grows with that power of the share of positions already drawn.
 
-    `grid`, as in "16x24", is what is drawn instead of the prior's own grid. Of the image in the file `init_image` the upper
-    `rows` rows of codes stay, or all but those of the `region` [top, left, bottom, right], bottom and right exclusive.
+    Priors that draw many codes in one step take `steps` steps (0: the prior's default). Priors that accept the most
+    confident codes first add Gumbel noise to log p, `choice_temperature` times, falling to 0 with the steps.
 
-    `compile`: by torch.compile, of priors whose blocks go position by position; the same codes, but for rounding.
+    `grid`, such as "16x24", replaces the prior's own grid. Of the image in the file `init_image`, the upper `rows` rows of
+    codes stay, or all codes outside the `region` [top, left, bottom, right], bottom and right exclusive.
+
+    `compile` draws by torch.compile, with priors that are `stepwise`; the codes are the same up to rounding.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    guidance: float = 1.0
-    guidance_power: float = 0.0
-    steps: int = 0
-    choice_temperature: float = 25.0
-    grid: str | None = None
-    init_image: str | None = None
-    rows: int | None = None
-    region: Sequence[int] | None = None
-    compile: bool = False
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    guidance: float
+    guidance_power: float
+    steps: int
+    choice_temperature: float
+    grid: str | None
+    init_image: str | None
+    rows: int | None
+    region: Sequence[int] | None
+    compile: bool
+
+    @classmethod
+    def unmodified(cls) -> "Sampler":
+        """Samples of the prior's own distribution: temperature 1, no truncation, no guidance, the prior's own grid and steps.
+
+        The order in which MaskGIT accepts codes is not part of that distribution; its noise is as in conf/sampler.
+        """
+        return cls(
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            guidance=1.0,
+            guidance_power=0.0,
+            steps=0,
+            choice_temperature=25.0,
+            grid=None,
+            init_image=None,
+            rows=None,
+            region=None,
+            compile=False,
+        )
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise InputError(
-                f"sampler.temperature={self.temperature} must be above 0; sampler.top_k=1 takes the likeliest code"
+                f"sampler.temperature={self.temperature} must be above 0; sampler.top_k=1 takes the most likely code"
             )
         if self.top_k < 0:
             raise InputError(f"sampler.top_k={self.top_k} must be at least 0; 0 keeps all codes")
@@ -84,7 +108,7 @@ class Sampler:
         if self.guidance < 0 or self.guidance_power < 0:
             raise InputError(
                 f"sampler.guidance={self.guidance} and sampler.guidance_power={self.guidance_power} must be at least 0; "
-                "guidance=1 draws without it"
+                "guidance=1 turns it off"
             )
         if self.steps < 0:
             raise InputError(
@@ -92,7 +116,7 @@ class Sampler:
             )
         if self.choice_temperature < 0:
             raise InputError(
-                f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 always keeps the surest codes"
+                f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
             )
         if self.grid is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", str(self.grid)):
             raise InputError(
@@ -105,32 +129,32 @@ class Sampler:
         if self.init_image is None and (self.rows is not None or self.region is not None):
             name, value = ("rows", self.rows) if self.region is None else ("region", self.region)
             raise InputError(
-                f"sampler.{name}={value} says what of an image stays; name that image with sampler.init_image=<file>"
+                f"sampler.{name}={value} selects what stays of an image; name that image with sampler.init_image=<file>"
             )
         if self.init_image is not None and self.rows is None and self.region is None:
             raise InputError(
                 f"sampler.init_image={self.init_image} needs sampler.rows=4, the upper rows of codes that stay, or "
-                "sampler.region=[top,left,bottom,right], those that are drawn anew"
+                "sampler.region=[top,left,bottom,right], the codes to redraw"
             )
         if self.init_image is not None and self.grid is not None:
             raise InputError(
-                f"sampler.init_image={self.init_image} has the prior's own grid; leave sampler.grid={self.grid} out"
+                f"sampler.init_image={self.init_image} is completed on the prior's own grid; leave sampler.grid={self.grid} out"
             )
 
     def size(self, own: tuple[int, int]) -> tuple[int, int]:
-        """The grid that is drawn by a prior whose `own` grid that is."""
+        """The grid (h, w) to draw from a prior with the grid `own`."""
         if self.grid is None:
             return own
         h, w = (int(side) for side in self.grid.split("x"))
         if h < own[0] or w < own[1]:
             raise InputError(
-                f"sampler.grid={self.grid} must be at least {own[0]}x{own[1]}, the grid that the prior learned: larger ones are "
-                "drawn from windows of that size"
+                f"sampler.grid={self.grid} must be at least {own[0]}x{own[1]}, the grid that the prior learned, since larger "
+                "ones are drawn in windows of that size"
             )
         return h, w
 
     def known(self, grid: tuple[int, int]) -> Tensor:
-        """Which positions (h, w) of the grid, bool, hold codes of the image `given`; none without one."""
+        """Which positions (h, w) of the grid, bool, keep the codes of `init_image`; none without an image."""
         known = torch.zeros(grid, dtype=torch.bool)
         if self.rows is not None:
             check_int("sampler.rows", self.rows, 0)
@@ -157,11 +181,11 @@ class Sampler:
         return known
 
     def scale(self, drawn: float) -> float:
-        """The strength of the guidance when the share `drawn` of the positions is."""
+        """The guidance scale once a share `drawn` of the positions is drawn."""
         return 1 + (self.guidance - 1) * drawn**self.guidance_power
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """logits (n, K) and numbers (n,) uniform in [0, 1) -> codes (n,), by the inverse of the distribution function."""
+        """logits (n, K) and numbers (n,) uniform in [0, 1) -> codes (n,), by the inverse of the cumulative distribution."""
         logits = logits.float() / self.temperature
         if self.top_k:
             logits = top_k(logits, self.top_k)
@@ -172,21 +196,24 @@ class Sampler:
         cumulated = logits.softmax(-1).double().cumsum(-1)
         total = cumulated[:, -1:]
         target = uniform.double()[:, None] * total
-        below = target.minimum(
-            total.nextafter(torch.zeros_like(total))
-        )  # rounding must not lead past the last code that is left
-        return torch.searchsorted(cumulated, below, right=True)[:, 0]
+        # Rounding must not lead past the last code that was not truncated.
+        target = target.minimum(total.nextafter(torch.zeros_like(total)))
+        return torch.searchsorted(cumulated, target, right=True)[:, 0]
 
 
 class Numbers:
-    """The random numbers that samples `which` of a seed are drawn by: each sample has a stream of its own, so that it is
-    the same whatever the batch it is drawn in."""
+    """Random numbers for some samples of a seed, by their indices.
 
-    def __init__(self, seed: int, which: Iterable[int], device: torch.device | str = "cpu") -> None:
-        self.streams, self.device = [np.random.default_rng((seed, i)) for i in which], device
+    Each sample has a stream of its own, so it does not depend on the batch in which it is drawn.
+    """
+
+    def __init__(
+        self, seed: int, indices: Iterable[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.streams = [np.random.default_rng((seed, i)) for i in indices]
+        self.device = device
 
     def uniform(self, *shape: int) -> Tensor:
         """The next numbers (n, *shape), uniform in [0, 1), float64."""
-        return torch.from_numpy(np.stack([stream.random(shape) for stream in self.streams])).to(
-            self.device
-        )
+        numbers = np.stack([stream.random(shape) for stream in self.streams])
+        return torch.from_numpy(numbers).to(self.device)

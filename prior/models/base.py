@@ -1,24 +1,23 @@
-"""What every prior is: a distribution over grids of codes that can be learned, judged and drawn from."""
+"""What every prior is: a distribution over grids of codes that can be trained, evaluated and sampled."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_range
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 
-StepDecoder = Callable[
-    [Tensor | None], Tensor
-]  # the code before (n,), None at the beginning -> the logits (n, K) of the next
+# Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
+StepDecoder = Callable[[Tensor | None], Tensor]
 
 
 @dataclass
 class Prediction:
-    """logits (B, L, K) for the codes `targets` (B, L), and `weights` (B, L), 0 for a code that was given.
+    """logits (B, L, K) for the codes `targets` (B, L), and their `weights` (B, L), 0 for codes that the prior could read.
 
     The mean over L of weights * -log p(target) is the nats per token that count.
     """
@@ -31,33 +30,33 @@ class Prediction:
 class PriorModel(nn.Module, ABC):
     """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `num_codebooks` codebooks of K codes.
 
-    Codes come flat, (B, L) int64 in [0, K): the positions in raster order, at each position its codes, L = h * w * num_codebooks.
-    labels (B,) are in [0, classes), or -1 for none in particular; of a prior without classes they are None.
+    Codes are flat, (B, L) int64 in [0, K), L = h * w * num_codebooks: positions in raster order, and at each position one
+    code per codebook. labels (B,) are in [0, classes), or -1 for no class; a prior without classes takes None.
     """
 
-    stepwise = False  # whether what draws is made of `steps`, which can be compiled
-    kept: dict[nn.Module, Any] | None = None  # the compiled steps, while samples are drawn by such
-    exact = True  # whether what `judge` finds is the likelihood itself; else it is a bound on it
+    stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
+    exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
         """codebook (num_codebooks, K, dim): the vectors that the tokenizer decodes its codes from."""
         super().__init__()
         self.num_codebooks, self.K = codebook.shape[:2]
-        self.grid, self.classes = (
-            (grid[0], grid[1]),
-            classes,
-        )  # of a checkpoint it comes as a list of OmegaConf's
+        self.grid = (grid[0], grid[1])  # a tuple, even if a checkpoint's config gives a ListConfig
+        self.classes = classes
         self.T = grid[0] * grid[1]
         self.L = self.T * self.num_codebooks
 
     @abstractmethod
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        """What an update learns from, `progress` of the run being over."""
+        """The prediction that an update minimises the loss of, at `progress` in [0, 1] of the run."""
 
     @abstractmethod
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
-        """What the prior is judged by: its nats are -log p(codes | label), or where it is not `exact` an unbiased estimate
-        of a bound on that from above. The same codes are always judged alike."""
+        """The prediction that a validation scores.
+
+        Its nats are -log p(codes | label), or, if the prior is not `exact`, an unbiased estimate of an upper bound on it.
+        Deterministic: the same codes always get the same prediction.
+        """
 
     @abstractmethod
     def fill(
@@ -67,15 +66,19 @@ class PriorModel(nn.Module, ABC):
         numbers: Numbers,
         sampler: Sampler,
         labels: Tensor | None,
+        cache: StepCache | None = None,
     ) -> Tensor:
-        """The codes (n, L), but for those `known` (L,) drawn anew; numbers are those of these n samples."""
+        """Return the codes (n, L) with all that are not `known` (L,) redrawn by the random `numbers` of these n samples.
+
+        `cache` holds the compiled steps of a `stepwise` prior and is passed where sampler.compile is on; others ignore it.
+        """
 
 
 class Autoregressive(PriorModel):
-    """p(codes) = product over t of p(code_t | those before) (VQGAN, Esser et al. 2021, eq. 8).
+    """p(codes) = product over t of p(code_t | codes before t) (VQGAN, Esser et al. 2021, eq. 8).
 
-    In training the share `token_dropout` of the codes that are read is replaced by any code, against over-fitting (the
-    pkeep of VQGAN's released code is one minus it).
+    In training, a share `token_dropout` of the codes that the model reads is replaced by random codes, against
+    over-fitting (1 - pkeep in VQGAN's released code).
     """
 
     def __init__(
@@ -87,18 +90,22 @@ class Autoregressive(PriorModel):
 
     @abstractmethod
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t see the label and the codes before t alone."""
+        """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
-        """What draws n samples code by code: called with each code it gives the logits of the next. This one computes all
-        anew each time; most priors have one that remembers."""
-        return Uncached(self, n, labels)
+    def decoder(
+        self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
+    ) -> StepDecoder:
+        """A function that draws n samples code by code: it takes the previous codes and returns the logits of the next.
+
+        This one runs the whole prior at every call; most priors override it with one that caches.
+        """
+        return UncachedDecoder(self, n, labels)
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        return predict_all(self(self.reread(codes), labels), codes)
+        return predict_all(self(self.replace_codes(codes), labels), codes)
 
-    def reread(self, codes: Tensor) -> Tensor:
-        """The codes as they are read in training: some are replaced."""
+    def replace_codes(self, codes: Tensor) -> Tensor:
+        """The codes as the model reads them in training, a share `token_dropout` of them random."""
         if not self.token_dropout:
             return codes
         lost = torch.rand(codes.shape, device=codes.device) < self.token_dropout
@@ -114,28 +121,32 @@ class Autoregressive(PriorModel):
         numbers: Numbers,
         sampler: Sampler,
         labels: Tensor | None,
+        cache: StepCache | None = None,
     ) -> Tensor:
         if sampler.steps:
             raise InputError(
-                f"sampler.steps={sampler.steps} is for priors that draw many codes at once; this one draws each alone"
+                f"sampler.steps={sampler.steps} is for priors that draw many codes in one step; this prior draws one code "
+                "at a time, use sampler.steps=0"
             )
-        uniform, codes, told = numbers.uniform(self.L), codes.clone(), known.tolist()
-        both, guide = double_for_guidance(labels, sampler)
-        decode = self.decoder(len(codes) * (1 + guide), both)
-        for t in range(
-            self.L - told[::-1].index(False) if False in told else 0
-        ):  # nothing is drawn beyond the last unknown
+        codes = codes.clone()
+        uniform = numbers.uniform(self.L)
+        is_known = known.tolist()
+        last = max((t for t in range(self.L) if not is_known[t]), default=-1)
+        doubled, guide = double_for_guidance(labels, sampler)
+        decode = self.decoder(len(codes) * (1 + guide), doubled, cache)
+        for t in range(last + 1):
             before = codes[:, t - 1] if t else None
             logits = decode(before.repeat(2) if guide and before is not None else before)
-            if not told[t]:
-                if guide:
-                    given, free = logits.chunk(2)
-                    logits = guided(given, free, sampler.scale(t / self.L))
-                codes[:, t] = sampler.draw(logits, uniform[:, t])
+            if is_known[t]:
+                continue
+            if guide:
+                conditional, unconditional = logits.chunk(2)
+                logits = guided(conditional, unconditional, sampler.scale(t / self.L))
+            codes[:, t] = sampler.draw(logits, uniform[:, t])
         return codes
 
 
-class Uncached:
+class UncachedDecoder:
     """A decoder that runs the whole prior for every code."""
 
     def __init__(self, model: Autoregressive, n: int, labels: Tensor | None) -> None:
@@ -151,21 +162,25 @@ class Uncached:
 
 
 def single_codebook(codebook: Tensor) -> Tensor:
-    """codebook (1, K, dim), for a prior that learns one code a position."""
+    """The codebook (1, K, dim) itself, for a prior that learns one code per position; raises InputError for several."""
     if len(codebook) > 1:
         raise InputError(
-            f"the tokenizer tells each position by {len(codebook)} codes, and this prior learns one a position; use prior=rq"
+            f"the tokenizer describes each position by {len(codebook)} codes, and this prior learns one per position; "
+            "use prior=rq"
         )
     return codebook
 
 
 def predict_all(logits: Tensor, codes: Tensor) -> Prediction:
-    """The prediction of every code, all of which count."""
+    """The prediction of all codes, each with weight 1."""
     return Prediction(logits, codes, torch.ones(codes.shape, device=codes.device))
 
 
 def double_for_guidance(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:
-    """The labels to draw by, and whether there is guidance: each sample is there twice then, with its label and without."""
+    """The labels to draw by, and whether guidance is on.
+
+    With guidance every sample is there twice: the labels (2n,) are those passed, then n times -1.
+    """
     if labels is None or sampler.guidance == 1:
         return labels, False
     return torch.cat([labels, torch.full_like(labels, -1)]), True

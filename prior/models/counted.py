@@ -1,4 +1,4 @@
-"""Priors that count where others learn by gradients: the baselines that every learned prior is compared with."""
+"""Priors that count codes instead of learning by gradients: the baselines of every learned prior."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import InputError
+from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder
 
-COUNT_CHUNK = 2**24  # codes that are counted at once: about a gigabyte of memory
+COUNT_CHUNK = 2**24  # codes counted at once, which takes about a gigabyte of memory
 
 
 @dataclass
 class Pairs:
-    """Which code follows which, and how often: of each pair that occurs its key, context * K + code, and its number.
+    """How often each code follows each context; pairs that do not occur are left out.
 
-    keys (P,) int64 are sorted; n (P,) int64. A context is as `contexts` numbers it.
+    keys (P,) int64, sorted: context * K + code, contexts numbered as by `contexts`. n (P,) int64: the counts.
     """
 
     keys: Tensor
@@ -27,22 +28,24 @@ class Pairs:
 
 
 def contexts(codes: Tensor, K: int, num_codebooks: int) -> Tensor:
-    """codes (B, L) -> (B, L) int64: book * (K + 1) + the code of the same book at the position before, K at the first."""
+    """codes (B, L) -> the context of each, (B, L) int64 in [0, num_codebooks * (K + 1)).
+
+    A context is book * (K + 1) + the code of the same codebook at the position before, or + K at the first position.
+    """
     before = torch.cat([torch.full_like(codes[:, :num_codebooks], K), codes[:, :-num_codebooks]], 1)
     return torch.arange(codes.shape[1], device=codes.device) % num_codebooks * (K + 1) + before
 
 
 def count_pairs(codes: NDArray[Any], K: int, num_codebooks: int) -> Pairs:
-    """The pairs of codes (n, L), integers in [0, K) of any type, which may lie in a memory map."""
+    """The pairs of codes (n, L), integers in [0, K) of any type, which may be a memory map."""
     keys, n = np.empty(0, np.int64), np.empty(0, np.int64)
     rows = max(1, COUNT_CHUNK // codes.shape[1])
     for first in range(0, len(codes), rows):
         chunk = torch.from_numpy(codes[first : first + rows].astype(np.int64))
-        found, times = np.unique(
-            (contexts(chunk, K, num_codebooks) * K + chunk).numpy(), return_counts=True
-        )
-        keys, n = np.concatenate([keys, found]), np.concatenate([n, times])
-        order = np.argsort(keys, kind="stable")  # which merges two sorted runs in one pass
+        pairs = (contexts(chunk, K, num_codebooks) * K + chunk).numpy()
+        chunk_keys, chunk_n = np.unique(pairs, return_counts=True)
+        keys, n = np.concatenate([keys, chunk_keys]), np.concatenate([n, chunk_n])
+        order = np.argsort(keys, kind="stable")  # merges two sorted runs in one pass
         keys, n = keys[order], n[order]
         new = np.flatnonzero(np.diff(keys, prepend=-1))
         keys, n = keys[new], np.add.reduceat(n, new)
@@ -58,18 +61,17 @@ class Counted(Autoregressive):
         super().__init__(codebook, grid)
         if classes:
             raise InputError(
-                f"a prior that counts codes knows none of the {classes} classes; use conditional=false"
+                f"a prior that counts codes can't learn {classes} classes; use conditional=false"
             )
-        self.register_buffer(
-            "unigram", torch.full((self.num_codebooks, self.K), 1 / self.K)
-        )  # p(code) of each codebook
+        uniform = torch.full((self.num_codebooks, self.K), 1 / self.K)
+        self.register_buffer("unigram", uniform)  # p(code) of each codebook
 
     @abstractmethod
     def fit(self, train: Pairs, val: Pairs) -> None:
-        """Take p from the pairs of the training set, and of the validation set what is to suit it."""
+        """Estimate p from the pairs of the training set; the validation set may tune its smoothing."""
 
     def count(self, train: NDArray[Any], val: NDArray[Any]) -> None:
-        """`fit` to codes (n, L), integers in [0, K) of any type, which may lie in a memory map; the prior is on the CPU."""
+        """`fit` to codes (n, L), integers in [0, K) of any type, which may be memory maps; the prior must be on the CPU."""
         self.fit(
             count_pairs(train, self.K, self.num_codebooks),
             count_pairs(val, self.K, self.num_codebooks),
@@ -79,26 +81,28 @@ class Counted(Autoregressive):
         """context (...) -> logits (..., K) float32 of the code that follows."""
         return self.unigram[context // (self.K + 1)].log()
 
-    def p(self, seen: Pairs) -> Tensor:
-        """p(code | context) (P,) float64 of each pair, without the rows of which it is one entry."""
-        return self.unigram[seen.keys // self.K // (self.K + 1), seen.keys % self.K].double()
+    def p(self, pairs: Pairs) -> Tensor:
+        """p(code | context) (P,) float64 of each pair, without computing the whole rows."""
+        return self.unigram[pairs.keys // self.K // (self.K + 1), pairs.keys % self.K].double()
 
-    def nats(self, seen: Pairs) -> float:
-        """Nats per token of the codes whose pairs these are."""
-        return float(-(self.p(seen).log() * seen.n).sum() / seen.n.sum())
+    def nats(self, pairs: Pairs) -> float:
+        """Nats per token of the codes that were counted in `pairs`."""
+        return float(-(self.p(pairs).log() * pairs.n).sum() / pairs.n.sum())
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.rows(contexts(codes, self.K, self.num_codebooks))
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
-        told = [
-            torch.full((n,), self.K, device=self.unigram.device)
-        ] * self.num_codebooks  # what the first of each book follows
+    def decoder(
+        self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
+    ) -> StepDecoder:
+        # In each codebook, the first code follows K, which stands for no code.
+        none = torch.full((n,), self.K, device=self.unigram.device)
+        codes = [none] * self.num_codebooks
 
         def decode(before: Tensor | None) -> Tensor:
             if before is not None:
-                told.append(before)
-            t = len(told) - self.num_codebooks
-            return self.rows(t % self.num_codebooks * (self.K + 1) + told[t])
+                codes.append(before)
+            t = len(codes) - self.num_codebooks
+            return self.rows(t % self.num_codebooks * (self.K + 1) + codes[t])
 
         return decode

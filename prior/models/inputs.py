@@ -1,4 +1,4 @@
-"""What a prior reads: codes and labels as vectors of its own width."""
+"""What a prior reads: codes and labels as vectors of the prior's width."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ INPUTS = ("codes", "embedding")
 
 
 class CodeEmbedding(nn.Module):
-    """Codes as vectors: those of the tokenizer, projected (inputs="codes"), or an embedding of their own ("embedding")."""
+    """Codes as vectors: the tokenizer's own, projected (inputs="codes"), or a learned embedding (inputs="embedding")."""
 
     vectors: Tensor
 
-    def __init__(self, vectors: Tensor, width: int, inputs: str = "codes") -> None:
-        """vectors (K, dim), of one codebook."""
+    def __init__(self, vectors: Tensor, width: int, inputs: str) -> None:
+        """vectors (K, dim) of one codebook."""
         super().__init__()
         if inputs not in INPUTS:
             raise InputError(f"prior.inputs={inputs} must be one of {', '.join(INPUTS)}")
@@ -27,7 +27,8 @@ class CodeEmbedding(nn.Module):
         self.initialise()
 
     def initialise(self, std: float = 0.02) -> None:
-        """Vectors as in GPT-2; projected ones come out with a length of about 1 each, whatever theirs was."""
+        """Initialise embeddings as GPT-2 does, and the projection so that its outputs have a length of about 1 per channel,
+        whatever the length of the tokenizer's vectors."""
         if isinstance(self.read, nn.Linear):
             std = 1 / float(self.vectors.square().sum(1).mean().sqrt().clamp(min=1e-3))
             nn.init.zeros_(self.read.bias)
@@ -35,21 +36,21 @@ class CodeEmbedding(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """codes (...) int64 in [0, K) -> (..., width)."""
-        found: Tensor = self.read(
-            codes if isinstance(self.read, nn.Embedding) else self.vectors[codes]
-        )
-        return found
+        x = codes if isinstance(self.read, nn.Embedding) else self.vectors[codes]
+        embedded: Tensor = self.read(x)
+        return embedded
 
 
 class LabelEmbedding(nn.Module):
-    """A vector of each class and one of none in particular; all start at zero."""
+    """One vector per class and one for no class; all start at zero."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        self.classes, self.vectors = classes, nn.Parameter(torch.zeros(classes + 1, width))
+        self.classes = classes
+        self.vectors = nn.Parameter(torch.zeros(classes + 1, width))
 
     def forward(self, n: int, labels: Tensor | None) -> Tensor:
-        """labels (n,) in [0, classes), -1 for none in particular, or no labels -> (n, width)."""
+        """labels (n,) in [0, classes), -1 for no class, or None for no labels -> (n, width)."""
         if labels is None:
             return self.vectors[-1].expand(n, -1)
         return self.vectors[torch.where(labels < 0, self.classes, labels)]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
 
@@ -11,8 +12,8 @@ from prior.models.inputs import CodeEmbedding, LabelEmbedding
 class LSTM(Autoregressive):
     """Codes row by row with long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates, Gers et al. 2000).
 
-    Of each code it is told the one before and the one above, which in raster order is a whole row ago and which a memory
-    would have to carry all the way; its row and its column; and the label.
+    Each step reads the code before, the code above, vectors of its row and its column, and the label. The code above is a
+    whole row ago in raster order, and the memory would otherwise have to carry it all that way.
     """
 
     def __init__(
@@ -20,24 +21,21 @@ class LSTM(Autoregressive):
         codebook: Tensor,
         grid: tuple[int, int],
         classes: int = 0,
-        inputs: str = "codes",
-        width: int = 416,
-        depth: int = 2,
-        dropout: float = 0.0,
-        token_dropout: float = 0.0,
+        *,
+        inputs: str,
+        width: int,
+        depth: int,
+        dropout: float,
+        token_dropout: float,
     ) -> None:
         super().__init__(single_codebook(codebook), grid, classes, token_dropout)
-        self.before, self.above = (
-            CodeEmbedding(codebook[0], width, inputs),
-            CodeEmbedding(codebook[0], width, inputs),
-        )
+        self.before = CodeEmbedding(codebook[0], width, inputs)
+        self.above = CodeEmbedding(codebook[0], width, inputs)
         self.labels = LabelEmbedding(classes, width)
         self.row, self.column = (nn.Parameter(torch.zeros(n, width)) for n in self.grid)
         self.drop = nn.Dropout(dropout)
-        # nn.LSTM drops between its layers, and warns where there is but one
-        self.lstm = nn.LSTM(
-            width, width, depth, batch_first=True, dropout=dropout if depth > 1 else 0.0
-        )
+        between = dropout if depth > 1 else 0.0  # nn.LSTM warns if a single layer has dropout
+        self.lstm = nn.LSTM(width, width, depth, batch_first=True, dropout=between)
         self.head = nn.Linear(width, self.K, bias=False)
         nn.init.normal_(self.row, std=0.02)
         nn.init.normal_(self.column, std=0.02)
@@ -46,19 +44,18 @@ class LSTM(Autoregressive):
             if "bias" in name:
                 nn.init.zeros_(p)
             if "bias_ih" in name:
-                nn.init.ones_(
-                    p[width : 2 * width]
-                )  # the forget gate: what is in memory stays at first (Jozefowicz et al. 2015)
+                # The forget gate: at first the memory lasts (Jozefowicz et al. 2015).
+                nn.init.ones_(p[width : 2 * width])
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        before, above = (
-            F.pad(read(codes), (0, 0, n, -n))
-            for read, n in ((self.before, 1), (self.above, self.grid[1]))
-        )
+        before = F.pad(self.before(codes), (0, 0, 1, -1))
+        above = F.pad(self.above(codes), (0, 0, self.grid[1], -self.grid[1]))
         x = before + above + self.places() + self.labels(len(codes), labels)[:, None]
         return self.logits(self.lstm(self.drop(x))[0])
 
-    def decoder(self, n: int, labels: Tensor | None = None) -> StepDecoder:
+    def decoder(
+        self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
+    ) -> StepDecoder:
         label, places = self.labels(n, labels), self.places()
         codes: list[Tensor] = []
         state: tuple[Tensor, Tensor] | None = None
@@ -72,8 +69,8 @@ class LSTM(Autoregressive):
             t, columns = len(codes), self.grid[1]
             if t >= columns:
                 x = x + self.above(codes[t - columns])
-            found, state = self.lstm((x + places[t])[:, None], state)
-            return self.logits(found[:, 0])
+            hidden, state = self.lstm((x + places[t])[:, None], state)
+            return self.logits(hidden[:, 0])
 
         return decode
 
@@ -81,7 +78,7 @@ class LSTM(Autoregressive):
         """The vector of each position (T, width)."""
         return (self.row[:, None] + self.column).flatten(0, 1)
 
-    def logits(self, found: Tensor) -> Tensor:
-        """What the last layer found (..., width) -> (..., K)."""
-        logits: Tensor = self.head(self.drop(found))
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The last layer's output (..., width) -> logits (..., K) float32."""
+        logits: Tensor = self.head(self.drop(hidden))
         return logits.float()

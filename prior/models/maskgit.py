@@ -1,10 +1,11 @@
-"""Masked codes, the surest first."""
+"""Masked modelling: many codes are drawn in one step, and the most confident ones stay."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction
 from prior.models.masked import Masked, random_subset
@@ -16,14 +17,12 @@ class MaskGIT(Masked):
     """Masked modelling and parallel decoding (MaskGIT, Chang et al. 2022, section 3)."""
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        """The mean over all codes that are masked, a share cos(pi / 2 * u) of each grid, u uniform (eq. 1)."""
+        """The loss is the mean over all masked codes, a share cos(pi / 2 * u) of each grid, u uniform (eq. 1)."""
         share = torch.cos(math.pi / 2 * torch.rand(len(codes), 1, device=codes.device))
-        masked = random_subset(
-            torch.rand(codes.shape, device=codes.device), (share * self.L).ceil()
-        )
-        return Prediction(
-            self(codes, masked, labels), codes, masked * (masked.numel() / masked.sum())
-        )
+        uniform = torch.rand(codes.shape, device=codes.device)
+        masked = random_subset(uniform, (share * self.L).ceil())
+        weights = masked * (masked.numel() / masked.sum())
+        return Prediction(self(codes, masked, labels), codes, weights)
 
     def fill(
         self,
@@ -32,31 +31,29 @@ class MaskGIT(Masked):
         numbers: Numbers,
         sampler: Sampler,
         labels: Tensor | None,
+        cache: StepCache | None = None,
     ) -> Tensor:
-        """In each step all codes that are missing are drawn, and the surest kept (section 3.2); after a share t of the
-        steps a share cos(pi / 2 * t) of them is missing."""
+        """Each step draws all missing codes and accepts the most confident ones (section 3.2).
+
+        After a share t of the steps, a share cos(pi / 2 * t) of the codes is missing.
+        """
+        codes = codes.clone()
+        masked = ~known.to(codes.device).repeat(len(codes), 1)
         unknown = (~known).nonzero()[:, 0].to(codes.device)
-        codes, masked, places = (
-            codes.clone(),
-            ~known.to(codes.device).repeat(len(codes), 1),
-            unknown.repeat(len(codes), 1),
-        )
+        places = unknown.repeat(len(codes), 1)  # of the codes that are still missing
         steps = min(sampler.steps or STEPS, len(unknown))
         for step in range(1, steps + 1):
             uniform, luck = numbers.uniform(2, self.L).unbind(1)
             drawn, logits = self.propose(codes, masked, places, uniform, sampler, labels)
-            sure = (
-                (logits / sampler.temperature).log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
-            )
+            logp = (logits / sampler.temperature).log_softmax(-1)
+            confidence = logp.gather(-1, drawn[..., None])[..., 0]
             gumbel = -luck.gather(1, places).clamp(min=1e-300).log().neg().log()
-            order = (sure + sampler.choice_temperature * (1 - step / steps) * gumbel).argsort(
-                1, descending=True
-            )
-            missing = min(
-                int(math.cos(math.pi / 2 * step / steps) * len(unknown)), places.shape[1] - 1
-            )
-            kept, rest = order.tensor_split([places.shape[1] - missing], 1)
-            codes.scatter_(1, places.gather(1, kept), drawn.gather(1, kept))
-            masked.scatter_(1, places.gather(1, kept), False)
+            weight = sampler.choice_temperature * (1 - step / steps)
+            order = (confidence + weight * gumbel).argsort(1, descending=True)
+            scheduled = int(math.cos(math.pi / 2 * step / steps) * len(unknown))
+            missing = min(scheduled, places.shape[1] - 1)  # every step accepts at least one
+            accepted, rest = order.tensor_split([places.shape[1] - missing], 1)
+            codes.scatter_(1, places.gather(1, accepted), drawn.gather(1, accepted))
+            masked.scatter_(1, places.gather(1, accepted), False)
             places = places.gather(1, rest)
         return codes

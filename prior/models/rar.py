@@ -1,4 +1,4 @@
-"""A causal transformer that learns many orders of the grid before it settles for raster."""
+"""A causal transformer that learns many orders of the grid before it settles on raster order."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from prior.orders import shuffled
 class RAR(GPT):
     """Randomized autoregressive modelling (Yu et al. 2024, section 3.2).
 
-    In training each grid is shown in a random order with probability r, else in raster order. r is 1 until the share
-    `random_until` of the run is over and falls evenly to 0 at `raster_from`; the prior is judged and drawn from in raster
-    order. Where the order may be any, each step must be told the place that comes next (the paper's target-aware embedding)
-    and that of the code it reads: GPT's place vectors and the angles of the queries say the one, `origin` and the angles of
-    the keys the other.
+    In training, each grid is shown in a random order with probability r, otherwise in raster order. r is 1 up to the share
+    `random_until` of the run and falls linearly to 0 at `raster_from`; validation and sampling use raster order.
+
+    In an arbitrary order each step must know the position of the code that it predicts (the paper's target-aware
+    embedding) and that of the code it reads. GPT's position vectors and the angles of the queries give the former,
+    `origin` and the angles of the keys the latter.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class RAR(GPT):
         codebook: Tensor,
         grid: tuple[int, int],
         classes: int = 0,
-        random_until: float = 0.5,
-        raster_from: float = 0.75,
+        *,
+        random_until: float,
+        raster_from: float,
         **gpt: Any,
     ) -> None:
         super().__init__(codebook, grid, classes, **gpt)
@@ -42,27 +44,29 @@ class RAR(GPT):
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         order = shuffled(len(codes), self.T, self.randomness(progress), codes.device)
-        shown = codes.gather(1, order)
-        return predict_all(self(self.reread(shown), labels, order), shown)
+        ordered = codes.gather(1, order)
+        return predict_all(self(self.replace_codes(ordered), labels, order), ordered)
 
     def randomness(self, progress: float) -> float:
-        """The probability r of a random order."""
-        return min(
-            1.0, max(0.0, (self.raster_from - progress) / (self.raster_from - self.random_until))
-        )
+        """The probability r of a random order, at `progress` in [0, 1] of the run."""
+        r = (self.raster_from - progress) / (self.raster_from - self.random_until)
+        return min(1.0, max(0.0, r))
 
     def forward(
         self, codes: Tensor, labels: Tensor | None = None, order: Tensor | None = None
     ) -> Tensor:
-        """codes (B, T) as they come in `order` (B, T), by default raster -> their logits (B, T, K) float32."""
+        """codes (B, T), arranged in `order` (B, T), by default raster -> their logits (B, T, K) float32."""
         return self.predict(codes, labels, *self.places(order))
 
     def places(self, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Where the steps of `order` (..., T) go, by the vectors `place` and the queries' angles, and where what they read
-        stands, by `origin` and the keys' angles."""
+        """Vectors (..., T, width) and angles for the steps of `order` (..., T).
+
+        The position that a step predicts enters by `place` and the angles of its query, the position of the code that it
+        reads by `origin` and the angles of its key.
+        """
         order = torch.arange(self.T, device=self.place.device) if order is None else order
-        to, read = order, order[..., :-1]  # the first step reads no code
-        told = self.place[to] + F.pad(self.origin[read], (0, 0, 1, 0))
-        return told, torch.cat(
-            [self.angles[to], F.pad(self.angles[read], (0, 0, 0, 0, 0, 0, 1, 0))], -3
-        )
+        target = order
+        source = order[..., :-1]  # the first step reads no code
+        vectors = self.place[target] + F.pad(self.origin[source], (0, 0, 1, 0))
+        keys = F.pad(self.angles[source], (0, 0, 0, 0, 0, 0, 1, 0))
+        return vectors, torch.cat([self.angles[target], keys], -3)

@@ -13,7 +13,7 @@ from tests.helpers.configs import ROOT
 
 
 def free_port() -> int:
-    """A port at which two processes can meet, whoever else runs tests."""
+    """A free port for two processes to meet at."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
@@ -45,7 +45,7 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 
 def read_mistake(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a mistake gets, and nothing else."""
+    """The one line on standard error that a mistake gets; nothing else is printed."""
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
@@ -56,13 +56,13 @@ TWO = ["trainer.devices=2", "trainer.precision=32-true"]
 
 
 def launch(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`python train.py ...` as processes of its own, or started `by` another program than python."""
-    kept = {
+    """`python train.py ...` as a process of its own, started by the program `by` if given, such as torchrun."""
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SLURM", "LOCAL_RANK", "WORLD_SIZE"))
     }
-    environment = kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     line = [sys.executable, *by, str(ROOT / "train.py"), *words]
     return subprocess.run(
         line, capture_output=True, text=True, timeout=240, env=environment, check=False
@@ -73,5 +73,5 @@ def read_report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     """The result that the command printed, once."""
     assert done.returncode == 0, done.stderr
     [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]
-    found: dict[str, object] = json.loads(line)
-    return found
+    result: dict[str, object] = json.loads(line)
+    return result

@@ -16,6 +16,11 @@ def compose_config(*overrides: str) -> Any:
     return deepcopy(_compose(overrides))
 
 
+def list_options(group: str) -> list[str]:
+    """The names of the files of a config group such as quantizer or loss/discriminator."""
+    return sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml"))
+
+
 def compose_plain(*overrides: str) -> dict[str, Any]:
     """The same as plain containers, with all references resolved: what a checkpoint's header holds."""
     plain: Any = OmegaConf.to_container(_compose(overrides), resolve=True)

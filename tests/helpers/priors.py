@@ -1,12 +1,17 @@
 """Every prior, small, for the tests that all must pass."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from prior.decoding.sampling import Numbers
 from prior.models.base import PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
@@ -21,54 +26,98 @@ from prior.models.rq import RQ
 from prior.models.transformer import Block, rotary, rotary_directions
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
+from tests.helpers.configs import ROOT
+from tests.helpers.parts import make
 
 DIM = 4
+TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}
 
-PRIORS: dict[
-    str, tuple[Callable[..., PriorModel], dict[str, Any]]
-] = {  # what builds it, small, and its settings
-    "gpt": (GPT, {"width": 16, "depth": 2, "heads": 2}),
-    "gpt-embedding": (GPT, {"width": 16, "depth": 2, "heads": 2, "inputs": "embedding"}),
-    "pixelcnn": (PixelCNN, {"width": 8, "depth": 2, "kernel": 3}),
-    "pixelcnn-embedding": (PixelCNN, {"width": 8, "depth": 2, "kernel": 5, "inputs": "embedding"}),
-    "lstm": (LSTM, {"width": 16, "depth": 2}),
-    "lstm-embedding": (LSTM, {"width": 16, "depth": 1, "inputs": "embedding"}),
-    "rar": (RAR, {"width": 16, "depth": 2, "heads": 2}),
-    "rq": (RQ, {"width": 16, "depth": 2, "heads": 2, "codebook_depth": 1}),
-    "maskgit": (MaskGIT, {"width": 16, "depth": 2, "heads": 2}),
-    "maskgit-embedding": (MaskGIT, {"width": 16, "depth": 2, "heads": 2, "inputs": "embedding"}),
-    "uniform": (Uniform, {}),
-    "unigram": (Unigram, {}),
-    "bigram": (Bigram, {}),
-    "diffusion": (Diffusion, {"width": 16, "depth": 2, "heads": 2}),
+
+@dataclass
+class Case:
+    """A prior under test: its class, the settings that differ from conf/'s, and what it can do."""
+
+    kind: type[PriorModel]
+    settings: dict[str, Any] = field(default_factory=dict)
+    num_codebooks: int = 1
+    has_labels: bool = True
+    reads_codes: bool = True  # whether a code's distribution depends on the codes before it
+
+
+PRIORS = {  # one line per prior, or more for variants; every file of conf/prior must have one
+    "gpt": Case(GPT, TRANSFORMER),
+    "gpt-embedding": Case(GPT, {**TRANSFORMER, "inputs": "embedding"}),
+    "pixelcnn": Case(PixelCNN, {"width": 8, "depth": 2, "kernel": 3}),
+    "pixelcnn-embedding": Case(
+        PixelCNN, {"width": 8, "depth": 2, "kernel": 5, "inputs": "embedding"}
+    ),
+    "lstm": Case(LSTM, {"width": 16, "depth": 2}),
+    "lstm-embedding": Case(LSTM, {"width": 16, "depth": 1, "inputs": "embedding"}),
+    "rar": Case(RAR, TRANSFORMER),
+    "rq": Case(RQ, {**TRANSFORMER, "codebook_depth": 1}, num_codebooks=2),
+    "maskgit": Case(MaskGIT, TRANSFORMER),
+    "maskgit-embedding": Case(MaskGIT, {**TRANSFORMER, "inputs": "embedding"}),
+    "uniform": Case(Uniform, num_codebooks=2, has_labels=False, reads_codes=False),
+    "unigram": Case(Unigram, num_codebooks=2, has_labels=False, reads_codes=False),
+    "bigram": Case(Bigram, num_codebooks=2, has_labels=False),
+    "diffusion": Case(Diffusion, TRANSFORMER),
 }
 
-BOOKS = {
-    "rq": 2,
-    "uniform": 2,
-    "unigram": 2,
-    "bigram": 2,
-}  # codebooks of the tokenizer, where not one
+BOOKS = {name: case.num_codebooks for name, case in PRIORS.items() if case.num_codebooks > 1}
 
-UNLABELLED = ("uniform", "unigram", "bigram")  # priors that know no classes
-
-FORGETFUL = ("uniform", "unigram")  # to whom the codes before are all the same
+UNLABELLED = [name for name, case in PRIORS.items() if not case.has_labels]
 
 
-def make_prior(
-    name: str, K: int = 5, grid: tuple[int, int] = (2, 3), classes: int = 0, **settings: Any
+def documented_prior() -> Case:
+    """The example in docs/extending/prior.md."""
+    page = (ROOT / "docs/extending/prior.md").read_text()
+    [source] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    namespace: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source, "docs/extending/prior.md", "exec"), namespace)
+    return Case(namespace["NeuralBigram"], {"width": 16, "token_dropout": 0.0})
+
+
+def build_prior(
+    case: Case, K: int = 5, grid: tuple[int, int] = (2, 3), classes: int = 0, **settings: Any
 ) -> PriorModel:
+    """The prior as it is before training, with conf/'s values for settings that neither the case nor the test names."""
+    codebook = torch.randn(case.num_codebooks, K, DIM)
+    return make_model(case.kind, codebook, grid, classes=classes, **{**case.settings, **settings})
+
+
+def make_model(
+    kind: type[PriorModel], codebook: torch.Tensor, grid: tuple[int, int], **settings: Any
+) -> Any:
+    """`make` of a prior; classes that no file of conf/ names, such as the documentation's, get these settings only."""
+    if kind.__module__.startswith("prior."):
+        return make(kind, codebook, grid, **settings)
+    return kind(codebook, grid, **settings)
+
+
+def make_prior(name: str, **settings: Any) -> PriorModel:
     """A prior in eval mode that is not uniform: what starts at zero, where every test would pass, does not here."""
-    build, usual = PRIORS[name]
-    model = build(
-        torch.randn(BOOKS.get(name, 1), K, DIM), grid, classes=classes, **{**usual, **settings}
-    )
-    return stirred(model).eval()
+    return randomised(build_prior(PRIORS[name], **settings)).eval()
 
 
-def stirred(model: PriorModel) -> PriorModel:
+class OneStream(Numbers):
+    """Random numbers of one stream for all samples, for tests that draw so many that a stream each takes seconds."""
+
+    def __init__(
+        self, seed: int, indices: Iterable[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.stream, self.n, self.device = np.random.default_rng(seed), len(list(indices)), device
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(self.stream.random((self.n, *shape))).to(self.device)
+
+
+def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.decoding.generate.Numbers", OneStream)
+
+
+def randomised(model: PriorModel) -> PriorModel:
     """The model with random numbers for those parameters that start at zero; one that counts has counted random codes."""
-    if isinstance(model, Counted):  # in order, so that a code tells of the next
+    if isinstance(model, Counted):  # sorted, so that a code says something about the next
         model.count(*torch.randint(model.K, (2, 200, model.L)).sort(2).values.numpy())
     with torch.no_grad():
         for p in model.parameters():
@@ -78,7 +127,7 @@ def stirred(model: PriorModel) -> PriorModel:
 
 
 def every_grid(model: PriorModel) -> torch.Tensor:
-    """All sequences of codes (K^L, L) that there are."""
+    """All sequences of codes (K^L, L)."""
     return torch.cartesian_prod(*[torch.arange(model.K)] * model.L)
 
 
@@ -86,24 +135,24 @@ def every_grid(model: PriorModel) -> torch.Tensor:
 def likelihoods(
     model: PriorModel, codes: torch.Tensor, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """p(codes | label) (n,) float64, of a prior that tells it exactly."""
+    """p(codes | label) (n,) float64, of an exact prior."""
     prediction = model.judge(codes, labels)
     logp = prediction.logits.double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
     return logp.sum(1).exp()
 
 
-def looks(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The codes and the mask of each run of the network from now on, as they are then."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A list that gets the codes and the mask of each run of the network from now on."""
+    runs: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.register_forward_pre_hook(
-        lambda _, arguments: seen.append((arguments[0].clone(), arguments[1].clone()))
+        lambda _, arguments: runs.append((arguments[0].clone(), arguments[1].clone()))
     )
-    return seen
+    return runs
 
 
 def exact_bound(model: Masked, codes: torch.Tensor) -> torch.Tensor:
-    """Nats a token (B,): over m = 1 ... L and all sets of m codes the mean of the mean -log p of the set."""
-    found = torch.zeros(len(codes), dtype=torch.float64)
+    """Nats per token (B,): over m = 1 ... L and all sets of m codes the mean of the mean -log p of the set."""
+    nats = torch.zeros(len(codes), dtype=torch.float64)
     for m in range(1, model.L + 1):
         sets = [
             {i for i, inside in enumerate(choice) if inside}
@@ -111,8 +160,8 @@ def exact_bound(model: Masked, codes: torch.Tensor) -> torch.Tensor:
             if sum(choice) == m
         ]
         for hidden in sets:
-            found -= logp(model, codes, hidden)[:, sorted(hidden)].mean(1) / len(sets) / model.L
-    return found
+            nats -= logp(model, codes, hidden)[:, sorted(hidden)].mean(1) / len(sets) / model.L
+    return nats
 
 
 WIDTH, HEADS, STEP_GRID = 32, 2, (3, 4)
@@ -133,6 +182,6 @@ def run_at_once(stack: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def logp(model: Masked, codes: torch.Tensor, hidden: set[int]) -> torch.Tensor:
-    """log p (B, L) of each code given those that are not hidden."""
+    """log p (B, L) of each code, conditioned on those that are not hidden."""
     where = torch.tensor([[i in hidden for i in range(model.L)]]).expand(codes.shape)
     return model(codes, where).double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]

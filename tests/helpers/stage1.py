@@ -18,10 +18,11 @@ from vqgan.decoder import Decoder
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.encoder import Encoder
 from vqgan.losses.gate import Gate
+from vqgan.losses.groups import group_losses
 from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.weight import AdaptiveWeight
-from vqgan.module import VQGAN
+from vqgan.module import VQGAN, Training
 from vqgan.quantizers.ema import EMA
 from vqgan.tokenizer import Tokenizer
 
@@ -47,22 +48,38 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, 1e-3)
 
 
-def make_module(gate: Gate | None = None, steps: int = 8, **settings: Any) -> VQGAN:
+def paper_weight(**settings: Any) -> AdaptiveWeight:
+    """lambda as in the paper: the ratio of the last update's gradients, without an anchor."""
+    return make(AdaptiveWeight, **{"scale": 0.8, "smooth": 1, "anchor": 0, **settings})
+
+
+def make_module(
+    gate: Gate | None = None,
+    steps: int = 8,
+    clip: float = 1.0,
+    accumulate: int = 1,
+    tokenizer: Tokenizer | None = None,
+    **losses: Any,
+) -> VQGAN:
+    """A small VQ-VAE, or with a gate a small VQGAN; `losses` are parts by their names in conf/loss."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer()
-    tokenizer.initialise(
-        make_noise().augment(torch.from_numpy(make_noise().samples("train").values))
-    )
+    if tokenizer is None:
+        tokenizer = make_tokenizer()
+        images = torch.from_numpy(make_noise().samples("train").values)
+        tokenizer.initialise(make_noise().augment(images))
     if gate is not None:
-        settings = {
-            "discriminator": PatchGAN(3, 8, 1),
+        losses = {
+            "discriminator": make(PatchGAN, 3, 8, 1),
             "perceptual": DiscriminatorFeatures(),
-            "adaptive": AdaptiveWeight(),
-            **settings,
+            "adaptive": paper_weight(),
+            "freeze_codes": True,
+            "second_peak": 0.5,
+            **losses,
         }
-    return VQGAN(
-        tokenizer, Pixel(), adamw, Budget(steps), Schedule(2, floor=0.02), gate=gate, **settings
-    )
+    losses = {"pixel": make(Pixel), "perceptual_weight": 1.0, "gate": gate, **losses}
+    reconstruction, adversary = group_losses(**losses)
+    training = Training(adamw, Schedule(2, floor=0.02), Budget(steps), clip, accumulate)
+    return VQGAN(tokenizer, reconstruction, training, adversary)
 
 
 def fit(

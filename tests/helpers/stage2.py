@@ -14,6 +14,7 @@ from engine.clock import Budget, Schedule
 from engine.module import MakeOptimizer
 from prior.models.gpt import GPT
 from prior.module import Prior
+from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS
 
 NATS = "val/nats_per_token"
@@ -26,6 +27,11 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 K, GRID = 6, (3, 3)
 
+LABEL_SETTINGS: dict[str, float] = {
+    "label_drop": 0.1,
+    "label_smoothing": 0.0,
+}  # of conf/stage/prior.yaml
+
 
 def make_codes(n: int, seed: int) -> ArraySamples:
     """Grids whose every code is the sum of its upper and left neighbours: a pair in a row tells little."""
@@ -36,18 +42,23 @@ def make_codes(n: int, seed: int) -> ArraySamples:
     return ArraySamples(grids.astype(np.uint16), np.arange(n) % 3)
 
 
+def make_gpt(classes: int = 0, **settings: Any) -> GPT:
+    size = {"width": 32, "depth": 2, "heads": 2}
+    return make(GPT, torch.randn(1, K, 8), GRID, classes=classes, **size, **settings)
+
+
 def make_prior_module(
     steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any
 ) -> tuple[Prior, CodeDataModule]:
     torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, classes=classes, width=32, depth=2, heads=2)
+    model = make_gpt(classes=classes)
     data = CodeDataModule(make_codes(2000, 0), make_codes(70, 1), batch_size=32, seed=0)
     return Prior(
         model,
         optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)),
         Budget(steps),
         Schedule(10, floor=0.02),
-        **update,
+        **{**LABEL_SETTINGS, **update},
     ), data
 
 

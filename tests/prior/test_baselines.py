@@ -23,14 +23,14 @@ from tests.helpers.priors import every_grid, likelihoods
 K, GRID = 4, (2, 3)
 
 
-def telling(n: int, L: int, seed: int, K: int = K) -> np.ndarray:
-    """Codes (n, L) in order: of which each tells something about the next."""
+def sorted_codes(n: int, L: int, seed: int, K: int = K) -> np.ndarray:
+    """Codes (n, L) in ascending order, so that each says something about the next."""
     return np.sort(np.random.default_rng(seed).integers(0, K, (n, L)), 1)
 
 
-def made(kind: type[Counted], num_codebooks: int = 1, n: int = 200) -> Counted:
+def count_sorted(kind: type[Counted], num_codebooks: int = 1, n: int = 200) -> Counted:
     model = kind(torch.empty(num_codebooks, K, 2), GRID)
-    model.count(telling(n, model.L, 0), telling(50, model.L, 1))
+    model.count(sorted_codes(n, model.L, 0), sorted_codes(50, model.L, 1))
     return model
 
 
@@ -47,19 +47,19 @@ def test_of_noise_nobody_knows_anything() -> None:
 
 
 def test_each_baseline_knows_more_than_the_one_before() -> None:
-    found = baselines(telling(500, 6, 0), telling(100, 6, 1), K)
-    assert list(found) == [
+    nats = baselines(sorted_codes(500, 6, 0), sorted_codes(100, 6, 1), K)
+    assert list(nats) == [
         "uniform_nats_per_token",
         "unigram_nats_per_token",
         "bigram_nats_per_token",
     ]
-    often = np.minimum(telling(500, 6, 0), 2)  # one code half of the time, one never
+    often = np.minimum(sorted_codes(500, 6, 0), 2)  # one code half of the time, one never
     uniform, unigram, bigram = baselines(often, often, K).values()
     assert bigram + 0.1 < unigram < uniform - 0.1
 
 
 def test_the_uniform_needs_log_K_nats() -> None:
-    assert baselines(telling(5, 6, 0), telling(5, 6, 1), K)[
+    assert baselines(sorted_codes(5, 6, 0), sorted_codes(5, 6, 1), K)[
         "uniform_nats_per_token"
     ] == pytest.approx(math.log(K))
 
@@ -80,20 +80,20 @@ def test_the_unigram_and_the_bigram_agree_with_counting_by_hand() -> None:
             / 4
         )
 
-    found = baselines(train, val, 2)
-    assert found["unigram_nats_per_token"] == pytest.approx(
+    nats = baselines(train, val, 2)
+    assert nats["unigram_nats_per_token"] == pytest.approx(
         -(2 * math.log(0.4) + 2 * math.log(0.6)) / 4
     )
-    assert found["bigram_nats_per_token"] == pytest.approx(
+    assert nats["bigram_nats_per_token"] == pytest.approx(
         min(needed(10 ** (-2 + 6 * i / 24)) for i in range(25))
     )
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 2, 3])
 def test_a_bigrams_rows_are_its_formula_in_each_codebook(num_codebooks: int) -> None:
-    model = made(Bigram, num_codebooks, n=5)
-    train = telling(5, model.L, 0).reshape(5, -1, num_codebooks)
-    codes = torch.from_numpy(telling(3, model.L, 2))
+    model = count_sorted(Bigram, num_codebooks, n=5)
+    train = sorted_codes(5, model.L, 0).reshape(5, -1, num_codebooks)
+    codes = torch.from_numpy(sorted_codes(3, model.L, 2))
     p = model(codes).softmax(-1).view(3, model.T, num_codebooks, K)
     for book in range(num_codebooks):
         alone = {
@@ -112,7 +112,7 @@ def test_a_bigrams_rows_are_its_formula_in_each_codebook(num_codebooks: int) -> 
 @pytest.mark.parametrize("num_codebooks", [1, 2])
 @pytest.mark.parametrize("kind", BASELINES.values())
 def test_nats_of_pairs_are_those_of_the_logits(kind: type[Counted], num_codebooks: int) -> None:
-    model, codes = made(kind, num_codebooks), telling(20, 6 * num_codebooks, 2)
+    model, codes = count_sorted(kind, num_codebooks), sorted_codes(20, 6 * num_codebooks, 2)
     prediction = model.judge(torch.from_numpy(codes), None)
     assert model.nats(count_pairs(codes, K, num_codebooks)) == pytest.approx(
         weighted_mean(negative_log_likelihood(prediction), prediction).item(), rel=1e-5
@@ -131,7 +131,7 @@ def test_a_codebook_that_copies_its_neighbour_is_followed_by_itself_alone() -> N
 
 @pytest.mark.parametrize("kind", BASELINES.values())
 def test_with_one_codebook_probabilities_of_all_grids_sum_to_one(kind: type[Counted]) -> None:
-    model = made(kind)
+    model = count_sorted(kind)
     assert likelihoods(model, every_grid(model)).sum().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_what_has_not_counted_is_uniform(kind: type[Counted]) -> None:
 
 
 def test_a_uniform_draws_each_code_equally_often() -> None:
-    codes = sample(Uniform(torch.empty(1, K, 2), GRID), Sampler(), 2000, seed=0)
+    codes = sample(Uniform(torch.empty(1, K, 2), GRID), Sampler.unmodified(), 2000, seed=0)
     assert (
         codes.flatten(1).T.contiguous().flatten().bincount() / codes.numel()
     ).tolist() == pytest.approx([1 / K] * K, abs=0.02)
@@ -160,7 +160,7 @@ def test_the_strength_is_the_one_that_suits_the_validation_set() -> None:
 
 
 def test_sequences_are_counted_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes = telling(101, 6, 0)
+    codes = sorted_codes(101, 6, 0)
     whole = count_pairs(codes, K, 2)
     monkeypatch.setattr(counted, "COUNT_CHUNK", 60)
     parts = count_pairs(codes, K, 2)
@@ -171,7 +171,7 @@ def test_sequences_are_counted_the_same_in_chunks(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["uint16", "uint32"])
 def test_a_memory_map_is_counted_as_an_array(kind: str, tmp_path: Path) -> None:
-    codes = telling(20, 6, 0, K=5000)
+    codes = sorted_codes(20, 6, 0, K=5000)
     np.save(tmp_path / "codes.npy", codes.astype(kind))
     mapped = np.load(tmp_path / "codes.npy", mmap_mode="r")
     assert baselines(mapped, mapped, 5000) == baselines(codes, codes, 5000)
@@ -179,9 +179,9 @@ def test_a_memory_map_is_counted_as_an_array(kind: str, tmp_path: Path) -> None:
 
 def test_a_bigram_of_many_codes_keeps_the_pairs_that_occur() -> None:
     many = 2**18  # a table of all pairs would take half a terabyte
-    codes = telling(50, 6, 0, K=many)
+    codes = sorted_codes(50, 6, 0, K=many)
     model = Bigram(torch.empty(1, many, 0), GRID)
-    model.count(codes, telling(10, 6, 1, K=many))
+    model.count(codes, sorted_codes(10, 6, 1, K=many))
     assert sum(value.numel() for value in model.state_dict().values()) <= many + 2 * codes.size + 1
     assert model(torch.from_numpy(codes[:1])).exp().sum(2).shape == (1, 6)
 
@@ -190,16 +190,16 @@ def test_a_bigram_of_many_codes_keeps_the_pairs_that_occur() -> None:
 def test_counts_go_into_a_checkpoint_and_into_a_prior_that_has_not_counted(
     kind: type[Counted],
 ) -> None:
-    model, fresh, file = made(kind), kind(torch.empty(1, K, 2), GRID), io.BytesIO()
+    model, fresh, file = count_sorted(kind), kind(torch.empty(1, K, 2), GRID), io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
-    codes = torch.from_numpy(telling(5, 6, 2))
+    codes = torch.from_numpy(sorted_codes(5, 6, 2))
     assert torch.equal(fresh(codes), model(codes))
 
 
 def test_a_checkpoint_without_the_pairs_is_refused() -> None:
-    state = made(Bigram).state_dict()
+    state = count_sorted(Bigram).state_dict()
     del state["_extra_state"]
     with pytest.raises(RuntimeError, match="_extra_state"):
         Bigram(torch.empty(1, K, 2), GRID).load_state_dict(state)

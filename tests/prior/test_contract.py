@@ -1,37 +1,61 @@
 """What every prior must do."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
-from prior.models.base import Autoregressive
+from prior.models.base import Autoregressive, PriorModel
 from prior.module import negative_log_likelihood, weighted_mean
+from tests.helpers.configs import ROOT
+from tests.helpers.parts import make
 from tests.helpers.priors import (
-    BOOKS,
     DIM,
-    FORGETFUL,
     PRIORS,
-    UNLABELLED,
+    build_prior,
+    documented_prior,
+    draw_by_one_stream,
     every_grid,
     likelihoods,
-    make_prior,
+    make_model,
+    randomised,
 )
 
 K = 5
-CAUSAL = [name for name in PRIORS if isinstance(make_prior(name), Autoregressive)]
-EXACT = [name for name in PRIORS if make_prior(name).exact]
-LABELLED = [name for name in PRIORS if name not in UNLABELLED]
+CASES = PRIORS | {"the example in docs/extending/prior.md": documented_prior()}
+CAUSAL = [name for name, case in CASES.items() if issubclass(case.kind, Autoregressive)]
+EXACT = [name for name, case in CASES.items() if case.kind.exact]
+LABELLED = [name for name, case in CASES.items() if case.has_labels]
 LABELS = torch.tensor([0, 1, 2, 1, -1] * 4)
 
 
-def causal(name: str, **settings: int) -> Autoregressive:
+def make_prior(name: str, **settings: Any) -> PriorModel:
+    """As the helper of this name, of the documented example too."""
+    return randomised(build_prior(CASES[name], **settings)).eval()
+
+
+def test_every_file_of_conf_prior_has_a_line_in_the_contract() -> None:
+    files = {
+        file: OmegaConf.load(file)["_target_"] for file in (ROOT / "conf/prior").glob("*.yaml")
+    }
+    classes = {f"{case.kind.__module__}.{case.kind.__qualname__}" for case in PRIORS.values()}
+    assert [file.name for file, target in files.items() if target not in classes] == []
+
+
+def causal(name: str, **settings: Any) -> Autoregressive:
     model = make_prior(name, **settings)
     assert isinstance(model, Autoregressive)
     return model
+
+
+def code_shape(model: PriorModel) -> tuple[int, ...]:
+    """The last dimension of grids of codes: the number of codebooks, if there are several."""
+    return (model.num_codebooks,) if model.num_codebooks > 1 else ()
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -45,7 +69,7 @@ class TestOrder:
             changed[0, t] = (codes[0, t] + 1) % K
             after = model(changed)
             assert torch.equal(after[:, : t + 1], before[:, : t + 1])
-            if t + model.num_codebooks < model.L and name not in FORGETFUL:
+            if t + model.num_codebooks < model.L and CASES[name].reads_codes:
                 assert not torch.equal(after[:, t + 1 :], before[:, t + 1 :])
 
     def test_decoding_code_by_code_gives_the_same_logits(self, name: str) -> None:
@@ -59,9 +83,9 @@ class TestOrder:
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model = causal(name)
-        codes = sample(model, Sampler(), 20, seed=1)
+        codes = sample(model, Sampler.unmodified(), 20, seed=1)
         monkeypatch.setattr(model, "decoder", partial(Autoregressive.decoder, model))
-        assert torch.equal(sample(model, Sampler(), 20, seed=1), codes)
+        assert torch.equal(sample(model, Sampler.unmodified(), 20, seed=1), codes)
 
     def test_two_decoders_do_not_disturb_each_other(self, name: str) -> None:
         model = causal(name)
@@ -80,11 +104,14 @@ class TestLikelihood:
         model = make_prior(name, K=3, grid=(2, 2))
         assert likelihoods(model, every_grid(model)).sum().item() == pytest.approx(1, abs=1e-5)
 
-    def test_grids_are_drawn_as_often_as_they_are_likely(self, name: str) -> None:
-        K, grid = (3, (2, 2)) if name not in BOOKS else (2, (1, 3))
+    def test_grids_are_drawn_as_often_as_they_are_likely(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
+        K, grid = (3, (2, 2)) if CASES[name].num_codebooks == 1 else (2, (1, 3))
         model = make_prior(name, K=K, grid=grid)
         every, n = every_grid(model), 20_000
-        codes = sample(model, Sampler(), n, seed=0, batch_size=n).flatten(1)
+        codes = sample(model, Sampler.unmodified(), n, seed=0, batch_size=n).flatten(1)
         counts = (codes @ K ** torch.arange(model.L - 1, -1, -1)).bincount(minlength=len(every))
         expected = n * likelihoods(model, every)
         many = expected > 5  # the others together are one more kind
@@ -99,7 +126,7 @@ class TestLikelihood:
         )  # four standard deviations above what is expected
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", CASES)
 class TestEveryPrior:
     def test_predictions_have_a_logit_of_each_code(self, name: str) -> None:
         model = make_prior(name)
@@ -120,16 +147,16 @@ class TestEveryPrior:
         )
 
     def test_an_untrained_prior_needs_log_K_nats(self, name: str) -> None:
-        build, settings = PRIORS[name]
-        model = build(torch.randn(BOOKS.get(name, 1), K, DIM), (2, 3), **settings).eval()
+        model = build_prior(CASES[name]).eval()
         prediction = model.judge(torch.randint(K, (50, model.L)), None)
         assert weighted_mean(
             negative_log_likelihood(prediction), prediction
         ).item() == pytest.approx(torch.tensor(K).log().item(), rel=1e-4)
 
     def test_every_parameter_learns(self, name: str) -> None:
-        model = make_prior(name, classes=0 if name in UNLABELLED else 2).train()
-        labels = None if name in UNLABELLED else torch.tensor([0, 1, -1, 0] * 4)
+        labelled = CASES[name].has_labels
+        model = make_prior(name, classes=2 if labelled else 0).train()
+        labels = torch.tensor([0, 1, -1, 0] * 4) if labelled else None
         prediction = model.learn(torch.randint(K, (16, model.L)), labels, 0.3)
         if any(p.requires_grad for p in model.parameters()):
             weighted_mean(negative_log_likelihood(prediction), prediction).backward()
@@ -139,18 +166,17 @@ class TestEveryPrior:
 
     def test_the_seed_decides_and_the_batch_size_does_not(self, name: str) -> None:
         model = make_prior(name)
-        codes = sample(model, Sampler(), 20, seed=1, batch_size=20)
-        num_codebooks = (BOOKS[name],) if name in BOOKS else ()
-        assert codes.shape == (20, 2, 3, *num_codebooks)
+        codes = sample(model, Sampler.unmodified(), 20, seed=1, batch_size=20)
+        assert codes.shape == (20, 2, 3, *code_shape(model))
         assert set(codes.unique().tolist()) <= set(range(K))
-        assert torch.equal(codes, sample(model, Sampler(), 20, seed=1, batch_size=3))
-        assert torch.equal(codes[:5], sample(model, Sampler(), 5, seed=1))
-        assert not torch.equal(codes, sample(model, Sampler(), 20, seed=2))
+        assert torch.equal(codes, sample(model, Sampler.unmodified(), 20, seed=1, batch_size=3))
+        assert torch.equal(codes[:5], sample(model, Sampler.unmodified(), 5, seed=1))
+        assert not torch.equal(codes, sample(model, Sampler.unmodified(), 20, seed=2))
 
     def test_codes_that_are_known_stay_and_the_others_are_drawn(self, name: str) -> None:
         model = make_prior(name)
         codes, known = torch.randint(K, (64, model.L)), torch.arange(model.L) % 3 == 1
-        filled = model.fill(codes, known, Numbers(0, range(64)), Sampler(), None)
+        filled = model.fill(codes, known, Numbers(0, range(64)), Sampler.unmodified(), None)
         assert torch.equal(filled[:, known], codes[:, known])
         assert (filled[:, ~known] != codes[:, ~known]).any(0).all()
 
@@ -159,14 +185,18 @@ class TestEveryPrior:
         codes = torch.randint(K, (4, model.L))
         assert torch.equal(
             model.fill(
-                codes, torch.ones(model.L, dtype=torch.bool), Numbers(0, range(4)), Sampler(), None
+                codes,
+                torch.ones(model.L, dtype=torch.bool),
+                Numbers(0, range(4)),
+                Sampler.unmodified(),
+                None,
             ),
             codes,
         )
 
     def test_sampling_leaves_the_model_in_its_mode(self, name: str) -> None:
         model = make_prior(name).train()
-        sample(model, Sampler(), 2, seed=0)
+        sample(model, Sampler.unmodified(), 2, seed=0)
         assert model.training
 
     def test_its_weights_go_into_a_file_and_back(self, name: str) -> None:
@@ -176,10 +206,10 @@ class TestEveryPrior:
         assert torch.equal(model.judge(codes, None).logits, other.judge(codes, None).logits)
 
     def test_inputs_of_several_codebooks_are_taken_or_refused(self, name: str) -> None:
-        build, settings = PRIORS[name]
-        if name not in BOOKS:
+        case = CASES[name]
+        if case.num_codebooks == 1:
             with pytest.raises(InputError, match="prior=rq"):
-                build(torch.randn(2, K, DIM), (2, 3), **settings)
+                make_model(case.kind, torch.randn(2, K, DIM), (2, 3), **case.settings)
 
 
 @pytest.mark.parametrize("name", LABELLED)
@@ -199,16 +229,18 @@ class TestLabels:
 
     def test_guidance_of_one_changes_nothing_and_of_zero_forgets_the_label(self, name: str) -> None:
         model = make_prior(name, classes=3)
-        plain = sample(model, Sampler(), 20, seed=1, labels=LABELS)
+        plain = sample(model, Sampler.unmodified(), 20, seed=1, labels=LABELS)
         assert torch.equal(
-            sample(model, Sampler(guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS),
+            sample(
+                model, make(Sampler, guidance=1.0, guidance_power=2.0), 20, seed=1, labels=LABELS
+            ),
             plain,
         )
         assert torch.equal(
-            sample(model, Sampler(guidance=0.0), 20, seed=1, labels=LABELS),
-            sample(model, Sampler(), 20, seed=1),
+            sample(model, make(Sampler, guidance=0.0), 20, seed=1, labels=LABELS),
+            sample(model, Sampler.unmodified(), 20, seed=1),
         )
-        assert not torch.equal(plain, sample(model, Sampler(), 20, seed=1))
+        assert not torch.equal(plain, sample(model, Sampler.unmodified(), 20, seed=1))
 
 
 @pytest.mark.parametrize("name", [name for name in CAUSAL if name in LABELLED])
@@ -223,7 +255,7 @@ def test_decoding_code_by_code_given_labels_gives_the_same_logits(name: str) -> 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_steps_mean_nothing_to_a_prior_that_draws_each_code_by_itself(name: str) -> None:
     with pytest.raises(InputError, match=r"sampler\.steps=4"):
-        sample(make_prior(name), Sampler(steps=4), 2, seed=0)
+        sample(make_prior(name), make(Sampler, steps=4), 2, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +263,6 @@ def test_steps_mean_nothing_to_a_prior_that_draws_each_code_by_itself(name: str)
 )  # to which each code is the likeliest
 def test_top_1_draws_the_same_whatever_the_seed(name: str) -> None:
     model = make_prior(name)
-    one, other = (sample(model, Sampler(top_k=1), 4, seed=seed) for seed in (0, 1))
+    one, other = (sample(model, make(Sampler, top_k=1), 4, seed=seed) for seed in (0, 1))
     assert torch.equal(one, other)
     assert torch.equal(one[0], one[1])

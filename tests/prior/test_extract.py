@@ -55,13 +55,13 @@ def test_mirrored_images_follow_with_their_own_codes(data: Noise) -> None:
 
 def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> None:
     t, data = make_tokenizer(), Noise(16, resize=20, cache="ram", cache_dir=str(tmp_path))
-    found = codes(t, data, flip=True, crops=3).view(3, 2, 24, *t.grid)
-    assert torch.equal(found[0, 0], t.indices(data.preprocess(uint8(data))))
+    encoded = codes(t, data, flip=True, crops=3).view(3, 2, 24, *t.grid)
+    assert torch.equal(encoded[0, 0], t.indices(data.preprocess(uint8(data))))
     corners = torch.from_numpy((np.random.default_rng(0).random((2, 24, 2)) * 5).astype(int))
     for crop in (0, 1):
         x = data.preprocess(crop_at(uint8(data), corners[crop], 16))
-        assert torch.equal(found[1 + crop, 0], t.indices(x))
-        assert torch.equal(found[1 + crop, 1], t.indices(x.flip(3)))
+        assert torch.equal(encoded[1 + crop, 0], t.indices(x))
+        assert torch.equal(encoded[1 + crop, 1], t.indices(x.flip(3)))
     assert not torch.equal(corners[0], corners[1])
 
 
@@ -77,13 +77,15 @@ def test_crops_without_room_are_refused(data: Noise) -> None:
 def test_labels_go_with_their_images_in_every_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Grain.one
+    read_image = Grain.read_image
     monkeypatch.setattr(
-        Grain, "one", lambda self, index, *sizes: (one(self, index, *sizes)[0], index % 5)
+        Grain,
+        "read_image",
+        lambda self, index, *sizes: (read_image(self, index, *sizes)[0], index % 5),
     )
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
-    found = extract(make_tokenizer(), data, "train", True, fabric=ALONE)
-    assert found.labels.tolist() == 2 * [i % 5 for i in range(24)]
+    cached = extract(make_tokenizer(), data, "train", True, fabric=ALONE)
+    assert cached.labels.tolist() == 2 * [i % 5 for i in range(24)]
 
 
 def test_images_are_encoded_once(data: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,15 +133,15 @@ def test_a_killed_extraction_goes_on_where_it_was(
     data: Noise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extraction, "PIECE", 4)  # six pieces
-    monkeypatch.setattr(extraction, "SAVED", 0.0)
+    monkeypatch.setattr(extraction, "SAVE_EVERY", 0.0)
     t = make_tokenizer().eval()
     expected = t.indices(data.preprocess(uint8(data)))
-    indices, seen = t.indices, []
+    indices, encoded = t.indices, []
 
     def dies(x: torch.Tensor) -> torch.Tensor:
-        if len(seen) == 4:
+        if len(encoded) == 4:
             raise KeyboardInterrupt
-        seen.append(x)
+        encoded.append(x)
         return indices(x)
 
     monkeypatch.setattr(t, "indices", dies)

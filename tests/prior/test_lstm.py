@@ -4,6 +4,7 @@ from torch import Tensor
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.lstm import LSTM
+from tests.helpers.parts import make
 from tests.helpers.priors import make_prior
 
 K, DIM = 5, 4
@@ -17,7 +18,7 @@ def lstm(grid: tuple[int, int] = (3, 4), **settings: int | float) -> LSTM:
 
 def slow(model: LSTM, codes: Tensor, label: int) -> Tensor:
     """The logits (T, K) of one grid of codes (T,), by the equations of Gers et al. 2000, step by step."""
-    columns, found = model.grid[1], []
+    columns, logits = model.grid[1], []
     width = model.head.in_features
     h, c = torch.zeros(2, model.lstm.num_layers, width)
     for t in range(len(codes)):
@@ -32,8 +33,8 @@ def slow(model: LSTM, codes: Tensor, label: int) -> Tensor:
             c[layer] = forget.sigmoid() * c[layer] + read.sigmoid() * new.tanh()
             h[layer] = write.sigmoid() * c[layer].tanh()
             x = h[layer]
-        found.append(model.head.weight @ x)
-    return torch.stack(found)
+        logits.append(model.head.weight @ x)
+    return torch.stack(logits)
 
 
 @torch.no_grad()
@@ -56,13 +57,13 @@ def test_memory_lasts_over_the_whole_grid() -> None:
 
 @torch.no_grad()
 def test_what_is_in_memory_mostly_stays_at_first() -> None:
-    model = LSTM(torch.randn(1, K, DIM), (2, 3), width=8, depth=2)
+    model = make(LSTM, torch.randn(1, K, DIM), (2, 3), width=8, depth=2)
     for name, p in model.lstm.named_parameters():
         if "weight" in name:
             p.zero_()
-    kept = model.lstm(torch.randn(1, 1, 8), (torch.zeros(2, 1, 8), torch.ones(2, 1, 8)))[1][1]
+    memory = model.lstm(torch.randn(1, 1, 8), (torch.zeros(2, 1, 8), torch.ones(2, 1, 8)))[1][1]
     torch.testing.assert_close(
-        kept, torch.ones(2, 1, 8) * torch.tensor(1.0).sigmoid()
+        memory, torch.ones(2, 1, 8) * torch.tensor(1.0).sigmoid()
     )  # 0.73 a step, where 0.5 is usual
 
 
@@ -70,7 +71,7 @@ def test_sampling_runs_the_network_one_step_a_code() -> None:
     model = lstm()
     steps: list[int] = []
     model.lstm.register_forward_hook(lambda _, read, __: steps.append(read[0].shape[1]))
-    sample(model, Sampler(), 3, seed=0)
+    sample(model, Sampler.unmodified(), 3, seed=0)
     assert steps == [1] * 12
 
 

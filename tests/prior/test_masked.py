@@ -11,7 +11,15 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked, random_subset
 from prior.module import negative_log_likelihood
-from tests.helpers.priors import every_grid, exact_bound, logp, looks, make_prior
+from tests.helpers.parts import make
+from tests.helpers.priors import (
+    draw_by_one_stream,
+    every_grid,
+    exact_bound,
+    logp,
+    make_prior,
+    record_runs,
+)
 
 K = 5
 
@@ -82,8 +90,8 @@ class TestBound:
         prediction = model.bound(
             codes.expand(96, -1), None, torch.tensor(numbers, dtype=torch.float64)
         )
-        found = (negative_log_likelihood(prediction) * prediction.weights).mean()
-        torch.testing.assert_close(found.double(), exact_bound(model, codes)[0], rtol=1e-5, atol=0)
+        nats = (negative_log_likelihood(prediction) * prediction.weights).mean()
+        torch.testing.assert_close(nats.double(), exact_bound(model, codes)[0], rtol=1e-5, atol=0)
 
     def test_it_is_above_the_nats_of_the_mean_over_all_orders(self, name: str) -> None:
         model = masked(name, K=3, grid=(2, 2))
@@ -92,9 +100,9 @@ class TestBound:
 
     def test_codes_are_told_by_what_their_set_leaves(self, name: str) -> None:
         model, codes = masked(name), torch.randint(K, (40, 6))
-        seen = looks(model)
+        runs = record_runs(model)
         prediction = model.judge(codes, None)
-        (_, one), (_, other) = seen
+        (_, one), (_, other) = runs
         assert torch.equal(one, ~other)
         for hidden in (one, other):
             logits = model(torch.where(hidden, (codes + 1) % K, codes), hidden)
@@ -102,9 +110,9 @@ class TestBound:
 
     def test_both_sets_of_a_grid_count_the_same(self, name: str) -> None:
         model = masked(name)
-        seen = looks(model)
+        runs = record_runs(model)
         weights = model.judge(torch.randint(K, (100, 6)), None).weights
-        split = weights[seen[0][1].sum(1) < 6], seen[0][1][seen[0][1].sum(1) < 6]
+        split = weights[runs[0][1].sum(1) < 6], runs[0][1][runs[0][1].sum(1) < 6]
         torch.testing.assert_close((split[0] * split[1]).sum(1), torch.full((len(split[0]),), 3.0))
         torch.testing.assert_close(weights.sum(1), torch.full((100,), 6.0))
 
@@ -118,8 +126,8 @@ class TestBound:
         assert len(weights.unique(dim=0)) > 15
 
     def test_sets_of_m_places_are_equally_likely(self, name: str) -> None:
-        found = random_subset(torch.tensor(ORDERS), torch.full((24, 1), 2))
-        sets, counts = found.unique(dim=0, return_counts=True)
+        subsets = random_subset(torch.tensor(ORDERS), torch.full((24, 1), 2))
+        sets, counts = subsets.unique(dim=0, return_counts=True)
         assert (sets.sum(1) == 2).all()
         assert counts.tolist() == [4] * 6
 
@@ -145,16 +153,20 @@ class TestLearning:
             == model.judge(codes, None).weights.tolist()
             == [[1.0]] * 3
         )
-        assert sample(model, Sampler(), 4, seed=0).shape == (4, 1, 1)
+        assert sample(model, Sampler.unmodified(), 4, seed=0).shape == (4, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "sampler"),
-    [("maskgit", Sampler(steps=4, choice_temperature=1e9)), ("diffusion", Sampler())],
+    [
+        ("maskgit", make(Sampler, steps=4, choice_temperature=1e9)),
+        ("diffusion", Sampler.unmodified()),
+    ],
 )
 def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
-    name: str, sampler: Sampler
+    name: str, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    draw_by_one_stream(monkeypatch)
     model, n = masked(name, K=3, grid=(2, 2)), 10_000
     for p in model.head.parameters():
         p.data /= 2  # no grid so rare that it can't be counted
@@ -166,12 +178,17 @@ def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_ov
 
 @pytest.mark.parametrize("name", MASKED)
 class TestSampling:
-    def test_codes_drawn_at_once_are_independent(self, name: str) -> None:
+    def test_codes_drawn_at_once_are_independent(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
         model, n = masked(name, K=3, grid=(1, 2)), 4000
         every = every_grid(model)
         p = logp(model, every, {0, 1}).sum(1).exp()
         assert (
-            chi_square(sample(model, Sampler(steps=1), n, seed=0, batch_size=n).flatten(1), p, 3)
+            chi_square(
+                sample(model, make(Sampler, steps=1), n, seed=0, batch_size=n).flatten(1), p, 3
+            )
             < 4
         )
 
@@ -180,19 +197,19 @@ class TestSampling:
         self, name: str, steps: int
     ) -> None:
         model = masked(name, grid=(4, 4))
-        seen = looks(model)
-        sample(model, Sampler(steps=steps), 2, seed=0)
-        assert len(seen) == min(steps, 16)
-        missing = [int(hidden[0].sum()) for _, hidden in seen]
+        runs = record_runs(model)
+        sample(model, make(Sampler, steps=steps), 2, seed=0)
+        assert len(runs) == min(steps, 16)
+        missing = [int(hidden[0].sum()) for _, hidden in runs]
         assert missing[0] == 16
         assert all(after < before for before, after in zip(missing, [*missing[1:], 0], strict=True))
 
     def test_what_is_decided_stays_and_is_read(self, name: str) -> None:
         model = masked(name, grid=(4, 4))
-        seen = looks(model)
-        codes = sample(model, Sampler(steps=6), 8, seed=0).flatten(1)
+        runs = record_runs(model)
+        codes = sample(model, make(Sampler, steps=6), 8, seed=0).flatten(1)
         for (before, hidden), (after, still) in zip(
-            seen, [*seen[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
+            runs, [*runs[1:], (codes, torch.zeros(8, 16, dtype=torch.bool))], strict=True
         ):
             assert torch.equal(after[~hidden], before[~hidden])
             assert torch.equal(after[~still], codes[~still])
@@ -200,14 +217,14 @@ class TestSampling:
 
     def test_known_codes_are_read_from_the_first_step_on(self, name: str) -> None:
         model, known = masked(name), torch.tensor([True, False, False, True, False, False])
-        seen = looks(model)
+        runs = record_runs(model)
         codes = torch.randint(K, (7, 6))
-        given = codes.clone()
-        model.fill(codes, known, Numbers(0, range(7)), Sampler(), None)
-        assert torch.equal(seen[0][1], ~known.expand(7, 6))
-        assert all(torch.equal(read[:, known], given[:, known]) for read, _ in seen)
-        assert len(seen) == 4
-        assert torch.equal(codes, given)  # the caller's own are left alone
+        copy = codes.clone()
+        model.fill(codes, known, Numbers(0, range(7)), Sampler.unmodified(), None)
+        assert torch.equal(runs[0][1], ~known.expand(7, 6))
+        assert all(torch.equal(read[:, known], copy[:, known]) for read, _ in runs)
+        assert len(runs) == 4
+        assert torch.equal(codes, copy)  # the caller's own are left alone
 
     @pytest.mark.parametrize(
         "settings", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-5}], ids=str
@@ -217,25 +234,28 @@ class TestSampling:
     ) -> None:
         model = masked(name)
         empty, hidden = torch.zeros(3, 6, dtype=torch.int64), torch.ones(3, 6, dtype=torch.bool)
-        codes = sample(model, Sampler(steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
+        codes = sample(model, make(Sampler, steps=1, **settings), 3, seed=0)  # type: ignore[arg-type]
         assert torch.equal(codes.flatten(1), model(empty, hidden).argmax(-1))
 
-    def test_guided_samples_are_those_of_the_guided_logits(self, name: str) -> None:
+    def test_guided_samples_are_those_of_the_guided_logits(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        draw_by_one_stream(monkeypatch)
         model, n = masked(name, K=3, grid=(1, 1), classes=2), 4000
         drawn = sample(
             model,
-            Sampler(guidance=2.5),
+            make(Sampler, guidance=2.5),
             n,
             seed=0,
             batch_size=n,
             labels=torch.ones(n, dtype=torch.int64),
         )
         empty, hidden = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
-        given, free = (
+        conditional, unconditional = (
             model(empty, hidden, torch.tensor([label]))[0, 0].detach().double().softmax(0)
             for label in (1, -1)
         )
-        p = given**2.5 / free**1.5
+        p = conditional**2.5 / unconditional**1.5
         assert chi_square(drawn.flatten(1), p / p.sum(), 3) < 4
 
     def test_guidance_grows_with_the_share_that_is_there(
@@ -247,7 +267,7 @@ class TestSampling:
             Sampler, "scale", lambda sampler, drawn: shares.append(drawn) or scale(sampler, drawn)
         )
         model, known = masked(name, grid=(2, 4), classes=2), torch.arange(8) < 4
-        sampler = Sampler(guidance=3.0, guidance_power=1.0, steps=4)
+        sampler = make(Sampler, guidance=3.0, guidance_power=1.0, steps=4)
         model.fill(
             torch.zeros(2, 8, dtype=torch.int64),
             known,
@@ -259,7 +279,7 @@ class TestSampling:
 
     def test_places_are_filled_in_all_orders(self, name: str) -> None:
         model = masked(name, grid=(1, 4))
-        seen = looks(model)
-        sample(model, Sampler(steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
-        ranks = sum(hidden.long() for _, hidden in seen)  # in how many steps each was still missing
+        runs = record_runs(model)
+        sample(model, make(Sampler, steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
+        ranks = sum(hidden.long() for _, hidden in runs)  # in how many steps each was still missing
         assert len(ranks.unique(dim=0)) == 24  # type: ignore[union-attr]

@@ -7,7 +7,8 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked
 from prior.module import negative_log_likelihood, weighted_mean
-from tests.helpers.priors import looks, make_prior
+from tests.helpers.parts import make
+from tests.helpers.priors import draw_by_one_stream, make_prior, record_runs
 
 K = 5
 
@@ -47,60 +48,66 @@ def test_the_loss_is_the_mean_over_all_masked_codes_of_the_batch() -> None:
 
 def test_what_is_missing_follows_the_cosine_of_the_steps() -> None:
     model = maskgit(grid=(4, 4))
-    seen = looks(model)
-    sample(model, Sampler(steps=4), 3, seed=0)
+    runs = record_runs(model)
+    sample(model, make(Sampler, steps=4), 3, seed=0)
     expected = [16, *(int(16 * math.cos(math.pi / 2 * step / 4)) for step in (1, 2, 3))]
-    assert [hidden.sum(1).tolist() for _, hidden in seen] == [[n] * 3 for n in expected]
+    assert [hidden.sum(1).tolist() for _, hidden in runs] == [[n] * 3 for n in expected]
 
 
 def test_the_schedule_is_that_of_the_codes_that_are_not_known() -> None:
     model, known = maskgit(grid=(4, 4)), torch.arange(16) < 8
-    seen = looks(model)
+    runs = record_runs(model)
     model.fill(
-        torch.zeros(2, 16, dtype=torch.int64), known, Numbers(0, range(2)), Sampler(steps=4), None
+        torch.zeros(2, 16, dtype=torch.int64),
+        known,
+        Numbers(0, range(2)),
+        make(Sampler, steps=4),
+        None,
     )
-    assert [int(hidden[0].sum()) for _, hidden in seen] == [8, 7, 5, 3]
+    assert [int(hidden[0].sum()) for _, hidden in runs] == [8, 7, 5, 3]
 
 
 def test_by_default_there_are_twelve_steps() -> None:
     model = maskgit(grid=(4, 8))
-    seen = looks(model)
-    sample(model, Sampler(), 2, seed=0)
-    assert len(seen) == 12
+    runs = record_runs(model)
+    sample(model, Sampler.unmodified(), 2, seed=0)
+    assert len(runs) == 12
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_without_chance_the_surest_codes_are_kept(temperature: float) -> None:
+def test_without_chance_the_most_confident_codes_are_accepted(temperature: float) -> None:
     model, sampler = (
         maskgit(grid=(4, 4)),
-        Sampler(steps=2, choice_temperature=0.0, temperature=temperature),
+        make(Sampler, steps=2, choice_temperature=0.0, temperature=temperature),
     )
-    seen = looks(model)
+    runs = record_runs(model)
     codes = sample(model, sampler, 8, seed=0).flatten(1)
-    (empty, hidden), (_, still) = seen
+    (empty, hidden), (_, still) = runs
     logp = (model(empty, hidden) / temperature).log_softmax(-1)
     uniform = Numbers(0, range(8)).uniform(2, 16)[:, 0]
     drawn = torch.stack(
         [sampler.draw(logp[:, t] * temperature, uniform[:, t]) for t in range(16)], 1
     )
-    sure = logp.gather(-1, drawn[..., None])[..., 0]
+    confidence = logp.gather(-1, drawn[..., None])[..., 0]
     for i in range(8):
-        kept = set(
-            sure[i].argsort(descending=True)[:5].tolist()
-        )  # 16 * cos(pi / 4) = 11.3 are still missing
-        assert {t for t in range(16) if not still[i, t]} == kept
-        assert all(codes[i, t] == drawn[i, t] for t in kept)
+        # 16 * cos(pi / 4) = 11.3 are still missing.
+        accepted = set(confidence[i].argsort(descending=True)[:5].tolist())
+        assert {t for t in range(16) if not still[i, t]} == accepted
+        assert all(codes[i, t] == drawn[i, t] for t in accepted)
 
 
-def test_chance_has_its_weight_and_fades_with_the_steps() -> None:
-    """Of two places the first is kept first with a probability that is logistic in how much surer it is, in units of
-    choice * (1 - step / steps): so it is with Gumbel noise."""
+def test_chance_has_its_weight_and_fades_with_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probability that the first of two places is accepted first is logistic in how much more confident it is, in
+    units of choice_temperature * (1 - step / steps), as Gumbel noise makes it."""
+    draw_by_one_stream(monkeypatch)
     model, n, choice = maskgit(grid=(1, 2)), 4000, 0.5
     for weight in (model.place, model.head.weight):  # so that one place is surer than the other
         torch.nn.init.normal_(weight)
-    seen = looks(model)
-    sample(model, Sampler(steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n)
-    one, other = model(*(part[:1] for part in seen[0])).log_softmax(-1).amax(-1)[0].tolist()
+    runs = record_runs(model)
+    sample(
+        model, make(Sampler, steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n
+    )
+    one, other = model(*(part[:1] for part in runs[0])).log_softmax(-1).amax(-1)[0].tolist()
     assert abs(one - other) > 0.1
     p = 1 / (1 + math.exp((other - one) / (choice / 2)))
-    assert (~seen[1][1][:, 0]).double().mean().item() == pytest.approx(p, abs=4 * (0.25 / n) ** 0.5)
+    assert (~runs[1][1][:, 0]).double().mean().item() == pytest.approx(p, abs=4 * (0.25 / n) ** 0.5)

@@ -85,10 +85,10 @@ def test_the_yardstick_is_the_validation_images_as_the_tokenizer_gives_them(data
     t.initialise(data.preprocess(images(data)))
     figures, _ = find_neighbours(images(data)[:3], data, t, flip=False)
     with torch.no_grad():
-        made = to_uint8(
+        decoded = to_uint8(
             t.decode(t.encode(data.preprocess(data.take_evenly("val", 3)[0])).z_q)
         ).double()
-    every = (made[:, None] - images(data).double()).square().mean((2, 3, 4)).sqrt()
+    every = (decoded[:, None] - images(data).double()).square().mean((2, 3, 4)).sqrt()
     assert figures["nearest_rmse_val"] == pytest.approx(
         float(every.min(1).values.median()), abs=0.01
     )

@@ -19,7 +19,7 @@ def test_random_orders_are_all_as_likely() -> None:
 
 
 def test_each_sample_has_an_order_of_its_own_random_as_often_as_asked() -> None:
-    found = (shuffled(4000, 9, share=0.3) != raster(4000, 9)).any(1).float().mean()
-    assert found == pytest.approx(0.3, abs=0.03)
+    share = (shuffled(4000, 9, share=0.3) != raster(4000, 9)).any(1).float().mean()
+    assert share == pytest.approx(0.3, abs=0.03)
     assert torch.equal(shuffled(50, 9, share=0.0), raster(50, 9))
     assert (shuffled(50, 9, share=1.0) != raster(50, 9)).any(1).all()

@@ -6,7 +6,8 @@ from engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.pixelcnn import PixelCNN
-from tests.helpers.priors import make_prior, stirred
+from tests.helpers.parts import make
+from tests.helpers.priors import make_prior, randomised
 
 K, DIM = 5, 4
 
@@ -45,11 +46,11 @@ def slow(model: PixelCNN, codes: Tensor, label: int) -> Tensor:
             )
             f, g = a[place].chunk(2)
             v[place] = torch.tanh(f) * torch.sigmoid(g)
-    found = []
+    logits = []
     for place in places:
         y = torch.relu(model.last.weight[:, :, 0, 0] @ torch.relu(h[place]) + model.last.bias)
-        found.append(model.head.weight[:, :, 0, 0] @ y + model.head.bias)
-    return torch.stack(found).view(rows, columns, -1)
+        logits.append(model.head.weight[:, :, 0, 0] @ y + model.head.bias)
+    return torch.stack(logits).view(rows, columns, -1)
 
 
 def pixelcnn(grid: tuple[int, int], **settings: int | float) -> PixelCNN:
@@ -67,11 +68,11 @@ def test_logits_are_those_of_the_papers_equations(kernel: int) -> None:
     torch.testing.assert_close(model(codes, torch.tensor([1])), expected, rtol=1e-4, atol=1e-5)
 
 
-def seen(model: PixelCNN, t: int) -> Tensor:
+def receptive_field(model: PixelCNN, t: int) -> Tensor:
     """Which codes (h, w) the logits at t depend on, by their gradient in float64."""
     vectors = []
     model.double().read.register_forward_hook(
-        lambda _, __, found: vectors.append(found.requires_grad_()) or found
+        lambda _, __, x: vectors.append(x.requires_grad_()) or x
     )
     logits = model(torch.randint(model.K, (1, model.L)))
     [gradient] = torch.autograd.grad(logits[0, t].square().sum(), vectors)
@@ -79,23 +80,23 @@ def seen(model: PixelCNN, t: int) -> Tensor:
 
 
 def test_codes_are_seen_as_far_as_the_layers_reach_and_none_is_hidden() -> None:
-    found = seen(pixelcnn((6, 9), depth=2, kernel=3), t=4 * 9 + 4)
+    field = receptive_field(pixelcnn((6, 9), depth=2, kernel=3), t=4 * 9 + 4)
     expected = torch.zeros(6, 9, dtype=torch.bool)
     expected[1:4, 2:7] = True  # three rows above, two columns to each side
     expected[4, 1:4] = True
-    assert torch.equal(found, expected)
+    assert torch.equal(field, expected)
 
 
 def test_as_deep_as_it_comes_the_last_code_of_a_grid_of_16_sees_all_before() -> None:
-    model = stirred(PixelCNN(torch.randn(1, K, DIM), (16, 16), width=16))
-    found = seen(model, t=255).flatten()
-    assert found[:-1].all()
-    assert not found[-1]
+    model = randomised(make(PixelCNN, torch.randn(1, K, DIM), (16, 16), width=16))
+    field = receptive_field(model, t=255).flatten()
+    assert field[:-1].all()
+    assert not field[-1]
 
 
 def test_positions_are_told_apart_where_codes_are_nothing_but_zeros() -> None:
     """FSQ has such a code, which must not look like what is outside the grid."""
-    model = PixelCNN(torch.zeros(1, K, DIM), (3, 3), width=8, depth=1)
+    model = make(PixelCNN, torch.zeros(1, K, DIM), (3, 3), width=8, depth=1)
     torch.nn.init.normal_(model.head.weight)
     logits = model(torch.zeros(1, 9, dtype=torch.int64))[0]
     assert all(
@@ -112,13 +113,11 @@ def test_sampling_computes_each_position_of_each_layer_once() -> None:
         if name.endswith(("conv", "across", "out", "head", "vertical.0", "vertical.1")):
             computed[name] = 0
 
-            def count(
-                _: torch.nn.Module, __: tuple[Tensor], found: Tensor, name: str = name
-            ) -> None:
-                computed[name] += found.shape[2] * found.shape[3]
+            def count(_: torch.nn.Module, __: tuple[Tensor], x: Tensor, name: str = name) -> None:
+                computed[name] += x.shape[2] * x.shape[3]
 
             part.register_forward_hook(count)
-    sample(model, Sampler(), 3, seed=0)
+    sample(model, Sampler.unmodified(), 3, seed=0)
     assert computed == dict.fromkeys(computed, 20)
     assert len(computed) == 2 * 4 + 1
 
@@ -140,4 +139,4 @@ def test_dropout_of_everything_leaves_what_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize("kernel", [1, 4])
 def test_a_kernel_without_a_centre_and_two_sides_is_refused(kernel: int) -> None:
     with pytest.raises(InputError, match=rf"prior\.kernel={kernel} must be odd and at least 3"):
-        PixelCNN(torch.randn(1, K, DIM), (2, 3), kernel=kernel)
+        make(PixelCNN, torch.randn(1, K, DIM), (2, 3), kernel=kernel)

@@ -5,11 +5,14 @@ from engine.errors import InputError
 from prior.models.rar import RAR
 from prior.module import negative_log_likelihood, weighted_mean
 from prior.orders import raster, shuffled
+from tests.helpers.parts import make
 from tests.helpers.priors import DIM, make_prior
 
 K = 5
 CODES = torch.tensor([[3, 1, 4, 1, 0, 2]])
-ORDERS = torch.tensor([[[4, 0, 5, 2, 1, 3]], [[4, 0, 2, 5, 1, 3]]])  # they part at the third step
+ORDERS = torch.tensor(
+    [[[4, 0, 5, 2, 1, 3]], [[4, 0, 2, 5, 1, 3]]]
+)  # they differ from the third step on
 
 
 def rar(grid: tuple[int, int] = (2, 3), **settings: float) -> RAR:
@@ -19,10 +22,10 @@ def rar(grid: tuple[int, int] = (2, 3), **settings: float) -> RAR:
 
 
 @torch.no_grad()
-def only(kept: str) -> RAR:
-    """A prior that is told nothing of places but this."""
+def only(part: str) -> RAR:
+    """A prior that knows positions by this part only."""
     model = rar()
-    for name in {"place", "angles", "origin"} - {kept}:
+    for name in {"place", "angles", "origin"} - {part}:
         getattr(model, name).zero_()
     return model
 
@@ -90,7 +93,7 @@ def test_in_any_order_a_code_changes_no_logits_at_or_before_it_and_all_behind() 
         assert differs == [False] * (t + 1) + [True] * (5 - t)
 
 
-def test_a_step_is_told_the_place_that_comes_next() -> None:
+def test_a_step_knows_the_place_that_comes_next() -> None:
     """Figure 3 of the paper."""
     model = rar()
     one, other = (model(CODES, order=order) for order in ORDERS)
@@ -98,15 +101,15 @@ def test_a_step_is_told_the_place_that_comes_next() -> None:
     assert not torch.allclose(one[:, 2], other[:, 2])
 
 
-@pytest.mark.parametrize("kept", ["place", "angles"])
-def test_the_place_that_comes_next_is_told_by_its_vector_and_its_angles(kept: str) -> None:
-    model = only(kept)
+@pytest.mark.parametrize("part", ["place", "angles"])
+def test_the_place_that_comes_next_is_known_by_its_vector_and_its_angles(part: str) -> None:
+    model = only(part)
     one, other = (model(CODES, order=order) for order in ORDERS)
     torch.testing.assert_close(one[:, :2], other[:, :2])
     assert not torch.allclose(one[:, 2], other[:, 2], rtol=1e-6, atol=0)
 
 
-def test_the_place_of_the_code_that_is_read_is_told_by_its_origin() -> None:
+def test_the_place_of_the_code_that_is_read_is_known_by_its_origin() -> None:
     model = only("origin")
     one, other = (model(CODES, order=order) for order in ORDERS)
     torch.testing.assert_close(
@@ -116,12 +119,12 @@ def test_the_place_of_the_code_that_is_read_is_told_by_its_origin() -> None:
 
 
 def test_the_target_aware_embedding_pays() -> None:
-    """Each place has a code of its own: who is told what place comes next knows the code, who is not can't."""
+    """Each place has a code of its own, so knowing the place that comes next is knowing the code."""
 
-    def learned(told: bool) -> float:
+    def learned(target_aware: bool) -> float:
         torch.manual_seed(0)
-        model = RAR(torch.randn(1, 6, DIM), (2, 3), width=16, depth=1, heads=2)
-        if not told:
+        model = make(RAR, torch.randn(1, 6, DIM), (2, 3), width=16, depth=1, heads=2)
+        if not target_aware:
             for tensor in (model.place, model.angles):
                 tensor.requires_grad_(False).zero_()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.02)
@@ -134,5 +137,5 @@ def test_the_target_aware_embedding_pays() -> None:
             optimizer.step()
         return loss.item()
 
-    assert learned(told=True) < 0.1
-    assert learned(told=False) > 0.9  # the mean of log 6, log 5 ... log 1 is 1.1
+    assert learned(target_aware=True) < 0.1
+    assert learned(target_aware=False) > 0.9  # the mean of log 6, log 5 ... log 1 is 1.1

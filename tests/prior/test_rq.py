@@ -6,6 +6,7 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.rq import RQ
 from prior.models.transformer import rotary_directions
+from tests.helpers.parts import make
 from tests.helpers.priors import DIM, make_prior
 
 K, GRID = 5, (2, 3)
@@ -14,14 +15,15 @@ K, GRID = 5, (2, 3)
 def rq(num_codebooks: int = 3, **settings: object) -> RQ:
     """Small, with `num_codebooks` codebooks and no zeros."""
     torch.manual_seed(0)
-    model = RQ(
+    model = make(
+        RQ,
         torch.randn(num_codebooks, K, DIM),
         GRID,
         width=16,
         depth=2,
         heads=2,
         **{"codebook_depth": 2, **settings},
-    )  # type: ignore[arg-type]
+    )
     with torch.no_grad():
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.5)
@@ -30,7 +32,7 @@ def rq(num_codebooks: int = 3, **settings: object) -> RQ:
 
 @torch.no_grad()
 def test_logits_agree_with_the_equations_code_by_code() -> None:
-    """Section 3.2, said slowly: position by position and book by book, each time from the beginning."""
+    """Section 3.2, written out: position by position and book by book, each time from the beginning."""
     model = rq()
     grids = torch.randint(K, (2, 6, 3))
     e = [read.vectors @ read.read.weight.T + read.read.bias for read in model.read]  # type: ignore[union-attr, operator]
@@ -103,8 +105,8 @@ def test_any_number_of_codebooks_is_decoded_as_it_is_judged(
 
 
 def test_samples_are_grids_of_as_many_codes_as_there_are_codebooks() -> None:
-    assert sample(rq(3), Sampler(), 4, seed=0).shape == (4, *GRID, 3)
-    assert sample(rq(1), Sampler(), 4, seed=0).shape == (4, *GRID)
+    assert sample(rq(3), Sampler.unmodified(), 4, seed=0).shape == (4, *GRID, 3)
+    assert sample(rq(1), Sampler.unmodified(), 4, seed=0).shape == (4, *GRID)
 
 
 def test_the_codebooks_are_no_parameters() -> None:

@@ -40,12 +40,14 @@ def test_a_size_brings_its_width_depth_and_heads(size: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_has_as_many_parameters_as_its_file_says(size: str) -> None:
     text = (CONF / f"prior/size/{size}.yaml").read_text()
-    [said] = re.findall(r"([\d.]+)M parameters: prior=gpt at K=16384 on 16x16", text)
-    assert parameters(config(f"prior/size={size}").prior) == pytest.approx(float(said), rel=0.01)
-    for said in re.findall(r"([\d.]+)M with prior.inputs=embedding", text):
+    [millions] = re.findall(r"([\d.]+)M parameters: prior=gpt at K=16384 on 16x16", text)
+    assert parameters(config(f"prior/size={size}").prior) == pytest.approx(
+        float(millions), rel=0.01
+    )
+    for millions in re.findall(r"([\d.]+)M with prior.inputs=embedding", text):
         assert parameters(
             config(f"prior/size={size}", "prior.inputs=embedding").prior
-        ) == pytest.approx(float(said), rel=0.01)
+        ) == pytest.approx(float(millions), rel=0.01)
 
 
 def test_small_is_the_default() -> None:

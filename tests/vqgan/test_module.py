@@ -15,13 +15,13 @@ from engine.clock import Budget, Now, Schedule
 from engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import (
-    adamw,
     fit,
     lightning_warnings,
     make_module,
     make_noise,
-    make_tokenizer,
+    paper_weight,
 )
+from vqgan.discriminators.base import frozen
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
@@ -29,11 +29,13 @@ from vqgan.discriminators.style import Style
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.augment import DiffAugment
 from vqgan.losses.gate import Gate
+from vqgan.losses.groups import group_losses
+from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
-from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
-from vqgan.module import VQGAN, SharedJudgements, frozen
+from vqgan.losses.weight import ConstantWeight
+from vqgan.module import VQGAN
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.vq import VQ
 
@@ -49,7 +51,7 @@ def same(before: list[Tensor], part: torch.nn.Module) -> bool:
 
 
 class Spy(Callback):
-    """Copies weights around every optimizer step and says who moved."""
+    """Copies weights around every optimizer step and records who moved."""
 
     def __init__(self) -> None:
         self.moved: list[tuple[bool, bool]] = []
@@ -119,9 +121,9 @@ def codes(trained: VQGAN) -> dict[str, Tensor]:
         "quantizer": trained.tokenizer.quantizer,
     }
     return {
-        f"{part}.{name}": value.clone()
-        for part, found in parts.items()
-        for name, value in found.state_dict().items()
+        f"{name}.{key}": value.clone()
+        for name, part in parts.items()
+        for key, value in part.state_dict().items()
     }
 
 
@@ -139,7 +141,7 @@ class Snapshot(Callback):
 
 
 @pytest.mark.parametrize("freeze_codes", [True, False])
-def test_codes_rest_when_the_gate_opens_unless_told_otherwise(freeze_codes: bool) -> None:
+def test_codes_freeze_when_the_gate_opens_only_with_freeze_codes(freeze_codes: bool) -> None:
     trained, snapshot = (
         make_module(Gate(start=4, ramp=0, warmup=2), freeze_codes=freeze_codes),
         Snapshot(),
@@ -155,12 +157,12 @@ def test_codes_rest_when_the_gate_opens_unless_told_otherwise(freeze_codes: bool
     assert not same(before, trained.tokenizer.decoder)
 
 
-def test_with_resting_codes_the_learning_rate_runs_its_course_twice() -> None:
+def test_with_frozen_codes_the_learning_rate_follows_its_schedule_twice() -> None:
     trained = make_module(Gate(start=4, ramp=0, warmup=0), steps=8, second_peak=0.5)
     rates = []
     for trained.step in range(8):
         rates.append(trained.rate)
-    cosine = [Schedule(0)(Now(9, share)) for share in (0, 0.25, 0.5, 0.75)]
+    cosine = [Schedule(0, 0.02)(Now(9, share)) for share in (0, 0.25, 0.5, 0.75)]
     assert rates == pytest.approx([0.5 * cosine[0], *cosine[1:], *[0.5 * c for c in cosine]])
 
 
@@ -173,15 +175,14 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
         freeze_codes=False,
         adaptive=ConstantWeight(0.3),
     )
-    m.augment = (
+    m.adversary.augment = (
         torch.nn.Flatten(0, 0) if augmented else None
-    )  # takes the other way and changes nothing
+    )  # an augmentation that changes nothing, but rules out shared judgements
     logged: dict[str, Tensor] = {}
     m.log_terms = logged.update  # type: ignore[method-assign]
     x = torch.rand(4, 3, 16, 16) * 2 - 1
-    q = m.tokenizer.encode(x)
-    m.generator_loss(x, m.tokenizer.decode(q.z_q), q).backward()
-    found = [p.grad.clone() for p in m.tokenizer.parameters() if p.grad is not None]
+    m.generator_loss(MicroBatch(x)).backward()
+    balanced = gradients(m.tokenizer)
     m.tokenizer.zero_grad()
     q = m.tokenizer.encode(x)
     x_hat = m.tokenizer.decode(q.z_q)
@@ -190,12 +191,10 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
         DiscriminatorFeatures()(real.features, fake.features),
         -fake.logits.mean(),
     )
-    (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
-    expected = [p.grad for p in m.tokenizer.parameters() if p.grad is not None]
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    (make(Pixel)(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
+    torch.testing.assert_close(balanced, gradients(m.tokenizer), rtol=1e-4, atol=1e-7)
     terms = {
-        "rec": Pixel()(x, x_hat),
+        "rec": make(Pixel)(x, x_hat),
         "perceptual": features,
         "adversarial": adversarial,
         "quantizer": q.loss,
@@ -206,9 +205,8 @@ def test_the_generators_gradient_is_that_of_the_sum_of_its_terms(augmented: bool
 
 OPEN, CLOSED = Gate(start=0, ramp=0, warmup=0), Gate(start=8, ramp=0, warmup=8)
 
-JUDGEMENTS: dict[
-    str, tuple[Gate, dict[str, Any], int]
-] = {  # of a step: images and reconstructions, once for both players
+# What the discriminator judges in a step, images and reconstructions: (gate, settings, number of judgements).
+JUDGEMENTS: dict[str, tuple[Gate, dict[str, Any], int]] = {
     "gate open": (OPEN, {}, 2),
     "the paper's joint training": (OPEN, {"freeze_codes": False}, 2),
     "without feature matching": (OPEN, {"perceptual": None}, 2),
@@ -217,7 +215,7 @@ JUDGEMENTS: dict[
     "gate closed, micro-batches": (CLOSED, {"accumulate": 2}, 4),
     "or again, micro-batches": (OPEN, {"accumulate": 2}, 8),
     "or again, with memory": (OPEN, {"discriminator": PatchGAN(3, 8, 1, spectral=True)}, 4),
-    "or again, augmented, and for features as they are": (OPEN, {"augment": DiffAugment()}, 5),
+    "or again, augmented, and for features as they are": (OPEN, {"augment": make(DiffAugment)}, 5),
 }
 
 
@@ -237,7 +235,8 @@ def test_a_run_that_judges_once_ends_as_one_that_judges_again(
     """All that is in a checkpoint: also what spectral norm has estimated, and what random numbers led to."""
     gate, settings, _ = JUDGEMENTS[name]
     once, again = (
-        make_module(gate, steps=4, lecam=LeCam(0.1), **copy.deepcopy(settings)) for _ in range(2)
+        make_module(gate, steps=4, lecam=make(LeCam, 0.1), **copy.deepcopy(settings))
+        for _ in range(2)
     )
     for trained in (once, again):
         trained.make_optimizers = dict.fromkeys(
@@ -245,7 +244,7 @@ def test_a_run_that_judges_once_ends_as_one_that_judges_again(
         )  # Adam would enlarge every rounding
     again.discriminator.load_state_dict(once.discriminator.state_dict())
     fit(once)
-    monkeypatch.setattr(VQGAN, "judges_once", False)
+    monkeypatch.setattr(VQGAN, "shares_judgements", False)
     fit(again)
     torch.testing.assert_close(once.state_dict(), again.state_dict(), rtol=1e-4, atol=1e-6)
 
@@ -266,10 +265,10 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
         MultiScale: (16, 3, 2, 8, 1),
         Style: (16, 3, 8, 2),
     }
-    weight, lecam = ConstantWeight(0.3), LeCam(0.2)
+    weight, lecam = ConstantWeight(0.3), make(LeCam, 0.2)
     m = make_module(
         OPEN,
-        discriminator=kind(*sizes[kind]),
+        discriminator=make(kind, *sizes[kind]),
         perceptual_weight=0.5,
         freeze_codes=False,
         adaptive=weight,
@@ -279,17 +278,16 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
     lecam.means.copy_(torch.tensor([0.3, -0.2]))
     x, slow = torch.rand(4, 3, 16, 16) * 2 - 1, copy.deepcopy(m)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        q = m.tokenizer.encode(x)
-        x_hat = m.tokenizer.decode(q.z_q)
-        verdicts = SharedJudgements(m.judge, x, x_hat.detach().requires_grad_())
-        m.generator_loss(x, x_hat, q, verdicts=verdicts).backward()
+        part = MicroBatch(x)
+        assert m.shares_judgements
+        m.generator_loss(part).backward()
         assert gradients(m.discriminator) == []
-        found = gradients(m.tokenizer)
+        generator = gradients(m.tokenizer)
         with torch.no_grad():
             for p in m.tokenizer.parameters():
                 p.add_(1.0)
-        m.discriminator_loss(x, x_hat.detach(), verdicts=verdicts).backward()
-        torch.testing.assert_close(gradients(m.tokenizer), found, rtol=0, atol=0)
+        m.discriminator_loss(part).backward()
+        torch.testing.assert_close(gradients(m.tokenizer), generator, rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         q = slow.tokenizer.encode(x)
         x_hat = slow.tokenizer.decode(q.z_q)
@@ -298,7 +296,7 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
             DiscriminatorFeatures()(real.features, fake.features),
             -fake.logits.float().mean(),
         )
-        (Pixel()(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
+        (make(Pixel)(x, x_hat) + 0.5 * features + q.loss + 0.3 * adversarial).backward()
         slow.discriminator.zero_grad()
         reals, fakes = (slow.discriminator(images).logits.float() for images in (x, x_hat.detach()))
         hinge = (torch.relu(1 - reals).mean() + torch.relu(1 + fakes).mean()) / 2
@@ -308,7 +306,7 @@ def test_both_players_gradients_from_one_judgement_are_those_of_judgements_of_th
             * (torch.relu(reals + 0.2).square().mean() + torch.relu(0.3 - fakes).square().mean())
         ).backward()
     closely = {"rtol": 0.05, "atol": 2e-3} if bf16 else {"rtol": 1e-4, "atol": 1e-6}
-    torch.testing.assert_close(found, gradients(slow.tokenizer), **closely)
+    torch.testing.assert_close(generator, gradients(slow.tokenizer), **closely)
     torch.testing.assert_close(gradients(m.discriminator), gradients(slow.discriminator), **closely)
 
 
@@ -316,12 +314,10 @@ def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
     m = make_module(Gate(start=0, ramp=0, warmup=0), perceptual=None, adaptive=ConstantWeight(0.3))
     logged: dict[str, Tensor] = {}
     m.log_terms = logged.update  # type: ignore[method-assign]
-    x, x_hat = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16, requires_grad=True)
-    q = m.tokenizer.encode(x)
-    made = m.tokenizer.decode(q.z_q)
-    m.generator_loss(x, made, q)
-    x_hat = made.detach().requires_grad_()
-    rec = torch.autograd.grad(Pixel()(x, x_hat), x_hat)[0].norm()
+    part = MicroBatch(torch.rand(4, 3, 16, 16))
+    m.generator_loss(part)
+    x, x_hat = part.x, part.x_hat.detach().requires_grad_()
+    rec = torch.autograd.grad(make(Pixel)(x, x_hat), x_hat)[0].norm()
     adv = 0.3 * torch.autograd.grad(-m.discriminator(x_hat).logits.mean(), x_hat)[0].norm()
     torch.testing.assert_close(
         (logged["share_rec"], logged["share_adversarial"]), (rec / (rec + adv), adv / (rec + adv))
@@ -331,18 +327,17 @@ def test_the_shares_are_those_of_the_gradients_at_the_reconstruction() -> None:
 def test_lambda_is_measured_at_the_decoders_last_layer() -> None:
     """VQGAN eq. 7 by one backward pass each, through everything."""
     m = make_module(
-        Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, adaptive=AdaptiveWeight(scale=1.0)
+        Gate(start=0, ramp=0, warmup=0), perceptual_weight=0.5, adaptive=paper_weight(scale=1.0)
     )
     m.log_terms = lambda _: None  # type: ignore[method-assign]
     x = torch.rand(4, 3, 16, 16) * 2 - 1
-    q = m.tokenizer.encode(x)
-    last, x_hat = m.tokenizer.decoder.last.weight, m.tokenizer.decode(q.z_q)
-    m.generator_loss(x, x_hat, q)
+    m.generator_loss(MicroBatch(x))
+    last, x_hat = m.tokenizer.decoder.last.weight, m.tokenizer.decode(m.tokenizer.encode(x).z_q)
     fake, real = m.discriminator(x_hat), m.discriminator(x)
-    rec = Pixel()(x, x_hat) + 0.5 * DiscriminatorFeatures()(real.features, fake.features)
+    rec = make(Pixel)(x, x_hat) + 0.5 * DiscriminatorFeatures()(real.features, fake.features)
     above = torch.autograd.grad(rec, last, retain_graph=True)[0].norm()
     below = torch.autograd.grad(-fake.logits.mean(), last)[0].norm()
-    torch.testing.assert_close(m.adaptive.update()["lambda"], above / (below + 1e-6))
+    torch.testing.assert_close(m.balancer.update()["lambda"], above / (below + 1e-6))
 
 
 def test_steps_are_counted_once_though_two_optimizers_step() -> None:
@@ -358,14 +353,14 @@ def test_the_codebook_follows_once_a_step_at_the_learning_rate_of_that_step() ->
     update = trained.tokenizer.quantizer.update
     trained.tokenizer.quantizer.update = lambda q, rate: (rates.append(rate), update(q, rate))[1]  # type: ignore[method-assign,assign,func-returns-value]
     fit(trained)
-    assert rates == [pytest.approx(Schedule(2)(Budget(5).now(step, 0))) for step in range(5)]
+    assert rates == [pytest.approx(Schedule(2, 0.02)(Budget(5).now(step, 0))) for step in range(5)]
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
     trained = make_module(steps=6)
     trainer = fit(trained)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(
-        1e-3 * Schedule(2)(Budget(6).now(5, 0))
+        1e-3 * Schedule(2, 0.02)(Budget(6).now(5, 0))
     )
 
 
@@ -405,16 +400,16 @@ def test_metrics_of_a_validation_cover_the_whole_set() -> None:
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    [found] = trainer.validate(trained, make_noise(), verbose=False)
+    [metrics] = trainer.validate(trained, make_noise(), verbose=False)
     x = make_noise().on_after_batch_transfer(
         (torch.from_numpy(make_noise().samples("val").values), torch.zeros(24)), 0
     )[0]
     counts = trained.tokenizer.indices(x).flatten().bincount(minlength=16).double()
     p = counts / counts.sum()
-    assert found["val/perplexity"] == pytest.approx(
+    assert metrics["val/perplexity"] == pytest.approx(
         float(torch.exp(-torch.xlogy(p, p).sum())), rel=1e-5
     )
-    assert found["val/codes_used"] == (counts > 0).sum()
+    assert metrics["val/codes_used"] == (counts > 0).sum()
 
 
 def test_frozen_parameters_thaw_even_after_an_error() -> None:
@@ -431,14 +426,20 @@ def test_frozen_parameters_thaw_even_after_an_error() -> None:
 
 def test_discriminator_features_without_a_discriminator_are_refused() -> None:
     with pytest.raises(InputError, match="loss/perceptual=features needs a discriminator"):
-        VQGAN(
-            make_tokenizer(),
-            Pixel(),
-            adamw,
-            Budget(1),
-            Schedule(),
-            perceptual=DiscriminatorFeatures(),
-        )
+        group_losses(make(Pixel), 1.0, perceptual=DiscriminatorFeatures())
+
+
+@pytest.mark.parametrize("name", ["gate", "adaptive"])
+def test_a_discriminator_without_a_gate_or_a_weight_is_refused(name: str) -> None:
+    parts = {"discriminator": make(PatchGAN, 3), "gate": OPEN, "adaptive": paper_weight()}
+    with pytest.raises(InputError, match=rf"loss.{name}=null .* use loss"):
+        group_losses(make(Pixel), 1.0, **{**parts, name: None})
+
+
+def test_without_a_discriminator_the_rest_of_a_gans_loss_is_a_vqvae() -> None:
+    reconstruction, adversary = group_losses(make(Pixel), 0.5, gate=OPEN, adaptive=paper_weight())
+    assert reconstruction.perceptual is None
+    assert adversary is None
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
@@ -453,8 +454,10 @@ def test_codes_can_learn_at_a_rate_of_their_own() -> None:
     trained = make_module()
     trained.tokenizer.quantizer = make(VQ, 16, 8, codebook_lr=10.0)
     fit(trained)
-    [made] = trained.configure_optimizers()
-    rates = {id(p): group["initial_lr"] for group in made.param_groups for p in group["params"]}
+    [optimizer] = trained.configure_optimizers()
+    rates = {
+        id(p): group["initial_lr"] for group in optimizer.param_groups for p in group["params"]
+    }
     assert rates[id(trained.tokenizer.quantizer.codebook)] == pytest.approx(1e-2)
     assert rates[id(trained.tokenizer.into.weight)] == pytest.approx(1e-3)
     assert len(rates) == len(list(trained.tokenizer.parameters()))
@@ -462,7 +465,7 @@ def test_codes_can_learn_at_a_rate_of_their_own() -> None:
 
 def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
     trained = make_module()
-    trained.tokenizer.quantizer, trained.use = Plain(8), None
+    trained.tokenizer.quantizer, trained.codebook_use = Plain(8), None
     trainer = fit(trained)
     assert "val/psnr" in trainer.callback_metrics
     assert "val/perplexity" not in trainer.callback_metrics
@@ -474,22 +477,23 @@ def test_a_continuous_bottleneck_trains_without_metrics_of_codes() -> None:
 
 def test_penalties_train_the_discriminator_alone_and_are_logged() -> None:
     gate = Gate(start=0, ramp=0, warmup=0)
-    plain, held = make_module(gate), make_module(gate, lecam=LeCam(1.0), r1=R1(1.0, every=2))
+    plain, held = make_module(gate), make_module(gate, lecam=make(LeCam, 1.0), r1=R1(1.0, every=2))
     held.discriminator.load_state_dict(plain.discriminator.state_dict())
     for trained in (plain, held):
         trained.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assign]
-    x, x_hat = torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16, requires_grad=True)
-    expected = plain.discriminator_loss(x, x_hat)
-    held.discriminator_loss(x, x_hat).backward()
-    assert x_hat.grad is None
+    part = MicroBatch(torch.randn(4, 3, 16, 16))
+    part.x_hat = torch.randn(4, 3, 16, 16, requires_grad=True)
+    expected = plain.discriminator_loss(part)
+    held.discriminator_loss(part).backward()
+    assert part.x_hat.grad is None
     vitals = held.vitals
     torch.testing.assert_close(
-        held.discriminator_loss(x, x_hat), expected + vitals["lecam"] + vitals["r1"]
+        held.discriminator_loss(part), expected + vitals["lecam"] + vitals["r1"]
     )
     assert min(vitals["lecam"], vitals["r1"]) > 0
-    held.judged = 1
+    held.discriminator_step = 1
     torch.testing.assert_close(
-        held.discriminator_loss(x, x_hat), expected + vitals["lecam"]
+        held.discriminator_loss(part), expected + vitals["lecam"]
     )  # r1 is not due
 
 
@@ -503,21 +507,21 @@ def test_updates_of_micro_batches_equal_those_of_whole_ones(freeze_codes: bool) 
 
     def trained(accumulate: int) -> VQGAN:
         gate = Gate(start=2, ramp=2, warmup=2)
-        weight = AdaptiveWeight(scale=1.0, smooth=3)
-        made = make_module(
+        weight = paper_weight(scale=1.0, smooth=3)
+        module = make_module(
             gate,
             6,
-            lecam=LeCam(0.1),
+            lecam=make(LeCam, 0.1),
             r1=R1(0.1, every=2),
             adaptive=weight,
             freeze_codes=freeze_codes,
             accumulate=accumulate,
         )
-        made.make_optimizers = dict.fromkeys(
+        module.make_optimizers = dict.fromkeys(
             (0, 1), lambda p: torch.optim.SGD(p, 0.05)
         )  # Adam would enlarge every rounding
-        fit(made)
-        return made
+        fit(module)
+        return module
 
     whole = parts(trained(1))
     for n in (2, 4, 3):
@@ -568,10 +572,14 @@ def test_the_discriminators_rate_follows_a_schedule_of_its_own_from_its_first_st
         steps=10,
         discriminator_schedule=Schedule(warmup=2, floor=0.0),
     )
-    rates = []
-    for trained.step in range(2, 10):
-        rates.append(trained.discriminator_rate)
-        trained.judged += 1
+    rates: list[float] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trained.discriminator_step:
+                rates.append(trainer.optimizers[1].param_groups[0]["lr"] / 1e-3)
+
+    fit(trained, [Record()])
     cosine = Schedule(0, 0.0)
     assert rates == pytest.approx([cosine(Now(9, i / 8)) * min(1, (i + 1) / 2) for i in range(8)])
 
@@ -609,7 +617,7 @@ def test_under_float16_losses_are_scaled_and_clipped_as_without(fused: bool) -> 
 def test_every_game_steps_both_players_across_the_gate(game: Any) -> None:
     trained = make_module(Gate(start=1, ramp=1, warmup=1), steps=4, adversarial=game)
     fit(trained)
-    assert trained.judged == 4
+    assert trained.discriminator_step == 4
     assert trained.adaptive.weight > 0
     assert all(p.isfinite().all() for p in trained.parameters())
 

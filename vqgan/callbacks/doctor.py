@@ -1,4 +1,4 @@
-"""An alarm for runs of stage 1 that go wrong without saying so."""
+"""Alarms for silent failures of stage 1."""
 
 import math
 from collections.abc import Iterator
@@ -14,23 +14,32 @@ from engine.errors import check_range
 from evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN
 
+TOKENS_PER_CODE = (
+    10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
+)
+SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
+    "rec": "loss.pixel.l2",
+    "perceptual": "loss.perceptual_weight",
+    "adversarial": "loss.adaptive.scale",
+}
+
 
 class TokenizerDoctor(Alarms):
-    """Looks at a run of stage 1 every `every` updates.
+    """Examines a run of stage 1 every `every` updates, and reports what `patience` examinations in a row agree on.
 
     * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
     * lambda is at its cap, or `factor` times more or less than when the gate was first fully open
     * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
     * a loss term has under `least_share` of the gradient at the reconstruction
 
-    What is looked at are means over the updates since the last look; all of it is in the logs. The codes are counted over as
-    many updates as it takes to see each one ten times, were all alike; train/perplexity and its like are of the last count.
+    It examines means, over the updates since the last examination, of the logged terms. Codes are counted over as many
+    updates as would show each code ten times if all were used alike; train/perplexity and the like are of the last count.
     """
 
     def __init__(
         self,
-        every: int = 50,
-        patience: int = 3,
+        every: int,
+        patience: int,
         least_used: float = 0.1,
         factor: float = 100.0,
         least_share: float = 1e-4,
@@ -40,12 +49,12 @@ class TokenizerDoctor(Alarms):
         check_range("callbacks.doctor.factor", factor, 1)
         check_range("callbacks.doctor.least_share", least_share, 0, 1)
         self.least_used, self.factor, self.least_share = least_used, factor, least_share
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # of each term since the last examination
         self._codes: CodebookUse | None = None
-        self._counts: Tensor | None = None  # those of the codes when a checkpoint was made
-        self.counted: dict[str, float] = {}  # the figures of the last count of the codes
-        self._collapse: Sign | None = None  # what the last count of the codes said
-        self._usual: float | None = None  # lambda when the gate was first fully open
+        self._counts: Tensor | None = None  # of the codes, from the checkpoint
+        self.codebook_figures: dict[str, float] = {}  # of the last complete count
+        self._collapse: Sign | None = None  # by the last complete count
+        self._usual_lambda: float | None = None  # when the gate was first fully open
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
@@ -55,60 +64,68 @@ class TokenizerDoctor(Alarms):
             total, n = self._sums.get(name, (value * 0, 0))
             self._sums[name] = total.to(value.device) + value, n + 1
         module.vitals.clear()
-        if module.use is not None and outputs["indices"] is not None:
-            if self._codes is None:
-                self._codes = CodebookUse(module.use.K, module.use.num_codebooks).to(module.device)
-                if self._counts is not None:
-                    self._codes.counts.copy_(self._counts)
-            self._codes.update(outputs["indices"])
+        self._count_codes(module, outputs["indices"])
         super().on_train_batch_end(trainer, module)
         if module.step % self.every == 0:
-            names = sorted(self._sums)  # of all ranks, that all of them say the same
-            found = all_reduce_mean(
-                torch.stack([total / n for total, n in map(self._sums.__getitem__, names)])
-            )
-            means = dict(zip(names, found.tolist(), strict=True))
-            self.look(trainer, module, self.signs(module, means))
-            module.log_dict({f"train/{name}": value for name, value in self.counted.items()})
+            names = sorted(self._sums)
+            totals = [self._sums[name] for name in names]
+            # Means over all ranks, so that all ranks report the same.
+            means = all_reduce_mean(torch.stack([total / n for total, n in totals])).tolist()
+            self.look(trainer, module, self.examine(module, dict(zip(names, means, strict=True))))
+            figures = {f"train/{name}": value for name, value in self.codebook_figures.items()}
+            module.log_dict(figures)
             self._sums = {}
 
-    def signs(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
-        """What is wrong, by the means of all terms since the last look."""
-        yield from self.of_codes()
-        if means.get("gate") == 1.0 and "lambda" in means:
-            yield from self.of_lambda(module, means["lambda"])
-        if "discriminator" in means:
-            yield from self.of_discriminator(module, means)
-        if means.get("gate", 1.0) == 1.0:
-            yield from self.of_influence(module, means)
+    def _count_codes(self, module: VQGAN, indices: Tensor | None) -> None:
+        use = module.codebook_use
+        if use is None or indices is None:
+            return
+        if self._codes is None:
+            self._codes = CodebookUse(use.K, use.num_codebooks).to(module.device)
+            if self._counts is not None:
+                self._codes.counts.copy_(self._counts)
+        self._codes.update(indices)
 
-    def of_codes(self) -> Iterator[Sign]:
-        if (
-            self._codes is not None
-            and self._codes.counts.sum() >= 10 * self._codes.K * self._codes.num_codebooks
-        ):
-            self._collapse = self.collapse(
-                self._codes
-            )  # of fewer tokens, a rare code looks unused: count on till then
-            self._codes.reset()
+    def examine(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
+        """The signs of trouble, by the means of all terms since the last examination."""
+        yield from self.examine_codes()
+        if means.get("gate") == 1.0 and "lambda" in means:
+            yield from self.examine_lambda(module, means["lambda"])
+        if "discriminator" in means:
+            yield from self.examine_discriminator(module, means)
+        if means.get("gate", 1.0) == 1.0:
+            yield from self.examine_shares(means)
+
+    def examine_codes(self) -> Iterator[Sign]:
+        codes = self._codes
+        if codes is not None:
+            enough = TOKENS_PER_CODE * codes.K * codes.num_codebooks
+            if codes.counts.sum() >= enough:
+                self._collapse = self.find_collapse(codes)
+                codes.reset()
         if self._collapse is not None:
             yield self._collapse
 
-    def collapse(self, codes: CodebookUse) -> Sign | None:
-        self.counted = found = {name: float(value) for name, value in codes.compute().items()}
-        if found["usage"] >= self.least_used and found["perplexity"] >= max(codes.K / 100, 1.5):
+    def find_collapse(self, codes: CodebookUse) -> Sign | None:
+        figures = {name: float(value) for name, value in codes.compute().items()}
+        self.codebook_figures = figures
+        least_perplexity = max(codes.K / 100, 1.5)
+        if figures["usage"] >= self.least_used and figures["perplexity"] >= least_perplexity:
             return None
-        used = f"{found['codes_used']:.0f} of {codes.K} codes in use, perplexity {found['perplexity']:.1f}"
+        used, perplexity = figures["codes_used"], figures["perplexity"]
         return Sign(
             "codes",
-            f"the codebook has collapsed: {used}",
+            f"the codebook has collapsed: {used:.0f} of {codes.K} codes in use, perplexity {perplexity:.1f}",
             "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
         )
 
-    def of_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
-        assert module.adaptive is not None
-        self._usual = usual = now if self._usual is None else self._usual
-        if now >= 0.99 * module.adaptive.scale * module.adaptive.max_weight:
+    def examine_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
+        assert module.adversary is not None
+        adaptive = module.adversary.adaptive
+        if self._usual_lambda is None:
+            self._usual_lambda = now
+        usual = self._usual_lambda
+        if now >= 0.99 * adaptive.scale * adaptive.max_weight:
             yield Sign(
                 "lambda",
                 f"lambda is at its cap ({now:.3g}): the adversarial gradient has vanished",
@@ -121,15 +138,16 @@ class TokenizerDoctor(Alarms):
                 "loss.adaptive.anchor=50 or loss.adaptive.max_weight="
                 + f"{max(10 * usual, 1e-3):.2g}",
             )
-        elif now * self.factor < usual or now == 0 < module.adaptive.scale:
+        elif now * self.factor < usual or now == 0 < adaptive.scale:
             yield Sign(
                 "lambda",
                 f"lambda vanishes: {now:.3g}, {now / max(usual, 1e-30):.1g} of what it was when the gate opened",
                 "loss.r1.weight=1, a lower loss.discriminator_optimizer.lr, or loss/adaptive=constant",
             )
 
-    def of_discriminator(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
-        loss, blind = means["discriminator"], module.adversarial.blind
+    def examine_discriminator(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
+        assert module.adversary is not None
+        loss, blind = means["discriminator"], module.adversary.game.blind
         logits = f"logits {means['logits_real']:.2g} for real, {means['logits_fake']:.2g} for fake"
         if loss > 0.99 * blind:
             yield Sign(
@@ -144,13 +162,8 @@ class TokenizerDoctor(Alarms):
                 "loss.lecam.weight=0.1, loss/augment=diffaugment, or a lower loss.discriminator_optimizer.lr",
             )
 
-    def of_influence(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
-        weights = {
-            "rec": "loss.pixel.l2",
-            "perceptual": "loss.perceptual_weight",
-            "adversarial": "loss.adaptive.scale",
-        }
-        for name, setting in weights.items():
+    def examine_shares(self, means: dict[str, float]) -> Iterator[Sign]:
+        for name, setting in SHARE_SETTINGS.items():
             share = means.get(f"share_{name}", math.inf)
             if share < self.least_share:
                 yield Sign(
@@ -162,18 +175,18 @@ class TokenizerDoctor(Alarms):
     def state_dict(self) -> dict[str, Any]:
         sums = {name: (total.cpu(), n) for name, (total, n) in self._sums.items()}
         counts = self._counts if self._codes is None else self._codes.counts.clone().cpu()
+        collapse = self._collapse
         return super().state_dict() | {
-            "since": all_gather((sums, counts)),  # the last look: each rank has its own
-            "counted": self.counted,
-            "collapse": self._collapse
-            and (self._collapse.name, self._collapse.observation, self._collapse.remedy),
-            "usual": self._usual,
+            "since": all_gather((sums, counts)),  # one entry per rank
+            "counted": self.codebook_figures,
+            "collapse": collapse and (collapse.name, collapse.observation, collapse.remedy),
+            "usual": self._usual_lambda,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        if "since" in state_dict:  # a checkpoint of an earlier version has none of these
+        if "since" in state_dict:  # checkpoints of earlier versions have none of these
             self._sums, self._counts = own_entry(state_dict["since"], ({}, None))
-            self.counted = state_dict["counted"]
+            self.codebook_figures = state_dict["counted"]
             self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
-            self._usual = state_dict["usual"]
+            self._usual_lambda = state_dict["usual"]

@@ -14,7 +14,10 @@ from vqgan.module import VQGAN
 
 
 class Reconstructions(Callback):
-    """After each validation: validation images above, their reconstructions below, in rows of `n`."""
+    """After each validation: `rows` rows of `n` validation images, each row above its reconstructions.
+
+    `file` is the last picture, in the folder `pictures` of the run.
+    """
 
     def __init__(self, n: int = 12, rows: int = 2) -> None:
         self.n, self.rows = n, rows
@@ -23,22 +26,19 @@ class Reconstructions(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, VQGAN)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if (
-            trainer.is_global_zero
-            and not trainer.sanity_checking
-            and isinstance(data, ImageDataModule)
+        is_first = trainer.is_global_zero and not trainer.sanity_checking
+        if not is_first or not isinstance(data, ImageDataModule):
+            return
+        x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
+        with torch.no_grad():
+            x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
+        rows = []
+        for originals, copies in zip(
+            to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True
         ):
-            x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
-            with torch.no_grad():
-                x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
-            pairs = zip(to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True)
-            rows = [
-                row for real, made in pairs if len(real) == len(x[: self.n]) for row in (real, made)
-            ]
-            self.file = show_picture(
-                trainer,
-                tile_images(rows, scale=2),
-                Path(trainer.default_root_dir) / PICTURES,
-                "reconstructions",
-                module.step,
-            )
+            if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
+                rows += [originals, copies]
+        folder = Path(trainer.default_root_dir) / PICTURES
+        self.file = show_picture(
+            trainer, tile_images(rows, scale=2), folder, "reconstructions", module.step
+        )

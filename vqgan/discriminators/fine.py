@@ -4,7 +4,7 @@ from torch import nn
 
 from engine.errors import InputError, check_int
 from vqgan.blocks import add_spectral_norm
-from vqgan.discriminators.patch import Layered, layer
+from vqgan.discriminators.base import Layered, layer
 
 
 class Fine(Layered):
@@ -14,9 +14,7 @@ class Fine(Layered):
     3x3 convolutions at half and a quarter of the resolution; `spectral` norm on every convolution instead of GroupNorm.
     """
 
-    def __init__(
-        self, image_size: int, channels: int, width: int = 48, spectral: bool = False
-    ) -> None:
+    def __init__(self, image_size: int, channels: int, width: int, spectral: bool) -> None:
         super().__init__()
         if image_size % 4:
             raise InputError(

@@ -1,23 +1,25 @@
-"""A discriminator of grain: it sees a few pixels at once, and nothing of what they are part of."""
+"""A discriminator of texture: it sees a few pixels at a time, and nothing of what they belong to."""
 
 from torch import nn
 
 from engine.errors import InputError, check_int
 from vqgan.blocks import add_spectral_norm
-from vqgan.discriminators.patch import Layered, layer
+from vqgan.discriminators.base import Layered, layer
 
 
 class Grain(Layered):
     """Real or fake, patch by patch of `patch` pixels a side: (B, C, H, W) -> Judgement with logits (B, 1, H/2, W/2).
 
-    Codes don't tell where each speck of a texture lies. A decoder without noise can put specks at places of its own, in rows
-    along the grid; whoever sees a few of them together tells them from real ones whatever they look like, and drives them
-    away. A discriminator that sees one at a time (cf. the PixelGAN of Isola et al. 2017, section 4.4) asks that
-    each be as sharp and as dark as real ones. 2x2 pixels move into channels, 3x3 convolutions see
-    `patch`, 1x1 convolutions judge; spectral norm (Miyato et al. 2018) on all, since GroupNorm would see the whole image.
+    Codes do not say where each speck of a texture is, and a decoder without noise can only put specks at places of its own,
+    in rows along the grid. A discriminator that sees several of them recognises the rows, however real each speck looks, and
+    drives the specks away. One that sees a single speck at a time (cf. the PixelGAN of Isola et al. 2017, section 4.4) only
+    demands that each is as sharp and as dark as a real one.
+
+    2x2 pixels move into channels, 3x3 convolutions see `patch` pixels, 1x1 convolutions judge. All have spectral norm
+    (Miyato et al. 2018), because GroupNorm would see the whole image.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int = 24, patch: int = 10) -> None:
+    def __init__(self, image_size: int, channels: int, width: int, patch: int) -> None:
         super().__init__()
         if image_size % 2:
             raise InputError(
@@ -28,15 +30,14 @@ class Grain(Layered):
             raise InputError(
                 f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more pixels a side: what 3x3 convolutions see"
             )
-        looks = (patch - 2) // 4
         first = nn.Sequential(
             nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 3, 1, 1), nn.LeakyReLU(0.2)
         )
-        seen = [
+        looks = [  # each 3x3 convolution widens the field of view by 4 pixels
             layer(nn.Conv2d(width * min(i, 2), 2 * width, 3, 1, 1), spectral=True)
-            for i in range(1, looks)
+            for i in range(1, (patch - 2) // 4)
         ]
-        judged = layer(nn.Conv2d(2 * width if seen else width, 2 * width, 1), spectral=True)
-        self.blocks = nn.ModuleList([first, *seen, judged])
+        judge = layer(nn.Conv2d(2 * width if looks else width, 2 * width, 1), spectral=True)
+        self.blocks = nn.ModuleList([first, *looks, judge])
         self.last = nn.Conv2d(2 * width, 1, 1)
         add_spectral_norm(self)

@@ -1,28 +1,22 @@
-"""PatchGANs on an image and on its reductions."""
+"""PatchGANs on an image and on smaller copies of it."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.discriminators.patch import Judgement, PatchGAN, least_size
+from vqgan.discriminators.base import Judgement, stack_logits
+from vqgan.discriminators.patch import PatchGAN, least_size
 
 
 class MultiScale(nn.Module):
     """A PatchGAN for each of `scales` sizes of the image (Wang et al. 2018, pix2pixHD, section 3.2): (B, C, H, W) -> Judgement.
 
-    From scale to scale the image is averaged over 2x2 pixels. The logits are (B, scales, h', w'), the finest scale first,
-    those of coarser ones repeated to its size; the features are those of all scales, one after the other.
+    From scale to scale the image is averaged over 2x2 pixels. The logits are (B, scales, h', w'), the finest scale first
+    and coarser ones repeated to its size. The features are those of all scales, one scale after the other.
     """
 
     def __init__(
-        self,
-        image_size: int,
-        channels: int,
-        scales: int = 2,
-        width: int = 32,
-        depth: int = 2,
-        spectral: bool = False,
+        self, image_size: int, channels: int, scales: int, width: int, depth: int, spectral: bool
     ) -> None:
         super().__init__()
         check_int("loss.discriminator.scales", scales, 1)
@@ -42,12 +36,5 @@ class MultiScale(nn.Module):
         for i, scale in enumerate(self.scales):
             x = F.avg_pool2d(x, 2) if i else x
             judgements.append(scale(x))
-        return Judgement(
-            stacked([j.logits for j in judgements]), [f for j in judgements for f in j.features]
-        )
-
-
-def stacked(logits: list[Tensor]) -> Tensor:
-    """Maps of logits (B, 1, h_i, w_i) -> (B, len(logits), h', w') by nearest neighbour, at the size of the largest."""
-    size = max((tuple(m.shape[2:]) for m in logits), key=lambda s: s[0] * s[1])
-    return torch.cat([F.interpolate(m, size=size) for m in logits], 1)
+        features = [f for judgement in judgements for f in judgement.features]
+        return Judgement(stack_logits([judgement.logits for judgement in judgements]), features)

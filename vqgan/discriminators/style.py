@@ -8,20 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.discriminators.patch import Judgement
+from vqgan.discriminators.base import Judgement
 from vqgan.encoder import plan_widths
 
 
 class Style(nn.Module):
     """Real or fake, the image as a whole (Karras et al. 2020, StyleGAN2, fig. 7): (B, C, H, W) -> Judgement, logits (B, 1, 1, 1).
 
-    Residual blocks down to 4x4 pixels, then the standard deviation over a few images as one channel more, which shows the
-    discriminator what a collapsed generator lacks. The width doubles block by block, at most to `max_width_mult` times the first.
+    Residual blocks down to 4x4 pixels, then the standard deviation over a few images as an additional channel, which shows
+    the discriminator what a collapsed generator lacks. The width doubles with each block, up to `max_width_mult` times the
+    first.
     """
 
-    def __init__(
-        self, image_size: int, channels: int, width: int = 64, max_width_mult: int = 8
-    ) -> None:
+    def __init__(self, image_size: int, channels: int, width: int, max_width_mult: int) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         check_int("loss.discriminator.max_width_mult", max_width_mult, 1, "times the width")
@@ -40,18 +39,18 @@ class Style(nn.Module):
         self.last = Equalised(deepest, 1, 1)
 
     def forward(self, x: Tensor) -> Judgement:
-        x = active(self.first(x))
+        x = activate(self.first(x))
         features = []
         for block in self.blocks:
             x = block(x)
             features.append(x)
-        x = active(self.conv(with_deviation(x)))
+        x = activate(self.conv(append_deviation(x)))
         features.append(x)
-        return Judgement(self.last(active(self.dense(x))), features)
+        return Judgement(self.last(activate(self.dense(x))), features)
 
 
 class StyleBlock(nn.Module):
-    """Two 3x3 convolutions, the second to half the resolution, beside a 1x1 one; blurred before every second pixel is dropped."""
+    """Two 3x3 convolutions, the second to half the resolution, plus a 1x1 skip; both paths are blurred before they stride."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
@@ -60,12 +59,13 @@ class StyleBlock(nn.Module):
         self.skip = Equalised(inner, outer, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = active(self.conv2(blur(active(self.conv1(x)), padding=2)))
+        h: Tensor = activate(self.conv2(blur(activate(self.conv1(x)), padding=2)))
         return (h + self.skip(blur(x, padding=1, stride=2))) / math.sqrt(2)
 
 
 class Equalised(nn.Conv2d):
-    """A convolution with weights of variance 1, scaled as it runs: all learn at one rate (Karras et al. 2018, section 4.1)."""
+    """A convolution with weights of variance 1, scaled at run time, so that all layers learn at one rate (Karras et al. 2018,
+    section 4.1)."""
 
     def __init__(
         self,
@@ -86,18 +86,18 @@ class Equalised(nn.Conv2d):
         return self._conv_forward(x, self.weight * self.scale, self.bias)
 
 
-def active(x: Tensor) -> Tensor:
-    """Leaky relu that keeps the variance, as in the authors' code."""
+def activate(x: Tensor) -> Tensor:
+    """Leaky ReLU with a gain that keeps the variance, as in the authors' code."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
 def blur(x: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """Zeros around x (B, C, H, W), then the filter [1, 3, 3, 1] / 8 in both directions, which is [1, 1] / 2 three times."""
+    """Pads x (B, C, H, W) with zeros and applies the filter [1, 3, 3, 1] / 8 in both directions: [1, 1] / 2 three times."""
     x = F.avg_pool2d(F.pad(x, [padding] * 4), 2, 1)
     return F.avg_pool2d(F.avg_pool2d(x, 2, 1), 2, stride)
 
 
-def with_deviation(x: Tensor) -> Tensor:
+def append_deviation(x: Tensor) -> Tensor:
     """x (B, C, h, w) -> (B, C + 1, h, w): the minibatch standard deviation (Karras et al. 2018, section 3), in float32.
 
     Groups are gcd(B, 4) consecutive images: the standard deviation over them, averaged over channels and positions.

@@ -1,7 +1,6 @@
-"""The game between generator and discriminator: what each of them wants of the logits.
+"""The game between generator and discriminator: what each of them minimises, as a function of the logits.
 
-All logits are larger for real; any shape, computed in float32. `blind` is the discriminator's loss when it tells nothing
-apart, logits of 0 everywhere.
+Logits are larger for real images. They have any shape, and losses are computed in float32.
 """
 
 from abc import ABC, abstractmethod
@@ -16,14 +15,15 @@ class Game(ABC):
 
     @abstractmethod
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The logits of images and of reconstructions -> what the discriminator minimises."""
+        """The logits of images and of reconstructions -> what the discriminator minimises, a scalar."""
 
     @abstractmethod
     def generator(self, fake: Tensor) -> Tensor:
-        """The logits of reconstructions -> what the generator minimises."""
+        """The logits of reconstructions -> what the generator minimises, a scalar."""
 
     @property
     def blind(self) -> float:
+        """The loss of a discriminator that tells nothing apart: logits of 0 everywhere."""
         return float(self.discriminator(torch.zeros(1), torch.zeros(1)))
 
 
@@ -40,7 +40,7 @@ class Hinge(Game):
 class NonSaturating(Game):
     """-log D(x) - log(1 - D(x_hat)), halved, against -log D(x_hat), D = sigmoid of the logit (Goodfellow et al. 2014).
 
-    softplus(-logit) is -log sigmoid(logit): no target tensor, and so none that could stand in the logits' place.
+    softplus(-logit) is -log sigmoid(logit), which needs no target tensor that could be confused with the logits.
     """
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class NonSaturating(Game):
 class Vanilla(NonSaturating):
     """The same discriminator against log(1 - D(x_hat)): the minimax game (Goodfellow et al. 2014, eq. 1).
 
-    Its generator learns least where it is worst, which the adaptive weight makes up for.
+    The generator's gradient is smallest where it is worst, which the adaptive weight compensates.
     """
 
     def generator(self, fake: Tensor) -> Tensor:

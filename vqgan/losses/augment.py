@@ -1,4 +1,4 @@
-"""What a discriminator is shown instead of the image, so that it can't learn a small dataset by heart."""
+"""Augmentation of what a discriminator judges, so that it cannot memorise a small dataset."""
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,11 @@ class DiffAugment(nn.Module):
     """Differentiable augmentation, drawn anew for every image (Zhao et al. 2020, section 3.2, with the authors' ranges).
 
     colour        brightness plus up to 0.5 in [-1, 1], saturation times 0-2, contrast times 0.5-1.5
-    translation   by up to this share of either side; what comes in is grey, that is 0
-    cutout        a rectangle of this share of either side becomes grey; its centre lies anywhere in the image
+    translation   by up to this share of either side; what moves into the image is grey, that is 0
+    cutout        a rectangle of this share of either side becomes grey; its centre is anywhere in the image
     """
 
-    def __init__(
-        self, colour: bool = True, translation: float = 0.125, cutout: float = 0.5
-    ) -> None:
+    def __init__(self, colour: bool, translation: float, cutout: float) -> None:
         super().__init__()
         check_range("loss.augment.translation", translation, 0, 1)
         check_range("loss.augment.cutout", cutout, 0, 1)
@@ -25,15 +23,16 @@ class DiffAugment(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> the same shape and type, with a gradient to x; colours may leave the range."""
         if self.colour:
-            x = recoloured(x)
+            x = recolour(x)
         if self.translation:
-            x = translated(x, self.translation)
+            x = translate(x, self.translation)
         if self.cutout:
             x = cut_out(x, self.cutout)
         return x
 
 
-def recoloured(x: Tensor) -> Tensor:
+def recolour(x: Tensor) -> Tensor:
+    """Change brightness, saturation and contrast of each image (B, C, H, W)."""
     brightness, saturation, contrast = (
         x.new_empty(len(x), 1, 1, 1).uniform_(*span) for span in ((-0.5, 0.5), (0, 2), (0.5, 1.5))
     )
@@ -42,28 +41,29 @@ def recoloured(x: Tensor) -> Tensor:
     return torch.lerp(x.mean((1, 2, 3), keepdim=True), x, contrast)
 
 
-def translated(x: Tensor, share: float) -> Tensor:
-    places, inside = [], []
+def translate(x: Tensor, share: float) -> Tensor:
+    """Move each image (B, C, H, W) by up to this share of either side."""
+    sources, inside = [], []
     for side in x.shape[2:]:
-        most = int(side * share + 0.5)
-        shift = torch.randint(-most, most + 1, (len(x), 1), device=x.device)
-        place = (
-            torch.arange(side, device=x.device) - shift
-        )  # (B, side): where each row or column comes from
-        places.append(place.clamp(0, side - 1))
-        inside.append((place >= 0) & (place < side))
+        longest = int(side * share + 0.5)
+        shift = torch.randint(-longest, longest + 1, (len(x), 1), device=x.device)
+        source = torch.arange(side, device=x.device) - shift  # (B, side): row or column it is from
+        sources.append(source.clamp(0, side - 1))
+        inside.append((source >= 0) & (source < side))
     images = torch.arange(len(x), device=x.device).view(-1, 1, 1)
-    moved = x.movedim(1, -1)[images, places[0][:, :, None], places[1][:, None, :]].movedim(-1, 1)
+    rows, columns = sources[0][:, :, None], sources[1][:, None, :]
+    moved = x.movedim(1, -1)[images, rows, columns].movedim(-1, 1)
     return moved * _rectangles(inside)
 
 
 def cut_out(x: Tensor, share: float) -> Tensor:
+    """Set a rectangle of this share of either side to 0 in each image (B, C, H, W)."""
     inside = []
     for side in x.shape[2:]:
         size = int(side * share + 0.5)
         start = torch.randint(side + 1 - size % 2, (len(x), 1), device=x.device) - size // 2
-        place = torch.arange(side, device=x.device)
-        inside.append((place >= start) & (place < start + size))
+        position = torch.arange(side, device=x.device)
+        inside.append((position >= start) & (position < start + size))
     return x * ~_rectangles(inside)
 
 

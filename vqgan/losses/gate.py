@@ -1,18 +1,18 @@
-"""When the discriminator trains, and when and how much it counts."""
+"""When the discriminator trains, and when and how much its gradient counts."""
 
 from engine.clock import Mark, Now
 from engine.errors import InputError
 
 
 class Gate:
-    """When the discriminator trains and how much of its gradient the generator gets.
+    """When the discriminator trains and how much of its gradient reaches the generator.
 
-    `start` is the moment its gradient first reaches the generator: a step (int) or a fraction of the run (float).
-    The weight rises from 0 to 1 over `ramp`; the discriminator trains alone for `warmup` before `start`, so that it has
-    an opinion when it is asked for one. All three are steps or all three are fractions.
+    `start` is the moment at which its gradient first reaches the generator: a step (int) or a fraction of the run (float).
+    The weight rises from 0 to 1 over `ramp`. The discriminator trains alone for `warmup` before `start`, so that its
+    gradient means something by then. All three are steps or all three are fractions.
     """
 
-    def __init__(self, start: Mark = 0.3, ramp: Mark = 0.1, warmup: Mark = 0.05) -> None:
+    def __init__(self, start: Mark, ramp: Mark, warmup: Mark) -> None:
         kinds = {type(mark) for mark in (start, ramp, warmup) if mark}
         if not kinds <= {int, float} or len(kinds) > 1:
             raise InputError(

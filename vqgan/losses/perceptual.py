@@ -1,4 +1,4 @@
-"""Distances between images in the features of a network, with a gradient to the second alone."""
+"""Distances between images in the features of a network, with a gradient to the second image only."""
 
 import warnings
 
@@ -18,8 +18,9 @@ WEIGHTS = {
 class DiscriminatorFeatures(nn.Module):
     """Learned perceptual loss: distance in the features of the discriminator being trained (Larsen et al. 2016, eq. 7).
 
-    Needs no weights from elsewhere. Each layer's mean absolute difference is divided by that layer's mean magnitude on
-    the real image, so that layers of any scale count alike.
+    Needs no downloaded weights. The mean absolute difference of each layer is divided by the layer's mean magnitude on the
+    real image, so that layers of any scale count equally. Its inputs are features, so the adversary calls it, which has
+    them; all other perceptual losses take images.
     """
 
     def forward(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
@@ -36,16 +37,16 @@ class DiscriminatorFeatures(nn.Module):
 class LPIPS(nn.Module):
     """Learned perceptual image patch similarity (Zhang et al. 2018), frozen, by the authors' package.
 
-    `net` is vgg, alex or squeeze. Images below 64 pixels are enlarged to 64, grey ones repeated over three channels. The
-    network is no submodule: its weights enter no checkpoint, optimizer or average. Raises InputError where the
-    torchvision weights are neither in the torch hub folder nor to be fetched.
+    `net` is vgg, alex or squeeze. Images below 64 pixels are enlarged to 64; grey images are repeated over three channels.
+    The network is not a submodule, so its weights enter no checkpoint, optimizer or average. Raises InputError if the
+    torchvision weights are neither in the torch hub folder nor available for download.
     """
 
-    def __init__(self, net: str = "vgg", pretrained: bool = True) -> None:
+    def __init__(self, net: str, pretrained: bool) -> None:
         super().__init__()
         if net not in WEIGHTS:
             raise InputError(f"loss.perceptual.net={net} must be one of {', '.join(WEIGHTS)}")
-        self._network = [_lpips(net, pretrained)]  # in a list, out of nn.Module's sight
+        self._network = [_lpips(net, pretrained)]  # in a list, where nn.Module does not register it
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
@@ -58,8 +59,9 @@ class LPIPS(nn.Module):
 class Backbone(nn.Module):
     """Distance in the features of any frozen network (Zhang et al. 2018, eq. 1 with every w = 1).
 
-    Each layer's features are scaled to length 1 at each position; squared differences are summed over channels and layers
-    and averaged over positions. The network is no submodule: its weights enter no checkpoint, optimizer or average.
+    The features of each layer are scaled to length 1 at each position. Squared differences are summed over channels and
+    layers and averaged over positions. The network is not a submodule, so its weights enter no checkpoint, optimizer or
+    average.
     """
 
     def __init__(self, backbone: FrozenNetwork) -> None:
@@ -78,13 +80,15 @@ class Backbone(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Vectors of length 1 along dimension 1; the small number bounds the gradient where a layer is silent."""
+    """Vectors of length 1 along dimension 1; the small number bounds the gradient where all features are 0."""
     return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()
 
 
 def _lpips(net: str, pretrained: bool) -> nn.Module:
     with warnings.catch_warnings(), fetching_weights(WEIGHTS[net], "loss/perceptual=features"):
-        warnings.simplefilter("ignore")  # the package still says `pretrained=` to torchvision
+        warnings.simplefilter(
+            "ignore"
+        )  # the package passes torchvision the deprecated `pretrained=`
         import lpips
 
         network: nn.Module = lpips.LPIPS(
@@ -94,6 +98,6 @@ def _lpips(net: str, pretrained: bool) -> nn.Module:
 
 
 def check_lpips(net: str | None) -> None:
-    """Raise InputError unless `net` is a network that LPIPS has weights for, or None."""
+    """Raise InputError unless LPIPS has weights for `net`, or it is None."""
     if net is not None and net not in WEIGHTS:
         raise InputError(f"lpips={net} must be one of {', '.join(WEIGHTS)}, or null for none")

@@ -1,4 +1,4 @@
-"""How much the adversarial loss counts beside the reconstruction: lambda."""
+"""The weight of the adversarial loss against the reconstruction: lambda."""
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,16 @@ from engine.errors import InputError
 class AdaptiveWeight(nn.Module):
     """lambda = scale * |grad of rec| / (|grad of adv| + delta) at the decoder's last layer (Esser et al. 2021, VQGAN eq. 7).
 
-    Float32, detached, capped at `max_weight`. Both gradients are those of a whole update: the mean over its micro-batches and
-    over all ranks. So lambda is known after the update only and serves the next one; the first one after the gate opens
-    has none yet and counts the adversarial loss with 0. The paper has delta = 1e-6, the authors' code 1e-4.
+    Float32, detached, capped at `max_weight`. Both gradients are means over the micro-batches and ranks of a whole update,
+    so lambda is known only after the update and is used in the next one. In the first update after the gate opens it is
+    still 0. The paper has delta = 1e-6, the authors' code 1e-4.
 
-    Both lengths are running means over about `smooth` updates; 1 is the ratio of the last update alone. It makes both
-    gradients equally long, whatever the reconstruction has become: the worse it is, the longer its gradient and with it
-    lambda, and from scale 1 on nothing holds it. With `anchor` above 0, |grad of rec| stays as it was after that many
-    updates, and |grad of adv| may fall to 1/`growth` of what it was by then: the discriminator's pull stays in proportion
-    to what the reconstruction's was when the gate opened, and a discriminator that no longer tells anything apart gets no
-    unbounded weight.
+    Both norms are running means over about `smooth` updates; 1 means the last update alone. The ratio makes both gradients
+    equally long at any quality of the reconstruction: the worse it gets, the longer its gradient and the larger lambda, so
+    from scale 1 on nothing holds the reconstruction. An `anchor` above 0 freezes |grad of rec| after that many updates and
+    lets |grad of adv| fall to no less than 1/`growth` of what it was by then. The adversarial pull then stays in proportion
+    to that of the reconstruction when the gate opened, and the weight of a discriminator that has stopped telling anything
+    apart stays bounded.
     """
 
     rec: Tensor
@@ -30,12 +30,12 @@ class AdaptiveWeight(nn.Module):
 
     def __init__(
         self,
-        scale: float = 0.8,
-        max_weight: float = 1e4,
-        delta: float = 1e-6,
-        smooth: int = 1,
-        anchor: int = 0,
-        growth: float = 10.0,
+        scale: float,
+        max_weight: float,
+        delta: float,
+        smooth: int,
+        anchor: int,
+        growth: float,
     ) -> None:
         super().__init__()
         if scale < 0 or anchor < 0 or smooth < 1 or growth < 1:
@@ -48,44 +48,44 @@ class AdaptiveWeight(nn.Module):
         for name in ("rec", "adv", "least", "weight"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self._sums: tuple[Tensor, Tensor] | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None  # of this update's gradients so far
 
     def measure(self, rec: Tensor, adv: Tensor, share: float = 1.0) -> None:
-        """The gradients of a micro-batch, any shape, which is this share of the update."""
+        """Take in both gradients, any shape, of a micro-batch that is this share of the update."""
         before = self._sums or (torch.zeros_like(rec), torch.zeros_like(adv))
         self._sums = (before[0] + share * rec, before[1] + share * adv)
 
     @torch.no_grad()
     def update(self) -> dict[str, Tensor]:
-        """lambda for the next update, from what was measured since the last; and both norms, for the log."""
+        """Compute lambda for the next update from what was measured in this one; lambda and both norms, for the log."""
         assert self._sums is not None
         rec, adv = (all_reduce_mean(gradient).norm() for gradient in self._sums)
         self._sums = None
-        sound = (
-            rec.isfinite() & adv.isfinite()
-        )  # under float16 an update may overflow, and is then left out
-        early = sound & ((self.calls < self.anchor) if self.anchor else torch.ones_like(sound))
-        self.calls += sound
+        # Under float16 an update may overflow; the optimizer skips it, and so does lambda.
+        is_finite = rec.isfinite() & adv.isfinite()
+        is_early = self.calls < self.anchor if self.anchor else torch.ones_like(is_finite)
+        moves_rec = is_finite & is_early
+        self.calls += is_finite
         memory = self.calls.clamp(min=1, max=self.smooth)
-        self.rec.copy_(torch.where(early, self.rec + (rec - self.rec) / memory, self.rec))
-        self.adv.copy_(torch.where(sound, self.adv + (adv - self.adv) / memory, self.adv))
+        self.rec.copy_(torch.where(moves_rec, self.rec + (rec - self.rec) / memory, self.rec))
+        self.adv.copy_(torch.where(is_finite, self.adv + (adv - self.adv) / memory, self.adv))
         if self.anchor:
-            self.least.copy_(torch.where(early, self.adv / self.growth, self.least))
+            self.least.copy_(torch.where(moves_rec, self.adv / self.growth, self.least))
         self.weight.copy_(self.ratio())
         return {"lambda": self.weight.clone(), "grad_rec": rec, "grad_adv": adv}
 
     def ratio(self) -> Tensor:
-        """lambda, by what is remembered."""
+        """lambda by the running means."""
         return self.scale * (self.rec / (torch.maximum(self.adv, self.least) + self.delta)).clamp(
             max=self.max_weight
         )
 
 
 class ConstantWeight(AdaptiveWeight):
-    """lambda = scale, whatever the gradients; they are measured for the log alone."""
+    """lambda = scale at any gradients; they are measured for the log alone."""
 
-    def __init__(self, scale: float = 0.1) -> None:
-        super().__init__(scale)
+    def __init__(self, scale: float) -> None:
+        super().__init__(scale, max_weight=1e4, delta=1e-6, smooth=1, anchor=0, growth=10.0)
         self.weight.fill_(scale)
 
     def ratio(self) -> Tensor:

@@ -14,7 +14,8 @@ from engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.reconstructions import Reconstructions
 from vqgan.load import build_tokenizer, make_tags, start_images
-from vqgan.module import VQGAN
+from vqgan.losses.groups import group_losses
+from vqgan.module import VQGAN, Training
 
 
 def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
@@ -46,14 +47,13 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
 
 def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
-    loss = instantiate(config.loss)  # before the tokenizer: the order of random numbers
+    # The losses come before the tokenizer: the order in which random numbers are drawn.
+    reconstruction, adversary = group_losses(**instantiate(config.loss))
+    optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
     module = VQGAN(
         build_tokenizer(config.model, config.quantizer),
-        optimizer=instantiate(config.optimizer),
-        budget=training.budget,
-        schedule=instantiate(config.schedule),
-        clip=training.clip,
-        accumulate=training.accumulate,
-        **loss,
+        reconstruction,
+        Training(optimizer, schedule, training.budget, training.clip, training.accumulate),
+        adversary,
     )
     return module.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-""""""
+"""Samples of any prior: windows of large grids, completed images, and what is refused."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +13,7 @@ from data.decode import decode
 from data.images import to_float
 from engine.errors import InputError
 from prior.decoding.generate import generate, sample, windows
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction, PriorModel
 from prior.models.gpt import GPT
@@ -29,7 +30,7 @@ K = 5
 
 
 class Counts(PriorModel):
-    """Fills in numbers that tell the call, and keeps what each call was given."""
+    """Fills in numbers that identify the call, and records the arguments of each call."""
 
     def __init__(self, grid: tuple[int, int], num_codebooks: int = 1) -> None:
         super().__init__(torch.randn(num_codebooks, 1000, 2), grid, classes=3)
@@ -51,6 +52,7 @@ class Counts(PriorModel):
         numbers: Numbers,
         sampler: Sampler,
         labels: torch.Tensor | None,
+        cache: StepCache | None = None,
     ) -> torch.Tensor:
         self.calls.append((codes.clone(), known.clone(), labels))
         return torch.where(known, codes, 100 * len(self.calls) + torch.arange(self.L))
@@ -69,25 +71,25 @@ class Counts(PriorModel):
 def test_windows_are_half_a_window_apart_and_the_last_ones_at_the_border(
     grid: tuple[int, int], size: tuple[int, int], corners: list[tuple[int, int]]
 ) -> None:
-    found = windows(grid, size)
-    assert [(rows.start, columns.start) for rows, columns in found] == corners
+    covering = windows(grid, size)
+    assert [(rows.start, columns.start) for rows, columns in covering] == corners
     assert all(
-        (rows.stop - rows.start, columns.stop - columns.start) == size for rows, columns in found
+        (rows.stop - rows.start, columns.stop - columns.start) == size for rows, columns in covering
     )
 
 
 @pytest.mark.parametrize("num_codebooks", [1, 2])
 def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_codebooks: int) -> None:
     model = Counts((4, 4), num_codebooks)
-    codes = sample(model, Sampler(grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
+    codes = sample(model, make(Sampler, grid="7x6"), 2, seed=0).view(2, 7, 6, num_codebooks)
     drawn = torch.zeros(7, 6, dtype=torch.int64)
-    for call, ((rows, columns), (seen, known, _)) in enumerate(
+    for call, ((rows, columns), (window, known, _)) in enumerate(
         zip(windows((7, 6), (4, 4)), model.calls, strict=True), 1
     ):
         known = known.view(4, 4, num_codebooks)
         assert torch.equal(known, (drawn[rows, columns] > 0)[..., None].expand_as(known))
         assert torch.equal(
-            seen.view(2, 4, 4, num_codebooks)[:, known], codes[:, rows, columns][:, known]
+            window.view(2, 4, 4, num_codebooks)[:, known], codes[:, rows, columns][:, known]
         )
         drawn[rows, columns] = drawn[rows, columns].where(drawn[rows, columns] > 0, call)
     assert torch.equal(codes // 100, drawn[None, :, :, None].expand_as(codes))
@@ -96,17 +98,22 @@ def test_each_code_of_a_large_grid_is_drawn_once_and_known_from_then_on(num_code
 def test_every_window_has_the_samples_label() -> None:
     model = Counts((2, 2))
     sample(
-        model, Sampler(grid="3x4"), 5, seed=0, batch_size=3, labels=torch.tensor([0, 1, 2, -1, 0])
+        model,
+        make(Sampler, grid="3x4"),
+        5,
+        seed=0,
+        batch_size=3,
+        labels=torch.tensor([0, 1, 2, -1, 0]),
     )
-    told = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
-    assert told == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
+    classes = [[] if labels is None else labels.tolist() for *_, labels in model.calls]
+    assert classes == 6 * [[0, 1, 2]] + 6 * [[-1, 0]]
 
 
 def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> None:
     """Code by code as the definition has it, without a cache and with a distribution function of its own."""
     model = make_prior("gpt", grid=(2, 4))
     assert isinstance(model, GPT)
-    found = sample(model, Sampler(grid="3x6"), 3, seed=4)
+    codes = sample(model, make(Sampler, grid="3x6"), 3, seed=4)
     numbers, canvas = Numbers(4, range(3)), torch.full((3, 3, 6), -1)
     for top, left in ((0, 0), (0, 2), (1, 0), (1, 2)):
         uniform = numbers.uniform(8)
@@ -116,41 +123,42 @@ def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> N
             if canvas[0, at[0], at[1]] < 0:
                 p = model(window.clamp(min=0))[:, t].double().softmax(-1)
                 canvas[:, at[0], at[1]] = (p.cumsum(-1) <= uniform[:, t, None]).sum(-1)
-    assert torch.equal(found, canvas)
+    assert torch.equal(codes, canvas)
 
 
 @pytest.mark.parametrize("name", PRIORS)
 class TestEveryPrior:
     def test_larger_grids_depend_on_the_seed_and_not_on_the_batch_size(self, name: str) -> None:
         model = make_prior(name)
-        codes = sample(model, Sampler(grid="3x5"), 6, seed=1)
+        codes = sample(model, make(Sampler, grid="3x5"), 6, seed=1)
         num_codebooks = (BOOKS[name],) if name in BOOKS else ()
         assert codes.shape == (6, 3, 5, *num_codebooks)
         assert set(codes.unique().tolist()) <= set(range(K))
-        assert torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=1, batch_size=4))
-        assert not torch.equal(codes, sample(model, Sampler(grid="3x5"), 6, seed=2))
+        assert torch.equal(codes, sample(model, make(Sampler, grid="3x5"), 6, seed=1, batch_size=4))
+        assert not torch.equal(codes, sample(model, make(Sampler, grid="3x5"), 6, seed=2))
 
     def test_a_grid_of_the_priors_own_size_is_drawn_as_without_saying_so(self, name: str) -> None:
         model = make_prior(name)
         assert torch.equal(
-            sample(model, Sampler(grid="2x3"), 4, seed=1), sample(model, Sampler(), 4, seed=1)
+            sample(model, make(Sampler, grid="2x3"), 4, seed=1),
+            sample(model, Sampler.unmodified(), 4, seed=1),
         )
 
     def test_the_upper_rows_of_an_image_stay_and_the_others_are_drawn(self, name: str) -> None:
         model = make_prior(name, grid=(3, 2))
-        given = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(init_image="x", rows=2), 64, seed=0, given=given)
-        assert (codes[:, :2] == given[:2]).all()
-        assert (codes[:, 2:] != given[2:]).any(0).all()
+        init = torch.randint(K, (3, 2, *((BOOKS[name],) if name in BOOKS else ())))
+        codes = sample(model, make(Sampler, init_image="x", rows=2), 64, seed=0, init_codes=init)
+        assert (codes[:, :2] == init[:2]).all()
+        assert (codes[:, 2:] != init[2:]).any(0).all()
 
     def test_a_region_is_drawn_and_all_around_it_stays(self, name: str) -> None:
         model = make_prior(name, grid=(3, 3))
-        given = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
-        codes = sample(model, Sampler(init_image="x", region=[0, 1, 2, 3]), 64, seed=0, given=given)
+        init = torch.randint(K, (3, 3, *((BOOKS[name],) if name in BOOKS else ())))
+        codes = sample(
+            model, make(Sampler, init_image="x", region=[0, 1, 2, 3]), 64, seed=0, init_codes=init
+        )
         changed = (
-            (codes != given).flatten(3).any(3).any(0)
-            if given.ndim == 3
-            else (codes != given).any(0)
+            (codes != init).flatten(3).any(3).any(0) if init.ndim == 3 else (codes != init).any(0)
         )
         assert changed.tolist() == [[False, True, True], [False, True, True], [False, False, False]]
 
@@ -159,8 +167,8 @@ class TestEveryPrior:
             model = make_prior(name, classes=2)
             labels = torch.tensor([0, 1, -1, 1] * 8)
             codes, free = (
-                sample(model, Sampler(grid="2x4"), 32, seed=1, labels=told)
-                for told in (labels, torch.full_like(labels, -1))
+                sample(model, make(Sampler, grid="2x4"), 32, seed=1, labels=each)
+                for each in (labels, torch.full_like(labels, -1))
             )
             assert torch.equal(codes[labels < 0], free[labels < 0])
             assert not torch.equal(
@@ -172,14 +180,18 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
     for name, depends in (("diffusion", True), ("gpt", False)):
         model = make_prior(name, grid=(2, 3))
         for p in model.parameters():
-            p.data *= 5  # what a code tells of another is little before training
+            p.data *= 5  # before training, codes depend on each other only weakly
         one = torch.randint(K, (2, 3))
         other = torch.cat([one[:1], (one[1:] + 1) % K])
         drawn = [
-            sample(model, Sampler(init_image="x", region=[0, 0, 1, 3]), 64, seed=0, given=given)[
-                :, 0
-            ]
-            for given in (one, other)
+            sample(
+                model,
+                make(Sampler, init_image="x", region=[0, 0, 1, 3]),
+                64,
+                seed=0,
+                init_codes=init,
+            )[:, 0]
+            for init in (one, other)
         ]
         assert torch.equal(*drawn) is not depends
 
@@ -197,17 +209,17 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         ({"init_image": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(
+def test_settings_that_contradict_each_other_are_refused(
     settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(InputError, match=says):
-        Sampler(**settings)  # type: ignore[arg-type]
+        make(Sampler, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [4, 9, -1, 1.5, "two"])
 def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int) -> None:
     with pytest.raises(InputError, match=rf"sampler\.rows={rows} must be"):
-        Sampler(init_image="x", rows=rows).known((4, 4))
+        make(Sampler, init_image="x", rows=rows).known((4, 4))
 
 
 @pytest.mark.parametrize(
@@ -225,13 +237,13 @@ def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int)
 )
 def test_regions_that_are_empty_or_reach_over_the_grid_are_refused(region: list[int]) -> None:
     with pytest.raises(InputError, match=r"sampler\.region="):
-        Sampler(init_image="x", region=region).known((4, 6))
+        make(Sampler, init_image="x", region=region).known((4, 6))
 
 
 @pytest.mark.parametrize("grid", ["1x9", "9x2"])
 def test_a_grid_smaller_than_the_priors_is_refused(grid: str) -> None:
     with pytest.raises(InputError, match=f"sampler.grid={grid} must be at least 2x3"):
-        next(generate(make_prior("gpt"), Sampler(grid=grid), 1, seed=0))
+        next(generate(make_prior("gpt"), make(Sampler, grid=grid), 1, seed=0))
 
 
 @pytest.mark.parametrize("start", ["patches", "random"])
@@ -264,11 +276,11 @@ def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
     assert torch.equal(head[1], head[2])
 
 
-def test_the_picture_of_a_given_image_shows_where_it_ends(image: Path) -> None:
+def test_the_picture_of_an_init_image_shows_where_it_ends(image: Path) -> None:
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[:1, :3] = True
-    _, (_, seen, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
-    assert torch.equal(part[..., :4, :12], seen[..., :4, :12])
+    _, (_, decoded, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
+    assert torch.equal(part[..., :4, :12], decoded[..., :4, :12])
     assert (part[..., 4:, :] == 128).all()
     assert (part[..., 12:] == 128).all()
 
@@ -280,7 +292,7 @@ def test_a_grey_tokenizer_reads_a_colour_image(image: Path) -> None:
     assert [picture.shape for picture in head] == 3 * [(1, 1, 16, 16)]
 
 
-def test_a_given_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_an_init_image_that_is_no_image_is_refused(tmp_path: Path) -> None:
     t, known = make_tokenizer().eval(), torch.ones(4, 4, dtype=torch.bool)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(

@@ -1,4 +1,4 @@
-""""""
+"""Blocks step by step with a cache, against the blocks all at once; attention and the norm against torch's."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prio
 def test_step_by_step_equals_all_at_once() -> None:
     stack, x = make_blocks(), 5 * torch.randn(4, 12, WIDTH)
     steps = KVSteps(stack, rotary(STEP_GRID, WIDTH // HEADS), 4)
-    found = torch.stack([steps(x[:, t]) for t in range(12)], 1)
-    torch.testing.assert_close(found, run_at_once(stack, x), rtol=1e-4, atol=1e-4)
+    stepped = torch.stack([steps(x[:, t]) for t in range(12)], 1)
+    torch.testing.assert_close(stepped, run_at_once(stack, x), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def test_the_memory_grows_with_the_grid_and_a_restart_forgets_all_of_it() -> Non
     for block in stack:
         whole = block(whole, rotary_directions(angles))
     for _ in range(2):
-        found = torch.stack([steps(x[:, t]) for t in range(ROOM + 6)], 1)
-        torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-4)
+        stepped = torch.stack([steps(x[:, t]) for t in range(ROOM + 6)], 1)
+        torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
         steps.restart()
 
 
@@ -58,18 +58,19 @@ def test_steps_follow_autocast_as_near_as_the_blocks_do() -> None:
 def test_in_bf16_too_the_batch_size_decides_nothing() -> None:
     model = make_prior("gpt", grid=(4, 4), width=64)
     with torch.autocast("cpu", torch.bfloat16):
-        codes = sample(model, Sampler(), 40, seed=0, batch_size=40)
-        assert torch.equal(codes, sample(model, Sampler(), 40, seed=0, batch_size=3))
+        codes = sample(model, Sampler.unmodified(), 40, seed=0, batch_size=40)
+        assert torch.equal(codes, sample(model, Sampler.unmodified(), 40, seed=0, batch_size=3))
 
 
 @torch.no_grad()
 def test_steps_leave_the_weights_and_the_input_alone() -> None:
     stack, x = make_blocks(), torch.randn(4, WIDTH)
-    weights, kept = {name: p.clone() for name, p in stack.named_parameters()}, x.clone()
+    weights = {name: p.clone() for name, p in stack.named_parameters()}
+    copy = x.clone()
     steps = KVSteps(stack, rotary(STEP_GRID, WIDTH // HEADS), 4)
     steps(x)
     steps(x)
-    assert torch.equal(x, kept)
+    assert torch.equal(x, copy)
     assert all(torch.equal(p, weights[name]) for name, p in stack.named_parameters())
 
 
@@ -82,10 +83,10 @@ def test_the_norm_is_torchs_and_so_is_its_gradient() -> None:
         for _ in range(2)
     ]
     slope = torch.randn(4, 3, WIDTH)
-    found = [norm(each) for norm, each in zip((ours, theirs), x, strict=True)]
-    for y in found:
+    outputs = [norm(each) for norm, each in zip((ours, theirs), x, strict=True)]
+    for y in outputs:
         y.backward(slope)
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*outputs)
     torch.testing.assert_close(x[0].grad, x[1].grad)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
     tiny = 1e-4 * torch.randn(4, WIDTH)  # where its epsilon counts
@@ -100,13 +101,13 @@ def test_attention_in_bf16_is_that_of_float32_to_rounding_and_so_is_its_gradient
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
     slope = torch.randn(2, HEADS, 9, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found = attention(*half, causal, at_once=2 * 81)  # in two parts
+        attended = attention(*half, causal, max_scores=2 * 81)  # in two parts
     expected = F.scaled_dot_product_attention(*exact, is_causal=causal)
-    assert found.dtype == torch.bfloat16
-    found.backward(slope)
+    assert attended.dtype == torch.bfloat16
+    attended.backward(slope)
     expected.backward(slope.float())
     for ours, theirs in (
-        (found, expected),
+        (attended, expected),
         *((a.grad, b.grad) for a, b in zip(half, exact, strict=True)),
     ):
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
@@ -114,8 +115,7 @@ def test_attention_in_bf16_is_that_of_float32_to_rounding_and_so_is_its_gradient
 
 def test_attention_in_bf16_drops_out_as_that_of_float32_does() -> None:
     q = k = torch.zeros(1, 1, 2000, 2).bfloat16()
-    found = attention(
-        q, k, torch.ones_like(q), False, 0.25
-    )  # each a mean of what is left, made up for what is not
-    assert found.float().mean() == pytest.approx(1, abs=0.01)
-    assert found.float().std() > 0.005
+    # Each value is the mean of what is not dropped, scaled up for what is.
+    attended = attention(q, k, torch.ones_like(q), False, 0.25)
+    assert attended.float().mean() == pytest.approx(1, abs=0.01)
+    assert attended.float().std() > 0.005
