@@ -14,11 +14,12 @@ from engine.checkpoint import build_trusted, save_atomically
 from engine.errors import InputError
 from engine.trust import OTHERS, check_trusted
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
+from tests.helpers.configs import compose_plain
 from vqgan.quantizers.base import Quantizer
 
 pytestmark = lightning_warnings
 
-EMA = {"_target_": "vqgan.quantizers.ema.EMA", "K": 8, "dim": 4}
+EMA = compose_plain("stage=vqgan", "quantizer=ema", "quantizer.K=8", "quantizer.dim=4")["quantizer"]
 
 EVIL = [
     "os.system",
