@@ -1,10 +1,11 @@
-"""All bottlenecks at equal bits an image and equal time: reconstruction, use of the codes, cost of a step.
+"""All bottlenecks at equal bits per image and equal time: reconstruction, use of the codes, cost of a step.
 
 python -m benchmarks.bottlenecks --minutes 1 --bits 576
 
-Each is trained by `python train.py stage=vqgan loss=vqvae` on the built-in shapes at 64x64 pixels, alone on the machine and
-one after the other. 576 bits are 64 positions of 9 bits; of several codebooks a position each has fewer codes. The
-continuous ones, none and kl, have no bits: they stand below as what the other parts of the tokenizer allow.
+Trains each file of conf/quantizer by `python train.py stage=vqgan loss=vqvae` on the built-in shapes at 64x64 pixels, one
+after the other; the machine should be idle otherwise. 576 bits are 64 positions of 9 bits. With several codebooks per
+position, each has fewer codes. The continuous ones, none and kl, have no bits: their rows show what the rest of the
+tokenizer allows. Further words are passed to every run.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from benchmarks.configs import CONF
+
 GRID = 8
-LAYOUTS = {  # (overrides, codebooks a position)
-    "vq": ("", 1), "ema": ("", 1), "gumbel": ("", 1), "fsq": ("", 1), "lfq": ("", 1), "bsq": ("", 1),
-    "simvq": ("", 1), "ibq": ("", 1),
-    "residual": ("quantizer.num_codebooks=3", 3), "product": ("quantizer.num_codebooks=3 quantizer.dim=63", 3),
-    "none": ("", 0), "kl": ("", 0),
-}  # fmt: skip
-SHOWN = (
+NUM_CODEBOOKS = 3  # of the bottlenecks that have several
+EXTRA_WORDS = {"product": ["quantizer.dim=63"]}  # the width must be divisible by NUM_CODEBOOKS
+COLUMNS = (
     "psnr",
     "ssim",
     "perplexity",
@@ -34,79 +35,68 @@ SHOWN = (
 )
 
 
-def trained(name: str, minutes: float, bits: int, extra: list[str], folder: Path) -> dict[str, Any]:
-    """The figures of one run."""
-    overrides, num_codebooks = LAYOUTS[name]
-    words = [f"quantizer={name}", *overrides.split()]
-    if num_codebooks:
-        words.append(f"quantizer.K={2 ** (bits // GRID**2 // num_codebooks)}")
-    budget = [
-        "trainer.max_steps=null",
-        f"trainer.max_minutes={minutes}",
-        "trainer.val_every=1000000",
-    ]
+def list_bottlenecks() -> list[str]:
+    """The names of all files in conf/quantizer."""
+    return sorted(file.stem for file in (CONF / "quantizer").glob("*.yaml"))
+
+
+def choose_words(name: str, bits: int) -> tuple[list[str], int]:
+    """Command-line words for a bottleneck of that many bits per image, and its number of codebooks, 0 if continuous."""
+    settings = OmegaConf.load(CONF / "quantizer" / f"{name}.yaml")
+    words = [f"quantizer={name}", *EXTRA_WORDS.get(name, [])]
+    if "K" not in settings:
+        return words, 0
+    num_codebooks = 1
+    if "num_codebooks" in settings:
+        num_codebooks = NUM_CODEBOOKS
+        words.append(f"quantizer.num_codebooks={num_codebooks}")
+    K = 2 ** (bits // GRID**2 // num_codebooks)
+    return [*words, f"quantizer.K={K}"], num_codebooks
+
+
+def train(name: str, minutes: float, bits: int, extra: list[str], folder: Path) -> dict[str, Any]:
+    """The row of one bottleneck."""
+    words, num_codebooks = choose_words(name, bits)
     command = [
-        sys.executable,
-        "train.py",
-        "stage=vqgan",
-        "loss=vqvae",
-        f"model.grid={GRID}",
-        *words,
-        *budget,
-        "logger=csv",
-        *extra,
-    ]
-    subprocess.run(
-        [*command, f"run_dir={folder / name}"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    found = json.loads((folder / name / "metrics.json").read_text())
-    row = {key: found.get(key) for key in SHOWN}
+        sys.executable, "train.py", "stage=vqgan", "loss=vqvae", f"model.grid={GRID}", *words,
+        "trainer.max_steps=null", f"trainer.max_minutes={minutes}", "trainer.val_every=1000000", "logger=csv", *extra,
+        f"run_dir={folder / name}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = json.loads((folder / name / "metrics.json").read_text())
     return {
         "bottleneck": name,
-        "K": found["K"],
+        "K": metrics["K"],
         "num_codebooks": num_codebooks,
-        **row,
-        "ms_per_step": round(1000 * found["seconds"] / found["steps"]),
+        **{key: metrics.get(key) for key in COLUMNS},
+        "ms_per_step": round(1000 * metrics["seconds"] / metrics["steps"]),
     }
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--minutes", type=float, default=1.0)
-    arguments.add_argument(
-        "--bits", type=int, default=576, help="an image; 64 times a multiple of 3"
-    )
-    arguments.add_argument("--only", nargs="*", choices=list(LAYOUTS), default=list(LAYOUTS))
-    given, extra = arguments.parse_known_args()
-    if given.bits % (3 * GRID**2):
+    names = list_bottlenecks()
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--bits", type=int, default=576, help="per image; 64 times a multiple of 3")
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    options, extra = parser.parse_known_args()
+    unit = NUM_CODEBOOKS * GRID**2
+    if options.bits % unit:
         sys.exit(
-            f"--bits {given.bits} must be a multiple of {3 * GRID**2}, for one and for three codebooks a position"
+            f"--bits {options.bits} must be a multiple of {unit}, for one and for {NUM_CODEBOOKS} codebooks a position"
         )
+    rows = []
+    setting = {"bench": "bottlenecks", "bits": options.bits, "minutes": options.minutes}
     with tempfile.TemporaryDirectory() as folder:
-        rows = []
-        for name in given.only:
-            rows.append(trained(name, given.minutes, given.bits, extra, Path(folder)))
-            print(
-                json.dumps(
-                    {
-                        "bench": "bottlenecks",
-                        "bits": given.bits,
-                        "minutes": given.minutes,
-                        **rows[-1],
-                    }
-                ),
-                flush=True,
-            )
+        for name in options.only:
+            rows.append(train(name, options.minutes, options.bits, extra, Path(folder)))
+            print(json.dumps({**setting, **rows[-1]}), flush=True)
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print(
-            "| " + " | ".join("-" if value is None else str(value) for value in row.values()) + " |"
-        )
+        cells = ["-" if value is None else str(value) for value in row.values()]
+        print("| " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

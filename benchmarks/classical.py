@@ -1,45 +1,40 @@
-"""Classical vector quantization, the baseline of every tokenizer: k-means on patches, no network.
+"""Classical vector quantization, the baseline of every tokenizer: k-means on patches, without a network.
 
 python -m benchmarks.classical --data folder --root photos
 """
 
 import argparse
 import json
-from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from benchmarks.configs import compose_config
 from data.datamodule import ImageDataModule
 from vqgan.baselines import measure_classical_vq
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--data", choices=["shapes", "folder"], default="shapes")
-    arguments.add_argument("--root", help="the folder of --data folder")
-    arguments.add_argument("--held-out", choices=["random", "last"], default="random")
-    arguments.add_argument("--K", type=int, default=512)
-    arguments.add_argument("--grid", type=int, default=8)
-    given = arguments.parse_args()
-    words = ["stage=vqgan", f"data={given.data}"]
-    if given.data == "folder":
-        words += [f"data.root={given.root}", f"data.held_out={given.held_out}"]
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        data: ImageDataModule = instantiate(compose("config", words).data)
-    print(
-        json.dumps(
-            {
-                "bench": "classical",
-                "data": data.title,
-                "K": given.K,
-                "grid": given.grid,
-                **measure_classical_vq(data, given.K, given.grid),
-            }
-        )
-    )
+    parser.add_argument("--data", choices=["shapes", "folder"], default="shapes")
+    parser.add_argument("--root", help="the folder of --data folder")
+    parser.add_argument("--held-out", choices=["random", "last"], default="random")
+    parser.add_argument("--K", type=int, default=512)
+    parser.add_argument("--grid", type=int, default=8)
+    options = parser.parse_args()
+    words = [f"data={options.data}"]
+    if options.data == "folder":
+        words += [f"data.root={options.root}", f"data.held_out={options.held_out}"]
+    data: ImageDataModule = instantiate(compose_config("stage=vqgan", *words).data)
+    row = {
+        "bench": "classical",
+        "data": data.title,
+        "K": options.K,
+        "grid": options.grid,
+        **measure_classical_vq(data, options.K, options.grid),
+    }
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

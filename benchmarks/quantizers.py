@@ -1,10 +1,10 @@
-"""Our EMA quantizer beside the libraries': forward, backward and codebook update in training mode, in one process.
+"""Our EMA quantizer compared to other libraries: forward, backward and codebook update in training mode, in one process.
 
 pip install vector-quantize-pytorch monai && python -m benchmarks.quantizers
 
-Prints a table, then one JSON line a row. Milliseconds are medians over interleaved rounds; matmul is the product of the
-outputs and the codes alone, which every exact search contains; extra_mib is the most memory that one of our steps takes
-beyond its input and state, measured in a process of its own.
+Prints a table, then one JSON line per row. Milliseconds are medians over interleaved rounds. matmul is only the product of
+outputs and codes, which every exact search contains. extra_mib is the peak memory of one of our steps beyond its input
+and state, measured in a separate process.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from torch import Tensor
 
-from vqgan.quantizers.ema import EMA
+from benchmarks.configs import compose_config
 
 SIZES = (
     (32, 8, 512, 64),
@@ -27,7 +28,7 @@ SIZES = (
     (16, 16, 16384, 8),
     (16, 16, 16384, 256),
 )  # batch, grid, K, dim
-LARGE = (64, 16, 262_144, 8)  # only ours: what the tiled search holds
+LARGE = (64, 16, 262_144, 8)  # ours only, for the memory of the tiled search
 COLUMNS = (
     "batch",
     "grid",
@@ -41,14 +42,15 @@ COLUMNS = (
 )
 
 
-def outputs(batch: int, grid: int, dim: int, device: str) -> Tensor:
-    """What an encoder might give."""
+def make_outputs(batch: int, grid: int, dim: int, device: str) -> Tensor:
+    """Random encoder outputs."""
     return torch.randn(batch, dim, grid, grid, device=device).requires_grad_()
 
 
-def ours(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
+def make_ours(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     """One training step of our quantizer."""
-    quantizer = EMA(K, dim).to(device).train()
+    words = ["stage=vqgan", "quantizer=ema", f"quantizer.K={K}", f"quantizer.dim={dim}"]
+    quantizer = instantiate(compose_config(*words).quantizer).to(device).train()
 
     def step(z: Tensor) -> None:
         q = quantizer(z)
@@ -58,8 +60,8 @@ def ours(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     return step
 
 
-def theirs(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
-    """One training step of vector-quantize-pytorch's; it updates its codebook in forward."""
+def make_vector_quantize_pytorch(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
+    """One training step of vector-quantize-pytorch, which updates its codebook in forward."""
     from vector_quantize_pytorch import VectorQuantize
 
     layer = (
@@ -75,8 +77,8 @@ def theirs(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     return step
 
 
-def monai(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
-    """One training step of MONAI's; it updates its codebook in forward."""
+def make_monai(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
+    """One training step of MONAI, which updates its codebook in forward."""
     from monai.networks.layers.vector_quantizer import EMAQuantizer
 
     layer = EMAQuantizer(2, K, dim, decay=0.99).to(device).train()
@@ -88,8 +90,8 @@ def monai(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     return step
 
 
-def matmul(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
-    """The distance matrix's product alone, in the tiles of memory that an n x K result takes."""
+def make_matmul(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
+    """Only the product of outputs and codes, with its n x K result."""
     codes = torch.randn(K, dim, device=device)
 
     def step(z: Tensor) -> None:
@@ -99,7 +101,7 @@ def matmul(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
     return step
 
 
-def timed(step: Callable[[Tensor], None], z: Tensor) -> float:
+def time_step(step: Callable[[Tensor], None], z: Tensor) -> float:
     """Milliseconds of one call."""
     z.grad = None
     if z.is_cuda:
@@ -111,17 +113,21 @@ def timed(step: Callable[[Tensor], None], z: Tensor) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def _extra(sizes: tuple[int, int, int, int], answer: Any) -> None:
+def _measure_extra_mib(sizes: tuple[int, int, int, int], answer: Any) -> None:
     batch, grid, K, dim = sizes
-    warm, step, z = ours(64, dim, "cpu"), ours(K, dim, "cpu"), outputs(batch, grid, dim, "cpu")
-    warm(outputs(1, 2, dim, "cpu"))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
-    before = resident("VmRSS")
+    warm, step, z = (
+        make_ours(64, dim, "cpu"),
+        make_ours(K, dim, "cpu"),
+        make_outputs(batch, grid, dim, "cpu"),
+    )
+    warm(make_outputs(1, 2, dim, "cpu"))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
+    before = read_resident("VmRSS")
     step(z)
-    answer.put((resident("VmHWM") - before) / 1024)
+    answer.put((read_resident("VmHWM") - before) / 1024)
 
 
-def resident(kind: str) -> int:
+def read_resident(kind: str) -> int:
     """KiB of this process in memory now (VmRSS) or at the peak (VmHWM)."""
     [line] = [
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)
@@ -129,72 +135,76 @@ def resident(kind: str) -> int:
     return int(line.split()[1])
 
 
-def extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:
-    """The peak of one of our steps beyond what was there before."""
+def measure_extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:
+    """Peak memory of one of our steps beyond what was in use before it."""
     if device == "cuda":
         batch, grid, K, dim = sizes
-        step, z = ours(K, dim, device), outputs(batch, grid, dim, device)
+        step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(z)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     fresh = multiprocessing.get_context("spawn")
     answer = fresh.SimpleQueue()
-    process = fresh.Process(target=_extra, args=(sizes, answer))
+    process = fresh.Process(target=_measure_extra_mib, args=(sizes, answer))
     process.start()
-    found: float = answer.get()
+    mib: float = answer.get()
     process.join()
-    return found
+    return mib
 
 
-def measured(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[str, Any]:
-    """One row: medians over rounds in which each takes its turn."""
+def measure(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[str, Any]:
+    """One row: medians over rounds that run each step once."""
     batch, grid, K, dim = sizes
-    z = outputs(batch, grid, dim, device)
+    z = make_outputs(batch, grid, dim, device)
     makers = {
-        "ours_ms": ours,
-        "vector_quantize_pytorch_ms": theirs,
-        "monai_ms": monai,
-        "matmul_ms": matmul,
+        "ours_ms": make_ours,
+        "vector_quantize_pytorch_ms": make_vector_quantize_pytorch,
+        "monai_ms": make_monai,
+        "matmul_ms": make_matmul,
     }
     steps = {name: make(K, dim, device) for name, make in makers.items()}
     for step in steps.values():  # k-means, memory, kernels
-        timed(step, z)
+        time_step(step, z)
     times = {name: [] for name in steps}  # type: dict[str, list[float]]
     for _ in range(rounds):
         for name, step in steps.items():
-            times[name].append(timed(step, z))
+            times[name].append(time_step(step, z))
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    return dict(
-        zip(COLUMNS, (*sizes, *medians.values(), round(extra_mib(sizes, device), 1)), strict=True)
-    )
-
-
-def alone(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
-    """The row of a size that only ours is measured at."""
-    batch, grid, K, dim = sizes
-    step, z = ours(K, dim, device), outputs(batch, grid, dim, device)
-    timed(step, z)
-    found = round(statistics.median(timed(step, z) for _ in range(3)), 2)
     return dict(
         zip(
             COLUMNS,
-            (*sizes, found, None, None, None, round(extra_mib(sizes, device), 1)),
+            (*sizes, *medians.values(), round(measure_extra_mib(sizes, device), 1)),
+            strict=True,
+        )
+    )
+
+
+def measure_ours(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
+    """The row of a size at which only ours is measured."""
+    batch, grid, K, dim = sizes
+    step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
+    time_step(step, z)
+    milliseconds = round(statistics.median(time_step(step, z) for _ in range(3)), 2)
+    return dict(
+        zip(
+            COLUMNS,
+            (*sizes, milliseconds, None, None, None, round(measure_extra_mib(sizes, device), 1)),
             strict=True,
         )
     )
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--rounds", type=int, default=15)
-    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    given = arguments.parse_args()
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    rows = [measured(sizes, given.rounds, given.device) for sizes in SIZES]
-    rows.append(alone(LARGE, given.device))
+    rows = [measure(sizes, options.rounds, options.device) for sizes in SIZES]
+    rows.append(measure_ours(LARGE, options.device))
     print(
         "| "
         + " | ".join((*COLUMNS, "times vector-quantize-pytorch", "times MONAI", "of matmul"))

@@ -1,4 +1,4 @@
-"""How long stage=report takes, over made-up runs: the whole command, with all that it imports.
+"""How long stage=report takes on fake runs: the whole command, with all of its imports.
 
 python -m benchmarks.report --runs 200
 """
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
+MEASURED = {"extractor": "shapes-classifier", "n": 1000, "reference": "5be1c0d2"}  # provenance
 
-def sweep(
+
+def make_sweep(
     folder: Path,
     grids: Sequence[int] = (4, 8, 16),
     Ks: Sequence[int] = (64, 256, 1024),
@@ -32,125 +35,166 @@ def sweep(
     evaluated: bool = True,
     points: int = 40,
 ) -> list[Path]:
-    """Run folders such as a sweep leaves, filled with made-up figures: tokenizers, and priors and evaluations of all of them."""
-    random, made = np.random.default_rng(0), list[Path]()
-    for grid in grids:
-        for K in Ks:
-            for dim in dims:
-                for seed in range(seeds):
-                    at = (
-                        folder
-                        / f"{len(made)}_model.grid-{grid}_quantizer.K-{K}_quantizer.dim-{dim}_seed-{seed}"
-                    )
-                    made.append(at)
-                    _point(at, grid, K, dim, seed, random, priors, evaluated, points)
-    return made
+    """Run folders such as a sweep writes, with fake figures: tokenizers, and priors and evaluations of all of them.
+
+    The series have `points` points each.
+    """
+    random = np.random.default_rng(0)
+    folders: list[Path] = []
+    for grid, K, dim, seed in product(grids, Ks, dims, range(seeds)):
+        name = f"model.grid-{grid}_quantizer.K-{K}_quantizer.dim-{dim}_seed-{seed}"
+        at = folder / f"{len(folders)}_{name}"
+        folders.append(at)
+        FakePoint(at, grid, K, dim, seed, random, points).write(priors, evaluated)
+    return folders
 
 
-def _point(
-    at: Path,
-    grid: int,
-    K: int,
-    dim: int,
-    seed: int,
-    random: np.random.Generator,
-    priors: bool,
-    evaluated: bool,
-    points: int,
-) -> None:
-    command = f"train.py stage=vqgan model.grid={grid} quantizer.K={K} seed={seed}"
-    bits, noise = grid**2 * math.log2(K), float(random.normal())
-    psnr = 9.5 + 1.35 * math.log2(bits) + 0.1 * math.log2(dim / 64) + 0.08 * noise
-    settings: dict[str, Any] = {
-        "data": {
-            "_target_": "data.shapes.Shapes",
-            "image_size": 64,
-            "n_val": 1000,
-            "batch_size": 32,
+class FakePoint:
+    """A point of a fake sweep: a tokenizer, its prior and the evaluations of both."""
+
+    def __init__(
+        self,
+        at: Path,
+        grid: int,
+        K: int,
+        dim: int,
+        seed: int,
+        random: np.random.Generator,
+        points: int,
+    ) -> None:
+        self.at = at
+        self.grid = grid
+        self.K = K
+        self.random = random
+        self.points = points
+        self.command = f"train.py stage=vqgan model.grid={grid} quantizer.K={K} seed={seed}"
+        self.noise = float(random.normal())
+        self.bits = grid**2 * math.log2(K)
+        self.psnr = (
+            9.5 + 1.35 * math.log2(self.bits) + 0.1 * math.log2(dim / 64) + 0.08 * self.noise
+        )
+        self.rfid = 40 * 2 ** (-(self.psnr - 18) / 2.5)
+        self.perplexity = K * (0.75 - 0.04 * math.log2(K) + 0.01 * self.noise)
+        self.nats = math.log(K) * 0.55 + 0.02 * self.noise
+        self.shape = {"K": K, "grid": [grid, grid], "images_per_second": 500.0}
+        images = {"image_size": 64, "n_val": 1000, "batch_size": 32, "seed": seed}
+        encoder = {"_target_": "vqgan.encoder.Encoder", "grid": grid}
+        quantizer = {"K": K, "dim": dim, "decay": 0.99}
+        self.settings: dict[str, Any] = {
+            "data": {"_target_": "data.shapes.Shapes", **images},
+            "model": {"grid": grid, "width": 64, "encoder": encoder},
+            "quantizer": {"_target_": "vqgan.quantizers.ema.EMA", **quantizer},
+            "trainer": {"max_steps": 2000, "log_every": 20},
             "seed": seed,
-        },
-        "model": {
-            "grid": grid,
-            "width": 64,
-            "encoder": {"_target_": "vqgan.encoder.Encoder", "grid": grid},
-        },
-        "quantizer": {"_target_": "vqgan.quantizers.ema.EMA", "K": K, "dim": dim, "decay": 0.99},
-        "trainer": {"max_steps": 2000, "log_every": 20},
-        "seed": seed,
-    }
-    identity, of_prior = (f"{int(random.integers(16**8)):08x}" for _ in range(2))
-    perplexity = K * (0.75 - 0.04 * math.log2(K) + 0.01 * noise)
-    figures = {
-        "psnr": psnr,
-        "ssim": psnr / 40,
-        "perplexity": perplexity,
-        "usage": 1.0,
-        "steps": 2000,
-        "seconds": 60.0 + grid,
-    }
-    shape = {"K": K, "grid": [grid, grid], "images_per_second": 500.0}
-    series = {"psnr": [psnr - 6 * math.exp(-6 * (i + 1) / points) for i in range(points)]}
-    run_folder(
-        at,
-        "vqgan",
-        identity,
-        settings,
-        {**figures, **shape},
-        command,
-        series,
-        "reconstructions",
-        random,
-    )
-    rfid = 40 * 2 ** (-(psnr - 18) / 2.5)
-    measured = {"extractor": "shapes-classifier", "n": 1000, "reference": "5be1c0d2"}
-    if evaluated:
-        told = {"psnr": psnr, "rfid_proxy": rfid, "bits_per_image": bits, "perplexity": perplexity}
-        codecs = [
-            ("classical VQ", 9.0, 1.3, (256, 576, 1024, 2560)),
-            ("JPEG", 2.0, 1.6, (1500, 2500, 4000)),
-        ]
-        references = [
-            {
-                "codec": codec,
-                "bits_per_image": rate,
-                "psnr": a + b * math.log2(rate),
-                "ssim": 0.5,
-                "settings": {},
-            }
-            for codec, a, b, rates in codecs
-            for rate in rates
-        ]
-        about = {"provenance": dict.fromkeys(told, measured), "references": references}
-        judgement(at / "evaluate_tokenizer", "vqgan", identity, {**told, **about}, random)
-    if priors:
-        nats = math.log(K) * 0.55 + 0.02 * noise
-        own = {
-            **{key: settings[key] for key in ("trainer", "seed")},
+        }
+        self.id, self.prior_id = (f"{int(random.integers(16**8)):08x}" for _ in range(2))
+
+    def write(self, prior: bool, evaluated: bool) -> None:
+        """Write the tokenizer's folder, the prior's if there is to be one, and those of the evaluations."""
+        self.write_tokenizer()
+        if evaluated:
+            self.write_tokenizer_evaluation()
+        if prior:
+            self.write_prior()
+            if evaluated:
+                self.write_prior_evaluation()
+
+    def learning_curve(self, end: float, drop: float, rate: float) -> list[float]:
+        """An exponential approach to `end` from `drop` below it."""
+        n = self.points
+        return [end - drop * math.exp(-rate * (i + 1) / n) for i in range(n)]
+
+    def write_tokenizer(self) -> None:
+        figures = {
+            "psnr": self.psnr,
+            "ssim": self.psnr / 40,
+            "perplexity": self.perplexity,
+            "usage": 1.0,
+            "steps": 2000,
+            "seconds": 60.0 + self.grid,
+            **self.shape,
+        }
+        series = {"psnr": self.learning_curve(self.psnr, 6, 6)}
+        make_run_folder(
+            self.at,
+            "vqgan",
+            self.id,
+            self.settings,
+            figures,
+            self.command,
+            series,
+            "reconstructions",
+            self.random,
+        )
+
+    def write_tokenizer_evaluation(self) -> None:
+        scores = {
+            "psnr": self.psnr,
+            "rfid_proxy": self.rfid,
+            "bits_per_image": self.bits,
+            "perplexity": self.perplexity,
+        }
+        about = {"provenance": dict.fromkeys(scores, MEASURED), "references": fake_codecs()}
+        folder = self.at / "evaluate_tokenizer"
+        make_evaluation_folder(folder, "vqgan", self.id, {**scores, **about}, self.random)
+
+    def write_prior(self) -> None:
+        settings = {
+            **{key: self.settings[key] for key in ("trainer", "seed")},
             "prior": {"_target_": "prior.models.gpt.GPT", "width": 192},
         }
-        found = {
-            "nats_per_token": nats,
-            "tokenizer_of": identity,
+        figures = {
+            "nats_per_token": self.nats,
+            "tokenizer_of": self.id,
             "exact": True,
             "steps": 2000,
-            **shape,
+            **self.shape,
         }
-        learned = {
-            "nats_per_token": [nats + math.exp(-5 * (i + 1) / points) for i in range(points)]
+        series = {"nats_per_token": self.learning_curve(self.nats, -1, 5)}
+        make_run_folder(
+            self.at / "prior",
+            "prior",
+            self.prior_id,
+            settings,
+            figures,
+            self.command,
+            series,
+            "samples",
+            self.random,
+        )
+
+    def write_prior_evaluation(self) -> None:
+        noise = 0.5 * float(self.random.normal())
+        scores = {
+            "gfid_proxy": 0.6 * self.rfid + 0.025 * self.grid**2 + 6 + noise,
+            "nats_per_token": self.nats,
+            "bits_per_image": self.nats * self.grid**2 / math.log(2),
         }
-        run_folder(at / "prior", "prior", of_prior, own, found, command, learned, "samples", random)
-        if evaluated:
-            gfid = 0.6 * rfid + 0.025 * grid**2 + 6 + 0.5 * float(random.normal())
-            told = {
-                "gfid_proxy": gfid,
-                "nats_per_token": nats,
-                "bits_per_image": nats * grid**2 / math.log(2),
-            }
-            about = {"tokenizer_of": identity, "provenance": {"gfid_proxy": measured}}
-            judgement(at / "evaluate_prior", "prior", of_prior, {**told, **about}, random)
+        about = {"tokenizer_of": self.id, "provenance": {"gfid_proxy": MEASURED}}
+        folder = self.at / "evaluate_prior"
+        make_evaluation_folder(folder, "prior", self.prior_id, {**scores, **about}, self.random)
 
 
-def run_folder(
+def fake_codecs() -> list[dict[str, Any]]:
+    """Scores of classical codecs on lines over log2(bits)."""
+    lines = [
+        ("classical VQ", 9.0, 1.3, (256, 576, 1024, 2560)),
+        ("JPEG", 2.0, 1.6, (1500, 2500, 4000)),
+    ]
+    return [
+        {
+            "codec": codec,
+            "bits_per_image": rate,
+            "psnr": a + b * math.log2(rate),
+            "ssim": 0.5,
+            "settings": {},
+        }
+        for codec, a, b, rates in lines
+        for rate in rates
+    ]
+
+
+def make_run_folder(
     at: Path, stage: str, identity: str, settings: dict[str, Any], figures: dict[str, Any], command: str,
     series: dict[str, list[float]], kind: str, random: np.random.Generator,
 ) -> Path:  # fmt: skip
@@ -178,15 +222,15 @@ def run_folder(
     return at
 
 
-def judgement(
+def make_evaluation_folder(
     at: Path,
     stage: str,
     of: str,
-    found: dict[str, Any],
+    results: dict[str, Any],
     random: np.random.Generator,
     split: str = "val",
 ) -> Path:
-    """The folder of a stage=evaluate that judges the run `of`."""
+    """The folder of a stage=evaluate of the run `of`."""
     at.mkdir(parents=True)
     identity = f"{int(random.integers(16**8)):08x}"
     (at / "config.yaml").write_text(
@@ -203,7 +247,7 @@ def judgement(
         "rfid": None,
         "absent": {"rfid": "no weights"},
     }
-    (at / "metrics.json").write_text(json.dumps({**about, **found, "pictures": []}))
+    (at / "metrics.json").write_text(json.dumps({**about, **results, "pictures": []}))
     return at
 
 
@@ -218,29 +262,30 @@ def main() -> None:
         help="tokenizers and priors together, of 2 x 5 x 4 configurations",
     )
     arguments.add_argument(
-        "--keep", type=Path, help="a new folder for the runs and the report; else they are deleted"
+        "--keep",
+        type=Path,
+        help="a new folder for the runs and the report; otherwise they are deleted",
     )
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        where = given.keep or Path(temporary)
-        seeds = max(1, round(given.runs / 40))
-        made = sweep(where / "sweep", (8, 16), (64, 128, 256, 512, 1024), (64, 256), seeds)
-        began = time.monotonic()
-        line = ["stage=report", f"runs={where / 'sweep'}", f"run_dir={where / 'report'}"]
-        subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *line], check=True, stdout=subprocess.DEVNULL
-        )
-        seconds, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        size = (where / "report" / "report.html").stat().st_size
-    told = {
-        "runs": 2 * len(made),
+        folder = options.keep or Path(temporary)
+        seeds = max(1, round(options.runs / 40))
+        runs = make_sweep(folder / "sweep", (8, 16), (64, 128, 256, 512, 1024), (64, 256), seeds)
+        start = time.monotonic()
+        line = ["stage=report", f"runs={folder / 'sweep'}", f"run_dir={folder / 'report'}"]
+        command = [sys.executable, str(ROOT / "train.py"), *line]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - start
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        size = (folder / "report" / "report.html").stat().st_size
+    figures = {
+        "runs": 2 * len(runs),
         "seconds": seconds,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "html_mb": size / 1e6,
     }
-    print(
-        json.dumps({"bench": "report", **{name: round(value, 2) for name, value in told.items()}})
-    )
+    rounded = {name: round(value, 2) for name, value in figures.items()}
+    print(json.dumps({"bench": "report", **rounded}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Names of earlier versions: they keep working for one release, on the command line and in what earlier runs have written."""
+"""Names of earlier versions, which work for one more release on the command line and in the files of earlier runs."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-RENAMED_KEYS = {  # old key -> new last part; a key matches where its last parts do
+RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
     "prior.book_depth": "codebook_depth",
     "loss.codes_rest": "freeze_codes",
@@ -41,7 +41,7 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
 
 
 def rename_key(key: str) -> str:
-    """The key of today for a key such as quantizer.books, at any depth: stage2.sampler.choice too."""
+    """The current name of a key such as quantizer.books, at any depth, as in stage2.sampler.choice."""
     for old, new in RENAMED_KEYS.items():
         if key == old or key.endswith(f".{old}"):
             return f"{key.removesuffix(old.rpartition('.')[2])}{new}"
@@ -49,7 +49,7 @@ def rename_key(key: str) -> str:
 
 
 def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Command-line words with the keys of today, and a sentence for each key that was renamed."""
+    """Command-line words with current keys, and a sentence for each renamed key."""
     renamed: list[str] = []
     sentences: list[str] = []
     for word in words:
@@ -66,7 +66,7 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def upgrade_config(config: Any) -> Any:
-    """The config of an earlier run, a container or OmegaConf's, with the names of today. Nothing is resolved."""
+    """The config of an earlier run, a container or OmegaConf's, with current names. Interpolations stay unresolved."""
     if isinstance(config, DictConfig | ListConfig):
         return OmegaConf.create(upgrade_config(OmegaConf.to_container(config, resolve=False)))
     return _upgrade(config, "")

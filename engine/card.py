@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from engine.aliases import upgrade_config
 from engine.folder import CARD, CONFIG, DOCTOR, PICTURES, RECORD
 from engine.templates import render_template
 
-TEMPLATE = Path(__file__).with_name("card.md.j2")
+CARD_TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 CARD_SETTINGS = (  # the settings on a card, as far as a run has them; config.yaml has all
     "ckpt", "seed", "data._target_", "data.root", "data.image_size", "data.crop", "data.flip", "model.grid", "model.width",
@@ -52,18 +52,18 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
 
     `figures` are those known so far, `outcome` is how the run ended.
     """
-    config = upgrade_config(OmegaConf.load(folder / CONFIG))
-    assert isinstance(config, DictConfig)
+    written = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=True)
+    config: dict[str, Any] = upgrade_config(written)
     starts = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
     revision = starts[0].get("git") or ""
     origin = {
         name: figures[name] for name in ("tokenizer_of", "of", "of_stage") if figures.get(name)
     }
     text = render_template(
-        TEMPLATE,
+        CARD_TEMPLATE,
         escape=False,
         title=folder.name,
-        stage=config.stage,
+        stage=config["stage"],
         id=config.get("id"),
         outcome=outcome,
         starts=[
@@ -116,15 +116,22 @@ def format_start_time(start: Mapping[str, Any]) -> str:
     return str(start["time"]).replace("T", " ")
 
 
-def main_settings(config: DictConfig) -> dict[str, str]:
+def main_settings(config: Mapping[str, Any]) -> dict[str, str]:
     """The main settings; a class is shown by its name."""
     settings = {}
     for key in CARD_SETTINGS:
-        value = OmegaConf.select(config, key)
+        value = select(config, key)
         if value is not None:
             text = str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
             settings[key.removesuffix("._target_")] = text
     return settings
+
+
+def select(config: Any, key: str) -> Any:
+    """The value at a dotted key; None if the config doesn't have it."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
 
 
 def describe_images(start: Mapping[str, Any]) -> dict[str, str]:

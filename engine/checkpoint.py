@@ -75,16 +75,18 @@ def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(sound, map_location="cpu", weights_only=True)
         header = checkpoint["codegrid"]
+        if header["format"] > FORMAT:  # first: what else a newer header holds is unknown
+            raise InputError(
+                f"{sound} has format {header['format']}, this program reads up to {FORMAT}; "
+                "update Codegrid"
+            )
         header["config"] = upgrade_config(header["config"])
+    except InputError:
+        raise
     except Exception as error:  # a file from elsewhere can raise anything
         raise InputError(
             f"{sound} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"
         ) from error
-    if header["format"] > FORMAT:
-        raise InputError(
-            f"{sound} has format {header['format']}, this program reads up to {FORMAT}; "
-            "update Codegrid"
-        )
     if header["stage"] not in stages:
         raise InputError(
             f"{sound} comes from stage={header['stage']}, and a checkpoint of {wanted} is needed"

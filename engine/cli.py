@@ -1,12 +1,27 @@
-"""How a mistake on the command line becomes one sentence."""
+"""The command line: help, garbage collection, exit codes, and each of the user's mistakes as one sentence."""
 
 import difflib
+import gc
+import os
 import re
-from collections.abc import Callable
+import string
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import hydra
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from engine.aliases import rename_words
 from engine.errors import InputError
+from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 
-PLUGINS = {  # what Hydra finds only where the extra of this name is installed
+CONF = Path(__file__).parents[1] / "conf"
+
+PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
     "hydra/launcher=submitit_slurm": "submitit",
     "hydra/launcher=submitit_local": "submitit",
@@ -14,33 +29,136 @@ PLUGINS = {  # what Hydra finds only where the extra of this name is installed
 }
 
 
-def explain_error(error: BaseException | None, keys: Callable[[], list[str]] = list) -> str | None:
-    """The sentence for a person's mistake, or None where the mistake may be ours.
+def run_command(job: Callable[[], Any]) -> None:
+    """Run a command: the user's mistakes get one sentence and an exit code, ours their traceback."""
+    sys.argv[1:], renamed = rename_words(sys.argv[1:])
+    for sentence in renamed:
+        print(sentence, file=sys.stderr)
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print(format_help())
+        return
+    # Exceptions arrive here whole instead of being printed by Hydra.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        job()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = explain_error(error, list_settings)
+        if message is None:
+            raise
+        print(message, file=sys.stderr)
+        sys.exit(MISTAKE)
 
-    Looks through the exceptions that Hydra wraps around others. `keys` gives the settings that exist, for a suggestion.
-    """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, InputError):
-            return f"error: {str(seen).rstrip().rpartition('InputError: ')[2]}"  # of a worker process it comes with its traceback
-        seen = seen.__cause__ or seen.__context__
-    if (
-        isinstance(error, ValueError) and str(error) == "No trials are completed yet."
-    ):  # as Optuna says it
-        return (
-            "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder keeps what was "
-            "wrong with each, and the same command tries them again"
+
+def run_single(run: Callable[[Any], Any], config: Any) -> None:
+    """A run that is no point of a sweep. Of several processes one reports the user's mistake."""
+    try:
+        run(config)
+    except SystemExit as stop:  # Lightning answers SIGTERM by an exit without a code
+        raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
+    except Exception as error:
+        message = explain_error(error)
+        if message is None:
+            raise
+        from engine.distributed import report_mistake  # imports torch, which --help does without
+
+        report_mistake(message)
+        sys.exit(MISTAKE)
+
+
+def import_stage(path: str | None) -> Callable[[Any], Any]:
+    """The function that conf/stage names."""
+    if path is None:
+        raise InputError(
+            "no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate, report or pipeline, or see --help"
         )
-    if isinstance(error, ValueError) and str(error).startswith(
-        "Config group override must be a string"
-    ):  # as Hydra says it
+    with pause_garbage_collection():
+        stage: Callable[[Any], Any] = hydra.utils.get_method(path)
+    return stage
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Importing torch and Lightning creates a million objects that stay; searching them for garbage takes a second."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def check_seed(seed: Any) -> None:
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be a whole number from 0 to 4294967295")
+
+
+def format_help() -> str:
+    """What Hydra prints for --help, without composing. Hydra copies all of its registered configs once per group."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(CONF.rglob("*.yaml")):
+        if file.parent != CONF:
+            groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
+    lines = "".join(f"{group}: {', '.join(groups[group])}\n" for group in sorted(groups))
+    template: str = OmegaConf.load(CONF / "config.yaml").hydra.help.template
+    return string.Template(template).substitute(APP_CONFIG_GROUPS=lines)
+
+
+def list_settings() -> list[str]:
+    """All groups and keys of this command's stage, for a suggestion; none if its choices don't go together."""
+    words = [word for word in sys.argv[1:] if "=" in word and "," not in word]
+    choices = [word for word in words if (CONF / word.split("=")[0]).is_dir()]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = OmegaConf.to_container(hydra.compose("config", choices))
+    except ConfigCompositionException:
+        return []
+    return list(list_keys(config))
+
+
+def list_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of nested dicts, a parent before its children."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{name}"
+        yield from list_keys(value, f"{prefix}{name}.")
+
+
+def explain_error(error: BaseException | None, keys: Callable[[], list[str]] = list) -> str | None:
+    """The sentence for a user's mistake, or None if the mistake may be ours.
+
+    Looks through the exceptions that Hydra wraps around others. `keys` returns the existing settings, for a suggestion.
+    """
+    cause = error
+    while cause is not None:
+        if isinstance(cause, InputError):  # that of a worker process includes its traceback
+            return f"error: {str(cause).rstrip().rpartition('InputError: ')[2]}"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ValueError) and (message := explain_value_error(str(error))):
+        return message
+    if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+        return None
+    return explain_composition_error(str(error), keys)
+
+
+def explain_value_error(text: str) -> str | None:
+    """The sentence for a ValueError of Optuna or of Hydra, by its text."""
+    if text == "No trials are completed yet.":
+        return (
+            "error: Optuna found nothing because no point of the sweep was completed; failed/ in the sweep's folder has the "
+            "error of each point, and the same command tries them again"
+        )
+    if text.startswith("Config group override must be a string"):
         return (
             "error: a group such as logger, loss or quantizer can't be null; leave a part of a loss out with a tilde "
             "(~loss/perceptual), and say logger=csv for files alone"
         )
-    if error is None or type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
-        return None
-    text = str(error)
+    return None
+
+
+def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
+    """The sentence for an error of Hydra or OmegaConf, by its text."""
     if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = missing.groups()
         if extra := PLUGINS.get(f"{group}={option}"):
@@ -61,17 +179,17 @@ def explain_error(error: BaseException | None, keys: Callable[[], list[str]] = l
             f"error: {unknown[1]} is not a setting of this stage{suggest(unknown[1], keys())}; "
             "add --cfg job to the command to see them all"
         )
-    if failed := re.search(
+    failed = re.search(
         r"Error in call to target '[\w.]+':\s*(\w+\(.*\))\s*full_key: (\S+)", text, re.DOTALL
-    ):
+    )
+    if failed:
         reason, key = " ".join(failed[1].split()), failed[2]
-        return f"error: {key} can't be made of these settings ({reason}); add --cfg job to the command to see them all"
+        return f"error: {key} can't be built from these settings ({reason}); add --cfg job to the command to see them all"
     return f"error: {' '.join(text.split())}"
 
 
 def suggest(word: str, options: list[str]) -> str:
-    """The question whether the nearest of the options was meant, with its comma; empty where none is near."""
-    close = difflib.get_close_matches(
-        word, [option for option in options if option != word], n=1, cutoff=0.6
-    )
+    """The question whether the nearest option was meant, with its comma; empty if none is near."""
+    others = [option for option in options if option != word]
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
     return f", did you mean {close[0]}?" if close else ""

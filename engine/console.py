@@ -1,4 +1,4 @@
-"""What is said on the terminal while a program works: once, however many processes it has, and never on standard output."""
+"""Messages and progress bars on standard error, printed by the main process alone."""
 
 import sys
 from collections.abc import Iterator
@@ -10,30 +10,31 @@ from tqdm import tqdm
 
 
 def log_line(sentence: str) -> None:
-    """One line for the person at the keyboard, above any progress bar."""
-    from lightning.fabric.utilities.rank_zero import (
-        rank_zero_only,  # here, for it imports torch, which a store can do without
-    )
+    """Print one line for the user above any progress bar."""
+    # Imports torch, which reading a store does without.
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank_zero_only(tqdm.write)(sentence, file=sys.stderr)
 
 
 @contextmanager
 def best_effort_write(file: Path) -> Iterator[None]:
-    """Inside, a file is written that no run should die for: where it can't be, that is said and the program goes on."""
+    """Report an OSError while `file` is written instead of ending the run."""
     try:
         yield
     except OSError as error:
-        log_line(f"{file} can't be written ({error.strerror or error}): the run goes on without it")
+        log_line(
+            f"{file} can't be written ({error.strerror or error}): the run continues without it"
+        )
 
 
 def refresh_interval() -> float:
-    """Seconds between two states of a bar: short on a terminal, long where each would be a line in a log file."""
+    """Seconds between two updates of a bar: short on a terminal, long in a log file, where each update is a line."""
     return 0.5 if sys.stderr.isatty() else 30.0
 
 
 def progress_bar(total: int, what: str, done: int = 0, shown: bool = True) -> "tqdm[Any]":
-    """A bar over so many images, for work that takes longer than a second; it goes away when it is full."""
+    """A bar over `total` images, for work that takes longer than a second; it disappears when it is full."""
     return tqdm(
         total=total,
         initial=done,

@@ -5,14 +5,14 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Bad input from the person at the keyboard: one sentence with the value, the rule and the way out.
+    """Bad input from the user: one sentence with the value, the rule and the way out.
 
-    train.py prints its message alone, without a traceback; every other exception is ours and shows where it came from.
+    The command prints its message without a traceback; every other exception is a bug and keeps its traceback.
     """
 
 
 def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
-    """Refuse what is not a whole number of at least `least`."""
+    """Raise InputError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InputError(
             f"{name}={value} must be a whole number of at least {least}{f' {unit}' if unit else ''}"
@@ -20,7 +20,7 @@ def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
 
 
 def check_range(name: str, value: Any, least: float, most: float = math.inf) -> None:
-    """Refuse what is not a number from `least` to `most`."""
+    """Raise InputError unless `value` is a number from `least` to `most`."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise InputError(f"{name}={value} must be a number {rule}")

@@ -26,6 +26,8 @@ from engine.folder import CARD, CSV
 from engine.lightning_doors import logged_step
 from engine.sweep import sweep_folder
 
+MAX_BINS = 512  # wandb.Histogram.MAX_LENGTH
+
 
 def open_loggers(
     described: Mapping[str, Any] | None,
@@ -126,14 +128,14 @@ def _in_netrc(host: str) -> bool:
 
 def log_histogram(trainer: L.Trainer, counts: Tensor, name: str) -> None:
     """Give counts (n,) to every logger that takes histograms, summed over neighbours if there are more than it takes."""
-    import wandb
-
     step = logged_step(trainer)
-    groups = counts.tensor_split(min(len(counts), wandb.Histogram.MAX_LENGTH))
+    groups = counts.tensor_split(min(len(counts), MAX_BINS))
     heights = torch.stack([group.sum() for group in groups]).numpy()
     edges = np.cumsum([0, *map(len, groups)])
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
+            import wandb  # takes a second, which runs with other loggers do without
+
             histogram = wandb.Histogram(np_histogram=(heights, edges))
             logger.log_metrics({name: histogram}, step)  # type: ignore[dict-item]
         elif isinstance(logger, TensorBoardLogger):

@@ -1,4 +1,4 @@
-"""The points of a sweep: what is finished is left out, what broke off goes on, what fails is told at the end."""
+"""Points of a sweep: finished ones are skipped, interrupted ones resume, failed ones are reported at the end."""
 
 import json
 import logging
@@ -25,23 +25,23 @@ from engine.aliases import upgrade_config
 from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
+from engine.exit_codes import MISTAKE, TERMINATED
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
-APART = ("id", "resume", "run_dir", "sweep", "objective")  # settings that make no other run of it
+# Settings in which two configs of the same run may differ.
+APART = ("id", "resume", "run_dir", "sweep", "objective")
 
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # what a run can go on from
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # a run can resume from either
 
-INTERRUPTED, TERMINATED = 130, 143  # the exit codes of a program ended by Ctrl-C and by SIGTERM
+MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
-LONGEST = 120  # characters of a folder's name that say which point it is of
-
-_slots: list[FileLock] = []  # this process's share of the GPUs, held until it ends
+_slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
 
 
 def name_sweep(sweep: str | None, experiment: str | None) -> str:
-    """What a sweep's folder is called: its own name, that of its experiment, or else the moment when it was started."""
+    """The name of a sweep's folder: `sweep`, else the experiment, else the time of the start."""
     if sweep and (str(sweep) in (".", "..") or Path(str(sweep)).name != str(sweep)):
         raise InputError(
             f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
@@ -52,50 +52,52 @@ def name_sweep(sweep: str | None, experiment: str | None) -> str:
 
 
 def find_swept_keys(params: dict[str, str] | None, words: Sequence[str]) -> list[str]:
-    """The keys that tell a sweep's points apart: those of an experiment's `params`, and those to which the command's words
-    give several values. What a word says alone of a param stays in the name: all of the sweep's parts go by the same ones."""
-    said = OverridesParser.create().parse_overrides(list(words))
+    """The keys that tell a sweep's points apart: an experiment's `params`, and those with several values on the command line.
+
+    A param to which the command gives a single value stays among them, so the parts of a sweep share their folders' names.
+    """
+    overrides = OverridesParser.create().parse_overrides(list(words))
     return [
         *(params or {}),
-        *(override.get_key_element() for override in said if override.is_sweep_override()),
+        *(override.get_key_element() for override in overrides if override.is_sweep_override()),
     ]
 
 
 def name_point(folder: str, number: int, words: Sequence[str], swept: Sequence[str]) -> str:
-    """The folder of a point below the sweep's, <number>_<key>-<value>...: the one that it has, whatever its number was then."""
-    told = "".join(
+    """The name of a point's folder, <number>_<key>-<value>...; an existing folder with these values keeps its number."""
+    values = "".join(
         "_" + re.sub(r"[^\w.+-]", "-", word)
         for word in sorted(words)
         if word.split("=")[0] in swept
     )
-    if len(told) > LONGEST:
-        told = f"{told[:LONGEST]}-{zlib.crc32(told.encode()):08x}"
-    before = [
+    if len(values) > MAX_POINT_NAME:
+        values = f"{values[:MAX_POINT_NAME]}-{zlib.crc32(values.encode()):08x}"
+    existing = [
         path.name
-        for path in Path(folder).glob(f"*{told}")
-        if re.fullmatch(r"\d+" + re.escape(told), path.name)
+        for path in Path(folder).glob(f"*{values}")
+        if re.fullmatch(r"\d+" + re.escape(values), path.name)
     ]
-    return before[0] if told and before else f"{number}{told}"
+    return existing[0] if values and existing else f"{number}{values}"
 
 
-# Cached, what the sweep's own config says of the whole holds for each of its points, on other machines too.
-OmegaConf.register_new_resolver("named", name_sweep, use_cache=True, replace=True)
+# The cache is copied from the sweep's config to those of its points, so the name and the keys are the same on other machines.
+OmegaConf.register_new_resolver("sweep_name", name_sweep, use_cache=True, replace=True)
 
-OmegaConf.register_new_resolver("swept", find_swept_keys, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("swept_keys", find_swept_keys, use_cache=True, replace=True)
 
-OmegaConf.register_new_resolver("place", name_point, replace=True)
+OmegaConf.register_new_resolver("point_name", name_point, replace=True)
 
 
 def sweep_folder() -> Path | None:
-    """The folder of the sweep that this run is a point of."""
+    """The folder of the sweep to which this run belongs; None outside a sweep."""
     inside = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     return Path(HydraConfig.get().sweep.dir) if inside else None
 
 
 class Sweep(Callback):
-    """What the command does around its jobs: it makes their folder, and tells at the end which of them failed.
+    """Creates the sweep's folder before the first job and reports after the last which points failed.
 
-    `folder` and `swept` are asked for here, that they are known before the first job is.
+    `folder` and `swept` are parameters so that they are resolved, and cached, before the first job is composed.
     """
 
     def __init__(self, folder: str, swept: Sequence[str]) -> None:
@@ -103,7 +105,7 @@ class Sweep(Callback):
         self.before: dict[Path, int] = {}
 
     def failures(self) -> dict[Path, int]:
-        """The files of what has failed, and when they were written."""
+        """Files of failed points, and when each was written (ns)."""
         return {
             file: file.stat().st_mtime_ns for file in sorted((self.folder / "failed").glob("*.txt"))
         }
@@ -111,15 +113,12 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.before = self.failures()
-        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(
-            "CRITICAL"
-        )  # it counts failures, which `point` tells
+        # Optuna's sweeper logs failures, which run_point reports.
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel("CRITICAL")
         launcher = config.hydra.launcher
-        if "joblib" in launcher._target_ and launcher.n_jobs == -1 and (found := list_gpus()):
-            launcher.n_jobs = len(found)
-        if (
-            "submitit" in launcher._target_
-        ):  # its jobs are started somewhere else, and have to find this program
+        if "joblib" in launcher._target_ and launcher.n_jobs == -1:
+            launcher.n_jobs = len(list_gpus()) or -1
+        if "submitit" in launcher._target_:  # jobs start in another folder and import this program
             paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
@@ -131,17 +130,18 @@ class Sweep(Callback):
             lines = [
                 f"  {file.stem}: {file.read_text().strip().splitlines()[-1]}" for file in failed
             ]
-            told = f"{len(failed)} point(s) failed; the same command makes up for them and leaves out what is finished"
-            print("\n".join([told, *lines]), file=sys.stderr)
-            raise SystemExit(2)  # the one kind of exception that Hydra lets a callback raise
+            summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
+            print("\n".join([summary, *lines]), file=sys.stderr)
+            raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
 
 
 def run_point(run: RunFunction, config: DictConfig) -> float | None:
-    """One job of a sweep, and the figure that `objective` names; its mistake is told and kept, and doesn't end the others."""
+    """Run one job of a sweep and return the metric that `objective` names. An error is printed and written to failed/, and the
+    next job starts."""
     job = HydraConfig.get()
     sweep, name = Path(job.sweep.dir), str(job.sweep.subdir)
-    mistake = sweep / "failed" / f"{name}.txt"
-    mistake.unlink(missing_ok=True)
+    failure = sweep / "failed" / f"{name}.txt"
+    failure.unlink(missing_ok=True)
     (sweep / ".locks").mkdir(parents=True, exist_ok=True)
     if "joblib" in job.launcher._target_:
         claim_gpu()
@@ -149,28 +149,28 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
         for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
             if config[key]:
                 raise InputError(
-                    f"{key}={config[key]} is of a single run; say {instead}, for a sweep has a folder of its own"
+                    f"{key}={config[key]} is for a single run; say {instead}, because a sweep has its own folder"
                 )
         if (devices := OmegaConf.select(config, "trainer.devices", default=1)) != 1:
             raise InputError(
-                f"trainer.devices={devices} in a sweep; its points have one device each, several with hydra/launcher=joblib"
+                f"trainer.devices={devices} in a sweep; a point has one device, and hydra/launcher=joblib runs several"
             )
         with FileLock(sweep / ".locks" / name, timeout=0):
             return read_objective(run_once(run, config, sweep / name), config.objective)
     except Timeout:
-        log_line(f"{sweep / name}: left to another process, which is at it")
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C and to SIGTERM, then without a code
+        log_line(f"{sweep / name}: skipped, another process is running it")
+    except SystemExit as stop:  # Lightning exits without a code on SIGTERM
         raise SystemExit(stop.code or TERMINATED) from stop
     except Exception as error:
-        told = explain_error(error) or traceback.format_exc()
-        print(told, file=sys.stderr)
-        mistake.parent.mkdir(exist_ok=True)
-        mistake.write_text(told.rstrip() + "\n")
+        message = explain_error(error) or traceback.format_exc()
+        print(message, file=sys.stderr)
+        failure.parent.mkdir(exist_ok=True)
+        failure.write_text(message.rstrip() + "\n")
     return None
 
 
 def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The figures of the run of `config` in `folder`: those that it has, where it is finished; else it goes on, or begins."""
+    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts."""
     if (folder / "config.yaml").is_file():
         if differs := config_difference(
             config, upgrade_config(OmegaConf.load(folder / "config.yaml"))
@@ -185,13 +185,13 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
                 figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
             except ValueError as error:
                 raise InputError(
-                    f"{folder / 'metrics.json'} is damaged ({error}); remove it and the run goes on to make it anew"
+                    f"{folder / 'metrics.json'} is corrupt ({error}); remove it, and the run resumes and writes it again"
                 ) from error
             return figures
-        if any(found for name in CHECKPOINTS for found in folder.rglob(f"checkpoints/{name}")):
-            log_line(f"{folder}: goes on")
+        if any(any(folder.rglob(f"checkpoints/{name}")) for name in CHECKPOINTS):
+            log_line(f"{folder}: resumes")
             config.resume = str(folder)
-        else:  # nothing to go on from; what there is may still tell somebody why
+        else:  # no checkpoint to resume from; the files may still show why
             free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
             folder.rename(next(path for path in free if not path.exists()))
     config.run_dir = str(folder)
@@ -199,10 +199,10 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
 
 
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
-    """The first setting in which two configs differ, and both its values; None where they are of the same run."""
+    """The first setting in which two configs differ, with both values; None if they describe the same run."""
     mine, theirs = (
-        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(made, resolve=True))))
-        for made in (config, other)
+        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
+        for each in (config, other)
     )
     for key in (*mine, *theirs):
         if key.split(".")[0] not in APART and (
@@ -213,7 +213,7 @@ def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:
-    """The figure that a sweeper is to make high or low."""
+    """The metric that a sweeper maximises or minimises."""
     if objective is None or figures is None:
         return None
     numbers = {
@@ -221,14 +221,14 @@ def read_objective(figures: dict[str, Any] | None, objective: str | None) -> flo
     }
     if objective not in numbers:
         raise InputError(
-            f"objective={objective} is no figure of {figures.get('run')}; there is {', '.join(numbers)}"
+            f"objective={objective} is not a metric of {figures.get('run')}; there is {', '.join(numbers)}"
         )
     return numbers[objective]
 
 
 def list_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process may use."""
-    import torch  # here, for a command that only asks for help can do without
+    """The GPUs of this process by their names in CUDA_VISIBLE_DEVICES."""
+    import torch  # takes seconds, which --help does without
 
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
@@ -236,12 +236,13 @@ def list_gpus() -> list[str]:
 
 
 def claim_gpu() -> None:
-    """Let this process see one GPU, another than its neighbours' as long as there are enough.
+    """Restrict this process to one GPU, a different one from its neighbours' if there are enough.
 
-    By a lock that the system frees with the process: joblib's processes do several jobs each, and once CUDA has begun, a
-    process can't change its GPU any more.
+    The operating system releases the lock when the process ends. A joblib process runs several jobs on the same GPU, because
+    a process can't change its GPU once CUDA is initialised.
     """
-    if _slots or not (found := list_gpus()):
+    gpus = [] if _slots else list_gpus()
+    if not gpus:
         return
     for number in count():
         slot = FileLock(Path(tempfile.gettempdir()) / f"codegrid-{os.getuid()}-gpu-{number}.lock")
@@ -250,5 +251,5 @@ def claim_gpu() -> None:
         except Timeout:
             continue
         _slots.append(slot)
-        os.environ["CUDA_VISIBLE_DEVICES"] = found[number % len(found)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         return

@@ -1,5 +1,6 @@
 """The parts of a pipeline: their configs and their figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from engine.sweep import run_once
+from evaluation.scores import pipeline_names
 
 COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "cache_dir",
@@ -38,3 +40,12 @@ def split_config(config: Any) -> dict[str, Any]:
         "evaluate": {**common, **everything["evaluate"]},
     }
     return {name: OmegaConf.create(part) for name, part in parts.items()}
+
+
+def main_scores(of_tokenizer: Mapping[str, Any], of_prior: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores that a pipeline repeats from the evaluations of its tokenizer and of its prior."""
+    tokenizer = {
+        name: of_tokenizer[name] for name in pipeline_names("vqgan") if name in of_tokenizer
+    }
+    prior = {name: of_prior[name] for name in pipeline_names("prior") if name in of_prior}
+    return {**tokenizer, **prior, "exact": of_prior["exact"]}  # exact: nats are no upper bound

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,15 +10,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.adversarial import MEASURED, Judge, sheet, spread, table
-from benchmarks.bottlenecks import LAYOUTS
-from benchmarks.quantizers import COLUMNS, alone
+from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
+from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import counted
 from benchmarks.step import PARTS
 from data.images import to_model_input, to_uint8
 from data.shapes import Shapes
 from evaluation.features import FeatureNetwork
 from tests.helpers.commands import TINY
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import compose_config, list_options
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.load import start_images
@@ -25,14 +26,20 @@ from vqgan.quantizers.base import Quantized
 from vqgan.tokenizer import Tokenizer
 
 
-def test_the_bottlenecks_that_are_compared_are_all_there_are() -> None:
-    assert set(LAYOUTS) == {
-        p.stem for p in (Path(__file__).parents[1] / "conf" / "quantizer").glob("*.yaml")
-    }
+def test_all_bottlenecks_are_compared_at_equal_bits() -> None:
+    assert list_bottlenecks() == list_options("quantizer")
+    for name in list_bottlenecks():
+        words, num_codebooks = choose_words(name, bits=576)
+        quantizer = compose_config("stage=vqgan", *words).quantizer
+        if num_codebooks:
+            assert num_codebooks == quantizer.get("num_codebooks", 1)
+            assert GRID**2 * num_codebooks * math.log2(quantizer.K) == 576
+        else:
+            assert "K" not in quantizer
 
 
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
-    row = alone((1, 2, 32, 4), "cpu")
+    row = measure_ours((1, 2, 32, 4), "cpu")
     assert tuple(row) == COLUMNS
     assert row["ours_ms"] > 0
     assert row["extra_mib"] >= 0

@@ -72,19 +72,20 @@ class Machine:
             )
         assert self.server.stdin
         assert self.server.stdout
-        self.tell, self.told = self.server.stdin, self.server.stdout
+        self.requests = self.server.stdin
+        self.replies = self.server.stdout
 
     def start(self, words: list[str]) -> int:
         """The id of the process that makes this run."""
-        self.tell.write(json.dumps(words) + "\n")
-        return int(self.told.readline())
+        self.requests.write(json.dumps(words) + "\n")
+        return int(self.replies.readline())
 
     def ended(self) -> bool:
-        return bool(select.select([self.told], [], [], 0)[0])
+        return bool(select.select([self.replies], [], [], 0)[0])
 
     def wait(self) -> int:
         """The exit code of the run, when it has ended."""
-        return int(self.told.readline())
+        return int(self.replies.readline())
 
     def finish(self, words: list[str]) -> None:
         self.start(words)
@@ -96,10 +97,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("chaos")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        made = Machine(folder)
-        with made.server:  # ends when its input is closed
-            made.finish(["stage=vqgan", "run_dir=tokenizer", *STAGES["vqgan"]])
-            yield made
+        machine = Machine(folder)
+        with machine.server:  # ends when its input is closed
+            machine.finish(["stage=vqgan", "run_dir=tokenizer", *STAGES["vqgan"]])
+            yield machine
 
 
 def begun(folder: Path) -> bool:
@@ -121,8 +122,8 @@ def alike(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def untimed(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name.rpartition("/")[2] not in TIMED}
+def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name.rpartition("/")[2] not in TIMED}
 
 
 def series(folder: Path) -> list[dict[str, Any]]:
@@ -252,10 +253,10 @@ def reached(folder: Path, step: int) -> bool:
 
 def other_rank(process: int) -> int:
     """The process that a run's first one has started for its second device."""
-    [found] = [
+    [problem] = [
         int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()
     ]
-    return found
+    return problem
 
 
 def gone(group: int) -> bool:
@@ -285,11 +286,11 @@ def compare(whole: Path, chaos: Path) -> None:
         for folder in (whole, chaos)
     ]
     assert names[0] == names[1]
-    told = [
+    lines = [
         file.read_text() if (file := folder / "doctor.txt").is_file() else None
         for folder in (whole, chaos)
     ]
-    assert told[0] == told[1]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.slow
@@ -310,10 +311,10 @@ def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
     assert machine.wait() == code
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
     assert step >= 1
-    said = machine.output.read_text()
+    log = machine.output.read_text()
     assert (
         f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n"
-        in said
+        in log
     )
     machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
     assert [int(row["step"]) for row in series(folder) if row["train/rec"]] == list(range(step + 2))

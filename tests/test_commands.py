@@ -69,9 +69,9 @@ def test_codes_are_extracted_exported_and_found_again_by_the_prior(
     assert codes["indices"].shape == (128, 4, 4)
     assert codes["indices"].max() < 16
     assert (codes["views"], codes["n"]) == (2, 64)
-    made = sorted((tmp_path / "cache").glob("codes-*"))
+    stores = sorted((tmp_path / "cache").glob("codes-*"))
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
-    assert sorted((tmp_path / "cache").glob("codes-*")) == made
+    assert sorted((tmp_path / "cache").glob("codes-*")) == stores
 
 
 def test_images_that_have_moved_are_found_by_root(
@@ -115,7 +115,7 @@ def test_two_processes_extract_what_one_does_and_one_reports(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY, "data.n_train=1500")
-    found = []
+    lines = []
     for devices in (1, 2):
         words = [f"cache_dir=cache-{devices}", f"devices={devices}", f"run_dir=codes-{devices}"]
         line = [
@@ -130,9 +130,9 @@ def test_two_processes_extract_what_one_does_and_one_reports(
         )
         assert done.returncode == 0, done.stderr
         [report] = [text for text in done.stdout.splitlines() if text.startswith("{")]
-        found.append(load_file(json.loads(report)["files"][0]))
-    assert len(found[0]["indices"]) == 3000
-    assert all(np.array_equal(found[0][name], found[1][name]) for name in ("indices", "labels"))
+        lines.append(load_file(json.loads(report)["files"][0]))
+    assert len(lines[0]["indices"]) == 3000
+    assert all(np.array_equal(lines[0][name], lines[1][name]) for name in ("indices", "labels"))
 
 
 @pytest.mark.slow
@@ -285,8 +285,8 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
     command("stage=vqgan", f"quantizer={quantizer}", *tiny, "loss=vqvae")
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) != 0
-    told = "describes each position by 4 codes" if quantizer == "residual" else "has no codes"
-    assert told in read_mistake(capsys)
+    reason = "describes each position by 4 codes" if quantizer == "residual" else "has no codes"
+    assert reason in read_mistake(capsys)
 
 
 @pytest.mark.parametrize(("quantizer", "num_codebooks"), [("residual", 3), ("product", 2)])
@@ -377,12 +377,12 @@ def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_b
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     Path("text.png").write_text("no picture")
-    given = f"sampler.init_image={photos}/cats/3.png"
+    init_image = f"sampler.init_image={photos}/cats/3.png"
     for words, says in {
         "sampler.grid=3x9": "sampler.grid=3x9 must be at least 4x4",
-        f"{given} sampler.rows=4": "sampler.rows=4 must be less than the 4 rows of the grid",
-        f"{given} sampler.region=[0,0,5,4]": "must lie within [0,0,4,4]",
-        f"{given} sampler.region=[0,0,5]": "must be four whole numbers",
+        f"{init_image} sampler.rows=4": "sampler.rows=4 must be less than the 4 rows of the grid",
+        f"{init_image} sampler.region=[0,0,5,4]": "must lie within [0,0,4,4]",
+        f"{init_image} sampler.region=[0,0,5]": "must be four whole numbers",
         "sampler.init_image=nowhere.png sampler.rows=2": "sampler.init_image=nowhere.png is not there",
         "sampler.init_image=text.png sampler.rows=2": "sampler.init_image=text.png can't be read as an image",
         "sampler.grid=5x5 save=neighbours": "leave sampler.grid=5x5 out",
@@ -411,10 +411,10 @@ def test_the_nearest_training_images_of_samples_are_shown(
     assert "photos is not a folder" in read_mistake(capsys)
     assert not Path("runs/sample").exists()
     assert command(*line, f"data.root={moved}") == 0
-    found = json.loads(Path("runs/sample/photos/metrics.json").read_text())
-    assert found["nearest_rmse"] > 0
-    assert found["nearest_rmse_val"] > 0
-    with Image.open(found["pictures"][0]) as sheet:
+    metrics = json.loads(Path("runs/sample/photos/metrics.json").read_text())
+    assert metrics["nearest_rmse"] > 0
+    assert metrics["nearest_rmse_val"] > 0
+    with Image.open(metrics["pictures"][0]) as sheet:
         assert sheet.size == (2 * (6 * 18 - 2), 2 * (3 * 18 - 2))
 
 
@@ -453,20 +453,20 @@ def test_a_prior_is_evaluated_to_the_figures_of_its_training(
     assert (
         command("stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "show=5", "batch_size=7") == 0
     )
-    trained, found = (
+    trained, resampled = (
         json.loads((tmp_path / f"runs/{stage}/shapes/metrics.json").read_text())
         for stage in ("prior", "evaluate")
     )
-    assert found["nats_per_token"] == pytest.approx(trained["nats_per_token"], abs=2e-4)
-    assert found["bits_per_image"] == pytest.approx(trained["bits_per_image"], abs=2e-2)
-    assert found["perplexity"] == pytest.approx(np.exp(found["nats_per_token"]), rel=1e-3)
-    saved = np.load(found["likelihoods"])
+    assert resampled["nats_per_token"] == pytest.approx(trained["nats_per_token"], abs=2e-4)
+    assert resampled["bits_per_image"] == pytest.approx(trained["bits_per_image"], abs=2e-2)
+    assert resampled["perplexity"] == pytest.approx(np.exp(resampled["nats_per_token"]), rel=1e-3)
+    saved = np.load(resampled["likelihoods"])
     assert saved["nats"].shape == (16, 4, 4)
     assert saved["labels"].shape == (16,)
     order = saved["nats"].sum((1, 2)).argsort()
-    assert found["most_likely"] == [f"image {i}" for i in order[:5]]
-    assert found["least_likely"] == [f"image {i}" for i in order[::-1][:5]]
-    with Image.open(found["pictures"][0]) as sheet:
+    assert resampled["most_likely"] == [f"image {i}" for i in order[:5]]
+    assert resampled["least_likely"] == [f"image {i}" for i in order[::-1][:5]]
+    with Image.open(resampled["pictures"][0]) as sheet:
         assert sheet.size == (2 * (5 * 18 - 2), 2 * (4 * 18 - 2))
 
 
@@ -474,9 +474,9 @@ def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path
     tiny = [word for word in TINY if not word.startswith("quantizer.K")]
     assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny) == 0
     assert command("stage=sample", "ckpt=runs/vqgan/shapes", "n=5", "accelerator=cpu") == 0
-    found = json.loads((tmp_path / "runs/sample/shapes/metrics.json").read_text())
-    assert found["n"] == 5
-    assert Path(found["pictures"][0]).is_file()
+    metrics = json.loads((tmp_path / "runs/sample/shapes/metrics.json").read_text())
+    assert metrics["n"] == 5
+    assert Path(metrics["pictures"][0]).is_file()
     assert (
         command(
             "stage=sample",
@@ -585,12 +585,12 @@ def test_a_prior_that_overfits_stops_and_says_so(
         "trainer.max_steps=1000",
     ]
     command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR, *words)
-    found = json.loads(Path("mine/metrics.json").read_text())
-    assert found["steps"] == found["best_step"] + 40 < 1000
-    assert found["last_nats_per_token"] > found["nats_per_token"]
-    assert any("the prior over-fits" in sentence for sentence in found["alarms"])
-    assert found["pictures"][1] == f"mine/pictures/loss-map-{found['best_step']:06d}.png"
-    assert f"stopped at step {found['steps']}" in capsys.readouterr().err
+    metrics = json.loads(Path("mine/metrics.json").read_text())
+    assert metrics["steps"] == metrics["best_step"] + 40 < 1000
+    assert metrics["last_nats_per_token"] > metrics["nats_per_token"]
+    assert any("the prior over-fits" in sentence for sentence in metrics["alarms"])
+    assert metrics["pictures"][1] == f"mine/pictures/loss-map-{metrics['best_step']:06d}.png"
+    assert f"stopped at step {metrics['steps']}" in capsys.readouterr().err
 
 
 def test_a_prior_that_counts_is_judged_kept_and_drawn_from(command: Command) -> None:
@@ -600,9 +600,9 @@ def test_a_prior_that_counts_is_judged_kept_and_drawn_from(command: Command) -> 
         command("stage=prior", "prior=bigram", "ckpt=runs/vqgan/shapes", "run_dir=mine", *words)
         == 0
     )
-    found = json.loads(Path("mine/metrics.json").read_text())
-    assert found["nats_per_token"] == pytest.approx(found["bigram_nats_per_token"], abs=1e-3)
-    assert (found["steps"], found["best_step"], found["alarms"]) == (0, 0, [])
+    metrics = json.loads(Path("mine/metrics.json").read_text())
+    assert metrics["nats_per_token"] == pytest.approx(metrics["bigram_nats_per_token"], abs=1e-3)
+    assert (metrics["steps"], metrics["best_step"], metrics["alarms"]) == (0, 0, [])
     assert command("stage=sample", "ckpt=mine", "n=5", "accelerator=cpu") == 0
 
 
@@ -678,30 +678,30 @@ def test_any_folder_of_images_trains(command: Command, photos: Path) -> None:
     "words", ["--help", "stage=vqgan --cfg job", "stage=prior --cfg job", "stage=sample --cfg job"]
 )
 def test_help_and_configs_print(words: str) -> None:
-    seen = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "train.py", *words.split()],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "stage" in seen.stdout
-    assert seen.stderr == ""
+    assert "stage" in finished.stdout
+    assert finished.stderr == ""
 
 
 @pytest.mark.slow
 def test_a_mistake_on_the_real_command_line_prints_one_line_and_no_traceback(
     tmp_path: Path,
 ) -> None:
-    seen = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "stage=prior"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert seen.returncode == 2
-    assert seen.stderr.splitlines() == [
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines() == [
         "error: stage=prior needs the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
     ]
     assert list(tmp_path.iterdir()) == []

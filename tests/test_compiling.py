@@ -56,7 +56,8 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
-        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), make(Schedule, warmup=0), label_drop=0.0, label_smoothing=0.0, **update,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), make(Schedule, warmup=0),
+        label_drop=0.0, label_smoothing=0.0, **update,
     )  # fmt: skip
     if compile:
         compile_parts(module.blocks)
@@ -77,11 +78,11 @@ def test_a_compiled_prior_learns_what_it_would_and_is_traced_once_for_each_kind_
     assert graphs.frame_count == (
         2 if name == "rq" else 1
     )  # of six updates, and of validations none
-    for (name, value), (other, found) in zip(
+    for (name, value), (other, compiled) in zip(
         plain.state_dict().items(), quick.state_dict().items(), strict=True
     ):
         assert name == other
-        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled, value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(quick.loss_map, plain.loss_map, rtol=1e-4, atol=1e-5)
 
 
@@ -95,10 +96,10 @@ def test_a_traced_block_is_the_block_itself_in_bf16_too(graphs: CompileCounterWi
     with torch.autocast("cpu", torch.bfloat16):
         expected = model.judge(codes, None).logits
         compile_parts(model.train().blocks)  # type: ignore[arg-type]
-        found = model.judge(codes, None).logits
+        logits = model.judge(codes, None).logits
     assert graphs.frame_count == 1
     assert graphs.op_count > 20
-    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert (logits - expected).norm() < 0.02 * expected.norm()
 
 
 GAN = [
@@ -158,7 +159,7 @@ def test_a_compiled_tokenizer_learns_what_it_would(
         make_trainer(
             chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []
         ).fit(module, data)
-        assert (module.step, module.judged > 0) == (6, True)
+        assert (module.step, module.discriminator_step > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)
     plain, quick = (end.state_dict() for end in ends)
@@ -209,10 +210,10 @@ def test_where_nothing_can_be_compiled_one_sentence_says_so(
             check_compile("trainer.compile", True, kind)
 
 
-@pytest.mark.parametrize("said", ["yes", 1, None, "default"])
-def test_whether_to_compile_is_true_or_false(said: object) -> None:
+@pytest.mark.parametrize("value", ["yes", 1, None, "default"])
+def test_whether_to_compile_is_true_or_false(value: object) -> None:
     with pytest.raises(InputError, match="must be true or false"):
-        check_compile("trainer.compile", said, "cpu")
+        check_compile("trainer.compile", value, "cpu")
 
 
 def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
@@ -368,6 +369,6 @@ def test_samples_are_drawn_compiled_by_a_word() -> None:
         read_report(launch(*words, f"sampler.compile={word}")) for word in ("false", "true")
     )
     one, other = (
-        torch.load(Path(str(found["run"])) / "codes.pt")["codes"] for found in (plain, quick)
+        torch.load(Path(str(result["run"])) / "codes.pt")["codes"] for result in (plain, quick)
     )
     assert (one == other).float().mean() > 0.9  # bf16 rounds where the processor has it

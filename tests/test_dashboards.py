@@ -106,9 +106,9 @@ def column(rows: list[dict[str, Any]], name: str) -> list[Any]:
 def test_the_wandb_file_has_every_series(runs: Path, run: str, names: set[str]) -> None:
     rows = wandb_file.history(offline(runs / run)[0])
     for name in names:
-        found = column(rows, name)
-        assert found, name
-        assert all(math.isfinite(value) for value in found), name
+        values = column(rows, name)
+        assert values, name
+        assert all(math.isfinite(value) for value in values), name
     steps = column(
         [row for row in rows if f"train/{'rec' if run == 'a' else 'loss'}" in row],
         "trainer/global_step",
@@ -130,9 +130,9 @@ def test_the_wandb_file_has_every_series(runs: Path, run: str, names: set[str]) 
 )
 def test_the_wandb_file_has_pictures_that_are_not_black(runs: Path, run: str, name: str) -> None:
     [folder, *_] = offline(runs / run)
-    found = column(wandb_file.history(folder), name)
-    assert len(found) >= 2
-    for each in found:
+    values = column(wandb_file.history(folder), name)
+    assert len(values) >= 2
+    for each in values:
         [file] = each["filenames"]
         pixels = np.asarray(Image.open(folder / "files" / file))
         assert pixels.std() > 5
@@ -142,11 +142,11 @@ def test_the_wandb_file_has_pictures_that_are_not_black(runs: Path, run: str, na
 def test_the_wandb_file_has_a_histogram_of_the_codes_of_the_whole_validation_set(
     runs: Path,
 ) -> None:
-    for found in column(wandb_file.history(offline(runs / "a")[0]), "val/codes"):
-        assert found["_type"] == "histogram"
-        assert sum(found["values"]) == 16 * 4 * 4
-        assert found["values"] == sorted(found["values"], reverse=True)
-        assert found["bins"] == list(range(17))
+    for histogram in column(wandb_file.history(offline(runs / "a")[0]), "val/codes"):
+        assert histogram["_type"] == "histogram"
+        assert sum(histogram["values"]) == 16 * 4 * 4
+        assert histogram["values"] == sorted(histogram["values"], reverse=True)
+        assert histogram["bins"] == list(range(17))
 
 
 def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> None:
@@ -154,12 +154,12 @@ def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> 
     logged = wandb_file.config(folder)
     assert logged["quantizer"]["K"] == 16
     assert logged["model"]["grid"] == 4
-    figures, told = (
+    figures, summary = (
         json.loads((runs / "a" / "metrics.json").read_text()),
         wandb_file.summary(resumed),
     )
     assert all(
-        told[name] == figures[name]
+        summary[name] == figures[name]
         for name in ("psnr", "perplexity", "steps", "memory_gib", "parameters")
     )
     assert (resumed / "files" / "card.md").read_text() == (runs / "a" / "card.md").read_text()
@@ -199,10 +199,10 @@ def test_no_secret_is_written_into_a_run_folder(runs: Path) -> None:
 def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(runs: Path) -> None:
     [folder] = (runs / "a" / "tensorboard").glob("version_0")
     board = EventAccumulator(str(folder)).Reload()
-    found = board.Tags()
-    assert set(found["scalars"]) >= TRAIN | VAL
-    assert set(found["images"]) == {"reconstructions", "histogram", "atlas"}
-    assert found["histograms"] == ["val/codes"]
+    tags = board.Tags()
+    assert set(tags["scalars"]) >= TRAIN | VAL
+    assert set(tags["images"]) == {"reconstructions", "histogram", "atlas"}
+    assert tags["histograms"] == ["val/codes"]
     assert sum(board.Histograms("val/codes")[-1].histogram_value.bucket) == 16 * 4 * 4
     shown = Image.open(BytesIO(board.Images("atlas")[-1].encoded_image_string))
     assert np.array_equal(
@@ -246,9 +246,9 @@ def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) 
     run = tmp_path / "a"
 
     [board] = (run / "tensorboard").iterdir()
-    seen = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # all there are
-    assert [point.step for point in seen.Scalars("train/rec")] == list(range(12))
-    assert [point.step for point in seen.Scalars("val/psnr")] == [
+    events = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # all there are
+    assert [point.step for point in events.Scalars("train/rec")] == list(range(12))
+    assert [point.step for point in events.Scalars("val/psnr")] == [
         2,
         5,
         8,
@@ -256,7 +256,7 @@ def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) 
         12,
     ]  # the last is of the figures of the end
     for name in ("reconstructions", "histogram", "atlas"):
-        assert [picture.step for picture in seen.Images(name)] == [2, 5, 8, 11, 12]
+        assert [picture.step for picture in events.Images(name)] == [2, 5, 8, 11, 12]
     served = PluginReader(
         str(board), {"tensors": 0}
     ).Reload()  # as the pages have it with --load_fast=false

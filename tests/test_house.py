@@ -62,14 +62,14 @@ def test_importing_train_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    seen = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import sys, train; print('torch' in sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert seen.stdout.strip() == "False"
+    assert process.stdout.strip() == "False"
 
 
 def test_weights_are_loaded_strictly_and_safely() -> None:
@@ -133,14 +133,14 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
     extra: dict[str, Any] = (
         {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
     )
-    made = instantiate(compose_config(*overrides)[group], **extra)
-    assert made is not None
+    built = instantiate(compose_config(*overrides)[group], **extra)
+    assert built is not None
     if group == "data" and name not in (
         "folder",
         "hf",
         "litdata",
     ):  # these are called as what they read
-        assert made.title == name, "a run folder is named as the setting is"
+        assert built.title == name, "a run folder is named as the setting is"
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_every_experiment_composes_and_resolves(experiment: str) -> None:
     text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
     stage = re.search(r"stage=(\w+)", text)
     assert stage
-    found = compose_config(f"stage={stage[1]}", f"experiment={experiment}")
-    OmegaConf.to_container(found, resolve=True)
+    config = compose_config(f"stage={stage[1]}", f"experiment={experiment}")
+    OmegaConf.to_container(config, resolve=True)
 
 
 def test_the_readmes_commands_compose() -> None:

@@ -118,7 +118,7 @@ WORDS = {
     "stage=sample ckpt=x sampler.init_image=broken/1.png": "sampler.init_image=broken/1.png needs sampler.rows=4",
     "stage=sample ckpt=x sampler.temperature=-1": "sampler.temperature=-1 must be above 0",
     "stage=sample ckpt=x sampler.top_k=-2": "sampler.top_k=-2 must be at least 0",
-    "stage=sample ckpt=x sampler.top_k=x": "sampler can't be made of these settings",
+    "stage=sample ckpt=x sampler.top_k=x": "sampler can't be built from these settings",
     "stage=sample ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "stage=evaluate": "add ckpt=<run folder of stage=vqgan or stage=prior>",
     "stage=evaluate ckpt=nowhere": "ckpt=nowhere has no checkpoint",
@@ -136,7 +136,7 @@ WORDS = {
     "stage=report runs=broken resume=broken": "stage=report has nothing to resume",
     "stage=pipeline trainer.devices=2 trainer.accelerator=cpu": "stage=pipeline has one",
     "stage=pipeline quantizer=kl": "a tokenizer whose codes a prior can learn",
-    "-m stage=vqgan run_dir=x": "run_dir=x is of a single run",
+    "-m stage=vqgan run_dir=x": "run_dir=x is for a single run",
     "-m stage=vqgan trainer.devices=2": "trainer.devices=2 in a sweep",
 }  # fmt: skip
 
@@ -151,9 +151,9 @@ def test_every_wrong_word_gets_one_sentence_and_leaves_nothing_behind(
         (tmp_path / "broken" / f"{i}.png").write_text(f"no picture {i}")
     assert command(*line.split()) == 2
     if line.startswith("-m"):  # a sweep has a folder, and says at the end once more what has failed
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        assert WORDS[line] in said
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        assert WORDS[line] in message
     else:
         assert WORDS[line] in read_mistake(capsys)
         assert not (tmp_path / "runs").exists()
@@ -169,9 +169,9 @@ def test_no_suggestion_is_the_word_itself(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", "quantizer=kl", "quantizer.K=16")
-    said = read_mistake(capsys)
-    assert "did you mean quantizer.K?" not in said
-    assert "add --cfg job to the command to see them all" in said
+    message = read_mistake(capsys)
+    assert "did you mean quantizer.K?" not in message
+    assert "add --cfg job to the command to see them all" in message
 
 
 def test_a_gpu_that_is_not_there_is_missed(
@@ -279,10 +279,10 @@ def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(
     file.write_text("")
     capsys.readouterr()
     assert command(*line) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert f"{file} is damaged" in said
-    assert "1 point(s) failed" in said
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert f"{file} is damaged" in message
+    assert "1 point(s) failed" in message
     file.write_text(json.dumps({"psnr": 1.0}))
     assert command(*line) == 0
 

@@ -38,17 +38,17 @@ def test_both_stages_train_on_two_devices_by_one_command() -> None:
     ]  # one rank has an image more to judge, and a last batch is not full
     tokenizer = read_report(launch("stage=vqgan", *TINY, *odd, *TWO))
     prior = read_report(launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO))
-    for found in (tokenizer, prior):
-        folder = Path(str(found["run"]))
-        assert (found["devices"], found["steps"]) == (2, 6)
+    for result in (tokenizer, prior):
+        folder = Path(str(result["run"]))
+        assert (result["devices"], result["steps"]) == (2, 6)
         assert [p.name for p in folder.parent.iterdir()] == [
             "shapes"
         ]  # no second folder of the second process
         assert len((folder / "record.jsonl").read_text().splitlines()) == 1
-        assert json.loads((folder / "metrics.json").read_text()) == found
-        assert OmegaConf.load(folder / "config.yaml").id == found["id"]
+        assert json.loads((folder / "metrics.json").read_text()) == result
+        assert OmegaConf.load(folder / "config.yaml").id == result["id"]
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        assert checkpoint["codegrid"]["config"]["id"] == found["id"]
+        assert checkpoint["codegrid"]["config"]["id"] == result["id"]
         one, other = (streams["cpu"] for streams in checkpoint["random"])
         assert not torch.equal(one, other)  # each rank goes on with its own random numbers
         assert steps(folder) == [0, 1, 2, 3, 4, 5]
@@ -60,11 +60,11 @@ def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_b
     read_report(
         launch("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63")
     )  # one rank has a batch more to judge
-    found = read_report(
+    result = read_report(
         launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO, "trainer.strategy=fsdp2")
     )
-    assert (found["devices"], found["steps"]) == (2, 6)
-    folder = Path(str(found["run"]))
+    assert (result["devices"], result["steps"]) == (2, 6)
+    folder = Path(str(result["run"]))
     assert {f"{name}-{step:06d}.png" for name in ("samples", "loss-map") for step in (3, 6)} <= {
         file.name for file in (folder / "pictures").iterdir()
     }
@@ -72,12 +72,12 @@ def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_b
     assert read_report(launch("stage=sample", f"ckpt={folder}", "accelerator=cpu", "n=4"))["n"] == 4
     judged = read_report(launch("stage=evaluate", f"ckpt={folder}", *QUICK))
     assert judged["nats_per_token"] == pytest.approx(
-        found["nats_per_token"], abs=2e-3
+        result["nats_per_token"], abs=2e-3
     )  # of the best, which is judged here
     again = read_report(
         launch("stage=prior", f"resume={folder}", "trainer.devices=1", "trainer.max_steps=8")
     )
-    assert (again["devices"], again["steps"], again["id"]) == (1, 8, found["id"])
+    assert (again["devices"], again["steps"], again["id"]) == (1, 8, result["id"])
     again = read_report(launch("stage=prior", f"resume={folder}", "trainer.max_steps=10"))
     assert (again["devices"], again["steps"]) == (2, 10)
     assert steps(folder) == list(range(10))
@@ -86,10 +86,10 @@ def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_b
 def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     read_report(launch("stage=vqgan", *TINY, *TWO, by=by))
-    found = read_report(
+    result = read_report(
         launch("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9", by=by)
     )
-    assert (found["devices"], found["steps"]) == (2, 9)
+    assert (result["devices"], result["steps"]) == (2, 9)
     record = Path("runs/vqgan/shapes/record.jsonl")
     assert len(record.read_text().splitlines()) == 2
 

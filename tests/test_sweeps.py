@@ -40,14 +40,14 @@ class Played:
     """A run of stage=vqgan that trains nothing: its folder, a checkpoint, its figures; `ends` says how those of a seed end."""
 
     def __init__(self) -> None:
-        self.made: list[DictConfig] = []
+        self.configs: list[DictConfig] = []
         self.ends: dict[int, BaseException] = {}
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
         config = resolve_config(config)
         folder = open_folder(config, "played")
-        self.made.append(config)
+        self.configs.append(config)
         if self.checkpoint:
             save_atomically({}, folder / "checkpoints/last.ckpt")
         if config.seed in self.ends:
@@ -58,14 +58,14 @@ class Played:
 
     @property
     def names(self) -> list[str]:
-        return [Path(config.run_dir).name for config in self.made]
+        return [Path(config.run_dir).name for config in self.configs]
 
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    made = Played()
-    monkeypatch.setattr("vqgan.stages.train.train_tokenizer", made)
-    return made
+    played = Played()
+    monkeypatch.setattr("vqgan.stages.train.train_tokenizer", played)
+    return played
 
 
 def config_of(*words: str) -> Any:
@@ -86,10 +86,10 @@ def test_an_experiment_holds_its_sweep_and_the_command_line_wins(
     experiment: str, words: list[str], n: int
 ) -> None:
     params = config_of(f"experiment={experiment}").hydra.sweeper.params
-    said = OverridesParser.create().parse_overrides(
+    overrides = OverridesParser.create().parse_overrides(
         [*(f"{key}={value}" for key, value in params.items()), *words]
     )
-    [points] = BasicSweeper.split_arguments(said, None)
+    [points] = BasicSweeper.split_arguments(overrides, None)
     assert len({tuple(point) for point in points}) == len(points) == n
     assert all(point.count(word) == 1 for point in points for word in words if "," not in word)
     assert all(
@@ -112,9 +112,12 @@ def test_the_names_of_folders_tell_the_points_apart(command: Command, played: Pl
         "0_model.grid-8_quantizer.K-64_seed-0",
         "1_model.grid-8_quantizer.K-512_seed-0",
     ]
-    assert {str(Path(config.run_dir).parent) for config in played.made} == {"runs/sweeps/grid_by_K"}
+    assert {str(Path(config.run_dir).parent) for config in played.configs} == {
+        "runs/sweeps/grid_by_K"
+    }
     assert [
-        (config.model.grid, config.quantizer.K, config.trainer.max_steps) for config in played.made
+        (config.model.grid, config.quantizer.K, config.trainer.max_steps)
+        for config in played.configs
     ] == [
         (8, 64, 300),
         (8, 512, 300),
@@ -125,7 +128,7 @@ def test_the_names_of_folders_tell_the_points_apart(command: Command, played: Pl
 def test_the_whole_of_grid_by_K_is_one_short_command(command: Command, played: Played) -> None:
     assert command("-m", "experiment=grid_by_K") == 0
     assert len(set(played.names)) == 45
-    assert {(config.model.grid, config.quantizer.K, config.seed) for config in played.made} == {
+    assert {(config.model.grid, config.quantizer.K, config.seed) for config in played.configs} == {
         (grid, K, seed)
         for grid in (4, 8, 16)
         for K in (64, 128, 256, 512, 1024)
@@ -162,7 +165,7 @@ def test_a_sweep_started_again_skips_what_is_finished(
     command(*TWO)
     capsys.readouterr()
     assert command(*TWO) == 0
-    assert len(played.made) == 2
+    assert len(played.configs) == 2
     assert capsys.readouterr().err.splitlines() == [
         f"runs/sweeps/mine/{name}: finished before" for name in played.names
     ]
@@ -180,9 +183,9 @@ def test_a_point_that_failed_is_told_and_made_up_for(
     played.ends = {0: ValueError("the disk is full")}
     assert command(*TWO) == 2
     assert played.names == ["0_seed-0", "1_seed-1"], "the others are made"
-    told = capsys.readouterr().err
-    assert "1 point(s) failed" in told
-    assert "0_seed-0: ValueError: the disk is full" in told
+    errors = capsys.readouterr().err
+    assert "1 point(s) failed" in errors
+    assert "0_seed-0: ValueError: the disk is full" in errors
     assert "Traceback" in (tmp_path / "runs/sweeps/mine/failed/0_seed-0.txt").read_text()
     played.ends = {}
     assert command(*TWO) == 0
@@ -202,7 +205,7 @@ def test_a_point_that_broke_off_goes_on_as_it_was(command: Command, played: Play
     command(*TWO, "quantizer.K=64")
     played.ends = {}
     assert command(*TWO, "quantizer.K=64") == 0
-    first, again = played.made[1:]
+    first, again = played.configs[1:]
     assert again.resume == first.run_dir == "runs/sweeps/mine/1_seed-1"
     assert again.id == first.id
 
@@ -214,7 +217,7 @@ def test_a_point_that_broke_off_before_its_first_checkpoint_begins_anew(
     command(*ONE, "seed=1,2")
     played.ends = {}
     assert command(*ONE, "seed=1,2") == 0
-    first, _, again = played.made
+    first, _, again = played.configs
     assert (again.resume, again.run_dir) == (None, first.run_dir)
     assert again.id != first.id
     assert OmegaConf.load("runs/sweeps/mine/.0_seed-1-1/config.yaml").id == first.id, "kept aside"
@@ -231,7 +234,7 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
         "error: runs/sweeps/mine/0_seed-0 holds a run with trainer.max_steps=20000, and this one has trainer.max_steps=7; "
         "name another folder with sweep=..." in capsys.readouterr().err
     )
-    assert len(played.made) == 2
+    assert len(played.configs) == 2
     assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
 
 
@@ -241,7 +244,7 @@ def test_what_is_for_single_runs_is_refused(
 ) -> None:
     assert command(*ONE, "seed=0", word) == 2
     assert f"error: {word} " in capsys.readouterr().err
-    assert not played.made
+    assert not played.configs
 
 
 def test_ctrl_c_stops_the_sweep(command: Command, played: Played) -> None:
@@ -268,14 +271,17 @@ def test_a_point_that_another_process_makes_is_left_to_it(
     with FileLock(locks / "0_seed-0"):
         assert command(*TWO) == 0
     assert played.names == ["1_seed-1"]
-    assert "runs/sweeps/mine/0_seed-0: left to another process" in capsys.readouterr().err
+    assert (
+        "runs/sweeps/mine/0_seed-0: skipped, another process is running it"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_objective_must_be_a_figure() -> None:
     figures = {"run": "x", "psnr": 20, "alarms": []}
     assert sweep.read_objective(figures, "psnr") == 20.0
     assert sweep.read_objective(figures, None) is None
-    with pytest.raises(ValueError, match="objective=pnsr is no figure of x; there is psnr"):
+    with pytest.raises(ValueError, match="objective=pnsr is not a metric of x; there is psnr"):
         sweep.read_objective(figures, "pnsr")
 
 
@@ -323,8 +329,8 @@ def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    for said, used in ((-1, 3), (5, 5)):
-        config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": said}}})
+    for jobs, used in ((-1, 3), (5, 5)):
+        config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": jobs}}})
         sweep.Sweep(str(tmp_path), []).on_multirun_start(config)
         assert config.hydra.launcher.n_jobs == used
 
@@ -377,7 +383,7 @@ def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, 
     done = start(*more)
     assert done.returncode == 0, done.stderr
     assert "0_quantizer.K-8: finished before" in done.stderr
-    assert "1_quantizer.K-16: goes on" in done.stderr
+    assert "1_quantizer.K-16: resumes" in done.stderr
     assert len((second / "record.jsonl").read_text().splitlines()) == 2
     ended = results()
     Path("runs/sweeps/mine").rename("runs/sweeps/ended")
@@ -414,9 +420,9 @@ def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("5: error: image size 16 is not divisible by model.grid=5") == 1
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2"]
-    said = json.loads(Path("runs/sweeps/mine/2_model.grid-2/record.jsonl").read_text())["command"]
-    assert said.startswith("train.py ")
-    assert "model.grid=2" in said.split()
+    line = json.loads(Path("runs/sweeps/mine/2_model.grid-2/record.jsonl").read_text())["command"]
+    assert line.startswith("train.py ")
+    assert "model.grid=2" in line.split()
     done = start(*more[:1], "model.grid=4,2,8", *more[2:])
     assert done.returncode == 0, done.stderr
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2", "2_model.grid-8"]
@@ -436,10 +442,10 @@ def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished before") == 2
     assert len(results()) == 3
-    assert all(results()[name] == found for name, found in first.items())
+    assert all(results()[name] == metrics for name, metrics in first.items())
     best: Any = OmegaConf.load("runs/sweeps/mine/optimization_results.yaml")
-    assert best.best_value == max(found["psnr"] for found in results().values())
-    assert all(found["pruned_at"] is None for found in results().values()), (
+    assert best.best_value == max(metrics["psnr"] for metrics in results().values())
+    assert all(metrics["pruned_at"] is None for metrics in results().values()), (
         "too few to compare with"
     )
 
@@ -458,7 +464,7 @@ def test_optuna_ends_with_a_sentence_where_all_points_fail_and_their_folders_sta
     *failed, last = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
     assert [text[:43] for text in failed] == ["error: the loss or its gradient is no numbe"] * 2
     assert last.startswith(
-        "error: Optuna found nothing, for no point of the sweep came to an end; failed/ in the sweep's folder"
+        "error: Optuna found nothing because no point of the sweep was completed; failed/ in the sweep's folder"
     )
     assert done.stderr.splitlines()[-1] == last
     folder = Path("runs/sweeps/mine")
@@ -480,6 +486,6 @@ def test_a_sweep_ends_points_that_do_worse_than_the_others(command: Command) -> 
         *TINY,
     ]
     assert command(*line, "trainer.val_every=1", "schedule.warmup=0", "trainer.max_steps=8") == 0
-    found = results()
-    assert found["3_optimizer.lr-50"]["pruned_at"] == found["3_optimizer.lr-50"]["steps"] == 2
-    assert found["0_optimizer.lr-0.001"]["pruned_at"] is None
+    metrics = results()
+    assert metrics["3_optimizer.lr-50"]["pruned_at"] == metrics["3_optimizer.lr-50"]["steps"] == 2
+    assert metrics["0_optimizer.lr-0.001"]["pruned_at"] is None

@@ -9,11 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-CODES = {  # signal -> exit code, 128 + its number, as in shells: no success, so a scheduler starts the job again
-    signal.SIGINT: 130,
-    signal.SIGTERM: 143,
-    signal.SIGUSR1: 128 + signal.SIGUSR1,
-}
+from engine.exit_codes import SIGNALS
 
 
 class Stop(SystemExit):
@@ -41,7 +37,7 @@ class Signals(Callback):
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # others can't have handlers
-            self._handlers = {number: signal.getsignal(number) for number in CODES}
+            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -75,7 +71,7 @@ class Signals(Callback):
         """Note the signal; nothing else is safe in the middle of an update."""
         if number == signal.SIGINT:
             if self.received == signal.SIGINT:
-                raise StopNow(CODES[signal.SIGINT])
+                raise StopNow(SIGNALS[signal.SIGINT])
             message = b"\nthe run ends after this update and is saved; Ctrl-C again ends it now\n"
             os.write(2, message)
         self.received = signal.Signals(number)
@@ -87,14 +83,14 @@ class Signals(Callback):
         if self.received is not None:
             if self.received == signal.SIGUSR1 and self._requeue is not None:
                 self._requeue(self.received, None)
-            raise Stop(CODES[self.received] if trainer.is_global_zero else 0)
+            raise Stop(SIGNALS[self.received] if trainer.is_global_zero else 0)
 
     def _agree(self, trainer: L.Trainer) -> bool:
         """Whether any rank has received a signal; all ranks then act on the same one."""
         reduce = trainer.strategy.reduce_boolean_decision
         if not reduce(self.received is not None, all=False):
             return False
-        numbers = [number for number in CODES if reduce(self.received == number, all=False)]
+        numbers = [number for number in SIGNALS if reduce(self.received == number, all=False)]
         self.received = numbers[0]
         return True
 
@@ -102,4 +98,4 @@ class Signals(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, *_: Any
     ) -> None:
         if self.received is not None and trainer.world_size == 1 and self._requeue is None:
-            raise Stop(CODES[self.received])
+            raise Stop(SIGNALS[self.received])

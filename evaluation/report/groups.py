@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, and what they say together: means with intervals, apart where they can't be compared."""
+"""Runs grouped by configuration: means over seeds with intervals, kept apart if they can't be compared."""
 
 import json
 import math
@@ -10,95 +10,49 @@ import numpy as np
 from scipy.special import stdtrit
 
 from evaluation.report.read import ReportedRun, is_number
+from evaluation.scores import SCORES, Score
 
-ANYWHERE = {
-    "seed",
-    "cache_dir",
-    "num_workers",
-}  # settings that don't make another configuration, at whatever depth
+# Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
+IGNORED_KEYS = {"seed", "cache_dir", "num_workers"}
+IGNORED_AT_TOP = {"id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra"}
+IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
-AT_THE_TOP = {"id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra"}
-
-OF_THE_TRAINER = {"log_every", "save_every", "accelerator"}
-
-SHAPE = (
+KEY_SETTINGS = (
     "grid",
     "K",
-)  # as a run reports them, which also serves quantizers whose config doesn't say
+)  # as runs report them, since the config of some quantizers doesn't have them
+
+TOKENIZERS = "tokenizer."  # the prefix of settings and scores that a prior has from its tokenizer
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a figure is called, its unit, its decimals, and whether higher (1) or lower (-1) is better."""
-
-    label: str
-    unit: str = ""
-    decimals: int = 3
-    better: int = 0
-
-    @property
-    def axis(self) -> str:
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-    def text(self, mean: "Mean", unit: bool = True) -> str:
-        after = f" {self.unit}" if self.unit and unit else ""
-        return f"{mean.text(self.decimals)}{after}"
-
-
-SCORES = {
-    "K": Score("K", "codes", 0),
-    "psnr": Score("PSNR", "dB", 2, 1),
-    "ssim": Score("SSIM", "", 3, 1),
-    "ms_ssim": Score("MS-SSIM", "", 3, 1),
-    "lpips": Score("LPIPS", "", 3, -1),
-    "l1": Score("L1", "", 4, -1),
-    "l2": Score("L2", "", 4, -1),
-    "rfid": Score("rFID", "", 2, -1),
-    "rfid_proxy": Score("rFID proxy", "", 3, -1),
-    "kid": Score("KID", "", 4, -1),
-    "kid_proxy": Score("KID proxy", "", 4, -1),
-    "sharpness": Score("Sharpness", "", 3),
-    "perplexity": Score("Perplexity", "codes", 1),
-    "entropy_bits": Score("Entropy", "bits", 2),
-    "codes_used": Score("Codes used", "", 0),
-    "usage": Score("Usage", "", 3),
-    "bits_per_image": Score("Rate", "bits/image", 0),
-    "compression_ratio": Score("Compression", "×", 1),
-    "gfid": Score("gFID", "", 2, -1),
-    "gfid_proxy": Score("gFID proxy", "", 3, -1),
-    "inception_score": Score("Inception Score", "", 2, 1),
-    "inception_score_proxy": Score("Inception Score proxy", "", 2, 1),
-    "precision": Score("Precision", "", 3, 1),
-    "precision_proxy": Score("Precision proxy", "", 3, 1),
-    "recall": Score("Recall", "", 3, 1),
-    "recall_proxy": Score("Recall proxy", "", 3, 1),
-    "density": Score("Density", "", 3, 1),
-    "density_proxy": Score("Density proxy", "", 3, 1),
-    "coverage": Score("Coverage", "", 3, 1),
-    "coverage_proxy": Score("Coverage proxy", "", 3, 1),
-    "nats_per_token": Score("Nats per token", "", 3, -1),
-    "nearest_ratio": Score("Nearest ratio", "", 3),
-    "seconds": Score("Training", "s", 0),
-    "images_per_second": Score("Speed", "images/s", 0),
-}
+def score_info(name: str) -> Score:
+    """The line of the table of scores for a name, also one with the prefix of the tokenizer."""
+    return SCORES[name.removeprefix(TOKENIZERS)]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over n seeds with half of its 95% confidence interval, which a single one doesn't have."""
+    """A mean over n seeds with half the width of its 95% confidence interval; one seed has none."""
 
     mean: float
     half: float | None
     n: int
 
     def text(self, decimals: int) -> str:
-        """Without ± where all seeds agree, as they do in what follows from the settings."""
+        """The mean ± half the interval; without ± if all seeds agree, as they do in what follows from the settings."""
         return f"{self.mean:,.{decimals}f}" + (f" ± {self.half:.{decimals}f}" if self.half else "")
 
     @property
     def ends(self) -> tuple[float, float]:
+        """The ends of the interval."""
         half = self.half or 0.0
         return self.mean - half, self.mean + half
+
+
+def format_mean(name: str, mean: Mean) -> str:
+    """A mean of the score `name` with its decimals and unit."""
+    score = score_info(name)
+    return f"{mean.text(score.decimals)} {score.unit}".rstrip()
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean:
@@ -108,35 +62,30 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
         return Mean(float(values[0]), None, n)
     if min(values) == max(values):
         return Mean(float(values[0]), 0.0, n)
-    return Mean(
-        float(np.mean(values)),
-        float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)),
-        n,
-    )
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
+    return Mean(float(np.mean(values)), float(half), n)
 
 
 @dataclass
 class Group:
-    """Runs of one configuration."""
+    """The runs of one configuration; `settings` are the swept keys with their values here."""
 
-    settings: dict[str, Any]  # the swept keys, and what they are here
+    settings: dict[str, Any]
     runs: list[ReportedRun] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return (
-            ", ".join(setting(key, value) for key, value in self.settings.items())
-            or "one configuration"
-        )
+        words = [format_setting(key, value) for key, value in self.settings.items()]
+        return ", ".join(words) or "one configuration"
 
     def setting(self, key: str) -> Any:
-        """A setting of the runs, of priors also their tokenizers'."""
-        return flat(self.runs[0]).get(key)
+        """A setting of the runs; for priors also one of their tokenizers."""
+        return flatten_run(self.runs[0]).get(key)
 
 
 @dataclass
 class Point:
-    """What a group says of some scores."""
+    """The means of some scores of a group."""
 
     group: Group
     runs: list[ReportedRun]
@@ -145,89 +94,93 @@ class Point:
 
 @dataclass
 class ComparablePart:
-    """Points whose scores were measured alike, and how."""
+    """Points whose scores were measured in the same way, and that way."""
 
     provenance: dict[str, dict[str, Any]]
     points: list[Point]
 
 
-def setting(key: str, value: Any) -> str:
-    """A setting in as few words as tell it: 8×8, K=512, quantizer=EMA."""
+def format_setting(key: str, value: Any) -> str:
+    """A setting in a few words: 8×8, K=512, quantizer=EMA."""
     if key == "grid":
         return str(value) if "×" in str(value) else f"{value}×{value}"
-    return f"{short(key)}={choice(value)}"
+    return f"{short_key(key)}={format_choice(value)}"
 
 
-def short(key: str) -> str:
-    parts = [part for part in key.split(".") if part != "_target_"]
-    return parts[-1]
+def short_key(key: str) -> str:
+    """The last part of a key; for a class the part that it is chosen for."""
+    return [part for part in key.split(".") if part != "_target_"][-1]
 
 
-def choice(value: Any) -> str:
-    """A value as one reads it: of a class its name alone."""
+def format_choice(value: Any) -> str:
+    """A value for the reader; a class is shown by its name."""
     if value is None:
         return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text.rsplit(".", 1)[-1] if isinstance(value, str) else text
 
 
-def flat(run: ReportedRun) -> dict[str, Any]:
-    """All settings that make a run's configuration as "a.b.c", grid and K first; of a prior also those of its tokenizer."""
-    found: dict[str, Any] = {}
+def flatten_run(run: ReportedRun) -> dict[str, Any]:
+    """All settings that make up a run's configuration as "a.b.c", grid and K first; for a prior also its tokenizer's."""
+    flat: dict[str, Any] = {}
     grid = run.metrics.get("grid")
     if isinstance(grid, list) and len(grid) == 2:
-        found["grid"] = grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
+        flat["grid"] = grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
     if is_number(run.metrics.get("K")):
-        found["K"] = run.metrics["K"]
+        flat["K"] = run.metrics["K"]
 
-    def walk(node: dict[str, Any], prefix: str) -> None:
+    def collect(node: dict[str, Any], prefix: str) -> None:
+        ignored = IGNORED_KEYS | (IGNORED_AT_TOP if not prefix else set())
+        if prefix == "trainer.":
+            ignored |= IGNORED_IN_TRAINER
         for key, value in node.items():
-            if (
-                key in ANYWHERE
-                or (not prefix and key in AT_THE_TOP)
-                or (prefix == "trainer." and key in OF_THE_TRAINER)
-            ):
+            if key in ignored:
                 continue
             if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
+                collect(value, f"{prefix}{key}.")
             else:
-                found[f"{prefix}{key}"] = value
+                flat[f"{prefix}{key}"] = value
 
-    walk(run.config, "")
+    collect(run.config, "")
     if run.stage == "prior":
-        of = run.tokenizer
-        told = flat(of) if of else {"run": run.metrics.get("tokenizer_of")}
-        found |= {f"tokenizer.{key}": value for key, value in told.items()}
-    return found
+        of_tokenizer = {"run": run.metrics.get("tokenizer_of")}
+        if run.tokenizer:
+            of_tokenizer = flatten_run(run.tokenizer)
+        flat |= {f"{TOKENIZERS}{key}": value for key, value in of_tokenizer.items()}
+    return flat
 
 
 def find_varied(runs: Sequence[ReportedRun]) -> list[str]:
-    """The settings that differ among the runs, each choice once.
+    """The settings that differ among the runs, once per choice.
 
-    What follows from another choice is left out: a key below a `_target_` counts only where runs of one target differ in it, and
-    of keys that always agree, or come and go together, the shortest stays.
+    Consequences of another choice are left out: a key below a `_target_` counts only if runs with the same target differ in
+    it, and of several keys that always agree, or are present in the same runs, the shortest counts.
     """
-    all_flat = [flat(run) for run in runs]
+    all_flat = [flatten_run(run) for run in runs]
     keys = {key: None for settings in all_flat for key in settings}
     chosen: dict[Any, str] = {}
     for key in keys:
         values = [repr(settings.get(key, ...)) for settings in all_flat]
-        if len(set(values)) == 1 or not varies(key, all_flat, values):
+        if len(set(values)) == 1 or not varies_by_itself(key, all_flat, values):
             continue
-        first: dict[str, int] = {}
-        partition = tuple(first.setdefault(value, i) for i, value in enumerate(values))
-        like = partition if repr(...) in values else tuple(values)
-        if like not in chosen or simpler(key) < simpler(chosen[like]):
-            chosen[like] = key
-    found = list(chosen.values())
-    return [key for key in SHAPE if key in found] + [key for key in found if key not in SHAPE]
+        first_index: dict[str, int] = {}
+        partition = tuple(first_index.setdefault(value, i) for i, value in enumerate(values))
+        # A key that some runs lack stands for their having a part or not, whatever its values are.
+        choice = partition if repr(...) in values else tuple(values)
+        if choice not in chosen or simplicity(key) < simplicity(chosen[choice]):
+            chosen[choice] = key
+    varied = list(chosen.values())
+    shape = [key for key in KEY_SETTINGS if key in varied]
+    return shape + [key for key in varied if key not in KEY_SETTINGS]
 
 
-def simpler(key: str) -> tuple[bool, int, int]:
-    return not key.endswith("_target_") and key not in SHAPE, key.count("."), len(key)
+def simplicity(key: str) -> tuple[bool, int, int]:
+    """A sorting key: classes, grid and K before other settings, then by depth and length."""
+    is_plain = not key.endswith("_target_") and key not in KEY_SETTINGS
+    return is_plain, key.count("."), len(key)
 
 
-def varies(key: str, all_flat: list[dict[str, Any]], values: list[str]) -> bool:
+def varies_by_itself(key: str, all_flat: list[dict[str, Any]], values: list[str]) -> bool:
     """Whether runs that agree in every `_target_` above the key differ in it."""
     above = [key[: i + 1] + "_target_" for i, letter in enumerate(key) if letter == "."]
     above = [target for target in above if target != key]
@@ -236,79 +189,84 @@ def varies(key: str, all_flat: list[dict[str, Any]], values: list[str]) -> bool:
     by_target: dict[Any, set[str]] = {}
     for settings, value in zip(all_flat, values, strict=True):
         by_target.setdefault(tuple(settings.get(target) for target in above), set()).add(value)
-    return any(len(seen) > 1 for seen in by_target.values())
+    return any(len(options) > 1 for options in by_target.values())
 
 
-def groups(runs: Sequence[ReportedRun]) -> list[Group]:
-    """Runs by configuration without seed, in the order of their settings."""
-    keys, found = find_varied(runs), dict[str, Group]()
+def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
+    """Runs grouped by their configuration without the seed, in the order of their settings."""
+    keys = find_varied(runs)
+    by_settings: dict[str, Group] = {}
     for run in runs:
-        own = {key: value for key, value in flat(run).items() if key in keys}
-        settings = {key: own[key] for key in keys if key in own}
-        for key in SHAPE:  # said even where they are the same everywhere: no name of a tokenizer is complete without
-            if key not in settings and key in (all_of := flat(run)):
-                settings[key] = all_of[key]
-        settings = {**{key: settings[key] for key in SHAPE if key in settings}, **settings}
-        found.setdefault(repr(settings), Group(settings)).runs.append(run)
-    return sorted(
-        found.values(), key=lambda group: [rank(group.settings.get(key)) for key in [*SHAPE, *keys]]
-    )
+        flat = flatten_run(run)
+        # A tokenizer's name always has its grid and K, even if they are the same everywhere.
+        settings = {key: flat[key] for key in dict.fromkeys([*KEY_SETTINGS, *keys]) if key in flat}
+        by_settings.setdefault(repr(settings), Group(settings)).runs.append(run)
+
+    def order(group: Group) -> list[tuple[bool, float, str]]:
+        return [sort_key(group.settings.get(key)) for key in [*KEY_SETTINGS, *keys]]
+
+    return sorted(by_settings.values(), key=order)
 
 
-def rank(value: Any) -> tuple[bool, float, str]:
-    """Numbers by size, then the rest by name."""
+def sort_key(value: Any) -> tuple[bool, float, str]:
+    """Sorts numbers by size, then the rest by name."""
     return (False, float(value), "") if is_number(value) else (True, 0.0, str(value))
 
 
-def score_of(run: ReportedRun, name: str) -> tuple[float, dict[str, Any]] | None:
-    """A figure and how it was measured; "tokenizer.psnr" of a prior is its tokenizer's."""
-    rest = name.removeprefix("tokenizer.")
-    judged = run.tokenizer if rest != name else run
+def read_score(run: ReportedRun, name: str) -> tuple[float, dict[str, Any]] | None:
+    """A score and how it was measured; "tokenizer.psnr" of a prior is its tokenizer's."""
+    own_name = name.removeprefix(TOKENIZERS)
+    source = run.tokenizer if own_name != name else run
     if name == "K" and is_number(run.metrics.get("K")):
         return float(run.metrics["K"]), {}
-    if judged is None or rest not in judged.figures:
+    if source is None or own_name not in source.figures:
         return None
-    return judged.figures[
-        rest
-    ], {} if rest == "bits_per_image" and judged.stage == "vqgan" else judged.provenance.get(
-        rest, {}
+    # The rate of a tokenizer follows from its settings, however the other scores were measured.
+    is_rate = own_name == "bits_per_image" and source.stage == "vqgan"
+    return source.figures[own_name], {} if is_rate else source.provenance.get(own_name, {})
+
+
+def comparable_parts(grouped: Iterable[Group], *names: str) -> list[ComparablePart]:
+    """The points of all groups whose runs have all these scores, one part per way of measuring; the largest part first."""
+    by_provenance: dict[str, ComparablePart] = {}
+    for group in grouped:
+        runs_by_provenance: dict[str, list[ReportedRun]] = {}
+        for run in group.runs:
+            scores = {name: read_score(run, name) for name in names}
+            provenance = {name: score[1] for name, score in scores.items() if score is not None}
+            if len(provenance) == len(scores):
+                key = provenance_key(provenance)
+                runs_by_provenance.setdefault(key, []).append(run)
+                by_provenance.setdefault(key, ComparablePart(provenance, []))
+        for key, runs in runs_by_provenance.items():
+            means = {name: mean_of_score(runs, name) for name in names}
+            by_provenance[key].points.append(Point(group, runs, means))
+    return sorted(
+        by_provenance.values(), key=lambda part: -sum(len(point.runs) for point in part.points)
     )
 
 
-def parts(grouped: Iterable[Group], *names: str) -> list[ComparablePart]:
-    """The points of all groups whose runs have all these scores, apart by how these were measured; the largest part first."""
-    found: dict[str, ComparablePart] = {}
-    for group in grouped:
-        alike: dict[str, list[ReportedRun]] = {}
-        for run in group.runs:
-            told = {name: score_of(run, name) for name in names}
-            if all(each is not None for each in told.values()):
-                provenance = {name: each[1] for name, each in told.items() if each is not None}
-                key = json.dumps(provenance, sort_keys=True, default=str)
-                alike.setdefault(key, []).append(run)
-                found.setdefault(key, ComparablePart(provenance, []))
-        for key, runs in alike.items():
-            found[key].points.append(
-                Point(group, runs, {name: over_seeds(runs, name) for name in names})
-            )
-    return sorted(found.values(), key=lambda part: -sum(len(point.runs) for point in part.points))
+def provenance_key(provenance: dict[str, Any]) -> str:
+    """A text that is equal for equal provenance."""
+    return json.dumps(provenance, sort_keys=True, default=str)
 
 
-def seed_of(run: ReportedRun) -> Any:
-    """What runs of one configuration are told apart by: the seed, of a prior also its tokenizer's."""
+def seed_key(run: ReportedRun) -> Any:
+    """What distinguishes runs of one configuration: the seed, for a prior also its tokenizer's."""
     return run.id if run.seed is None else (run.seed, run.tokenizer.seed if run.tokenizer else None)
 
 
-def over_seeds(runs: Sequence[ReportedRun], name: str) -> Mean:
-    """The mean of a score over seeds; runs of one seed are no second look at chance, and count as their mean."""
-    values: dict[Any, list[float]] = {}
+def mean_of_score(runs: Sequence[ReportedRun], name: str) -> Mean:
+    """The mean of a score over seeds. Several runs of one seed are not independent and count once, with their mean."""
+    by_seed: dict[Any, list[float]] = {}
     for run in runs:
-        if each := score_of(run, name):
-            values.setdefault(seed_of(run), []).append(each[0])
-    return mean_over_seeds([float(np.mean(each)) for each in values.values()])
+        score = read_score(run, name)
+        if score:
+            by_seed.setdefault(seed_key(run), []).append(score[0])
+    return mean_over_seeds([float(np.mean(values)) for values in by_seed.values()])
 
 
-def ordered(points: Sequence[Point], name: str) -> list[Point]:
+def best_first(points: Sequence[Point], name: str) -> list[Point]:
     """Points by the mean of a score, the best first."""
-    sign = SCORES[name.removeprefix("tokenizer.")].better
+    sign = score_info(name).better
     return sorted(points, key=lambda point: -sign * point.means[name].mean)

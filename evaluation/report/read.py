@@ -1,4 +1,4 @@
-"""Run folders as a report reads them: configs, figures, series and pictures, never a checkpoint."""
+"""Run folders as a report reads them: configs, figures, series and pictures, but no checkpoints."""
 
 import csv
 import json
@@ -16,27 +16,31 @@ import yaml
 from engine.aliases import upgrade_config
 from engine.card import display_command
 from engine.errors import InputError
+from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD
 
-INSIDE = {
-    "checkpoints",
-    "csv",
-    "pictures",
-    "samples",
-    "tensorboard",
-    "wandb",
-}  # of a run folder: W&B has config.yaml files too
+# Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
+SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}
 
-TRAINED = ("vqgan", "prior")
+REPORTED_STAGES = ("vqgan", "prior")
 
-NOT_OF_THE_IMAGES = {"batch_size", "cache", "cache_dir", "flip", "num_workers", "on_error", "seed"}
+# Settings of a dataset that don't change which images are validated on.
+IGNORED_IMAGE_SETTINGS = {
+    "batch_size",
+    "cache",
+    "cache_dir",
+    "flip",
+    "num_workers",
+    "on_error",
+    "seed",
+}
 
 
 @dataclass
 class ReportedRun:
-    """A finished training run, with what evaluations found out about it.
+    """A finished training run, with the results of its evaluations.
 
-    `figures` are numbers alone; `provenance` says of each how it was measured, and equal ones are comparable. `tokenizer` is
-    the run whose codes a prior learned, where that is known.
+    `figures` are all numbers; `provenance` describes how each was measured, and equal provenance means comparable.
+    `tokenizer` is the run whose codes a prior learned, if it is in the report.
     """
 
     folder: Path
@@ -46,11 +50,11 @@ class ReportedRun:
     metrics: dict[str, Any]
     command: str
     git: str | None
-    time: str = ""  # when it was started
+    time: str = ""  # of its start
     figures: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
-    references: list[dict[str, Any]] = field(default_factory=list)
+    references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
     tokenizer: "ReportedRun | None" = None
     evaluated: bool = False
 
@@ -61,141 +65,166 @@ class ReportedRun:
 
 @dataclass
 class ReportedRuns:
-    """All that lies below the folders of a report."""
+    """All runs below the folders of a report."""
 
     runs: list[ReportedRun]
-    problems: dict[Path, str]  # folders that could not be used: why
+    problems: dict[Path, str]  # unusable folders, and why
 
 
-class Damaged(ValueError):
-    """A run folder that can't be used; the message says why."""
+class DamagedRun(ValueError):
+    """A run folder that can't be used; the message is the reason."""
 
 
 def find_runs(roots: Sequence[str]) -> ReportedRuns:
-    """Read every run folder below these, and put evaluations to the runs that they judge and priors to their tokenizers."""
+    """Read every run folder below `roots`; match evaluations with the runs that they are of, and priors with tokenizers."""
     problems: dict[Path, str] = {}
     runs: dict[str, ReportedRun] = {}
-    judgements: list[ReportedRun] = []
-    for folder in folders(roots):
+    evaluations: list[ReportedRun] = []
+    for folder in find_run_folders(roots):
         try:
             run = read_run(folder)
-        except Damaged as error:
+        except DamagedRun as error:
             problems[folder] = str(error)
             continue
         if run is None:
             continue
         if run.stage == "evaluate":
-            judgements.append(run)
+            evaluations.append(run)
         elif run.id in runs:
             problems[folder] = f"a copy of {runs[run.id].folder}: both have the id {run.id}"
         else:
             runs[run.id] = run
-    for judgement in sorted(
-        judgements, key=lambda run: (run.metrics.get("split") == "val", run.time)
-    ):  # what comes last counts
-        of = judgement.metrics.get("of")
+    # Later evaluations override earlier ones, and validation images override training images.
+    evaluations.sort(key=lambda run: (run.metrics.get("split") == "val", run.time))
+    for evaluation in evaluations:
+        of = evaluation.metrics.get("of")
         if of in runs:
-            adopt(runs[of], judgement)
+            apply_evaluation(runs[of], evaluation)
         else:
-            problems[judgement.folder] = (
-                f"judges a run (id {of}) that is not below the folders of this report"
+            problems[evaluation.folder] = (
+                f"evaluates a run (id {of}) that is not below the folders of this report"
             )
     for run in runs.values():
-        run.tokenizer = (
-            runs.get(run.metrics.get("tokenizer_of", "")) if run.stage == "prior" else None
-        )
+        if run.stage == "prior":
+            run.tokenizer = runs.get(run.metrics.get("tokenizer_of", ""))
     for run in runs.values():
-        of_images = data(run.tokenizer or run)
-        for name in (
-            run.figures
-        ):  # what has no provenance of its own was measured on the run's own validation images
-            run.provenance[name] = run.provenance.get(name) or {"measured": "by the training run"}
-            if "measured" in run.provenance[name]:
-                run.provenance[name] = {**run.provenance[name], "data": of_images}
+        complete_provenance(run)
     return ReportedRuns(list(runs.values()), problems)
 
 
-def folders(roots: Sequence[str]) -> list[Path]:
-    """Every run folder at or below these, each once, 2_... before 10_..."""
-    found: dict[Path, Path] = {}
+def list_roots(runs: str | Sequence[str] | None) -> list[str]:
+    """The folders that the setting `runs` names; InputError if there is none."""
+    if not runs:
+        raise InputError(
+            "stage=report needs the runs to report on; add runs=<a run folder, or one that has some below>"
+        )
+    return [runs] if isinstance(runs, str) else [str(root) for root in runs]
+
+
+def find_finished_runs(roots: list[str]) -> ReportedRuns:
+    """The runs below `roots`; InputError if there is none."""
+    reported = find_runs(roots)
+    if not reported.runs:
+        problems = [f"; {folder} is {reason}" for folder, reason in reported.problems.items()]
+        raise InputError(
+            f"runs={','.join(roots)} has no finished run of stage=vqgan or stage=prior{''.join(problems[:1])}; train one first"
+        )
+    return reported
+
+
+def complete_provenance(run: ReportedRun) -> None:
+    """Describe how figures without provenance were measured: on the validation images of the run itself."""
+    images = image_settings(run.tokenizer or run)
+    for name in run.figures:
+        about = run.provenance.get(name) or {"measured": "by the training run"}
+        run.provenance[name] = {**about, "data": images} if "measured" in about else about
+
+
+def find_run_folders(roots: Sequence[str]) -> list[Path]:
+    """Every run folder at or below `roots`, once each, in numeric order: 2_... before 10_..."""
+    folders: dict[Path, Path] = {}
     for root in roots:
         if not Path(root).is_dir():
             raise InputError(
                 f"runs={root} is not a folder; give a run folder, or one that has some below, such as runs/sweeps/<name>"
             )
-        for at, below, files in os.walk(root):
-            below[:] = [name for name in below if name not in INSIDE and not name.startswith(".")]
-            if {"config.yaml", "record.jsonl"} & set(files):
-                found.setdefault(Path(at).resolve(), Path(at))
-    return sorted(found.values(), key=lambda path: [(not part.isdigit(), int(part) if part.isdigit() else part) for part in
-                                                    re.findall(r"\d+|\D+", str(path))])  # fmt: skip
+        for path, subfolders, files in os.walk(root):
+            subfolders[:] = [
+                name
+                for name in subfolders
+                if name not in SKIPPED_FOLDERS and not name.startswith(".")
+            ]
+            if {CONFIG, RECORD} & set(files):
+                folders.setdefault(Path(path).resolve(), Path(path))
+    return sorted(folders.values(), key=numeric_order)
+
+
+def numeric_order(path: Path) -> list[tuple[bool, int | str]]:
+    """A sorting key that compares the numbers in a path by value."""
+    parts = re.findall(r"\d+|\D+", str(path))
+    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
 
 
 def read_run(folder: Path) -> ReportedRun | None:
-    """The run of a folder; None for a stage that has nothing to report. Damaged where it is not finished or can't be read."""
-    config = upgrade_config(load(folder / "config.yaml"))
+    """The run of a folder; None for a stage that is not reported. DamagedRun if it is unfinished or can't be read."""
+    config = upgrade_config(load_mapping(folder / CONFIG))
     stage = config.get("stage")
-    if stage not in (*TRAINED, "evaluate"):
+    if stage not in (*REPORTED_STAGES, "evaluate"):
         return None
-    if not (folder / "metrics.json").is_file():
-        told = folder / "doctor.txt"
-        said = (
-            f"; the doctor said: {told.read_text(errors='replace').strip().splitlines()[-1]}"
-            if told.is_file()
-            else ""
-        )
-        raise Damaged(f"not finished: it has no metrics.json{said}")
-    metrics = load(folder / "metrics.json")
-    record = records(folder)
+    if not (folder / METRICS).is_file():
+        raise DamagedRun(f"not finished: it has no {METRICS}{last_alarm(folder)}")
+    metrics = upgrade_config(load_mapping(folder / METRICS))
+    start = read_start_record(folder)
+    folder_hash = sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     run = ReportedRun(
         folder,
         str(stage),
-        str(
-            metrics.get("id")
-            or config.get("id")
-            or sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-        ),
+        str(metrics.get("id") or config.get("id") or folder_hash),
         config,
         metrics,
-        str(record.get("command", "")),
-        record.get("git"),
-        str(record.get("time", "")),
+        str(start.get("command", "")),
+        start.get("git"),
+        str(start.get("time", "")),
         pictures=find_pictures(folder, metrics),
     )
     run.figures = {name: float(value) for name, value in metrics.items() if is_number(value)}
-    if (
-        run.stage == "vqgan"
-        and "bits_per_image" not in run.figures
-        and (bits := bits_per_image(run))
-    ):
-        run.figures["bits_per_image"] = bits
+    if run.stage == "vqgan" and "bits_per_image" not in run.figures:
+        bits = count_bits_per_image(run)
+        if bits:
+            run.figures["bits_per_image"] = bits
     return run
 
 
-def load(file: Path) -> dict[str, Any]:
-    """A mapping from a YAML or JSON file."""
+def last_alarm(folder: Path) -> str:
+    """The doctor's last alarm as the end of a sentence; empty if there was none."""
+    file = folder / DOCTOR
+    if not file.is_file():
+        return ""
+    return f"; the doctor reported: {file.read_text(errors='replace').strip().splitlines()[-1]}"
+
+
+def load_mapping(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file."""
     try:
         text = file.read_text()
-        content = (
-            json.loads(text)
-            if file.suffix == ".json"
-            else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        )
+        if file.suffix == ".json":
+            content = json.loads(text)
+        else:
+            content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
-        raise Damaged(f"{file.name} is missing") from None
+        raise DamagedRun(f"{file.name} is missing") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Damaged(
-            f"{file.name} can't be read ({' '.join(str(error).split())[:120]})"
-        ) from error
+        reason = " ".join(str(error).split())[:120]
+        raise DamagedRun(f"{file.name} can't be read ({reason})") from error
     if not isinstance(content, dict):
-        raise Damaged(f"{file.name} holds no settings")
+        raise DamagedRun(f"{file.name} holds no settings")
     return content
 
 
-def records(folder: Path) -> dict[str, Any]:
-    """How the run was started: the first line of record.jsonl, for a later one only says resume=; empty where there is none."""
+def read_start_record(folder: Path) -> dict[str, Any]:
+    """How the run was started, from the first line of record.jsonl; later lines only have resume=. Empty if it is missing."""
     try:
-        with (folder / "record.jsonl").open() as lines:
+        with (folder / RECORD).open() as lines:
             first = json.loads(next(lines))
     except (OSError, ValueError, StopIteration):
         return {}
@@ -206,9 +235,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def bits_per_image(run: ReportedRun) -> float | None:
-    """Bits that the codes of an image take, all alike: positions * codebooks * log2 K; None without codes."""
-    K, grid = run.metrics.get("K"), run.metrics.get("grid")
+def count_bits_per_image(run: ReportedRun) -> float | None:
+    """Bits of an image's codes at equal length: positions * codebooks * log2 K; None without codes."""
+    K = run.metrics.get("K")
+    grid = run.metrics.get("grid")
     if K is None or not is_number(K) or not isinstance(grid, list) or not all(map(is_number, grid)):
         return None
     num_codebooks = run.config.get("quantizer", {}).get("num_codebooks", 1)
@@ -216,100 +246,91 @@ def bits_per_image(run: ReportedRun) -> float | None:
 
 
 def find_pictures(folder: Path, metrics: dict[str, Any]) -> list[Path]:
-    """The pictures that a run names, wherever its folder is now, or else the last of each kind in it."""
-    named = [Path(str(name)) for name in metrics.get("pictures") or []]
-    here = [
-        next(
-            (
-                path
-                for path in (folder / "pictures" / name.name, folder / name.name, name)
-                if path.is_file()
-            ),
-            None,
-        )
-        for name in named
-    ]
-    if found := [path for path in here if path is not None]:
-        return found
-    kinds = {
-        path.stem.rsplit("-", 1)[0]: path for path in sorted((folder / "pictures").glob("*.png"))
-    }
-    return list(kinds.values())
+    """The pictures that a run names, even if its folder was moved; or else the last one of each kind in the folder."""
+    pictures = []
+    for name in metrics.get("pictures") or []:
+        path = Path(str(name))
+        places = (folder / PICTURES / path.name, folder / path.name, path)
+        pictures += [place for place in places if place.is_file()][:1]
+    if pictures:
+        return pictures
+    files = sorted((folder / PICTURES).glob("*.png"))
+    last_of_kind = {file.stem.rsplit("-", 1)[0]: file for file in files}
+    return list(last_of_kind.values())
 
 
-def adopt(run: ReportedRun, judgement: ReportedRun) -> None:
-    """Put what an evaluation found out to its run; it wins over what training said of itself."""
-    told = judgement.metrics.get("provenance") or {}
-    basis = {
+def apply_evaluation(run: ReportedRun, evaluation: ReportedRun) -> None:
+    """Give a run the results of its evaluation, which override those of the training run."""
+    provenance = evaluation.metrics.get("provenance") or {}
+    default = {
         "measured": "by stage=evaluate",
-        "split": judgement.metrics.get("split"),
-        "n": judgement.metrics.get("n"),
+        "split": evaluation.metrics.get("split"),
+        "n": evaluation.metrics.get("n"),
     }
-    for name, value in judgement.figures.items():
+    for name, value in evaluation.figures.items():
         if name not in ("n", "seconds", "steps"):
             run.figures[name] = value
-            run.provenance[name] = told.get(name) or basis
-    run.metrics = {
-        **run.metrics,
-        **{
-            name: value
-            for name, value in judgement.metrics.items()
-            if name == "exact" and value is not None
-        },
-    }
-    run.pictures = [*judgement.pictures, *run.pictures]
-    run.references = [
-        each for each in judgement.metrics.get("references") or [] if isinstance(each, dict)
-    ] or run.references
+            run.provenance[name] = provenance.get(name) or default
+    if evaluation.metrics.get("exact") is not None:
+        run.metrics = {**run.metrics, "exact": evaluation.metrics["exact"]}
+    run.pictures = [*evaluation.pictures, *run.pictures]
+    references = evaluation.metrics.get("references") or []
+    run.references = [codec for codec in references if isinstance(codec, dict)] or run.references
     run.evaluated = True
 
 
-def data(run: ReportedRun) -> dict[str, Any]:
-    """What a run's config says of its images, but for how they are read and augmented."""
-    described = run.config.get("data")
-    described = described if isinstance(described, dict) else {}
+def image_settings(run: ReportedRun) -> dict[str, Any]:
+    """The settings of a run's images, without those on how they are read and augmented."""
+    settings = run.config.get("data")
+    if not isinstance(settings, dict):
+        return {}
     return {
-        name: value for name, value in sorted(described.items()) if name not in NOT_OF_THE_IMAGES
+        name: value
+        for name, value in sorted(settings.items())
+        if name not in IGNORED_IMAGE_SETTINGS
     }
 
 
-def curve(folder: Path, name: str) -> list[tuple[float, float]]:
-    """The (step, value) of a series in the run's CSV logs; where a resumed run went over steps again, its later log counts."""
-    found: dict[float, float] = {}
+def read_curve(folder: Path, name: str) -> list[tuple[float, float]]:
+    """The (step, value) points of a series in the run's CSV logs.
+
+    If a resumed run repeated some steps, its later log counts.
+    """
+    curve: dict[float, float] = {}
     files = sorted(
         folder.glob("csv/version_*/metrics.csv"),
         key=lambda file: int(re.sub(r"\D", "", file.parent.name) or 0),
     )
     for file in files:
-        points = list(read_series(file, name))
+        points = dict(read_column(file, name))
         if points:
-            found = {step: value for step, value in found.items() if step < points[0][0]} | dict(
-                points
-            )
-    return sorted(found.items())
+            first = next(iter(points))
+            curve = {step: value for step, value in curve.items() if step < first} | points
+    return sorted(curve.items())
 
 
-def read_series(file: Path, name: str) -> Iterator[tuple[float, float]]:
-    """The finite points of a column; the last line of a killed run may lack its end."""
+def read_column(file: Path, name: str) -> Iterator[tuple[float, float]]:
+    """The finite points of a column; the last line of a killed run may be cut off."""
     try:
         with file.open(newline="", errors="replace") as lines:
             rows = csv.reader(lines)
             head = next(rows, [])
             if name not in head or "step" not in head:
                 return
-            step, column = head.index("step"), head.index(name)
+            step = head.index("step")
+            column = head.index(name)
             for row in rows:
                 if len(row) == len(head) and row[column]:
                     try:
-                        value = float(row[step]), float(row[column])
+                        point = float(row[step]), float(row[column])
                     except ValueError:
                         continue
-                    if math.isfinite(value[1]):
-                        yield value
+                    if math.isfinite(point[1]):
+                        yield point
     except (OSError, csv.Error):
         return
 
 
-def command(run: ReportedRun) -> str:
-    """What was typed to start the run, such as one can type it again; of a sweep's point its own."""
+def rerun_command(run: ReportedRun) -> str:
+    """The command that started the run, as a user types it; for a point of a sweep the point's own command."""
     return display_command(run.command) if run.command else ""

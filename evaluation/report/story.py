@@ -1,44 +1,49 @@
-"""What a report says of its runs: the sentences at its head, its charts, its tables, and what is missing."""
+"""What a report shows of its runs: the sentences at its head, its charts, tables and pictures, and what is missing."""
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evaluation.report import charts
-from evaluation.report.charts import Chart
+from evaluation.report.figure import Chart, report_style
 from evaluation.report.groups import (
-    SCORES,
+    TOKENIZERS,
     ComparablePart,
     Group,
     Point,
-    choice,
+    best_first,
+    comparable_parts,
     find_varied,
-    flat,
-    groups,
-    ordered,
-    parts,
-    seed_of,
-    setting,
-    short,
+    flatten_run,
+    format_choice,
+    format_mean,
+    format_setting,
+    group_runs,
+    provenance_key,
+    score_info,
+    seed_key,
+    short_key,
 )
 from evaluation.report.read import ReportedRun, ReportedRuns, is_number
+from evaluation.scores import SCORES
 
-RECONSTRUCTION, GENERATION = (
-    ("psnr", "rfid", "rfid_proxy"),
-    ("gfid", "gfid_proxy", "nats_per_token"),
-)
+# The scores that get charts; all others are in the tables.
+RECONSTRUCTION = ("psnr", "rfid", "rfid_proxy")
+GENERATION = ("gfid", "gfid_proxy", "nats_per_token")
 
 RATE = "bits_per_image"
 
-NEAR = 0.5  # dB below the best PSNR, and still worth a sentence where it takes fewer bits
+NEAR_DB = (
+    0.5  # a configuration this close to the best PSNR is worth a sentence if it takes fewer bits
+)
 
-MOST_PARTS = 3  # ways of measuring one score that get a chart each
+MAX_PARTS = 3  # ways of measuring one score that get a chart each
 
 DAGGER = "†"
 
@@ -53,7 +58,7 @@ class Section:
 
 @dataclass
 class Cell:
-    """What a table shows and what it is sorted by."""
+    """What a table shows, and the value that it is sorted by."""
 
     text: str
     value: float | str | None = None
@@ -71,8 +76,8 @@ class StoryTable:
 
 
 @dataclass
-class Shown:
-    """A picture of a run, and why it is shown."""
+class ShownPicture:
+    """A picture of a run; the title says why it is shown."""
 
     title: str
     run: ReportedRun
@@ -80,429 +85,440 @@ class Shown:
 
 
 class Story:
-    """All that a report says of what was found."""
+    """Everything that a report shows."""
 
-    def __init__(self, found: ReportedRuns) -> None:
-        self.found = found
-        self.tokenizers, self.priors = (
-            [run for run in found.runs if run.stage == stage] for stage in ("vqgan", "prior")
-        )
-        self.of_tokenizers, self.of_priors = groups(self.tokenizers), groups(self.priors)
-        self.notes: list[str] = []  # of scores that can't be compared
-        with charts.style():
-            self.sections = [section for section in self.drawn() if section.charts]
-        self.head, self.missing = list(self.sentences()), list(self.lacking())
-        self.tables = list(self.tabled())
-        self.shown = list(self.extremes())
+    def __init__(self, reported: ReportedRuns) -> None:
+        self.reported = reported
+        self.tokenizers = [run for run in reported.runs if run.stage == "vqgan"]
+        self.priors = [run for run in reported.runs if run.stage == "prior"]
+        self.of_tokenizers = group_runs(self.tokenizers)
+        self.of_priors = group_runs(self.priors)
+        self.notes: list[str] = []  # on scores that can't be compared
+        with report_style():
+            self.sections = [section for section in self.draw_sections() if section.charts]
+        self.head = list(self.write_head())
+        self.missing = list(self.suggest_runs())
+        self.tables = list(self.make_tables())
+        self.shown = list(self.choose_pictures())
 
-    def grouped(self, name: str) -> list[Group]:
-        """The groups that have this score: "tokenizer.rfid" and what only priors have are theirs."""
-        return (
-            self.of_priors
-            if name.startswith("tokenizer.") or name in GENERATION
-            else self.of_tokenizers
-        )
+    def groups_with(self, name: str) -> list[Group]:
+        """The groups that have this score: those of priors for "tokenizer.rfid" and for the scores of priors alone."""
+        is_of_priors = name.startswith(TOKENIZERS) or "vqgan" not in score_info(name).stages
+        return self.of_priors if is_of_priors else self.of_tokenizers
 
-    def main(self, *names: str) -> ComparablePart | None:
+    def main_part(self, *names: str) -> ComparablePart | None:
         """The largest set of points whose scores can be compared."""
-        found = parts(self.grouped(names[-1]), *names)
-        return found[0] if found else None
+        parts = comparable_parts(self.groups_with(names[-1]), *names)
+        return parts[0] if parts else None
 
     # The head.
 
-    def sentences(self) -> Iterator[str]:
-        """What a reader wants to know first."""
-        yield self.counted()
-        for name in ("psnr", "rfid", "rfid_proxy"):
-            if part := self.main(RATE, name):
-                yield from self.winner(part, name, RATE)
-        yield from self.gain()
+    def write_head(self) -> Iterator[str]:
+        """The sentences at the head of the report."""
+        yield self.count_runs()
+        for name in RECONSTRUCTION:
+            if part := self.main_part(RATE, name):
+                yield from self.name_winner(part, name, RATE)
+        yield from self.compare_to_classical_vq()
         for name in ("gfid", "gfid_proxy"):
-            if part := self.main(name):
-                yield from self.winner(part, name, None)
+            if part := self.main_part(name):
+                yield from self.name_winner(part, name, None)
 
-    def counted(self) -> str:
-        """How many runs of what."""
-        said = []
-        for runs, grouped, what in (
+    def count_runs(self) -> str:
+        """How many runs there are, and in which settings they differ."""
+        counts = []
+        for runs, grouped, kind in (
             (self.tokenizers, self.of_tokenizers, "tokenizer"),
             (self.priors, self.of_priors, "prior"),
         ):
             if runs:
-                n = sorted({len(set(map(seed_of, group.runs))) for group in grouped})
-                each = plural(n[0], "seed") if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
-                said.append(
-                    f"{plural(len(runs), what)} in {plural(len(grouped), 'configuration')} ({each} each)"
-                )
+                n = sorted({len(set(map(seed_key, group.runs))) for group in grouped})
+                each = format_count(n[0], "seed") if len(n) == 1 else f"{n[0]} to {n[-1]} seeds"
+                configurations = format_count(len(grouped), "configuration")
+                counts.append(f"{format_count(len(runs), kind)} in {configurations} ({each} each)")
+        sentence = " and ".join(counts)
         keys = find_varied(self.tokenizers) + [
             key
             for key in find_varied(self.priors)
-            if key not in ("grid", "K") and not key.startswith("tokenizer.")
+            if key not in ("grid", "K") and not key.startswith(TOKENIZERS)
         ]
-        values = [f"{short(key)} ({self.choices(key)})" for key in keys[:4]]
+        if not keys:
+            return f"{sentence}."
+        values = [f"{short_key(key)} ({self.list_choices(key)})" for key in keys[:4]]
         more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-        return (
-            f"{' and '.join(said)}; what differs: {', '.join(values)}{more}."
-            if keys
-            else f"{' and '.join(said)}."
-        )
+        return f"{sentence}; they differ in {', '.join(values)}{more}."
 
-    def choices(self, key: str) -> str:
-        """The values of a swept key, in few words."""
-        found = {
-            repr(value): value
-            for run in self.found.runs
-            if (value := flat(run).get(key)) is not None
-        }
+    def list_choices(self, key: str) -> str:
+        """The values of a swept key, in a few words."""
+        choices = {}
+        for run in self.reported.runs:
+            value = flatten_run(run).get(key)
+            if value is not None:
+                choices[repr(value)] = value
         values = sorted(
-            found.values(),
+            choices.values(),
             key=lambda value: (not is_number(value), value if is_number(value) else str(value)),
         )
-        words = [setting(key, value) if key == "grid" else choice(value) for value in values]
-        return (
-            ", ".join(words)
-            if len(words) <= 6
-            else f"{words[0]} to {words[-1]}, {len(words)} values"
-        )
+        words = [
+            format_setting(key, value) if key == "grid" else format_choice(value)
+            for value in values
+        ]
+        if len(words) <= 6:
+            return ", ".join(words)
+        return f"{words[0]} to {words[-1]}, {len(words)} values"
 
-    def winner(self, part: ComparablePart, name: str, rate: str | None) -> Iterator[str]:
-        """The best configuration of a score, who can't be told from it, and who comes near it for fewer bits."""
-        score, top = SCORES[name], ordered(part.points, name)[0]
+    def name_winner(self, part: ComparablePart, name: str, rate: str | None) -> Iterator[str]:
+        """The best configuration by a score, those that can't be distinguished from it, and one that is close at fewer bits."""
+        label = score_info(name).label
+        top = best_first(part.points, name)[0]
+        best = top.means[name]
         if len(part.points) == 1:
-            yield f"{score.label}: {score.text(top.means[name])} ({top.group.name}; {seeds(top)})."
+            yield f"{label}: {format_mean(name, best)} ({top.group.name}; {format_seeds(top)})."
             return
         at = f" at {top.means[rate].mean:,.0f} bits" if rate else ""
-        low, high = top.means[name].ends
-        close = [
-            p
-            for p in part.points
-            if p is not top and top.means[name].half is not None and p.means[name].half is not None
-        ]
-        close = [p for p in close if p.means[name].ends[1] >= low and p.means[name].ends[0] <= high]
-        but = ""
-        if close:
-            named = min(
-                close,
-                key=lambda p: p.means[rate].mean if rate else -score.better * p.means[name].mean,
-            )
-            others = f" and {plural(len(close) - 1, 'other')}" if len(close) > 1 else ""
-            but = f"; the interval overlaps that of {named.group.name}{others}"
-        yield f"Best {score.label}{at}: {top.group.name}, {score.text(top.means[name])} ({seeds(top)}){but}."
+        yield (
+            f"Best {label}{at}: {top.group.name}, {format_mean(name, best)} ({format_seeds(top)})"
+            f"{name_overlapping(part, top, name, rate)}."
+        )
         if name == "psnr" and rate:
-            near = [p for p in part.points if p.means[name].mean >= top.means[name].mean - NEAR]
+            near = [p for p in part.points if p.means[name].mean >= best.mean - NEAR_DB]
             small = min(near, key=lambda p: (p.means[rate].mean, -p.means[name].mean))
             if small.means[rate].mean < top.means[rate].mean:
-                less = top.means[name].mean - small.means[name].mean
                 yield (
-                    f"Within {NEAR:g} dB of it for the fewest bits: {small.group.name}, {score.text(small.means[name])} at "
-                    f"{small.means[rate].mean:,.0f} bits ({less:.2f} dB less)."
+                    f"Within {NEAR_DB:g} dB of it at the fewest bits: {small.group.name}, "
+                    f"{format_mean(name, small.means[name])} at {small.means[rate].mean:,.0f} bits "
+                    f"({best.mean - small.means[name].mean:.2f} dB less)."
                 )
 
-    def gain(self) -> Iterator[str]:
-        """How far above classical vector quantization tokenizers are at their own rates, between whose settings lines are drawn."""
-        part = self.main(RATE, "psnr")
-        told = (
-            charts.codecs(self.references(part.provenance["psnr"]), "psnr").get("classical VQ", {})
-            if part
-            else {}
-        )
-        bits = sorted(told)
-        gains = {
-            point.group.name: point.means["psnr"].mean
-            - float(np.interp(np.log(rate), np.log(bits), [told[each] for each in bits]))
-            for point in (part.points if part and bits else ())
-            if bits[0] <= (rate := point.means[RATE].mean) <= bits[-1]
-        }
+    def compare_to_classical_vq(self) -> Iterator[str]:
+        """The PSNR of tokenizers above classical vector quantization at their own rates, interpolated between its settings."""
+        part = self.main_part(RATE, "psnr")
+        if part is None:
+            return
+        curves = charts.codec_curves(self.references(part.provenance["psnr"]), "psnr")
+        curve = curves.get("classical VQ", {})
+        bits = sorted(curve)
+        gains = {}
+        for point in part.points if bits else ():
+            rate = point.means[RATE].mean
+            if bits[0] <= rate <= bits[-1]:
+                classical = np.interp(np.log(rate), np.log(bits), [curve[b] for b in bits])
+                gains[point.group.name] = point.means["psnr"].mean - float(classical)
         if gains:
-            most, least = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+            most = max(gains, key=gains.__getitem__)
+            least = min(gains, key=gains.__getitem__)
             to = f" to {gains[least]:+.2f} dB ({least})" if most != least else ""
             yield f"PSNR against classical VQ at the same rate: {gains[most]:+.2f} dB ({most}){to}."
 
     # The charts.
 
-    def drawn(self) -> Iterator[Section]:
-        """All charts that the runs support."""
-        rates = [
-            self.apart(f"rate-{name}", (RATE, name), self.rate_chart)
-            for name in ("psnr", "rfid", "rfid_proxy")
-        ]
-        yield Section("Rate and distortion", [chart for made in rates for chart in made])
-        pairs = [("K", "grid"), ("quantizer.dim", "K"), ("model.width", "K")]
-        maps = []
-        for across, down in pairs:
-            for name in (*RECONSTRUCTION, "perplexity", *GENERATION):
-                prefix = "tokenizer." if name in GENERATION and "." in across else ""
-                maps += self.apart(
-                    f"map-{name}-{down}-{short(across)}",
-                    (name,),
-                    lambda called, part, a=prefix + across, d=down: charts.heat_map(
-                        called, part, next(iter(part.provenance)), a, d
-                    ),
-                )
-        yield Section("Which grid, which K, which width", maps)
-        samples = [
-            self.apart(f"rate-{name}", (f"tokenizer.{RATE}", name), self.rate_chart)
-            for name in ("gfid", "gfid_proxy")
-        ]
-        samples += [
-            self.apart(
+    def draw_sections(self) -> Iterator[Section]:
+        """All charts that the runs have data for."""
+        rates: list[Chart] = []
+        for name in RECONSTRUCTION:
+            rates += self.draw_parts(f"rate-{name}", (RATE, name), self.draw_rate_chart)
+        yield Section("Rate and distortion", rates)
+        yield Section("Which grid, which K, which width", self.draw_heat_maps())
+        samples: list[Chart] = []
+        for name in ("gfid", "gfid_proxy"):
+            names = (f"{TOKENIZERS}{RATE}", name)
+            samples += self.draw_parts(f"rate-{name}", names, self.draw_rate_chart)
+        for x, y in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy")):
+            samples += self.draw_parts(
                 f"{x}-{y}",
-                (f"tokenizer.{x}", y),
-                lambda called, part: charts.against(called, part, *part.provenance),
+                (f"{TOKENIZERS}{x}", y),
+                lambda file, part: charts.draw_score_pair(file, part, *part.provenance),
             )
-            for x, y in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))
-        ]
-        yield Section(
-            "Good reconstructions, good samples", [chart for made in samples for chart in made]
-        )
-        use = self.apart("perplexity", ("K", "perplexity"), charts.use_of_codes)
-        learning = [
-            charts.learning_curves(f"learning-{name}", grouped, f"val/{name}", SCORES[name])
-            for grouped, name in ((self.of_tokenizers, "psnr"), (self.of_priors, "nats_per_token"))
-        ]
-        yield Section(
-            "The use of codes, and learning", [*use, *(chart for chart in learning if chart)]
-        )
+        yield Section("Good reconstructions, good samples", samples)
+        learning = self.draw_parts("perplexity", ("K", "perplexity"), charts.draw_code_use)
+        for grouped, name in ((self.of_tokenizers, "psnr"), (self.of_priors, "nats_per_token")):
+            chart = charts.draw_learning_curves(
+                f"learning-{name}", grouped, f"val/{name}", SCORES[name]
+            )
+            learning += [chart] if chart else []
+        yield Section("The use of codes, and learning", learning)
 
-    def apart(self, called: str, names: Sequence[str], draw: Any) -> list[Chart]:
-        """A chart for each way in which the scores were measured, never two on one axis; a note where there are several."""
-        found = parts(self.grouped(names[-1]), *names)
-        made = []
-        for i, part in enumerate(found[:MOST_PARTS]):
-            if len(part.points) < 2 and not (
-                names[-1] == "psnr" and self.references(part.provenance["psnr"])
-            ):
-                continue  # a point alone is a sentence
-            chart = draw(called if i == 0 else f"{called}-{i + 1}", part)
+    def draw_heat_maps(self) -> list[Chart]:
+        """Maps of each score by K and grid, and by K and the width of a code or of the model."""
+        maps: list[Chart] = []
+        for across, down in (("K", "grid"), ("quantizer.dim", "K"), ("model.width", "K")):
+            for name in (*RECONSTRUCTION, "perplexity", *GENERATION):
+                prefix = TOKENIZERS if name in GENERATION and "." in across else ""
+                maps += self.draw_parts(
+                    f"map-{name}-{down}-{short_key(across)}",
+                    (name,),
+                    partial(charts.draw_heat_map, score=name, across=prefix + across, down=down),
+                )
+        return maps
+
+    def draw_parts(
+        self,
+        file: str,
+        names: Sequence[str],
+        draw: Callable[[str, ComparablePart], Chart | None],
+    ) -> list[Chart]:
+        """A chart for each way in which the scores were measured, never two on one axis; and a note if there are several."""
+        name = names[-1]
+        parts = comparable_parts(self.groups_with(name), *names)
+        drawn = []
+        for i, part in enumerate(parts[:MAX_PARTS]):
+            has_codecs = name == "psnr" and bool(self.references(part.provenance[name]))
+            if len(part.points) < 2 and not has_codecs:
+                continue  # a single point is a sentence in the head
+            chart = draw(file if i == 0 else f"{file}-{i + 1}", part)
             if chart is not None:
-                if len(found) > 1:
-                    chart.caption += f" Measured: {how(part, names[-1])}."
-                made.append(chart)
-        if len(found) > 1 and made:
-            label = SCORES[names[-1].removeprefix("tokenizer.")].label
+                if len(parts) > 1:
+                    chart.caption += f" Measured: {format_provenance(part, name)}."
+                drawn.append(chart)
+        if len(parts) > 1 and drawn:
             ways = "; ".join(
-                f"{plural(sum(len(p.runs) for p in part.points), 'run')}: {how(part, names[-1])}"
-                for part in found
+                f"{format_count(sum(len(p.runs) for p in part.points), 'run')}: {format_provenance(part, name)}"
+                for part in parts
             )
-            note = f"{label} was measured in {len(found)} ways, which are never on one axis or in one mean ({ways})."
+            note = (
+                f"{score_info(name).label} was measured in {len(parts)} ways, "
+                f"which are never on one axis or in one mean ({ways})."
+            )
             if note not in self.notes:
                 self.notes.append(note)
-        return made
+        return drawn
 
-    def rate_chart(self, called: str, part: ComparablePart) -> Chart:
+    def draw_rate_chart(self, file: str, part: ComparablePart) -> Chart:
         rate, score = part.provenance
-        return charts.curves_of_rate(
-            called,
-            part,
-            rate,
-            score,
-            charts.codecs(self.references(part.provenance[score]), score),
-        )
+        curves = charts.codec_curves(self.references(part.provenance[score]), score)
+        return charts.draw_rate_curves(file, part, rate, score, curves)
 
     def references(self, provenance: dict[str, Any]) -> list[dict[str, Any]]:
-        """What classical codecs do with the images that a PSNR of this provenance is of."""
+        """The scores of classical codecs on the images that a PSNR of this provenance was measured on."""
+        key = provenance_key(provenance)
         alike = [
-            run
-            for run in self.tokenizers
-            if key_of(run.provenance.get("psnr", {})) == key_of(provenance)
+            run for run in self.tokenizers if provenance_key(run.provenance.get("psnr", {})) == key
         ]
         return [reference for run in alike for reference in run.references]
 
     # The tables.
 
-    def tabled(self) -> Iterator[StoryTable]:
+    def make_tables(self) -> Iterator[StoryTable]:
         """Configurations with their means, then all runs; tokenizers before priors."""
-        for grouped, what in ((self.of_tokenizers, "tokenizers"), (self.of_priors, "priors")):
-            if not grouped:
-                continue
-            keys = list(dict.fromkeys(key for group in grouped for key in group.settings))
-            names = [*SCORES, *(f"tokenizer.{name}" for name in RECONSTRUCTION if what == "priors")]
-            usual = {
-                name: key_of(found[0].provenance[name])
-                for name in names
-                if name != "K" and (found := parts(grouped, name))
-            }
-            heads = [[short(key), ""] for key in keys]
-            scores = [
-                [f"Tokenizer's {label}" if "." in name else label, unit]
-                for name in usual
-                for label, unit in [run_name(name, what)]
-            ]
-            means = StoryTable(f"configurations-{what}", f"Configurations: {what}", "Means over seeds ± half of the 95% interval.",
-                          [*heads, ["Seeds", ""], *scores])  # fmt: skip
-            each = StoryTable(f"runs-{what}", f"Runs: {what}", "A row opens the command behind it.",
-                         [["Run", ""], *heads, ["Seed", ""], *scores])  # fmt: skip
-            for group in grouped:
-                settings = [setting_cell(key, group.settings.get(key)) for key in keys]
-                figures = [mean_cell(name, parts([group], name), usual[name]) for name in usual]
-                means.rows.append(
-                    ([*settings, Cell(str(len(group.runs)), len(group.runs)), *figures], group.runs)
-                )
-                for run in group.runs:
-                    figures = [
-                        mean_cell(name, parts([Group(group.settings, [run])], name), usual[name])
-                        for name in usual
-                    ]
-                    seed = Cell(choice(run.seed), run.seed if is_number(run.seed) else None)
-                    each.rows.append(
-                        ([Cell(self.place(run), self.place(run)), *settings, seed, *figures], [run])
-                    )
-            yield from (means, each)
+        for grouped, kind in ((self.of_tokenizers, "tokenizers"), (self.of_priors, "priors")):
+            if grouped:
+                yield from self.tables_of(grouped, kind)
+
+    def tables_of(self, grouped: Sequence[Group], kind: str) -> Iterator[StoryTable]:
+        """The tables of configurations and of runs."""
+        keys = list(dict.fromkeys(key for group in grouped for key in group.settings))
+        usual = usual_provenance(grouped, kind)
+        setting_heads = [[short_key(key), ""] for key in keys]
+        score_heads = [column_head(name, kind) for name in usual]
+        configurations = StoryTable(
+            f"configurations-{kind}",
+            f"Configurations: {kind}",
+            "Means over seeds ± half of the 95% interval.",
+            [*setting_heads, ["Seeds", ""], *score_heads],
+        )
+        single_runs = StoryTable(
+            f"runs-{kind}",
+            f"Runs: {kind}",
+            "Click a row to see the command behind it.",
+            [["Run", ""], *setting_heads, ["Seed", ""], *score_heads],
+        )
+        for group in grouped:
+            settings = [setting_cell(key, group.settings.get(key)) for key in keys]
+            seeds = Cell(str(len(group.runs)), len(group.runs))
+            cells = [*settings, seeds, *score_cells(group, usual)]
+            configurations.rows.append((cells, group.runs))
+            for run in group.runs:
+                place = self.place(run)
+                seed = Cell(format_choice(run.seed), run.seed if is_number(run.seed) else None)
+                scores = score_cells(Group(group.settings, [run]), usual)
+                single_runs.rows.append(([Cell(place, place), *settings, seed, *scores], [run]))
+        yield from (configurations, single_runs)
 
     def place(self, run: ReportedRun) -> str:
-        """A run's folder below what all runs have in common; of a sweep's points the number, for the table has the rest."""
-        common = os.path.commonpath([str(run.folder.absolute().parent) for run in self.found.runs])
-        below = run.folder.absolute().relative_to(common)
+        """A run's folder below the common folder of all runs; for points of a sweep only the number, the table has the rest."""
+        folders = [str(run.folder.absolute().parent) for run in self.reported.runs]
+        below = run.folder.absolute().relative_to(os.path.commonpath(folders))
         return "/".join(re.sub(r"^(\d+)_.*", r"\1", part) for part in below.parts)
 
     # The pictures.
 
-    def extremes(self) -> Iterator[Shown]:
-        """The best and the worst run by the scores that are there, with a picture each."""
-        rfid, gfid = (
-            next((name for name in names if self.main(name)), None)
-            for names in (("rfid", "rfid_proxy"), ("gfid", "gfid_proxy"))
-        )
-        if (
-            gfid is None
-            and len(
-                {(group.settings.get("K"), group.settings.get("grid")) for group in self.of_priors}
-            )
-            == 1
-        ):
-            gfid = "nats_per_token"  # which say something of the same codes alone
+    def choose_pictures(self) -> Iterator[ShownPicture]:
+        """A picture of the best and of the worst run by each of the main scores."""
         titles: dict[Path, tuple[ReportedRun, list[str]]] = {}
         for runs, name, kind in (
             (self.tokenizers, "psnr", "reconstructions"),
-            (self.tokenizers, rfid, "reconstructions"),
-            (self.priors, gfid, "samples"),
+            (self.tokenizers, self.first_measured("rfid", "rfid_proxy"), "reconstructions"),
+            (self.priors, self.score_of_samples(), "samples"),
         ):
-            found = (
-                parts([Group({}, [run]) for run in runs if embed_picture(run, kind)], name)
-                if name
-                else []
-            )
-            if name is None or not found:
+            with_picture = [Group({}, [run]) for run in runs if find_picture(run, kind)]
+            parts = comparable_parts(with_picture, name) if name else []
+            if name is None or not parts:
                 continue
-            order = ordered(found[0].points, name)
-            for word, point in (
-                {"best": order[0], "worst": order[-1]}.items()
-                if len(order) > 1
-                else [("", order[0])]
-            ):
-                file = embed_picture(point.runs[0], kind)
+            order = best_first(parts[0].points, name)
+            chosen = {"best ": order[0], "worst ": order[-1]} if len(order) > 1 else {"": order[0]}
+            for word, point in chosen.items():
+                file = find_picture(point.runs[0], kind)
                 assert file is not None
-                said = (
-                    f"{word} {SCORES[name].label} {SCORES[name].text(point.means[name])}".lstrip()
-                )
-                titles.setdefault(file, (point.runs[0], []))[1].append(said)
-        for file, (run, told) in titles.items():
-            yield Shown(f"{self.name_of(run)}: {' and '.join(told)}", run, file)
+                reason = f"{word}{score_info(name).label} {format_mean(name, point.means[name])}"
+                titles.setdefault(file, (point.runs[0], []))[1].append(reason)
+        for file, (run, reasons) in titles.items():
+            yield ShownPicture(f"{self.name_run(run)}: {' and '.join(reasons)}", run, file)
 
-    def name_of(self, run: ReportedRun) -> str:
+    def first_measured(self, *names: str) -> str | None:
+        """The first of these scores that was measured."""
+        return next((name for name in names if self.main_part(name)), None)
+
+    def score_of_samples(self) -> str | None:
+        """The score that ranks priors; nats per token only if all learned codes of the same shape."""
+        gfid = self.first_measured("gfid", "gfid_proxy")
+        shapes = {(g.settings.get("K"), g.settings.get("grid")) for g in self.of_priors}
+        return "nats_per_token" if gfid is None and len(shapes) == 1 else gfid
+
+    def name_run(self, run: ReportedRun) -> str:
         """The configuration of a run, and its seed."""
         group = next(group for group in (*self.of_tokenizers, *self.of_priors) if run in group.runs)
         return f"{group.name}, seed {run.seed}"
 
     # What is missing.
 
-    def lacking(self) -> Iterator[str]:
+    def suggest_runs(self) -> Iterator[str]:
         """For everything that a report can show and this one can't: what to run."""
         drawn = {chart.name for section in self.sections for chart in section.charts}
-        any_run = (self.tokenizers or self.priors)[0]
         if any(len(group.runs) == 1 for group in (*self.of_tokenizers, *self.of_priors)):
-            yield "Intervals need at least two seeds of a configuration: train.py -m ... seed=0,1,2"
-        if self.tokenizers and len(self.of_tokenizers) == 1:
-            yield "Curves need at least two configurations: train.py -m stage=vqgan quantizer.K=128,512"
-        if not self.tokenizers:
-            yield "Rate-distortion curves need tokenizers: give runs= their folders too."
-        elif not any(
-            name in run.figures for run in self.tokenizers for name in ("rfid", "rfid_proxy")
-        ):
-            yield f"rFID, or its proxy, is what stage=evaluate measures: train.py stage=evaluate ckpt={any_run.folder}"
-        if self.tokenizers and not any(run.references for run in self.tokenizers):
-            yield "The curves of classical VQ and JPEG come with tokenizers' evaluations: train.py stage=evaluate ckpt=<run>"
-        if self.tokenizers and not any(name.startswith("map-psnr-grid-K") for name in drawn):
-            yield "A map of grid by K needs at least two of each: train.py -m stage=vqgan model.grid=4,8 quantizer.K=128,512"
-        if self.tokenizers and not any(name.startswith("map-psnr-K-") for name in drawn):
-            yield "A map of K by width needs at least two of each: train.py -m stage=vqgan quantizer.K=64,128 quantizer.dim=64,128"
+            yield "Intervals need at least two seeds per configuration: train.py -m ... seed=0,1,2"
+        if self.tokenizers:
+            yield from self.suggest_for_tokenizers(drawn)
+        else:
+            yield "Rate-distortion curves need tokenizers: add their folders to runs="
         if not self.priors:
-            yield "How good samples are, and how it goes with the tokenizer, needs priors: train.py -m experiment=pipeline"
+            yield "The quality of samples, and how it depends on the tokenizer, needs priors: train.py -m experiment=pipeline"
         elif not any(
-            self.main(f"tokenizer.{rfid}", gfid)
+            self.main_part(f"{TOKENIZERS}{rfid}", gfid)
             for rfid, gfid in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))
         ):
             yield "Reconstructions against samples need both stages evaluated: train.py stage=evaluate ckpt=<run folder> for each"
         if not any(name.startswith("learning-") for name in drawn):
             yield "Learning curves come from CSV logs: train.py ... logger=csv"
 
+    def suggest_for_tokenizers(self, drawn: set[str]) -> Iterator[str]:
+        """What to run for the missing charts of tokenizers; `drawn` are the names of those that exist."""
+        if len(self.of_tokenizers) == 1:
+            yield "Curves need at least two configurations: train.py -m stage=vqgan quantizer.K=128,512"
+        measured = {name for run in self.tokenizers for name in run.figures}
+        if not measured & {"rfid", "rfid_proxy"}:
+            ckpt = self.tokenizers[0].folder
+            yield f"stage=evaluate measures rFID, or its proxy: train.py stage=evaluate ckpt={ckpt}"
+        if not any(run.references for run in self.tokenizers):
+            yield "The curves of classical VQ and JPEG come with evaluations of tokenizers: train.py stage=evaluate ckpt=<run>"
+        if not any(name.startswith("map-psnr-grid-K") for name in drawn):
+            yield "A map of grid by K needs at least two of each: train.py -m stage=vqgan model.grid=4,8 quantizer.K=128,512"
+        if not any(name.startswith("map-psnr-K-") for name in drawn):
+            yield "A map of K by width needs at least two of each: train.py -m stage=vqgan quantizer.K=64,128 quantizer.dim=64,128"
 
-def embed_picture(run: ReportedRun, kind: str) -> Path | None:
-    """A run's picture of that kind, of an evaluation before its own."""
+
+def name_overlapping(part: ComparablePart, top: Point, name: str, rate: str | None) -> str:
+    """The end of a sentence on the best point: whose intervals overlap its own.
+
+    Names the one with the fewest bits, or without `rate` the one with the best score.
+    """
+    best = top.means[name]
+    low, high = best.ends
+    close = [
+        p
+        for p in part.points
+        if p is not top
+        and best.half is not None
+        and p.means[name].half is not None
+        and p.means[name].ends[1] >= low
+        and p.means[name].ends[0] <= high
+    ]
+    if not close:
+        return ""
+    better = score_info(name).better
+    named = min(close, key=lambda p: p.means[rate].mean if rate else -better * p.means[name].mean)
+    others = f" and {format_count(len(close) - 1, 'other')}" if len(close) > 1 else ""
+    return f"; the interval overlaps that of {named.group.name}{others}"
+
+
+def find_picture(run: ReportedRun, kind: str) -> Path | None:
+    """A run's picture of that kind, preferably one of its evaluation."""
     return next((path for path in run.pictures if kind in path.name), None)
 
 
-def plural(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def format_count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def seeds(point: Point) -> str:
-    n = len(set(map(seed_of, point.runs)))
+def format_seeds(point: Point) -> str:
+    n = len(set(map(seed_key, point.runs)))
     return f"{n} seeds" if n > 1 else "one seed, so no interval"
 
 
-def key_of(provenance: dict[str, Any]) -> str:
-    """Equal of equal dicts."""
-    return json.dumps(provenance, sort_keys=True, default=str)
-
-
-def how(part: ComparablePart, name: str) -> str:
+def format_provenance(part: ComparablePart, name: str) -> str:
     """How a score was measured, in one line."""
-    told = part.provenance[name]
-    return (
-        ", ".join(f"{key} {brief(value)}" for key, value in told.items() if value not in (None, {}))
-        or "not said"
-    )
+    words = [
+        f"{key} {shorten(value)}"
+        for key, value in part.provenance[name].items()
+        if value not in (None, {})
+    ]
+    return ", ".join(words) or "no provenance"
 
 
-def brief(value: Any) -> str:
-    """A value of a provenance: of a mapping what is in it, of a hash its first digits."""
+def shorten(value: Any) -> str:
+    """A value of a provenance: the content of a mapping, the first digits of a hash."""
     if isinstance(value, dict):
-        return (
-            "("
-            + ", ".join(f"{key} {brief(each)}" for key, each in value.items() if each is not None)
-            + ")"
-        )
+        words = [f"{key} {shorten(item)}" for key, item in value.items() if item is not None]
+        return f"({', '.join(words)})"
     text = str(value)
     return text[:12] + "…" if len(text) > 40 and " " not in text else text
+
+
+def usual_provenance(grouped: Sequence[Group], kind: str) -> dict[str, str]:
+    """The scores that a table has columns for, each with the provenance that most of its runs have."""
+    names = [name for name, score in SCORES.items() if score.in_tables and name != "K"]
+    if kind == "priors":
+        names += [f"{TOKENIZERS}{name}" for name in RECONSTRUCTION]
+    usual = {}
+    for name in names:
+        parts = comparable_parts(grouped, name)
+        if parts:
+            usual[name] = provenance_key(parts[0].provenance[name])
+    return usual
+
+
+def score_cells(group: Group, usual: dict[str, str]) -> list[Cell]:
+    """A group's cells in the columns of scores."""
+    return [
+        mean_cell(name, comparable_parts([group], name), provenance)
+        for name, provenance in usual.items()
+    ]
 
 
 def setting_cell(key: str, value: Any) -> Cell:
     if value is None:
         return Cell("–")
-    return Cell(
-        setting(key, value) if key == "grid" else choice(value),
-        float(value) if is_number(value) else choice(value),
-    )
+    text = format_setting(key, value) if key == "grid" else format_choice(value)
+    return Cell(text, float(value) if is_number(value) else format_choice(value))
 
 
-def mean_cell(name: str, found: list[ComparablePart], usual: str) -> Cell:
-    """A score in a table, marked where it was measured otherwise than most of its column."""
-    if not found:
+def mean_cell(name: str, parts: list[ComparablePart], usual: str) -> Cell:
+    """A score in a table, marked with a dagger if it was measured differently from most of its column."""
+    if not parts:
         return Cell("–")
-    part = next((part for part in found if key_of(part.provenance[name]) == usual), found[0])
-    told, score = part.points[0].means[name], SCORES[name.removeprefix("tokenizer.")]
-    return Cell(
-        told.text(score.decimals) + (DAGGER if key_of(part.provenance[name]) != usual else ""),
-        told.mean,
-    )
+    keys = [provenance_key(part.provenance[name]) for part in parts]
+    i = keys.index(usual) if usual in keys else 0
+    mean = parts[i].points[0].means[name]
+    dagger = "" if keys[i] == usual else DAGGER
+    return Cell(mean.text(score_info(name).decimals) + dagger, mean.mean)
 
 
-def run_name(name: str, what: str) -> tuple[str, str]:
-    """The head of a score's column; the bits of a prior are another thing than those of a tokenizer."""
-    score = SCORES[name.removeprefix("tokenizer.")]
+def column_head(name: str, kind: str) -> list[str]:
+    """Label and unit of a score's column; the bits of priors are likelihoods, not the rate of codes."""
+    score = score_info(name)
+    if name.startswith(TOKENIZERS):
+        return [f"Tokenizer's {score.label}", score.unit]
     return (
-        ("Likelihood", "bits/image")
-        if (name, what) == (RATE, "priors")
-        else (score.label, score.unit)
+        ["Likelihood", "bits/image"]
+        if (name, kind) == (RATE, "priors")
+        else [score.label, score.unit]
     )

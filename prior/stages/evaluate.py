@@ -22,12 +22,12 @@ from vqgan.load import load_images
 from vqgan.losses.perceptual import check_lpips
 from vqgan.stages.evaluate import evaluate_tokenizer
 
-NEEDS = "the run to evaluate; add ckpt=<run folder of stage=vqgan or stage=prior>"
+EVALUATE_NEEDS = "the run to evaluate; add ckpt=<run folder of stage=vqgan or stage=prior>"
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
     """Score a prior on a split by the likelihood of its images' codes and by samples; or a tokenizer, if `ckpt` is one."""
-    with Run.open(config, ckpt=NEEDS, resumes="has nothing to resume") as run:
+    with Run.open(config, ckpt=EVALUATE_NEEDS, resumes="has nothing to resume") as run:
         settings = EvaluationSettings.read(run.config, run.device)
         check_lpips(settings.lpips)
         if read_checkpoint(settings.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":

@@ -7,8 +7,7 @@ from omegaconf import DictConfig
 
 from engine.errors import InputError
 from engine.run import Run
-from evaluation.scores import pipeline_names
-from prior.pipeline import run_part, split_config
+from prior.pipeline import main_scores, run_part, split_config
 from vqgan.load import build_tokenizer, require_codes
 
 
@@ -31,13 +30,7 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
                 "id": run.config.id,
                 "K": tokenizer["K"],
                 "grid": tokenizer["grid"],
-                **{
-                    name: of_tokenizer[name]
-                    for name in pipeline_names("vqgan")
-                    if name in of_tokenizer
-                },
-                **{name: of_prior[name] for name in pipeline_names("prior") if name in of_prior},
-                "exact": of_prior["exact"],
+                **main_scores(of_tokenizer, of_prior),
                 "unigram_nats_per_token": prior["unigram_nats_per_token"],
                 "seconds": round(tokenizer["seconds"] + prior["seconds"], 1),
                 "tokenizer_steps": tokenizer["steps"],

@@ -21,7 +21,7 @@ from tests.helpers.images import image_settings
 
 
 class Noise(Source):
-    """Image i is noise of its own at any size; a few are broken. Its label is i."""
+    """Image i is its own noise at any size and has the label i; the images in `broken` are unreadable."""
 
     def __init__(self, n: int, broken: tuple[int, ...] = ()) -> None:
         super().__init__(n, {"noise": n, "broken": broken})
@@ -68,14 +68,14 @@ def test_batches_arrive_in_the_models_range_layout_and_size() -> None:
 
 
 @pytest.mark.parametrize(("side", "size"), [(12, 8), (9, 8), (8, 8), (11, 8)])
-def test_a_view_is_the_middle(side: int, size: int) -> None:
+def test_preprocessing_takes_the_middle(side: int, size: int) -> None:
     images = batch(2, side)
     margin = (side - size) // 2
     expected = to_float(images[:, :, margin : margin + size, margin : margin + size])
     assert torch.equal(Images(Noise(4), image_size=size, resize=side).preprocess(images), expected)
 
 
-def test_a_cut_is_what_slicing_gives() -> None:
+def test_a_crop_is_what_slicing_gives() -> None:
     images, corners = batch(5, 9, 1), torch.tensor([[0, 0], [3, 3], [0, 3], [2, 1], [1, 2]])
     expected = torch.stack(
         [
@@ -110,7 +110,7 @@ def test_random_crops_have_room_by_default_and_validation_sees_the_middle() -> N
     assert torch.equal(x, to_float(images[:, :, 1:17, 1:17]))
 
 
-def test_augmentation_mirrors_each_image_by_its_own_coin() -> None:
+def test_augmentation_mirrors_each_image_independently() -> None:
     images = batch(200, 8)
     x, plain = Images(Noise(4)).augment(images), to_float(images)
     mirrored = (x == plain.flip(3)).all(3).all(2).all(1)
@@ -119,7 +119,7 @@ def test_augmentation_mirrors_each_image_by_its_own_coin() -> None:
 
 
 @pytest.mark.parametrize("crop", ["centre", "random"])
-def test_no_random_number_is_drawn_where_nothing_is_left_to_chance(crop: str) -> None:
+def test_augmentation_draws_no_random_number_if_nothing_is_random(crop: str) -> None:
     data, images = Images(Noise(4), crop=crop, resize=8, flip=False), batch(4, 8)
     before = torch.get_rng_state()
     assert torch.equal(data.augment(images), data.preprocess(images))
@@ -152,7 +152,7 @@ def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
+def test_only_a_source_that_uses_threads_is_read_by_several(
     parallel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, threads = Noise(40), set()
@@ -161,7 +161,7 @@ def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
 
     def slow(index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         threads.add(threading.get_ident())
-        time.sleep(0.001)  # long enough for another thread to take what comes next
+        time.sleep(0.001)  # long enough for another thread to take the next chunk
         return plain(index, side, channels)
 
     monkeypatch.setattr(source, "read_image", slow)
@@ -171,7 +171,7 @@ def test_only_a_source_that_is_safe_with_threads_is_read_by_several(
     assert (len(threads) > 1) == parallel
 
 
-def test_a_source_too_large_to_be_checked_is_not_read_before_training(
+def test_a_source_that_is_not_checked_up_front_is_not_read_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = Noise(10)
@@ -180,7 +180,7 @@ def test_a_source_too_large_to_be_checked_is_not_read_before_training(
     assert len(Images(source, cache="none").samples("train")) == 10
 
 
-def test_of_a_source_that_is_not_checked_a_broken_image_stops_or_is_replaced(
+def test_a_broken_image_of_an_unchecked_source_stops_the_run_or_is_replaced(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = Noise(10, broken=(1,))
@@ -205,7 +205,7 @@ def test_a_broken_image_alone_in_its_batch_is_replaced_by_the_next_that_can_be_r
     assert labels.tolist() == [0]
 
 
-def test_a_worker_process_says_in_one_sentence_that_the_images_are_lost() -> None:
+def test_a_worker_process_reports_lost_images_in_one_sentence() -> None:
     source = Noise(8, broken=tuple(range(8)))
     source.checked_up_front = False
     data = Images(source, cache="none", on_error="skip", num_workers=1)
@@ -224,7 +224,7 @@ def test_a_key_changes_with_all_that_pixels_depend_on(monkeypatch: pytest.Monkey
     plain = Images(Noise(4)).cache_key("train")
     assert plain == Images(Noise(4), crop="random", resize=8, flip=False).cache_key(
         "train"
-    )  # done to each batch
+    )  # these are applied to each batch
     assert plain != Images(Noise(5)).cache_key("train")
     assert plain != Images(Noise(4), resize=9).cache_key("train")
     assert plain != Images(Noise(4), channels=1).cache_key("train")
@@ -232,7 +232,7 @@ def test_a_key_changes_with_all_that_pixels_depend_on(monkeypatch: pytest.Monkey
     assert plain != Images(Noise(4)).cache_key("train")
 
 
-def test_processes_read_only_where_images_are_decoded_each_time(
+def test_worker_processes_read_only_if_images_are_not_cached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(20))

@@ -16,7 +16,7 @@ Pixels = NDArray[np.uint8]
 
 
 def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Something like a photograph: soft blobs of colour."""
+    """An image like a photograph: soft blobs of colour."""
     blobs = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
     return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -38,21 +38,21 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def pillow(content: bytes) -> Image.Image:
-    """The image as Pillow alone has it."""
+    """The image as Pillow alone decodes it."""
     image = Image.open(io.BytesIO(content))
     image.load()
     return image
 
 
 def by_pillow(content: bytes, side: int, channels: int = 3) -> Pixels:
-    """What `decode` promises, by Pillow alone and at full size."""
+    """What `decode` should return, computed with Pillow alone and at full size."""
     image = ImageOps.exif_transpose(pillow(content)).convert("RGB" if channels == 3 else "L")
     pixels = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def png(pixels: NDArray[Any], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of pixels (h, w, ...) of 8 or 16 bits with the colour type and more chunks, which Pillow can't all write."""
+    """A PNG file of 8- or 16-bit pixels (h, w, ...) with a colour type and extra chunks, not all of which Pillow can write."""
     big = pixels.astype(pixels.dtype.newbyteorder(">"))
     header = struct.pack(
         ">IIBBBBB", pixels.shape[1], pixels.shape[0], 8 * pixels.itemsize, colour, 0, 0, 0
@@ -73,7 +73,7 @@ def segment(marker: int, content: bytes) -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
 
 
-def by_the_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def disable_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **settings: object) -> None:
         raise ValueError("not today")
 
@@ -83,7 +83,7 @@ def by_the_slow_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("side", [1, 7, 16, 33])
-def test_a_square_jpeg_of_the_right_size_is_pillows_to_the_pixel(
+def test_a_square_jpeg_of_the_right_size_equals_pillows(
     side: int, progressive: bool, sampling: str
 ) -> None:
     content = saved(noise(side, side), "JPEG", subsampling=sampling, progressive=progressive)
@@ -92,7 +92,7 @@ def test_a_square_jpeg_of_the_right_size_is_pillows_to_the_pixel(
 
 @pytest.mark.parametrize("size", [(33, 47), (16, 17), (5, 31), (1, 9), (61, 63)])
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:0"])
-def test_a_jpeg_that_is_scaled_without_a_fraction_is_pillows_to_the_pixel(
+def test_a_jpeg_that_is_scaled_without_a_fraction_equals_pillows(
     size: tuple[int, int], sampling: str
 ) -> None:
     content = saved(noise(*size), "JPEG", subsampling=sampling)
@@ -100,7 +100,7 @@ def test_a_jpeg_that_is_scaled_without_a_fraction_is_pillows_to_the_pixel(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grey_jpeg_is_pillows_to_the_pixel(channels: int) -> None:
+def test_a_grey_jpeg_equals_pillows(channels: int) -> None:
     content = saved(noise(17, 17).convert("L"), "JPEG")
     assert np.array_equal(decode(content, 17, channels), by_pillow(content, 17, channels))
 
@@ -108,7 +108,7 @@ def test_a_grey_jpeg_is_pillows_to_the_pixel(channels: int) -> None:
 def test_a_colour_jpeg_becomes_the_grey_that_it_holds() -> None:
     content = saved(noise(17, 17), "JPEG")
     luma = Image.open(io.BytesIO(content))
-    luma.draft("L", (17, 17))  # Pillow's own reading of the luma alone
+    luma.draft("L", (17, 17))  # Pillow decodes the luma only
     assert np.array_equal(decode(content, 17, 1)[0], np.asarray(luma))
 
 
@@ -118,14 +118,14 @@ def test_a_large_jpeg_that_is_decoded_at_a_fraction_is_close_to_the_whole(
     size: tuple[int, int], progressive: bool
 ) -> None:
     content = saved(smooth(*size), "JPEG", progressive=progressive)
-    # The last column of an eighth of a JPEG may stand for less than eight pixels: the whole is stretched by as much.
+    # The last column of a JPEG that is decoded at 1/8 may cover fewer than eight pixels, which stretches the image a little.
     assert np.abs(decode(content, 32, 3).astype(int) - by_pillow(content, 32)).max() <= 8
 
 
 def test_the_slow_path_scales_a_jpeg_as_the_fast_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(smooth(401, 299), "JPEG")
     fast = decode(content, 32, 3).astype(int)
-    by_the_slow_path(monkeypatch)
+    disable_simplejpeg(monkeypatch)
     assert np.abs(decode(content, 32, 3) - fast).max() <= 8
 
 
@@ -138,7 +138,7 @@ def test_an_image_is_turned_as_its_exif_tag_says(orientation: int, kind: str) ->
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_slow_path_turns_a_jpeg_too(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_the_slow_path(monkeypatch)
+    disable_simplejpeg(monkeypatch)
     content = saved(noise(16, 16), "JPEG", exif=exif(orientation))
     assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
 
@@ -149,7 +149,7 @@ def test_an_image_that_is_scaled_is_turned_too(orientation: int) -> None:
     assert np.abs(decode(content, 16, 3).astype(int) - by_pillow(content, 16)).max() <= 1
 
 
-def test_a_jpeg_with_stray_bytes_is_read_all_the_same() -> None:
+def test_a_jpeg_with_stray_bytes_is_still_read() -> None:
     content = saved(noise(16, 16), "JPEG", exif=exif(6))
     stray = content[:20] + bytes(5) + content[20:]
     with pytest.raises(ValueError, match="extraneous"):  # Pillow forgives them
@@ -157,7 +157,7 @@ def test_a_jpeg_with_stray_bytes_is_read_all_the_same() -> None:
     assert np.array_equal(decode(stray, 16, 3), decode(content, 16, 3))
 
 
-def test_turning_six_by_hand() -> None:
+def test_orientation_six_matches_a_hand_computed_example() -> None:
     pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     assert apply_orientation(pixels, 6).tolist() == [[[4, 1], [5, 2], [6, 3]]]
     assert apply_orientation(pixels, 1) is pixels
@@ -182,7 +182,7 @@ def test_an_exif_segment_is_found_behind_others(before: bytes) -> None:
     assert np.array_equal(decode(late, 16, 3), np.rot90(decode(content, 16, 3), -1, (1, 2)))
 
 
-def test_an_exif_segment_with_much_in_it_is_read() -> None:
+def test_a_large_exif_segment_is_read() -> None:
     tags = exif(6)
     tags[0x010E] = "a long description " * 3000
     content = saved(noise(16, 16), "JPEG", exif=tags)
@@ -193,7 +193,7 @@ def test_an_exif_segment_with_much_in_it_is_read() -> None:
     "tag",
     [b"Exif\0\0", b"Exif\0\0no TIFF header at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif"],
 )
-def test_a_broken_exif_tag_costs_no_picture(tag: bytes) -> None:
+def test_a_broken_exif_tag_is_ignored(tag: bytes) -> None:
     content = saved(noise(16, 16), "JPEG")
     assert np.array_equal(
         decode(content[:20] + segment(0xE1, tag) + content[20:], 16, 3), decode(content, 16, 3)
@@ -201,7 +201,7 @@ def test_a_broken_exif_tag_costs_no_picture(tag: bytes) -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 99])
-def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+def test_an_orientation_that_does_not_exist_changes_nothing(orientation: int) -> None:
     content = saved(noise(16, 16), "PNG", exif=exif(orientation))
     assert np.array_equal(decode(content, 16, 3), np.asarray(noise(16, 16)).transpose(2, 0, 1))
 
@@ -274,18 +274,13 @@ def test_a_transparent_colour_without_a_palette_lies_on_white_too(
 def test_cmyk_comes_close_to_its_colours() -> None:
     image = smooth(16, 16)
     for kind in ("JPEG", "TIFF"):
-        found = decode(
-            saved(image.convert("CMYK"), kind, quality=95)
-            if kind == "JPEG"
-            else saved(image.convert("CMYK"), kind),
-            16,
-            3,
-        )
-        assert np.abs(found.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 8
+        quality = {"quality": 95} if kind == "JPEG" else {}
+        pixels = decode(saved(image.convert("CMYK"), kind, **quality), 16, 3)
+        assert np.abs(pixels.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 8
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     settings = {"lossless": True} if kind == "WEBP" else {}
     content = saved(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
@@ -294,11 +289,13 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
-def test_one_pixel_or_one_line_of_them_fills_the_square(size: tuple[int, int], kind: str) -> None:
+def test_an_image_of_one_pixel_or_one_line_fills_the_square(
+    size: tuple[int, int], kind: str
+) -> None:
     assert set(decode(saved(Image.new("RGB", size, (90, 90, 90)), kind), 16, 3).flat) == {90}
 
 
-def test_the_middle_is_cut_out() -> None:
+def test_the_middle_of_a_wide_image_is_cropped() -> None:
     wide = np.zeros((4, 10, 3), np.uint8)
     wide[:, 3:7] = 200
     assert set(decode(saved(Image.fromarray(wide), "PNG"), 4, 3).flat) == {200}
@@ -333,11 +330,11 @@ def test_the_middle_is_cut_out() -> None:
         "eps",
     ],
 )
-def test_what_cannot_be_decoded_says_why_in_a_few_words(content: bytes, reason: str) -> None:
-    with pytest.raises(UnreadableImage, match=reason) as found:
+def test_content_that_cannot_be_decoded_gets_a_short_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as raised:
         decode(content, 16, 3)
-    assert len(str(found.value)) < 200
-    assert "0x" not in str(found.value)  # no address in memory
+    assert len(str(raised.value)) < 200
+    assert "0x" not in str(raised.value)  # no address in memory
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
@@ -362,6 +359,6 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
         decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
 
 
-def test_square_takes_an_image_that_no_file_holds() -> None:
+def test_to_square_takes_an_image_that_is_in_no_file() -> None:
     pixels = np.asarray(noise(16, 16))
     assert np.array_equal(to_square(Image.fromarray(pixels), 16, 3), pixels.transpose(2, 0, 1))

@@ -30,13 +30,13 @@ def folder(root: Path, **settings: Any) -> Folder:
 
 
 def names(data: Folder, split: str) -> list[str]:
-    """The files of a split, those that can't be read too."""
+    """The files of a split, including unreadable ones."""
     source = data.source(split)
     return [Path(source.image_name(i)).as_posix() for i in range(len(source))]
 
 
 def images(data: Folder, split: str) -> dict[str, Pixels]:
-    """What a split gives for each of its files."""
+    """The pixels that a split gives for each of its readable files."""
     samples = data.samples(split)
     values, _ = samples.__getitems__(list(range(len(samples))))
     rows = range(len(samples)) if samples.rows is None else samples.rows
@@ -48,14 +48,14 @@ def noise(height: int, width: int, seed: int = 0) -> Pixels:
 
 
 def save(root: Path, *files: str) -> None:
-    """Images, each of its own noise."""
+    """Write images, each with its own noise."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(20, 24, seed=zlib.crc32(file.encode()))).save(root / file)
 
 
 def sixteen_bits(file: Path) -> Pixels:
-    """Writes an RGB PNG with 16 bits a channel, which Pillow can't; returns the upper eight."""
+    """Write an RGB PNG with 16 bits per channel, which Pillow cannot write; returns the upper eight bits."""
     values = np.random.default_rng(1).integers(0, 2**16, (16, 16, 3), np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (
@@ -73,7 +73,7 @@ def sixteen_bits(file: Path) -> Pixels:
 
 @pytest.fixture
 def wild(tmp_path: Path) -> Path:
-    """A folder with one of each kind of file that can't be read."""
+    """A folder with one file of each unreadable kind."""
     root = tmp_path / "wild"
     root.mkdir()
     (root / "cut.jpg").write_bytes(_half(Image.fromarray(noise(60, 60)), "JPEG"))
@@ -104,9 +104,9 @@ def _half(image: Image.Image, kind: str) -> bytes:
 
 
 def readable(root: Path) -> dict[str, Pixels]:
-    """Writes one of each odd kind of file that can be read; returns the pixels (16, 16, 3) that they should give.
+    """Write one file of each odd but readable kind; returns the pixels (16, 16, 3) that each should give.
 
-    huge.png, 12000 x 9000 pixels in 72 kB, has 5000 black rows above 4000 white ones.
+    huge.png has 12000 x 9000 pixels in 72 kB: 5000 black rows above 4000 white ones.
     """
     plain = noise(16, 16)
     clear = plain[:, :, 0] < 128
@@ -115,7 +115,7 @@ def readable(root: Path) -> dict[str, Pixels]:
     expected = {"rgb16.png": sixteen_bits(root / "rgb16.png")}
 
     turn = Image.Exif()
-    turn[0x0112] = 6  # the camera was held upright: the first row is the right side
+    turn[0x0112] = 6  # portrait: the first row is the right side
     Image.fromarray(plain).save(root / "exif.jpg", exif=turn)
     expected["exif.jpg"] = np.rot90(np.asarray(Image.open(root / "exif.jpg")), -1)
 
@@ -150,21 +150,19 @@ def readable(root: Path) -> dict[str, Pixels]:
     return expected
 
 
-def test_what_can_be_read_arrives_and_what_cannot_is_named_and_counted(
+def test_readable_files_are_decoded_and_unreadable_ones_are_named_and_counted(
     wild: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = readable(wild)
     save(wild, "zz.png")  # the last, for validation
-    found = images(folder(wild, n_val=1, held_out="last", on_error="skip"), "train")
-    huge = found.pop("huge.png")
-    assert (set(huge[:, :7].flat), set(huge[:, 11:].flat)) == (
-        {0},
-        {255},
-    )  # and greys between the bands
-    assert found.keys() == expected.keys()
+    decoded = images(folder(wild, n_val=1, held_out="last", on_error="skip"), "train")
+    huge = decoded.pop("huge.png")
+    # There are greys between the black and the white band.
+    assert (set(huge[:, :7].flat), set(huge[:, 11:].flat)) == ({0}, {255})
+    assert decoded.keys() == expected.keys()
     for name, pixels in expected.items():
-        off = np.abs(found[name].transpose(1, 2, 0).astype(int) - pixels)
-        assert off.max() <= (8 if name == "cmyk.jpg" else 0), name  # the inks of CMYK are rounded
+        off = np.abs(decoded[name].transpose(1, 2, 0).astype(int) - pixels)
+        assert off.max() <= (8 if name == "cmyk.jpg" else 0), name  # CMYK is rounded
     report = capsys.readouterr().err
     assert f"7 of {8 + len(expected)} train images can't be read and are left out: " in report
     assert "cut.jpg (image file is truncated" in report
@@ -220,7 +218,7 @@ def test_folders_of_nothing_but_unreadable_files_are_refused(wild: Path) -> None
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_what_is_left_out_is_told_every_time(
+def test_left_out_files_are_logged_in_every_run(
     wild: Path, cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(wild, "a.png", "zz.png")
@@ -238,7 +236,7 @@ def test_a_second_run_does_not_read_everything_again(
     folder(photos, cache=cache).prepare_data()
 
 
-def test_images_that_break_in_mid_run_do_not_end_it(
+def test_images_that_break_during_a_run_do_not_end_it(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(photos, n_val=8, held_out="last", cache="none", num_workers=0)
@@ -249,7 +247,7 @@ def test_images_that_break_in_mid_run_do_not_end_it(
     assert [len(x) for x, _ in batches] == [4] * 4
     assert np.array_equal(
         batches[0][0], whole[[0, 0, 3, 3]]
-    )  # others of the batch take their places
+    )  # other images of the batch replace them
     assert np.array_equal(batches[0][1], labels[[0, 0, 3, 3]])
     report = capsys.readouterr().err
     assert (
@@ -309,7 +307,7 @@ def test_a_flat_folder_has_one_label(photos: Path) -> None:
     assert set(open_class_folders(photos / "cats").labels) == {0}
 
 
-def test_an_image_of_the_right_size_is_kept_to_the_pixel(tmp_path: Path) -> None:
+def test_an_image_of_the_right_size_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "exact").mkdir()
     for i in range(2):
         Image.fromarray(noise(16, 16, seed=i)).save(tmp_path / "exact" / f"{i}.png")
@@ -317,7 +315,7 @@ def test_an_image_of_the_right_size_is_kept_to_the_pixel(tmp_path: Path) -> None
     assert np.array_equal(images(data, "val")["1.png"], noise(16, 16, seed=1).transpose(2, 0, 1))
 
 
-def test_grey_images_become_rgb_and_the_reverse(photos: Path) -> None:
+def test_grey_images_become_rgb_and_rgb_images_grey(photos: Path) -> None:
     Image.new("L", (30, 20), 77).save(photos / "cats" / "grey.png")
     data = folder(photos, held_out="last")
     assert np.array_equal(images(data, "train")["cats/grey.png"], np.full((3, 16, 16), 77))
@@ -325,7 +323,7 @@ def test_grey_images_become_rgb_and_the_reverse(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_a_changed_folder_is_read_anew(photos: Path, cache: str) -> None:
+def test_a_changed_folder_is_read_again(photos: Path, cache: str) -> None:
     before = images(folder(photos, cache=cache), "train")
     target = next(iter(before))
     Image.new("RGB", (20, 20), (1, 2, 3)).save(photos / target)
@@ -342,7 +340,7 @@ def test_other_settings_are_another_cache(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "."])
-def test_a_loop_of_links_ends_and_shows_each_image_once(tmp_path: Path, target: str) -> None:
+def test_a_cycle_of_links_ends_and_gives_each_image_once(tmp_path: Path, target: str) -> None:
     save(tmp_path, "root/a/b/1.png", "root/a/2.png")
     (tmp_path / "root" / "a" / "b" / "loop").symlink_to(target)
     assert find_images(tmp_path / "root") == [
@@ -373,21 +371,19 @@ def test_a_linked_image_is_read(tmp_path: Path) -> None:
     assert open_class_folders(tmp_path / "root").read_image(0, 8, 3)[0].shape == (3, 8, 8)
 
 
-def test_a_link_beside_its_folder_does_not_take_its_images(tmp_path: Path) -> None:
+def test_a_link_next_to_its_target_does_not_take_its_images(tmp_path: Path) -> None:
     save(tmp_path, "cats/1.png")
     (tmp_path / "best").symlink_to("cats")
     assert open_class_folders(tmp_path).classes == ["cats"]
 
 
-def test_an_unreadable_folder_is_told_and_left_out(
+def test_an_unreadable_folder_is_logged_and_left_out(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scandir: Callable[[Any], Iterator[os.DirEntry[str]]] = os.scandir
 
     def guarded(path: Any) -> Iterator[os.DirEntry[str]]:
-        if (
-            Path(path).name == "cats"
-        ):  # a superuser may read everything, so that its mode would not do
+        if Path(path).name == "cats":  # file modes would not stop a superuser
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
@@ -399,7 +395,7 @@ def test_an_unreadable_folder_is_told_and_left_out(
     )
 
 
-def test_hidden_files_and_what_archives_leave_behind_are_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_leftovers_of_archives_are_left_out(tmp_path: Path) -> None:
     save(tmp_path, "a.png", ".hidden.png", ".cache/b.png")
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._a.png").write_bytes(b"a resource fork")
@@ -409,7 +405,7 @@ def test_hidden_files_and_what_archives_leave_behind_are_left_out(tmp_path: Path
     assert find_images(tmp_path) == [tmp_path / "a.png"]
 
 
-def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
+def test_a_suffix_may_be_in_capitals(tmp_path: Path) -> None:
     save(tmp_path, "a.PNG", "b.JPEG")
     assert len(find_images(tmp_path)) == 2
 
@@ -424,7 +420,7 @@ def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
         (["train", "valid", "cats"], "train", "valid"),
     ],
 )
-def test_a_folder_of_splits_is_refused_and_two_of_them_are_proposed(
+def test_a_folder_of_splits_is_refused_and_two_of_them_are_suggested(
     tmp_path: Path, splits: list[str], train: str, val: str
 ) -> None:
     save(tmp_path, *(f"{split}/cats/{i}.png" for split in splits for i in range(4)))
@@ -435,7 +431,7 @@ def test_a_folder_of_splits_is_refused_and_two_of_them_are_proposed(
         folder(tmp_path)
 
 
-def test_a_validation_folder_is_all_that_validation_shows(tmp_path: Path) -> None:
+def test_validation_uses_the_validation_folder_only(tmp_path: Path) -> None:
     save(
         tmp_path,
         *(f"train/{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)),
@@ -456,13 +452,13 @@ def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> No
         folder(tmp_path / "train", val_root=str(tmp_path / "val"))
 
 
-def test_copies_of_validation_files_are_left_out_of_training_and_told(
+def test_copies_of_validation_files_are_left_out_of_training_and_logged(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(photos / "dogs" / "7.png", photos / "cats" / "copy.png")
     shutil.copy(
         photos / "dogs" / "0.png", photos / "cats" / "other.png"
-    )  # both in training, which may be
+    )  # both are in training, which is allowed
     for _ in range(2):
         data = folder(photos, held_out="last")
         assert "cats/copy.png" not in names(data, "train")
@@ -471,7 +467,9 @@ def test_copies_of_validation_files_are_left_out_of_training_and_told(
             "1 training images are copies of validation images and are left out"
             in capsys.readouterr().err
         )
-        monkeypatch.setattr("data.folder._hash_file", None)  # found once, then known
+        monkeypatch.setattr(
+            "data.folder._hash_file", None
+        )  # copies are searched for once and then cached
 
 
 def test_images_of_equal_size_are_no_copies(tmp_path: Path) -> None:
@@ -480,7 +478,7 @@ def test_images_of_equal_size_are_no_copies(tmp_path: Path) -> None:
     assert len(names(folder(tmp_path, n_val=1, cache_dir=str(tmp_path / "cache")), "train")) == 3
 
 
-def test_empty_files_are_no_copies_but_unreadable(
+def test_empty_files_are_unreadable_and_not_copies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path / "root", "a.png", "y.png")
@@ -513,14 +511,14 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
         ({"resize": 8}, "resize=8 must be at least data.image_size=16"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_settings_that_cannot_work_are_refused(
     photos: Path, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         folder(photos, **settings)
 
 
-def test_an_empty_a_missing_and_no_folder_are_refused(tmp_path: Path) -> None:
+def test_an_empty_a_missing_and_an_unnamed_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
         folder(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):

@@ -35,7 +35,7 @@ def parquet(file: Path, numbers: range, broken: int = -1) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train-0 to train-3 with images 0 to 39, test with 100 to 105, validation with 200 to 202, broken with a broken one."""
+    """train-0 to train-3 have images 0 to 39, test 100 to 105, validation 200 to 202; broken has 0 to 11 with a broken one."""
     folder = tmp_path_factory.mktemp("parquet")
     for at in range(FILES):
         parquet(folder / f"train-{at}.parquet", range(at * N // FILES, (at + 1) * N // FILES))
@@ -53,13 +53,13 @@ def make(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
 
-    def made(train: str = "train-*", /, **settings: Any) -> HF:
-        """Of the parquet files `train` and those that `val` and `test` name, unless settings say something else."""
+    def build(train: str = "train-*", /, **settings: Any) -> HF:
+        """A dataset of the parquet files `train` and of the `splits` that settings name."""
         parts = {"train": train, **settings.pop("splits", {})}
-        found = {split: str(files / f"{name}.parquet") for split, name in parts.items()}
+        paths = {split: str(files / f"{name}.parquet") for split, name in parts.items()}
         defaults: dict[str, Any] = {
             "path": "parquet",
-            "files": found,
+            "files": paths,
             "n_val": 4,
             "cache": "none",
             "num_workers": 0,
@@ -67,16 +67,16 @@ def make(
         defaults |= {"image_size": 8, "batch_size": 5, "cache_dir": str(tmp_path / "c")}
         return make_images(HF, **{**defaults, **settings})
 
-    yield made
+    yield build
     datasets.enable_progress_bars()
 
 
-OFFICIAL = {"splits": {"test": "test"}}  # beside train
+OFFICIAL = {"splits": {"test": "test"}}  # besides train
 STREAM = {"streaming": True, "buffer": 8, "n_train": N, **OFFICIAL}
 BOTH = pytest.mark.parametrize("how", [OFFICIAL, STREAM], ids=["table", "stream"])
 
 
-def validated(data: HF) -> list[int]:
+def validation_images(data: HF) -> list[int]:
     return flat(numbers(batch) for batch in data.val_dataloader())
 
 
@@ -95,15 +95,15 @@ def test_batches_are_uint8_images_with_the_labels_of_their_rows(
 def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    seen = list(training_batches(make(**how), 16))
-    first, second = flat(seen[:8]), flat(seen[8:])
+    batches = list(training_batches(make(**how), 16))
+    first, second = flat(batches[:8]), flat(batches[8:])
     assert sorted(first) == sorted(second) == list(range(N))
     assert first != second != sorted(second)
 
 
 @BOTH
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
+def test_a_resumed_run_continues_as_if_it_had_not_been_interrupted(
     make: Callable[..., HF], how: dict[str, Any], workers: int
 ) -> None:
     whole = list(training_batches(make(**how), 12))
@@ -137,8 +137,8 @@ def test_the_order_is_the_seeds(make: Callable[..., HF], how: dict[str, Any]) ->
 def test_what_does_not_fill_a_batch_is_dropped_at_the_epochs_end(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    seen = list(training_batches(make(**how, batch_size=16), 4))
-    assert all(len(set(seen[at] + seen[at + 1])) == 32 for at in (0, 2))
+    batches = list(training_batches(make(**how, batch_size=16), 4))
+    assert all(len(set(batches[i] + batches[i + 1])) == 32 for i in (0, 2))
 
 
 @BOTH
@@ -146,38 +146,38 @@ def test_what_does_not_fill_a_batch_is_dropped_at_the_epochs_end(
 def test_an_official_split_validates_in_its_own_order(
     make: Callable[..., HF], how: dict[str, Any], workers: int
 ) -> None:
-    assert validated(make(**how, num_workers=workers, n_val=6)) == list(range(100, 106))
+    assert validation_images(make(**how, num_workers=workers, n_val=6)) == list(range(100, 106))
 
 
 @BOTH
-def test_validation_goes_before_test_and_a_named_split_before_both(
+def test_validation_is_preferred_to_test_and_a_named_split_to_both(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     how = {**how, "splits": {"test": "test", "validation": "validation"}}
-    assert validated(make(**how, n_val=3)) == [200, 201, 202]
-    assert validated(make(**how, n_val=6, val="test")) == list(range(100, 106))
+    assert validation_images(make(**how, n_val=3)) == [200, 201, 202]
+    assert validation_images(make(**how, n_val=6, val="test")) == list(range(100, 106))
 
 
 @BOTH
-def test_without_one_the_images_held_out_are_in_no_training_batch(
+def test_without_an_official_split_the_images_held_out_are_in_no_training_batch(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     data = make(**{**how, "splits": {}, "n_train": 36, "batch_size": 4})
-    held, epoch = validated(data), flat(training_batches(data, 9))
+    held, epoch = validation_images(data), flat(training_batches(data, 9))
     assert len(held) == 4
     assert sorted(held + epoch) == list(range(N))
 
 
-def test_the_held_out_are_random_or_the_last_and_of_a_stream_the_first(
+def test_random_or_last_images_are_held_out_and_the_first_of_a_stream(
     make: Callable[..., HF],
 ) -> None:
-    assert validated(make(held_out="last")) == [36, 37, 38, 39]
-    assert validated(make(seed=1)) != validated(make(seed=2))
-    assert validated(make(streaming=True, n_train=36)) == [0, 1, 2, 3]
+    assert validation_images(make(held_out="last")) == [36, 37, 38, 39]
+    assert validation_images(make(seed=1)) != validation_images(make(seed=2))
+    assert validation_images(make(streaming=True, n_train=36)) == [0, 1, 2, 3]
 
 
 @BOTH
-def test_pieces_and_one_pass_are_in_the_order_of_the_rows(
+def test_chunks_and_a_pass_over_a_split_are_in_the_order_of_the_rows(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     data = make(**how)
@@ -189,7 +189,9 @@ def test_pieces_and_one_pass_are_in_the_order_of_the_rows(
     ]
 
 
-def test_some_images_of_a_stream_are_the_first_that_training_shows(make: Callable[..., HF]) -> None:
+def test_images_taken_from_a_stream_are_the_first_that_training_shows(
+    make: Callable[..., HF],
+) -> None:
     data = make(**STREAM)
     assert numbers(data.take_evenly("train", 10)) == flat(training_batches(data, 2))
     assert len(data.take_evenly("val", 1000)[0]) == data.size("val") == 4
@@ -204,7 +206,9 @@ def test_a_stream_takes_from_several_files_in_turn_and_mixes_them_in_its_buffer(
     assert any(len({i // 10 for i in mixed[at : at + FILES]}) < FILES for at in range(0, N, FILES))
 
 
-def test_a_stream_reads_on_and_does_not_start_anew_for_each_batch(make: Callable[..., HF]) -> None:
+def test_a_stream_continues_to_read_and_does_not_restart_for_each_batch(
+    make: Callable[..., HF],
+) -> None:
     source = make(**STREAM).source("train")
     assert isinstance(source, HubStream)
     begun = []
@@ -215,7 +219,7 @@ def test_a_stream_reads_on_and_does_not_start_anew_for_each_batch(make: Callable
     assert begun == [1, 2]
 
 
-def test_a_stream_decodes_nothing_that_it_skips(
+def test_a_stream_does_not_decode_rows_that_it_skips(
     make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
@@ -236,7 +240,7 @@ def test_a_source_can_be_sent_to_another_process(
     assert np.array_equal(before, after)
 
 
-def test_a_stream_keeps_nothing_and_has_one_reader_whatever_the_settings(
+def test_a_stream_stores_nothing_and_has_one_reader_whatever_the_settings(
     make: Callable[..., HF], tmp_path: Path
 ) -> None:
     data = make(**STREAM, cache="disk", num_workers=None)
@@ -245,7 +249,7 @@ def test_a_stream_keeps_nothing_and_has_one_reader_whatever_the_settings(
     assert not (tmp_path / "c").exists()
 
 
-def test_a_table_is_cached_decoded_and_known_by_its_files(
+def test_a_table_is_cached_decoded_under_a_key_of_its_files(
     make: Callable[..., HF], files: Path, tmp_path: Path
 ) -> None:
     data = make("validation", **OFFICIAL, cache="disk")
@@ -276,7 +280,7 @@ def test_tar_shards_are_read_as_webdataset(
     data = make(**tars, streaming=streaming, n_train=12, batch_size=4)
     images, labels = next(iter(data.train_dataloader()))
     assert labels.tolist() == [i % 3 for i in numbers((images, labels))]
-    assert sorted(flat(training_batches(data, 3)) + validated(data)) == list(range(16))
+    assert sorted(flat(training_batches(data, 3)) + validation_images(data)) == list(range(16))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -290,7 +294,7 @@ def test_images_that_are_files_are_read_by_their_paths(
     assert data.classes == ["cats", "dogs"]
 
 
-def test_a_label_column_that_is_not_there_or_not_wanted_gives_minus_one(
+def test_a_missing_or_unwanted_label_column_gives_minus_one(
     make: Callable[..., HF],
 ) -> None:
     for label in (None, "kind"):
@@ -311,7 +315,9 @@ def test_a_broken_image_is_left_out_or_replaced(
     assert "can't be read" in capsys.readouterr().err
 
 
-def test_a_broken_image_stops_a_run_that_should_stop_and_is_named(make: Callable[..., HF]) -> None:
+def test_a_broken_image_stops_a_run_with_on_error_stop_and_is_named(
+    make: Callable[..., HF],
+) -> None:
     with pytest.raises(InputError, match=r"4.png can't be read as an image .*data.on_error=skip"):
         make("broken", **OFFICIAL).samples("train")
     with pytest.raises(
@@ -321,7 +327,7 @@ def test_a_broken_image_stops_a_run_that_should_stop_and_is_named(make: Callable
         list(make("broken", **OFFICIAL, streaming=True, n_train=12).iterate_split("train"))
 
 
-def test_a_stream_that_ends_too_early_says_how_long_it_is(make: Callable[..., HF]) -> None:
+def test_a_stream_that_ends_too_early_reports_its_length(make: Callable[..., HF]) -> None:
     with pytest.raises(
         InputError,
         match=r"data.path=parquet train ends after 40 images, not 50; set data.n_train=40",
@@ -330,11 +336,11 @@ def test_a_stream_that_ends_too_early_says_how_long_it_is(make: Callable[..., HF
     with pytest.raises(
         InputError, match=r"data.path=parquet test ends after 6 images, not 9; set data.n_val=6"
     ):
-        validated(make(**STREAM, n_val=9))
+        validation_images(make(**STREAM, n_val=9))
 
 
-def test_a_stream_knows_its_length_where_the_dataset_does(make: Callable[..., HF]) -> None:
-    make(**OFFICIAL).size("train")  # which leaves a record of the splits
+def test_a_stream_takes_its_length_from_the_dataset(make: Callable[..., HF]) -> None:
+    make(**OFFICIAL).size("train")  # this records the sizes of the splits
     data = make(**{**STREAM, "n_train": None})
     assert (data.size("train"), data.size("val")) == (40, 6)
 
@@ -378,7 +384,7 @@ def test_a_stream_knows_its_length_where_the_dataset_does(make: Callable[..., HF
         ),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_settings_that_cannot_work_are_refused(
     make: Callable[..., HF], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -397,7 +403,7 @@ def test_the_config_gives_the_library_plain_mappings(files: Path, tmp_path: Path
     assert list(data.files) == ["train", "test"]
 
 
-def test_without_the_library_the_way_to_get_it_is_said(
+def test_without_the_library_the_error_names_the_install_command(
     make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)

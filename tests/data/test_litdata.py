@@ -43,7 +43,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., LitData]:
-    def made(train: Path | str, **settings: Any) -> LitData:
+    def build(train: Path | str, **settings: Any) -> LitData:
         defaults = {
             "image_size": 8,
             "n_val": 4,
@@ -54,7 +54,7 @@ def make(tmp_path: Path) -> Callable[..., LitData]:
         }
         return make_images(LitData, str(train), **{**defaults, **settings})
 
-    return made
+    return build
 
 
 def test_batches_are_uint8_images_with_the_labels_of_their_items(
@@ -68,14 +68,14 @@ def test_batches_are_uint8_images_with_the_labels_of_their_items(
 def test_an_epoch_shows_every_training_image_once_and_the_next_in_another_order(
     shards: Path, make: Callable[..., LitData]
 ) -> None:
-    seen = list(training_batches(make(shards), 16))
-    first, second = flat(seen[:8]), flat(seen[8:])
+    batches = list(training_batches(make(shards), 16))
+    first, second = flat(batches[:8]), flat(batches[8:])
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_run_cut_anywhere_goes_on_as_if_it_was_not(
+def test_a_resumed_run_continues_as_if_it_had_not_been_interrupted(
     shards: Path, make: Callable[..., LitData], workers: int
 ) -> None:
     whole = list(training_batches(make(shards), 12))
@@ -94,7 +94,7 @@ def test_two_ranks_share_an_epoch_without_overlap(
     assert sorted(ranks[0] + ranks[1]) == list(range(40))
 
 
-def test_images_come_from_the_open_shards_alone(
+def test_images_come_from_the_open_shards_only(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
@@ -102,10 +102,10 @@ def test_images_come_from_the_open_shards_alone(
     assert all(len({i // SHARD for i in epoch[at : at + SHARD]}) <= 4 for at in range(0, 40, SHARD))
     assert (
         sum(a // SHARD != b // SHARD for a, b in pairwise(epoch)) > 15
-    )  # in the order of the files it were 9
+    )  # in file order there would be 9 changes
 
 
-def test_to_see_some_images_not_all_shards_are_opened(
+def test_taking_a_few_images_does_not_open_all_shards(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
@@ -139,7 +139,7 @@ def test_a_validation_dataset_is_used_as_it_is(
     assert data.size("train") == N
 
 
-def test_decoded_images_can_be_cached_and_the_shards_make_the_key(
+def test_decoded_images_can_be_cached_under_a_key_of_the_shards(
     shards: Path, make: Callable[..., LitData], tmp_path: Path
 ) -> None:
     data = make(shards, cache="disk")
@@ -149,7 +149,7 @@ def test_decoded_images_can_be_cached_and_the_shards_make_the_key(
     assert make(shards).cache_key("val") == data.cache_key("val")
 
 
-URL = "local:{}"  # litdata's own URL of a folder, which it treats like a bucket
+URL = "local:{}"  # litdata treats this URL of a folder like a bucket
 
 
 def test_a_url_gives_the_images_of_the_folder(shards: Path, make: Callable[..., LitData]) -> None:
@@ -157,7 +157,7 @@ def test_a_url_gives_the_images_of_the_folder(shards: Path, make: Callable[..., 
     assert far == list(training_batches(make(shards), 12))
 
 
-def test_of_a_url_no_more_lies_here_than_is_allowed(
+def test_shards_of_a_url_take_no_more_disk_space_than_allowed(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 2)
@@ -165,13 +165,13 @@ def test_of_a_url_no_more_lies_here_than_is_allowed(
         chunk["chunk_bytes"] for chunk in json.loads((shards / "index.json").read_text())["chunks"]
     )
     data = make(URL.format(shards), local_cache=4 * size / 1e9)
-    for seen in training_batches(data, 16):
-        here = list((tmp_path / "c").rglob("*.bin"))
-        assert len(seen) == 5
-        assert 0 < sum(file.stat().st_size for file in here) <= 4 * size
+    for batch in training_batches(data, 16):
+        local = list((tmp_path / "c").rglob("*.bin"))
+        assert len(batch) == 5
+        assert 0 < sum(file.stat().st_size for file in local) <= 4 * size
 
 
-def test_a_shard_that_was_used_of_late_stays(
+def test_a_recently_used_shard_is_not_deleted(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchOrder, "OPEN_SHARDS", 1)
@@ -199,9 +199,9 @@ def test_a_local_cache_that_cannot_hold_the_open_shards_is_refused(
 
 @pytest.mark.filterwarnings(
     "ignore:The given buffer is not writable"
-)  # of litdata's tensors, which we only read
+)  # by tensors of litdata, which are only read
 @pytest.mark.parametrize("kind", ["png", "pillow", "chw", "hwc", "grey", "tensor"])
-def test_an_image_may_be_kept_in_any_form(
+def test_an_item_may_hold_its_image_in_any_form(
     make: Callable[..., LitData], tmp_path: Path, kind: str
 ) -> None:
     square = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
@@ -216,11 +216,11 @@ def test_an_image_may_be_kept_in_any_form(
     data = make(
         write(tmp_path / "s", [{"image": form[kind]()} for _ in range(3)]), n_val=1, batch_size=2
     )
-    found, _ = data.take_evenly("train", 1)
+    images, _ = data.take_evenly("train", 1)
     expected = {"png": 9, "pillow": 9, "grey": square[None, :, :, 0]}.get(
         kind, square.transpose(2, 0, 1)
     )
-    assert np.array_equal(found[0].numpy(), np.broadcast_to(expected, (3, 8, 8)))
+    assert np.array_equal(images[0].numpy(), np.broadcast_to(expected, (3, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -241,13 +241,13 @@ def broken(tmp_path: Path) -> Path:
 def test_a_broken_image_is_replaced_by_another_of_its_batch(
     broken: Path, make: Callable[..., LitData], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = flat(training_batches(make(broken, on_error="skip", batch_size=4), 2))
-    assert len(seen) == 8
-    assert set(seen) == set(range(8)) - {4}
+    images = flat(training_batches(make(broken, on_error="skip", batch_size=4), 2))
+    assert len(images) == 8
+    assert set(images) == set(range(8)) - {4}
     assert capsys.readouterr().err.count("image 4 can't be read") == 1
 
 
-def test_a_broken_image_stops_a_run_that_should_stop(
+def test_a_broken_image_stops_a_run_with_on_error_stop(
     broken: Path, make: Callable[..., LitData]
 ) -> None:
     with pytest.raises(InputError, match=r"image 4 can't be read as an image .*data.on_error=skip"):
@@ -261,7 +261,7 @@ def test_a_shard_that_is_gone_is_named(broken: Path, make: Callable[..., LitData
         data.source("train").read_image(4, 8, 3)
 
 
-def test_what_cannot_work_is_refused(
+def test_settings_that_cannot_work_are_refused(
     shards: Path, make: Callable[..., LitData], tmp_path: Path
 ) -> None:
     text = write(tmp_path / "text", [{"image": png(0), "label": "cat"}] * 3)
@@ -305,7 +305,7 @@ def test_what_cannot_work_is_refused(
         make(tmp_path).prepare_data()
 
 
-def test_without_the_library_the_way_to_get_it_is_said(
+def test_without_the_library_the_error_names_the_install_command(
     shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "litdata", None)

@@ -34,7 +34,7 @@ def test_epochs_differ_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("shards", [None, [5, 0, 3, 6]])
 @pytest.mark.parametrize("start", [1, 3, 7])
-def test_a_run_that_starts_at_batch_i_continues_one_that_was_cut_there(
+def test_a_run_that_starts_at_batch_i_continues_one_that_was_interrupted_there(
     start: int, shards: list[int] | None
 ) -> None:
     whole = first(BatchOrder(14, 4, seed=0, shard_sizes=shards), 12)
@@ -52,7 +52,7 @@ def test_ranks_share_every_epoch_without_overlap(shards: list[int] | None) -> No
     assert sorted(i for rank in ranks for i in flat(rank)) == list(range(16))
 
 
-def test_all_ranks_together_see_what_one_would() -> None:
+def test_all_ranks_together_see_what_a_single_one_would() -> None:
     ranks = [first(BatchOrder(16, 2, seed=0, rank=rank, world_size=2), 4) for rank in range(2)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == first(BatchOrder(16, 4, seed=0), 4)
 
@@ -70,7 +70,7 @@ def test_an_epoch_of_shards_shows_every_sample_once(shards: list[int]) -> None:
 
 
 def reach(shard: NDArray[np.int64]) -> list[int]:
-    """How many images are shown from the first of each shard to its last, the epoch taken as a ring."""
+    """For each shard the number of images shown from its first to its last, with the epoch as a ring."""
     spans = []
     for number in range(shard.max() + 1):
         at = np.flatnonzero(shard == number)
@@ -92,7 +92,7 @@ def test_every_part_of_an_epoch_is_mixed_alike() -> None:
 
 def test_the_images_of_open_shards_are_mixed() -> None:
     shard = BatchOrder(7 * 40, 10, seed=0, shard_sizes=[7] * 40).permute_epoch(0) // 7
-    assert np.count_nonzero(np.diff(shard)) > 200  # in the order of the files it were 39
+    assert np.count_nonzero(np.diff(shard)) > 200  # in file order there would be 39
 
 
 def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
@@ -101,7 +101,7 @@ def test_shards_are_opened_in_a_new_order_each_epoch() -> None:
     assert opened[0] != opened[1]
 
 
-def test_a_memory_map_goes_to_a_reading_process_by_name(tmp_path: Path) -> None:
+def test_a_memory_map_is_sent_to_a_worker_by_file_name(tmp_path: Path) -> None:
     np.save(tmp_path / "values.npy", np.arange(100_000, dtype=np.uint8))
     samples = ArraySamples(
         np.load(tmp_path / "values.npy", mmap_mode="r"), np.arange(100_000) % 7, np.arange(10, 20)
@@ -117,7 +117,7 @@ def test_a_memory_map_goes_to_a_reading_process_by_name(tmp_path: Path) -> None:
 
 
 class Numbers(BatchDataModule):
-    """Ten samples that are their own numbers."""
+    """Ten samples whose values and labels are their indices."""
 
     def load_samples(self, split: str) -> ArraySamples:
         return ArraySamples(np.arange(10, dtype=np.uint8)[:, None], np.arange(10))
@@ -138,21 +138,21 @@ def test_a_loader_draws_no_number_from_the_models_stream() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_pieces_are_those_that_were_asked_for() -> None:
-    found = [
+def test_chunks_are_those_that_were_asked_for() -> None:
+    chunks = [
         labels.tolist() for _, labels in Numbers(4, 0, seed=0).iterate_chunks("val", 3, [3, 0, 2])
     ]
-    assert found == [[9], [0, 1, 2], [6, 7, 8]]
+    assert chunks == [[9], [0, 1, 2], [6, 7, 8]]
 
 
-def test_some_samples_come_from_all_over_a_split() -> None:
+def test_samples_are_taken_evenly_from_a_split() -> None:
     data = Numbers(4, 0, seed=0)
     assert data.take_evenly("val", 4)[1].tolist() == [0, 3, 6, 9]
     assert data.take_evenly("val", 1)[1].tolist() == [0]
     assert data.take_evenly("val", 99)[1].tolist() == list(range(10))
 
 
-def test_some_of_shards_are_those_that_training_shows_first() -> None:
+def test_samples_taken_from_shards_are_those_that_training_shows_first() -> None:
     data = Numbers(4, 0, seed=0)
     data.samples("train").shard_sizes = [5, 5]
     assert (
@@ -171,7 +171,7 @@ def test_rows_leave_the_other_samples_out() -> None:
     assert samples[1][0] == 3
 
 
-def test_codes_arrive_as_int64_grids_and_uint16_is_no_trouble() -> None:
+def test_codes_arrive_as_int64_grids_even_if_they_are_stored_as_uint16() -> None:
     grids = np.arange(5 * 2 * 2, dtype=np.uint16).reshape(5, 2, 2) + 65500
     data = CodeDataModule(
         ArraySamples(grids, np.zeros(5)), ArraySamples(grids, np.zeros(5)), batch_size=5, seed=0

@@ -38,7 +38,7 @@ def test_an_image_is_its_shapes_turned_and_placed_pixel_by_pixel(size: int) -> N
         assert labels[index] == count - 1
 
 
-def test_seeds_and_splits_give_other_images() -> None:
+def test_other_seeds_and_splits_give_other_images() -> None:
     train, val, other = (
         draw_shapes(seed, split, range(50))[0]
         for seed, split in ((0, "train"), (0, "val"), (1, "train"))
@@ -50,7 +50,7 @@ def test_the_background_is_black_and_shapes_are_not() -> None:
     images, _ = draw_shapes(0, "train", range(100))
     black = (images == 0).all(1)
     assert 0.4 < black.mean() < 0.8
-    assert images.max(1)[~black].min() >= 100  # even a dark shape can be seen
+    assert images.max(1)[~black].min() >= 100  # even dark shapes are visible
 
 
 def test_labels_are_one_to_five_shapes_minus_one_equally_often() -> None:
@@ -62,7 +62,7 @@ def test_labels_are_one_to_five_shapes_minus_one_equally_often() -> None:
 def test_an_image_with_one_shape_has_one_colour() -> None:
     images, labels = draw_shapes(0, "train", range(200))
     for image in images[labels == 0]:
-        assert len(np.unique(image.reshape(3, -1), axis=1).T) <= 2  # black and it
+        assert len(np.unique(image.reshape(3, -1), axis=1).T) <= 2  # black and the shape's colour
 
 
 def test_turning_without_interpolation_leaves_tiny_holes() -> None:
@@ -103,13 +103,13 @@ def test_shapes_are_drawn_once_and_then_read_from_the_cache(
     first = (
         make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
     )
-    monkeypatch.setattr("data.shapes.draw_shapes", None)  # a second drawing would fail
+    monkeypatch.setattr("data.shapes.draw_shapes", None)  # drawing again would fail
     again = (
         make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
     )
     assert np.array_equal(first, again)
 
 
-def test_no_images_are_refused() -> None:
+def test_an_empty_split_is_refused() -> None:
     with pytest.raises(InputError, match="n_val=0 must be at least 1"):
         make_images(Shapes, n_val=0)

@@ -12,7 +12,7 @@ from engine.errors import InputError
 
 
 class Counting(Source):
-    """Image i is all i and has the label 10 i; those in `broken` can't be read."""
+    """All pixels of image i are i, and its label is 10 i; the images in `broken` are unreadable."""
 
     def __init__(
         self, n: int, broken: tuple[int, ...] = (), shard_sizes: list[int] | None = None
@@ -26,7 +26,7 @@ class Counting(Source):
         return np.full((channels, side, side), index, np.uint8), 10 * index
 
 
-def test_a_read_gives_each_image_its_place_and_its_label() -> None:
+def test_a_batch_has_each_image_and_label_in_its_place() -> None:
     images, labels, faults = Counting(9).read_batch([5, 2, 5], 4, 1)
     assert images.shape == (3, 1, 4, 4)
     assert images[:, 0, 0, 0].tolist() == [5, 2, 5]
@@ -34,42 +34,42 @@ def test_a_read_gives_each_image_its_place_and_its_label() -> None:
     assert faults == {}
 
 
-def test_what_is_broken_is_black_has_no_label_and_is_named_by_its_place() -> None:
+def test_a_broken_image_is_black_without_a_label_and_reported_by_its_place() -> None:
     images, labels, faults = Counting(9, broken=(2,)).read_batch([1, 2, 3], 4, 3)
     assert images[:, 0, 0, 0].tolist() == [1, 0, 3]
     assert labels.tolist() == [10, -1, 30]
     assert faults == {1: "2 is broken"}
 
 
-def test_nothing_can_be_read_of_nothing() -> None:
+def test_an_empty_batch_is_empty() -> None:
     images, labels, faults = Counting(9).read_batch([], 4, 3)
     assert (images.shape, labels.shape, faults) == ((0, 3, 4, 4), (0,), {})
 
 
-def test_a_part_reads_from_the_whole_by_its_own_numbers() -> None:
-    part = SourceSubset(Counting(9, broken=(7,)), np.array([3, 7, 8]))
-    assert len(part) == 3
-    assert part.image_name(2) == "image 8"
-    images, labels, faults = part.read_batch([2, 1, 0], 4, 1)
+def test_a_subset_reads_from_the_whole_by_its_own_indices() -> None:
+    subset = SourceSubset(Counting(9, broken=(7,)), np.array([3, 7, 8]))
+    assert len(subset) == 3
+    assert subset.image_name(2) == "image 8"
+    images, labels, faults = subset.read_batch([2, 1, 0], 4, 1)
     assert images[:, 0, 0, 0].tolist() == [8, 0, 3]
     assert labels.tolist() == [80, -1, 30]
     assert list(faults) == [1]
 
 
-def test_a_part_has_the_shards_of_the_whole_that_still_hold_an_image() -> None:
-    part = SourceSubset(Counting(9, shard_sizes=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
-    assert part.shard_sizes == [2, 2]
+def test_a_subset_has_the_shards_of_the_whole_that_still_hold_an_image() -> None:
+    subset = SourceSubset(Counting(9, shard_sizes=[2, 3, 0, 4]), np.array([0, 1, 5, 8]))
+    assert subset.shard_sizes == [2, 2]
 
 
-def test_a_part_inherits_what_may_be_done_with_the_whole() -> None:
+def test_a_subset_is_checked_and_read_in_threads_as_the_whole_is() -> None:
     whole = Counting(9)
     whole.checked_up_front = whole.use_threads = False
-    part = SourceSubset(whole, np.array([1]))
-    assert not part.checked_up_front
-    assert not part.use_threads
+    subset = SourceSubset(whole, np.array([1]))
+    assert not subset.checked_up_front
+    assert not subset.use_threads
 
 
-def test_parts_of_other_images_have_other_keys() -> None:
+def test_subsets_of_other_images_have_other_keys() -> None:
     whole = Counting(9)
     first, again, other = (
         SourceSubset(whole, np.array(rows)).key for rows in ([1, 2], [1, 2], [1, 3])
@@ -79,17 +79,17 @@ def test_parts_of_other_images_have_other_keys() -> None:
     assert first != SourceSubset(Counting(10), np.array([1, 2])).key
 
 
-def test_files_are_called_by_their_paths_below_the_root(photos: Path) -> None:
+def test_files_are_named_by_their_paths_below_the_root(photos: Path) -> None:
     assert open_class_folders(photos).image_name(8) == str(Path("dogs", "0.png"))
 
 
-def test_some_of_the_files_are_themselves(photos: Path) -> None:
+def test_a_subset_of_files_holds_the_same_files(photos: Path) -> None:
     whole = open_class_folders(photos)
-    part = whole.subset([3, 9])
-    assert part.files == [whole.files[3], whole.files[9]]
-    assert part.labels == [0, 1]
-    assert part.stamps == [whole.stamps[3], whole.stamps[9]]
-    assert np.array_equal(part.read_image(1, 8, 3)[0], whole.read_image(9, 8, 3)[0])
+    subset = whole.subset([3, 9])
+    assert subset.files == [whole.files[3], whole.files[9]]
+    assert subset.labels == [0, 1]
+    assert subset.stamps == [whole.stamps[3], whole.stamps[9]]
+    assert np.array_equal(subset.read_image(1, 8, 3)[0], whole.read_image(9, 8, 3)[0])
 
 
 def test_the_same_files_have_the_same_key(photos: Path) -> None:
@@ -124,14 +124,14 @@ def test_any_change_of_the_files_changes_their_key(photos: Path, change: str) ->
     )
 
 
-def test_a_file_that_is_gone_says_so(photos: Path) -> None:
+def test_a_deleted_file_is_reported(photos: Path) -> None:
     files = open_class_folders(photos)
     files.files[0].unlink()
     with pytest.raises(UnreadableImage, match="No such file"):
         files.read_image(0, 8, 3)
 
 
-def test_a_file_that_was_emptied_says_so(photos: Path) -> None:
+def test_an_emptied_file_is_reported(photos: Path) -> None:
     files = open_class_folders(photos)
     files.files[0].write_bytes(b"")
     with pytest.raises(UnreadableImage, match="empty file"):

@@ -22,20 +22,20 @@ SPEC = {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}
 def fill(arrays: Arrays) -> dict[str, str]:
     arrays["a"][:] = 7
     arrays["b"][:] = [1, 2, 3]
-    return {"told": "once"}
+    return {"filled": "once"}
 
 
 def forbidden(arrays: Arrays) -> None:
-    raise AssertionError("the cache was there already")
+    raise AssertionError("the entry exists already")
 
 
 def entries(folder: Path) -> list[Path]:
-    """What a run would take for finished, and what it left behind; a lock stays, for whoever waits for it would lose it."""
+    """Finished and unfinished entries. Lock files stay, because another run may be waiting for them."""
     return [path for path in folder.iterdir() if not path.name.endswith(".lock")]
 
 
-def summed(folder: Path) -> CacheEntry:
-    """A finished entry whose array a has a checksum."""
+def make_checksummed(folder: Path) -> CacheEntry:
+    """A finished entry with a checksum of array a."""
     entry = CacheEntry(folder, "x", 1, SPEC)
     with entry.acquire():
         arrays = entry.create()
@@ -44,7 +44,7 @@ def summed(folder: Path) -> CacheEntry:
     return entry
 
 
-def test_what_was_filled_is_read_back_without_filling_again(tmp_path: Path) -> None:
+def test_a_filled_entry_is_read_back_without_filling_it_again(tmp_path: Path) -> None:
     load_or_fill(tmp_path, "x", {"k": 1}, SPEC, fill)
     arrays, _ = load_or_fill(tmp_path, "x", {"k": 1}, SPEC, forbidden)
     assert arrays["a"].tolist() == [[7, 7]] * 3
@@ -52,8 +52,8 @@ def test_what_was_filled_is_read_back_without_filling_again(tmp_path: Path) -> N
 
 
 def test_notes_come_back_from_the_cache(tmp_path: Path) -> None:
-    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[1] == {"told": "once"}
-    assert load_or_fill(tmp_path, "x", 1, SPEC, forbidden)[1] == {"told": "once"}
+    assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[1] == {"filled": "once"}
+    assert load_or_fill(tmp_path, "x", 1, SPEC, forbidden)[1] == {"filled": "once"}
 
 
 def test_arrays_from_the_store_are_read_only(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_arrays_from_the_store_are_read_only(tmp_path: Path) -> None:
             arrays["a"][0, 0] = 1
 
 
-def test_arrays_without_rows_are_kept_too(tmp_path: Path) -> None:
+def test_arrays_without_rows_are_stored_too(tmp_path: Path) -> None:
     none = {"a": ((0, 2), "uint8")}
     load_or_fill(tmp_path, "x", 1, none, lambda arrays: None)
     assert load_or_fill(tmp_path, "x", 1, none, forbidden)[0]["a"].shape == (0, 2)
@@ -89,14 +89,14 @@ def test_a_run_that_stops_leaves_nothing_and_frees_the_lock(tmp_path: Path) -> N
 
     with pytest.raises(
         KeyboardInterrupt
-    ):  # which keeps the frames, and so the entry, of the run that stopped
+    ):  # whose traceback holds the frames, and so the entry, of the stopped run
         load_or_fill(tmp_path, "x", 1, SPEC, die)
     assert entries(tmp_path) == []
     assert not CacheEntry(tmp_path, "x", 1, SPEC).lock.is_locked
     assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[0]["b"].tolist() == [1, 2, 3]
 
 
-def test_the_lock_is_free_after_the_with(tmp_path: Path) -> None:
+def test_the_lock_is_released_after_the_with_statement(tmp_path: Path) -> None:
     mine, other = (CacheEntry(tmp_path, "x", 1, SPEC) for _ in range(2))
     with mine.acquire():
         assert mine.lock.is_locked
@@ -148,18 +148,18 @@ def test_a_second_run_waits_for_the_first_says_so_and_reads(
     first.join()
     assert "is being made by another run; waiting for it" in capsys.readouterr().out
     assert arrays["b"].tolist() == [1, 2, 3]
-    assert notes == {"told": "once"}
+    assert notes == {"filled": "once"}
 
 
 def test_of_many_runs_at_once_one_fills_and_all_get_whole_arrays(tmp_path: Path) -> None:
-    filled, found = [], []
+    filled, results = [], []
 
     def count(arrays: Arrays) -> dict[str, str]:
         filled.append(1)
         return fill(arrays)
 
     runs = [
-        threading.Thread(target=lambda: found.append(load_or_fill(tmp_path, "x", 1, SPEC, count)))
+        threading.Thread(target=lambda: results.append(load_or_fill(tmp_path, "x", 1, SPEC, count)))
         for _ in range(8)
     ]
     for run in runs:
@@ -167,7 +167,7 @@ def test_of_many_runs_at_once_one_fills_and_all_get_whole_arrays(tmp_path: Path)
     for run in runs:
         run.join()
     assert len(filled) == 1
-    assert [arrays["b"].tolist() for arrays, _ in found] == [[1, 2, 3]] * 8
+    assert [arrays["b"].tolist() for arrays, _ in results] == [[1, 2, 3]] * 8
 
 
 def cut(entry: Path) -> None:
@@ -195,7 +195,7 @@ def no_notes(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, no_header, no_array, no_json, another_json, no_notes])
-def test_a_damaged_entry_is_told_and_made_anew(
+def test_a_damaged_entry_is_logged_and_made_anew(
     tmp_path: Path, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_or_fill(tmp_path, "x", 1, SPEC, fill)
@@ -205,10 +205,10 @@ def test_a_damaged_entry_is_told_and_made_anew(
     load_or_fill(tmp_path, "x", 1, SPEC, forbidden)
 
 
-def test_one_changed_byte_of_a_summed_array_is_damage(
+def test_one_changed_byte_of_a_checksummed_array_is_damage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entry = summed(tmp_path)
+    entry = make_checksummed(tmp_path)
     assert entry.read() is not None
     with (entry.final / "a.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -217,13 +217,13 @@ def test_one_changed_byte_of_a_summed_array_is_damage(
     assert "(a.npy's checksum is wrong); it is made anew" in capsys.readouterr().err
 
 
-def test_a_run_that_goes_on_finds_what_the_killed_one_wrote(tmp_path: Path) -> None:
+def test_a_resumed_run_finds_what_the_killed_one_wrote(tmp_path: Path) -> None:
     CacheEntry(tmp_path, "x", 1, SPEC).create()["b"][1] = 5
     assert CacheEntry(tmp_path, "x", 1, SPEC).reopen()["b"].tolist() == [0, 5, 0]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_says_what_it_takes_and_leaves_nothing_behind(
+def test_a_full_disk_is_reported_with_the_space_needed_and_leaves_nothing_behind(
     tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_at_the_last_moment_leaves_nothing_behind(
     assert entries(tmp_path) == []
 
 
-def test_room_is_taken_before_anything_is_filled(tmp_path: Path) -> None:
+def test_disk_space_is_allocated_before_anything_is_filled(tmp_path: Path) -> None:
     def look(arrays: Arrays) -> None:
         (part,) = entries(tmp_path)
         assert (part / "a.npy").stat().st_blocks * 512 >= 2**20

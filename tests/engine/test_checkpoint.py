@@ -1,4 +1,4 @@
-""""""
+"""Checkpoint files: whole or not at all, checked before use, read without running code."""
 
 import errno
 import os
@@ -7,15 +7,13 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.checkpoint import (
-    BEST,
     FORMAT,
-    LAST,
-    PREVIOUS,
     find_checkpoint,
     find_resumable,
     make_header,
@@ -24,7 +22,8 @@ from engine.checkpoint import (
     substate,
 )
 from engine.errors import InputError
-from tests.helpers.configs import SMALL, compose_config
+from engine.folder import BEST, DAMAGED, LAST, PREVIOUS
+from tests.helpers.configs import SMALL, compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 from vqgan.load import build_tokenizer, load_tokenizer
 
@@ -36,24 +35,24 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder with the checkpoint of an untrained tokenizer."""
-    chosen = compose_config(*SMALL)
-    tokenizer = build_tokenizer(chosen.model, chosen.quantizer)
+    config = compose_plain(*SMALL)
+    tokenizer = build_tokenizer(config["model"], config["quantizer"])
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
-    save(tmp_path, {"codegrid": make_header("vqgan", chosen), "state_dict": state})
+    save(tmp_path, {"codegrid": make_header("vqgan", config), "state_dict": state})
     return tmp_path
 
 
 def save(folder: Path, content: Any) -> None:
-    save_atomically(content, folder / "checkpoints" / "last.ckpt")
+    save_atomically(content, folder / LAST)
 
 
-def test_a_tokenizer_comes_back_from_its_run_folder_and_from_its_file(run: Path) -> None:
-    by_folder, chosen = load_tokenizer(run)
-    by_file, _ = load_tokenizer(run / "checkpoints" / "last.ckpt")
+def test_a_tokenizer_is_loaded_from_its_run_folder_or_from_its_file(run: Path) -> None:
+    by_folder, config = load_tokenizer(run)
+    by_file, _ = load_tokenizer(run / LAST)
     assert by_folder.fingerprint() == by_file.fingerprint()
     assert by_folder.grid == (4, 4)
     assert not by_folder.training
-    assert chosen["data"]["image_size"] == 16
+    assert config["data"]["image_size"] == 16
 
 
 def test_the_stored_config_is_plain_and_resolved(run: Path) -> None:
@@ -63,7 +62,7 @@ def test_the_stored_config_is_plain_and_resolved(run: Path) -> None:
 
 
 def test_missing_weights_are_an_error(run: Path) -> None:
-    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    content = torch.load(run / LAST, weights_only=True)
     content["state_dict"].popitem()
     save(run, content)
     with pytest.raises(InputError, match="Missing key"):
@@ -71,27 +70,25 @@ def test_missing_weights_are_an_error(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_damaged_file_is_named(run: Path, damage: bytes | None) -> None:
-    file = run / "checkpoints" / "last.ckpt"
+def test_a_damaged_file_is_refused_by_name(run: Path, damage: bytes | None) -> None:
+    file = run / LAST
     file.write_bytes(file.read_bytes()[:1000] if damage is None else damage)
     with pytest.raises(InputError, match=r"last\.ckpt is damaged or no checkpoint"):
         read_checkpoint(run, "vqgan")
 
 
-def test_a_checkpoint_of_something_else_is_refused(run: Path) -> None:
+def test_a_checkpoint_of_another_program_is_refused(run: Path) -> None:
     save(run, {"state_dict": {}})
     with pytest.raises(InputError, match="no checkpoint of Codegrid"):
         read_checkpoint(run, "vqgan")
 
 
-def test_loading_runs_no_code_of_the_file(run: Path) -> None:
+def test_loading_runs_no_code_from_the_file(run: Path) -> None:
     class Malicious:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.system, (f"touch {run}/executed",)
 
-    (run / "checkpoints" / "last.ckpt").write_bytes(
-        pickle.dumps({"codegrid": Malicious()}, protocol=2)
-    )
+    (run / LAST).write_bytes(pickle.dumps({"codegrid": Malicious()}, protocol=2))
     with pytest.raises(InputError):
         read_checkpoint(run, "vqgan")
     save(run, {"codegrid": Malicious()})
@@ -100,7 +97,7 @@ def test_loading_runs_no_code_of_the_file(run: Path) -> None:
     assert not (run / "executed").exists()
 
 
-def test_the_wrong_stage_is_refused_with_the_right_one(run: Path) -> None:
+def test_a_checkpoint_of_another_stage_is_refused_with_the_right_one(run: Path) -> None:
     with pytest.raises(
         InputError, match="comes from stage=vqgan, and a checkpoint of stage=prior is needed"
     ):
@@ -113,13 +110,11 @@ def test_a_newer_format_is_refused(run: Path) -> None:
         read_checkpoint(run, "vqgan")
 
 
-def test_a_run_folder_means_its_best_checkpoint_where_it_keeps_one(run: Path) -> None:
+def test_a_run_folder_stands_for_its_best_checkpoint_if_it_has_one(run: Path) -> None:
     assert find_checkpoint(run).name == "last.ckpt"
-    (run / "checkpoints" / "best.ckpt").write_bytes(
-        (run / "checkpoints" / "last.ckpt").read_bytes()
-    )
+    (run / BEST).write_bytes((run / LAST).read_bytes())
     assert find_checkpoint(run).name == "best.ckpt"
-    assert find_checkpoint(run / "checkpoints" / "last.ckpt").name == "last.ckpt"
+    assert find_checkpoint(run / LAST).name == "last.ckpt"
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -135,8 +130,8 @@ def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
     assert torch.load(file, weights_only=True) == {"a": 1}
 
 
-def flipped(file: Path) -> None:
-    """One bit of a weight; torch.load does not notice."""
+def flip_bit(file: Path) -> None:
+    """Flip one bit of a weight, which torch.load does not notice."""
     content = bytearray(file.read_bytes())
     weight = max(torch.load(file, weights_only=True)["state_dict"].values(), key=torch.numel)
     content[content.index(weight.contiguous().numpy().tobytes()[:64])] ^= 1
@@ -145,27 +140,27 @@ def flipped(file: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "torn", "missing"])
-def test_the_one_before_is_used_where_the_last_is_damaged(
+def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(
     run: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     content = read_checkpoint(run, "vqgan")
     save_atomically(content | {"n": 2}, run / LAST, run / PREVIOUS)
     {
-        "flipped": lambda: flipped(run / LAST),
+        "flipped": lambda: flip_bit(run / LAST),
         "torn": lambda: (run / LAST).write_bytes((run / LAST).read_bytes()[:-100]),
         "missing": lambda: (run / LAST).unlink(),  # killed between two renames
     }[how]()
     assert "n" not in read_checkpoint(run, "vqgan")
     assert ("last.ckpt is damaged" in capsys.readouterr().err) == (how != "missing")
     assert find_resumable(run) == run / PREVIOUS
-    assert capsys.readouterr().err.count("the run goes on from") == 1
-    assert (run / "checkpoints" / "damaged.ckpt").exists() == (how != "missing"), (
-        "or the next save would keep it as the previous"
+    assert capsys.readouterr().err.count("the run resumes from") == 1
+    assert (run / DAMAGED).exists() == (how != "missing"), (
+        "or the next save would keep it as the previous one"
     )
 
 
-def test_a_run_without_a_whole_checkpoint_is_to_be_started_again(run: Path, tmp_path: Path) -> None:
-    flipped(run / LAST)
+def test_a_run_without_a_sound_checkpoint_has_to_be_started_again(run: Path) -> None:
+    flip_bit(run / LAST)
     with pytest.raises(InputError, match="start the run again"):
         find_resumable(run)
     (run / LAST).unlink()
@@ -173,21 +168,26 @@ def test_a_run_without_a_whole_checkpoint_is_to_be_started_again(run: Path, tmp_
         find_resumable(run)
 
 
-def test_a_damaged_best_is_told_and_the_last_used(
+def test_a_damaged_best_is_reported_and_the_last_is_used(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / BEST).write_bytes((run / LAST).read_bytes())
-    flipped(run / BEST)
+    flip_bit(run / BEST)
     load_tokenizer(run)
     assert "best.ckpt is damaged" in capsys.readouterr().err
-    assert BestCheckpoint(run, {"stage": "vqgan"}, "val/psnr").step == 0
+    best = BestCheckpoint({"stage": "vqgan"}, "val/psnr")
+    best.setup(L.Trainer(default_root_dir=run, logger=False), make_module(), "fit")
+    assert best.step == 0
+    assert "the best starts anew" in capsys.readouterr().err
 
 
-class Full:
-    """A disk without room from one save on, for some saves."""
+class FullDisk:
+    """os.fsync of a disk that is full from the `first` call on, for n calls."""
 
     def __init__(self, first: int, n: int) -> None:
-        self.calls, self.refused, self.fsync = 0, range(first, first + n), os.fsync
+        self.calls = 0
+        self.refused = range(first, first + n)
+        self.fsync = os.fsync
 
     def __call__(self, descriptor: int) -> None:
         self.calls += 1
@@ -196,41 +196,36 @@ class Full:
         self.fsync(descriptor)
 
 
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, full: Full) -> None:
-    monkeypatch.setattr("os.fsync", full)
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, disk: FullDisk) -> None:
+    """Train for 8 steps, saved at 3, 6 and the end; each save syncs its file, then its folder."""
+    monkeypatch.setattr("os.fsync", disk)
     monkeypatch.setattr("tempfile.tempdir", str(folder / "elsewhere"))
-    fit(
-        make_module(),
-        [
-            Checkpoints(
-                folder, make_header("vqgan", compose_config("stage=vqgan")), 3, pauses=(0, 0)
-            )
-        ],
-    )  # 8 steps: 3, 6, and the end
+    header = make_header("vqgan", compose_plain("stage=vqgan"))
+    fit(make_module(), [Checkpoints(header, 3, pauses=(0, 0))], default_root_dir=folder)
 
 
-def test_a_full_disk_is_told_and_the_next_save_tries_again(
+def test_a_full_disk_is_reported_and_the_next_save_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained(tmp_path, monkeypatch, Full(3, 1))  # a save is a file's and a folder's
-    told = capsys.readouterr().err
-    assert "step 6:" in told
+    train(tmp_path, monkeypatch, FullDisk(3, 1))
+    message = capsys.readouterr().err
+    assert "step 6:" in message
     assert (
-        "can't be written (No space left on device); the last one is of step 3, and the run goes on"
-        in told
+        "can't be written (No space left on device); the last one is of step 3. The run continues"
+        in message
     )
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 8
     assert read_checkpoint(tmp_path / PREVIOUS, "vqgan")["clock"]["step"] == 3
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_the_last_state_is_tried_again_and_then_put_elsewhere(
+def test_the_last_state_is_retried_and_then_written_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
         InputError, match=r"the run's last state is in .*elsewhere.*last\.ckpt: move it to"
     ):
-        trained(tmp_path, monkeypatch, Full(5, 3))
+        train(tmp_path, monkeypatch, FullDisk(5, 3))
     [elsewhere] = (tmp_path / "elsewhere").rglob("last.ckpt")
     assert read_checkpoint(elsewhere, "vqgan")["clock"]["step"] == 8
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
@@ -239,15 +234,16 @@ def test_the_last_state_is_tried_again_and_then_put_elsewhere(
 def test_a_disk_that_has_room_again_at_the_end_gets_the_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(tmp_path, monkeypatch, Full(5, 2))
+    train(tmp_path, monkeypatch, FullDisk(5, 2))
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 8
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_that_outgrows_the_disk_is_an_error_of_the_system_and_leaves_the_old_one(
+def test_a_file_that_outgrows_the_disk_raises_oserror_and_leaves_the_old_one(
     tmp_path: Path,
 ) -> None:
-    file, limits = tmp_path / "x.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = tmp_path / "x.ckpt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save_atomically({"a": 1}, file)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -256,8 +252,8 @@ def test_a_file_that_outgrows_the_disk_is_an_error_of_the_system_and_leaves_the_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.load(file, weights_only=True) == {"a": 1}
-    assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
+    assert [left.name for left in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_part_takes_a_prefix_and_nothing_that_begins_alike() -> None:
+def test_a_substate_has_the_keys_of_its_prefix_alone() -> None:
     assert substate({"a.x": 1, "ab.x": 2, "b": 3}, "a") == {"x": 1}

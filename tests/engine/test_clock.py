@@ -1,4 +1,4 @@
-""""""
+"""The budget of a run and the learning-rate schedule."""
 
 import math
 
@@ -18,7 +18,7 @@ def test_progress_counts_minutes() -> None:
     assert [budget.now(10**9, seconds).progress for seconds in (0, 30, 120, 500)] == [0, 0.25, 1, 1]
 
 
-def test_whichever_ends_first() -> None:
+def test_progress_is_that_of_the_budget_which_ends_first() -> None:
     budget = Budget(max_steps=10, max_minutes=1)
     assert budget.now(5, 6).progress == 0.5
     assert budget.now(1, 45).progress == 0.75
@@ -27,7 +27,7 @@ def test_whichever_ends_first() -> None:
 @pytest.mark.parametrize(
     "limits", [{}, {"max_steps": 0}, {"max_minutes": -1}, {"max_steps": "many"}]
 )
-def test_a_run_without_a_sensible_end_is_refused(limits: dict[str, int]) -> None:
+def test_a_run_without_a_valid_end_is_refused(limits: dict[str, int]) -> None:
     with pytest.raises(InputError, match=r"trainer\.max_"):
         Budget(**limits)
 
@@ -40,5 +40,5 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
     assert schedule(Now(100, 0.25)) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
 
 
-def test_without_a_warm_up_the_peak_comes_first() -> None:
-    assert Schedule(warmup=0)(Now(0, 0)) == 1
+def test_without_a_warm_up_the_first_rate_is_the_peak() -> None:
+    assert Schedule(warmup=0, floor=0.02)(Now(0, 0)) == 1

@@ -11,11 +11,18 @@ from torch import Tensor
 
 from data.source import Source
 from tests.helpers.commands import free_port
-from tests.helpers.stage1 import Grain, Noise, fit, lightning_warnings, make_module
+from tests.helpers.parts import make
+from tests.helpers.stage1 import (
+    Grain,
+    Noise,
+    fit,
+    lightning_warnings,
+    make_module,
+    paper_weight,
+)
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.losses.gate import Gate
 from vqgan.losses.regularisers import R1, LeCam
-from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN
 
 pytestmark = [lightning_warnings, pytest.mark.slow]
@@ -25,8 +32,8 @@ STEPS = 7
 
 def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGAN, list[float]]:
     """A GAN after some steps, and lambda after each. Adam would enlarge every rounding, so both players descend plainly."""
-    gate, weight = Gate(start=2, ramp=2, warmup=2), AdaptiveWeight(scale=1.0, smooth=2)
-    penalties = {"lecam": LeCam(0.1), "r1": R1(0.1, every=2)}
+    gate, weight = Gate(start=2, ramp=2, warmup=2), paper_weight(scale=1.0, smooth=2)
+    penalties = {"lecam": make(LeCam, 0.1), "r1": R1(0.1, every=2)}
     made = make_module(
         gate, STEPS, adaptive=weight, freeze_codes=False, accumulate=accumulate, **penalties
     )
@@ -131,11 +138,17 @@ def planted(rank: int, folder: str, port: int) -> None:
     made = make_module(steps=4)
     made.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
     shown: list[Tensor] = []
-    losses = made.generator_losses
-    made.generator_losses = lambda x, to: (shown.append(x.clone()), losses(x, to))[1]  # type: ignore[method-assign]
+    augment = made.augment_images
+
+    def augment_and_record(images: Tensor) -> Tensor:
+        x = augment(images)
+        shown.append(x.clone())
+        return x
+
+    made.augment_images = augment_and_record  # type: ignore[method-assign]
     doctor = TokenizerDoctor(every=2, patience=1)
     found: list[dict[str, float]] = []
-    doctor.signs = lambda module, means: (found.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    doctor.examine = lambda module, means: (found.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     data = Same(16, flip=True, crop="random", resize=18, cache="ram", batch_size=4)
     fit(
         made,

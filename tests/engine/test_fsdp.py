@@ -1,4 +1,4 @@
-"""What is not sharded is not touched by what shares and gathers; what is, in tests/prior/test_sharding.py."""
+"""What sharding does to tensors of one process: nothing. tests/prior/test_sharding.py has two processes."""
 
 import torch
 from torch import nn
@@ -14,23 +14,19 @@ from engine.fsdp import (
 )
 
 
-def test_the_state_of_one_process_is_gathered_as_it_is() -> None:
-    state = {
-        "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}},
-        "param_groups": [{"lr": 0.1, "params": [0]}],
-    }
-    found = full_state(state)
-    assert found == state
-    assert found["state"][0]["exp_avg"] is state["state"][0]["exp_avg"]
+def test_the_full_state_of_one_process_is_its_state() -> None:
+    state = {"weight": torch.randn(2, 3), "count": torch.tensor(3)}
+    gathered = full_state(state)
+    assert gathered.keys() == state.keys()
+    assert all(gathered[name] is value for name, value in state.items())
 
 
-def test_of_a_whole_tensor_the_share_and_the_whole_are_itself() -> None:
+def test_a_tensor_that_is_not_sharded_is_its_own_shard_and_its_own_whole() -> None:
     x = torch.randn(3)
     assert shard_like(x, torch.randn(3)) is local_shard(x) is full_tensor(x) is x
-    assert shard_like(0.5, x) == 0.5
 
 
-def test_a_model_that_every_rank_has_whole_has_no_parts_to_put_together() -> None:
+def test_a_model_that_is_not_sharded_has_no_sharded_parts() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     weight = model[0].weight
     unshard(model)

@@ -1,4 +1,4 @@
-"""metrics.csv reads as if the run had never been ended."""
+"""metrics.csv of a resumed run reads as if the run had never stopped."""
 
 import csv
 import errno
@@ -18,13 +18,13 @@ def rows(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-def write(logger: CSVSeries, *found: tuple[int, dict[str, Any]]) -> None:
-    for step, figures in found:
+def write(logger: CSVSeries, *points: tuple[int, dict[str, Any]]) -> None:
+    for step, figures in points:
         logger.log_metrics(figures, step)
         logger.save()
 
 
-def test_new_columns_join_the_old_ones_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_new_columns_are_added_and_no_row_is_lost(tmp_path: Path) -> None:
     write(CSVSeries(str(tmp_path)), (0, {"b": 1.0}), (1, {"a": 2.0, "b": 3.0}), (2, {"b": 4.0}))
     assert rows(tmp_path) == [
         {"b": "1.0", "step": "0"},
@@ -33,7 +33,7 @@ def test_new_columns_join_the_old_ones_and_nothing_is_lost(tmp_path: Path) -> No
     ]
 
 
-def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_file_after_its_checkpoint(tmp_path: Path) -> None:
     write(
         CSVSeries(str(tmp_path)),
         (0, {"a": 0}),
@@ -45,30 +45,30 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "csv/version_0/metrics.csv"
     file.write_text(file.read_text() + "4,")  # killed in the middle of a line
     again = CSVSeries(str(tmp_path))
-    again.cut(2, unjudged=False)
+    again.truncate(2, validation_due=False)
     write(again, (2, {"a": 20}))
     assert [(row["step"], row.get("a") or row["val/b"]) for row in rows(tmp_path)] == [
         ("0", "0"), ("1", "1"), ("1", "5"), ("2", "20"),
     ]  # fmt: skip
 
 
-def test_a_validation_that_is_to_come_again_is_forgotten(tmp_path: Path) -> None:
+def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
     logger = CSVSeries(str(tmp_path))
     write(logger, (0, {"val/b": 4}), (1, {"a": 1}), (1, {"val/b": 5}))
-    logger.cut(2, unjudged=True)
+    logger.truncate(2, validation_due=True)
     assert rows(tmp_path) == [{"step": "0", "val/b": "4"}, {"a": "1", "step": "1"}]
 
 
-def test_the_further_files_of_earlier_versions_become_one(tmp_path: Path) -> None:
+def test_the_several_files_of_earlier_versions_are_merged(tmp_path: Path) -> None:
     for version, text in ((0, "a,step\n1,0\n2,1\n3,2\n"), (1, "a,b,step\n20,7,1\n")):
         (tmp_path / f"csv/version_{version}").mkdir(parents=True)
         (tmp_path / f"csv/version_{version}/metrics.csv").write_text(text)
-    CSVSeries(str(tmp_path)).cut(2, unjudged=False)
+    CSVSeries(str(tmp_path)).truncate(2, validation_due=False)
     assert rows(tmp_path) == [{"a": "1", "step": "0"}, {"a": "20", "b": "7", "step": "1"}]
     assert len(list((tmp_path / "csv").rglob("metrics.csv"))) == 1
 
 
-def test_a_disk_without_room_loses_no_row_and_ends_no_run(
+def test_a_full_disk_loses_no_row_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger = CSVSeries(str(tmp_path))
@@ -84,18 +84,18 @@ def test_a_disk_without_room_loses_no_row_and_ends_no_run(
     assert capsys.readouterr().err.count("No space left on device") == 1
 
 
-def test_wandb_is_not_told_what_its_server_has() -> None:
+def test_steps_that_the_wandb_server_has_are_not_logged_again() -> None:
     class Run:
-        starting_step = 7  # of a resumed run, the one after the last that the server has
+        starting_step = 7  # of a resumed run: the step after the last one on the server
 
         def __init__(self) -> None:
-            self.told: list[tuple[int, dict[str, Any]]] = []
+            self.logged: list[tuple[int, dict[str, Any]]] = []
 
         def log(self, row: dict[str, Any], step: int) -> None:
-            self.told.append((step, row))
+            self.logged.append((step, row))
 
     logger, run = StepWandbLogger(), Run()
     logger._experiment = run  # type: ignore[assignment]
     for step in (5, 6, 7, 8):
         logger.log_metrics({"a": step / 10}, step)
-    assert run.told == [(step, {"a": step / 10, "trainer/global_step": step}) for step in (7, 8)]
+    assert run.logged == [(step, {"a": step / 10, "trainer/global_step": step}) for step in (7, 8)]

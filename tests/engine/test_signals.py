@@ -1,4 +1,4 @@
-"""Who gets a signal, and what becomes of the run."""
+"""What a signal does to a run."""
 
 import os
 import signal
@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from engine.callbacks.checkpointing import Checkpoints
 from engine.callbacks.signals import CODES, Signals, Stop, StopNow
-from engine.checkpoint import LAST, make_header, read_checkpoint
-from tests.helpers.configs import compose_config
+from engine.checkpoint import make_header, read_checkpoint
+from engine.folder import LAST
+from tests.helpers.configs import compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 
 pytestmark = lightning_warnings
@@ -21,10 +22,12 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
 class Kick(Callback):
-    """Sends a signal, some times, in the middle of the update after step 2; or in the validation after step 4."""
+    """Sends a signal, some times, during the update after step 2; or during the validation after step 4."""
 
     def __init__(self, number: int, times: int = 1, validating: bool = False) -> None:
-        self.number, self.times, self.validating = number, times, validating
+        self.number = number
+        self.times = times
+        self.validating = validating
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         self.kick(not self.validating and module.step == 2)  # type: ignore[arg-type]
@@ -38,39 +41,38 @@ class Kick(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def told(folder: Path, kick: Kick) -> None:
-    checkpoints = Checkpoints(folder, make_header("vqgan", compose_config("stage=vqgan")), 100)
+def train(folder: Path, kick: Kick) -> None:
+    """Train with the callbacks in the order of a run: the checkpoint callback's turn is before that of the signals."""
+    checkpoints = Checkpoints(make_header("vqgan", compose_plain("stage=vqgan")), 100)
     with Signals() as signals:
-        fit(make_module(), [checkpoints, kick, signals])
+        fit(make_module(), [checkpoints, signals, kick], default_root_dir=folder)
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_the_update_that_is_being_made_is_finished_and_saved(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_the_current_update_is_finished_and_saved(tmp_path: Path, number: signal.Signals) -> None:
     before = [signal.getsignal(other) for other in CODES]
     with pytest.raises(Stop) as stop:
-        told(tmp_path, Kick(number))
+        train(tmp_path, Kick(number))
     assert stop.value.code == 128 + number
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 3
     assert [signal.getsignal(other) for other in CODES] == before
 
 
-def test_a_validation_is_not_waited_for_and_made_up_for_later(tmp_path: Path) -> None:
+def test_a_validation_is_broken_off_and_marked_as_missing(tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        told(tmp_path, Kick(signal.SIGUSR1, validating=True))
+        train(tmp_path, Kick(signal.SIGUSR1, validating=True))
     saved = read_checkpoint(tmp_path, "vqgan")
     assert (saved["clock"]["step"], saved["unjudged"]) == (4, True)
 
 
-def test_ctrl_c_twice_stops_now_and_saves_nothing(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_run_at_once_without_saving(tmp_path: Path) -> None:
     with pytest.raises(StopNow) as stop:
-        told(tmp_path, Kick(signal.SIGINT, times=2))
+        train(tmp_path, Kick(signal.SIGINT, times=2))
     assert stop.value.code == 130
     assert not (tmp_path / LAST).exists()
 
 
-def test_slurms_requeueing_is_lightnings_and_happens_between_two_updates(
+def test_lightning_requeues_a_slurm_job_between_two_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
@@ -86,30 +88,33 @@ def test_slurms_requeueing_is_lightnings_and_happens_between_two_updates(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Stop) as stop:
-        told(tmp_path, Kick(signal.SIGUSR1))
+        train(tmp_path, Kick(signal.SIGUSR1))
     assert stop.value.code == 138
     assert calls == [["scontrol", "requeue", "7"]]
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 3
 
 
-@pytest.mark.parametrize(("first", "code"), [(True, 143), (False, 0)])
-def test_of_several_processes_the_first_alone_ends_with_the_signals_code(
-    first: bool, code: int
+@pytest.mark.parametrize(("is_main", "code"), [(True, 143), (False, 0)])
+def test_only_the_main_one_of_several_processes_exits_with_the_signals_code(
+    is_main: bool, code: int
 ) -> None:
     class Strategy:
         def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
             return decision
 
     class Trainer:
-        world_size, is_global_zero, strategy = 2, first, Strategy()
+        world_size = 2
+        is_global_zero = is_main
+        strategy = Strategy()
 
     signals = Signals()
+    module: Any = None
     signals.handle(signal.SIGTERM, None)
     with pytest.raises(Stop) as stop:
-        signals.between(Trainer())  # type: ignore[arg-type]
+        signals.on_train_batch_start(Trainer(), module)  # type: ignore[arg-type]
     assert stop.value.code == code
 
 
-def test_a_signal_that_comes_too_late_to_end_the_run_is_handed_on() -> None:
+def test_a_signal_that_comes_too_late_to_end_the_run_is_raised_again() -> None:
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         signals.handle(signal.SIGINT, None)

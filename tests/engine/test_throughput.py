@@ -1,4 +1,4 @@
-"""How fast and how large a run is, in its logs."""
+"""The throughput and the memory that a run logs."""
 
 import time
 from types import SimpleNamespace
@@ -18,8 +18,8 @@ pytestmark = lightning_warnings
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
-class Seen(Callback):
-    """A validation that takes 0.3 s, and what was logged of the speed."""
+class SlowValidation(Callback):
+    """Validations that take 0.3 s longer, and the logged rates."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -32,29 +32,32 @@ class Seen(Callback):
             self.rates.append(float(trainer.callback_metrics["train/images_per_second"]))
 
 
-def test_throughput_is_of_training_alone_and_memory_is_of_this_process() -> None:
-    seen, speed = Seen(), Throughput()
-    trainer = fit(make_module(steps=12), [speed, seen], log_every_n_steps=1)
-    assert len(seen.rates) == 12
-    assert seen.rates[4] > 4 / 0.3  # a batch of 4, after a validation
+def test_throughput_leaves_validation_out_and_memory_is_that_of_the_process() -> None:
+    slow = SlowValidation()
+    throughput = Throughput()
+    trainer = fit(make_module(steps=12), [throughput, slow], log_every_n_steps=1)
+    assert len(slow.rates) == 12
+    assert slow.rates[4] > 4 / 0.3  # a batch of 4, after a validation
     assert float(trainer.callback_metrics["train/memory_gib"]) == pytest.approx(
         resident_memory(), rel=0.5
     )
-    assert speed.peak >= float(trainer.callback_metrics["train/memory_gib"]) > 0.05
+    assert throughput.peak >= float(trainer.callback_metrics["train/memory_gib"]) > 0.05
 
 
-def test_a_point_counts_all_images_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logged_rate_counts_all_images_since_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     moments = iter(range(0, 1000, 10))
     monkeypatch.setattr(
         "engine.callbacks.throughput.time", SimpleNamespace(monotonic=lambda: float(next(moments)))
     )
-    seen = Seen()
-    fit(make_module(steps=4), [Throughput(), seen], log_every_n_steps=3)
-    assert seen.rates[0] == pytest.approx(3 * 4 / 10)
+    slow = SlowValidation()
+    fit(make_module(steps=4), [Throughput(), slow], log_every_n_steps=3)
+    assert slow.rates[0] == pytest.approx(3 * 4 / 10)
 
 
-def test_resident_memory_follows_what_is_held() -> None:
+def test_resident_memory_grows_with_an_allocated_tensor() -> None:
     before = resident_memory()
-    held = torch.ones(2**26)
+    tensor = torch.ones(2**26)
     assert resident_memory() - before == pytest.approx(2**28 / GIB, rel=0.2)
-    del held
+    del tensor

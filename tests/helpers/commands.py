@@ -57,12 +57,12 @@ TWO = ["trainer.devices=2", "trainer.precision=32-true"]
 
 def launch(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """`python train.py ...` as processes of its own, or started `by` another program than python."""
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SLURM", "LOCAL_RANK", "WORLD_SIZE"))
     }
-    environment = kept | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
     line = [sys.executable, *by, str(ROOT / "train.py"), *words]
     return subprocess.run(
         line, capture_output=True, text=True, timeout=240, env=environment, check=False
@@ -73,5 +73,5 @@ def read_report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     """The result that the command printed, once."""
     assert done.returncode == 0, done.stderr
     [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]
-    found: dict[str, object] = json.loads(line)
-    return found
+    result: dict[str, object] = json.loads(line)
+    return result

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,6 +14,17 @@ ROOT = Path(__file__).parents[2]
 def compose_config(*overrides: str) -> Any:
     """The config of `python train.py <overrides>`, a copy of its own for each caller."""
     return deepcopy(_compose(overrides))
+
+
+def list_options(group: str) -> list[str]:
+    """The names of the files of a config group such as quantizer or loss/discriminator."""
+    return sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def compose_plain(*overrides: str) -> dict[str, Any]:
+    """The same as plain containers, with all references resolved: what a checkpoint's header holds."""
+    plain: Any = OmegaConf.to_container(_compose(overrides), resolve=True)
+    return dict(plain)
 
 
 @cache

@@ -90,7 +90,7 @@ def fit(
 ) -> L.Trainer:
     trainer = L.Trainer(
         max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
     torch.manual_seed(0)  # the same augmentation, whatever was built before

@@ -32,7 +32,7 @@ def records(run: Path) -> Iterator[Any]:
 
 def history(run: Path) -> list[dict[str, Any]]:
     """What was logged, a dict for each call; what is not a number is a dict with a `_type`."""
-    found = []
+    rows = []
     for record in records(run):
         if record.WhichOneof("record_type") == "history":
             row: dict[str, Any] = {}
@@ -42,31 +42,33 @@ def history(run: Path) -> list[dict[str, Any]]:
                 for name in path:
                     into = into.setdefault(name, {})
                 into[last] = json.loads(item.value_json)
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def about(run: Path) -> Any:
     """The run's own record: run_id, run_group, job_type, tags."""
-    [found] = [record.run for record in records(run) if record.WhichOneof("record_type") == "run"]
-    return found
+    [run_record] = [
+        record.run for record in records(run) if record.WhichOneof("record_type") == "run"
+    ]
+    return run_record
 
 
 def config(run: Path) -> dict[str, Any]:
     """The settings that were logged with the run."""
-    found = [
+    entries = [
         record.config for record in records(run) if record.WhichOneof("record_type") == "config"
     ]
-    return {item.key: json.loads(item.value_json) for record in found for item in record.update}
+    return {item.key: json.loads(item.value_json) for record in entries for item in record.update}
 
 
 def summary(run: Path) -> dict[str, Any]:
     """The last value of everything in the summary that was set by hand or by the logs."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for record in records(run):
         if record.WhichOneof("record_type") == "summary":
-            found |= {
+            values |= {
                 ".".join(item.nested_key) or item.key: json.loads(item.value_json)
                 for item in record.summary.update
             }
-    return found
+    return values

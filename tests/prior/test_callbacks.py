@@ -1,8 +1,7 @@
-"""The callbacks of a prior's training: the best weights, the doctor, early stopping, the loss map."""
+"""The callbacks of a prior's training: best weights, doctor, early stopping, loss map; and resuming with all of them."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from PIL import Image
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.callbacks.ema import WeightAverage
-from engine.checkpoint import read_checkpoint, substate
+from engine.checkpoint import AVERAGE, read_checkpoint, substate
 from engine.clock import Budget, Schedule
 from engine.errors import InputError
-from engine.folder import BEST, LAST
+from engine.folder import BEST, DOCTOR, LAST, PICTURES
 from prior.callbacks import LossMapPictures, PriorDoctor
 from prior.module import Prior
 from tests.helpers.parts import make
@@ -40,30 +39,34 @@ pytestmark = lightning_warnings
 __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
-def around(patience: int = 10, decay: float = 0.9) -> list[Any]:
+def make_callbacks(patience: int = 10, decay: float = 0.9) -> list[Any]:
     """The callbacks of stage=prior, in their order."""
-    stop = EarlyStopping(NATS, patience=patience)
     return [
         BestCheckpoint(ABOUT, NATS),
         WeightAverage(decay),
         make(PriorDoctor, every=5),
-        stop,
+        EarlyStopping(NATS, patience=patience),
         Checkpoints(ABOUT, 3),
     ]
 
 
-def few(steps: int) -> tuple[Prior, CodeDataModule]:
-    """A prior that can learn its 30 grids by heart."""
+def make_overfitting(steps: int) -> tuple[Prior, CodeDataModule]:
+    """A prior that can memorise its 30 grids."""
     torch.manual_seed(0)
     model = make_gpt()
     data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
-    optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    return Prior(model, optimizer, Budget(steps), make(Schedule, warmup=5), **LABEL_SETTINGS), data
+    return Prior(
+        model,
+        lambda p: torch.optim.AdamW(p, 1e-2),
+        Budget(steps),
+        make(Schedule, warmup=5),
+        **LABEL_SETTINGS,
+    ), data
 
 
 @dataclass
-class Run:
-    """A run that over-fits, and its folder."""
+class Overfit:
+    """A run that overfits, and its folder."""
 
     module: Prior
     best: BestCheckpoint
@@ -72,29 +75,30 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def overfit(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def overfit(tmp_path_factory: pytest.TempPathFactory) -> Overfit:
     folder = tmp_path_factory.mktemp("overfit")
-    (module, data), callbacks = few(400), around(patience=6)
+    module, data = make_overfitting(400)
+    callbacks = make_callbacks(patience=6)
     make_trainer(val_every=10, callbacks=callbacks, default_root_dir=folder).fit(module, data)
-    return Run(module, callbacks[0], callbacks[2], folder)
+    return Overfit(module, callbacks[0], callbacks[2], folder)
 
 
-def test_over_fitting_is_reported_once_and_with_a_cure(overfit: Run) -> None:
-    [message] = overfit.doctor.alarms
-    assert f"at step {overfit.best.step}, while training went from" in message
-    assert "the prior over-fits" in message
-    assert "try prior.dropout=0.1 prior.token_dropout=0.1" in message
-    assert (overfit.folder / "doctor.txt").read_text() == message + "\n"
+def test_overfitting_is_reported_once_and_with_a_remedy(overfit: Overfit) -> None:
+    [alarm] = overfit.doctor.alarms
+    assert f"at step {overfit.best.step}, while training went from" in alarm
+    assert "the prior over-fits" in alarm
+    assert "try prior.dropout=0.1 prior.token_dropout=0.1" in alarm
+    assert (overfit.folder / DOCTOR).read_text() == alarm + "\n"
 
 
-def test_a_run_ends_when_its_validations_have_been_no_better_for_some_time(overfit: Run) -> None:
+def test_a_run_ends_when_its_validations_have_not_improved_for_some_time(overfit: Overfit) -> None:
     assert overfit.module.step == overfit.best.step + 6 * 10
     assert read_checkpoint(overfit.folder / LAST, "prior")["clock"]["step"] == overfit.module.step
 
 
-def test_the_best_weights_are_kept_as_the_validation_saw_them(overfit: Run) -> None:
+def test_the_best_checkpoint_holds_the_weights_that_validation_used(overfit: Overfit) -> None:
     best = read_checkpoint(overfit.folder, "prior")
-    module, data = few(1)
+    module, data = make_overfitting(1)
     module.model.load_state_dict(substate(best["state_dict"], "model"))
     [figures] = make_trainer().validate(module, data, verbose=False)
     assert figures[NATS] == best["lowest"] == overfit.best.lowest
@@ -105,21 +109,21 @@ def test_the_best_weights_are_kept_as_the_validation_saw_them(overfit: Run) -> N
     assert last[NATS] > figures[NATS] + 0.05
 
 
-def test_a_resumed_run_knows_its_best(overfit: Run) -> None:
-    again = BestCheckpoint(ABOUT, NATS)
-    again.setup(make_trainer(default_root_dir=overfit.folder), overfit.module, "fit")
-    assert (again.lowest, again.step, again.figures) == (
+def test_a_resumed_run_knows_its_best_checkpoint(overfit: Overfit) -> None:
+    resumed = BestCheckpoint(ABOUT, NATS)
+    resumed.setup(make_trainer(default_root_dir=overfit.folder), overfit.module, "fit")
+    assert (resumed.lowest, resumed.step, resumed.figures) == (
         overfit.best.lowest,
         overfit.best.step,
         overfit.best.figures,
     )
 
 
-def test_no_average_and_no_worse_weights_take_the_place_of_the_best(tmp_path: Path) -> None:
+def test_neither_equal_nor_broken_weights_replace_the_best(tmp_path: Path) -> None:
     module, data = make_prior_module(steps=4, optimizer=lambda p: torch.optim.SGD(p, 0.0))
     best = BestCheckpoint(ABOUT, NATS)
     make_trainer(val_every=2, callbacks=[best], default_root_dir=tmp_path).fit(module, data)
-    assert best.step == 2  # the same again is not better
+    assert best.step == 2  # an equal figure is not better
     torch.nn.init.constant_(module.model.head.weight, torch.nan)
     make_trainer(callbacks=[best], default_root_dir=tmp_path).validate(module, data, verbose=False)
     assert read_checkpoint(tmp_path / BEST, "prior")["clock"]["step"] == 2
@@ -133,32 +137,33 @@ FALLS = [(3.0, 3.0), (2.0, 1.9), (1.5, 1.2)]
     [
         ([(1.4, 1.0)], []),
         ([(1.505, 1.1)], []),  # within the margin
-        ([(1.6, 1.3)], []),  # training is worse too: that is noise, or a learning rate too high
+        ([(1.6, 1.3)], []),  # training is worse too: noise, or too high a learning rate
         ([(1.6, 1.1)], ["overfitting"]),
         ([(1.6, 1.1), (1.4, 1.0)], []),
     ],
 )
-def test_over_fitting_is_a_validation_that_rises_while_training_falls(
+def test_overfitting_means_that_validation_rises_while_training_falls(
     more: list[tuple[float, float]], expected: list[str]
 ) -> None:
-    doctor, (module, _) = make(PriorDoctor, margin=0.01), make_prior_module()
+    doctor = make(PriorDoctor, margin=0.01)
+    module, _ = make_prior_module()
     for pair in FALLS + more:
-        signs = [sign.name for sign in doctor.signs(module, *pair)]
-    assert signs == expected
+        names = [sign.name for sign in doctor.signs(module, *pair)]
+    assert names == expected
 
 
-def test_a_prior_that_learns_nothing_of_how_codes_go_together_is_found(tmp_path: Path) -> None:
+def test_a_prior_that_learns_no_dependence_between_codes_is_reported(tmp_path: Path) -> None:
     module, data = make_prior_module(steps=10, optimizer=lambda p: torch.optim.SGD(p, 0.0))
     doctor = make(PriorDoctor, patience=2, late=0.5)
     make_trainer(val_every=2, callbacks=[doctor], default_root_dir=tmp_path).fit(module, data)
-    [message] = doctor.alarms
-    assert message.startswith(
+    [alarm] = doctor.alarms
+    assert alarm.startswith(
         "step 8: the prior has learned nothing of how codes go together: it takes 1.792 nats per token"
     )
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    class Spoil(Callback):
+def test_a_nan_loss_ends_the_run(tmp_path: Path) -> None:
+    class BreakWeights(Callback):
         def on_train_batch_start(
             self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
         ) -> None:
@@ -168,19 +173,19 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     module, data = make_prior_module(steps=40)
     with pytest.raises(InputError, match="since step 7"):
         make_trainer(
-            callbacks=[Spoil(), make(PriorDoctor, every=5)], default_root_dir=tmp_path
+            callbacks=[BreakWeights(), make(PriorDoctor, every=5)], default_root_dir=tmp_path
         ).fit(module, data)
     assert module.step == 10
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"patience": 0}, {"margin": -1}, {"late": 2}])
-def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_impossible_settings_of_the_doctor_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
         make(PriorDoctor, **wrong)
 
 
 class Break(Callback):
-    """The power fails at a step: in training, in a validation or after one."""
+    """The run breaks off at a step: in training, in a validation or after one."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -217,45 +222,42 @@ class Break(Callback):
         self.fail(f"after {module.step}")  # type: ignore[attr-defined]
 
 
-class Judge(Callback):
-    """Notes the step and the nats of each validation."""
+class Validations(Callback):
+    """The step and the figure of each validation."""
 
-    def __init__(self, validations: list[tuple[int, float]]) -> None:
-        self.validations = validations
+    def __init__(self, series: list[tuple[int, float]]) -> None:
+        self.series = series
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.validations.append((module.step, float(trainer.callback_metrics[NATS])))  # type: ignore[arg-type]
+        self.series.append((module.step, float(trainer.callback_metrics[NATS])))  # type: ignore[arg-type]
 
 
+# validations, last checkpoint, best checkpoint
 Outcome = tuple[list[tuple[int, float]], dict[str, Any], dict[str, Any]]
 
 
-def outcome(folder: Path, where: str = "", killed: bool = False) -> Outcome:
-    """Of a run of 8 steps, which may break off somewhere and be resumed: its validations and its two checkpoints."""
-    validations: list[tuple[int, float]] = []
+def train(folder: Path, where: str = "", killed: bool = False) -> Outcome:
+    """A run of 8 steps, which may break off somewhere and is then resumed; if `killed`, without a last save."""
+    series: list[tuple[int, float]] = []
     for resume in (False, True) if where else (False,):
         module, data = make_prior_module(steps=8)
-        callbacks = [*around(), Judge(validations)] + ([] if resume else [Break(where)])
+        callbacks = [*make_callbacks(), Validations(series)] + ([] if resume else [Break(where)])
         if killed:
             callbacks[4].on_exception = lambda *_: None
-        run = make_trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)
+        trainer = make_trainer(val_every=3, callbacks=callbacks, default_root_dir=folder)
         failure = (
             pytest.raises(RuntimeError, match="the power failed")
             if where and not resume
             else nullcontext()
         )
         with failure:
-            run.fit(module, data, ckpt_path=folder / LAST if resume else None)
-    return (
-        validations,
-        read_checkpoint(folder / LAST, "prior"),
-        read_checkpoint(folder / BEST, "prior"),
-    )
+            trainer.fit(module, data, ckpt_path=folder / LAST if resume else None)
+    return series, read_checkpoint(folder / LAST, "prior"), read_checkpoint(folder / BEST, "prior")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return outcome(tmp_path_factory.mktemp("whole"))
+    return train(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -265,28 +267,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, whole: Outcome, where: str, killed: bool
 ) -> None:
-    validations, last, best = whole
-    validations_too, last_too, best_too = outcome(tmp_path, where, killed)
-    if killed:  # a validation after which nothing was saved runs again
-        validations_too = sorted(set(validations_too))
-    assert validations_too == validations
-    assert last_too["clock"]["step"] == 8
-    assert last_too["callbacks"] == last["callbacks"]
-    assert (best_too["lowest"], best_too["clock"]["step"]) == (
-        best["lowest"],
-        best["clock"]["step"],
-    )
-    for one, two in (
-        (last["state_dict"], last_too["state_dict"]),
-        (last["average"], last_too["average"]),
-    ):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(value, two[name]) for name, value in one.items())
+    series, last, best = whole
+    resumed_series, resumed_last, resumed_best = train(tmp_path, where, killed)
+    if killed:  # a validation after the last save is repeated
+        resumed_series = sorted(set(resumed_series))
+    assert resumed_series == series
+    assert resumed_last["clock"]["step"] == 8
+    assert resumed_last["callbacks"] == last["callbacks"]
+    assert resumed_best["lowest"] == best["lowest"]
+    assert resumed_best["clock"]["step"] == best["clock"]["step"]
+    for key in ("state_dict", AVERAGE):
+        assert resumed_last[key].keys() == last[key].keys()
+        for name, value in last[key].items():
+            assert torch.equal(resumed_last[key][name], value), name
 
 
-def test_an_average_of_a_prior_leaves_what_does_not_change_as_it_is() -> None:
+def test_the_average_of_a_constant_buffer_equals_it_to_the_bit() -> None:
     module, data = make_prior_module(steps=5)
-    average, vectors = WeightAverage(0.9), module.model.read.vectors.clone()  # type: ignore[operator,union-attr]
+    average = WeightAverage(0.9)
+    vectors = module.model.read.vectors.clone()  # type: ignore[operator,union-attr]
     make_trainer(callbacks=[average]).fit(module, data)
     assert torch.equal(average.values["read.vectors"], vectors)
     assert not torch.equal(average.values["head.weight"], module.model.head.weight)  # type: ignore[arg-type]
@@ -297,9 +296,10 @@ def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_
 ) -> None:
     module, data = make_prior_module()
     torch.nn.init.normal_(module.model.head.weight)  # type: ignore[arg-type]
-    run = make_trainer(callbacks=[LossMapPictures()], default_root_dir=tmp_path)
-    run.validate(module, data, verbose=False)
-    with Image.open(tmp_path / "pictures/loss-map-000000.png") as opened:
+    make_trainer(callbacks=[LossMapPictures()], default_root_dir=tmp_path).validate(
+        module, data, verbose=False
+    )
+    with Image.open(tmp_path / PICTURES / "loss-map-000000.png") as opened:
         sheet = np.asarray(opened)[..., 0]
     side = sheet.shape[0] // GRID[0]
     assert sheet.shape == (side * GRID[0], side * GRID[1])

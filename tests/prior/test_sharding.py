@@ -87,7 +87,7 @@ def run(
     """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
     before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
-    callbacks = [*before, *more, Checkpoints(ABOUT, 3, pauses=(0, 0))]
+    callbacks = [*before, Checkpoints(ABOUT, 3, pauses=(0, 0)), *more]
     settings = {"devices": 2, "strategy": ranks} if ranks else {}
     fit = make_trainer(
         val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
@@ -177,7 +177,7 @@ def every_prior(folder: Path) -> dict[str, Any]:
         unshard(module.model)
         if is_main():
             outcome[f"{name} drawn"] = sample(
-                module.model, Sampler.unmodified(), 20, seed=3, labels=torch.arange(20) % 3
+                module.model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3
             )
         reshard(module.model)
         module.model.learn(
@@ -230,7 +230,7 @@ class TestEveryPrior:
         model = make_prior(name, K=K, grid=GRID, classes=3)
         state = read_checkpoint(folder / name / "shares" / LAST, "prior")["state_dict"]
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
-        expected = sample(model, Sampler.unmodified(), 20, seed=3, labels=torch.arange(20) % 3)
+        expected = sample(model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3)
         assert torch.equal(outcomes[0][f"{name} drawn"], expected)
 
     def test_has_its_blocks_sharded_one_by_one(self, ranks: Ranks, name: str) -> None:
@@ -289,7 +289,7 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
     """A run that ends by a signal, which of two processes the second one gets; this process's exit code."""
     kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
-        run(folder, name, batch_size, ranks, (*([Kick()] if kicked else []), signals))
+        run(folder, name, batch_size, ranks, (signals, *([Kick()] if kicked else [])))
     return int(str(stop.value.code))
 
 

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from engine.errors import InputError
-from vqgan.losses.augment import DiffAugment, cut_out, recoloured, translated
+from tests.helpers.parts import make
+from vqgan.losses.augment import DiffAugment, cut_out, recolour, translate
 
 
 def pictures(n: int = 64, channels: int = 3, height: int = 16, width: int = 24) -> Tensor:
@@ -17,49 +18,49 @@ def pictures(n: int = 64, channels: int = 3, height: int = 16, width: int = 24) 
 
 def test_with_everything_off_the_image_stays_as_it_is() -> None:
     x = pictures()
-    assert DiffAugment(colour=False, translation=0, cutout=0)(x) is x
+    assert make(DiffAugment, colour=False, translation=0, cutout=0)(x) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shape_and_type_stay(channels: int, dtype: torch.dtype) -> None:
     x = pictures(3, channels).to(dtype)
-    found = DiffAugment()(x)
-    assert found.shape == x.shape
-    assert found.dtype == dtype
-    assert not torch.equal(found, x)
+    augmented = make(DiffAugment)(x)
+    assert augmented.shape == x.shape
+    assert augmented.dtype == dtype
+    assert not torch.equal(augmented, x)
 
 
 def test_every_image_is_drawn_for_itself_from_the_global_generator() -> None:
     x = pictures(1).expand(8, -1, -1, -1)
     torch.manual_seed(3)
-    one = DiffAugment()(x)
+    one = make(DiffAugment)(x)
     torch.manual_seed(3)
-    assert torch.equal(DiffAugment()(x), one)
+    assert torch.equal(make(DiffAugment)(x), one)
     assert len(one.flatten(1).unique(dim=0)) == 8
 
 
 def test_a_translation_moves_the_image_by_whole_pixels_and_shows_grey_behind_it() -> None:
     x = pictures(128)
-    seen = set()
-    for image, found in zip(x, translated(x, 0.125), strict=True):
+    moves = set()
+    for image, moved in zip(x, translate(x, 0.125), strict=True):
         matches = []
         for dy in range(-2, 3):
             for dx in range(-3, 4):
                 expected = F.pad(image, [3, 3, 2, 2])[:, 2 - dy : 18 - dy, 3 - dx : 27 - dx]
-                if torch.equal(expected, found):
+                if torch.equal(expected, moved):
                     matches.append((dy, dx))
         assert len(matches) == 1
-        seen.add(matches[0])
-    assert {dy for dy, _ in seen} == set(range(-2, 3))
-    assert {dx for _, dx in seen} == set(range(-3, 4))
+        moves.add(matches[0])
+    assert {dy for dy, _ in moves} == set(range(-2, 3))
+    assert {dx for _, dx in moves} == set(range(-3, 4))
 
 
 def test_a_cutout_makes_one_rectangle_grey_and_leaves_the_rest() -> None:
     x = pictures(256)
-    found = cut_out(x, 0.5)
+    cut = cut_out(x, 0.5)
     heights, widths = set(), set()
-    for image, result in zip(x, found, strict=True):
+    for image, result in zip(x, cut, strict=True):
         grey = (result == 0).all(0)
         rows, columns = grey.any(1).nonzero().flatten(), grey.any(0).nonzero().flatten()
         height, width = int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)
@@ -82,11 +83,13 @@ def test_cutouts_treat_both_ends_of_a_side_alike(share: float) -> None:
 def test_colours_change_by_the_published_amounts() -> None:
     """Brightness, saturation and contrast are read off an image by what each alone changes."""
     x = pictures(2_000, 3, 4, 4)
-    found = recoloured(x)
-    brightness = found.mean((1, 2, 3)) - x.mean((1, 2, 3))  # the other two keep the mean
-    grey, before = found.mean(1), x.mean(1)
+    recoloured = recolour(x)
+    brightness = recoloured.mean((1, 2, 3)) - x.mean((1, 2, 3))  # the other two keep the mean
+    grey, before = recoloured.mean(1), x.mean(1)
     contrast = grey.std((1, 2)) / before.std((1, 2))  # saturation does not move the grey image
-    chroma = (found - grey[:, None]).flatten(1).std(1) / (x - before[:, None]).flatten(1).std(1)
+    chroma = (recoloured - grey[:, None]).flatten(1).std(1) / (x - before[:, None]).flatten(1).std(
+        1
+    )
     saturation = chroma / contrast
     for drawn, least, most in ((brightness, -0.5, 0.5), (contrast, 0.5, 1.5), (saturation, 0, 2)):
         assert least - 1e-3 <= drawn.min() < least + 0.01 * (most - least)
@@ -96,17 +99,17 @@ def test_colours_change_by_the_published_amounts() -> None:
 
 def test_grey_images_have_no_saturation_to_change() -> None:
     x = pictures(8, 1)
-    found = recoloured(x)
-    contrast = found.std((2, 3)) / x.std((2, 3))
+    recoloured = recolour(x)
+    contrast = recoloured.std((2, 3)) / x.std((2, 3))
     assert ((contrast > 0.49) & (contrast < 1.51)).all()
 
 
 def test_the_gradient_reaches_what_is_still_seen() -> None:
     x = pictures(16).requires_grad_()
-    found = DiffAugment(colour=False)(x)
-    found.sum().backward()
+    augmented = make(DiffAugment, colour=False)(x)
+    augmented.sum().backward()
     assert x.grad is not None
-    assert x.grad.sum() == (found != 0).sum()
+    assert x.grad.sum() == (augmented != 0).sum()
     assert set(x.grad.unique().tolist()) == {0.0, 1.0}
 
 
@@ -115,7 +118,7 @@ def test_the_gradient_of_colours_is_right() -> None:
 
     def fixed(x: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return DiffAugment()(x)
+        return make(DiffAugment)(x)
 
     assert torch.autograd.gradcheck(fixed, x)
 
@@ -123,11 +126,11 @@ def test_the_gradient_of_colours_is_right() -> None:
 @pytest.mark.parametrize("setting", [{"translation": -0.1}, {"translation": 1.5}, {"cutout": 2}])
 def test_shares_outside_0_and_1_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"loss.augment\.\w+=.* must be a number from 0 to 1"):
-        DiffAugment(**setting)
+        make(DiffAugment, **setting)
 
 
 def test_its_config_has_the_papers_values() -> None:
-    made = instantiate(
+    augment = instantiate(
         OmegaConf.load(Path(__file__).parents[2] / "conf" / "loss" / "augment" / "diffaugment.yaml")
     )
-    assert (made.colour, made.translation, made.cutout) == (True, 0.125, 0.5)
+    assert (augment.colour, augment.translation, augment.cutout) == (True, 0.125, 0.5)

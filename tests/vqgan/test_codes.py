@@ -11,14 +11,11 @@ from PIL import Image
 
 from data.images import to_uint8
 from data.pictures import draw_bars
-from engine.clock import Budget, Schedule
 from evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
-from tests.helpers.stage1 import adamw, fit, lightning_warnings, make_module, make_tokenizer
+from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes
-from vqgan.callbacks.codes import CodebookPictures, by_colour, draw_atlas, draw_histogram
-from vqgan.losses.pixel import Pixel
-from vqgan.module import VQGAN
+from vqgan.callbacks.codes import CodebookPictures, draw_atlas, draw_histogram, sort_by_colour
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.residual import Residual
@@ -31,33 +28,35 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 def test_both_pictures_are_made_after_each_validation_of_all_that_it_counted(
     tmp_path: Path,
 ) -> None:
-    shown = CodebookPictures(tmp_path)
-    trained = make_module(steps=8)
-    fit(trained, [shown])
-    assert [file.name for file in sorted(tmp_path.iterdir())] == [
+    shown = CodebookPictures()
+    fit(make_module(steps=8), [shown], default_root_dir=tmp_path)
+    assert [file.name for file in sorted((tmp_path / "pictures").iterdir())] == [
         "atlas-000004.png", "atlas-000008.png", "histogram-000004.png", "histogram-000008.png",
     ]  # fmt: skip
     assert [file.name for file in shown.files] == ["histogram-000008.png", "atlas-000008.png"]
 
 
 def test_a_bottleneck_without_codes_has_no_pictures_of_them(tmp_path: Path) -> None:
-    made = make_tokenizer()
-    made.quantizer = Plain(8)
-    fit(VQGAN(made, Pixel(), adamw, Budget(4), Schedule()), [CodebookPictures(tmp_path)])
+    tokenizer = make_tokenizer()
+    tokenizer.quantizer = Plain(8)
+    module = make_module(steps=4, tokenizer=tokenizer)
+    fit(module, [CodebookPictures()], default_root_dir=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_atlas_holds_the_patch_of_each_code_that_its_grid_decodes_to() -> None:
-    made = make_tokenizer().eval()
-    K, side, f = made.K or 0, made.grid[0], made.f
+    tokenizer = make_tokenizer().eval()
+    K, side, f = tokenizer.K or 0, tokenizer.grid[0], tokenizer.f
     counts = torch.arange(1, K + 1)[None]
     with torch.no_grad():
-        whole = to_uint8(made.decode_indices(torch.arange(K)[:, None, None].expand(K, side, side)))
+        whole = to_uint8(
+            tokenizer.decode_indices(torch.arange(K)[:, None, None].expand(K, side, side))
+        )
     middle = side // 2 * f
     wanted = {
         whole[k, :, middle : middle + f, middle : middle + f].numpy().tobytes() for k in range(K)
     }
-    sheet = draw_atlas(made, counts)
+    sheet = draw_atlas(tokenizer, counts)
     columns = round(K**0.5)
     scale = sheet.shape[2] // (columns * (f + 1) - 1)
     small = sheet[:, ::scale, ::scale]
@@ -70,42 +69,42 @@ def test_an_atlas_holds_the_patch_of_each_code_that_its_grid_decodes_to() -> Non
 
 
 def test_codes_out_of_use_come_last_and_are_faded() -> None:
-    made = make_tokenizer().eval()
-    counts = torch.zeros(1, made.K or 0, dtype=torch.int64)
+    tokenizer = make_tokenizer().eval()
+    counts = torch.zeros(1, tokenizer.K or 0, dtype=torch.int64)
     counts[0, :4] = 7
-    last = draw_atlas(made, counts)[:, -1, -1].float()
+    last = draw_atlas(tokenizer, counts)[:, -1, -1].float()
     assert (last >= 191).all()  # 0.75 - 0.25 * 1 = 0.5 of [-1, 1]
 
 
 def test_a_large_codebooks_atlas_has_the_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codes, "MAX_CODES", 4)
-    made = make_tokenizer().eval()
-    seen: list[torch.Tensor] = []
-    decode = made.decode_indices
+    tokenizer = make_tokenizer().eval()
+    decoded: list[torch.Tensor] = []
+    decode = tokenizer.decode_indices
     monkeypatch.setattr(
-        made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1]
+        tokenizer, "decode_indices", lambda indices: (decoded.append(indices), decode(indices))[1]
     )
-    counts = torch.arange(made.K or 0)[None]
-    draw_atlas(made, counts)
-    assert {int(k) for part in seen for k in part.unique()} == set(
-        range((made.K or 0) - 4, made.K or 0)
+    counts = torch.arange(tokenizer.K or 0)[None]
+    draw_atlas(tokenizer, counts)
+    assert {int(k) for part in decoded for k in part.unique()} == set(
+        range((tokenizer.K or 0) - 4, tokenizer.K or 0)
     )
 
 
 def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_codes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = make_tokenizer().eval()
-    made.quantizer = make(Residual, partial(make, EMA), K=16, num_codebooks=3, dim=8).eval()
-    seen: list[torch.Tensor] = []
-    decode = made.decode_indices
+    tokenizer = make_tokenizer().eval()
+    tokenizer.quantizer = make(Residual, partial(make, EMA), K=16, num_codebooks=3, dim=8).eval()
+    decoded: list[torch.Tensor] = []
+    decode = tokenizer.decode_indices
     monkeypatch.setattr(
-        made, "decode_indices", lambda indices: (seen.append(indices), decode(indices))[1]
+        tokenizer, "decode_indices", lambda indices: (decoded.append(indices), decode(indices))[1]
     )
     counts = torch.ones(3, 16, dtype=torch.int64)
     counts[1, 5] = counts[2, 9] = 10
-    draw_atlas(made, counts)
-    indices = torch.cat(seen)
+    draw_atlas(tokenizer, counts)
+    indices = torch.cat(decoded)
     assert sorted(indices[:, 0, 0, 0].tolist()) == list(range(16))
     assert (indices[..., 1] == 5).all()
     assert (indices[..., 2] == 9).all()
@@ -113,7 +112,7 @@ def test_of_several_codebooks_the_first_is_shown_beside_the_others_most_used_cod
 
 def test_patches_lie_from_dark_to_bright_and_in_a_row_from_blue_to_red() -> None:
     patches = torch.rand(12, 3, 2, 2) * 2 - 1
-    sheet = by_colour(patches, 4)
+    sheet = sort_by_colour(patches, 4)
     light = sheet.mean((1, 2, 3)).view(3, 4)
     assert (light[:-1].max(1).values <= light[1:].min(1).values).all()
     warmth = (sheet[:, 0] - sheet[:, 2]).mean((1, 2)).view(3, 4)
@@ -171,6 +170,6 @@ def test_the_total_is_of_all_batches_and_changes_nothing() -> None:
 
 
 def test_a_picture_of_codes_is_not_black(tmp_path: Path) -> None:
-    shown = CodebookPictures(tmp_path)
-    fit(make_module(steps=4), [shown])
+    shown = CodebookPictures()
+    fit(make_module(steps=4), [shown], default_root_dir=tmp_path)
     assert all(np.asarray(Image.open(file)).std() > 5 for file in shown.files)

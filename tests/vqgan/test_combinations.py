@@ -11,11 +11,12 @@ import torch
 
 import vqgan.backbones
 import vqgan.losses.perceptual
-from engine.trainer import PRECISIONS, precision_arguments
+from engine.settings import PRECISIONS, TrainerSettings
+from engine.trainer import precision_arguments
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_noise
 from vqgan.load import start_images
-from vqgan.stages.train import module_from
+from vqgan.stages.train import build_module
 
 pytestmark = lightning_warnings
 
@@ -70,22 +71,23 @@ def step(
         f"trainer.precision={precision}",
         *(["~loss/perceptual"] if perceptual == "null" else []),
     ]
-    made = compose_config(
+    config = compose_config(
         *SMALL, *chosen, *itertools.chain.from_iterable(NETWORKS.get(word, []) for word in chosen)
     )
+    settings = TrainerSettings.read(config.trainer)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of lpips
-        trained = module_from(made)
+        trained = build_module(config, settings)
     trained.tokenizer.initialise(start_images(make_noise()))
-    fit(trained, **precision_arguments(made.trainer))
-    seen = trained.vitals
+    fit(trained, **precision_arguments(settings))
+    vitals = trained.vitals
     expected = {"rec", "adversarial", "discriminator", "lambda"} | (
         {"perceptual"} if perceptual != "null" else set()
     )
-    assert expected <= seen.keys()
-    assert all(seen[name].isfinite() for name in expected), seen
-    assert trained.judged == 3
+    assert expected <= vitals.keys()
+    assert all(vitals[name].isfinite() for name in expected), vitals
+    assert trained.discriminator_step == 3
     assert all(p.isfinite().all() for p in trained.parameters())
 
 
@@ -125,9 +127,7 @@ def test_the_combinations_are_of_everything_there_is() -> None:
     assert set(DISCRIMINATORS) == {"patch", "fine", "grain", "multiscale", "style", "frozen"}
     assert set(PERCEPTUAL) == {"null", "features", "lpips", "backbone"}
     assert set(KINDS) == {"32-true", "bf16-mixed", "16-mixed"}
-    told: dict[Any, set[tuple[str, str]]] = {}
+    pairs: dict[Any, set[tuple[str, str]]] = {}  # discriminator -> weights and augmentations
     for one in everything():
-        told.setdefault(one[1], set()).add((one[4], one[5]))
-    assert all(
-        len(pairs) == len(WEIGHTS) * len(AUGMENT) for pairs in told.values()
-    )  # each discriminator meets each pair
+        pairs.setdefault(one[1], set()).add((one[4], one[5]))
+    assert all(len(met) == len(WEIGHTS) * len(AUGMENT) for met in pairs.values())

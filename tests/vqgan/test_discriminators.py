@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.backbones import Torchvision
+from vqgan.discriminators.base import Judgement, stack_logits
 from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.frozen import FrozenFeatures
 from vqgan.discriminators.grain import Grain
-from vqgan.discriminators.multiscale import MultiScale, stacked
-from vqgan.discriminators.patch import Judgement, PatchGAN, least_size
-from vqgan.discriminators.style import Style, StyleBlock, blur, with_deviation
+from vqgan.discriminators.multiscale import MultiScale
+from vqgan.discriminators.patch import PatchGAN, least_size
+from vqgan.discriminators.style import Style, StyleBlock, append_deviation, blur
 
 CONF = Path(__file__).parents[2] / "conf"
 SHALLOW = ["features.1", "features.4"]  # of squeezenet1_1: 64 and 128 channels
@@ -30,14 +31,14 @@ def squeeze() -> Torchvision:
 
 def discriminators(size: int, channels: int) -> dict[str, nn.Module]:
     return {
-        "patch": PatchGAN(channels, width=8),
-        "spectral patch": PatchGAN(channels, width=8, spectral=True),
-        "fine": Fine(size, channels, width=8),
-        "spectral fine": Fine(size, channels, width=8, spectral=True),
-        "grain": Grain(size, channels, width=8),
-        "multiscale": MultiScale(size, channels, scales=2, width=8, depth=1),
-        "style": Style(size, channels, width=8, max_width_mult=2),
-        "frozen": FrozenFeatures(squeeze(), width=8),
+        "patch": make(PatchGAN, channels, width=8),
+        "spectral patch": make(PatchGAN, channels, width=8, spectral=True),
+        "fine": make(Fine, size, channels, width=8),
+        "spectral fine": make(Fine, size, channels, width=8, spectral=True),
+        "grain": make(Grain, size, channels, width=8),
+        "multiscale": make(MultiScale, size, channels, scales=2, width=8, depth=1),
+        "style": make(Style, size, channels, width=8, max_width_mult=2),
+        "frozen": make(FrozenFeatures, squeeze(), width=8),
     }
 
 
@@ -92,7 +93,7 @@ def test_a_judgement_does_not_depend_on_the_other_images_of_the_batch(name: str)
 
 
 def test_styles_judgement_depends_on_its_own_group_alone() -> None:
-    discriminator, x = Style(16, 3, width=8, max_width_mult=2), torch.randn(8, 3, 16, 16)
+    discriminator, x = make(Style, 16, 3, width=8, max_width_mult=2), torch.randn(8, 3, 16, 16)
     before = discriminator(x).logits
     x[7] *= 3
     after = discriminator(x).logits
@@ -162,7 +163,9 @@ def test_spectral_norm_replaces_group_norm(name: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_least_size_of_a_patchgan_leaves_one_logit(depth: int) -> None:
     size = least_size(depth)
-    assert PatchGAN(3, 8, depth, image_size=size)(torch.randn(1, 3, size, size)).logits.shape == (
+    assert make(PatchGAN, 3, 8, depth, image_size=size)(
+        torch.randn(1, 3, size, size)
+    ).logits.shape == (
         1,
         1,
         1,
@@ -172,7 +175,7 @@ def test_the_least_size_of_a_patchgan_leaves_one_logit(depth: int) -> None:
         InputError,
         match=rf"data.image_size={size - 1} is too small for loss.discriminator.depth={depth}",
     ):
-        PatchGAN(3, 8, depth, image_size=size - 1)
+        make(PatchGAN, 3, 8, depth, image_size=size - 1)
 
 
 @pytest.mark.parametrize("setting", [{"width": 0}, {"depth": 0}, {"depth": 1.5}])
@@ -180,11 +183,14 @@ def test_a_patchgan_without_width_or_depth_is_refused(setting: dict[str, Any]) -
     with pytest.raises(
         InputError, match=r"loss.discriminator\.\w+=.* must be a whole number of at least 1"
     ):
-        PatchGAN(3, **setting)
+        make(PatchGAN, 3, **setting)
 
 
 def test_each_scale_is_a_patchgan_of_the_averaged_image() -> None:
-    discriminator, x = MultiScale(64, 3, scales=3, width=8, depth=1), torch.randn(2, 3, 64, 64)
+    discriminator, x = (
+        make(MultiScale, 64, 3, scales=3, width=8, depth=1),
+        torch.randn(2, 3, 64, 64),
+    )
     logits, features = discriminator(x)
     smaller = x.view(2, 3, 32, 2, 32, 2).mean((3, 5))
     fine, coarse = discriminator.scales[0](x), discriminator.scales[1](smaller)
@@ -195,17 +201,19 @@ def test_each_scale_is_a_patchgan_of_the_averaged_image() -> None:
 
 
 def test_coarser_logits_are_repeated_to_the_finest_size() -> None:
-    found = stacked(
+    stacked = stack_logits(
         [torch.zeros(1, 1, 2, 2), torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([[[[5.0]]]])]
     )
-    assert found.shape == (1, 3, 4, 4)
-    assert torch.equal(found[0, 1], torch.arange(16.0).view(4, 4))
-    assert (found[0, 2] == 5).all()
+    assert stacked.shape == (1, 3, 4, 4)
+    assert torch.equal(stacked[0, 1], torch.arange(16.0).view(4, 4))
+    assert (stacked[0, 2] == 5).all()
 
 
 def test_every_scale_counts_equally() -> None:
     fine, coarse = torch.randn(2, 1, 12, 12), torch.randn(2, 1, 4, 4)
-    torch.testing.assert_close(stacked([fine, coarse]).mean(), (fine.mean() + coarse.mean()) / 2)
+    torch.testing.assert_close(
+        stack_logits([fine, coarse]).mean(), (fine.mean() + coarse.mean()) / 2
+    )
 
 
 def test_an_image_too_small_for_the_coarsest_scale_is_refused() -> None:
@@ -213,7 +221,7 @@ def test_an_image_too_small_for_the_coarsest_scale_is_refused() -> None:
         InputError,
         match=r"data.image_size=16 leaves 8 pixels at scale 2 .* where depth=2 needs 12; use fewer",
     ):
-        MultiScale(16, 3, scales=2, depth=2)
+        make(MultiScale, 16, 3, scales=2, depth=2)
 
 
 @pytest.mark.parametrize(("padding", "stride"), [(2, 1), (1, 2)])
@@ -229,8 +237,8 @@ def test_the_blur_is_the_filter_1_3_3_1_over_8(padding: int, stride: int) -> Non
 def test_the_minibatch_deviation_is_that_of_consecutive_images() -> None:
     for n, size in ((8, 4), (6, 2), (3, 1)):
         x = torch.randn(n, 5, 2, 2)
-        found = with_deviation(x)
-        assert torch.equal(found[:, :5], x)
+        extended = append_deviation(x)
+        assert torch.equal(extended[:, :5], x)
         for start in range(0, n, size):
             group = x[start : start + size]
             total = sum(
@@ -240,15 +248,15 @@ def test_the_minibatch_deviation_is_that_of_consecutive_images() -> None:
                 for j in range(2)
             )
             torch.testing.assert_close(
-                found[start : start + size, 5], torch.full((size, 2, 2), total / 20)
+                extended[start : start + size, 5], torch.full((size, 2, 2), total / 20)
             )
 
 
 def test_equal_images_have_no_deviation_and_a_finite_gradient() -> None:
     x = torch.ones(4, 2, 2, 2, requires_grad=True)
-    found = with_deviation(x)[:, 2]
-    assert (found < 2e-4).all()
-    found.sum().backward()
+    extended = append_deviation(x)[:, 2]
+    assert (extended < 2e-4).all()
+    extended.sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
 
@@ -256,21 +264,23 @@ def test_equal_images_have_no_deviation_and_a_finite_gradient() -> None:
 def test_a_residual_block_halves_the_resolution_and_keeps_the_variance() -> None:
     # Of constant channels, that the blur leaves as they are.
     x = torch.randn(16, 32, 1, 1).expand(-1, -1, 16, 16)
-    found = StyleBlock(32, 64)(x)
-    assert found.shape == (16, 64, 8, 8)
-    assert found[:, :, 2:-2, 2:-2].square().mean().item() == pytest.approx(1, abs=0.35)
+    halved = StyleBlock(32, 64)(x)
+    assert halved.shape == (16, 64, 8, 8)
+    assert halved[:, :, 2:-2, 2:-2].square().mean().item() == pytest.approx(1, abs=0.35)
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(4, 0), (16, 2), (64, 4)])
 def test_styles_blocks_go_down_to_four_pixels(size: int, blocks: int) -> None:
-    logits, features = Style(size, 1, width=4, max_width_mult=4)(torch.randn(2, 1, size, size))
+    logits, features = make(Style, size, 1, width=4, max_width_mult=4)(
+        torch.randn(2, 1, size, size)
+    )
     assert logits.shape == (2, 1, 1, 1)
     assert len(features) == blocks + 1
     assert features[-1].shape[2:] == (4, 4)
 
 
 def test_equalised_weights_have_variance_1_and_outputs_too() -> None:
-    discriminator = Style(16, 3, width=64, max_width_mult=2)
+    discriminator = make(Style, 16, 3, width=64, max_width_mult=2)
     conv = discriminator.blocks[0].conv1
     assert conv.weight.std().item() == pytest.approx(1, rel=0.05)
     assert conv(torch.randn(4, 64, 16, 16))[:, :, 1:-1, 1:-1].std().item() == pytest.approx(
@@ -284,11 +294,11 @@ def test_a_size_that_is_no_power_of_two_is_refused_by_style(size: int, near: int
         InputError,
         match=rf"data.image_size={size} is no power of two from 4 on.*use data.image_size={near} or",
     ):
-        Style(size, 3)
+        make(Style, size, 3)
 
 
 def test_only_the_heads_of_a_frozen_discriminator_train_and_are_saved() -> None:
-    discriminator = FrozenFeatures(squeeze(), width=8)
+    discriminator = make(FrozenFeatures, squeeze(), width=8)
     weights = copy.deepcopy(discriminator.backbone.network.state_dict())
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.1)
     discriminator(torch.randn(2, 3, 16, 16)).logits.sum().backward()
@@ -300,8 +310,8 @@ def test_only_the_heads_of_a_frozen_discriminator_train_and_are_saved() -> None:
 
 
 def test_a_frozen_discriminator_trains_with_its_backbone_in_eval_mode() -> None:
-    discriminator = FrozenFeatures(
-        make(Torchvision, "resnet18", ["layer1"], pretrained=False), width=8
+    discriminator = make(
+        FrozenFeatures, make(Torchvision, "resnet18", ["layer1"], pretrained=False), width=8
     ).train()
     before = copy.deepcopy(discriminator.backbone.network.state_dict())
     discriminator(torch.randn(2, 3, 16, 16))
@@ -313,7 +323,7 @@ def test_a_frozen_discriminator_trains_with_its_backbone_in_eval_mode() -> None:
 
 
 def test_a_frozen_discriminator_does_not_care_for_the_scale_of_a_layer() -> None:
-    discriminator, x = FrozenFeatures(squeeze(), width=8).eval(), torch.randn(1, 64, 5, 5)
+    discriminator, x = make(FrozenFeatures, squeeze(), width=8).eval(), torch.randn(1, 64, 5, 5)
     torch.testing.assert_close(
         discriminator.heads[0](100 * x), discriminator.heads[0](x), atol=1e-3, rtol=1e-3
     )
@@ -345,7 +355,7 @@ def test_every_discriminators_config_builds_one_that_judges(option: str) -> None
 @pytest.mark.parametrize("patch", [6, 10, 14])
 def test_grain_sees_a_patch_of_so_many_pixels_and_nothing_beyond(patch: int) -> None:
     x = torch.randn(1, 3, 48, 48, requires_grad=True)
-    Grain(48, 3, width=8, patch=patch)(x).logits[0, 0, 12, 12].backward()
+    make(Grain, 48, 3, width=8, patch=patch)(x).logits[0, 0, 12, 12].backward()
     assert x.grad is not None
     rows, columns = (x.grad[0].abs().sum((0, axis)).nonzero().flatten().tolist() for axis in (2, 1))
     assert rows == columns == list(range(25 - patch // 2, 25 + patch // 2))
@@ -356,9 +366,9 @@ def test_grain_refuses_a_patch_that_convolutions_can_not_see(patch: int) -> None
     with pytest.raises(
         InputError, match=f"loss.discriminator.patch={patch} must be 6, 10, 14 or 4 more"
     ):
-        Grain(16, 3, patch=patch)
+        make(Grain, 16, 3, patch=patch)
 
 
 def test_grain_refuses_images_of_an_odd_size() -> None:
     with pytest.raises(InputError, match="data.image_size=15 is odd"):
-        Grain(15, 3)
+        make(Grain, 15, 3)

@@ -1,4 +1,4 @@
-"""Each planted fault is found and named; a healthy run hears nothing."""
+"""Each planted fault raises its alarm; a healthy run raises none."""
 
 import copy
 import json
@@ -16,9 +16,10 @@ from engine.callbacks.checkpointing import Checkpoints
 from engine.checkpoint import make_header, read_checkpoint
 from engine.errors import InputError
 from tests.helpers.configs import compose_config
-from tests.helpers.stage1 import fit, lightning_warnings, make_module
+from tests.helpers.parts import make
+from tests.helpers.stage1 import fit, lightning_warnings, make_module, paper_weight
 from vqgan.callbacks.doctor import TokenizerDoctor
-from vqgan.discriminators.patch import Judgement
+from vqgan.discriminators.base import Judgement
 from vqgan.losses.adversarial import LeastSquares, NonSaturating
 from vqgan.losses.gate import Gate
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
@@ -31,18 +32,18 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 OPEN = Gate(start=0, ramp=0, warmup=0)
 
 
-def examined(
+def examine(
     trained: VQGAN, folder: Path, callbacks: Sequence[Callback] = (), **settings: Any
 ) -> list[str]:
-    """What the doctor says of this run."""
-    doctor = TokenizerDoctor(**{"every": 4, "patience": 2, **settings})
+    """The doctor's alarms in this run."""
+    doctor = make(TokenizerDoctor, **{"every": 4, "patience": 2, **settings})
     fit(trained, [*callbacks, doctor], default_root_dir=folder)
-    return doctor.said
+    return doctor.alarms
 
 
 def test_a_healthy_run_hears_nothing(tmp_path: Path) -> None:
     assert (
-        examined(
+        examine(
             make_module(Gate(start=8, ramp=4, warmup=4), steps=40, freeze_codes=False), tmp_path
         )
         == []
@@ -62,22 +63,22 @@ class Collapse(Callback):
 
 
 def test_a_collapsed_codebook_is_found_with_the_step_and_a_cure(tmp_path: Path) -> None:
-    [said] = examined(make_module(steps=40), tmp_path, [Collapse()])
-    assert said.startswith(
+    [alarms] = examine(make_module(steps=40), tmp_path, [Collapse()])
+    assert alarms.startswith(
         "step 16: the codebook has collapsed: 1 of 16 codes in use, perplexity 1.0, since step 8; try "
     )
-    assert "quantizer.revive=0.5" in said
-    assert (tmp_path / "doctor.txt").read_text() == said + "\n"
+    assert "quantizer.revive=0.5" in alarms
+    assert (tmp_path / "doctor.txt").read_text() == alarms + "\n"
 
 
 def test_a_collapse_is_found_where_several_looks_are_needed_to_count_the_codes(
     tmp_path: Path,
 ) -> None:
-    said = examined(
+    alarms = examine(
         make_module(steps=24), tmp_path, [Collapse()], every=1, patience=4
     )  # a look is of 64 tokens, 160 are needed
-    assert len(said) == 1
-    assert "1 of 16 codes in use" in said[0]
+    assert len(alarms) == 1
+    assert "1 of 16 codes in use" in alarms[0]
 
 
 def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) -> None:
@@ -93,15 +94,15 @@ def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) ->
             if not 24 <= batch_idx < 40:
                 super().on_train_batch_start(trainer, module, batch, batch_idx)
 
-    said = examined(make_module(steps=64), tmp_path, [Sometimes()])
-    assert [sentence.split(":")[0] for sentence in said] == ["step 16", "step 48"]
+    alarms = examine(make_module(steps=64), tmp_path, [Sometimes()])
+    assert [alarm.split(":")[0] for alarm in alarms] == ["step 16", "step 48"]
 
 
 class Growing(AdaptiveWeight):
     """A weight that is `rate` times the last after each update."""
 
     def __init__(self, rate: float) -> None:
-        super().__init__(1.0)
+        super().__init__(1.0, max_weight=1e4, delta=1e-6, smooth=1, anchor=0, growth=10.0)
         self.rate = rate
 
     def ratio(self) -> Tensor:
@@ -110,21 +111,21 @@ class Growing(AdaptiveWeight):
 
 @pytest.mark.parametrize(("rate", "what"), [(2.0, "lambda explodes"), (0.5, "lambda vanishes")])
 def test_a_lambda_that_runs_away_is_found(tmp_path: Path, rate: float, what: str) -> None:
-    said = examined(
+    alarms = examine(
         make_module(OPEN, steps=24, adaptive=Growing(rate), perceptual=None),
         tmp_path,
         least_share=0.0,
     )
-    assert len([s for s in said if what in s and "since step 8" in s]) == 1, said
+    assert len([s for s in alarms if what in s and "since step 8" in s]) == 1, alarms
 
 
 def test_a_lambda_at_its_cap_is_found(tmp_path: Path) -> None:
-    said = examined(
-        make_module(OPEN, steps=16, adaptive=AdaptiveWeight(max_weight=1e-6), perceptual=None),
+    alarms = examine(
+        make_module(OPEN, steps=16, adaptive=paper_weight(max_weight=1e-6), perceptual=None),
         tmp_path,
         least_share=0.0,
     )
-    assert any("lambda is at its cap" in s for s in said), said
+    assert any("lambda is at its cap" in s for s in alarms), alarms
 
 
 @pytest.mark.parametrize("game", [None, NonSaturating(), LeastSquares()])
@@ -135,8 +136,8 @@ def test_a_discriminator_that_learns_nothing_is_found(tmp_path: Path, game: Any)
     nn.init.zeros_(blind.discriminator.last.weight)
     nn.init.zeros_(blind.discriminator.last.bias)
     blind.make_optimizers[1] = lambda p: torch.optim.SGD(p, 0.0)
-    said = examined(blind, tmp_path, least_share=0.0)
-    assert any("the discriminator is dead" in s and "since step 0" in s for s in said), said
+    alarms = examine(blind, tmp_path, least_share=0.0)
+    assert any("the discriminator is dead" in s and "since step 0" in s for s in alarms), alarms
 
 
 class Knowing(nn.Module):
@@ -154,20 +155,20 @@ def test_a_discriminator_that_is_sure_of_everything_is_found(tmp_path: Path) -> 
     sure = make_module(
         OPEN, steps=16, discriminator=Knowing(), perceptual=None, adaptive=ConstantWeight(0.0)
     )
-    said = examined(sure, tmp_path)
+    alarms = examine(sure, tmp_path)
     assert any(
-        "the discriminator is saturated: its loss is 0, a blind one's 1;" in s for s in said
-    ), said
+        "the discriminator is saturated: its loss is 0, a blind one's 1;" in s for s in alarms
+    ), alarms
 
 
 def test_a_loss_term_without_influence_is_found(tmp_path: Path) -> None:
-    [said] = examined(make_module(OPEN, steps=16, perceptual_weight=1e-9), tmp_path)
-    assert "the loss term perceptual is without influence" in said
-    assert "try a larger loss.perceptual_weight" in said
+    [alarms] = examine(make_module(OPEN, steps=16, perceptual_weight=1e-9), tmp_path)
+    assert "the loss term perceptual is without influence" in alarms
+    assert "try a larger loss.perceptual_weight" in alarms
 
 
 def test_a_term_whose_weight_is_zero_is_nobodys_fault(tmp_path: Path) -> None:
-    assert examined(make_module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
+    assert examine(make_module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
 
 
 class Spoil(Callback):
@@ -182,16 +183,16 @@ def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_from_before_is
     tmp_path: Path,
 ) -> None:
     trained = make_module(steps=40)
-    checkpoints = Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6)
+    checkpoints = Checkpoints(make_header("vqgan", compose_config("stage=vqgan")), 6)
     with pytest.raises(
         InputError,
         match=r"no number \(NaN or Inf\) since step 7; the last checkpoint, from before that, is kept",
     ):
-        examined(trained, tmp_path, [Spoil(), checkpoints], every=10)
+        examine(trained, tmp_path, [Spoil(), checkpoints], every=10)
     assert trained.step == 10
-    kept = read_checkpoint(tmp_path, "vqgan")
-    assert kept["clock"]["step"] == 6
-    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+    checkpoint = read_checkpoint(tmp_path, "vqgan")
+    assert checkpoint["clock"]["step"] == 6
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
 def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> None:
@@ -200,8 +201,9 @@ def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> Non
             make_module(steps=40),
             [
                 Spoil(),
-                Checkpoints(tmp_path, make_header("vqgan", compose_config("stage=vqgan")), 6),
+                Checkpoints(make_header("vqgan", compose_config("stage=vqgan")), 6),
             ],
+            default_root_dir=tmp_path,
         )
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
 
@@ -212,7 +214,7 @@ def test_without_a_doctor_no_broken_model_is_saved_either(tmp_path: Path) -> Non
 )
 def test_a_doctor_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"callbacks.doctor."):
-        TokenizerDoctor(**wrong)
+        make(TokenizerDoctor, **wrong)
 
 
 @pytest.mark.slow

@@ -8,8 +8,11 @@ from torch import nn
 
 from engine.clock import Now
 from engine.errors import InputError
+from tests.helpers.parts import make
+from tests.helpers.stage1 import paper_weight
+from vqgan.discriminators.base import Judgement
 from vqgan.discriminators.fine import Fine
-from vqgan.discriminators.patch import Judgement, PatchGAN
+from vqgan.discriminators.patch import PatchGAN
 from vqgan.losses.adversarial import Game, Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.gate import Gate
 from vqgan.losses.perceptual import LPIPS, DiscriminatorFeatures
@@ -20,15 +23,15 @@ from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 
 def test_pixel_losses_are_the_means_over_pixels() -> None:
     x, x_hat = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
-    assert Pixel(l1=1, l2=0)(x, x_hat) == 0.5
-    assert Pixel(l1=0, l2=1)(x, x_hat) == 0.25
-    assert Pixel(l1=2, l2=4)(x, x_hat) == 2.0
-    assert Pixel(l1=1, l2=1)(x, x) == 0
+    assert make(Pixel, l1=1, l2=0)(x, x_hat) == 0.5
+    assert make(Pixel, l1=0, l2=1)(x, x_hat) == 0.25
+    assert make(Pixel, l1=2, l2=4)(x, x_hat) == 2.0
+    assert make(Pixel, l1=1, l2=1)(x, x) == 0
 
 
 def test_pixel_losses_are_computed_in_float32() -> None:
     assert (
-        Pixel()(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype
+        make(Pixel)(torch.zeros(3, dtype=torch.bfloat16), torch.ones(3, dtype=torch.bfloat16)).dtype
         == torch.float32
     )
 
@@ -144,34 +147,34 @@ def test_gates_that_mix_units_or_leave_the_run_are_refused(
 
 def lambdas(adaptive: AdaptiveWeight, pairs: list[tuple[float, float]]) -> list[float]:
     """lambda after updates whose gradients have these lengths, one after the other."""
-    found = []
+    values = []
     for rec, adv in pairs:
         adaptive.measure(torch.tensor([[rec]]), torch.tensor([[adv]]))
-        found.append(float(adaptive.update()["lambda"]))
-    return found
+        values.append(float(adaptive.update()["lambda"]))
+    return values
 
 
 def test_lambda_is_the_ratio_of_the_gradient_norms() -> None:
     # VQGAN eq. 7 by hand: gradients of 3 and of 0.5 everywhere have norms 3 sqrt(n) and 0.5 sqrt(n).
-    adaptive = AdaptiveWeight(scale=1.0)
+    adaptive = paper_weight(scale=1.0)
     adaptive.measure(torch.full((2, 3), 3.0), torch.full((2, 3), 0.5))
-    found = adaptive.update()
-    torch.testing.assert_close(found["lambda"], torch.tensor(6.0), rtol=1e-4, atol=0)
+    figures = adaptive.update()
+    torch.testing.assert_close(figures["lambda"], torch.tensor(6.0), rtol=1e-4, atol=0)
     torch.testing.assert_close(
-        (found["grad_rec"], found["grad_adv"]),
+        (figures["grad_rec"], figures["grad_adv"]),
         (torch.tensor(3 * 6**0.5), torch.tensor(0.5 * 6**0.5)),
     )
-    assert adaptive.weight == found["lambda"]
+    assert adaptive.weight == figures["lambda"]
 
 
 def test_there_is_no_lambda_before_the_first_measurement() -> None:
-    assert AdaptiveWeight().weight == 0
+    assert paper_weight().weight == 0
     assert ConstantWeight(0.1).weight == pytest.approx(0.1)
 
 
 def test_lambda_is_scaled_and_capped() -> None:
-    assert lambdas(AdaptiveWeight(scale=0.8), [(1, 0)]) == [0.8e4]
-    assert lambdas(AdaptiveWeight(scale=0.5, max_weight=10), [(1, 1e-3)]) == [5]
+    assert lambdas(paper_weight(scale=0.8), [(1, 0)]) == [0.8e4]
+    assert lambdas(paper_weight(scale=0.5, max_weight=10), [(1, 1e-3)]) == [5]
 
 
 def test_a_constant_lambda_stays_and_is_measured_all_the_same() -> None:
@@ -186,15 +189,15 @@ def test_a_constant_lambda_stays_and_is_measured_all_the_same() -> None:
 
 def test_the_gradients_of_micro_batches_are_averaged_before_their_length_is_taken() -> None:
     """Two that point apart leave nothing: the mean of their lengths would be 1."""
-    adaptive = AdaptiveWeight(scale=1.0)
+    adaptive = paper_weight(scale=1.0)
     for sign in (1.0, -1.0):
         adaptive.measure(torch.tensor([sign]), torch.tensor([1.0]), 0.5)
-    found = adaptive.update()
-    assert (found["grad_rec"], found["grad_adv"]) == (0, 1)
+    figures = adaptive.update()
+    assert (figures["grad_rec"], figures["grad_adv"]) == (0, 1)
 
 
 def test_a_smooth_lambda_is_the_ratio_of_running_means() -> None:
-    adaptive = AdaptiveWeight(scale=1.0, smooth=2)
+    adaptive = paper_weight(scale=1.0, smooth=2)
     expected, rec, adv = [], 0.0, 0.0
     for n, (r, a) in enumerate([(1.0, 1.0), (3.0, 1.0), (5.0, 4.0)], 1):
         rec, adv = rec + (r - rec) / min(n, 2), adv + (a - adv) / min(n, 2)
@@ -203,7 +206,7 @@ def test_a_smooth_lambda_is_the_ratio_of_running_means() -> None:
 
 
 def test_gradients_that_overflow_are_left_out_of_lambda() -> None:
-    adaptive = AdaptiveWeight(scale=1.0, smooth=3)
+    adaptive = paper_weight(scale=1.0, smooth=3)
     assert lambdas(
         adaptive, [(2, 1), (math.inf, 1), (math.nan, 1), (2, math.inf)]
     ) == pytest.approx([2] * 4, rel=1e-4)
@@ -213,16 +216,16 @@ def test_gradients_that_overflow_are_left_out_of_lambda() -> None:
 def test_an_anchored_lambda_is_deaf_to_a_reconstruction_that_gets_worse() -> None:
     """The ratio of the moment would multiply by ten what ruined it."""
     early, late = [(1.0, 2.0)] * 4, [(10.0, 2.0)] * 4
-    assert lambdas(AdaptiveWeight(scale=1.0, smooth=50, anchor=4), early + late) == pytest.approx(
+    assert lambdas(paper_weight(scale=1.0, smooth=50, anchor=4), early + late) == pytest.approx(
         [0.5] * 8, rel=1e-4
     )
-    assert lambdas(AdaptiveWeight(scale=1.0), early + late) == pytest.approx(
+    assert lambdas(paper_weight(scale=1.0), early + late) == pytest.approx(
         [0.5] * 4 + [5.0] * 4, rel=1e-4
     )
 
 
 def test_an_anchored_lambda_stands_on_the_mean_of_the_first_gradients() -> None:
-    anchored = AdaptiveWeight(scale=1.0, smooth=50, anchor=3)
+    anchored = paper_weight(scale=1.0, smooth=50, anchor=3)
     assert lambdas(anchored, [(1, 1), (2, 1), (6, 1), (99, 1)])[2:] == pytest.approx(
         [3, 3], rel=1e-4
     )
@@ -230,14 +233,14 @@ def test_an_anchored_lambda_stands_on_the_mean_of_the_first_gradients() -> None:
 
 def test_a_discriminator_that_tells_nothing_apart_gets_no_unbounded_weight() -> None:
     silent = lambdas(
-        AdaptiveWeight(scale=1.0, smooth=50, anchor=2, growth=5.0),
+        paper_weight(scale=1.0, smooth=50, anchor=2, growth=5.0),
         [(1.0, 1.0)] * 2 + [(1.0, 0.0)] * 500,
     )
     assert max(silent) == pytest.approx(5.0, rel=1e-3)
 
 
 def test_what_lambda_remembers_is_in_the_state() -> None:
-    one, two = (AdaptiveWeight(scale=1.0, smooth=5, anchor=2) for _ in range(2))
+    one, two = (paper_weight(scale=1.0, smooth=5, anchor=2) for _ in range(2))
     lambdas(one, [(1.0, 2.0)] * 3)
     two.load_state_dict(one.state_dict())
     assert two.weight == one.weight
@@ -246,7 +249,7 @@ def test_what_lambda_remembers_is_in_the_state() -> None:
 
 def test_lecam_is_the_squared_distance_beyond_the_other_sides_mean() -> None:
     lecam, real, fake = (
-        LeCam(weight=0.5, decay=0.9),
+        make(LeCam, weight=0.5, decay=0.9),
         torch.randn(4, 1, 3, 3),
         torch.randn(4, 1, 3, 3),
     )
@@ -266,7 +269,7 @@ def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
         torch.full((4,), 3.0, requires_grad=True),
         torch.full((4,), -3.0, requires_grad=True),
     )
-    LeCam()(real, fake).backward()
+    make(LeCam)(real, fake).backward()
     assert real.grad is not None
     assert fake.grad is not None
     assert (real.grad > 0).all()
@@ -275,8 +278,8 @@ def test_lecam_pulls_the_logits_of_both_sides_together() -> None:
 
 def test_lecams_means_survive_in_the_state_and_move_once_an_update() -> None:
     one, two, real, fake = (
-        LeCam(decay=0.5),
-        LeCam(decay=0.5),
+        make(LeCam, decay=0.5),
+        make(LeCam, decay=0.5),
         torch.randn(6, requires_grad=True),
         torch.randn(6),
     )
@@ -302,23 +305,23 @@ class Linear(nn.Module):
 
 
 def test_r1_is_the_squared_slope_at_the_real_images_and_pays_for_the_updates_between() -> None:
-    linear, r1 = Linear(), R1(weight=3.0, every=4)
+    linear, r1 = Linear(), make(R1, weight=3.0, every=4)
     penalty = r1(linear, torch.randn(5, 3, 4, 4))
     torch.testing.assert_close(penalty, 3.0 / 2 * 4 * linear.w.square().sum())
     penalty.backward()
     torch.testing.assert_close(linear.w.grad, 3.0 * 4 * linear.w.detach())
     assert [r1.due(update) for update in range(5)] == [True, False, False, False, True]
-    assert not R1(0.0).due(0)
+    assert not make(R1, 0.0).due(0)
 
 
 @pytest.mark.parametrize("wrong", [{"weight": -1}, {"weight": 1, "every": 0}])
 def test_an_r1_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match=r"loss.r1."):
-        R1(**wrong)
+        make(R1, **wrong)
 
 
 def test_the_fine_discriminator_sees_28_pixels_around_each_logit() -> None:
-    discriminator, x = Fine(64, 3, width=8), torch.randn(1, 3, 64, 64, requires_grad=True)
+    discriminator, x = make(Fine, 64, 3, width=8), torch.randn(1, 3, 64, 64, requires_grad=True)
     for block in discriminator.blocks:
         if isinstance(block[-2], torch.nn.GroupNorm):
             block[-2] = torch.nn.Identity()  # which sees the whole image by its statistics
@@ -335,25 +338,25 @@ def test_a_size_the_fine_discriminator_cant_take_is_refused() -> None:
         InputError,
         match="data.image_size=30 is not divisible by 4, as loss/discriminator=fine needs",
     ):
-        Fine(30, 3)
+        make(Fine, 30, 3)
 
 
 @pytest.mark.parametrize(("depth", "size", "grid"), [(1, 16, 6), (2, 32, 6), (3, 64, 6)])
 def test_the_discriminator_judges_patches(depth: int, size: int, grid: int) -> None:
-    judgement = PatchGAN(3, width=8, depth=depth)(torch.randn(2, 3, size, size))
+    judgement = make(PatchGAN, 3, width=8, depth=depth)(torch.randn(2, 3, size, size))
     assert judgement.logits.shape == (2, 1, grid, grid)
     assert len(judgement.features) == depth + 1
 
 
 def test_the_published_size_has_the_published_depth() -> None:
     # Isola et al.: C64-C128-C256-C512 and a last convolution; 30x30 logits on 256x256 pixels.
-    judgement = PatchGAN(3, width=64, depth=3)(torch.randn(1, 3, 256, 256))
+    judgement = make(PatchGAN, 3, width=64, depth=3)(torch.randn(1, 3, 256, 256))
     assert [f.shape[1] for f in judgement.features] == [64, 128, 256, 512]
     assert judgement.logits.shape == (1, 1, 30, 30)
 
 
 def test_no_discriminator_layer_mixes_images_of_a_batch() -> None:
-    discriminator, x = PatchGAN(3, width=8), torch.randn(4, 3, 32, 32)
+    discriminator, x = make(PatchGAN, 3, width=8), torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(discriminator(x).logits[:2], discriminator(x[:2]).logits)
 
 
@@ -409,8 +412,8 @@ class TestLPIPS:
         with pytest.raises(
             InputError, match=r"vgg16-397923af\.pth.*checkpoints.*use loss/perceptual=features"
         ):
-            LPIPS("vgg")
+            LPIPS("vgg", pretrained=True)
 
     def test_an_unknown_network_is_refused(self) -> None:
         with pytest.raises(InputError, match="must be one of vgg, alex, squeeze"):
-            LPIPS("resnet")
+            LPIPS("resnet", pretrained=False)

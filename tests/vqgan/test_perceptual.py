@@ -63,10 +63,10 @@ def test_large_coloured_images_pass_as_they_are() -> None:
 
 def test_grey_images_are_repeated_and_small_ones_enlarged_in_their_shape() -> None:
     x = images(2, 1, 16, 32)
-    found = to_network_input(x)
-    assert found.shape == (2, 3, 64, 128)
-    assert torch.equal(found[:, 0], found[:, 2])
-    torch.testing.assert_close(found[:, :1], F.interpolate(x, size=(64, 128), mode="bilinear"))
+    prepared = to_network_input(x)
+    assert prepared.shape == (2, 3, 64, 128)
+    assert torch.equal(prepared[:, 0], prepared[:, 2])
+    torch.testing.assert_close(prepared[:, :1], F.interpolate(x, size=(64, 128), mode="bilinear"))
 
 
 @pytest.mark.parametrize("side", range(1, 65))
@@ -140,8 +140,8 @@ def test_the_weights_never_train_and_the_image_gets_its_gradient(backbone: Torch
 def test_maps_are_float32_under_autocast(backbone: Torchvision) -> None:
     x = images(1, 3, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = backbone.features(x)
-    for m, expected in zip(found, backbone.features(x), strict=True):
+        features = backbone.features(x)
+    for m, expected in zip(features, backbone.features(x), strict=True):
         assert m.dtype == torch.float32
         assert torch.equal(m, expected)
 
@@ -200,13 +200,13 @@ def test_a_layer_without_a_map_is_refused() -> None:
 
 
 def test_weights_that_cannot_be_fetched_are_named_with_their_place(offline: Path) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         make(Torchvision, "resnet18")
     assert (
         f"put the file at {offline / 'resnet18-f37072fd.pth'}, or use loss/perceptual=features"
-        in str(told.value)
+        in str(error.value)
     )
-    assert "no network" in str(told.value)
+    assert "no network" in str(error.value)
 
 
 def test_a_file_of_weights_that_is_cut_off_is_named(offline: Path) -> None:
@@ -225,8 +225,8 @@ def test_weights_in_the_hub_folder_are_used_without_a_network(offline: Path) -> 
     network = torchvision.models.squeezenet1_1()
     file = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[1]
     torch.save(network.state_dict(), offline / file)
-    found = make(Torchvision, SQUEEZE, ["features.0"]).network.state_dict()
-    assert torch.equal(found["network.network.features.0.weight"], network.features[0].weight)
+    state = make(Torchvision, SQUEEZE, ["features.0"]).network.state_dict()
+    assert torch.equal(state["network.network.features.0.weight"], network.features[0].weight)
 
 
 # timm, which need not be installed.
@@ -367,10 +367,10 @@ def test_small_grey_and_half_precision_images_are_handled(
 ) -> None:
     x, x_hat = images(2, channels, 16, 16), images(2, channels, 16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = Backbone(backbone)(x, x_hat.bfloat16())
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, Backbone(backbone)(x, x_hat.bfloat16().float()))
-    assert found > 0
+        distance = Backbone(backbone)(x, x_hat.bfloat16())
+    assert distance.dtype == torch.float32
+    torch.testing.assert_close(distance, Backbone(backbone)(x, x_hat.bfloat16().float()))
+    assert distance > 0
 
 
 @pytest.mark.filterwarnings("ignore")  # the packages' own, at import
@@ -419,10 +419,10 @@ def test_lpips_is_computed_in_float32_and_moves_the_reconstruction() -> None:
     loss = LPIPS("squeeze", pretrained=False)
     x, x_hat = images(1, 3, 16, 16), images(1, 3, 16, 16).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss(x, x_hat)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, loss(x, x_hat))
-    found.backward()
+        distance = loss(x, x_hat)
+    assert distance.dtype == torch.float32
+    assert torch.equal(distance, loss(x, x_hat))
+    distance.backward()
     assert x_hat.grad is not None
     assert x_hat.grad.isfinite().all()
 
@@ -432,4 +432,4 @@ def test_lpips_names_the_weights_that_cannot_be_fetched(offline: Path, net: str)
     with pytest.raises(
         InputError, match=rf"{net}[\w-]+\.pth can't be fetched .*use loss/perceptual=features"
     ):
-        LPIPS(net)
+        make(LPIPS, net)

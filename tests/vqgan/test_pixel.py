@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from engine.errors import InputError
+from tests.helpers.parts import make
 from vqgan.losses.pixel import Pixel, focal_frequency
 
-FOCAL = Pixel(l1=0, l2=0, focal=1)
+FOCAL = make(Pixel, l1=0, l2=0, focal=1)
 
 
 def test_equal_images_have_no_focal_loss_and_a_finite_gradient() -> None:
@@ -61,8 +62,8 @@ def test_the_weight_of_a_frequency_has_no_gradient() -> None:
 
 def test_the_three_losses_add_up() -> None:
     x, x_hat = torch.randn(2, 2, 3, 8, 8)
-    parts = 2 * Pixel(1, 0)(x, x_hat) + 3 * Pixel(0, 1)(x, x_hat) + 5 * FOCAL(x, x_hat)
-    torch.testing.assert_close(Pixel(2, 3, 5)(x, x_hat), parts)
+    parts = 2 * make(Pixel, 1, 0)(x, x_hat) + 3 * make(Pixel, 0, 1)(x, x_hat) + 5 * FOCAL(x, x_hat)
+    torch.testing.assert_close(make(Pixel, 2, 3, 5)(x, x_hat), parts)
 
 
 def test_every_image_and_channel_has_its_own_largest_frequency() -> None:
@@ -75,17 +76,17 @@ def test_every_image_and_channel_has_its_own_largest_frequency() -> None:
 def test_the_focal_loss_is_computed_in_float32(dtype: torch.dtype) -> None:
     x, x_hat = torch.randn(2, 1, 1, 8, 8).to(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        found = FOCAL(x, x_hat)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, FOCAL(x.float(), x_hat.float()))
+        loss = FOCAL(x, x_hat)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, FOCAL(x.float(), x_hat.float()))
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "focal"])
 def test_negative_weights_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"loss.pixel.{name}=-1 must be a number at least 0"):
-        Pixel(**{name: -1})
+        make(Pixel, **{name: -1})
 
 
 def test_three_weights_of_zero_are_refused() -> None:
     with pytest.raises(InputError, match="loss.pixel has l1=0, l2=0 and focal=0, which is no loss"):
-        Pixel(0, 0, 0)
+        make(Pixel, 0, 0, 0)

@@ -1,4 +1,4 @@
-""""""
+"""Tokenizers: shapes, sizes, and the start from classical vector quantization."""
 
 import pytest
 import torch
@@ -23,20 +23,20 @@ def test_the_depth_follows_from_the_image_size_and_the_grid(
     assert plan_downsampling(size, grid, stem) == steps
 
 
-def test_widths_double_up_to_the_most() -> None:
+def test_widths_double_up_to_the_maximum() -> None:
     assert plan_widths(8, [4, 2, 2, 2], max_width_mult=4) == [8, 16, 32, 32]
 
 
-@pytest.mark.parametrize(("stem", "at_once"), [(1, 1), (2, 2), (4, 2), (8, 4)])
-def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, at_once: int) -> None:
+@pytest.mark.parametrize(("stem", "last_step"), [(1, 1), (2, 2), (4, 2), (8, 4)])
+def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, last_step: int) -> None:
     decoder = make(Decoder, 48, 3, 2, width=8, stem=stem, max_width_mult=4)
-    assert decoder.last.out_channels == 3 * at_once**2
+    assert decoder.last.out_channels == 3 * last_step**2
     assert decoder(torch.randn(2, decoder.in_channels, 2, 2)).shape == (2, 3, 48, 48)
 
 
 @pytest.mark.parametrize("start", ["patches", "random"])
 @pytest.mark.parametrize(("size", "grid"), [(16, 4), (16, 1), (16, 16), (20, 4), (18, 3)])
-def test_images_become_grids_and_grids_images(size: int, grid: int, start: str) -> None:
+def test_images_become_grids_of_codes_and_back(size: int, grid: int, start: str) -> None:
     t = make_tokenizer(size, grid, start)
     q = t.encode(torch.randn(2, 3, size, size))
     assert q.indices.shape == (2, grid, grid)
@@ -52,14 +52,14 @@ def test_decoding_indices_equals_decoding_z_q(training: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "grid", "says"),
+    ("size", "grid", "way_out"),
     [(64, 7, "model.grid=8 or data.image_size=63"), (65, 8, "model.grid=5 or data.image_size=64")],
 )
 def test_a_grid_that_does_not_divide_the_image_is_refused_with_the_way_out(
-    size: int, grid: int, says: str
+    size: int, grid: int, way_out: str
 ) -> None:
     with pytest.raises(
-        InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {says}"
+        InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {way_out}"
     ):
         make(Encoder, size, 3, grid, width=64)
 
@@ -100,7 +100,7 @@ def test_fewer_components_lose_what_principal_component_analysis_loses() -> None
     torch.testing.assert_close(lost, values[5:].square().sum(), rtol=1e-3, atol=1e-3)
 
 
-def test_started_from_patches_it_is_classical_vector_quantization() -> None:
+def test_a_start_from_patches_is_classical_vector_quantization() -> None:
     t, x = make_tokenizer(dim=48), torch.randn(40, 3, 16, 16)
     t.initialise(x)
     rows, codes = to_patches(x, 4), to_patches(t.decode_indices(torch.arange(16).view(1, 4, 4)), 4)
@@ -110,7 +110,7 @@ def test_started_from_patches_it_is_classical_vector_quantization() -> None:
     )
 
 
-def test_started_at_random_the_codes_lie_where_the_encoder_puts_the_images() -> None:
+def test_a_random_start_places_the_codes_among_the_encoder_outputs() -> None:
     t, x = make_tokenizer(start="random"), torch.randn(40, 3, 16, 16)
     before = t.encode(x).terms["commitment"]
     t.initialise(x)
@@ -124,7 +124,7 @@ def test_grey_images_work() -> None:
     assert t.decode(t.encode(torch.randn(2, 1, 16, 16)).z_q).shape == (2, 1, 16, 16)
 
 
-def test_the_fingerprint_is_the_weights() -> None:
+def test_the_fingerprint_changes_with_the_weights() -> None:
     t = make_tokenizer()
     before = t.fingerprint()
     assert t.fingerprint() == before
@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient_after_the_first_steps() -> None:
     t = make_tokenizer()
     t.initialise(torch.randn(8, 3, 16, 16))
     optimizer = torch.optim.SGD(t.parameters(), 0.1)
-    for _ in range(3):  # zero-initialised branches wake up one after the other
+    for _ in range(3):  # zero-initialised branches get gradients one after the other
         x = torch.randn(4, 3, 16, 16)
         q = t.encode(x)
         optimizer.zero_grad()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import sweep
-from evaluation.report.charts import style
-from evaluation.report.page import page
+from benchmarks.report import make_sweep
+from evaluation.report.figure import report_style
+from evaluation.report.page import render_page
 from evaluation.report.read import find_runs
 from evaluation.report.story import Story
 
@@ -25,7 +25,7 @@ FLAGS = [
 
 
 def programs() -> tuple[str, str]:
-    """Chromium and its driver; without them there is nothing to test, but in CI there must be."""
+    """Chromium and its driver; skips the test without them, but fails in CI."""
     chromium = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
@@ -41,9 +41,11 @@ def programs() -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64, 256], seeds=2)
-    with style():
-        text = page(Story(find_runs([str(folder / "sweep")])), "sweep", datetime(2026, 11, 26))
+    make_sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64, 256], seeds=2)
+    with report_style():
+        text = render_page(
+            Story(find_runs([str(folder / "sweep")])), "sweep", datetime(2026, 11, 26)
+        )
     (folder / "report.html").write_text(text)
     return folder / "report.html"
 
@@ -65,11 +67,11 @@ def browser(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
-        yield made
+        yield driven
     finally:
-        made.quit()
+        driven.quit()
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def opened(browser: Any, report: Path) -> Any:
 
 
 def column(browser: Any, table: str, head: str) -> list[str]:
-    """The texts of a table's column, from above."""
+    """The texts of a table's column, from top to bottom."""
     return browser.execute_script(  # type: ignore[no-any-return]
         """const table = document.querySelector(`#${arguments[0]} table`);
         const i = [...table.tHead.rows[0].cells].findIndex((cell) => cell.querySelector("b").textContent === arguments[1]);
@@ -94,13 +96,13 @@ def button(browser: Any, table: str, head: str) -> Any:
     return browser.find_element("xpath", f"//*[@id='{table}']//th/button[b='{head}']")
 
 
-def test_it_opens_without_errors_and_asks_for_nothing_but_itself(opened: Any, report: Path) -> None:
+def test_it_opens_without_errors_and_requests_nothing_but_itself(opened: Any, report: Path) -> None:
     assert opened.title == "sweep: report"
     assert opened.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    asked = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    requests = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     urls = [
-        each["request"]["url"] for each in asked if each["documentURL"] == report.as_uri()
+        each["request"]["url"] for each in requests if each["documentURL"] == report.as_uri()
     ]  # the browser has pages of its own
     assert {url for url in urls if not url.startswith("data:")} == {report.as_uri()}
 
@@ -109,17 +111,17 @@ def test_a_click_on_a_head_sorts_by_number_both_ways(opened: Any) -> None:
     for turn, way in enumerate(("ascending", "descending")):
         head = button(opened, "runs-tokenizers", "K")
         head.click()
-        found = [int(text) for text in column(opened, "runs-tokenizers", "K")]
-        assert found == sorted(found, reverse=bool(turn))
+        values = [int(text) for text in column(opened, "runs-tokenizers", "K")]
+        assert values == sorted(values, reverse=bool(turn))
         assert head.find_element("xpath", "..").get_attribute("aria-sort") == way
-    assert found[0] == 1024  # as a word it would come between 256 and 64
+    assert values[0] == 1024  # as a word it would come between 256 and 64
 
 
-def test_another_head_takes_the_order_over(opened: Any) -> None:
+def test_another_head_takes_over_the_order(opened: Any) -> None:
     button(opened, "runs-tokenizers", "K").click()
     button(opened, "runs-tokenizers", "PSNR").click()
-    found = [float(text) for text in column(opened, "runs-tokenizers", "PSNR")]
-    assert found == sorted(found)
+    values = [float(text) for text in column(opened, "runs-tokenizers", "PSNR")]
+    assert values == sorted(values)
     sorts = [
         cell.get_attribute("aria-sort")
         for cell in opened.find_elements("css selector", "#runs-tokenizers th")
@@ -130,12 +132,12 @@ def test_another_head_takes_the_order_over(opened: Any) -> None:
 
 def test_the_keyboard_sorts_and_opens_rows(opened: Any) -> None:
     button(opened, "runs-tokenizers", "Seed").send_keys("\ue007")  # enter
-    found = [int(text) for text in column(opened, "runs-tokenizers", "Seed")]
-    assert found == sorted(found)
+    values = [int(text) for text in column(opened, "runs-tokenizers", "Seed")]
+    assert values == sorted(values)
     first = opened.find_element("css selector", "#runs-tokenizers tbody .open")
     first.send_keys(" ")
     assert first.get_attribute("aria-expanded") == "true"
-    shown = opened.find_element("css selector", "#runs-tokenizers tbody .detail .said")
+    shown = opened.find_element("css selector", "#runs-tokenizers tbody .detail .run-commands")
     assert "python train.py stage=vqgan model.grid=" in shown.text
     first.send_keys("\ue007")
     assert not shown.is_displayed()
@@ -150,16 +152,16 @@ def test_rows_stay_with_their_commands_when_they_are_sorted(opened: Any) -> None
     assert "seed=0" in first.find_element("css selector", "code").text
 
 
-def test_a_click_on_a_point_tells_it_and_its_commands(opened: Any) -> None:
+def test_a_click_on_a_point_shows_its_details_and_commands(opened: Any) -> None:
     opened.execute_script(
         "document.querySelector('.point').dispatchEvent(new MouseEvent('click', {bubbles: true}))"
     )
-    teller = opened.find_element("id", "teller")
-    assert "4×4, K=64" in teller.text
-    assert "2 seeds" in teller.text
-    assert "python train.py stage=vqgan model.grid=4" in teller.text
+    details = opened.find_element("id", "point-details")
+    assert "4×4, K=64" in details.text
+    assert "2 seeds" in details.text
+    assert "python train.py stage=vqgan model.grid=4" in details.text
     opened.find_element("css selector", "body").send_keys("\ue00c")  # escape
-    assert not teller.is_displayed()
+    assert not details.is_displayed()
 
 
 def test_a_command_is_copied(opened: Any) -> None:
@@ -181,14 +183,14 @@ def test_the_page_never_scrolls_sideways(opened: Any, width: int) -> None:
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
     for opening in ("#runs-tokenizers .open", "#configurations-priors .open"):
         opened.execute_script("document.querySelector(arguments[0]).click()", opening)
-    wide, seen = opened.execute_script(
+    content, window = opened.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
-    assert wide == seen
-    assert width - 20 <= seen <= width  # a desktop's scroll bar takes some
+    assert content == window
+    assert width - 20 <= window <= width  # a desktop's scroll bar takes some
 
 
-def test_words_in_charts_can_be_read_in_the_dark(opened: Any) -> None:
+def test_text_in_charts_is_legible_in_dark_mode(opened: Any) -> None:
     colours = []
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]

@@ -1,4 +1,4 @@
-""""""
+"""Runs grouped by configuration, means over seeds, and what may share a mean."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.report.groups import find_varied, groups, mean_over_seeds, ordered, parts
+from evaluation.report.groups import (
+    best_first,
+    comparable_parts,
+    find_varied,
+    group_runs,
+    mean_over_seeds,
+)
 from evaluation.report.read import ReportedRun
 
 
@@ -20,7 +26,7 @@ def run(
     **config: Any,
 ) -> ReportedRun:
     shape = {"K": K, "grid": [grid, grid]}
-    told = {
+    settings = {
         "quantizer": {"_target_": "EMA", "K": K},
         "model": {"grid": grid, "encoder": {"grid": grid}},
         "seed": seed,
@@ -31,7 +37,7 @@ def run(
         Path(f"{seed}-{K}-{grid}"),
         "vqgan",
         f"{seed}-{K}-{grid}-{psnr}",
-        told,
+        settings,
         shape,
         "",
         None,
@@ -43,10 +49,10 @@ def run(
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_the_interval_is_students(n: int) -> None:
     values = np.random.default_rng(n).normal(20, 1, n)
-    found = mean_over_seeds(list(values))
+    mean = mean_over_seeds(list(values))
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
-    assert found.ends == pytest.approx((low, high))
-    assert found.n == n
+    assert mean.ends == pytest.approx((low, high))
+    assert mean.n == n
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -60,10 +66,10 @@ def test_seeds_that_agree_have_an_interval_of_nothing() -> None:
 
 
 def test_runs_of_one_seed_count_once_as_their_mean() -> None:
-    told = [run(0, psnr=20.0), run(0, psnr=20.2), run(1, psnr=20.4)]
-    [part] = parts(groups(told), "psnr")
-    found = part.points[0].means["psnr"]
-    assert (found.n, found.mean, found.half) == (
+    runs = [run(0, psnr=20.0), run(0, psnr=20.2), run(1, psnr=20.4)]
+    [part] = comparable_parts(group_runs(runs), "psnr")
+    mean = part.points[0].means["psnr"]
+    assert (mean.n, mean.mean, mean.half) == (
         2,
         pytest.approx(20.25),
         mean_over_seeds([20.1, 20.4]).half,
@@ -75,8 +81,8 @@ def test_a_mean_is_written_with_its_interval() -> None:
 
 
 def test_runs_that_differ_in_their_seed_are_one_group() -> None:
-    found = groups([run(seed, K, id=str(seed)) for K in (64, 256) for seed in (0, 1, 2)])
-    assert [(group.name, len(group.runs)) for group in found] == [
+    grouped = group_runs([run(seed, K, id=str(seed)) for K in (64, 256) for seed in (0, 1, 2)])
+    assert [(group.name, len(group.runs)) for group in grouped] == [
         ("8×8, K=64", 3),
         ("8×8, K=256", 3),
     ]
@@ -104,7 +110,7 @@ def test_the_settings_of_another_class_follow_from_the_choice_of_the_class() -> 
     ]
     fsq = [run(quantizer={"_target_": "q.FSQ", "levels": [8, 8]})]
     assert find_varied([*ema, *fsq]) == ["quantizer._target_"]
-    assert [group.name for group in groups([*ema, *fsq])] == [
+    assert [group.name for group in group_runs([*ema, *fsq])] == [
         "8×8, K=64, quantizer=EMA",
         "8×8, K=64, quantizer=FSQ",
     ]
@@ -124,8 +130,8 @@ def test_a_part_that_only_some_runs_have_is_one_choice() -> None:
 
 
 def test_groups_stand_in_the_order_of_their_numbers() -> None:
-    found = groups([run(K=K, grid=grid) for grid in (16, 8) for K in (1024, 64)])
-    assert [group.name for group in found] == [
+    grouped = group_runs([run(K=K, grid=grid) for grid in (16, 8) for K in (1024, 64)])
+    assert [group.name for group in grouped] == [
         "8×8, K=64",
         "8×8, K=1024",
         "16×16, K=64",
@@ -136,26 +142,26 @@ def test_groups_stand_in_the_order_of_their_numbers() -> None:
 def test_scores_that_were_measured_otherwise_are_never_averaged() -> None:
     alike = [run(seed, psnr=20.0 + seed) for seed in (0, 1)]
     other = run(2, psnr=30.0, provenance={"n": 50_000})
-    first, second = parts(groups([*alike, other]), "psnr")
+    first, second = comparable_parts(group_runs([*alike, other]), "psnr")
     assert (first.points[0].means["psnr"].mean, first.points[0].means["psnr"].n) == (20.5, 2)
     assert second.points[0].means["psnr"].mean == 30.0
     assert second.provenance == {"psnr": {"n": 50_000}}
 
 
 def test_the_order_of_a_provenances_keys_does_not_matter() -> None:
-    found = parts(
-        groups(
+    parts = comparable_parts(
+        group_runs(
             [run(0, provenance={"n": 1, "hash": "a"}), run(1, provenance={"hash": "a", "n": 1})]
         ),
         "psnr",
     )
-    assert len(found) == 1
+    assert len(parts) == 1
 
 
 def test_runs_without_a_score_are_left_out() -> None:
     without = run(K=256)
     without.figures = {}
-    [part] = parts(groups([run(), without]), "psnr")
+    [part] = comparable_parts(group_runs([run(), without]), "psnr")
     assert [point.group.name for point in part.points] == ["8×8, K=64"]
 
 
@@ -164,6 +170,6 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_score_has_it() -> None:
     for each in both:
         each.figures["lpips"] = each.figures["psnr"]
         each.provenance["lpips"] = {}
-    [part] = parts(groups(both), "psnr", "lpips")
-    assert ordered(part.points, "psnr")[0].group.settings["K"] == 256
-    assert ordered(part.points, "lpips")[0].group.settings["K"] == 64
+    [part] = comparable_parts(group_runs(both), "psnr", "lpips")
+    assert best_first(part.points, "psnr")[0].group.settings["K"] == 256
+    assert best_first(part.points, "lpips")[0].group.settings["K"] == 64

@@ -1,4 +1,4 @@
-""""""
+"""stage=report as a whole command."""
 
 import csv
 import json
@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import sweep
+from benchmarks.report import make_sweep
 
 
 def test_a_report_is_a_run_folder_with_page_charts_and_table(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    points = sweep(tmp_path / "sweeps" / "mine", grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
+    points = make_sweep(
+        tmp_path / "sweeps" / "mine", grids=[4, 8], Ks=[64, 256], seeds=2, priors=False
+    )
     (points[0] / "metrics.json").unlink()
     assert command("stage=report", "runs=sweeps/mine") == 0
     folder = tmp_path / "runs" / "report" / "mine"
@@ -31,15 +33,15 @@ def test_a_report_is_a_run_folder_with_page_charts_and_table(
     )
     page = (folder / "report.html").read_text()
     assert points[0].name in page[page.index("Folders that could not be used") :]
-    said = capsys.readouterr().err
-    assert "7 tokenizers in 4 configurations" in said
-    assert "the report of 7 runs: runs/report/mine/report.html" in said
+    terminal = capsys.readouterr().err
+    assert "7 tokenizers in 4 configurations" in terminal
+    assert "report on 7 runs: runs/report/mine/report.html" in terminal
 
 
 def test_several_folders_are_one_report_and_reports_are_no_runs(
     command: Callable[..., int], tmp_path: Path
 ) -> None:
-    sweep(tmp_path / "runs" / "a", grids=[4], Ks=[64], seeds=1, priors=False)
+    make_sweep(tmp_path / "runs" / "a", grids=[4], Ks=[64], seeds=1, priors=False)
     assert command("stage=report", "runs=runs") == 0
     assert command("stage=report", "runs=[runs/a,runs]", "name=second") == 0
     assert json.loads((tmp_path / "runs/report/second/metrics.json").read_text())["runs"] == 1

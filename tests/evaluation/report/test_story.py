@@ -1,4 +1,4 @@
-""""""
+"""The sentences, charts, tables and pictures of a report, and its page."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report import sweep
-from evaluation.report.charts import style
-from evaluation.report.page import embedded, page
+from benchmarks.report import make_sweep
+from evaluation.report.figure import report_style
+from evaluation.report.page import inline_image, render_page
 from evaluation.report.read import find_runs
 from evaluation.report.story import DAGGER, Story
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """Of 2 grids, 2 codebooks and 2 widths, both stages evaluated, 2 seeds each."""
+    """The story of 2 grids, 2 codebooks and 2 widths, both stages evaluated, 2 seeds each."""
     folder = tmp_path_factory.mktemp("sweep")
-    sweep(folder, grids=[4, 8], Ks=[64, 256], dims=[64, 256], seeds=2)
+    make_sweep(folder, grids=[4, 8], Ks=[64, 256], dims=[64, 256], seeds=2)
     return Story(find_runs([str(folder)]))
 
 
@@ -30,12 +30,12 @@ def names(story: Story) -> set[str]:
 
 
 def change(folder: Path, **figures: Any) -> None:
-    """Give a run's or an evaluation's metrics.json other figures."""
+    """Change figures in the metrics.json of a run or an evaluation."""
     file = folder / "metrics.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **figures}))
 
 
-def test_all_charts_are_drawn_of_a_sweep_that_has_everything(whole: Story) -> None:
+def test_a_sweep_that_has_everything_has_all_charts(whole: Story) -> None:
     maps = {
         "map-psnr-grid-K",
         "map-psnr-K-dim",
@@ -63,36 +63,36 @@ def test_the_head_names_the_best_with_its_interval_and_its_rate(whole: Story) ->
     assert whole.head[0].startswith(
         "16 tokenizers in 8 configurations (2 seeds each) and 16 priors in 8 configurations"
     )
-    assert whole.head[0].endswith("what differs: grid (4×4, 8×8), K (64, 256), dim (64, 256).")
-    [part] = [whole.main("bits_per_image", "psnr")]
+    assert whole.head[0].endswith("they differ in grid (4×4, 8×8), K (64, 256), dim (64, 256).")
+    [part] = [whole.main_part("bits_per_image", "psnr")]
     assert part is not None
     top = max(part.points, key=lambda point: point.means["psnr"].mean)
-    [said] = [sentence for sentence in whole.head if sentence.startswith("Best PSNR")]
+    [sentence] = [sentence for sentence in whole.head if sentence.startswith("Best PSNR")]
     assert (
         f"{top.means['bits_per_image'].mean:,.0f} bits: {top.group.name}, {top.means['psnr'].text(2)} dB (2 seeds)"
-        in said
+        in sentence
     )
 
 
-def test_the_head_tells_what_is_won_over_classical_vector_quantization(whole: Story) -> None:
-    """The made-up codec lies on a line of 9 + 1.3 log2(bits)."""
-    [part] = [whole.main("bits_per_image", "psnr")]
+def test_the_head_has_the_gain_over_classical_vector_quantization(whole: Story) -> None:
+    """The fake codec lies on the line 9 + 1.3 log2(bits)."""
+    [part] = [whole.main_part("bits_per_image", "psnr")]
     assert part is not None
-    seen = [point for point in part.points if 256 <= point.means["bits_per_image"].mean <= 2560]
+    within = [point for point in part.points if 256 <= point.means["bits_per_image"].mean <= 2560]
     gains = [
         point.means["psnr"].mean - 9 - 1.3 * np.log2(point.means["bits_per_image"].mean)
-        for point in seen
+        for point in within
     ]
-    [said] = [sentence for sentence in whole.head if "classical VQ" in sentence]
-    assert f"same rate: {max(gains):+.2f} dB" in said
-    assert f"to {min(gains):+.2f} dB" in said
+    [sentence] = [sentence for sentence in whole.head if "classical VQ" in sentence]
+    assert f"same rate: {max(gains):+.2f} dB" in sentence
+    assert f"to {min(gains):+.2f} dB" in sentence
 
 
-def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story) -> None:
+def test_the_drawings_are_valid_xml_and_every_point_names_its_runs(whole: Story) -> None:
     [chart] = [
         chart for section in whole.sections for chart in section.charts if chart.name == "rate-psnr"
     ]
-    with style():
+    with report_style():
         drawing = ET.fromstring(chart.svg())
     points = [node for node in drawing.iter("g") if node.get("class") == "point"]
     assert len(points) == 8
@@ -107,19 +107,19 @@ def test_the_drawings_are_sound_xml_and_every_point_tells_its_runs(whole: Story)
     assert len(every) == len(set(every))
 
 
-def test_the_page_asks_for_nothing_from_outside(whole: Story) -> None:
-    with style():
-        text = page(whole, "a <b> sweep", datetime(2026, 11, 26))
+def test_the_page_requests_nothing_from_outside(whole: Story) -> None:
+    with report_style():
+        text = render_page(whole, "a <b> sweep", datetime(2026, 11, 26))
     assert "a &lt;b&gt; sweep" in text
-    for asking in ('src="http', 'href="http', "url(http", "@import", '<link rel="stylesheet'):
-        assert asking not in text
+    for request in ('src="http', 'href="http', "url(http", "@import", '<link rel="stylesheet'):
+        assert request not in text
 
 
-def test_one_seed_has_no_interval_and_the_report_says_what_to_run(tmp_path: Path) -> None:
-    sweep(tmp_path, grids=[8], Ks=[64], seeds=1, priors=False, evaluated=False)
+def test_one_seed_has_no_interval_and_the_report_suggests_what_to_run(tmp_path: Path) -> None:
+    make_sweep(tmp_path, grids=[8], Ks=[64], seeds=1, priors=False, evaluated=False)
     story = Story(find_runs([str(tmp_path)]))
     assert any("one seed, so no interval" in sentence for sentence in story.head)
-    told = "\n".join(story.missing)
+    suggestions = "\n".join(story.missing)
     for needed in (
         "seed=0,1,2",
         "stage=evaluate",
@@ -127,13 +127,15 @@ def test_one_seed_has_no_interval_and_the_report_says_what_to_run(tmp_path: Path
         "quantizer.dim=64,128",
         "experiment=pipeline",
     ):
-        assert needed in told
+        assert needed in suggestions
     assert names(story) == {"learning-psnr"}  # of one point nothing else can be drawn
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_settings_at_one_rate_are_seen_on_its_axis(seeds: int, tmp_path: Path) -> None:
-    sweep(tmp_path, grids=[8], Ks=[64], dims=[64, 256], seeds=seeds, priors=False, evaluated=False)
+def test_settings_at_one_rate_are_within_the_axis(seeds: int, tmp_path: Path) -> None:
+    make_sweep(
+        tmp_path, grids=[8], Ks=[64], dims=[64, 256], seeds=seeds, priors=False, evaluated=False
+    )
     [chart] = [
         chart
         for section in Story(find_runs([str(tmp_path)])).sections
@@ -146,10 +148,10 @@ def test_settings_at_one_rate_are_seen_on_its_axis(seeds: int, tmp_path: Path) -
 
 
 def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Path) -> None:
-    points = sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
+    points = make_sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
     for folder in points[:4]:
-        told = {"psnr": {}, "rfid_proxy": {"extractor": "another", "n": 50}}
-        change(folder / "evaluate_tokenizer", provenance=told)
+        provenance = {"psnr": {}, "rfid_proxy": {"extractor": "another", "n": 50}}
+        change(folder / "evaluate_tokenizer", provenance=provenance)
     story = Story(find_runs([str(tmp_path)]))
     assert {"rate-rfid_proxy", "rate-rfid_proxy-2"} <= names(story)
     [note] = [note for note in story.notes if note.startswith("rFID proxy")]
@@ -161,7 +163,7 @@ def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Pat
 
 def test_runs_on_other_images_are_never_on_one_axis(tmp_path: Path) -> None:
     for name, size in (("a", 64), ("b", 32)):
-        for folder in sweep(
+        for folder in make_sweep(
             tmp_path / name, grids=[8], Ks=[64, 256], seeds=1, priors=False, evaluated=False
         ):
             file = folder / "config.yaml"
@@ -198,7 +200,7 @@ def test_the_best_and_the_worst_are_shown(whole: Story) -> None:
 
 def test_tokenizers_without_codes_are_reported_too(tmp_path: Path) -> None:
     for i, folder in enumerate(
-        sweep(tmp_path, grids=[8], Ks=[64], seeds=2, priors=False, evaluated=False)
+        make_sweep(tmp_path, grids=[8], Ks=[64], seeds=2, priors=False, evaluated=False)
     ):
         change(folder, K=None, perplexity=None, psnr=25.0 + i)
     story = Story(find_runs([str(tmp_path)]))
@@ -210,6 +212,6 @@ def test_a_picture_that_is_too_large_is_made_smaller(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 2000, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
     Image.fromarray(noise[:20, :20]).save(tmp_path / "small.png")
-    assert embedded(tmp_path / "large.png").startswith("data:image/jpeg;base64,")
-    assert len(embedded(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 2
-    assert embedded(tmp_path / "small.png").startswith("data:image/png;base64,")
+    assert inline_image(tmp_path / "large.png").startswith("data:image/jpeg;base64,")
+    assert len(inline_image(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 2
+    assert inline_image(tmp_path / "small.png").startswith("data:image/png;base64,")

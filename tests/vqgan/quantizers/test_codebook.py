@@ -1,4 +1,4 @@
-"""Formulas of the learned codebooks, each against a slow version or a published package; and the field's known mistakes."""
+"""Formulas of the learned codebooks against slow versions and a published package, and known mistakes of the field."""
 
 from typing import Any
 
@@ -11,21 +11,20 @@ from tests.helpers.parts import make
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.entropy import Entropy
-from vqgan.quantizers.gradients import soft_lookup
 from vqgan.quantizers.ibq import IBQ
-from vqgan.quantizers.search import flatten, nearest
+from vqgan.quantizers.search import flatten
 from vqgan.quantizers.simvq import SimVQ
 from vqgan.quantizers.vq import VQ
 
 K, DIM = 16, 6
 
 
-def z(n: int = 2) -> Tensor:
+def make_z_e(n: int = 2) -> Tensor:
     return torch.randn(n, DIM, 4, 4)
 
 
 def slow_vq_loss(z_e: Tensor, codebook: Tensor, indices: Tensor, beta: float) -> float:
-    """sum over elements of |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2, divided by their number, in plain Python."""
+    """The mean over elements of |sg(z_e) - e|^2 + beta |z_e - sg(e)|^2, in plain Python."""
     rows, total = flatten(z_e).tolist(), 0.0
     for row, index in zip(rows, indices.flatten().tolist(), strict=True):
         total += sum(
@@ -35,7 +34,7 @@ def slow_vq_loss(z_e: Tensor, codebook: Tensor, indices: Tensor, beta: float) ->
 
 
 def test_the_loss_is_the_codes_plus_beta_times_the_commitment() -> None:
-    quantizer, z_e = make(VQ, K, DIM, beta=0.3), z()
+    quantizer, z_e = make(VQ, K, DIM, beta=0.3), make_z_e()
     q = quantizer(z_e)
     assert float(q.loss.detach()) == pytest.approx(
         slow_vq_loss(z_e, quantizer.codebook.detach(), q.indices, 0.3), rel=1e-5
@@ -43,20 +42,20 @@ def test_the_loss_is_the_codes_plus_beta_times_the_commitment() -> None:
 
 
 def test_beta_weighs_the_commitment_and_not_the_codes() -> None:
-    """The legacy form has it the other way round, which commits four times as much and moves codes a quarter as far."""
+    """With beta on the codes instead, as in legacy code, the encoder commits four times as strongly."""
     grads = {}
     for beta in (0.0, 0.25, 1.0):
         torch.manual_seed(0)
-        quantizer, z_e = make(VQ, K, DIM, beta=beta), z().requires_grad_()
+        quantizer, z_e = make(VQ, K, DIM, beta=beta), make_z_e().requires_grad_()
         quantizer(z_e).loss.backward()
         grads[beta] = (quantizer.codebook.grad, z_e.grad)
-    assert torch.equal(grads[0.0][0], grads[1.0][0])  # the codes learn alike whatever beta is
+    assert torch.equal(grads[0.0][0], grads[1.0][0])  # the codes' gradient does not depend on beta
     assert not grads[0.0][1].any()
     torch.testing.assert_close(grads[0.25][1], grads[1.0][1] / 4)
 
 
 def test_only_chosen_codes_get_a_gradient_and_it_points_from_their_outputs() -> None:
-    quantizer, z_e = make(VQ, K, DIM), z()
+    quantizer, z_e = make(VQ, K, DIM), make_z_e()
     q = quantizer(z_e)
     q.loss.backward()
     for k in range(K):
@@ -67,20 +66,20 @@ def test_only_chosen_codes_get_a_gradient_and_it_points_from_their_outputs() -> 
 
 def test_the_decoders_gradient_does_not_move_the_codes_of_vq() -> None:
     quantizer = make(VQ, K, DIM)
-    quantizer(z().requires_grad_()).z_q.sum().backward()
+    quantizer(make_z_e().requires_grad_()).z_q.sum().backward()
     assert quantizer.codebook.grad is None
 
 
 @pytest.mark.parametrize("kind", [VQ, EMA])
 def test_the_decoders_gradient_reaches_z_e_unchanged(kind: Any) -> None:
-    quantizer, z_e, g = make(kind, K, DIM), z().requires_grad_(), z()
+    quantizer, z_e, g = make(kind, K, DIM), make_z_e().requires_grad_(), make_z_e()
     quantizer(z_e).z_q.backward(g)
     assert torch.equal(z_e.grad, g)
 
 
-def test_an_argmax_of_distances_would_be_the_worst_code() -> None:
-    """A seed's listing takes it; here the choice is nowhere farther than any other code."""
-    quantizer, z_e = make(VQ, K, DIM), z()
+def test_no_code_is_nearer_than_the_chosen_one() -> None:
+    """An argmax of distances, as some listings have it, would choose the farthest."""
+    quantizer, z_e = make(VQ, K, DIM), make_z_e()
     distances = torch.cdist(flatten(z_e), quantizer.codebook.detach())
     chosen = distances.gather(1, quantizer(z_e).indices.view(-1, 1))
     assert (chosen <= distances + 1e-5).all()
@@ -88,8 +87,8 @@ def test_an_argmax_of_distances_would_be_the_worst_code() -> None:
 
 @pytest.mark.parametrize("kind", [VQ, EMA, SimVQ, IBQ])
 def test_cosine_compares_losses_and_looks_up_vectors_of_length_one(kind: Any) -> None:
-    """Normalised after the losses or not in `lookup`, a prior would decode vectors that training never saw."""
-    quantizer, z_e = make(kind, K, DIM, cosine=True).eval(), 5 * z()
+    """If codes were normalised after the losses, or not in `lookup`, a prior would decode vectors unknown in training."""
+    quantizer, z_e = make(kind, K, DIM, cosine=True).eval(), 5 * make_z_e()
     q = quantizer(z_e)
     torch.testing.assert_close(q.z_e.norm(dim=1), torch.ones(2, 4, 4))
     torch.testing.assert_close(quantizer.lookup(q.indices).norm(dim=1), torch.ones(2, 4, 4))
@@ -101,13 +100,13 @@ def test_cosine_compares_losses_and_looks_up_vectors_of_length_one(kind: Any) ->
 def test_cosine_ema_codes_stay_of_length_one_and_consistent() -> None:
     quantizer = make(EMA, K, DIM, cosine=True)
     for _ in range(5):
-        quantizer.update(quantizer(z()))
+        quantizer.update(quantizer(make_z_e()))
     torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(K))
     torch.testing.assert_close(F.normalize(quantizer.sums, dim=1), quantizer.codebook)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-def test_kmeans_starts_vq_where_it_starts_ema(cosine: bool) -> None:
+def test_kmeans_initialises_vq_and_ema_alike(cosine: bool) -> None:
     points = torch.randn(400, DIM)
     one, two = make(VQ, K, DIM, cosine=cosine), make(EMA, K, DIM, cosine=cosine)
     one.initialise(points)
@@ -129,7 +128,9 @@ def test_revival_replaces_dead_codes_of_vq_by_encoder_outputs_under_jukeboxs_rul
 
 
 @pytest.mark.parametrize(("rate", "moved"), [(1.0, True), (0.2, True), (0.05, False)])
-def test_codes_rest_at_the_end_of_the_learning_rate(rate: float, moved: bool) -> None:
+def test_dead_codes_stay_in_place_once_the_learning_rate_has_fallen(
+    rate: float, moved: bool
+) -> None:
     quantizer = make(EMA, K, DIM, revive=0.5, kmeans=False)
     before = quantizer.codebook[5].clone()
     quantizer.set_codes(torch.tensor([5]), before[None], torch.tensor([0.2]))  # of an average of 1
@@ -137,17 +138,17 @@ def test_codes_rest_at_the_end_of_the_learning_rate(rate: float, moved: bool) ->
     assert bool((quantizer.codebook[5] - before).norm() > 0.1) == moved
 
 
-def test_codes_are_drawn_by_their_distance() -> None:
+def test_with_a_temperature_codes_are_sampled_by_their_distance() -> None:
     quantizer = make(VQ, 4, 2, temperature=1.5)
     point = torch.tensor([0.3, -0.2])
     x = point.view(1, 2, 1, 1).expand(50, 2, 20, 20)
-    found = torch.bincount(quantizer.train()(x).indices.flatten(), minlength=4) / 20_000
+    frequencies = torch.bincount(quantizer.train()(x).indices.flatten(), minlength=4) / 20_000
     expected = torch.softmax(-(quantizer.codebook.detach() - point).square().sum(1) / 1.5, 0)
-    torch.testing.assert_close(found, expected, atol=0.015, rtol=0)
+    torch.testing.assert_close(frequencies, expected, atol=0.015, rtol=0)
     assert len(quantizer.eval()(x).indices.unique()) == 1
 
 
-def test_simvq_starts_at_the_kmeans_of_the_encoders_outputs() -> None:
+def test_kmeans_initialises_simvq_at_the_centres_of_the_encoder_outputs() -> None:
     points = torch.randn(500, DIM) @ torch.randn(DIM, DIM) + 3
     one, two = make(SimVQ, K, DIM), make(VQ, K, DIM)
     one.initialise(points)
@@ -156,10 +157,10 @@ def test_simvq_starts_at_the_kmeans_of_the_encoders_outputs() -> None:
     torch.testing.assert_close(one.basis.std(), torch.tensor(1.0), rtol=0.2, atol=0)
 
 
-def test_simvq_moves_all_codes_with_one_step_and_not_their_basis() -> None:
+def test_one_step_moves_all_codes_of_simvq_but_not_their_basis() -> None:
     quantizer = make(SimVQ, K, DIM)
     before, basis = quantizer.codes().detach(), quantizer.basis.clone()
-    quantizer(z()).loss.backward()
+    quantizer(make_z_e()).loss.backward()
     with torch.no_grad():
         for p in quantizer.parameters():
             p -= p.grad
@@ -167,35 +168,20 @@ def test_simvq_moves_all_codes_with_one_step_and_not_their_basis() -> None:
     assert torch.equal(quantizer.basis, basis)
 
 
-def test_softly_is_onehot_plus_p_minus_sg_p_times_the_codes() -> None:
-    logits, codes, g = (
-        torch.randn(7, K, requires_grad=True),
-        torch.randn(K, DIM, requires_grad=True),
-        torch.randn(7, DIM),
-    )
-    indices = logits.argmax(1)
-    soft_lookup(logits.softmax(1), indices, codes).backward(g)
-    found = logits.grad.clone(), codes.grad.clone()
-    logits.grad = codes.grad = None
-    p = logits.softmax(1)
-    ((F.one_hot(indices, K) + p - p.detach()) @ codes).backward(g)
-    torch.testing.assert_close(found, (logits.grad, codes.grad))
-
-
 def test_ibq_reaches_every_code_by_the_decoders_gradient() -> None:
     quantizer = make(IBQ, K, DIM, kmeans=False).train()
     with torch.no_grad():
-        quantizer.codebook *= 0.1  # so close that no softmax weight is nothing
-    q = quantizer(z().requires_grad_())
+        quantizer.codebook *= 0.1  # so close together that no softmax weight vanishes
+    q = quantizer(make_z_e().requires_grad_())
     assert len(q.indices.unique()) < K or K <= 16
-    (q.z_q * z()).sum().backward()
+    (q.z_q * make_z_e()).sum().backward()
     assert (quantizer.codebook.grad.abs().sum(1) > 0).all()
 
 
 def test_ibq_chooses_as_vq_does() -> None:
     one, two = make(IBQ, K, DIM), make(VQ, K, DIM)
     two.load_state_dict(one.state_dict())
-    x = z()
+    x = make_z_e()
     assert torch.equal(one(x).indices, two(x).indices)
 
 
@@ -220,7 +206,7 @@ def test_the_entropies_of_distances_are_those_of_the_softmax() -> None:
 
 
 def test_entropy_enters_the_loss_with_its_weight_and_schedule() -> None:
-    x = z()
+    x = make_z_e()
     without = make(VQ, K, DIM, entropy=None)
     for updates, weight in ((0, 0.3), (50, 0.2), (100, 0.1), (500, 0.1)):
         quantizer = make(
@@ -240,7 +226,7 @@ def test_entropy_enters_the_loss_with_its_weight_and_schedule() -> None:
 
 
 def test_an_entropy_term_uses_more_codes() -> None:
-    """Many outputs at one place, and gradients alone: the term moves other codes there."""
+    """Outputs cluster at one place and codes have only gradients: the term pulls unused codes there."""
     used = {}
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
@@ -258,7 +244,7 @@ def test_an_entropy_term_uses_more_codes() -> None:
 
 
 class TestAgainstVectorQuantizePytorch:
-    """Where both define the same thing, the numbers agree."""
+    """Both agree to the number where they define the same thing."""
 
     def theirs(self, **settings: Any) -> Any:
         package = pytest.importorskip("vector_quantize_pytorch")
@@ -274,13 +260,13 @@ class TestAgainstVectorQuantizePytorch:
         )
         ours = make(EMA, K, DIM, decay=0.9, beta=0.25, revive=0)
         book = theirs._codebook
-        per_code = 2 * 4 * 4 / K  # our counts are 1 on average, theirs are outputs a batch
+        per_code = 2 * 4 * 4 / K  # our counts are 1 on average, theirs are outputs per batch
         book.embed_avg.data.copy_(ours.codebook[None] * per_code)
         book.embed.data.copy_(ours.codebook[None])
         book.cluster_size.data.fill_(per_code)
         theirs.train()
         for _ in range(5):
-            x = z()
+            x = make_z_e()
             z_q, indices, loss = theirs(x)
             q = ours(x)
             assert torch.equal(q.indices, indices)
@@ -293,7 +279,7 @@ class TestAgainstVectorQuantizePytorch:
         theirs = self.theirs(rotation_trick=True).eval()
         ours = make(VQ, K, DIM, rotation=True)
         ours.codebook.data.copy_(theirs._codebook.embed[0])
-        x, g = z(), z()
+        x, g = make_z_e(), make_z_e()
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
         theirs.train()
         theirs.freeze_codebook = True
@@ -303,8 +289,8 @@ class TestAgainstVectorQuantizePytorch:
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_codebook_is_the_only_home_of_the_switches() -> None:
-    """A quantizer that forgets to hand one on would ignore it silently."""
+def test_every_learned_codebook_has_all_switches() -> None:
+    """A quantizer that failed to pass one on would silently ignore it."""
     settings = {
         "beta": 0.5,
         "cosine": True,
@@ -316,10 +302,3 @@ def test_codebook_is_the_only_home_of_the_switches() -> None:
     for kind in (VQ, EMA, IBQ, SimVQ):
         quantizer: Codebook = make(kind, K, DIM, **settings)
         assert {name: getattr(quantizer, name) for name in settings} == settings
-
-
-def test_nearest_to_a_large_codebook_is_found_in_tiles() -> None:
-    points, codes = torch.randn(300, 8), torch.randn(20_000, 8)
-    assert torch.equal(
-        nearest(points, codes), torch.cdist(points.double(), codes.double()).argmin(1)
-    )

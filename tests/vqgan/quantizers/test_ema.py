@@ -8,7 +8,7 @@ from vqgan.quantizers.search import flatten, nearest
 K, DIM = 16, 6
 
 
-def z(n: int = 2) -> Tensor:
+def make_z_e(n: int = 2) -> Tensor:
     return torch.randn(n, DIM, 4, 4)
 
 
@@ -19,7 +19,7 @@ def test_a_perfect_codebook_has_zero_loss() -> None:
 
 
 def test_the_commitment_loss_is_beta_times_the_mean_square_and_pulls_z_e_to_its_code() -> None:
-    quantizer, z_e = make(EMA, K, DIM, beta=0.5), z().requires_grad_()
+    quantizer, z_e = make(EMA, K, DIM, beta=0.5), make_z_e().requires_grad_()
     q = quantizer(z_e)
     q.loss.backward()
     expected = 0.5 * (z_e - q.z_q.detach()).square().sum() / z_e.numel()
@@ -28,7 +28,7 @@ def test_the_commitment_loss_is_beta_times_the_mean_square_and_pulls_z_e_to_its_
     torch.testing.assert_close(z_e.grad, 0.5 * 2 * (z_e - q.z_q).detach() / z_e.numel())
 
 
-def test_the_codebook_is_the_running_mean_of_what_was_assigned_to_it() -> None:
+def test_codes_are_running_means_of_their_outputs() -> None:
     quantizer = make(EMA, 4, 2, decay=0.9, kmeans=False, revive=0)
     count, total = torch.ones(4), quantizer.codebook.clone()
     for _ in range(5):
@@ -43,8 +43,8 @@ def test_the_codebook_is_the_running_mean_of_what_was_assigned_to_it() -> None:
     torch.testing.assert_close(quantizer.counts, count)
 
 
-def test_codes_that_nobody_chose_stay_where_they_are() -> None:
-    # From counts of 0, the first update would divide them by almost nothing and throw them out of reach.
+def test_codes_without_outputs_stay_in_place() -> None:
+    # If counts started at 0, the first update would divide them by almost nothing.
     quantizer = make(EMA, K, DIM, kmeans=False, revive=0)
     before = quantizer.codebook.clone()
     x = before[0].view(1, DIM, 1, 1).expand(1, DIM, 4, 4)
@@ -52,8 +52,8 @@ def test_codes_that_nobody_chose_stay_where_they_are() -> None:
     torch.testing.assert_close(quantizer.codebook, before)
 
 
-def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
-    """A quantizer whose other codes died while code 3 was used alone, the code as it was chosen, and the outputs."""
+def revive_codes(split: float) -> tuple[EMA, Tensor, Tensor]:
+    """A quantizer in which all codes but number 3 died, that code, and the encoder outputs."""
     quantizer = make(EMA, K, DIM, decay=0.5, revive=0.3, split=split)
     x = quantizer.codebook[3].view(1, DIM, 1, 1) + 0.01 * torch.randn(2, DIM, 4, 4)
     for _ in range(2):  # after two halvings the others count a quarter
@@ -62,14 +62,14 @@ def revived(split: float) -> tuple[EMA, Tensor, Tensor]:
 
 
 def test_dead_codes_move_to_encoder_outputs_under_jukeboxs_rule() -> None:
-    quantizer, _, outputs = revived(split=1.0)
+    quantizer, _, outputs = revive_codes(split=1.0)
     assert all(
         (outputs - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
     )
 
 
-def test_dead_codes_split_a_cluster_at_the_share_of_the_way_to_an_output() -> None:
-    quantizer, code, outputs = revived(split=0.25)
+def test_dead_codes_split_a_cluster_at_a_fraction_of_the_way_to_an_output() -> None:
+    quantizer, code, outputs = revive_codes(split=0.25)
     places = code + 0.25 * (outputs - code)
     assert all(
         (places - quantizer.codebook[k]).abs().sum(1).min() < 1e-6 for k in range(K) if k != 3
@@ -77,14 +77,12 @@ def test_dead_codes_split_a_cluster_at_the_share_of_the_way_to_an_output() -> No
 
 
 def test_a_revived_code_counts_as_average_and_its_sum_agrees() -> None:
-    quantizer, _, _ = revived(split=0.25)
+    quantizer, _, _ = revive_codes(split=0.25)
     assert torch.equal(quantizer.counts[[k for k in range(K) if k != 3]], torch.ones(K - 1))
     torch.testing.assert_close(quantizer.sums, quantizer.codebook * quantizer.counts[:, None])
 
 
-def test_a_code_on_an_output_wins_less_of_a_cluster_in_many_dimensions_than_one_that_splits_it() -> (
-    None
-):
+def test_in_many_dimensions_a_split_wins_more_of_a_cluster_than_a_code_at_an_output() -> None:
     points = torch.randn(4000, 64)
     shares = [
         nearest(points, torch.stack([torch.zeros(64), split * points[0]])).float().mean()
@@ -102,7 +100,7 @@ def test_revival_off_moves_nothing() -> None:
     torch.testing.assert_close(quantizer.codebook[5], dead)
 
 
-def test_start_places_the_codes_by_kmeans_and_keeps_the_statistics_consistent() -> None:
+def test_initialise_sets_codes_by_kmeans_with_consistent_statistics() -> None:
     quantizer = make(EMA, K, DIM)
     points = torch.randn(400, DIM)
     quantizer.initialise(points)

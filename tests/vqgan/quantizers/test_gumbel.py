@@ -11,15 +11,15 @@ from vqgan.quantizers.search import flatten, nearest
 K, DIM = 16, 6
 
 
-def test_codes_are_drawn_with_the_probabilities_of_the_logits() -> None:
+def test_codes_are_sampled_with_the_probabilities_of_the_logits() -> None:
     quantizer = make(Gumbel, 4, 2).train()
     x = torch.tensor([0.7, -1.0]).view(1, 2, 1, 1).expand(50, 2, 20, 20)
-    found = torch.bincount(quantizer(x).indices.flatten(), minlength=4) / 20_000
+    frequencies = torch.bincount(quantizer(x).indices.flatten(), minlength=4) / 20_000
     expected = quantizer.logits(torch.tensor([0.7, -1.0])).softmax(0)
-    torch.testing.assert_close(found, expected.detach(), atol=0.015, rtol=0)
+    torch.testing.assert_close(frequencies, expected.detach(), atol=0.015, rtol=0)
 
 
-def test_evaluation_takes_the_likeliest_code() -> None:
+def test_evaluation_takes_the_most_likely_code() -> None:
     quantizer, x = make(Gumbel, K, DIM).eval(), torch.randn(2, DIM, 4, 4)
     assert torch.equal(quantizer(x).indices.flatten(), quantizer.logits(flatten(x)).argmax(1))
 
@@ -33,7 +33,7 @@ def test_the_loss_is_the_divergence_from_the_uniform_distribution() -> None:
     )
 
 
-def test_no_opinion_costs_nothing() -> None:
+def test_a_uniform_choice_has_zero_loss() -> None:
     quantizer = make(Gumbel, K, DIM, kl_weight=1.0)
     torch.nn.init.zeros_(quantizer.logits.weight)
     torch.nn.init.zeros_(quantizer.logits.bias)
@@ -48,12 +48,12 @@ def test_the_gradient_is_that_of_the_softmax_at_the_temperature() -> None:
     g = torch.randn(4, DIM)
     torch.manual_seed(3)
     (flatten(quantizer(x).z_q) * g).sum().backward()
-    found, x.grad = x.grad, None
+    gradient, x.grad = x.grad, None
     torch.manual_seed(3)
     logits = quantizer.logits(flatten(x))
     p = F.softmax((logits - torch.empty_like(logits).exponential_().log()) / 0.7, 1)
     ((p @ quantizer.codebook) * g).sum().backward()
-    torch.testing.assert_close(found, x.grad)
+    torch.testing.assert_close(gradient, x.grad)
 
 
 def test_the_temperature_falls_with_the_updates() -> None:
@@ -61,18 +61,18 @@ def test_the_temperature_falls_with_the_updates() -> None:
         make(Gumbel, K, DIM, temperature=Anneal(1.0, 0.25, 10)),
         torch.randn(1, DIM, 2, 2),
     )
-    seen = []
+    temperatures = []
     for _ in range(11):
         q = quantizer(x)
-        seen.append(float(q.terms["temperature"]))
+        temperatures.append(float(q.terms["temperature"]))
         quantizer.update(q)
-    assert seen[0] == 1.0
-    assert math.isclose(seen[5], 0.5)
-    assert math.isclose(seen[10], 0.25)
+    assert temperatures[0] == 1.0
+    assert math.isclose(temperatures[5], 0.5)
+    assert math.isclose(temperatures[10], 0.25)
 
 
-def test_started_it_takes_the_nearest_code() -> None:
+def test_after_initialisation_it_takes_the_nearest_code() -> None:
     quantizer, points = make(Gumbel, K, DIM).eval(), torch.randn(500, DIM)
     quantizer.initialise(points)
-    found = quantizer(points.t().reshape(1, DIM, 20, 25)).indices.flatten()
-    assert torch.equal(found, nearest(points, quantizer.codebook.detach()))
+    indices = quantizer(points.t().reshape(1, DIM, 20, 25)).indices.flatten()
+    assert torch.equal(indices, nearest(points, quantizer.codebook.detach()))

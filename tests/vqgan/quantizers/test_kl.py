@@ -13,7 +13,7 @@ def test_the_loss_is_the_closed_form_of_the_divergence() -> None:
     torch.testing.assert_close(quantizer(z_e).loss, 0.01 * kl_divergence(posterior, prior).mean())
 
 
-def test_training_draws_around_the_mean_with_the_predicted_spread() -> None:
+def test_training_samples_around_the_mean_with_the_predicted_spread() -> None:
     quantizer = make(KL, 2).train()
     z_e = torch.tensor([1.0, -2.0, 3.0, 4.0]).view(1, 4, 1, 1).expand(1, 4, 200, 200)
     z = quantizer(z_e).z_q.flatten(2)[0]
@@ -31,16 +31,16 @@ def test_evaluation_takes_the_mean() -> None:
     torch.testing.assert_close(quantizer(z_e).z_q, z_e[:, :5])
 
 
-def test_drawn_latents_are_standard_normal_before_the_scale_of_the_encoder() -> None:
+def test_sampled_latents_are_normal_at_the_scale_of_the_encoder() -> None:
     quantizer = make(KL, 3)
     quantizer.initialise(torch.randn(2000, 6) * 4 + 2)
-    drawn = quantizer.sample_latents(200, (8, 8), seed=1)
-    assert drawn.shape == (200, 3, 8, 8)
-    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.full((3,), 2.0), atol=0.3, rtol=0)
-    torch.testing.assert_close(drawn.std((0, 2, 3)), torch.full((3,), 4.0), atol=0.3, rtol=0)
+    latents = quantizer.sample_latents(200, (8, 8), seed=1)
+    assert latents.shape == (200, 3, 8, 8)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.full((3,), 2.0), atol=0.3, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.full((3,), 4.0), atol=0.3, rtol=0)
 
 
-def test_a_drawn_latent_depends_on_seed_and_place_alone() -> None:
+def test_a_sampled_latent_depends_only_on_seed_and_position() -> None:
     quantizer = make(KL, 3)
     assert torch.equal(
         quantizer.sample_latents(5, (4, 4), seed=1)[:3], quantizer.sample_latents(3, (4, 4), seed=1)

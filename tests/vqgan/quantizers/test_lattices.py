@@ -19,12 +19,12 @@ from vqgan.quantizers.lfq import BSQ, LFQ
     ids=lambda q: f"{type(q).__name__}{q.K}",
 )
 def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
-    everyone = torch.arange(lattice.K)
-    points = lattice.lookup(everyone.view(1, 1, -1))[0, :, 0].t()
+    all_indices = torch.arange(lattice.K)
+    points = lattice.lookup(all_indices.view(1, 1, -1))[0, :, 0].t()
     values = [sorted({float(p) for p in points[:, i]}) for i in range(lattice.dim)]
     assert [len(v) for v in values] == lattice.levels.tolist()
     assert {tuple(p) for p in points.tolist()} == set(itertools.product(*values))
-    assert torch.equal(lattice.to_index(lattice.to_digits(everyone)), everyone)
+    assert torch.equal(lattice.to_index(lattice.to_digits(all_indices)), all_indices)
 
 
 def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
@@ -76,7 +76,7 @@ def test_levels_are_the_published_ones_or_the_fewest_that_multiply_to_k(
     assert choose_levels(K) == levels
 
 
-def test_fsq_says_how_many_codes_it_really_has() -> None:
+def test_the_k_of_fsq_is_the_product_of_its_levels() -> None:
     assert make(FSQ, 256).K == 240
 
 
@@ -116,17 +116,18 @@ def test_the_entropy_of_independent_bits_is_that_of_the_enumerated_codes(
     torch.testing.assert_close(q.loss.double(), 0.5 * (sure - 1.5 * spread), rtol=1e-4, atol=1e-5)
 
 
-def test_words_of_bits_have_the_probability_of_their_bits() -> None:
+def test_the_joint_probability_of_bits_is_the_product_of_theirs() -> None:
     logits = torch.randn(6, 3)
-    p, found = logits.sigmoid(), joint_probabilities(logits)
+    p = logits.sigmoid()
+    joint = joint_probabilities(logits)
     for word, bits in enumerate(itertools.product([0, 1], repeat=3)):
         expected = torch.stack(
             [p[:, i] if bit else 1 - p[:, i] for i, bit in enumerate(bits)]
         ).prod(0)
-        torch.testing.assert_close(found[:, word], expected)
+        torch.testing.assert_close(joint[:, word], expected)
 
 
-def test_entropy_is_log_n_of_n_equal_probabilities_and_zero_of_certainty() -> None:
+def test_entropy_is_log_n_for_n_equal_probabilities_and_zero_for_certainty() -> None:
     torch.testing.assert_close(entropy(torch.full((8,), 1 / 8)), torch.tensor(8.0).log())
     assert entropy(torch.tensor([1.0, 0.0])) == 0
 
@@ -145,13 +146,13 @@ def test_lfq_commits_with_beta_and_lfq_entropy_agrees_with_vector_quantize_pytor
     z = torch.randn(2, 5, 4, 4)
     z_q, _, loss = theirs(
         z, inv_temperature=100.0
-    )  # theirs scales products of z and code, distances less |z|^2 and |c|^2 by 2
+    )  # theirs scales products of z and code, ours distances, which have an additional factor of 2
     q = ours(z)
     torch.testing.assert_close(q.z_q, z_q)
     torch.testing.assert_close(q.loss, loss, rtol=1e-2, atol=1e-3)
 
 
-def test_the_start_brings_any_encoder_to_unit_scale_and_back() -> None:
+def test_outputs_of_any_scale_use_many_codes_after_initialisation() -> None:
     quantizer = make(FSQ, 512)
     z = 40 * torch.randn(1000, 3) - 7
     quantizer.initialise(z)

@@ -17,12 +17,12 @@ from vqgan.quantizers.vq import VQ
 K, DIM = 16, 6
 
 
-def z(n: int = 2) -> torch.Tensor:
+def make_z_e(n: int = 2) -> torch.Tensor:
     return torch.randn(n, DIM, 4, 4)
 
 
-def test_residual_codes_what_is_left_again_and_again() -> None:
-    quantizer, x = make(Residual, partial(make, VQ), K, 3, DIM), z()
+def test_each_codebook_codes_the_residual_of_those_before_it() -> None:
+    quantizer, x = make(Residual, partial(make, VQ), K, 3, DIM), make_z_e()
     q = quantizer(x)
     left, total = flatten(x), torch.zeros(32, DIM)
     for i, inner in enumerate(quantizer.inner_quantizers):
@@ -33,7 +33,7 @@ def test_residual_codes_what_is_left_again_and_again() -> None:
     torch.testing.assert_close(flatten(q.z_q), total)
 
 
-def test_each_codebook_leaves_less() -> None:
+def test_more_codebooks_lower_the_error() -> None:
     x = torch.randn(4000, DIM)
     grid = x.t().reshape(1, DIM, 40, 100)
     errors = []
@@ -46,47 +46,50 @@ def test_each_codebook_leaves_less() -> None:
 
 @pytest.mark.parametrize("num_codebooks", [1, 2, 4])
 def test_the_encoder_gets_the_decoders_gradient_once(num_codebooks: int) -> None:
-    """Summed over the codebooks' straight-through estimators it would be `num_codebooks` times as large."""
+    """The sum of the codebooks' straight-through estimators would be `num_codebooks` times as large."""
     quantizer, x, g = (
         make(Residual, partial(make, VQ), K, num_codebooks, DIM),
-        z().requires_grad_(),
-        z(),
+        make_z_e().requires_grad_(),
+        make_z_e(),
     )
     quantizer(x).z_q.backward(g)
     torch.testing.assert_close(x.grad, g)
 
 
 def test_every_codebooks_commitment_reaches_the_encoder() -> None:
-    quantizer, x = make(Residual, partial(make, VQ, beta=1.0), K, 2, DIM), z().requires_grad_()
+    quantizer, x = (
+        make(Residual, partial(make, VQ, beta=1.0), K, 2, DIM),
+        make_z_e().requires_grad_(),
+    )
     q = quantizer(x)
     q.loss.backward()
     expected = sum(2 * (part.z_e - part.z_q).detach() / x.numel() for part in q.parts) / 2
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_dropout_decodes_the_first_codebooks_alone_and_trains_no_other() -> None:
+def test_dropout_decodes_and_trains_the_first_codebooks_only() -> None:
     quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).train()
-    seen = set()
+    depths = set()
     for _ in range(40):
-        x = z()
+        x = make_z_e()
         q = quantizer(x)
         n = len(q.parts)
-        seen.add(n)
+        depths.add(n)
         torch.testing.assert_close(q.z_q, sum(part.z_q for part in q.parts))
         assert q.indices.shape[-1] == 4
         last = quantizer.inner_quantizers[3].counts.clone()  # type: ignore[operator]
         quantizer.update(q)
         assert n == 4 or torch.equal(quantizer.inner_quantizers[3].counts, last)  # type: ignore[arg-type]
-    assert seen == {1, 2, 3}
+    assert depths == {1, 2, 3}
 
 
 def test_evaluation_uses_all_codebooks() -> None:
     quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).eval()
-    assert len(quantizer(z()).parts) == 4
+    assert len(quantizer(make_z_e()).parts) == 4
 
 
-def test_product_codes_each_group_by_itself() -> None:
-    quantizer, x = make(Product, partial(make, VQ), K, 2, DIM), z()
+def test_product_codes_each_group_of_channels_separately() -> None:
+    quantizer, x = make(Product, partial(make, VQ), K, 2, DIM), make_z_e()
     q = quantizer(x)
     for i, inner in enumerate(quantizer.inner_quantizers):
         codes = inner.codebook.detach()  # type: ignore[union-attr]
@@ -95,8 +98,8 @@ def test_product_codes_each_group_by_itself() -> None:
         torch.testing.assert_close(flatten(q.z_q[:, i::2]), codes[index])
 
 
-def test_one_codebook_several_times_is_that_codebook() -> None:
-    x = z()
+def test_a_single_inner_codebook_behaves_as_that_codebook() -> None:
+    x = make_z_e()
     for kind in (Product, Residual):
         quantizer, alone = make(kind, partial(make, VQ), K, 1, DIM), make(VQ, K, DIM)
         alone.load_state_dict(quantizer.inner_quantizers[0].state_dict())

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole: statistics, start and revival are the same on all ranks."""
+"""Two ranks with half a batch each compared to one process: equal statistics, initialisation and revival on all ranks."""
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 K, DIM, STEPS = 16, 4, 6
 
 
-def makers() -> dict[str, Quantizer]:
+def make_quantizers() -> dict[str, Quantizer]:
     torch.manual_seed(0)
     return {
         "ema": make(EMA, K, DIM, revive=0),
@@ -33,47 +33,47 @@ def makers() -> dict[str, Quantizer]:
     }
 
 
-def batches() -> list[Tensor]:
+def make_batches() -> list[Tensor]:
     random = torch.Generator().manual_seed(1)
     return [torch.randn(4, DIM, 4, 4, generator=random) * (i + 1) for i in range(STEPS)]
 
 
-def trained(rank: int, ranks: int) -> dict[str, Any]:
-    """The states after a start and STEPS updates, rank by rank on its share of each batch."""
-    found: dict[str, Any] = {}
+def train(rank: int, ranks: int) -> dict[str, Any]:
+    """The states after initialisation and STEPS updates on this rank's share of each batch."""
+    states: dict[str, Any] = {}
     random = torch.Generator().manual_seed(2 + rank)
-    for name, quantizer in makers().items():
-        torch.manual_seed(100 + rank)  # ranks draw different numbers, as different data makes them
+    for name, quantizer in make_quantizers().items():
+        torch.manual_seed(100 + rank)  # ranks have different random numbers, as with different data
         quantizer.initialise(
             torch.randn(200, DIM, generator=random) if "revived" in name else torch.ones(200, DIM)
         )
         if "revived" not in name:
-            quantizer.load_state_dict(makers()[name].state_dict())
-        for x in batches():
+            quantizer.load_state_dict(make_quantizers()[name].state_dict())
+        for x in make_batches():
             q = quantizer.train()(x.chunk(ranks)[rank])
             quantizer.update(q)
-        found[name] = quantizer.state_dict()
+        states[name] = quantizer.state_dict()
     use = CodebookUse(K)
     use.update(torch.arange(8 * rank, 8 * rank + 8))  # each rank sees other codes
-    found["use"] = use.compute()
-    return found
+    states["use"] = use.compute()
+    return states
 
 
-def work(rank: int, folder: str) -> None:
+def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(trained(rank, 2), f"{folder}/{rank}.pt")
+    torch.save(train(rank, 2), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=2)
+    mp.spawn(run_rank, (str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("name", list(makers()))
+@pytest.mark.parametrize("name", list(make_quantizers()))
 def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]]) -> None:
     assert ranks[0][name].keys() == ranks[1][name].keys()
     for key, value in ranks[0][name].items():
@@ -81,16 +81,16 @@ def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["ema", "ema cosine", "vq"])
-def test_two_halves_of_a_batch_make_the_statistics_of_the_whole(
+def test_two_halves_of_a_batch_give_the_statistics_of_the_whole(
     name: str, ranks: list[dict[str, Any]]
 ) -> None:
-    alone = trained(0, 1)[name]
+    alone = train(0, 1)[name]
     for key, value in alone.items():
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_perplexity_is_of_all_ranks_codes_together(ranks: list[dict[str, Any]]) -> None:
-    """The mean of both ranks' own perplexities would be 8."""
+def test_perplexity_is_computed_over_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    """The mean of the two ranks' perplexities would be 8."""
     for rank in ranks:
         torch.testing.assert_close(rank["use"]["perplexity"], torch.tensor(16.0))
         assert rank["use"]["codes_used"] == 16
