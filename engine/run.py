@@ -22,7 +22,7 @@ from engine.card import write_card
 from engine.checkpoint import find_resumable, make_header
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
-from engine.environment import find_device
+from engine.environment import describe_origin, find_device
 from engine.errors import InputError
 from engine.folder import append_record, choose_folder, write_config, write_metrics
 from engine.loggers import close_loggers, log_card, open_loggers
@@ -144,7 +144,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if not self.resume:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            append_record(folder, data)
+            append_record(folder, describe_origin(), data)
             if not self.resume:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
