@@ -21,11 +21,7 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
 
     All ranks share the work; the main one reports.
     """
-    with Run.open(
-        config,
-        ckpt=ENCODED_WITH,
-        resumes="resumes by itself from where it was",
-    ) as run:
+    with Run.open(config, ckpt=ENCODED_WITH, resumes="resumes by itself from where it was") as run:
         if config.export not in (None, *EXPORT_FORMATS):
             raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")

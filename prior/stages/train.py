@@ -20,11 +20,7 @@ LEARNED_FROM = "the tokenizer whose codes it learns; add ckpt=<run folder of sta
 
 def train_prior(config: DictConfig) -> dict[str, Any] | None:
     """Encode the data once, all ranks together, and train a prior on the codes; the final figures, on the main rank."""
-    with Run.open(
-        config,
-        ckpt=LEARNED_FROM,
-        shards=True,
-    ) as run:
+    with Run.open(config, ckpt=LEARNED_FROM, shards=True) as run:
         config = run.config
         training.check_sizes(config.prior)
         run.seed()
