@@ -20,6 +20,7 @@ from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import write_card
 from engine.checkpoint import find_resumable, make_header
+from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
@@ -168,12 +169,9 @@ class Run:
         throughput = Throughput()
         signals = Signals()
         checkpoints = Checkpoints(self.header | dict(header or {}), self.training.save_every)
-        everything = [
-            *callbacks,
-            checkpoints,
-            throughput,
-            signals,
-        ]  # checkpoints hold the others' state
+        eager = [EagerValidation()] if self.training.compile else []
+        # Checkpoints come after the callbacks whose state they hold, signals after checkpoints.
+        everything = [*callbacks, *eager, checkpoints, throughput, signals]
         trainer = make_trainer(self.training, self.folder, everything, self._loggers)
 
         def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
