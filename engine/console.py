@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 def log_line(sentence: str) -> None:
     """Print one line for the user above any progress bar."""
-    # Imports torch, which reading a store does without.
+    # Imported here because it imports torch, which reading a store does not need.
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank_zero_only(tqdm.write)(sentence, file=sys.stderr)
@@ -19,7 +19,7 @@ def log_line(sentence: str) -> None:
 
 @contextmanager
 def best_effort_write(file: Path) -> Iterator[None]:
-    """Report an OSError while `file` is written instead of ending the run."""
+    """Report an OSError that occurs while `file` is written, instead of ending the run."""
     try:
         yield
     except OSError as error:

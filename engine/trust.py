@@ -1,4 +1,4 @@
-"""What a config that came from a file may build: run folders and checkpoints are passed on from hand to hand."""
+"""Which classes a config from a file may build, since users share run folders and checkpoints."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from engine.errors import InputError
 
 OURS = ("engine", "data", "evaluation", "vqgan", "prior")  # the packages whose classes may be built
 
-OTHERS = {  # what else the run folder of a training may name
+OTHERS = {  # names of other packages that the run folder of a training may contain
     "engine.loggers.make_wandb_logger",
     "lightning.pytorch.callbacks.EarlyStopping",
     "lightning.pytorch.loggers.CSVLogger",
@@ -22,16 +22,15 @@ OTHERS = {  # what else the run folder of a training may name
     ),
 }
 
-KEYS = {
-    "_target_",
-    "_partial_",
-    "_convert_",
-}  # of Hydra's own; others would change what is called, and how
+# The accepted keys of Hydra. Its other keys would change what is called, and how.
+KEYS = {"_target_", "_partial_", "_convert_"}
 
 
 def check_trusted(config: Any, source: str, also: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Raise InputError where a config from `source` asks for more than classes *defined in* this project's packages, and
-    what is in `also`: what a module has imported is none of its own. Nothing of the config is resolved or run."""
+    """Raise InputError if a config from `source` names more than classes that this project *defines* and those in `also`.
+
+    Names that a module only imports don't count. No part of the config is resolved or run.
+    """
     for where, value in flatten_config(config):
         *_, key = words = where.split(".")
         if [
@@ -53,7 +52,7 @@ def check_trusted(config: Any, source: str, also: set[str] = frozenset()) -> Non
 
 
 def flatten_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys of a config that hold no others, each whole, with their values as they are written, not resolved."""
+    """The full key and the unresolved value of every leaf of a config."""
     if isinstance(config, DictConfig | ListConfig):
         config = OmegaConf.to_container(config, resolve=False)
     if isinstance(config, dict | list):
@@ -67,7 +66,7 @@ def flatten_config(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_ours(target: Any) -> bool:
-    """Whether this names a class by the module that defines it, in one of this project's packages."""
+    """Whether the target names a class by its defining module, in one of this project's packages."""
     module, _, name = str(target).rpartition(".")
     if module.split(".")[0] not in OURS or not all(
         part.isidentifier() for part in str(target).split(".")

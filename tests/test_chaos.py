@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment, resumed, and killed again end as if nothing had been."""
+"""Runs that are killed at any moment and resumed, again and again, end in the state of an uninterrupted run."""
 
 import csv
 import json
@@ -29,8 +29,11 @@ TIMED = (
     "run",
     "id",
     "pictures",
-)  # what no two runs have alike
-KILLS = {"": 10, "-otherwise": 4}  # of each stage, as it is by default and as OTHERWISE has it
+)  # these differ between any two runs
+KILLS = {
+    "": 10,
+    "-otherwise": 4,
+}  # per stage, with its default settings and with those of OTHERWISE
 LONGER = [
     "trainer.max_steps=36",
     "trainer.val_every=5",
@@ -47,14 +50,14 @@ STAGES = {
     ],
     "prior": [*TINY_PRIOR, "ckpt=tokenizer", "prior.dropout=0.1", "callbacks.doctor.patience=1"],
 }
-OTHERWISE = {  # processes that read, random crops, withheld labels, and micro-batches, of which the last is smaller
+OTHERWISE = {  # data workers, random crops, dropped labels, and micro-batches, the last of which is smaller
     "vqgan": ["data.num_workers=2", "data.crop=random", "trainer.accumulate=3"],
     "prior": ["conditional=true", "label_drop=0.5", "trainer.accumulate=3"],
 }
 
 
 class Machine:
-    """Starts runs, one at a time, by forks of a process that has imported the program once."""
+    """Starts runs, one at a time, as forks of a process that has imported the program once."""
 
     def __init__(self, folder: Path) -> None:
         self.output = folder / "output.txt"
@@ -76,7 +79,7 @@ class Machine:
         self.replies = self.server.stdout
 
     def start(self, words: list[str]) -> int:
-        """The id of the process that makes this run."""
+        """Start a run and return the id of its process."""
         self.requests.write(json.dumps(words) + "\n")
         return int(self.replies.readline())
 
@@ -84,7 +87,7 @@ class Machine:
         return bool(select.select([self.replies], [], [], 0)[0])
 
     def wait(self) -> int:
-        """The exit code of the run, when it has ended."""
+        """Wait for the run to end and return its exit code."""
         return int(self.replies.readline())
 
     def finish(self, words: list[str]) -> None:
@@ -108,7 +111,7 @@ def begun(folder: Path) -> bool:
 
 
 def alike(one: Any, two: Any) -> bool:
-    """Equal to the bit, tensors in containers too."""
+    """Whether two values are equal to the bit, including tensors in containers."""
     if isinstance(one, torch.Tensor):
         return isinstance(two, torch.Tensor) and torch.equal(one, two)
     if isinstance(one, dict):
@@ -140,19 +143,20 @@ def life(
     seconds: float,
     kills: int,
 ) -> tuple[int, int]:
-    """A run that is killed at most so often and then left in peace: how often it was, and how often of that while a file was
-    being written. `seconds` is how long it would last, half of them before its first step."""
+    """Kill and resume a run up to `kills` times, then let it finish.
+
+    Returns the number of kills, and how many of them came while a file was written. An uninterrupted run takes `seconds`,
+    half of them before its first step.
+    """
     killed = saving = 0
     while killed < kills:
-        if not begun(folder):  # nothing to go on from
+        if not begun(folder):  # it can't be resumed
             shutil.rmtree(folder, ignore_errors=True)
         process = machine.start(
             [words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"]
         )
-        wait_for_file, skipped = (
-            moments.random() < 0.5,
-            moments.randrange(4),
-        )  # files that are left in peace
+        wait_for_file = moments.random() < 0.5
+        skipped = moments.randrange(4)  # files that are written without a kill
         deadline = time.monotonic() + (2 if wait_for_file else moments.uniform(0.4, 0.9)) * seconds
         caught = False
         while not machine.ended() and time.monotonic() < deadline and not caught:
@@ -179,7 +183,7 @@ def life(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", KILLS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
+def test_a_run_that_is_killed_again_and_again_ends_like_an_uninterrupted_one(
     machine: Machine, stage: str, how: str
 ) -> None:
     words, name = (
@@ -201,7 +205,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(
+def test_two_ranks_that_are_killed_and_terminated_end_like_uninterrupted_ones(
     machine: Machine, stage: str
 ) -> None:
     words, moments = (
@@ -238,7 +242,7 @@ def test_two_ranks_that_are_killed_and_told_to_end_go_on_as_if_nothing_had_been(
 
 
 def wait_until(true: Callable[[], bool], machine: Machine | None = None) -> None:
-    """Come back when it is; a run that the machine makes must not end before."""
+    """Wait until the condition holds. The machine's run must not end before that."""
     deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
@@ -247,16 +251,15 @@ def wait_until(true: Callable[[], bool], machine: Machine | None = None) -> None
 
 
 def reached(folder: Path, step: int) -> bool:
-    """Whether a run has made this step, and can be resumed."""
+    """Whether a run has reached this step and can be resumed."""
     return begun(folder) and any(int(row["step"]) >= step for row in series(folder))
 
 
 def other_rank(process: int) -> int:
-    """The process that a run's first one has started for its second device."""
-    [problem] = [
-        int(line) for line in Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    ]
-    return problem
+    """The process that the main process of a run has started for the second device."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    [child] = [int(line) for line in children]
+    return child
 
 
 def gone(group: int) -> bool:
@@ -269,7 +272,7 @@ def gone(group: int) -> bool:
 
 
 def compare(whole: Path, chaos: Path) -> None:
-    """Everything that two runs leave, but for what is of their time and place."""
+    """Check that two run folders agree in everything except times and paths."""
     one, two = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (whole, chaos)
     )
@@ -298,16 +301,16 @@ def compare(whole: Path, chaos: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
 )
-def test_a_signal_ends_a_run_saved_with_a_code_and_the_command_that_goes_on(
+def test_a_signal_saves_and_ends_a_run_with_its_exit_code_and_the_command_that_resumes_it(
     machine: Machine, number: signal.Signals, code: int, workers: int
 ) -> None:
-    folder = Path(f"told-{code}-{workers}")
+    folder = Path(f"signalled-{code}-{workers}")
     more = [f"data.num_workers={workers}", "trainer.max_steps=100000", "trainer.save_every=100000"]
     process = machine.start(["stage=vqgan", f"run_dir={folder}", *TINY_GAN, *more])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(folder.rglob("metrics.csv")):
         time.sleep(0.01)
-    os.killpg(process, number)  # as a terminal and a scheduler do it, to the readers of data too
+    os.killpg(process, number)  # as terminals and schedulers do, so data workers get it too
     assert machine.wait() == code
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
     assert step >= 1

@@ -1,4 +1,4 @@
-"""What is compiled learns and draws what is not."""
+"""Compiled modules train and sample like uncompiled ones."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ from tests.helpers.stage2 import make_trainer as make_plain_trainer
 from vqgan.load import start_images
 from vqgan.stages.train import build_module
 
-# torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
+# torch reads gradients while it traces. It hides the warning, but not where warnings are errors.
 pytestmark = [
     lightning_warnings,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
@@ -44,7 +44,7 @@ TRANSFORMERS = ("gpt", "rar", "rq", "maskgit", "diffusion")
 
 @pytest.fixture
 def graphs() -> Iterator[CompileCounterWithBackend]:
-    """What is compiled in a test is traced, forward and backward, counted, and run without a C++ compiler."""
+    """Compiling in a test traces forward and backward, counts the graphs, and runs them without a C++ compiler."""
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     with torch.compiler.set_stance("default", force_backend=counter):
@@ -53,7 +53,7 @@ def graphs() -> Iterator[CompileCounterWithBackend]:
 
 
 def learned(name: str, compile: bool, **update: Any) -> Prior:
-    """A prior after six updates and two validations, of batches of 16 and one of 1."""
+    """A prior after six updates and two validations, with batches of 16 and one of 1."""
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
@@ -70,15 +70,14 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_compiled_prior_learns_what_it_would_and_is_traced_once_for_each_kind_of_block(
+def test_a_compiled_prior_trains_like_an_uncompiled_one_and_is_traced_once_per_kind_of_block(
     name: str, graphs: CompileCounterWithBackend
 ) -> None:
     plain = learned(name, compile=False)
     assert graphs.frame_count == 0
     quick = learned(name, compile=True)
-    assert graphs.frame_count == (
-        2 if name == "rq" else 1
-    )  # of six updates, and of validations none
+    # Six updates share a graph; validations are not compiled.
+    assert graphs.frame_count == (2 if name == "rq" else 1)
     for (name, value), (other, compiled) in zip(
         plain.state_dict().items(), quick.state_dict().items(), strict=True
     ):
@@ -92,7 +91,7 @@ def test_micro_batches_of_two_sizes_are_traced_twice(graphs: CompileCounterWithB
     assert graphs.frame_count == 2
 
 
-def test_a_traced_block_is_the_block_itself_in_bf16_too(graphs: CompileCounterWithBackend) -> None:
+def test_a_traced_block_computes_the_same_in_bf16_too(graphs: CompileCounterWithBackend) -> None:
     model, codes = make_prior("gpt", grid=(4, 4)), torch.randint(5, (3, 16))
     with torch.autocast("cpu", torch.bfloat16):
         expected = model.judge(codes, None).logits
@@ -121,7 +120,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "traced"),
     [
-        ([], 3),  # the encoder, the decoder, and the encoder when codes rest
+        ([], 3),  # the encoder, the decoder, and the encoder when codes are frozen
         pytest.param(
             ["loss.freeze_codes=false", "loss.r1.weight=1", "trainer.accumulate=2"], 2, marks=SLOW
         ),
@@ -138,7 +137,7 @@ SLOW = pytest.mark.slow
     ],
     ids=["codes rest", "codes learn", "spectral norm", "judged once"],
 )
-def test_a_compiled_tokenizer_learns_what_it_would(
+def test_a_compiled_tokenizer_trains_like_an_uncompiled_one(
     words: list[str], traced: int, precision: str, graphs: CompileCounterWithBackend, tmp_path: Path
 ) -> None:
     chosen = compose_config(
@@ -176,7 +175,7 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     assert other == pytest.approx(psnr, abs=0.01 if precision == "32-true" else 0.3)
 
 
-def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(
+def test_copies_and_files_of_a_compiled_module_equal_those_of_the_uncompiled_one(
     graphs: CompileCounterWithBackend,
 ) -> None:
     model, codes = make_prior("gpt").train(), torch.randint(5, (3, 6))
@@ -195,7 +194,7 @@ def test_copies_and_files_of_a_compiled_module_are_those_of_the_module(
     assert graphs.frame_count == before > 0
 
 
-def test_where_nothing_can_be_compiled_one_sentence_says_so(
+def test_a_machine_that_can_not_compile_is_reported_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any, **__: Any) -> Callable[..., Any]:
@@ -214,12 +213,12 @@ def test_where_nothing_can_be_compiled_one_sentence_says_so(
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None, "default"])
-def test_whether_to_compile_is_true_or_false(value: object) -> None:
+def test_a_value_of_compile_other_than_true_or_false_is_refused(value: object) -> None:
     with pytest.raises(InputError, match="must be true or false"):
         check_compile("trainer.compile", value, "cpu")
 
 
-def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
+def test_a_prior_without_blocks_refuses_to_be_compiled(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "compile_failure", lambda kind: None)
@@ -243,14 +242,14 @@ def test_a_prior_without_blocks_says_that_there_is_nothing_to_compile(
 def inside(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In an empty folder; what one test compiles the next one has."""
+    """Changes to an empty folder; the tests share a cache of compiled code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "compiled"))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
-def test_runs_are_compiled_by_a_word_and_go_on_with_or_without_it() -> None:
+def test_runs_are_compiled_by_one_setting_and_are_resumed_with_or_without_it() -> None:
     read_report(launch("stage=vqgan", *TINY))
     exact = [*TINY_PRIOR, "trainer.precision=32-true", "ckpt=runs/vqgan/shapes"]
     plain, quick = (
@@ -294,7 +293,7 @@ def test_two_ranks_compile_their_parts(strategy: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
-def test_without_a_compiler_a_run_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_a_run_ends_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     done = launch("stage=vqgan", *TINY, "trainer.compile=true")
     assert done.returncode == 2
@@ -308,7 +307,7 @@ STEPWISE = ("gpt", "gpt-embedding", "rar", "rq")
 
 @pytest.mark.parametrize("name", STEPWISE)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
+def test_compiled_steps_sample_the_same_codes_with_one_graph_per_stack(
     name: str, guidance: float, graphs: CompileCounterWithBackend
 ) -> None:
     model, labels = make_prior(name, grid=(3, 4), classes=3), torch.arange(10) % 3
@@ -318,28 +317,27 @@ def test_compiled_steps_draw_the_same_codes_by_one_graph_a_stack(
     quick = sample(
         model, make(Sampler, **how, compile=True), 10, seed=1, labels=labels, batch_size=4
     )  # type: ignore[arg-type]
-    assert graphs.frame_count == (
-        2 if name == "rq" else 1
-    )  # of three batches, the last one smaller, and six windows each
+    # Three batches, the last of which is smaller, with six windows each share a graph.
+    assert graphs.frame_count == (2 if name == "rq" else 1)
     assert torch.equal(quick, plain)
 
 
 @pytest.mark.parametrize("name", STEPWISE)
-def test_compiled_steps_give_the_logits_of_the_whole(
+def test_compiled_steps_return_the_logits_of_the_whole_sequence(
     name: str, graphs: CompileCounterWithBackend
 ) -> None:
     model = make_prior(name, grid=(3, 4))
     assert isinstance(model, Autoregressive)
     codes = torch.randint(5, (4, model.L))
     cache = StepCache()
-    for n in (4, 3, 4):  # the memory of those before is not seen
+    for n in (4, 3, 4):  # the cache of earlier samples must not be visible
         decode = model.decoder(n, None, cache)
         logits = torch.stack([decode(codes[:n, t - 1] if t else None) for t in range(model.L)], 1)
         torch.testing.assert_close(logits, model(codes[:n]), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_compiled_steps_follow_autocast_as_near_as_the_others_do(
+def test_compiled_steps_are_as_accurate_under_autocast_as_uncompiled_ones(
     graphs: CompileCounterWithBackend,
 ) -> None:
     stack, x, angles = make_blocks(), torch.randn(4, 12, WIDTH), rotary(STEP_GRID, WIDTH // HEADS)
@@ -353,7 +351,7 @@ def test_compiled_steps_follow_autocast_as_near_as_the_others_do(
 
 
 @pytest.mark.parametrize("name", ["lstm", "pixelcnn", "maskgit", "uniform"])
-def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
+def test_priors_without_steps_refuse_compiled_sampling(name: str) -> None:
     check_compile_sampler(make_prior(name), Sampler.unmodified(), "cpu")
     with pytest.raises(
         InputError,
@@ -364,7 +362,7 @@ def test_priors_without_steps_refuse_to_be_drawn_compiled(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
-def test_samples_are_drawn_compiled_by_a_word() -> None:
+def test_sampling_is_compiled_by_one_setting() -> None:
     read_report(launch("stage=vqgan", *TINY))
     read_report(launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR))
     words = ["stage=sample", "ckpt=runs/prior/shapes", "n=10", "batch_size=8", "accelerator=cpu"]
@@ -374,4 +372,4 @@ def test_samples_are_drawn_compiled_by_a_word() -> None:
     one, other = (
         torch.load(Path(str(result["run"])) / "codes.pt")["codes"] for result in (plain, quick)
     )
-    assert (one == other).float().mean() > 0.9  # bf16 rounds where the processor has it
+    assert (one == other).float().mean() > 0.9  # bf16 rounds, if the processor has it

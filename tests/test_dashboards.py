@@ -1,4 +1,4 @@
-"""What a person sees of a run: every logger's series and pictures, read back from its files, and the run card."""
+"""What a user sees of a run: the series and pictures of every logger, read back from its files, and the run card."""
 
 import json
 import math
@@ -44,7 +44,7 @@ PRIOR = {f"train/{name}" for name in BOTH | {"loss", "lr_model", "grad_model"}} 
 
 
 def line(*words: str) -> list[str]:
-    """The command, with the loggers that it would have by itself."""
+    """The command line without `logger=csv`, so with the default loggers."""
     return [
         sys.executable,
         str(ROOT / "train.py"),
@@ -163,10 +163,12 @@ def test_the_wandb_run_has_the_settings_the_figures_and_the_card(runs: Path) -> 
         for name in ("psnr", "perplexity", "steps", "memory_gib", "parameters")
     )
     assert (resumed / "files" / "card.md").read_text() == (runs / "a" / "card.md").read_text()
-    assert not (resumed / "files" / "card.md").is_symlink()  # it would break when the folder moves
+    assert not (
+        resumed / "files" / "card.md"
+    ).is_symlink()  # a link would break when the folder is moved
 
 
-def test_a_resumed_run_goes_on_with_its_wandb_run(runs: Path) -> None:
+def test_a_resumed_run_continues_its_wandb_run(runs: Path) -> None:
     first, second = (wandb_file.about(folder).run_id for folder in offline(runs / "a"))
     assert first == second == json.loads((runs / "a" / "metrics.json").read_text())["id"]
     steps = column(
@@ -215,11 +217,11 @@ def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(r
 
 DYING = """
 import os, signal, time, train
-from vqgan.clock import Clocked
-tick = Clocked.tick
-Clocked.tick = lambda self: (tick(self), self.step == 9 and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL)))
+from engine.module import ClockedModule
+tick = ClockedModule.tick
+ClockedModule.tick = lambda self: (tick(self), self.step == 9 and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL)))
 train.main()
-"""  # in the middle of step 9, after the checkpoint and the validation of step 6; W&B writes what it has within a second
+"""  # killed in step 9, after the checkpoint and the validation of step 6; W&B writes its buffer within a second
 
 
 def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) -> None:
@@ -246,36 +248,28 @@ def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) 
     run = tmp_path / "a"
 
     [board] = (run / "tensorboard").iterdir()
-    events = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # all there are
+    events = EventAccumulator(str(board), {"images": 0, "scalars": 0}).Reload()  # 0 means all
     assert [point.step for point in events.Scalars("train/rec")] == list(range(12))
-    assert [point.step for point in events.Scalars("val/psnr")] == [
-        2,
-        5,
-        8,
-        11,
-        12,
-    ]  # the last is of the figures of the end
+    # Step 12 has the final figures.
+    assert [point.step for point in events.Scalars("val/psnr")] == [2, 5, 8, 11, 12]
     for name in ("reconstructions", "histogram", "atlas"):
         assert [picture.step for picture in events.Images(name)] == [2, 5, 8, 11, 12]
-    served = PluginReader(
-        str(board), {"tensors": 0}
-    ).Reload()  # as the pages have it with --load_fast=false
+    # This is the reader that tensorboard uses with --load_fast=false.
+    served = PluginReader(str(board), {"tensors": 0}).Reload()
     assert [point.step for point in served.Tensors("train/rec")] == list(range(12))
 
     first, second = (wandb_file.history(folder) for folder in offline(run))
-    assert [row["_step"] for row in second] == list(
-        range(6, 13)
-    )  # from the checkpoint on, and never back
-    assert [row["_step"] for row in first] == list(
-        range(7)
-    )  # no gap; that of step 8 was still open
+    # The second file starts at the checkpoint and never goes back.
+    assert [row["_step"] for row in second] == list(range(6, 13))
+    # The first has no gap; the row of step 8 was not yet complete.
+    assert [row["_step"] for row in first] == list(range(7))
     assert all(row["trainer/global_step"] == row["_step"] for row in (*first, *second))
     assert [row["_step"] for row in second if "reconstructions" in row] == [8, 11, 12]
     assert [row["_step"] for row in second if "val/psnr" in row] == [8, 11, 12]
 
 
 @pytest.mark.parametrize("run", ["a", "b"])
-def test_a_finished_run_has_a_card_whose_links_lead_somewhere(runs: Path, run: str) -> None:
+def test_a_finished_run_has_a_card_whose_links_all_exist(runs: Path, run: str) -> None:
     text = (runs / run / "card.md").read_text()
     assert "**finished**" in text
     links = re.findall(r"\]\((.+?)\)", text)
@@ -285,7 +279,7 @@ def test_a_finished_run_has_a_card_whose_links_lead_somewhere(runs: Path, run: s
     assert "| memory_gib |" in text
 
 
-def test_a_run_that_is_told_to_end_leaves_a_card_that_says_so(tmp_path: Path) -> None:
+def test_a_terminated_run_leaves_a_card_that_reports_it(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*line("stage=vqgan", *TINY, "trainer.max_steps=100000", "run_dir=a"), "logger=csv"],
         cwd=tmp_path,

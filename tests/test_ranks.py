@@ -1,4 +1,4 @@
-"""Runs over several devices as a person starts them: two processes on the CPU, in an empty folder."""
+"""Runs on several devices as a user starts them: two processes on the CPU, in an empty folder."""
 
 import csv
 import json
@@ -32,34 +32,28 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_both_stages_train_on_two_devices_by_one_command() -> None:
-    odd = [
-        "data.n_val=17",
-        "data.n_train=63",
-    ]  # one rank has an image more to judge, and a last batch is not full
+    # One rank has one validation image more than the other, and the last batch is not full.
+    odd = ["data.n_val=17", "data.n_train=63"]
     tokenizer = read_report(launch("stage=vqgan", *TINY, *odd, *TWO))
     prior = read_report(launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO))
     for result in (tokenizer, prior):
         folder = Path(str(result["run"]))
         assert (result["devices"], result["steps"]) == (2, 6)
-        assert [p.name for p in folder.parent.iterdir()] == [
-            "shapes"
-        ]  # no second folder of the second process
+        # The second process makes no second folder.
+        assert [p.name for p in folder.parent.iterdir()] == ["shapes"]
         assert len((folder / "record.jsonl").read_text().splitlines()) == 1
         assert json.loads((folder / "metrics.json").read_text()) == result
         assert OmegaConf.load(folder / "config.yaml").id == result["id"]
         checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert checkpoint["codegrid"]["config"]["id"] == result["id"]
         one, other = (streams["cpu"] for streams in checkpoint["random"])
-        assert not torch.equal(one, other)  # each rank goes on with its own random numbers
+        assert not torch.equal(one, other)  # each rank resumes with its own random numbers
         assert steps(folder) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_by_one_process() -> (
-    None
-):
-    read_report(
-        launch("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63")
-    )  # one rank has a batch more to judge
+def test_a_sharded_prior_is_trained_by_one_command_and_used_and_resumed_by_one_process() -> None:
+    # One rank has one validation batch more than the other.
+    read_report(launch("stage=vqgan", *TINY, "data.n_val=17", "data.n_train=63"))
     result = read_report(
         launch("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *TWO, "trainer.strategy=fsdp2")
     )
@@ -71,9 +65,8 @@ def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_b
     assert steps(folder) == [0, 1, 2, 3, 4, 5]
     assert read_report(launch("stage=sample", f"ckpt={folder}", "accelerator=cpu", "n=4"))["n"] == 4
     judged = read_report(launch("stage=evaluate", f"ckpt={folder}", *QUICK))
-    assert judged["nats_per_token"] == pytest.approx(
-        result["nats_per_token"], abs=2e-3
-    )  # of the best, which is judged here
+    # The training reports its best checkpoint, which is the one evaluated here.
+    assert judged["nats_per_token"] == pytest.approx(result["nats_per_token"], abs=2e-3)
     again = read_report(
         launch("stage=prior", f"resume={folder}", "trainer.devices=1", "trainer.max_steps=8")
     )
@@ -83,7 +76,7 @@ def test_a_prior_in_shares_is_trained_by_one_command_and_used_and_gone_on_with_b
     assert steps(folder) == list(range(10))
 
 
-def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
+def test_torchrun_starts_and_resumes_a_run() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     read_report(launch("stage=vqgan", *TINY, *TWO, by=by))
     result = read_report(
@@ -94,7 +87,7 @@ def test_torchrun_starts_a_run_and_goes_on_with_it() -> None:
     assert len(record.read_text().splitlines()) == 2
 
 
-def test_as_many_processes_as_devices_or_one_sentence() -> None:
+def test_a_wrong_number_of_processes_is_refused_with_one_sentence() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     done = launch("stage=vqgan", *TINY, by=by)
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -103,7 +96,7 @@ def test_as_many_processes_as_devices_or_one_sentence() -> None:
     assert not Path("runs").exists()
 
 
-def test_a_mistake_that_only_the_first_process_can_find_is_told_once() -> None:
+def test_a_mistake_that_only_the_main_process_can_detect_is_reported_once() -> None:
     Path("taken").mkdir()
     Path("taken/file").touch()
     done = launch("stage=vqgan", "run_dir=taken", *TINY, *TWO)

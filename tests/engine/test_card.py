@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_card_shows_what_was_run_on_what_how_fast_and_how_good(folder: Path) -> None:
+def test_a_card_shows_settings_hardware_throughput_and_figures(folder: Path) -> None:
     text = write_card(folder, FIGURES, "finished").read_text()
     rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
     assert (rows["quantizer"], rows["quantizer.K"], rows["seed"]) == ("EMA", "512", "3")
@@ -75,11 +75,11 @@ def test_all_links_of_a_card_are_relative_and_exist(folder: Path) -> None:
         "config.yaml",
         "record.jsonl",
         "csv/version_0/metrics.csv",
-    ]  # the last atlas
+    ]  # only the last atlas
     assert all((folder / link).is_file() for link in links)
 
 
-def test_the_pictures_of_a_card_are_those_that_the_figures_name(folder: Path) -> None:
+def test_the_pictures_of_a_card_are_those_named_in_the_figures(folder: Path) -> None:
     figures = {"pictures": [str(folder / "pictures" / "atlas-000010.png"), "gone.png"]}
     assert "(pictures/atlas-000010.png)" in write_card(folder, figures, "finished").read_text()
 

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole: both players, the codebook and lambda, across the gate."""
+"""Two processes with half a batch each train like one with the whole: both players, the codebook and lambda, across the gate."""
 
 import os
 from pathlib import Path
@@ -31,14 +31,14 @@ STEPS = 7
 
 
 def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGAN, list[float]]:
-    """A GAN after some steps, and lambda after each. Adam would enlarge every rounding, so both players descend plainly."""
+    """A GAN after some steps, and lambda after each. Both players use SGD, since Adam would amplify rounding errors."""
     gate, weight = Gate(start=2, ramp=2, warmup=2), paper_weight(scale=1.0, smooth=2)
     penalties = {"lecam": make(LeCam, 0.1), "r1": R1(0.1, every=2)}
     module = make_module(
         gate, STEPS, adaptive=weight, freeze_codes=False, accumulate=accumulate, **penalties
     )
     module.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))
-    module.tokenizer.quantizer.revive = 0.0  # type: ignore[assignment]  # which outputs are picked depends on their order
+    module.tokenizer.quantizer.revive = 0.0  # type: ignore[assignment]  # revival picks outputs by their order, which differs
     lambdas: list[float] = []
     tick = module.tick
     module.tick = lambda: (lambdas.append(float(weight.weight)), tick())[1]  # type: ignore[method-assign,func-returns-value]
@@ -47,7 +47,7 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
 
 
 def join(rank: int, port: int) -> None:
-    """Be one of two processes, as torchrun would have started it."""
+    """Make this one of two processes, as torchrun would start it."""
     torch.set_num_threads(1)
     ranks = {
         "RANK": rank,
@@ -86,7 +86,7 @@ def work(rank: int, folder: str, accumulate: int, port: int) -> None:
 def ranks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """What both ranks hold, without and with micro-batches, whose gradients wait for the last to be shared."""
+    """The state of both ranks, without and with micro-batches, whose gradients are reduced in the last one."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(work, (str(folder), request.param, free_port()), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -129,7 +129,7 @@ def test_the_validation_figures_of_two_ranks_are_those_of_one(
     ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
 ) -> None:
     assert {"val/psnr", "val/ssim", "val/perplexity", "val/codes_used"} <= alone[2].keys()
-    for rank in ranks:  # of 24 images, in batches that do not divide them
+    for rank in ranks:  # 24 images, which the batch size does not divide
         assert rank["judged"] == pytest.approx(alone[2], rel=1e-4)
 
 
@@ -171,7 +171,7 @@ class Copies(Grain):
 
 
 class Same(Noise):
-    """One image, many times: what differs between ranks comes from the augmentation alone."""
+    """One image, many times, so that ranks differ by augmentation alone."""
 
     def open_source(self, split: str) -> Source:
         return Copies(24, split)

@@ -1,4 +1,4 @@
-"""What sharding does to tensors of one process: nothing. tests/prior/test_sharding.py has two processes."""
+"""Sharding changes nothing with one process. tests/prior/test_sharding.py has two processes."""
 
 from typing import Any
 

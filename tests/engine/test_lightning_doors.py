@@ -1,4 +1,4 @@
-"""What engine/lightning_doors.py needs of Lightning, which no documented interface promises."""
+"""The behaviour of Lightning that engine/lightning_doors.py relies on, which no documented interface promises."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ HEADER = {"format": 1, "stage": "vqgan", "config": {}}
 
 
 def test_the_doors_were_checked_with_lightning_2_6() -> None:
-    """Read the loops of a newer version before you raise the range: engine/lightning_doors.py sets their counters."""
+    """Read the loops of a newer version before raising the range: engine/lightning_doors.py sets their counters."""
     assert Version("2.6") <= Version(L.__version__) < Version("2.7")
 
 
@@ -46,7 +46,7 @@ class LoggedSteps(Logger):
 
 
 class AlignAt(Callback):
-    """Moves Lightning's count to `step` before the first update, and notes the count in each batch."""
+    """Moves Lightning's count to `step` before the first update, and records the count in each batch."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -152,7 +152,7 @@ def test_a_requested_validation_is_run_whole(interrupted: Path) -> None:
 def test_lightning_by_itself_still_skips_a_part_of_a_validation_that_broke_off(
     interrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once this fails, request_validation is not needed any more."""
+    """When this fails, request_validation is no longer needed."""
     monkeypatch.setattr(
         "engine.callbacks.checkpointing.request_validation", lambda checkpoint: None
     )

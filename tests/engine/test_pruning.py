@@ -18,7 +18,7 @@ from tests.helpers.configs import compose_config
 
 
 class Still(ClockedModule):
-    """A module that stands at a step of eight."""
+    """A module at a step of a run of eight."""
 
     learned = torch.nn.Identity()
 
@@ -109,7 +109,7 @@ def test_no_run_ends_during_the_warm_up_or_at_its_end_or_with_too_few_others(swe
     assert not is_stopped(make_prune(), sweep / "6", 4, 1.0, fn="validate")
 
 
-def test_runs_that_have_not_come_as_far_do_not_count(sweep: Path) -> None:
+def test_runs_that_have_not_reached_the_step_do_not_count(sweep: Path) -> None:
     for name in "012":
         write_series(sweep / name, 10.0)
     assert not is_stopped(make_prune(), sweep / "3", 4, 1.0)

@@ -213,7 +213,7 @@ def test_a_run_and_the_next_ones_are_logged_offline_if_wandb_can_not_be_reached(
 ) -> None:
     account = Account(monkeypatch, failures=1)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setenv("WANDB_MODE", "online")  # so that monkeypatch restores it
+    monkeypatch.setenv("WANDB_MODE", "online")  # set here, so that monkeypatch restores it
     for _ in range(2):
         make_wandb_logger(str(tmp_path), "codegrid", group=None, tags=[])
     assert [call["mode"] for call in account.calls] == ["online", "offline", "offline"]
@@ -222,7 +222,7 @@ def test_a_run_and_the_next_ones_are_logged_offline_if_wandb_can_not_be_reached(
 
 def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
     tags = make_tags("vqgan", "x" * 100, make_tokenizer())
-    assert tags == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B takes no longer ones
+    assert tags == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B accepts no longer tags
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_training_config_is_checked_before_anything_is_built(
         check_training_config(config)
 
 
-def test_tensorboard_is_missed_with_the_command_that_installs_it(
+def test_a_missing_tensorboard_is_reported_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(settings, "find_spec", lambda name: None)

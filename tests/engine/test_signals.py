@@ -1,4 +1,4 @@
-"""What a signal does to a run."""
+"""Signals end a run between two updates, saved."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ __all__ = ["pytestmark"]  # the warnings that training on a CPU brings
 
 
 class Kick(Callback):
-    """Sends a signal, some times, during the update after step 2; or during the validation after step 4."""
+    """Sends a signal `times` times during the update after step 2, or during the validation after step 4."""
 
     def __init__(self, number: int, times: int = 1, validating: bool = False) -> None:
         self.number = number
@@ -43,7 +43,7 @@ class Kick(Callback):
 
 
 def train(folder: Path, kick: Kick) -> None:
-    """Train with the callbacks in the order of a run: the checkpoint callback's turn is before that of the signals."""
+    """Train with the callbacks in the order of a run: the checkpoint callback comes before the signals."""
     checkpoints = Checkpoints(make_header("vqgan", compose_plain("stage=vqgan")), 100)
     with Signals() as signals:
         fit(make_module(), [checkpoints, signals, kick], default_root_dir=folder)
@@ -96,9 +96,7 @@ def test_lightning_requeues_a_slurm_job_between_two_updates(
 
 
 @pytest.mark.parametrize(("is_main", "code"), [(True, 143), (False, 0)])
-def test_only_the_main_one_of_several_processes_exits_with_the_signals_code(
-    is_main: bool, code: int
-) -> None:
+def test_only_the_main_process_exits_with_the_code_of_the_signal(is_main: bool, code: int) -> None:
     class Strategy:
         def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
             return decision

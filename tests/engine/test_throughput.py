@@ -1,4 +1,4 @@
-"""The throughput and the memory that a run logs."""
+"""Logged throughput and memory."""
 
 import time
 from types import SimpleNamespace

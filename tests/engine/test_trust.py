@@ -1,4 +1,4 @@
-"""What somebody else's checkpoint or run folder can't make this program do."""
+"""A checkpoint or run folder from somebody else can't execute code, read secrets or leave its folder."""
 
 import pickle
 from pathlib import Path
@@ -26,15 +26,15 @@ EVIL = [
     "torch.load",
     "builtins.eval",
     "vqganx.Evil",
-    "engine.run.subprocess.run",  # what a module has imported
+    "engine.run.subprocess.run",  # a name that a module only imports
     "engine.run.os.system",
     "engine.run.subprocess",
     "data.decode.Image",
     "engine.checkpoint.nn.Module",
     "engine.checkpoint.save_atomically",  # a function, which would write a file
-    "vqgan.quantizers.ema.EMA.lookup",  # part of a class
+    "vqgan.quantizers.ema.EMA.lookup",  # an attribute of a class
     "vqgan.quantizers.ema.EMA.__init__.__globals__",
-    "vqgan.quantizers.vq.Codebook",  # a class of ours, but by another module's name
+    "vqgan.quantizers.vq.Codebook",  # a class of ours, but not by the module that defines it
     "vqgan..ema.EMA",
     "vqgan",
     "",
@@ -44,7 +44,7 @@ EVIL = [
 
 
 @pytest.mark.parametrize("target", EVIL)
-def test_a_checkpoints_config_builds_nothing_but_classes_that_are_defined_here(target: Any) -> None:
+def test_a_checkpoints_config_builds_only_classes_that_this_project_defines(target: Any) -> None:
     for config in (
         {**EMA, "inner": {"_target_": target}},
         {**EMA, "a": [[{"_target_": target}]]},
@@ -55,12 +55,12 @@ def test_a_checkpoints_config_builds_nothing_but_classes_that_are_defined_here(t
 
 
 @pytest.mark.parametrize("key", ["_args_", "_recursive_", "_mode_"])
-def test_a_checkpoints_config_changes_nothing_of_how_it_is_built(key: str) -> None:
+def test_a_checkpoints_config_can_not_change_how_it_is_built(key: str) -> None:
     with pytest.raises(InputError, match=f"says {key}"):
         build_trusted({**EMA, key: ["x"]} if key == "_mode_" else {**EMA, key: "x"}, Quantizer)  # type: ignore[type-abstract]
 
 
-def test_a_checkpoints_config_asks_for_nothing_of_this_machine(
+def test_a_checkpoints_config_can_not_read_this_machines_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SECRET", "8")
@@ -68,13 +68,13 @@ def test_a_checkpoints_config_asks_for_nothing_of_this_machine(
         build_trusted({**EMA, "K": "${oc.env:SECRET}"}, Quantizer)  # type: ignore[type-abstract]
 
 
-def test_a_checkpoints_config_builds_what_its_place_is_for() -> None:
+def test_a_checkpoints_config_builds_only_the_expected_kind_of_class() -> None:
     with pytest.raises(InputError, match=r"has vqgan.quantizers.ema.EMA for a linear"):
         build_trusted(EMA, nn.Linear)
     assert build_trusted(EMA, Quantizer).K == 8  # type: ignore[type-abstract]
 
 
-def test_all_that_is_trusted_beside_our_own_exists() -> None:
+def test_every_trusted_name_of_another_package_exists() -> None:
     from hydra.utils import get_object
 
     assert all(callable(get_object(target)) for target in OTHERS)
@@ -89,7 +89,7 @@ class Malicious:
 
 
 @pytest.mark.slow
-def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> None:
+def test_no_stage_executes_a_pickle(command: Command, tmp_path: Path) -> None:
     command("stage=vqgan", *TINY)
     command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     executed = tmp_path / "executed"
@@ -114,7 +114,7 @@ def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_cache_that_holds_a_pickle_is_made_anew(
+def test_a_cache_with_a_pickle_in_it_is_rebuilt(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -130,7 +130,7 @@ def test_a_cache_that_holds_a_pickle_is_made_anew(
 
 
 @pytest.mark.slow
-def test_a_run_folder_of_somebody_else_is_resumed_without_running_what_it_says(
+def test_a_run_folder_of_somebody_else_is_resumed_without_executing_its_code(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -162,7 +162,7 @@ def test_a_run_folder_of_somebody_else_is_resumed_without_running_what_it_says(
     assert command("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9") == 0
 
 
-def test_an_optimizer_of_the_persons_own_is_trusted_where_it_is_named_again() -> None:
+def test_an_optimizer_of_the_users_own_is_trusted_if_the_command_names_it_again() -> None:
     config = {"optimizer": {"_target_": "my.optimizers.Lion", "_partial_": True}}
     with pytest.raises(InputError, match=r"asks for my.optimizers.Lion"):
         check_trusted(config, "x/config.yaml", OTHERS)
@@ -170,7 +170,7 @@ def test_an_optimizer_of_the_persons_own_is_trusted_where_it_is_named_again() ->
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/escaped", "..", "a/b"])
-def test_the_name_of_a_run_is_no_way_out_of_its_folder(
+def test_the_name_of_a_run_can_not_lead_out_of_its_folder(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     for line in (
@@ -183,7 +183,7 @@ def test_the_name_of_a_run_is_no_way_out_of_its_folder(
 
 
 @pytest.mark.slow
-def test_no_secret_of_the_environment_is_in_a_run_folder(
+def test_no_secret_of_the_environment_is_written_into_a_run_folder(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secrets = {
@@ -208,8 +208,8 @@ def test_no_secret_of_the_environment_is_in_a_run_folder(
     ]
     assert any(file.suffix == ".wandb" for file in files)
     for file in files:
-        held = file.read_bytes()
-        assert not [name for name, value in secrets.items() if value.encode() in held], file
+        content = file.read_bytes()
+        assert not [name for name, value in secrets.items() if value.encode() in content], file
 
 
 def test_a_file_with_a_pickle_is_no_checkpoint(

@@ -1,4 +1,4 @@
-"""Two processes with half of the weights each: they learn, judge, draw and keep what one process would."""
+"""Two processes with half of the weights each train, validate, sample and save like one process."""
 
 import errno
 import os
@@ -37,20 +37,17 @@ K, GRID = 5, (2, 3)
 
 LEARNED = [name for name in PRIORS if name not in UNLABELLED]
 
-UNCERTAIN = (
-    "rar",
-    "maskgit",
-    "maskgit-embedding",
-    "diffusion",
-)  # whose updates draw random numbers
+# The updates of these priors draw random numbers.
+UNCERTAIN = ("rar", "maskgit", "maskgit-embedding", "diffusion")
 
-STEPS, CLIP = 6, 0.05  # a clip that most updates feel
+STEPS = 6
+CLIP = 0.05  # small enough to clip most updates
 
-PATIENCE = 600  # seconds until two processes that wait for each other have failed
+PATIENCE = 600  # seconds until two processes that wait for each other count as deadlocked
 
 
 class Watched(Prior):
-    """A prior that notes the loss of each micro-batch and the length of the gradient of each update."""
+    """A prior that records the loss of each micro-batch and the gradient norm of each update."""
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
         super().log_terms(terms)
@@ -62,7 +59,7 @@ class Watched(Prior):
 def prior(name: str, **update: Any) -> Watched:
     torch.manual_seed(0)
     model = make_prior(name, K=K, grid=GRID, classes=3).train()
-    # A large eps, or AdamW would make a rounding of a gradient near 0 a step of full length.
+    # With a small eps AdamW would turn a rounding error of a gradient near 0 into a full step.
     return Watched(
         model,
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1, weight_decay=0.5),
@@ -82,7 +79,10 @@ def run(
     more: tuple[Callback, ...] = (),
     **update: Any,
 ) -> tuple[Watched, dict[str, Any]]:
-    """Train a prior, or go on where `folder` has a checkpoint, and what came of it; `ranks` is how two of them share the work."""
+    """Train a prior, or resume it if `folder` has a checkpoint, and return it with its losses, norms and figures.
+
+    `ranks` is the strategy of two processes; without it there is one process.
+    """
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
     before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
     callbacks = [*before, Checkpoints(ABOUT, 3, pauses=(0, 0)), *more]
@@ -113,7 +113,7 @@ def shares() -> ShardedStrategy:
 
 
 def together(work: Callable[..., None], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
-    """What two processes, as torchrun would have started them, leave in <folder>/<rank>.pt; they must not wait for ever."""
+    """Run `work` in two processes, as torchrun would start them, and load <folder>/<rank>.pt of both. A deadlock fails."""
     context = mp.spawn(joined, (work, folder, free_port(), arguments), nprocs=2, join=False)
     assert context is not None
     end = time.monotonic() + PATIENCE
@@ -151,7 +151,7 @@ def joined(
 
 
 def every_prior(folder: Path) -> dict[str, Any]:
-    """Each prior under both strategies; what its shares are, and what the first rank alone draws from all of them."""
+    """Train each prior under both strategies; return the size of its shards, and samples that the first rank draws alone."""
     outcome: dict[str, Any] = {}
     for name in LEARNED:
         for how in (plain, shares):
@@ -165,8 +165,8 @@ def every_prior(folder: Path) -> dict[str, Any]:
             for state in optimizer.state.values()
             for value in (state["exp_avg"], state["exp_avg_sq"])
         ]
-        held = {"parameters": list(module.model.parameters()), "moments": moments}
-        for what, tensors in held.items():
+        tensors_of = {"parameters": list(module.model.parameters()), "moments": moments}
+        for what, tensors in tensors_of.items():
             own, whole = (
                 sum(size(x) for x in tensors)
                 for size in (lambda x: x.to_local().numel(), lambda x: x.numel())
@@ -196,7 +196,7 @@ Ranks = tuple[Path, list[dict[str, Any]]]
 
 @pytest.mark.parametrize("name", LEARNED)
 class TestEveryPrior:
-    def test_learns_and_is_judged_with_shares_as_with_copies_of_its_weights(
+    def test_trains_and_validates_with_sharded_weights_as_with_replicated_ones(
         self, ranks: Ranks, name: str
     ) -> None:
         folder, outcomes = ranks
@@ -212,7 +212,7 @@ class TestEveryPrior:
         for key, value in best[0]["state_dict"].items():
             torch.testing.assert_close(best[1]["state_dict"][key], value, rtol=1e-3, atol=1e-5)
 
-    def test_leaves_each_rank_about_half_of_weights_and_moments(
+    def test_gives_each_rank_about_half_of_the_weights_and_moments(
         self, ranks: Ranks, name: str
     ) -> None:
         _, outcomes = ranks
@@ -221,7 +221,7 @@ class TestEveryPrior:
             assert sum(halves) == pytest.approx(1)
             assert max(halves) < 0.6
 
-    def test_is_drawn_from_by_one_rank_alone_as_by_a_single_process(
+    def test_is_sampled_by_one_rank_alone_as_by_a_single_process(
         self, ranks: Ranks, name: str
     ) -> None:
         folder, outcomes = ranks
@@ -237,7 +237,7 @@ class TestEveryPrior:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Two checkpoints of the same state, to rounding: weights, their average and the optimizer, in the same form."""
+    """Check that two checkpoints have equal weights, averaged weights and optimizers, up to rounding, in the same format."""
     assert one.keys() == other.keys()
     for state in ("state_dict", AVERAGE):
         assert one[state].keys() == other[state].keys()
@@ -258,7 +258,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNED if name not in UNCERTAIN])
-def test_two_halves_of_a_batch_train_shares_as_one_process_trains_the_whole(
+def test_two_sharded_halves_of_a_batch_train_as_one_process_trains_the_whole(
     tmp_path: Path, ranks: Ranks, name: str
 ) -> None:
     folder, outcomes = ranks
@@ -276,7 +276,7 @@ def test_two_halves_of_a_batch_train_shares_as_one_process_trains_the_whole(
 
 
 class Kick(Callback):
-    """A signal to this process in the middle of the update after step 3."""
+    """Sends a signal to this process in the middle of the update after step 3."""
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if module.step == 3:
@@ -284,7 +284,7 @@ class Kick(Callback):
 
 
 def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "gpt") -> int:
-    """A run that ends by a signal, which of two processes the second one gets; this process's exit code."""
+    """Train until a signal ends the run, and return this process's exit code. Of two processes the second gets the signal."""
     kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
         run(folder, name, batch_size, ranks, (signals, *([Kick()] if kicked else [])))
@@ -292,7 +292,7 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
 
 
 def halves(folder: Path) -> dict[str, Any]:
-    """Runs that these processes begin, go on with, or both."""
+    """Runs that these two processes start, resume, or both."""
     torch.distributed.init_process_group("gloo")
     codes = [
         interrupted(folder / first, 16, how())
@@ -309,19 +309,21 @@ def halves(folder: Path) -> dict[str, Any]:
         ("alone-shares", shares),
     ):
         run(folder / then, "gpt", 16, how())
-    uncertain = {"name": "rar", "batch_size": 16}  # whose random numbers are each rank's own
+    uncertain = {"name": "rar", "batch_size": 16}  # each rank draws its own random numbers
     interrupted(folder / "again", ranks=shares(), **uncertain)
     run(folder / "again", ranks=shares(), **uncertain)
     run(folder / "at once", ranks=shares(), **uncertain)
     return {"codes": codes}
 
 
-def test_a_run_that_a_signal_to_one_rank_ends_goes_on_under_any_strategy(tmp_path: Path) -> None:
+def test_a_run_that_a_signal_to_one_rank_ends_is_resumed_under_any_strategy(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     assert interrupted(folder / "alone-shares", 32) == 143
     first, second = together(halves, folder)
     assert first["codes"] == [143] * 4
-    assert second["codes"] == [0] * 4  # or Lightning's observer would kill the first while it saves
+    assert (
+        second["codes"] == [0] * 4
+    )  # otherwise Lightning's observer would kill the first while it saves
     assert read_checkpoint(folder / "shares-alone" / LAST, "prior")["clock"]["step"] == 4
     run(folder / "shares-alone", "gpt", 32)
     run(tmp_path / "whole", "gpt", 32)
@@ -334,7 +336,7 @@ def test_a_run_that_a_signal_to_one_rank_ends_goes_on_under_any_strategy(tmp_pat
 
 
 def counted(folder: Path) -> dict[str, Any]:
-    """How often gradients are shared in a run whose updates have four micro-batches."""
+    """Count the gradient reductions of a run whose updates have four micro-batches."""
     with CommDebugMode() as communication:
         module, _ = run(folder, "gpt", 16, shares(), accumulate=4)
     return {
@@ -343,13 +345,13 @@ def counted(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_micro_batches_share_their_gradients_with_the_last_alone(tmp_path: Path) -> None:
+def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> None:
     for rank in together(counted, tmp_path):
         assert rank["times"] == STEPS * rank["parts"] > 0
 
 
 def full(folder: Path) -> dict[str, Any]:
-    """Runs whose first rank finds no room for its first checkpoint, and twice none for its last."""
+    """Runs in which the disk is full for the first checkpoint, and twice for the last."""
     import engine.checkpoint
 
     save, steps = engine.checkpoint.save_atomically, []
@@ -370,7 +372,7 @@ def full(folder: Path) -> dict[str, Any]:
     return tried
 
 
-def test_a_checkpoint_that_the_first_rank_can_not_write_is_tried_again_by_all(
+def test_a_checkpoint_that_the_main_rank_can_not_write_is_retried_by_all(
     tmp_path: Path,
 ) -> None:
     one, other = together(full, tmp_path)
@@ -398,6 +400,8 @@ def rounded(folder: Path) -> dict[str, Any]:
     return norms
 
 
-def test_shares_are_kept_in_float32_and_computed_with_in_bf16_as_copies_are(tmp_path: Path) -> None:
+def test_sharded_weights_are_stored_in_float32_and_computed_in_bf16_like_replicated_ones(
+    tmp_path: Path,
+) -> None:
     for rank in together(rounded, tmp_path):
         assert rank["shares"] == pytest.approx(rank["plain"], rel=1e-3)
