@@ -104,17 +104,19 @@ def run(
     }
 
 
-def plain() -> str:
+def replicated() -> str:
     return "ddp_find_unused_parameters_true"
 
 
-def shares() -> ShardedStrategy:
+def sharded() -> ShardedStrategy:
     return ShardedStrategy(2)
 
 
-def together(work: Callable[..., None], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
+def run_both_ranks(
+    work: Callable[..., None], folder: Path, *arguments: Any
+) -> list[dict[str, Any]]:
     """Run `work` in two processes, as torchrun would start them, and load <folder>/<rank>.pt of both. A deadlock fails."""
-    context = mp.spawn(joined, (work, folder, free_port(), arguments), nprocs=2, join=False)
+    context = mp.spawn(run_rank, (work, folder, free_port(), arguments), nprocs=2, join=False)
     assert context is not None
     end = time.monotonic() + PATIENCE
     try:
@@ -126,7 +128,7 @@ def together(work: Callable[..., None], folder: Path, *arguments: Any) -> list[d
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-def joined(
+def run_rank(
     rank: int,
     work: Callable[..., dict[str, Any]],
     folder: Path,
@@ -150,11 +152,11 @@ def joined(
     torch.save(work(folder, *arguments), folder / f"{rank}.pt")
 
 
-def every_prior(folder: Path) -> dict[str, Any]:
+def train_every_prior(folder: Path) -> dict[str, Any]:
     """Train each prior under both strategies; return the size of its shards, and samples that the first rank draws alone."""
     outcome: dict[str, Any] = {}
     for name in LEARNED:
-        for how in (plain, shares):
+        for how in (replicated, sharded):
             module, facts = run(
                 folder / name / how.__name__, name, 16, how(), accumulate=2, clip=CLIP
             )
@@ -188,7 +190,7 @@ def every_prior(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, together(every_prior, folder)
+    return folder, run_both_ranks(train_every_prior, folder)
 
 
 Ranks = tuple[Path, list[dict[str, Any]]]
@@ -201,14 +203,19 @@ class TestEveryPrior:
     ) -> None:
         folder, outcomes = ranks
         for rank in outcomes:
-            one, other = rank[f"{name} plain"], rank[f"{name} shares"]
+            one, other = rank[f"{name} replicated"], rank[f"{name} sharded"]
             assert one["step"] == other["step"] == STEPS
             assert max(one["norms"]) > CLIP
             for figures in ("losses", "norms"):
                 assert other[figures] == pytest.approx(one[figures], rel=1e-4)
             assert other["figures"] == pytest.approx(one["figures"], rel=1e-4, abs=1e-4)
-        same(*(read_checkpoint(folder / name / how / LAST, "prior") for how in ("plain", "shares")))
-        best = [read_checkpoint(folder / name / how, "prior") for how in ("plain", "shares")]
+        assert_same(
+            *(
+                read_checkpoint(folder / name / how / LAST, "prior")
+                for how in ("replicated", "sharded")
+            )
+        )
+        best = [read_checkpoint(folder / name / how, "prior") for how in ("replicated", "sharded")]
         for key, value in best[0]["state_dict"].items():
             torch.testing.assert_close(best[1]["state_dict"][key], value, rtol=1e-3, atol=1e-5)
 
@@ -226,7 +233,7 @@ class TestEveryPrior:
     ) -> None:
         folder, outcomes = ranks
         model = make_prior(name, K=K, grid=GRID, classes=3)
-        state = read_checkpoint(folder / name / "shares" / LAST, "prior")["state_dict"]
+        state = read_checkpoint(folder / name / "sharded" / LAST, "prior")["state_dict"]
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
         expected = sample(model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3)
         assert torch.equal(outcomes[0][f"{name} drawn"], expected)
@@ -236,7 +243,7 @@ class TestEveryPrior:
         assert ranks[1][0][f"{name} parts"] == 1 + blocks.get(name, 2)
 
 
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Check that two checkpoints have equal weights, averaged weights and optimizers, up to rounding, in the same format."""
     assert one.keys() == other.keys()
     for state in ("state_dict", AVERAGE):
@@ -264,14 +271,14 @@ def test_two_sharded_halves_of_a_batch_train_as_one_process_trains_the_whole(
     folder, outcomes = ranks
     _, alone = run(tmp_path, name, 32, clip=CLIP)
     for rank in outcomes:
-        assert rank[f"{name} shares"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-        assert rank[f"{name} shares"]["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-        assert rank[f"{name} shares"]["figures"] == pytest.approx(
+        assert rank[f"{name} sharded"]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        assert rank[f"{name} sharded"]["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+        assert rank[f"{name} sharded"]["figures"] == pytest.approx(
             alone["figures"], rel=1e-4, abs=1e-4
         )
-    same(
+    assert_same(
         read_checkpoint(tmp_path / LAST, "prior"),
-        read_checkpoint(folder / name / "shares" / LAST, "prior"),
+        read_checkpoint(folder / name / "sharded" / LAST, "prior"),
     )
 
 
@@ -283,7 +290,7 @@ class Kick(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "gpt") -> int:
+def train_until_signal(folder: Path, batch_size: int, ranks: Any = None, name: str = "gpt") -> int:
     """Train until a signal ends the run, and return this process's exit code. Of two processes the second gets the signal."""
     kicked = not torch.distributed.is_initialized() or not is_main()
     with pytest.raises(Stop) as stop, Signals() as signals:
@@ -291,54 +298,60 @@ def interrupted(folder: Path, batch_size: int, ranks: Any = None, name: str = "g
     return int(str(stop.value.code))
 
 
-def halves(folder: Path) -> dict[str, Any]:
+def interrupt_and_resume(folder: Path) -> dict[str, Any]:
     """Runs that these two processes start, resume, or both."""
     torch.distributed.init_process_group("gloo")
     codes = [
-        interrupted(folder / first, 16, how())
-        for first, how in (("shares-plain", shares), ("plain-shares", plain))
+        train_until_signal(folder / first, 16, how())
+        for first, how in (("sharded-replicated", sharded), ("replicated-sharded", replicated))
     ]
     codes += [
-        interrupted(folder / "shares-shares", 16, shares()),
-        interrupted(folder / "shares-alone", 16, shares()),
+        train_until_signal(folder / "sharded-sharded", 16, sharded()),
+        train_until_signal(folder / "sharded-alone", 16, sharded()),
     ]
     for then, how in (
-        ("shares-plain", plain),
-        ("plain-shares", shares),
-        ("shares-shares", shares),
-        ("alone-shares", shares),
+        ("sharded-replicated", replicated),
+        ("replicated-sharded", sharded),
+        ("sharded-sharded", sharded),
+        ("alone-sharded", sharded),
     ):
         run(folder / then, "gpt", 16, how())
     uncertain = {"name": "rar", "batch_size": 16}  # each rank draws its own random numbers
-    interrupted(folder / "again", ranks=shares(), **uncertain)
-    run(folder / "again", ranks=shares(), **uncertain)
-    run(folder / "at once", ranks=shares(), **uncertain)
+    train_until_signal(folder / "again", ranks=sharded(), **uncertain)
+    run(folder / "again", ranks=sharded(), **uncertain)
+    run(folder / "at once", ranks=sharded(), **uncertain)
     return {"codes": codes}
 
 
 def test_a_run_that_a_signal_to_one_rank_ends_is_resumed_under_any_strategy(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
-    assert interrupted(folder / "alone-shares", 32) == 143
-    first, second = together(halves, folder)
+    assert train_until_signal(folder / "alone-sharded", 32) == 143
+    first, second = run_both_ranks(interrupt_and_resume, folder)
     assert first["codes"] == [143] * 4
     assert (
         second["codes"] == [0] * 4
     )  # otherwise Lightning's observer would kill the first while it saves
-    assert read_checkpoint(folder / "shares-alone" / LAST, "prior")["clock"]["step"] == 4
-    run(folder / "shares-alone", "gpt", 32)
+    assert read_checkpoint(folder / "sharded-alone" / LAST, "prior")["clock"]["step"] == 4
+    run(folder / "sharded-alone", "gpt", 32)
     run(tmp_path / "whole", "gpt", 32)
     whole = read_checkpoint(tmp_path / "whole" / LAST, "prior")
-    for way in ("shares-plain", "plain-shares", "shares-shares", "shares-alone", "alone-shares"):
-        same(whole, read_checkpoint(folder / way / LAST, "prior"))
+    for way in (
+        "sharded-replicated",
+        "replicated-sharded",
+        "sharded-sharded",
+        "sharded-alone",
+        "alone-sharded",
+    ):
+        assert_same(whole, read_checkpoint(folder / way / LAST, "prior"))
     at_once, again = (read_checkpoint(folder / way / LAST, "prior") for way in ("at once", "again"))
     for name, value in (at_once["state_dict"] | at_once[AVERAGE]).items():
         assert torch.equal((again["state_dict"] | again[AVERAGE])[name], value), name
 
 
-def counted(folder: Path) -> dict[str, Any]:
+def count_reductions(folder: Path) -> dict[str, Any]:
     """Count the gradient reductions of a run whose updates have four micro-batches."""
     with CommDebugMode() as communication:
-        module, _ = run(folder, "gpt", 16, shares(), accumulate=4)
+        module, _ = run(folder, "gpt", 16, sharded(), accumulate=4)
     return {
         "times": communication.get_comm_counts()[torch.ops.c10d._reduce_scatter_base_],
         "parts": len(sharded_parts(module.model)),
@@ -346,11 +359,11 @@ def counted(folder: Path) -> dict[str, Any]:
 
 
 def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> None:
-    for rank in together(counted, tmp_path):
+    for rank in run_both_ranks(count_reductions, tmp_path):
         assert rank["times"] == STEPS * rank["parts"] > 0
 
 
-def full(folder: Path) -> dict[str, Any]:
+def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
     import engine.checkpoint
 
@@ -365,7 +378,7 @@ def full(folder: Path) -> dict[str, Any]:
 
     engine.checkpoint.save_atomically = refuse
     tried = {}
-    for how in (plain, shares):
+    for how in (replicated, sharded):
         steps.clear()
         run(folder / how.__name__, "gpt", 16, how())
         tried[how.__name__] = list(steps)
@@ -375,15 +388,17 @@ def full(folder: Path) -> dict[str, Any]:
 def test_a_checkpoint_that_the_main_rank_can_not_write_is_retried_by_all(
     tmp_path: Path,
 ) -> None:
-    one, other = together(full, tmp_path)
-    assert one == {"plain": [3, 3, 6, 6, 6], "shares": [3, 3, 6, 6, 6]}
-    assert other == {"plain": [], "shares": []}
-    same(*(read_checkpoint(tmp_path / how / LAST, "prior") for how in ("plain", "shares")))
+    one, other = run_both_ranks(fill_disk, tmp_path)
+    assert one == {"replicated": [3, 3, 6, 6, 6], "sharded": [3, 3, 6, 6, 6]}
+    assert other == {"replicated": [], "sharded": []}
+    assert_same(
+        *(read_checkpoint(tmp_path / how / LAST, "prior") for how in ("replicated", "sharded"))
+    )
 
 
-def rounded(folder: Path) -> dict[str, Any]:
+def train_in_bf16(folder: Path) -> dict[str, Any]:
     norms = {}
-    for how in (plain, shares):
+    for how in (replicated, sharded):
         module = prior("gpt")
         fit = make_trainer(
             precision="bf16-mixed", devices=2, strategy=how(), default_root_dir=folder
@@ -395,7 +410,7 @@ def rounded(folder: Path) -> dict[str, Any]:
             for value in fit.strategy.lightning_module_state_dict().values()
             if value is not None
         }
-        has_none = how is shares and not is_main()  # the main rank alone gathers the shards
+        has_none = how is sharded and not is_main()  # the main rank alone gathers the shards
         assert kinds == (set() if has_none else {torch.float32})
     return norms
 
@@ -403,5 +418,5 @@ def rounded(folder: Path) -> dict[str, Any]:
 def test_sharded_weights_are_stored_in_float32_and_computed_in_bf16_like_replicated_ones(
     tmp_path: Path,
 ) -> None:
-    for rank in together(rounded, tmp_path):
-        assert rank["shares"] == pytest.approx(rank["plain"], rel=1e-3)
+    for rank in run_both_ranks(train_in_bf16, tmp_path):
+        assert rank["sharded"] == pytest.approx(rank["replicated"], rel=1e-3)
