@@ -1,4 +1,4 @@
-"""The commands as a person types them, in an empty folder."""
+"""The commands as a user types them, in an empty folder."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path)
         assert all((tmp_path / picture).stat().st_size > 100 for picture in result["pictures"])
 
 
-def test_codes_are_extracted_exported_and_found_again_by_the_prior(
+def test_codes_are_extracted_and_exported_and_the_prior_reuses_them(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -99,7 +99,7 @@ def test_a_setting_that_the_tokenizers_data_lack_is_refused(
 
 
 @pytest.mark.slow
-def test_a_prior_learns_crops_of_images_that_have_room_for_them(
+def test_a_prior_trains_on_crops_of_images_that_are_large_enough(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY, "data.crop=random")
@@ -136,7 +136,7 @@ def test_two_processes_extract_what_one_does_and_one_reports(
 
 
 @pytest.mark.slow
-def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(
+def test_an_extraction_killed_by_sigkill_is_continued_and_ends_the_same(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY, "data.n_train=6000", "model.width=32")
@@ -167,7 +167,7 @@ def test_an_extraction_killed_by_sigkill_goes_on_and_ends_the_same(
     assert all(np.array_equal(resumed[name], fresh[name]) for name in ("indices", "labels"))
 
 
-def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(
+def test_samples_are_saved_as_a_picture_as_files_and_as_arrays_for_evaluators(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -190,15 +190,13 @@ def test_samples_are_saved_as_a_picture_as_files_and_for_evaluators(
         for file, image in zip(files, images, strict=True)
     )
     with Image.open("drawn/samples.png") as sheet:
-        assert sheet.size == (
-            2 * (16 + 2 + 16),
-            2 * (16 + 2 + 16),
-        )  # of five samples the first four
+        # The sheet has the first four of the five samples.
+        assert sheet.size == (2 * (16 + 2 + 16), 2 * (16 + 2 + 16))
     assert torch.load("drawn/codes.pt", weights_only=True)["codes"].shape == (5, 4, 4)
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_is_taken_is_found_out_before_samples_are_drawn(
+def test_a_run_folder_that_is_taken_is_refused_before_samples_are_drawn(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -278,7 +276,7 @@ def test_the_wrong_kind_of_checkpoint_is_refused(
 
 
 @pytest.mark.parametrize("quantizer", ["none", "kl", "residual"])
-def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
+def test_a_prior_on_a_bottleneck_without_one_code_per_position_is_refused(
     command: Command, capsys: pytest.CaptureFixture[str], quantizer: str
 ) -> None:
     tiny = [word for word in TINY if quantizer == "residual" or not word.startswith("quantizer.K")]
@@ -290,7 +288,7 @@ def test_a_prior_on_what_is_not_one_code_a_position_is_refused(
 
 
 @pytest.mark.parametrize(("quantizer", "num_codebooks"), [("residual", 3), ("product", 2)])
-def test_codes_of_several_codebooks_are_learned_and_drawn(
+def test_a_prior_is_trained_on_and_samples_codes_of_several_codebooks(
     command: Command, tmp_path: Path, quantizer: str, num_codebooks: int
 ) -> None:
     assert (
@@ -344,7 +342,7 @@ def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
         "sampler.grid=6x9",
         "save=[grid,npz]",
     ]
-    for size in (3, 2):  # the decoder has its own batches, too
+    for size in (3, 2):  # the decoder is batched, too
         assert command(*line, f"batch_size={size}", f"run_dir=of-{size}") == 0
     codes = [torch.load(f"of-{size}/codes.pt", weights_only=True)["codes"] for size in (3, 2)]
     assert codes[0].shape == (3, 6, 9)
@@ -362,16 +360,14 @@ def test_an_image_is_completed_and_shown_before_the_samples(command: Command, ph
     codes = torch.load("lower/codes.pt", weights_only=True)["codes"]
     assert (codes[1:, :2] == codes[:1, :2]).all()
     with Image.open("lower/samples.png") as sheet:
-        assert sheet.size == (
-            2 * (7 * 18 - 2),
-            2 * 16,
-        )  # the image, its reconstruction, what was given, and four samples
+        # The image, its reconstruction, its known part, and four samples.
+        assert sheet.size == (2 * (7 * 18 - 2), 2 * 16)
     assert command(*line, "sampler.region=[1,1,3,3]", "run_dir=inner") == 0
     inner = torch.load("inner/codes.pt", weights_only=True)["codes"]
     assert (inner[:, :1] == codes[:, :1]).all()
 
 
-def test_what_can_not_be_drawn_from_a_prior_gets_a_sentence_and_leaves_nothing_behind(
+def test_an_impossible_sampling_request_gets_a_sentence_and_leaves_nothing_behind(
     command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -419,7 +415,7 @@ def test_the_nearest_training_images_of_samples_are_shown(
 
 
 @pytest.mark.slow
-def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(
+def test_a_prior_refuses_to_sample_with_another_tokenizer_than_its_own(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -439,7 +435,7 @@ def test_a_prior_does_not_draw_with_another_tokenizer_than_its_own(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False])
-def test_a_prior_is_evaluated_to_the_figures_of_its_training(
+def test_evaluating_a_prior_reproduces_the_figures_of_its_training(
     command: Command, tmp_path: Path, conditional: bool
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -470,7 +466,7 @@ def test_a_prior_is_evaluated_to_the_figures_of_its_training(
         assert sheet.size == (2 * (5 * 18 - 2), 2 * (4 * 18 - 2))
 
 
-def test_a_kl_vae_is_drawn_from_without_a_prior(command: Command, tmp_path: Path) -> None:
+def test_a_kl_vae_is_sampled_without_a_prior(command: Command, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("quantizer.K")]
     assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny) == 0
     assert command("stage=sample", "ckpt=runs/vqgan/shapes", "n=5", "accelerator=cpu") == 0
@@ -502,7 +498,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
         "data.n_train=40",
     ]
     command("stage=vqgan", "run_dir=whole", *whole)
-    # Stop after step 4 as if the time had run out: the same schedule, cut.
+    # Interrupt the run after step 4, with the schedule of the whole run.
 
     tick = ClockedModule.tick
 
@@ -541,7 +537,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(
+def test_a_prior_is_used_from_its_best_checkpoint_and_resumed_from_its_last(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -567,7 +563,7 @@ def test_a_prior_is_used_at_its_best_and_resumed_at_its_last(
 
 
 @pytest.mark.slow
-def test_a_prior_that_overfits_stops_and_says_so(
+def test_a_prior_that_overfits_stops_and_reports_it(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -593,7 +589,7 @@ def test_a_prior_that_overfits_stops_and_says_so(
     assert f"stopped at step {metrics['steps']}" in capsys.readouterr().err
 
 
-def test_a_prior_that_counts_is_judged_kept_and_drawn_from(command: Command) -> None:
+def test_a_counting_prior_is_evaluated_saved_and_sampled(command: Command) -> None:
     command("stage=vqgan", *TINY)
     words = [word for word in TINY_PRIOR if not word.startswith("prior.")]
     assert (
@@ -640,7 +636,7 @@ def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(
     ]
 
 
-def test_metrics_reach_the_csv_file_in_our_own_steps(command: Command, tmp_path: Path) -> None:
+def test_metrics_are_in_the_csv_file_with_our_own_steps(command: Command, tmp_path: Path) -> None:
     command("stage=vqgan", "run_dir=mine", *TINY_GAN)
     [file] = (tmp_path / "mine").rglob("metrics.csv")
     rows = list(csv.DictReader(file.read_text().splitlines()))

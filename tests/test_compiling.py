@@ -135,7 +135,7 @@ SLOW = pytest.mark.slow
         ),
         pytest.param(["loss/discriminator=fine"], 3, marks=SLOW),
     ],
-    ids=["codes rest", "codes learn", "spectral norm", "judged once"],
+    ids=["codes frozen", "codes trained", "spectral norm", "judged once"],
 )
 def test_a_compiled_tokenizer_trains_like_an_uncompiled_one(
     words: list[str], traced: int, precision: str, graphs: CompileCounterWithBackend, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Runs of version 0.1 resume, sample and evaluate under today's code."""
+"""Runs of version 0.1 can be resumed, sampled from and evaluated with the current code."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ PLAIN = ["accelerator=cpu", "proxy=0", "inception=false", "fetch=false"]
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A copy of the earlier runs, where the command will run."""
+    """A copy of the earlier runs in the folder in which the command runs."""
     shutil.copytree(RUNS / "tokenizer", tmp_path / "runs" / "vqgan" / "tokenizer")
     shutil.copytree(RUNS / "prior", tmp_path / "runs" / "prior" / "prior")
     return tmp_path / "runs"
@@ -83,7 +83,7 @@ def test_a_report_reads_earlier_runs(runs: Path, command: Command) -> None:
         ("my_quantizer.books", "my_quantizer.books"),
     ],
 )
-def test_a_renamed_key_is_known_at_any_depth(key: str, new: str) -> None:
+def test_a_renamed_key_is_recognised_at_any_depth(key: str, new: str) -> None:
     assert rename_key(key) == new
 
 
@@ -106,7 +106,7 @@ def test_an_earlier_name_on_the_command_line_still_works(
     assert "quantizer.books is called quantizer.num_codebooks now" in printed.err
 
 
-def test_upgrading_a_config_of_today_changes_nothing() -> None:
+def test_upgrading_a_current_config_changes_nothing() -> None:
     config = {"quantizer": {"_target_": "vqgan.quantizers.vq.VQ", "K": 8}, "callbacks": [{"a": 1}]}
     assert upgrade_config(config) == config
 

@@ -1,4 +1,4 @@
-"""Images that are identified by their grey value, and the batches that a loader makes of them."""
+"""Images that are identified by their grey value, and the batches of a loader."""
 
 import io
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Parts as conf/ describes them: a test names what it is about, and the YAML files give the rest.
+"""Parts as conf/ describes them: a test passes the settings that it is about, and the YAML files provide the rest.
 
 quantizer = make(VQ, K=8, dim=4)          # beta, decay, revive ... as in conf/quantizer/vq.yaml
 """
@@ -19,11 +19,11 @@ CONF = ROOT / "conf"
 
 @cache
 def defaults_by_target() -> dict[str, dict[str, Any]]:
-    """Class or function by its full name -> the settings that conf/ gives it, of several files the first."""
-    found: dict[str, dict[str, Any]] = {}
+    """Map the full name of a class or function to its settings in conf/, in the first file that names it."""
+    settings_by_target: dict[str, dict[str, Any]] = {}
     for file in sorted(CONF.rglob("*.yaml")):
-        _collect(_load(file.relative_to(CONF).with_suffix("").as_posix()), found)
-    return found
+        _collect(_load(file.relative_to(CONF).with_suffix("").as_posix()), settings_by_target)
+    return settings_by_target
 
 
 def make(kind: Callable[..., Part], *args: Any, **settings: Any) -> Part:
@@ -46,7 +46,7 @@ def make(kind: Callable[..., Part], *args: Any, **settings: Any) -> Part:
 
 
 def _load(name: str) -> Any:
-    """A YAML file of conf/ with what its defaults list puts into the same place."""
+    """A YAML file of conf/, merged with the files that its defaults list includes at the same level."""
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=False)
     merged: dict[str, Any] = {}
     for entry in content.pop("defaults", []) if isinstance(content, dict) else []:
@@ -57,15 +57,15 @@ def _load(name: str) -> Any:
     return {**merged, **(content or {})}
 
 
-def _collect(node: Any, found: dict[str, dict[str, Any]]) -> None:
+def _collect(node: Any, settings_by_target: dict[str, dict[str, Any]]) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
             settings = {key: value for key, value in node.items() if not key.startswith("_")}
-            found.setdefault(
+            settings_by_target.setdefault(
                 node["_target_"], {k: v for k, v in settings.items() if "${" not in str(v)}
             )
         for value in node.values():
-            _collect(value, found)
+            _collect(value, settings_by_target)
 
 
 def _build(value: Any) -> Any:

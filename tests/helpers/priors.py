@@ -1,4 +1,4 @@
-"""Every prior, small, for the tests that all must pass."""
+"""A small instance of every prior, for the tests that all priors must pass."""
 
 import re
 from collections.abc import Iterable
@@ -80,7 +80,7 @@ def documented_prior() -> Case:
 def build_prior(
     case: Case, K: int = 5, grid: tuple[int, int] = (2, 3), classes: int = 0, **settings: Any
 ) -> PriorModel:
-    """The prior as it is before training, with conf/'s values for settings that neither the case nor the test names."""
+    """The untrained prior, with conf/'s values for settings that neither the case nor the test passes."""
     codebook = torch.randn(case.num_codebooks, K, DIM)
     return make_model(case.kind, codebook, grid, classes=classes, **{**case.settings, **settings})
 
@@ -88,19 +88,19 @@ def build_prior(
 def make_model(
     kind: type[PriorModel], codebook: torch.Tensor, grid: tuple[int, int], **settings: Any
 ) -> Any:
-    """`make` of a prior; classes that no file of conf/ names, such as the documentation's, get these settings only."""
+    """`make` for a prior. Classes without a file in conf/, such as the documentation's, get these settings only."""
     if kind.__module__.startswith("prior."):
         return make(kind, codebook, grid, **settings)
     return kind(codebook, grid, **settings)
 
 
 def make_prior(name: str, **settings: Any) -> PriorModel:
-    """A prior in eval mode that is not uniform: what starts at zero, where every test would pass, does not here."""
+    """A prior in eval mode with randomised weights, since weights that start at zero would let every test pass."""
     return randomised(build_prior(PRIORS[name], **settings)).eval()
 
 
 class OneStream(Numbers):
-    """Random numbers of one stream for all samples, for tests that draw so many that a stream each takes seconds."""
+    """One stream of random numbers for all samples, for tests whose many samples would take seconds with a stream each."""
 
     def __init__(
         self, seed: int, indices: Iterable[int], device: torch.device | str = "cpu"
@@ -116,8 +116,8 @@ def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def randomised(model: PriorModel) -> PriorModel:
-    """The model with random numbers for those parameters that start at zero; one that counts has counted random codes."""
-    if isinstance(model, Counted):  # sorted, so that a code says something about the next
+    """Randomise the parameters that start at zero; a counting prior counts random codes."""
+    if isinstance(model, Counted):  # sorted, so that a code is informative about the next
         model.count(*torch.randint(model.K, (2, 200, model.L)).sort(2).values.numpy())
     with torch.no_grad():
         for p in model.parameters():
@@ -142,7 +142,7 @@ def likelihoods(
 
 
 def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A list that gets the codes and the mask of each run of the network from now on."""
+    """Record the codes and the mask of each forward pass from now on in the returned list."""
     runs: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.register_forward_pre_hook(
         lambda _, arguments: runs.append((arguments[0].clone(), arguments[1].clone()))
@@ -151,7 +151,7 @@ def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def exact_bound(model: Masked, codes: torch.Tensor) -> torch.Tensor:
-    """Nats per token (B,): over m = 1 ... L and all sets of m codes the mean of the mean -log p of the set."""
+    """Nats per token (B,): the mean -log p of a set of m codes, averaged over all sets and over m = 1 ... L."""
     nats = torch.zeros(len(codes), dtype=torch.float64)
     for m in range(1, model.L + 1):
         sets = [
@@ -170,7 +170,9 @@ WIDTH, HEADS, STEP_GRID = 32, 2, (3, 4)
 def make_blocks() -> nn.ModuleList:
     blocks = nn.ModuleList(Block(WIDTH, HEADS, dropout=0.5) for _ in range(3)).eval()
     for name, p in blocks.named_parameters():
-        nn.init.normal_(p, 1.0 if "norm" in name else 0.0, 0.3)  # the norms' own scales must count
+        nn.init.normal_(
+            p, 1.0 if "norm" in name else 0.0, 0.3
+        )  # scales other than 1, so that the norms' scales matter
     return blocks
 
 

@@ -61,7 +61,7 @@ def make_module(
     tokenizer: Tokenizer | None = None,
     **losses: Any,
 ) -> VQGAN:
-    """A small VQ-VAE, or with a gate a small VQGAN; `losses` are parts by their names in conf/loss."""
+    """A small VQ-VAE, or a small VQGAN if there is a gate. `losses` are parts by their names in conf/loss."""
     torch.manual_seed(0)
     if tokenizer is None:
         tokenizer = make_tokenizer()
@@ -93,7 +93,7 @@ def fit(
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
-    torch.manual_seed(0)  # the same augmentation, whatever was built before
+    torch.manual_seed(0)  # the same augmentation whatever was built before
     trainer.fit(trained, data or make_noise())
     return trainer
 

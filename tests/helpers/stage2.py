@@ -27,14 +27,12 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 K, GRID = 6, (3, 3)
 
-LABEL_SETTINGS: dict[str, float] = {
-    "label_drop": 0.1,
-    "label_smoothing": 0.0,
-}  # of conf/stage/prior.yaml
+# The values of conf/stage/prior.yaml.
+LABEL_SETTINGS: dict[str, float] = {"label_drop": 0.1, "label_smoothing": 0.0}
 
 
 def make_codes(n: int, seed: int) -> ArraySamples:
-    """Grids whose every code is the sum of its upper and left neighbours: a pair in a row tells little."""
+    """Grids in which every code is the sum of its upper and left neighbours, so that one neighbour alone predicts little."""
     grids = np.random.default_rng(seed).integers(0, K, (n, *GRID))
     for r in range(1, 3):
         for c in range(1, 3):
@@ -74,7 +72,7 @@ UNEVEN_K, UNEVEN_GRID = 5, (2, 3)
 
 
 def make_code_data(name: str, batch_size: int) -> CodeDataModule:
-    """Codes for a prior: 65 to judge, so that of two ranks with batches of 16 the second has a batch less."""
+    """Codes for a prior. With 65 validation grids the second of two ranks has one batch of 16 less than the first."""
     num_codebooks = (BOOKS[name],) if name in BOOKS else ()
     grids = [
         np.random.default_rng(n)

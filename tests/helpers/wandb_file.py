@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-BLOCK, HEAD = 32 * 1024, 7
+BLOCK = 32 * 1024  # bytes
+HEAD = 7  # bytes of a header
 
 
 def records(run: Path) -> Iterator[Any]:
