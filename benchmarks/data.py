@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
 
+from benchmarks.configs import compose_config
 from data.datamodule import ImageDataModule
 from data.folder import find_images
 from data.loading import count_cores
@@ -78,15 +78,9 @@ def time_bare_decoding(files: list[Path], rounds: int) -> float:
     return best
 
 
-def compose_config(*words: str) -> Any:
-    """The config of stage=vqgan with these words on its command line."""
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        return compose("config", ["stage=vqgan", *words])
-
-
-def make_data(*words: str) -> Any:
-    """The images of that config."""
-    return instantiate(compose_config(*words).data)
+def make_data(*overrides: str) -> Any:
+    """The data module of stage=vqgan with these overrides."""
+    return instantiate(compose_config("stage=vqgan", *overrides).data)
 
 
 def time_drawing(*words: str) -> float:
@@ -133,6 +127,7 @@ class TimedLoader:
 def measure_wait(overrides: list[str], steps: int, folder: Path) -> float:
     """The share of its training time that the demo's tokenizer waits for images."""
     config = compose_config(
+        "stage=vqgan",
         "experiment=demo_tokenizer",
         f"trainer.max_steps={steps}",
         "trainer.max_minutes=null",
@@ -151,7 +146,7 @@ def measure_wait(overrides: list[str], steps: int, folder: Path) -> float:
 
 def compare_extraction(rounds: int, work: Path) -> tuple[float, float]:
     """Median images per second when filling a code cache with 4,096 shapes, and of the tokenizer alone."""
-    config = compose_config("experiment=demo_tokenizer")
+    config = compose_config("stage=vqgan", "experiment=demo_tokenizer")
     tokenizer = (
         build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
     )

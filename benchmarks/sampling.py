@@ -233,7 +233,21 @@ def time_interleaved(
     return {name: statistics.median(seconds[1:] or seconds) for name, seconds in times.items()}
 
 
-def main() -> None:
+def print_table(rows: list[dict[str, Any]], unit: str) -> None:
+    """Print the throughputs in `unit` and our ratio to each of the others; nothing if there are no rows."""
+    if not rows:
+        return
+    throughputs = " | ".join(f"{name} {unit}" for name in NAMES)
+    print(f"| T | batch | {throughputs} | x x-transformers | x MONAI | of the bound |")
+    for row in rows:
+        figures = [
+            f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES
+        ]
+        ratios = [f"{row['ours'] / row[name]:.2f}" for name in ("x_transformers", "monai", "bound")]
+        print("| " + " | ".join([str(row["T"]), str(row["batch"]), *figures, *ratios]) + " |")
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -257,31 +271,25 @@ def main() -> None:
         action="store_true",
         help="torch.compile for our model, and for the other libraries' training",
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
     torch.manual_seed(0)
+    settings = (options.device, options.peers, options.compile)
+    common = {"peers": options.peers, "compile": options.compile}
     rows: list[dict[str, Any]] = []
     for T in options.tokens if options.only != "training" else []:
         for batch in options.batches:
-            samplers = make_samplers(T, batch, options.device, options.peers, options.compile)
+            samplers = make_samplers(T, batch, *settings)
             seconds = time_interleaved(samplers, options.rounds, options.device)
-            row = {
-                "bench": "sampling",
-                "T": T,
-                "batch": batch,
-                "peers": options.peers,
-                "compile": options.compile,
-            }
+            row = {"bench": "sampling", "T": T, "batch": batch, **common}
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
     for T in options.tokens if options.only != "sampling" else []:
-        updates = make_updates(T, 32, options.device, options.peers, options.compile)
+        updates = make_updates(T, 32, *settings)
         seconds = time_interleaved(updates, options.rounds, options.device)
-        row = {
-            "bench": "prior_training",
-            "T": T,
-            "batch": 32,
-            "peers": options.peers,
-            "compile": options.compile,
-        }
+        row = {"bench": "prior_training", "T": T, "batch": 32, **common}
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
         print_table([row for row in rows if row["bench"] == bench], unit)
@@ -291,20 +299,6 @@ def main() -> None:
             for key, value in row.items()
         }
         print(json.dumps(rounded))
-
-
-def print_table(rows: list[dict[str, Any]], unit: str) -> None:
-    """Print the throughputs in `unit` and our ratio to each of the others; nothing if there are no rows."""
-    if not rows:
-        return
-    throughputs = " | ".join(f"{name} {unit}" for name in NAMES)
-    print(f"| T | batch | {throughputs} | x x-transformers | x MONAI | of the bound |")
-    for row in rows:
-        figures = [
-            f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES
-        ]
-        ratios = [f"{row['ours'] / row[name]:.2f}" for name in ("x_transformers", "monai", "bound")]
-        print("| " + " | ".join([str(row["T"]), str(row["batch"]), *figures, *ratios]) + " |")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main() -> None:
 
     about = {"model": f"tokenizer, width {options.width}", "of": "an image"}
     print(json.dumps({**about, **count(tokenizer, reconstruct)}))
-    codebook = tokenizer.quantizer.codebooks().detach()
+    codebook: Tensor = tokenizer.code_space["codebook"]
     codes = torch.randint(options.K, (1, grid * grid))
     for name in options.sizes:
         size_words = [] if name == "small" else [f"prior/size={name}"]

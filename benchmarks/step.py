@@ -43,10 +43,10 @@ VARIANTS: dict[str, list[str]] = {  # name of the row -> overrides
     "  constant lambda": [*OPEN, "loss/adaptive=constant"],
     "  fine discriminator": [*OPEN, "loss/discriminator=fine"],
     "  patch discriminator": [*OPEN, "loss/discriminator=patch"],
-    "gate open, codes trained (loss.freeze_codes=false)": [*OPEN, "loss.freeze_codes=false"],
+    "gate open, codes learn (loss.freeze_codes=false)": [*OPEN, "loss.freeze_codes=false"],
     "  with R1 at every 16th step": [*OPEN, "loss.freeze_codes=false", "loss.r1.weight=1"],
     "  with DiffAugment": [*OPEN, "loss.freeze_codes=false", "loss/augment=diffaugment"],
-    "gate open, codes frozen, with the average and the doctor": [*OPEN, "callbacks"],
+    "gate open, codes frozen, averaged and with a doctor": [*OPEN, "callbacks"],
 }
 
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -87,38 +85,27 @@ class ShardedStrategy(ModelParallelStrategy):
         set_model_state_dict(self.lightning_module, dict(checkpoint["state_dict"]), options=options)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state on the main rank, its parameters numbered as in a plain optimizer.state_dict()."""
-        assert self.lightning_module is not None
-        named: Any = get_optimizer_state_dict(self.lightning_module, optimizer, options=FULL)
-        if not is_main():
-            return {}
-        names = [name for group in named["param_groups"] for name in group["params"]]
-        numbers = {name: number for number, name in enumerate(names)}
-        groups = [
-            {**group, "params": [numbers[name] for name in group["params"]]}
-            for group in named["param_groups"]
-        ]
-        state = {numbers[name]: values for name, values in named["state"].items()}
-        return {"state": state, "param_groups": groups}
+        """A plain optimizer.state_dict() with whole tensors for shards on the main rank, and None for them on the others.
+
+        get_optimizer_state_dict would turn tuples such as betas into lists, and set_optimizer_state_dict can't load
+        parameters or optimizers without state, such as those of SGD.
+        """
+        state = optimizer.state_dict()
+        tensors = {number: full_state(values) for number, values in state["state"].items()}
+        return {**state, "state": tensors}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        assert self.lightning_module is not None
-        names = {p: name for name, p in self.lightning_module.named_parameters()}
-        for optimizer, numbered in zip(
-            self.optimizers, checkpoint["optimizer_states"], strict=True
-        ):
-            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-            groups = [
-                {**group, "params": [order[number] for number in group["params"]]}
-                for group in numbered["param_groups"]
-            ]
-            state = {order[number]: values for number, values in numbered["state"].items()}
-            set_optimizer_state_dict(
-                self.lightning_module,
-                optimizer,
-                {"state": state, "param_groups": groups},
-                options=StateDictOptions(full_state_dict=True),
-            )
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            by_number = dict(zip(numbers, parameters, strict=True))
+            state = {
+                number: {
+                    name: shard_like(value, by_number[number]) for name, value in values.items()
+                }
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
 
 
 def sharded_parts(module: nn.Module) -> list[FSDPModule]:
@@ -142,7 +129,10 @@ def reshard(model: nn.Module) -> None:
 
 
 def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    """Tensors by name with whole tensors for shards: on the main rank's CPU, None on the others. All ranks must call it."""
+    """Tensors by name with whole tensors for shards: on the main rank's CPU, None on the others. All ranks must call it.
+
+    What is not sharded, a tensor or a number, stays as it is.
+    """
     gathered: dict[str, Tensor | None] = {}
     for name, value in state.items():  # no more than one whole tensor at a time
         if isinstance(value, DTensor):
@@ -153,9 +143,14 @@ def full_state(state: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     return gathered
 
 
-def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's shard of a whole tensor, placed as `like`; the value itself if `like` is not sharded."""
+def shard_like(value: Any, like: Tensor) -> Any:
+    """This rank's shard of a whole tensor, placed as `like`.
+
+    Returns the value itself if `like` is not sharded, or if the value has another shape, such as an optimizer's step.
+    """
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    if not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     # Without src_data_rank=None the ranks would exchange it.
     shard = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -74,7 +74,7 @@ def is_ours(target: Any) -> bool:
     ):
         return False
     try:
-        found = vars(import_module(module)).get(name)
+        target_class = vars(import_module(module)).get(name)
     except ImportError:
         return False
-    return inspect.isclass(found) and found.__module__ == module
+    return inspect.isclass(target_class) and target_class.__module__ == module

@@ -1,1 +1,1 @@
-"""Judges images and samples: scores, features, distances, reports. Knows no stage."""
+"""Scores of images and samples, and reports on runs. Imports no stage."""

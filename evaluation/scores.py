@@ -105,14 +105,12 @@ SCORES = _with_proxies({
 })  # fmt: skip
 
 
-def names_in_group(group: str, stage: str | None = None) -> list[str]:
-    """The names of a group's scores, without those in the proxy's features; of one stage alone if it is given."""
+def names_in_group(group: str) -> list[str]:
+    """The names of a group's scores, without those in the proxy's features."""
     return [
         name
         for name, score in SCORES.items()
-        if score.group == group
-        and not name.endswith("_proxy")
-        and (stage is None or stage in score.stages)
+        if score.group == group and not name.endswith("_proxy")
     ]
 
 
@@ -165,7 +163,7 @@ class ScoreSheet:
         self.absent[name] = reason
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What metrics.json holds beside the values: the reasons why scores are absent, and the provenance of the others."""
+        """What metrics.json holds besides the values: the reasons why scores are absent, and the provenance of the others."""
         return {"absent": self.absent, "provenance": self.provenance}
 
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -36,7 +34,7 @@ def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
     """
     if (folder / TOKENIZER_COPY).exists():
         return
-    header = make_header("vqgan", OmegaConf.create(described))
+    header = make_header("vqgan", described)
     state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
     save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
 

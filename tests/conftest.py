@@ -10,13 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger say otherwise themselves
+os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger override it
 
 torch.set_num_threads(1)  # tests run in several processes
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell that starts them in the background has Ctrl-C ignored
+# A shell that starts the tests in the background makes them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

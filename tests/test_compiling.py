@@ -16,6 +16,7 @@ from engine.callbacks.ema import WeightAverage
 from engine.clock import Budget, Schedule
 from engine.compile import check_compile, compile_failure, compile_parts
 from engine.errors import InputError
+from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.decoding.generate import check_compile_sampler, sample
 from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache
@@ -30,7 +31,7 @@ from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prio
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
 from vqgan.load import start_images
-from vqgan.stages.train import module_from
+from vqgan.stages.train import build_module
 
 # torch looks at gradients while it traces, and hides that warning from all but those to whom warnings are errors.
 pytestmark = [
@@ -56,7 +57,8 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     torch.manual_seed(0)
     module = Prior(
         make_prior(name, classes=3, dropout=0.0).train(),
-        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0), label_drop=0.0, label_smoothing=0.0, **update,
+        lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0, floor=0.02), label_drop=0.0,
+        label_smoothing=0.0, **update,
     )  # fmt: skip
     if compile:
         compile_parts(module.blocks)
@@ -150,14 +152,16 @@ def test_a_compiled_tokenizer_learns_what_it_would(
     ends = []
     for compile in (False, True):
         torch.manual_seed(0)
-        data, module = instantiate(chosen.data), module_from(chosen)
+        settings = TrainerSettings.read(chosen.trainer)
+        data = instantiate(chosen.data)
+        module = build_module(chosen, settings)
         module.tokenizer.initialise(start_images(data))
         if compile:
             compile_parts(module.costly)
         torch.manual_seed(1)
-        make_trainer(
-            chosen.trainer, tmp_path, list(instantiate(chosen.callbacks).values()), []
-        ).fit(module, data)
+        make_trainer(settings, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(
+            module, data
+        )
         assert (module.step, module.discriminator_step > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)

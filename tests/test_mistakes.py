@@ -100,7 +100,7 @@ WORDS = {
     "stage=extract ckpt=x export=csv": "export=csv must be one of npz, safetensors",
     "stage=extract ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "stage=extract ckpt=x accelerator=tpu": "accelerator=tpu must be auto, cpu or gpu",
-    "stage=extract ckpt=x resume=broken": "stage=extract goes on by itself",
+    "stage=extract ckpt=x resume=broken": "stage=extract resumes by itself",
     "stage=prior": "add ckpt=<run folder of stage=vqgan>",
     "stage=prior ckpt=nowhere": "ckpt=nowhere has no checkpoint",
     "stage=prior ckpt=broken/1.png": "is damaged or no checkpoint",
@@ -290,7 +290,7 @@ def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(
 def test_extras_that_are_missing_are_named(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.run.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.settings.find_spec", lambda name: None)
     assert command("stage=vqgan", "logger=tensorboard") == 2
     assert 'pip install "codegrid[tensorboard]"' in read_mistake(capsys)
     assert metadata.version("hydra-core")

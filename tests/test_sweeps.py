@@ -1,4 +1,4 @@
-"""Sweeps as a person types them; where no training is needed, a run is played by one that takes no time."""
+"""Sweeps as a user types them; tests that need no training replace the run by one that takes no time."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine import sweep
 from engine.checkpoint import save_atomically
-from engine.run import open_folder, resolve_config, write_result
+from engine.run import Run
 from tests.helpers.commands import TINY
 
 Command = Callable[..., int]
@@ -37,7 +37,7 @@ TWO = [*ONE, "seed=0,1"]
 
 
 class Played:
-    """A run of stage=vqgan that trains nothing: its folder, a checkpoint, its figures; `ends` says how those of a seed end."""
+    """A run of stage=vqgan that writes its folder, a checkpoint and metrics without training; `ends` maps seeds to exceptions."""
 
     def __init__(self) -> None:
         self.configs: list[DictConfig] = []
@@ -45,16 +45,17 @@ class Played:
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        config = resolve_config(config)
-        folder = open_folder(config, "played")
-        self.configs.append(config)
+        run = Run.open(config)
+        folder = run.start("played")
+        self.configs.append(run.config)
         if self.checkpoint:
             save_atomically({}, folder / "checkpoints/last.ckpt")
         if config.seed in self.ends:
             raise self.ends[config.seed]
-        return write_result(
-            folder, {"run": str(folder), "id": config.id, "psnr": 20.0 + config.seed}
-        )
+        metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
+        result = run.finish(metrics)
+        assert result is not None
+        return result
 
     @property
     def names(self) -> list[str]:

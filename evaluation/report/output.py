@@ -1,4 +1,4 @@
-"""What a report leaves beside its page: lines on the terminal and a table of all runs."""
+"""What a report writes besides its page: lines on the terminal and a table of all runs."""
 
 import csv
 from pathlib import Path

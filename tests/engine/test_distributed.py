@@ -34,16 +34,16 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
     """A GAN after some steps, and lambda after each. Adam would enlarge every rounding, so both players descend plainly."""
     gate, weight = Gate(start=2, ramp=2, warmup=2), paper_weight(scale=1.0, smooth=2)
     penalties = {"lecam": make(LeCam, 0.1), "r1": R1(0.1, every=2)}
-    made = make_module(
+    module = make_module(
         gate, STEPS, adaptive=weight, freeze_codes=False, accumulate=accumulate, **penalties
     )
-    made.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))
-    made.tokenizer.quantizer.revive = 0.0  # type: ignore[assignment]  # which outputs are picked depends on their order
+    module.make_optimizers = dict.fromkeys((0, 1), lambda p: torch.optim.SGD(p, 0.05))
+    module.tokenizer.quantizer.revive = 0.0  # type: ignore[assignment]  # which outputs are picked depends on their order
     lambdas: list[float] = []
-    tick = made.tick
-    made.tick = lambda: (lambdas.append(float(weight.weight)), tick())[1]  # type: ignore[method-assign,func-returns-value]
-    fit(made, data=Noise(16, flip=False, cache="ram", batch_size=batch_size), **settings)
-    return made, lambdas
+    tick = module.tick
+    module.tick = lambda: (lambdas.append(float(weight.weight)), tick())[1]  # type: ignore[method-assign,func-returns-value]
+    fit(module, data=Noise(16, flip=False, cache="ram", batch_size=batch_size), **settings)
+    return module, lambdas
 
 
 def join(rank: int, port: int) -> None:
@@ -66,18 +66,19 @@ def join(rank: int, port: int) -> None:
 
 def work(rank: int, folder: str, accumulate: int, port: int) -> None:
     join(rank, port)
-    made, lambdas = trained(
+    module, lambdas = trained(
         2,
         accumulate,
         devices=2,
         strategy="ddp_find_unused_parameters_true",
         use_distributed_sampler=False,
     )
-    judged = made.trainer.validate(
-        made, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False
+    judged = module.trainer.validate(
+        module, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False
     )
     torch.save(
-        {"state": made.state_dict(), "lambdas": lambdas, "judged": judged[0]}, f"{folder}/{rank}.pt"
+        {"state": module.state_dict(), "lambdas": lambdas, "judged": judged[0]},
+        f"{folder}/{rank}.pt",
     )
 
 
@@ -93,10 +94,10 @@ def ranks(
 
 @pytest.fixture(scope="module")
 def alone() -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
-    made, lambdas = trained(4)
-    state = {name: value.clone() for name, value in made.state_dict().items()}
-    [judged] = made.trainer.validate(
-        made, Noise(16, flip=False, cache="ram", batch_size=4), verbose=False
+    module, lambdas = trained(4)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    [judged] = module.trainer.validate(
+        module, Noise(16, flip=False, cache="ram", batch_size=4), verbose=False
     )
     return state, lambdas, dict(judged)
 
@@ -135,23 +136,23 @@ def test_the_validation_figures_of_two_ranks_are_those_of_one(
 def planted(rank: int, folder: str, port: int) -> None:
     """A run with augmentation and revival."""
     join(rank, port)
-    made = make_module(steps=4)
-    made.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
+    module = make_module(steps=4)
+    module.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
     shown: list[Tensor] = []
-    augment = made.augment_images
+    augment = module.augment_images
 
     def augment_and_record(images: Tensor) -> Tensor:
         x = augment(images)
         shown.append(x.clone())
         return x
 
-    made.augment_images = augment_and_record  # type: ignore[method-assign]
+    module.augment_images = augment_and_record  # type: ignore[method-assign]
     doctor = TokenizerDoctor(every=2, patience=1)
-    found: list[dict[str, float]] = []
-    doctor.examine = lambda module, means: (found.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    all_means: list[dict[str, float]] = []
+    doctor.examine = lambda module, means: (all_means.append(means), iter(()))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     data = Same(16, flip=True, crop="random", resize=18, cache="ram", batch_size=4)
     fit(
-        made,
+        module,
         [doctor],
         data=data,
         devices=2,
@@ -159,7 +160,7 @@ def planted(rank: int, folder: str, port: int) -> None:
         use_distributed_sampler=False,
     )
     torch.save(
-        {"shown": torch.stack(shown), "state": made.tokenizer.state_dict(), "means": found},
+        {"shown": torch.stack(shown), "state": module.tokenizer.state_dict(), "means": all_means},
         f"{folder}/{rank}.pt",
     )
 

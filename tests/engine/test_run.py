@@ -1,9 +1,10 @@
-""""""
+"""Opening, starting and finishing a run; its device, precision and W&B account."""
 
 import os
 import pty
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,55 +12,110 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from engine import loggers, run
+from engine import loggers
+from engine import run as engine_run
 from engine.environment import best_precision, find_device
 from engine.errors import InputError
 from engine.loggers import make_wandb_logger
-from engine.run import next_free_folder, open_folder, resolve_config
+from engine.run import Run
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.load import make_tags
 
 
-def settings(**given: object) -> DictConfig:
-    return OmegaConf.create(
-        {"stage": "vqgan", "name": None, "run_dir": None, "resume": None, **given}
-    )
+def open_run(folder: Path, *overrides: str) -> Run:
+    words = ["stage=vqgan", "trainer.accelerator=cpu", "trainer.max_steps=2", "logger=csv"]
+    return Run.open(compose_config(*words, f"run_dir={folder}", *overrides))
 
 
-def test_a_run_folder_is_named_by_stage_and_data_and_numbered_when_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert [str(open_folder(settings(), "shapes")) for _ in range(3)] == [
-        "runs/vqgan/shapes", "runs/vqgan/shapes-2", "runs/vqgan/shapes-3",
-    ]  # fmt: skip
-    assert str(open_folder(settings(name="mine"), "shapes")) == "runs/vqgan/mine"
-    assert next_free_folder(Path("runs/vqgan/mine")) == Path("runs/vqgan/mine-2")
+def test_nothing_is_written_before_a_run_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with open_run(folder) as run:
+        assert run.config.id
+        assert run.device.type == "cpu"
+        assert run.training.max_steps == 2
+        assert not folder.exists()
+        assert run.start("shapes") == folder == run.folder
+    assert (folder / "config.yaml").is_file()
+
+
+def test_a_mistake_in_the_settings_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="trainer.val_every=0 must be"):
+        open_run(tmp_path / "a", "trainer.val_every=0")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
-    folder = open_folder(settings(run_dir=str(tmp_path / "a")), "shapes")
-    assert OmegaConf.load(folder / "config.yaml").stage == "vqgan"
+    with open_run(tmp_path / "a") as run:
+        folder = run.start("shapes", {"title": "shapes", "train": 5, "val": 2, "hash": "0"})
+    written = OmegaConf.load(folder / "config.yaml")
+    assert written.stage == "vqgan"
+    assert written.id == run.config.id
     record = (folder / "record.jsonl").read_text()
-    assert all(
-        word in record for word in ("command", "git", "torch", "lightning", "device", "cores")
-    )
+    for word in ("command", "git", "torch", "lightning", "device", "cores"):
+        assert word in record
+    card = (folder / "card.md").read_text()
+    assert "not finished" in card
+    assert "shapes, 5 to train on and 2 to validate, hash 0" in card
 
 
-def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("x")
-    with pytest.raises(InputError, match=r"is not empty; continue that run with resume="):
-        open_folder(settings(run_dir=str(tmp_path)), "shapes")
-    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
-
-
-def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_run_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write the run folder"):
-        open_folder(settings(run_dir=str(tmp_path / "file" / "run")), "shapes")
+        open_run(tmp_path / "file" / "run").start("shapes")
+
+
+def test_two_runs_of_one_seed_have_different_ids(tmp_path: Path) -> None:
+    assert open_run(tmp_path).config.id != open_run(tmp_path).config.id
+
+
+def test_the_header_of_checkpoints_is_the_resolved_config(tmp_path: Path) -> None:
+    run = open_run(tmp_path, "quantizer.K=16")
+    assert run.header["stage"] == "vqgan"
+    assert type(run.header["config"]) is dict
+    assert run.header["config"]["quantizer"]["K"] == 16
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_leaving_a_run_closes_its_loggers_with_an_exit_code_of_1_if_it_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    closed: list[bool] = []
+    monkeypatch.setattr(engine_run, "close_loggers", lambda opened, failed: closed.append(failed))
+    with pytest.raises(ValueError, match="broken") if fails else nullcontext(), open_run(tmp_path):
+        if fails:
+            raise ValueError("broken")
+    assert closed == [fails]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_wandb_is_finished_with_the_exit_code_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr("wandb.finish", lambda exit_code: codes.append(exit_code))
+    loggers.close_loggers([], failed)
+    assert codes == [], "nothing to close"
+    loggers.close_loggers([loggers.StepWandbLogger()], failed)
+    assert codes == [int(failed)]
+
+
+def test_a_result_is_written_with_its_card_by_the_main_rank_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(tmp_path) as run:
+        run.start("shapes")
+        assert run.finish({"run": str(tmp_path), "psnr": 20.5}) == {
+            "run": str(tmp_path),
+            "psnr": 20.5,
+        }
+        assert "**finished**" in (tmp_path / "card.md").read_text()
+        (tmp_path / "metrics.json").unlink()
+        monkeypatch.setattr(engine_run, "is_main", lambda: False)
+        assert run.finish({"psnr": 20.5}) is None
+        assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +143,7 @@ def test_the_precision_follows_the_gpu(
     assert best_precision() == expected
 
 
-def test_a_gpu_is_used_where_there_is_one_and_missed_where_it_was_asked_for(
+def test_a_gpu_is_used_if_there_is_one_and_its_absence_is_an_error_if_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -100,21 +156,21 @@ def test_a_gpu_is_used_where_there_is_one_and_missed_where_it_was_asked_for(
 
 
 class Account:
-    """What wandb.init was told, and a run that takes everything."""
+    """The calls of wandb.init, of which the first `failures` fail; its runs accept everything."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, failures: int = 0) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
         self.failures = failures
         monkeypatch.setattr("wandb.init", self.init)
         monkeypatch.setattr(loggers, "_in_netrc", lambda host: False)
         for name in ("WANDB_API_KEY", "WANDB_MODE"):
             monkeypatch.delenv(name, raising=False)
 
-    def init(self, **given: Any) -> Any:
-        self.told.append(given)
-        if len(self.told) <= self.failures:
+    def init(self, **arguments: Any) -> Any:
+        self.calls.append(arguments)
+        if len(self.calls) <= self.failures:
             raise wandb.errors.CommError("no network")
-        return SimpleNamespace(define_metric=lambda *_, **__: None, id=given["id"])
+        return SimpleNamespace(define_metric=lambda *_, **__: None, id=arguments["id"])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +191,7 @@ def test_wandb_is_offline_unless_an_account_is_configured(
         if value:
             monkeypatch.setenv(name, value)
     make_wandb_logger(str(tmp_path), "codegrid")
-    assert [told["mode"] for told in account.told] == [used]
+    assert [call["mode"] for call in account.calls] == [used]
 
 
 def test_a_wandb_run_has_the_runs_id_and_is_resumed_by_it(
@@ -146,46 +202,27 @@ def test_a_wandb_run_has_the_runs_id_and_is_resumed_by_it(
         str(tmp_path), "codegrid", id="0a1b2c3d", job_type="vqgan", tags=["shapes"]
     )
     assert logger.version == "0a1b2c3d"
-    [told] = account.told
-    assert (told["id"], told["resume"], told["job_type"], told["tags"], told["group"]) == (
+    [call] = account.calls
+    assert (call["id"], call["resume"], call["job_type"], call["tags"], call["group"]) == (
         "0a1b2c3d", "allow", "vqgan", ["shapes"], None,
     )  # fmt: skip
 
 
-def test_where_wandb_cannot_be_reached_the_run_is_logged_offline_and_so_are_the_next(
+def test_a_run_and_the_next_ones_are_logged_offline_if_wandb_can_not_be_reached(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     account = Account(monkeypatch, failures=1)
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setenv("WANDB_MODE", "online")  # so that it is put back
+    monkeypatch.setenv("WANDB_MODE", "online")  # so that monkeypatch restores it
     for _ in range(2):
         make_wandb_logger(str(tmp_path), "codegrid")
-    assert [told["mode"] for told in account.told] == ["online", "offline", "offline"]
+    assert [call["mode"] for call in account.calls] == ["online", "offline", "offline"]
     assert "no network): the run is logged offline" in capsys.readouterr().err
 
 
-def test_logging_to_tensorboard_without_it_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(run, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "codegrid\[tensorboard\]"'):
-        resolve_config(compose_config("stage=vqgan", "logger=tensorboard"))
-
-
-def test_a_run_folder_has_a_card_from_its_beginning(tmp_path: Path) -> None:
-    folder = open_folder(
-        settings(run_dir=str(tmp_path / "a")),
-        "shapes",
-        {"title": "shapes", "train": 5, "val": 2, "hash": "0"},
-    )
-    card = (folder / "card.md").read_text()
-    assert "not finished" in card
-    assert "shapes, 5 to train on and 2 to validate, hash 0" in card
-
-
 def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
-    found = make_tags("vqgan", "x" * 100, make_tokenizer())
-    assert found == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B takes no more letters
+    tags = make_tags("vqgan", "x" * 100, make_tokenizer())
+    assert tags == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B takes no longer ones
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from engine.callbacks.checkpointing import Checkpoints
-from engine.callbacks.signals import CODES, Signals, Stop, StopNow
+from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.checkpoint import make_header, read_checkpoint
+from engine.exit_codes import SIGNALS
 from engine.folder import LAST
 from tests.helpers.configs import compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
@@ -48,14 +49,14 @@ def train(folder: Path, kick: Kick) -> None:
         fit(make_module(), [checkpoints, signals, kick], default_root_dir=folder)
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_current_update_is_finished_and_saved(tmp_path: Path, number: signal.Signals) -> None:
-    before = [signal.getsignal(other) for other in CODES]
+    before = [signal.getsignal(other) for other in SIGNALS]
     with pytest.raises(Stop) as stop:
         train(tmp_path, Kick(number))
     assert stop.value.code == 128 + number
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 3
-    assert [signal.getsignal(other) for other in CODES] == before
+    assert [signal.getsignal(other) for other in SIGNALS] == before
 
 
 def test_a_validation_is_broken_off_and_marked_as_missing(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from engine.checkpoint import build_trusted, save_atomically
 from engine.errors import InputError
 from engine.trust import OTHERS, check_trusted
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
+from tests.helpers.configs import compose_plain
 from vqgan.quantizers.base import Quantizer
 
 pytestmark = lightning_warnings
 
-EMA = {"_target_": "vqgan.quantizers.ema.EMA", "K": 8, "dim": 4}
+EMA = compose_plain("stage=vqgan", "quantizer=ema", "quantizer.K=8", "quantizer.dim=4")["quantizer"]
 
 EVIL = [
     "os.system",
@@ -95,7 +96,7 @@ def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> N
     for file in Path("runs").rglob("*.ckpt"):
         content = torch.load(file, weights_only=True)
         torch.save({**content, "more": Malicious(executed)}, file)
-    kept = Path("runs/vqgan/shapes/metrics.json").read_bytes()
+    metrics = Path("runs/vqgan/shapes/metrics.json").read_bytes()
     for line in (
         ["stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR],
         ["stage=extract", "ckpt=runs/vqgan/shapes", "accelerator=cpu"],
@@ -109,7 +110,7 @@ def test_no_stage_runs_what_a_pickle_says(command: Command, tmp_path: Path) -> N
         except (InputError, pickle.UnpicklingError):
             assert any(word.startswith("resume=") for word in line)
         assert not executed.exists(), line
-    assert Path("runs/vqgan/shapes/metrics.json").read_bytes() == kept
+    assert Path("runs/vqgan/shapes/metrics.json").read_bytes() == metrics
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tests.helpers.configs import ROOT
 
 
 def free_port() -> int:
-    """A port at which two processes can meet, whoever else runs tests."""
+    """A free port for two processes to meet at."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
@@ -45,7 +45,7 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 
 def read_mistake(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a mistake gets, and nothing else."""
+    """The one line on standard error that a mistake gets; nothing else is printed."""
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
@@ -56,7 +56,7 @@ TWO = ["trainer.devices=2", "trainer.precision=32-true"]
 
 
 def launch(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`python train.py ...` as processes of its own, or started `by` another program than python."""
+    """`python train.py ...` as a process of its own, started by the program `by` if given, such as torchrun."""
     inherited = {
         name: value
         for name, value in os.environ.items()

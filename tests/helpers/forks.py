@@ -1,5 +1,6 @@
-"""Of each line of words on standard input makes `python train.py ...`, in a fork that has all imports behind it; tells its
-process's id, and then its exit code."""
+"""Fork server: runs `python train.py <words>` for each JSON list of words on standard input, in a fork that has the imports.
+
+Prints the process id of each run, then its exit code."""
 
 import json
 import os
@@ -23,7 +24,7 @@ if __name__ == "__main__":
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             continue
         os.setpgrp()
-        os.dup2(2, 1)  # what a run says is not for its parent's reader
+        os.dup2(2, 1)  # standard output is for the ids and exit codes
         sys.argv = [str(ROOT / "train.py"), *json.loads(line)]
         train.main()
         break

@@ -1,4 +1,4 @@
-"""Reads the file of an offline W&B run: blocks of 32 KiB with records as LevelDB's log has them, each a protocol buffer."""
+"""Reads the file of an offline W&B run: 32 KiB blocks of LevelDB log records, each a protocol buffer."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ def records(run: Path) -> Iterator[Any]:
     content, at, whole = file.read_bytes(), HEAD, b""
     assert content[:4] == b":W&B"
     while at + HEAD <= len(content):
-        if BLOCK - at % BLOCK < HEAD:  # too little is left of the block for another head
+        if BLOCK - at % BLOCK < HEAD:  # no room for another header in this block
             at += BLOCK - at % BLOCK
             continue
         _sum, length, kind = struct.unpack("<IHB", content[at : at + HEAD])
@@ -31,7 +31,7 @@ def records(run: Path) -> Iterator[Any]:
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """What was logged, a dict for each call; what is not a number is a dict with a `_type`."""
+    """Logged values, a dict for each call; media are dicts with a `_type`."""
     rows = []
     for record in records(run):
         if record.WhichOneof("record_type") == "history":
@@ -63,7 +63,7 @@ def config(run: Path) -> dict[str, Any]:
 
 
 def summary(run: Path) -> dict[str, Any]:
-    """The last value of everything in the summary that was set by hand or by the logs."""
+    """The last value of each entry of the summary."""
     values: dict[str, Any] = {}
     for record in records(run):
         if record.WhichOneof("record_type") == "summary":

@@ -20,16 +20,16 @@ from engine.clock import Budget, Schedule
 from engine.errors import InputError
 from engine.folder import BEST, DOCTOR, LAST, PICTURES
 from prior.callbacks import LossMapPictures, PriorDoctor
-from prior.models.gpt import GPT
 from prior.module import Prior
 from tests.helpers.parts import make
 from tests.helpers.stage2 import (
     ABOUT,
     GRID,
+    LABEL_SETTINGS,
     NATS,
-    K,
     lightning_warnings,
     make_codes,
+    make_gpt,
     make_prior_module,
     make_trainer,
 )
@@ -53,10 +53,14 @@ def make_callbacks(patience: int = 10, decay: float = 0.9) -> list[Any]:
 def make_overfitting(steps: int) -> tuple[Prior, CodeDataModule]:
     """A prior that can memorise its 30 grids."""
     torch.manual_seed(0)
-    model = GPT(torch.randn(1, K, 8), GRID, width=32, depth=2, heads=2)
+    model = make_gpt()
     data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
     return Prior(
-        model, lambda p: torch.optim.AdamW(p, 1e-2), Budget(steps), Schedule(5, floor=0.02)
+        model,
+        lambda p: torch.optim.AdamW(p, 1e-2),
+        Budget(steps),
+        Schedule(5, floor=0.02),
+        **LABEL_SETTINGS,
     ), data
 
 

@@ -114,7 +114,11 @@ def test_the_gap_is_judged_without_dropout_as_the_validation_is() -> None:
     model = make_gpt(dropout=0.5, token_dropout=0.5)
     same = make_codes(50, 0)
     module = Prior(
-        model, lambda p: torch.optim.AdamW(p, 5e-2), Budget(5), Schedule(0), **LABEL_SETTINGS
+        model,
+        lambda p: torch.optim.AdamW(p, 5e-2),
+        Budget(5),
+        make(Schedule, warmup=0),
+        **LABEL_SETTINGS,
     )
     data = CodeDataModule(same, same, batch_size=20, seed=0)
     make_trainer().fit(module, data)
@@ -149,7 +153,7 @@ def test_only_linear_maps_convolutions_and_recurrences_decay(name: str) -> None:
     build, settings = DECAYED[name]
     model = make(build, torch.randn(1, K, 8), GRID, **settings)
     optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
-    module = Prior(model, optimizer, Budget(1), Schedule(), **LABEL_SETTINGS)
+    module = Prior(model, optimizer, Budget(1), make(Schedule), **LABEL_SETTINGS)
     decayed, free = module.configure_optimizers().param_groups
     names = {p: name for name, p in model.named_parameters()}
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from engine.errors import InputError
+from tests.helpers.pages import load_example
 from tests.helpers.parts import make
 from vqgan.backbones import Torchvision
 from vqgan.discriminators.base import Judgement, stack_logits
-from vqgan.discriminators.fine import Fine
 from vqgan.discriminators.frozen import FrozenFeatures
 from vqgan.discriminators.grain import Grain
 from vqgan.discriminators.multiscale import MultiScale
@@ -29,26 +30,50 @@ def squeeze() -> Torchvision:
     return make(Torchvision, "squeezenet1_1", SHALLOW, pretrained=False)
 
 
-def discriminators(size: int, channels: int) -> dict[str, nn.Module]:
-    return {
-        "patch": make(PatchGAN, channels, width=8),
-        "spectral patch": make(PatchGAN, channels, width=8, spectral=True),
-        "fine": make(Fine, size, channels, width=8),
-        "spectral fine": make(Fine, size, channels, width=8, spectral=True),
-        "grain": make(Grain, size, channels, width=8),
-        "multiscale": make(MultiScale, size, channels, scales=2, width=8, depth=1),
-        "style": make(Style, size, channels, width=8, max_width_mult=2),
-        "frozen": make(FrozenFeatures, squeeze(), width=8),
-    }
+EXAMPLE = (
+    "docs/extending/discriminator.md"  # its code blocks are a discriminator, which must pass too
+)
+
+# A line for each file in conf/loss/discriminator, named by the last word: settings that make it small.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "patch": {"width": 8},
+    "spectral patch": {"width": 8, "spectral": True},
+    "fine": {"width": 8},
+    "spectral fine": {"width": 8, "spectral": True},
+    "grain": {"width": 8},
+    "multiscale": {"width": 8, "depth": 1},
+    "style": {"width": 8, "max_width_mult": 2},
+    "frozen": {
+        "width": 8,
+        "backbone": {"name": "squeezenet1_1", "layers": SHALLOW, "pretrained": False},
+    },
+    EXAMPLE: {"width": 8},
+}
 
 
-NAMES = list(discriminators(16, 3))
+def build(name: str, size: int, channels: int) -> Any:
+    option = name.split()[-1]
+    if name == EXAMPLE:
+        settings = OmegaConf.create(load_example(EXAMPLE))
+    else:
+        settings = OmegaConf.load(CONF / "loss" / "discriminator" / f"{option}.yaml")
+    merged = OmegaConf.merge(settings, VARIANTS[name])
+    data = {"image_size": size, "channels": channels}
+    return instantiate(OmegaConf.create({"data": data, "discriminator": merged}).discriminator)
+
+
+def test_every_discriminator_of_conf_is_under_the_contract() -> None:
+    files = {file.stem for file in (CONF / "loss" / "discriminator").glob("*.yaml")}
+    assert {name.split()[-1] for name in VARIANTS if name != EXAMPLE} == files
+
+
+NAMES = list(VARIANTS)
 LOCAL = [name for name in NAMES if name != "style"]
 SCALES = {"multiscale": 2, "frozen": 2}
 
 
 def judged(name: str, x: Tensor) -> Judgement:
-    judgement = discriminators(x.shape[2], x.shape[1])[name](x)
+    judgement = build(name, x.shape[2], x.shape[1])(x)
     assert isinstance(judgement, Judgement)
     return judgement
 
@@ -76,7 +101,7 @@ def test_every_discriminator_judges_grey_and_coloured_images_of_any_batch(
 def test_every_discriminator_runs_in_16_bits_and_says_nearly_the_same(
     name: str, dtype: torch.dtype
 ) -> None:
-    discriminator, x = discriminators(16, 3)[name].eval(), torch.randn(2, 3, 16, 16)
+    discriminator, x = build(name, 16, 3).eval(), torch.randn(2, 3, 16, 16)
     with torch.autocast("cpu", dtype=dtype):
         half = discriminator(x).logits
     torch.testing.assert_close(half.float(), discriminator(x).logits, atol=0.1, rtol=0.1)
@@ -84,7 +109,7 @@ def test_every_discriminator_runs_in_16_bits_and_says_nearly_the_same(
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_judgement_does_not_depend_on_the_other_images_of_the_batch(name: str) -> None:
-    discriminator, x = discriminators(16, 3)[name].eval(), torch.randn(4, 3, 16, 16)
+    discriminator, x = build(name, 16, 3).eval(), torch.randn(4, 3, 16, 16)
     together = discriminator(x).logits
     for i in range(4):
         torch.testing.assert_close(
@@ -103,7 +128,7 @@ def test_styles_judgement_depends_on_its_own_group_alone() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_judgement_in_eval_mode_leaves_every_buffer_as_it_was(name: str) -> None:
-    discriminator = discriminators(16, 3)[name].eval()
+    discriminator = build(name, 16, 3).eval()
     before = copy.deepcopy(discriminator.state_dict())
     discriminator(torch.randn(2, 3, 16, 16)).logits.sum().backward()
     for key, value in discriminator.state_dict().items():
@@ -112,13 +137,13 @@ def test_a_judgement_in_eval_mode_leaves_every_buffer_as_it_was(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_discriminator_has_batch_norm(name: str) -> None:
-    kinds = {type(m).__name__ for m in discriminators(16, 3)[name].modules()}
+    kinds = {type(m).__name__ for m in build(name, 16, 3).modules()}
     assert not [kind for kind in kinds if "BatchNorm" in kind]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_of_a_gradient_exists_for_r1(name: str) -> None:
-    discriminator, x = discriminators(16, 3)[name], torch.randn(2, 3, 16, 16, requires_grad=True)
+    discriminator, x = build(name, 16, 3), torch.randn(2, 3, 16, 16, requires_grad=True)
     [slope] = torch.autograd.grad(discriminator(x).logits.sum(), x, create_graph=True)
     slope.square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in discriminator.parameters())
@@ -128,7 +153,7 @@ def test_the_gradient_of_a_gradient_exists_for_r1(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_few_steps_tell_light_from_dark(name: str) -> None:
     """Which a network of dead units, or one whose gradient stops somewhere, would not."""
-    discriminator = discriminators(16, 3)[name]
+    discriminator = build(name, 16, 3)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     x, x_hat = 0.5 + 0.1 * torch.randn(2, 4, 3, 16, 16), -0.5 + 0.1 * torch.randn(2, 4, 3, 16, 16)
     for _ in range(15):
@@ -141,7 +166,7 @@ def test_a_few_steps_tell_light_from_dark(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["spectral patch", "spectral fine", "frozen"])
 def test_spectral_norm_makes_every_convolutions_largest_singular_value_1(name: str) -> None:
-    discriminator = discriminators(16, 3)[name]
+    discriminator = build(name, 16, 3)
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.mul_(7)  # which the norm undoes
@@ -157,7 +182,7 @@ def test_spectral_norm_makes_every_convolutions_largest_singular_value_1(name: s
 
 @pytest.mark.parametrize("name", ["spectral patch", "spectral fine"])
 def test_spectral_norm_replaces_group_norm(name: str) -> None:
-    assert not [m for m in discriminators(16, 3)[name].modules() if isinstance(m, nn.GroupNorm)]
+    assert not [m for m in build(name, 16, 3).modules() if isinstance(m, nn.GroupNorm)]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -175,7 +175,7 @@ def test_a_tokenizer_is_evaluated_by_one_command_that_reads_all_else_from_its_ch
         assert Path(file).stat().st_size > 100
     assert "\nclassical VQ " in terminal
     assert (
-        terminal.splitlines()[-1].split(maxsplit=3)[3]
+        terminal.splitlines()[-1].split(maxsplit=2)[2]
         == "judged/metrics.json, with the provenance of each score"
     )
 

@@ -1,13 +1,18 @@
 import math
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from engine.clock import Now
 from engine.errors import InputError
+from tests.helpers.configs import ROOT
+from tests.helpers.pages import load_example
 from tests.helpers.parts import make
 from tests.helpers.stage1 import paper_weight
 from vqgan.discriminators.base import Judgement
@@ -36,8 +41,56 @@ def test_pixel_losses_are_computed_in_float32() -> None:
     )
 
 
-GAMES = [Hinge(), Vanilla(), NonSaturating(), LeastSquares()]
-each_game = pytest.mark.parametrize("game", GAMES, ids=lambda game: type(game).__name__)
+CONF = ROOT / "conf" / "loss"
+EXAMPLE = "docs/extending/loss.md"  # its code blocks are a perceptual loss, which must pass too
+
+GAMES = {  # a line for each file in conf/loss/adversarial
+    "hinge": Hinge(),
+    "vanilla": Vanilla(),
+    "non_saturating": NonSaturating(),
+    "least_squares": LeastSquares(),
+}
+PERCEPTUAL: dict[str, dict[str, Any] | None] = {  # a line for each file in conf/loss/perceptual
+    "features": None,  # takes features, not images
+    "lpips": {"net": "squeeze", "pretrained": False},
+    "backbone": {"backbone": {"name": "squeezenet1_1", "pretrained": False}},
+    EXAMPLE: {},
+}
+each_game = pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
+
+
+def test_every_game_and_perceptual_loss_of_conf_is_under_its_contract() -> None:
+    for folder, lines in (("adversarial", GAMES), ("perceptual", PERCEPTUAL)):
+        files = {file.stem: OmegaConf.load(file) for file in (CONF / folder).glob("*.yaml")}
+        assert lines.keys() - {EXAMPLE} == files.keys()
+    for name, game in GAMES.items():
+        assert type(instantiate(OmegaConf.load(CONF / "adversarial" / f"{name}.yaml"))) is type(
+            game
+        )
+
+
+@pytest.mark.filterwarnings("ignore")  # the packages' own, at import
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [name for name, line in PERCEPTUAL.items() if line is not None])
+def test_a_perceptual_loss_is_a_distance_with_a_gradient_to_the_reconstruction(
+    name: str, channels: int
+) -> None:
+    if name == EXAMPLE:
+        settings = OmegaConf.create(load_example(EXAMPLE))
+    else:
+        settings = OmegaConf.load(CONF / "perceptual" / f"{name}.yaml")  # type: ignore[assignment]
+    loss = instantiate(OmegaConf.merge(settings, PERCEPTUAL[name] or {}))
+    x = torch.rand(2, channels, 32, 32) * 2 - 1
+    x_hat = (x + 0.5 * torch.randn_like(x)).requires_grad_()
+    distance = loss(x, x_hat)
+    distance.backward()
+    assert distance.shape == ()
+    assert loss(x, x).abs() < 1e-6 < distance.abs()  # LPIPS of random weights may be negative
+    assert x_hat.grad is not None
+    assert x_hat.grad.abs().sum() > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(x, x_hat).dtype == torch.float32
+    assert loss.state_dict() == {}
 
 
 def test_the_hinge_is_one_for_a_blind_discriminator_and_zero_for_a_sure_one() -> None:

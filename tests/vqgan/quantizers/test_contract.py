@@ -48,7 +48,7 @@ def read_settings(variant: str) -> dict[str, Any]:
 
 def build(variant: str) -> Quantizer:
     """The quantizer, initialised with outputs of an encoder."""
-    has_codes = variant not in ("none", "kl")
+    has_codes = "K" in read_settings(variant)
     settings = read_settings(f"{variant} quantizer.K=16" if has_codes else variant)
     quantizer: Quantizer = instantiate(settings)
     quantizer.initialise(3 * torch.randn(600, quantizer.in_dim) + 1)
