@@ -1,6 +1,7 @@
 """torch.compile for the parts that take the time: in place, so that names, checkpoints and averages stay as they are."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
@@ -53,11 +54,14 @@ class EagerValidation(Callback):
     """Runs validation without compiled code: compiling it too, without gradients and for a smaller last batch, would take
     longer than it saves."""
 
+    def __init__(self) -> None:
+        self._eager = ExitStack()
+
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        torch.compiler.set_stance("force_eager")
+        self._eager.enter_context(torch.compiler.set_stance("force_eager"))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        torch.compiler.set_stance("default")
+        self._eager.close()  # whatever stance was set before
 
     def on_exception(self, *_: Any) -> None:
-        torch.compiler.set_stance("default")
+        self._eager.close()

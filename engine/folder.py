@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.environment import describe_origin
 from engine.errors import InputError
 
 CONFIG = "config.yaml"
@@ -18,11 +17,11 @@ DOCTOR = "doctor.txt"
 PICTURES = "pictures"
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
-CHECKPOINTS = "checkpoints"
-LAST = Path(CHECKPOINTS) / "last.ckpt"  # to resume from
-PREVIOUS = Path(CHECKPOINTS) / "previous.ckpt"  # the one before, in case the last is corrupt
-BEST = Path(CHECKPOINTS) / "best.ckpt"  # to be used, where a run looks for it
-DAMAGED = Path(CHECKPOINTS) / "damaged.ckpt"  # a corrupt one that was set aside
+CHECKPOINTS = Path("checkpoints")
+LAST = CHECKPOINTS / "last.ckpt"  # to resume from
+PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is corrupt
+BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
+DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
 
 
 def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
@@ -58,9 +57,9 @@ def write_config(folder: Path, text: str) -> None:
     write_atomically(folder / CONFIG, text)
 
 
-def append_record(folder: Path, data: Mapping[str, Any] | None) -> None:
-    """Add this start to record.jsonl: the time, the command, versions, the machine, facts of the data."""
-    record = {"time": datetime.now().isoformat(timespec="seconds"), **describe_origin()}
+def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, Any] | None) -> None:
+    """Add this start to record.jsonl: the time, its `origin` (command, versions, machine), facts of the data."""
+    record = {"time": datetime.now().isoformat(timespec="seconds"), **origin}
     if data:
         record["data"] = data
     with (folder / RECORD).open("a") as lines:

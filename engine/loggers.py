@@ -63,10 +63,10 @@ def close_loggers(loggers: Iterable[Logger], failed: bool) -> None:
 def make_wandb_logger(
     save_dir: str,
     project: str,
+    group: str | None,
+    tags: Sequence[str],
     id: str | None = None,
     job_type: str | None = None,
-    group: str | None = None,
-    tags: Sequence[str] = (),
 ) -> WandbLogger:
     """Weights & Biases: online if an account is configured and can be reached, else offline; never asks on the terminal.
 
@@ -175,7 +175,7 @@ class CSVSeries(Logger):
     rows are kept for the next attempt, and the run continues.
     """
 
-    def __init__(self, save_dir: str, name: str = CSV.parts[0]) -> None:
+    def __init__(self, save_dir: str, name: str) -> None:
         super().__init__()
         self.file = Path(save_dir) / name / CSV.relative_to(CSV.parts[0])
         self._pending: list[dict[str, Any]] = []

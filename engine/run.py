@@ -20,9 +20,10 @@ from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import write_card
 from engine.checkpoint import find_resumable, make_header
+from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
-from engine.environment import find_device
+from engine.environment import describe_origin, find_device
 from engine.errors import InputError
 from engine.folder import append_record, choose_folder, write_config, write_metrics
 from engine.loggers import close_loggers, log_card, open_loggers
@@ -144,7 +145,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if not self.resume:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            append_record(folder, data)
+            append_record(folder, describe_origin(), data)
             if not self.resume:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
@@ -168,12 +169,9 @@ class Run:
         throughput = Throughput()
         signals = Signals()
         checkpoints = Checkpoints(self.header | dict(header or {}), self.training.save_every)
-        everything = [
-            *callbacks,
-            checkpoints,
-            throughput,
-            signals,
-        ]  # checkpoints hold the others' state
+        eager = [EagerValidation()] if self.training.compile else []
+        # Checkpoints come after the callbacks whose state they hold, signals after checkpoints.
+        everything = [*callbacks, *eager, checkpoints, throughput, signals]
         trainer = make_trainer(self.training, self.folder, everything, self._loggers)
 
         def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:

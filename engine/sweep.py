@@ -26,14 +26,13 @@ from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective")
-
-CHECKPOINTS = ("last.ckpt", "previous.ckpt")  # a run can resume from either
 
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
@@ -171,24 +170,22 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
 
 def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
     """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts."""
-    if (folder / "config.yaml").is_file():
-        if differs := config_difference(
-            config, upgrade_config(OmegaConf.load(folder / "config.yaml"))
-        ):
+    if (folder / CONFIG).is_file():
+        if differs := config_difference(config, upgrade_config(OmegaConf.load(folder / CONFIG))):
             key, mine, theirs = differs
             raise InputError(
                 f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
             )
-        if (folder / "metrics.json").is_file():
+        if (folder / METRICS).is_file():
             log_line(f"{folder}: finished before")
             try:
-                figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+                figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
             except ValueError as error:
                 raise InputError(
-                    f"{folder / 'metrics.json'} is corrupt ({error}); remove it, and the run resumes and writes it again"
+                    f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
                 ) from error
             return figures
-        if any(any(folder.rglob(f"checkpoints/{name}")) for name in CHECKPOINTS):
+        if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
         else:  # no checkpoint to resume from; the files may still show why

@@ -27,7 +27,7 @@ Drawn = Iterator[
 
 
 @dataclass
-class Source:
+class SampleSource:
     """A model to draw from, on its device.
 
     `data` is the config of the images it was trained on, `flip` whether it also learned them mirrored; `labels` (n,) are
@@ -51,7 +51,7 @@ def open_source(
     batch_size: int,
     label: Any,
     device: torch.device,
-) -> Source:
+) -> SampleSource:
     """Load what `ckpt` names, and prepare to draw n samples from it in batches. Raises InputError for what can't be drawn."""
     stage = read_checkpoint(ckpt, "prior", "vqgan")["codegrid"]["stage"]
     if stage == "prior":
@@ -67,7 +67,7 @@ def prior_source(
     batch_size: int,
     label: Any,
     device: torch.device,
-) -> Source:
+) -> SampleSource:
     """Codes from a prior; `label` is what choose_labels takes."""
     trained = load_prior(ckpt)
     model = trained.model.to(device)
@@ -87,12 +87,12 @@ def prior_source(
     batches = generate(model, sampler, n, seed, batch_size, labels, init_codes)
     drawn = ((codes, tokenizer.quantizer.lookup(codes)) for codes in batches)
     flip = trained.config["flip"]
-    return Source(tokenizer, drawn, trained.name, trained.data, flip, labels, head)
+    return SampleSource(tokenizer, drawn, trained.name, trained.data, flip, labels, head)
 
 
 def tokenizer_source(
     ckpt: str, sampler: Sampler, n: int, seed: int, batch_size: int, device: torch.device
-) -> Source:
+) -> SampleSource:
     """Latents of a tokenizer by itself, from the distribution that its bottleneck was trained towards."""
     tokenizer, described = load_tokenizer(ckpt)
     if sampler.init_image is not None:
@@ -103,11 +103,11 @@ def tokenizer_source(
     latents = tokenizer.quantizer.sample_latents(n, sampler.size(tokenizer.grid), seed)
     drawn = ((None, part) for part in latents.split(batch_size))
     name = find_checkpoint(ckpt).parent.parent.name
-    return Source(tokenizer, drawn, name, described["data"], described["data"]["flip"])
+    return SampleSource(tokenizer, drawn, name, described["data"], described["data"]["flip"])
 
 
 @torch.no_grad()
-def decode_all(source: Source, n: int, batch_size: int) -> tuple[Tensor, Tensor | None]:
+def decode_all(source: SampleSource, n: int, batch_size: int) -> tuple[Tensor, Tensor | None]:
     """All samples (n, C, H, W) uint8 and their codes, if there are any, on the CPU."""
     tokenizer = source.tokenizer
     device = next(tokenizer.parameters()).device

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from engine import compile as compiling
 from engine.callbacks.ema import WeightAverage
 from engine.clock import Budget, Schedule
-from engine.compile import check_compile, compile_failure, compile_parts
+from engine.compile import EagerValidation, check_compile, compile_failure, compile_parts
 from engine.errors import InputError
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
@@ -63,7 +63,7 @@ def learned(name: str, compile: bool, **update: Any) -> Prior:
     if compile:
         compile_parts(module.blocks)
     torch.manual_seed(1)
-    make_plain_trainer(val_every=3, callbacks=[WeightAverage(0.5)]).fit(
+    make_plain_trainer(val_every=3, callbacks=[WeightAverage(0.5), EagerValidation()]).fit(
         module, make_code_data(name, 16)
     )
     return module
@@ -159,9 +159,9 @@ def test_a_compiled_tokenizer_learns_what_it_would(
         if compile:
             compile_parts(module.costly)
         torch.manual_seed(1)
-        make_trainer(settings, tmp_path, list(instantiate(chosen.callbacks).values()), []).fit(
-            module, data
-        )
+        make_trainer(
+            settings, tmp_path, [*instantiate(chosen.callbacks).values(), EagerValidation()], []
+        ).fit(module, data)
         assert (module.step, module.discriminator_step > 0) == (6, True)
         ends.append(module)
         assert graphs.frame_count == (traced if compile else 0)

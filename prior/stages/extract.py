@@ -13,7 +13,7 @@ from engine.run import Run
 from prior.extract import extract
 from vqgan.load import load_images, load_tokenizer
 
-NEEDS = "the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
+ENCODED_WITH = "the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
 
 
 def extract_codes(config: DictConfig) -> dict[str, Any] | None:
@@ -21,7 +21,7 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
 
     All ranks share the work; the main one reports.
     """
-    with Run.open(config, ckpt=NEEDS, resumes="resumes by itself from where it was") as run:
+    with Run.open(config, ckpt=ENCODED_WITH, resumes="resumes by itself from where it was") as run:
         if config.export not in (None, *EXPORT_FORMATS):
             raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")

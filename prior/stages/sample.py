@@ -14,12 +14,12 @@ from prior.neighbours import find_neighbours
 from prior.samples import KINDS, save_samples
 from vqgan.load import load_images
 
-NEEDS = "a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>"
+DRAWN_FROM = "a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>"
 
 
 def draw_samples(config: DictConfig) -> dict[str, Any] | None:
     """Draw codes from a prior, or latents from N(0, 1) for a KL-VAE, decode them, and save them as `save` says."""
-    with Run.open(config, ckpt=NEEDS, resumes="has nothing to resume") as run:
+    with Run.open(config, ckpt=DRAWN_FROM, resumes="has nothing to resume") as run:
         for name in ("n", "columns", "rows", "batch_size"):
             check_int(name, config[name], 1)
         save = [config.save] if isinstance(config.save, str) else list(config.save)

@@ -15,12 +15,12 @@ from prior.load import copy_tokenizer, prior_header
 from prior.module import Prior
 from vqgan.load import load_images, load_tokenizer, make_tags, require_codes
 
-NEEDS = "the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
+LEARNED_FROM = "the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
 
 
 def train_prior(config: DictConfig) -> dict[str, Any] | None:
     """Encode the data once, all ranks together, and train a prior on the codes; the final figures, on the main rank."""
-    with Run.open(config, ckpt=NEEDS, shards=True) as run:
+    with Run.open(config, ckpt=LEARNED_FROM, shards=True) as run:
         config = run.config
         training.check_sizes(config.prior)
         run.seed()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.environment import describe_origin
 from engine.errors import InputError
 from engine.folder import (
     METRICS,
@@ -65,8 +66,8 @@ def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
 
 
 def test_the_record_has_a_line_for_each_start(tmp_path: Path) -> None:
-    append_record(tmp_path, {"title": "shapes"})
-    append_record(tmp_path, None)
+    append_record(tmp_path, describe_origin(), {"title": "shapes"})
+    append_record(tmp_path, describe_origin(), None)
     first, second = map(json.loads, (tmp_path / RECORD).read_text().splitlines())
     assert first["data"] == {"title": "shapes"}
     assert "data" not in second

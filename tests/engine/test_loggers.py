@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.loggers import CSVSeries, StepWandbLogger
+from tests.helpers.parts import make
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -25,7 +26,9 @@ def write(logger: CSVSeries, *points: tuple[int, dict[str, Any]]) -> None:
 
 
 def test_new_columns_are_added_and_no_row_is_lost(tmp_path: Path) -> None:
-    write(CSVSeries(str(tmp_path)), (0, {"b": 1.0}), (1, {"a": 2.0, "b": 3.0}), (2, {"b": 4.0}))
+    write(
+        make(CSVSeries, str(tmp_path)), (0, {"b": 1.0}), (1, {"a": 2.0, "b": 3.0}), (2, {"b": 4.0})
+    )
     assert rows(tmp_path) == [
         {"b": "1.0", "step": "0"},
         {"a": "2.0", "b": "3.0", "step": "1"},
@@ -35,7 +38,7 @@ def test_new_columns_are_added_and_no_row_is_lost(tmp_path: Path) -> None:
 
 def test_a_resumed_run_continues_the_file_after_its_checkpoint(tmp_path: Path) -> None:
     write(
-        CSVSeries(str(tmp_path)),
+        make(CSVSeries, str(tmp_path)),
         (0, {"a": 0}),
         (1, {"a": 1}),
         (1, {"val/b": 5}),
@@ -44,7 +47,7 @@ def test_a_resumed_run_continues_the_file_after_its_checkpoint(tmp_path: Path) -
     )
     file = tmp_path / "csv/version_0/metrics.csv"
     file.write_text(file.read_text() + "4,")  # killed in the middle of a line
-    again = CSVSeries(str(tmp_path))
+    again = make(CSVSeries, str(tmp_path))
     again.truncate(2, validation_due=False)
     write(again, (2, {"a": 20}))
     assert [(row["step"], row.get("a") or row["val/b"]) for row in rows(tmp_path)] == [
@@ -53,7 +56,7 @@ def test_a_resumed_run_continues_the_file_after_its_checkpoint(tmp_path: Path) -
 
 
 def test_a_validation_that_will_be_repeated_is_dropped(tmp_path: Path) -> None:
-    logger = CSVSeries(str(tmp_path))
+    logger = make(CSVSeries, str(tmp_path))
     write(logger, (0, {"val/b": 4}), (1, {"a": 1}), (1, {"val/b": 5}))
     logger.truncate(2, validation_due=True)
     assert rows(tmp_path) == [{"step": "0", "val/b": "4"}, {"a": "1", "step": "1"}]
@@ -63,7 +66,7 @@ def test_the_several_files_of_earlier_versions_are_merged(tmp_path: Path) -> Non
     for version, text in ((0, "a,step\n1,0\n2,1\n3,2\n"), (1, "a,b,step\n20,7,1\n")):
         (tmp_path / f"csv/version_{version}").mkdir(parents=True)
         (tmp_path / f"csv/version_{version}/metrics.csv").write_text(text)
-    CSVSeries(str(tmp_path)).truncate(2, validation_due=False)
+    make(CSVSeries, str(tmp_path)).truncate(2, validation_due=False)
     assert rows(tmp_path) == [{"a": "1", "step": "0"}, {"a": "20", "b": "7", "step": "1"}]
     assert len(list((tmp_path / "csv").rglob("metrics.csv"))) == 1
 
@@ -71,7 +74,7 @@ def test_the_several_files_of_earlier_versions_are_merged(tmp_path: Path) -> Non
 def test_a_full_disk_loses_no_row_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logger = CSVSeries(str(tmp_path))
+    logger = make(CSVSeries, str(tmp_path))
     with monkeypatch.context() as patch:
 
         def refuse(*_: Any) -> None:

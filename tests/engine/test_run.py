@@ -190,7 +190,7 @@ def test_wandb_is_offline_unless_an_account_is_configured(
     for name, value in (("WANDB_API_KEY", key), ("WANDB_MODE", mode)):
         if value:
             monkeypatch.setenv(name, value)
-    make_wandb_logger(str(tmp_path), "codegrid")
+    make_wandb_logger(str(tmp_path), "codegrid", group=None, tags=[])
     assert [call["mode"] for call in account.calls] == [used]
 
 
@@ -199,7 +199,7 @@ def test_a_wandb_run_has_the_runs_id_and_is_resumed_by_it(
 ) -> None:
     account = Account(monkeypatch)
     logger = make_wandb_logger(
-        str(tmp_path), "codegrid", id="0a1b2c3d", job_type="vqgan", tags=["shapes"]
+        str(tmp_path), "codegrid", group=None, id="0a1b2c3d", job_type="vqgan", tags=["shapes"]
     )
     assert logger.version == "0a1b2c3d"
     [call] = account.calls
@@ -215,7 +215,7 @@ def test_a_run_and_the_next_ones_are_logged_offline_if_wandb_can_not_be_reached(
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_MODE", "online")  # so that monkeypatch restores it
     for _ in range(2):
-        make_wandb_logger(str(tmp_path), "codegrid")
+        make_wandb_logger(str(tmp_path), "codegrid", group=None, tags=[])
     assert [call["mode"] for call in account.calls] == ["online", "offline", "offline"]
     assert "no network): the run is logged offline" in capsys.readouterr().err
 
@@ -228,7 +228,10 @@ def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "online"])
 def test_nothing_asks_for_a_key_on_a_terminal(tmp_path: Path, mode: str | None) -> None:
-    program = "from engine.loggers import make_wandb_logger; import wandb; make_wandb_logger('.', 'codegrid'); wandb.finish()"
+    program = (
+        "from engine.loggers import make_wandb_logger; import wandb; "
+        "make_wandb_logger('.', 'codegrid', None, []); wandb.finish()"
+    )
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("WANDB")
     }

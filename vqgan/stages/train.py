@@ -24,12 +24,12 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         run.seed()
         data: ImageDataModule = instantiate(run.config.data)
         module = build_module(run.config, run.training)
+        around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.prepare_data()
         if not run.resume:
             module.tokenizer.initialise(start_images(data))
         if run.training.compile:
             compile_parts(module.costly)
-        around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_batch_fits(run.launch().world_size)
         run.start(
             data.title, data.describe(), make_tags(config.stage, data.title, module.tokenizer)
