@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8_000, help="images per round")
     parser.add_argument("--steps", type=int, default=60, help="training steps for wait_fraction")
     options = parser.parse_args()
-    rounds, steps = options.rounds, options.steps
+    rounds = options.rounds
     with tempfile.TemporaryDirectory() as work, redirect_stderr(io.StringIO()):
         root = options.root or Path(work) / "shapes"
         if options.root is None:
@@ -199,7 +199,7 @@ def main() -> None:
             return time_loader(data, rounds, n)
 
         def wait(words: list[str]) -> float:
-            return measure_wait(words, steps, Path(work))
+            return measure_wait(words, options.steps, Path(work))
 
         bare = time_bare_decoding(files, rounds)
         rows = [

@@ -138,7 +138,8 @@ def measure_extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:
     """Peak memory of one of our steps in MiB, beyond what was in use before it."""
     if device == "cuda":
         batch, grid, K, dim = sizes
-        step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
+        step = make_ours(K, dim, device)
+        z = make_outputs(batch, grid, dim, device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(z)
@@ -177,7 +178,8 @@ def measure(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[
 def measure_ours(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
     """A row for which only our quantizer is measured."""
     batch, grid, K, dim = sizes
-    step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
+    step = make_ours(K, dim, device)
+    z = make_outputs(batch, grid, dim, device)
     time_step(step, z)
     milliseconds = round(statistics.median(time_step(step, z) for _ in range(3)), 2)
     extra_mib = round(measure_extra_mib(sizes, device), 1)
