@@ -1,6 +1,6 @@
-# make demo        both stages on the built-in shapes, to pictures, in about ten minutes on two cores
-# make test        lint, types and the fast tests
-# make test-slow   the tests that train or start whole commands
+# make demo        train both stages on the built-in shapes and draw pictures: ten minutes on two cores
+# make test        lint, type checks and the fast tests
+# make test-slow   the tests that train or run whole commands
 PYTHON ?= python3
 VENV := .venv/bin
 
@@ -10,7 +10,7 @@ VENV := .venv/bin
 help:
 	@sed -n 's/^# //p' Makefile
 
-# Made anew whenever the lock file changes.
+# Updated whenever the lock file changes.
 .venv/installed: requirements.lock
 	$(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements.lock

@@ -1,16 +1,18 @@
-"""The VQGAN loss against the VQ-VAE loss at equal bits, steps and batches: what it gains, and what it costs.
+"""Compares the VQGAN loss with the VQ-VAE loss at equal bits, steps and batches: gain in quality, and cost.
 
 python -m benchmarks.adversarial --data shapes --steps 1500 --seeds 0 1 2
 python -m benchmarks.adversarial data.image_size=24 model.grid=6 --data folder --root tiny-imagenet-24
 
-Settings of train.py come first or after the value of a flag and apply to both losses; those after --vqgan apply to VQGAN
-alone (loss/discriminator=grain). Each run is `python train.py stage=vqgan`; runs follow one another, so that each has the
-machine to itself. Seeds are of weights and augmentation; the images are the same for all. Measured over the validation set:
+Both losses get the settings of train.py, which come first or after the value of another flag. Settings after --vqgan
+(loss/discriminator=grain) apply to VQGAN only. Each run is `python train.py stage=vqgan`; the runs follow one another, and
+the machine should be idle otherwise. A seed sets the weights and the augmentation; all seeds use the same images. Measures,
+over the whole validation set:
 
-frechet_proxy  Fréchet distance of reconstructions to originals in the features of a small classifier that is trained
-               on these images and their labels. Not the FID of the literature: comparable within one run of this
-               benchmark alone. Its noise floor is the distance of as many training images to the originals.
-energy_ratio   gradient energy of reconstructions over that of originals; 1 is as sharp
+frechet_proxy  Fréchet distance between reconstructions and originals in the features of a small classifier that is
+               trained on these images and their labels. It is not the FID of the literature and is comparable only
+               within one run of this benchmark. Its noise floor is the distance between as many training images and the
+               originals.
+energy_ratio   gradient energy of the reconstructions divided by that of the originals; 1 is equally sharp
 psnr           in dB
 lpips          with VGG features, if their weights are available
 ms_per_step    of training
@@ -45,89 +47,91 @@ from vqgan.losses.perceptual import LPIPS
 from vqgan.tokenizer import Tokenizer
 
 LOSSES = ("vqvae", "vqgan")
-MEASURED = ("frechet_proxy", "energy_ratio", "psnr", "lpips", "ms_per_step")
-SHEET = 12  # images a row of the picture
+FIGURES = ("frechet_proxy", "energy_ratio", "psnr", "lpips", "ms_per_step")
+IMAGES_PER_ROW = 12  # of the picture
 
 
-def validation(data: ImageDataModule, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All validation batches: x (B, C, H, W) in [-1, 1], labels (B,)."""
-    for images, labels in data.iterate_split("val"):
-        yield to_model_input(images.to(where)), labels
+def iterate_validation(data: ImageDataModule, device: torch.device) -> Iterator[Tensor]:
+    """All validation batches, x (B, C, H, W) in [-1, 1]."""
+    for images, _ in data.iterate_split("val"):
+        yield to_model_input(images.to(device))
 
 
 class Judge:
-    """Measures tokenizers on the validation set of `data`, all by the same features."""
+    """Measures tokenizers on the validation set of `data`, all in the same features."""
 
     def __init__(
         self,
         data: ImageDataModule,
         features: FeatureNetwork,
         lpips: LPIPS | None,
-        where: torch.device,
+        device: torch.device,
     ) -> None:
-        self.data, self.lpips, self.where = data, lpips, where
-        self.frechet = FrechetInceptionDistance(feature=features, reset_real_features=False).to(
-            where
-        )
-        for x, _ in validation(data, where):
+        self.data = data
+        self.lpips = lpips
+        self.device = device
+        frechet = FrechetInceptionDistance(feature=features, reset_real_features=False)
+        self.frechet = frechet.to(device)
+        for x in iterate_validation(data, device):
             self.frechet.update(x, real=True)
 
-    def floor(self) -> float:
-        """The Fréchet distance of as many training images to the validation originals."""
-        train, n = self.data.samples("train"), len(self.data.samples("val"))
-        picked = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
+    def measure_floor(self) -> float:
+        """The Fréchet distance between the validation images and as many training images."""
+        train = self.data.samples("train")
+        n = len(self.data.samples("val"))
+        indices = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n]
         self.frechet.reset()
-        for part in picked.split(self.data.batch_size):
-            self.frechet.update(
-                to_model_input(train.__getitems__(part.tolist())[0].to(self.where)), real=False
-            )
+        for batch in indices.split(self.data.batch_size):
+            images, _ = train.__getitems__(batch.tolist())
+            self.frechet.update(to_model_input(images.to(self.device)), real=False)
         return float(self.frechet.compute())
 
     @torch.no_grad()
     def measure(self, tokenizer: Tokenizer) -> dict[str, float | None]:
-        """The scores of a tokenizer's reconstructions, rounded to 8 bits."""
-        tokenizer = tokenizer.eval().to(self.where)
-        reconstruction = Reconstruction().to(self.where)
+        """The figures of a tokenizer's reconstructions, rounded to 8 bits; ms_per_step is not among them."""
+        tokenizer = tokenizer.eval().to(self.device)
+        reconstruction = Reconstruction().to(self.device)
         self.frechet.reset()
         lpips = 0.0
-        for x, _ in validation(self.data, self.where):
+        for x in iterate_validation(self.data, self.device):
             x_hat = to_model_input(to_uint8(tokenizer.decode(tokenizer.encode(x).z_q)))
             reconstruction.update(x, x_hat)
             self.frechet.update(x_hat, real=False)
             lpips += len(x) * float(self.lpips(x, x_hat)) if self.lpips else 0.0
-        figures = reconstruction.compute()
+        metrics = reconstruction.compute()
         return {
             "frechet_proxy": round(float(self.frechet.compute()), 4),
-            "energy_ratio": round(float(figures["sharpness"]), 4),
-            "psnr": round(float(figures["psnr"]), 3),
+            "energy_ratio": round(float(metrics["sharpness"]), 4),
+            "psnr": round(float(metrics["psnr"]), 3),
             "lpips": round(lpips / len(self.data.samples("val")), 4) if self.lpips else None,
         }
 
 
-def train(command: list[str], folder: Path) -> Path:
-    """Run a command of train.py and return its folder; a complete run in `folder` is reused."""
+def train_run(command: list[str], folder: Path) -> Path:
+    """Run a command of train.py in `folder`, unless the folder has its complete run already; returns the folder."""
     words = [*command, f"run_dir={folder}"]
     if (folder / "metrics.json").is_file():
-        before = json.loads((folder / "record.jsonl").read_text().splitlines()[0])["command"]
-        if before != " ".join(words):
+        recorded = json.loads((folder / "record.jsonl").read_text().splitlines()[0])["command"]
+        if recorded != " ".join(words):
             sys.exit(
-                f"{folder} holds the run of another command ({before}); use another --keep, or delete that folder"
+                f"{folder} has the run of another command ({recorded}); choose another --keep, or delete that folder"
             )
         return folder
     print("$ python", *words, file=sys.stderr, flush=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *words],
         check=False,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    if done.returncode:
-        sys.exit(done.stderr.strip())
+    if process.returncode:
+        sys.exit(process.stderr.strip())
     return folder
 
 
-def perceptual() -> LPIPS | None:
+def load_lpips() -> LPIPS | None:
+    """LPIPS with VGG features, or None, with a message, if the weights are missing."""
     try:
         return LPIPS("vgg", pretrained=True)
     except InputError as error:
@@ -135,66 +139,80 @@ def perceptual() -> LPIPS | None:
         return None
 
 
-def sheet(tokenizers: list[Tokenizer], data: ImageDataModule, where: torch.device) -> Tensor:
-    """Validation images from all over the set, above each tokenizer's reconstructions: (3, H, W) uint8."""
+def draw_reconstructions(
+    tokenizers: list[Tokenizer], data: ImageDataModule, device: torch.device
+) -> Tensor:
+    """A row of images spread evenly over the validation set, and a row of each tokenizer's reconstructions below.
+
+    Returns (3, H, W) uint8.
+    """
     samples = data.samples("val")
-    picked = np.linspace(0, len(samples) - 1, min(SHEET, len(samples))).astype(int)
-    images, _ = samples.__getitems__(picked.tolist())
-    x = to_model_input(images.to(where))
+    indices = np.linspace(0, len(samples) - 1, min(IMAGES_PER_ROW, len(samples))).astype(int)
+    images, _ = samples.__getitems__(indices.tolist())
+    x = to_model_input(images.to(device))
+    rows = []
     with torch.no_grad():
-        rows = [to_uint8(t.to(where).decode(t.to(where).encode(x).z_q)) for t in tokenizers]
+        for tokenizer in tokenizers:
+            tokenizer.to(device)
+            rows.append(to_uint8(tokenizer.decode(tokenizer.encode(x).z_q)))
     return tile_images([images, *rows], scale=2)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means over the seeds, and the change from VQ-VAE to VQGAN, seed by seed: rows of one seed had the same batches."""
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of means over the seeds, and of the change from VQ-VAE to VQGAN.
+
+    The change is computed per seed, because runs of one seed train on the same batches.
+    """
     lines = ["| | vqvae | vqgan | change |", "|---|---|---|---|"]
-    for key in MEASURED:
+    for key in FIGURES:
         vqvae, vqgan = ([row[key] for row in rows if row["loss"] == loss] for loss in LOSSES)
-        if (
-            None in vqvae + vqgan or 0 in vqvae
-        ):  # not measured, or the run was too short for the clock
+        # Not measured, or too short a run for the resolution of the clock.
+        if None in vqvae + vqgan or 0 in vqvae:
             lines.append(f"| {key} | - | - | - |")
             continue
         pairs = list(zip(vqvae, vqgan, strict=True))
         if key == "ms_per_step":
-            change = spread([b / a for a, b in pairs], 2) + " times"
+            change = format_spread([b / a for a, b in pairs], 2) + " times"
         elif key == "psnr":
-            change = spread([b - a for a, b in pairs], 2, sign="+") + " dB"
+            change = format_spread([b - a for a, b in pairs], 2, sign="+") + " dB"
         else:
-            change = spread([100 * (b / a - 1) for a, b in pairs], 1, sign="+") + " %"
+            change = format_spread([100 * (b / a - 1) for a, b in pairs], 1, sign="+") + " %"
         digits = 2 if key == "psnr" else 0 if key == "ms_per_step" else 3
-        lines.append(f"| {key} | {spread(vqvae, digits)} | {spread(vqgan, digits)} | {change} |")
+        lines.append(
+            f"| {key} | {format_spread(vqvae, digits)} | {format_spread(vqgan, digits)} | {change} |"
+        )
     return "\n".join(lines)
 
 
-def spread(values: list[float], digits: int, sign: str = "") -> str:
-    """Mean ± standard deviation, the mean alone of a single value."""
+def format_spread(values: list[float], digits: int, sign: str = "") -> str:
+    """Mean ± standard deviation, or the value itself if there is only one."""
     mean = f"{statistics.mean(values):{sign}.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--data", choices=["shapes", "folder"], default="shapes")
-    arguments.add_argument("--root", help="the folder of --data folder")
-    arguments.add_argument("--steps", type=int, default=1500)
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument(
+    parser.add_argument("--data", choices=["shapes", "folder"], default="shapes")
+    parser.add_argument("--root", help="the image folder for --data folder")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
         "--vqgan", nargs="+", default=[], metavar="SETTING", help="settings for loss=vqgan only"
     )
-    arguments.add_argument("--classifier-steps", type=int, default=1500)
-    arguments.add_argument(
-        "--pictures", type=Path, help="a PNG: originals, vqvae and vqgan of the first seed"
+    parser.add_argument("--classifier-steps", type=int, default=1500)
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        help="a PNG of originals, and of the reconstructions of vqvae and vqgan with the first seed",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--keep",
         type=Path,
-        help="a folder for the runs; complete runs in it are measured, not repeated",
+        help="a folder for the runs; complete runs in it are measured again, but not trained again",
     )
-    options, extra = arguments.parse_known_args()
+    options, extra = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary)).resolve()
         source = [
@@ -217,22 +235,24 @@ def main() -> None:
                     "logger=csv",
                     *own,
                 ]
-                runs[loss, seed] = train(command, folder / f"{loss}-{seed}")
-        judge_runs(runs, options.classifier_steps, options.pictures)
+                runs[loss, seed] = train_run(command, folder / f"{loss}-{seed}")
+        print_comparison(runs, options.classifier_steps, options.pictures)
 
 
-def judge_runs(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | None) -> None:
-    """Print the scores of the runs, by loss and seed."""
+def print_comparison(
+    runs: dict[tuple[str, int], Path], classifier_steps: int, pictures: Path | None
+) -> None:
+    """Measure the runs, which are named by loss and seed, and print the table and one JSON line per run."""
     loaded = {run: load_tokenizer(path) for run, path in runs.items()}
     tokenizers = {run: tokenizer for run, (tokenizer, _) in loaded.items()}
     data: ImageDataModule = build_trusted(next(iter(loaded.values()))[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
-    where = find_device("auto")
-    features = train_proxy(data, steps, where)
-    judge = Judge(data, features.features, perceptual(), where)
+    device = find_device("auto")
+    classifier = train_proxy(data, classifier_steps, device)
+    judge = Judge(data, classifier.features, load_lpips(), device)
     rows = []
     for (loss, seed), tokenizer in tokenizers.items():
-        figures = json.loads((runs[loss, seed] / "metrics.json").read_text())
-        cost = {"ms_per_step": round(1000 * figures["seconds"] / figures["steps"], 1)}
+        metrics = json.loads((runs[loss, seed] / "metrics.json").read_text())
+        cost = {"ms_per_step": round(1000 * metrics["seconds"] / metrics["steps"], 1)}
         rows.append(
             {
                 "bench": "adversarial",
@@ -245,17 +265,13 @@ def judge_runs(runs: dict[tuple[str, int], Path], steps: int, pictures: Path | N
         )
     if pictures:
         first = rows[0]["seed"]
-        print(
-            "pictures:",
-            save_picture(
-                sheet([tokenizers[loss, first] for loss in LOSSES], data, where), pictures
-            ),
-        )
-    learned = features.validation
+        picture = draw_reconstructions([tokenizers[loss, first] for loss in LOSSES], data, device)
+        print("pictures:", save_picture(picture, pictures))
+    accuracy, chance = (classifier.validation[key] for key in ("accuracy", "chance"))
     print(
-        f"the classifier is right in {learned['accuracy']:.1%} of the validation images, chance {learned['chance']:.1%}"
+        f"the classifier labels {accuracy:.1%} of the validation images correctly; chance is {chance:.1%}"
     )
-    print(f"noise floor of frechet_proxy: {judge.floor():.4f}\n\n{table(rows)}\n")
+    print(f"noise floor of frechet_proxy: {judge.measure_floor():.4f}\n\n{format_table(rows)}\n")
     for row in rows:
         print(json.dumps(row))
 

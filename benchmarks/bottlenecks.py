@@ -1,11 +1,11 @@
-"""All bottlenecks at equal bits per image and equal time: reconstruction, use of the codes, cost of a step.
+"""Compares all bottlenecks at equal bits per image and equal time: reconstruction, code usage, cost of a step.
 
 python -m benchmarks.bottlenecks --minutes 1 --bits 576
 
-Trains each file of conf/quantizer by `python train.py stage=vqgan loss=vqvae` on the built-in shapes at 64x64 pixels, one
-after the other; the machine should be idle otherwise. 576 bits are 64 positions of 9 bits. With several codebooks per
-position, each has fewer codes. The continuous ones, none and kl, have no bits: their rows show what the rest of the
-tokenizer allows. Further words are passed to every run.
+Trains with each quantizer of conf/quantizer by `python train.py stage=vqgan loss=vqvae` on the built-in shapes at 64x64
+pixels, one after the other; the machine should be idle otherwise. 576 bits are 64 positions of 9 bits. If a bottleneck has
+several codebooks per position, each codebook has fewer codes. The continuous bottlenecks, none and kl, have no number of bits:
+their rows show how well the rest of the tokenizer can reconstruct. Other arguments are passed to every run.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from benchmarks.configs import CONF
 
 GRID = 8
-NUM_CODEBOOKS = 3  # of the bottlenecks that have several
+NUM_CODEBOOKS = 3  # for the bottlenecks that have several
 EXTRA_WORDS = {"product": ["quantizer.dim=63"]}  # the width must be divisible by NUM_CODEBOOKS
 COLUMNS = (
     "psnr",
@@ -41,7 +41,7 @@ def list_bottlenecks() -> list[str]:
 
 
 def choose_words(name: str, bits: int) -> tuple[list[str], int]:
-    """Command-line words for a bottleneck of that many bits per image, and its number of codebooks, 0 if continuous."""
+    """Overrides that give a bottleneck that many bits per image, and its number of codebooks, 0 if continuous."""
     settings = OmegaConf.load(CONF / "quantizer" / f"{name}.yaml")
     words = [f"quantizer={name}", *EXTRA_WORDS.get(name, [])]
     if "K" not in settings:
@@ -55,7 +55,7 @@ def choose_words(name: str, bits: int) -> tuple[list[str], int]:
 
 
 def train(name: str, minutes: float, bits: int, extra: list[str], folder: Path) -> dict[str, Any]:
-    """The row of one bottleneck."""
+    """Train with one bottleneck; returns its row."""
     words, num_codebooks = choose_words(name, bits)
     command = [
         sys.executable, "train.py", "stage=vqgan", "loss=vqvae", f"model.grid={GRID}", *words,
@@ -79,13 +79,13 @@ def main() -> None:
     )
     names = list_bottlenecks()
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--bits", type=int, default=576, help="per image; 64 times a multiple of 3")
+    parser.add_argument("--bits", type=int, default=576, help="bits per image, a multiple of 192")
     parser.add_argument("--only", nargs="*", choices=names, default=names)
     options, extra = parser.parse_known_args()
     unit = NUM_CODEBOOKS * GRID**2
     if options.bits % unit:
         sys.exit(
-            f"--bits {options.bits} must be a multiple of {unit}, for one and for {NUM_CODEBOOKS} codebooks a position"
+            f"--bits {options.bits} must be a multiple of {unit} to suit both 1 and {NUM_CODEBOOKS} codebooks per position"
         )
     rows = []
     setting = {"bench": "bottlenecks", "bits": options.bits, "minutes": options.minutes}

@@ -1,4 +1,4 @@
-"""Classical vector quantization, the baseline of every tokenizer: k-means on patches, without a network.
+"""Measures classical vector quantization, the baseline of every tokenizer: k-means on patches, without a network.
 
 python -m benchmarks.classical --data folder --root photos
 """
@@ -18,7 +18,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", choices=["shapes", "folder"], default="shapes")
-    parser.add_argument("--root", help="the folder of --data folder")
+    parser.add_argument("--root", help="the image folder for --data folder")
     parser.add_argument("--held-out", choices=["random", "last"], default="random")
     parser.add_argument("--K", type=int, default=512)
     parser.add_argument("--grid", type=int, default=8)

@@ -1,4 +1,4 @@
-"""Configs as Hydra composes them, for the benchmarks that build parts of the program."""
+"""Hydra's configs for benchmarks that build parts of the program in their own process."""
 
 from pathlib import Path
 from typing import Any

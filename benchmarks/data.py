@@ -1,13 +1,13 @@
-"""How fast images reach a model: drawn, from the cache and from files, and how long a training step waits for them.
+"""Measures how fast images are drawn, read from the cache and decoded from files, and how long training waits for them.
 
 python -m benchmarks.data --root photos
 
-Images per second through the datamodule's own loader, in batches of 64. Files are decoded on each access, by as many processes
-as there are cores. For comparison, bare decoding reads and decodes the same files with the same number of processes and does
-nothing else, with torchvision or with Pillow, whichever is faster. Without --root the files are JPEGs of shapes, written for
-the benchmark. Three rows train the demo's tokenizer for some steps with the default loader: wait_fraction is the share of that
-time in which the step waits for its batch, without the first one. The last line compares filling a code cache with the
-same tokenizer's encoding of batches that are in memory already, in turns.
+Images per second are those of the datamodule's own loader, in batches of 64. Without a cache, as many processes as there are
+cores decode files on each access. For comparison, bare decoding only reads and decodes the same files with the same number of
+processes, with torchvision or Pillow, whichever is faster. Without --root, the files are JPEGs of shapes that the benchmark
+writes. Three rows train the demo's tokenizer for some steps with the default loader: wait_fraction is the share of the time
+in which the step waits for its batch, not counting the first batch. The last line compares, in turns, filling a code cache
+with encoding batches that are already in memory by the same tokenizer.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
 
+from benchmarks.configs import compose_config
 from data.datamodule import ImageDataModule
 from data.folder import find_images
 from data.loading import count_cores
@@ -47,14 +47,14 @@ CORES = count_cores()
 BATCH = 64
 
 
-def with_torchvision(files: list[Path]) -> None:
+def decode_with_torchvision(files: list[Path]) -> None:
     """Read and decode with torchvision."""
     torch.set_num_threads(1)
     for file in files:
         decode_image(read_file(str(file)), ImageReadMode.RGB)
 
 
-def with_pillow(files: list[Path]) -> None:
+def decode_with_pillow(files: list[Path]) -> None:
     """Read and decode with Pillow."""
     for file in files:
         with Image.open(io.BytesIO(file.read_bytes())) as image:
@@ -62,11 +62,11 @@ def with_pillow(files: list[Path]) -> None:
 
 
 def time_bare_decoding(files: list[Path], rounds: int) -> float:
-    """Images per second of the faster library, on all cores: the median over the rounds."""
+    """Images per second of the faster library on all cores, the median over the rounds."""
     shares = [files[core::CORES] for core in range(CORES)]
     best = 0.0
     with ProcessPoolExecutor(CORES) as pool:
-        for decode in (with_torchvision, with_pillow):
+        for decode in (decode_with_torchvision, decode_with_pillow):
             # The first call warms up imports and the page cache.
             list(pool.map(decode, [share[:50] for share in shares]))
             speeds = []
@@ -78,15 +78,9 @@ def time_bare_decoding(files: list[Path], rounds: int) -> float:
     return best
 
 
-def compose_config(*words: str) -> Any:
-    """The config of stage=vqgan with these words on its command line."""
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        return compose("config", ["stage=vqgan", *words])
-
-
-def make_data(*words: str) -> Any:
-    """The images of that config."""
-    return instantiate(compose_config(*words).data)
+def make_data(*overrides: str) -> Any:
+    """The data module of stage=vqgan with these overrides."""
+    return instantiate(compose_config("stage=vqgan", *overrides).data)
 
 
 def time_drawing(*words: str) -> float:
@@ -98,7 +92,7 @@ def time_drawing(*words: str) -> float:
 
 
 def time_loader(data: ImageDataModule, rounds: int, n: int) -> float:
-    """Images per second of the training loader, n of them a round: the median over the rounds."""
+    """Images per second of the training loader, the median over rounds of n images."""
     batches = iter(data.train_dataloader())
     for _ in range(4):
         next(batches)
@@ -112,7 +106,7 @@ def time_loader(data: ImageDataModule, rounds: int, n: int) -> float:
 
 
 class TimedLoader:
-    """A loader that measures how long its user waits for batches."""
+    """A loader that measures how many seconds its consumer waits for batches."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
@@ -131,8 +125,9 @@ class TimedLoader:
 
 
 def measure_wait(overrides: list[str], steps: int, folder: Path) -> float:
-    """The share of training time in which the demo's tokenizer waits for images."""
+    """The share of its training time that the demo's tokenizer waits for images."""
     config = compose_config(
+        "stage=vqgan",
         "experiment=demo_tokenizer",
         f"trainer.max_steps={steps}",
         "trainer.max_minutes=null",
@@ -150,8 +145,8 @@ def measure_wait(overrides: list[str], steps: int, folder: Path) -> float:
 
 
 def compare_extraction(rounds: int, work: Path) -> tuple[float, float]:
-    """Images per second of filling a code cache with 4,096 shapes, and of the tokenizer alone: medians."""
-    config = compose_config("experiment=demo_tokenizer")
+    """Median images per second when filling a code cache with 4,096 shapes, and of the tokenizer alone."""
+    config = compose_config("stage=vqgan", "experiment=demo_tokenizer")
     tokenizer = (
         build_tokenizer(config.model, config.quantizer).eval().to(memory_format=torch.channels_last)
     )
@@ -159,7 +154,8 @@ def compare_extraction(rounds: int, work: Path) -> tuple[float, float]:
     data: ImageDataModule = instantiate(config.data, n_train=4096, cache_dir=str(work / "cache"))
     x = data.preprocess(data.take_evenly("train", 64)[0]).to(fabric.device)
     data.samples("train")
-    filled, alone = [], []
+    filled = []
+    alone = []
     for n in range(rounds + 1):
         data.cache_dir = str(work / f"codes-{n}")
         began = time.perf_counter()
@@ -186,15 +182,15 @@ def main() -> None:
     )
     parser.add_argument("--root", type=Path, help="a folder of images")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=8_000, help="per round")
-    parser.add_argument("--steps", type=int, default=60, help="of training, for wait_fraction")
-    arguments = parser.parse_args()
-    rounds, steps = arguments.rounds, arguments.steps
+    parser.add_argument("--images", type=int, default=8_000, help="images per round")
+    parser.add_argument("--steps", type=int, default=60, help="training steps for wait_fraction")
+    options = parser.parse_args()
+    rounds = options.rounds
     with tempfile.TemporaryDirectory() as work, redirect_stderr(io.StringIO()):
-        root = arguments.root or Path(work) / "shapes"
-        if arguments.root is None:
-            write_jpegs(root, arguments.images)
-        files = find_images(root)[: arguments.images]
+        root = options.root or Path(work) / "shapes"
+        if options.root is None:
+            write_jpegs(root, options.images)
+        files = find_images(root)[: options.images]
         cache = [f"cache_dir={work}/cache"]
         folder = ["data=folder", f"data.root={root}", "data.n_val=100", *cache]
 
@@ -203,7 +199,7 @@ def main() -> None:
             return time_loader(data, rounds, n)
 
         def wait(words: list[str]) -> float:
-            return measure_wait(words, steps, Path(work))
+            return measure_wait(words, options.steps, Path(work))
 
         bare = time_bare_decoding(files, rounds)
         rows = [
@@ -211,7 +207,7 @@ def main() -> None:
             ("shapes, cache=disk", load(cache, "disk"), None, None),
             ("folder, cache=disk", load(folder, "disk"), None, None),
             ("folder, cache=ram", load(folder, "ram"), None, None),
-            ("folder, cache=none", load(folder, "none", arguments.images), bare, None),
+            ("folder, cache=none", load(folder, "none", options.images), bare, None),
             ("demo on shapes", None, None, wait(cache)),
             ("demo on the folder, cache=disk", None, None, wait(folder)),
             ("demo on the folder, cache=none", None, None, wait([*folder, "data.cache=none"])),

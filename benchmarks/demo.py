@@ -1,4 +1,4 @@
-"""Both stages on the built-in shapes: three commands, their pictures, and one line of JSON with the figures.
+"""Trains both stages on the built-in shapes and draws samples: three commands, pictures, and one line of JSON with the figures.
 
 make demo
 """
@@ -17,40 +17,42 @@ def main() -> None:
     began = time.monotonic()
     folder = next_free_folder(Path("runs") / "demo")
     tokenizer, prior, samples = (str(folder / name) for name in ("tokenizer", "prior", "samples"))
-    first = run("stage=vqgan", "experiment=demo_tokenizer", f"run_dir={tokenizer}")
-    second = run("stage=prior", "experiment=demo_prior", f"ckpt={tokenizer}", f"run_dir={prior}")
-    third = run("stage=sample", f"ckpt={prior}", "sampler.top_p=0.9", f"run_dir={samples}")
+    tokenizer_figures = run("stage=vqgan", "experiment=demo_tokenizer", f"run_dir={tokenizer}")
+    prior_figures = run(
+        "stage=prior", "experiment=demo_prior", f"ckpt={tokenizer}", f"run_dir={prior}"
+    )
+    sample_figures = run("stage=sample", f"ckpt={prior}", "sampler.top_p=0.9", f"run_dir={samples}")
     pictures = {
-        "reconstructions": first["pictures"][0],
-        "samples": third["pictures"][0],
+        "reconstructions": tokenizer_figures["pictures"][0],
+        "samples": sample_figures["pictures"][0],
     }
     print(
-        "\nreconstructions (images above, what the codes make of them below):",
+        "\nreconstructions (below the images):",
         pictures["reconstructions"],
     )
-    print("samples (images that never were):", pictures["samples"])
+    print("samples:", pictures["samples"])
     summary = {
         "seconds": round(time.monotonic() - began, 1),
-        "images_per_second": first["images_per_second"],
-        "psnr": first["psnr"],
-        "perplexity": first["perplexity"],
-        "codes_used": int(first["codes_used"]),
-        "K": first["K"],
-        "grid": first["grid"],
-        "prior_nats_per_token": second["nats_per_token"],
-        "bigram_nats_per_token": second["bigram_nats_per_token"],
+        "images_per_second": tokenizer_figures["images_per_second"],
+        "psnr": tokenizer_figures["psnr"],
+        "perplexity": tokenizer_figures["perplexity"],
+        "codes_used": int(tokenizer_figures["codes_used"]),
+        "K": tokenizer_figures["K"],
+        "grid": tokenizer_figures["grid"],
+        "prior_nats_per_token": prior_figures["nats_per_token"],
+        "bigram_nats_per_token": prior_figures["bigram_nats_per_token"],
         "pictures": pictures,
     }
     print(json.dumps(summary))
 
 
 def run(*overrides: str) -> dict[str, Any]:
-    """`python train.py ...`, shown and run; the figures that it leaves in its run folder."""
+    """Print and run `python train.py ...`; returns the figures of its metrics.json."""
     print("\n$ python train.py", *overrides, flush=True)
     [folder] = [word.removeprefix("run_dir=") for word in overrides if word.startswith("run_dir=")]
-    done = subprocess.run([sys.executable, "train.py", *overrides], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    process = subprocess.run([sys.executable, "train.py", *overrides], check=False)
+    if process.returncode:
+        sys.exit(process.returncode)
     figures: dict[str, Any] = json.loads((Path(folder) / "metrics.json").read_text())
     return figures
 

@@ -1,12 +1,12 @@
-"""All priors on one tokenizer's codes at equal time: likelihood, speed of sampling, samples.
+"""Compares all priors on the codes of one tokenizer at equal time: likelihood, speed of sampling, samples.
 
 python -m benchmarks.priors --ckpt runs/vqgan/shapes --minutes 3
 
-Each is trained by `python train.py stage=prior`, alone on the machine and one after the other. nats_per_token are those of
-the validation images; those of maskgit and diffusion are a bound from above. images_per_second is sampling without
-decoding. frechet_proxy is the Fréchet distance of the decoded samples to the validation images, as many of each, in the features
-of a small classifier trained on the training images' labels, so it is comparable within one table only. `floor` is that of
-as many training images.
+Trains the priors one after the other by `python train.py stage=prior`; the machine should be idle otherwise. nats_per_token
+is measured on the validation images; for maskgit and diffusion it is an upper bound. images_per_second is the speed of
+sampling without decoding. frechet_proxy is the Fréchet distance between the decoded samples and as many validation images,
+in the features of a small classifier trained on the labels of the training images; it is comparable only within one table.
+`floor` is that distance for as many training images.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.adversarial import Judge, trained
+from benchmarks.adversarial import Judge, train_run
 from data.datamodule import ImageDataModule
 from data.images import to_model_input, to_uint8
 from data.pictures import save_picture, tile_images
@@ -32,20 +32,23 @@ from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from vqgan.load import load_tokenizer
 
-# For tokenizers with one codebook, in the order of the table; --only takes any other file of conf/prior too.
+# In the order of the table, for tokenizers with one codebook. --only takes any other file of conf/prior too.
 PRIORS = ("uniform", "unigram", "bigram", "lstm", "pixelcnn", "gpt", "rar", "maskgit", "diffusion")
-SHOWN = ("nats_per_token", "top1", "top5", "steps")
-SHEET = 12  # samples of each in the picture
+METRICS = ("nats_per_token", "top1", "top5", "steps")
+SAMPLES_PER_ROW = 12  # of the picture
 
 
-def drawn(run: Path, n: int, batch_size: int) -> tuple[Tensor, float]:
-    """n samples (n, C, H, W) uint8 of a run's prior, and how many a second it drew."""
-    trained_prior = load_prior(run)
+def draw_images(run: Path, n: int, batch_size: int) -> tuple[Tensor, float]:
+    """n samples (n, C, H, W) uint8 from the prior of a run, and how many grids of codes it drew per second."""
     device = find_device("auto")
-    model, tokenizer = trained_prior.model.to(device), trained_prior.tokenizer.to(device)
+    loaded = load_prior(run)
+    model = loaded.model.to(device)
+    tokenizer = loaded.tokenizer.to(device)
     sampler = Sampler.unmodified()
-    next(generate(model, sampler, 2, seed=1))  # warms up
-    images, seconds, began = [], 0.0, time.perf_counter()
+    next(generate(model, sampler, 2, seed=1))  # leaves the cost of the first call out
+    images = []
+    seconds = 0.0
+    began = time.perf_counter()
     for codes in generate(model, sampler, n, seed=0, batch_size=batch_size):
         seconds += time.perf_counter() - began
         with torch.no_grad():
@@ -54,44 +57,45 @@ def drawn(run: Path, n: int, batch_size: int) -> tuple[Tensor, float]:
     return torch.cat(images), n / seconds
 
 
-def distance(judge: Judge, images: Tensor) -> float:
-    """The Fréchet distance of images (n, C, H, W) uint8 to the validation images."""
+def measure_distance(judge: Judge, images: Tensor) -> float:
+    """The Fréchet distance between images (n, C, H, W) uint8 and the validation images."""
     judge.frechet.reset()
-    for part in images.split(100):
-        judge.frechet.update(to_model_input(part.to(judge.where)), real=False)
+    for batch in images.split(100):
+        judge.frechet.update(to_model_input(batch.to(judge.device)), real=False)
     return float(judge.frechet.compute())
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--ckpt", required=True, help="the run folder of a tokenizer")
-    arguments.add_argument("--minutes", type=float, default=3.0)
-    arguments.add_argument("--only", nargs="*", default=list(PRIORS))
-    arguments.add_argument("--samples", type=int, default=1000)
-    arguments.add_argument("--batch", type=int, default=100, help="samples drawn at once")
-    arguments.add_argument("--steps", type=int, default=300, help="of the classifier")
-    arguments.add_argument(
-        "--keep", type=Path, help="a folder for the runs; runs that it already holds are reused"
+    parser.add_argument("--ckpt", required=True, help="the run folder of a tokenizer")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--only", nargs="*", default=list(PRIORS))
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=100, help="samples per batch")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of the classifier")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for the runs; complete runs in it are not trained again"
     )
-    arguments.add_argument("--picture", type=Path, help="a PNG: a row of samples of each prior")
-    options, extra = arguments.parse_known_args()
+    parser.add_argument("--picture", type=Path, help="a PNG with a row of samples of each prior")
+    options, extra = parser.parse_known_args()
     data = build_trusted(load_tokenizer(options.ckpt)[1]["data"], ImageDataModule)  # type: ignore[type-abstract]
-    classifier = train_proxy(data, options.steps, find_device("auto"))
-    judge = Judge(data, classifier.features, None, find_device("auto"))
+    device = find_device("auto")
+    classifier = train_proxy(data, options.steps, device)
+    judge = Judge(data, classifier.features, None, device)
     print(
         json.dumps(
             {
                 "bench": "priors",
                 "classifier": classifier.validation,
-                "floor": round(judge.floor(), 4),
+                "floor": round(judge.measure_floor(), 4),
             }
         ),
         flush=True,
     )
     rows: list[dict[str, Any]] = []
-    sheet: list[Tensor] = []
+    picture_rows: list[Tensor] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         for name in tqdm(options.only, "priors", leave=False, disable=None):
@@ -108,19 +112,19 @@ def main() -> None:
                 *budget,
                 *extra,
             ]
-            run = trained(command, folder / name)
+            run = train_run(command, folder / name)
             metrics = json.loads((run / "metrics.json").read_text())
-            images, speed = drawn(run, options.samples, options.batch)
-            row = {"prior": name, **{key: metrics.get(key) for key in SHOWN}}
+            images, speed = draw_images(run, options.samples, options.batch)
+            row = {"prior": name, **{key: metrics.get(key) for key in METRICS}}
             row |= {
                 "images_per_second": round(speed, 1),
-                "frechet_proxy": round(distance(judge, images), 4),
+                "frechet_proxy": round(measure_distance(judge, images), 4),
             }
             rows.append(row)
-            sheet.append(images[:SHEET])
+            picture_rows.append(images[:SAMPLES_PER_ROW])
             print(json.dumps({"bench": "priors", "minutes": options.minutes, **row}), flush=True)
     if options.picture:
-        save_picture(tile_images(sheet), options.picture)
+        save_picture(tile_images(picture_rows), options.picture)
     print("\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print(

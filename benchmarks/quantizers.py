@@ -1,10 +1,10 @@
-"""Our EMA quantizer compared to other libraries: forward, backward and codebook update in training mode, in one process.
+"""Compares our EMA quantizer with other libraries': forward, backward and codebook update in training mode, in one process.
 
 pip install vector-quantize-pytorch monai && python -m benchmarks.quantizers
 
 Prints a table, then one JSON line per row. Milliseconds are medians over interleaved rounds. matmul is only the product of
-outputs and codes, which every exact search contains. extra_mib is the peak memory of one of our steps beyond its input
-and state, measured in a separate process.
+encoder outputs and codes, which every exact search contains. extra_mib is the peak memory of one of our steps beyond its
+input and state; on CPUs it is measured in a separate process.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIZES = (
     (16, 16, 16384, 8),
     (16, 16, 16384, 256),
 )  # batch, grid, K, dim
-LARGE = (64, 16, 262_144, 8)  # ours only, for the memory of the tiled search
+LARGE = (64, 16, 262_144, 8)  # only for ours: the memory of the tiled search
 COLUMNS = (
     "batch",
     "grid",
@@ -91,7 +91,7 @@ def make_monai(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
 
 
 def make_matmul(K: int, dim: int, device: str) -> Callable[[Tensor], None]:
-    """Only the product of outputs and codes, with its n x K result."""
+    """Only the product of encoder outputs and codes, whose result is n x K."""
     codes = torch.randn(K, dim, device=device)
 
     def step(z: Tensor) -> None:
@@ -114,13 +114,12 @@ def time_step(step: Callable[[Tensor], None], z: Tensor) -> float:
 
 
 def _measure_extra_mib(sizes: tuple[int, int, int, int], answer: Any) -> None:
+    """Put the extra memory of one step on the CPU, in MiB, into the queue `answer`."""
     batch, grid, K, dim = sizes
-    warm, step, z = (
-        make_ours(64, dim, "cpu"),
-        make_ours(K, dim, "cpu"),
-        make_outputs(batch, grid, dim, "cpu"),
-    )
-    warm(make_outputs(1, 2, dim, "cpu"))
+    warm_up = make_ours(64, dim, "cpu")
+    step = make_ours(K, dim, "cpu")
+    z = make_outputs(batch, grid, dim, "cpu")
+    warm_up(make_outputs(1, 2, dim, "cpu"))
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     before = read_resident("VmRSS")
     step(z)
@@ -128,7 +127,7 @@ def _measure_extra_mib(sizes: tuple[int, int, int, int], answer: Any) -> None:
 
 
 def read_resident(kind: str) -> int:
-    """KiB of this process in memory now (VmRSS) or at the peak (VmHWM)."""
+    """Resident memory of this process in KiB, now (VmRSS) or at the peak (VmHWM)."""
     [line] = [
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind)
     ]
@@ -136,10 +135,11 @@ def read_resident(kind: str) -> int:
 
 
 def measure_extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:
-    """Peak memory of one of our steps beyond what was in use before it."""
+    """Peak memory of one of our steps in MiB, beyond what was in use before it."""
     if device == "cuda":
         batch, grid, K, dim = sizes
-        step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
+        step = make_ours(K, dim, device)
+        z = make_outputs(batch, grid, dim, device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(z)
@@ -154,7 +154,7 @@ def measure_extra_mib(sizes: tuple[int, int, int, int], device: str) -> float:
 
 
 def measure(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[str, Any]:
-    """One row: medians over rounds that run each step once."""
+    """One row; each round runs each step once."""
     batch, grid, K, dim = sizes
     z = make_outputs(batch, grid, dim, device)
     makers = {
@@ -164,35 +164,27 @@ def measure(sizes: tuple[int, int, int, int], rounds: int, device: str) -> dict[
         "matmul_ms": make_matmul,
     }
     steps = {name: make(K, dim, device) for name, make in makers.items()}
-    for step in steps.values():  # k-means, memory, kernels
+    for step in steps.values():  # leaves out k-means, allocations and the loading of kernels
         time_step(step, z)
-    times = {name: [] for name in steps}  # type: dict[str, list[float]]
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(time_step(step, z))
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    return dict(
-        zip(
-            COLUMNS,
-            (*sizes, *medians.values(), round(measure_extra_mib(sizes, device), 1)),
-            strict=True,
-        )
-    )
+    values = (*sizes, *medians.values(), round(measure_extra_mib(sizes, device), 1))
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def measure_ours(sizes: tuple[int, int, int, int], device: str) -> dict[str, Any]:
-    """The row of a size at which only ours is measured."""
+    """A row for which only our quantizer is measured."""
     batch, grid, K, dim = sizes
-    step, z = make_ours(K, dim, device), make_outputs(batch, grid, dim, device)
+    step = make_ours(K, dim, device)
+    z = make_outputs(batch, grid, dim, device)
     time_step(step, z)
     milliseconds = round(statistics.median(time_step(step, z) for _ in range(3)), 2)
-    return dict(
-        zip(
-            COLUMNS,
-            (*sizes, milliseconds, None, None, None, round(measure_extra_mib(sizes, device), 1)),
-            strict=True,
-        )
-    )
+    extra_mib = round(measure_extra_mib(sizes, device), 1)
+    values = (*sizes, milliseconds, None, None, None, extra_mib)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def main() -> None:
@@ -205,11 +197,8 @@ def main() -> None:
     torch.manual_seed(0)
     rows = [measure(sizes, options.rounds, options.device) for sizes in SIZES]
     rows.append(measure_ours(LARGE, options.device))
-    print(
-        "| "
-        + " | ".join((*COLUMNS, "times vector-quantize-pytorch", "times MONAI", "of matmul"))
-        + " |"
-    )
+    ratio_columns = ("times vector-quantize-pytorch", "times MONAI", "of matmul")
+    print("| " + " | ".join((*COLUMNS, *ratio_columns)) + " |")
     for row in rows:
         ratios = [
             row[key] and row[key] / row["ours_ms"]
@@ -217,11 +206,8 @@ def main() -> None:
         ]
         ratios.append(row["matmul_ms"] and row["ours_ms"] / row["matmul_ms"])
         cells = ["-" if value is None else str(value) for value in row.values()]
-        print(
-            "| "
-            + " | ".join([*cells, *("-" if ratio is None else f"{ratio:.1f}" for ratio in ratios)])
-            + " |"
-        )
+        cells += ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        print("| " + " | ".join(cells) + " |")
     for row in rows:
         print(json.dumps({"bench": "quantizers", **row}))
 

@@ -1,4 +1,4 @@
-"""How long stage=report takes on fake runs: the whole command, with all of its imports.
+"""Measures how long stage=report takes on fake runs: the whole command, including imports.
 
 python -m benchmarks.report --runs 200
 """
@@ -35,17 +35,17 @@ def make_sweep(
     evaluated: bool = True,
     points: int = 40,
 ) -> list[Path]:
-    """Run folders such as a sweep writes, with fake figures: tokenizers, and priors and evaluations of all of them.
+    """Write run folders as a sweep would, with fake figures: tokenizers, their priors, and evaluations of both.
 
-    The series have `points` points each.
+    Each logged series has `points` points. Returns the folders of the tokenizers.
     """
     random = np.random.default_rng(0)
     folders: list[Path] = []
     for grid, K, dim, seed in product(grids, Ks, dims, range(seeds)):
         name = f"model.grid-{grid}_quantizer.K-{K}_quantizer.dim-{dim}_seed-{seed}"
-        at = folder / f"{len(folders)}_{name}"
-        folders.append(at)
-        FakePoint(at, grid, K, dim, seed, random, points).write(priors, evaluated)
+        point = folder / f"{len(folders)}_{name}"
+        folders.append(point)
+        FakePoint(point, grid, K, dim, seed, random, points).write(priors, evaluated)
     return folders
 
 
@@ -90,7 +90,7 @@ class FakePoint:
         self.id, self.prior_id = (f"{int(random.integers(16**8)):08x}" for _ in range(2))
 
     def write(self, prior: bool, evaluated: bool) -> None:
-        """Write the tokenizer's folder, the prior's if there is to be one, and those of the evaluations."""
+        """Write the tokenizer's folder and, if asked for, the prior's and those of the evaluations."""
         self.write_tokenizer()
         if evaluated:
             self.write_tokenizer_evaluation()
@@ -100,7 +100,7 @@ class FakePoint:
                 self.write_prior_evaluation()
 
     def learning_curve(self, end: float, drop: float, rate: float) -> list[float]:
-        """An exponential approach to `end` from `drop` below it."""
+        """A curve that approaches `end` exponentially, starting `drop` below it."""
         n = self.points
         return [end - drop * math.exp(-rate * (i + 1) / n) for i in range(n)]
 
@@ -176,7 +176,7 @@ class FakePoint:
 
 
 def fake_codecs() -> list[dict[str, Any]]:
-    """Scores of classical codecs on lines over log2(bits)."""
+    """Scores of classical codecs, linear in log2(bits)."""
     lines = [
         ("classical VQ", 9.0, 1.3, (256, 576, 1024, 2560)),
         ("JPEG", 2.0, 1.6, (1500, 2500, 4000)),
@@ -198,7 +198,7 @@ def make_run_folder(
     at: Path, stage: str, identity: str, settings: dict[str, Any], figures: dict[str, Any], command: str,
     series: dict[str, list[float]], kind: str, random: np.random.Generator,
 ) -> Path:  # fmt: skip
-    """A finished training run's folder: config, record, figures, CSV logs and one small picture."""
+    """Write the folder of a finished training run: config, record, figures, CSV logs and one small picture."""
     (at / "csv" / "version_0").mkdir(parents=True)
     (at / "pictures").mkdir()
     (at / "config.yaml").write_text(
@@ -230,7 +230,7 @@ def make_evaluation_folder(
     random: np.random.Generator,
     split: str = "val",
 ) -> Path:
-    """The folder of a stage=evaluate of the run `of`."""
+    """Write the folder of a stage=evaluate run that scored the run with the id `of`."""
     at.mkdir(parents=True)
     identity = f"{int(random.integers(16**8)):08x}"
     (at / "config.yaml").write_text(
@@ -252,28 +252,28 @@ def make_evaluation_folder(
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--runs",
         type=int,
         default=200,
-        help="tokenizers and priors together, of 2 x 5 x 4 configurations",
+        help="tokenizers and priors together",
     )
-    arguments.add_argument(
+    parser.add_argument(
         "--keep",
         type=Path,
-        help="a new folder for the runs and the report; otherwise they are deleted",
+        help="a new folder for the runs and the report, which are deleted otherwise",
     )
-    options = arguments.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         seeds = max(1, round(options.runs / 40))
         runs = make_sweep(folder / "sweep", (8, 16), (64, 128, 256, 512, 1024), (64, 256), seeds)
         start = time.monotonic()
-        line = ["stage=report", f"runs={folder / 'sweep'}", f"run_dir={folder / 'report'}"]
-        command = [sys.executable, str(ROOT / "train.py"), *line]
+        words = ["stage=report", f"runs={folder / 'sweep'}", f"run_dir={folder / 'report'}"]
+        command = [sys.executable, str(ROOT / "train.py"), *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - start
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

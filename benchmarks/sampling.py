@@ -1,13 +1,14 @@
-"""prior=gpt compared with the libraries' transformers of the same size: sampling, then training, in one process.
+"""Compares prior=gpt with transformers of other libraries of the same size: sampling, then training, in one process.
 
 pip install x-transformers monai && python -m benchmarks.sampling
 
-K=512, dim 256, 8 blocks, 8 heads. Prints a table of images a second while sampling and one of tokens a second in training,
-then one JSON line a row. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper
-with its cache of keys and values, MONAI by its VQVAETransformerInferer's loop, which has none. They run in the precision that
-we run in, or, with --peers float32, as they come. `bound` is the time of the products with the weights alone, at the same
-number of rows, one after the other, by torch's public functions. With --compile ours is compiled as sampler.compile and
-trainer.compile do it, and the peers by torch.compile of the whole model in training alone: their sampling grows with each code.
+K=512, width 256, 8 blocks, 8 heads. Prints a table of images per second in sampling and one of tokens per second in training,
+then one JSON line per row. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper
+with its key-value cache; MONAI samples by the loop of its VQVAETransformerInferer, which has no cache. Both run in the
+precision that we use, or in their default with --peers float32. `bound` is the time of the products with the weight matrices
+only, one after the other, for the same number of rows, with torch's public functions. With --compile, our model is compiled
+as by sampler.compile and trainer.compile. The other libraries' models are compiled as a whole, and only for training: their
+sequences grow with each sampled code.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from benchmarks.configs import compose_config
 from engine.compile import compile_parts
 from engine.environment import best_precision
 from prior.decoding.generate import sample
@@ -30,34 +33,35 @@ from prior.decoding.sampling import Sampler
 from prior.models.gpt import GPT
 from prior.module import negative_log_likelihood, weighted_mean
 
-K, DIM, DEPTH, HEADS, CODE = 512, 256, 8, 8, 64
+K = 512
+WIDTH = 256
+DEPTH = 8
+HEADS = 8
+DIM = 64  # of a code
 NAMES = ("ours", "x_transformers", "monai", "bound")
 
 
-def gpt(T: int, device: str) -> GPT:
-    """Ours, of the size that all have; logits that are not all alike."""
+def make_ours(T: int, device: str) -> GPT:
+    """prior=gpt at the common size, with random logits: its head starts at 0, so that all codes would be equally likely."""
     side = int(T**0.5)
-    model = GPT(
-        torch.randn(1, K, CODE),
-        (side, side),
-        inputs="codes",
-        width=DIM,
-        depth=DEPTH,
-        heads=HEADS,
-        dropout=0.0,
-        token_dropout=0.0,
-    ).to(device)
-    for p in model.head.parameters():
-        nn.init.normal_(p, std=0.02)
-    return model
+    words = [
+        "stage=prior",
+        f"prior.width={WIDTH}",
+        f"prior.depth={DEPTH}",
+        f"prior.heads={HEADS}",
+    ]
+    settings = compose_config(*words).prior
+    model: GPT = instantiate(settings, codebook=torch.randn(1, K, DIM), grid=(side, side))
+    nn.init.normal_(model.get_parameter("head.weight"), std=0.02)
+    return model.to(device)
 
 
-def x_transformers(T: int, device: str) -> nn.Module:
-    """x-transformers' decoder with what it recommends: rotary positions, RMSNorm, SwiGLU, flash attention."""
+def make_x_transformers(T: int, device: str) -> nn.Module:
+    """The decoder of x-transformers with the options that it recommends: rotary positions, RMSNorm, SwiGLU, flash attention."""
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
     layers = Decoder(
-        dim=DIM, depth=DEPTH, heads=HEADS, attn_dim_head=DIM // HEADS, rotary_pos_emb=True, use_rmsnorm=True, attn_flash=True,
+        dim=WIDTH, depth=DEPTH, heads=HEADS, attn_dim_head=WIDTH // HEADS, rotary_pos_emb=True, use_rmsnorm=True, attn_flash=True,
         ff_glu=True, ff_swish=True, ff_mult=8 / 3, ff_no_bias=True,
     )  # fmt: skip
     wrapped = TransformerWrapper(
@@ -66,147 +70,160 @@ def x_transformers(T: int, device: str) -> nn.Module:
     return AutoregressiveWrapper(wrapped).to(device)
 
 
-def monai(T: int, device: str) -> nn.Module:
-    """MONAI's DecoderOnlyTransformer; its MLP is 4 times as wide, with GELU."""
+def make_monai(T: int, device: str) -> nn.Module:
+    """MONAI's DecoderOnlyTransformer, whose MLP has GELU and is 4 times as wide."""
     from monai.networks.nets.transformer import DecoderOnlyTransformer
 
     return DecoderOnlyTransformer(
         num_tokens=K + 1,
         max_seq_len=T,
-        attn_layers_dim=DIM,
+        attn_layers_dim=WIDTH,
         attn_layers_depth=DEPTH,
         attn_layers_heads=HEADS,
     ).to(device)
 
 
-def weights(device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Matrices (in, out) as many and as large as those of ours that every token is multiplied by."""
-    model = gpt(16, device)
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    return [w.detach().t().contiguous().to(dtype) for w in matrices]
+def list_matrices(device: str, dtype: torch.dtype) -> list[Tensor]:
+    """The weight matrices (in, out) of our model by which every token is multiplied."""
+    model = make_ours(16, device)
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return [w.detach().t().contiguous().to(dtype) for w in weights]
 
 
-def samplers(
-    T: int, batch: int, device: str, peers: str, quick: bool
+def make_samplers(
+    T: int, batch: int, device: str, peers: str, compiled: bool
 ) -> dict[str, Callable[[], None]]:
-    """What draws `batch` grids of T codes, by name."""
-    ours, theirs, medical = (
-        gpt(T, device).eval(),
-        x_transformers(T, device).eval(),
-        monai(T, device).eval(),
-    )
-    sampler = replace(Sampler.unmodified(), compile=quick)
-    half = best_precision() == "bf16-mixed"
+    """Name -> function that draws `batch` grids of T codes."""
+    ours = make_ours(T, device).eval()
+    x_transformers = make_x_transformers(T, device).eval()
+    monai = make_monai(T, device).eval()
+    sampler = replace(Sampler.unmodified(), compile=compiled)
     begin = torch.full((batch, 1), K, device=device)
-    matrices = weights(device, torch.bfloat16 if half else torch.float32)
+    matrices = list_matrices(device, best_dtype())
     rows = {
         w.shape[0]: torch.randn(batch, w.shape[0], device=device, dtype=w.dtype) for w in matrices
     }
 
-    def slow() -> None:  # the loop of VQVAETransformerInferer.sample
+    def sample_monai() -> None:  # the loop of VQVAETransformerInferer.sample
         codes = begin
         for _ in range(T):
-            p = medical(codes)[:, -1].softmax(-1)
+            p = monai(codes)[:, -1].softmax(-1)
             p[:, K] = 0
             codes = torch.cat([codes, torch.multinomial(p, 1)], 1)
 
-    def products() -> None:
+    def multiply() -> None:
         for _ in range(T):
             for w in matrices:
                 _ = rows[w.shape[0]] @ w
 
     return {
-        "ours": within(lambda: sample(ours, sampler, batch, seed=0, batch_size=batch), device),
-        "x_transformers": within(lambda: theirs.generate(begin, T, cache_kv=True), device, peers),  # type: ignore[operator]
-        "monai": within(slow, device, peers),
-        "bound": within(products, device),
+        "ours": without_grad(
+            lambda: sample(ours, sampler, batch, seed=0, batch_size=batch), device
+        ),
+        "x_transformers": without_grad(
+            lambda: x_transformers.generate(begin, T, cache_kv=True),  # type: ignore[operator]
+            device,
+            peers,
+        ),
+        "monai": without_grad(sample_monai, device, peers),
+        "bound": without_grad(multiply, device),
     }
 
 
-def trainers(
-    T: int, batch: int, device: str, peers: str, quick: bool
+def make_updates(
+    T: int, batch: int, device: str, peers: str, compiled: bool
 ) -> dict[str, Callable[[], None]]:
-    """What makes one update on `batch` grids of T codes, by name."""
+    """Name -> function that makes one update on `batch` grids of T codes."""
     codes = torch.randint(K, (batch, T), device=device)
-    begun = torch.cat([torch.full((batch, 1), K, device=device), codes], 1)
+    sequence = torch.cat([torch.full((batch, 1), K, device=device), codes], 1)
     models = {
-        "ours": gpt(T, device),
-        "x_transformers": x_transformers(T, device),
-        "monai": monai(T, device),
+        "ours": make_ours(T, device),
+        "x_transformers": make_x_transformers(T, device),
+        "monai": make_monai(T, device),
     }
-
-    if quick:
+    if compiled:
         compile_parts(models["ours"].blocks)  # type: ignore[arg-type]
         models["x_transformers"].compile()
         models["monai"].compile()
 
-    def ours() -> Tensor:
+    def our_loss() -> Tensor:
         prediction = models["ours"].learn(codes, None, 0.0)  # type: ignore[operator]
         return weighted_mean(negative_log_likelihood(prediction), prediction)
 
     losses: dict[str, Callable[[], Tensor]] = {
-        "ours": ours,
-        "x_transformers": lambda: models["x_transformers"](begun),
+        "ours": our_loss,
+        "x_transformers": lambda: models["x_transformers"](sequence),
         "monai": lambda: F.cross_entropy(
-            models["monai"](begun[:, :-1]).flatten(0, 1), codes.flatten()
+            models["monai"](sequence[:, :-1]).flatten(0, 1), codes.flatten()
         ),
     }
 
     def update(name: str, optimizer: torch.optim.Optimizer) -> None:
         with autocast(device, "best" if name == "ours" else peers):
-            value = losses[name]()
+            loss = losses[name]()
         optimizer.zero_grad()
-        value.backward()
+        loss.backward()
         optimizer.step()
 
-    def updates(name: str) -> Callable[[], None]:
+    def make_update(name: str) -> Callable[[], None]:
         optimizer = torch.optim.AdamW(models[name].parameters(), 1e-4, fused=True)
         return lambda: update(name, optimizer)
 
-    dtype = torch.bfloat16 if best_precision() == "bf16-mixed" else torch.float32
-    matrices = weights(device, dtype)
+    dtype = best_dtype()
+    matrices = list_matrices(device, dtype)
     inputs = {
         side: torch.randn(batch * T, side, device=device, dtype=dtype)
         for w in matrices
         for side in w.shape
     }
 
-    def products() -> (
-        None
-    ):  # forward, and backward to the input and to the weight: six FLOP a weight and token
+    def multiply() -> None:
+        # Forward, and backward to the input and to the weight: six FLOP per weight and token.
         for w in matrices:
             x, y = inputs[w.shape[0]], inputs[w.shape[1]]
             _ = x @ w, y @ w.t(), x.t() @ y
 
-    return {**{name: updates(name) for name in losses}, "bound": products}
+    return {**{name: make_update(name) for name in losses}, "bound": multiply}
 
 
-def autocast(device: str, precise: str = "best") -> AbstractContextManager[None]:
-    """The precision that the project chooses by itself, or float32."""
-    return torch.autocast(
-        device, torch.bfloat16, enabled=precise == "best" and best_precision() == "bf16-mixed"
-    )
+def best_dtype() -> torch.dtype:
+    """The type that precision=auto computes in on this machine."""
+    return torch.bfloat16 if best_precision() == "bf16-mixed" else torch.float32
 
 
-def within(run: Callable[[], Any], device: str, precise: str = "best") -> Callable[[], None]:
-    """`run` in that precision, for what is only timed."""
+def autocast(device: str, precision: str = "best") -> AbstractContextManager[None]:
+    """The precision that precision=auto chooses ("best"), or float32."""
+    enabled = precision == "best" and best_dtype() == torch.bfloat16
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
-    def timeable() -> None:
-        with torch.no_grad(), autocast(device, precise):
+
+def without_grad(
+    run: Callable[[], Any], device: str, precision: str = "best"
+) -> Callable[[], None]:
+    """`run` in that precision and without gradients, its result discarded."""
+
+    def wrapped() -> None:
+        with torch.no_grad(), autocast(device, precision):
             run()
 
-    return timeable
+    return wrapped
 
 
-def timed(work: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each, in turns of a second at least: what ran before has taken the caches, of oneDNN's kernels too.
-    MONAI's sampling takes so long that it has one turn when rounds would take minutes."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds + 1):  # the first warms up, and counts only for what has no other
-        for name, run in work.items():
+def time_interleaved(
+    functions: dict[str, Callable[[], None]], rounds: int, device: str
+) -> dict[str, float]:
+    """Name -> median seconds of a call. The functions take turns of at least a second each.
+
+    Shorter turns would measure how the others evict caches, including oneDNN's cache of kernels. A function whose call takes
+    more than 20 seconds, as MONAI's sampling can, is timed only once.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):  # the first round warms up and counts only if it is the only one
+        for name, run in functions.items():
             if times[name] and times[name][0] > 20:
                 continue
-            began, runs = time.perf_counter(), 0
+            runs = 0
+            began = time.perf_counter()
             while not runs or time.perf_counter() - began < 1:
                 run()
                 if device == "cuda":
@@ -217,16 +234,17 @@ def timed(work: dict[str, Callable[[], None]], rounds: int, device: str) -> dict
 
 
 def print_table(rows: list[dict[str, Any]], unit: str) -> None:
-    """A Markdown table of the figures of a bench, with ours as multiples of the others."""
-    names = " | ".join(f"{name} {unit}" for name in NAMES)
-    print(f"| T | batch | {names} | x x-transformers | x MONAI | of the bound |")
+    """Print the throughputs in `unit` and our ratio to each of the others; nothing if there are no rows."""
+    if not rows:
+        return
+    throughputs = " | ".join(f"{name} {unit}" for name in NAMES)
+    print(f"| T | batch | {throughputs} | x x-transformers | x MONAI | of the bound |")
     for row in rows:
-        ratios = [row["ours"] / row[name] for name in ("x_transformers", "monai", "bound")]
-        cells = [str(row["T"]), str(row["batch"])]
-        for name in NAMES:
-            cells.append(f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}")
-        cells += [f"{ratio:.2f}" for ratio in ratios]
-        print(f"| {' | '.join(cells)} |")
+        figures = [
+            f"{row[name]:.3g}" if row[name] < 1000 else f"{row[name]:,.0f}" for name in NAMES
+        ]
+        ratios = [f"{row['ours'] / row[name]:.2f}" for name in ("x_transformers", "monai", "bound")]
+        print("| " + " | ".join([str(row["T"]), str(row["batch"]), *figures, *ratios]) + " |")
 
 
 def parse_options() -> argparse.Namespace:
@@ -234,9 +252,11 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="T, squares")
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[16, 64], help="images sampled at once"
+        "--tokens", type=int, nargs="+", default=[64, 256], help="T, square numbers"
+    )
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[16, 64], help="images per batch in sampling"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
@@ -247,7 +267,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--only", choices=["sampling", "training"])
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile, for ours and for the peers' training"
+        "--compile",
+        action="store_true",
+        help="torch.compile for our model, and for the other libraries' training",
     )
     return parser.parse_args()
 
@@ -260,18 +282,22 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for T in options.tokens if options.only != "training" else []:
         for batch in options.batches:
-            seconds = timed(samplers(T, batch, *settings), options.rounds, options.device)
+            samplers = make_samplers(T, batch, *settings)
+            seconds = time_interleaved(samplers, options.rounds, options.device)
             row = {"bench": "sampling", "T": T, "batch": batch, **common}
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
     for T in options.tokens if options.only != "sampling" else []:
-        seconds = timed(trainers(T, 32, *settings), options.rounds, options.device)
+        updates = make_updates(T, 32, *settings)
+        seconds = time_interleaved(updates, options.rounds, options.device)
         row = {"bench": "prior_training", "T": T, "batch": 32, **common}
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
-        if shown := [row for row in rows if row["bench"] == bench]:
-            print_table(shown, unit)
+        print_table([row for row in rows if row["bench"] == bench], unit)
     for row in rows:
-        rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+        rounded = {
+            key: round(value, 3) if isinstance(value, float) else value
+            for key, value in row.items()
+        }
         print(json.dumps(rounded))
 
 

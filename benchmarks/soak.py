@@ -1,4 +1,4 @@
-"""Whether a long run keeps to its memory, its files and its processes: training, validations, pictures and checkpoints in a loop.
+"""Looks for leaks of memory, open files and processes in a long run with many validations, pictures and checkpoints.
 
 python -m benchmarks.soak --steps 2000
 """
@@ -29,61 +29,62 @@ SMALL_PRIOR = [
     "batch_size=8",
     "callbacks.stop=null",
 ]
-ROUND = [
+INTERVALS = [
     "trainer.accelerator=cpu",
     "trainer.val_every=50",
     "trainer.save_every=25",
     "trainer.log_every=10",
     "logger=csv",
 ]
-WARM = 0.25  # the share of a run after which nothing should grow any more
+WARM_UP = 0.25  # share of a run after which nothing should grow
 
 
-def start(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+def start_run(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """Start `train.py <words>` on the CPU with `folder` as its working directory."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    line = [sys.executable, str(ROOT / "train.py"), *words, *ROUND]
+    command = [sys.executable, str(ROOT / "train.py"), *words, *INTERVALS]
     return subprocess.Popen(
-        line, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
 
 
-def handles(process: int) -> int:
-    """How many files a process has open; 0 where it is gone."""
+def count_open_files(pid: int) -> int:
+    """The number of files that a process has open; 0 if it has ended."""
     try:
-        return len(os.listdir(f"/proc/{process}/fd"))
+        return len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return 0
 
 
-def children(process: int) -> set[int]:
-    """The processes that a process has started and that are still there."""
+def list_children(pid: int) -> set[int]:
+    """The ids of a process's running children."""
     try:
-        told = [
-            Path(f"/proc/{process}/task/{thread}/children").read_text()
-            for thread in os.listdir(f"/proc/{process}/task")
+        lines = [
+            Path(f"/proc/{pid}/task/{thread}/children").read_text()
+            for thread in os.listdir(f"/proc/{pid}/task")
         ]
     except OSError:
         return set()
-    return {int(number) for line in told for number in line.split()}
+    return {int(child) for line in lines for child in line.split()}
 
 
-def shared() -> set[str]:
-    """The blocks of shared memory of this user."""
+def list_shared_memory() -> set[str]:
+    """The names of this user's shared-memory blocks."""
     return {file.name for file in Path("/dev/shm").iterdir() if file.owner() == Path.home().owner()}
 
 
-def alive(processes: set[int], seconds: float = 20) -> set[int]:
-    """Those that don't end within so many seconds."""
+def list_survivors(pids: set[int], seconds: float = 20) -> set[int]:
+    """The processes that are still running after that many seconds; returns at once when all have ended."""
     deadline = time.monotonic() + seconds
-    while (
-        left := {number for number in processes if Path(f"/proc/{number}").exists()}
-    ) and time.monotonic() < deadline:
+    while True:
+        survivors = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+        if not survivors or time.monotonic() >= deadline:
+            return survivors
         time.sleep(0.2)
-    return left
 
 
-def memory(folder: Path) -> list[float]:
-    """What the run says of its memory, GiB, from its first step to its last."""
+def read_memory(folder: Path) -> list[float]:
+    """The memory that a run logged, in GiB, from its first step to its last."""
     with (folder / "csv/version_0/metrics.csv").open(newline="") as lines:
         return [
             float(row["train/memory_gib"])
@@ -93,63 +94,67 @@ def memory(folder: Path) -> list[float]:
 
 
 def soak(words: Sequence[str], folder: Path, steps: int, run: str) -> dict[str, Any]:
-    """What a run of so many steps leaves behind, and how much more it holds at its end than when it was warm."""
-    before, seen, open_files = shared(), set[int](), list[int]()
-    process = start([*words, f"run_dir={run}", f"trainer.max_steps={steps}"], folder)
+    """Train for that many steps; returns what the run leaves behind, and how much its memory grew after the warm-up.
+
+    growth             relative growth of the median memory from the end of the warm-up to the end of the run
+    open_files         median numbers of open files in the first and the second half
+    """
+    shared_before = list_shared_memory()
+    children = set[int]()
+    open_files = list[int]()
+    process = start_run([*words, f"run_dir={run}", f"trainer.max_steps={steps}"], folder)
     while process.poll() is None:
-        seen |= children(process.pid)
-        if (folder / run / "csv").is_dir() and (found := handles(process.pid)):
-            open_files.append(found)
+        children |= list_children(process.pid)
+        n = count_open_files(process.pid)
+        if n and (folder / run / "csv").is_dir():
+            open_files.append(n)
         time.sleep(0.25)
     if process.returncode:
-        raise SystemExit(f"the run ended with code {process.returncode}")
-    held = memory(folder / run)
-    warm, end = (
-        held[int(WARM * len(held)) :][: max(1, len(held) // 10)],
-        held[-max(1, len(held) // 10) :],
-    )
+        raise SystemExit(f"the run ended with exit code {process.returncode}")
+    memory = read_memory(folder / run)
+    tenth = max(1, len(memory) // 10)
+    warm = memory[int(WARM_UP * len(memory)) :][:tenth]
+    end = memory[-tenth:]
     middle = len(open_files) // 2
     return {
         "memory_gib": round(median(end), 4),
         "growth": round(median(end) / median(warm) - 1, 4),
         "open_files": [median(open_files[:middle]), median(open_files[middle:])],
-        "processes_left": len(alive(seen)),
-        "shared_memory_left": len(shared() - before),
+        "processes_left": len(list_survivors(children)),
+        "shared_memory_left": len(list_shared_memory() - shared_before),
     }
 
 
 def crash(words: Sequence[str], folder: Path, run: str) -> dict[str, Any]:
-    """What a run that is killed in its training leaves behind."""
-    before = shared()
-    process = start([*words, f"run_dir={run}", "trainer.max_steps=1000000"], folder)
+    """Kill a run while it trains; returns the number of its workers, and what it leaves behind."""
+    shared_before = list_shared_memory()
+    process = start_run([*words, f"run_dir={run}", "trainer.max_steps=1000000"], folder)
     while process.poll() is None and not (folder / run / "checkpoints/last.ckpt").is_file():
         time.sleep(0.05)
-    seen = children(process.pid)
+    children = list_children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return {
-        "workers": len(seen),
-        "processes_left": len(alive(seen)),
-        "shared_memory_left": len(shared() - before),
+        "workers": len(children),
+        "processes_left": len(list_survivors(children)),
+        "shared_memory_left": len(list_shared_memory() - shared_before),
     }
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--steps", type=int, default=2000, help="updates of each stage")
-    given = arguments.parse_args()
+    parser.add_argument("--steps", type=int, default=2000, help="updates of each stage")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        where = Path(temporary)
+        folder = Path(temporary)
         for stage, words in {"vqgan": SMALL, "prior": [*SMALL_PRIOR, "ckpt=vqgan"]}.items():
-            found = soak([f"stage={stage}", *words], where, given.steps, stage)
-            print(
-                json.dumps({"bench": "soak", "stage": stage, "steps": given.steps, **found}),
-                flush=True,
-            )
-        found = crash(["stage=vqgan", *SMALL, "data.num_workers=2"], where, "killed")
-        print(json.dumps({"bench": "soak", "stage": "vqgan", "killed": True, **found}))
+            leaks = soak([f"stage={stage}", *words], folder, options.steps, stage)
+            row = {"bench": "soak", "stage": stage, "steps": options.steps, **leaks}
+            print(json.dumps(row), flush=True)
+        leaks = crash(["stage=vqgan", *SMALL, "data.num_workers=2"], folder, "killed")
+        print(json.dumps({"bench": "soak", "stage": "vqgan", "killed": True, **leaks}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What each part of the adversarial training step costs: ms a step and images a second, side by side in one process.
+"""Measures the cost of each part of the adversarial training step: ms per step and images per second, in one process.
 
 python -m benchmarks.step --batch 32 --precision 32-true
 
-Each row adds to the one above it, or replaces a part of it. The rows take turns, a few steps at a time. Figures are medians
-over all steps of a row, and the ratio is to the step of loss=vqvae. The images are in memory.
+An indented row changes one setting of the row above that is not indented. The variants take turns of a few steps each. The
+figures are medians over all steps of a variant, and the ratio is to the step of loss=vqvae. The images are in memory.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
+from benchmarks.configs import compose_config
 from data.shapes import Shapes
 from engine.callbacks.ema import WeightAverage
 from engine.compile import compile_parts
@@ -30,31 +30,32 @@ from vqgan.load import start_images
 from vqgan.module import VQGAN
 from vqgan.stages.train import build_module
 
-ALWAYS = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
-PARTS: dict[str, list[str]] = {  # what is measured: its overrides
+OPEN = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
+VARIANTS: dict[str, list[str]] = {  # name of the row -> overrides
     "loss=vqvae": ["loss=vqvae"],
     "discriminator trains, gate closed": [
         "loss.gate.start=1000000",
         "loss.gate.ramp=0",
         "loss.gate.warmup=1000000",
     ],
-    "gate open, codes frozen": ALWAYS,
-    "  without feature matching": [*ALWAYS, "~loss/perceptual"],
-    "  constant lambda": [*ALWAYS, "loss/adaptive=constant"],
-    "  fine discriminator": [*ALWAYS, "loss/discriminator=fine"],
-    "  patch discriminator": [*ALWAYS, "loss/discriminator=patch"],
-    "gate open, codes learn (loss.freeze_codes=false)": [*ALWAYS, "loss.freeze_codes=false"],
-    "  with R1 at every 16th step": [*ALWAYS, "loss.freeze_codes=false", "loss.r1.weight=1"],
-    "  with DiffAugment": [*ALWAYS, "loss.freeze_codes=false", "loss/augment=diffaugment"],
-    "gate open, codes frozen, averaged and with a doctor": [*ALWAYS, "callbacks"],
+    "gate open, codes frozen": OPEN,
+    "  without feature matching": [*OPEN, "~loss/perceptual"],
+    "  constant lambda": [*OPEN, "loss/adaptive=constant"],
+    "  fine discriminator": [*OPEN, "loss/discriminator=fine"],
+    "  patch discriminator": [*OPEN, "loss/discriminator=patch"],
+    "gate open, codes learn (loss.freeze_codes=false)": [*OPEN, "loss.freeze_codes=false"],
+    "  with R1 at every 16th step": [*OPEN, "loss.freeze_codes=false", "loss.r1.weight=1"],
+    "  with DiffAugment": [*OPEN, "loss.freeze_codes=false", "loss/augment=diffaugment"],
+    "gate open, codes frozen, averaged and with a doctor": [*OPEN, "callbacks"],
 }
 
 
 class Stopwatch(Callback):
-    """Milliseconds of each step except the first, which includes the set-up."""
+    """Times each step except the first of a turn, which sets things up, and ends the turn after `steps` more."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.times = steps, list[float]()
+        self.steps = steps
+        self.times: list[float] = []  # milliseconds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
@@ -79,71 +80,73 @@ class Stopwatch(Callback):
         return time.perf_counter()
 
 
-class Part:
-    """One row: a module that is trained for a few steps in each of its turns."""
+class Variant:
+    """One row: a module that trains for a few steps per turn."""
 
-    def __init__(self, overrides: list[str], batch: int, steps: int, quick: bool = False) -> None:
+    def __init__(
+        self, overrides: list[str], batch: int, steps: int, compiled: bool = False
+    ) -> None:
         words = [
             "stage=vqgan",
             f"data.batch_size={batch}",
             *(word for word in overrides if word != "callbacks"),
         ]
-        with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-            self.config = compose("config", words)
-        self.data: Shapes = instantiate(self.config.data, n_train=256, n_val=1, cache="ram")
-        self.module: VQGAN = build_module(self.config, TrainerSettings.read(self.config.trainer))
+        config = compose_config(*words)
+        self.settings = TrainerSettings.read(config.trainer)
+        self.data: Shapes = instantiate(config.data, n_train=256, n_val=1, cache="ram")
+        self.module: VQGAN = build_module(config, self.settings)
         self.module.tokenizer.initialise(start_images(self.data))
-        if quick:
+        if compiled:
             compile_parts(self.module.costly)
-        self.around: list[Callback] = []
+        self.callbacks: list[Callback] = []
         if "callbacks" in overrides:
-            self.around = list(instantiate(self.config.callbacks).values())
-            assert {type(callback) for callback in self.around} == {WeightAverage, TokenizerDoctor}
-        self.watch = Stopwatch(steps)
+            self.callbacks = list(instantiate(config.callbacks).values())
+            assert {type(callback) for callback in self.callbacks} == {
+                WeightAverage,
+                TokenizerDoctor,
+            }
+        self.stopwatch = Stopwatch(steps)
 
-    def turn(self, folder: Path) -> None:
-        trainer = make_trainer(self.config.trainer, folder, [*self.around, self.watch], [])
+    def take_turn(self, folder: Path) -> None:
+        """Train for the steps of one turn."""
+        trainer = make_trainer(self.settings, folder, [*self.callbacks, self.stopwatch], [])
         trainer.limit_val_batches = 0
         trainer.fit(self.module, self.data)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--batch", type=int, default=32)
-    arguments.add_argument("--steps", type=int, default=6, help="per turn")
-    arguments.add_argument("--rounds", type=int, default=4)
-    arguments.add_argument("--compile", action="store_true", help="trainer.compile=true")
-    arguments.add_argument("--precision", default="auto", help="trainer.precision")
-    options = arguments.parse_args()
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=6, help="per turn")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--compile", action="store_true", help="trainer.compile=true")
+    parser.add_argument("--precision", default="auto", help="trainer.precision")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
-    always = [f"trainer.precision={options.precision}"]
-    parts = {
-        name: Part([*always, *overrides], options.batch, options.steps, options.compile)
-        for name, overrides in PARTS.items()
+    precision = f"trainer.precision={options.precision}"
+    variants = {
+        name: Variant([precision, *overrides], options.batch, options.steps, options.compile)
+        for name, overrides in VARIANTS.items()
     }
     for _ in range(options.rounds):
-        for part in parts.values():
-            part.turn(Path("."))
-    medians = {name: statistics.median(part.watch.times) for name, part in parts.items()}
+        for variant in variants.values():
+            variant.take_turn(Path("."))
+    medians = {name: statistics.median(v.stopwatch.times) for name, v in variants.items()}
     first = next(iter(medians.values()))
     print("| step | ms | images/s | times loss=vqvae |\n|---|---|---|---|")
     for name, ms in medians.items():
         print(f"| {name} | {ms:.0f} | {1000 * options.batch / ms:.0f} | {ms / first:.2f} |")
+    about = {
+        "bench": "step",
+        "batch": options.batch,
+        "precision": options.precision,
+        "compile": options.compile,
+    }
     for name, ms in medians.items():
         row = {"part": name.strip(), "ms_per_step": round(ms, 1), "ratio": round(ms / first, 3)}
-        print(
-            json.dumps(
-                {
-                    "bench": "step",
-                    "batch": options.batch,
-                    "precision": options.precision,
-                    "compile": options.compile,
-                    **row,
-                }
-            )
-        )
+        print(json.dumps({**about, **row}))
 
 
 if __name__ == "__main__":

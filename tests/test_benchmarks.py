@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.adversarial import MEASURED, Judge, sheet, spread, table
+from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.quantizers import COLUMNS, measure_ours
-from benchmarks.scaling import counted
-from benchmarks.step import PARTS
+from benchmarks.scaling import count
+from benchmarks.step import VARIANTS
 from data.images import to_model_input, to_uint8
 from data.shapes import Shapes
 from evaluation.features import FeatureNetwork
@@ -45,19 +45,16 @@ def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
     assert row["extra_mib"] >= 0
 
 
-def test_what_a_model_takes_is_counted_as_by_hand() -> None:
-    net, x = (
-        torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256)),
-        torch.randn(4, 256),
-    )
-    found = counted(net, lambda: net(x).sum())
-    product = (
-        2 * 4 * 256 * 512
-    )  # of each layer; backward there are two more, but the first layer's input needs none
-    assert found["parameters"] == 256 * 512 * 2 + 512 + 256
-    assert found["gflops_forward"] == round(2 * product / 1e9, 3)
-    assert found["gflops_training"] == round(5 * product / 1e9, 3)
-    assert found["activation_mib"] == round(4 * (256 * 4 + 512 * 4) / 2**20, 1)
+def test_parameters_flops_and_activations_are_counted_as_by_hand() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256))
+    x = torch.randn(4, 256)
+    costs = count(net, lambda: net(x).sum())
+    # Each layer has one product forward and two backward, except that the input of the first needs no gradient.
+    product = 2 * 4 * 256 * 512
+    assert costs["parameters"] == 256 * 512 * 2 + 512 + 256
+    assert costs["gflops_forward"] == round(2 * product / 1e9, 3)
+    assert costs["gflops_training"] == round(5 * product / 1e9, 3)
+    assert costs["activation_mib"] == round(4 * (256 * 4 + 512 * 4) / 2**20, 1)
 
 
 CPU = torch.device("cpu")
@@ -71,7 +68,7 @@ def shapes(tmp_path: Path) -> Shapes:
 
 
 class Identity(Tokenizer):
-    """Gives every image back."""
+    """Reconstructs every image exactly."""
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
@@ -83,10 +80,9 @@ class Identity(Tokenizer):
         return z_q
 
 
-def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shapes: Shapes) -> None:
+def test_a_lossless_tokenizer_has_distance_0_and_energy_ratio_1(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
-    found = judge.measure(Identity())
-    assert found == {
+    assert judge.measure(Identity()) == {
         "frechet_proxy": pytest.approx(0, abs=1e-4),
         "energy_ratio": 1,
         "psnr": float("inf"),
@@ -94,22 +90,22 @@ def test_a_tokenizer_that_loses_nothing_has_no_distance_and_full_sharpness(shape
     }
 
 
-def test_tokenizers_are_judged_one_by_one(shapes: Shapes) -> None:
+def test_measuring_one_tokenizer_does_not_affect_the_next(shapes: Shapes) -> None:
     judge = Judge(shapes, FeatureNetwork(3).eval(), None, CPU)
-    started = make_tokenizer()
-    started.initialise(start_images(shapes))
-    first = judge.measure(started)
-    floor = judge.floor()
+    tokenizer = make_tokenizer()
+    tokenizer.initialise(start_images(shapes))
+    first = judge.measure(tokenizer)
+    floor = judge.measure_floor()
     judge.measure(Identity())
-    assert judge.measure(started) == first
-    assert judge.floor() == floor
+    assert judge.measure(tokenizer) == first
+    assert judge.measure_floor() == floor
     assert floor > 0
 
 
-def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: Shapes) -> None:
-    """Dowson & Landau 1982: |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the roots by eigen-decomposition."""
+def test_the_frechet_distance_is_right_even_if_the_covariance_lacks_rank(shapes: Shapes) -> None:
+    """Dowson & Landau 1982: |mean difference|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), with roots by eigendecomposition."""
 
-    class Given(FeatureNetwork):
+    class RankDeficient(FeatureNetwork):
         num_features = 64
 
         def forward(self, x: Tensor) -> Tensor:
@@ -117,30 +113,32 @@ def test_the_distance_is_frechets_even_where_the_covariance_lacks_rank(shapes: S
 
     mix = torch.randn(64, 64)
     mix[:, 40:] = mix[:, :24]  # rank 40
-    judge, started = Judge(shapes, Given(3), None, CPU), make_tokenizer()
-    started.initialise(start_images(shapes))
+    judge = Judge(shapes, RankDeficient(3), None, CPU)
+    tokenizer = make_tokenizer()
+    tokenizer.initialise(start_images(shapes))
     x = to_model_input(shapes.samples("val").__getitems__(range(128))[0])
     with torch.no_grad():
-        x_hat = to_model_input(to_uint8(started.eval().decode(started.encode(x).z_q)))
-    a, b = (Given(3)(each).double() for each in (x, x_hat))
-    root = root_of(a.T.cov())
+        x_hat = to_model_input(to_uint8(tokenizer.eval().decode(tokenizer.encode(x).z_q)))
+    a, b = (RankDeficient(3)(images).double() for images in (x, x_hat))
+    root = matrix_root(a.T.cov())
     expected = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace()
-    expected -= 2 * root_of(root @ b.T.cov() @ root).trace()
-    assert judge.measure(started)["frechet_proxy"] == pytest.approx(float(expected), rel=1e-3)
+    expected -= 2 * matrix_root(root @ b.T.cov() @ root).trace()
+    assert judge.measure(tokenizer)["frechet_proxy"] == pytest.approx(float(expected), rel=1e-3)
 
 
-def root_of(matrix: Tensor) -> Tensor:
+def matrix_root(matrix: Tensor) -> Tensor:
+    """The square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def test_the_sheet_has_a_row_of_originals_and_one_a_tokenizer(shapes: Shapes) -> None:
-    made = sheet([Identity(), Identity()], shapes, CPU)
-    assert made.shape == (3, 2 * (3 * 18 - 2), 2 * (12 * 18 - 2))
-    assert made[:, :32].equal(made[:, 36:68])
+def test_the_picture_has_a_row_of_originals_and_one_per_tokenizer(shapes: Shapes) -> None:
+    picture = draw_reconstructions([Identity(), Identity()], shapes, CPU)
+    assert picture.shape == (3, 2 * (3 * 18 - 2), 2 * (12 * 18 - 2))
+    assert picture[:, :32].equal(picture[:, 36:68])
 
 
-def test_the_table_pairs_the_losses_seed_by_seed() -> None:
+def test_the_table_pairs_the_losses_by_seed() -> None:
     figures = {
         "frechet_proxy": 2.0,
         "energy_ratio": 0.5,
@@ -160,15 +158,15 @@ def test_the_table_pairs_the_losses_seed_by_seed() -> None:
         }
         for s in (0, 1)
     ]
-    found = table(rows).splitlines()
-    assert found[2] == "| frechet_proxy | 2.000 ± 0.000 | 1.000 ± 0.000 | -50.0 ± 0.0 % |"
-    assert found[4] == "| psnr | 20.50 ± 0.71 | 20.00 ± 0.71 | -0.50 ± 0.00 dB |"
-    assert found[5] == "| lpips | - | - | - |"
-    assert found[6].endswith("| 1.50 ± 0.00 times |")
-    assert spread([3.0], 1) == "3.0"
+    lines = format_table(rows).splitlines()
+    assert lines[2] == "| frechet_proxy | 2.000 ± 0.000 | 1.000 ± 0.000 | -50.0 ± 0.0 % |"
+    assert lines[4] == "| psnr | 20.50 ± 0.71 | 20.00 ± 0.71 | -0.50 ± 0.00 dB |"
+    assert lines[5] == "| lpips | - | - | - |"
+    assert lines[6].endswith("| 1.50 ± 0.00 times |")
+    assert format_spread([3.0], 1) == "3.0"
 
 
-def test_the_table_leaves_out_what_is_relative_to_nothing() -> None:
+def test_the_table_leaves_out_a_change_relative_to_0() -> None:
     figures = {
         "frechet_proxy": 2.0,
         "energy_ratio": 0.5,
@@ -176,14 +174,13 @@ def test_the_table_leaves_out_what_is_relative_to_nothing() -> None:
         "lpips": None,
         "ms_per_step": 0.0,
     }
-    found = table(
-        [{"loss": loss, "seed": 0, **figures} for loss in ("vqvae", "vqgan")]
-    ).splitlines()
-    assert found[6] == "| ms_per_step | - | - | - |"
+    rows = [{"loss": loss, "seed": 0, **figures} for loss in ("vqvae", "vqgan")]
+    lines = format_table(rows).splitlines()
+    assert lines[6] == "| ms_per_step | - | - | - |"
 
 
 @pytest.mark.slow
-def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> None:
+def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) -> None:
     small = [
         word
         for word in TINY
@@ -200,26 +197,28 @@ def test_the_adversarial_benchmark_ends_with_one_line_a_run(tmp_path: Path) -> N
     words += ["--vqgan", "loss/discriminator=grain"]
     files = ["--keep", str(tmp_path / "runs"), "--pictures", str(tmp_path / "sheet.png")]
     printed = []
-    for _ in range(2):  # the second time measures the same runs
-        done = subprocess.run(
+    for _ in range(2):  # the second call measures the same runs again
+        process = subprocess.run(
             [sys.executable, "-m", "benchmarks.adversarial", *words, *files],
             cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True,
-            env={**os.environ, "https_proxy": "http://127.0.0.1:9"},  # nothing is fetched for lpips
+            env={**os.environ, "https_proxy": "http://127.0.0.1:9"},  # so that LPIPS's weights aren't downloaded
         )  # fmt: skip
         printed.append(
-            [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
         )
     assert [(row["loss"], row["seed"]) for row in printed[0]] == [("vqvae", 1), ("vqgan", 1)]
-    assert all(tuple(row) == ("bench", "data", "loss", "seed", *MEASURED) for row in printed[0])
+    assert all(tuple(row) == ("bench", "data", "loss", "seed", *FIGURES) for row in printed[0])
     assert printed[0] == printed[1]
     assert "grain.Grain" in (tmp_path / "runs" / "vqgan-1" / "config.yaml").read_text()
     assert (tmp_path / "sheet.png").is_file()
 
 
-@pytest.mark.parametrize("name", list(PARTS))
-def test_every_part_of_the_step_that_is_measured_composes_and_has_what_it_says(name: str) -> None:
-    chosen = compose_config("stage=vqgan", *(word for word in PARTS[name] if word != "callbacks"))
-    assert ("discriminator" in chosen.loss) == (name != "loss=vqvae")
-    assert chosen.loss.get("freeze_codes", True) == (
-        "freeze_codes=false" not in " ".join(PARTS[name])
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_every_variant_of_the_step_benchmark_composes_and_matches_its_name(name: str) -> None:
+    config = compose_config(
+        "stage=vqgan", *(word for word in VARIANTS[name] if word != "callbacks")
+    )
+    assert ("discriminator" in config.loss) == (name != "loss=vqvae")
+    assert config.loss.get("freeze_codes", True) == (
+        "freeze_codes=false" not in " ".join(VARIANTS[name])
     )

@@ -1,4 +1,4 @@
-"""A run takes no more memory, files and processes the longer it lasts; 2,000 steps of it are `python -m benchmarks.soak`."""
+"""Long runs leak no memory, files or processes; `python -m benchmarks.soak` tests 2,000 steps."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from benchmarks.soak import SMALL, SMALL_PRIOR, crash, soak
 
 
 @pytest.mark.slow
-def test_a_long_run_of_each_stage_keeps_to_what_it_has_and_leaves_nothing_behind(
+def test_a_long_run_of_each_stage_does_not_grow_and_leaves_nothing_behind(
     tmp_path: Path,
 ) -> None:
     for stage, words in {"vqgan": SMALL, "prior": [*SMALL_PRIOR, "ckpt=vqgan"]}.items():

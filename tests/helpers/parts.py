@@ -20,10 +20,10 @@ CONF = ROOT / "conf"
 @cache
 def defaults_by_target() -> dict[str, dict[str, Any]]:
     """Map the full name of a class or function to its settings in conf/, in the first file that names it."""
-    settings_by_target: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
     for file in sorted(CONF.rglob("*.yaml")):
-        _collect(_load(file.relative_to(CONF).with_suffix("").as_posix()), settings_by_target)
-    return settings_by_target
+        _collect(_load(file.relative_to(CONF).with_suffix("").as_posix()), defaults)
+    return defaults
 
 
 def make(kind: Callable[..., Part], *args: Any, **settings: Any) -> Part:
@@ -57,15 +57,15 @@ def _load(name: str) -> Any:
     return {**merged, **(content or {})}
 
 
-def _collect(node: Any, settings_by_target: dict[str, dict[str, Any]]) -> None:
+def _collect(node: Any, defaults: dict[str, dict[str, Any]]) -> None:
     if isinstance(node, dict):
         if "_target_" in node:
             settings = {key: value for key, value in node.items() if not key.startswith("_")}
-            settings_by_target.setdefault(
+            defaults.setdefault(
                 node["_target_"], {k: v for k, v in settings.items() if "${" not in str(v)}
             )
         for value in node.values():
-            _collect(value, settings_by_target)
+            _collect(value, defaults)
 
 
 def _build(value: Any) -> Any:

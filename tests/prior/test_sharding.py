@@ -177,7 +177,7 @@ def train_every_prior(folder: Path) -> dict[str, Any]:
         unshard(module.model)
         if is_main():
             outcome[f"{name} drawn"] = sample(
-                module.model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3
+                module.model, Sampler.unmodified(), 20, seed=3, labels=torch.arange(20) % 3
             )
         reshard(module.model)
         module.model.learn(
@@ -235,7 +235,7 @@ class TestEveryPrior:
         model = make_prior(name, K=K, grid=GRID, classes=3)
         state = read_checkpoint(folder / name / "sharded" / LAST, "prior")["state_dict"]
         model.load_state_dict({key.removeprefix("model."): value for key, value in state.items()})
-        expected = sample(model, Sampler(), 20, seed=3, labels=torch.arange(20) % 3)
+        expected = sample(model, Sampler.unmodified(), 20, seed=3, labels=torch.arange(20) % 3)
         assert torch.equal(outcomes[0][f"{name} drawn"], expected)
 
     def test_has_its_blocks_sharded_one_by_one(self, ranks: Ranks, name: str) -> None:
