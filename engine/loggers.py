@@ -37,7 +37,7 @@ def open_loggers(
 ) -> list[Logger]:
     """The loggers that a config's `logger` describes, writing below `folder`; none on ranks other than the main one.
 
-    A logger that takes tags also gets the run's id and stage, and `tags` beside its own. All get the run's `settings`,
+    A logger that takes tags also gets the run's id and stage, and `tags` in addition to its own. All get the run's `settings`,
     resolved.
     """
     loggers: list[Logger] = []

@@ -163,7 +163,7 @@ class Run:
     ) -> dict[str, Any]:
         """Train a module, or resume it, then validate it; returns the figures that every stage reports.
 
-        A module without trainable parameters is only validated. `header` is what the checkpoints say beside the run's own.
+        A module without trainable parameters is only validated. `header` is added to the header of the checkpoints.
         If the run breaks off, the card records what is known by then.
         """
         throughput = Throughput()

@@ -233,7 +233,7 @@ def test_two_ranks_that_are_killed_and_terminated_end_like_uninterrupted_ones(
         if number == signal.SIGTERM:
             saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
             assert (
-                machine.output.read_text().count(f"stopped at step {saved}, saved; go on with: ")
+                machine.output.read_text().count(f"stopped at step {saved}, saved; resume with: ")
                 == 1
             )
     machine.finish(begin)
@@ -316,7 +316,7 @@ def test_a_signal_saves_and_ends_a_run_with_its_exit_code_and_the_command_that_r
     assert step >= 1
     log = machine.output.read_text()
     assert (
-        f"stopped at step {step}, saved; go on with: python train.py stage=vqgan resume={folder}\n"
+        f"stopped at step {step}, saved; resume with: python train.py stage=vqgan resume={folder}\n"
         in log
     )
     machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
@@ -333,4 +333,4 @@ def test_ctrl_c_ends_a_sweep_after_its_point_is_saved(machine: Machine) -> None:
     os.kill(process, signal.SIGINT)
     assert machine.wait() == 130
     assert not Path("runs/sweeps/mine/1_seed-1").exists()
-    assert "saved; the same command again goes on with the sweep" in machine.output.read_text()
+    assert "saved; the same command again continues the sweep" in machine.output.read_text()

@@ -307,7 +307,7 @@ def test_a_default_stands_in_conf_or_in_the_constructor_not_in_both() -> None:
     assert not twice
 
 
-READS_CONFIGS = {  # beside the stages, what takes a config as Hydra composed it
+READS_CONFIGS = {  # files other than the stages that take a config as Hydra composed it
     "engine/aliases.py", "engine/resume.py", "engine/run.py", "engine/settings.py", "engine/sweep.py", "engine/trust.py",
 }  # fmt: skip
 

@@ -150,7 +150,7 @@ def test_every_wrong_word_gets_one_sentence_and_leaves_nothing_behind(
     for i in range(4):
         (tmp_path / "broken" / f"{i}.png").write_text(f"no picture {i}")
     assert command(*line.split()) == 2
-    if line.startswith("-m"):  # a sweep has a folder, and says at the end once more what has failed
+    if line.startswith("-m"):  # a sweep has a folder, and lists the failures once more at its end
         message = capsys.readouterr().err
         assert "Traceback" not in message
         assert WORDS[line] in message
@@ -174,9 +174,7 @@ def test_no_suggestion_is_the_word_itself(
     assert "add --cfg job to the command to see them all" in message
 
 
-def test_a_gpu_that_is_not_there_is_missed(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_gpu_is_reported(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     assert command("stage=vqgan", "trainer.devices=2", "trainer.accelerator=gpu") == 2
@@ -249,7 +247,7 @@ def test_every_damaged_file_gets_one_sentence_and_nothing_is_written_over(
 
 
 @pytest.mark.slow
-def test_the_wrong_stage_and_a_frozen_setting_are_told(
+def test_the_wrong_stage_and_a_setting_that_can_not_change_are_reported(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)
@@ -296,7 +294,7 @@ def test_extras_that_are_missing_are_named(
     assert metadata.version("hydra-core")
 
 
-def test_a_full_disk_is_told(
+def test_a_full_disk_is_reported(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -309,7 +307,7 @@ def test_a_full_disk_is_told(
 
 
 @pytest.mark.slow
-def test_a_prior_that_cant_be_is_told_before_its_folder_is_made(
+def test_an_impossible_prior_is_refused_before_its_folder_is_made(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command("stage=vqgan", *TINY)

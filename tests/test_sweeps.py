@@ -172,13 +172,15 @@ def test_a_sweep_started_again_skips_what_is_finished(
     ]
 
 
-def test_a_sweep_with_more_values_makes_what_is_new_alone(command: Command, played: Played) -> None:
+def test_a_sweep_with_more_values_runs_the_new_points_only(
+    command: Command, played: Played
+) -> None:
     command(*TWO)
     assert command(*ONE, "seed=3,0,1") == 0
     assert played.names == ["0_seed-0", "1_seed-1", "0_seed-3"]
 
 
-def test_a_point_that_failed_is_told_and_made_up_for(
+def test_a_point_that_failed_is_reported_and_run_again(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     played.ends = {0: ValueError("the disk is full")}
@@ -194,14 +196,14 @@ def test_a_point_that_failed_is_told_and_made_up_for(
     assert not list((tmp_path / "runs/sweeps/mine/failed").iterdir())
 
 
-def test_failures_of_earlier_starts_are_not_this_ones(command: Command, played: Played) -> None:
+def test_failures_of_earlier_starts_do_not_fail_this_one(command: Command, played: Played) -> None:
     played.ends = {1: ValueError("the disk is full")}
     assert command(*TWO) == 2
     assert command(*ONE, "seed=0,2") == 0
     assert Path("runs/sweeps/mine/failed/1_seed-1.txt").is_file()
 
 
-def test_a_point_that_broke_off_goes_on_as_it_was(command: Command, played: Played) -> None:
+def test_a_point_that_broke_off_is_resumed(command: Command, played: Played) -> None:
     played.ends = {1: ValueError("the power failed")}
     command(*TWO, "quantizer.K=64")
     played.ends = {}
@@ -211,7 +213,7 @@ def test_a_point_that_broke_off_goes_on_as_it_was(command: Command, played: Play
     assert again.id == first.id
 
 
-def test_a_point_that_broke_off_before_its_first_checkpoint_begins_anew(
+def test_a_point_that_broke_off_before_its_first_checkpoint_is_started_again(
     command: Command, played: Played
 ) -> None:
     played.ends, played.checkpoint = {1: ValueError("the power failed")}, False
@@ -240,7 +242,7 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere", "trainer.devices=2"])
-def test_what_is_for_single_runs_is_refused(
+def test_settings_of_single_runs_are_refused(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
     assert command(*ONE, "seed=0", word) == 2
@@ -264,7 +266,7 @@ def test_the_end_of_the_process_is_the_end_of_the_sweep_and_no_success(
     assert command("stage=vqgan", "seed=1") == code, "nor is that of a single run"
 
 
-def test_a_point_that_another_process_makes_is_left_to_it(
+def test_a_point_that_another_process_is_running_is_skipped(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     locks = tmp_path / "runs/sweeps/mine/.locks"
@@ -326,7 +328,7 @@ def test_gpus_are_shared_out_by_process(monkeypatch: pytest.MonkeyPatch, tmp_pat
         slot.release()
 
 
-def test_joblib_runs_as_many_at_once_as_there_are_gpus_unless_told(
+def test_joblib_runs_one_point_per_gpu_at_once_unless_n_jobs_is_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
@@ -366,7 +368,9 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, code: int) -> None:
+def test_a_sweep_that_a_signal_ended_is_continued_to_the_same_result(
+    how: signal.Signals, code: int
+) -> None:
     more = [
         "quantizer.K=8,16,32",
         "trainer.max_steps=60",
@@ -397,7 +401,7 @@ def test_a_sweep_that_was_ended_goes_on_to_the_same_result(how: signal.Signals, 
 
 
 @pytest.mark.slow
-def test_a_point_that_lacks_its_figures_alone_gets_them(command: Command) -> None:
+def test_a_finished_point_without_figures_gets_them(command: Command) -> None:
     line = [*ONE, "loss=vqvae", *TINY, "quantizer.K=8,16"]
     command(*line)
     before = results()
@@ -411,7 +415,7 @@ def test_a_point_that_lacks_its_figures_alone_gets_them(command: Command) -> Non
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str) -> None:
+def test_points_in_processes_of_their_own_fail_and_are_run_again(launcher: str) -> None:
     more = [
         f"hydra/launcher={launcher}",
         "model.grid=4,5,2",
@@ -434,7 +438,7 @@ def test_points_in_processes_of_their_own_fail_and_are_made_up_for(launcher: str
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
-def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
+def test_optuna_optimises_the_objective_and_continues_its_study() -> None:
     line = ["experiment=optuna_tokenizer", "hydra.sweeper.sampler.n_startup_trials=1"]
     assert start(*line, "hydra.sweeper.n_trials=2").returncode == 0
     first = results()
@@ -453,7 +457,7 @@ def test_optuna_seeks_the_objective_and_goes_on_with_its_study() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
-def test_optuna_ends_with_a_sentence_where_all_points_fail_and_their_folders_stay() -> None:
+def test_optuna_ends_with_a_sentence_if_all_points_fail_and_their_folders_stay() -> None:
     done = start(
         "experiment=optuna_tokenizer",
         "hydra.sweeper.n_trials=2",

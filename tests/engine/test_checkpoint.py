@@ -70,7 +70,7 @@ def test_missing_weights_are_an_error(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
-def test_a_damaged_file_is_refused_by_name(run: Path, damage: bytes | None) -> None:
+def test_a_corrupt_file_is_refused_by_name(run: Path, damage: bytes | None) -> None:
     file = run / LAST
     file.write_bytes(file.read_bytes()[:1000] if damage is None else damage)
     with pytest.raises(InputError, match=r"last\.ckpt is damaged or no checkpoint"):
@@ -140,7 +140,7 @@ def flip_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["flipped", "torn", "missing"])
-def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(
+def test_the_previous_checkpoint_is_used_if_the_last_is_corrupt(
     run: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     content = read_checkpoint(run, "vqgan")
@@ -159,7 +159,7 @@ def test_the_previous_checkpoint_is_used_if_the_last_is_damaged(
     )
 
 
-def test_a_run_without_a_sound_checkpoint_has_to_be_started_again(run: Path) -> None:
+def test_a_run_without_an_intact_checkpoint_has_to_be_started_again(run: Path) -> None:
     flip_bit(run / LAST)
     with pytest.raises(InputError, match="start the run again"):
         find_resumable(run)
@@ -168,7 +168,7 @@ def test_a_run_without_a_sound_checkpoint_has_to_be_started_again(run: Path) -> 
         find_resumable(run)
 
 
-def test_a_damaged_best_is_reported_and_the_last_is_used(
+def test_a_corrupt_best_checkpoint_is_reported_and_the_last_is_used(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / BEST).write_bytes((run / LAST).read_bytes())
@@ -178,7 +178,7 @@ def test_a_damaged_best_is_reported_and_the_last_is_used(
     best = BestCheckpoint({"stage": "vqgan"}, "val/psnr")
     best.setup(L.Trainer(default_root_dir=run, logger=False), make_module(), "fit")
     assert best.step == 0
-    assert "the best starts anew" in capsys.readouterr().err
+    assert "starts a new best" in capsys.readouterr().err
 
 
 class FullDisk:
@@ -231,7 +231,7 @@ def test_the_last_state_is_retried_and_then_written_elsewhere(
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
 
 
-def test_a_disk_that_has_room_again_at_the_end_gets_the_last_state(
+def test_the_last_state_is_saved_if_the_disk_has_space_again_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path, monkeypatch, FullDisk(5, 2))
