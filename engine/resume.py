@@ -93,7 +93,7 @@ def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> No
 
 
 def resume_command(folder: Path) -> str:
-    """How to resume the run in a folder, or the pipeline or sweep it is part of, for a person to read."""
+    """How to resume the run in a folder, or the pipeline or sweep it is part of, as text for the user."""
     whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
     if sweep_folder():
         return "the same command again continues the sweep"
