@@ -5,6 +5,7 @@ import io
 import netrc
 import os
 import shutil
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,10 @@ def make_wandb_logger(
 
     The runs of a sweep are grouped under the name of its folder.
     """
+    if "wandb" not in sys.modules:
+        # The service of a process that started this one, such as a notebook, resolves paths from its own working directory and
+        # takes a killed run for one that still runs.
+        os.environ.pop("WANDB_SERVICE", None)
     import wandb
 
     host = urlparse(wandb.Settings().base_url).hostname or ""
@@ -94,7 +99,7 @@ def make_wandb_logger(
             group=group or (sweep.name if sweep else None),
             tags=list(tags),
             name="/".join(Path(save_dir).parts[-2:]),
-            dir=save_dir,
+            dir=Path(save_dir).absolute(),  # W&B's service may have another working directory
             mode=mode,  # type: ignore[arg-type]
             settings=wandb.Settings(
                 silent=True, console="off", init_timeout=30, x_transaction_log_flush_interval=1.0

@@ -256,3 +256,33 @@ def test_nothing_asks_for_a_key_on_a_terminal(tmp_path: Path, mode: str | None) 
         process.kill()
         os.close(ours)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+NOTEBOOK = """
+import os, subprocess, sys
+import wandb
+os.environ["WANDB_MODE"] = "offline"
+wandb.setup()
+assert "WANDB_SERVICE" in os.environ
+begin = "from engine.loggers import make_wandb_logger; make_wandb_logger('a', 'codegrid', None, [], id='mine')"
+killed = begin + "; import os; os.kill(os.getpid(), 9)"
+assert subprocess.run([sys.executable, "-c", killed], cwd="elsewhere").returncode == -9
+subprocess.run([sys.executable, "-c", begin + "; import wandb; wandb.finish()"], cwd="elsewhere", check=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_started_by_a_process_that_uses_wandb_has_a_service_of_its_own(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "elsewhere/a").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("elsewhere/a/wandb/offline-run-*/run-mine.wandb"))
