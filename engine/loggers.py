@@ -73,10 +73,7 @@ def make_wandb_logger(
 
     The runs of a sweep are grouped under the name of its folder.
     """
-    if "wandb" not in sys.modules:
-        # The service of a process that started this one, such as a notebook, resolves paths from its own working directory and
-        # takes a killed run for one that still runs.
-        os.environ.pop("WANDB_SERVICE", None)
+    leave_inherited_service()
     import wandb
 
     host = urlparse(wandb.Settings().base_url).hostname or ""
@@ -122,6 +119,15 @@ def make_wandb_logger(
             wandb.teardown()  # or it would consider the id taken
             run = begin("offline")
     return StepWandbLogger(project=project, save_dir=save_dir, experiment=run)
+
+
+def leave_inherited_service() -> None:
+    """Forget the W&B service of the process that started this one, such as a notebook; to be called before W&B is imported.
+
+    It would resolve paths from its own working directory, and take a killed run for one that still runs.
+    """
+    if "wandb" not in sys.modules:
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def _in_netrc(host: str) -> bool:
