@@ -2,29 +2,68 @@
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from PIL import Image
+
 from data.datamodule import ImageDataModule
+from data.decode import register_heif
+from data.labels import Classes, order_names
 from data.source import FileSource, Source, hold_out
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+# What version 0.1 read.
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+# What Pillow reads too, unless it was built without: the same formats by other names, and further ones for photographs.
+FURTHER_SUFFIXES = (
+    ".jfif", ".jpe", ".jif", ".mpo", ".dib", ".apng", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".qoi",
+    ".heic", ".heif",
+)  # fmt: skip
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 
 
-def find_images(root: Path) -> list[Path]:
-    """All image files below a folder, recognised by their suffixes, in the order of their paths. Hidden files are left out.
+def readable_suffixes() -> list[str]:
+    """The endings of image files that this installation reads."""
+    register_heif()
+    Image.init()
+    known = {*Image.EXTENSION, ".jif"}
+    return [*IMAGE_SUFFIXES, *(suffix for suffix in FURTHER_SUFFIXES if suffix in known)]
 
-    Links to folders are followed. Each folder is visited once, so that link cycles end, and links are visited after the
-    real folders next to them, so that images keep their real paths. Folders that cannot be listed are logged.
+
+def check_suffixes(suffixes: Sequence[str] | str) -> list[str]:
+    """data.suffixes as lower-case endings with their points. Raises InputError for what is none."""
+    words = [suffixes] if isinstance(suffixes, str) else [str(word) for word in suffixes]
+    endings = [f".{word.lower().lstrip('*').lstrip('.')}" for word in words]
+    if not endings or "." in endings or any("/" in ending for ending in endings):
+        raise InputError(f"data.suffixes={suffixes} must be endings of image files, as [.png,.jpg]")
+    return endings
+
+
+def find_images(root: Path) -> list[Path]:
+    """The image files below a folder that version 0.1 read, in the order of their paths (see `list_files`)."""
+    return list_files(root, IMAGE_SUFFIXES)[0]
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], Counter[str]]:
+    """All files below a folder with these suffixes, in the order of their paths, and the number of others by their endings.
+
+    Hidden files are left out. Links to folders are followed. Each folder is visited once, so that link cycles end, and links
+    are visited after the real folders next to them, so that images keep their real paths. Folders that cannot be listed
+    are logged.
     """
+    wanted = set(suffixes)
     images: list[Path] = []
+    others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
 
     def report(error: OSError) -> None:
@@ -41,26 +80,39 @@ def find_images(root: Path) -> list[Path]:
             (name for name in subfolders if not name.startswith(".")),
             key=lambda name: (os.path.islink(os.path.join(folder, name)), name),
         )
-        images += [
-            Path(folder, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(images, key=lambda file: file.parts)  # the order of paths, in half the time
+        for name in files:
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in wanted:
+                images.append(Path(folder, name))
+            else:
+                others[suffix.removeprefix(".")] += 1
+    # The order of paths, in half the time.
+    return sorted(images, key=lambda file: file.parts), others
 
 
-def open_class_folders(root: Path) -> FileSource:
-    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder."""
-    files = find_images(root)
+def open_class_folders(
+    root: Path, classes: Classes = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> FileSource:
+    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder.
+
+    `classes` is data.classes, which decides on the order of the class folders.
+    """
+    files, left_out = list_files(root, suffixes)
     if not files:
+        others = ", ".join(f"{n} .{ending}" for ending, n in left_out.most_common(5))
         raise InputError(
-            f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give the folder that does"
+            f"{root} holds no image ({', '.join(sorted(suffixes))}); give the folder that does"
+            + (f", or add the endings of its files ({others}) to data.suffixes" if others else "")
         )
     depth = len(root.parts)
     names = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
-    classes = sorted(set(names))
-    numbers = {name: number for number, name in enumerate(classes)}
-    return FileSource(root, files, [numbers[name] for name in names], classes)
+    ordered = order_names(names, classes)
+    numbers = {name: number for number, name in enumerate(ordered)}
+    source = FileSource(root, files, [numbers[name] for name in names], ordered)
+    source.left_out = left_out
+    return source
 
 
 def resolve_folder(root: str | None, setting: str, dataset: str) -> Path:
@@ -81,6 +133,7 @@ class Folder(ImageDataModule):
     val_root   folder of the validation images; None holds out `n_val` images of `root`
     n_val      number of images to hold out
     held_out   which ones: "random", drawn by `seed`, or the "last" in the order of their paths
+    suffixes   endings of the files that are images; None: those that this installation reads (see readable_suffixes)
 
     Training files with the same bytes as a validation file are left out.
     """
@@ -91,17 +144,22 @@ class Folder(ImageDataModule):
         val_root: str | None,
         n_val: int,
         held_out: str,
+        suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
         **image_settings: Any,
     ) -> None:
         super().__init__(**image_settings)
+        self.decides_suffixes = suffixes is None
+        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
         self.root = resolve_folder(root, "data.root", "folder")
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
-        whole = open_class_folders(self.root)
+        whole = open_class_folders(self.root, self.class_setting, self.suffixes)
         self._refuse_splits(root, whole.classes)
         if self.val_root:
-            train, val = whole, open_class_folders(self.val_root)
-            if differing := sorted(set(train.classes) ^ set(val.classes)):
+            train = whole
+            # The same numbers as in training, whichever classes have images.
+            val = open_class_folders(self.val_root, train.classes, self.suffixes)
+            if differing := sorted(train.names_of_classes() ^ val.names_of_classes()):
                 raise InputError(
                     f"data.root={root} and data.val_root={val_root} must have the same class folders; "
                     f"only one of them has images in {', '.join(name or 'no class folder' for name in differing[:5])}"
@@ -110,6 +168,8 @@ class Folder(ImageDataModule):
             train_rows, val_rows = hold_out(len(whole), n_val, held_out, self.seed)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
+        self.left_out = whole.left_out
+        self.n_val = None if self.val_root else n_val
         self._splits = {"train": drop_copies(train, val, self.cache_dir), "val": val}
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:
@@ -126,6 +186,10 @@ class Folder(ImageDataModule):
 
     def open_source(self, split: str) -> Source:
         return self._splits[split]
+
+    def decisions(self) -> dict[str, Any]:
+        decided = {"suffixes": list(self.suffixes)} if self.decides_suffixes else {}
+        return {**super().decisions(), **decided}
 
 
 def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSource:

@@ -1,18 +1,21 @@
 """Where the images of a split come from, before they are cached."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from data.decode import UnreadableImage, decode
+from data.decode import PLAIN, UnreadableImage, decode
+from data.pixels import PixelRules
 from data.store import fingerprint
 from engine.errors import InputError
 
 ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
+RawImage = IO[bytes] | Image.Image | NDArray[Any]  # an open file, or an image in memory
 
 
 class Source(ABC):
@@ -23,10 +26,15 @@ class Source(ABC):
     shard_sizes        the number of images in each file, in order, if jumping between files is slow; else None
     checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
     use_threads        several threads read at the same time; False if that is unsafe or slower
+    labels             the label of each image, if they are known before the images are read; else None
+    rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
+                       and `read_image` passes them to `decode` or `to_square`
     """
 
     checked_up_front = True
     use_threads = True
+    labels: Sequence[int] | NDArray[np.int64] | None = None
+    rules: PixelRules = PLAIN
     shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
@@ -43,6 +51,10 @@ class Source(ABC):
     def image_name(self, index: int) -> str:
         """The name of an image in messages."""
         return f"image {index}"
+
+    def open_raw(self, index: int) -> RawImage | None:
+        """An image as it is stored, for the summary of a dataset; None if that is not to be had without much reading."""
+        return None
 
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
@@ -61,7 +73,12 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file."""
+    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file.
+
+    left_out   the number of other files below the root, by their endings
+    """
+
+    left_out: Mapping[str, int] = {}
 
     def __init__(
         self,
@@ -73,7 +90,7 @@ class FileSource(Source):
     ) -> None:
         self.root = root
         self.files = list(files)
-        self.labels = [int(label) for label in labels]
+        self.labels: list[int] = [int(label) for label in labels]
         self.classes = list(classes)
         self.stamps = list(stamps) if stamps is not None else list(map(file_stamp, self.files))
         self._root_length = (
@@ -84,6 +101,10 @@ class FileSource(Source):
         ]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
 
+    def names_of_classes(self) -> set[str]:
+        """The names of the classes that have images here."""
+        return {self.classes[label] for label in set(self.labels)}
+
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "FileSource":
         """The files with these indices."""
         files = [self.files[i] for i in rows]
@@ -91,15 +112,18 @@ class FileSource(Source):
         return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
-        if self.stamps[index][0] == 0:
-            raise UnreadableImage("empty file")
         try:
-            with open(self.files[index], "rb", buffering=0) as file:
+            with self.open_raw(index) as file:
                 content = file.read()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(content, side, channels), self.labels[index]
+        return decode(content, side, channels, self.rules), self.labels[index]
+
+    def open_raw(self, index: int) -> IO[bytes]:
+        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
+        if self.stamps[index][0] == 0:
+            raise UnreadableImage("empty file")
+        return open(self.files[index], "rb", buffering=0)
 
     def image_name(self, index: int) -> str:
         # Path.relative_to would take seconds for a million files.
@@ -124,12 +148,25 @@ class SourceSubset(Source):
         self.rows = rows
         self.checked_up_front = whole.checked_up_front
         self.use_threads = whole.use_threads
+        if whole.labels is not None:
+            self.labels = np.asarray(whole.labels)[rows]
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
 
+    @property
+    def rules(self) -> PixelRules:  # type: ignore[override]
+        return self.whole.rules
+
+    @rules.setter
+    def rules(self, rules: PixelRules) -> None:
+        self.whole.rules = rules
+
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         return self.whole.read_image(int(self.rows[index]), side, channels)
+
+    def open_raw(self, index: int) -> RawImage | None:
+        return self.whole.open_raw(int(self.rows[index]))
 
     def image_name(self, index: int) -> str:
         return self.whole.image_name(int(self.rows[index]))

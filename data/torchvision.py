@@ -98,7 +98,7 @@ class InMemorySource(Source):
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         image, label = self.dataset[index]
-        return to_square(image, side, channels), int(label)
+        return to_square(image, side, channels, self.rules), int(label)
 
 
 class CIFAR10(DownloadedDataModule):
