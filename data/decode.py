@@ -1,6 +1,10 @@
 """Image files and Pillow images of any kind -> a square of uint8 pixels."""
 
 import io
+import re
+import struct
+import sys
+import zlib
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -18,6 +22,7 @@ JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
 HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 ORIENTATION = 0x0112  # the Exif tag
+SIXTEEN_BITS = re.compile(r"RGB[AX]?;16[BLN]")  # kinds of numbers that Pillow unpacks in either order
 # Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
 MAX_PIXELS = 2**28
 
@@ -168,10 +173,11 @@ def to_square(
 def _to_eight_bits(image: Image.Image, rules: PixelRules, content: bytes) -> Image.Image:
     """Convert to 8-bit RGB, or to L if the image is grey."""
     values = read_grey_values(image)
-    if values is None and rules.reads_all_bits and has_deep_colours(image, content):
-        values = read_deep_colours(image, content)
-        if values is None and not rules.is_open:
-            raise UnreadableImage("a TIFF of 16-bit colours, which needs the library tifffile")
+    if values is None and has_deep_colours(image, content):
+        if has_plain_planes(image):  # which Pillow mixes up
+            values = read_planes(content)
+        elif rules.reads_all_bits:
+            values = read_deep_colours(content)
     if values is not None:
         image = _scale_values(values, rules)
     if rules.alpha == "ignore" and has_alpha_channel(image):
@@ -228,27 +234,71 @@ def has_deep_colours(image: Image.Image, content: bytes) -> bool:
     return False
 
 
-def read_deep_colours(image: Image.Image, content: bytes) -> NDArray[Any] | None:
-    """All bits (h, w, 2, 3 or 4) of a file that has deep colours. None for a TIFF if tifffile is not installed."""
-    if content.startswith(PNG):
-        import torch
-        from torchvision.io import ImageReadMode, decode_image
+def read_deep_colours(content: bytes) -> NDArray[Any] | None:
+    """All bits (h, w, 2, 3 or 4) of a file that has deep colours; None for a TIFF whose channels Pillow can't separate.
 
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        decoded: NDArray[Any] = decode_image(data, ImageReadMode.UNCHANGED).numpy()
-        return decoded.transpose(1, 2, 0)
-    try:
-        from tifffile import TiffFile
-    except ImportError:
-        return None
-    with TiffFile(io.BytesIO(content)) as file:
-        page = file.pages[0]
-        values = np.asarray(page.asarray())
-        planes_first = page.axes.startswith("S")
-    values = values if planes_first else values.transpose(2, 0, 1)
-    values = values[: 4 if image.mode == "RGBA" else 3]
-    # Pillow has turned the image already, as the same tag says.
-    return apply_orientation(values, int(_tiff_tags(image).get(274, 1))).transpose(1, 2, 0)
+    Pillow unpacks the upper bytes. Asked for numbers of the other byte order, it unpacks the lower ones.
+    """
+    if content.startswith(PNG) and content[25] == 4:  # grey and alpha have no other order
+        header = content[12:24] + b"\x08\x06" + content[26:29]
+        # The same bytes as four channels of 8 bits: upper and lower grey, upper and lower alpha.
+        rewritten = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+        halves = _unpack(rewritten, False)
+        assert halves is not None
+        return halves[..., 0::2].astype(np.uint16) << 8 | halves[..., 1::2]
+    with Image.open(io.BytesIO(content)) as image:
+        if has_plain_planes(image):
+            return read_planes(content)
+    upper, lower = _unpack(content, False), _unpack(content, True)
+    return None if upper is None or lower is None else upper.astype(np.uint16) << 8 | lower
+
+
+def has_plain_planes(image: Image.Image) -> bool:
+    """Whether a TIFF has its channels one after the other, not compressed."""
+    tags = _tiff_tags(image)
+    return bool(tags.get(284) == 2 and tags.get(259) == 1)
+
+
+def read_planes(content: bytes) -> NDArray[np.uint16]:
+    """The values (h, w, channels) of a TIFF of 16 bits that has plain planes, turned as its orientation says."""
+    with Image.open(io.BytesIO(content)) as image:  # not loaded, for that takes the orientation away
+        tags = dict(_tiff_tags(image))
+        channels = 4 if image.mode == "RGBA" else 3
+    if 273 not in tags:
+        raise UnreadableImage("a TIFF of 16-bit planes in tiles")
+    pieces = zip(tags[273], tags[279], strict=True)
+    data = b"".join(content[start : start + size] for start, size in pieces)
+    values = np.frombuffer(data, "<u2" if content.startswith(b"II") else ">u2")
+    planes = values.astype(np.uint16).reshape(-1, tags[257], tags[256])[:channels]
+    return apply_orientation(planes, int(tags.get(ORIENTATION, 1))).transpose(1, 2, 0)
+
+
+def _unpack(content: bytes, swaps: bool) -> NDArray[Any] | None:
+    """The pixels of an image as Pillow unpacks them; with `swaps` from numbers of the other byte order.
+
+    None if numbers of its kind have no other order.
+    """
+    with Image.open(io.BytesIO(content)) as image:
+        if swaps:
+            tiles: Any = image.tile
+            if _tiff_tags(image).get(284) == 2 or not all(SIXTEEN_BITS.fullmatch(_raw_mode(tile)) for tile in tiles):
+                return None
+            image.tile = [tile._replace(args=_swap_order(tile.args)) for tile in tiles]
+        image.load()
+        return np.asarray(image)
+
+
+def _raw_mode(tile: Any) -> str:
+    return str(tile.args if isinstance(tile.args, str) else tile.args[0])
+
+
+def _swap_order(args: Any) -> Any:
+    """The arguments of one of Pillow's decoders, whose first is the kind of numbers that it unpacks, for the other order."""
+    if isinstance(args, str):
+        native = "L" if sys.byteorder == "little" else "B"
+        order = native if args[-1] == "N" else args[-1]
+        return f"{args[:-1]}{'B' if order == 'L' else 'L'}"
+    return (_swap_order(args[0]), *args[1:])
 
 
 def _tiff_tags(image: Image.Image) -> Any:

@@ -178,7 +178,7 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
         image.load()
         array = read_grey_values(image)
         if array is None and is_deep:
-            array = read_deep_colours(image, content)
+            array = read_deep_colours(content)
             is_cut = array is None
         if array is not None:
             colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
@@ -403,7 +403,7 @@ def odd_pixels(data: "ImageDataModule") -> Iterator[str]:
             f"the alpha of {masks.count(False):,} of {len(masks):,} images is no mask; data.alpha=ignore leaves it out"
         )
     if cut := sum(f.is_cut for f in data.survey.facts):
-        yield f"{cut:,} TIFFs of 16-bit colours are read with their upper 8 bits; pip install tifffile to read all"
+        yield f"{cut:,} TIFFs of 16-bit colours are read with their upper 8 bits alone; save them as 16-bit PNG to use all"
     deep = [f for f in data.survey.facts if f.values]
     if len({f.kind.startswith("floating") for f in deep}) > 1:
         yield "some images hold floating-point values and others whole numbers, and one data.value_range serves all"
