@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.decode import DECODE_VERSION
+from data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
 from data.images import crop_at, to_model_input
 from data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from data.loading import BatchDataModule, count_cores
@@ -57,9 +58,10 @@ class ImageDataModule(BatchDataModule):
     classes       names of the classes in the order of their numbers; None: the data's own; SORTED: as version 0.1 ordered them
     value_range   the values that become black and white in images of more than 8 bits a channel
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
+    suffixes      endings of image files, for datasets of folders; None: those that this installation reads
 
-    The last two are decided by the images if they are None (see data/summary.py), once for all of them; `decisions` has the
-    result. The three have the values of version 0.1 if a config of that version lacks them.
+    The last three are decided once for all images if they are None, value_range and alpha by the images themselves (see
+    data/summary.py); `decisions` has the result. The last four have the values of version 0.1 if a config lacks them.
 
     Raises InputError for settings that cannot work.
     """
@@ -87,6 +89,7 @@ class ImageDataModule(BatchDataModule):
         classes: Classes = SORTED,
         value_range: Sequence[float] | None = FULL_16_BITS,
         alpha: str | None = "white",
+        suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -126,6 +129,8 @@ class ImageDataModule(BatchDataModule):
             self.classes = self.class_setting
         self.value_range = check_value_range(value_range)
         self.alpha = alpha
+        self.decides_suffixes = suffixes is None
+        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
         self._sources: dict[str, Source] = {}
 
     @abstractmethod
@@ -230,6 +235,8 @@ class ImageDataModule(BatchDataModule):
             decided["alpha"] = self.rules.alpha
         if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
             decided["classes"] = list(self.classes)
+        if self.decides_suffixes:
+            decided["suffixes"] = self.suffixes
         return decided
 
     def describe(self) -> dict[str, Any]:

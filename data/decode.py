@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.pixels import PixelRules, is_number
+from data.pixels import PixelRules, mask_numbers
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
 DECODE_VERSION = 1
@@ -22,7 +22,9 @@ JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
 HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
 ORIENTATION = 0x0112  # the Exif tag
-SIXTEEN_BITS = re.compile(r"RGB[AX]?;16[BLN]")  # kinds of numbers that Pillow unpacks in either order
+SIXTEEN_BITS = re.compile(
+    r"RGB[AX]?;16[BLN]"
+)  # kinds of numbers that Pillow unpacks in either order
 # Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
 MAX_PIXELS = 2**28
 
@@ -197,7 +199,7 @@ def _scale_values(values: NDArray[Any], rules: PixelRules) -> Image.Image:
             raise UnreadableImage("floating-point pixels, whose range is not known")
         if values.min() < 0 or values.max() >= 2**16:
             raise UnreadableImage("32-bit pixels, whose range is not known")
-    if values.size and not is_number(values).any():
+    if values.size and not mask_numbers(values).any():
         raise UnreadableImage("no pixel is a number")
     if values.ndim == 2:
         return Image.fromarray(rules.scale(values))
@@ -261,7 +263,9 @@ def has_plain_planes(image: Image.Image) -> bool:
 
 def read_planes(content: bytes) -> NDArray[np.uint16]:
     """The values (h, w, channels) of a TIFF of 16 bits that has plain planes, turned as its orientation says."""
-    with Image.open(io.BytesIO(content)) as image:  # not loaded, for that takes the orientation away
+    with Image.open(
+        io.BytesIO(content)
+    ) as image:  # not loaded, for that takes the orientation away
         tags = dict(_tiff_tags(image))
         channels = 4 if image.mode == "RGBA" else 3
     if 273 not in tags:
@@ -281,7 +285,9 @@ def _unpack(content: bytes, swaps: bool) -> NDArray[Any] | None:
     with Image.open(io.BytesIO(content)) as image:
         if swaps:
             tiles: Any = image.tile
-            if _tiff_tags(image).get(284) == 2 or not all(SIXTEEN_BITS.fullmatch(_raw_mode(tile)) for tile in tiles):
+            if _tiff_tags(image).get(284) == 2 or not all(
+                SIXTEEN_BITS.fullmatch(_raw_mode(tile)) for tile in tiles
+            ):
                 return None
             image.tile = [tile._replace(args=_swap_order(tile.args)) for tile in tiles]
         image.load()

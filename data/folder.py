@@ -3,50 +3,22 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from PIL import Image
-
 from data.datamodule import ImageDataModule
-from data.decode import register_heif
+from data.endings import IMAGE_SUFFIXES
 from data.labels import Classes, order_names
 from data.source import FileSource, Source, hold_out
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
 
-# What version 0.1 read.
-IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
-# What Pillow reads too, unless it was built without: the same formats by other names, and further ones for photographs.
-FURTHER_SUFFIXES = (
-    ".jfif", ".jpe", ".jif", ".mpo", ".dib", ".apng", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".qoi",
-    ".heic", ".heif",
-)  # fmt: skip
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
-
-
-def readable_suffixes() -> list[str]:
-    """The endings of image files that this installation reads."""
-    register_heif()
-    Image.init()
-    known = {*Image.EXTENSION, ".jif"}
-    return [*IMAGE_SUFFIXES, *(suffix for suffix in FURTHER_SUFFIXES if suffix in known)]
-
-
-def check_suffixes(suffixes: Sequence[str] | str) -> list[str]:
-    """data.suffixes as lower-case endings with their points. Raises InputError for what is none."""
-    words = [suffixes] if isinstance(suffixes, str) else [str(word) for word in suffixes]
-    endings = [f".{word.lower().lstrip('*').lstrip('.')}" for word in words]
-    if not endings or "." in endings or any("/" in ending for ending in endings):
-        raise InputError(f"data.suffixes={suffixes} must be endings of image files, as [.png,.jpg]")
-    return endings
 
 
 def find_images(root: Path) -> list[Path]:
@@ -133,7 +105,6 @@ class Folder(ImageDataModule):
     val_root   folder of the validation images; None holds out `n_val` images of `root`
     n_val      number of images to hold out
     held_out   which ones: "random", drawn by `seed`, or the "last" in the order of their paths
-    suffixes   endings of the files that are images; None: those that this installation reads (see readable_suffixes)
 
     Training files with the same bytes as a validation file are left out.
     """
@@ -144,12 +115,9 @@ class Folder(ImageDataModule):
         val_root: str | None,
         n_val: int,
         held_out: str,
-        suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
         **image_settings: Any,
     ) -> None:
         super().__init__(**image_settings)
-        self.decides_suffixes = suffixes is None
-        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
         self.root = resolve_folder(root, "data.root", "folder")
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
@@ -186,10 +154,6 @@ class Folder(ImageDataModule):
 
     def open_source(self, split: str) -> Source:
         return self._splits[split]
-
-    def decisions(self) -> dict[str, Any]:
-        decided = {"suffixes": list(self.suffixes)} if self.decides_suffixes else {}
-        return {**super().decisions(), **decided}
 
 
 def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSource:

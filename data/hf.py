@@ -454,12 +454,11 @@ class HF(ImageDataModule):
         listed = ", ".join(choices) or "no other column than the images"
         if self.label == DEFAULT_LABEL or self.class_setting == SORTED:
             if choices:
-                self.label_remark = (
-                    f"there is no column {self.label}, so the images have no labels; data.label= names another of {listed}"
-                )
+                self.label_remark = f"there is no column {self.label}, so the images have no labels; data.label= names another: {listed}"
             return None
         raise InputError(
-            f"data.label={self.label} is not a column of {self.path}; there is {listed}; data.label=null leaves labels out"
+            f"data.label={self.label} is not a column of {self.path}; there is {listed}; "
+            "data.label=null leaves labels out"
         )
 
     def _number_labels(self, label: str | None, splits: set[str]) -> dict[int, int]:

@@ -64,9 +64,8 @@ class ClassTable:
         Labels beyond the names, of data that name none or too few, are called by their numbers; if there are no names at
         all, only labels that occur are classes, so that ids with holes between them do not become millions of classes.
         """
-        occurring = np.unique(np.concatenate([np.unique(part) for part in labels] or [[]]))
-        occurring = occurring[occurring >= 0].astype(int).tolist()
-        further = [label for label in occurring if label >= len(names)]
+        occurring = {int(label) for part in labels for label in np.unique(part)}
+        further = sorted(label for label in occurring if label >= len(names))
         return cls(
             [*names, *map(str, further)],
             [*range(len(names)), *further],

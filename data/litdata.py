@@ -218,9 +218,7 @@ class ShardSource(Source):
             excess -= length
 
 
-def to_pixels(
-    value: Any, side: int, channels: int, rules: PixelRules = PLAIN
-) -> NDArray[np.uint8]:
+def to_pixels(value: Any, side: int, channels: int, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
     """The image of an item as `to_square` returns it.
 
     The value is an encoded file, a Pillow image, or an array (C, H, W), (H, W, C) or (H, W) of uint8 or, if the `rules` have
@@ -318,9 +316,7 @@ class LitData(ImageDataModule):
                 f"data.label={self.label} is not in the items of {where}; there is {listed}; data.label=null leaves labels out"
             )
         if choices:
-            self.label_remark = (
-                f"items have no {self.label}, so the images have no labels; data.label= names another of {listed}"
-            )
+            self.label_remark = f"items have no {self.label}, so the images have no labels; data.label= names another of {listed}"
 
     def open_source(self, split: str) -> Source:
         return self.splits[split]

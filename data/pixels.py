@@ -62,7 +62,7 @@ class PixelRules:
         if values.dtype.kind in "iu" and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(black), math.floor(white))
             return ((whole - int(black)) * 256 // (int(span) + 1)).astype(np.uint8)
-        real = np.where(is_number(values), values, black).astype(np.float64).clip(black, white)
+        real = np.where(mask_numbers(values), values, black).astype(np.float64).clip(black, white)
         return np.rint((real - black) * (255 / span)).astype(np.uint8)
 
     def _note(self, lowest: float, highest: float) -> None:
@@ -76,7 +76,7 @@ class PixelRules:
         return choose_range(min(lows), max(highs))
 
 
-def is_number(values: NDArray[Any]) -> NDArray[np.bool_]:
+def mask_numbers(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Where values are numbers, neither NaN nor infinite nor a mark of missing data."""
     if values.dtype.kind != "f":
         return np.ones(values.shape, bool)
@@ -86,7 +86,7 @@ def is_number(values: NDArray[Any]) -> NDArray[np.bool_]:
 def find_extremes(values: NDArray[Any]) -> Range:
     """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
     if values.dtype.kind == "f":
-        values = values[is_number(values)]
+        values = values[mask_numbers(values)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 

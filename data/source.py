@@ -155,7 +155,7 @@ class SourceSubset(Source):
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
 
     @property
-    def rules(self) -> PixelRules:  # type: ignore[override]
+    def rules(self) -> PixelRules:
         return self.whole.rules
 
     @rules.setter

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from data.decode import (
     read_deep_colours,
     read_grey_values,
 )
+from data.endings import REMEDIES
 from data.labels import display_classes
-from data.pixels import PixelRules, Range, choose_range, find_extremes, is_number
+from data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
 from data.samples import ArraySamples
 from data.source import RawImage, Source
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from data.datamodule import ImageDataModule
 
 SAMPLED = 256  # images of a split whose headers are read
-SAMPLED_PIXELS = 64  # of them, those whose pixels are read, where their values or their alpha matter
+SAMPLED_PIXELS = (
+    64  # of them, those whose pixels are read, where their values or their alpha matter
+)
 BLACK = 16  # of 255: what is darker everywhere is called black
 DOUBTFUL_ALPHA = 0.5  # a mask has fewer pixels that are neither 0 nor 255
 FEW_LEVELS = 16  # a mask with more levels of alpha than these is smooth
@@ -43,16 +47,6 @@ MODES = {
     "LA": "8-bit grey with alpha", "CMYK": "8-bit CMYK", "I": "32-bit grey", "F": "floating-point grey",
 }  # fmt: skip
 
-IMAGE_ENDINGS = {  # of images that the program does not read as they are, and what to do about them
-    "heic": "pip install pillow-heif",
-    "heif": "pip install pillow-heif",
-    **dict.fromkeys(("jxl", "svg", "pdf", "psd", "ai", "eps", "xcf", "exr", "hdr"), "convert them"),
-    **dict.fromkeys(("cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf"), "develop them"),
-    **dict.fromkeys(("dcm", "nii", "mha", "nrrd", "npy", "npz", "mat", "h5"), "convert them"),
-    **dict.fromkeys(("mp4", "mov", "avi", "webm", "mkv"), "extract their frames"),
-    **dict.fromkeys(("zip", "tar", "gz", "tgz", "rar", "7z"), "unpack them"),
-    "": "give them an ending",
-}
 # Names of folders that hold one split of a dataset, as training_set or testA.
 SPLIT_NAME = re.compile(
     r"(?:(?P<train>train(?:ing)?)|(?P<val>valid(?:ation)?|val|dev|eval)|(?P<test>test(?:ing)?))"
@@ -111,21 +105,14 @@ def survey_sources(sources: Sequence[Source]) -> Survey:
     survey = Survey()
     for source in sources:
         survey.total += len(source)
-        rows = spread(len(source), SAMPLED)
         with ThreadPoolExecutor(READ_AT_ONCE if source.use_threads else 1) as pool:
-            headers = [
-                (row, facts)
-                for row, facts in zip(
-                    rows, pool.map(lambda row: inspect(source, row), rows), strict=True
-                )
-                if facts is not None
-            ]
-            deep = [row for row, facts in headers if facts.needs_pixels]
+            rows = spread(len(source), SAMPLED)
+            looked = zip(rows, pool.map(partial(inspect, source, False), rows), strict=True)
+            headers = {row: facts for row, facts in looked if facts}
+            deep = [row for row, facts in headers.items() if facts.needs_pixels]
             chosen = [deep[i] for i in spread(len(deep), SAMPLED_PIXELS)]
-            whole = dict(
-                zip(chosen, pool.map(lambda row: inspect(source, row, True), chosen), strict=True)
-            )
-        survey.facts += [whole.get(row) or facts for row, facts in headers]
+            looked = zip(chosen, pool.map(partial(inspect, source, True), chosen), strict=True)
+            survey.facts += (headers | {row: facts for row, facts in looked if facts}).values()
     return survey
 
 
@@ -134,7 +121,7 @@ def spread(n: int, most: int) -> list[int]:
     return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
 
 
-def inspect(source: Source, row: int, reads_pixels: bool = False) -> ImageFacts | None:
+def inspect(source: Source, reads_pixels: bool, row: int) -> ImageFacts | None:
     """The facts of an image of a source; None if it has no file, or one that is no image."""
     try:
         raw = source.open_raw(row)
@@ -182,7 +169,7 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
             is_cut = array is None
         if array is not None:
             colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
-            values = find_extremes(colours) if is_number(colours).any() else None
+            values = find_extremes(colours) if mask_numbers(colours).any() else None
         if has_alpha_channel(image):
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
     return ImageFacts(size, kind, values, is_mask, has_pages, is_cut)
@@ -259,7 +246,7 @@ def describe_classes(data: "ImageDataModule", counts: Counter[int] | None) -> st
         return ""
     if counts is None:
         return f"{len(names)}: {display_classes(names)}"
-    by_name = {number: name for number, name in enumerate(names)}
+    by_name = dict(enumerate(names))
     listed = sorted({*by_name, *occurring})
     texts = [
         f"{label} {by_name[label]} ({counts[label]:,})" if label in by_name else f"{label} ({counts[label]:,})"
@@ -295,7 +282,8 @@ def describe_pixels(data: "ImageDataModule") -> str:
     total = len(data.survey.facts)
     parts = [
         ", ".join(
-            kind if n == total else f"{kind} ({n:,} of {total:,})" for kind, n in kinds.most_common()
+            kind if n == total else f"{kind} ({n:,} of {total:,})"
+            for kind, n in kinds.most_common()
         )
     ]
     rules = data.rules
@@ -379,7 +367,7 @@ def odd_classes(data: "ImageDataModule", counts: Counter[int] | None) -> Iterato
 def odd_files(data: "ImageDataModule") -> Iterator[str]:
     """Images that are left out by their endings, further pages, and images smaller than what a model sees."""
     for ending, n in sorted(data.left_out.items()):
-        if remedy := IMAGE_ENDINGS.get(ending):
+        if remedy := REMEDIES.get(ending):
             name = f".{ending} files" if ending else "files without an ending"
             yield f"{n:,} {name} are left out; {remedy} if they are images of the dataset"
     facts = data.survey.facts

@@ -166,7 +166,7 @@ class STL10Source(Source):
         if len(known) != len(self.parts[0]):
             raise ValueError(f"{len(self.parts[0])} images, {len(known)} labels")
         super().__init__(sum(map(len, self.parts)), key)
-        self.labels = np.full(self.n, -1)
+        self.labels: NDArray[np.int64] = np.full(self.n, -1)
         self.labels[: len(known)] = known
         self.arguments = images, labels, key
 

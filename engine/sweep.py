@@ -208,7 +208,9 @@ def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
         for each in (config, other)
     )
     for key in (*mine, *theirs):
-        if key.split(".")[0] in APART or (decision := of_decision(key)) and mine.get(decision, ...) is None:
+        if key.split(".")[0] in APART or (
+            (decision := of_decision(key)) and mine.get(decision, ...) is None
+        ):
             continue
         if mine.get(key) != theirs.get(key):
             return key, mine.get(key), theirs.get(key)

@@ -1,9 +1,11 @@
 """From a checkpoint to a prior with its tokenizer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.labels import ClassTable
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -22,9 +24,18 @@ from vqgan.tokenizer import Tokenizer
 TOKENIZER_COPY = "tokenizer.ckpt"
 
 
-def prior_header(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
-    """What a prior's checkpoint records in addition to its config: whose codes it learned, and how many classes."""
-    return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+def prior_header(tokenizer: Tokenizer, classes: ClassTable) -> dict[str, Any]:
+    """What a prior's checkpoint records in addition to its config: whose codes it learned, and of which classes."""
+    table = {"class_names": classes.names, "class_labels": classes.labels}
+    return {"tokenizer": tokenizer.fingerprint(), "classes": len(classes), **table}
+
+
+def read_classes(header: Mapping[str, Any]) -> ClassTable:
+    """The classes of a prior by the header of its checkpoint. Priors of version 0.1 call them by their numbers."""
+    numbers = list(range(header["classes"]))
+    return ClassTable(
+        list(header.get("class_names", map(str, numbers))), header.get("class_labels", numbers)
+    )
 
 
 def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
@@ -48,6 +59,7 @@ class TrainedPrior:
     name: str  # of the prior's run
     config: dict[str, Any]  # of the prior's run
     data: dict[str, Any]  # the config of the tokenizer's images
+    classes: ClassTable
     tokenizer_of: str | None  # the id of the tokenizer's run
 
 
@@ -77,5 +89,6 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         name=folder.name,
         config=header["config"],
         data=described["data"],
+        classes=read_classes(header),
         tokenizer_of=described.get("id"),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data.datamodule import ImageDataModule
+from data.pixels import PixelRules, check_value_range
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -67,6 +68,12 @@ def load_images(
         )
     settings = {**training_data, **changes, "cache_dir": cache_dir}
     return build_trusted(settings, ImageDataModule)  # type: ignore[type-abstract]
+
+
+def read_rules(training_data: Mapping[str, Any]) -> PixelRules:
+    """How the images that a tokenizer was trained on are read, by the `data` group of its run's config."""
+    value_range = check_value_range(training_data.get("value_range"))
+    return PixelRules(value_range, training_data.get("alpha") or "white")
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:
