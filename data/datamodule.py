@@ -213,7 +213,21 @@ class ImageDataModule(BatchDataModule):
                 )
                 for other in loaded:
                     self.samples(other)
+            else:
+                self._report_beyond()
         return self._samples[split]
+
+    def _report_beyond(self) -> None:
+        """Log how many of the images that were read just now have values that are cut off."""
+        rules = self.rules
+        if rules.is_open or not rules.beyond:
+            return
+        lows, highs = zip(*rules.beyond, strict=True)
+        log_line(
+            f"{len(rules.beyond):,} images have values beyond data.value_range={list(rules.value_range or ())}, from "
+            f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
+        )
+        rules.beyond.clear()
 
     def cache_key(self, split: str) -> dict[str, Any]:
         """Everything that the uint8 images of a split depend on, in types that JSON can write."""

@@ -30,6 +30,7 @@ OPEN_STREAM_SHARDS = (
 )
 DEFAULT_LABEL = "label"  # a column that need not be there: that of conf/data
 ROWS_PER_READ = 32  # rows of a stream that are unpacked at a time
+SURVEYED_ROWS = 32  # rows of a stream that its summary looks at
 
 Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
@@ -110,6 +111,7 @@ class HubStream(Source):
         self._epoch = -1  # of the cursor; 0 is the split in its own order
         self._next = 0  # place of the row that the cursor gives next
         self._cursor: Iterator[Row] = iter(())
+        self._first_rows: list[Row] = []
         self._pool: ThreadPoolExecutor | None = None
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -121,6 +123,15 @@ class HubStream(Source):
     def image_name(self, index: int) -> str:
         epoch, place = divmod(index, self.n)
         return f"image {place} of {self.what}" + (f" in epoch {epoch - 1}" if epoch else "")
+
+    def pick_rows(self, most: int) -> list[int]:
+        return list(range(min(self.n, most, SURVEYED_ROWS)))
+
+    def open_raw(self, index: int) -> IO[bytes] | None:
+        """One of the first rows of the stream, which are read together."""
+        if not self._first_rows:
+            self._first_rows = list(islice(self._iterate_rows(self.rows), SURVEYED_ROWS))
+        return io.BytesIO(read_content(self._first_rows[index][0]))
 
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         if self._pid != os.getpid():  # threads and connections do not survive a fork
@@ -200,7 +211,7 @@ class HubStream(Source):
             yield from zip(images, labels, strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None}
+        return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None, "_first_rows": []}
 
 
 class StreamOrder(BatchOrder):
@@ -454,7 +465,10 @@ class HF(ImageDataModule):
         listed = ", ".join(choices) or "no other column than the images"
         if self.label == DEFAULT_LABEL or self.class_setting == SORTED:
             if choices:
-                self.label_remark = f"there is no column {self.label}, so the images have no labels; data.label= names another: {listed}"
+                self.label_remark = (
+                    f"there is no column {self.label}, so the images have no labels; "
+                    f"data.label= names another of {listed}"
+                )
             return None
         raise InputError(
             f"data.label={self.label} is not a column of {self.path}; there is {listed}; "

@@ -25,12 +25,19 @@ def check_classes(classes: Any) -> Classes:
             f"data.classes={classes} must be a list of names in the order of their numbers, as [cats,dogs], "
             "or null, or sorted"
         )
-    names = ["" if name is None else str(name) for name in classes]
+    names = [_to_text(name) for name in classes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"data.classes names {min(twice)} twice; give each class a name of its own"
         )
     return names or None
+
+
+def _to_text(name: Any) -> str:
+    """A name that a command or config may have taken for a number, a truth value or nothing, as it was typed."""
+    if name is None:
+        return "null"
+    return str(name).lower() if isinstance(name, bool) else str(name)
 
 
 def order_names(names: Iterable[str], classes: Classes = None) -> list[str]:
@@ -101,7 +108,7 @@ class ClassTable:
 
 
 def display_classes(names: Sequence[str], shown: int = 20) -> str:
-    """Numbers and names of classes, as 0 cats, 1 dogs; the first ones, if there are many."""
-    listed = [f"{number} {name}" for number, name in enumerate(names[:shown])]
+    """Numbers and names of classes, as 0=cats, 1=dogs; the first ones, if there are many."""
+    listed = [f"{number}={name}" for number, name in enumerate(names[:shown])]
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(listed) + more

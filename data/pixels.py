@@ -66,6 +66,8 @@ class PixelRules:
         return np.rint((real - black) * (255 / span)).astype(np.uint8)
 
     def _note(self, lowest: float, highest: float) -> None:
+        if self.value_range is None and not self.is_open:
+            return
         black, white = self.value_range or (0, 0)
         if (lowest < black or highest > white) and len(self.beyond) < MAX_NOTES:
             self.beyond.append((lowest, highest))  # atomic, so threads need no lock

@@ -56,6 +56,10 @@ class Source(ABC):
         """An image as it is stored, for the summary of a dataset; None if that is not to be had without much reading."""
         return None
 
+    def pick_rows(self, most: int) -> list[int]:
+        """At most so many images that stand for all: evenly spread ones."""
+        return spread(self.n, most)
+
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
 
@@ -128,6 +132,11 @@ class FileSource(Source):
     def image_name(self, index: int) -> str:
         # Path.relative_to would take seconds for a million files.
         return str(self.files[index])[self._root_length :]
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of the numbers below n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
 
 
 def file_stamp(file: Path) -> tuple[int, int]:

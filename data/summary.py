@@ -27,7 +27,7 @@ from data.endings import REMEDIES
 from data.labels import display_classes
 from data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
 from data.samples import ArraySamples
-from data.source import RawImage, Source
+from data.source import RawImage, Source, spread
 
 if TYPE_CHECKING:
     from data.datamodule import ImageDataModule
@@ -106,7 +106,7 @@ def survey_sources(sources: Sequence[Source]) -> Survey:
     for source in sources:
         survey.total += len(source)
         with ThreadPoolExecutor(READ_AT_ONCE if source.use_threads else 1) as pool:
-            rows = spread(len(source), SAMPLED)
+            rows = source.pick_rows(SAMPLED)
             looked = zip(rows, pool.map(partial(inspect, source, False), rows), strict=True)
             headers = {row: facts for row, facts in looked if facts}
             deep = [row for row, facts in headers.items() if facts.needs_pixels]
@@ -114,11 +114,6 @@ def survey_sources(sources: Sequence[Source]) -> Survey:
             looked = zip(chosen, pool.map(partial(inspect, source, True), chosen), strict=True)
             survey.facts += (headers | {row: facts for row, facts in looked if facts}).values()
     return survey
-
-
-def spread(n: int, most: int) -> list[int]:
-    """At most so many of the numbers below n, evenly spread."""
-    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
 
 
 def inspect(source: Source, reads_pixels: bool, row: int) -> ImageFacts | None:
@@ -248,10 +243,7 @@ def describe_classes(data: "ImageDataModule", counts: Counter[int] | None) -> st
         return f"{len(names)}: {display_classes(names)}"
     by_name = dict(enumerate(names))
     listed = sorted({*by_name, *occurring})
-    texts = [
-        f"{label} {by_name[label]} ({counts[label]:,})" if label in by_name else f"{label} ({counts[label]:,})"
-        for label in listed[:20]
-    ]  # fmt: skip
+    texts = [f"{label}={by_name.get(label, label)} ({counts[label]:,})" for label in listed[:20]]
     more = f" and {len(listed) - 20:,} more" if len(listed) > 20 else ""
     unlabelled = f"; {counts[-1]:,} images have none" if counts[-1] else ""
     return f"{len(listed):,}: {', '.join(texts)}{more}{unlabelled}"
@@ -301,7 +293,7 @@ def describe_pixels(data: "ImageDataModule") -> str:
 
 def describe_left_out(data: "ImageDataModule") -> str:
     """The files of the folder that are not read, by their endings."""
-    most = sorted(data.left_out.items(), key=lambda item: -item[1])
+    most = sorted(data.left_out.items(), key=lambda item: (-item[1], item[0]))
     texts = [f"{n:,} {f'.{ending}' if ending else 'without an ending'}" for ending, n in most[:10]]
     return ", ".join(texts)
 
@@ -323,21 +315,21 @@ def odd_folders(data: "ImageDataModule") -> Iterator[str]:
         for row in spread(len(source), 10_000)
         for part in PurePath(source.image_name(row)).parent.parts
     }
-    kinds: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for name in sorted(names):
         if match := SPLIT_NAME.fullmatch(name):
-            kinds.setdefault(str(match.lastgroup), []).append(name)
-    if "train" in kinds and len(kinds) > 1:
-        splits = [name for group in kinds.values() for name in group]
-        if set(splits) & set(data.classes):
-            yield (
-                f"the folders {', '.join(splits)} look like splits, and are classes here, all in one set; "
-                f"data.root=.../{kinds['train'][0]} data.val_root=.../{(kinds.get('val') or kinds['test'])[0]} uses them as splits"
-            )
-        else:
-            yield (
-                f"the folders {', '.join(splits)} inside of the classes look like splits, and are mixed here"
-            )
+            kinds[str(match.lastgroup)].append(name)
+    train, others = kinds["train"], [*kinds["val"], *kinds["test"]]
+    if not train or not others:
+        return
+    listed = ", ".join([*train, *others])
+    if not {*train, *others} & set(data.classes):
+        yield f"the folders {listed} inside of the classes look like splits, and are mixed here"
+        return
+    sentence = f"the folders {listed} look like splits, and are classes here, all in one set"
+    root = getattr(data, "root", None)
+    advice = f"; data.root={root}/{train[0]} data.val_root={root}/{others[0]} uses two as splits"
+    yield sentence + (advice if root else "")
 
 
 def odd_classes(data: "ImageDataModule", counts: Counter[int] | None) -> Iterator[str]:
