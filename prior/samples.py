@@ -67,9 +67,10 @@ def choose_labels(classes: ClassTable, label: Any, n: int) -> torch.Tensor | Non
         if not isinstance(unknown, str) and str(unknown) in classes.names:
             number = classes.names.index(str(unknown))
             hint = f"; the class called {unknown} has the number {number}"
+        complaint = f"label={unknown} is no class{hint}"
         raise InputError(
-            f"label={unknown} is no class{hint}{' ' if hint.endswith('?') else '; '}give numbers from 0 to {len(classes) - 1} or names, or -1 for no class: "
-            f"{display_classes(classes.names)}"
+            f"{complaint}{' ' if hint.endswith('?') else '; '}give numbers from 0 to {len(classes) - 1} or names, "
+            f"or -1 for no class: {display_classes(classes.names)}"
         )
     return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
