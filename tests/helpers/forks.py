@@ -1,7 +1,7 @@
 """Commands as processes of their own that need no imports: forks of a server that has imported the program once.
 
-As a program this file is the server. Each line on its standard input is a JSON object (words, folder, environment, output, errors); it
-answers with the process id of the run, and with its exit code when it ends. One run at a time.
+As a program this file is the server. Each line on its standard input is a JSON object (words, folder, environment, output,
+errors); it answers with the process id of the run, and with its exit code when it ends. One run at a time.
 """
 
 import atexit
