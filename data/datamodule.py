@@ -13,10 +13,11 @@ from data.decode import DECODE_VERSION
 from data.images import crop_at, to_model_input
 from data.loading import BatchDataModule, count_cores
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
-from data.source import Source
+from data.source import Source, hold_out
+from data.split import Names, Rows, split_by_name
 from data.store import Arrays, fingerprint, load_or_fill
 from engine.console import log_line, progress_bar
-from engine.errors import InputError
+from engine.errors import InputError, check_int
 
 READ_CHUNK = 256  # images that a thread reads at a time
 
@@ -41,7 +42,9 @@ class ImageDataModule(BatchDataModule):
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
     num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
-    seed          decides the order of training batches and which images are held out
+    seed          decides the order of training batches, and what a dataset draws by itself
+    split_seed    decides which images are held out, for datasets that hold out some (see `hold_out`)
+    split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
     cache_dir     folder of the cache
 
     Raises InputError for settings that cannot work.
@@ -64,6 +67,8 @@ class ImageDataModule(BatchDataModule):
         num_workers: int | None,
         seed: int,
         cache_dir: str,
+        split_seed: int | None = None,
+        split_at: float | str | None = None,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -83,6 +88,12 @@ class ImageDataModule(BatchDataModule):
         ):
             if value not in choices:
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
+        if split_seed is not None:
+            check_int("data.split_seed", split_seed, 0)
+        elif split_at is not None:
+            raise InputError(
+                f"data.split_at={split_at} needs a data.split_seed, which says how names are placed"
+            )
         self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
         if self.side < image_size:
             raise InputError(
@@ -96,11 +107,34 @@ class ImageDataModule(BatchDataModule):
         self.cache = cache
         self.on_error = on_error
         self.cache_dir = cache_dir
+        self.split_seed = split_seed
+        self.split_at = split_at
         self._sources: dict[str, Source] = {}
 
     @abstractmethod
     def open_source(self, split: str) -> Source:
         """The images of "train" or "val"."""
+
+    def hold_out(self, names: Names, n_val: int, how: str) -> tuple[Rows, Rows]:
+        """The rising rows of the images with these names that train, and of those that validate: n_val of them, "random" ones
+        by `split_seed` or the "last".
+
+        The boundary between them becomes a decision, so that images that come or go later move no other (see split_by_name).
+        Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
+        Raises InputError if a split would be empty.
+        """
+        if self.split_seed is None:
+            return hold_out(len(names), n_val, how, self.seed)
+        split = split_by_name(names, n_val, how, self.split_seed, self.split_at)
+        self.split_at = split.at
+        return split.train, split.val
+
+    def decisions(self) -> dict[str, Any]:
+        """The settings that were null and that the images have decided. A run records them in its config, so that everything
+        that builds on it decides alike."""
+        for split in ("train", "val"):
+            self.source(split)
+        return {} if self.split_at is None else {"split_at": self.split_at}
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
@@ -118,13 +152,16 @@ class ImageDataModule(BatchDataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the record of a run says about its images: their title, the size of each split and a hash of their cache keys."""
+        """What the record of a run says about its images: their title, the size of each split, a hash of their cache keys and
+        the settings that they have decided."""
         sizes = {split: self.size(split) for split in ("train", "val")}
-        return {
+        facts = {
             "title": self.title,
             **sizes,
             "hash": fingerprint([self.cache_key(split) for split in sizes]),
         }
+        decided = self.decisions()
+        return {**facts, "decided": decided} if decided else facts
 
     def load_samples(self, split: str) -> ArraySamples | LiveSamples:
         source = self.source(split)

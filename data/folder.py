@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.datamodule import ImageDataModule
-from data.source import FileSource, Source, hold_out
+from data.source import FileSource, Source
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
@@ -80,7 +80,7 @@ class Folder(ImageDataModule):
     root       the folder
     val_root   folder of the validation images; None holds out `n_val` images of `root`
     n_val      number of images to hold out
-    held_out   which ones: "random", drawn by `seed`, or the "last" in the order of their paths
+    held_out   which ones: "random", by `split_seed` and their paths below the root, or the "last" in the order of these paths
 
     Training files with the same bytes as a validation file are left out.
     """
@@ -107,7 +107,7 @@ class Folder(ImageDataModule):
                     f"only one of them has images in {', '.join(name or 'no class folder' for name in differing[:5])}"
                 )
         else:
-            train_rows, val_rows = hold_out(len(whole), n_val, held_out, self.seed)
+            train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
         self._splits = {"train": drop_copies(train, val, self.cache_dir), "val": val}

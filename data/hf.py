@@ -17,7 +17,8 @@ from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode
 from data.loading import count_cores
 from data.order import BatchOrder
-from data.source import ImageBatch, Source, SourceSubset, hold_out
+from data.source import ImageBatch, Source, SourceSubset
+from data.split import Names
 from engine.errors import InputError
 
 # Names of validation splits; the first one that a dataset has is used.
@@ -31,10 +32,12 @@ Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
 
 class HubTable(Source):
-    """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers."""
+    """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers;
+    `root` is the folder of the dataset if it lies in one."""
 
-    def __init__(self, rows: Any, image: str, label: str | None, key: Any) -> None:
+    def __init__(self, rows: Any, image: str, label: str | None, key: Any, root: str = "") -> None:
         super().__init__(len(rows), key)
+        self.root = f"{Path(root).resolve().as_posix()}/" if root else ""
         self.rows = rows
         self.image = image
         self.label = label
@@ -47,6 +50,25 @@ class HubTable(Source):
     def image_name(self, index: int) -> str:
         image = self.rows[index][self.image]
         return (image and image["path"]) or f"image {index}"
+
+    def names(self) -> Names:
+        """The paths that the dataset has for its images, below `root` or else the folder that they share; their numbers if it
+        has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.rows.data.column(self.image)
+        if not pa.types.is_struct(column.type) or self.rows._indices is not None:
+            return range(self.n)
+        # Only the paths are read, not the images beside them.
+        paths = pc.struct_field(column, "path").to_pylist()
+        if None in paths or len(set(paths)) < len(paths):
+            return range(self.n)
+        shared = os.path.commonprefix(paths)
+        if self.root and shared.startswith(self.root):
+            shared = self.root
+        begin = len(shared[: shared.rfind("/") + 1])
+        return [path[begin:] for path in paths]
 
 
 class HubStream(Source):
@@ -233,7 +255,8 @@ class HF(ImageDataModule):
     val           split of the validation images; None stands for the dataset's own validation or else test split, and if
                   there is none, `n_val` images are held out
     n_val         number of images to hold out
-    held_out      which ones: "random" or the "last"; of a stream always the first
+    held_out      which ones: "random", by `split_seed` and the images' paths, or their numbers if they have none, or the
+                  "last"; of a stream always the first
     image, label  columns; a label is a class number, -1 if there is no such column
     streaming     nothing is stored on disk, and each image is decoded on each access, whatever `cache` says (see HubStream)
     buffer        rows of a stream that are mixed in memory
@@ -355,10 +378,12 @@ class HF(ImageDataModule):
         }
         if self.streaming:
             return self._open_stream(rows, label, split, name, val is None, key)
-        whole = HubTable(rows, self.image, label, key)
+        root = str(self.path) if Path(str(self.path)).is_dir() else ""
+        whole = HubTable(rows, self.image, label, key, root)
         if val:
             return whole
-        train_rows, val_rows = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+        names = range(len(whole)) if self.held_out == "last" else whole.names()
+        train_rows, val_rows = self.hold_out(names, self.n_val, self.held_out)
         return SourceSubset(whole, train_rows if split == "train" else val_rows)
 
     def _open_stream(

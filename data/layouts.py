@@ -13,7 +13,7 @@ from torchvision.datasets.utils import download_url, extract_archive
 
 from data.datamodule import ImageDataModule
 from data.folder import find_images, open_class_folders, resolve_folder
-from data.source import FileSource, Source, hold_out
+from data.source import FileSource, Source
 from data.torchvision import DownloadedDataModule
 from engine.errors import InputError
 
@@ -128,7 +128,8 @@ class FFHQ(ImageDataModule):
         if n_val is None:
             rows = self._split_by_number(files, root)
         else:
-            rows = hold_out(len(files), n_val, held_out, self.seed)
+            names = [file.relative_to(self.root).as_posix() for file in files]
+            rows = self.hold_out(names, n_val, held_out)
         self._splits = {
             split: FileSource(self.root, [files[i] for i in part], [0] * len(part), self.classes)
             for split, part in zip(("train", "val"), rows, strict=True)

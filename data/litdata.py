@@ -18,7 +18,7 @@ from PIL import Image
 from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode, to_square
 from data.order import BatchOrder
-from data.source import Source, SourceSubset, hold_out
+from data.source import Source, SourceSubset
 from engine.errors import InputError
 
 GB = 10**9  # bytes
@@ -234,7 +234,7 @@ class LitData(ImageDataModule):
     train         folder or URL of the training images
     val           folder or URL of the validation images; None holds out `n_val` images of `train`
     n_val         number of images to hold out
-    held_out      which ones: the "last", so that shards stay whole, or "random"
+    held_out      which ones: the "last", so that shards stay whole, or "random", by `split_seed` and their numbers
     image, label  keys of an item; see `to_pixels` for what an image may be; label None: all labels are -1
     classes       class names, in the order of the numbers; shards do not hold them
     local_cache   GB of shards of a URL that are stored below `cache_dir` at a time
@@ -274,7 +274,7 @@ class LitData(ImageDataModule):
         """The training and the validation images."""
         whole = self._open_shards(self.train, "data.train")
         if self.val is None:
-            rows, held_out = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+            rows, held_out = self.hold_out(whole.names(), self.n_val, self.held_out)
             return {"train": SourceSubset(whole, rows), "val": SourceSubset(whole, held_out)}
         val = self._open_shards(self.val, "data.val")
         if whole.key == val.key:

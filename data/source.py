@@ -1,5 +1,6 @@
 """Where the images of a split come from, before they are cached."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import UnreadableImage, decode
+from data.split import Names, check_held_out, check_num_held_out
 from data.store import fingerprint
-from engine.errors import InputError
 
 ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
 
@@ -43,6 +44,10 @@ class Source(ABC):
     def image_name(self, index: int) -> str:
         """The name of an image in messages."""
         return f"image {index}"
+
+    def names(self) -> Names:
+        """What each image is known by wherever its data lie: its path below the root, or its number if it has none."""
+        return range(self.n)
 
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
@@ -105,6 +110,9 @@ class FileSource(Source):
         # Path.relative_to would take seconds for a million files.
         return str(self.files[index])[self._root_length :]
 
+    def names(self) -> Names:
+        return [self.image_name(index).replace(os.sep, "/") for index in range(self.n)]
+
 
 def file_stamp(file: Path) -> tuple[int, int]:
     """Size in bytes and mtime in nanoseconds; (-1, -1) for a dangling link, which is reported when it is read."""
@@ -134,17 +142,20 @@ class SourceSubset(Source):
     def image_name(self, index: int) -> str:
         return self.whole.image_name(int(self.rows[index]))
 
+    def names(self) -> Names:
+        names: Any = self.whole.names()
+        return [names[row] for row in self.rows.tolist()]
+
 
 def hold_out(
     n: int, n_val: int, how: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split n images into the rising indices of those that train and of n_val that validate.
+    """Split n images into the rising indices of those that train and of n_val that validate, by their numbers.
 
-    The validation images are "random" ones, drawn by `seed`, or the "last". Raises InputError if a split would be empty.
+    The validation images are "random" ones, drawn by `seed`, or the "last". Another number of images gives another split, so
+    this is the rule of earlier runs only; ImageDataModule.hold_out has today's. Raises InputError if a split would be empty.
     """
-    if how not in ("random", "last"):
-        raise InputError(f"data.held_out={how} must be random or last")
-    if not isinstance(n_val, int) or not 0 < n_val < n:
-        raise InputError(f"data.n_val={n_val} must leave both splits an image; there are {n}")
+    check_held_out(how)
+    check_num_held_out(n_val, n)
     order = np.random.default_rng(seed).permutation(n) if how == "random" else np.arange(n)
     return np.sort(order[:-n_val]), np.sort(order[-n_val:])

@@ -34,6 +34,9 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective")
 
+# Settings that a run's images decide if they are null, and that its config then has.
+DECIDED = ("data.split_at",)
+
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
 _slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
@@ -196,15 +199,18 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
 
 
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
-    """The first setting in which two configs differ, with both values; None if they describe the same run."""
+    """The first setting in which two configs differ, with both values; None if they describe the same run.
+
+    A setting that one of them lacks, as an earlier version did, is null. What a run has decided is no difference.
+    """
     mine, theirs = (
         dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
         for each in (config, other)
     )
     for key in (*mine, *theirs):
-        if key.split(".")[0] not in APART and (
-            key not in mine or key not in theirs or mine[key] != theirs[key]
-        ):
+        if key.split(".")[0] in APART or (key in DECIDED and mine.get(key) is None):
+            continue
+        if mine.get(key) != theirs.get(key):
             return key, mine.get(key), theirs.get(key)
     return None
 

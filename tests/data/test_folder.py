@@ -279,10 +279,44 @@ def test_every_file_is_in_exactly_one_split(photos: Path) -> None:
         ]
 
 
-def test_the_random_split_is_the_seeds(photos: Path) -> None:
-    first, again, other = (names(folder(photos, seed=seed), "val") for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+def test_the_random_split_is_the_split_seeds_and_not_the_seeds(photos: Path) -> None:
+    first, again, other = (names(folder(photos, split_seed=seed), "val") for seed in (0, 0, 1))
+    assert first == again != other
+    assert names(folder(photos, seed=7), "val") == first
+
+
+def test_without_a_split_seed_the_split_is_that_of_earlier_versions(photos: Path) -> None:
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(16)
+        expected = sorted(int(row) for row in order[-4:])
+        whole = open_class_folders(photos)
+        data = folder(photos, split_seed=None, seed=seed)
+        assert names(data, "val") == [whole.image_name(row) for row in expected]
+        assert data.decisions() == {}
+
+
+def test_the_boundary_of_a_run_keeps_every_file_of_a_grown_folder_on_its_side(photos: Path) -> None:
+    for held_out in ("random", "last"):
+        before = folder(photos, held_out=held_out)
+        decided = before.decisions()
+        save(photos, *(f"{kind}/new-{i}.png" for kind in ("ants", "cats") for i in range(40)))
+        shutil.rmtree(photos / "dogs" / "0.png", ignore_errors=True)
+        after = folder(photos, held_out=held_out, **decided)
+        for split in ("train", "val"):
+            old = {name for name in names(after, split) if "new" not in name}
+            assert old == {name for name in names(before, split) if "new" not in name}
+        assert after.decisions() == decided
+
+
+def test_a_boundary_without_a_split_seed_is_refused(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.split_at=0\.5 needs a data\.split_seed"):
+        folder(photos, split_at=0.5, split_seed=None)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])
+def test_a_split_seed_that_is_no_whole_number_is_refused(photos: Path, seed: Any) -> None:
+    with pytest.raises(InputError, match=f"data.split_seed={seed} must be a whole number"):
+        folder(photos, split_seed=seed)
 
 
 def test_last_holds_out_the_last_paths(photos: Path) -> None:
