@@ -477,13 +477,45 @@ def test_validation_uses_the_validation_folder_only(tmp_path: Path) -> None:
     assert data.samples("val").__getitems__([0, 1])[1].tolist() == [0, 1]
 
 
-def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
+def test_a_validation_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "train/cats/1.png", "train/dogs/2.png", "val/cats/3.png", "val/eels/4.png")
-    with pytest.raises(
-        InputError,
-        match="must have the same class folders; only one of them has images in dogs, eels",
-    ):
+    with pytest.raises(InputError, match="that the training images in .*train lack: eels; rename"):
         folder(tmp_path / "train", val_root=str(tmp_path / "val"))
+
+
+CLASSES = [
+    (["b/1.png", "c/1.png"], [1, 2], "val has images of 2 of the 3 classes in {train}, none of a"),
+    (["c/1.png"], [2], "val has images of 1 of the 3 classes in {train}, none of a, b"),
+    (["a/1.png", "b/1.png", "c/1.png", "4.png"], [-1, 0, 1, 2], "1 images of {val} lie in no class"),
+    (["1.png", "2.png"], [-1, -1], "val has images of 0 of the 3 classes in {train}, none of a, b, c"),
+    (["a/1.png", "b/1.png", "c/1.png"], [0, 1, 2], None),
+]
+
+
+@pytest.mark.parametrize(("files", "labels", "sentence"), CLASSES)
+def test_a_validation_folder_may_lack_classes_and_says_so(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    labels: list[int],
+    sentence: str | None,
+) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    save(tmp_path, *(f"train/{kind}/0.png" for kind in "abc"), *(f"val/{file}" for file in files))
+    data = folder(train, val_root=str(val), batch_size=1)
+    assert data.samples("val").__getitems__(range(len(files)))[1].tolist() == labels
+    assert data.classes == ["a", "b", "c"]
+    printed = capsys.readouterr().err
+    assert (sentence.format(train=train, val=val) in printed) if sentence else not printed
+
+
+def test_class_folders_of_validation_images_do_not_count_if_training_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, "train/1.png", "val/a/1.png", "val/b/2.png")
+    data = folder(tmp_path / "train", val_root=str(tmp_path / "val"), batch_size=1)
+    assert data.samples("val").__getitems__(range(2))[1].tolist() == [0, 0]
+    assert f"the class folders of {tmp_path / 'val'} don't count" in capsys.readouterr().err
 
 
 def test_copies_of_validation_files_are_left_out_of_training_and_logged(
