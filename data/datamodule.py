@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.decode import DECODE_VERSION
+from data.identity import identify_images
 from data.images import crop_at, to_model_input
 from data.loading import BatchDataModule, count_cores
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
@@ -152,14 +153,11 @@ class ImageDataModule(BatchDataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the record of a run says about its images: their title, the size of each split, a hash of their cache keys and
-        the settings that they have decided."""
+        """What the record of a run says about its images: their title, the size of each split, hashes of the images, which are
+        the same wherever they lie, and the settings that they have decided."""
         sizes = {split: self.size(split) for split in ("train", "val")}
-        facts = {
-            "title": self.title,
-            **sizes,
-            "hash": fingerprint([self.cache_key(split) for split in sizes]),
-        }
+        images = identify_images(self)
+        facts = {"title": self.title, **sizes, "hash": fingerprint(images), "images": images}
         decided = self.decisions()
         return {**facts, "decided": decided} if decided else facts
 

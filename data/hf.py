@@ -38,9 +38,19 @@ class HubTable(Source):
     def __init__(self, rows: Any, image: str, label: str | None, key: Any, root: str = "") -> None:
         super().__init__(len(rows), key)
         self.root = f"{Path(root).resolve().as_posix()}/" if root else ""
+        self.content_key = {"columns": key["columns"]}
         self.rows = rows
         self.image = image
         self.label = label
+
+    def raw_content(self, index: int) -> bytes | None:
+        """The label and the undecoded image; no image where there is none to read."""
+        row = self.rows[index]
+        label = str(class_number(row[self.label] if self.label else None)).encode()
+        try:
+            return label + b" " + read_content(row[self.image])
+        except UnreadableImage:
+            return label
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.rows[index]
@@ -64,7 +74,8 @@ class HubTable(Source):
         paths = pc.struct_field(column, "path").to_pylist()
         if None in paths or len(set(paths)) < len(paths):
             return range(self.n)
-        shared = os.path.commonprefix(paths)
+        # Not commonpath, which would turn hf:// into hf:/.
+        shared = os.path.commonprefix(paths)  # noqa: RUF071
         if self.root and shared.startswith(self.root):
             shared = self.root
         begin = len(shared[: shared.rfind("/") + 1])
@@ -101,6 +112,9 @@ class HubStream(Source):
         key: Any,
     ) -> None:
         super().__init__(n, key)
+        # Its images are not read here, because the first of a remote file may take as long as a thousand.
+        same = ("split", "columns", "n", "held")
+        self.content_key = {name: key[name] for name in same} | {"shards": num_shards}
         self.rows = rows
         self.num_shards = num_shards
         self.image = image

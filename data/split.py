@@ -72,16 +72,28 @@ def split_by_name(names: Names, n_val: int, how: str, seed: int, at: Any = None)
 
 
 def place_of_name(name: str | int, seed: int) -> float:
-    """A number in [0, 1) that depends on the seed and the name only, uniform over names.
+    """A number in [0, 1) that depends on the seed and the name only, uniform over names."""
+    return math.ldexp(hash_name(f"{seed}/{name}") >> 11, -53)  # 53 bits, as many as a float has
+
+
+def hash_name(name: str) -> int:
+    """A hash of 64 bits, the same on every machine.
 
     Unicode is normalised, because file systems spell the same letters differently, and bytes that are no text are kept.
     """
-    text = unicodedata.normalize("NFC", f"{seed}/{name}")
-    digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return math.ldexp(int.from_bytes(digest) >> 11, -53)  # 53 bits, as many as a float has
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-def _order_of_name(name: str | int) -> tuple[str, ...] | int:
+def hash_names(names: Names) -> NDArray[np.uint64]:
+    """The hashes of names (n,); numbers stay what they are."""
+    if isinstance(names, range):
+        return np.array(names, np.uint64)
+    hashes = (name if isinstance(name, int) else hash_name(name) for name in names)
+    return np.fromiter(hashes, np.uint64, len(names))
+
+
+def _order_of_name(name: str | int) -> Any:
     """What the paths of a folder, or the numbers of images, are sorted by."""
     return name if isinstance(name, int) else tuple(name.split("/"))
 
@@ -96,4 +108,3 @@ def check_num_held_out(n_val: Any, n: int) -> None:
     """Raise InputError unless n_val of n images can be held out."""
     if not isinstance(n_val, int) or not 0 < n_val < n:
         raise InputError(f"data.n_val={n_val} must leave both splits an image; there are {n}")
-

@@ -80,12 +80,14 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
 
 @contextmanager
 def pause_garbage_collection() -> Iterator[None]:
-    """Importing torch and Lightning creates a million objects that stay; searching them for garbage takes a second."""
+    """Importing torch and Lightning creates a million objects that stay. Searching them for garbage takes a second while they are
+    imported, and another when the program ends, so they are left out of all later searches."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_enabled:
             gc.enable()
 

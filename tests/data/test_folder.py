@@ -486,8 +486,16 @@ def test_a_validation_class_that_training_lacks_is_refused(tmp_path: Path) -> No
 CLASSES = [
     (["b/1.png", "c/1.png"], [1, 2], "val has images of 2 of the 3 classes in {train}, none of a"),
     (["c/1.png"], [2], "val has images of 1 of the 3 classes in {train}, none of a, b"),
-    (["a/1.png", "b/1.png", "c/1.png", "4.png"], [-1, 0, 1, 2], "1 images of {val} lie in no class"),
-    (["1.png", "2.png"], [-1, -1], "val has images of 0 of the 3 classes in {train}, none of a, b, c"),
+    (
+        ["a/1.png", "b/1.png", "c/1.png", "4.png"],
+        [-1, 0, 1, 2],
+        "1 images of {val} lie in no class",
+    ),
+    (
+        ["1.png", "2.png"],
+        [-1, -1],
+        "val has images of 0 of the 3 classes in {train}, none of a, b, c",
+    ),
     (["a/1.png", "b/1.png", "c/1.png"], [0, 1, 2], None),
 ]
 
