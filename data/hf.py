@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,16 @@ def read_content(image: Any) -> bytes:
         raise UnreadableImage(error.strerror or str(error)) from error
 
 
+def find_root(path: str, files: Any) -> str:
+    """The folder of a dataset on this disk: `path` itself, or that of a pattern of files; empty if there is none to name."""
+    if Path(path).is_dir():
+        return path
+    if not isinstance(files, str) or "://" in files:
+        return ""
+    parts = Path(files).parent.parts
+    return str(Path(*takewhile(lambda part: not set(part) & set("*?["), parts)))
+
+
 def class_number(label: Any) -> int:
     """The number of a class, -1 for None."""
     return -1 if label is None else int(label)
@@ -392,8 +402,7 @@ class HF(ImageDataModule):
         }
         if self.streaming:
             return self._open_stream(rows, label, split, name, val is None, key)
-        root = str(self.path) if Path(str(self.path)).is_dir() else ""
-        whole = HubTable(rows, self.image, label, key, root)
+        whole = HubTable(rows, self.image, label, key, find_root(self.path, self.files))
         if val:
             return whole
         names = range(len(whole)) if self.held_out == "last" else whole.names()

@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -205,15 +206,19 @@ def test_rows_without_paths_are_known_by_their_numbers(
         assert sorted([*data.source("train").names(), *data.source("val").names()]) == [*range(8)]
 
 
+@pytest.mark.parametrize(
+    ("path", "pattern"), [("{}", None), ("imagefolder", "{}/**"), ("imagefolder", "{}/*/*.png")]
+)
 def test_a_folder_of_images_is_known_by_the_paths_below_it(
-    make: Callable[..., HF], photos: Path
+    make: Callable[..., HF], photos: Path, path: str, pattern: str | None
 ) -> None:
     """Wherever the folder lies, and even if all images lie in one folder below it."""
+    shutil.rmtree(photos / "dogs")
     for name in ("photos", "moved"):
         photos = photos.rename(photos.with_name(name))
-        data = make(path=str(photos), files=None)
+        data = make(path=path.format(photos), files=pattern and pattern.format(photos))
         names = [*data.source("train").names(), *data.source("val").names()]
-        assert sorted(names) == [f"{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(8)]
+        assert sorted(names) == [f"cats/{i}.png" for i in range(8)]
 
 
 @BOTH
