@@ -52,6 +52,7 @@ class ImageDataModule(BatchDataModule):
     """
 
     classes: list[str] = []  # the class names, in the order of the labels
+    splits_by_number = False  # whether images were held out by their numbers, as in earlier versions
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(
@@ -124,6 +125,7 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
+        self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
             return hold_out(len(names), n_val, how, self.seed)
         split = split_by_name(names, n_val, how, self.split_seed, self.split_at)

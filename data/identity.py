@@ -171,17 +171,24 @@ class ImageChange:
     """How the images differ from those of a run.
 
     `unchanged` is the fraction of the run's training images that are still training images, None if it is not known;
-    `judged` how many of the validation images the run was trained on.
+    `judged` how many of the validation images the run was trained on; `may_be_judged` whether it may be some, which is not
+    known, because an earlier version split images by their numbers and listed none.
     """
 
     splits: list[SplitChange]
     unchanged: float | None
     judged: int
+    may_be_judged: bool = False
 
     def __str__(self) -> str:
         text = ", ".join(str(change) for change in self.splits)
         if self.judged:
             text += f"; it was trained on {self.judged:,} of these validation images, so that their scores are too good"
+        if self.may_be_judged:
+            text += (
+                "; images that it was trained on may be among those that validate, because its version split images by their "
+                "numbers; take out what was added"
+            )
         return text
 
 
@@ -239,7 +246,7 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
     lists = read_image_lists(folder)
     changes = [compare_split(images.source(split), split, recorded, lists) for split in differing]
     if "train" not in lists:
-        return ImageChange(changes, None, 0)
+        return ImageChange(changes, None, 0, images.splits_by_number)
     trained, train = lists["train"].ids, images.source("train")
     same = np.setdiff1d(
         np.intersect1d(trained, train.image_ids()), find_altered(train, lists["train"])
