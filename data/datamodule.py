@@ -53,6 +53,8 @@ class ImageDataModule(BatchDataModule):
 
     classes: list[str] = []  # the class names, in the order of the labels
     splits_by_number = False  # whether images were held out by their numbers, as in earlier versions
+    # The ids (see Source.image_ids) of images that were left out of training as copies of validation images.
+    copied_ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(

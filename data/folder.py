@@ -106,7 +106,10 @@ class Folder(ImageDataModule):
             train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
-        self._splits = {"train": drop_copies(train, val, self.cache_dir), "val": val}
+        distinct = drop_copies(train, val, self.cache_dir)
+        if len(distinct) < len(train):
+            self.copied_ids = np.setdiff1d(train.image_ids(), distinct.image_ids())
+        self._splits = {"train": distinct, "val": val}
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:
         """Raise InputError if the class folders are in fact splits."""

@@ -251,7 +251,9 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
     same = np.setdiff1d(
         np.intersect1d(trained, train.image_ids()), find_altered(train, lists["train"])
     )
-    judged = np.isin(images.source("val").image_ids(), trained).sum()
+    # A copy that was added may validate, and leaves the training image that it is a copy of out.
+    suspects = np.concatenate([images.source("val").image_ids(), images.copied_ids])
+    judged = np.isin(suspects, trained).sum()
     return ImageChange(changes, len(same) / max(1, len(trained)), int(judged))
 
 
