@@ -87,7 +87,7 @@ def make_earlier(folder: Path) -> None:
     """Turn a run into one of a version that had no seed of the split and listed no images."""
     config = OmegaConf.load(folder / "config.yaml")
     for key in ("split_seed", "split_at"):
-        del config.data[key]
+        config.data.pop(key, None)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     file = folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
