@@ -290,6 +290,8 @@ class HF(ImageDataModule):
     shards to shuffle, for example after holding images out, only the buffer mixes.
     """
 
+    places = ("path", "files")
+
     def __init__(
         self,
         path: str | None,

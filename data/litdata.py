@@ -242,6 +242,8 @@ class LitData(ImageDataModule):
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
     """
 
+    places = ("train", "val", "local_cache")
+
     def __init__(
         self,
         train: str | None,
