@@ -51,7 +51,7 @@ class ImageDataModule(BatchDataModule):
 
     classes: list[str] = []  # the class names, in the order of the labels
     # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
-    places: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
+    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(
