@@ -59,7 +59,7 @@ class ImageDataModule(BatchDataModule):
     # The ids (see Source.image_ids) of images that were left out of training as copies of validation images.
     copied_ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
     # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
-    places: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
+    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(

@@ -86,7 +86,7 @@ class Folder(ImageDataModule):
     Training files with the same bytes as a validation file are left out.
     """
 
-    places = ("root", "val_root")
+    place_settings = ("root", "val_root")
 
     def __init__(
         self,

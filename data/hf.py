@@ -290,7 +290,7 @@ class HF(ImageDataModule):
     shards to shuffle, for example after holding images out, only the buffer mixes.
     """
 
-    places = ("path", "files")
+    place_settings = ("path", "files")
 
     def __init__(
         self,

@@ -133,94 +133,74 @@ def read_image_lists(folder: Path) -> dict[str, ImageList]:
 
 @dataclass(frozen=True)
 class SplitChange:
-    """How a split differs from what a run recorded: its numbers of images, and what is known of the difference.
+    """How the images of a split differ from those that a run recorded. All but the first three are 0 if it did not list them.
 
-    `added`, `missing` and `altered` are numbers of images, None if the run folder does not list its images; `altered` ones
-    have the same name and another size or content. `examples` are the names of some that were added.
+    now, before  numbers of images
+    added        images that the run did not have, `examples` of which are names
+    swapped      images of the run's other split
+    copied       validation images whose copies the run was trained on, and which are left out of training now
+    missing      images of the run that are in neither split
+    altered      images of the same name and another size or content
     """
 
     split: str
-    before: int
     now: int
-    added: int | None = None
-    missing: int | None = None
-    altered: int | None = None
+    before: int
+    added: int = 0
+    swapped: int = 0
+    copied: int = 0
+    missing: int = 0
+    altered: int = 0
     examples: Sequence[str] = ()
 
+    @property
+    def leaked(self) -> bool:
+        """Whether the run was trained on images that validate now, as after it was resumed on another split."""
+        return self.split == "val" and self.swapped + self.copied > 0
+
     def __str__(self) -> str:
-        """Such as "train has 54 instead of 52 images (2 added, as cats/new.png; 0 missing)"."""
-        counts = (
-            f"{self.now:,} images"
-            if self.now == self.before
-            else f"{self.now:,} instead of {self.before:,} images"
+        """Such as "train has 54 instead of 52 images (2 added, as cats/new.png)"."""
+        instead = "" if self.now == self.before else f" instead of {self.before:,}"
+        swapped = (
+            "validated before"
+            if self.split == "train"
+            else ("trained before, so that their scores are too good")
         )
-        if self.added is None:
-            return f"{self.split} has {counts}" + (", others" if self.now == self.before else "")
-        names = ", ".join(self.examples)
-        details = [f"{self.added:,} added" + (f", as {names}" if names else "")]
-        details.append(f"{self.missing:,} missing")
-        if self.altered:
-            details.append(f"{self.altered:,} of the same name with another content")
-        if not self.added and not self.missing and not self.altered:
-            details = ["the same names with other labels, in another order or with another content"]
-        return f"{self.split} has {counts} ({'; '.join(details)})"
+        counts = {
+            f"added, as {', '.join(self.examples)}": self.added,
+            "missing": self.missing,
+            "of the same name with another content": self.altered,
+            swapped: self.swapped,
+            "copies of images that trained before, so that their scores are too good": self.copied,
+        }
+        details = [f"{n:,} {what}" for what, n in counts.items() if n]
+        if not instead and not details:
+            details = ["with other contents or labels, or in another order"]
+        return f"{self.split} has {self.now:,}{instead} images" + (
+            f" ({'; '.join(details)})" if details else ""
+        )
 
 
 @dataclass(frozen=True)
 class ImageChange:
-    """How the images differ from those of a run.
+    """How the images of a run's splits differ from those that it recorded.
 
-    `unchanged` is the fraction of the run's training images that are still training images, None if it is not known;
-    `judged` how many of the validation images the run was trained on; `may_be_judged` whether it may be some, which is not
-    known, because an earlier version split images by their numbers and listed none.
+    `unchanged` is the fraction of the run's training images that are there as they were; None if the run did not list them.
+    `may_leak` is whether training images may validate now, because an earlier version split by numbers and listed nothing.
     """
 
-    splits: list[SplitChange]
+    splits: Sequence[SplitChange]
     unchanged: float | None
-    judged: int
-    may_be_judged: bool = False
+    may_leak: bool = False
 
     def __str__(self) -> str:
-        text = ", ".join(str(change) for change in self.splits)
-        if self.judged:
-            text += f"; it was trained on {self.judged:,} of these validation images, so that their scores are too good"
-        if self.may_be_judged:
-            text += (
-                "; images that it was trained on may be among those that validate, because its version split images by their "
-                "numbers; take out what was added"
-            )
-        return text
-
-
-def compare_split(
-    source: Source, split: str, recorded: Mapping[str, Any], lists: Mapping[str, ImageList]
-) -> SplitChange:
-    """What differs between the images of a source and those that a run recorded for the same split."""
-    before = int(recorded[split])
-    if split not in lists:
-        return SplitChange(split, before, len(source))
-    earlier = lists[split]
-    ids = source.image_ids()
-    new = np.flatnonzero(~np.isin(ids, earlier.ids))
-    return SplitChange(
-        split,
-        before,
-        len(source),
-        len(new),
-        int((~np.isin(earlier.ids, ids)).sum()),
-        len(find_altered(source, earlier)),
-        [source.image_name(int(row)) for row in new[:SHOWN_NAMES]],
-    )
-
-
-def find_altered(source: Source, earlier: ImageList) -> Ids:
-    """The ids of images that have another size than in an earlier list or, among those sampled, another content."""
-    ids = source.image_ids()
-    common, here, there = np.intersect1d(ids, earlier.ids, return_indices=True)
-    resized = common[source.image_sizes()[here] != earlier.sizes[there]]
-    sampled, rows, places = np.intersect1d(ids, earlier.sampled, return_indices=True)
-    rewritten = sampled[digest_images(source, rows) != earlier.digests[places]]
-    return np.union1d(resized, rewritten)
+        text = ", ".join(map(str, self.splits))
+        if not self.may_leak:
+            return text
+        return (
+            f"{text}; images that it was trained on may validate now, because its version split images by their numbers, so take "
+            "out what was added and restore what is missing"
+        )
 
 
 def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | None:
@@ -232,29 +212,71 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
     recorded = read_record(folder, "data")
     if not recorded or not {"hash", *SPLITS} <= recorded.keys():
         return None
-    if "images" not in recorded:
-        keys = [images.cache_key(split) for split in SPLITS]
-        sizes = [len(images.source(split)) for split in SPLITS]
-        if fingerprint(keys) == recorded["hash"] or sizes == [recorded[s] for s in SPLITS]:
-            return None
-        differing = list(SPLITS)
-    else:
-        current = identify_images(images)
-        differing = [split for split in SPLITS if current[split] != recorded["images"][split]]
-    if not differing:
-        return None
+    sources = {split: images.source(split) for split in SPLITS}
     lists = read_image_lists(folder)
-    changes = [compare_split(images.source(split), split, recorded, lists) for split in differing]
-    if "train" not in lists:
-        return ImageChange(changes, None, 0, images.splits_by_number)
-    trained, train = lists["train"].ids, images.source("train")
-    same = np.setdiff1d(
-        np.intersect1d(trained, train.image_ids()), find_altered(train, lists["train"])
+    if "images" in recorded:
+        current = identify_images(images)
+        differing = {split for split in SPLITS if current[split] != recorded["images"][split]}
+    else:
+        keys = [images.cache_key(split) for split in SPLITS]
+        unlike = {split for split in SPLITS if len(sources[split]) != recorded[split]}
+        differing = set() if fingerprint(keys) == recorded["hash"] else unlike
+    if set(lists) != set(SPLITS):
+        changes = [SplitChange(s, len(sources[s]), recorded[s]) for s in SPLITS if s in differing]
+        return ImageChange(changes, None, images.splits_by_number) if changes else None
+    share_names = sources["train"].shares_names(sources["val"])
+    copied = int(np.isin(images.copied_ids, lists["train"].ids).sum())
+    compared = [compare_split(split, sources, lists, share_names, copied) for split in SPLITS]
+    changes = [change for change in compared if change.split in differing or change.leaked]
+    train = sources["train"]
+    altered = find_altered(train, lists["train"])
+    same = np.setdiff1d(np.intersect1d(lists["train"].ids, train.image_ids()), altered)
+    return ImageChange(changes, len(same) / max(1, len(lists["train"].ids))) if changes else None
+
+
+def compare_split(
+    split: str,
+    sources: Mapping[str, Source],
+    lists: Mapping[str, ImageList],
+    share_names: bool,
+    copied: int,
+) -> SplitChange:
+    """How a split differs from the one in `lists`. The two splits may `share_names`: they are parts of one set of images.
+
+    Of the validation images, `copied` are copies of images that the run was trained on.
+    """
+    source, earlier = sources[split], lists[split]
+    [other] = set(SPLITS) - {split}
+    ids = source.image_ids()
+    new = ~np.isin(ids, earlier.ids)
+    gone = ~np.isin(earlier.ids, ids)
+    swapped = np.isin(ids, lists[other].ids) & share_names
+    if split == "train":  # which lists all that the run was ever trained on
+        swapped &= new
+    if share_names:
+        gone &= ~np.isin(earlier.ids, sources[other].image_ids())
+    added = np.flatnonzero(new & ~swapped)
+    return SplitChange(
+        split,
+        len(source),
+        len(earlier.ids),
+        added=len(added),
+        swapped=int(swapped.sum()),
+        copied=copied if split == "val" else 0,
+        missing=int(gone.sum()),
+        altered=len(find_altered(source, earlier)),
+        examples=[source.image_name(int(row)) for row in added[:SHOWN_NAMES]],
     )
-    # A copy that was added may validate, and leaves the training image that it is a copy of out.
-    suspects = np.concatenate([images.source("val").image_ids(), images.copied_ids])
-    judged = np.isin(suspects, trained).sum()
-    return ImageChange(changes, len(same) / max(1, len(trained)), int(judged))
+
+
+def find_altered(source: Source, earlier: ImageList) -> Ids:
+    """The ids of images that have another size than in an earlier list or, among those sampled, another content."""
+    ids = source.image_ids()
+    common, here, there = np.intersect1d(ids, earlier.ids, return_indices=True)
+    resized = common[source.image_sizes()[here] != earlier.sizes[there]]
+    sampled, rows, places = np.intersect1d(ids, earlier.sampled, return_indices=True)
+    rewritten = sampled[digest_images(source, rows) != earlier.digests[places]]
+    return np.union1d(resized, rewritten)
 
 
 def check_same_images(

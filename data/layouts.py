@@ -83,7 +83,7 @@ class ImageNet(ImageDataModule):
     root/{train,val}/<wnid>/*.JPEG.
     """
 
-    places = ("root",)
+    place_settings = ("root",)
 
     def __init__(self, root: str | None, **image_settings: Any) -> None:
         super().__init__(**image_settings)
@@ -116,7 +116,7 @@ class FFHQ(ImageDataModule):
     """
 
     classes = ["face"]
-    places = ("root",)
+    place_settings = ("root",)
 
     def __init__(
         self, root: str | None, n_val: int | None, held_out: str, **image_settings: Any

@@ -242,7 +242,7 @@ class LitData(ImageDataModule):
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
     """
 
-    places = ("train", "val", "local_cache")
+    place_settings = ("train", "val", "local_cache")
 
     def __init__(
         self,

@@ -56,6 +56,10 @@ class Source(ABC):
         """Undecoded bytes by which an image differs from others, or None if its source has none that are quick to read."""
         return None
 
+    def shares_names(self, other: "Source") -> bool:
+        """Whether an id names the same image here and in another split, since both are parts of one set of images."""
+        return False
+
     @abstractmethod
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         """Image (channels, side, side) and label, -1 for none. Raises UnreadableImage if the image is broken."""
@@ -113,6 +117,9 @@ class FileSource(Source):
 
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)
+
+    def shares_names(self, other: Source) -> bool:
+        return isinstance(other, FileSource) and self.root == other.root
 
     def raw_content(self, index: int) -> bytes | None:
         """The beginning and the end of the file; nothing for one that can't be read, or that may be a named pipe."""
@@ -181,6 +188,9 @@ class SourceSubset(Source):
 
     def image_sizes(self) -> NDArray[np.int64]:
         return self.whole.image_sizes()[self.rows]
+
+    def shares_names(self, other: Source) -> bool:
+        return isinstance(other, SourceSubset) and self.whole.key == other.whole.key
 
     def raw_content(self, index: int) -> bytes | None:
         return self.whole.raw_content(int(self.rows[index]))

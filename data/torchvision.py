@@ -27,7 +27,7 @@ Dataset = TypeVar("Dataset")
 class DownloadedDataModule(ImageDataModule):
     """A dataset in a folder of its own below `root`. If it is missing there, it is downloaded if `download` is true."""
 
-    places = ("root", "download")
+    place_settings = ("root", "download")
     layout: str  # what lies below root, for users who put it there by hand
 
     def __init__(self, root: str, download: bool, **image_settings: Any) -> None:

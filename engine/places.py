@@ -1,6 +1,6 @@
 """Where things are and on what a run works, as opposed to what it is: these settings may change whenever a run goes on.
 
-A class declares those of its own settings in `places`, a tuple of names; the others are here.
+A class declares those of its own settings in `place_settings`, a tuple of names; the others are here.
 """
 
 import re
@@ -24,7 +24,7 @@ def declared_places(target: str) -> tuple[str, ...]:
 
     kind = get_object(target)
     bases = getattr(kind, "__mro__", ())
-    names = (name for base in bases for name in vars(base).get("places", ()))
+    names = (name for base in bases for name in vars(base).get("place_settings", ()))
     return tuple(dict.fromkeys(names))
 
 

@@ -165,7 +165,7 @@ class Run:
     def _describe_ckpt(self) -> dict[str, Any]:
         """The id of the run on which this one stands, by which `ckpt` is known wherever that run is moved."""
         ckpt = self.config.get("ckpt")
-        return {"of": read_run_id(ckpt)} if ckpt else {}
+        return {"of": read_run_id(ckpt)} if ckpt and not self.resume else {}
 
     def fit(
         self,

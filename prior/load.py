@@ -72,7 +72,7 @@ def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
 
 def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a tokenizer's images with the `places` that its prior's run named; how they are read stays."""
-    common = ImageDataModule.places
+    common = ImageDataModule.place_settings
     named = {name: value for name, value in places.items() if value is not None}
     return data | {
         name: value for name, value in named.items() if name in data and name not in common

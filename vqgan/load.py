@@ -76,7 +76,7 @@ def load_images(
         if name not in names:
             raise InputError(
                 f"data.{name} can't change what the tokenizer was trained on, {training_data['_target_']}"
-                f"{suggest(name, names)}; where its images are can: {', '.join(places)}"
+                f"{suggest(f'data.{name}', places)}; where its images are can: {', '.join(places)}"
             )
     with limit_advice(places):
         images: ImageDataModule = build_trusted({**training_data, **changes}, ImageDataModule)  # type: ignore[type-abstract]
