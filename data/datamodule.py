@@ -4,7 +4,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from data.decode import DECODE_VERSION
 from data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
+from data.identity import check_same_images, identify_images, save_image_ids
 from data.images import crop_at, to_model_input
 from data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from data.loading import BatchDataModule, count_cores
@@ -24,11 +26,12 @@ from data.pixels import (
     check_value_range,
 )
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
-from data.source import Source
+from data.source import Source, hold_out
+from data.split import Names, Rows, split_by_name
 from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from data.summary import Survey, choose_rules, summarize, survey_sources
 from engine.console import log_line, progress_bar
-from engine.errors import InputError
+from engine.errors import InputError, check_int
 
 READ_CHUNK = 256  # images that a thread reads at a time
 
@@ -53,7 +56,9 @@ class ImageDataModule(BatchDataModule):
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
     num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
-    seed          decides the order of training batches and which images are held out
+    seed          decides the order of training batches, and what a dataset draws by itself
+    split_seed    decides which images are held out, for datasets that hold out some (see `hold_out`)
+    split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
     cache_dir     folder of the cache
     classes       names of the classes in the order of their numbers; None: the data's own; SORTED: as version 0.1 ordered them
     value_range   the values that become black and white in images of more than 8 bits a channel
@@ -67,6 +72,13 @@ class ImageDataModule(BatchDataModule):
     """
 
     classes: list[str] = []  # the class names, in the order of the labels
+    splits_by_number = (
+        False  # whether images were held out by their numbers, as in earlier versions
+    )
+    # The ids (see Source.image_ids) of images that were left out of training as copies of validation images.
+    copied_ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
+    # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
+    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
     left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
     label_remark = ""  # what the summary says about a label column that is missing
@@ -90,6 +102,8 @@ class ImageDataModule(BatchDataModule):
         value_range: Sequence[float] | None = FULL_16_BITS,
         alpha: str | None = "white",
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
+        split_seed: int | None = None,
+        split_at: float | str | None = None,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -111,6 +125,12 @@ class ImageDataModule(BatchDataModule):
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
         if alpha not in (None, *ALPHA_CHOICES):
             raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
+        if split_seed is not None:
+            check_int("data.split_seed", split_seed, 0)
+        elif split_at is not None:
+            raise InputError(
+                f"data.split_at={split_at} needs a data.split_seed, which says how names are placed"
+            )
         self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
         if self.side < image_size:
             raise InputError(
@@ -131,11 +151,44 @@ class ImageDataModule(BatchDataModule):
         self.alpha = alpha
         self.decides_suffixes = suffixes is None
         self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
+        self.split_seed = split_seed
+        self.split_at = split_at
         self._sources: dict[str, Source] = {}
 
     @abstractmethod
     def open_source(self, split: str) -> Source:
         """The images of "train" or "val"."""
+
+    def hold_out(self, names: Names, n_val: int, how: str) -> tuple[Rows, Rows]:
+        """The rising rows of the images with these names that train, and of those that validate: n_val of them, "random" ones
+        by `split_seed` or the "last".
+
+        The boundary between them becomes a decision, so that images that come or go later move no other (see split_by_name).
+        Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
+        Raises InputError if a split would be empty.
+        """
+        self.splits_by_number = self.split_seed is None
+        if self.split_seed is None:
+            return hold_out(len(names), n_val, how, self.seed)
+        split = split_by_name(names, n_val, how, self.split_seed, self.split_at)
+        self.split_at = split.at
+        return split.train, split.val
+
+    def decisions(self) -> dict[str, Any]:
+        """The settings that were null and that the images have decided. A run records them in its config, so that everything
+        that builds on it decides alike."""
+        for split in ("train", "val"):
+            self.source(split)
+        decided: dict[str, Any] = {} if self.split_at is None else {"split_at": self.split_at}
+        if self.value_range is None:
+            decided["value_range"] = list(self.rules.value_range or FULL_16_BITS)
+        if self.alpha is None:
+            decided["alpha"] = self.rules.alpha
+        if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
+            decided["classes"] = list(self.classes)
+        if self.decides_suffixes:
+            decided["suffixes"] = self.suffixes
+        return decided
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
@@ -239,31 +292,25 @@ class ImageDataModule(BatchDataModule):
             **self.rules.key(),
         }
 
-    def decisions(self) -> dict[str, Any]:
-        """The settings that were null and that the images have decided. A run records them in its config, so that everything
-        that builds on it decides alike."""
-        decided: dict[str, Any] = {}
-        if self.value_range is None:
-            decided["value_range"] = list(self.rules.value_range or FULL_16_BITS)
-        if self.alpha is None:
-            decided["alpha"] = self.rules.alpha
-        if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
-            decided["classes"] = list(self.classes)
-        if self.decides_suffixes:
-            decided["suffixes"] = self.suffixes
-        return decided
-
     def describe(self) -> dict[str, Any]:
-        """What the record of a run says about its images: their title, the size of each split and a hash of their cache keys;
-        their summary; and the settings that they have decided."""
+        """What the record of a run says about its images: their title, the size of each split, hashes of the images, which are
+        the same wherever they lie, their summary, and the settings that they have decided."""
         sizes = {split: self.size(split) for split in ("train", "val")}
-        return {
-            "title": self.title,
-            **sizes,
-            "hash": fingerprint([self.cache_key(split) for split in sizes]),
-            "decided": self.decisions(),
-            **summarize(self),
-        }
+        images = identify_images(self)
+        facts = {"title": self.title, **sizes, "hash": fingerprint(images), "images": images}
+        decided = self.decisions()
+        return {**facts, **({"decided": decided} if decided else {}), **summarize(self)}
+
+    def check_recorded(self, folder: Path | None) -> None:
+        """Raise InputError if these are not the images that the run in a folder was trained on; print smaller differences.
+
+        None is a new run, which has no others.
+        """
+        check_same_images(self, folder, resumes=True)
+
+    def record_images(self, folder: Path) -> None:
+        """List the images in a run folder, for later commands to compare theirs with."""
+        save_image_ids(self, folder)
 
     def load_samples(self, split: str) -> ArraySamples | LiveSamples:
         source = self.source(split)

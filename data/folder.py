@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from data.datamodule import ImageDataModule
 from data.endings import IMAGE_SUFFIXES
 from data.labels import Classes, order_names
-from data.source import FileSource, Source, hold_out
+from data.source import FileSource, Source
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
@@ -102,12 +102,14 @@ class Folder(ImageDataModule):
     """The images below `root`, of any format that Pillow reads, in class folders or flat.
 
     root       the folder
-    val_root   folder of the validation images; None holds out `n_val` images of `root`
+    val_root   folder of the validation images, which may lack classes; None holds out `n_val` images of `root`
     n_val      number of images to hold out
-    held_out   which ones: "random", drawn by `seed`, or the "last" in the order of their paths
+    held_out   which ones: "random", by `split_seed` and their paths below the root, or the "last" in the order of these paths
 
     Training files with the same bytes as a validation file are left out.
     """
+
+    place_settings = ("root", "val_root")
 
     def __init__(
         self,
@@ -124,21 +126,18 @@ class Folder(ImageDataModule):
         whole = open_class_folders(self.root, self.class_setting, self.suffixes)
         self._refuse_splits(root, whole.classes)
         if self.val_root:
-            train = whole
-            # The same numbers as in training, whichever classes have images.
-            val = open_class_folders(self.val_root, train.classes, self.suffixes)
-            if differing := sorted(train.names_of_classes() ^ val.names_of_classes()):
-                raise InputError(
-                    f"data.root={root} and data.val_root={val_root} must have the same class folders; "
-                    f"only one of them has images in {', '.join(name or 'no class folder' for name in differing[:5])}"
-                )
+            val = open_class_folders(self.val_root, None, self.suffixes)
+            train, val = whole, match_classes(val, whole)
         else:
-            train_rows, val_rows = hold_out(len(whole), n_val, held_out, self.seed)
+            train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
         self.left_out = whole.left_out
         self.n_val = None if self.val_root else n_val
-        self._splits = {"train": drop_copies(train, val, self.cache_dir), "val": val}
+        distinct = drop_copies(train, val, self.cache_dir)
+        if len(distinct) < len(train):
+            self.copied_ids = np.setdiff1d(train.image_ids(), distinct.image_ids())
+        self._splits = {"train": distinct, "val": val}
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:
         """Raise InputError if the class folders are in fact splits."""
@@ -154,6 +153,40 @@ class Folder(ImageDataModule):
 
     def open_source(self, split: str) -> Source:
         return self._splits[split]
+
+
+def match_classes(val: FileSource, train: FileSource) -> FileSource:
+    """Validation files with the numbers that their classes have in training.
+
+    Files in no class folder have no class, -1; if training has no class folders, all are of its one class, 0. Whatever differs
+    from training is logged. Raises InputError for a class folder that training lacks, whose name may be a slip.
+    """
+    flat = train.classes == [""]
+    numbers = {"": -1} | {name: number for number, name in enumerate(train.classes)}
+    unknown = [name for name in val.classes if name not in numbers]
+    missing = [name for name in train.classes if name and name not in val.classes]
+    if flat and unknown:
+        log_line(f"the class folders of {val.root} don't count, since {train.root} has none")
+    elif unknown:
+        raise InputError(
+            f"{val.root} has class folders that the training images in {train.root} lack: {name_some(unknown)}; "
+            "rename them as in training, or take them out"
+        )
+    elif missing:
+        log_line(
+            f"{val.root} has images of {len(train.classes) - len(missing)} of the {len(train.classes)} classes in {train.root}, "
+            f"none of {name_some(missing)}"
+        )
+    labels = [0 if flat else numbers[val.classes[label]] for label in val.labels]
+    if unlabelled := labels.count(-1):
+        log_line(f"{unlabelled:,} images of {val.root} lie in no class folder and have no class")
+    return FileSource(val.root, val.files, labels, train.classes, val.stamps)
+
+
+def name_some(names: Sequence[str], n: int = 5) -> str:
+    """The first n names, and how many more there are."""
+    more = f" and {len(names) - n:,} more" if len(names) > n else ""
+    return f"{', '.join(names[:n])}{more}"
 
 
 def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSource:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,9 @@ from data.labels import SORTED, order_names
 from data.loading import count_cores
 from data.order import BatchOrder
 from data.pixels import PixelRules
-from data.source import ImageBatch, Source, SourceSubset, hold_out
+from data.source import ImageBatch, Source, SourceSubset
+from data.split import Names
+from data.store import fingerprint
 from engine.errors import InputError
 
 # Names of validation splits; the first one that a dataset has is used.
@@ -39,17 +41,37 @@ class HubTable(Source):
     """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers.
 
     numbers   the class of each value of the column; a value that it lacks is the class itself
+    root      the folder of the dataset, if it lies in one
     """
 
     def __init__(
-        self, rows: Any, image: str, label: str | None, key: Any, numbers: Mapping[int, int]
+        self,
+        rows: Any,
+        image: str,
+        label: str | None,
+        key: Any,
+        numbers: Mapping[int, int],
+        root: str = "",
     ) -> None:
         # Cached labels are those of these numbers.
-        super().__init__(len(rows), {**key, "numbers": list(numbers.items())} if numbers else key)
+        super().__init__(
+            len(rows), {**key, "numbers": fingerprint([*numbers.items()])} if numbers else key
+        )
+        self.root = f"{Path(root).resolve().as_posix()}/" if root else ""
+        self.content_key = {"columns": key["columns"]}
         self.numbers = numbers
         self.rows = rows
         self.image = image
         self.label = label
+
+    def raw_content(self, index: int) -> bytes | None:
+        """The label and the undecoded image; no image where there is none to read."""
+        row = self.rows[index]
+        label = str(class_number(row[self.label] if self.label else None)).encode()
+        try:
+            return label + b" " + read_content(row[self.image])
+        except UnreadableImage:
+            return label
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.rows[index]
@@ -63,6 +85,26 @@ class HubTable(Source):
     def image_name(self, index: int) -> str:
         image = self.rows[index][self.image]
         return (image and image["path"]) or f"image {index}"
+
+    def names(self) -> Names:
+        """The paths that the dataset has for its images, below `root` or else the folder that they share; their numbers if it
+        has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.rows.data.column(self.image)
+        if not pa.types.is_struct(column.type) or self.rows._indices is not None:
+            return range(self.n)
+        # Only the paths are read, not the images beside them.
+        paths = pc.struct_field(column, "path").to_pylist()
+        if None in paths or len(set(paths)) < len(paths):
+            return range(self.n)
+        # Not commonpath, which would turn hf:// into hf:/.
+        shared = os.path.commonprefix(paths)  # noqa: RUF071
+        if self.root and shared.startswith(self.root):
+            shared = self.root
+        begin = len(shared[: shared.rfind("/") + 1])
+        return [path[begin:] for path in paths]
 
 
 class HubStream(Source):
@@ -95,6 +137,9 @@ class HubStream(Source):
         key: Any,
     ) -> None:
         super().__init__(n, key)
+        # Its images are not read here, because the first of a remote file may take as long as a thousand.
+        same = ("split", "columns", "n", "held")
+        self.content_key = {name: key[name] for name in same} | {"shards": num_shards}
         self.rows = rows
         self.num_shards = num_shards
         self.image = image
@@ -243,6 +288,16 @@ def read_content(image: Any) -> bytes:
         raise UnreadableImage(error.strerror or str(error)) from error
 
 
+def find_root(path: str, files: Any) -> str:
+    """The folder of a dataset on this disk: `path` itself, or that of a pattern of files; empty if there is none to name."""
+    if Path(path).is_dir():
+        return path
+    if not isinstance(files, str) or "://" in files:
+        return ""
+    parts = Path(files).parent.parts
+    return str(Path(*takewhile(lambda part: not set(part) & set("*?["), parts)))
+
+
 def class_number(label: Any) -> int:
     """The number of a class, -1 for None."""
     return -1 if label is None else int(label)
@@ -259,7 +314,8 @@ class HF(ImageDataModule):
     val           split of the validation images; None stands for the dataset's own validation or else test split, and if
                   there is none, `n_val` images are held out
     n_val         number of images to hold out
-    held_out      which ones: "random" or the "last"; of a stream always the first
+    held_out      which ones: "random", by `split_seed` and the images' paths, or their numbers if they have none, or the
+                  "last"; of a stream always the first
     image, label  columns; a label is a class number, -1 if there is no such column
     streaming     nothing is stored on disk, and each image is decoded on each access, whatever `cache` says (see HubStream)
     buffer        rows of a stream that are mixed in memory
@@ -268,6 +324,8 @@ class HF(ImageDataModule):
     A stream is read by at most one process; on several devices each reads everything and decodes its share. If there are no
     shards to shuffle, for example after holding images out, only the buffer mixes.
     """
+
+    place_settings = ("path", "files")
 
     def __init__(
         self,
@@ -382,10 +440,12 @@ class HF(ImageDataModule):
         if self.streaming:
             return self._open_stream(rows, label, split, name, val is None, key)
         numbers = self._number_labels(label, {self.train, val or self.train})
-        whole = HubTable(rows, self.image, label, key, numbers)
+        root = find_root(self.path, self.files)
+        whole = HubTable(rows, self.image, label, key, numbers, root)
         if val:
             return whole
-        train_rows, val_rows = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+        names = range(len(whole)) if self.held_out == "last" else whole.names()
+        train_rows, val_rows = self.hold_out(names, self.n_val, self.held_out)
         return SourceSubset(whole, train_rows if split == "train" else val_rows)
 
     def _open_stream(

@@ -20,7 +20,7 @@ from data.decode import PLAIN, UnreadableImage, decode, to_square
 from data.labels import SORTED
 from data.order import BatchOrder
 from data.pixels import PixelRules
-from data.source import RawImage, Source, SourceSubset, hold_out
+from data.source import RawImage, Source, SourceSubset
 from engine.errors import InputError
 
 GB = 10**9  # bytes
@@ -248,12 +248,14 @@ class LitData(ImageDataModule):
     train         folder or URL of the training images
     val           folder or URL of the validation images; None holds out `n_val` images of `train`
     n_val         number of images to hold out
-    held_out      which ones: the "last", so that shards stay whole, or "random"
+    held_out      which ones: the "last", so that shards stay whole, or "random", by `split_seed` and their numbers
     image, label  keys of an item; see `to_pixels` for what an image may be; label None: all labels are -1
     local_cache   GB of shards of a URL that are stored below `cache_dir` at a time
 
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
     """
+
+    place_settings = ("train", "val", "local_cache")
 
     def __init__(
         self,
@@ -285,7 +287,7 @@ class LitData(ImageDataModule):
         """The training and the validation images."""
         whole = self._open_shards(self.train, "data.train")
         if self.val is None:
-            rows, held_out = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+            rows, held_out = self.hold_out(whole.names(), self.n_val, self.held_out)
             return {"train": SourceSubset(whole, rows), "val": SourceSubset(whole, held_out)}
         val = self._open_shards(self.val, "data.val")
         if whole.key == val.key:

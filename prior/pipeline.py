@@ -22,7 +22,9 @@ def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, A
     config = config.copy()
     if ckpt:
         config.ckpt = str(ckpt)
-    figures = run_once(get_method(config.run), config, folder)
+    # The pipeline has compared its whole config; a part stands on its neighbour in the folder, wherever that is.
+    changeable = ("trainer", "logger", "ckpt")
+    figures = run_once(get_method(config.run), config, folder, changeable)
     assert figures
     return figures
 

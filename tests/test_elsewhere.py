@@ -51,7 +51,82 @@ MOVED: list[Case] = []
 VERSIONS: list[Case] = []
 
 # A split stays when files come or go.
-SPLIT: list[Case] = []
+FOLDER = ("stage=vqgan", "data=folder", "data.root=photos", "data.n_val=2")
+QUICKLY = (  # TINY without what only shapes have
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps", "data.batch"))),
+    "trainer.max_steps=1",
+    "data.batch_size=2",
+)
+
+
+def classes(*files: str) -> Prepare:
+    """Small pictures at these paths, each with its own content."""
+
+    def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number, file in enumerate(files):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number, 9 * number, 0)).save(folder / file)
+
+    return prepare
+
+
+FOUR = ("photos/a/1.png", "photos/a/2.png", "photos/b/1.png", "photos/c/1.png")
+SPLIT: list[Case] = [
+    Case(
+        "a validation folder lacks two classes",
+        classes(*FOUR, "val/c/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has images of 1 of the 3 classes in photos, none of a, b",
+    ),
+    Case(
+        "a validation folder has no class folders",
+        classes(*FOUR, "val/8.png", "val/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "2 images of val lie in no class folder and have no class",
+    ),
+    Case(
+        "a validation folder has a class that training lacks",
+        classes(*FOUR, "val/aa/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has class folders that the training images in photos lack: aa; rename them as in training",
+        2,
+    ),
+    Case(
+        "a boundary beyond all names leaves a split empty",
+        classes(*FOUR),
+        (*FOLDER, "data.held_out=last", "data.split_at=d", *QUICKLY),
+        "data.split_at=d leaves none of the 4 images to validate",
+        2,
+    ),
+    Case(
+        "a share that is no share",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=20", *QUICKLY),
+        "data.split_at=20 must be a number from 0 to 1",
+        2,
+    ),
+    Case(
+        "a boundary with the rule of earlier versions, which has none",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=0.3", "data.split_seed=null", *QUICKLY),
+        "data.split_at=0.3 needs a data.split_seed",
+        2,
+    ),
+    Case(
+        "a split seed that is no whole number",
+        classes(*FOUR),
+        (*FOLDER, "data.split_seed=a", *QUICKLY),
+        "data.split_seed=a must be a whole number of at least 0",
+        2,
+    ),
+    Case(
+        "a split seed for images that have an official split",
+        nothing,
+        ("stage=vqgan", "data=cifar10", "data.split_seed=1"),
+        "data.split_seed is not a setting of this stage",
+        2,
+    ),
+]
 
 
 def write_scans(root: Path, folders: tuple[str, ...], highest: int, n: int = 8) -> None:

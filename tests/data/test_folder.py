@@ -281,10 +281,44 @@ def test_every_file_is_in_exactly_one_split(photos: Path) -> None:
         ]
 
 
-def test_the_random_split_is_the_seeds(photos: Path) -> None:
-    first, again, other = (names(folder(photos, seed=seed), "val") for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+def test_the_random_split_is_the_split_seeds_and_not_the_seeds(photos: Path) -> None:
+    first, again, other = (names(folder(photos, split_seed=seed), "val") for seed in (0, 0, 1))
+    assert first == again != other
+    assert names(folder(photos, seed=7), "val") == first
+
+
+def test_without_a_split_seed_the_split_is_that_of_earlier_versions(photos: Path) -> None:
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(16)
+        expected = sorted(int(row) for row in order[-4:])
+        whole = open_class_folders(photos)
+        data = folder(photos, split_seed=None, seed=seed)
+        assert names(data, "val") == [whole.image_name(row) for row in expected]
+        assert "split_at" not in data.decisions()
+
+
+def test_the_boundary_of_a_run_keeps_every_file_of_a_grown_folder_on_its_side(photos: Path) -> None:
+    for held_out in ("random", "last"):
+        before = folder(photos, held_out=held_out)
+        decided = {"split_at": before.decisions()["split_at"]}
+        save(photos, *(f"{kind}/new-{i}.png" for kind in ("ants", "cats") for i in range(40)))
+        shutil.rmtree(photos / "dogs" / "0.png", ignore_errors=True)
+        after = folder(photos, held_out=held_out, **decided)
+        for split in ("train", "val"):
+            old = {name for name in names(after, split) if "new" not in name}
+            assert old == {name for name in names(before, split) if "new" not in name}
+        assert after.decisions()["split_at"] == decided["split_at"]
+
+
+def test_a_boundary_without_a_split_seed_is_refused(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.split_at=0\.5 needs a data\.split_seed"):
+        folder(photos, split_at=0.5, split_seed=None)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])
+def test_a_split_seed_that_is_no_whole_number_is_refused(photos: Path, seed: Any) -> None:
+    with pytest.raises(InputError, match=f"data.split_seed={seed} must be a whole number"):
+        folder(photos, split_seed=seed)
 
 
 def test_last_holds_out_the_last_paths(photos: Path) -> None:
@@ -445,13 +479,53 @@ def test_validation_uses_the_validation_folder_only(tmp_path: Path) -> None:
     assert data.samples("val").__getitems__([0, 1])[1].tolist() == [0, 1]
 
 
-def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
+def test_a_validation_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "train/cats/1.png", "train/dogs/2.png", "val/cats/3.png", "val/eels/4.png")
-    with pytest.raises(
-        InputError,
-        match="must have the same class folders; only one of them has images in dogs, eels",
-    ):
+    with pytest.raises(InputError, match="that the training images in .*train lack: eels; rename"):
         folder(tmp_path / "train", val_root=str(tmp_path / "val"))
+
+
+CLASSES = [
+    (["b/1.png", "c/1.png"], [1, 2], "val has images of 2 of the 3 classes in {train}, none of a"),
+    (["c/1.png"], [2], "val has images of 1 of the 3 classes in {train}, none of a, b"),
+    (
+        ["a/1.png", "b/1.png", "c/1.png", "4.png"],
+        [-1, 0, 1, 2],
+        "1 images of {val} lie in no class",
+    ),
+    (
+        ["1.png", "2.png"],
+        [-1, -1],
+        "val has images of 0 of the 3 classes in {train}, none of a, b, c",
+    ),
+    (["a/1.png", "b/1.png", "c/1.png"], [0, 1, 2], None),
+]
+
+
+@pytest.mark.parametrize(("files", "labels", "sentence"), CLASSES)
+def test_a_validation_folder_may_lack_classes_and_says_so(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    labels: list[int],
+    sentence: str | None,
+) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    save(tmp_path, *(f"train/{kind}/0.png" for kind in "abc"), *(f"val/{file}" for file in files))
+    data = folder(train, val_root=str(val), batch_size=1)
+    assert data.samples("val").__getitems__(range(len(files)))[1].tolist() == labels
+    assert data.classes == ["a", "b", "c"]
+    printed = capsys.readouterr().err
+    assert (sentence.format(train=train, val=val) in printed) if sentence else not printed
+
+
+def test_class_folders_of_validation_images_do_not_count_if_training_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, "train/1.png", "val/a/1.png", "val/b/2.png")
+    data = folder(tmp_path / "train", val_root=str(tmp_path / "val"), batch_size=1)
+    assert data.samples("val").__getitems__(range(2))[1].tolist() == [0, 0]
+    assert f"the class folders of {tmp_path / 'val'} don't count" in capsys.readouterr().err
 
 
 def test_copies_of_validation_files_are_left_out_of_training_and_logged(
@@ -631,7 +705,8 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
 def test_runs_of_version_0_1_read_the_upper_bits_as_they_did(tmp_path: Path) -> None:
     save_deep(tmp_path / "slices", [4095, 4095])
     earlier: dict[str, Any] = {"value_range": [0, 65_535], "alpha": "white", "classes": SORTED}
-    data = folder(tmp_path / "slices", n_val=1, **earlier, suffixes=list(IMAGE_SUFFIXES))
+    earlier |= {"suffixes": list(IMAGE_SUFFIXES), "split_seed": None}
+    data = folder(tmp_path / "slices", n_val=1, **earlier)
     assert brightness(data) == [15]
     assert not data.decisions()
 

@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -174,8 +175,52 @@ def test_random_or_last_images_are_held_out_and_the_first_of_a_stream(
     make: Callable[..., HF],
 ) -> None:
     assert validation_images(make(held_out="last")) == [36, 37, 38, 39]
-    assert validation_images(make(seed=1)) != validation_images(make(seed=2))
+    assert validation_images(make(split_seed=1)) != validation_images(make(split_seed=2))
+    assert validation_images(make(seed=1)) == validation_images(make(seed=2))
     assert validation_images(make(streaming=True, n_train=36)) == [0, 1, 2, 3]
+
+
+def test_rows_without_a_split_seed_are_held_out_as_in_earlier_versions(
+    make: Callable[..., HF],
+) -> None:
+    expected = np.sort(np.random.default_rng(3).permutation(N)[-4:]).tolist()
+    assert validation_images(make(split_seed=None, seed=3)) == expected
+
+
+def test_rows_stay_on_their_side_when_a_file_comes_before_theirs(make: Callable[..., HF]) -> None:
+    """The images have paths, which do not change with their numbers."""
+    before = make("train-[123]")
+    held = validation_images(before)
+    after = make("train-*", **before.decisions())
+    assert [i for i in validation_images(after) if i >= 10] == held
+    assert after.source("train").names()[0] == "0.png"
+
+
+def test_rows_without_paths_are_known_by_their_numbers(
+    make: Callable[..., HF], files: Path
+) -> None:
+    for name, paths in {"none": [None] * 8, "same": ["a.png"] * 8}.items():
+        images = [{"bytes": png(i), "path": paths[i]} for i in range(8)]
+        kinds = datasets.Features({"image": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": images}, features=kinds)
+        table.to_parquet(files / f"{name}.parquet")
+        data = make(name)
+        assert sorted([*data.source("train").names(), *data.source("val").names()]) == [*range(8)]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"), [("{}", None), ("imagefolder", "{}/**"), ("imagefolder", "{}/*/*.png")]
+)
+def test_a_folder_of_images_is_known_by_the_paths_below_it(
+    make: Callable[..., HF], photos: Path, path: str, pattern: str | None
+) -> None:
+    """Wherever the folder lies, and even if all images lie in one folder below it."""
+    shutil.rmtree(photos / "dogs")
+    for name in ("photos", "moved"):
+        photos = photos.rename(photos.with_name(name))
+        data = make(path=path.format(photos), files=pattern and pattern.format(photos))
+        names = [*data.source("train").names(), *data.source("val").names()]
+        assert sorted(names) == [f"cats/{i}.png" for i in range(8)]
 
 
 @BOTH
