@@ -273,6 +273,6 @@ def check_same_images(
     sentence = f"the images are not those that {folder} was trained on: {change}"
     if resumes and change.unchanged is not None and change.unchanged < 0.5:
         raise InputError(
-            f"{sentence}; resume it with the folder that holds its images, or train on these in a new run"
+            f"{sentence}; say where its own images are, or use these for a run or sweep of another name"
         )
     log_line(sentence)

@@ -53,21 +53,24 @@ def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
 
 
 def list_places(config: DictConfig) -> Iterator[str]:
-    """The keys of a config that say where things are, other than those of the trainer and the loggers."""
+    """The keys of a run's config that say where things are, other than those of the trainer and the loggers.
+
+    Those of the later stages of a pipeline follow the first, so they are left out.
+    """
     for key, _ in flatten_config(config):
         words = key.split(".")
-        if not {"trainer", "logger"} & set(words) and is_place(config, key):
+        if len(words) < 3 and not {"trainer", "logger"} & set(words) and is_place(config, key):
             yield key
 
 
 @contextmanager
 def limit_advice(places: Sequence[str]) -> Iterator[None]:
-    """Inside, an InputError that advises a setting of data which can't change gets the `places` that can, by their keys."""
+    """Inside, an InputError that names a setting of data which can't change gets the `places` that can, by their keys."""
     try:
         yield
     except InputError as error:
-        advised = re.findall(r"\bdata\.\w+(?==)", str(error))
-        if set(advised) <= set(places):
+        names = set(re.findall(r"\bdata\.\w+(?==)", str(error)))
+        if names <= set(places):
             raise
         raise InputError(
             f"{error}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"

@@ -28,6 +28,7 @@ from engine.errors import InputError
 from engine.folder import append_record, choose_folder, write_config, write_metrics
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
+from engine.places import limit_advice, list_places
 from engine.resume import resolve_resumed, resume_command, write_places
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
@@ -97,6 +98,13 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         close_loggers(self._loggers, failed=error is not None)
+        if (
+            isinstance(error, InputError)
+            and self.resume
+            and "_target_" in self.config.get("data", {})
+        ):
+            with limit_advice(list(list_places(self.config))):
+                raise error
 
     @property
     def training(self) -> TrainerSettings:

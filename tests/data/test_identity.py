@@ -162,7 +162,7 @@ def test_a_run_resumes_on_a_folder_that_grew_but_not_on_other_images(
     for grey, file in enumerate(photos.rglob("*.png")):
         paint(file, grey)
     with pytest.raises(
-        InputError, match="with another content.*resume it with the folder that holds"
+        InputError, match="with another content.*say where its own images are"
     ):
         check_same_images(open_folder(photos), folder, resumes=True)
 
