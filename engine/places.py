@@ -11,10 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import InputError
-from engine.trust import flatten_config
 
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
+KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
 
 
@@ -57,10 +57,12 @@ def list_places(config: DictConfig) -> Iterator[str]:
 
     Those of the later stages of a pipeline follow the first, so they are left out.
     """
-    for key, _ in flatten_config(config):
-        words = key.split(".")
-        if len(words) < 3 and not {"trainer", "logger"} & set(words) and is_place(config, key):
-            yield key
+    for name, node in config.items():
+        if name != "logger" and is_place(config, str(name)):
+            yield str(name)
+        elif isinstance(node, DictConfig) and name == "data":
+            own = declared_places(node._target_) if "_target_" in node else node
+            yield from (f"data.{each}" for each in own)
 
 
 @contextmanager
@@ -86,4 +88,4 @@ def admit_places(words: Sequence[str]) -> list[str]:
     loads = any(word.lstrip("+").split("=")[0] in LOADED_BY for word in words)
     if not loads or {"-m", "--multirun"} & set(words):
         return list(words)
-    return [f"++{word}" if "data" in word.split("=")[0].split(".")[:-1] else word for word in words]
+    return [f"++{word.lstrip('+')}" if KEY_OF_DATA.match(word) else word for word in words]

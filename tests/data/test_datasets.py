@@ -37,8 +37,8 @@ import data.layouts
 import data.torchvision
 from data.datamodule import ImageDataModule
 from data.folder import Folder
-from data.identity import identify_images
 from data.hf import HF
+from data.identity import identify_images
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
