@@ -57,12 +57,13 @@ def list_places(config: DictConfig) -> Iterator[str]:
 
     Those of the later stages of a pipeline follow the first, so they are left out.
     """
-    for name, node in config.items():
-        if name != "logger" and is_place(config, str(name)):
-            yield str(name)
-        elif isinstance(node, DictConfig) and name == "data":
-            own = declared_places(node._target_) if "_target_" in node else node
-            yield from (f"data.{each}" for each in own)
+    for name in map(str, config):
+        if name != "logger" and is_place(config, name):
+            yield name
+    data = config.get("data")
+    if isinstance(data, DictConfig):
+        own = declared_places(data._target_) if "_target_" in data else tuple(map(str, data))
+        yield from (f"data.{name}" for name in own)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     overrides = [word for word in read_overrides() if "=" in word]
     if not is_named(config.resume, overrides):
         whole = flatten_resolved(config)
-        return [key for key in differing if key in whole and is_changeable(earlier, key)]
+        changes = [key for key in differing if is_changeable(earlier, key)]
+        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
