@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from engine.errors import InputError
+from engine.errors import InputError, find_mistake
 
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
@@ -71,13 +72,24 @@ def limit_advice(places: Sequence[str]) -> Iterator[None]:
     """Inside, an InputError that names a setting of data which can't change gets the `places` that can, by their keys."""
     try:
         yield
-    except InputError as error:
-        names = set(re.findall(r"\bdata\.\w+(?==)", str(error)))
-        if names <= set(places):
-            raise
-        raise InputError(
-            f"{error}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"
-        ) from error
+    except (InputError, InstantiationException) as error:
+        if limited := explain_advice(error, places):
+            raise limited from error
+        raise
+
+
+def explain_advice(error: BaseException, places: Sequence[str]) -> InputError | None:
+    """The sentence of an InputError that names another setting of data than `places`, with what can change instead.
+
+    None for other errors and other sentences.
+    """
+    mistake = find_mistake(error)
+    names = set(re.findall(r"\bdata\.\w+(?==)", str(mistake)))
+    if mistake is None or names <= set(places):
+        return None
+    return InputError(
+        f"{mistake}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"
+    )
 
 
 def admit_places(words: Sequence[str]) -> list[str]:

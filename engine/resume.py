@@ -74,7 +74,7 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
-                f"{', '.join(dict.fromkeys(list_places(earlier)))}"
+                f"{', '.join([*(['ckpt'] if 'ckpt' in earlier else []), *list_places(earlier)])}"
             )
     return changes
 
@@ -94,8 +94,12 @@ def clean_key(word: str) -> str:
 
 
 def is_changeable(earlier: DictConfig, key: str) -> bool:
-    """Whether a resumed run, or a part of a resumed pipeline, may take another value."""
-    return bool({"trainer", "logger"} & set(key.split("."))) or is_place(earlier, key)
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value.
+
+    The stage itself checks that a `ckpt` in another place is the same model.
+    """
+    words = set(key.split("."))
+    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
 
 
 def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -135,7 +139,8 @@ def write_places(folder: Path, config: DictConfig) -> None:
     moved = [
         key
         for key in differing_keys(config, upgraded)
-        if is_place(config, key) and not {"trainer", "logger"} & set(key.split("."))
+        if (key == "ckpt" or is_place(config, key))
+        and not {"trainer", "logger"} & set(key.split("."))
     ]
     for key in moved:
         OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)
