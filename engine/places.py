@@ -4,7 +4,7 @@ A class declares those of its own settings in `place_settings`, a tuple of names
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,12 @@ def declared_places(target: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def places_of(settings: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The settings of an object's config that are places: those that its class declares, and a `root` in any case."""
+    declared = declared_places(settings["_target_"])
+    return declared if "root" in declared or "root" not in settings else ("root", *declared)
+
+
 def is_place(config: DictConfig, key: str) -> bool:
     """Whether a full key of a config, or a part of the config that holds it, says where things are instead of what a run is."""
     words = key.split(".")
@@ -43,7 +49,7 @@ def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
     if not isinstance(parent, DictConfig):
         return False
     if "_target_" in parent:
-        return name in declared_places(parent._target_)
+        return name in places_of(parent)
     if parents and parents[-1] == "trainer":
         return name in TRAINER_PLACES
     if (
@@ -63,7 +69,7 @@ def list_places(config: DictConfig) -> Iterator[str]:
             yield name
     data = config.get("data")
     if isinstance(data, DictConfig):
-        own = declared_places(data._target_) if "_target_" in data else tuple(map(str, data))
+        own = places_of(data) if "_target_" in data else tuple(map(str, data))
         yield from (f"data.{name}" for name in own)
 
 

@@ -70,7 +70,7 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
             continue
         if is_changeable(earlier, key):
             changes.append(key)
-        elif others and not repeats(config, earlier, key, changes):
+        elif others and not is_repeated(config, key, others):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
@@ -112,15 +112,13 @@ def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
     ]
 
 
-def repeats(config: DictConfig, earlier: DictConfig, key: str, changes: Sequence[str]) -> bool:
-    """Whether a setting or group has the same values in both configs, except for `changes` and what may change."""
-    if OmegaConf.select(config, key) is None or OmegaConf.select(earlier, key) is None:
+def is_repeated(config: DictConfig, key: str, others: Sequence[str]) -> bool:
+    """Whether a setting or group of this command's config is in none of the `others`, which differ from the earlier run's."""
+    if any(other == key or other.startswith(f"{key}.") for other in others):
         return False
-    return not any(
-        differing == key or differing.startswith(f"{key}.")
-        for differing in differing_keys(config, earlier)
-        if differing not in changes and not is_changeable(earlier, differing)
-    )
+    *parents, name = key.split(".")
+    parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(parent, DictConfig) and name in parent
 
 
 def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
