@@ -135,7 +135,7 @@ def read_image_lists(folder: Path) -> dict[str, ImageList]:
         return {}
     names = list(ImageList.__dataclass_fields__)
     try:
-        with np.load(folder / IMAGES) as arrays:
+        with (folder / IMAGES).open("rb") as file, np.load(file) as arrays:
             return {
                 split: ImageList(*(arrays[f"{split}_{name}"] for name in names))
                 for split in SPLITS
