@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_module
 from torch import Tensor
@@ -108,7 +108,7 @@ def slurm_task_count() -> str | None:
     return os.environ.get("SLURM_NTASKS") if is_task and not is_interactive else None
 
 
-def cluster_plugins(num_processes: int) -> list[ClusterEnvironment]:
+def cluster_plugins(num_processes: int) -> list[Any]:
     """Lightning's plugins for a run of so many processes: it takes every shell with SLURM_NTASKS for one of srun's tasks.
 
     A single process in a batch job of one task stays one of SLURM's, for Lightning to requeue.

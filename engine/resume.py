@@ -99,7 +99,9 @@ def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> No
 def report_other_threads(folder: Path, origin: Mapping[str, Any]) -> None:
     """Print that a run on a CPU ran with another number of threads before: sums are then rounded otherwise."""
     before: Any = None
-    with suppress(OSError, ValueError, LookupError):  # an earlier run's record may be missing, or cut off
+    with suppress(
+        OSError, ValueError, LookupError
+    ):  # an earlier run's record may be missing, or cut off
         before = json.loads((folder / RECORD).read_text().splitlines()[-1])["threads"]
     if isinstance(before, int) and before != origin["threads"]:
         log_line(

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _depth = [0]  # how many waits this process is in
-_enders: list[Callable[[], None]] = []  # of the run that trains; they end it if it has received a signal
+_enders: list[
+    Callable[[], None]
+] = []  # of the run that trains; they end it if it has received a signal
 
 
 @contextmanager

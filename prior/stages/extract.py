@@ -26,7 +26,9 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
             raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")
         fabric = Fabric(
-            accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes,
+            accelerator=run.device.type,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
             plugins=cluster_plugins(config.devices),
         )
         fabric.launch()
