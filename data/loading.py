@@ -115,7 +115,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
 
     def _count_readers(self) -> int:
         """`num_workers`, or 0, which is reported, if this system can't start processes that read."""
-        if self.num_workers and (obstacle := find_reader_obstacle()):
+        if self.num_workers and (obstacle := find_reader_obstacle(self.num_workers)):
             self._report(
                 f"data.num_workers={self.num_workers} readers can't be started, since this system has no semaphores "
                 f"({obstacle}); this process reads the images itself"

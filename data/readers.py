@@ -77,10 +77,10 @@ def needed_shared_memory(num_workers: int, batch_bytes: int) -> int:
     return (BATCHES_PER_READER * num_workers + 2) * batch_bytes
 
 
-def find_reader_obstacle() -> str | None:
-    """Why this system can't start readers, which need semaphores; None if it can."""
+def find_reader_obstacle(num_workers: int) -> str | None:
+    """Why this system can't start so many readers, which need semaphores, a few each; None if it can."""
     try:
-        multiprocessing.Lock()
+        [multiprocessing.Lock() for _ in range(4 * num_workers + 16)]
     except OSError as error:  # no /dev/shm, or a full or read-only one
         return error.strerror or str(error)
     return None
