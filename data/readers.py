@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from data.threads import describe_hanging
 from engine.console import log_line
 from engine.errors import InputError
-from engine.waits import end_if_signalled, interruptible_wait, is_waiting
+from engine.waits import end_if_signalled, interruptible_wait
 
 Batch = tuple[Tensor, Tensor]
 
@@ -117,7 +118,7 @@ class BatchLoader(DataLoader[Batch]):
             ) from error
         started = [child for child in multiprocessing.active_children() if child not in before]
         self.readers = started or self.readers
-        defer_reader_failures()
+        torchs_failures.take_over()
         return BatchIterator(batches, self)
 
 
@@ -153,12 +154,12 @@ class BatchIterator:
         while True:
             self.check_readers()
             try:
-                batch: Batch | PipedBatch = next(self.batches)
+                with torchs_failures.raised():
+                    batch: Batch | PipedBatch = next(self.batches)
                 return batch
-            except RuntimeError as error:
-                text = str(error)
-                if not text.startswith("DataLoader timed out"):
-                    self.explain(text, error)
+            except (RuntimeError, OSError, EOFError) as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    self.explain(error)
                     raise
             end_if_signalled()
             waited = time.monotonic() - start
@@ -176,12 +177,18 @@ class BatchIterator:
             if not reader.is_alive():
                 raise InputError(describe_ended_reader(reader.exitcode, self.loader.num_workers))
 
-    def explain(self, text: str, error: RuntimeError) -> None:
-        """Raise InputError with the sentence for an error of torch's own about its readers; return for all others."""
+    def explain(self, error: Exception) -> None:
+        """Raise InputError with the sentence for an error that a reader's end or the system's limits cause; else return.
+
+        A reader that has ended can't hand over the files of a batch in shared memory: that error is one of sockets.
+        """
+        if self.loader.readers:
+            time.sleep(0.2)  # a process that ends is alive for a moment
+        self.check_readers()
+        text = str(error)
         if text.startswith("DataLoader worker (pid"):
-            self.check_readers()
             raise InputError(describe_ended_reader(None, self.loader.num_workers)) from error
-        if text.startswith("Too many open files"):
+        if text.startswith("Too many open files") or "ancdata" in text:
             raise InputError(
                 f"data.num_workers={self.loader.num_workers} readers need more open files than this system allows; "
                 f"raise the limit with ulimit -n 65536, or use {fewer_readers(self.loader.num_workers)}"
@@ -208,24 +215,37 @@ def describe_ended_reader(exit_code: int | None, num_workers: int) -> str:
     return f"a reader of images (data.num_workers={num_workers}) has ended{code}; {way_out}"
 
 
-class WhileWaiting:
-    """A signal handler that is called only while a batch is awaited."""
+class DeferredFailures:
+    """torch's handler of SIGCHLD, which raises when a reader ends, limited to where that is expected.
 
-    def __init__(self, handler: Any) -> None:
-        self.handler = handler
+    By itself it raises wherever the program is, within an update too, which could then not be saved. `BatchIterator` looks
+    at the readers before each wait.
+    """
+
+    def __init__(self) -> None:
+        self.handler: Any = None
+        self.is_expected = False
+
+    def take_over(self) -> None:
+        """Replace torch's handler, if it is set."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        is_torchs = getattr(handler, "__module__", "").startswith("torch.utils.data")
+        if is_torchs and threading.current_thread() is threading.main_thread():
+            self.handler = handler
+            signal.signal(signal.SIGCHLD, self)
 
     def __call__(self, number: int, frame: Any) -> None:
-        if is_waiting():
+        if self.is_expected:
             self.handler(number, frame)
 
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Inside, a reader's end is raised."""
+        self.is_expected = True
+        try:
+            yield
+        finally:
+            self.is_expected = False
 
-def defer_reader_failures() -> None:
-    """Let torch report a reader's end while a batch is awaited only.
 
-    Its handler of SIGCHLD raises wherever the program is, within an update too, which could then not be saved.
-    `BatchIterator` looks at the readers before each wait.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    is_torchs = getattr(handler, "__module__", "").startswith("torch.utils.data")
-    if is_torchs and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, WhileWaiting(handler))
+torchs_failures = DeferredFailures()
