@@ -40,7 +40,7 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             "a path goes to run_dir="
         )
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
-    if folder.exists() and any(folder.iterdir()):
+    if run_dir and folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"run_dir={folder} is not empty; continue that run with resume={folder}, "
             "or name another folder"
