@@ -12,7 +12,7 @@ from engine.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SECONDS_TO_END = 2.0  # that an interrupted map waits for its threads
+SECONDS_TO_END = 1.0  # that an interrupted map waits for its threads
 
 
 def map_in_threads(
@@ -23,7 +23,7 @@ def map_in_threads(
 ) -> Generator[Result, None, None]:
     """The results of `function` for the items, in their order, computed by several threads.
 
-    If it ends early, by an error or by a signal, it waits for its threads for two seconds only: one may hang at a disk that is
+    If it ends early, by an error or by a signal, it waits for its threads for a second only: one may hang at a disk that is
     gone, and a ThreadPoolExecutor would wait for it for ever, at the end of the program too. Raises InputError if a
     result takes longer than `limit` seconds (data.reader_timeout); None for no limit.
     """
