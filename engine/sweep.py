@@ -131,9 +131,9 @@ class Sweep(Callback):
             file for file, moment in self.failures().items() if self.before.get(file) != moment
         ]
         if failed:
-            lines = [
-                f"  {file.stem}: {file.read_text().strip().splitlines()[-1]}" for file in failed
-            ]
+            unwritten = ["its error could not be written"]  # the disk was full
+            texts = {file.stem: file.read_text().strip().splitlines() for file in failed}
+            lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)
             raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
