@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,7 +20,9 @@ from data.labels import SORTED
 from data.order import BatchOrder
 from data.pixels import PixelRules
 from data.source import RawImage, Source, SourceSubset
+from data.store import fingerprint
 from engine.errors import InputError
+from engine.locks import Lock
 
 GB = 10**9  # bytes
 
@@ -84,6 +85,8 @@ class ShardSource(Source):
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
         key = {"index": digest, "image": image, "label": self.label}
         super().__init__(int(self.ends[-1]), key)
+        # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
+        self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
 
     def _read_index(self, setting: str) -> str:
         if self.is_remote:
@@ -191,7 +194,8 @@ class ShardSource(Source):
         with suppress(FileNotFoundError):
             os.utime(file)
             return
-        with FileLock(file.with_name(f".{file.name}.lock")):
+        lock = Lock(file.with_name(f".{file.name}.lock"))
+        with lock.wait(str(file), "name another folder with cache_dir=..."):
             if file.exists():  # another process was first
                 return
             self._make_room(size)

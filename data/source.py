@@ -35,6 +35,7 @@ class Source(ABC):
     labels             the label of each image, if they are known before the images are read; else None
     rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
                        and `read_image` passes them to `decode` or `to_square`
+    starts_late        the first images may take as long as reading everything before them
     """
 
     checked_up_front = True
@@ -42,6 +43,7 @@ class Source(ABC):
     labels: Sequence[int] | NDArray[np.int64] | None = None
     rules: PixelRules = PLAIN
     has_names = False
+    starts_late = False
     shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
@@ -214,6 +216,7 @@ class SourceSubset(Source):
         if whole.labels is not None:
             self.labels = np.asarray(whole.labels)[rows]
         self.has_names = whole.has_names
+        self.starts_late = whole.starts_late
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]

@@ -1,8 +1,10 @@
 """Resuming a run: its config as it was, with what this command may change."""
 
+import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from yaml import YAMLError
 
 from engine.aliases import upgrade_config
 from engine.checkpoint import find_resumable
+from engine.console import log_line
 from engine.environment import read_overrides
 from engine.errors import InputError
-from engine.folder import CONFIG, write_config
+from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
 from engine.sweep import APART, flatten_resolved, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
@@ -36,9 +39,8 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if "data" in earlier and "_target_" not in earlier.data:
         earlier.data = OmegaConf.merge(config.data, earlier.data)
     for key in [*changes, *list_followers(config, changes)]:
-        group = (
-            "logger" if key.split(".")[0] == "logger" else key
-        )  # which loggers there are, and their settings
+        # One word about a logger decides which loggers there are.
+        group = "logger" if key.split(".")[0] == "logger" else key
         value = OmegaConf.select(config, group)
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         OmegaConf.update(earlier, group, value, merge=False, force_add=True)
@@ -58,22 +60,22 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     overrides = [word for word in read_overrides() if "=" in word]
     if not is_named(config.resume, overrides):
         whole = flatten_resolved(config)
-        return [key for key in differing if key in whole and is_changeable(earlier, key)]
+        changes = [key for key in differing if is_changeable(earlier, key)]
+        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
-    for key in sorted(
-        keys, key=lambda key: -key.count(".")
-    ):  # settings, then the groups they are in
-        if key in ("resume", "stage"):
+    # Settings come before the groups that they are in, so that a refusal names the setting.
+    for key in sorted(keys, key=lambda key: -key.count(".")):
+        if key in ("resume", "stage", "trainer"):
             continue
         if is_changeable(earlier, key):
             changes.append(key)
-        elif others and not repeats(config, earlier, key, changes):
+        elif others and not is_repeated(config, key, others):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
-                f"{', '.join(dict.fromkeys(list_places(earlier)))}"
+                f"{', '.join([*(['ckpt'] if 'ckpt' in earlier else []), *list_places(earlier)])}"
             )
     return changes
 
@@ -93,8 +95,12 @@ def clean_key(word: str) -> str:
 
 
 def is_changeable(earlier: DictConfig, key: str) -> bool:
-    """Whether a resumed run, or a part of a resumed pipeline, may take another value."""
-    return bool({"trainer", "logger"} & set(key.split("."))) or is_place(earlier, key)
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value.
+
+    The stage itself checks that a `ckpt` in another place is the same model.
+    """
+    words = set(key.split("."))
+    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
 
 
 def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -107,15 +113,13 @@ def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
     ]
 
 
-def repeats(config: DictConfig, earlier: DictConfig, key: str, changes: Sequence[str]) -> bool:
-    """Whether a setting or group has the same values in both configs, except for `changes` and what may change."""
-    if OmegaConf.select(config, key) is None or OmegaConf.select(earlier, key) is None:
+def is_repeated(config: DictConfig, key: str, others: Sequence[str]) -> bool:
+    """Whether a setting or group of this command's config is in none of the `others`, which differ from the earlier run's."""
+    if any(other == key or other.startswith(f"{key}.") for other in others):
         return False
-    return not any(
-        differing == key or differing.startswith(f"{key}.")
-        for differing in differing_keys(config, earlier)
-        if differing not in changes and not is_changeable(earlier, differing)
-    )
+    *parents, name = key.split(".")
+    parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(parent, DictConfig) and name in parent
 
 
 def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
@@ -134,7 +138,8 @@ def write_places(folder: Path, config: DictConfig) -> None:
     moved = [
         key
         for key in differing_keys(config, upgraded)
-        if is_place(config, key) and not {"trainer", "logger"} & set(key.split("."))
+        if (key == "ckpt" or is_place(config, key))
+        and not {"trainer", "logger"} & set(key.split("."))
     ]
     for key in moved:
         OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)
@@ -180,6 +185,20 @@ def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> No
             raise InputError(
                 f"{file} says {key}={value}, which is no stage of Codegrid; don't trust the file"
             )
+
+
+def report_other_threads(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Print that a run on a CPU ran with another number of threads before: sums are then rounded otherwise."""
+    before: Any = None
+    with suppress(
+        OSError, ValueError, LookupError
+    ):  # an earlier run's record may be missing, or cut off
+        before = json.loads((folder / RECORD).read_text().splitlines()[-1])["threads"]
+    if isinstance(before, int) and before != origin["threads"]:
+        log_line(
+            f"{folder} ran with {before} threads and resumes with {origin['threads']}: on a CPU it ends equal to an "
+            f"uninterrupted run up to rounding, and to the bit with OMP_NUM_THREADS={before}"
+        )
 
 
 def resume_command(folder: Path) -> str:
