@@ -84,6 +84,12 @@ def hash_images(source: Source) -> str:
     return ImageList.of(source).hash(source.content_key)
 
 
+def identify_pixels(images: "ImageDataModule", split: str) -> str:
+    """A hash of the images of a split as a model sees them, which is the same wherever they lie."""
+    key = {name: value for name, value in images.cache_key(split).items() if name != "source"}
+    return fingerprint([hash_images(images.source(split)), key, images.image_size])
+
+
 def save_image_ids(images: "ImageDataModule", folder: Path) -> None:
     """List the images of both splits in a run folder, so that a later command can say which were added and which are missing.
 
@@ -293,6 +299,6 @@ def check_same_images(
     sentence = f"the images are not those that {folder} was trained on: {change}"
     if resumes and change.unchanged is not None and change.unchanged < 0.5:
         raise InputError(
-            f"{sentence}; resume it with the folder that holds its images, or train on these in a new run"
+            f"{sentence}; say where its own images are, or use these for a run or sweep of another name"
         )
     log_line(sentence)

@@ -19,6 +19,7 @@ from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode, to_square
 from data.order import BatchOrder
 from data.source import Source, SourceSubset
+from data.store import fingerprint
 from engine.errors import InputError
 
 GB = 10**9  # bytes
@@ -81,6 +82,8 @@ class ShardSource(Source):
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
         key = {"index": digest, "image": image, "label": self.label}
         super().__init__(int(self.ends[-1]), key)
+        # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
+        self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
 
     def _read_index(self, setting: str) -> str:
         if self.is_remote:

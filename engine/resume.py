@@ -58,7 +58,8 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     overrides = [word for word in read_overrides() if "=" in word]
     if not is_named(config.resume, overrides):
         whole = flatten_resolved(config)
-        return [key for key in differing if key in whole and is_changeable(earlier, key)]
+        changes = [key for key in differing if is_changeable(earlier, key)]
+        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
@@ -73,7 +74,7 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
-                f"{', '.join(dict.fromkeys(list_places(earlier)))}"
+                f"{', '.join([*(['ckpt'] if 'ckpt' in earlier else []), *list_places(earlier)])}"
             )
     return changes
 
@@ -93,8 +94,12 @@ def clean_key(word: str) -> str:
 
 
 def is_changeable(earlier: DictConfig, key: str) -> bool:
-    """Whether a resumed run, or a part of a resumed pipeline, may take another value."""
-    return bool({"trainer", "logger"} & set(key.split("."))) or is_place(earlier, key)
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value.
+
+    The stage itself checks that a `ckpt` in another place is the same model.
+    """
+    words = set(key.split("."))
+    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
 
 
 def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -134,7 +139,8 @@ def write_places(folder: Path, config: DictConfig) -> None:
     moved = [
         key
         for key in differing_keys(config, upgraded)
-        if is_place(config, key) and not {"trainer", "logger"} & set(key.split("."))
+        if (key == "ckpt" or is_place(config, key))
+        and not {"trainer", "logger"} & set(key.split("."))
     ]
     for key in moved:
         OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)

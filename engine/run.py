@@ -28,6 +28,7 @@ from engine.errors import InputError
 from engine.folder import append_record, choose_folder, write_config, write_metrics
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
+from engine.places import explain_advice, list_places
 from engine.resume import resolve_resumed, resume_command, write_places
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
@@ -97,6 +98,9 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         close_loggers(self._loggers, failed=error is not None)
+        has_images = self.resume is not None and "_target_" in self.config.get("data", {})
+        if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
+            raise limited from error
 
     @property
     def training(self) -> TrainerSettings:

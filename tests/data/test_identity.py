@@ -17,6 +17,7 @@ from data.identity import (
     check_same_images,
     compare_images,
     identify_images,
+    identify_pixels,
     read_image_lists,
     save_image_ids,
 )
@@ -181,9 +182,7 @@ def test_a_run_resumes_on_a_folder_that_grew_but_not_on_other_images(
     assert "1 added" in capsys.readouterr().err
     for grey, file in enumerate(photos.rglob("*.png")):
         paint(file, grey)
-    with pytest.raises(
-        InputError, match="with another content.*resume it with the folder that holds"
-    ):
+    with pytest.raises(InputError, match="with another content.*say where its own images are"):
         check_same_images(open_folder(photos), folder, resumes=True)
 
 
@@ -251,3 +250,10 @@ def test_a_named_pipe_is_not_opened(photos: Path) -> None:
     os.mkfifo(photos / "cats" / "pipe.png")
     files = open_class_folders(photos)
     assert len(ImageList.of(files).digests) == 17
+
+
+def test_what_a_model_sees_is_known_by_the_images_and_how_they_are_cut(photos: Path) -> None:
+    seen_here = identify_pixels(open_folder(photos), "train")
+    assert identify_pixels(open_folder(copy_elsewhere(photos)), "train") == seen_here
+    for settings in ({"image_size": 8}, {"channels": 1}, {"resize": 18}):
+        assert identify_pixels(open_folder(photos, **settings), "train") != seen_here
