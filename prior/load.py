@@ -18,6 +18,7 @@ from engine.checkpoint import (
     save_atomically,
     substate,
 )
+from engine.console import log_line
 from engine.errors import InputError
 from engine.folder import read_record
 from prior.models.base import PriorModel
@@ -43,7 +44,10 @@ def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
     copied = resumed / TOKENIZER_COPY
     is_sound = copied.is_file() and find_damage(copied) is None
     expected = read_run_id(copied) if is_sound else read_record(resumed, "of")
-    if expected and Path(ckpt).expanduser().exists() and (other := read_run_id(ckpt)) != expected:
+    other = read_run_id(ckpt)
+    if is_sound and other is None:
+        log_line(f"ckpt={ckpt} can't be read: {resumed} resumes with its copy of the tokenizer")
+    elif expected and other not in (None, expected):
         raise InputError(
             f"ckpt={ckpt} is the run {other}, and {resumed} learned the codes of the tokenizer {expected}; "
             + ("leave ckpt out, for the folder has a copy of it" if is_sound else "name that one")

@@ -27,8 +27,11 @@ def test_a_new_run_has_the_tokenizer_that_ckpt_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ckpt", ["gone", "runs/vqgan/gone"])
-def test_a_resumed_run_needs_no_other_folder(resumed: Path, ckpt: str) -> None:
+def test_a_resumed_run_needs_no_other_folder(
+    resumed: Path, ckpt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert find_tokenizer(ckpt, resumed) == resumed / TOKENIZER_COPY
+    assert f"ckpt={ckpt} can't be read: {resumed} resumes with its copy" in capsys.readouterr().err
 
 
 def test_the_tokenizer_may_be_named_in_its_new_place_but_not_another(
