@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,31 @@ from typing import Any
 import numpy as np
 
 from data.datamodule import ImageDataModule
+from data.endings import IMAGE_SUFFIXES
+from data.labels import Classes, order_names
 from data.source import FileSource, Source
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 
 
 def find_images(root: Path) -> list[Path]:
-    """All image files below a folder, recognised by their suffixes, in the order of their paths. Hidden files are left out.
+    """The image files below a folder that version 0.1 read, in the order of their paths (see `list_files`)."""
+    return list_files(root, IMAGE_SUFFIXES)[0]
 
-    Links to folders are followed. Each folder is visited once, so that link cycles end, and links are visited after the
-    real folders next to them, so that images keep their real paths. Folders that cannot be listed are logged.
+
+def list_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], Counter[str]]:
+    """All files below a folder with these suffixes, in the order of their paths, and the number of others by their endings.
+
+    Hidden files are left out. Links to folders are followed. Each folder is visited once, so that link cycles end, and links
+    are visited after the real folders next to them, so that images keep their real paths. Folders that cannot be listed
+    are logged.
     """
+    wanted = set(suffixes)
     images: list[Path] = []
+    others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
 
     def report(error: OSError) -> None:
@@ -42,26 +52,39 @@ def find_images(root: Path) -> list[Path]:
             (name for name in subfolders if not name.startswith(".")),
             key=lambda name: (os.path.islink(os.path.join(folder, name)), name),
         )
-        images += [
-            Path(folder, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(images, key=lambda file: file.parts)  # the order of paths, in half the time
+        for name in files:
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in wanted:
+                images.append(Path(folder, name))
+            else:
+                others[suffix.removeprefix(".")] += 1
+    # The order of paths, in half the time.
+    return sorted(images, key=lambda file: file.parts), others
 
 
-def open_class_folders(root: Path) -> FileSource:
-    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder."""
-    files = find_images(root)
+def open_class_folders(
+    root: Path, classes: Classes = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> FileSource:
+    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder.
+
+    `classes` is data.classes, which decides on the order of the class folders.
+    """
+    files, left_out = list_files(root, suffixes)
     if not files:
+        others = ", ".join(f"{n} .{ending}" for ending, n in left_out.most_common(5))
         raise InputError(
-            f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give the folder that does"
+            f"{root} holds no image ({', '.join(sorted(suffixes))}); give the folder that does"
+            + (f", or add the endings of its files ({others}) to data.suffixes" if others else "")
         )
     depth = len(root.parts)
     names = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
-    classes = sorted(set(names))
-    numbers = {name: number for number, name in enumerate(classes)}
-    return FileSource(root, files, [numbers[name] for name in names], classes)
+    ordered = order_names(names, classes)
+    numbers = {name: number for number, name in enumerate(ordered)}
+    source = FileSource(root, files, [numbers[name] for name in names], ordered)
+    source.left_out = left_out
+    return source
 
 
 def resolve_folder(root: str | None, setting: str, dataset: str) -> Path:
@@ -100,14 +123,17 @@ class Folder(ImageDataModule):
         self.root = resolve_folder(root, "data.root", "folder")
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
-        whole = open_class_folders(self.root)
+        whole = open_class_folders(self.root, self.class_setting, self.suffixes)
         self._refuse_splits(root, whole.classes)
         if self.val_root:
-            train, val = whole, match_classes(open_class_folders(self.val_root), whole)
+            val = open_class_folders(self.val_root, None, self.suffixes)
+            train, val = whole, match_classes(val, whole)
         else:
             train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
+        self.left_out = whole.left_out
+        self.n_val = None if self.val_root else n_val
         distinct = drop_copies(train, val, self.cache_dir)
         if len(distinct) < len(train):
             self.copied_ids = np.setdiff1d(train.image_ids(), distinct.image_ids())

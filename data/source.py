@@ -2,20 +2,23 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from data.decode import UnreadableImage, decode
+from data.decode import PLAIN, UnreadableImage, decode
+from data.pixels import PixelRules
 from data.split import Names, check_held_out, check_num_held_out, hash_names
 from data.store import fingerprint
 
 ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
 
 ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
+RawImage = IO[bytes] | Image.Image | NDArray[Any]  # an open file, or an image in memory
 
 
 class Source(ABC):
@@ -29,10 +32,15 @@ class Source(ABC):
     checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
     has_names          images have names that stay when others come or go
     use_threads        several threads read at the same time; False if that is unsafe or slower
+    labels             the label of each image, if they are known before the images are read; else None
+    rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
+                       and `read_image` passes them to `decode` or `to_square`
     """
 
     checked_up_front = True
     use_threads = True
+    labels: Sequence[int] | NDArray[np.int64] | None = None
+    rules: PixelRules = PLAIN
     has_names = False
     shard_sizes: list[int] | None = None
 
@@ -68,6 +76,14 @@ class Source(ABC):
         """The name of an image in messages."""
         return f"image {index}"
 
+    def open_raw(self, index: int) -> RawImage | None:
+        """An image as it is stored, for the summary of a dataset; None if that is not to be had without much reading."""
+        return None
+
+    def pick_rows(self, most: int) -> list[int]:
+        """At most so many images that stand for all: evenly spread ones."""
+        return spread(self.n, most)
+
     def names(self) -> Names:
         """What each image is known by wherever its data lie: its path below the root, or its number if it has none."""
         return range(self.n)
@@ -89,7 +105,12 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file."""
+    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file.
+
+    left_out   the number of other files below the root, by their endings
+    """
+
+    left_out: Mapping[str, int] = {}
 
     has_names = True
 
@@ -103,7 +124,7 @@ class FileSource(Source):
     ) -> None:
         self.root = root
         self.files = list(files)
-        self.labels = [int(label) for label in labels]
+        self.labels: list[int] = [int(label) for label in labels]
         self.classes = list(classes)
         self.stamps = list(stamps) if stamps is not None else list(map(file_stamp, self.files))
         self._root_length = (
@@ -134,6 +155,10 @@ class FileSource(Source):
         except OSError:
             return b""
 
+    def names_of_classes(self) -> set[str]:
+        """The names of the classes that have images here."""
+        return {self.classes[label] for label in set(self.labels)}
+
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "FileSource":
         """The files with these indices."""
         files = [self.files[i] for i in rows]
@@ -141,15 +166,18 @@ class FileSource(Source):
         return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
-        if self.stamps[index][0] == 0:
-            raise UnreadableImage("empty file")
         try:
-            with open(self.files[index], "rb", buffering=0) as file:
+            with self.open_raw(index) as file:
                 content = file.read()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(content, side, channels), self.labels[index]
+        return decode(content, side, channels, self.rules), self.labels[index]
+
+    def open_raw(self, index: int) -> IO[bytes]:
+        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
+        if self.stamps[index][0] == 0:
+            raise UnreadableImage("empty file")
+        return open(self.files[index], "rb", buffering=0)
 
     def image_name(self, index: int) -> str:
         # Path.relative_to would take seconds for a million files.
@@ -157,6 +185,11 @@ class FileSource(Source):
 
     def names(self) -> Names:
         return [self.image_name(index).replace(os.sep, "/") for index in range(self.n)]
+
+
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of the numbers below n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
 
 
 def file_stamp(file: Path) -> tuple[int, int]:
@@ -178,10 +211,20 @@ class SourceSubset(Source):
         self.rows = rows
         self.checked_up_front = whole.checked_up_front
         self.use_threads = whole.use_threads
+        if whole.labels is not None:
+            self.labels = np.asarray(whole.labels)[rows]
         self.has_names = whole.has_names
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
+
+    @property
+    def rules(self) -> PixelRules:
+        return self.whole.rules
+
+    @rules.setter
+    def rules(self, rules: PixelRules) -> None:
+        self.whole.rules = rules
 
     def image_ids(self) -> NDArray[np.uint64]:
         return self.whole.image_ids()[self.rows]
@@ -197,6 +240,9 @@ class SourceSubset(Source):
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         return self.whole.read_image(int(self.rows[index]), side, channels)
+
+    def open_raw(self, index: int) -> RawImage | None:
+        return self.whole.open_raw(int(self.rows[index]))
 
     def image_name(self, index: int) -> str:
         return self.whole.image_name(int(self.rows[index]))

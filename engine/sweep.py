@@ -36,7 +36,7 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 APART = ("id", "resume", "run_dir", "sweep", "objective")
 
 # Settings that a run's images decide if they are null, and that its config then has.
-DECIDED = ("data.split_at",)
+DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
 
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 

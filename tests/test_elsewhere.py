@@ -36,6 +36,7 @@ class Case:
     words: tuple[str, ...]
     expected: str  # part of what the command prints
     code: int = 0
+    trains: bool = False  # then the row is one of the slow tests
 
 
 def nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +236,92 @@ SPLIT: list[Case] = [
     ),
 ]
 
+
+def write_scans(root: Path, folders: tuple[str, ...], highest: int, n: int = 8) -> None:
+    """Write n 16-bit grey images, whose values end at `highest`, into each of these folders below a root."""
+    for number, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            random = np.random.default_rng((number, i))
+            values = random.integers(0, highest + 1, (20, 20), np.uint16)
+            values[0, 0] = highest
+            Image.fromarray(values).save(root / name / f"{i}.png")
+
+
+def ten_bit_scans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans of 10 bits in class folders that are numbers, and a file of a kind that isn't read."""
+    write_scans(folder / "scans", ("2", "11", "100"), 1000)
+    (folder / "scans" / "2" / "raw.nef").write_bytes(b"x")
+
+
+def splits_by_other_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two splits in one folder."""
+    write_scans(folder / "scans", ("Training Data", "valid_images"), 65_535)
+
+
+def other_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without an image that is read."""
+    (folder / "scans").mkdir()
+    (folder / "scans" / "1.nii").write_bytes(b"x")
+
+
+SCANS = [
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps"))),
+    "stage=vqgan", "data=folder", "data.root=scans", "data.n_val=4", "trainer.max_steps=1",
+]  # fmt: skip
+
 # A decision about somebody's data is printed.
-SUMMARY: list[Case] = []
+SUMMARY: list[Case] = [
+    Case(
+        "values_of_10_bits_in_16_are_scaled_and_it_is_printed",
+        ten_bit_scans,
+        (*SCANS, "data.channels=1"),
+        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white",
+        trains=True,
+    ),
+    Case(
+        "the_names_of_classes_are_printed_with_their_numbers_and_what_is_left_out",
+        ten_bit_scans,
+        (*SCANS, "data.held_out=last"),
+        "classes   3: 0=2 (4), 1=11 (8), 2=100 (8)",
+        trains=True,
+    ),
+    Case(
+        "splits_that_become_classes_are_odd",
+        splits_by_other_names,
+        SCANS,
+        "odd: the folders Training Data, valid_images look like splits, and are classes here",
+        trains=True,
+    ),
+    Case(
+        "a_range_of_values_is_two_numbers",
+        ten_bit_scans,
+        (*SCANS, "data.value_range=1023"),
+        "error: data.value_range=1023 must be the values that become black and white, as [0,4095]",
+        code=2,
+    ),
+    Case(
+        "names_of_classes_are_a_list",
+        ten_bit_scans,
+        (*SCANS, "data.classes=scans"),
+        "error: data.classes=scans must be a list of names in the order of their numbers",
+        code=2,
+    ),
+    Case(
+        "alpha_has_two_readings",
+        ten_bit_scans,
+        (*SCANS, "data.alpha=black"),
+        "error: data.alpha=black must be one of white, ignore",
+        code=2,
+    ),
+    Case(
+        "a_folder_without_images_says_which_files_it_has",
+        other_files,
+        SCANS,
+        "or add the endings of its files (1 .nii) to data.suffixes",
+        code=2,
+    ),
+]
 
 # Samples are written as they come.
 SAMPLES: list[Case] = []
@@ -244,7 +329,13 @@ SAMPLES: list[Case] = []
 CASES = [*MACHINE, *NUMBERS, *WORDS, *MOVED, *VERSIONS, *SPLIT, *SUMMARY, *SAMPLES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.trains else [])
+        for case in CASES
+    ],
+)
 def test_what_people_meet_elsewhere(
     case: Case,
     command: Command,
