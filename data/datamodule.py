@@ -123,14 +123,6 @@ class ImageDataModule(BatchDataModule):
         ):
             if value not in choices:
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
-        if alpha not in (None, *ALPHA_CHOICES):
-            raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
-        if split_seed is not None:
-            check_int("data.split_seed", split_seed, 0)
-        elif split_at is not None:
-            raise InputError(
-                f"data.split_at={split_at} needs a data.split_seed, which says how names are placed"
-            )
         self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
         if self.side < image_size:
             raise InputError(
@@ -144,16 +136,38 @@ class ImageDataModule(BatchDataModule):
         self.cache = cache
         self.on_error = on_error
         self.cache_dir = cache_dir
+        self._set_decisions(classes, value_range, alpha, suffixes)
+        self._set_split(split_seed, split_at)
+        self._sources: dict[str, Source] = {}
+
+    def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
+        """Set how images are held out."""
+        if split_seed is not None:
+            check_int("data.split_seed", split_seed, 0)
+        elif split_at is not None:
+            raise InputError(
+                f"data.split_at={split_at} needs a data.split_seed, which says how names are placed"
+            )
+        self.split_seed = split_seed
+        self.split_at = split_at
+
+    def _set_decisions(
+        self,
+        classes: Classes,
+        value_range: Sequence[float] | None,
+        alpha: str | None,
+        suffixes: Sequence[str] | None,
+    ) -> None:
+        """Set what the images decide where it is None."""
         self.class_setting = check_classes(classes)
         if isinstance(self.class_setting, list):
             self.classes = self.class_setting
         self.value_range = check_value_range(value_range)
+        if alpha not in (None, *ALPHA_CHOICES):
+            raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
         self.alpha = alpha
         self.decides_suffixes = suffixes is None
         self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
-        self.split_seed = split_seed
-        self.split_at = split_at
-        self._sources: dict[str, Source] = {}
 
     @abstractmethod
     def open_source(self, split: str) -> Source:

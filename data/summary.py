@@ -32,8 +32,8 @@ from data.source import RawImage, Source, spread
 if TYPE_CHECKING:
     from data.datamodule import ImageDataModule
 
-SAMPLED = 256  # images of a split whose headers are read
-SAMPLED_PIXELS = (
+SURVEYED = 256  # images of a split whose headers are read
+SURVEYED_PIXELS = (
     64  # of them, those whose pixels are read, where their values or their alpha matter
 )
 BLACK = 16  # of 255: what is darker everywhere is called black
@@ -106,11 +106,11 @@ def survey_sources(sources: Sequence[Source]) -> Survey:
     for source in sources:
         survey.total += len(source)
         with ThreadPoolExecutor(READ_AT_ONCE if source.use_threads else 1) as pool:
-            rows = source.pick_rows(SAMPLED)
+            rows = source.pick_rows(SURVEYED)
             looked = zip(rows, pool.map(partial(inspect, source, False), rows), strict=True)
             headers = {row: facts for row, facts in looked if facts}
             deep = [row for row, facts in headers.items() if facts.needs_pixels]
-            chosen = [deep[i] for i in spread(len(deep), SAMPLED_PIXELS)]
+            chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
             looked = zip(chosen, pool.map(partial(inspect, source, True), chosen), strict=True)
             survey.facts += (headers | {row: facts for row, facts in looked if facts}).values()
     return survey
@@ -389,7 +389,7 @@ def odd_pixels(data: "ImageDataModule") -> Iterator[str]:
         yield "some images hold floating-point values and others whole numbers, and one data.value_range serves all"
     if data.is_stream:
         return
-    images, _ = data.take_evenly("train", SAMPLED_PIXELS)
+    images, _ = data.take_evenly("train", SURVEYED_PIXELS)
     if not len(images):
         return
     flat = images.flatten(1)

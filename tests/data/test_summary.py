@@ -76,7 +76,7 @@ def test_sizes_and_kinds_are_counted_and_a_sample_says_so(
     summary = describe(root)["summary"]
     assert summary["sizes"] == "24 x 20 to 30 x 50 pixels, 2 different"
     assert summary["pixels"] == "8-bit RGB (5 of 6), 8-bit grey (1 of 6)"
-    monkeypatch.setattr("data.summary.SAMPLED", 2)
+    monkeypatch.setattr("data.summary.SURVEYED", 2)
     assert describe(root)["summary"]["sizes"].endswith("(in 4 of 6 images)")
 
 

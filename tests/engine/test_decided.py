@@ -7,7 +7,13 @@ from omegaconf import OmegaConf
 
 from engine.sweep import config_difference
 
-RECORDED = {"root": "a", "classes": ["1", "2"], "value_range": [0, 4095], "alpha": "white"}
+RECORDED = {
+    "_target_": "data.folder.Folder",
+    "root": "a",
+    "classes": ["1", "2"],
+    "value_range": [0, 4095],
+    "alpha": "white",
+}
 
 
 def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> Any:
