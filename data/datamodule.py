@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,7 @@ from data.source import Source, hold_out
 from data.split import Names, Rows, split_by_name
 from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from data.summary import Survey, choose_rules, summarize, survey_sources
+from data.threads import map_in_threads
 from engine.console import log_line, progress_bar
 from engine.errors import InputError, check_int
 
@@ -56,6 +57,7 @@ class ImageDataModule(BatchDataModule):
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
     num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
+    reader_timeout   seconds without a new batch, or chunk of the cache, after which the run ends; 0 for no limit
     seed          decides the order of training batches, and what a dataset draws by itself
     split_seed    decides which images are held out, for datasets that hold out some (see `hold_out`)
     split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
@@ -78,7 +80,13 @@ class ImageDataModule(BatchDataModule):
     # The ids (see Source.image_ids) of images that were left out of training as copies of validation images.
     copied_ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
     # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
-    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
+    place_settings: ClassVar[tuple[str, ...]] = (
+        "cache",
+        "cache_dir",
+        "num_workers",
+        "reader_timeout",
+        "on_error",
+    )
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
     left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
     label_remark = ""  # what the summary says about a label column that is missing
@@ -96,6 +104,7 @@ class ImageDataModule(BatchDataModule):
         on_error: str,
         batch_size: int,
         num_workers: int | None,
+        reader_timeout: float,
         seed: int,
         cache_dir: str,
         classes: Classes = SORTED,
@@ -107,7 +116,7 @@ class ImageDataModule(BatchDataModule):
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(batch_size, num_workers, seed, reader_timeout)
         if not isinstance(image_size, int) or image_size < 1:
             raise InputError(
                 f"data.image_size={image_size} must be at least 1 pixel, a whole number"
@@ -374,18 +383,16 @@ class ImageDataModule(BatchDataModule):
 
         n = len(source)
         chunks = [range(start, min(start + READ_CHUNK, n)) for start in range(0, n, READ_CHUNK)]
-        pool = ThreadPoolExecutor(count_cores() if source.use_threads else 1)
-        try:
-            with progress_bar(n, f"reading {what}") as bar:
-                for chunk, faults in zip(chunks, pool.map(read_chunk, chunks), strict=True):
-                    all_faults |= faults
-                    bar.update(len(chunk))
-                    if self.rules.is_open and self.rules.beyond:
-                        raise ValuesBeyondRange
-                    if all_faults and self.on_error == "stop":
-                        raise_unreadable(all_faults)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        num_threads = count_cores() if source.use_threads else 1
+        results = map_in_threads(read_chunk, chunks, num_threads, self.patience)
+        with closing(results), progress_bar(n, f"reading {what}") as bar:
+            for chunk, faults in zip(chunks, results, strict=True):
+                all_faults |= faults
+                bar.update(len(chunk))
+                if self.rules.is_open and self.rules.beyond:
+                    raise ValuesBeyondRange
+                if all_faults and self.on_error == "stop":
+                    raise_unreadable(all_faults)
         return all_faults
 
     def _select_readable(

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ class Source(ABC):
     labels             the label of each image, if they are known before the images are read; else None
     rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
                        and `read_image` passes them to `decode` or `to_square`
+    starts_late        the first images may take as long as reading everything before them
     """
 
     checked_up_front = True
@@ -42,6 +44,7 @@ class Source(ABC):
     labels: Sequence[int] | NDArray[np.int64] | None = None
     rules: PixelRules = PLAIN
     has_names = False
+    starts_late = False
     shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
@@ -136,6 +139,13 @@ class FileSource(Source):
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
         self.content_key = {"labels": fingerprint(self.labels)}
 
+    def image_ids(self) -> NDArray[np.uint64]:
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint64]:
+        return hash_names(self.names())
+
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)
 
@@ -214,6 +224,7 @@ class SourceSubset(Source):
         if whole.labels is not None:
             self.labels = np.asarray(whole.labels)[rows]
         self.has_names = whole.has_names
+        self.starts_late = whole.starts_late
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]

@@ -4,8 +4,9 @@ A class declares those of its own settings in `place_settings`, a tuple of names
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -13,10 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import InputError, find_mistake
 
+CONF_PLACES = Path(__file__).parents[1] / "conf" / "places" / "default.yaml"
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
 KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
+
+
+def data_places() -> list[str]:
+    """The names of the places of all datasets."""
+    return list(map(str, OmegaConf.load(CONF_PLACES)))
 
 
 def declared_places(target: str) -> tuple[str, ...]:
@@ -27,6 +34,12 @@ def declared_places(target: str) -> tuple[str, ...]:
     bases = getattr(kind, "__mro__", ())
     names = (name for base in bases for name in vars(base).get("place_settings", ()))
     return tuple(dict.fromkeys(names))
+
+
+def places_of(settings: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The settings of an object's config that are places: those that its class declares, and a `root` in any case."""
+    declared = declared_places(settings["_target_"])
+    return declared if "root" in declared or "root" not in settings else ("root", *declared)
 
 
 def is_place(config: DictConfig, key: str) -> bool:
@@ -43,7 +56,7 @@ def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
     if not isinstance(parent, DictConfig):
         return False
     if "_target_" in parent:
-        return name in declared_places(parent._target_)
+        return name in places_of(parent)
     if parents and parents[-1] == "trainer":
         return name in TRAINER_PLACES
     if (
@@ -63,7 +76,7 @@ def list_places(config: DictConfig) -> Iterator[str]:
             yield name
     data = config.get("data")
     if isinstance(data, DictConfig):
-        own = declared_places(data._target_) if "_target_" in data else tuple(map(str, data))
+        own = places_of(data) if "_target_" in data else tuple(map(str, data))
         yield from (f"data.{name}" for name in own)
 
 

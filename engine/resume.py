@@ -1,8 +1,10 @@
 """Resuming a run: its config as it was, with what this command may change."""
 
+import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from yaml import YAMLError
 
 from engine.aliases import upgrade_config
 from engine.checkpoint import find_resumable
+from engine.console import log_line
 from engine.environment import read_overrides
 from engine.errors import InputError
-from engine.folder import CONFIG, write_config
+from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
 from engine.sweep import APART, flatten_resolved, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
@@ -36,9 +39,8 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if "data" in earlier and "_target_" not in earlier.data:
         earlier.data = OmegaConf.merge(config.data, earlier.data)
     for key in [*changes, *list_followers(config, changes)]:
-        group = (
-            "logger" if key.split(".")[0] == "logger" else key
-        )  # which loggers there are, and their settings
+        # One word about a logger decides which loggers there are.
+        group = "logger" if key.split(".")[0] == "logger" else key
         value = OmegaConf.select(config, group)
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         OmegaConf.update(earlier, group, value, merge=False, force_add=True)
@@ -63,14 +65,13 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
-    for key in sorted(
-        keys, key=lambda key: -key.count(".")
-    ):  # settings, then the groups they are in
-        if key in ("resume", "stage"):
+    # Settings come before the groups that they are in, so that a refusal names the setting.
+    for key in sorted(keys, key=lambda key: -key.count(".")):
+        if key in ("resume", "stage", "trainer"):
             continue
         if is_changeable(earlier, key):
             changes.append(key)
-        elif others and not repeats(config, earlier, key, changes):
+        elif others and not is_repeated(config, key, others):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
@@ -112,15 +113,13 @@ def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
     ]
 
 
-def repeats(config: DictConfig, earlier: DictConfig, key: str, changes: Sequence[str]) -> bool:
-    """Whether a setting or group has the same values in both configs, except for `changes` and what may change."""
-    if OmegaConf.select(config, key) is None or OmegaConf.select(earlier, key) is None:
+def is_repeated(config: DictConfig, key: str, others: Sequence[str]) -> bool:
+    """Whether a setting or group of this command's config is in none of the `others`, which differ from the earlier run's."""
+    if any(other == key or other.startswith(f"{key}.") for other in others):
         return False
-    return not any(
-        differing == key or differing.startswith(f"{key}.")
-        for differing in differing_keys(config, earlier)
-        if differing not in changes and not is_changeable(earlier, differing)
-    )
+    *parents, name = key.split(".")
+    parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(parent, DictConfig) and name in parent
 
 
 def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
@@ -186,6 +185,20 @@ def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> No
             raise InputError(
                 f"{file} says {key}={value}, which is no stage of Codegrid; don't trust the file"
             )
+
+
+def report_other_threads(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Print that a run on a CPU ran with another number of threads before: sums are then rounded otherwise."""
+    before: Any = None
+    with suppress(
+        OSError, ValueError, LookupError
+    ):  # an earlier run's record may be missing, or cut off
+        before = json.loads((folder / RECORD).read_text().splitlines()[-1])["threads"]
+    if isinstance(before, int) and before != origin["threads"]:
+        log_line(
+            f"{folder} ran with {before} threads and resumes with {origin['threads']}: on a CPU it ends equal to an "
+            f"uninterrupted run up to rounding, and to the bit with OMP_NUM_THREADS={before}"
+        )
 
 
 def resume_command(folder: Path) -> str:

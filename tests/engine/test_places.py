@@ -3,7 +3,14 @@
 import pytest
 
 from engine.errors import InputError
-from engine.places import admit_places, declared_places, is_place, limit_advice, list_places
+from engine.places import (
+    admit_places,
+    declared_places,
+    is_place,
+    limit_advice,
+    list_places,
+    places_of,
+)
 from tests.helpers.configs import compose_config
 
 
@@ -44,6 +51,12 @@ def test_a_class_adds_its_places_to_those_of_its_bases() -> None:
     assert "cache_dir" in declared_places("data.folder.Folder")
     assert declared_places("prior.models.gpt.GPT") == ()
     assert declared_places("engine.loggers.make_wandb_logger") == ()
+
+
+def test_the_root_of_a_dataset_of_ones_own_is_a_place_even_if_it_does_not_say_so() -> None:
+    assert "root" in places_of({"_target_": "data.shapes.Shapes", "root": "x"})
+    assert "root" not in places_of({"_target_": "data.shapes.Shapes", "n_train": 3})
+    assert places_of({"_target_": "data.folder.Folder", "root": "x"}).count("root") == 1
 
 
 def test_the_places_of_a_run_are_listed_once() -> None:
