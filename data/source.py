@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -137,6 +138,13 @@ class FileSource(Source):
         ]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
         self.content_key = {"labels": fingerprint(self.labels)}
+
+    def image_ids(self) -> NDArray[np.uint64]:
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint64]:
+        return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)

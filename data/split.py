@@ -55,12 +55,12 @@ def split_by_name(names: Names, n_val: int, how: str, seed: int, at: Any = None)
     else:
         order = sorted(range(n), key=lambda row: _order_of_name(names[row]))
         at = names[order[-n_val]] if at is None else at
-        if isinstance(names[0], int):
+        if n and isinstance(names[0], int):
             check_int("data.split_at", at, 0)
         else:
             at = str(at)
         first = _order_of_name(at)
-        validates = np.array([_order_of_name(name) >= first for name in names])
+        validates = np.array([_order_of_name(name) >= first for name in names], bool)
     train, val = np.flatnonzero(~validates), np.flatnonzero(validates)
     for split, rows in (("train on", train), ("validate", val)):
         if not len(rows):

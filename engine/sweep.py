@@ -259,8 +259,12 @@ def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> No
     if "_target_" in data and any(before.get(name) != value for name, value in places.items()):
         from engine.checkpoint import build_data  # imports torch, which --help does without
 
+        runs = [folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))]
+        for run in runs:  # what the images of a part have decided holds for the others too
+            decided = upgrade_config(OmegaConf.load(run / CONFIG)).get("data") or {}
+            before = decided if "_target_" in decided else before
         images = build_data(OmegaConf.merge(before, places))
-        for run in (folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))):
+        for run in runs:
             images.check_recorded(run)
 
 

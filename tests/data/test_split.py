@@ -112,6 +112,9 @@ def test_a_share_can_be_asked_for() -> None:
         (PATHS[:4], {"at": 1}, "data.split_at=1 leaves none of the 4 images to train on"),
         (PATHS, {"at": "ÿ", "how": "last"}, "leaves none of the 300 images to validate; give the"),
         (range(9), {"at": 9, "how": "last"}, "leaves none of the 9 images to validate"),
+        ([], {"at": 9, "how": "last"}, "leaves none of the 0 images to train on"),
+        ([], {"at": 0.5}, "leaves none of the 0 images to train on"),
+        ([], {}, "data.n_val=30 must leave both splits an image; there are 0"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(
