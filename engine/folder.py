@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from engine.console import best_effort_write
 from engine.errors import InputError
 
 CONFIG = "config.yaml"
@@ -64,6 +65,18 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
         lines.write(json.dumps(record) + "\n")
+
+
+def record_size(folder: Path) -> int:
+    """Bytes of record.jsonl, 0 if there is none."""
+    file = folder / RECORD
+    return file.stat().st_size if file.is_file() else 0
+
+
+def forget_start(folder: Path, size: int) -> None:
+    """Take out of record.jsonl what was added since it had this size: a start that came to nothing."""
+    with best_effort_write(folder / RECORD):
+        os.truncate(folder / RECORD, size)
 
 
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:

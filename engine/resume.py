@@ -14,9 +14,18 @@ from engine.environment import read_overrides
 from engine.errors import InputError
 from engine.folder import CONFIG
 from engine.sweep import config_difference, sweep_folder
-from engine.trust import OTHERS, check_trusted, flatten_config
+from engine.trust import (
+    OTHERS,
+    Trust,
+    check_trusted,
+    flatten_config,
+    format_trust,
+    is_lacking,
+)
+from engine.version import STAMP, Stamp, check_format, refuse_version
 
-CHANGEABLE = ("trainer", "logger", "resume", "stage")  # groups that a resumed run may change
+# Groups that a resumed run may change, and words that say what is trusted in its files.
+CHANGEABLE = ("trainer", "logger", "resume", "stage", "trust", "own")
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -32,7 +41,7 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if not config_difference(config, earlier):  # a sweep's point repeats its own overrides
         overrides = []
     for override in overrides:
-        if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE:
+        if override.lstrip("+~").split("=")[0].split("@")[-1].split(".")[0] not in CHANGEABLE:
             raise InputError(
                 f"resume continues {config.resume} as it was, so {override} can't change; "
                 "only trainer.* and logger.* can"
@@ -40,6 +49,10 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if not has_parts:
         find_resumable(Path(config.resume))
     earlier.trainer = OmegaConf.merge(config.trainer, earlier.trainer)  # it may lack newer settings
+    for key in config.keys() - earlier.keys():
+        if not OmegaConf.is_config(config[key]):
+            earlier[key] = config[key]
+    earlier.trust = config.trust
     OmegaConf.set_struct(earlier, True)
     for override in overrides:
         key = override.split("=")[0]
@@ -61,7 +74,9 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
             "give one such as runs/vqgan/shapes"
         )
     try:
-        earlier = upgrade_config(OmegaConf.load(file))
+        loaded = OmegaConf.load(file)
+        check_format(file, Stamp.read(loaded.get(STAMP) if isinstance(loaded, DictConfig) else {}))
+        earlier = upgrade_config(loaded)
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())}); "
@@ -71,6 +86,7 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
         raise InputError(
             f"{file} is damaged or no config of a run; resume another run, or restore the file"
         )
+    earlier.pop(STAMP, None)
     if earlier.stage != config.stage:
         raise InputError(
             f"resume={config.resume} is a run of stage={earlier.stage}; "
@@ -79,14 +95,22 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
     return earlier
 
 
+def read_stamp(file: Path) -> Stamp:
+    """Which program wrote a config.yaml."""
+    written: Any = OmegaConf.load(file)
+    return Stamp.read(written.get(STAMP))
+
+
 def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> None:
     """Raise InputError if an earlier config asks for anything but Codegrid's classes, Lightning's, torch's optimizers,
-    and what this command names itself. Run folders are passed on from hand to hand."""
+    and what this command trusts or names itself. Run folders are passed on from hand to hand."""
+    stamp = read_stamp(file)
+    check_trusted(earlier, str(file), OTHERS | Trust.read(config).names, stamp)
     current = dict(flatten_config(config))
-    own_targets = {str(value) for key, value in current.items() if key.endswith("_target_")}
-    check_trusted(earlier, str(file), OTHERS | own_targets)
     for key, value in flatten_config(earlier):
         if key.rpartition(".")[2] == "run" and value != current.get(key):
+            if is_lacking(value) and not stamp.is_current:
+                raise refuse_version(file, stamp, f"it has no {value}")
             raise InputError(
                 f"{file} says {key}={value}, which is no stage of Codegrid; don't trust the file"
             )
@@ -97,5 +121,8 @@ def resume_command(folder: Path) -> str:
     whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
     if sweep_folder():
         return "the same command again continues the sweep"
-    stage: Any = OmegaConf.load(whole / CONFIG).stage
-    return f"resume with: python train.py stage={stage} {shlex.quote(f'resume={os.fspath(whole)}')}"
+    written: Any = OmegaConf.load(whole / CONFIG)
+    words = [f"stage={written.stage}", f"resume={os.fspath(whole)}"]
+    if written.get("trust"):
+        words.append(format_trust(written.trust))
+    return f"resume with: python train.py {shlex.join(words)}"

@@ -28,11 +28,12 @@ from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
 from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
 from engine.trust import flatten_config
+from engine.version import STAMP
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
-APART = ("id", "resume", "run_dir", "sweep", "objective")
+APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
@@ -198,7 +199,7 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, with both values; None if they describe the same run."""
     mine, theirs = (
-        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
+        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(drop_choices(each), resolve=True))))
         for each in (config, other)
     )
     for key in (*mine, *theirs):
@@ -207,6 +208,11 @@ def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
         ):
             return key, mine.get(key), theirs.get(key)
     return None
+
+
+def drop_choices(config: Any) -> Any:
+    """A config without what it chooses again of a checkpoint, which may refer to settings that this stage doesn't have."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "own"])
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:

@@ -10,11 +10,14 @@ from data.datamodule import ImageDataModule
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
+    check_weights,
     find_checkpoint,
     read_checkpoint,
     substate,
 )
 from engine.errors import InputError
+from engine.trust import current_trust
+from engine.version import Stamp
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
@@ -24,11 +27,16 @@ MAX_TAG_LENGTH = 64  # of W&B
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
-def build_tokenizer(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> Tokenizer:
-    """An untrained tokenizer from the `model` and `quantizer` groups of a config."""
-    bottleneck = build_trusted(quantizer, Quantizer)  # type: ignore[type-abstract]
-    encoder = build_trusted(model["encoder"], Encoder)
-    decoder = build_trusted(model["decoder"], Decoder)
+def build_tokenizer(
+    model: Mapping[str, Any],
+    quantizer: Mapping[str, Any],
+    source: str | Path = "the checkpoint",
+    stamp: Stamp | None = None,
+) -> Tokenizer:
+    """An untrained tokenizer from the `model` and `quantizer` groups of a config; `source` and `stamp` are for messages."""
+    bottleneck = build_trusted(quantizer, Quantizer, source, stamp)  # type: ignore[type-abstract]
+    encoder = build_trusted(model["encoder"], Encoder, source, stamp)
+    decoder = build_trusted(model["decoder"], Decoder, source, stamp)
     return Tokenizer(encoder, bottleneck, decoder, model["start"])
 
 
@@ -38,17 +46,19 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     Uses averaged weights if the checkpoint has them. Raises InputError if the weights don't fit the config.
     """
     checkpoint = read_checkpoint(ckpt, "vqgan")
+    file, stamp = find_checkpoint(ckpt), Stamp.read(checkpoint["codegrid"])
     config = checkpoint["codegrid"]["config"]
-    tokenizer = build_tokenizer(config["model"], config["quantizer"])
-    try:
-        tokenizer.load_state_dict(
-            checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
-        )
-    except RuntimeError as error:  # another K, a missing key: torch lists them on many lines
-        details = " ".join(str(error).split()[:40])
-        raise InputError(
-            f"{find_checkpoint(ckpt)} is damaged: its weights are not those of its config ({details})"
-        ) from error
+    model, quantizer = config["model"], config["quantizer"]
+    for part, settings in (
+        ("quantizer", quantizer),
+        ("encoder", model["encoder"]),
+        ("decoder", model["decoder"]),
+    ):
+        current_trust().check_choice(part, settings["_target_"])
+    tokenizer = build_tokenizer(model, quantizer, file, stamp)
+    weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
+    check_weights(weights, tokenizer.state_dict(), file, stamp)
+    tokenizer.load_state_dict(weights)
     return tokenizer.eval(), config
 
 
@@ -65,6 +75,7 @@ def load_images(
         raise InputError(
             f"data.{unknown.pop()} is no setting of the tokenizer's data, which is {training_data['_target_']}"
         )
+    current_trust().check_choice("data", training_data["_target_"])
     settings = {**training_data, **changes, "cache_dir": cache_dir}
     return build_trusted(settings, ImageDataModule)  # type: ignore[type-abstract]
 
