@@ -31,9 +31,8 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         if run.training.compile:
             compile_parts(module.costly)
         data.check_batch_fits(run.launch().world_size)
-        run.start(
-            data.title, data.describe(), make_tags(config.stage, data.title, module.tokenizer)
-        )
+        tags = make_tags(config.stage, data.title, module.tokenizer)
+        run.start(data.title, data.describe(), tags, module)
         progress = Progress(
             {"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}
         )
