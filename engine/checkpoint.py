@@ -56,9 +56,9 @@ def find_damage(file: Path) -> str | None:
     """
     try:
         with zipfile.ZipFile(file) as parts:
-            corrupt = parts.testzip()
-        return corrupt and f"the checksum of {corrupt} is wrong"
-    except Exception as error:  # a corrupt file can raise anything
+            damaged = parts.testzip()
+        return damaged and f"the checksum of {damaged} is wrong"
+    except Exception as error:  # a damaged file can raise anything
         return f"{type(error).__name__}: {error}"
 
 
@@ -122,9 +122,9 @@ def check_header(checkpoint: Any, file: Path, advice: str) -> dict[str, Any]:
 
 
 def find_resumable(folder: Path) -> Path:
-    """The checkpoint that a run resumes from: the last, or the one before if that is missing or corrupt.
+    """The checkpoint that a run resumes from: the last, or the one before if that is missing or damaged.
 
-    A corrupt one is set aside as damaged.ckpt, or the next save would keep it as the good predecessor.
+    A damaged one is set aside as damaged.ckpt, or the next save would keep it as the good predecessor.
     """
     last = folder / LAST
     previous = folder / PREVIOUS

@@ -20,9 +20,9 @@ PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the othe
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"  # to resume from
-PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is corrupt
+PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is damaged
 BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
-DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
+DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a damaged one that was set aside
 
 
 def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:

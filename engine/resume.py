@@ -21,6 +21,7 @@ from engine.trust import (
     flatten_config,
     format_trust,
     is_lacking,
+    is_ours,
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
 
@@ -41,7 +42,8 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if not config_difference(config, earlier):  # a sweep's point repeats its own overrides
         overrides = []
     for override in overrides:
-        if override.lstrip("+~").split("=")[0].split("@")[-1].split(".")[0] not in CHANGEABLE:
+        named = override.lstrip("+~").split("=")[0].split("@")[-1]
+        if named.split(".")[0] not in CHANGEABLE and not repeats_own_class(config, earlier, named):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {override} can't change; "
                 "only trainer.* and logger.* can"
@@ -93,6 +95,14 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
             f"say stage={earlier.stage} resume=..."
         )
     return earlier
+
+
+def repeats_own_class(config: DictConfig, earlier: DictConfig, key: str) -> bool:
+    """Whether a word such as data=mine only chooses again, and so admits, the class of the user's own that the run has."""
+    targets = [
+        OmegaConf.select(each, f"{key.replace('/', '.')}._target_") for each in (config, earlier)
+    ]
+    return targets[0] is not None and targets[0] == targets[1] and not is_ours(targets[0])
 
 
 def read_stamp(file: Path) -> Stamp:

@@ -183,7 +183,7 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
                 figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
             except ValueError as error:
                 raise InputError(
-                    f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+                    f"{folder / METRICS} is damaged ({error}); remove it, and the run resumes and writes it again"
                 ) from error
             return figures
         if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):

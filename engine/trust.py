@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -85,8 +85,9 @@ def describe_trust(config: Mapping[str, Any]) -> str | None:
     if not names:
         return None
     are = "is" if len(names) == 1 else "are"
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return (
-        f"{' and '.join(names)} {are} not part of Codegrid: to use this run in later stages, or to resume it, "
+        f"{listed} {are} not part of Codegrid: to use this run in later stages, or to resume it, "
         f"add {format_trust(names)} to the command"
     )
 
@@ -151,17 +152,24 @@ def check_trusted(
                 f"{source} says {where}, which no run of Codegrid writes; don't trust the file"
             )
         if key == "_target_" and value not in also and not is_ours(value):
-            raise refuse_target(value, source, stamp)
+            names = [name for name in foreign_targets(config) if name not in also]
+            raise refuse_target(
+                value, source, stamp, [name for name in names if is_foreign_class(name)]
+            )
         if isinstance(value, str) and "${" in value:
             raise InputError(
                 f"{source} says {where}={value}, which asks for something else on this machine; don't trust the file"
             )
 
 
-def refuse_target(target: Any, source: str, stamp: Stamp | None) -> InputError:
-    """The error for a class that a file names and that may not be built: of another version, of the user's own, or of no good."""
+def refuse_target(
+    target: Any, source: str, stamp: Stamp | None, foreign: Sequence[str]
+) -> InputError:
+    """The error for a name in a file that may not be built: of another version, of a library or the user's own, or of no good.
+
+    `foreign` are all classes of other packages that the file names, to be admitted together.
+    """
     asks = f"{source} asks for {target}, which"
-    parts = str(target).split(".")
     if is_lacking(target):
         if stamp is not None and not stamp.is_current:
             return refuse_version(source, stamp, f"it has no {target}")
@@ -169,13 +177,23 @@ def refuse_target(target: Any, source: str, stamp: Stamp | None) -> InputError:
             f"{asks} Codegrid {VERSION} does not have; if it is in a copy of the program that you changed, "
             "run that one, else don't trust the file"
         )
-    is_class = parts[-1][:1].isupper() and len(parts) > 1 and all(map(str.isidentifier, parts))
-    if is_class and parts[0] not in (*OURS, *sys.stdlib_module_names):
+    if is_foreign_class(target):
         return InputError(
-            f"{asks} is not part of Codegrid; if you chose it for this run yourself, add trust=[{target}], "
+            f"{asks} is not part of Codegrid; if you chose it for this run yourself, add {format_trust(foreign)}, "
             "else don't trust the file"
         )
     return InputError(f"{asks} is not part of Codegrid; don't trust the file")
+
+
+def is_foreign_class(target: Any) -> bool:
+    """Whether the target looks like a class of a package other than this project's and Python's own."""
+    package, *parts = str(target).split(".")
+    return (
+        package not in (*OURS, *sys.stdlib_module_names)
+        and all(part.isidentifier() for part in (package, *parts))
+        and bool(parts)
+        and parts[-1][0].isupper()
+    )
 
 
 def is_lacking(target: Any) -> bool:
