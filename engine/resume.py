@@ -98,10 +98,10 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
 
 
 def repeats_own_class(config: DictConfig, earlier: DictConfig, key: str) -> bool:
-    """Whether a word such as data=mine only chooses again, and so admits, the class of the user's own that the run has."""
-    targets = [
-        OmegaConf.select(each, f"{key.replace('/', '.')}._target_") for each in (config, earlier)
-    ]
+    """Whether a word such as data=mine or data._target_=mydata.Mine only chooses again, and so admits, the class of the user's
+    own that the run has."""
+    path = key.replace("/", ".").removesuffix("._target_")
+    targets = [OmegaConf.select(each, f"{path}._target_") for each in (config, earlier)]
     return targets[0] is not None and targets[0] == targets[1] and not is_ours(targets[0])
 
 

@@ -212,7 +212,7 @@ def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
 
 def drop_choices(config: Any) -> Any:
     """A config without what it chooses again of a checkpoint, which may refer to settings that this stage doesn't have."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "own"])
+    return OmegaConf.masked_copy(config, set(config) - {"own"}) if "own" in config else config
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:
