@@ -29,15 +29,17 @@ from engine.errors import InputError
 from engine.folder import (
     CONFIG,
     append_record,
-    choose_folder,
     forget_start,
+    lock_folder,
+    make_run_folder,
     record_size,
     write_config,
     write_metrics,
 )
+from engine.locks import Lock
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import read_stamp, resolve_resumed, resume_command
+from engine.resume import read_stamp, report_other_threads, resolve_resumed, resume_command
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
 from engine.trust import Trust, admit, describe_trust, settle_trust
@@ -72,6 +74,7 @@ class Run:
         self._contexts = ExitStack()
         self._has_begun = False  # a resumed run that trains: at its first batch
         self._record_size: int | None = None  # bytes of record.jsonl before this start
+        self._lock: Lock | None = None  # on the folder
 
     @classmethod
     def open(
@@ -117,9 +120,14 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        close_loggers(self._loggers, failed=error is not None)
-        if error is not None and not self._has_begun and self._record_size is not None:
-            forget_start(self.folder, self._record_size)
+        try:
+            close_loggers(self._loggers, failed=error is not None)
+        finally:
+            is_void = error is not None and not self._has_begun
+            if is_void and self.resume and self._record_size is not None:
+                forget_start(self.resume, self._record_size)
+            if self._lock is not None:
+                self._lock.release()
         self._contexts.__exit__(kind, error, trace)
 
     @property
@@ -173,21 +181,26 @@ class Run:
 
     def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:
         config = self.config
-        folder = self.resume or choose_folder(
-            config.stage, str(config.name or name), config.run_dir
-        )
+        folder = self.resume
+        origin = describe_origin()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder is None:
+                name = str(config.name or name)
+                folder = make_run_folder(config.stage, name, config.run_dir)
+            self._lock = lock_folder(folder)
             if self.resume:
                 self._record_size = record_size(folder)
             else:
                 write_config(folder, stamp_config(OmegaConf.to_yaml(config, resolve=True)))
-            append_record(folder, describe_origin(), data)
+            if self.resume and self.device.type == "cpu":
+                report_other_threads(folder, origin)
+            append_record(folder, origin, data)
             if not self.resume:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
             raise InputError(
-                f"can't write the run folder {folder} ({error}); name another with run_dir=..."
+                f"can't write the run folder {folder or config.run_dir or 'below runs'} ({error}); "
+                f"{'make it writable' if self.resume else 'name another with run_dir=...'}"
             ) from error
         return folder
 
