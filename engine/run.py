@@ -128,7 +128,7 @@ class Run:
                 forget_start(self.resume, self._record_size)
             if self._lock is not None:
                 self._lock.release()
-        self._contexts.__exit__(kind, error, trace)
+            self._contexts.__exit__(kind, error, trace)
 
     @property
     def training(self) -> TrainerSettings:
