@@ -19,6 +19,7 @@ from engine.aliases import rename_words
 from engine.choices import route_choices
 from engine.errors import InputError
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
+from engine.places import admit_places
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -32,7 +33,8 @@ PLUGINS = {  # options that Hydra has only if this extra is installed
 
 def run_command(job: Callable[[], Any]) -> None:
     """Run a command: the user's mistakes get one sentence and an exit code, ours their traceback."""
-    sys.argv[1:], renamed = rename_words(sys.argv[1:])
+    words, renamed = rename_words(sys.argv[1:])
+    sys.argv[1:] = admit_places(words)
     for sentence in renamed:
         print(sentence, file=sys.stderr)
     sys.argv[1:] = route_choices(sys.argv[1:])

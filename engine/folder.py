@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ METRICS = "metrics.json"  # final figures; a folder that has it holds a finished
 CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
+IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
@@ -121,16 +123,42 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         lines.write(json.dumps(record) + "\n")
 
 
-def record_size(folder: Path) -> int:
-    """Bytes of record.jsonl, 0 if there is none."""
-    file = folder / RECORD
-    return file.stat().st_size if file.is_file() else 0
+@dataclass(frozen=True)
+class Before:
+    """What a resumed start adds to or changes in a run folder, as it was before."""
+
+    record_size: int  # bytes of record.jsonl
+    config: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Before":
+        record = folder / RECORD
+        size = record.stat().st_size if record.is_file() else 0
+        return cls(size, (folder / CONFIG).read_text())
+
+    def restore(self, folder: Path) -> None:
+        """Take back a start that came to nothing."""
+        with best_effort_write(folder / RECORD):
+            os.truncate(folder / RECORD, self.record_size)
+            if (folder / CONFIG).read_text() != self.config:
+                write_config(folder, self.config)
 
 
-def forget_start(folder: Path, size: int) -> None:
-    """Take out of record.jsonl what was added since it had this size: a start that came to nothing."""
-    with best_effort_write(folder / RECORD):
-        os.truncate(folder / RECORD, size)
+def read_record(folder: Path, name: str) -> Any:
+    """What the last start in record.jsonl that has an entry `name` says there; None if there is none.
+
+    Lines that are not whole, as after a full disk, are skipped.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    for line in reversed((folder / RECORD).read_text(errors="replace").splitlines()):
+        try:
+            start = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(start, dict) and name in start:
+            return start[name]
+    return None
 
 
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import write_card
-from engine.checkpoint import check_restorable, find_resumable, make_header
+from engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
 from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
@@ -28,18 +28,24 @@ from engine.environment import describe_origin, find_device
 from engine.errors import InputError
 from engine.folder import (
     CONFIG,
+    Before,
     append_record,
-    forget_start,
     lock_folder,
     make_run_folder,
-    record_size,
     write_config,
     write_metrics,
 )
 from engine.locks import Lock
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import read_stamp, report_other_threads, resolve_resumed, resume_command
+from engine.places import explain_advice, list_places
+from engine.resume import (
+    read_stamp,
+    report_other_threads,
+    resolve_resumed,
+    resume_command,
+    write_places,
+)
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
 from engine.trust import Trust, admit, describe_trust, settle_trust
@@ -73,7 +79,7 @@ class Run:
         self._loggers: list[Logger] = []
         self._contexts = ExitStack()
         self._has_begun = False  # a resumed run that trains: at its first batch
-        self._record_size: int | None = None  # bytes of record.jsonl before this start
+        self._before: Before | None = None  # of a run folder that is resumed
         self._lock: Lock | None = None  # on the folder
 
     @classmethod
@@ -124,11 +130,14 @@ class Run:
             close_loggers(self._loggers, failed=error is not None)
         finally:
             is_void = error is not None and not self._has_begun
-            if is_void and self.resume and self._record_size is not None:
-                forget_start(self.resume, self._record_size)
+            if is_void and self.resume and self._before:
+                self._before.restore(self.resume)
             if self._lock is not None:
                 self._lock.release()
             self._contexts.__exit__(kind, error, trace)
+        has_images = self.resume is not None and "_target_" in self.config.get("data", {})
+        if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
+            raise limited from error
 
     @property
     def training(self) -> TrainerSettings:
@@ -189,20 +198,28 @@ class Run:
                 folder = make_run_folder(config.stage, name, config.run_dir)
             self._lock = lock_folder(folder)
             if self.resume:
-                self._record_size = record_size(folder)
+                self._before = Before.read(folder)
             else:
                 write_config(folder, stamp_config(OmegaConf.to_yaml(config, resolve=True)))
             if self.resume and self.device.type == "cpu":
                 report_other_threads(folder, origin)
-            append_record(folder, origin, data)
-            if not self.resume:
+            append_record(folder, {**origin, **self._describe_ckpt()}, data)
+            if self.resume:
+                write_places(folder, config)
+            else:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
+            instead = "copy it to one that can be written, and resume the copy"
             raise InputError(
                 f"can't write the run folder {folder or config.run_dir or 'below runs'} ({error}); "
-                f"{'make it writable' if self.resume else 'name another with run_dir=...'}"
+                + (instead if self.resume else "name another with run_dir=...")
             ) from error
         return folder
+
+    def _describe_ckpt(self) -> dict[str, Any]:
+        """The id of the run on which this one stands, by which `ckpt` is known wherever that run is moved."""
+        ckpt = self.config.get("ckpt")
+        return {"of": read_run_id(ckpt)} if ckpt and not self.resume else {}
 
     def fit(
         self,
