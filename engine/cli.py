@@ -4,6 +4,7 @@ import difflib
 import gc
 import os
 import re
+import shlex
 import string
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from omegaconf import OmegaConf
 from engine.aliases import rename_words
 from engine.errors import InputError
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
-
-CONF = Path(__file__).parents[1] / "conf"
+from engine.texts import normalise_texts
+from engine.words import CONF, is_group, prepare_words
 
 PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
@@ -31,15 +32,16 @@ PLUGINS = {  # options that Hydra has only if this extra is installed
 
 def run_command(job: Callable[[], Any]) -> None:
     """Run a command: the user's mistakes get one sentence and an exit code, ours their traceback."""
-    sys.argv[1:], renamed = rename_words(sys.argv[1:])
-    for sentence in renamed:
-        print(sentence, file=sys.stderr)
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(format_help())
         return
     # Exceptions arrive here whole instead of being printed by Hydra.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        words, renamed = rename_words(sys.argv[1:])
+        for sentence in renamed:
+            print(sentence, file=sys.stderr)
+        sys.argv[1:] = prepare_words(words)
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -54,6 +56,7 @@ def run_command(job: Callable[[], Any]) -> None:
 def run_single(run: Callable[[Any], Any], config: Any) -> None:
     """A run that is no point of a sweep. Of several processes one reports the user's mistake."""
     try:
+        normalise_texts(config)
         run(config)
     except SystemExit as stop:  # Lightning answers SIGTERM by an exit without a code
         raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
@@ -161,6 +164,10 @@ def explain_value_error(text: str) -> str | None:
 
 def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
     """The sentence for an error of Hydra or OmegaConf, by its text."""
+    if swept := re.search(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
+        return f"error: {explain_several_values(swept[1])}"
+    if swept := re.search(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
+        return f"error: {explain_several_values(swept[1])}"
     if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
         group, option = missing.groups()
         if extra := PLUGINS.get(f"{group}={option}"):
@@ -188,6 +195,15 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
         reason, key = " ".join(failed[1].split()), failed[2]
         return f"error: {key} can't be built from these settings ({reason}); add --cfg job to the command to see them all"
     return f"error: {' '.join(text.split())}"
+
+
+def explain_several_values(word: str) -> str:
+    """The sentence for a word with several values in a command that is no sweep."""
+    key, _, value = word.partition("=")
+    sentence = f"{word} has several values, and a single run takes one; add -m to run all of them in turn"
+    if is_group(key) or re.fullmatch(r"[\d.,e+-]+|\w+\(.*\)", value):
+        return sentence
+    return f"{sentence}, or write {shlex.quote(f'{key}="{value}"')} if it is one text"
 
 
 def suggest(word: str, options: list[str]) -> str:

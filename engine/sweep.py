@@ -27,6 +27,7 @@ from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
 from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
+from engine.texts import expand_home, normalise_texts
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
@@ -145,6 +146,7 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     if "joblib" in job.launcher._target_:
         claim_gpu()
     try:
+        normalise_texts(config)
         for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
             if config[key]:
                 raise InputError(

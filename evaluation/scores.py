@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.aliases import upgrade_config
+from engine.aliases import upgrade_names
 from engine.errors import InputError
 
 STAGE1 = ("vqgan",)
@@ -200,7 +200,7 @@ def read_result(folder: str, of_stage: str) -> dict[str, Any]:
     """metrics.json of a run folder of stage=evaluate that evaluated a run of `of_stage`; InputError if there is none."""
     file = Path(folder).expanduser() / "metrics.json"
     try:
-        result = upgrade_config(
+        result = upgrade_names(
             json.loads(file.read_text())
         )  # settings of samplers have today's names
     except (OSError, ValueError) as error:
