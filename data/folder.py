@@ -13,6 +13,7 @@ from data.source import FileSource, Source, hold_out
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
 from engine.errors import InputError
+from engine.words import format_word
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
@@ -121,7 +122,8 @@ class Folder(ImageDataModule):
         if len(splits) > 1:
             raise InputError(
                 f"data.root={root} holds the splits {', '.join(splits)}, which would be taken for classes; "
-                f"give two of them, data.root={self.root / splits[0]} data.val_root={self.root / splits[1]}"
+                f"give two of them, {format_word('data.root', self.root / splits[0])} "
+                f"{format_word('data.val_root', self.root / splits[1])}"
             )
 
     def open_source(self, split: str) -> Source:

@@ -9,7 +9,6 @@ import string
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -200,10 +199,13 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
 def explain_several_values(word: str) -> str:
     """The sentence for a word with several values in a command that is no sweep."""
     key, _, value = word.partition("=")
-    sentence = f"{word} has several values, and a single run takes one; add -m to run all of them in turn"
+    sentence = (
+        f"{word} has several values, and a single run takes one; add -m to run all of them in turn"
+    )
     if is_group(key) or re.fullmatch(r"[\d.,e+-]+|\w+\(.*\)", value):
         return sentence
-    return f"{sentence}, or write {shlex.quote(f'{key}="{value}"')} if it is one text"
+    quoted = shlex.quote(f'{key}="{value}"')
+    return f"{sentence}, or write {quoted} if it is one text"
 
 
 def suggest(word: str, options: list[str]) -> str:

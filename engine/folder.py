@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.words import format_word
 
 CONFIG = "config.yaml"
 RECORD = "record.jsonl"  # one line per start: command, versions, machine
@@ -23,6 +24,8 @@ PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is 
 BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
 DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
 
+MAX_NAME = 250  # bytes; file systems allow 255, and a number may follow
+
 
 def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
     """The folder of a new run: `run_dir`, or runs/<stage>/<name>, numbered if an earlier run has it.
@@ -34,10 +37,14 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             f"name={name} must be the name of one folder below runs/{stage}; "
             "a path goes to run_dir="
         )
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise InputError(
+            f"name={name} is longer than the {MAX_NAME} bytes of a folder's name; set a shorter name="
+        )
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
-            f"run_dir={folder} is not empty; continue that run with resume={folder}, "
+            f"run_dir={folder} is not empty; continue that run with {format_word('resume', folder)}, "
             "or name another folder"
         )
     return folder

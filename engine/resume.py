@@ -1,7 +1,5 @@
 """Resuming a run: its config as it was, with what this command may change."""
 
-import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from engine.errors import InputError
 from engine.folder import CONFIG
 from engine.sweep import config_difference, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
+from engine.words import format_word
 
 CHANGEABLE = ("trainer", "logger", "resume", "stage")  # groups that a resumed run may change
 
@@ -98,4 +97,4 @@ def resume_command(folder: Path) -> str:
     if sweep_folder():
         return "the same command again continues the sweep"
     stage: Any = OmegaConf.load(whole / CONFIG).stage
-    return f"resume with: python train.py stage={stage} {shlex.quote(f'resume={os.fspath(whole)}')}"
+    return f"resume with: python train.py stage={stage} {format_word('resume', whole)}"

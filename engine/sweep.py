@@ -27,7 +27,7 @@ from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
 from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
-from engine.texts import expand_home, normalise_texts
+from engine.texts import normalise_texts
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]

@@ -33,8 +33,7 @@ OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one t
 ALONE = ("--info", "-i")  # options whose value may be missing
 
 KEY = re.compile(r"(\+\+?|~)?[A-Za-z_$][\w$.:/-]*(@[\w$.:/-]*)?|(\+\+?|~)?@[\w$.:/-]+", re.ASCII)
-PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z_/.-]*", re.ASCII)  # Hydra takes these values as they are
-RESERVED = ("null", "true", "false", "nan", "inf")  # these are not taken for text
+SIMPLE = re.compile(r"[\w/.+-]+", re.ASCII)  # Hydra's grammar takes these values
 CALL = re.compile(r"[A-Za-z_]\w*\(.*\)", re.ASCII | re.DOTALL)
 OPENING, CLOSING = "([{", ")]}"
 
@@ -152,9 +151,9 @@ def quote_word(word: str, multirun: bool) -> str:
     separate the values of a sweep, where Hydra's functions such as choice(...) stay too; elsewhere they are part of a text.
     """
     key, equals, value = word.partition("=")
-    if not equals or (PLAIN.fullmatch(value) and value.lower() not in RESERVED):
-        return word
     name = key.lstrip("+~")
+    if not equals or (SIMPLE.fullmatch(value) and not (is_text(name) or is_group(name))):
+        return word
     quoted = quote_value(name, value.strip(), multirun)
     if name.startswith("hydra.") and is_path(name):  # Hydra uses it before a stage could expand it
         text = parse_value(quoted)
@@ -279,12 +278,11 @@ def escape_references(text: str) -> str:
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
 
 
-def format_setting(key: str, value: object) -> str:
+def format_word(key: str, value: object) -> str:
     """key=value as a word that a user can paste into a shell, and that means this value."""
     text = expand_home(str(value)) if is_path(key) else str(value)
-    typed = quote_word(f"{key}={text}", multirun=False).partition("=")[2]
-    if "${" in text or parse_value(typed) != text:
-        return shlex.quote(
-            f"{key}={QuotedString(escape_references(text), Quote.double).with_quotes()}"
-        )
-    return shlex.quote(f"{key}={text}")
+    word = f"{key}={text}"
+    if "${" not in text and parse_value(quote_word(word, multirun=False).partition("=")[2]) == text:
+        return shlex.quote(word)
+    quoted = QuotedString(escape_references(text), Quote.double).with_quotes()
+    return shlex.quote(f"{key}={quoted}")

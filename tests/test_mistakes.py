@@ -24,7 +24,7 @@ WORDS = {
     "": "no stage is chosen",
     "stage=vqgam": "stage=vqgam does not exist, did you mean vqgan",
     "stage=vqgan quantiser=ema": "quantiser is not a setting of this stage, did you mean quantizer",
-    "stage=vqgan foo": "missing EQUAL",
+    "stage=vqgan foo": "foo is not a setting, which is written key=value",
     "stage=vqgan logger=null": "a group such as logger, loss or quantizer can't be null",
     "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
     "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
