@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -57,6 +58,11 @@ def next_free_folder(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a run folder that this process has made, and in which no run has begun."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, text: str) -> None:

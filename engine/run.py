@@ -25,8 +25,8 @@ from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
 from engine.errors import InputError
-from engine.folder import append_record, choose_folder, write_config, write_metrics
-from engine.loggers import close_loggers, log_card, open_loggers
+from engine.folder import append_record, choose_folder, remove_unused, write_config, write_metrics
+from engine.loggers import check_loggers, close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
 from engine.resume import resolve_resumed, resume_command
 from engine.settings import TrainerSettings, check_opening, check_training_config
@@ -84,6 +84,8 @@ class Run:
         check_opening(config, ckpt, resumes)
         settings = TrainerSettings.read(config.trainer)
         settings.check_machine(shards)
+        loggers: Any = OmegaConf.to_container(config.logger, resolve=True)
+        check_loggers(loggers, config.id)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ
         return cls(config, settings)
 
@@ -133,7 +135,12 @@ class Run:
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )
         settings: Any = OmegaConf.to_container(self.config, resolve=True)
-        self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        try:
+            self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        except Exception:
+            if not self.resume and is_main():
+                remove_unused(self.folder)
+            raise
         return self.folder
 
     def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:

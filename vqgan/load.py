@@ -15,12 +15,12 @@ from engine.checkpoint import (
     substate,
 )
 from engine.errors import InputError
+from engine.loggers import MAX_TAG
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
-MAX_TAG_LENGTH = 64  # of W&B
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
@@ -81,7 +81,7 @@ def make_tags(stage: str, title: str, tokenizer: Tokenizer) -> list[str]:
     tags = [stage, title, type(tokenizer.quantizer).__name__.lower(), f"grid={grid}"]
     if tokenizer.K:
         tags.append(f"K={tokenizer.K}")
-    return [tag[:MAX_TAG_LENGTH] for tag in tags]
+    return [tag[:MAX_TAG] for tag in tags]
 
 
 def start_images(data: ImageDataModule) -> torch.Tensor:
