@@ -38,10 +38,7 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             f"name={name} must be the name of one folder below runs/{stage}; "
             "a path goes to run_dir="
         )
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise InputError(
-            f"name={name} is longer than the {MAX_NAME} bytes of a folder's name; set a shorter name="
-        )
+    check_name_length("name", name)
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
@@ -49,6 +46,14 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             "or name another folder"
         )
     return folder
+
+
+def check_name_length(setting: str, name: str) -> None:
+    """Raise InputError for a name that no file system takes."""
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise InputError(
+            f"{setting}={name} is longer than the {MAX_NAME} bytes of a folder's name; set a shorter {setting}="
+        )
 
 
 def next_free_folder(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,17 @@ from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
-from engine.texts import normalise_texts
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length
+from engine.texts import expand_home, normalise_texts
 from engine.trust import flatten_config
+from engine.words import quote_text
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective")
 
-MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
+MAX_POINT_NAME = 120  # bytes of the swept values in a folder's name
 
 _slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
 
@@ -46,6 +48,8 @@ def name_sweep(sweep: str | None, experiment: str | None) -> str:
         raise InputError(
             f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
         )
+    if sweep:
+        check_name_length("sweep", str(sweep))
     if sweep or (experiment and "," not in experiment):
         return str(sweep or experiment)
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -70,8 +74,9 @@ def name_point(folder: str, number: int, words: Sequence[str], swept: Sequence[s
         for word in sorted(words)
         if word.split("=")[0] in swept
     )
-    if len(values) > MAX_POINT_NAME:
-        values = f"{values[:MAX_POINT_NAME]}-{zlib.crc32(values.encode()):08x}"
+    if len(values.encode()) > MAX_POINT_NAME:
+        start = values.encode()[:MAX_POINT_NAME].decode(errors="ignore")
+        values = f"{start}-{zlib.crc32(values.encode()):08x}"
     existing = [
         path.name
         for path in Path(folder).glob(f"*{values}")
@@ -111,6 +116,15 @@ class Sweep(Callback):
         }
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if mistake := explain_storage(OmegaConf.select(config, "hydra.sweeper.storage")):
+            print(f"error: {mistake}", file=sys.stderr)
+            raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
+        if (folder := expand_home(str(self.folder))) != str(self.folder):  # written in a file
+            self.folder = Path(folder)
+            config.hydra.sweep.dir = folder
+            config.hydra.overrides.hydra.append(
+                f"hydra.sweep.dir={quote_text(folder)}"
+            )  # for the jobs
         self.folder.mkdir(parents=True, exist_ok=True)
         self.before = self.failures()
         # Optuna's sweeper logs failures, which run_point reports.
@@ -132,7 +146,21 @@ class Sweep(Callback):
             ]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)
-            raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
+            raise SystemExit(MISTAKE)
+
+
+def explain_storage(storage: str | None) -> str | None:
+    """Why Optuna can't keep its study in `storage` here; None if it can. Its version for Hydra reads no study with SQLAlchemy 2."""
+    try:
+        installed = version("sqlalchemy")
+    except PackageNotFoundError:
+        return None
+    if storage is None or int(installed.split(".")[0]) < 2:
+        return None
+    return (
+        f'hydra.sweeper.storage={storage} needs SQLAlchemy below 2, and {installed} is installed; pip install "sqlalchemy<2", '
+        "or leave it out, for the same command resumes a search from the folders of its points"
+    )
 
 
 def run_point(run: RunFunction, config: DictConfig) -> float | None:

@@ -41,6 +41,8 @@ TEXTS = (
     "wandb.group",
     "wandb.project",
     "wandb.tags",
+    "hydra.sweeper.storage",
+    "hydra.sweeper.study_name",
 )
 LISTS = ("runs", "data.classes", "data.files", "wandb.tags")  # several texts, or one
 # What exists already, or nothing: `false` has always meant null here.

@@ -154,7 +154,10 @@ def quote_word(word: str, multirun: bool) -> str:
     name = key.lstrip("+~")
     if not equals or (SIMPLE.fullmatch(value) and not (is_text(name) or is_group(name))):
         return word
-    quoted = quote_value(name, value.strip(), multirun)
+    is_swept = (
+        multirun and name != "sweep" and not name.startswith("hydra.")
+    )  # these describe the sweep
+    quoted = quote_value(name, value.strip(), is_swept)
     if name.startswith("hydra.") and is_path(name):  # Hydra uses it before a stage could expand it
         text = parse_value(quoted)
         if isinstance(text, str) and text.startswith("~"):
