@@ -42,16 +42,17 @@ MAX_POINT_NAME = 120  # bytes of the swept values in a folder's name
 _slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
 
 
-def name_sweep(sweep: str | None, experiment: str | None) -> str:
+def name_sweep(sweep: object, experiment: str | None) -> str:
     """The name of a sweep's folder: `sweep`, else the experiment, else the time of the start."""
-    if sweep and (str(sweep) in (".", "..") or Path(str(sweep)).name != str(sweep)):
-        raise InputError(
-            f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
-        )
-    if sweep:
-        check_name_length("sweep", str(sweep))
-    if sweep or (experiment and "," not in experiment):
-        return str(sweep or experiment)
+    if sweep is not None and (name := str(sweep)):
+        if name in (".", "..") or Path(name).name != name:
+            raise InputError(
+                f"sweep={name} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
+            )
+        check_name_length("sweep", name)
+        return name
+    if experiment and "," not in experiment:
+        return experiment
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 

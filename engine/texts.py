@@ -100,8 +100,9 @@ def expand_home(path: str) -> str:
 
 
 def normalise_texts(config: DictConfig) -> None:
-    """Make the settings that are text so, in place: YAML and Hydra read name=7 as a number. References stay unresolved.
+    """Make the settings that are text so, in place: YAML and Hydra read name=7 as a number.
 
+    References stay, apart from those to a number or to a path with `~`, as in name=${seed}.
     Raises InputError for a list where one text belongs. A dataset class of the user's own may take lists.
     """
     plain: Any = OmegaConf.to_container(config, resolve=False)
@@ -112,6 +113,11 @@ def normalise_texts(config: DictConfig) -> None:
                 f"{key}={value} is a list or a mapping, and {key} takes one text; "
                 f"a name with brackets needs quotes inside the word, as in '{key}=\"[1] photos\"'"
             )
+        if isinstance(value, str) and "${" in value:
+            resolved = OmegaConf.select(config, key, throw_on_resolution_failure=False)
+            value = resolved if isinstance(resolved, int | float | str) else value
+            if read_text(key, value) == value:
+                continue
         if (text := read_text(key, value)) != value:
             OmegaConf.update(config, key, text, merge=False)
 

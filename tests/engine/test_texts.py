@@ -56,9 +56,16 @@ def test_null_stays_and_false_is_no_file() -> None:
 def test_references_stay_unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     settings = normalised(
-        cache_dir="~/c", data={"cache_dir": "${cache_dir}", "root": "~/${x}"}, x=1
+        cache_dir="~/c", data={"cache_dir": "${cache_dir}", "root": "a/${x}"}, x=1
     )
-    assert settings["data"] == {"cache_dir": "${cache_dir}", "root": "/home/me/${x}"}
+    assert settings["data"] == {"cache_dir": "${cache_dir}", "root": "a/${x}"}
+
+
+def test_references_to_numbers_and_to_home_are_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    settings = normalised(seed=0, place="~/p", name="${seed}", run_dir="${seed}", ckpt="${place}/a")
+    assert (settings["name"], settings["run_dir"], settings["ckpt"]) == ("0", "0", "/home/me/p/a")
+    assert normalised(name="${missing}") == {"name": "${missing}"}, "OmegaConf reports it"
 
 
 def test_home_is_expanded_in_all_paths(monkeypatch: pytest.MonkeyPatch) -> None:
