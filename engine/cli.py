@@ -168,7 +168,9 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
         return f"error: {explain_several_values(swept[1])}"
     if swept := re.search(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
         return f"error: {explain_several_values(swept[1])}"
-    if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
+    if message := explain_choice(text):
+        return f"error: {message}"
+    if missing := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
         group, option = missing.groups()
         if extra := PLUGINS.get(f"{group}={option}"):
             return f'error: {group}={option} needs a plugin of Hydra that is not installed; pip install "codegrid[{extra}]"'
@@ -195,6 +197,25 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
         reason, key = " ".join(failed[1].split()), failed[2]
         return f"error: {key} can't be built from these settings ({reason}); add --cfg job to the command to see them all"
     return f"error: {' '.join(text.split())}"
+
+
+def explain_choice(text: str) -> str | None:
+    """The sentence for a choice, or a function of Hydra's, that its error's text names; None if it is another error."""
+    if missing := re.search(r"Could not load '([\w/]+)/([^']*)'", text):  # in a list
+        group, option = missing.groups()
+        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        return f"{group}={option} does not exist{suggest(option, options)}; there is {', '.join(options)}"
+    if twice := re.search(r"Multiple values for (\S+)\. To override", text):
+        return f"{twice[1]} is chosen already; write {twice[1]}=... without a plus before it"
+    if unknown := re.search(
+        r"parsing override '(.*?)'\n.*Unknown function '(\w+)'\nAvailable: (\S+)", text, re.DOTALL
+    ):
+        word, function, functions = unknown.groups()
+        return (
+            f"{word} calls {function}, which is no function of Hydra's{suggest(function, functions.split(','))}; "
+            f"there is {functions.replace(',', ', ')}, and a text needs quotes inside the word"
+        )
+    return None
 
 
 def explain_several_values(word: str) -> str:

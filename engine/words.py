@@ -32,7 +32,8 @@ OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one t
 }  # fmt: skip
 ALONE = ("--info", "-i")  # options whose value may be missing
 
-KEY = re.compile(r"(\+\+?|~)?[A-Za-z_$][\w$.:/-]*(@[\w$.:/-]*)?|(\+\+?|~)?@[\w$.:/-]+", re.ASCII)
+PART = r"[\w$][\w$-]*"
+KEY = re.compile(rf"(\+\+?|~)?({PART}([./]{PART})*)?(@[\w$.:/-]+)?", re.ASCII)
 SIMPLE = re.compile(r"[\w/.+-]+", re.ASCII)  # Hydra's grammar takes these values
 CALL = re.compile(r"[A-Za-z_]\w*\(.*\)", re.ASCII | re.DOTALL)
 OPENING, CLOSING = "([{", ")]}"
@@ -63,9 +64,13 @@ def arrange_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if not word.startswith("-"):
             settings.append(word)
             continue
-        options.append(word)
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
+        options.append(f"{name}={expand_home(value)}" if equals else word)
         values = OPTIONS[find_option(name)]
+        if equals and values is None:
+            raise InputError(f"{name} takes no value, so ={value} has to go")
+        if equals and values and value not in values:
+            raise InputError(f"{word} must be one of {', '.join(values)}")
         if values is None or equals or (name[:2] != "--" and name not in OPTIONS):
             continue
         if rest and (rest[0] in values if values else True):
@@ -107,7 +112,7 @@ def check_word(word: str) -> None:
             f"{word} is not a setting, which is written key=value; "
             "a value with spaces needs quotes around the whole word: 'data.root=my photos'"
         )
-    if not KEY.fullmatch(key):
+    if not KEY.fullmatch(key) or not key.strip("+~"):
         raise InputError(f"{key} in {word} can't be the name of a setting; write key=value")
 
 
