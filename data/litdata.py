@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,7 +18,9 @@ from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode, to_square
 from data.order import BatchOrder
 from data.source import Source, SourceSubset, hold_out
+from data.store import fingerprint
 from engine.errors import InputError
+from engine.locks import Lock
 
 GB = 10**9  # bytes
 
@@ -81,6 +82,8 @@ class ShardSource(Source):
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
         key = {"index": digest, "image": image, "label": self.label}
         super().__init__(int(self.ends[-1]), key)
+        # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
+        self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
 
     def _read_index(self, setting: str) -> str:
         if self.is_remote:
@@ -180,7 +183,8 @@ class ShardSource(Source):
         with suppress(FileNotFoundError):
             os.utime(file)
             return
-        with FileLock(file.with_name(f".{file.name}.lock")):
+        lock = Lock(file.with_name(f".{file.name}.lock"))
+        with lock.wait(str(file), "name another folder with cache_dir=..."):
             if file.exists():  # another process was first
                 return
             self._make_room(size)
@@ -241,6 +245,8 @@ class LitData(ImageDataModule):
 
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
     """
+
+    place_settings = ("train", "val", "local_cache")
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
@@ -20,13 +19,18 @@ from data.store import fingerprint, load_or_fill
 from engine.cli import suggest
 from engine.console import log_line
 from engine.errors import InputError
+from engine.locks import Lock
+from engine.network import limited_silence
 
 Dataset = TypeVar("Dataset")
+
+SECONDS_OF_SILENCE = 60.0  # after which a download gives up
 
 
 class DownloadedDataModule(ImageDataModule):
     """A dataset in a folder of its own below `root`. If it is missing there, it is downloaded if `download` is true."""
 
+    place_settings = ("root", "download")
     layout: str  # what lies below root, for users who put it there by hand
 
     def __init__(self, root: str, download: bool, **image_settings: Any) -> None:
@@ -59,7 +63,9 @@ class DownloadedDataModule(ImageDataModule):
         )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{name}.lock"):
+            instead = f"put a copy there yourself ({self.layout})"
+            lock = Lock(self.root / f".{name}.lock")
+            with lock.wait(str(self.root / name), instead), limited_silence(SECONDS_OF_SILENCE):
                 return make(download=True)
         except InputError:
             raise
@@ -81,6 +87,11 @@ class DownloadedDataModule(ImageDataModule):
         }
 
 
+def unplaced_key(key: dict[str, Any], sizes: Iterable[int]) -> dict[str, Any]:
+    """What a copy in another folder has in common with a key of `files_key`, whose files have these sizes."""
+    return {"dataset": key["dataset"], "split": key["split"], "sizes": list(sizes)}
+
+
 def _summarise(error: Exception) -> str:
     """The message of an exception on one line, without torchvision's advice, which names no setting of ours."""
     message = " ".join(str(error).split()).split(". You can use download=True")[0]
@@ -94,6 +105,7 @@ class InMemorySource(Source):
 
     def __init__(self, dataset: Any, key: dict[str, Any]) -> None:
         super().__init__(len(dataset), key)
+        self.content_key = unplaced_key(key, [self.n])  # torchvision has verified the checksums
         self.dataset = dataset
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -166,6 +178,7 @@ class STL10Source(Source):
         if len(known) != len(self.parts[0]):
             raise ValueError(f"{len(self.parts[0])} images, {len(known)} labels")
         super().__init__(sum(map(len, self.parts)), key)
+        self.content_key = unplaced_key(key, [file.stat().st_size for file in (*images, labels)])
         self.labels = np.full(self.n, -1)
         self.labels[: len(known)] = known
         self.arguments = images, labels, key

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from engine.aliases import rename_words
 from engine.errors import InputError
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
+from engine.places import admit_places
 from engine.texts import normalise_texts
 from engine.words import CONF, is_group, prepare_words
 
@@ -40,7 +41,7 @@ def run_command(job: Callable[[], Any]) -> None:
         words, renamed = rename_words(sys.argv[1:])
         for sentence in renamed:
             print(sentence, file=sys.stderr)
-        sys.argv[1:] = prepare_words(words)
+        sys.argv[1:] = admit_places(prepare_words(words))
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

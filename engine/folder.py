@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from engine.errors import InputError
+from engine.locks import POLL, Lock
 from engine.words import format_word
 
 CONFIG = "config.yaml"
@@ -17,12 +21,14 @@ METRICS = "metrics.json"  # final figures; a folder that has it holds a finished
 CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
+IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"  # to resume from
 PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is corrupt
 BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
+LOCK = ".lock"  # held by the process that writes into the folder
 DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
 
 MAX_NAME = 250  # bytes; file systems allow 255, and a number may follow
@@ -40,7 +46,7 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
         )
     check_name_length("name", name)
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
-    if folder.exists() and any(folder.iterdir()):
+    if run_dir and folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"run_dir={folder} is not empty; continue that run with {format_word('resume', folder)}, "
             "or name another folder"
@@ -54,6 +60,55 @@ def check_name_length(setting: str, name: str) -> None:
         raise InputError(
             f"{setting}={name} is longer than the {MAX_NAME} bytes of a folder's name; set a shorter {setting}="
         )
+
+
+def make_run_folder(stage: str, name: str, run_dir: str | None) -> Path:
+    """Make the folder that `choose_folder` chooses, for this run alone: of runs that start at the same moment each gets another.
+
+    A folder belongs to the run that makes its record.jsonl, which fails if the file exists; mkdir of an existing folder fails
+    too, but `run_dir` may be one. Raises InputError, and OSError if the folder can't be made.
+    """
+    while True:
+        folder = choose_folder(stage, name, run_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=run_dir is not None)
+            (folder / RECORD).open("x").close()
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise
+            if run_dir is not None:
+                raise InputError(
+                    f"run_dir={folder} was taken by another run at this moment; name another folder"
+                ) from error
+        else:
+            return folder
+
+
+def is_mere_claim(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a run that was killed at its very start leaves."""
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    return bool(names) and names <= {RECORD, LOCK, f"{CONFIG}.tmp"}
+
+
+def lock_folder(folder: Path, seconds: float = 15.0) -> Lock:
+    """Take the lock of a run folder, so that a run is not resumed twice at the same time, nor while it still runs.
+
+    Waits for some seconds: the readers of a run that was killed may hold its lock that long. Raises InputError if
+    another process has the lock, and OSError if its file can't be written.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return Lock(folder / LOCK).take()
+        except Timeout as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"the run in {folder} is running in another process; wait for it, or end it, "
+                    f"and then say {format_word('resume', folder)}"
+                ) from error
+        time.sleep(POLL)
 
 
 def next_free_folder(folder: Path) -> Path:
@@ -82,6 +137,23 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
         lines.write(json.dumps(record) + "\n")
+
+
+def read_record(folder: Path, name: str) -> Any:
+    """What the last start in record.jsonl that has an entry `name` says there; None if there is none.
+
+    Lines that are not whole, as after a full disk, are skipped.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    for line in reversed((folder / RECORD).read_text(errors="replace").splitlines()):
+        try:
+            start = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(start, dict) and name in start:
+            return start[name]
+    return None
 
 
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:

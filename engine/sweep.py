@@ -8,14 +8,14 @@ import sys
 import tempfile
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -24,10 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.aliases import upgrade_config
 from engine.cli import explain_error
-from engine.console import log_line
+from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length, is_mere_claim
+from engine.locks import Lock
+from engine.places import is_place
 from engine.texts import expand_home, normalise_texts
 from engine.trust import flatten_config
 from engine.words import quote_text
@@ -39,7 +41,7 @@ APART = ("id", "resume", "run_dir", "sweep", "objective")
 
 MAX_POINT_NAME = 120  # bytes of the swept values in a folder's name
 
-_slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
+_slots: list[Lock] = []  # locks on the GPUs of this process, held until it ends
 
 
 def name_sweep(sweep: object, experiment: str | None) -> str:
@@ -123,10 +125,13 @@ class Sweep(Callback):
         if (folder := expand_home(str(self.folder))) != str(self.folder):  # written in a file
             self.folder = Path(folder)
             config.hydra.sweep.dir = folder
-            config.hydra.overrides.hydra.append(
-                f"hydra.sweep.dir={quote_text(folder)}"
-            )  # for the jobs
-        self.folder.mkdir(parents=True, exist_ok=True)
+            for_jobs = f"hydra.sweep.dir={quote_text(folder)}"
+            config.hydra.overrides.hydra.append(for_jobs)
+        try:
+            make_locks_folder(self.folder)
+        except InputError as error:  # Hydra would print a traceback, and run the points
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(MISTAKE) from error
         self.before = self.failures()
         # Optuna's sweeper logs failures, which run_point reports.
         logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel("CRITICAL")
@@ -142,9 +147,9 @@ class Sweep(Callback):
             file for file, moment in self.failures().items() if self.before.get(file) != moment
         ]
         if failed:
-            lines = [
-                f"  {file.stem}: {file.read_text().strip().splitlines()[-1]}" for file in failed
-            ]
+            unwritten = ["its error could not be written"]  # the disk was full
+            texts = {file.stem: file.read_text().strip().splitlines() for file in failed}
+            lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)
             raise SystemExit(MISTAKE)
@@ -170,12 +175,12 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep, name = Path(job.sweep.dir), str(job.sweep.subdir)
     failure = sweep / "failed" / f"{name}.txt"
-    failure.unlink(missing_ok=True)
-    (sweep / ".locks").mkdir(parents=True, exist_ok=True)
-    if "joblib" in job.launcher._target_:
-        claim_gpu()
     try:
         normalise_texts(config)
+        locks = make_locks_folder(sweep)
+        failure.unlink(missing_ok=True)
+        if "joblib" in job.launcher._target_:
+            claim_gpu()
         for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
             if config[key]:
                 raise InputError(
@@ -185,8 +190,10 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
             raise InputError(
                 f"trainer.devices={devices} in a sweep; a point has one device, and hydra/launcher=joblib runs several"
             )
-        with FileLock(sweep / ".locks" / name, timeout=0):
-            return read_objective(run_once(run, config, sweep / name), config.objective)
+        with Lock(locks / name).take():
+            swept = list(job.callbacks["sweep"].swept)
+            figures = run_once(run, config, sweep / name, swept=swept)
+            return read_objective(figures, config.objective)
     except Timeout:
         log_line(f"{sweep / name}: skipped, another process is running it")
     except SystemExit as stop:  # Lightning exits without a code on SIGTERM
@@ -194,50 +201,145 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     except Exception as error:
         message = explain_error(error) or traceback.format_exc()
         print(message, file=sys.stderr)
-        failure.parent.mkdir(exist_ok=True)
-        failure.write_text(message.rstrip() + "\n")
+        with best_effort_write(failure):
+            failure.parent.mkdir(exist_ok=True)
+            failure.write_text(message.rstrip() + "\n")
     return None
 
 
-def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts."""
+def make_locks_folder(sweep: Path) -> Path:
+    """The folder of the locks of a sweep's points. Raises InputError if the sweep's folder can't be written."""
+    locks = sweep / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        Lock(locks / ".writable").take().release()
+    except Timeout:  # another process tests the folder at this moment
+        pass
+    except OSError as error:
+        raise InputError(
+            f"can't write the sweep's folder {sweep} ({error.strerror or error}); "
+            "name another with sweep=..., or anywhere else with hydra.sweep.dir=..."
+        ) from error
+    return locks
+
+
+def run_once(
+    run: RunFunction,
+    config: DictConfig,
+    folder: Path,
+    changeable: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts.
+
+    Where things are may have changed since it started, except for keys that are `swept`, and so may the `changeable` groups.
+    Raises InputError if anything else differs, for then it is another run.
+    """
     if (folder / CONFIG).is_file():
-        if differs := config_difference(config, upgrade_config(OmegaConf.load(folder / CONFIG))):
-            key, mine, theirs = differs
-            raise InputError(
-                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
-            )
+        earlier = upgrade_config(OmegaConf.load(folder / CONFIG))
+        check_same_run(config, earlier, folder, changeable, swept)
         if (folder / METRICS).is_file():
             log_line(f"{folder}: finished before")
-            try:
-                figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
-            except ValueError as error:
-                raise InputError(
-                    f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
-                ) from error
-            return figures
+            check_same_data(config, earlier, folder)
+            return read_metrics(folder)
         if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
         else:  # no checkpoint to resume from; the files may still show why
-            free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
-            folder.rename(next(path for path in free if not path.exists()))
+            set_aside(folder)
+    elif is_mere_claim(folder):
+        set_aside(folder)
     config.run_dir = str(folder)
     return run(config)
 
 
+def set_aside(folder: Path) -> None:
+    """Rename a folder to the first free name with a leading dot."""
+    free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
+    folder.rename(next(path for path in free if not path.exists()))
+
+
+def check_same_run(
+    config: DictConfig,
+    earlier: DictConfig,
+    folder: Path,
+    changeable: Sequence[str],
+    swept: Sequence[str],
+) -> None:
+    """Raise InputError if the run in a folder, with its `earlier` config, is not that of a config."""
+    from engine.checkpoint import names_same_run  # imports torch, which --help does without
+
+    for key, mine, theirs in config_differences(config, earlier, swept):
+        moved = key == "ckpt" and key not in swept and names_same_run(mine, folder)
+        if not moved and key.split(".")[0] not in changeable:
+            raise InputError(
+                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
+            )
+
+
+def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> None:
+    """Raise InputError if a finished run, or a part of one, was trained on other data than those that a config names in
+    another place."""
+    data = config.get("data") or {}
+    places = [f"data.{name}" for name in data if is_place(config, f"data.{name}")]
+    moved = [
+        key for key in places if OmegaConf.select(config, key) != OmegaConf.select(earlier, key)
+    ]
+    if "_target_" in data and moved:
+        from engine.checkpoint import build_data  # imports torch, which --help does without
+
+        images = build_data(data)
+        for run in (folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))):
+            images.check_recorded(run)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run. Files that they name are in `folder`, wherever it was when the run ended."""
+    try:
+        figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+        ) from error
+    before = str(figures.get("run", folder))
+    relocated: dict[str, Any] = replace_folder(figures, before, str(folder))
+    return relocated
+
+
+def replace_folder(value: Any, before: str, now: str) -> Any:
+    """A value of JSON in which paths of a folder or below it are those of the place where it is now."""
+    if isinstance(value, dict):
+        return {name: replace_folder(each, before, now) for name, each in value.items()}
+    if isinstance(value, list):
+        return [replace_folder(each, before, now) for each in value]
+    if isinstance(value, str) and (value == before or value.startswith(before + os.sep)):
+        return now + value[len(before) :]
+    return value
+
+
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, with both values; None if they describe the same run."""
-    mine, theirs = (
-        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
-        for each in (config, other)
-    )
-    for key in (*mine, *theirs):
-        if key.split(".")[0] not in APART and (
-            key not in mine or key not in theirs or mine[key] != theirs[key]
+    return next(config_differences(config, other), None)
+
+
+def config_differences(
+    config: Any, other: Any, swept: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place."""
+    mine, theirs = flatten_resolved(config), flatten_resolved(other)
+    for key in dict.fromkeys((*mine, *theirs)):
+        differs = key not in mine or key not in theirs or mine[key] != theirs[key]
+        if (
+            differs
+            and key.split(".")[0] not in APART
+            and (key in swept or not is_place(config, key))
         ):
-            return key, mine.get(key), theirs.get(key)
-    return None
+            yield key, mine.get(key), theirs.get(key)
+
+
+def flatten_resolved(config: Any) -> dict[str, Any]:
+    """The full key and the resolved value of every leaf of a config."""
+    return dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))))
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:
@@ -273,11 +375,16 @@ def claim_gpu() -> None:
     if not gpus:
         return
     for number in count():
-        slot = FileLock(Path(tempfile.gettempdir()) / f"codegrid-{os.getuid()}-gpu-{number}.lock")
+        slot = Lock(Path(tempfile.gettempdir()) / f"codegrid-{os.getuid()}-gpu-{number}.lock")
         try:
-            slot.acquire(timeout=0)
+            slot.take()
         except Timeout:
             continue
+        except OSError as error:
+            raise InputError(
+                f"can't write {slot.file} ({error.strerror or error}), by which processes share "
+                "GPUs; name a folder for temporary files with TMPDIR=..."
+            ) from error
         _slots.append(slot)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         return

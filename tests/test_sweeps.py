@@ -1,5 +1,6 @@
 """Sweeps as a user types them; tests that need no training replace the run by one that takes no time."""
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -18,9 +19,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from engine import sweep
-from engine.checkpoint import save_atomically
+from engine.checkpoint import make_header, save_atomically
+from engine.errors import InputError
+from engine.folder import append_record, write_config, write_metrics
 from engine.run import Run
 from tests.helpers.commands import TINY, launch, start
+from tests.helpers.configs import compose_config
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
@@ -43,15 +47,15 @@ class Played:
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        run = Run.open(config)
-        folder = run.start("played")
-        self.configs.append(run.config)
-        if self.checkpoint:
-            save_atomically({}, folder / "checkpoints/last.ckpt")
-        if config.seed in self.ends:
-            raise self.ends[config.seed]
-        metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
-        result = run.finish(metrics)
+        with Run.open(config) as run:
+            folder = run.start("played")
+            self.configs.append(run.config)
+            if self.checkpoint:
+                save_atomically({}, folder / "checkpoints/last.ckpt")
+            if config.seed in self.ends:
+                raise self.ends[config.seed]
+            metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
+            result = run.finish(metrics)
         assert result is not None
         return result
 
@@ -286,6 +290,92 @@ def test_a_point_that_broke_off_before_its_first_checkpoint_is_started_again(
     assert OmegaConf.load("runs/sweeps/mine/.0_seed-1-1/config.yaml").id == first.id, "kept aside"
 
 
+def test_a_point_that_was_killed_before_its_config_was_written_is_started_again(
+    command: Command, played: Played
+) -> None:
+    folder = Path("runs/sweeps/mine/0_seed-1")
+    folder.mkdir(parents=True)
+    (folder / "record.jsonl").touch()
+    assert command(*ONE, "seed=1,2") == 0
+    assert played.names == ["0_seed-1", "1_seed-2"]
+    assert Path("runs/sweeps/mine/.0_seed-1-1/record.jsonl").exists()
+
+
+def test_a_folder_of_somebody_elses_files_is_left_alone(command: Command, played: Played) -> None:
+    folder = Path("runs/sweeps/mine/0_seed-1")
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    assert command(*ONE, "seed=1,2") == 2
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+    assert played.names == ["1_seed-2"]
+
+
+@pytest.mark.parametrize(
+    ("file", "number"),
+    [(".locks", errno.EROFS), (".locks", errno.EACCES), ("mine", errno.ENOSPC)],
+)
+def test_a_sweep_whose_folder_can_not_be_written_is_one_sentence(
+    command: Command,
+    played: Played,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    number: int,
+) -> None:
+    make = Path.mkdir
+
+    def refuse(self: Path, *arguments: Any, **settings: Any) -> None:
+        if self.name == file:
+            raise OSError(number, os.strerror(number))
+        make(self, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert command(*TWO) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: can't write the sweep's folder runs/sweeps/mine")
+    assert "sweep=..." in line
+    assert not played.configs
+
+
+def test_an_error_that_can_not_be_written_down_is_counted(
+    command: Command,
+    played: Played,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Path.write_text
+
+    def refuse(self: Path, text: str, *arguments: Any) -> int:
+        if self.parent.name == "failed":
+            self.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, text, *arguments)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    played.ends = {1: ValueError("the power failed")}
+    assert command(*TWO) == 2
+    printed = capsys.readouterr().err
+    assert "the power failed" in printed
+    assert "1_seed-1: its error could not be written" in printed
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks"), OSError(errno.ENOSYS, "none")]
+)
+def test_points_have_locks_on_any_file_system(
+    command: Command, played: Played, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
+    locks = Path("runs/sweeps/mine/.locks")
+    locks.mkdir(parents=True)
+    with SoftFileLock(locks / "0_seed-0.held.lock"):
+        assert command(*TWO) == 0
+    assert played.names == ["1_seed-1"]
+
+
 def test_a_point_with_another_config_is_refused_in_one_sentence(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,6 +389,68 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
     )
     assert len(played.configs) == 2
     assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "cache_dir=elsewhere",
+        "data.num_workers=1",
+        "data.cache=ram",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+    ],
+)
+def test_a_sweep_goes_on_where_things_have_moved(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    played.ends = {1: ValueError("the power failed")}
+    command(*TWO)
+    played.ends = {}
+    capsys.readouterr()
+    assert command(*TWO, word) == 0
+    printed = capsys.readouterr().err
+    assert "runs/sweeps/mine/0_seed-0: finished before" in printed
+    assert "runs/sweeps/mine/1_seed-1: resumes" in printed
+    key, value = word.split("=")
+    resumed = OmegaConf.select(played.configs[-1], key)
+    assert str(resumed) == value or list(resumed) == [value]
+
+
+def test_a_swept_place_is_what_a_point_is(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = [*ONE, "data=folder", "data.n_val=1"]
+    assert command(*line, "data.root=a,b") == 0
+    assert played.names == ["0_data.root-a", "1_data.root-b"]
+    Path("runs/sweeps/mine/1_data.root-b").rename("runs/sweeps/mine/1_data.root-c")
+    assert command(*line, "data.root=a,c") == 2
+    assert "holds a run with data.root=b, and this one has data.root=c" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_moved_checkpoint_is_known_by_its_run(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, same: bool
+) -> None:
+    for name, run_id in (("before", "a1"), ("now", "a1" if same else "b2")):
+        header = make_header("vqgan", {"id": run_id})
+        save_atomically({"codegrid": header}, tmp_path / name / "checkpoints/last.ckpt")
+    folder = tmp_path / "point"
+    folder.mkdir()
+    config = compose_config("stage=evaluate", f"ckpt={tmp_path / 'before'}")
+    write_config(folder, OmegaConf.to_yaml(config, resolve=True))
+    append_record(folder, {"of": "a1"}, None)
+    write_metrics(folder, {"run": str(folder), "picture": f"{folder}/pictures/a.png"})
+    config.ckpt = str(tmp_path / "now")
+    moved = folder.rename(tmp_path / "elsewhere")
+    if same:
+        figures = sweep.run_once(lambda _: None, config, moved)
+        assert figures == {"run": str(moved), "picture": f"{moved}/pictures/a.png"}
+    else:
+        with pytest.raises(
+            InputError, match="holds a run with ckpt=.*before, and this one has ckpt=.*now"
+        ):
+            sweep.run_once(lambda _: None, config, moved)
 
 
 @pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere", "trainer.devices=2"])

@@ -7,7 +7,11 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import sys
+import threading
+import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +42,7 @@ import data.torchvision
 from data.datamodule import ImageDataModule
 from data.folder import Folder
 from data.hf import HF
+from data.identity import identify_images
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
@@ -53,7 +58,8 @@ from data.torchvision import (
     Flowers102,
 )
 from engine.errors import InputError
-from tests.helpers.configs import ROOT
+from engine.places import declared_places
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.images import image_settings, make_images
 
 Build = Callable[..., ImageDataModule]
@@ -525,6 +531,28 @@ def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     assert build().cache_key("val") != before
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_copy_in_another_place_has_the_same_images(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (tiny(name, tmp_path / place, monkeypatch) for place in ("a", "b"))
+    for file in (tmp_path / "b").rglob("*"):
+        os.utime(file, (1, 1))
+    images = identify_images(one())
+    assert images == identify_images(other())
+    assert images["train"] != images["val"]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_places_of_every_dataset_are_settings_of_later_stages(name: str) -> None:
+    places = declared_places(f"{class_of(name).__module__}.{class_of(name).__qualname__}")
+    assert {"cache", "cache_dir", "num_workers"} <= set(places)
+    later = OmegaConf.load(ROOT / "conf" / "places" / "default.yaml")
+    own = compose_config("stage=vqgan", f"data={name}").data
+    assert set(places) <= set(later)
+    assert set(places) <= set(own)
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -836,3 +864,30 @@ def test_every_downloaded_dataset_is_in_these_lists() -> None:
     }
     downloaded = {kind for kind in classes if issubclass(kind, DownloadedDataModule)}
     assert downloaded - {DownloadedDataModule} == {class_of(name) for name in DOWNLOADED}
+
+
+@pytest.mark.parametrize("kind", ["no answer", "half an answer"])
+def test_a_download_from_a_network_that_falls_silent_gives_up(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.torchvision.SECONDS_OF_SILENCE", 0.2)
+    with socket.create_server(("localhost", 0)) as server:
+        url = f"http://localhost:{server.getsockname()[1]}/cifar.tar.gz"
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            if kind == "half an answer":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc")
+            time.sleep(1)
+            connection.close()
+
+        def download(*arguments: Any, **settings: Any) -> None:
+            if not settings["download"]:
+                raise RuntimeError("Dataset not found")
+            with urllib.request.urlopen(url) as response:
+                response.read()
+
+        threading.Thread(target=answer, daemon=True).start()
+        data = make_images(CIFAR10, root=str(tmp_path), cache_dir=str(tmp_path))
+        with pytest.raises(InputError, match=r"CIFAR10 can't be downloaded to .*timed out"):
+            data.download_if_missing(download)
