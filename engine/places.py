@@ -30,7 +30,10 @@ def declared_places(target: str) -> tuple[str, ...]:
     """The settings of a class, given by its name as in `_target_`, that are places: its own and those of its bases."""
     from hydra.utils import get_object  # takes a tenth of a second, which --help does without
 
-    kind = get_object(target)
+    try:
+        kind = get_object(target)
+    except ImportError:  # reported by whoever builds it
+        return ()
     bases = getattr(kind, "__mro__", ())
     names = (name for base in bases for name in vars(base).get("place_settings", ()))
     return tuple(dict.fromkeys(names))

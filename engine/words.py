@@ -206,7 +206,7 @@ def quote_element(key: str, value: str, multirun: bool = False) -> str:
     parsed = override.value()
     if not textual or (parsed is False and is_optional(key)) or (is_call and multirun):
         return value
-    return quote_text(value) if is_number(parsed) else value
+    return quote_text(value) if reads_as_number(parsed) else value
 
 
 def quote_entry(key: str, entry: str) -> str:
@@ -259,7 +259,7 @@ def parse_value(value: str) -> Any:
     return None if override is None else override.value()
 
 
-def is_number(value: Any) -> bool:
+def reads_as_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
