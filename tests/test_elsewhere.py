@@ -75,13 +75,13 @@ def live_in(home: str) -> Prepare:
 FIXTURES = Path(__file__).parent / "fixtures" / "run_of_0_1"
 
 
-def earlier_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def moved_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two finished runs of a few steps, a tokenizer and a prior, that were moved after they ended."""
     shutil.copytree(FIXTURES, folder / "elsewhere")
 
 
 def another_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    earlier_runs(folder, monkeypatch)
+    moved_runs(folder, monkeypatch)
     save_atomically({"codegrid": make_header("vqgan", {"id": "zz"})}, folder / "another.ckpt")
 
 
@@ -489,13 +489,13 @@ WORDS: list[Case] = [
 MOVED = [
     Case(
         "a moved run resumes with another cache",
-        earlier_runs,
+        moved_runs,
         ("stage=vqgan", "resume=elsewhere/tokenizer", "cache_dir=other", "data.cache=ram"),
         '"run": "elsewhere/tokenizer"',
     ),
     Case(
         "a moved prior resumes by the copy of its tokenizer",
-        earlier_runs,
+        moved_runs,
         ("stage=prior", "resume=elsewhere/prior", "data.num_workers=0"),
         '"run": "elsewhere/prior"',
     ),
@@ -508,14 +508,14 @@ MOVED = [
     ),
     Case(
         "samples are compared with images in a folder that they don't have",
-        earlier_runs,
+        moved_runs,
         ("stage=sample", "ckpt=elsewhere/prior", "save=neighbours", "data.val_root=x", "n=2"),
         "where its images are can: data.cache, data.cache_dir, ",
         2,
     ),
     Case(
         "a resumed run can't have other shapes",
-        earlier_runs,
+        moved_runs,
         ("stage=vqgan", "resume=elsewhere/tokenizer", "data.n_train=8"),
         "data.n_train=8 can't change; only trainer.*, logger.* and where things are can: cache_dir",
         2,
