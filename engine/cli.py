@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from engine.aliases import rename_words
 from engine.choices import route_choices
-from engine.errors import InputError
+from engine.errors import InputError, explain_import
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from engine.places import admit_places
 from engine.texts import normalise_texts
@@ -193,10 +193,7 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
             "add --cfg job to the command to see them all"
         )
     if missing := re.search(r"Error locating target '([^']+)'", text):
-        return (
-            f"error: {missing[1]} can't be imported; if it is a class of your own, put the folder of its module on PYTHONPATH "
-            f"(PYTHONPATH=. python train.py ...), and see that python -c 'import {missing[1].rpartition('.')[0]}' works"
-        )
+        return f"error: {explain_import(missing[1])}"
     failed = re.search(
         r"Error in call to target '[\w.]+':\s*(\w+\(.*\))\s*full_key: (\S+)", text, re.DOTALL
     )

@@ -31,3 +31,12 @@ def check_range(name: str, value: Any, least: float, most: float = math.inf) -> 
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise InputError(f"{name}={value} must be a number {rule}")
+
+
+def explain_import(target: str) -> str:
+    """The sentence for a class that is named and can't be imported."""
+    module = target.rpartition(".")[0]
+    return (
+        f"{target} can't be imported; if it is a class of your own, put the folder of its module on PYTHONPATH "
+        f"(PYTHONPATH=. python train.py ...), and see that python -c 'import {module}' works"
+    )

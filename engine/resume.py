@@ -81,11 +81,13 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     changes = []
     # Settings come before the groups that they are in, so that a refusal names the setting.
     for key in sorted(keys, key=lambda key: -key.count(".")):
-        if key in ("resume", "stage", "trainer"):
+        if key in ("resume", "stage", "trainer", "trust"):
             continue
         if is_changeable(earlier, key):
             changes.append(key)
-        elif others and not is_repeated(config, key, others):
+        elif others and not (
+            is_repeated(config, key, others) or repeats_own_class(config, earlier, key)
+        ):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "

@@ -166,6 +166,16 @@ def test_single_settings_that_an_earlier_run_lacks_have_todays_value(
 OWN = {"_target_": "mydata.Mine", "n_train": 3}
 
 
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module mydata with a class Mine and a class Lion."""
+    (tmp_path / "modules").mkdir()
+    text = "class Mine:\n    place_settings = ('root',)\n\n\nclass Lion:\n    pass\n"
+    (tmp_path / "modules" / "mydata.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+
+
+@pytest.mark.usefixtures("own_module")
 def test_a_run_with_ones_own_class_resumes_if_it_is_trusted(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,14 +187,23 @@ def test_a_run_with_ones_own_class_resumes_if_it_is_trusted(
     assert config.trust == ["mydata.Mine"]
 
 
+def test_a_trusted_class_that_can_not_be_imported_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(folder, data=OWN | {"_target_": "nowhere.Mine"})
+    with pytest.raises(InputError, match="nowhere.Mine can't be imported.*PYTHONPATH"):
+        resolve(folder, monkeypatch, "trust=[nowhere.Mine]", "++data.root=a")
+
+
+@pytest.mark.usefixtures("own_module")
 def test_the_choice_of_ones_own_class_again_is_no_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_config(folder, optimizer={"_target_": "my.Lion", "_partial_": True, "lr": 0.5})
-    config = resolve(folder, monkeypatch, "optimizer._target_=my.Lion")
+    change_config(folder, optimizer={"_target_": "mydata.Lion", "_partial_": True, "lr": 0.5})
+    config = resolve(folder, monkeypatch, "optimizer._target_=mydata.Lion")
     assert config.optimizer.lr == 0.5
     for word in ("optimizer._target_=torch.optim.SGD", "optimizer=adamw", "optimizer.lr=0.1"):
-        with pytest.raises(InputError, match="can't change|asks for my.Lion"):
+        with pytest.raises(InputError, match="can't change|asks for mydata.Lion"):
             resolve(folder, monkeypatch, word)
 
 
