@@ -1,6 +1,5 @@
 """A run folder: every file name in it, once, and how it is made."""
 
-import json
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import InputError
+from engine.figures import format_figures
 
 CONFIG = "config.yaml"
 RECORD = "record.jsonl"  # one line per start: command, versions, machine
@@ -63,16 +63,16 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
     if data:
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
+        lines.write(format_figures(record) + "\n")
 
 
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
     """Write metrics.json. Raises InputError, with the figures in it, if the disk refuses."""
     try:
-        write_atomically(folder / METRICS, json.dumps(result, indent=2) + "\n")
+        write_atomically(folder / METRICS, format_figures(result, indent=2) + "\n")
     except OSError as error:
         raise InputError(
-            f"{folder / METRICS} can't be written ({error.strerror or error}): {json.dumps(result)}"
+            f"{folder / METRICS} can't be written ({error.strerror or error}): {format_figures(result)}"
         ) from error
 
 

@@ -46,7 +46,6 @@ def test_imports_run_one_way(package: str) -> None:
 
 def test_train_knows_no_stage_by_name() -> None:
     assert imported(ROOT / "train.py") <= {
-        "json",
         "os",
         "pathlib",
         "sys",
