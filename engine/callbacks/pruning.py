@@ -95,7 +95,9 @@ class Prune(Callback):
         own = self.best(series, progress)
         if own is None or len(bests) < self.min_others or own >= median(bests):
             return False  # own is None where the file could not be written
-        reached = f"is {self.sign * own:.4g} at best" if math.isfinite(own) else "was never a number"
+        reached = (
+            f"is {self.sign * own:.4g} at best" if math.isfinite(own) else "was never a number"
+        )
         log_line(
             f"pruned at {progress:.0%}: {self.figure} {reached}; "
             f"half of {len(bests)} other points had reached {self.sign * median(bests):.4g} by then"
