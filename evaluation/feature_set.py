@@ -91,7 +91,7 @@ class FeatureSet:
         name = "inception_score" + self.suffix
         if logits:
             splits = min(INCEPTION_SPLITS, len(fake))
-            value = inception_score(*logits, splits)
+            value = inception_score(logits[0], splits)
             sheet.add(name, value, **about, splits=splits)
         else:
             sheet.mark_absent(name, self.extractor.no_logits_reason)

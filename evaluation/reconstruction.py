@@ -49,36 +49,42 @@ class ImageSSIM(StructuralSimilarityIndexMeasure):
     float32 rounds the variances of bright, even images: a white page would be 0.9992 similar to itself.
     """
 
+    similarity: Tensor
+    total: Tensor
+
     def __init__(self) -> None:
         super().__init__(data_range=255.0)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Both (B, C, H, W), 0 to 255."""
-        differ = count_identical(self, preds, target)
+        differ = find_differing(preds, target)
+        self.similarity = self.similarity + (~differ).sum()
+        self.total = self.total + (~differ).sum()
         if differ.any():
             super().update(*select_images(differ, preds, target))
 
 
 class ImageMSSSIM(MultiScaleStructuralSimilarityIndexMeasure):
-    """The mean over images of each image's MS-SSIM on scales of these weights, as ImageSSIM."""
+    """The mean over images of each image's MS-SSIM on scales of these weights; exactly 1 for an image without error."""
+
+    similarity: Tensor
+    total: Tensor
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__(data_range=255.0, betas=tuple(weights))
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Both (B, C, H, W), 0 to 255."""
-        differ = count_identical(self, preds, target)
+        differ = find_differing(preds, target)
+        self.similarity = self.similarity + (~differ).sum()
+        self.total = self.total + (~differ).sum()
         if differ.any():
             super().update(*select_images(differ, preds, target))
 
 
-def count_identical(metric: ImageSSIM | ImageMSSSIM, preds: Tensor, target: Tensor) -> Tensor:
-    """Count images that are reproduced without error with a similarity of 1; which ones are not (B,) bool."""
-    differ = (preds != target).flatten(1).any(1)
-    n = len(differ) - differ.sum()
-    metric.similarity += n
-    metric.total += n
-    return differ
+def find_differing(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Which images (B, C, H, W) differ from their reconstructions, (B,) bool."""
+    return (x_hat != x).flatten(1).any(1)
 
 
 def select_images(rows: Tensor, *images: Tensor) -> list[Tensor]:

@@ -115,8 +115,9 @@ class TokenizerJudge:
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:
         about = {"n_reference": self.n, "resize": "none"}
         library = library_versions("torchmetrics", "torch")
+        own: dict[str, dict[str, Any]] = {"psnr": PSNR_PROVENANCE}
+        own["ms_ssim"] = {"scales": self.fidelity.scales}
         for name, value in self.fidelity.compute().items():
-            own = {"ms_ssim": {"scales": self.fidelity.scales}, "psnr": PSNR_PROVENANCE}
             sheet.add(name, float(value), **about, library=library, **own.get(name, {}))
         size, net = self.images.image_size, self.settings.lpips
         if not self.fidelity.scales:
