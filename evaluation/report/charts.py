@@ -247,6 +247,8 @@ def draw_rate_curves(
         labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
     better = "Higher" if about.better > 0 else "Lower"
     chart.caption = f"{better} is better; bars are 95% intervals over seeds."
+    if any(point.means[score].half for point in part.points):
+        chart.caption += " The table of differences has intervals within seeds."
     if curves:
         codecs = " and ".join(sorted(curves))
         chart.caption += f" Grey: {codecs} on the same images, with the best setting at each rate."

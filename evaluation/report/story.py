@@ -371,7 +371,8 @@ class Story:
         """The table of differences from the best configuration of each score; none if no two have two seeds in common."""
         columns = {}
         for name, score in SCORES.items():
-            parts = comparable_parts(grouped, name) if score.in_tables and score.better else []
+            is_ranked = score.in_tables and score.better and self.ranks_groups(name)
+            parts = comparable_parts(grouped, name) if is_ranked else []
             if parts and len(parts[0].points) > 1:
                 columns[name] = difference_cells(grouped, name, parts[0])
         columns = {
@@ -431,8 +432,14 @@ class Story:
     def score_of_samples(self) -> str | None:
         """The score that ranks priors; nats per token only if all learned codes of the same shape."""
         gfid = self.first_measured("gfid", "gfid_proxy")
+        if gfid is None and self.ranks_groups("nats_per_token"):
+            return "nats_per_token"
+        return gfid
+
+    def ranks_groups(self, name: str) -> bool:
+        """Whether a better score is a better configuration: nats of codes of different shapes say nothing about each other."""
         shapes = {(g.settings.get("K"), g.settings.get("grid")) for g in self.of_priors}
-        return "nats_per_token" if gfid is None and len(shapes) == 1 else gfid
+        return name != "nats_per_token" or len(shapes) == 1
 
     def name_run(self, run: ReportedRun) -> str:
         """The configuration of a run, and its seed."""
@@ -498,7 +505,7 @@ def compare_winner(part: ComparablePart, top: Point, name: str, rate: str | None
         uncertain.sort(key=lambda pair: pair[0].means[rate].mean)
     point, lead = (uncertain or leads)[0]
     ahead = Mean(better * lead.mean.mean, lead.mean.half, lead.mean.n)
-    how = "by seed, " if lead.paired else "without common seeds, "
+    how = "paired by seed, " if lead.paired else "without common seeds, "
     if not uncertain:
         return f"; {how}{format_mean(name, ahead)} ahead of {point.group.name}"
     others = ""
