@@ -217,7 +217,8 @@ def read_objective(figures: dict[str, Any] | None, objective: str | None) -> flo
     figures = clean_figures(figures)  # those of an earlier version may have infinities
     if objective in (absent := figures.get("absent") or {}):
         raise InputError(
-            f"objective={objective} of {figures.get('run')} can't be compared: {absent[objective]}"
+            f"objective={objective} of {figures.get('run')} can't be compared: {absent[objective]}; "
+            "name another metric with objective=..."
         )
     numbers = {
         name: float(value) for name, value in figures.items() if isinstance(value, int | float)

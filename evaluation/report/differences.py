@@ -86,8 +86,8 @@ def welch_interval(one: Sequence[float], other: Sequence[float]) -> Mean:
 def seed_moves_images(group: Group) -> bool:
     """Whether the runs of a group with several seeds were judged on other images for each seed.
 
-    Runs from before data.split_seed held out images that the seed chose. The hashes of the images in record.jsonl show it,
-    where the runs have them.
+    Runs from before data.split_seed, or with null, held out images that the seed chose. The hashes of the images in
+    record.jsonl show it, where the runs have them.
     """
     if len({seed_key(run) for run in group.runs}) < 2:
         return False
@@ -102,7 +102,7 @@ def seed_moves_images(group: Group) -> bool:
 def draws_images_by_seed(run: ReportedRun) -> bool:
     """Whether a run's config lets its seed choose the validation images."""
     settings = run.config.get("data")
-    if not isinstance(settings, dict) or "split_seed" in settings:
+    if not isinstance(settings, dict) or settings.get("split_seed") is not None:
         return False
     if str(settings.get("_target_", "")).endswith(".Shapes"):  # they are drawn, by the seed
         return True

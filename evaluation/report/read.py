@@ -36,6 +36,9 @@ IGNORED_IMAGE_SETTINGS = {
     "seed",
 }
 
+# Settings of a dataset that say where its images lie; runs on the same images may differ in them.
+IMAGE_PLACES = ("root", "val_root", "path", "files", "train", "val", "download", "local_cache")
+
 
 @dataclass
 class ReportedRun:
@@ -110,9 +113,22 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
     for run in runs.values():
         if run.stage == "prior":
             run.tokenizer = runs.get(run.metrics.get("tokenizer_of", ""))
+    unify_places(list(runs.values()))
     for run in runs.values():
         complete_provenance(run)
     return ReportedRuns(list(runs.values()), problems)
+
+
+def unify_places(runs: Sequence[ReportedRun]) -> None:
+    """Give runs on the same images the same places: data that moved make no other configuration, and no other images."""
+    places: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        data = run.config.get("data")
+        if run.images_hash is None or not isinstance(data, dict):
+            continue
+        own = {name: data[name] for name in IMAGE_PLACES if name in data}
+        key = (run.stage, run.images_hash, data.get("_target_"), *own)
+        run.config = {**run.config, "data": {**data, **places.setdefault(key, own)}}
 
 
 def list_roots(runs: str | Sequence[str] | None) -> list[str]:

@@ -135,9 +135,9 @@ class Story:
         n = sum(map(seed_moves_images, grouped))
         if n:
             yield (
-                f"In {n} of {format_count(len(grouped), 'configuration')} the seed also chose the validation images "
-                "(runs from before data.split_seed), so their ± contain what one set of images has over another; "
-                "differences are taken within each seed, on the same images."
+                f"In {n} of {format_count(len(grouped), 'configuration')} the seed also chose the validation images, as in "
+                "runs from before data.split_seed and in data=shapes: their ± contain how sets of images differ. "
+                "Differences are taken within each seed, on the same images."
             )
 
     def note_absent(self) -> Iterator[str]:

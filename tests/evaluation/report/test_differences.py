@@ -117,12 +117,13 @@ def test_the_interval_without_common_seeds_is_welchs(n: int, m: int) -> None:
     [
         ({}, True),
         ({"split_seed": 0}, False),
+        ({"split_seed": None}, True),
         ({"held_out": "last"}, False),
         ({"n_val": None}, False),
         ({"val_root": "photos/val"}, False),
         ({"val": "validation"}, False),
         ({"_target_": "data.shapes.Shapes", "held_out": None}, True),
-        ({"_target_": "data.shapes.Shapes", "split_seed": 0}, False),
+        ({"_target_": "data.torchvision.CIFAR10", "n_val": None}, False),
     ],
 )
 def test_the_seed_of_an_earlier_version_chose_images_that_were_held_out(
