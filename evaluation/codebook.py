@@ -40,7 +40,7 @@ class CodebookUse(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         p = self.counts.double() / self.counts.sum(1, keepdim=True)
-        entropies = (-torch.xlogy(p, p).sum(1)).clamp(min=0)  # no -0.0 for a single code
+        entropies = -torch.xlogy(p, p).sum(1)
         used = (self.counts > 0).sum(1).min()
         return {
             "perplexity": entropies.mean().exp().float(),

@@ -89,7 +89,7 @@ class PriorDoctor(Alarms):
         assert isinstance(data, BatchDataModule)
         p = data.take_evenly("train", MAX_TRAINING_GRIDS)[0].flatten().bincount().double()
         p /= p.sum()
-        self.unigram = float(-torch.xlogy(p, p).sum().clamp(max=0))
+        self.unigram = float(-torch.xlogy(p, p).sum())
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Prior)
