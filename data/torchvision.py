@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
@@ -20,8 +19,12 @@ from data.store import fingerprint, load_or_fill
 from engine.cli import suggest
 from engine.console import log_line
 from engine.errors import InputError
+from engine.locks import Lock
+from engine.network import limited_silence
 
 Dataset = TypeVar("Dataset")
+
+SECONDS_OF_SILENCE = 60.0  # after which a download gives up
 
 
 class DownloadedDataModule(ImageDataModule):
@@ -59,7 +62,9 @@ class DownloadedDataModule(ImageDataModule):
         )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{name}.lock"):
+            instead = f"put a copy there yourself ({self.layout})"
+            lock = Lock(self.root / f".{name}.lock")
+            with lock.wait(str(self.root / name), instead), limited_silence(SECONDS_OF_SILENCE):
                 return make(download=True)
         except InputError:
             raise

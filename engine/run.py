@@ -26,10 +26,17 @@ from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
 from engine.errors import InputError
 from engine.figures import clean_figures
-from engine.folder import append_record, choose_folder, write_config, write_metrics
+from engine.folder import (
+    append_record,
+    lock_folder,
+    make_run_folder,
+    write_config,
+    write_metrics,
+)
+from engine.locks import Lock
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import resolve_resumed, resume_command
+from engine.resume import report_other_threads, resolve_resumed, resume_command
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
 
@@ -59,6 +66,7 @@ class Run:
         )
         self._loggers: list[Logger] = []
         self._undefined: Mapping[str, str] = {}  # why a figure of the module can be no number
+        self._lock: Lock | None = None  # on the folder
 
     @classmethod
     def open(
@@ -98,7 +106,11 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        close_loggers(self._loggers, failed=error is not None)
+        try:
+            close_loggers(self._loggers, failed=error is not None)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @property
     def training(self) -> TrainerSettings:
@@ -140,19 +152,24 @@ class Run:
 
     def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:
         config = self.config
-        folder = self.resume or choose_folder(
-            config.stage, str(config.name or name), config.run_dir
-        )
+        folder = self.resume
+        origin = describe_origin()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder is None:
+                name = str(config.name or name)
+                folder = make_run_folder(config.stage, name, config.run_dir)
+            self._lock = lock_folder(folder)
             if not self.resume:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            append_record(folder, describe_origin(), data)
+            elif self.device.type == "cpu":
+                report_other_threads(folder, origin)
+            append_record(folder, origin, data)
             if not self.resume:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
             raise InputError(
-                f"can't write the run folder {folder} ({error}); name another with run_dir=..."
+                f"can't write the run folder {folder or config.run_dir or 'below runs'} ({error}); "
+                f"{'make it writable' if self.resume else 'name another with run_dir=...'}"
             ) from error
         return folder
 

@@ -7,13 +7,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from engine.aliases import upgrade_config
 from engine.errors import InputError
 from engine.figures import explain_non_finite
+from engine.packages import package_version
 
 # The squared error that no image is credited with less than, in squared 8-bit levels: the variance of rounding to whole
 # levels (Bennett 1948, Spectra of quantized signals, section 2), which is in every 8-bit image already. So an image that
@@ -147,7 +147,8 @@ EvaluationResult = Mapping[str, Any]  # the content of metrics.json of stage=eva
 
 def library_versions(*packages: str) -> str:
     """Names and versions, without the local part of a version, which names the build's platform."""
-    return ", ".join(f"{package} {version(package).split('+')[0]}" for package in packages)
+    versions = {package: package_version(package) or "unknown" for package in packages}
+    return ", ".join(f"{package} {text.split('+')[0]}" for package, text in versions.items())
 
 
 @dataclass

@@ -33,6 +33,7 @@ IGNORED_IMAGE_SETTINGS = {
     "flip",
     "num_workers",
     "on_error",
+    "reader_timeout",
     "seed",
 }
 
