@@ -1,5 +1,6 @@
 """A run folder: every file name in it, once, and how it is made."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ METRICS = "metrics.json"  # final figures; a folder that has it holds a finished
 CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
+IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
@@ -118,6 +120,23 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
         lines.write(format_figures(record) + "\n")
+
+
+def read_record(folder: Path, name: str) -> Any:
+    """What the last start in record.jsonl that has an entry `name` says there; None if there is none.
+
+    Lines that are not whole, as after a full disk, are skipped.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    for line in reversed((folder / RECORD).read_text(errors="replace").splitlines()):
+        try:
+            start = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(start, dict) and name in start:
+            return start[name]
+    return None
 
 
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:

@@ -3,11 +3,12 @@
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -16,15 +17,14 @@ from engine.checkpoint import find_resumable
 from engine.console import log_line
 from engine.environment import read_overrides
 from engine.errors import InputError
-from engine.folder import CONFIG, RECORD
-from engine.sweep import config_difference, sweep_folder
+from engine.folder import CONFIG, RECORD, write_config
+from engine.places import is_place, list_places
+from engine.sweep import APART, flatten_resolved, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
-
-CHANGEABLE = ("trainer", "logger", "resume", "stage")  # groups that a resumed run may change
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
-    """The config of the run that `resume` names, with this command's trainer.* and logger.*.
+    """The config of the run that `resume` names, with this command's trainer.*, logger.* and places (see engine/places.py).
 
     Raises InputError if the folder holds no run of this stage, if its config asks for something that is not part of
     Codegrid, if this command changes anything else, or if there is no checkpoint. A run that `has_parts` (a pipeline)
@@ -32,28 +32,119 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     """
     earlier = read_earlier_config(config)
     check_trusted_run(config, earlier, Path(config.resume) / CONFIG)
-    overrides = [word for word in read_overrides() if "=" in word]
-    if not config_difference(config, earlier):  # a sweep's point repeats its own overrides
-        overrides = []
-    for override in overrides:
-        if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE:
-            raise InputError(
-                f"resume continues {config.resume} as it was, so {override} can't change; "
-                "only trainer.* and logger.* can"
-            )
+    changes = list_changes(config, earlier)
     if not has_parts:
         find_resumable(Path(config.resume))
     earlier.trainer = OmegaConf.merge(config.trainer, earlier.trainer)  # it may lack newer settings
+    if "data" in earlier and "_target_" not in earlier.data:
+        earlier.data = OmegaConf.merge(config.data, earlier.data)
+    for key in [*changes, *list_followers(config, changes)]:
+        # One word about a logger decides which loggers there are.
+        group = "logger" if key.split(".")[0] == "logger" else key
+        value = OmegaConf.select(config, group)
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        OmegaConf.update(earlier, group, value, merge=False, force_add=True)
     OmegaConf.set_struct(earlier, True)
-    for override in overrides:
-        key = override.split("=")[0]
-        if key.startswith("trainer."):
-            OmegaConf.update(earlier, key, OmegaConf.select(config, key))
-        elif key.startswith("logger"):
-            earlier.logger = config.logger
     earlier.resume = config.resume
     earlier.run_dir = config.resume
     return earlier
+
+
+def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
+    """The keys in which a resumed run takes this command's values instead of its earlier ones.
+
+    On the command line these are the words beside `resume`; a word that repeats the earlier value is none. A point of a sweep
+    or a part of a pipeline that goes on has a whole config, which holds for all that may change.
+    """
+    differing = differing_keys(config, earlier)
+    overrides = [word for word in read_overrides() if "=" in word]
+    if not is_named(config.resume, overrides):
+        whole = flatten_resolved(config)
+        changes = [key for key in differing if is_changeable(earlier, key)]
+        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
+    others = [key for key in differing if not is_changeable(earlier, key)]
+    keys = {clean_key(word): word for word in overrides}
+    changes = []
+    # Settings come before the groups that they are in, so that a refusal names the setting.
+    for key in sorted(keys, key=lambda key: -key.count(".")):
+        if key in ("resume", "stage", "trainer"):
+            continue
+        if is_changeable(earlier, key):
+            changes.append(key)
+        elif others and not is_repeated(config, key, others):
+            raise InputError(
+                f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
+                "only trainer.*, logger.* and where things are can: "
+                f"{', '.join([*(['ckpt'] if 'ckpt' in earlier else []), *list_places(earlier)])}"
+            )
+    return changes
+
+
+def is_named(resume: str, overrides: Sequence[str]) -> bool:
+    """Whether the command line itself names the run to resume, instead of a sweep or pipeline that it is part of."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override.value() for override in parsed if override.get_key_element() == "resume"]
+    return resume in values or os.path.abspath(resume) in [
+        os.path.abspath(os.path.expanduser(str(value))) for value in values
+    ]
+
+
+def clean_key(word: str) -> str:
+    """The dotted key of a word of the command line, as in loss.discriminator of loss/discriminator=style."""
+    return word.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".")
+
+
+def is_changeable(earlier: DictConfig, key: str) -> bool:
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value.
+
+    The stage itself checks that a `ckpt` in another place is the same model.
+    """
+    words = set(key.split("."))
+    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
+
+
+def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
+    """The keys of settings in which this command's config differs from that of the earlier run, without those of the run itself."""
+    mine, theirs = flatten_resolved(config), flatten_resolved(earlier)
+    return [
+        key
+        for key in dict.fromkeys((*mine, *theirs))
+        if key.split(".")[0] not in APART and mine.get(key) != theirs.get(key)
+    ]
+
+
+def is_repeated(config: DictConfig, key: str, others: Sequence[str]) -> bool:
+    """Whether a setting or group of this command's config is in none of the `others`, which differ from the earlier run's."""
+    if any(other == key or other.startswith(f"{key}.") for other in others):
+        return False
+    *parents, name = key.split(".")
+    parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(parent, DictConfig) and name in parent
+
+
+def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
+    """The keys of settings that refer to one of `changes` in conf/, as data.cache_dir to cache_dir."""
+    return [
+        key
+        for key, value in flatten_config(config)
+        if key not in changes and str(value) in {f"${{{change}}}" for change in changes}
+    ]
+
+
+def write_places(folder: Path, config: DictConfig) -> None:
+    """Write where things are now into config.yaml of a run that was resumed, for the next command; the rest of it stays."""
+    earlier: Any = OmegaConf.load(folder / CONFIG)
+    upgraded = upgrade_config(earlier)
+    moved = [
+        key
+        for key in differing_keys(config, upgraded)
+        if (key == "ckpt" or is_place(config, key))
+        and not {"trainer", "logger"} & set(key.split("."))
+    ]
+    for key in moved:
+        OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    if moved:
+        write_config(folder, OmegaConf.to_yaml(earlier))
 
 
 def read_earlier_config(config: DictConfig) -> DictConfig:

@@ -18,8 +18,8 @@ from engine.callbacks.checkpointing import Checkpoints
 from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
-from engine.card import write_card
-from engine.checkpoint import find_resumable, make_header
+from engine.card import format_summary, write_card
+from engine.checkpoint import find_resumable, make_header, read_run_id
 from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
@@ -36,7 +36,13 @@ from engine.folder import (
 from engine.locks import Lock
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import report_other_threads, resolve_resumed, resume_command
+from engine.places import explain_advice, list_places
+from engine.resume import (
+    report_other_threads,
+    resolve_resumed,
+    resume_command,
+    write_places,
+)
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
 
@@ -111,6 +117,9 @@ class Run:
         finally:
             if self._lock is not None:
                 self._lock.release()
+        has_images = self.resume is not None and "_target_" in self.config.get("data", {})
+        if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
+            raise limited from error
 
     @property
     def training(self) -> TrainerSettings:
@@ -141,8 +150,14 @@ class Run:
     ) -> Path:
         """Make the run folder and open the loggers; on several ranks the main one does both.
 
-        `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers.
+        `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers. Settings
+        that the data have decided (`data["decided"]`) become the config's, so that whatever builds on this run decides alike.
         """
+        if data and "summary" in data:
+            log_line(format_summary(data))
+        if data and "_target_" in self.config.get("data", {}):
+            for setting, value in data.get("decided", {}).items():
+                OmegaConf.update(self.config.data, setting, value, force_add=True)
         self.config.id, self.folder = run_on_main(
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )
@@ -163,15 +178,23 @@ class Run:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
             elif self.device.type == "cpu":
                 report_other_threads(folder, origin)
-            append_record(folder, origin, data)
-            if not self.resume:
+            append_record(folder, {**origin, **self._describe_ckpt()}, data)
+            if self.resume:
+                write_places(folder, config)
+            else:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
+            instead = "copy it to one that can be written, and resume the copy"
             raise InputError(
                 f"can't write the run folder {folder or config.run_dir or 'below runs'} ({error}); "
-                f"{'make it writable' if self.resume else 'name another with run_dir=...'}"
+                + (instead if self.resume else "name another with run_dir=...")
             ) from error
         return folder
+
+    def _describe_ckpt(self) -> dict[str, Any]:
+        """The id of the run on which this one stands, by which `ckpt` is known wherever that run is moved."""
+        ckpt = self.config.get("ckpt")
+        return {"of": read_run_id(ckpt)} if ckpt and not self.resume else {}
 
     def fit(
         self,

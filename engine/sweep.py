@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -29,12 +29,16 @@ from engine.exit_codes import MISTAKE, TERMINATED
 from engine.figures import clean_figures
 from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, is_mere_claim
 from engine.locks import Lock
+from engine.places import is_place
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective")
+
+# Settings that a run's images decide if they are null, and that its config then has.
+DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
 
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
@@ -161,7 +165,9 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
                 f"trainer.devices={devices} in a sweep; a point has one device, and hydra/launcher=joblib runs several"
             )
         with Lock(locks / name).take():
-            return read_objective(run_once(run, config, sweep / name), config.objective)
+            swept = list(job.callbacks["sweep"].swept)
+            figures = run_once(run, config, sweep / name, swept=swept)
+            return read_objective(figures, config.objective)
     except Timeout:
         log_line(f"{sweep / name}: skipped, another process is running it")
     except SystemExit as stop:  # Lightning exits without a code on SIGTERM
@@ -191,23 +197,25 @@ def make_locks_folder(sweep: Path) -> Path:
     return locks
 
 
-def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts."""
+def run_once(
+    run: RunFunction,
+    config: DictConfig,
+    folder: Path,
+    changeable: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts.
+
+    Where things are may have changed since it started, except for keys that are `swept`, and so may the `changeable` groups.
+    Raises InputError if anything else differs, for then it is another run.
+    """
     if (folder / CONFIG).is_file():
-        if differs := config_difference(config, upgrade_config(OmegaConf.load(folder / CONFIG))):
-            key, mine, theirs = differs
-            raise InputError(
-                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
-            )
+        earlier = upgrade_config(OmegaConf.load(folder / CONFIG))
+        check_same_run(config, earlier, folder, changeable, swept)
         if (folder / METRICS).is_file():
             log_line(f"{folder}: finished before")
-            try:
-                figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
-            except ValueError as error:
-                raise InputError(
-                    f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
-                ) from error
-            return figures
+            check_same_data(config, earlier, folder)
+            return read_metrics(folder)
         if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
@@ -225,18 +233,95 @@ def set_aside(folder: Path) -> None:
     folder.rename(next(path for path in free if not path.exists()))
 
 
+def check_same_run(
+    config: DictConfig,
+    earlier: DictConfig,
+    folder: Path,
+    changeable: Sequence[str],
+    swept: Sequence[str],
+) -> None:
+    """Raise InputError if the run in a folder, with its `earlier` config, is not that of a config."""
+    from engine.checkpoint import names_same_run  # imports torch, which --help does without
+
+    for key, mine, theirs in config_differences(config, earlier, swept):
+        moved = key == "ckpt" and key not in swept and names_same_run(mine, folder)
+        if not moved and key.split(".")[0] not in changeable:
+            raise InputError(
+                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
+            )
+
+
+def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> None:
+    """Raise InputError if a finished run, or a part of one, was trained on other data than those that a config names in
+    another place."""
+    data = config.get("data") or {}
+    places = {name: value for name, value in data.items() if is_place(config, f"data.{name}")}
+    before = earlier.get("data") or {}
+    if "_target_" in data and any(before.get(name) != value for name, value in places.items()):
+        from engine.checkpoint import build_data  # imports torch, which --help does without
+
+        runs = [folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))]
+        for run in runs:  # what the images of a part have decided holds for the others too
+            decided = upgrade_config(OmegaConf.load(run / CONFIG)).get("data") or {}
+            before = decided if "_target_" in decided else before
+        images = build_data(OmegaConf.merge(before, places))
+        for run in runs:
+            images.check_recorded(run)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run. Files that they name are in `folder`, wherever it was when the run ended."""
+    try:
+        figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+        ) from error
+    before = str(figures.get("run", folder))
+    relocated: dict[str, Any] = replace_folder(figures, before, str(folder))
+    return relocated
+
+
+def replace_folder(value: Any, before: str, now: str) -> Any:
+    """A value of JSON in which paths of a folder or below it are those of the place where it is now."""
+    if isinstance(value, dict):
+        return {name: replace_folder(each, before, now) for name, each in value.items()}
+    if isinstance(value, list):
+        return [replace_folder(each, before, now) for each in value]
+    if isinstance(value, str) and (value == before or value.startswith(before + os.sep)):
+        return now + value[len(before) :]
+    return value
+
+
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, with both values; None if they describe the same run."""
-    mine, theirs = (
-        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
-        for each in (config, other)
-    )
-    for key in (*mine, *theirs):
-        if key.split(".")[0] not in APART and (
-            key not in mine or key not in theirs or mine[key] != theirs[key]
+    return next(config_differences(config, other), None)
+
+
+def config_differences(
+    config: Any, other: Any, swept: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place.
+
+    A setting that one of them lacks, as an earlier version did, is null. What the other's images have decided is no difference.
+    """
+    mine, theirs = flatten_resolved(config), flatten_resolved(other)
+    for key in dict.fromkeys((*mine, *theirs)):
+        decided = any(
+            mine.get(name, ...) is None for name in DECIDED if f"{key}.".startswith(f"{name}.")
+        )
+        differs = mine.get(key) != theirs.get(key) and not decided
+        if (
+            differs
+            and key.split(".")[0] not in APART
+            and (key in swept or not is_place(config, key))
         ):
-            return key, mine.get(key), theirs.get(key)
-    return None
+            yield key, mine.get(key), theirs.get(key)
+
+
+def flatten_resolved(config: Any) -> dict[str, Any]:
+    """The full key and the resolved value of every leaf of a config."""
+    return dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))))
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:

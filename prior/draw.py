@@ -18,7 +18,7 @@ from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from prior.samples import choose_labels, encode_init_image
-from vqgan.load import load_tokenizer
+from vqgan.load import load_tokenizer, read_rules
 from vqgan.tokenizer import Tokenizer
 
 Drawn = Iterator[
@@ -72,7 +72,7 @@ def prior_source(
     trained = load_prior(ckpt)
     model = trained.model.to(device)
     tokenizer = trained.tokenizer.to(device)
-    labels = choose_labels(model, label, n)
+    labels = choose_labels(trained.classes, label, n)
     if labels is None and sampler.guidance != 1:
         raise InputError(
             f"sampler.guidance={sampler.guidance} needs a prior of classes; "
@@ -83,7 +83,9 @@ def prior_source(
     init_codes: Tensor | None = None
     head: list[Tensor] = []
     if sampler.init_image is not None:
-        init_codes, head = encode_init_image(sampler.init_image, tokenizer, known)
+        init_codes, head = encode_init_image(
+            sampler.init_image, tokenizer, known, read_rules(trained.data)
+        )
     batches = generate(model, sampler, n, seed, batch_size, labels, init_codes)
     drawn = ((codes, tokenizer.quantizer.lookup(codes)) for codes in batches)
     flip = trained.config["flip"]

@@ -11,10 +11,10 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
+from data.identity import identify_pixels
 from data.images import to_uint8
 from data.pictures import save_picture, tile_images
 from data.samples import ArraySamples
-from data.store import fingerprint
 from engine.console import progress_bar
 from engine.distributed import cluster_plugins
 from engine.errors import InputError
@@ -66,8 +66,8 @@ def measure_nats(model: PriorModel, codes: ArraySamples, batch_size: int) -> Ten
     device = next(model.buffers()).device
     if model.classes and int(np.max(codes.labels)) >= model.classes:
         raise InputError(
-            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; give it those "
-            "that it was trained on, with data.root=<folder>"
+            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; evaluate it "
+            "on those that it was trained on"
         )
     batches = []
     with progress_bar(len(codes), "likelihoods") as bar:
@@ -181,8 +181,8 @@ class PriorJudge:
         return sheet
 
     def encode_images(self) -> ArraySamples:
-        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the images' labels."""
-        return extract(
+        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes."""
+        codes = extract(
             self.trained.tokenizer,
             self.images,
             self.settings.split,
@@ -191,6 +191,10 @@ class PriorJudge:
                 accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
             ),
         )
+        if self.trained.model.classes:
+            what = f"images of {self.images.title}"
+            codes.labels = self.trained.classes.number(codes.labels, what)
+        return codes
 
     def add_references(self, feature_sets: Sequence[FeatureSet]) -> dict[str, Any]:
         """Add all images of the split to the feature sets; return the provenance that all scores begin with."""
@@ -232,7 +236,7 @@ class PriorJudge:
         )
         about = {
             "reference": "originals of train",
-            "reference_hash": fingerprint([self.images.cache_key("train"), self.images.image_size]),
+            "reference_hash": identify_pixels(self.images, "train"),
             "n_reference": self.images.size("train"),
             "n": min(self.m, MAX_JUDGED),
             "mirrored": flip,

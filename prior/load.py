@@ -1,19 +1,27 @@
 """From a checkpoint to a prior with its tokenizer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.datamodule import ImageDataModule
+from data.identity import save_image_ids
+from data.labels import ClassTable
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
     find_checkpoint,
+    find_damage,
     make_header,
     read_checkpoint,
+    read_run_id,
     save_atomically,
     substate,
 )
+from engine.console import log_line
 from engine.errors import InputError
+from engine.folder import read_record
 from prior.models.base import PriorModel
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -22,9 +30,47 @@ from vqgan.tokenizer import Tokenizer
 TOKENIZER_COPY = "tokenizer.ckpt"
 
 
-def prior_header(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
-    """What a prior's checkpoint records in addition to its config: whose codes it learned, and how many classes."""
-    return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+def prior_header(tokenizer: Tokenizer, classes: ClassTable) -> dict[str, Any]:
+    """What a prior's checkpoint records in addition to its config: whose codes it learned, and of which classes."""
+    table = {"class_names": classes.names, "class_labels": classes.labels}
+    return {"tokenizer": tokenizer.fingerprint(), "classes": len(classes), **table}
+
+
+def read_classes(header: Mapping[str, Any]) -> ClassTable:
+    """The classes of a prior by the header of its checkpoint. Priors of version 0.1 call them by their numbers."""
+    numbers = list(range(header["classes"]))
+    return ClassTable(
+        list(header.get("class_names", map(str, numbers))), header.get("class_labels", numbers)
+    )
+
+
+def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
+    """The tokenizer of a prior's run: `ckpt`, or the copy of it in the folder of a run that is resumed.
+
+    Raises InputError if a run that is resumed learned the codes of another tokenizer than the one that `ckpt` names.
+    """
+    if resumed is None:
+        return ckpt
+    copied = resumed / TOKENIZER_COPY
+    is_sound = copied.is_file() and find_damage(copied) is None
+    expected = read_run_id(copied) if is_sound else read_record(resumed, "of")
+    other = read_run_id(ckpt)
+    if is_sound and other is None:
+        log_line(f"ckpt={ckpt} can't be read: {resumed} resumes with its copy of the tokenizer")
+    elif expected and other not in (None, expected):
+        raise InputError(
+            f"ckpt={ckpt} is the run {other}, and {resumed} learned the codes of the tokenizer {expected}; "
+            + ("leave ckpt out, for the folder has a copy of it" if is_sound else "name that one")
+        )
+    return copied if is_sound else ckpt
+
+
+def copy_origin(
+    tokenizer: Tokenizer, described: dict[str, Any], images: ImageDataModule, folder: Path
+) -> None:
+    """Save what a prior stands on in its run folder: a list of its images, and its tokenizer."""
+    save_image_ids(images, folder)
+    copy_tokenizer(tokenizer, described, folder)
 
 
 def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
@@ -39,6 +85,15 @@ def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
     save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
 
 
+def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a tokenizer's images with the `places` that its prior's run named; how they are read stays."""
+    common = ImageDataModule.place_settings
+    named = {name: value for name, value in places.items() if value is not None}
+    return data | {
+        name: value for name, value in named.items() if name in data and name not in common
+    }
+
+
 @dataclass
 class TrainedPrior:
     """A trained prior and its tokenizer, both in eval mode."""
@@ -47,7 +102,10 @@ class TrainedPrior:
     tokenizer: Tokenizer
     name: str  # of the prior's run
     config: dict[str, Any]  # of the prior's run
-    data: dict[str, Any]  # the config of the tokenizer's images
+    data: dict[
+        str, Any
+    ]  # the config of the tokenizer's images, in the places where the prior's run had them
+    classes: ClassTable
     tokenizer_of: str | None  # the id of the tokenizer's run
 
 
@@ -76,6 +134,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         tokenizer=tokenizer,
         name=folder.name,
         config=header["config"],
-        data=described["data"],
+        data=move_images(described["data"], header["config"].get("data", {})),
+        classes=read_classes(header),
         tokenizer_of=described.get("id"),
     )

@@ -7,6 +7,7 @@ Rows are grouped by kind of fault; the tests of each part have the finer cases.
 import errno
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,17 +18,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import get_worker_info
 
 from benchmarks.report import make_run_folder
 from engine import folder as run_folder
 from engine import locks
+from engine.checkpoint import make_header, save_atomically
+from engine.folder import LAST, append_record, write_config
 from engine.locks import Lock
 from tests.helpers.commands import TINY, Command, lightning_warnings
-from tests.helpers.configs import ROOT
+from tests.helpers.configs import ROOT, compose_config
 
 pytestmark = lightning_warnings
+
+SMALL_RUN = [word for word in TINY if "data.n_" not in word]
 
 Prepare = Callable[[Path, pytest.MonkeyPatch], None]
 
@@ -46,6 +53,44 @@ class Case:
 
 def nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No input is needed."""
+
+
+FIXTURES = Path(__file__).parent / "fixtures" / "run_of_0_1"
+
+
+def earlier_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two finished runs of a few steps, a tokenizer and a prior, that were moved after they ended."""
+    shutil.copytree(FIXTURES, folder / "elsewhere")
+
+
+def another_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier_runs(folder, monkeypatch)
+    save_atomically({"codegrid": make_header("vqgan", {"id": "zz"})}, folder / "another.ckpt")
+
+
+def paint_images(root: Path, n: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for i in range(n):
+        file = root / ("cats", "dogs")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8)).save(file)
+
+
+def run_on_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run on eight photos left, whose folder was called gone; and folders with other images, and with too few."""
+    paint_images(folder / "gone", 8, 0)
+    paint_images(folder / "others", 8, 1)
+    paint_images(folder / "few", 1, 2)
+    config = compose_config(
+        "stage=vqgan", "data=folder", "data.root=gone", "data.n_val=2", *SMALL_RUN
+    )
+    (folder / "run").mkdir()
+    write_config(folder / "run", OmegaConf.to_yaml(config, resolve=True))
+    save_atomically({}, folder / "run" / LAST)
+    images = instantiate(config.data)
+    append_record(folder / "run", {}, images.describe())
+    images.record_images(folder / "run")
+    (folder / "gone").rename(folder / "photos")
 
 
 # What is only recorded about a machine may be missing; every wait has an end.
@@ -343,16 +388,237 @@ NUMBERS: list[Case] = [
 WORDS: list[Case] = []
 
 # Where things are can change; what a run is can't.
-MOVED: list[Case] = []
+MOVED = [
+    Case(
+        "a moved run resumes with another cache",
+        earlier_runs,
+        ("stage=vqgan", "resume=elsewhere/tokenizer", "cache_dir=other", "data.cache=ram"),
+        '"run": "elsewhere/tokenizer"',
+    ),
+    Case(
+        "a moved prior resumes by the copy of its tokenizer",
+        earlier_runs,
+        ("stage=prior", "resume=elsewhere/prior", "data.num_workers=0"),
+        '"run": "elsewhere/prior"',
+    ),
+    Case(
+        "a prior's tokenizer can't be another",
+        another_tokenizer,
+        ("stage=prior", "resume=elsewhere/prior", "ckpt=another.ckpt"),
+        "is the run zz, and elsewhere/prior learned the codes of the tokenizer ",
+        2,
+    ),
+    Case(
+        "samples are compared with images in a folder that they don't have",
+        earlier_runs,
+        ("stage=sample", "ckpt=elsewhere/prior", "save=neighbours", "data.val_root=x", "n=2"),
+        "where its images are can: data.cache, data.cache_dir, ",
+        2,
+    ),
+    Case(
+        "a resumed run can't have other shapes",
+        earlier_runs,
+        ("stage=vqgan", "resume=elsewhere/tokenizer", "data.n_train=8"),
+        "data.n_train=8 can't change; only trainer.*, logger.* and where things are can: cache_dir",
+        2,
+    ),
+    Case(
+        "a resumed run can't find its images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run"),
+        "data.root=gone is not a folder",
+        2,
+    ),
+    Case(
+        "a resumed run finds other images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=others", "cache_dir=c"),
+        "train has 6 images (6 of the same name with another content)",
+        2,
+    ),
+    Case(
+        "a resumed run finds too few images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=few"),
+        "data.n_val=2 must leave both splits an image; there are 1; but this command takes its images from a run",
+        2,
+    ),
+    Case(
+        "a resumed run gets validation images of other classes",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=photos", "data.val_root=."),
+        "has class folders that the training images in photos lack",
+        2,
+    ),
+]
 
 # Another version, damage and mistrust are three sentences; classes of one's own are admitted by name.
 VERSIONS: list[Case] = []
 
 # A split stays when files come or go.
-SPLIT: list[Case] = []
+FOLDER = ("stage=vqgan", "data=folder", "data.root=photos", "data.n_val=2")
+QUICKLY = (  # TINY without what only shapes have
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps", "data.batch"))),
+    "trainer.max_steps=1",
+    "data.batch_size=2",
+)
+
+
+def classes(*files: str) -> Prepare:
+    """Small pictures at these paths, each with its own content."""
+
+    def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number, file in enumerate(files):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number, 9 * number, 0)).save(folder / file)
+
+    return prepare
+
+
+FOUR = ("photos/a/1.png", "photos/a/2.png", "photos/b/1.png", "photos/c/1.png")
+SPLIT: list[Case] = [
+    Case(
+        "a validation folder lacks two classes",
+        classes(*FOUR, "val/c/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has images of 1 of the 3 classes in photos, none of a, b",
+    ),
+    Case(
+        "a validation folder has no class folders",
+        classes(*FOUR, "val/8.png", "val/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "2 images of val lie in no class folder and have no class",
+    ),
+    Case(
+        "a validation folder has a class that training lacks",
+        classes(*FOUR, "val/aa/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has class folders that the training images in photos lack: aa; rename them as in training",
+        2,
+    ),
+    Case(
+        "a boundary beyond all names leaves a split empty",
+        classes(*FOUR),
+        (*FOLDER, "data.held_out=last", "data.split_at=d", *QUICKLY),
+        "data.split_at=d leaves none of the 4 images to validate",
+        2,
+    ),
+    Case(
+        "a share that is no share",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=20", *QUICKLY),
+        "data.split_at=20 must be a number from 0 to 1",
+        2,
+    ),
+    Case(
+        "a boundary with the rule of earlier versions, which has none",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=0.3", "data.split_seed=null", *QUICKLY),
+        "data.split_at=0.3 needs a data.split_seed",
+        2,
+    ),
+    Case(
+        "a split seed that is no whole number",
+        classes(*FOUR),
+        (*FOLDER, "data.split_seed=a", *QUICKLY),
+        "data.split_seed=a must be a whole number of at least 0",
+        2,
+    ),
+    Case(
+        "a split seed for images that have an official split",
+        nothing,
+        ("stage=vqgan", "data=cifar10", "data.split_seed=1"),
+        "data.split_seed is not a setting of this stage",
+        2,
+    ),
+]
+
+
+def write_scans(root: Path, folders: tuple[str, ...], highest: int, n: int = 8) -> None:
+    """Write n 16-bit grey images, whose values end at `highest`, into each of these folders below a root."""
+    for number, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            random = np.random.default_rng((number, i))
+            values = random.integers(0, highest + 1, (20, 20), np.uint16)
+            values[0, 0] = highest
+            Image.fromarray(values).save(root / name / f"{i}.png")
+
+
+def ten_bit_scans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans of 10 bits in class folders that are numbers, and a file of a kind that isn't read."""
+    write_scans(folder / "scans", ("2", "11", "100"), 1000)
+    (folder / "scans" / "2" / "raw.nef").write_bytes(b"x")
+
+
+def splits_by_other_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two splits in one folder."""
+    write_scans(folder / "scans", ("Training Data", "valid_images"), 65_535)
+
+
+def other_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without an image that is read."""
+    (folder / "scans").mkdir()
+    (folder / "scans" / "1.nii").write_bytes(b"x")
+
+
+SCANS = [
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps"))),
+    "stage=vqgan", "data=folder", "data.root=scans", "data.n_val=4", "trainer.max_steps=1",
+]  # fmt: skip
 
 # A decision about somebody's data is printed.
-SUMMARY: list[Case] = []
+SUMMARY: list[Case] = [
+    Case(
+        "values_of_10_bits_in_16_are_scaled_and_it_is_printed",
+        ten_bit_scans,
+        (*SCANS, "data.channels=1"),
+        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white",
+        trains=True,
+    ),
+    Case(
+        "the_names_of_classes_are_printed_with_their_numbers_and_what_is_left_out",
+        ten_bit_scans,
+        (*SCANS, "data.held_out=last"),
+        "classes   3: 0=2 (4), 1=11 (8), 2=100 (8)",
+        trains=True,
+    ),
+    Case(
+        "splits_that_become_classes_are_odd",
+        splits_by_other_names,
+        SCANS,
+        "odd: the folders Training Data, valid_images look like splits, and are classes here",
+        trains=True,
+    ),
+    Case(
+        "a_range_of_values_is_two_numbers",
+        ten_bit_scans,
+        (*SCANS, "data.value_range=1023"),
+        "error: data.value_range=1023 must be the values that become black and white, as [0,4095]",
+        code=2,
+    ),
+    Case(
+        "names_of_classes_are_a_list",
+        ten_bit_scans,
+        (*SCANS, "data.classes=scans"),
+        "error: data.classes=scans must be a list of names in the order of their numbers",
+        code=2,
+    ),
+    Case(
+        "alpha_has_two_readings",
+        ten_bit_scans,
+        (*SCANS, "data.alpha=black"),
+        "error: data.alpha=black must be one of white, ignore",
+        code=2,
+    ),
+    Case(
+        "a_folder_without_images_says_which_files_it_has",
+        other_files,
+        SCANS,
+        "or add the endings of its files (1 .nii) to data.suffixes",
+        code=2,
+    ),
+]
 
 # Samples are written as they come.
 SAMPLES: list[Case] = []

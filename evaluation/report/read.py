@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,8 @@ from engine.aliases import upgrade_config
 from engine.card import display_command
 from engine.errors import InputError
 from engine.figures import is_figure
-from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD
+from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
+from engine.places import data_places
 from evaluation.scores import upgrade_provenance
 
 # Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
@@ -37,9 +38,6 @@ IGNORED_IMAGE_SETTINGS = {
     "seed",
 }
 
-# Settings of a dataset that say where its images lie; runs on the same images may differ in them.
-IMAGE_PLACES = ("root", "val_root", "path", "files", "train", "val", "download", "local_cache")
-
 
 @dataclass
 class ReportedRun:
@@ -57,11 +55,14 @@ class ReportedRun:
     command: str
     git: str | None
     time: str = ""  # of its start
-    images_hash: str | None = None  # of its images, if the run recorded it
+    images_hash: str | None = (
+        None  # of its first start, which in earlier versions depends on their place
+    )
     figures: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
+    images: str = ""  # a hash of the images that it was trained on, wherever they lay
     tokenizer: "ReportedRun | None" = None
     evaluated: bool = False
 
@@ -114,22 +115,23 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
     for run in runs.values():
         if run.stage == "prior":
             run.tokenizer = runs.get(run.metrics.get("tokenizer_of", ""))
-    unify_places(list(runs.values()))
+    unify_places(runs.values())
     for run in runs.values():
         complete_provenance(run)
     return ReportedRuns(list(runs.values()), problems)
 
 
-def unify_places(runs: Sequence[ReportedRun]) -> None:
-    """Give runs on the same images the same places: data that moved make no other configuration, and no other images."""
-    places: dict[tuple[Any, ...], dict[str, Any]] = {}
+def unify_places(runs: Iterable[ReportedRun]) -> None:
+    """Give runs on the same images the same settings of where these are, so that data that moved between two runs of a sweep
+    don't tell them apart."""
+    names = data_places()
+    first: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in runs:
         data = run.config.get("data")
-        if run.images_hash is None or not isinstance(data, dict):
+        if not run.images or not isinstance(data, dict):
             continue
-        own = {name: data[name] for name in IMAGE_PLACES if name in data}
-        key = (run.stage, run.images_hash, data.get("_target_"), *own)
-        run.config = {**run.config, "data": {**data, **places.setdefault(key, own)}}
+        known = first.setdefault((run.stage, str(data.get("_target_")), run.images), data)
+        run.config["data"] = data | {name: known[name] for name in names if name in known}
 
 
 def list_roots(runs: str | Sequence[str] | None) -> list[str]:
@@ -208,6 +210,7 @@ def read_run(folder: Path) -> ReportedRun | None:
         str(start.get("time", "")),
         images_hash=(start.get("data") or {}).get("hash"),
         pictures=find_pictures(folder, metrics),
+        images=read_image_hash(folder),
     )
     run.figures = {name: float(value) for name, value in metrics.items() if is_figure(value)}
     if run.stage == "vqgan" and "bits_per_image" not in run.figures:
@@ -251,6 +254,12 @@ def read_start_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, StopIteration):
         return {}
     return first if isinstance(first, dict) else {}
+
+
+def read_image_hash(folder: Path) -> str:
+    """The hash of a run's images that does not depend on their place; empty if it recorded none, as in earlier versions."""
+    data = read_record(folder, "data")
+    return str(data.get("hash", "")) if isinstance(data, dict) and "images" in data else ""
 
 
 def count_bits_per_image(run: ReportedRun) -> float | None:

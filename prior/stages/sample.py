@@ -39,7 +39,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
                     "save=neighbours compares samples with training images, as large; "
                     f"leave sampler.grid={sampler.grid} out"
                 )
-            data = load_images(source.data, config.data, config.cache_dir)
+            data = load_images(source.data, config.data, config.ckpt)
             data.prepare_data()
         folder = run.start(source.name)  # before what may take hours
         images, codes = decode_all(source, n, batch_size)

@@ -42,6 +42,7 @@ import data.torchvision
 from data.datamodule import ImageDataModule
 from data.folder import Folder
 from data.hf import HF
+from data.identity import identify_images
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
@@ -57,7 +58,8 @@ from data.torchvision import (
     Flowers102,
 )
 from engine.errors import InputError
-from tests.helpers.configs import ROOT
+from engine.places import declared_places
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.images import image_settings, make_images
 
 Build = Callable[..., ImageDataModule]
@@ -529,6 +531,28 @@ def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     assert build().cache_key("val") != before
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_copy_in_another_place_has_the_same_images(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (tiny(name, tmp_path / place, monkeypatch) for place in ("a", "b"))
+    for file in (tmp_path / "b").rglob("*"):
+        os.utime(file, (1, 1))
+    images = identify_images(one())
+    assert images == identify_images(other())
+    assert images["train"] != images["val"]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_places_of_every_dataset_are_settings_of_later_stages(name: str) -> None:
+    places = declared_places(f"{class_of(name).__module__}.{class_of(name).__qualname__}")
+    assert {"cache", "cache_dir", "num_workers"} <= set(places)
+    later = OmegaConf.load(ROOT / "conf" / "places" / "default.yaml")
+    own = compose_config("stage=vqgan", f"data={name}").data
+    assert set(places) <= set(later)
+    assert set(places) <= set(own)
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -633,6 +657,22 @@ def test_a_part_of_ffhq_is_split_by_n_val_and_says_so(tmp_path: Path) -> None:
     assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
 
 
+def test_a_part_of_ffhq_keeps_its_split_when_more_of_it_arrives(tmp_path: Path) -> None:
+    write([tmp_path / f"{n:05d}.png" for n in range(10, 20)], painted([0] * 10, 16, 0))
+    before = make_images(FFHQ, str(tmp_path), n_val=3)
+    write([tmp_path / f"{n:05d}.png" for n in range(10)], painted([0] * 10, 16, 1))
+    after = make_images(FFHQ, str(tmp_path), n_val=3, seed=9, **before.decisions())
+    for split in ("train", "val"):
+        arrived = {f"{n:05d}.png" for n in range(10)}
+        assert set(after.source(split).names()) - arrived == set(before.source(split).names())
+
+
+def test_ffhqs_official_split_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "split_at" not in tiny("ffhq", tmp_path, monkeypatch)().decisions()
+
+
 def test_a_file_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = tiny("ffhq", tmp_path, monkeypatch)
     write([tmp_path / "ffhq" / "me.png"], painted([0], 16, 5))
@@ -650,14 +690,17 @@ def test_imagenet_with_a_flat_val_is_refused(
         build()
 
 
-def test_imagenet_whose_splits_have_other_classes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_imagenets_val_may_lack_a_class_but_have_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build = tiny("imagenet", tmp_path, monkeypatch)
-    shutil.rmtree(tmp_path / "imagenet" / "val" / "n01")
-    with pytest.raises(
-        InputError, match=r"must have the same class folders; 1 are in one of them only, as n01"
-    ):
+    val = tmp_path / "imagenet" / "val"
+    shutil.rmtree(val / "n01")
+    images, labels = whole(build(), "val")
+    assert labels.tolist() == read_labels(images) == [0, 0, 2, 2]
+    assert "has images of 2 of the 3 classes" in capsys.readouterr().err
+    (val / "n02").rename(val / "n07")
+    with pytest.raises(InputError, match="that the training images in .*train lack: n07"):
         build()
 
 
