@@ -3,7 +3,6 @@
 python train.py stage=vqgan quantizer.K=512
 """
 
-import json
 from typing import Any
 
 import hydra
@@ -12,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from engine.cli import check_seed, import_stage, run_command, run_single
+from engine.figures import format_figures
 from engine.sweep import run_point
 
 
@@ -21,7 +21,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     stage = import_stage(config.get("run"))
     result: dict[str, Any] | None = stage(config)
     if result is not None:
-        print(json.dumps(result), flush=True)
+        print(format_figures(result), flush=True)
     return result
 
 

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from engine.console import log_line
 from engine.errors import InputError
+from engine.figures import format_figures
 from engine.locks import Lock
 
 Arrays = dict[str, NDArray[Any]]
@@ -105,7 +106,7 @@ class CacheEntry:
         sums = {name: zlib.crc32(arrays[name].data) for name in checksummed}
         meta = {"key": self.key, "arrays": self.shapes, "sums": sums, "notes": notes}
         try:
-            (self.part / "meta.json").write_text(json.dumps(meta, indent=2))
+            (self.part / "meta.json").write_text(format_figures(meta, indent=2))
             shutil.rmtree(self.final, ignore_errors=True)  # a damaged entry
             os.replace(self.part, self.final)
         except OSError as error:

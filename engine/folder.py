@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from engine.console import best_effort_write
 from engine.errors import InputError
+from engine.figures import format_figures
 from engine.locks import POLL, Lock
 from engine.words import format_word
 
@@ -138,7 +139,7 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
     if data:
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
+        lines.write(format_figures(record) + "\n")
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def read_record(folder: Path, name: str) -> Any:
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
     """Write metrics.json. Raises InputError, with the figures in it, if the disk refuses."""
     try:
-        write_atomically(folder / METRICS, json.dumps(result, indent=2) + "\n")
+        write_atomically(folder / METRICS, format_figures(result, indent=2) + "\n")
     except OSError as error:
         raise InputError(
-            f"{folder / METRICS} can't be written ({error.strerror or error}): {json.dumps(result)}"
+            f"{folder / METRICS} can't be written ({error.strerror or error}): {format_figures(result)}"
         ) from error
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +29,7 @@ class ClockedModule(L.LightningModule, ABC):
     """
 
     players: tuple[str, ...] = ("model",)  # names of the optimizers' models, for the log
+    undefined: Mapping[str, str] = {}  # figure -> why it is no number, where that can be
 
     def __init__(
         self, budget: Budget, schedule: Schedule, clip: float = 1.0, accumulate: int = 1

@@ -26,6 +26,7 @@ from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
 from engine.errors import InputError
+from engine.figures import clean_figures
 from engine.folder import (
     CONFIG,
     Before,
@@ -78,6 +79,7 @@ class Run:
             settings.accelerator if settings else config.get("accelerator", "auto")
         )
         self._loggers: list[Logger] = []
+        self._undefined: Mapping[str, str] = {}  # why a figure of the module can be no number
         self._contexts = ExitStack()
         self._has_begun = False  # a resumed run that trains: at its first batch
         self._before: Before | None = None  # of a run folder that is resumed
@@ -247,6 +249,7 @@ class Run:
         A module without trainable parameters is only validated. `header` is added to the header of the checkpoints.
         If the run breaks off, the card records what is known by then.
         """
+        self._undefined = module.undefined
         throughput = Throughput()
         signals = Signals()
         begin = LambdaCallback(on_train_start=self._begin)
@@ -279,7 +282,8 @@ class Run:
             if self._has_begun:  # a failed start leaves the card of a run that was there before
                 reason = " ".join(f"{type(error).__name__} {error}".split())
                 outcome = f"broke off at step {module.step}: {reason}"
-                log_card(self.folder, figures(trainer.callback_metrics), self._loggers, outcome)
+                known = clean_figures(figures(trainer.callback_metrics), self._undefined)
+                log_card(self.folder, known, self._loggers, outcome)
             raise
         return figures(metrics) | {"alarms": alarms_of(everything)}
 
@@ -287,9 +291,13 @@ class Run:
         self._has_begun = True
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any] | None:
-        """Write the final figures and the card, for the loggers too; the result on the main rank, None on the others."""
+        """Write the final figures and the card, for the loggers too; the result on the main rank, None on the others.
+
+        A figure that is no number is None in all of them, and `absent` has the reason.
+        """
         if not is_main():
             return None
+        result = clean_figures(result, self._undefined)
         log_card(self.folder, result, self._loggers, "finished")
         write_metrics(self.folder, result)
         return result

@@ -27,6 +27,7 @@ from engine.cli import explain_error
 from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
+from engine.figures import clean_figures
 from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length, is_mere_claim
 from engine.locks import Lock
 from engine.places import is_place
@@ -364,9 +365,15 @@ def drop_choices(config: Any) -> Any:
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:
-    """The metric that a sweeper maximises or minimises."""
+    """The metric that a sweeper maximises or minimises; InputError if there is no such metric, or if it is no number."""
     if objective is None or figures is None:
         return None
+    figures = clean_figures(figures)  # those of an earlier version may have infinities
+    if objective in (absent := figures.get("absent") or {}):
+        raise InputError(
+            f"objective={objective} of {figures.get('run')} can't be compared: {absent[objective]}; "
+            "name another metric with objective=..."
+        )
     numbers = {
         name: float(value) for name, value in figures.items() if isinstance(value, int | float)
     }

@@ -23,7 +23,8 @@ def frechet(a: Tensor, b: Tensor) -> float:
     values, vectors = torch.linalg.eigh(A)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
     cross = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()
-    return max(0.0, float((mean_a - mean_b).square().sum() + A.trace() + B.trace() - 2 * cross))
+    distance = (mean_a - mean_b).square().sum() + A.trace() + B.trace() - 2 * cross
+    return float(distance.clamp(min=0))  # max(0.0, nan) would be 0
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> float
     for first, end in pairwise(i * n // splits for i in range(splits + 1)):
         log_p = logits[order[first:end]].double().log_softmax(1)
         p = log_p.exp()
-        divergence = (p * (log_p - p.mean(0).log())).nansum(1)  # 0 * (-inf - -inf) counts as 0
+        divergence = (p * (log_p - p.mean(0).log())).masked_fill(p == 0, 0).sum(1)  # 0 log 0 = 0
         scores.append(float(divergence.mean().exp()))
     return sum(scores) / splits
 

@@ -1,5 +1,6 @@
 """The features of two sets of images, and the scores that compare them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,12 +41,29 @@ class FeatureSet:
         """All features of the reference (n, D) and of the judged images (m, D)."""
         return torch.cat(self.features["reference"]), torch.cat(self.features["judged"])
 
+    def mark_unusable(self, sheet: ScoreSheet, names: Sequence[str], *outputs: Tensor) -> bool:
+        """Whether outputs (n, D) of the network are no finite numbers; if so, the scores `names` are absent.
+
+        A network that standardises each image divides by zero for a blank one. Comparisons with NaN are all false, so
+        scores that count neighbours would look like any others.
+        """
+        broken = [int((~rows.isfinite().all(1)).sum()) for rows in outputs]
+        if not any(broken):
+            return False
+        n, total = max(zip(broken, map(len, outputs), strict=True))
+        reason = f"{self.extractor.name} returns NaN or infinity for {n:,} of {total:,} images"
+        for name in names:
+            sheet.mark_absent(name + self.suffix, reason)
+        return True
+
     def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
         """Add the Fréchet distance and KID.
 
         `paired`: each judged image was computed from the reference image at its place.
         """
         real, fake = self.both_sides()
+        if self.mark_unusable(sheet, (frechet_name, "kid"), real, fake):
+            return
         fewest = min(len(real), len(fake))
         names = (frechet_name + self.suffix, "kid" + self.suffix)
         if fewest < 2:
@@ -66,11 +84,14 @@ class FeatureSet:
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""
         real, fake = self.both_sides()
+        logits = [torch.cat(self.logits)] if self.logits else []
+        if self.mark_unusable(sheet, names_in_group("variety"), real, fake, *logits):
+            return
         about = self.provenance(real, fake)
         name = "inception_score" + self.suffix
-        if self.logits:
+        if logits:
             splits = min(INCEPTION_SPLITS, len(fake))
-            value = inception_score(torch.cat(self.logits), splits)
+            value = inception_score(logits[0], splits)
             sheet.add(name, value, **about, splits=splits)
         else:
             sheet.mark_absent(name, self.extractor.no_logits_reason)

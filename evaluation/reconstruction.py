@@ -1,5 +1,7 @@
 """How close reconstructions are to their images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -10,6 +12,7 @@ from torchmetrics.image import (
 )
 
 from data.images import to_uint8
+from evaluation.scores import LEAST_SQUARED_ERROR
 
 # Weights of the scales of MS-SSIM, the finest first (Wang et al. 2003).
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -17,11 +20,84 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SSIM_WINDOW = 11  # pixels per side
 
 
+class ImagePSNR(PeakSignalNoiseRatio):
+    """The mean over images of each image's PSNR in dB, on 8-bit pixels.
+
+    No image's mean squared error counts as less than LEAST_SQUARED_ERROR: an image that is reproduced without error would
+    make the mean infinite, whatever the others are like.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(data_range=255.0, dim=(1, 2, 3))
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Both (B, C, H, W), 0 to 255."""
+        super().update(preds, target)
+        errors = self.sum_squared_error
+        assert isinstance(errors, list)
+        errors[-1] = floor_squared_error(errors[-1], preds[0].numel())
+
+
+def floor_squared_error(errors: Tensor, pixels: int = 1) -> Tensor:
+    """Squared errors of images, in levels of 8 bits and summed over so many pixels, that are no less than rounding's."""
+    return errors.clamp(min=LEAST_SQUARED_ERROR * pixels)
+
+
+class ImageSSIM(StructuralSimilarityIndexMeasure):
+    """The mean over images of each image's SSIM, on 8-bit pixels; exactly 1 for an image without error.
+
+    float32 rounds the variances of bright, even images: a white page would be 0.9992 similar to itself.
+    """
+
+    similarity: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(data_range=255.0)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Both (B, C, H, W), 0 to 255."""
+        differ = find_differing(preds, target)
+        self.similarity = self.similarity + (~differ).sum()
+        self.total = self.total + (~differ).sum()
+        if differ.any():
+            super().update(*select_images(differ, preds, target))
+
+
+class ImageMSSSIM(MultiScaleStructuralSimilarityIndexMeasure):
+    """The mean over images of each image's MS-SSIM on scales of these weights; exactly 1 for an image without error."""
+
+    similarity: Tensor
+    total: Tensor
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__(data_range=255.0, betas=tuple(weights))
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Both (B, C, H, W), 0 to 255."""
+        differ = find_differing(preds, target)
+        self.similarity = self.similarity + (~differ).sum()
+        self.total = self.total + (~differ).sum()
+        if differ.any():
+            super().update(*select_images(differ, preds, target))
+
+
+def find_differing(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Which images (B, C, H, W) differ from their reconstructions, (B,) bool."""
+    return (x_hat != x).flatten(1).any(1)
+
+
+def select_images(rows: Tensor, *images: Tensor) -> list[Tensor]:
+    """These rows of images (B, C, H, W); the tensors themselves if it is all, in their own memory format."""
+    return [each if rows.all() else each[rows] for each in images]
+
+
 class Sharpness(Metric):
     """Gradient energy of the reconstructions relative to that of their images: 1 is equally sharp, 0 is flat.
 
     The energy is the sum of squared differences between neighbouring pixels, to the right and below, over the whole set.
-    Noise has energy too: with a poor PSNR, a ratio near 1 doesn't show that the edges are in the right places.
+    Noise has energy too: with a poor PSNR, a ratio near 1 doesn't show that the edges are in the right places. It is NaN
+    if no image has any, as blank ones don't.
     """
 
     full_state_update = False
@@ -39,7 +115,8 @@ class Sharpness(Metric):
         self.real += gradient_energy(x)
 
     def compute(self) -> Tensor:
-        return (self.reconstructed / self.real).float()
+        ratio = self.reconstructed / self.real
+        return torch.where(self.real > 0, ratio, torch.nan).float()
 
 
 def gradient_energy(x: Tensor) -> Tensor:
@@ -53,13 +130,13 @@ def gradient_energy(x: Tensor) -> Tensor:
 class Reconstruction(MetricCollection):
     """PSNR in dB and SSIM, both means over images of the value of each image, and the sharpness of all images together.
 
-    All are computed on 8-bit images, as a file would hold them. The PSNR of the pooled error of all images is lower, by
-    about 0.5 dB on photographs: don't compare the two.
+    All are computed on 8-bit images, as a file would hold them, and are NaN if a reconstruction is. The PSNR of the pooled
+    error of all images is lower, by about 0.5 dB on photographs: don't compare the two.
     """
 
     def __init__(self) -> None:
-        psnr = PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3))
-        ssim = StructuralSimilarityIndexMeasure(data_range=255.0)
+        psnr = ImagePSNR()
+        ssim = ImageSSIM()
         # Without compute_groups=False, a perfect first batch would merge metrics whose states are equal by chance.
         super().__init__(
             {"psnr": psnr, "ssim": ssim, "sharpness": Sharpness()}, compute_groups=False
@@ -67,7 +144,9 @@ class Reconstruction(MetricCollection):
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
         """Both (B, C, H, W) in [-1, 1]."""
-        super().update(to_uint8(x_hat).float(), to_uint8(x).float())
+        # 8 bits have no NaN: it would become black, which has a PSNR.
+        pixels = to_uint8(x_hat).float().masked_fill(x_hat.isnan(), torch.nan)
+        super().update(pixels, to_uint8(x).float())
 
 
 class PixelError(Metric):
@@ -106,8 +185,7 @@ class Fidelity(Reconstruction):
         if self.scales:
             weights = SCALE_WEIGHTS[: self.scales]
             betas = tuple(weight / sum(weights) for weight in weights)
-            ms_ssim = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=betas)
-            self.add_metrics({"ms_ssim": ms_ssim})
+            self.add_metrics({"ms_ssim": ImageMSSSIM(betas)})
 
 
 def count_scales(image_size: int) -> int:

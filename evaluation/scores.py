@@ -12,7 +12,15 @@ from typing import Any
 
 from engine.aliases import upgrade_names
 from engine.errors import InputError
+from engine.figures import explain_non_finite
 from engine.packages import package_version
+
+# The squared error that no image is credited with less than, in squared 8-bit levels: the variance of rounding to whole
+# levels (Bennett 1948, Spectra of quantized signals, section 2), which is in every 8-bit image already. So an image that
+# is reproduced without error, such as a blank one, has 58.92 dB instead of infinitely many.
+LEAST_SQUARED_ERROR = 1 / 12
+
+PSNR_PROVENANCE = {"floor": "squared error of 1/12 of a level, at most 58.92 dB an image"}
 
 STAGE1 = ("vqgan",)
 STAGE2 = ("prior",)
@@ -68,7 +76,7 @@ def _with_proxies(table: Mapping[str, Score]) -> dict[str, Score]:
 SCORES = _with_proxies({
     #                    label, unit, decimals, better, meaning, stages, group
     "K":                 Score("K", "codes", 0, 0, "size of the codebook", BOTH, "setting", in_pipeline=False),
-    "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR", STAGE1, "pixels"),
+    "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR, at most 58.92", STAGE1, "pixels"),
     "ssim":              Score("SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
     "ms_ssim":           Score("MS-SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
     "lpips":             Score("LPIPS", "", 3, -1, "perceptual distance to the image", STAGE1, "pixels"),
@@ -103,6 +111,12 @@ SCORES = _with_proxies({
     "seconds":           Score("Training", "s", 0, 0, "", BOTH, "training", in_pipeline=False),
     "images_per_second": Score("Speed", "images/s", 0, 0, "", BOTH, "training", in_pipeline=False),
 })  # fmt: skip
+
+
+# Why a score is no number, where more is known than that.
+UNDEFINED = {
+    "sharpness": "the images have no gradients (each is of one colour), or the reconstructions are NaN"
+}
 
 
 def names_in_group(group: str) -> list[str]:
@@ -150,14 +164,12 @@ class ScoreSheet:
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, value: float, **provenance: Any) -> None:
-        """Add a score, rounded to five significant digits. JSON has no infinities and no NaN: such a score is absent."""
+        """Add a score, rounded to five significant digits. One that is no finite number is absent."""
         if math.isfinite(value):
             self.values[name] = value if isinstance(value, int) else float(f"{value:.5g}")
             self.provenance[name] = {**self.common, **provenance}
-        elif value > 0:
-            self.mark_absent(name, "it is infinite: nothing was lost")
         else:
-            self.mark_absent(name, f"it came out as {value}")
+            self.mark_absent(name, UNDEFINED.get(name) or explain_non_finite(value))
 
     def mark_absent(self, name: str, reason: str) -> None:
         self.values[name] = None
@@ -166,6 +178,20 @@ class ScoreSheet:
     def describe(self) -> dict[str, dict[str, Any]]:
         """What metrics.json holds besides the values: the reasons why scores are absent, and the provenance of the others."""
         return {"absent": self.absent, "provenance": self.provenance}
+
+
+def upgrade_provenance(
+    provenance: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """The provenance of an evaluation's scores with what earlier versions left out.
+
+    They had no floor of the error. An image without error made their mean infinite, so a PSNR that is a number is of images
+    with errors, and those of reconstructions are far above the floor.
+    """
+    upgraded = {name: dict(about) for name, about in provenance.items()}
+    if "psnr" in upgraded:
+        upgraded["psnr"] = {**PSNR_PROVENANCE, **upgraded["psnr"]}
+    return upgraded
 
 
 def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
@@ -180,9 +206,9 @@ def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
                 f"{name} of {run} carries no provenance; compare what stage=evaluate writes"
             )
     first, *others = results
-    mine = first["provenance"][name]
+    mine = upgrade_provenance(first["provenance"])[name]
     for other in others:
-        theirs = other["provenance"][name]
+        theirs = upgrade_provenance(other["provenance"])[name]
         for key in {**mine, **theirs}:
             if mine.get(key) != theirs.get(key):
                 raise InputError(

@@ -71,7 +71,7 @@ class PriorDoctor(Alarms):
     * the prior over-fits: the validation nats are more than `margin` above their lowest, and the training nats are below
       what they were then
     * after the share `late` of the run, the prior still needs as many nats as the unigram, which knows only how often each
-      code occurs
+      code occurs; not if a single code occurs, of which there is nothing to learn
     """
 
     def __init__(self, every: int, patience: int, margin: float, late: float = 0.2) -> None:
@@ -110,7 +110,7 @@ class PriorDoctor(Alarms):
                 f"training went from {train_then:.3f} to {train_nats:.3f}",
                 "prior.dropout=0.1 prior.token_dropout=0.1, flip=true, crops=10, a smaller prior/size, or fewer steps",
             )
-        if module.now.progress >= self.late and val_nats >= self.unigram:
+        if module.now.progress >= self.late and val_nats >= self.unigram > 0:
             yield Sign(
                 "blind",
                 f"the prior has learned nothing of how codes go together: it takes {val_nats:.3f} nats per token, and the "

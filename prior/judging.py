@@ -94,9 +94,17 @@ def add_likelihood_scores(sheet: ScoreSheet, trained: TrainedPrior, nats: Tensor
     per_token = float(per_image.mean()) / trained.model.L
     bits = per_image / math.log(2)
     sheet.add("nats_per_token", per_token, **about)
-    sheet.add("perplexity", math.exp(per_token), **about)
+    sheet.add("perplexity", exp_or_infinity(per_token), **about)
     sheet.add("bits_per_image", float(bits.mean()), **about)
     sheet.add("bits_per_image_deviation", float(bits.std(correction=0)), **about)
+
+
+def exp_or_infinity(nats: float) -> float:
+    """e^nats; infinity from about 710 nats on, where a float ends."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def iterate_samples(
@@ -250,7 +258,8 @@ class PriorJudge:
         Neither a single improbable code nor the large weights of a bound's few codes stretch the scale.
         """
         maps = self.nats.mean(3)
-        return min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
+        level = min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
+        return level or 1.0  # codes that are certain have no nats, and their maps are black
 
     def save_files(self, folder: Path, ends: Mapping[str, Tensor]) -> dict[str, Any]:
         """Write likelihoods.npz and the pictures; return where they are, and the nats that are white in the maps.
@@ -276,7 +285,7 @@ class PriorJudge:
             rows.append(view_images(self.images, self.settings.split, indices))
             rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
-        mean_picture = tile_images([heat_map_pictures(mean / mean.max(), f)], scale=4)
+        mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)
         files = [
             save_picture(tile_images(rows, scale=2), folder / "outliers.png"),
             save_picture(mean_picture, folder / "mean.png"),

@@ -45,7 +45,7 @@ def find_neighbours(
         distances, order = torch.cat([distances[:n], distances[n:]], 1).topk(k, largest=False)
         places = torch.cat([places[:n], places[n:] + data.size("train")], 1).gather(1, order)
     m = len(samples)
-    ratios = distances[:, 0] / distances.mean(1).clamp(min=1e-9)
+    ratios = ratio_to_mean(distances)
     figures = {
         "nearest_rmse": distances[:m, 0],
         "nearest_rmse_val": distances[m:, 0],
@@ -56,6 +56,16 @@ def find_neighbours(
     shown = ratios[:m].argsort(stable=True)[:NEIGHBOURS_SHOWN].tolist()
     rows = [torch.cat([samples[i, None], _training_images(data, places[i])]) for i in shown]
     return medians, tile_images(rows, scale=2)
+
+
+def ratio_to_mean(distances: Tensor) -> Tensor:
+    """The smallest of the ascending distances (n, k) of each row relative to their mean, (n,); 1 if all are equal.
+
+    All are 0 for a blank sample among blank training images. It is no copy of one in particular, so it has 1 like any other
+    sample that is equally far from all.
+    """
+    mean = distances.mean(1)
+    return torch.where(mean > 0, distances[:, 0] / mean, 1.0)
 
 
 def _training_batches(data: ImageDataModule, device: torch.device) -> Iterator[Tensor]:

@@ -58,9 +58,16 @@ def place_images(data: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str
 
 
 def main_scores(of_tokenizer: Mapping[str, Any], of_prior: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores that a pipeline repeats from the evaluations of its tokenizer and of its prior."""
-    tokenizer = {
-        name: of_tokenizer[name] for name in pipeline_names("vqgan") if name in of_tokenizer
-    }
-    prior = {name: of_prior[name] for name in pipeline_names("prior") if name in of_prior}
-    return {**tokenizer, **prior, "exact": of_prior["exact"]}  # exact: nats are no upper bound
+    """The scores that a pipeline repeats from the evaluations of its tokenizer and of its prior, and why some are absent."""
+    scores: dict[str, Any] = {}
+    absent: dict[str, str] = {}
+    for stage, evaluation in (("vqgan", of_tokenizer), ("prior", of_prior)):
+        names = [name for name in pipeline_names(stage) if name in evaluation]
+        scores |= {name: evaluation[name] for name in names}
+        reasons = evaluation.get("absent") or {}
+        absent |= {name: reasons[name] for name in names if name in reasons}
+    return {
+        **scores,
+        "exact": of_prior["exact"],
+        "absent": absent,
+    }  # exact: nats are no upper bound

@@ -6,6 +6,7 @@ Rows are grouped by kind of fault; the tests of each part have the finer cases.
 
 import errno
 import json
+import math
 import os
 import shlex
 import shutil
@@ -25,6 +26,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from benchmarks.report import make_run_folder
 from engine import folder as run_folder
 from engine import locks
 from engine.checkpoint import make_header, save_atomically
@@ -329,8 +331,77 @@ MACHINE: list[Case] = [
     ),
 ]
 
+
+def runs_of_two_seeds(
+    folder: Path, figures: dict[int, tuple[float, float]], **data: object
+) -> None:
+    """Finished tokenizers below runs: for each K the PSNR of seed 0 and of seed 1, as an earlier version wrote them."""
+    random = np.random.default_rng(0)
+    images = {"_target_": "data.folder.Folder", "n_val": 32, "held_out": "random", **data}
+    for K, values in figures.items():
+        for seed, psnr in enumerate(values):
+            at, settings = folder / f"runs/{K}-{seed}", {"seed": seed, "data": images}
+            measured = {"psnr": psnr, "K": K, "grid": [4, 4]}
+            settings["quantizer"] = {"K": K}
+            words = ("train.py", {"psnr": [1.0]}, "reconstructions", random)
+            make_run_folder(at, "vqgan", f"{K}{seed}", settings, measured, *words)
+
+
+def blank_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of one shade of white each, in a folder of their own for validation."""
+    for split, shades in (("train", range(200, 216)), ("val", range(248, 256))):
+        (folder / split).mkdir()
+        for shade in shades:
+            Image.new("L", (16, 16), shade).save(folder / split / f"{shade}.png")
+
+
+BLANK = [
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps"))),
+    "stage=vqgan", "loss=vqvae", "data=folder", "data.root=train", "data.val_root=val", "trainer.max_steps=2",
+]  # fmt: skip
+
 # A figure is a number, or null with a reason.
-NUMBERS: list[Case] = []
+NUMBERS: list[Case] = [
+    Case(
+        "infinite psnr of earlier runs is named",
+        lambda folder, _: runs_of_two_seeds(folder, {16: (20.0, math.inf), 64: (21.0, 21.5)}),
+        ("stage=report", "runs=runs"),
+        "PSNR of 1 run is left out: it is infinite; stage=evaluate measures it.",
+    ),
+    Case(
+        "a lead within each seed is clear though the seeds differ",
+        lambda folder, _: runs_of_two_seeds(folder, {16: (19.0, 24.0), 64: (19.8, 24.85)}),
+        ("stage=report", "runs=runs"),
+        "paired by seed, 0.83 ± 0.32 dB ahead of 4×4, K=16.",
+    ),
+    Case(
+        "a lead that changes with the seed is uncertain",
+        lambda folder, _: runs_of_two_seeds(folder, {16: (20.0, 21.0), 64: (20.6, 20.9)}),
+        ("stage=report", "runs=runs"),
+        "paired by seed, the lead over 4×4, K=16 (0.25 ± 4.45 dB) is uncertain.",
+    ),
+    Case(
+        "older runs say that the seed chose their images",
+        lambda folder, _: runs_of_two_seeds(folder, {16: (20.0, 21.0)}, split_seed=None),
+        ("stage=report", "runs=runs"),
+        "In 1 of 1 configuration the seed also chose the validation images",
+    ),
+    Case(
+        "sharpness of blank pages is null with a reason",
+        blank_pages,
+        (*BLANK, "run_dir=white"),
+        '"absent": {"sharpness": "the images have no gradients',
+        trains=True,
+    ),
+    Case(
+        "an objective that is no number is a sentence",
+        blank_pages,
+        ("-m", *BLANK, "sweep=white", "quantizer.K=16,32", "objective=sharpness"),
+        "objective=sharpness of runs/sweeps/white/1_quantizer.K-32 can't be compared: the images have no",
+        code=2,
+        trains=True,
+    ),
+]
 
 # A value is taken as it is typed.
 WORDS: list[Case] = [

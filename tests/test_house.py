@@ -47,7 +47,6 @@ def test_imports_run_one_way(package: str) -> None:
 
 def test_train_knows_no_stage_by_name() -> None:
     assert imported(ROOT / "train.py") <= {
-        "json",
         "os",
         "pathlib",
         "sys",
@@ -319,6 +318,17 @@ READS_CONFIGS = {  # files other than the stages that take a config as Hydra com
 def test_nothing_below_a_stage_takes_a_config(file: Path) -> None:
     if relative(file) not in READS_CONFIGS:
         assert "DictConfig" not in file.read_text()
+
+
+HASHES_JSON = ("data/store.py", "evaluation/report/groups.py")  # keys, which hold no figures
+
+
+@pytest.mark.parametrize("file", [*SOURCES, ROOT / "train.py"], ids=relative)
+def test_figures_are_written_as_strict_json(file: Path) -> None:
+    """json.dumps writes Infinity and NaN, which other programs refuse; engine.figures.format_figures writes null."""
+    text = file.read_text()
+    lenient = text.count("json.dumps(") - text.count("allow_nan=False")
+    assert lenient == (relative(file) in HASHES_JSON)
 
 
 def test_no_test_file_imports_from_another() -> None:

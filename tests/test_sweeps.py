@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -536,6 +537,22 @@ def test_an_objective_must_be_a_figure() -> None:
     assert sweep.read_objective(figures, None) is None
     with pytest.raises(ValueError, match="objective=pnsr is not a metric of x; there is psnr"):
         sweep.read_objective(figures, "pnsr")
+
+
+@pytest.mark.parametrize(
+    ("figures", "reason"),
+    [
+        ({"psnr": None, "absent": {"psnr": "each image is blank"}}, "each image is blank"),
+        ({"psnr": math.inf}, "it is infinite"),  # of an earlier version
+        ({"psnr": math.nan, "ssim": 0.5}, "it is no number (NaN)"),
+    ],
+)
+def test_an_objective_that_is_no_number_is_refused_with_the_reason(
+    figures: dict[str, Any], reason: str
+) -> None:
+    message = re.escape(f"objective=psnr of x can't be compared: {reason}")
+    with pytest.raises(InputError, match=message):
+        sweep.read_objective({"run": "x", **figures}, "psnr")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vqgan.patches import to_patches
 from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.search import nearest
 
-CODECS_VERSION = 1  # part of the cache key: raise it when the figures change
+CODECS_VERSION = 2  # part of the cache key: raise it when the figures change
 CODEC_IMAGES = 1000  # images from all over the split, the same ones for every codec
 MAX_KMEANS_CODES = 4096  # more would take k-means longer than a minute or two
 KMEANS_ITERATIONS = 20

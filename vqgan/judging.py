@@ -17,8 +17,8 @@ from engine.errors import InputError
 from evaluation.codebook import CodebookUse
 from evaluation.features import TorchScriptNetwork, fetch_weights
 from evaluation.judging import ReferenceHash, iterate_images, make_feature_sets, view_images
-from evaluation.reconstruction import SSIM_WINDOW, Fidelity
-from evaluation.scores import ScoreSheet, library_versions, names_in_group
+from evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
+from evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
 from evaluation.settings import EvaluationSettings
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
@@ -30,11 +30,20 @@ from vqgan.tokenizer import Tokenizer
 def iterate_reconstructions(
     tokenizer: Tokenizer, images: ImageDataModule, settings: EvaluationSettings
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Images and reconstructions, both uint8 (B, C, H, W) as a file would hold them, and indices."""
+    """Images and reconstructions, both uint8 (B, C, H, W) as a file would hold them, and indices.
+
+    Raises InputError for a reconstruction that is NaN: in 8 bits it would be black, which has scores like any other.
+    """
     for x in iterate_images(images, settings):
         with torch.no_grad(), settings.autocast():
             q = tokenizer.encode(x)
             x_hat = tokenizer.decode(q.z_q)
+        if x_hat.isnan().any():
+            raise InputError(
+                f"ckpt={settings.ckpt} has no numbers (NaN) in its reconstructions with "
+                f"precision={settings.precision}; evaluate another checkpoint"
+                + (", or use precision=32-true" if settings.precision != "32-true" else "")
+            )
         yield to_uint8(x), to_uint8(x_hat), q.indices
 
 
@@ -77,16 +86,21 @@ class TokenizerJudge:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
         self.fidelity.update(to_float(x), to_float(x_hat))
-        self.errors.append((x.float() - x_hat.float()).square().mean((1, 2, 3)).cpu())
+        errors = (x.float() - x_hat.float()).square().mean((1, 2, 3))
+        self.errors.append(floor_squared_error(errors).cpu())
         if self.lpips is not None:
             self.lpips_sum += len(x) * float(self.lpips(to_float(x), to_float(x_hat)))
         if self.code_use is not None and indices is not None:
             self.code_use.update(indices)
 
     def rank_by_error(self) -> dict[str, Tensor]:
-        """The indices of the `show` worst and of the `show` best reconstructions by mean squared error."""
-        order = torch.cat(self.errors).argsort(descending=True, stable=True)
-        return {"worst": order[: self.settings.show], "best": order.flip(0)[: self.settings.show]}
+        """The indices of the `show` worst and of the `show` best reconstructions by mean squared error.
+
+        Images with equal errors, such as blank ones, are in the order of the split in both.
+        """
+        errors, show = torch.cat(self.errors), self.settings.show
+        worst = errors.argsort(descending=True, stable=True)[:show]
+        return {"worst": worst, "best": errors.argsort(stable=True)[:show]}
 
     def scores(self) -> ScoreSheet:
         """All scores of the images so far."""
@@ -101,9 +115,10 @@ class TokenizerJudge:
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:
         about = {"n_reference": self.n, "resize": "none"}
         library = library_versions("torchmetrics", "torch")
+        own: dict[str, dict[str, Any]] = {"psnr": PSNR_PROVENANCE}
+        own["ms_ssim"] = {"scales": self.fidelity.scales}
         for name, value in self.fidelity.compute().items():
-            scales = {"scales": self.fidelity.scales} if name == "ms_ssim" else {}
-            sheet.add(name, float(value), **about, library=library, **scales)
+            sheet.add(name, float(value), **about, library=library, **own.get(name, {}))
         size, net = self.images.image_size, self.settings.lpips
         if not self.fidelity.scales:
             sheet.mark_absent(

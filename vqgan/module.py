@@ -12,6 +12,7 @@ from engine.clock import Budget, Now, Schedule
 from engine.module import ClockedModule, MakeOptimizer
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
+from evaluation.scores import UNDEFINED
 from vqgan.losses.balancer import Balancer
 from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
@@ -42,6 +43,7 @@ class VQGAN(ClockedModule):
     """
 
     players = ("generator", "discriminator")
+    undefined = UNDEFINED
     discriminator: nn.Module | None
 
     def __init__(

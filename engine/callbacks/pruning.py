@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from engine.console import best_effort_write, log_line
 from engine.errors import InputError, check_int, check_range
+from engine.figures import format_figures, is_figure
 from engine.folder import PRUNE_SERIES, write_atomically
 from engine.module import ClockedModule
 from engine.sweep import sweep_folder
@@ -61,7 +62,7 @@ class Prune(Callback):
             value = float(trainer.callback_metrics[self.figure])
             row = {"step": module.step, "progress": progress, self.figure: value}
             with best_effort_write(series), series.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+                lines.write(format_figures(row) + "\n")
             is_worse = progress >= self.warmup and self.is_worse(sweep, series, progress)
         if trainer.strategy.reduce_boolean_decision(is_worse, all=False) and progress < 1:
             self.pruned_at = module.step
@@ -74,7 +75,7 @@ class Prune(Callback):
         if trainer.is_global_zero and series.is_file():
             rows = [row for row in read_series(series) if row["step"] <= self._validated]
             with best_effort_write(series):
-                write_atomically(series, "".join(json.dumps(row) + "\n" for row in rows))
+                write_atomically(series, "".join(format_figures(row) + "\n" for row in rows))
 
     def state_dict(self) -> dict[str, Any]:
         return {"judged": self._validated}  # the key of version 0.1
@@ -94,19 +95,29 @@ class Prune(Callback):
         own = self.best(series, progress)
         if own is None or len(bests) < self.min_others or own >= median(bests):
             return False  # own is None where the file could not be written
+        reached = (
+            f"is {self.sign * own:.4g} at best" if math.isfinite(own) else "was never a number"
+        )
         log_line(
-            f"pruned at {progress:.0%}: {self.figure} is {self.sign * own:.4g} at best; "
+            f"pruned at {progress:.0%}: {self.figure} {reached}; "
             f"half of {len(bests)} other points had reached {self.sign * median(bests):.4g} by then"
         )
         return True
 
     def best(self, series: Path, progress: float) -> float | None:
-        """A run's best figure up to `progress`, with the sign that makes high good; None if it has not come as far."""
-        rows = list(read_series(series)) if series.is_file() else []
+        """A run's best figure up to `progress`, with the sign that makes high good; None if it has not come as far.
+
+        Minus infinity stands for a run none of whose figures was a number.
+        """
+        rows = [
+            row
+            for row in (read_series(series) if series.is_file() else ())
+            if self.figure in row  # a point may be pruned by another figure
+        ]
         if not rows or rows[-1]["progress"] < progress:
             return None
-        values = [self.sign * row[self.figure] for row in rows if row["progress"] <= progress]
-        return max((value for value in values if math.isfinite(value)), default=-math.inf)
+        values = [row[self.figure] for row in rows if row["progress"] <= progress]
+        return max((self.sign * value for value in values if is_figure(value)), default=-math.inf)
 
 
 def read_series(file: Path) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
+from engine.figures import is_figure
 from evaluation.report.figure import (
     COLOURS,
     FIGURE_WIDTH,
@@ -34,7 +35,7 @@ from evaluation.report.groups import (
     sort_key,
 )
 from evaluation.report.labels import ChartLabels
-from evaluation.report.read import is_number, read_curve, rerun_command
+from evaluation.report.read import read_curve, rerun_command
 from evaluation.scores import Score
 
 MARKERS = "osD^vPX"
@@ -204,7 +205,7 @@ def codec_curves(references: Sequence[dict[str, Any]], score: str) -> dict[str, 
     """The best score of each codec at each rate: codec -> bits per image -> score."""
     curves: dict[str, dict[float, float]] = {}
     for reference in references:
-        if is_number(reference.get("bits_per_image")) and is_number(reference.get(score)):
+        if is_figure(reference.get("bits_per_image")) and is_figure(reference.get(score)):
             curve = curves.setdefault(str(reference.get("codec")), {})
             bits = float(reference["bits_per_image"])
             curve[bits] = max(reference[score], curve.get(bits, -math.inf))
@@ -246,6 +247,8 @@ def draw_rate_curves(
         labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
     better = "Higher" if about.better > 0 else "Lower"
     chart.caption = f"{better} is better; bars are 95% intervals over seeds."
+    if any(point.means[score].half for point in part.points):
+        chart.caption += " The table of differences has intervals within seeds."
     if curves:
         codecs = " and ".join(sorted(curves))
         chart.caption += f" Grey: {codecs} on the same images, with the best setting at each rate."

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from engine.figures import is_figure
 from engine.version import STAMP
-from evaluation.report.read import ReportedRun, is_number
+from evaluation.report.read import ReportedRun
 from evaluation.scores import SCORES, Score
 
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
@@ -133,7 +134,7 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
     grid = run.metrics.get("grid")
     if isinstance(grid, list) and len(grid) == 2:
         flat["grid"] = grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
-    if is_number(run.metrics.get("K")):
+    if is_figure(run.metrics.get("K")):
         flat["K"] = run.metrics["K"]
 
     def collect(node: dict[str, Any], prefix: str) -> None:
@@ -219,14 +220,14 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
 
 def sort_key(value: Any) -> tuple[bool, float, str]:
     """Sorts numbers by size, then the rest by name."""
-    return (False, float(value), "") if is_number(value) else (True, 0.0, str(value))
+    return (False, float(value), "") if is_figure(value) else (True, 0.0, str(value))
 
 
 def read_score(run: ReportedRun, name: str) -> tuple[float, dict[str, Any]] | None:
     """A score and how it was measured; "tokenizer.psnr" of a prior is its tokenizer's."""
     own_name = name.removeprefix(TOKENIZERS)
     source = run.tokenizer if own_name != name else run
-    if name == "K" and is_number(run.metrics.get("K")):
+    if name == "K" and is_figure(run.metrics.get("K")):
         return float(run.metrics["K"]), {}
     if source is None or own_name not in source.figures:
         return None

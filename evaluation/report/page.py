@@ -80,6 +80,8 @@ def explain(story: Story) -> list[str]:
     """How the figures of the report came about."""
     sentences = [
         "± and bars are half of a 95% confidence interval of the mean over seeds, by Student's t; a single seed has none.",
+        "Differences between configurations are paired by seed: they are taken within each seed, and ± is that of their mean. "
+        "What a seed does to all configurations alike cancels, so two of them can differ clearly though their intervals overlap.",
         "Runs are grouped by all of their settings except the seed.",
         "Results of stage=evaluate override those of the training run.",
         "Scores share an axis, and are compared, only if they were measured in the same way.",

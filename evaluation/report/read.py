@@ -16,8 +16,10 @@ import yaml
 from engine.aliases import upgrade_config, upgrade_names
 from engine.card import display_command
 from engine.errors import InputError
+from engine.figures import is_figure
 from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
 from engine.places import data_places
+from evaluation.scores import upgrade_provenance
 
 # Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
 SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}
@@ -53,6 +55,9 @@ class ReportedRun:
     command: str
     git: str | None
     time: str = ""  # of its start
+    images_hash: str | None = (
+        None  # of its first start, which in earlier versions depends on their place
+    )
     figures: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
@@ -155,6 +160,7 @@ def complete_provenance(run: ReportedRun) -> None:
     for name in run.figures:
         about = run.provenance.get(name) or {"measured": "by the training run"}
         run.provenance[name] = {**about, "data": images} if "measured" in about else about
+    run.provenance = upgrade_provenance(run.provenance)
 
 
 def find_run_folders(roots: Sequence[str]) -> list[Path]:
@@ -202,10 +208,11 @@ def read_run(folder: Path) -> ReportedRun | None:
         str(start.get("command", "")),
         start.get("git"),
         str(start.get("time", "")),
+        images_hash=(start.get("data") or {}).get("hash"),
         pictures=find_pictures(folder, metrics),
         images=read_image_hash(folder),
     )
-    run.figures = {name: float(value) for name, value in metrics.items() if is_number(value)}
+    run.figures = {name: float(value) for name, value in metrics.items() if is_figure(value)}
     if run.stage == "vqgan" and "bits_per_image" not in run.figures:
         bits = count_bits_per_image(run)
         if bits:
@@ -255,15 +262,11 @@ def read_image_hash(folder: Path) -> str:
     return str(data.get("hash", "")) if isinstance(data, dict) and "images" in data else ""
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def count_bits_per_image(run: ReportedRun) -> float | None:
     """Bits of an image's codes at equal length: positions * codebooks * log2 K; None without codes."""
     K = run.metrics.get("K")
     grid = run.metrics.get("grid")
-    if K is None or not is_number(K) or not isinstance(grid, list) or not all(map(is_number, grid)):
+    if K is None or not is_figure(K) or not isinstance(grid, list) or not all(map(is_figure, grid)):
         return None
     num_codebooks = run.config.get("quantizer", {}).get("num_codebooks", 1)
     return float(math.prod(grid) * num_codebooks * math.log2(K))

@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from engine.figures import explain_non_finite, is_figure
 from engine.words import format_word
 from evaluation.report import charts
+from evaluation.report.differences import Difference, compare_groups, seed_moves_images
 from evaluation.report.figure import Chart, report_style
 from evaluation.report.groups import (
     TOKENIZERS,
     ComparablePart,
     Group,
+    Mean,
     Point,
     best_first,
     comparable_parts,
@@ -31,7 +34,7 @@ from evaluation.report.groups import (
     seed_key,
     short_key,
 )
-from evaluation.report.read import ReportedRun, ReportedRuns, is_number
+from evaluation.report.read import ReportedRun, ReportedRuns
 from evaluation.scores import SCORES
 
 # The scores that get charts; all others are in the tables.
@@ -124,6 +127,30 @@ class Story:
         for name in ("gfid", "gfid_proxy"):
             if part := self.main_part(name):
                 yield from self.name_winner(part, name, None)
+        yield from self.note_moved_images()
+        yield from self.note_absent()
+
+    def note_moved_images(self) -> Iterator[str]:
+        """That the seed chose the validation images too, in runs from before data.split_seed."""
+        grouped = [*self.of_tokenizers, *self.of_priors]
+        n = sum(map(seed_moves_images, grouped))
+        if n:
+            yield (
+                f"In {n} of {format_count(len(grouped), 'configuration')} the seed also chose the validation images, as in "
+                "runs from before data.split_seed and in data=shapes: their ± contain how sets of images differ. "
+                "Differences are taken within each seed, on the same images."
+            )
+
+    def note_absent(self) -> Iterator[str]:
+        """The figures that training runs could not measure, and why."""
+        counts: dict[tuple[str, str], int] = {}
+        for run in (*self.tokenizers, *self.priors):
+            for name in usable_names(run):
+                if reason := explain_absence(run, name):
+                    counts[name, reason] = counts.get((name, reason), 0) + 1
+        for (name, reason), n in counts.items():
+            again = "; stage=evaluate measures it" if name == "psnr" else ""
+            yield f"{score_info(name).label} of {format_count(n, 'run')} is left out: {reason}{again}."
 
     def count_runs(self) -> str:
         """How many runs there are, and in which settings they differ."""
@@ -158,7 +185,7 @@ class Story:
                 choices[repr(value)] = value
         values = sorted(
             choices.values(),
-            key=lambda value: (not is_number(value), value if is_number(value) else str(value)),
+            key=lambda value: (not is_figure(value), value if is_figure(value) else str(value)),
         )
         words = [
             format_setting(key, value) if key == "grid" else format_choice(value)
@@ -179,16 +206,18 @@ class Story:
         at = f" at {top.means[rate].mean:,.0f} bits" if rate else ""
         yield (
             f"Best {label}{at}: {top.group.name}, {format_mean(name, best)} ({format_seeds(top)})"
-            f"{name_overlapping(part, top, name, rate)}."
+            f"{compare_winner(part, top, name, rate)}."
         )
         if name == "psnr" and rate:
             near = [p for p in part.points if p.means[name].mean >= best.mean - NEAR_DB]
             small = min(near, key=lambda p: (p.means[rate].mean, -p.means[name].mean))
             if small.means[rate].mean < top.means[rate].mean:
+                lead = compare_groups(top.group, small.group, name, part.provenance[name])
+                less = lead.mean if lead else Mean(best.mean - small.means[name].mean, None, 1)
                 yield (
                     f"Within {NEAR_DB:g} dB of it at the fewest bits: {small.group.name}, "
                     f"{format_mean(name, small.means[name])} at {small.means[rate].mean:,.0f} bits "
-                    f"({best.mean - small.means[name].mean:.2f} dB less)."
+                    f"({format_mean(name, less)} less)."
                 )
 
     def compare_to_classical_vq(self) -> Iterator[str]:
@@ -330,10 +359,42 @@ class Story:
             configurations.rows.append((cells, group.runs))
             for run in group.runs:
                 place = self.place(run)
-                seed = Cell(format_choice(run.seed), run.seed if is_number(run.seed) else None)
+                seed = Cell(format_choice(run.seed), run.seed if is_figure(run.seed) else None)
                 scores = score_cells(Group(group.settings, [run]), usual)
                 single_runs.rows.append(([Cell(place, place), *settings, seed, *scores], [run]))
-        yield from (configurations, single_runs)
+        yield configurations
+        yield from self.differences_of(grouped, kind, keys)
+        yield single_runs
+
+    def differences_of(
+        self, grouped: Sequence[Group], kind: str, keys: Sequence[str]
+    ) -> Iterator[StoryTable]:
+        """The table of differences from the best configuration of each score; none if no two have two seeds in common."""
+        columns = {}
+        for name, score in SCORES.items():
+            is_ranked = score.in_tables and score.better and self.ranks_groups(name)
+            parts = comparable_parts(grouped, name) if is_ranked else []
+            if parts and len(parts[0].points) > 1:
+                columns[name] = difference_cells(grouped, name, parts[0])
+        columns = {
+            name: cells for name, cells in columns.items() if any("±" in c.text for c in cells)
+        }
+        if not columns:
+            return
+        table = StoryTable(
+            f"differences-{kind}",
+            f"Differences: {kind}",
+            "Each score minus that of its best configuration: the mean of the differences within each seed ± half of its 95% "
+            "interval.",
+            [
+                *([short_key(key), ""] for key in keys),
+                *(column_head(name, kind) for name in columns),
+            ],
+        )
+        for i, group in enumerate(grouped):
+            settings = [setting_cell(key, group.settings.get(key)) for key in keys]
+            table.rows.append(([*settings, *(cells[i] for cells in columns.values())], group.runs))
+        yield table
 
     def place(self, run: ReportedRun) -> str:
         """A run's folder below the common folder of all runs; for points of a sweep only the number, the table has the rest."""
@@ -372,8 +433,14 @@ class Story:
     def score_of_samples(self) -> str | None:
         """The score that ranks priors; nats per token only if all learned codes of the same shape."""
         gfid = self.first_measured("gfid", "gfid_proxy")
+        if gfid is None and self.ranks_groups("nats_per_token"):
+            return "nats_per_token"
+        return gfid
+
+    def ranks_groups(self, name: str) -> bool:
+        """Whether a better score is a better configuration: nats of codes of different shapes say nothing about each other."""
         shapes = {(g.settings.get("K"), g.settings.get("grid")) for g in self.of_priors}
-        return "nats_per_token" if gfid is None and len(shapes) == 1 else gfid
+        return name != "nats_per_token" or len(shapes) == 1
 
     def name_run(self, run: ReportedRun) -> str:
         """The configuration of a run, and its seed."""
@@ -418,28 +485,53 @@ class Story:
             yield "A map of K by width needs at least two of each: train.py -m stage=vqgan quantizer.K=64,128 quantizer.dim=64,128"
 
 
-def name_overlapping(part: ComparablePart, top: Point, name: str, rate: str | None) -> str:
-    """The end of a sentence on the best point: whose intervals overlap its own.
+def compare_winner(part: ComparablePart, top: Point, name: str, rate: str | None) -> str:
+    """The end of a sentence on the best point: its lead over the next one, or over one that it can't be told apart from.
 
-    Names the one with the fewest bits, or without `rate` the one with the best score.
+    Of the latter it names the one with the fewest bits, or without `rate` the one with the best score.
     """
-    best = top.means[name]
-    low, high = best.ends
-    close = [
-        p
-        for p in part.points
-        if p is not top
-        and best.half is not None
-        and p.means[name].half is not None
-        and p.means[name].ends[1] >= low
-        and p.means[name].ends[0] <= high
-    ]
-    if not close:
-        return ""
     better = score_info(name).better
-    named = min(close, key=lambda p: p.means[rate].mean if rate else -better * p.means[name].mean)
-    others = f" and {format_count(len(close) - 1, 'other')}" if len(close) > 1 else ""
-    return f"; the interval overlaps that of {named.group.name}{others}"
+    leads: list[tuple[Point, Difference]] = []
+    for point in best_first(part.points, name):
+        lead = compare_groups(top.group, point.group, name, part.provenance[name])
+        if point is not top and lead is not None and lead.mean.half is not None:
+            leads.append((point, lead))
+    if not leads:
+        return ""
+    uncertain = [
+        (point, lead)
+        for point, lead in leads
+        if better * lead.mean.mean <= lead.mean.half  # type: ignore[operator]
+    ]
+    if rate:
+        uncertain.sort(key=lambda pair: pair[0].means[rate].mean)
+    point, lead = (uncertain or leads)[0]
+    ahead = Mean(better * lead.mean.mean, lead.mean.half, lead.mean.n)
+    how = "paired by seed, " if lead.paired else "without common seeds, "
+    if not uncertain:
+        return f"; {how}{format_mean(name, ahead)} ahead of {point.group.name}"
+    others = ""
+    if len(uncertain) > 1:
+        others = f", as is that over {format_count(len(uncertain) - 1, 'other')}"
+    return (
+        f"; {how}the lead over {point.group.name} ({format_mean(name, ahead)}) is uncertain{others}"
+    )
+
+
+def usable_names(run: ReportedRun) -> list[str]:
+    """The scores that reports show of a run of this stage."""
+    return [name for name, score in SCORES.items() if score.in_tables and run.stage in score.stages]
+
+
+def explain_absence(run: ReportedRun, name: str) -> str | None:
+    """Why a training run has no figure of this name, if it says so or if it is no number; None if there is a figure."""
+    if name in run.figures:
+        return None
+    value = run.metrics.get(name)
+    if isinstance(value, float):  # an infinity or a NaN, which earlier versions wrote
+        return explain_non_finite(value)
+    reasons = run.metrics.get("absent")
+    return reasons.get(name) if isinstance(reasons, dict) else None
 
 
 def find_picture(run: ReportedRun, kind: str) -> Path | None:
@@ -500,7 +592,7 @@ def setting_cell(key: str, value: Any) -> Cell:
     if value is None:
         return Cell("–")
     text = format_setting(key, value) if key == "grid" else format_choice(value)
-    return Cell(text, float(value) if is_number(value) else format_choice(value))
+    return Cell(text, float(value) if is_figure(value) else format_choice(value))
 
 
 def mean_cell(name: str, parts: list[ComparablePart], usual: str) -> Cell:
@@ -512,6 +604,23 @@ def mean_cell(name: str, parts: list[ComparablePart], usual: str) -> Cell:
     mean = parts[i].points[0].means[name]
     dagger = "" if keys[i] == usual else DAGGER
     return Cell(mean.text(score_info(name).decimals) + dagger, mean.mean)
+
+
+def difference_cells(grouped: Sequence[Group], name: str, part: ComparablePart) -> list[Cell]:
+    """Each group's difference from the best of a score, paired by seed."""
+    best = best_first(part.points, name)[0].group
+    cells = []
+    for group in grouped:
+        difference = compare_groups(group, best, name, part.provenance[name])
+        if group is best:
+            cells.append(Cell("best", 0.0))
+        elif difference is None or not difference.paired:
+            cells.append(Cell("–"))
+        else:
+            mean = difference.mean
+            sign = "+" if mean.mean > 0 else ""
+            cells.append(Cell(sign + mean.text(score_info(name).decimals), mean.mean))
+    return cells
 
 
 def column_head(name: str, kind: str) -> list[str]:

@@ -148,3 +148,60 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 def test_each_stage_has_a_prune_config(stage: str, option: str) -> None:
     config = compose_config(f"stage={stage}", f"callbacks/prune={option}")
     assert isinstance(instantiate(config.callbacks.prune), Prune)
+
+
+def read_strictly(file: Path) -> list[dict[str, Any]]:
+    """The rows of a series as other programs read them, without Infinity and NaN."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_figure_that_is_no_number_is_null_in_the_series(sweep: Path, value: float) -> None:
+    assert not is_stopped(make_prune(), sweep / "3", 2, value)
+    [row] = read_strictly(sweep / "3" / "prune.jsonl")
+    assert row["val/psnr"] is None
+    assert "val/psnr" in row["absent"]
+
+
+def test_a_run_is_judged_by_its_numbers_where_some_validations_have_none(sweep: Path) -> None:
+    for name in "012":
+        write_series(sweep / name, 10.0, 10.0)
+    own = make_prune()
+    assert not is_stopped(own, sweep / "3", 2, 12.0)
+    assert not is_stopped(own, sweep / "3", 4, float("nan")), "the earlier 12 counts"
+
+
+def test_infinities_that_an_earlier_version_wrote_are_no_best(sweep: Path) -> None:
+    for name in "012":
+        write_series(sweep / name, float("inf"), 10.0)
+    assert not is_stopped(make_prune(), sweep / "3", 4, 11.0)
+    assert is_stopped(make_prune(), sweep / "4", 4, 9.0)
+
+
+def test_the_sentence_of_a_pruned_run_without_a_number_says_so(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "012":
+        write_series(sweep / name, 2.0)
+    assert is_stopped(make_prune(), sweep / "3", 2, float("nan"))
+    assert "val/psnr was never a number; half of 3 other points" in capsys.readouterr().err
+
+
+def test_points_that_are_pruned_by_another_figure_do_not_count(sweep: Path) -> None:
+    for name in "012":
+        write_series(sweep / name, 40.0)
+    (sweep / "3").mkdir()
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        callback_metrics={"val/ssim": torch.tensor(0.5)},
+        default_root_dir=str(sweep / "3"),
+        is_global_zero=True,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        should_stop=False,
+    )
+    make_prune(figure="val/ssim").on_validation_end(trainer, Still(2))
+    assert not trainer.should_stop

@@ -332,6 +332,24 @@ def test_a_result_is_written_with_its_card_by_the_main_rank_alone(
         assert not (tmp_path / "metrics.json").exists()
 
 
+def test_a_figure_that_is_no_number_is_null_everywhere_and_the_card_has_the_reason(
+    tmp_path: Path,
+) -> None:
+    with open_run(tmp_path) as run:
+        run.start("shapes")
+        result = run.finish({"psnr": float("nan"), "ssim": 0.5, "references": [float("inf")]})
+    assert result == {
+        "psnr": None,
+        "ssim": 0.5,
+        "references": [None],
+        "absent": {"psnr": "it is no number (NaN)", "references.0": "it is infinite"},
+    }
+    written = (tmp_path / "metrics.json").read_text()
+    assert "NaN," not in written
+    assert "Infinity" not in written
+    assert "* psnr is absent: it is no number (NaN)" in (tmp_path / "card.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("features", "expected"),
     [

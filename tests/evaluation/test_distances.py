@@ -1,5 +1,7 @@
 """Distances against public libraries on the same features, and by identities."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +188,26 @@ def test_a_ball_reaches_to_the_kth_other_point_and_its_border_belongs_to_it() ->
     within, holding = count_in_balls(torch.tensor([[-1.0], [5.1]]), line, 1)
     assert within.tolist() == [1, 0]  # -1 is as far from 0 as 1 is
     assert holding.tolist() == [1, 0, 0]
+
+
+def test_a_distance_of_features_that_are_no_numbers_is_no_zero() -> None:
+    """max(0.0, nan) is 0.0, a perfect score."""
+    broken = torch.randn(8, 3)
+    broken[0] = torch.nan
+    logits = broken.clone()
+    assert math.isnan(inception_score(logits, splits=2))
+    assert math.isnan(kid(broken, torch.randn(8, 3)))
+
+
+def test_inception_score_of_classes_without_any_probability_is_a_number() -> None:
+    impossible = torch.tensor([[0.0, -torch.inf, 0.0], [0.0, -torch.inf, 5.0]]).repeat(4, 1)
+    assert 1 <= inception_score(impossible, splits=2) <= 2
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_sets_without_spread_have_the_squared_distance_of_their_means(n: int) -> None:
+    a, b = torch.zeros(n, 6), torch.full((n, 6), 0.5)
+    assert frechet(a, b) == pytest.approx(6 * 0.25)
+    assert frechet(a, a) == 0
+    assert kid(a, a) == 0
+    assert density_coverage(torch.zeros(9, 2), torch.zeros(9, 2)) == (pytest.approx(9 / 5), 1)

@@ -232,6 +232,46 @@ def test_a_network_that_predicts_no_classes_gives_no_inception_score(tmp_path: P
     )
 
 
+class Standardising(Extractor):
+    """Divides each image by its own spread, as many networks do: 0 / 0 for a blank one."""
+
+    name, hash = "standardising.pt", "0"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = images.float().flatten(1)
+        features = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+        return features[:, :4], features[:, 4:8]
+
+
+@pytest.mark.parametrize("blank", ["reference", "judged"])
+def test_features_that_are_no_numbers_make_scores_absent_with_a_reason(blank: str) -> None:
+    """They would fail in the distances' linear algebra, and count as no neighbours without a word."""
+    sides = dict(zip(("reference", "judged"), torch.randint(256, (2, 12, 1, 8, 8)), strict=True))
+    sides[blank][[2, 5, 7]] = 40
+    features, scores = FeatureSet(Standardising(), "_own"), ScoreSheet({})
+    for side, images in sides.items():
+        features.add(side, images.to(torch.uint8))
+    features.add_distances(scores, "gfid")
+    features.add_variety(scores)
+    reason = "standardising.pt returns NaN or infinity for 3 of 12 images"
+    names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
+    assert scores.absent == {f"{name}_own": reason for name in names}
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_blank_pictures_have_distances_in_the_proxys_features(size: int) -> None:
+    """All features are the same, so both covariances are zero."""
+    torch.manual_seed(1)
+    proxy = Proxy(1, 3).eval()
+    proxy.set_identity(0)
+    blank = torch.full((12, 1, size, size), 255, dtype=torch.uint8)
+    scores = judged(proxy, blank, blank.clone())
+    assert scores.values["rfid_own"] == pytest.approx(0, abs=1e-6)
+    assert scores.values["kid_own"] == pytest.approx(0, abs=1e-6)
+    assert (scores.values["precision_own"], scores.values["coverage_own"]) == (1, 1)
+    assert scores.values["inception_score_own"] == pytest.approx(1)
+
+
 def test_missing_weights_are_not_fetched_against_the_users_will(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,26 @@ def test_ms_ssim_is_torchmetrics_for_large_images_and_its_first_scales_for_small
     )
 
 
+@pytest.mark.parametrize("grey", [0, 128, 253, 255])
+def test_an_image_without_error_has_a_similarity_of_exactly_1(grey: int) -> None:
+    x, x_hat = images(48)
+    x[:2] = x_hat[:2] = grey / 127.5 - 1
+    scores = measure(x, x_hat)
+    others = measure(x[2:].repeat(2, 1, 1, 1), x_hat[2:].repeat(2, 1, 1, 1))
+    for name in ("ssim", "ms_ssim"):
+        assert scores[name] == pytest.approx((2 + others[name]) / 3, abs=1e-6)
+    assert measure(x[:2], x_hat[:2])["ms_ssim"] == 1
+    assert measure(x[:2], x_hat[:2])["l2"] == 0
+
+
+def test_similarities_of_images_with_errors_are_torchmetrics_to_the_bit() -> None:
+    x, x_hat = images(48, 5)
+    theirs = StructuralSimilarityIndexMeasure(data_range=255.0)
+    for part in (slice(0, 1), slice(1, 5)):
+        theirs.update(to_uint8(x_hat[part]).float(), to_uint8(x[part]).float())
+    assert measure(x, x_hat)["ssim"] == float(theirs.compute())
+
+
 def test_a_perfect_first_batch_does_not_spoil_later_ones() -> None:
     x, x_hat = images(16)
     x_hat[:1] = x[:1]

@@ -8,10 +8,14 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from torchmetrics.image import PeakSignalNoiseRatio
 
-from data.images import to_uint8
+from data.images import to_float, to_uint8
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
+
+# 10 log10(255^2 / (1/12)): the PSNR of an image that is reproduced without error.
+MAX_PSNR = 58.9226
 
 
 def test_uniform_codes_have_perplexity_K_and_one_code_has_perplexity_1() -> None:
@@ -66,7 +70,7 @@ def test_pixels_out_of_range_are_clamped_first() -> None:
         torch.ones(1, 3, 16, 16) - torch.eye(16),
         torch.full((1, 3, 16, 16), 7.0) - 7 * torch.eye(16),
     )
-    assert metric.compute()["psnr"] == torch.inf
+    assert metric.compute()["psnr"] == pytest.approx(MAX_PSNR), "nothing is lost"
 
 
 def test_entropies_of_several_codebooks_add_up_and_the_least_used_is_reported() -> None:
@@ -119,3 +123,87 @@ def test_sharpness_is_that_of_all_batches_together() -> None:
     metric.update(x[:2], x_hat[:2])
     metric.update(x[2:], x_hat[2:])
     assert float(metric.compute()["sharpness"]) == pytest.approx(sharpness(x, x_hat), rel=1e-6)
+
+
+def measure(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 2) -> dict[str, float]:
+    """The scores of uint8 images and their reconstructions (n, C, H, W)."""
+    metric = Reconstruction()
+    for images, reconstructions in zip(x.split(batch), x_hat.split(batch), strict=True):
+        metric.update(to_float(images), to_float(reconstructions))
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def levels(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("grey", [0, 128, 255])
+def test_blank_images_without_error_leave_the_mean_finite(grey: int) -> None:
+    """Blank slices, masks and white pages, two of three images."""
+    x, x_hat = levels(6, 1, 16, 16), levels(6, 1, 16, 16)
+    x[2:] = x_hat[2:] = grey
+    others = measure(x[:2], x_hat[:2])["psnr"]
+    assert measure(x, x_hat)["psnr"] == pytest.approx((2 * others + 4 * MAX_PSNR) / 6, abs=1e-4)
+
+
+def test_the_floor_does_not_depend_on_size_channels_or_batch() -> None:
+    for shape in ((1, 1, 12, 16), (3, 3, 32, 24), (5, 4, 16, 16)):
+        x = levels(*shape)
+        assert measure(x, x, batch=1)["psnr"] == pytest.approx(MAX_PSNR, abs=1e-4)
+
+
+def test_an_image_with_the_error_of_rounding_or_more_has_its_own_psnr() -> None:
+    """One level in every twelfth pixel is a squared error of 1/12; one pixel alone is less."""
+    x = levels(1, 1, 12, 12).clamp(max=254)
+    off = x.clone()
+    off.flatten()[::6] += 1
+    assert measure(x, off)["psnr"] == pytest.approx(10 * math.log10(255**2 * 6), abs=1e-4)
+    off = x.clone()
+    off[0, 0, 3, 5] += 1
+    assert measure(x, off)["psnr"] == pytest.approx(MAX_PSNR, abs=1e-4)
+
+
+def test_the_psnr_of_images_with_errors_is_torchmetrics_to_the_bit() -> None:
+    x = levels(7, 3, 16, 16)
+    noise = torch.randint(-9, 10, x.shape)
+    x_hat = (x + noise).clamp(0, 255).to(torch.uint8)
+    theirs = PeakSignalNoiseRatio(data_range=255.0, dim=(1, 2, 3))
+    for a, b in zip(x_hat.split(3), x.split(3), strict=True):
+        theirs.update(a.float(), b.float())
+    assert measure(x, x_hat, batch=3)["psnr"] == float(theirs.compute())
+
+
+def test_constant_images_have_an_ssim_from_0_to_1() -> None:
+    greys = torch.tensor([0, 1, 128, 254, 255], dtype=torch.uint8)
+    x = greys.view(5, 1, 1, 1).expand(5, 1, 16, 16)
+    assert measure(x, x)["ssim"] == pytest.approx(1)
+    assert 0 <= measure(x, x.flip(0))["ssim"] < 1
+    assert 0 <= measure(x[:1], levels(1, 1, 16, 16))["ssim"] < 1
+
+
+def test_blank_images_have_no_sharpness_and_some_blank_ones_change_nothing() -> None:
+    blank = torch.full((2, 3, 16, 16), 200, dtype=torch.uint8)
+    assert math.isnan(measure(blank, blank)["sharpness"])
+    assert math.isnan(measure(blank, levels(2, 3, 16, 16))["sharpness"])
+    x, x_hat = levels(2, 3, 16, 16), levels(2, 3, 16, 16)
+    assert measure(torch.cat([x, blank]), torch.cat([x_hat, blank])) == pytest.approx(
+        measure(torch.cat([x, blank]), torch.cat([x_hat, blank]), batch=1)
+    )
+    assert measure(torch.cat([x, blank]), torch.cat([x_hat, blank]))["sharpness"] == pytest.approx(
+        measure(x, x_hat)["sharpness"]
+    )
+
+
+def test_a_reconstruction_that_is_nan_has_no_scores_instead_of_those_of_a_black_one() -> None:
+    x = to_float(levels(2, 1, 16, 16))
+    x_hat = x.clone()
+    x_hat[1, 0, 3, 4] = torch.nan
+    metric = Reconstruction()
+    metric.update(x, x_hat)
+    assert all(math.isnan(float(value)) for value in metric.compute().values())
+
+
+def test_the_entropy_of_one_code_is_zero_without_a_sign() -> None:
+    use = CodebookUse(4, num_codebooks=2)
+    use.update(torch.zeros(5, 2, dtype=torch.int64))
+    assert str(float(use.compute()["entropy_bits"])) == "0.0"

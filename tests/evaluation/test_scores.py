@@ -11,6 +11,8 @@ import pytest
 
 from engine.errors import InputError
 from evaluation.scores import (
+    LEAST_SQUARED_ERROR,
+    PSNR_PROVENANCE,
     SCORES,
     ScoreSheet,
     check_comparable,
@@ -97,8 +99,36 @@ def test_a_score_that_json_can_not_hold_is_absent(value: float) -> None:
     scores = ScoreSheet({})
     scores.add("psnr", value)
     assert scores.values == {"psnr": None}
-    assert "it" in scores.absent["psnr"]
+    assert scores.absent["psnr"].startswith("it is ")
     assert not scores.provenance
+
+
+def test_no_score_claims_that_nothing_was_lost_because_it_is_infinite() -> None:
+    scores = ScoreSheet({})
+    for name in ("perplexity", "sharpness", "compression_ratio"):
+        scores.add(name, math.inf)
+    assert scores.absent["perplexity"] == scores.absent["compression_ratio"] == "it is infinite"
+    assert "no gradients" in scores.absent["sharpness"]
+
+
+@pytest.mark.parametrize("value", [20.0, 31.5, 45.0])
+def test_a_psnr_of_an_earlier_version_is_compared_though_it_has_no_floor(value: float) -> None:
+    earlier, later = result("a", value), result("b", 21.0)
+    later["provenance"]["psnr"] |= PSNR_PROVENANCE
+    assert score_difference("psnr", later, earlier) == 21.0 - value
+    assert score_difference("psnr", earlier, later) == value - 21.0
+
+
+def test_another_floor_is_another_way_of_measuring() -> None:
+    one, other = result("a", 20.0, **PSNR_PROVENANCE), result("b", 20.0, floor="none")
+    with pytest.raises(InputError, match="can't be compared: floor is squared error of 1/12"):
+        score_difference("psnr", one, other)
+
+
+def test_the_floor_in_the_provenance_is_the_one_that_is_computed() -> None:
+    ceiling = 10 * math.log10(255**2 / LEAST_SQUARED_ERROR)
+    assert f"at most {ceiling:.2f} dB" in PSNR_PROVENANCE["floor"]
+    assert f"at most {ceiling:.2f}" in SCORES["psnr"].meaning
 
 
 def test_a_report_can_compare_scores_without_torch() -> None:

@@ -1,5 +1,6 @@
 """The callbacks of a prior's training: best weights, doctor, early stopping, loss map; and resuming with all of them."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,25 @@ def test_overfitting_means_that_validation_rises_while_training_falls(
     for pair in FALLS + more:
         names = [sign.name for sign in doctor.signs(module, *pair)]
     assert names == expected
+
+
+@pytest.mark.parametrize(
+    ("unigram", "nats", "expected"),
+    [
+        (0.0, 0.002, []),  # a single code: there is nothing to learn
+        (0.0, 0.0, []),
+        (1.5, 1.6, ["blind"]),
+        (1.5, 1.4, []),
+        (1.5, math.nan, []),
+    ],
+)
+def test_a_prior_of_a_single_code_is_not_called_blind(
+    unigram: float, nats: float, expected: list[str]
+) -> None:
+    doctor = make(PriorDoctor, late=0.0)
+    doctor.unigram = unigram
+    module, _ = make_prior_module()
+    assert [sign.name for sign in doctor.signs(module, nats, nats)] == expected
 
 
 def test_a_prior_that_learns_no_dependence_between_codes_is_reported(tmp_path: Path) -> None:

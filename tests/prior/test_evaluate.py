@@ -1,6 +1,7 @@
 """stage=evaluate of priors: likelihoods, heat maps, and whole commands."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from PIL import Image
 
 from data.samples import ArraySamples
 from engine.errors import InputError
-from prior.judging import heat_map_pictures, iterate_samples, measure_nats
+from evaluation.scores import ScoreSheet
+from prior.judging import exp_or_infinity, heat_map_pictures, iterate_samples, measure_nats
 from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
@@ -79,6 +81,17 @@ def test_heat_maps_go_from_black_over_red_and_yellow_to_white() -> None:
         [255, 255, 255],
         [255, 255, 255],
     ]
+
+
+@pytest.mark.parametrize(
+    ("nats", "perplexity"),
+    [(0.0, 1.0), (709.0, math.exp(709)), (710.0, None), (math.inf, None), (math.nan, None)],
+)
+def test_a_perplexity_beyond_all_floats_is_absent(nats: float, perplexity: float | None) -> None:
+    scores = ScoreSheet({})
+    scores.add("perplexity", exp_or_infinity(nats))
+    assert scores.values["perplexity"] == (perplexity and pytest.approx(perplexity, rel=1e-4))
+    assert ("perplexity" in scores.absent) == (perplexity is None)
 
 
 Command = Callable[..., int]

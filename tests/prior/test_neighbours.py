@@ -1,11 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data.images import to_uint8
-from prior.neighbours import find_neighbours, nearest_rows
-from tests.helpers.stage1 import Noise, make_tokenizer
+from prior.neighbours import find_neighbours, nearest_rows, ratio_to_mean
+from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,23 @@ def test_the_yardstick_is_the_validation_images_as_the_tokenizer_gives_them(data
 def test_so_few_training_images_as_there_are_are_shown(tmp_path: Path, data: Noise) -> None:
     _, sheet = find_neighbours(images(data)[:1], data, make_tokenizer().eval(), flip=False, k=50)
     assert sheet.shape[2] == 2 * (25 * 18 - 2)
+
+
+def test_a_sample_that_is_equally_far_from_all_its_neighbours_has_a_ratio_of_1() -> None:
+    """A blank sample among blank training images too: its distances are all 0, which is no sign of a copy."""
+    distances = torch.tensor(
+        [[0.0, 0.0, 0.0], [4.0, 4.0, 4.0], [0.0, 3.0, 6.0], [1.0, 2.0, 3.0]], dtype=torch.float64
+    )
+    assert ratio_to_mean(distances).tolist() == [1.0, 1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_blank_samples_among_blank_images_are_no_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    monkeypatch.setattr(Grain, "read_image", lambda *_: (np.full((3, 16, 16), 9, np.uint8), 0))
+    data = Noise(16, cache="ram", batch_size=5, cache_dir=str(tmp_path))
+    blank = torch.full((4, 3, 16, 16), 9, dtype=torch.uint8)
+    figures, sheet = find_neighbours(blank, data, make_tokenizer().eval(), flip)
+    assert (figures["nearest_rmse"], figures["nearest_ratio"]) == (0, 1)
+    assert sheet.dtype == torch.uint8

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from engine.run import Run
-from prior.pipeline import COMMON, split_config
+from prior.pipeline import COMMON, main_scores, split_config
 from prior.stages.evaluate import evaluate
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.configs import compose_config
@@ -106,6 +106,18 @@ def evaluate_quickly(config: DictConfig) -> dict[str, Any] | None:
 
 def break_off(config: DictConfig) -> dict[str, Any]:
     raise RuntimeError("the power failed")
+
+
+def test_a_pipeline_repeats_the_reason_why_a_score_is_absent_with_the_score() -> None:
+    of_tokenizer = {"psnr": 20.0, "kid": None, "sharpness": None, "absent": {"kid": "no weights"}}
+    of_prior = {"gfid": None, "kid": None, "exact": True, "absent": {"gfid": "n", "kid": "other"}}
+    assert main_scores(of_tokenizer, of_prior) == {
+        "psnr": 20.0,
+        "kid": None,
+        "gfid": None,
+        "exact": True,
+        "absent": {"kid": "no weights", "gfid": "n"},
+    }
 
 
 @pytest.mark.slow

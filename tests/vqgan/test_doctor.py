@@ -166,6 +166,23 @@ def test_a_loss_term_without_influence_is_found(tmp_path: Path) -> None:
     assert "try a larger loss.perceptual_weight" in alarms
 
 
+@pytest.mark.parametrize(
+    ("shares", "signs"),
+    [
+        ({"share_rec": 0.0}, []),  # blank images without error: no term has a gradient
+        ({"share_rec": 0.0, "share_perceptual": 0.0, "share_adversarial": 0.0}, []),
+        ({"share_rec": 1.0, "share_perceptual": 0.0}, ["perceptual"]),
+        ({"share_rec": 0.0, "share_adversarial": 1.0}, ["rec"]),
+        ({}, []),
+    ],
+)
+def test_no_term_is_without_influence_where_nothing_was_lost(
+    shares: dict[str, float], signs: list[str]
+) -> None:
+    doctor = make(TokenizerDoctor)
+    assert [sign.name for sign in doctor.examine_shares(shares)] == signs
+
+
 def test_a_term_whose_weight_is_zero_is_nobodys_fault(tmp_path: Path) -> None:
     assert examine(make_module(OPEN, steps=16, perceptual_weight=0.0), tmp_path) == []
 

@@ -56,7 +56,11 @@ def test_the_terminal_gets_a_line_per_score_and_one_per_reason_why_others_are_ab
     assert [line.split(maxsplit=2) for line in lines] == [
         ["evaluated", "runs/x,", "K 2,048, grid 4x8"],
         ["images", "1,000", "of val, 64x64 pixels"],
-        ["psnr", "23.46", "dB, higher is better; mean over images of each image's PSNR"],
+        [
+            "psnr",
+            "23.46",
+            "dB, higher is better; mean over images of each image's PSNR, at most 58.92",
+        ],
         ["codes_used", "1,024", "codes that occur at least once"],
         ["rfid_own", "0.001234", "lower is better; Fréchet distance of reconstructions to images"],
         ["features", "rfid_own:", "own.pt"],

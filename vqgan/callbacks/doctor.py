@@ -163,6 +163,8 @@ class TokenizerDoctor(Alarms):
             )
 
     def examine_shares(self, means: dict[str, float]) -> Iterator[Sign]:
+        if not any(means.get(f"share_{name}", 0.0) for name in SHARE_SETTINGS):
+            return  # no term has a gradient: nothing was lost
         for name, setting in SHARE_SETTINGS.items():
             share = means.get(f"share_{name}", math.inf)
             if share < self.least_share:

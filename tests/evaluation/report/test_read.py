@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.report import make_evaluation_folder, make_run_folder, make_sweep
 from engine.errors import InputError
-from evaluation.report.groups import find_varied, flatten_run
+from evaluation.report.groups import comparable_parts, find_varied, flatten_run, group_runs
 from evaluation.report.read import (
     ReportedRun,
     count_bits_per_image,
@@ -247,3 +247,30 @@ def test_a_prior_has_the_settings_of_its_tokenizer_too(tmp_path: Path) -> None:
     [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
     assert flatten_run(prior)["tokenizer.quantizer.K"] == 64
     assert flatten_run(prior)["prior.width"] == 192
+
+
+def write_moved_runs(folder: Path, hashes: list[str], **settings: object) -> list[ReportedRun]:
+    """Tokenizers of seeds 0, 1, ... whose data lie elsewhere each time, with the hash of the images that each recorded."""
+    for seed, hash in enumerate(hashes):
+        at = fake_run(folder, str(seed), id=f"id-{seed}")
+        data = {"_target_": "data.folder.Folder", "root": f"disk {seed}", **settings}
+        (at / "config.yaml").write_text(
+            json.dumps({"stage": "vqgan", "seed": seed, "data": data, "id": f"id-{seed}"})
+        )
+        (at / "record.jsonl").write_text(json.dumps({"data": {"hash": hash, "images": {}}}) + "\n")
+    return find_runs([str(folder)]).runs
+
+
+@pytest.mark.parametrize("settings", [{}, {"val_root": None}, {"files": ["a", "b"]}])
+def test_data_that_moved_make_no_other_configuration(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    runs = write_moved_runs(tmp_path, ["x", "x", "x"], **settings)
+    assert len(group_runs(runs)) == 1
+    [part] = comparable_parts(group_runs(runs), "psnr")
+    assert part.points[0].means["psnr"].n == 3
+
+
+def test_other_images_in_another_place_are_another_configuration(tmp_path: Path) -> None:
+    runs = write_moved_runs(tmp_path, ["x", "y", "x"])
+    assert [len(group.runs) for group in group_runs(runs)] == [2, 1]

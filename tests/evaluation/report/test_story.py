@@ -179,7 +179,9 @@ def test_tables_have_a_row_a_configuration_and_a_row_a_run(whole: Story) -> None
     assert sizes == {
         "configurations-tokenizers": 8,
         "runs-tokenizers": 16,
+        "differences-tokenizers": 8,
         "configurations-priors": 8,
+        "differences-priors": 8,
         "runs-priors": 16,
     }
     assert all(len(cells) == len(table.heads) for table in whole.tables for cells, _ in table.rows)
