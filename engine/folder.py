@@ -15,6 +15,7 @@ METRICS = "metrics.json"  # final figures; a folder that has it holds a finished
 CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
+SAMPLES = "samples.jsonl"  # the batches of samples on disk: see prior/saving.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
@@ -74,6 +75,17 @@ def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder / METRICS} can't be written ({error.strerror or error}): {json.dumps(result)}"
         ) from error
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures in metrics.json. Raises InputError if it is corrupt."""
+    try:
+        figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+        ) from error
+    return figures
 
 
 def write_atomically(file: Path, text: str) -> None:

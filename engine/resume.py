@@ -1,7 +1,9 @@
 """Resuming a run: its config as it was, with what this command may change."""
 
 import os
+import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ from engine.checkpoint import find_resumable
 from engine.environment import read_overrides
 from engine.errors import InputError
 from engine.folder import CONFIG
-from engine.sweep import config_difference, sweep_folder
+from engine.sweep import config_difference, config_differences, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
 
 CHANGEABLE = ("trainer", "logger", "resume", "stage")  # groups that a resumed run may change
+
+# Settings that a run which repeats may change: where it runs and where things are. What the files contain is checked.
+PLACES_OF_REPEATED = (
+    "ckpt", "cache_dir", "data", "accelerator", "batch_size", "sampler.init_image", "name",
+)  # fmt: skip
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -52,6 +59,50 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     return earlier
 
 
+def resolve_repeated(config: DictConfig) -> DictConfig:
+    """The config of the run that goes on: the one that `resume` names, or one that the same command began in `run_dir`.
+
+    A config of neither is returned as it is. Raises InputError for a setting that differs and says what the run is.
+    """
+    named = "resume" if config.resume else "run_dir"
+    folder = config[named]
+    if not config.resume and not (folder and holds_run_of(config.stage, Path(folder))):
+        return config
+    resuming = config.copy()
+    resuming.resume = folder
+    earlier = read_earlier_config(resuming)
+    check_trusted_run(config, earlier, Path(folder) / CONFIG)
+    merged: Any = OmegaConf.merge(config, earlier)  # the earlier one may lack newer settings
+    words = [word.lstrip("+~").split("=")[0] for word in read_overrides()]
+    for place, *_ in config_differences(config, merged):
+        key = re.sub(r"(\.\d+)+$", "", place)  # a list as a whole
+        mine, theirs = OmegaConf.select(config, key), OmegaConf.select(merged, key)
+        if config.resume and not _is_below(
+            key, words
+        ):  # a default, which this command doesn't ask for
+            continue
+        if not _is_below(key, PLACES_OF_REPEATED):
+            raise InputError(
+                f"{named}={folder} holds a run with {key}={theirs}, and this command has {key}={mine}; "
+                f"leave {key} as it was, or name another folder with run_dir=..."
+            )
+        OmegaConf.update(merged, key, mine)
+    merged.resume = merged.run_dir = folder
+    resolved: DictConfig = merged
+    return resolved
+
+
+def holds_run_of(stage: str, folder: Path) -> bool:
+    """Whether a folder has the config.yaml of a run of this stage."""
+    file = folder / CONFIG
+    return file.is_file() and f"stage: {stage}" in file.read_text(errors="replace").splitlines()
+
+
+def _is_below(key: str, groups: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or lies in one."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
 def read_earlier_config(config: DictConfig) -> DictConfig:
     """The config.yaml of the run folder that `resume` names, with the names of today."""
     file = Path(config.resume) / CONFIG
@@ -67,7 +118,7 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
             f"{file} is damaged ({' '.join(str(error).split())}); "
             "resume another run, or restore the file"
         ) from error
-    if not isinstance(earlier, DictConfig) or not {"stage", "run", "trainer"} <= earlier.keys():
+    if not isinstance(earlier, DictConfig) or not {"stage", "run"} <= earlier.keys():
         raise InputError(
             f"{file} is damaged or no config of a run; resume another run, or restore the file"
         )

@@ -25,10 +25,17 @@ from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
 from engine.errors import InputError
-from engine.folder import append_record, choose_folder, write_config, write_metrics
+from engine.folder import (
+    METRICS,
+    append_record,
+    choose_folder,
+    read_metrics,
+    write_config,
+    write_metrics,
+)
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import resolve_resumed, resume_command
+from engine.resume import resolve_repeated, resolve_resumed, resume_command
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.trainer import make_trainer
 
@@ -67,13 +74,17 @@ class Run:
         resumes: str | None = None,
         shards: bool = False,
         has_parts: bool = False,
+        repeats: bool = False,
     ) -> "Run":
         """Check a config and open the run it describes. Nothing is written yet.
 
         `ckpt` and `resumes` are what the sentence of a refusal says (see check_opening); `shards` is whether the stage's
-        weights can be sharded; a run that `has_parts` resumes each of them by itself.
+        weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
+        command is repeated with the same run_dir.
         """
         if "trainer" not in config:
+            if repeats:
+                config = resolve_repeated(config)
             check_opening(config, ckpt, resumes)
             if "id" in config:
                 config.id = config.id or secrets.token_hex(4)
@@ -108,6 +119,14 @@ class Run:
     def resume(self) -> Path | None:
         """The folder of the run that is resumed; None for a new run."""
         return Path(self.config.resume) if self.config.resume else None
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The result of the run that is resumed, if it is finished."""
+        if self.resume is None or not (self.resume / METRICS).is_file():
+            return None
+        log_line(f"{self.resume}: finished before")
+        return read_metrics(self.resume)
 
     @property
     def header(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Points of a sweep: finished ones are skipped, interrupted ones resume, failed ones are reported at the end."""
 
-import json
 import logging
 import os
 import re
@@ -8,7 +7,7 @@ import sys
 import tempfile
 import traceback
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -26,7 +25,7 @@ from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, read_metrics
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
@@ -178,17 +177,11 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
             )
         if (folder / METRICS).is_file():
             log_line(f"{folder}: finished before")
-            try:
-                figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
-            except ValueError as error:
-                raise InputError(
-                    f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
-                ) from error
-            return figures
-        if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):
+            return read_metrics(folder)
+        if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS, SAMPLES)):
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
-        else:  # no checkpoint to resume from; the files may still show why
+        else:  # nothing to resume from; the files may still show why
             free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
             folder.rename(next(path for path in free if not path.exists()))
     config.run_dir = str(folder)
@@ -197,16 +190,20 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
 
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, with both values; None if they describe the same run."""
+    return next(config_differences(config, other), None)
+
+
+def config_differences(config: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two configs differ, each with both values."""
     mine, theirs = (
         dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
         for each in (config, other)
     )
-    for key in (*mine, *theirs):
+    for key in dict.fromkeys((*mine, *theirs)):
         if key.split(".")[0] not in APART and (
             key not in mine or key not in theirs or mine[key] != theirs[key]
         ):
-            return key, mine.get(key), theirs.get(key)
-    return None
+            yield key, mine.get(key), theirs.get(key)
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:
