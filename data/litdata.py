@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +19,7 @@ from data.decode import UnreadableImage, decode, to_square
 from data.order import BatchOrder
 from data.source import Source, SourceSubset, hold_out
 from engine.errors import InputError
+from engine.locks import Lock
 
 GB = 10**9  # bytes
 
@@ -180,7 +180,8 @@ class ShardSource(Source):
         with suppress(FileNotFoundError):
             os.utime(file)
             return
-        with FileLock(file.with_name(f".{file.name}.lock")):
+        lock = Lock(file.with_name(f".{file.name}.lock"))
+        with lock.wait(str(file), "name another folder with cache_dir=..."):
             if file.exists():  # another process was first
                 return
             self._make_room(size)

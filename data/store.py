@@ -7,20 +7,18 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import DTypeLike, NDArray
 
 from engine.console import log_line
 from engine.errors import InputError
+from engine.locks import Lock
 
 Arrays = dict[str, NDArray[Any]]
 Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
-SECONDS_UNTIL_NOTICE = 2  # a run that waits longer than this for another one says so
 
 
 def fingerprint(key: Any) -> str:
@@ -32,8 +30,8 @@ class CacheEntry:
     """The arrays of `spec` (name -> shape, dtype) for a key, in `folder/name-<fingerprint of key and spec>/`.
 
     Arrays are filled in a hidden ".part" folder, which is renamed when it is complete, so a killed run leaves nothing that
-    looks finished. The run that fills an entry holds its lock; a second run waits and then reads. The operating system
-    releases the lock of a killed run.
+    looks finished. The run that fills an entry holds its lock; a second run waits and then reads. The lock of a killed
+    run is free (engine/locks.py).
     """
 
     def __init__(self, folder: str | Path, name: str, key: Any, spec: Spec) -> None:
@@ -44,17 +42,13 @@ class CacheEntry:
         }
         self.final = Path(folder) / f"{name}-{fingerprint([key, self.shapes])}"
         self.part = self.final.with_name(f".{self.final.name}.part")
-        self.lock = FileLock(self.final.with_name(f".{self.final.name}.lock"))
+        self.lock = Lock(self.final.with_name(f".{self.final.name}.lock"))
 
-    def acquire(self) -> AbstractContextManager[Any]:
+    def acquire(self) -> Lock:
         """Take the lock, to be used in a `with` statement that releases it. Logs a line if another run holds it for long."""
         try:
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                return self.lock.acquire(timeout=SECONDS_UNTIL_NOTICE)
-            except Timeout:
-                log_line(f"{self.final} is being made by another run; waiting for it")
-                return self.lock.acquire()
+            return self.lock.wait(str(self.final), "name another folder with cache_dir=...")
         except OSError as error:
             raise self._explain(error) from error
 

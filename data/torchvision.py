@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
@@ -20,6 +19,7 @@ from data.store import fingerprint, load_or_fill
 from engine.cli import suggest
 from engine.console import log_line
 from engine.errors import InputError
+from engine.locks import Lock
 
 Dataset = TypeVar("Dataset")
 
@@ -59,7 +59,8 @@ class DownloadedDataModule(ImageDataModule):
         )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{name}.lock"):
+            instead = f"put a copy there yourself ({self.layout})"
+            with Lock(self.root / f".{name}.lock").wait(f"{self.root / name}", instead):
                 return make(download=True)
         except InputError:
             raise

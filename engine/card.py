@@ -147,13 +147,13 @@ def describe_images(start: Mapping[str, Any]) -> dict[str, str]:
 def describe_machine(start: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:
     """The hardware that was used, and the versions of libraries."""
     cpu = start.get("processor") or start["device"]
-    processor = f"{cpu}, {start['cores']} cores, {start['threads']} threads"
-    memory = f", {start['memory_gib']} GiB" if "memory_gib" in start else ""
-    rows = {"processor": processor + memory}
+    counts = (("cores", "cores"), ("threads", "threads"), ("memory_gib", "GiB"))
+    known = [f"{start[name]} {unit}" for name, unit in counts if start.get(name) is not None]
+    rows = {"processor": ", ".join([cpu, *known])}
     if start["device"] != cpu and figures.get("device") != "cpu":
         rows["GPU"] = start["device"]
     rows |= {name: format_value(figures[name]) for name in MACHINE_FIGURES if name in figures}
-    versions = [f"{name} {start[name]}" for name in CARD_VERSIONS if name in start]
+    versions = [f"{name} {start[name]}" for name in CARD_VERSIONS if start.get(name)]
     return rows | {"versions": ", ".join(versions)}
 
 

@@ -5,7 +5,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from engine.errors import InputError
+from engine.packages import package_version
 from engine.sweep import sweep_folder
 
 GIB = 2**30
+CPUINFO = Path("/proc/cpuinfo")
+STATM = Path("/proc/self/statm")
+GIT_SECONDS = 10  # after which the revision stays unknown
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
 
@@ -25,7 +28,10 @@ def read_overrides() -> list[str]:
 
 
 def describe_origin() -> dict[str, Any]:
-    """Where a result comes from: command line, git revision, versions, machine."""
+    """Where a result comes from: command line, git revision, versions, machine.
+
+    Nothing here is needed to train, so what a machine doesn't say is None.
+    """
     sweep = sweep_folder()
     command = ["train.py", *read_overrides()] if sweep else sys.argv  # each point has its own
     return {
@@ -33,39 +39,71 @@ def describe_origin() -> dict[str, Any]:
         "sweep": str(sweep) if sweep else None,
         "git": git_revision(),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
+        **{package: package_version(package) for package in PACKAGES},
+        "device": gpu_name() or processor_name(),
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
+        "memory_gib": installed_memory(),
     }
 
 
 def git_revision() -> str | None:
-    """The revision of this program's code, with -dirty if files differ from it; None outside a repository."""
+    """The revision of this program's code, with -dirty if files differ from it; None outside a repository and without git."""
     command = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).parent
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, check=False, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git, or a network disk that doesn't answer
+        return None
     return done.stdout.strip() or None
+
+
+def gpu_name() -> str | None:
+    """The name of this process's GPU; None if there is none, or if its driver doesn't answer."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        return torch.cuda.get_device_name()
+    except (RuntimeError, AssertionError):
+        return None
+
+
+def installed_memory() -> float | None:
+    """GiB of memory of this machine; None if the system doesn't say."""
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES")
+        return round(os.sysconf("SC_PAGE_SIZE") * pages / GIB, 1) if pages > 0 else None
+    except (OSError, ValueError, AttributeError):  # an unknown name is a ValueError
+        return None
+
+
+def read_system_file(file: Path) -> str:
+    """The text of a file such as /proc/cpuinfo; empty where the system has none, or doesn't show it."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def processor_name() -> str:
     """The processor's name, as far as the system knows it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = read_system_file(CPUINFO).splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), "") or platform.processor() or platform.machine()
+    return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
 
 
 def resident_memory() -> float:
-    """GiB of memory that this process holds; on systems other than Linux, the most it has held so far."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
+    """GiB of memory that this process holds; without Linux's /proc, the most it has held so far."""
+    words = read_system_file(STATM).split()
+    if len(words) > 1:
+        return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB  # in bytes on macOS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes, or KiB
 
 
 def find_device(accelerator: str) -> torch.device:

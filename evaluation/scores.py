@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from engine.aliases import upgrade_config
 from engine.errors import InputError
+from engine.packages import package_version
 
 STAGE1 = ("vqgan",)
 STAGE2 = ("prior",)
@@ -133,7 +133,8 @@ EvaluationResult = Mapping[str, Any]  # the content of metrics.json of stage=eva
 
 def library_versions(*packages: str) -> str:
     """Names and versions, without the local part of a version, which names the build's platform."""
-    return ", ".join(f"{package} {version(package).split('+')[0]}" for package in packages)
+    versions = {package: package_version(package) or "unknown" for package in packages}
+    return ", ".join(f"{package} {text.split('+')[0]}" for package, text in versions.items())
 
 
 @dataclass

@@ -3,10 +3,10 @@
 import io
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, features
 from torch import Tensor
@@ -92,7 +92,7 @@ def _classical_vq_row(
 
 def _jpeg_rows(data: ImageDataModule, split: str, key: dict[str, Any]) -> list[dict[str, Any]]:
     coder = {
-        "pillow": version("pillow"),
+        "pillow": PIL.__version__,
         "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
         "qualities": JPEG_QUALITIES,
     }

@@ -92,15 +92,15 @@ def test_a_run_that_stops_leaves_nothing_and_frees_the_lock(tmp_path: Path) -> N
     ):  # whose traceback holds the frames, and so the entry, of the stopped run
         load_or_fill(tmp_path, "x", 1, SPEC, die)
     assert entries(tmp_path) == []
-    assert not CacheEntry(tmp_path, "x", 1, SPEC).lock.is_locked
+    assert not CacheEntry(tmp_path, "x", 1, SPEC).lock.is_held
     assert load_or_fill(tmp_path, "x", 1, SPEC, fill)[0]["b"].tolist() == [1, 2, 3]
 
 
 def test_the_lock_is_released_after_the_with_statement(tmp_path: Path) -> None:
     mine, other = (CacheEntry(tmp_path, "x", 1, SPEC) for _ in range(2))
     with mine.acquire():
-        assert mine.lock.is_locked
-    other.lock.acquire(timeout=0).lock.release()
+        assert mine.lock.is_held
+    other.lock.take().release()
 
 
 def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_succeeds_at_once(
@@ -132,9 +132,9 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
 def test_a_second_run_waits_for_the_first_says_so_and_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("data.store.SECONDS_UNTIL_NOTICE", 0.01)
+    monkeypatch.setattr("engine.locks.SECONDS_UNTIL_NOTICE", 0.01)
     filling, waiting = threading.Event(), threading.Event()
-    monkeypatch.setattr("data.store.log_line", lambda sentence: (print(sentence), waiting.set()))
+    monkeypatch.setattr("engine.locks.log_line", lambda sentence: (print(sentence), waiting.set()))
 
     def slow(arrays: Arrays) -> dict[str, str]:
         filling.set()
@@ -284,7 +284,7 @@ def test_a_read_only_folder_without_the_entry_is_refused(
     def refuse(*arguments: object, **settings: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("data.store.FileLock.acquire", refuse)
+    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
     with pytest.raises(
         InputError, match=r"can't write the cache folder .*Read-only.* name another with cache_dir="
     ):
