@@ -21,7 +21,7 @@ from data.pictures import encode_png
 from engine.checkpoint import save_atomically
 from engine.console import log_line
 from engine.errors import InputError
-from engine.folder import SAMPLES, write_atomically
+from engine.folder import METRICS, SAMPLES, write_atomically
 from engine.resume import resume_command
 
 ARRAY = "arr_0"  # the name under which public evaluators of FID look for samples
@@ -88,6 +88,19 @@ def check_journal(folder: Path, about: Mapping[str, Any]) -> None:
                 f"the {len(entries)} batches in {folder} were drawn with another {name} ({earlier.get(name)}, now {value}); "
                 "draw into a new folder with run_dir=... and without resume="
             )
+
+
+def check_finished(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a finished run in `folder`. Raises InputError if one of its files is gone."""
+    names = [*(result[kind] for kind in ("png", "npz", "shards") if kind in result)]
+    for name in [*names, *result.get("pictures", [])]:
+        file = folder / Path(name).name  # the folder may have been moved
+        if not file.exists():
+            raise InputError(
+                f"{file} is gone, though the run is finished; remove {folder / METRICS}, and resume={folder} draws "
+                "the samples again"
+            )
+    return dict(result)
 
 
 @contextmanager

@@ -6,13 +6,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from data.pictures import save_picture
-from engine.errors import InputError, check_int
+from engine.errors import check_int
 from engine.run import Run
 from prior.decoding.sampling import Sampler
 from prior.draw import draw_all, open_saver, open_source
-from prior.neighbours import find_neighbours
+from prior.neighbours import check_comparable, find_neighbours
 from prior.samples import check_kinds, save_grid
-from prior.saving import check_journal
+from prior.saving import check_finished, check_journal
 from vqgan.load import load_images
 
 DRAWN_FROM = "a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>"
@@ -24,8 +24,8 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
     A run that broke off goes on with resume=<its folder>, or with the same command and the same run_dir.
     """
     with Run.open(config, ckpt=DRAWN_FROM, repeats=True) as run:
-        if run.finished is not None:
-            return run.finished
+        if run.resume and (finished := run.finished) is not None:
+            return check_finished(run.resume, finished)
         config = run.config
         for name in ("n", "columns", "rows", "batch_size", "shard_size"):
             check_int(name, config[name], 1)
@@ -35,11 +35,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         source = open_source(config.ckpt, sampler, n, seed, batch_size, config.label, run.device)
         data = None
         if "neighbours" in save:
-            if source.grid != source.tokenizer.grid:
-                raise InputError(
-                    "save=neighbours compares samples with training images, as large; "
-                    f"leave sampler.grid={sampler.grid} out"
-                )
+            check_comparable(source.grid, source.tokenizer.grid)
             data = load_images(source.data, config.data, config.cache_dir)
             data.prepare_data()
         if run.resume:

@@ -13,13 +13,14 @@ from tests.helpers.configs import SMALL, compose_plain
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
 
-SMALL_PRIOR = ["stage=prior", "prior.width=16", "prior.depth=1", "prior.heads=2"]
+SMALL_PRIOR = ["prior.width=16", "prior.depth=1", "prior.heads=2"]
 
 
 def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, Any]]:
     """A run folder of stage=vqgan with random weights; returns its tokenizer and config."""
     torch.manual_seed(0)
-    config = compose_plain(*SMALL, *words)
+    small = [word for word in SMALL if "quantizer=kl" not in words or "quantizer.K" not in word]
+    config = compose_plain(*small, *words)
     tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
     tokenizer.initialise(torch.randn(64, 3, 16, 16))
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
@@ -29,10 +30,10 @@ def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, 
 
 
 def save_prior_run(folder: Path, *words: str, classes: int = 0, seed: int = 0) -> None:
-    """A run folder of stage=prior with random weights, and with the tokenizer that it needs."""
+    """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR."""
     tokenizer, described = save_tokenizer_run(folder / "tokenizer")
     torch.manual_seed(seed)
-    config = compose_plain(*SMALL_PRIOR, *words)
+    config = compose_plain("stage=prior", *(words or SMALL_PRIOR))
     code_space = {**tokenizer.code_space, "classes": classes}
     model = build_trusted({**config["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
     for p in model.parameters():
