@@ -7,7 +7,7 @@ from pathlib import Path
 
 READ_SIZE = 2**20  # bytes that are read at a time
 
-Mark = Sequence[int]  # how many bytes a file had after its head, and their CRC-32
+FileMark = Sequence[int]  # how many bytes a file had after its head, and their CRC-32
 
 
 class PartFile:
@@ -25,7 +25,7 @@ class PartFile:
         self.crc = 0
 
     @property
-    def mark(self) -> Mark:
+    def mark(self) -> FileMark:
         """What is written by now."""
         return [self.size, self.crc]
 
@@ -39,7 +39,7 @@ class PartFile:
         self.size += len(content)
         self.crc = zlib.crc32(content, self.crc)
 
-    def count_intact(self, marks: Sequence[Mark]) -> int:
+    def count_intact(self, marks: Sequence[FileMark]) -> int:
         """How many of these marks, in the order in which they were made, are those of the file on disk."""
         path = self.part if self.part.is_file() else self.final
         size, crc = 0, 0
@@ -59,7 +59,7 @@ class PartFile:
             return 0
         return len(marks)
 
-    def resume_at(self, mark: Mark) -> None:
+    def resume_at(self, mark: FileMark) -> None:
         """Cut off what was written after `mark`, a mark that is intact, and go on from there."""
         self.size, self.crc = mark
         if self.size == 0:  # the first write creates the file anew

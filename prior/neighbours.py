@@ -18,7 +18,7 @@ MAX_JUDGED = 100  # samples compared, at most
 NEIGHBOURS_SHOWN = 16  # samples in the picture
 
 
-def check_comparable(grid: tuple[int, int], own: tuple[int, int]) -> None:
+def check_same_grid(grid: tuple[int, int], own: tuple[int, int]) -> None:
     """Raise InputError unless samples of a grid are as large as training images, whose grid is `own`."""
     if grid != own:
         h, w = grid

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
-from data.part_file import Mark, PartFile
+from data.part_file import FileMark, PartFile
 from data.pictures import encode_png
 from engine.checkpoint import save_atomically
 from engine.console import log_line
@@ -26,7 +26,7 @@ from engine.resume import resume_command
 
 ARRAY = "arr_0"  # the name under which public evaluators of FID look for samples
 JOURNAL_FORMAT = 1
-NOTHING: Mark = (0, 0)
+NOTHING: FileMark = (0, 0)
 
 
 @dataclass
@@ -186,14 +186,14 @@ class StreamedFile(SampleFiles):
     def content(self, batch: SampleBatch) -> bytes:
         """The bytes of a batch."""
 
-    def write(self, batch: SampleBatch) -> Mark:
+    def write(self, batch: SampleBatch) -> FileMark:
         self.file.write(self.content(batch))
         return list(self.file.mark)
 
-    def count_intact(self, spans: Sequence[range], marks: Sequence[Mark]) -> int:
+    def count_intact(self, spans: Sequence[range], marks: Sequence[FileMark]) -> int:
         return self.file.count_intact(marks)
 
-    def resume(self, done: int, marks: Sequence[Mark]) -> None:
+    def resume(self, done: int, marks: Sequence[FileMark]) -> None:
         self.file.resume_at(marks[-1] if marks else NOTHING)
 
 
@@ -304,7 +304,7 @@ class ShardFiles(SampleFiles):
         return entry + tar_member(f"{index:06d}.cls", str(int(batch.labels[at])).encode())
 
     def count_intact(self, spans: Sequence[range], marks: Sequence[Sequence[Sequence[int]]]) -> int:
-        by_shard: dict[int, list[tuple[int, Mark]]] = {}
+        by_shard: dict[int, list[tuple[int, FileMark]]] = {}
         for i, batch_marks in enumerate(marks):
             for number, *mark in batch_marks:
                 by_shard.setdefault(number, []).append((i, mark))
@@ -380,10 +380,9 @@ class SampleSaver:
         self.done = batch.indices.stop
 
     def first_samples(self) -> Tensor:
-        """The samples that pictures are drawn from, once all are saved."""
-        first = self.forms["first"]
-        assert isinstance(first, FirstSamples)
-        return first.read()
+        """The samples that pictures are drawn from, once all are saved; none if there are no pictures to draw."""
+        first = self.forms.get("first")
+        return first.read() if isinstance(first, FirstSamples) else torch.empty(0)
 
     def finish(self) -> dict[str, Any]:
         """Give all files their names; returns what the result says about them."""

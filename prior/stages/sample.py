@@ -10,7 +10,7 @@ from engine.errors import check_int
 from engine.run import Run
 from prior.decoding.sampling import Sampler
 from prior.draw import draw_all, open_saver, open_source
-from prior.neighbours import check_comparable, find_neighbours
+from prior.neighbours import check_same_grid, find_neighbours
 from prior.samples import check_kinds, save_grid
 from prior.saving import check_finished, check_journal
 from vqgan.load import load_images
@@ -35,7 +35,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         source = open_source(config.ckpt, sampler, n, seed, batch_size, config.label, run.device)
         data = None
         if "neighbours" in save:
-            check_comparable(source.grid, source.tokenizer.grid)
+            check_same_grid(source.grid, source.tokenizer.grid)
             data = load_images(source.data, config.data, config.cache_dir)
             data.prepare_data()
         if run.resume:
@@ -43,14 +43,13 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         folder = run.start(source.name)  # before what may take hours
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
         draw_all(source, saver, n, batch_size)
-        files, pictures = saver.finish(), []
+        files = saver.finish()
+        first = saver.first_samples()
+        pictures = []
         if "grid" in save:
-            first = saver.first_samples()
             pictures.append(save_grid(first, folder, config.columns, config.rows, source.head))
         if data is not None:
-            figures, sheet = find_neighbours(
-                saver.first_samples(), data, source.tokenizer, source.flip
-            )
+            figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
             pictures.append(save_picture(sheet, folder / "neighbours.png"))
             files |= figures
         if pictures:
