@@ -24,3 +24,16 @@ def check_range(name: str, value: Any, least: float, most: float = math.inf) -> 
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise InputError(f"{name}={value} must be a number {rule}")
+
+
+SPEAK_FOR_THEMSELVES = (OSError, ValueError, RuntimeError, ImportError)
+
+
+def summarize_error(error: BaseException) -> str:
+    """The first line of an exception's message, after the name of its class if that is an unusual one, for a sentence."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if not lines:
+        return name
+    message = lines[0] if len(lines[0]) <= 200 else f"{lines[0][:197]}..."
+    return message if isinstance(error, SPEAK_FOR_THEMSELVES) else f"{name}: {message}"
