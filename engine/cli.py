@@ -80,7 +80,10 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
 
 @contextmanager
 def pause_garbage_collection() -> Iterator[None]:
-    """Importing torch and Lightning creates a million objects that stay; searching them for garbage takes a second."""
+    """Importing torch and Lightning creates a million objects that stay; searching them for garbage takes a second.
+
+    They are not frozen (gc.freeze), which would save another second when the program ends: triton's library then reports leaks.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

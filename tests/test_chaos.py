@@ -4,14 +4,10 @@ import csv
 import json
 import os
 import random
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.commands import TINY_GAN, TINY_PRIOR
+from tests.helpers.commands import TINY_GAN, TINY_PRIOR, launch, start
+from tests.helpers.forks import ForkedRun
 
-ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tokenizer")]
 TIMED = (
     "images_per_second",
     "memory_gib",
@@ -56,54 +53,19 @@ OTHERWISE = {  # data workers, random crops, dropped labels, and micro-batches, 
 }
 
 
-class Machine:
-    """Starts runs, one at a time, as forks of a process that has imported the program once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.output = folder / "output.txt"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        line = [sys.executable, str(ROOT / "tests" / "helpers" / "forks.py")]
-        with self.output.open("w") as output:
-            self.server = subprocess.Popen(
-                line,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                bufsize=1,
-                env=environment,
-            )
-        assert self.server.stdin
-        assert self.server.stdout
-        self.requests = self.server.stdin
-        self.replies = self.server.stdout
-
-    def start(self, words: list[str]) -> int:
-        """Start a run and return the id of its process."""
-        self.requests.write(json.dumps(words) + "\n")
-        return int(self.replies.readline())
-
-    def ended(self) -> bool:
-        return bool(select.select([self.replies], [], [], 0)[0])
-
-    def wait(self) -> int:
-        """Wait for the run to end and return its exit code."""
-        return int(self.replies.readline())
-
-    def finish(self, words: list[str]) -> None:
-        self.start(words)
-        assert self.wait() == 0, self.output.read_text()[-3000:]
+def finish(words: list[str]) -> None:
+    """Run a command to its end."""
+    done = launch(*words)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("chaos")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of this module's own, with a tokenizer in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        machine = Machine(folder)
-        with machine.server:  # ends when its input is closed
-            machine.finish(["stage=vqgan", "run_dir=tokenizer", *STAGES["vqgan"]])
-            yield machine
+        patch.chdir(tmp_path_factory.mktemp("chaos"))
+        finish(["stage=vqgan", "run_dir=tokenizer", *STAGES["vqgan"]])
+        yield
 
 
 def begun(folder: Path) -> bool:
@@ -136,7 +98,6 @@ def series(folder: Path) -> list[dict[str, Any]]:
 
 
 def life(
-    machine: Machine,
     words: list[str],
     folder: Path,
     moments: random.Random,
@@ -152,39 +113,35 @@ def life(
     while killed < kills:
         if not begun(folder):  # it can't be resumed
             shutil.rmtree(folder, ignore_errors=True)
-        process = machine.start(
-            [words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"]
+        run = start(
+            *([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
         )
         wait_for_file = moments.random() < 0.5
         skipped = moments.randrange(4)  # files that are written without a kill
         deadline = time.monotonic() + (2 if wait_for_file else moments.uniform(0.4, 0.9)) * seconds
         caught = False
-        while not machine.ended() and time.monotonic() < deadline and not caught:
+        while run.poll() is None and time.monotonic() < deadline and not caught:
             if wait_for_file and any(folder.rglob("*.tmp")):
                 caught = not skipped
                 skipped -= 1
                 while not caught and any(folder.rglob("*.tmp")):
                     time.sleep(0.0002)
             time.sleep(0.0002)
-        with suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(process, signal.SIGKILL)
-        if (code := machine.wait()) == 0:
+        run.send_signal(signal.SIGKILL)
+        if (code := run.wait()) == 0:
             return killed, saving
-        assert code == -signal.SIGKILL, machine.output.read_text()[-3000:]
+        assert code == -signal.SIGKILL, run.log[-3000:]
         killed, saving = killed + 1, saving + caught
     if not begun(folder):
         shutil.rmtree(folder, ignore_errors=True)
-    machine.finish(
-        [words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"]
-    )
+    finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
     return killed, saving
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", KILLS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_is_killed_again_and_again_ends_like_an_uninterrupted_one(
-    machine: Machine, stage: str, how: str
+    stage: str, how: str
 ) -> None:
     words, name = (
         [f"stage={stage}", *STAGES[stage], *LONGER, *(OTHERWISE[stage] if how else [])],
@@ -192,61 +149,55 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_uninterrupted_one(
     )
     whole, moments = Path(f"whole-{name}"), random.Random(name)
     began = time.monotonic()
-    machine.finish([*words, f"run_dir={whole}"])
+    finish([*words, f"run_dir={whole}"])
     seconds = time.monotonic() - began
     killed = while_writing = lives = 0
     while killed < KILLS[how]:
         folder, lives = Path(f"chaos-{name}-{lives}"), lives + 1
-        kills = life(machine, words, folder, moments, seconds, KILLS[how] - killed)
+        kills = life(words, folder, moments, seconds, KILLS[how] - killed)
         killed, while_writing = killed + kills[0], while_writing + kills[1]
         compare(whole, folder)
     assert while_writing >= (2 if KILLS[how] >= 10 else 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_that_are_killed_and_terminated_end_like_uninterrupted_ones(
-    machine: Machine, stage: str
-) -> None:
+def test_two_ranks_that_are_killed_and_terminated_end_like_uninterrupted_ones(stage: str) -> None:
     words, moments = (
         [f"stage={stage}", *STAGES[stage], *LONGER, "trainer.devices=2"],
         random.Random(stage),
     )
     whole, folder = Path(f"whole-{stage}-ranks"), Path(f"chaos-{stage}-ranks")
-    machine.finish([*words, f"run_dir={whole}"])
+    finish([*words, f"run_dir={whole}"])
     begin = [*words, f"run_dir={folder}"]
     for n, (number, whom) in enumerate(
         [(signal.SIGKILL, "all"), (signal.SIGTERM, "first"), (signal.SIGTERM, "second")]
     ):
-        process = machine.start(begin)
+        run = start(*begin)
         begin = [words[0], f"resume={folder}"]
         step = moments.randrange(4 + 11 * n, 11 + 11 * n)  # later each time
-        wait_until(partial(reached, folder, step), machine)
+        wait_until(partial(reached, folder, step), run)
         if whom == "all":
-            os.killpg(process, number)
+            os.killpg(run.pid, number)
         else:
-            os.kill(process if whom == "first" else other_rank(process), number)
-        assert machine.wait() == (-number if number == signal.SIGKILL else 128 + number), (
-            machine.output.read_text()[-3000:]
-        )
-        wait_until(partial(gone, process))
+            os.kill(run.pid if whom == "first" else other_rank(run.pid), number)
+        assert run.wait() == (-number if number == signal.SIGKILL else 128 + number), run.log[
+            -3000:
+        ]
+        wait_until(partial(gone, run.pid))
         if number == signal.SIGTERM:
             saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
-            assert (
-                machine.output.read_text().count(f"stopped at step {saved}, saved; resume with: ")
-                == 1
-            )
-    machine.finish(begin)
+            assert run.log.count(f"stopped at step {saved}, saved; resume with: ") == 1
+    finish(begin)
     compare(whole, folder)
     assert len(torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["random"]) == 2
 
 
-def wait_until(true: Callable[[], bool], machine: Machine | None = None) -> None:
-    """Wait until the condition holds. The machine's run must not end before that."""
+def wait_until(true: Callable[[], bool], run: ForkedRun | None = None) -> None:
+    """Wait until the condition holds. `run` must not end before that."""
     deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline
-        assert machine is None or not machine.ended(), machine.output.read_text()[-3000:]
+        assert run is None or run.poll() is None, run.log[-3000:]
         time.sleep(0.01)
 
 
@@ -296,41 +247,39 @@ def compare(whole: Path, chaos: Path) -> None:
     assert lines[0] == lines[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
 )
 def test_a_signal_saves_and_ends_a_run_with_its_exit_code_and_the_command_that_resumes_it(
-    machine: Machine, number: signal.Signals, code: int, workers: int
+    number: signal.Signals, code: int, workers: int
 ) -> None:
     folder = Path(f"signalled-{code}-{workers}")
     more = [f"data.num_workers={workers}", "trainer.max_steps=100000", "trainer.save_every=100000"]
-    process = machine.start(["stage=vqgan", f"run_dir={folder}", *TINY_GAN, *more])
+    run = start("stage=vqgan", f"run_dir={folder}", *TINY_GAN, *more)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(folder.rglob("metrics.csv")):
         time.sleep(0.01)
-    os.killpg(process, number)  # as terminals and schedulers do, so data workers get it too
-    assert machine.wait() == code
+    os.killpg(run.pid, number)  # as terminals and schedulers do, so data workers get it too
+    assert run.wait() == code
     step = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["clock"]["step"]
     assert step >= 1
-    log = machine.output.read_text()
+    log = run.log
     assert (
         f"stopped at step {step}, saved; resume with: python train.py stage=vqgan resume={folder}\n"
         in log
     )
-    machine.finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
+    finish(["stage=vqgan", f"resume={folder}", f"trainer.max_steps={step + 2}"])
     assert [int(row["step"]) for row in series(folder) if row["train/rec"]] == list(range(step + 2))
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_a_sweep_after_its_point_is_saved(machine: Machine) -> None:
+def test_ctrl_c_ends_a_sweep_after_its_point_is_saved() -> None:
     words = ["-m", "stage=vqgan", "sweep=mine", "seed=0,1", *TINY_GAN, "trainer.max_steps=100000"]
-    process, first = machine.start(words), Path("runs/sweeps/mine/0_seed-0")
+    run, first = start(*words), Path("runs/sweeps/mine/0_seed-0")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (first / "checkpoints/last.ckpt").is_file():
         time.sleep(0.01)
-    os.kill(process, signal.SIGINT)
-    assert machine.wait() == 130
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130
     assert not Path("runs/sweeps/mine/1_seed-1").exists()
-    assert "saved; the same command again continues the sweep" in machine.output.read_text()
+    assert "saved; the same command again continues the sweep" in run.log

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,11 @@ from tests.helpers.commands import (
     TINY_GAN,
     TINY_PRIOR,
     Command,
+    launch,
     lightning_warnings,
     read_mistake,
+    read_report,
+    start,
 )
 
 pytestmark = lightning_warnings
@@ -118,19 +123,9 @@ def test_two_processes_extract_what_one_does_and_one_reports(
     lines = []
     for devices in (1, 2):
         words = [f"cache_dir=cache-{devices}", f"devices={devices}", f"run_dir=codes-{devices}"]
-        line = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "stage=extract",
-            "ckpt=runs/vqgan/shapes",
-            "export=safetensors",
-        ]
-        done = subprocess.run(
-            [*line, *words, "accelerator=cpu"], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        [report] = [text for text in done.stdout.splitlines() if text.startswith("{")]
-        lines.append(load_file(json.loads(report)["files"][0]))
+        line = ["stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors", "accelerator=cpu"]
+        files: Any = read_report(launch(*line, *words))["files"]
+        lines.append(load_file(files[0]))
     assert len(lines[0]["indices"]) == 3000
     assert all(np.array_equal(lines[0][name], lines[1][name]) for name in ("indices", "labels"))
 
@@ -140,29 +135,20 @@ def test_an_extraction_killed_by_sigkill_is_continued_and_ends_the_same(
     command: Command, tmp_path: Path
 ) -> None:
     command("stage=vqgan", *TINY, "data.n_train=6000", "model.width=32")
-    line = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "stage=extract",
-        "ckpt=runs/vqgan/shapes",
-        "export=safetensors",
-    ]
+    line = ["stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
     line += ["accelerator=cpu", "batch_size=1"]
-    process = subprocess.Popen(
-        [*line, "run_dir=killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(*line, "run_dir=killed")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         flags = list((tmp_path / "cache").glob(".codes-train-*.part/done.npy"))
         if flags and flags[0].stat().st_size and np.load(flags[0]).any():
             break
         time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert process.returncode < 0, "it was to be killed before it was done"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() < 0, "it was to be killed before it was done"
     assert not list((tmp_path / "cache").glob("codes-train-*"))
-    assert command(*line[2:], "run_dir=resumed") == 0
-    assert command(*line[2:], "run_dir=fresh", f"cache_dir={tmp_path / 'other'}") == 0
+    assert command(*line, "run_dir=resumed") == 0
+    assert command(*line, "run_dir=fresh", f"cache_dir={tmp_path / 'other'}") == 0
     resumed, fresh = (load_file(f"{name}/codes-train.safetensors") for name in ("resumed", "fresh"))
     assert all(np.array_equal(resumed[name], fresh[name]) for name in ("indices", "labels"))
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,11 @@ def test_a_prior_without_blocks_refuses_to_be_compiled(
 def inside(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changes to an empty folder; the tests share a cache of compiled code."""
+    """Changes to an empty folder; the tests, in all processes of pytest-xdist, share a cache of compiled code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "compiled"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared / "compiled"))
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 from tests.helpers import wandb_file
-from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR
+from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR, launch, start
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -43,25 +43,15 @@ PRIOR = {f"train/{name}" for name in BOTH | {"loss", "lr_model", "grad_model"}} 
 }
 
 
-def line(*words: str) -> list[str]:
-    """The command line without `logger=csv`, so with the default loggers."""
-    return [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *[word for word in words if word != "logger=csv"],
-    ]
+def with_loggers(*words: str) -> list[str]:
+    """The words without `logger=csv`, so with the default loggers."""
+    return [word for word in words if word != "logger=csv"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer, resumed once, in `a`, its prior in `b` and a sweep of two points in `sweeps/mine`."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = {
-        **os.environ,
-        "WANDB_MODE": "offline",
-        "WANDB_API_KEY": KEY,
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     for words in (
         [
             "stage=vqgan",
@@ -83,14 +73,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "logger=wandb",
         ],
     ):
-        subprocess.run(
-            line(*words),
-            cwd=folder,
-            env=environment,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        environment = {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}
+        done = launch(*with_loggers(*words), folder=folder, **environment)
+        assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -239,12 +224,10 @@ def test_a_killed_and_resumed_run_is_one_series_in_every_logger(tmp_path: Path) 
         "trainer.max_steps=12",
         "trainer.save_every=6",
     ]
-    _, _, *words = line(*begin)
-    for command in ([sys.executable, "-c", DYING, *words], line("stage=vqgan", "resume=a")):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, check=False, stdout=subprocess.DEVNULL
-        )
-    assert done.returncode == 0
+    dying = [sys.executable, "-c", DYING, *with_loggers(*begin)]
+    assert subprocess.run(dying, cwd=tmp_path, env=environment).returncode == -signal.SIGKILL
+    done = launch("stage=vqgan", "resume=a", folder=tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
     run = tmp_path / "a"
 
     [board] = (run / "tensorboard").iterdir()
@@ -280,12 +263,8 @@ def test_a_finished_run_has_a_card_whose_links_all_exist(runs: Path, run: str) -
 
 
 def test_a_terminated_run_leaves_a_card_that_reports_it(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*line("stage=vqgan", *TINY, "trainer.max_steps=100000", "run_dir=a"), "logger=csv"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = ["stage=vqgan", *TINY, "trainer.max_steps=100000", "run_dir=a"]
+    process = start(*words, folder=tmp_path)
     deadline = time.monotonic() + 120
     series = tmp_path / "a" / "csv" / "version_0" / "metrics.csv"
     while not (series.exists() and "val/psnr" in series.read_text()):

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,3 +324,17 @@ def test_no_test_file_imports_from_another() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
                 assert (node.module or "").startswith("tests.helpers"), file
+
+
+def test_an_installed_program_has_all_packages_and_their_files() -> None:
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    included = {name.rstrip("*") for name in described["packages"]["find"]["include"]}
+    assert included == {*PACKAGES, "conf"}
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*"):
+            if not file.is_file() or file.suffix == ".pyc":
+                continue
+            folder = file.parent.relative_to(ROOT)
+            assert (file.parent / "__init__.py").is_file(), folder
+            if file.suffix != ".py":
+                assert file.name in described["package-data"][".".join(folder.parts)], file

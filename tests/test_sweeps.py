@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine import sweep
 from engine.checkpoint import save_atomically
 from engine.run import Run
-from tests.helpers.commands import TINY
+from tests.helpers.commands import TINY, launch, start
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
@@ -342,14 +340,7 @@ def test_joblib_runs_one_point_per_gpu_at_once_unless_n_jobs_is_set(
 
 
 def words(*more: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *ONE, "loss=vqvae", *TINY, *more]
-
-
-def start(*more: str, seconds: int = 240) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        words(*more), capture_output=True, text=True, check=False, timeout=seconds, env=environment
-    )
+    return [*ONE, "loss=vqvae", *TINY, *more]
 
 
 def results() -> dict[str, dict[str, Any]]:
@@ -377,7 +368,7 @@ def test_a_sweep_that_a_signal_ended_is_continued_to_the_same_result(
         "trainer.val_every=30",
         "trainer.precision=32-true",
     ]
-    process = subprocess.Popen(words(*more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(*words(*more))
     second = Path("runs/sweeps/mine/1_quantizer.K-16")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (second / "checkpoints/last.ckpt").is_file():
@@ -385,14 +376,14 @@ def test_a_sweep_that_a_signal_ended_is_continued_to_the_same_result(
     process.send_signal(how)
     assert process.wait() == code
     assert list(results()) == ["0_quantizer.K-8"], "it was to be ended in its second point"
-    done = start(*more)
+    done = launch(*words(*more))
     assert done.returncode == 0, done.stderr
     assert "0_quantizer.K-8: finished before" in done.stderr
     assert "1_quantizer.K-16: resumes" in done.stderr
     assert len((second / "record.jsonl").read_text().splitlines()) == 2
     ended = results()
     Path("runs/sweeps/mine").rename("runs/sweeps/ended")
-    assert start(*more).returncode == 0
+    assert launch(*words(*more)).returncode == 0
     for name, whole in results().items():
         assert ended[name]["steps"] == whole["steps"] == 60
         assert {key: ended[name][key] for key in ("psnr", "perplexity")} == {
@@ -421,14 +412,14 @@ def test_points_in_processes_of_their_own_fail_and_are_run_again(launcher: str) 
         "model.grid=4,5,2",
         *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []),
     ]
-    done = start(*more)
+    done = launch(*words(*more))
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("5: error: image size 16 is not divisible by model.grid=5") == 1
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2"]
     line = json.loads(Path("runs/sweeps/mine/2_model.grid-2/record.jsonl").read_text())["command"]
     assert line.startswith("train.py ")
     assert "model.grid=2" in line.split()
-    done = start(*more[:1], "model.grid=4,2,8", *more[2:])
+    done = launch(*words(*more[:1], "model.grid=4,2,8", *more[2:]))
     assert done.returncode == 0, done.stderr
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2", "2_model.grid-8"]
     assert (
@@ -440,10 +431,10 @@ def test_points_in_processes_of_their_own_fail_and_are_run_again(launcher: str) 
 @pytest.mark.usefixtures("empty")
 def test_optuna_optimises_the_objective_and_continues_its_study() -> None:
     line = ["experiment=optuna_tokenizer", "hydra.sweeper.sampler.n_startup_trials=1"]
-    assert start(*line, "hydra.sweeper.n_trials=2").returncode == 0
+    assert launch(*words(*line, "hydra.sweeper.n_trials=2")).returncode == 0
     first = results()
     assert len(first) == 2
-    done = start(*line, "hydra.sweeper.n_trials=3")
+    done = launch(*words(*line, "hydra.sweeper.n_trials=3"))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished before") == 2
     assert len(results()) == 3
@@ -458,12 +449,8 @@ def test_optuna_optimises_the_objective_and_continues_its_study() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty")
 def test_optuna_ends_with_a_sentence_if_all_points_fail_and_their_folders_stay() -> None:
-    done = start(
-        "experiment=optuna_tokenizer",
-        "hydra.sweeper.n_trials=2",
-        "optimizer.lr=1e30",
-        "schedule.warmup=0",
-    )
+    more = ["experiment=optuna_tokenizer", "optimizer.lr=1e30", "schedule.warmup=0"]
+    done = launch(*words(*more, "hydra.sweeper.n_trials=2"))
     assert done.returncode == 2
     assert not re.search("Traceback|Failed|No trials", done.stderr)
     *failed, last = [text for text in done.stderr.splitlines() if text.startswith("error: ")]

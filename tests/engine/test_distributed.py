@@ -1,17 +1,15 @@
 """Two processes with half a batch each train like one with the whole: both players, the codebook and lambda, across the gate."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from data.source import Source
-from tests.helpers.commands import free_port
 from tests.helpers.parts import make
+from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage1 import (
     Grain,
     Noise,
@@ -46,26 +44,7 @@ def trained(batch_size: int, accumulate: int = 1, **settings: Any) -> tuple[VQGA
     return module, lambdas
 
 
-def join(rank: int, port: int) -> None:
-    """Make this one of two processes, as torchrun would start it."""
-    torch.set_num_threads(1)
-    ranks = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "GROUP_RANK": 0,
-        "MASTER_PORT": port,
-    }
-    os.environ.update(
-        {name: str(value) for name, value in ranks.items()},
-        MASTER_ADDR="localhost",
-        TORCHELASTIC_RUN_ID="test",
-    )
-
-
-def work(rank: int, folder: str, accumulate: int, port: int) -> None:
-    join(rank, port)
+def work(folder: Path, accumulate: int) -> dict[str, Any]:
     module, lambdas = trained(
         2,
         accumulate,
@@ -76,20 +55,15 @@ def work(rank: int, folder: str, accumulate: int, port: int) -> None:
     judged = module.trainer.validate(
         module, Noise(16, flip=False, cache="ram", batch_size=5), verbose=False
     )
-    torch.save(
-        {"state": module.state_dict(), "lambdas": lambdas, "judged": judged[0]},
-        f"{folder}/{rank}.pt",
-    )
+    return {"state": module.state_dict(), "lambdas": lambdas, "judged": judged[0]}
 
 
 @pytest.fixture(scope="module", params=[1, 2])
 def ranks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state of both ranks, without and with micro-batches, whose gradients are reduced in the last one."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder), request.param, free_port()), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return run_both_ranks(work, tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +77,8 @@ def alone() -> tuple[dict[str, Tensor], list[float], dict[str, float]]:
 
 
 def test_two_ranks_compute_one_lambda_and_it_is_that_of_the_whole_batch(
-    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
+    ranks: tuple[dict[str, Any], dict[str, Any]],
+    alone: tuple[dict[str, Tensor], list[float], dict[str, float]],
 ) -> None:
     assert ranks[0]["lambdas"] == ranks[1]["lambdas"]
     assert ranks[0]["lambdas"][:2] == [0, 0]
@@ -112,7 +87,8 @@ def test_two_ranks_compute_one_lambda_and_it_is_that_of_the_whole_batch(
 
 
 def test_two_halves_of_a_batch_train_both_players_as_the_whole_does(
-    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
+    ranks: tuple[dict[str, Any], dict[str, Any]],
+    alone: tuple[dict[str, Tensor], list[float], dict[str, float]],
 ) -> None:
     for name, value in alone[0].items():
         torch.testing.assert_close(ranks[0]["state"][name], ranks[1]["state"][name], rtol=0, atol=0)
@@ -126,16 +102,16 @@ def test_two_halves_of_a_batch_train_both_players_as_the_whole_does(
 
 
 def test_the_validation_figures_of_two_ranks_are_those_of_one(
-    ranks: list[dict[str, Any]], alone: tuple[dict[str, Tensor], list[float], dict[str, float]]
+    ranks: tuple[dict[str, Any], dict[str, Any]],
+    alone: tuple[dict[str, Tensor], list[float], dict[str, float]],
 ) -> None:
     assert {"val/psnr", "val/ssim", "val/perplexity", "val/codes_used"} <= alone[2].keys()
     for rank in ranks:  # 24 images, which the batch size does not divide
         assert rank["judged"] == pytest.approx(alone[2], rel=1e-4)
 
 
-def planted(rank: int, folder: str, port: int) -> None:
+def planted(folder: Path) -> dict[str, Any]:
     """A run with augmentation and revival."""
-    join(rank, port)
     module = make_module(steps=4)
     module.tokenizer.quantizer.revive = 0.9  # type: ignore[assignment]
     shown: list[Tensor] = []
@@ -159,10 +135,8 @@ def planted(rank: int, folder: str, port: int) -> None:
         strategy="ddp_find_unused_parameters_true",
         use_distributed_sampler=False,
     )
-    torch.save(
-        {"shown": torch.stack(shown), "state": module.tokenizer.state_dict(), "means": all_means},
-        f"{folder}/{rank}.pt",
-    )
+    state = module.tokenizer.state_dict()
+    return {"shown": torch.stack(shown), "state": state, "means": all_means}
 
 
 class Copies(Grain):
@@ -180,8 +154,7 @@ class Same(Noise):
 def test_ranks_augment_differently_and_agree_on_the_codebook_and_on_what_the_doctor_sees(
     tmp_path: Path,
 ) -> None:
-    mp.spawn(planted, (str(tmp_path), free_port()), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    one, two = run_both_ranks(planted, tmp_path)
     assert not torch.equal(one["shown"], two["shown"])
     for name, value in one["state"].items():
         assert torch.equal(value, two["state"][name]), name

@@ -5,11 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.configs import ROOT
+from tests.helpers.forks import ForkedRun
 
 
 def free_port() -> int:
@@ -55,18 +58,36 @@ def read_mistake(capsys: pytest.CaptureFixture[str]) -> str:
 TWO = ["trainer.devices=2", "trainer.precision=32-true"]
 
 
-def launch(*words: str, by: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """`python train.py ...` as a process of its own, started by the program `by` if given, such as torchrun."""
+def clean_environment(**more: str) -> dict[str, str]:
+    """This environment without a scheduler's variables, on one CPU thread, with W&B off unless `more` says otherwise."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("SLURM", "LOCAL_RANK", "WORLD_SIZE"))
     }
-    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    line = [sys.executable, *by, str(ROOT / "train.py"), *words]
-    return subprocess.run(
-        line, capture_output=True, text=True, timeout=240, env=environment, check=False
-    )
+    alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled"}
+    return inherited | alone | more
+
+
+def start(*words: str, folder: Path | None = None, **environment: str) -> ForkedRun:
+    """Start `python train.py ...` in a folder, the current one by default, as a process of its own."""
+    logs = Path(tempfile.mkdtemp(prefix="codegrid-test-"))
+    return ForkedRun(words, folder or Path.cwd(), clean_environment(**environment), logs)
+
+
+def launch(
+    *words: str, by: tuple[str, ...] = (), folder: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`python train.py ...` as a process of its own, to its end; started by the program `by` if given, such as torchrun."""
+    if by:
+        line = [sys.executable, *by, str(ROOT / "train.py"), *words]
+        return subprocess.run(
+            line, cwd=folder, capture_output=True, text=True, timeout=240,
+            env=clean_environment(**environment), check=False,
+        )  # fmt: skip
+    run = start(*words, folder=folder, **environment)
+    code = run.wait()
+    return subprocess.CompletedProcess(words, code, run.output.read_text(), run.log)
 
 
 def read_report(done: subprocess.CompletedProcess[str]) -> dict[str, object]:

@@ -1,19 +1,17 @@
 """Two processes with half of the grids each against one process with all."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint
 from engine.callbacks.ema import WeightAverage
 from engine.checkpoint import read_checkpoint
 from prior.module import Prior
-from tests.helpers.commands import free_port
+from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage2 import (
     ABOUT,
     NATS,
@@ -40,35 +38,19 @@ def train(folder: Path, batch_size: int, **settings: Any) -> tuple[Prior, list[d
     return module, trainer.validate(module, data, verbose=False)  # type: ignore[return-value]
 
 
-def train_one_rank(rank: int, folder: str, port: int) -> None:
-    torch.set_num_threads(1)
-    environment = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "GROUP_RANK": 0,
-        "MASTER_PORT": port,
-    }
-    os.environ.update(
-        {name: str(value) for name, value in environment.items()},
-        MASTER_ADDR="localhost",
-        TORCHELASTIC_RUN_ID="test",
-    )
-    module, [figures] = train(
-        Path(folder), 16, devices=2, strategy="ddp_find_unused_parameters_true"
-    )
-    torch.save({"figures": figures, "loss_map": module.loss_map}, f"{folder}/{rank}.pt")
+def train_one_rank(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
+    module, [figures] = train(folder, 16, **settings)
+    return {"figures": figures, "loss_map": module.loss_map}
 
 
 def test_figures_and_best_checkpoint_of_two_ranks_equal_those_of_one(tmp_path: Path) -> None:
     two = tmp_path / "two"
     one = tmp_path / "one"
     two.mkdir()
-    mp.spawn(train_one_rank, (str(two), free_port()), nprocs=2)
+    ranks = run_both_ranks(train_one_rank, two)
     module, [expected] = train(one, 32)
-    for rank in (0, 1):
-        saved = torch.load(two / f"{rank}.pt", weights_only=True)
+    for saved in ranks:
         assert saved["figures"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
         torch.testing.assert_close(saved["loss_map"], module.loss_map, rtol=1e-4, atol=1e-5)
     best_of_one = read_checkpoint(one, "prior")

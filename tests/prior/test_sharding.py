@@ -3,15 +3,12 @@
 import errno
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -27,8 +24,8 @@ from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import Prior
-from tests.helpers.commands import free_port
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
+from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
 
 pytestmark = [lightning_warnings, pytest.mark.slow]
@@ -42,8 +39,6 @@ UNCERTAIN = ("rar", "maskgit", "maskgit-embedding", "diffusion")
 
 STEPS = 6
 CLIP = 0.05  # small enough to clip most updates
-
-PATIENCE = 600  # seconds until two processes that wait for each other count as deadlocked
 
 
 class Watched(Prior):
@@ -110,46 +105,6 @@ def replicated() -> str:
 
 def sharded() -> ShardedStrategy:
     return ShardedStrategy(2)
-
-
-def run_both_ranks(
-    work: Callable[..., None], folder: Path, *arguments: Any
-) -> list[dict[str, Any]]:
-    """Run `work` in two processes, as torchrun would start them, and load <folder>/<rank>.pt of both. A deadlock fails."""
-    context = mp.spawn(run_rank, (work, folder, free_port(), arguments), nprocs=2, join=False)
-    assert context is not None
-    end = time.monotonic() + PATIENCE
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < end, "the processes wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-def run_rank(
-    rank: int,
-    work: Callable[..., dict[str, Any]],
-    folder: Path,
-    port: int,
-    arguments: tuple[Any, ...],
-) -> None:
-    torch.set_num_threads(1)
-    ranks = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "GROUP_RANK": 0,
-        "MASTER_PORT": port,
-    }
-    os.environ.update(
-        {name: str(value) for name, value in ranks.items()},
-        MASTER_ADDR="localhost",
-        TORCHELASTIC_RUN_ID="test",
-    )
-    torch.save(work(folder, *arguments), folder / f"{rank}.pt")
 
 
 def train_every_prior(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Two ranks with half a batch each compared to one process: equal statistics, initialisation and revival on all ranks."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
+from tests.helpers.ranks import run_both_ranks
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.residual import Residual
@@ -59,22 +60,23 @@ def train(rank: int, ranks: int) -> dict[str, Any]:
     return states
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def train_rank(folder: Path) -> dict[str, Any]:
+    rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(train(rank, 2), f"{folder}/{rank}.pt")
+    states = train(rank, 2)
     dist.destroy_process_group()
+    return states
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, (str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    return run_both_ranks(train_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", list(make_quantizers()))
-def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]]) -> None:
+def test_both_ranks_hold_the_same_codebook(
+    name: str, ranks: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
     assert ranks[0][name].keys() == ranks[1][name].keys()
     for key, value in ranks[0][name].items():
         assert torch.equal(value, ranks[1][name][key]), key
@@ -82,14 +84,16 @@ def test_both_ranks_hold_the_same_codebook(name: str, ranks: list[dict[str, Any]
 
 @pytest.mark.parametrize("name", ["ema", "ema cosine", "vq"])
 def test_two_halves_of_a_batch_give_the_statistics_of_the_whole(
-    name: str, ranks: list[dict[str, Any]]
+    name: str, ranks: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     alone = train(0, 1)[name]
     for key, value in alone.items():
         torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-5)
 
 
-def test_perplexity_is_computed_over_all_ranks(ranks: list[dict[str, Any]]) -> None:
+def test_perplexity_is_computed_over_all_ranks(
+    ranks: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
     """The mean of the two ranks' perplexities would be 8."""
     for rank in ranks:
         torch.testing.assert_close(rank["use"]["perplexity"], torch.tensor(16.0))
