@@ -36,7 +36,12 @@ from engine.folder import (
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
 from engine.resume import resolve_repeated, resolve_resumed, resume_command
-from engine.settings import TrainerSettings, check_opening, check_training_config
+from engine.settings import (
+    TrainerSettings,
+    check_opening,
+    check_training_config,
+    note_unavailable_settings,
+)
 from engine.trainer import make_trainer
 
 
@@ -108,6 +113,10 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         close_loggers(self._loggers, failed=error is not None)
+        if isinstance(error, InputError) and (
+            note := note_unavailable_settings(str(error), self.config)
+        ):
+            raise InputError(f"{error}; {note}") from error
 
     @property
     def training(self) -> TrainerSettings:

@@ -181,15 +181,15 @@ def open_saver(
     first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
     if first:
         forms["first"] = FirstSamples(folder / "first", (min(n, first), channels, *size))
-    return SampleSaver(folder, source.about, forms)
+    return SampleSaver(folder, n, source.about, forms)
 
 
-def draw_all(source: SampleSource, saver: SampleSaver, n: int, batch_size: int) -> None:
+def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
     """Draw the samples that the saver lacks and save them, a batch at a time."""
     start = saver.resume()
     drawn = source.draw(start)
-    with note_interruption(saver, n), progress_bar(n, "samples", done=start) as bar:
-        while saver.done < n:
+    with note_interruption(saver), progress_bar(saver.n, "samples", done=start) as bar:
+        while saver.done < saver.n:
             batch = draw_batch(source, drawn, saver.done, batch_size)
             saver.save(batch)
             bar.update(len(batch.images))
@@ -212,14 +212,14 @@ def draw_batch(source: SampleSource, drawn: Drawn, first: int, batch_size: int) 
 
 
 @contextmanager
-def note_interruption(saver: SampleSaver, n: int) -> Iterator[None]:
+def note_interruption(saver: SampleSaver) -> Iterator[None]:
     """Print how to go on, and write it to the card, if the drawing breaks off."""
     try:
         yield
     except BaseException as error:  # Ctrl-C too
         if not isinstance(error, InputError):  # whose sentence says how
             log_line(
-                f"stopped after {saver.done:,} of {n:,} samples; {resume_command(saver.folder)}"
+                f"stopped after {saver.done:,} of {saver.n:,} samples; {resume_command(saver.folder)}"
             )
         reason = " ".join(f"{type(error).__name__} {error}".split())
         with best_effort_write(saver.folder / CARD):

@@ -1,12 +1,14 @@
 """The parts of a pipeline: their configs and their figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
+from engine.errors import InputError
 from engine.sweep import run_once
 from evaluation.scores import pipeline_names
 
@@ -14,6 +16,7 @@ COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "cache_dir",
 )  # fmt: skip
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
+GROUPS = {"prior": "stage2", "evaluate": "evaluate"}  # where the settings of the other parts are
 TOKENIZER = {"stage": "vqgan", "run": "vqgan.stages.train.train_tokenizer"}
 
 
@@ -22,9 +25,24 @@ def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, A
     config = config.copy()
     if ckpt:
         config.ckpt = str(ckpt)
-    figures = run_once(get_method(config.run), config, folder)
+    with name_group(config.stage):
+        figures = run_once(get_method(config.run), config, folder)
     assert figures
     return figures
+
+
+@contextmanager
+def name_group(stage: str) -> Iterator[None]:
+    """Add to the sentence of a mistake in a part where a pipeline has the part's settings."""
+    try:
+        yield
+    except InputError as error:
+        if stage not in GROUPS or "=" not in str(error):  # it names no setting
+            raise
+        group = GROUPS[stage]
+        raise InputError(
+            f"{error} (in stage=pipeline the settings of stage={stage} are below {group}, as {group}.batch_size)"
+        ) from error
 
 
 def split_config(config: Any) -> dict[str, Any]:

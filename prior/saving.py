@@ -340,9 +340,10 @@ class SampleSaver:
     """
 
     def __init__(
-        self, folder: Path, about: Mapping[str, Any], forms: Mapping[str, SampleFiles]
+        self, folder: Path, n: int, about: Mapping[str, Any], forms: Mapping[str, SampleFiles]
     ) -> None:
         self.folder = folder
+        self.n = n
         self.about = {"format": JOURNAL_FORMAT, **about}
         self.forms = forms
         self.done = 0
@@ -361,6 +362,10 @@ class SampleSaver:
             log_line(
                 f"samples {self.done:,} to {spans[-1].stop - 1:,} in {self.folder} are not as they were written; "
                 "they are drawn again"
+            )
+        elif self.done:
+            log_line(
+                f"{self.done:,} of {self.n:,} samples are in {self.folder}; the others are drawn"
             )
         lines = [json.dumps(line) + "\n" for line in (self.about, *entries[:intact])]
         with explain_write_errors(self.folder):

@@ -42,7 +42,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
             check_journal(run.resume, source.about)
         folder = run.start(source.name)  # before what may take hours
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
-        draw_all(source, saver, n, batch_size)
+        draw_all(source, saver, batch_size)
         files = saver.finish()
         first = saver.first_samples()
         pictures = []

@@ -57,7 +57,7 @@ def make_saver(folder: Path, channels: int = 3, shard_size: int = 7) -> SampleSa
         "codes": CodeFile(folder / "codes.pt", (N, *GRID), LABELS),
         "first": FirstSamples(folder / "first", (12, channels, *SIZE)),
     }
-    return SampleSaver(folder, ABOUT, forms)
+    return SampleSaver(folder, N, ABOUT, forms)
 
 
 def save_until(saver: SampleSaver, stop: int, b: int = 5, channels: int = 3) -> None:
@@ -300,7 +300,7 @@ def test_no_more_than_a_batch_is_in_memory_whatever_n_is(tmp_path: Path) -> None
             "codes": CodeFile(folder / "codes.pt", (n, 4, 4), None),
             "first": FirstSamples(folder / "first", (16, 3, 16, 16)),
         }
-        saver = SampleSaver(folder, ABOUT, forms)
+        saver = SampleSaver(folder, n, ABOUT, forms)
         saver.resume()
         alive: list[weakref.ref[torch.Tensor]] = []
         gc.collect()
