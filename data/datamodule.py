@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.decode import DECODE_VERSION
+from data.identity import check_same_images, identify_images, save_image_ids
 from data.images import crop_at, to_model_input
 from data.loading import BatchDataModule, count_cores
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
@@ -48,6 +50,8 @@ class ImageDataModule(BatchDataModule):
     """
 
     classes: list[str] = []  # the class names, in the order of the labels
+    # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
+    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(
@@ -118,13 +122,22 @@ class ImageDataModule(BatchDataModule):
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the record of a run says about its images: their title, the size of each split and a hash of their cache keys."""
+        """What the record of a run says about its images: their title, the size of each split, and hashes of the images,
+        which are the same wherever they lie."""
         sizes = {split: self.size(split) for split in ("train", "val")}
-        return {
-            "title": self.title,
-            **sizes,
-            "hash": fingerprint([self.cache_key(split) for split in sizes]),
-        }
+        images = identify_images(self)
+        return {"title": self.title, **sizes, "hash": fingerprint(images), "images": images}
+
+    def check_recorded(self, folder: Path | None) -> None:
+        """Raise InputError if these are not the images that the run in a folder was trained on; print smaller differences.
+
+        None is a new run, which has no others.
+        """
+        check_same_images(self, folder, resumes=True)
+
+    def record_images(self, folder: Path) -> None:
+        """List the images in a run folder, for later commands to compare theirs with."""
+        save_image_ids(self, folder)
 
     def load_samples(self, split: str) -> ArraySamples | LiveSamples:
         source = self.source(split)

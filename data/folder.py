@@ -85,6 +85,8 @@ class Folder(ImageDataModule):
     Training files with the same bytes as a validation file are left out.
     """
 
+    place_settings = ("root", "val_root")
+
     def __init__(
         self,
         root: str | None,

@@ -40,9 +40,19 @@ class HubTable(Source):
 
     def __init__(self, rows: Any, image: str, label: str | None, key: Any) -> None:
         super().__init__(len(rows), key)
+        self.content_key = {"columns": key["columns"]}
         self.rows = rows
         self.image = image
         self.label = label
+
+    def raw_content(self, index: int) -> bytes | None:
+        """The label and the undecoded image; no image where there is none to read."""
+        row = self.rows[index]
+        label = str(class_number(row[self.label] if self.label else None)).encode()
+        try:
+            return label + b" " + read_content(row[self.image])
+        except UnreadableImage:
+            return label
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.read_row(index)
@@ -94,6 +104,9 @@ class HubStream(Source):
         key: Any,
     ) -> None:
         super().__init__(n, key)
+        # Its images are not read here, because the first of a remote file may take as long as a thousand.
+        same = ("split", "columns", "n", "held")
+        self.content_key = {name: key[name] for name in same} | {"shards": num_shards}
         self.rows = rows
         self.num_shards = num_shards
         self.image = image
@@ -267,6 +280,8 @@ class HF(ImageDataModule):
     A stream is read by at most one process; on several devices each reads everything and decodes its share. If there are no
     shards to shuffle, for example after holding images out, only the buffer mixes.
     """
+
+    place_settings = ("path", "files")
 
     def __init__(
         self,

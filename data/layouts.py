@@ -83,6 +83,8 @@ class ImageNet(ImageDataModule):
     root/{train,val}/<wnid>/*.JPEG.
     """
 
+    place_settings = ("root",)
+
     def __init__(self, root: str | None, **image_settings: Any) -> None:
         super().__init__(**image_settings)
         folder = resolve_folder(root, "data.root", "imagenet")
@@ -118,6 +120,7 @@ class FFHQ(ImageDataModule):
     """
 
     classes = ["face"]
+    place_settings = ("root",)
 
     def __init__(
         self, root: str | None, n_val: int | None, held_out: str, **image_settings: Any

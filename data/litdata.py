@@ -18,6 +18,7 @@ from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode, to_square
 from data.order import BatchOrder
 from data.source import Source, SourceSubset, hold_out
+from data.store import fingerprint
 from engine.errors import InputError, summarize_error
 from engine.locks import Lock
 
@@ -77,6 +78,8 @@ class ShardSource(Source):
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
         key = {"index": digest, "image": image, "label": self.label}
         super().__init__(int(self.ends[-1]), key)
+        # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
+        self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
 
     def _store_index(self, text: str) -> None:
         """Put the index beside the shards that will be downloaded."""
@@ -259,6 +262,8 @@ class LitData(ImageDataModule):
 
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
     """
+
+    place_settings = ("train", "val", "local_cache")
 
     def __init__(
         self,

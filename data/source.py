@@ -1,5 +1,7 @@
 """Where the images of a split come from, before they are cached."""
 
+import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from data.decode import UnreadableImage, decode
 from data.store import fingerprint
 from engine.errors import InputError
 
+ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
+
 ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
 
 
@@ -20,21 +24,42 @@ class Source(ABC):
 
     key                identifies the content, in types that JSON can write; everything computed from the images is computed
                        anew when it changes
+    content_key        the part of the key that is the same wherever the images lie and whenever they were copied; what
+                       image_ids, image_sizes and raw_content say is not repeated in it
     shard_sizes        the number of images in each file, in order, if jumping between files is slow; else None
     checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
+    has_names          images have names that stay when others come or go
     use_threads        several threads read at the same time; False if that is unsafe or slower
     """
 
     checked_up_front = True
     use_threads = True
+    has_names = False
     shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
         self.n = n
         self.key = key
+        self.content_key = key
 
     def __len__(self) -> int:
         return self.n
+
+    def image_ids(self) -> NDArray[np.uint64]:
+        """What an image is known by wherever it lies (n,): a hash of its name, or its number where there are no names."""
+        return np.arange(self.n, dtype=np.uint64)
+
+    def image_sizes(self) -> NDArray[np.int64]:
+        """The sizes of the images in bytes (n,), 0 where they are not known without opening them."""
+        return np.zeros(self.n, np.int64)
+
+    def raw_content(self, index: int) -> bytes | None:
+        """Undecoded bytes by which an image differs from others, or None if its source has none that are quick to read."""
+        return None
+
+    def shares_names(self, other: "Source") -> bool:
+        """Whether an id names the same image here and in another split, since both are parts of one set of images."""
+        return False
 
     @abstractmethod
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -63,6 +88,8 @@ class Source(ABC):
 class FileSource(Source):
     """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file."""
 
+    has_names = True
+
     def __init__(
         self,
         root: Path,
@@ -83,6 +110,35 @@ class FileSource(Source):
             (self.image_name(i), self.labels[i], *stamp) for i, stamp in enumerate(self.stamps)
         ]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
+        self.content_key = {"labels": fingerprint(self.labels)}
+
+    def image_ids(self) -> NDArray[np.uint64]:
+        # Computers write an accented letter in one of two ways, and copying between them may change it.
+        names = (unicodedata.normalize("NFC", self.image_name(i)) for i in range(self.n))
+        digests = (
+            hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
+            for name in names
+        )
+        return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+    def image_sizes(self) -> NDArray[np.int64]:
+        return np.array([size for size, _ in self.stamps], np.int64)
+
+    def shares_names(self, other: Source) -> bool:
+        return isinstance(other, FileSource) and self.root == other.root
+
+    def raw_content(self, index: int) -> bytes | None:
+        """The beginning and the end of the file; nothing for one that can't be read, or that may be a named pipe."""
+        size = self.stamps[index][0]
+        if size <= 0:
+            return b""
+        try:
+            with open(self.files[index], "rb") as file:
+                beginning = file.read(ENDS)
+                file.seek(max(len(beginning), size - ENDS))
+                return beginning + file.read(ENDS)
+        except OSError:
+            return b""
 
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "FileSource":
         """The files with these indices."""
@@ -120,13 +176,27 @@ class SourceSubset(Source):
 
     def __init__(self, whole: Source, rows: NDArray[np.int64]) -> None:
         super().__init__(len(rows), {"whole": whole.key, "rows": fingerprint(rows.tolist())})
+        self.content_key = whole.content_key
         self.whole = whole
         self.rows = rows
         self.checked_up_front = whole.checked_up_front
         self.use_threads = whole.use_threads
+        self.has_names = whole.has_names
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
+
+    def image_ids(self) -> NDArray[np.uint64]:
+        return self.whole.image_ids()[self.rows]
+
+    def image_sizes(self) -> NDArray[np.int64]:
+        return self.whole.image_sizes()[self.rows]
+
+    def shares_names(self, other: Source) -> bool:
+        return isinstance(other, SourceSubset) and self.whole.key == other.whole.key
+
+    def raw_content(self, index: int) -> bytes | None:
+        return self.whole.raw_content(int(self.rows[index]))
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         return self.whole.read_image(int(self.rows[index]), side, channels)

@@ -27,6 +27,7 @@ Dataset = TypeVar("Dataset")
 class DownloadedDataModule(ImageDataModule):
     """A dataset in a folder of its own below `root`. If it is missing there, it is downloaded if `download` is true."""
 
+    place_settings = ("root", "download")
     layout: str  # what lies below root, for users who put it there by hand
 
     def __init__(self, root: str, download: bool, **image_settings: Any) -> None:
@@ -82,6 +83,11 @@ class DownloadedDataModule(ImageDataModule):
         }
 
 
+def unplaced_key(key: dict[str, Any], sizes: Iterable[int]) -> dict[str, Any]:
+    """What a copy in another folder has in common with a key of `files_key`, whose files have these sizes."""
+    return {"dataset": key["dataset"], "split": key["split"], "sizes": list(sizes)}
+
+
 def _summarise(error: Exception) -> str:
     """`summarize_error` without torchvision's advice, which names no setting of ours."""
     return summarize_error(error).split(". You can use download=True")[0]
@@ -94,6 +100,7 @@ class InMemorySource(Source):
 
     def __init__(self, dataset: Any, key: dict[str, Any]) -> None:
         super().__init__(len(dataset), key)
+        self.content_key = unplaced_key(key, [self.n])  # torchvision has verified the checksums
         self.dataset = dataset
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -166,6 +173,7 @@ class STL10Source(Source):
         if len(known) != len(self.parts[0]):
             raise ValueError(f"{len(self.parts[0])} images, {len(known)} labels")
         super().__init__(sum(map(len, self.parts)), key)
+        self.content_key = unplaced_key(key, [file.stat().st_size for file in (*images, labels)])
         self.labels = np.full(self.n, -1)
         self.labels[: len(known)] = known
         self.arguments = images, labels, key

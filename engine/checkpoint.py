@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from engine.aliases import upgrade_config
 from engine.console import log_line
 from engine.errors import InputError
-from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS
+from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS, read_record
 from engine.trust import check_trusted
 
 Built = TypeVar("Built")
@@ -139,6 +139,28 @@ def build_trusted(config: Any, kind: type[Built]) -> Built:
             "don't trust the file"
         )
     return built
+
+
+def build_data(config: Any) -> Any:
+    """The dataset of a command's own config."""
+    return instantiate(config)
+
+
+def read_run_id(ckpt: str | Path) -> str | None:
+    """The id of the run whose checkpoint `ckpt` names, without reading its weights; None if it has none."""
+    file = find_checkpoint(ckpt)
+    try:
+        header = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["codegrid"]
+    except Exception:  # what is wrong with the file is said by whoever reads all of it
+        return None
+    run_id: str | None = header["config"].get("id")
+    return run_id
+
+
+def names_same_run(ckpt: str | None, folder: Path) -> bool:
+    """Whether `ckpt` names the run on which the run in `folder` stands by its record, wherever it was then."""
+    recorded = read_record(folder, "of")
+    return bool(ckpt and recorded) and read_run_id(str(ckpt)) == recorded
 
 
 def substate(state: dict[str, Any], name: str) -> dict[str, Any]:

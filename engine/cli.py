@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from engine.aliases import rename_words
 from engine.errors import InputError
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
+from engine.places import admit_places
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -31,7 +32,8 @@ PLUGINS = {  # options that Hydra has only if this extra is installed
 
 def run_command(job: Callable[[], Any]) -> None:
     """Run a command: the user's mistakes get one sentence and an exit code, ours their traceback."""
-    sys.argv[1:], renamed = rename_words(sys.argv[1:])
+    words, renamed = rename_words(sys.argv[1:])
+    sys.argv[1:] = admit_places(words)
     for sentence in renamed:
         print(sentence, file=sys.stderr)
     if sys.argv[1:] in (["--help"], ["-h"]):

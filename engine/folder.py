@@ -16,6 +16,7 @@ CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
 SAMPLES = "samples.jsonl"  # the batches of samples on disk: see prior/saving.py
+IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
@@ -67,6 +68,23 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         lines.write(json.dumps(record) + "\n")
 
 
+def read_record(folder: Path, name: str) -> Any:
+    """What the last start in record.jsonl that has an entry `name` says there; None if there is none.
+
+    Lines that are not whole, as after a full disk, are skipped.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    for line in reversed((folder / RECORD).read_text().splitlines()):
+        try:
+            start = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(start, dict) and name in start:
+            return start[name]
+    return None
+
+
 def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
     """Write metrics.json. Raises InputError, with the figures in it, if the disk refuses."""
     try:
@@ -75,17 +93,6 @@ def write_metrics(folder: Path, result: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder / METRICS} can't be written ({error.strerror or error}): {json.dumps(result)}"
         ) from error
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """The figures in metrics.json. Raises InputError if it is corrupt."""
-    try:
-        figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
-        ) from error
-    return figures
 
 
 def write_atomically(file: Path, text: str) -> None:

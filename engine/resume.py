@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -14,20 +15,17 @@ from engine.aliases import upgrade_config
 from engine.checkpoint import find_resumable
 from engine.environment import read_overrides
 from engine.errors import InputError
-from engine.folder import CONFIG
-from engine.sweep import config_difference, config_differences, sweep_folder
+from engine.folder import CONFIG, write_config
+from engine.places import is_place, list_places
+from engine.sweep import APART, flatten_resolved, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
 
-CHANGEABLE = ("trainer", "logger", "resume", "stage")  # groups that a resumed run may change
-
-# Settings that a run which repeats may change: where it runs and where things are. What the files contain is checked.
-PLACES_OF_REPEATED = (
-    "ckpt", "cache_dir", "data", "accelerator", "batch_size", "sampler.init_image", "name",
-)  # fmt: skip
+# What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
+ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
-    """The config of the run that `resume` names, with this command's trainer.* and logger.*.
+    """The config of the run that `resume` names, with this command's trainer.*, logger.* and places (see engine/places.py).
 
     Raises InputError if the folder holds no run of this stage, if its config asks for something that is not part of
     Codegrid, if this command changes anything else, or if there is no checkpoint. A run that `has_parts` (a pipeline)
@@ -35,25 +33,20 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     """
     earlier = read_earlier_config(config)
     check_trusted_run(config, earlier, Path(config.resume) / CONFIG)
-    overrides = [word for word in read_overrides() if "=" in word]
-    if not config_difference(config, earlier):  # a sweep's point repeats its own overrides
-        overrides = []
-    for override in overrides:
-        if override.lstrip("+~").split("=")[0].split(".")[0] not in CHANGEABLE:
-            raise InputError(
-                f"resume continues {config.resume} as it was, so {override} can't change; "
-                "only trainer.* and logger.* can"
-            )
+    changes = list_changes(config, earlier)
     if not has_parts:
         find_resumable(Path(config.resume))
     earlier.trainer = OmegaConf.merge(config.trainer, earlier.trainer)  # it may lack newer settings
+    if "data" in earlier and "_target_" not in earlier.data:
+        earlier.data = OmegaConf.merge(config.data, earlier.data)
+    for key in [*changes, *list_followers(config, changes)]:
+        group = (
+            "logger" if key.split(".")[0] == "logger" else key
+        )  # which loggers there are, and their settings
+        value = OmegaConf.select(config, group)
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        OmegaConf.update(earlier, group, value, merge=False, force_add=True)
     OmegaConf.set_struct(earlier, True)
-    for override in overrides:
-        key = override.split("=")[0]
-        if key.startswith("trainer."):
-            OmegaConf.update(earlier, key, OmegaConf.select(config, key))
-        elif key.startswith("logger"):
-            earlier.logger = config.logger
     earlier.resume = config.resume
     earlier.run_dir = config.resume
     return earlier
@@ -73,20 +66,21 @@ def resolve_repeated(config: DictConfig) -> DictConfig:
     earlier = read_earlier_config(resuming)
     check_trusted_run(config, earlier, Path(folder) / CONFIG)
     merged: Any = OmegaConf.merge(config, earlier)  # the earlier one may lack newer settings
-    words = [word.lstrip("+~").split("=")[0] for word in read_overrides()]
-    for place, *_ in config_differences(config, merged):
+    words = [clean_key(word) for word in read_overrides()]
+    changes = []
+    for place in differing_keys(config, merged):
         key = re.sub(r"(\.\d+)+$", "", place)  # a list as a whole
         mine, theirs = OmegaConf.select(config, key), OmegaConf.select(merged, key)
-        if config.resume and not _is_below(
-            key, words
-        ):  # a default, which this command doesn't ask for
+        if config.resume and not is_below(key, words):  # a default, not what this command asks for
             continue
-        if not _is_below(key, PLACES_OF_REPEATED):
+        if not is_place(merged, key) and not is_below(key, ALSO_CHANGEABLE):
             raise InputError(
                 f"{named}={folder} holds a run with {key}={theirs}, and this command has {key}={mine}; "
                 f"leave {key} as it was, or name another folder with run_dir=..."
             )
-        OmegaConf.update(merged, key, mine)
+        changes.append(key)
+    for key in (*changes, *list_followers(config, changes)):
+        OmegaConf.update(merged, key, OmegaConf.select(config, key))
     merged.resume = merged.run_dir = folder
     resolved: DictConfig = merged
     return resolved
@@ -98,9 +92,103 @@ def holds_run_of(stage: str, folder: Path) -> bool:
     return file.is_file() and f"stage: {stage}" in file.read_text(errors="replace").splitlines()
 
 
-def _is_below(key: str, groups: Sequence[str]) -> bool:
+def is_below(key: str, groups: Sequence[str]) -> bool:
     """Whether a dotted key is one of these, or lies in one."""
     return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
+    """The keys in which a resumed run takes this command's values instead of its earlier ones.
+
+    On the command line these are the words beside `resume`; a word that repeats the earlier value is none. A point of a sweep
+    or a part of a pipeline that goes on has a whole config, which holds for all that may change.
+    """
+    differing = differing_keys(config, earlier)
+    overrides = [word for word in read_overrides() if "=" in word]
+    if not is_named(config.resume, overrides):
+        whole = flatten_resolved(config)
+        return [key for key in differing if key in whole and is_changeable(earlier, key)]
+    others = [key for key in differing if not is_changeable(earlier, key)]
+    keys = {clean_key(word): word for word in overrides}
+    changes = []
+    for key in sorted(
+        keys, key=lambda key: -key.count(".")
+    ):  # settings, then the groups they are in
+        if key in ("resume", "stage"):
+            continue
+        if is_changeable(earlier, key):
+            changes.append(key)
+        elif others and not repeats(config, earlier, key, changes):
+            raise InputError(
+                f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
+                "only trainer.*, logger.* and where things are can: "
+                f"{', '.join(dict.fromkeys(list_places(earlier)))}"
+            )
+    return changes
+
+
+def is_named(resume: str, overrides: Sequence[str]) -> bool:
+    """Whether the command line itself names the run to resume, instead of a sweep or pipeline that it is part of."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override.value() for override in parsed if override.get_key_element() == "resume"]
+    return resume in values or os.path.abspath(resume) in [
+        os.path.abspath(os.path.expanduser(str(value))) for value in values
+    ]
+
+
+def clean_key(word: str) -> str:
+    """The dotted key of a word of the command line, as in loss.discriminator of loss/discriminator=style."""
+    return word.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".")
+
+
+def is_changeable(earlier: DictConfig, key: str) -> bool:
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value."""
+    return bool({"trainer", "logger"} & set(key.split("."))) or is_place(earlier, key)
+
+
+def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
+    """The keys of settings in which this command's config differs from that of the earlier run, without those of the run itself."""
+    mine, theirs = flatten_resolved(config), flatten_resolved(earlier)
+    return [
+        key
+        for key in dict.fromkeys((*mine, *theirs))
+        if key.split(".")[0] not in APART and mine.get(key) != theirs.get(key)
+    ]
+
+
+def repeats(config: DictConfig, earlier: DictConfig, key: str, changes: Sequence[str]) -> bool:
+    """Whether a setting or group has the same values in both configs, except for `changes` and what may change."""
+    if OmegaConf.select(config, key) is None or OmegaConf.select(earlier, key) is None:
+        return False
+    return not any(
+        differing == key or differing.startswith(f"{key}.")
+        for differing in differing_keys(config, earlier)
+        if differing not in changes and not is_changeable(earlier, differing)
+    )
+
+
+def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
+    """The keys of settings that refer to one of `changes` in conf/, as data.cache_dir to cache_dir."""
+    return [
+        key
+        for key, value in flatten_config(config)
+        if key not in changes and str(value) in {f"${{{change}}}" for change in changes}
+    ]
+
+
+def write_places(folder: Path, config: DictConfig) -> None:
+    """Write where things are now into config.yaml of a run that was resumed, for the next command; the rest of it stays."""
+    earlier: Any = OmegaConf.load(folder / CONFIG)
+    upgraded = upgrade_config(earlier)
+    moved = [
+        key
+        for key in differing_keys(config, upgraded)
+        if is_place(config, key) and not {"trainer", "logger"} & set(key.split("."))
+    ]
+    for key in moved:
+        OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    if moved:
+        write_config(folder, OmegaConf.to_yaml(earlier))
 
 
 def read_earlier_config(config: DictConfig) -> DictConfig:

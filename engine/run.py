@@ -19,7 +19,7 @@ from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import write_card
-from engine.checkpoint import find_resumable, make_header
+from engine.checkpoint import find_resumable, make_header, read_run_id
 from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
@@ -29,19 +29,15 @@ from engine.folder import (
     METRICS,
     append_record,
     choose_folder,
-    read_metrics,
     write_config,
     write_metrics,
 )
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.resume import resolve_repeated, resolve_resumed, resume_command
-from engine.settings import (
-    TrainerSettings,
-    check_opening,
-    check_training_config,
-    note_unavailable_settings,
-)
+from engine.places import limit_advice, list_places
+from engine.resume import resolve_repeated, resolve_resumed, resume_command, write_places
+from engine.settings import TrainerSettings, check_opening, check_training_config
+from engine.sweep import read_metrics
 from engine.trainer import make_trainer
 
 
@@ -113,10 +109,13 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         close_loggers(self._loggers, failed=error is not None)
-        if isinstance(error, InputError) and (
-            note := note_unavailable_settings(str(error), self.config)
+        if (
+            isinstance(error, InputError)
+            and self.resume
+            and "_target_" in self.config.get("data", {})
         ):
-            raise InputError(f"{error}; {note}") from error
+            with limit_advice(list(list_places(self.config))):
+                raise error
 
     @property
     def training(self) -> TrainerSettings:
@@ -173,14 +172,23 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if not self.resume:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            append_record(folder, describe_origin(), data)
-            if not self.resume:
+            append_record(folder, {**describe_origin(), **self._describe_ckpt()}, data)
+            if self.resume:
+                write_places(folder, config)
+            else:
                 write_card(folder, {}, "not finished: it runs, or was killed")
         except OSError as error:
+            instead = "copy it to one that can be written, and resume the copy"
             raise InputError(
-                f"can't write the run folder {folder} ({error}); name another with run_dir=..."
+                f"can't write the run folder {folder} ({error}); "
+                + (instead if self.resume else "name another with run_dir=...")
             ) from error
         return folder
+
+    def _describe_ckpt(self) -> dict[str, Any]:
+        """The id of the run on which this one stands, by which `ckpt` is known wherever that run is moved."""
+        ckpt = self.config.get("ckpt")
+        return {"of": read_run_id(ckpt)} if ckpt and not self.resume else {}
 
     def fit(
         self,

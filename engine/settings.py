@@ -1,7 +1,6 @@
 """Typed, checked settings of a training run, read once from its config."""
 
 import math
-import re
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
@@ -139,22 +138,3 @@ def check_opening(config: DictConfig, ckpt: str | None, resumes: str | None) -> 
         raise InputError(f"stage={config.stage} needs {ckpt}")
     if resumes is not None and config.resume:
         raise InputError(f"stage={config.stage} {resumes}; leave resume={config.resume} out")
-
-
-def note_unavailable_settings(sentence: str, config: DictConfig) -> str | None:
-    """A remark on the settings of the images that a sentence advises and that this stage lacks; None if it has them all.
-
-    Stages that stand on a tokenizer take its images as they were, and have a few of these settings only.
-    """
-    data = config.get("data")
-    if data is None or "_target_" in data:
-        return None
-    names = dict.fromkeys(re.findall(r"(?<![\w./])data\.(\w+)=", sentence))
-    missing = [f"data.{name}" for name in names if name not in data]
-    if not missing:
-        return None
-    verb = "are settings" if len(missing) > 1 else "is a setting"
-    return (
-        f"{' and '.join(missing)} {verb} of the tokenizer's training, which stage={config.stage} takes as "
-        f"{'they were' if len(missing) > 1 else 'it was'}"
-    )

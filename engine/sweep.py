@@ -1,5 +1,6 @@
 """Points of a sweep: finished ones are skipped, interrupted ones resume, failed ones are reported at the end."""
 
+import json
 import logging
 import os
 import re
@@ -25,7 +26,8 @@ from engine.cli import explain_error
 from engine.console import log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, read_metrics
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES
+from engine.places import is_place
 from engine.trust import flatten_config
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
@@ -154,7 +156,9 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
                 f"trainer.devices={devices} in a sweep; a point has one device, and hydra/launcher=joblib runs several"
             )
         with FileLock(sweep / ".locks" / name, timeout=0):
-            return read_objective(run_once(run, config, sweep / name), config.objective)
+            swept = list(job.callbacks["sweep"].swept)
+            figures = run_once(run, config, sweep / name, swept=swept)
+            return read_objective(figures, config.objective)
     except Timeout:
         log_line(f"{sweep / name}: skipped, another process is running it")
     except SystemExit as stop:  # Lightning exits without a code on SIGTERM
@@ -167,16 +171,24 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     return None
 
 
-def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts."""
+def run_once(
+    run: RunFunction,
+    config: DictConfig,
+    folder: Path,
+    changeable: Sequence[str] = (),
+    swept: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """The metrics of the run of `config` in `folder`: read if it is finished; else the run resumes or starts.
+
+    Where things are may have changed since it started, except for keys that are `swept`, and so may the `changeable` groups.
+    Raises InputError if anything else differs, for then it is another run.
+    """
     if (folder / CONFIG).is_file():
-        if differs := config_difference(config, upgrade_config(OmegaConf.load(folder / CONFIG))):
-            key, mine, theirs = differs
-            raise InputError(
-                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
-            )
+        earlier = upgrade_config(OmegaConf.load(folder / CONFIG))
+        check_same_run(config, earlier, folder, changeable, swept)
         if (folder / METRICS).is_file():
             log_line(f"{folder}: finished before")
+            check_same_data(config, earlier, folder)
             return read_metrics(folder)
         if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS, SAMPLES)):
             log_line(f"{folder}: resumes")
@@ -188,22 +200,84 @@ def run_once(run: RunFunction, config: DictConfig, folder: Path) -> dict[str, An
     return run(config)
 
 
+def check_same_run(
+    config: DictConfig,
+    earlier: DictConfig,
+    folder: Path,
+    changeable: Sequence[str],
+    swept: Sequence[str],
+) -> None:
+    """Raise InputError if the run in a folder, with its `earlier` config, is not that of a config."""
+    from engine.checkpoint import names_same_run  # imports torch, which --help does without
+
+    for key, mine, theirs in config_differences(config, earlier, swept):
+        moved = key == "ckpt" and key not in swept and names_same_run(mine, folder)
+        if not moved and key.split(".")[0] not in changeable:
+            raise InputError(
+                f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
+            )
+
+
+def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> None:
+    """Raise InputError if a finished run was trained on other data than those that a config names in another place."""
+    data = config.get("data") or {}
+    places = [f"data.{name}" for name in data if is_place(config, f"data.{name}")]
+    moved = [
+        key for key in places if OmegaConf.select(config, key) != OmegaConf.select(earlier, key)
+    ]
+    if "_target_" in data and moved:
+        from engine.checkpoint import build_data  # imports torch, which --help does without
+
+        build_data(data).check_recorded(folder)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run. Files that they name are in `folder`, wherever it was when the run ended."""
+    try:
+        figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+        ) from error
+    before = str(figures.get("run", folder))
+    relocated: dict[str, Any] = replace_folder(figures, before, str(folder))
+    return relocated
+
+
+def replace_folder(value: Any, before: str, now: str) -> Any:
+    """A value of JSON in which paths of a folder or below it are those of the place where it is now."""
+    if isinstance(value, dict):
+        return {name: replace_folder(each, before, now) for name, each in value.items()}
+    if isinstance(value, list):
+        return [replace_folder(each, before, now) for each in value]
+    if isinstance(value, str) and (value == before or value.startswith(before + os.sep)):
+        return now + value[len(before) :]
+    return value
+
+
 def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
     """The first setting in which two configs differ, with both values; None if they describe the same run."""
     return next(config_differences(config, other), None)
 
 
-def config_differences(config: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two configs differ, each with both values."""
-    mine, theirs = (
-        dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(each, resolve=True))))
-        for each in (config, other)
-    )
+def config_differences(
+    config: Any, other: Any, swept: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place."""
+    mine, theirs = flatten_resolved(config), flatten_resolved(other)
     for key in dict.fromkeys((*mine, *theirs)):
-        if key.split(".")[0] not in APART and (
-            key not in mine or key not in theirs or mine[key] != theirs[key]
+        differs = key not in mine or key not in theirs or mine[key] != theirs[key]
+        if (
+            differs
+            and key.split(".")[0] not in APART
+            and (key in swept or not is_place(config, key))
         ):
             yield key, mine.get(key), theirs.get(key)
+
+
+def flatten_resolved(config: Any) -> dict[str, Any]:
+    """The full key and the resolved value of every leaf of a config."""
+    return dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))))
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:

@@ -1,15 +1,20 @@
 """From a checkpoint to a prior with its tokenizer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.datamodule import ImageDataModule
+from data.identity import save_image_ids
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
     find_checkpoint,
+    find_damage,
     make_header,
     read_checkpoint,
+    read_run_id,
     save_atomically,
     substate,
 )
@@ -27,6 +32,32 @@ def prior_header(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
     return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
 
 
+def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
+    """The tokenizer of a prior's run: `ckpt`, or the copy of it in the folder of a run that is resumed.
+
+    Raises InputError if a run that is resumed learned the codes of another tokenizer than the one that `ckpt` names.
+    """
+    if resumed is None or not (resumed / TOKENIZER_COPY).is_file():
+        return ckpt
+    copied = resumed / TOKENIZER_COPY
+    if find_damage(copied) is not None:
+        return ckpt
+    if Path(ckpt).expanduser().exists() and (other := read_run_id(ckpt)) != read_run_id(copied):
+        raise InputError(
+            f"ckpt={ckpt} is the run {other}, and {resumed} learned the codes of another tokenizer, which it has a copy of; "
+            "leave ckpt out"
+        )
+    return copied
+
+
+def copy_origin(
+    tokenizer: Tokenizer, described: dict[str, Any], images: ImageDataModule, folder: Path
+) -> None:
+    """Save what a prior stands on in its run folder: a list of its images, and its tokenizer."""
+    save_image_ids(images, folder)
+    copy_tokenizer(tokenizer, described, folder)
+
+
 def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
     """Save the tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
 
@@ -39,6 +70,15 @@ def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
     save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
 
 
+def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a tokenizer's images with the `places` that its prior's run named; how they are read stays."""
+    common = ImageDataModule.place_settings
+    named = {name: value for name, value in places.items() if value is not None}
+    return data | {
+        name: value for name, value in named.items() if name in data and name not in common
+    }
+
+
 @dataclass
 class TrainedPrior:
     """A trained prior and its tokenizer, both in eval mode."""
@@ -47,7 +87,9 @@ class TrainedPrior:
     tokenizer: Tokenizer
     name: str  # of the prior's run
     config: dict[str, Any]  # of the prior's run
-    data: dict[str, Any]  # the config of the tokenizer's images
+    data: dict[
+        str, Any
+    ]  # the config of the tokenizer's images, in the places where the prior's run had them
     tokenizer_of: str | None  # the id of the tokenizer's run
 
 
@@ -76,6 +118,6 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         tokenizer=tokenizer,
         name=folder.name,
         config=header["config"],
-        data=described["data"],
+        data=move_images(described["data"], header["config"].get("data", {})),
         tokenizer_of=described.get("id"),
     )

@@ -9,6 +9,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from engine.errors import InputError
+from engine.places import declared_places
 from engine.sweep import run_once
 from evaluation.scores import pipeline_names
 
@@ -25,8 +26,10 @@ def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, A
     config = config.copy()
     if ckpt:
         config.ckpt = str(ckpt)
+    # The pipeline has compared its whole config; a part stands on its neighbour in the folder, wherever that is.
+    changeable = ("trainer", "logger", "ckpt")
     with name_group(config.stage):
-        figures = run_once(get_method(config.run), config, folder)
+        figures = run_once(get_method(config.run), config, folder, changeable)
     assert figures
     return figures
 
@@ -52,12 +55,23 @@ def split_config(config: Any) -> dict[str, Any]:
     common |= {"run_dir": None, "resume": None, "id": None, "objective": None}
     tokenizer = {name: value for name, value in everything.items() if name not in OWN}
     model = {name: everything[name] for name in ("prior", "prior_lr") if name in everything}
+    if everything[
+        "resume"
+    ]:  # in the places that the command names, which the tokenizer's run did not know
+        for name in ("stage2", "evaluate"):
+            everything[name]["data"] |= place_images(everything["data"], everything[name]["data"])
     parts = {
         "tokenizer": {**tokenizer, **common, **TOKENIZER},
         "prior": {**common, **everything["stage2"], **model},
         "evaluate": {**common, **everything["evaluate"]},
     }
     return {name: OmegaConf.create(part) for name, part in parts.items()}
+
+
+def place_images(data: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the images of a config's `data` are, except for the `places` that a later stage of the pipeline names itself."""
+    names = declared_places(data["_target_"])
+    return {name: data[name] for name in names if name in data and places.get(name) is None}
 
 
 def main_scores(of_tokenizer: Mapping[str, Any], of_prior: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,10 +92,9 @@ def check_journal(folder: Path, about: Mapping[str, Any]) -> None:
 
 def check_finished(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a finished run in `folder`. Raises InputError if one of its files is gone."""
-    names = [*(result[kind] for kind in ("png", "npz", "shards") if kind in result)]
-    for name in [*names, *result.get("pictures", [])]:
-        file = folder / Path(name).name  # the folder may have been moved
-        if not file.exists():
+    files = [result[kind] for kind in ("png", "npz", "shards") if kind in result]
+    for file in (*files, *result.get("pictures", ())):
+        if not Path(file).exists():
             raise InputError(
                 f"{file} is gone, though the run is finished; remove {folder / METRICS}, and resume={folder} draws "
                 "the samples again"

@@ -151,11 +151,17 @@ SAMPLES: list[Case] = [
         2,
     ),
     Case(
-        "a setting that only the tokenizer has is said to be its",
+        "a broken image names a setting that the stage has",
         break_image,
         ("stage=extract", "ckpt=few", "accelerator=cpu"),
-        "data.on_error is a setting of the tokenizer's training, which stage=extract takes as it was",
+        "or leave out all such with data.on_error=skip",
         2,
+    ),
+    Case(
+        "and that setting leaves the image out",
+        break_image,
+        ("stage=extract", "ckpt=few", "accelerator=cpu", "data.on_error=skip"),
+        '"train": 4',
     ),
     Case(
         "a dataset with a loading script is named with a way out",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data.datamodule import ImageDataModule
+from data.identity import check_same_images
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -14,7 +15,10 @@ from engine.checkpoint import (
     read_checkpoint,
     substate,
 )
+from engine.cli import suggest
 from engine.errors import InputError
+from engine.places import declared_places, limit_advice
+from engine.trust import check_trusted
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
@@ -53,20 +57,31 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def load_images(
-    training_data: Mapping[str, Any], overrides: Mapping[str, Any], cache_dir: str | None
+    training_data: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    ckpt: str | Path,
+    resumes: Path | None = None,
 ) -> ImageDataModule:
     """The images that a tokenizer was trained on, from the `data` group of its run's config.
 
-    `overrides` are settings of this run that replace those of the training; None replaces nothing. Raises InputError
-    for an override that these images don't have.
+    `overrides` are this run's own places of the images, which replace those of the training; None replaces nothing. Prints
+    how the images differ from those that the run `ckpt`, or the one that `resumes`, was trained on. Raises InputError for an
+    override that is no place of these images.
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
-    if unknown := changes.keys() - training_data.keys():
-        raise InputError(
-            f"data.{unknown.pop()} is no setting of the tokenizer's data, which is {training_data['_target_']}"
-        )
-    settings = {**training_data, **changes, "cache_dir": cache_dir}
-    return build_trusted(settings, ImageDataModule)  # type: ignore[type-abstract]
+    check_trusted(training_data, "the checkpoint")
+    names = list(declared_places(training_data["_target_"]))
+    places = [f"data.{name}" for name in names]
+    for name in changes:
+        if name not in names:
+            raise InputError(
+                f"data.{name} can't change what the tokenizer was trained on, {training_data['_target_']}"
+                f"{suggest(f'data.{name}', places)}; where its images are can: {', '.join(places)}"
+            )
+    with limit_advice(places):
+        images: ImageDataModule = build_trusted({**training_data, **changes}, ImageDataModule)  # type: ignore[type-abstract]
+        check_same_images(images, resumes or find_checkpoint(ckpt).parent.parent, bool(resumes))
+    return images
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:

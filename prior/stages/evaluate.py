@@ -33,7 +33,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         if read_checkpoint(settings.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
             return evaluate_tokenizer(run, settings)
         trained = load_prior(settings.ckpt)
-        images = load_images(trained.data, run.config.data, run.config.cache_dir)
+        images = load_images(trained.data, run.config.data, settings.ckpt)
         about_sampler: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
         judge = PriorJudge(
             trained, instantiate(run.config.sampler), about_sampler, images, settings

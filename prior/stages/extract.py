@@ -30,7 +30,7 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         )
         fabric.launch()
         tokenizer, described = load_tokenizer(config.ckpt)
-        images = load_images(described["data"], config.data, config.cache_dir)
+        images = load_images(described["data"], config.data, config.ckpt)
         start = time.monotonic()
         views = (config.flip, config.crops)
         codes = {

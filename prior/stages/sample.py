@@ -36,7 +36,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         data = None
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)
-            data = load_images(source.data, config.data, config.cache_dir)
+            data = load_images(source.data, config.data, config.ckpt)
             data.prepare_data()
         if run.resume:
             check_journal(run.resume, source.about)

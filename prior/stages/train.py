@@ -11,7 +11,7 @@ from engine.distributed import is_main, run_on_main
 from engine.run import Run
 from prior import training
 from prior.extract import extract
-from prior.load import copy_tokenizer, prior_header
+from prior.load import copy_origin, find_tokenizer, prior_header
 from prior.module import Prior
 from vqgan.load import load_images, load_tokenizer, make_tags, require_codes
 
@@ -24,9 +24,9 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         config = run.config
         training.check_sizes(config.prior)
         run.seed()
-        tokenizer, described = load_tokenizer(config.ckpt)
+        tokenizer, described = load_tokenizer(find_tokenizer(config.ckpt, run.resume))
         require_codes(tokenizer, f"ckpt={config.ckpt} has no codes to learn")
-        images = load_images(described["data"], config.data, config.cache_dir)
+        images = load_images(described["data"], config.data, config.ckpt, run.resume)
         fabric = run.launch()
         train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
         val = extract(tokenizer, images, "val", fabric=fabric)
@@ -45,7 +45,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
         folder = run.start(images.title, images.describe(), tags)
-        run_on_main(lambda: copy_tokenizer(tokenizer, described, folder))
+        run_on_main(lambda: copy_origin(tokenizer, described, images, folder))
         header = prior_header(tokenizer, classes)
         best = BestCheckpoint(run.header | header, "val/nats_per_token")
         # The best weights are kept before a callback takes their average out again.

@@ -38,6 +38,7 @@ import data.torchvision
 from data.datamodule import ImageDataModule
 from data.folder import Folder
 from data.hf import HF
+from data.identity import identify_images
 from data.images import to_float
 from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from data.litdata import LitData
@@ -53,7 +54,8 @@ from data.torchvision import (
     Flowers102,
 )
 from engine.errors import InputError
-from tests.helpers.configs import ROOT
+from engine.places import declared_places
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.images import image_settings, make_images
 
 Build = Callable[..., ImageDataModule]
@@ -523,6 +525,28 @@ def test_a_changed_copy_has_another_key(build: Build, tmp_path: Path) -> None:
     for file in tmp_path.rglob("*"):
         os.utime(file, (1, 1))
     assert build().cache_key("val") != before
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_copy_in_another_place_has_the_same_images(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (tiny(name, tmp_path / place, monkeypatch) for place in ("a", "b"))
+    for file in (tmp_path / "b").rglob("*"):
+        os.utime(file, (1, 1))
+    images = identify_images(one())
+    assert images == identify_images(other())
+    assert images["train"] != images["val"]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_places_of_every_dataset_are_settings_of_later_stages(name: str) -> None:
+    places = declared_places(f"{class_of(name).__module__}.{class_of(name).__qualname__}")
+    assert {"cache", "cache_dir", "num_workers"} <= set(places)
+    later = OmegaConf.load(ROOT / "conf" / "places" / "default.yaml")
+    own = compose_config("stage=vqgan", f"data={name}").data
+    assert set(places) <= set(later)
+    assert set(places) <= set(own)
 
 
 @pytest.mark.parametrize(

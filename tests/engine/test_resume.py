@@ -55,7 +55,8 @@ def test_the_trainer_and_the_loggers_may_change(
 
 def test_any_other_change_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=r"quantizer\.K=64 can't change; only trainer\.\* and logger\.\* can"
+        InputError,
+        match=r"quantizer\.K=64 can't change; only trainer\.\*, logger\.\* and where things are can",
     ):
         resolve(folder, monkeypatch, "quantizer.K=64")
 

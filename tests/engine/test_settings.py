@@ -14,7 +14,6 @@ from engine.settings import (
     TrainerSettings,
     check_opening,
     check_training_config,
-    note_unavailable_settings,
 )
 from tests.helpers.configs import compose_config
 
@@ -131,35 +130,3 @@ def test_a_stage_that_can_not_resume_says_why() -> None:
         check_opening(opening(resume="runs/a"), None, "has nothing to resume")
     check_opening(opening(resume="runs/a"), None, None)
     check_opening(opening(), None, "has nothing to resume")
-
-
-@pytest.mark.parametrize("stage", ["prior", "extract", "evaluate", "sample"])
-@pytest.mark.parametrize(
-    ("sentence", "names"),
-    [
-        ("a.png can't be read; leave it out with data.on_error=skip", ["data.on_error"]),
-        ("set data.n_train= or data.streaming=false", ["data.n_train", "data.streaming"]),
-        ("let it be downloaded with data.download=true", ["data.download"]),
-    ],
-)
-def test_a_setting_that_a_stage_lacks_is_said_to_be_the_tokenizers(
-    stage: str, sentence: str, names: list[str]
-) -> None:
-    note = note_unavailable_settings(sentence, compose_config(f"stage={stage}"))
-    assert note is not None
-    assert note.startswith(" and ".join(names))
-    assert f"of the tokenizer's training, which stage={stage} takes" in note
-
-
-@pytest.mark.parametrize(
-    ("stage", "sentence"),
-    [
-        ("vqgan", "leave it out with data.on_error=skip"),
-        ("pipeline", "leave it out with data.on_error=skip"),
-        ("prior", "name the folder with data.root=<folder>"),
-        ("evaluate", "metadata.on_error=1, x/data.zip, data.on_error"),
-        ("report", "leave it out with data.on_error=skip"),
-    ],
-)
-def test_a_sentence_about_settings_that_a_stage_has_is_complete(stage: str, sentence: str) -> None:
-    assert note_unavailable_settings(sentence, compose_config(f"stage={stage}")) is None

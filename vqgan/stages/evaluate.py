@@ -23,7 +23,7 @@ from vqgan.load import load_images, load_tokenizer
 def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
     """Score a tokenizer's reconstructions of a split, show the worst and the best, and count its codes."""
     tokenizer, described = load_tokenizer(settings.ckpt)
-    images = load_images(described["data"], run.config.data, run.config.cache_dir)
+    images = load_images(described["data"], run.config.data, settings.ckpt)
     n = images.size(settings.split)
     other = read_comparison(settings, "vqgan")
     own = load_own_features(settings, images)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from data.datamodule import ImageDataModule
 from engine.callbacks.progress import Progress
 from engine.compile import compile_parts
+from engine.distributed import run_on_main
 from engine.run import Run
 from engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
@@ -25,21 +26,20 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         data: ImageDataModule = instantiate(run.config.data)
         module = build_module(run.config, run.training)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
+        data.check_recorded(run.resume)
         data.prepare_data()
         if not run.resume:
             module.tokenizer.initialise(start_images(data))
         if run.training.compile:
             compile_parts(module.costly)
         data.check_batch_fits(run.launch().world_size)
-        run.start(
-            data.title, data.describe(), make_tags(config.stage, data.title, module.tokenizer)
-        )
-        progress = Progress(
-            {"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"}
-        )
+        tags = make_tags(config.stage, data.title, module.tokenizer)
+        folder = run.start(data.title, data.describe(), tags)
+        run_on_main(lambda: data.record_images(folder))
+        line = Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"})
         pictures = Reconstructions()
         codes = CodebookPictures()
-        figures = run.fit(module, data, [*around, progress, pictures, codes])
+        figures = run.fit(module, data, [*around, line, pictures, codes])
         shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
         files = [str(file) for file in (pictures.file, *codes.files)]
         return run.finish({**figures, **shape, "pictures": files})

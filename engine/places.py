@@ -1,0 +1,89 @@
+"""Where things are and on what a run works, as opposed to what it is: these settings may change whenever a run goes on.
+
+A class declares those of its own settings in `place_settings`, a tuple of names; the others are here.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from engine.errors import InputError
+from engine.trust import flatten_config
+
+STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
+TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
+LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
+
+
+def declared_places(target: str) -> tuple[str, ...]:
+    """The settings of a class, given by its name as in `_target_`, that are places: its own and those of its bases."""
+    from hydra.utils import get_object  # takes a tenth of a second, which --help does without
+
+    kind = get_object(target)
+    bases = getattr(kind, "__mro__", ())
+    names = (name for base in bases for name in vars(base).get("place_settings", ()))
+    return tuple(dict.fromkeys(names))
+
+
+def is_place(config: DictConfig, key: str) -> bool:
+    """Whether a full key of a config, or a part of the config that holds it, says where things are instead of what a run is."""
+    words = key.split(".")
+    return any(_is_place(config, words[:end]) for end in range(1, len(words) + 1))
+
+
+def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
+    *parents, name = words
+    if name == "logger":
+        return True
+    parent: Any = OmegaConf.select(config, ".".join(parents)) if parents else config
+    if not isinstance(parent, DictConfig):
+        return False
+    if "_target_" in parent:
+        return name in declared_places(parent._target_)
+    if parents and parents[-1] == "trainer":
+        return name in TRAINER_PLACES
+    if (
+        parents and parents[-1] == "data"
+    ):  # in a later stage: what replaces settings of the tokenizer's data
+        return True
+    return "run" in parent and name in STAGE_PLACES
+
+
+def list_places(config: DictConfig) -> Iterator[str]:
+    """The keys of a run's config that say where things are, other than those of the trainer and the loggers.
+
+    Those of the later stages of a pipeline follow the first, so they are left out.
+    """
+    for key, _ in flatten_config(config):
+        words = key.split(".")
+        if len(words) < 3 and not {"trainer", "logger"} & set(words) and is_place(config, key):
+            yield key
+
+
+@contextmanager
+def limit_advice(places: Sequence[str]) -> Iterator[None]:
+    """Inside, an InputError that names a setting of data which can't change gets the `places` that can, by their keys."""
+    try:
+        yield
+    except InputError as error:
+        names = set(re.findall(r"\bdata\.\w+(?==)", str(error)))
+        if names <= set(places):
+            raise
+        raise InputError(
+            f"{error}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"
+        ) from error
+
+
+def admit_places(words: Sequence[str]) -> list[str]:
+    """A command's words, with which Hydra takes settings of data that it does not know yet, since a run has them.
+
+    A run that `ckpt` or `resume` names may have another dataset than the one that is composed by default; the stage checks
+    these settings. A sweep's words stay, because its folders are named after them.
+    """
+    loads = any(word.lstrip("+").split("=")[0] in LOADED_BY for word in words)
+    if not loads or {"-m", "--multirun"} & set(words):
+        return list(words)
+    return [f"++{word}" if "data" in word.split("=")[0].split(".")[:-1] else word for word in words]
