@@ -1,12 +1,15 @@
 """What stage=sample draws from, a prior or a tokenizer by itself, and the loop that draws."""
 
 import math
+import signal
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from engine.checkpoint import find_checkpoint, read_checkpoint
 from engine.console import best_effort_write, log_line, progress_bar
 from engine.environment import autocast
 from engine.errors import InputError
+from engine.exit_codes import SIGNALS
 from engine.folder import CARD
 from engine.resume import resume_command
 from prior.decoding.generate import check_compile_sampler, generate
@@ -188,7 +192,11 @@ def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
     """Draw the samples that the saver lacks and save them, a batch at a time."""
     start = saver.resume()
     drawn = source.draw(start)
-    with note_interruption(saver), progress_bar(saver.n, "samples", done=start) as bar:
+    with (
+        note_interruption(saver),
+        exit_on_signals(),
+        progress_bar(saver.n, "samples", done=start) as bar,
+    ):
         while saver.done < saver.n:
             batch = draw_batch(source, drawn, saver.done, batch_size)
             saver.save(batch)
@@ -225,3 +233,23 @@ def note_interruption(saver: SampleSaver) -> Iterator[None]:
         with best_effort_write(saver.folder / CARD):
             write_card(saver.folder, {}, f"broke off after {saver.done:,} samples: {reason}")
         raise
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise SystemExit with their exit code, as Ctrl-C raises KeyboardInterrupt."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(SIGNALS[signal.Signals(number)])
+
+    if threading.current_thread() is not threading.main_thread():  # others can't have handlers
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        for number in earlier:
+            signal.signal(number, leave)
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -349,6 +349,11 @@ class SampleSaver:
 
     def resume(self) -> int:
         """Check what is on disk, cut off the rest, and return the number of samples that are there in every form."""
+        if (self.folder / METRICS).is_file():  # its streams are removed by now
+            raise InputError(
+                f"the run in {self.folder} was finished by another process while this one waited; "
+                f"resume={self.folder} prints its result"
+            )
         entries = read_journal(self.folder)[1]
         spans = [range(entry["first"], entry["first"] + entry["n"]) for entry in entries]
         by_form = {name: [entry["marks"][name] for entry in entries] for name in self.forms}

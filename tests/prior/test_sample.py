@@ -77,6 +77,22 @@ def test_a_run_that_broke_off_goes_on_and_ends_in_the_same_samples(
     assert json.loads(Path("killed/metrics.json").read_text())["n"] == 11
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_ends_the_drawing_with_its_code_and_says_how_to_go_on(
+    model: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(SampleSaver, "save", lambda *_: signal.raise_signal(number))
+    assert command(*LINE, "run_dir=out") == code
+    assert "resume with: python train.py stage=sample resume=out" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+
+
 def test_a_run_goes_on_that_is_killed_again_and_again(
     model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

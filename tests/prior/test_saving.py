@@ -248,6 +248,18 @@ def test_the_npz_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    saver = make_saver(tmp_path / "a")
+    save_until(saver, N)
+    saver.finish()
+    (tmp_path / "a/metrics.json").write_text("{}")
+    saver.remove_parts()
+    before = all_files(tmp_path / "a")
+    with pytest.raises(InputError, match=r"was finished by another process.*resume=.* prints its"):
+        make_saver(tmp_path / "a").resume()
+    assert all_files(tmp_path / "a") == before
+
+
 def test_samples_of_another_model_are_not_continued(tmp_path: Path) -> None:
     saver = make_saver(tmp_path / "a")
     save_until(saver, 10)
