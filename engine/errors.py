@@ -30,10 +30,15 @@ SPEAK_FOR_THEMSELVES = (OSError, ValueError, RuntimeError, ImportError)
 
 
 def summarize_error(error: BaseException) -> str:
-    """The first line of an exception's message, after the name of its class if that is an unusual one, for a sentence."""
+    """An exception for a sentence: the first line of its message, after the name of its class if that is an unusual one.
+
+    The lines after a first one that ends with a colon belong to it.
+    """
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     name = type(error).__name__
     if not lines:
         return name
-    message = lines[0] if len(lines[0]) <= 200 else f"{lines[0][:197]}..."
+    message = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    if len(message) > 200:
+        message = f"{message[:197]}..."
     return message if isinstance(error, SPEAK_FOR_THEMSELVES) else f"{name}: {message}"

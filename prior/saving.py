@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,9 +72,11 @@ def read_journal(folder: Path) -> Journal:
             content = json.loads(line)
         except ValueError:  # the run was killed while it wrote this line
             break
+        if not isinstance(content, dict) or (about is not None and content.get("first") != done):
+            break
         if about is None:
             about = content
-        elif content["first"] == done:
+        else:
             entries.append(content)
             done += content["n"]
     return about, entries
@@ -324,7 +327,8 @@ class ShardFiles(SampleFiles):
         elif done == self.n:
             number = -(-done // self.shard_size)
         for later in self.folder.glob("*.tar*"):  # hidden ones too
-            if int(later.name.strip(".").split(".")[0]) >= number:
+            name = re.fullmatch(r"\.?(\d+)\.tar(\.part)?", later.name)
+            if name and int(name[1]) >= number:
                 later.unlink()
 
     def finish(self) -> dict[str, Any]:
@@ -356,6 +360,8 @@ class SampleSaver:
             )
         entries = read_journal(self.folder)[1]
         spans = [range(entry["first"], entry["first"] + entry["n"]) for entry in entries]
+        if entries:
+            log_line(f"checking the {spans[-1].stop:,} samples in {self.folder}")
         by_form = {name: [entry["marks"][name] for entry in entries] for name in self.forms}
         intact = min(
             [len(entries)]

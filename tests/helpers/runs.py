@@ -7,7 +7,7 @@ import torch
 
 from engine.checkpoint import build_trusted, make_header, save_atomically
 from engine.folder import LAST
-from prior.load import copy_tokenizer, prior_header
+from prior.load import copy_tokenizer
 from prior.models.base import PriorModel
 from tests.helpers.configs import SMALL, compose_plain
 from vqgan.load import build_tokenizer
@@ -39,6 +39,7 @@ def save_prior_run(folder: Path, *words: str, classes: int = 0, seed: int = 0) -
     for p in model.parameters():
         p.data += torch.randn_like(p) / 4
     copy_tokenizer(tokenizer, described, folder)
-    header = make_header("prior", config) | prior_header(tokenizer, classes)
+    about = {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+    header = make_header("prior", config) | about
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     save_atomically({"codegrid": header, "state_dict": state}, folder / LAST)

@@ -269,7 +269,9 @@ def test_samples_of_another_model_are_not_continued(tmp_path: Path) -> None:
     check_journal(tmp_path, {"model": "xyz"})  # a run that was killed before its first batch
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 1}\n{"first": 5, "n": 5}\n', "\0\0\0"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "5", '{"format": 1}\n{"first": 5, "n": 5}\n', '{"format": 1}\n[]', "\0\0\0"]
+)
 def test_a_journal_without_a_first_batch_means_that_nothing_is_drawn(
     tmp_path: Path, text: str
 ) -> None:
