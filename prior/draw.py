@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from data.datamodule import ImageDataModule
 from data.images import to_uint8
+from data.pictures import save_picture
 from engine.card import write_card
 from engine.checkpoint import find_checkpoint, read_checkpoint
 from engine.console import best_effort_write, log_line, progress_bar
@@ -26,8 +28,8 @@ from engine.resume import resume_command
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
-from prior.neighbours import MAX_JUDGED
-from prior.samples import choose_labels, encode_init_image
+from prior.neighbours import MAX_JUDGED, find_neighbours
+from prior.samples import choose_labels, encode_init_image, save_grid
 from prior.saving import (
     CodeFile,
     FirstSamples,
@@ -37,6 +39,7 @@ from prior.saving import (
     SampleFiles,
     SampleSaver,
     ShardFiles,
+    explain_write_errors,
 )
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer, hash_weights
@@ -217,6 +220,30 @@ def draw_batch(source: SampleSource, drawn: Drawn, first: int, batch_size: int) 
     stop = first + len(latents)
     labels = None if source.labels is None else source.labels[first:stop]
     return SampleBatch(first, torch.cat(images), None if codes is None else codes.cpu(), labels)
+
+
+def save_pictures(
+    saver: SampleSaver,
+    source: SampleSource,
+    save: Sequence[str],
+    data: ImageDataModule | None,
+    columns: int,
+    rows: int,
+) -> dict[str, Any]:
+    """Save the pictures that `save` names, of the first samples on disk; returns what the result says about them.
+
+    `data` are the images that neighbours are looked for in, None if there is nothing to look for.
+    """
+    first = saver.first_samples()
+    figures: dict[str, Any] = {}
+    pictures: list[Path] = []
+    with explain_write_errors(saver.folder):
+        if "grid" in save:
+            pictures.append(save_grid(first, saver.folder, columns, rows, source.head))
+        if data is not None:
+            figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
+            pictures.append(save_picture(sheet, saver.folder / "neighbours.png"))
+    return figures | ({"pictures": [str(picture) for picture in pictures]} if pictures else {})
 
 
 @contextmanager

@@ -55,9 +55,8 @@ class SampleBatch:
         return [encode_png(image) for image in self.rgb]
 
 
-Journal = tuple[
-    dict[str, Any] | None, list[dict[str, Any]]
-]  # the first line, and those of the batches
+# The first line, and those of the batches.
+Journal = tuple[dict[str, Any] | None, list[dict[str, Any]]]
 
 
 def read_journal(folder: Path) -> Journal:
@@ -85,7 +84,7 @@ def read_journal(folder: Path) -> Journal:
 def check_journal(folder: Path, about: Mapping[str, Any]) -> None:
     """Raise InputError unless the samples that a folder holds are of the same model, settings and number."""
     earlier, entries = read_journal(folder)
-    for name, value in about.items():
+    for name, value in {"format": JOURNAL_FORMAT, **about}.items():
         if entries and earlier is not None and earlier.get(name) != value:
             raise InputError(
                 f"the {len(entries)} batches in {folder} were drawn with another {name} ({earlier.get(name)}, now {value}); "

@@ -5,13 +5,12 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.pictures import save_picture
 from engine.errors import check_int
 from engine.run import Run
 from prior.decoding.sampling import Sampler
-from prior.draw import draw_all, open_saver, open_source
-from prior.neighbours import check_same_grid, find_neighbours
-from prior.samples import check_kinds, save_grid
+from prior.draw import draw_all, open_saver, open_source, save_pictures
+from prior.neighbours import check_same_grid
+from prior.samples import check_kinds
 from prior.saving import check_finished, check_journal
 from vqgan.load import load_images
 
@@ -44,16 +43,7 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
         draw_all(source, saver, batch_size)
         files = saver.finish()
-        first = saver.first_samples()
-        pictures = []
-        if "grid" in save:
-            pictures.append(save_grid(first, folder, config.columns, config.rows, source.head))
-        if data is not None:
-            figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
-            pictures.append(save_picture(sheet, folder / "neighbours.png"))
-            files |= figures
-        if pictures:
-            files["pictures"] = [str(picture) for picture in pictures]
+        files |= save_pictures(saver, source, save, data, config.columns, config.rows)
         result = run.finish({"run": str(folder), "n": n, "seed": seed, **files})
         saver.remove_parts()
         return result

@@ -31,7 +31,8 @@ def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, 
 
 def save_prior_run(folder: Path, *words: str, classes: int = 0, seed: int = 0) -> None:
     """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR."""
-    tokenizer, described = save_tokenizer_run(folder / "tokenizer")
+    few = ["data.n_train=32", "data.n_val=8"]
+    tokenizer, described = save_tokenizer_run(folder / "tokenizer", *few)
     torch.manual_seed(seed)
     config = compose_plain("stage=prior", *(words or SMALL_PRIOR))
     code_space = {**tokenizer.code_space, "classes": classes}

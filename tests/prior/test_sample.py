@@ -251,6 +251,21 @@ def test_a_moved_model_a_moved_folder_and_smaller_batches_go_on(
     assert torch.equal(one, other)
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_todays_settings(
+    model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has neither a journal nor the settings that came later."""
+    assert command(*LINE, "save=[npz]", "run_dir=whole") == 0
+    with monkeypatch.context() as patch:
+        break_off_after(1, patch, KeyboardInterrupt())
+        command(*LINE, "save=[npz]", "run_dir=killed")
+    config = Path("killed/config.yaml")
+    config.write_text(config.read_text().replace("shard_size: 4\n", ""))
+    Path("killed/samples.jsonl").unlink()
+    assert command("stage=sample", "resume=killed") == 0
+    assert all_files(Path("killed")) == all_files(Path("whole"))
+
+
 def test_points_of_a_sweep_go_on(
     model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,3 +303,37 @@ def test_a_process_that_is_killed_goes_on_to_the_bit(tmp_path: Path, model: Path
     assert process.wait() == -signal.SIGKILL, "it was to be killed before it was done"
     subprocess.run([*line, "run_dir=killed"], check=True, **settings)
     assert all_files(tmp_path / "killed") == all_files(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_the_pictures_loses_nothing(
+    model: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prior.draw.save_grid", refuse)
+        assert command(*LINE, "save=[npz,grid]", "run_dir=out") == 2
+    assert "can't write to out (No space left on device); make room" in read_mistake(capsys)
+    monkeypatch.setattr("prior.draw.draw_batch", None)  # nothing is drawn twice
+    assert command("stage=sample", "resume=out") == 0
+    assert Path("out/samples.png").is_file()
+
+
+def test_neighbours_are_those_of_the_samples_on_disk(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that went on has the same figures as one without an interruption."""
+    save_prior_run(tmp_path / "model")
+    line = [*LINE, "save=[neighbours]", "data.cache=ram"]
+    assert command(*line, "run_dir=whole") == 0
+    with monkeypatch.context() as patch:
+        break_off_after(2, patch, KeyboardInterrupt())
+        command(*line, "run_dir=killed")
+    assert command(*line, "run_dir=killed") == 0
+    figures = [json.loads(Path(f"{name}/metrics.json").read_text()) for name in ("whole", "killed")]
+    assert figures[0]["nearest_ratio"] == figures[1]["nearest_ratio"] > 0
+    assert Path("killed/neighbours.png").read_bytes() == Path("whole/neighbours.png").read_bytes()
