@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.source import Source
 from data.store import fingerprint
-from engine.console import log_line
+from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.folder import IMAGES, read_record
 
@@ -84,6 +85,12 @@ def hash_images(source: Source) -> str:
     return ImageList.of(source).hash(source.content_key)
 
 
+def identify_pixels(images: "ImageDataModule", split: str) -> str:
+    """A hash of the images of a split as a model sees them, which is the same wherever they lie."""
+    key = {name: value for name, value in images.cache_key(split).items() if name != "source"}
+    return fingerprint([hash_images(images.source(split)), key, images.image_size])
+
+
 def save_image_ids(images: "ImageDataModule", folder: Path) -> None:
     """List the images of both splits in a run folder, so that a later command can say which were added and which are missing.
 
@@ -100,8 +107,9 @@ def save_image_ids(images: "ImageDataModule", folder: Path) -> None:
             current = unite(current, earlier[split])
         arrays |= {f"{split}_{name}": array for name, array in vars(current).items()}
     part = folder / f".{IMAGES}.npz"
-    np.savez(part, **arrays)  # type: ignore[arg-type]
-    os.replace(part, folder / IMAGES)
+    with best_effort_write(folder / IMAGES):
+        np.savez(part, **arrays)  # type: ignore[arg-type]
+        os.replace(part, folder / IMAGES)
 
 
 def unite(current: ImageList, earlier: ImageList) -> ImageList:
@@ -119,16 +127,23 @@ def unite(current: ImageList, earlier: ImageList) -> ImageList:
 
 
 def read_image_lists(folder: Path) -> dict[str, ImageList]:
-    """The lists in a run folder by their splits; none for a run of an earlier version, or of too many images."""
+    """The lists in a run folder by their splits; none for a run of an earlier version, or of too many images.
+
+    Damage is reported, and is no reason to end a run.
+    """
     if not (folder / IMAGES).is_file():
         return {}
     names = list(ImageList.__dataclass_fields__)
-    with np.load(folder / IMAGES) as arrays:
-        return {
-            split: ImageList(*(arrays[f"{split}_{name}"] for name in names))
-            for split in SPLITS
-            if f"{split}_ids" in arrays
-        }
+    try:
+        with np.load(folder / IMAGES) as arrays:
+            return {
+                split: ImageList(*(arrays[f"{split}_{name}"] for name in names))
+                for split in SPLITS
+                if f"{split}_ids" in arrays
+            }
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        log_line(f"{folder / IMAGES} is damaged ({error}), so it can't be said which images differ")
+        return {}
 
 
 @dataclass(frozen=True)
@@ -208,7 +223,12 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
         differing = {split for split in SPLITS if current[split] != recorded["images"][split]}
     else:
         keys = [images.cache_key(split) for split in SPLITS]
-        unlike = {split for split in SPLITS if len(sources[split]) != recorded[split]}
+        # With on_error=skip the record counts the readable ones.
+        unlike = {
+            split
+            for split in SPLITS
+            if len(sources[split]) != recorded[split] and images.on_error == "stop"
+        }
         differing = set() if fingerprint(keys) == recorded["hash"] else unlike
     if set(lists) != set(SPLITS):
         changes = [SplitChange(s, len(sources[s]), recorded[s]) for s in SPLITS if s in differing]

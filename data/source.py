@@ -4,6 +4,7 @@ import hashlib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,11 @@ class FileSource(Source):
         self.content_key = {"labels": fingerprint(self.labels)}
 
     def image_ids(self) -> NDArray[np.uint64]:
-        # Computers write an accented letter in one of two ways, and copying between them may change it.
-        names = (unicodedata.normalize("NFC", self.image_name(i)) for i in range(self.n))
-        digests = (
-            hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest()
-            for name in names
-        )
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint64]:
+        digests = (hash_name(self.image_name(i)) for i in range(self.n))
         return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
     def image_sizes(self) -> NDArray[np.int64]:
@@ -160,6 +160,12 @@ class FileSource(Source):
     def image_name(self, index: int) -> str:
         # Path.relative_to would take seconds for a million files.
         return str(self.files[index])[self._root_length :]
+
+
+def hash_name(name: str) -> bytes:
+    """Eight bytes that identify a name. Both ways of writing an accented letter, which copying may swap, are the same."""
+    normal = name if name.isascii() else unicodedata.normalize("NFC", name)
+    return hashlib.blake2b(normal.encode(errors="surrogateescape"), digest_size=8).digest()
 
 
 def file_stamp(file: Path) -> tuple[int, int]:

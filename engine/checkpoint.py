@@ -147,9 +147,9 @@ def build_data(config: Any) -> Any:
 
 
 def read_run_id(ckpt: str | Path) -> str | None:
-    """The id of the run whose checkpoint `ckpt` names, without reading its weights; None if it has none."""
-    file = find_checkpoint(ckpt)
+    """The id of the run whose checkpoint `ckpt` names, without reading its weights; None if there is none or it has none."""
     try:
+        file = find_checkpoint(ckpt)
         header = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["codegrid"]
     except Exception:  # what is wrong with the file is said by whoever reads all of it
         return None

@@ -11,6 +11,13 @@ class InputError(ValueError):
     """
 
 
+def find_mistake(error: BaseException | None) -> InputError | None:
+    """The InputError among an exception and those that it was raised from, since Hydra wraps what it builds; or None."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def check_int(name: str, value: Any, least: int, unit: str = "") -> None:
     """Raise InputError unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -75,7 +75,7 @@ def read_record(folder: Path, name: str) -> Any:
     """
     if not (folder / RECORD).is_file():
         return None
-    for line in reversed((folder / RECORD).read_text().splitlines()):
+    for line in reversed((folder / RECORD).read_text(errors="replace").splitlines()):
         try:
             start = json.loads(line)
         except ValueError:

@@ -4,17 +4,18 @@ A class declares those of its own settings in `place_settings`, a tuple of names
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from engine.errors import InputError
-from engine.trust import flatten_config
+from engine.errors import InputError, find_mistake
 
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
+KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
 
 
@@ -26,6 +27,12 @@ def declared_places(target: str) -> tuple[str, ...]:
     bases = getattr(kind, "__mro__", ())
     names = (name for base in bases for name in vars(base).get("place_settings", ()))
     return tuple(dict.fromkeys(names))
+
+
+def places_of(settings: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The settings of an object's config that are places: those that its class declares, and a `root` in any case."""
+    declared = declared_places(settings["_target_"])
+    return declared if "root" in declared or "root" not in settings else ("root", *declared)
 
 
 def is_place(config: DictConfig, key: str) -> bool:
@@ -42,7 +49,7 @@ def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
     if not isinstance(parent, DictConfig):
         return False
     if "_target_" in parent:
-        return name in declared_places(parent._target_)
+        return name in places_of(parent)
     if parents and parents[-1] == "trainer":
         return name in TRAINER_PLACES
     if (
@@ -57,10 +64,13 @@ def list_places(config: DictConfig) -> Iterator[str]:
 
     Those of the later stages of a pipeline follow the first, so they are left out.
     """
-    for key, _ in flatten_config(config):
-        words = key.split(".")
-        if len(words) < 3 and not {"trainer", "logger"} & set(words) and is_place(config, key):
-            yield key
+    for name in map(str, config):
+        if name != "logger" and is_place(config, name):
+            yield name
+    data = config.get("data")
+    if isinstance(data, DictConfig):
+        own = places_of(data) if "_target_" in data else tuple(map(str, data))
+        yield from (f"data.{name}" for name in own)
 
 
 @contextmanager
@@ -68,13 +78,24 @@ def limit_advice(places: Sequence[str]) -> Iterator[None]:
     """Inside, an InputError that names a setting of data which can't change gets the `places` that can, by their keys."""
     try:
         yield
-    except InputError as error:
-        names = set(re.findall(r"\bdata\.\w+(?==)", str(error)))
-        if names <= set(places):
-            raise
-        raise InputError(
-            f"{error}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"
-        ) from error
+    except (InputError, InstantiationException) as error:
+        if limited := explain_advice(error, places):
+            raise limited from error
+        raise
+
+
+def explain_advice(error: BaseException, places: Sequence[str]) -> InputError | None:
+    """The sentence of an InputError that names another setting of data than `places`, with what can change instead.
+
+    None for other errors and other sentences.
+    """
+    mistake = find_mistake(error)
+    names = set(re.findall(r"\bdata\.\w+(?==)", str(mistake)))
+    if mistake is None or names <= set(places):
+        return None
+    return InputError(
+        f"{mistake}; but this command takes its images from a run, and can only say where they are: {', '.join(places)}"
+    )
 
 
 def admit_places(words: Sequence[str]) -> list[str]:
@@ -86,4 +107,4 @@ def admit_places(words: Sequence[str]) -> list[str]:
     loads = any(word.lstrip("+").split("=")[0] in LOADED_BY for word in words)
     if not loads or {"-m", "--multirun"} & set(words):
         return list(words)
-    return [f"++{word}" if "data" in word.split("=")[0].split(".")[:-1] else word for word in words]
+    return [f"++{word.lstrip('+')}" if KEY_OF_DATA.match(word) else word for word in words]

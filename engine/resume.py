@@ -107,7 +107,8 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     overrides = [word for word in read_overrides() if "=" in word]
     if not is_named(config.resume, overrides):
         whole = flatten_resolved(config)
-        return [key for key in differing if key in whole and is_changeable(earlier, key)]
+        changes = [key for key in differing if is_changeable(earlier, key)]
+        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
@@ -118,11 +119,11 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
             continue
         if is_changeable(earlier, key):
             changes.append(key)
-        elif others and not repeats(config, earlier, key, changes):
+        elif others and not is_repeated(config, key, others):
             raise InputError(
                 f"resume continues {config.resume} as it was, so {keys[key].lstrip('+~')} can't change; "
                 "only trainer.*, logger.* and where things are can: "
-                f"{', '.join(dict.fromkeys(list_places(earlier)))}"
+                f"{', '.join([*(['ckpt'] if 'ckpt' in earlier else []), *list_places(earlier)])}"
             )
     return changes
 
@@ -142,8 +143,12 @@ def clean_key(word: str) -> str:
 
 
 def is_changeable(earlier: DictConfig, key: str) -> bool:
-    """Whether a resumed run, or a part of a resumed pipeline, may take another value."""
-    return bool({"trainer", "logger"} & set(key.split("."))) or is_place(earlier, key)
+    """Whether a resumed run, or a part of a resumed pipeline, may take another value.
+
+    The stage itself checks that a `ckpt` in another place is the same model.
+    """
+    words = set(key.split("."))
+    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
 
 
 def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -156,15 +161,13 @@ def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
     ]
 
 
-def repeats(config: DictConfig, earlier: DictConfig, key: str, changes: Sequence[str]) -> bool:
-    """Whether a setting or group has the same values in both configs, except for `changes` and what may change."""
-    if OmegaConf.select(config, key) is None or OmegaConf.select(earlier, key) is None:
+def is_repeated(config: DictConfig, key: str, others: Sequence[str]) -> bool:
+    """Whether a setting or group of this command's config is in none of the `others`, which differ from the earlier run's."""
+    if any(other == key or other.startswith(f"{key}.") for other in others):
         return False
-    return not any(
-        differing == key or differing.startswith(f"{key}.")
-        for differing in differing_keys(config, earlier)
-        if differing not in changes and not is_changeable(earlier, differing)
-    )
+    *parents, name = key.split(".")
+    parent = OmegaConf.select(config, ".".join(parents)) if parents else config
+    return isinstance(parent, DictConfig) and name in parent
 
 
 def list_followers(config: DictConfig, changes: Sequence[str]) -> list[str]:
@@ -183,7 +186,8 @@ def write_places(folder: Path, config: DictConfig) -> None:
     moved = [
         key
         for key in differing_keys(config, upgraded)
-        if is_place(config, key) and not {"trainer", "logger"} & set(key.split("."))
+        if (key == "ckpt" or is_place(config, key))
+        and not {"trainer", "logger"} & set(key.split("."))
     ]
     for key in moved:
         OmegaConf.update(earlier, key, OmegaConf.select(config, key), merge=False, force_add=True)

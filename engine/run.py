@@ -34,7 +34,7 @@ from engine.folder import (
 )
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
-from engine.places import limit_advice, list_places
+from engine.places import explain_advice, list_places
 from engine.resume import resolve_repeated, resolve_resumed, resume_command, write_places
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.sweep import read_metrics
@@ -109,13 +109,9 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         close_loggers(self._loggers, failed=error is not None)
-        if (
-            isinstance(error, InputError)
-            and self.resume
-            and "_target_" in self.config.get("data", {})
-        ):
-            with limit_advice(list(list_places(self.config))):
-                raise error
+        has_images = self.resume is not None and "_target_" in self.config.get("data", {})
+        if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
+            raise limited from error
 
     @property
     def training(self) -> TrainerSettings:

@@ -219,7 +219,8 @@ def check_same_run(
 
 
 def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> None:
-    """Raise InputError if a finished run was trained on other data than those that a config names in another place."""
+    """Raise InputError if a finished run, or a part of one, was trained on other data than those that a config names in
+    another place."""
     data = config.get("data") or {}
     places = [f"data.{name}" for name in data if is_place(config, f"data.{name}")]
     moved = [
@@ -228,7 +229,9 @@ def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> No
     if "_target_" in data and moved:
         from engine.checkpoint import build_data  # imports torch, which --help does without
 
-        build_data(data).check_recorded(folder)
+        images = build_data(data)
+        for run in (folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))):
+            images.check_recorded(run)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from data.datamodule import ImageDataModule
+from data.identity import identify_pixels
 from data.images import to_uint8
 from data.pictures import save_picture, tile_images
 from data.samples import ArraySamples
-from data.store import fingerprint
 from engine.console import progress_bar
 from engine.errors import InputError
 from engine.folder import PICTURES
@@ -65,8 +65,8 @@ def measure_nats(model: PriorModel, codes: ArraySamples, batch_size: int) -> Ten
     device = next(model.buffers()).device
     if model.classes and int(np.max(codes.labels)) >= model.classes:
         raise InputError(
-            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; give it those "
-            "that it was trained on, with data.root=<folder>"
+            f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; evaluate it "
+            "on those that it was trained on"
         )
     batches = []
     with progress_bar(len(codes), "likelihoods") as bar:
@@ -221,7 +221,7 @@ class PriorJudge:
         )
         about = {
             "reference": "originals of train",
-            "reference_hash": fingerprint([self.images.cache_key("train"), self.images.image_size]),
+            "reference_hash": identify_pixels(self.images, "train"),
             "n_reference": self.images.size("train"),
             "n": min(self.m, MAX_JUDGED),
             "mirrored": flip,

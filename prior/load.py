@@ -18,7 +18,9 @@ from engine.checkpoint import (
     save_atomically,
     substate,
 )
+from engine.console import log_line
 from engine.errors import InputError
+from engine.folder import read_record
 from prior.models.base import PriorModel
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -37,17 +39,20 @@ def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
 
     Raises InputError if a run that is resumed learned the codes of another tokenizer than the one that `ckpt` names.
     """
-    if resumed is None or not (resumed / TOKENIZER_COPY).is_file():
+    if resumed is None:
         return ckpt
     copied = resumed / TOKENIZER_COPY
-    if find_damage(copied) is not None:
-        return ckpt
-    if Path(ckpt).expanduser().exists() and (other := read_run_id(ckpt)) != read_run_id(copied):
+    is_sound = copied.is_file() and find_damage(copied) is None
+    expected = read_run_id(copied) if is_sound else read_record(resumed, "of")
+    other = read_run_id(ckpt)
+    if is_sound and other is None:
+        log_line(f"ckpt={ckpt} can't be read: {resumed} resumes with its copy of the tokenizer")
+    elif expected and other not in (None, expected):
         raise InputError(
-            f"ckpt={ckpt} is the run {other}, and {resumed} learned the codes of another tokenizer, which it has a copy of; "
-            "leave ckpt out"
+            f"ckpt={ckpt} is the run {other}, and {resumed} learned the codes of the tokenizer {expected}; "
+            + ("leave ckpt out, for the folder has a copy of it" if is_sound else "name that one")
         )
-    return copied
+    return copied if is_sound else ckpt
 
 
 def copy_origin(

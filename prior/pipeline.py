@@ -9,7 +9,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 
 from engine.errors import InputError
-from engine.places import declared_places
+from engine.places import places_of
 from engine.sweep import run_once
 from evaluation.scores import pipeline_names
 
@@ -70,8 +70,9 @@ def split_config(config: Any) -> dict[str, Any]:
 
 def place_images(data: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
     """Where the images of a config's `data` are, except for the `places` that a later stage of the pipeline names itself."""
-    names = declared_places(data["_target_"])
-    return {name: data[name] for name in names if name in data and places.get(name) is None}
+    return {
+        name: data[name] for name in places_of(data) if name in data and places.get(name) is None
+    }
 
 
 def main_scores(of_tokenizer: Mapping[str, Any], of_prior: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,21 +4,30 @@ Each row prepares an empty folder, runs one command there in this process, and e
 Rows are grouped by kind of fault; the tests of each part have the finer cases.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
 
 from data.pictures import save_picture
+from engine.checkpoint import make_header, save_atomically
+from engine.folder import LAST, append_record, write_config
 from prior.saving import SampleBatch, SampleSaver
 from prior.stages.sample import draw_samples
-from tests.helpers.commands import Command, lightning_warnings
+from tests.helpers.commands import TINY, Command, lightning_warnings
 from tests.helpers.configs import compose_config
 from tests.helpers.runs import save_prior_run, save_tokenizer_run
 
 pytestmark = lightning_warnings
+
+SMALL_RUN = [word for word in TINY if "data.n_" not in word]
 
 Prepare = Callable[[Path, pytest.MonkeyPatch], None]
 
@@ -38,6 +47,44 @@ def nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No input is needed."""
 
 
+FIXTURES = Path(__file__).parent / "fixtures" / "run_of_0_1"
+
+
+def earlier_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two finished runs of a few steps, a tokenizer and a prior, that were moved after they ended."""
+    shutil.copytree(FIXTURES, folder / "elsewhere")
+
+
+def another_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier_runs(folder, monkeypatch)
+    save_atomically({"codegrid": make_header("vqgan", {"id": "zz"})}, folder / "another.ckpt")
+
+
+def paint_images(root: Path, n: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for i in range(n):
+        file = root / ("cats", "dogs")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 20, 3), np.uint8)).save(file)
+
+
+def run_on_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run on eight photos left, whose folder was called gone; and folders with other images, and with too few."""
+    paint_images(folder / "gone", 8, 0)
+    paint_images(folder / "others", 8, 1)
+    paint_images(folder / "few", 1, 2)
+    config = compose_config(
+        "stage=vqgan", "data=folder", "data.root=gone", "data.n_val=2", *SMALL_RUN
+    )
+    (folder / "run").mkdir()
+    write_config(folder / "run", OmegaConf.to_yaml(config, resolve=True))
+    save_atomically({}, folder / "run" / LAST)
+    images = instantiate(config.data)
+    append_record(folder / "run", {}, images.describe())
+    images.record_images(folder / "run")
+    (folder / "gone").rename(folder / "photos")
+
+
 # What is only recorded about a machine may be missing; every wait has an end.
 MACHINE: list[Case] = []
 
@@ -48,7 +95,69 @@ NUMBERS: list[Case] = []
 WORDS: list[Case] = []
 
 # Where things are can change; what a run is can't.
-MOVED: list[Case] = []
+MOVED = [
+    Case(
+        "a moved run resumes with another cache",
+        earlier_runs,
+        ("stage=vqgan", "resume=elsewhere/tokenizer", "cache_dir=other", "data.cache=ram"),
+        '"run": "elsewhere/tokenizer"',
+    ),
+    Case(
+        "a moved prior resumes by the copy of its tokenizer",
+        earlier_runs,
+        ("stage=prior", "resume=elsewhere/prior", "data.num_workers=0"),
+        '"run": "elsewhere/prior"',
+    ),
+    Case(
+        "a prior's tokenizer can't be another",
+        another_tokenizer,
+        ("stage=prior", "resume=elsewhere/prior", "ckpt=another.ckpt"),
+        "is the run zz, and elsewhere/prior learned the codes of the tokenizer ",
+        2,
+    ),
+    Case(
+        "samples are compared with images in a folder that they don't have",
+        earlier_runs,
+        ("stage=sample", "ckpt=elsewhere/prior", "save=neighbours", "data.val_root=x", "n=2"),
+        "where its images are can: data.cache, data.cache_dir, ",
+        2,
+    ),
+    Case(
+        "a resumed run can't have other shapes",
+        earlier_runs,
+        ("stage=vqgan", "resume=elsewhere/tokenizer", "data.n_train=8"),
+        "data.n_train=8 can't change; only trainer.*, logger.* and where things are can: cache_dir",
+        2,
+    ),
+    Case(
+        "a resumed run can't find its images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run"),
+        "data.root=gone is not a folder",
+        2,
+    ),
+    Case(
+        "a resumed run finds other images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=others", "cache_dir=c"),
+        "train has 6 images (6 of the same name with another content)",
+        2,
+    ),
+    Case(
+        "a resumed run finds too few images",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=few"),
+        "data.n_val=2 must leave both splits an image; there are 1; but this command takes its images from a run",
+        2,
+    ),
+    Case(
+        "a resumed run gets validation images of other classes",
+        run_on_photos,
+        ("stage=vqgan", "resume=run", "data.root=photos", "data.val_root=photos/cats"),
+        "must have the same class folders",
+        2,
+    ),
+]
 
 # Another version, damage and mistrust are three sentences; classes of one's own are admitted by name.
 VERSIONS: list[Case] = []

@@ -18,9 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from engine import sweep
-from engine.checkpoint import save_atomically
+from engine.checkpoint import make_header, save_atomically
+from engine.errors import InputError
+from engine.folder import append_record, write_config, write_metrics
 from engine.run import Run
 from tests.helpers.commands import TINY, launch, start
+from tests.helpers.configs import compose_config
 
 Command = Callable[..., int]
 pytestmark = pytest.mark.filterwarnings(
@@ -237,6 +240,68 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
     )
     assert len(played.configs) == 2
     assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "cache_dir=elsewhere",
+        "data.num_workers=1",
+        "data.cache=ram",
+        "trainer.accelerator=cpu",
+        "logger=csv",
+    ],
+)
+def test_a_sweep_goes_on_where_things_have_moved(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    played.ends = {1: ValueError("the power failed")}
+    command(*TWO)
+    played.ends = {}
+    capsys.readouterr()
+    assert command(*TWO, word) == 0
+    printed = capsys.readouterr().err
+    assert "runs/sweeps/mine/0_seed-0: finished before" in printed
+    assert "runs/sweeps/mine/1_seed-1: resumes" in printed
+    key, value = word.split("=")
+    resumed = OmegaConf.select(played.configs[-1], key)
+    assert str(resumed) == value or list(resumed) == [value]
+
+
+def test_a_swept_place_is_what_a_point_is(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = [*ONE, "data=folder", "data.n_val=1"]
+    assert command(*line, "data.root=a,b") == 0
+    assert played.names == ["0_data.root-a", "1_data.root-b"]
+    Path("runs/sweeps/mine/1_data.root-b").rename("runs/sweeps/mine/1_data.root-c")
+    assert command(*line, "data.root=a,c") == 2
+    assert "holds a run with data.root=b, and this one has data.root=c" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_moved_checkpoint_is_known_by_its_run(
+    command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, same: bool
+) -> None:
+    for name, run_id in (("before", "a1"), ("now", "a1" if same else "b2")):
+        header = make_header("vqgan", {"id": run_id})
+        save_atomically({"codegrid": header}, tmp_path / name / "checkpoints/last.ckpt")
+    folder = tmp_path / "point"
+    folder.mkdir()
+    config = compose_config("stage=evaluate", f"ckpt={tmp_path / 'before'}")
+    write_config(folder, OmegaConf.to_yaml(config, resolve=True))
+    append_record(folder, {"of": "a1"}, None)
+    write_metrics(folder, {"run": str(folder), "picture": f"{folder}/pictures/a.png"})
+    config.ckpt = str(tmp_path / "now")
+    moved = folder.rename(tmp_path / "elsewhere")
+    if same:
+        figures = sweep.run_once(lambda _: None, config, moved)
+        assert figures == {"run": str(moved), "picture": f"{moved}/pictures/a.png"}
+    else:
+        with pytest.raises(
+            InputError, match="holds a run with ckpt=.*before, and this one has ckpt=.*now"
+        ):
+            sweep.run_once(lambda _: None, config, moved)
 
 
 @pytest.mark.parametrize("word", ["run_dir=elsewhere", "resume=elsewhere", "trainer.devices=2"])

@@ -17,7 +17,7 @@ from engine.checkpoint import (
 )
 from engine.cli import suggest
 from engine.errors import InputError
-from engine.places import declared_places, limit_advice
+from engine.places import limit_advice, places_of
 from engine.trust import check_trusted
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
@@ -70,7 +70,7 @@ def load_images(
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
     check_trusted(training_data, "the checkpoint")
-    names = list(declared_places(training_data["_target_"]))
+    names = list(places_of(training_data))
     places = [f"data.{name}" for name in names]
     for name in changes:
         if name not in names:

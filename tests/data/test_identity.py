@@ -17,6 +17,7 @@ from data.identity import (
     check_same_images,
     compare_images,
     identify_images,
+    identify_pixels,
     read_image_lists,
     save_image_ids,
 )
@@ -229,3 +230,38 @@ def test_a_named_pipe_is_not_opened(photos: Path) -> None:
     os.mkfifo(photos / "cats" / "pipe.png")
     files = open_class_folders(photos)
     assert len(ImageList.of(files).digests) == 17
+
+
+def test_what_a_model_sees_is_known_by_the_images_and_how_they_are_cut(photos: Path) -> None:
+    seen_here = identify_pixels(open_folder(photos), "train")
+    assert identify_pixels(open_folder(copy_elsewhere(photos)), "train") == seen_here
+    for settings in ({"image_size": 8}, {"channels": 1}, {"resize": 18}):
+        assert identify_pixels(open_folder(photos, **settings), "train") != seen_here
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a zip", b"PK\x03\x04"])
+def test_a_damaged_list_ends_no_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    folder = record(open_folder(photos), tmp_path / "run")
+    (folder / IMAGES).write_bytes(content)
+    remove(photos)
+    check_same_images(open_folder(photos), folder, resumes=True)
+    printed = capsys.readouterr().err
+    assert f"{folder / IMAGES} is damaged" in printed
+    assert "train has 11 instead of 12 images" in printed
+
+
+def test_a_list_that_cant_be_written_ends_no_run(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image_ids(open_folder(photos), tmp_path / "gone")
+    assert "images.npz can't be written" in capsys.readouterr().err
+
+
+def test_unreadable_images_that_were_skipped_are_no_difference(
+    photos: Path, tmp_path: Path
+) -> None:
+    (photos / "cats" / "3.png").write_bytes(b"not an image")
+    folder = record(open_folder(photos, on_error="skip"), tmp_path / "run")
+    assert compare_images(open_folder(photos, on_error="skip"), folder) is None

@@ -11,7 +11,7 @@ from engine import resume
 from engine.checkpoint import save_atomically
 from engine.errors import InputError
 from engine.folder import CONFIG, LAST
-from engine.resume import resolve_resumed, resume_command
+from engine.resume import resolve_resumed, resume_command, write_places
 from tests.helpers.configs import compose_config
 
 
@@ -122,3 +122,121 @@ def test_the_command_that_resumes_a_run_is_that_of_the_whole_it_belongs_to(folde
     part.mkdir()
     (part / CONFIG).write_text("stage: prior\n")
     assert resume_command(part) == expected
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """The folder of a run on images in /old, whose config lacks what this version has added."""
+    config = compose_config("stage=vqgan", "data=folder", "data.root=/old", "cache_dir=/ram")
+    OmegaConf.set_struct(config, False)
+    del config.data["on_error"]
+    (tmp_path / CONFIG).write_text(OmegaConf.to_yaml(config, resolve=True))
+    save_atomically({"weight": torch.zeros(1)}, tmp_path / LAST)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("++data.root=/new", "data.root", "/new"),
+        ("++data.val_root=/new", "data.val_root", "/new"),
+        ("cache_dir=/disk", "cache_dir", "/disk"),
+        ("cache_dir=/disk", "data.cache_dir", "/disk"),
+        ("data.cache_dir=/disk", "data.cache_dir", "/disk"),
+        ("data.num_workers=3", "data.num_workers", 3),
+        ("data.cache=none", "data.cache", "none"),
+        ("data.on_error=skip", "data.on_error", "skip"),
+    ],
+)
+def test_where_things_are_may_change(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, word: str, key: str, value: Any
+) -> None:
+    config = resolve(photographs, monkeypatch, word)
+    assert OmegaConf.select(config, key) == value
+    assert config.data._target_ == "data.folder.Folder"
+    if key != "data.root":
+        assert config.data.root == "/old"
+
+
+@pytest.mark.parametrize(
+    "word", ["data.image_size=32", "++data.n_val=3", "data=hf", "data=mnist", "++data.shards=x"]
+)
+def test_which_images_a_run_has_may_not_change(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(photographs, monkeypatch, word)
+    message = str(caught.value)
+    assert f"{word.lstrip('+')} can't change" in message
+    assert "where things are can: cache_dir, data.root, data.val_root" in message
+
+
+def test_the_whole_earlier_command_may_be_repeated_with_another_place(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["data=folder", "data.root=/new", "cache_dir=/ram", "trainer.max_steps=9"]
+    config = resolve(photographs, monkeypatch, *words)
+    assert (config.data.root, config.trainer.max_steps) == ("/new", 9)
+    with pytest.raises(InputError, match=r"data\.image_size=8 can't change"):
+        resolve(photographs, monkeypatch, *words, "data.image_size=8")
+
+
+def test_a_mapping_of_files_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_config("stage=vqgan", "data=hf", "data.path=parquet", "data.files={train: a}")
+    (tmp_path / CONFIG).write_text(OmegaConf.to_yaml(config, resolve=True))
+    save_atomically({"weight": torch.zeros(1)}, tmp_path / LAST)
+    word = "++data.files={train: b, validation: c}"
+    config = resolve(tmp_path, monkeypatch, word)
+    assert config.data.files == {"train": "b", "validation": "c"}
+    with pytest.raises(InputError, match=r"data\.train=all can't change"):
+        resolve(tmp_path, monkeypatch, "++data.train=all")
+
+
+def test_a_run_that_a_sweep_continues_has_the_places_of_the_whole_command(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["stage=vqgan", "data=folder", "data.root=/new", "data.num_workers=1"]
+    monkeypatch.setattr(resume, "read_overrides", lambda: words)
+    config = compose_config(*words)
+    config.resume = str(photographs)
+    config = resolve_resumed(config, False)
+    assert (config.data.root, config.data.num_workers) == ("/new", 1)
+    assert config.cache_dir == config.data.cache_dir == "cache", "conf/'s, as in the whole command"
+
+
+def test_the_later_stages_of_a_pipeline_follow_a_change_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config("stage=pipeline", "trainer.accelerator=gpu", "logger=wandb")
+    (tmp_path / CONFIG).write_text(OmegaConf.to_yaml(config, resolve=True))
+    words = ["stage=pipeline", f"resume={tmp_path}", "trainer.accelerator=cpu", "logger=csv"]
+    monkeypatch.setattr(resume, "read_overrides", lambda: words)
+    config = resolve_resumed(compose_config(*words), True)
+    assert config.stage2.trainer.accelerator == config.evaluate.accelerator == "cpu"
+    assert list(config.stage2.logger) == ["csv"]
+
+
+def test_a_prior_of_an_earlier_version_takes_places_that_it_did_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_config("stage=prior", "ckpt=runs/vqgan/x", "cache_dir=/ram")
+    OmegaConf.set_struct(config, False)
+    config.data = {"root": None, "cache": None, "num_workers": None}
+    (tmp_path / CONFIG).write_text(OmegaConf.to_yaml(config, resolve=True))
+    save_atomically({"weight": torch.zeros(1)}, tmp_path / LAST)
+    words = ["stage=prior", f"resume={tmp_path}", "data.val_root=/new", "trainer.accelerator=cpu"]
+    monkeypatch.setattr(resume, "read_overrides", lambda: words)
+    config = resolve_resumed(compose_config(*words), False)
+    assert (config.data.val_root, config.data.cache_dir) == ("/new", "/ram")
+
+
+def test_a_resumed_run_writes_down_where_things_are_now_and_nothing_else(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: Any = OmegaConf.load(photographs / CONFIG)
+    config = resolve(photographs, monkeypatch, "++data.root=/new", "trainer.max_steps=9")
+    write_places(photographs, config)
+    after: Any = OmegaConf.load(photographs / CONFIG)
+    assert after.data.root == "/new"
+    after.data.root = "/old"
+    assert after == before
