@@ -1,7 +1,7 @@
 """What every image dataset shares: sources of images in, batches on the model's device out, and their augmentation."""
 
 from abc import abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from data.loading import BatchDataModule, count_cores
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
 from data.source import Source
 from data.store import Arrays, fingerprint, load_or_fill
+from data.threads import map_in_threads
 from engine.console import log_line, progress_bar
 from engine.errors import InputError
 
@@ -43,6 +44,7 @@ class ImageDataModule(BatchDataModule):
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
     num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
+    reader_timeout   seconds without a new batch, or chunk of the cache, after which the run ends; 0 for no limit
     seed          decides the order of training batches and which images are held out
     cache_dir     folder of the cache
 
@@ -51,7 +53,13 @@ class ImageDataModule(BatchDataModule):
 
     classes: list[str] = []  # the class names, in the order of the labels
     # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
-    place_settings: ClassVar[tuple[str, ...]] = ("cache", "cache_dir", "num_workers", "on_error")
+    place_settings: ClassVar[tuple[str, ...]] = (
+        "cache",
+        "cache_dir",
+        "num_workers",
+        "on_error",
+        "reader_timeout",
+    )
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
 
     def __init__(
@@ -66,12 +74,13 @@ class ImageDataModule(BatchDataModule):
         on_error: str,
         batch_size: int,
         num_workers: int | None,
+        reader_timeout: float,
         seed: int,
         cache_dir: str,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(batch_size, num_workers, seed, reader_timeout)
         if not isinstance(image_size, int) or image_size < 1:
             raise InputError(
                 f"data.image_size={image_size} must be at least 1 pixel, a whole number"
@@ -186,16 +195,14 @@ class ImageDataModule(BatchDataModule):
 
         n = len(source)
         chunks = [range(start, min(start + READ_CHUNK, n)) for start in range(0, n, READ_CHUNK)]
-        pool = ThreadPoolExecutor(count_cores() if source.use_threads else 1)
-        try:
-            with progress_bar(n, f"reading {what}") as bar:
-                for chunk, faults in zip(chunks, pool.map(read_chunk, chunks), strict=True):
-                    all_faults |= faults
-                    bar.update(len(chunk))
-                    if all_faults and self.on_error == "stop":
-                        raise_unreadable(all_faults)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        num_threads = count_cores() if source.use_threads else 1
+        results = map_in_threads(read_chunk, chunks, num_threads, self.patience)
+        with closing(results), progress_bar(n, f"reading {what}") as bar:
+            for chunk, faults in zip(chunks, results, strict=True):
+                all_faults |= faults
+                bar.update(len(chunk))
+                if all_faults and self.on_error == "stop":
+                    raise_unreadable(all_faults)
         return all_faults
 
     def _select_readable(

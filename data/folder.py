@@ -2,15 +2,16 @@
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.datamodule import ImageDataModule
+from data.loading import count_cores
 from data.source import FileSource, Source, hold_out
 from data.store import Arrays, load_or_fill
+from data.threads import map_in_threads
 from engine.console import log_line
 from engine.errors import InputError
 
@@ -140,9 +141,11 @@ def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSourc
         return train
 
     def fill(arrays: Arrays) -> None:
-        with ThreadPoolExecutor() as pool:
-            known = set(pool.map(_hash_file, (val.files[i] for i in originals))) - {None}
-            digests = list(pool.map(_hash_file, (train.files[i] for i in suspects)))
+        num_threads = 4 + count_cores()  # they wait for the disk
+        in_val = map_in_threads(_hash_file, (val.files[i] for i in originals), num_threads)
+        known = set(in_val) - {None}
+        in_train = map_in_threads(_hash_file, (train.files[i] for i in suspects), num_threads)
+        digests = list(in_train)
         copies = [i for i, digest in zip(suspects, digests, strict=True) if digest in known]
         arrays["keep"][:] = True
         arrays["keep"][copies] = False

@@ -89,6 +89,7 @@ class HubStream(Source):
 
     checked_up_front = False
     use_threads = False
+    starts_late = True
 
     def __init__(
         self,

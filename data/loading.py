@@ -13,7 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from data.order import BatchOrder
-from engine.errors import InputError
+from data.readers import (
+    BATCHES_PER_READER,
+    Batch,
+    BatchLoader,
+    find_reader_obstacle,
+    free_shared_memory,
+    needed_shared_memory,
+    pipe_batch,
+    share_batch,
+)
+from engine.console import log_line
+from engine.errors import InputError, check_range
 
 
 def count_cores() -> int:
@@ -32,10 +43,6 @@ def _ignore_group_signals(_: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _keep_batch(batch: Any) -> Any:
-    return batch
-
-
 class BatchDataModule(L.LightningDataModule, ABC):
     """Shuffles, batches, distributes over ranks and resumes. Subclasses say what a split holds (`load_samples`).
 
@@ -45,7 +52,9 @@ class BatchDataModule(L.LightningDataModule, ABC):
     batch_order: type[BatchOrder] = BatchOrder  # the order of training batches
     group = "data."  # what the settings' names begin with in the stage that trains on these batches
 
-    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, batch_size: int, num_workers: int, seed: int, reader_timeout: float = 0
+    ) -> None:
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(
@@ -55,14 +64,17 @@ class BatchDataModule(L.LightningDataModule, ABC):
             raise InputError(
                 f"{self.group}num_workers={num_workers} must be a whole number of at least 0 processes"
             )
+        check_range("data.reader_timeout", reader_timeout, 0)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.patience = reader_timeout or None  # seconds, None for no limit
         self._samples: dict[str, Any] = {}
+        self._reported: set[str] = set()
 
     @abstractmethod
     def load_samples(self, split: str) -> Any:
-        """The samples of "train" or "val": ArraySamples, or anything with a length, `__getitems__` and `shard_sizes`."""
+        """The samples of "train" or "val": ArraySamples, LiveSamples, or what has their length, methods and attributes."""
 
     def samples(self, split: str) -> Any:
         """The samples of "train" or "val", loaded on first use."""
@@ -85,21 +97,60 @@ class BatchDataModule(L.LightningDataModule, ABC):
 
     def make_loader(
         self, split: str, batches: Sampler[list[int]] | list[list[int]]
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
+    ) -> DataLoader[Batch]:
         """A loader of these batches of sample indices of a split."""
-        return DataLoader(
-            self.samples(split),
+        samples = self.samples(split)
+        sizes = map(len, batches) if isinstance(batches, list) else [self.batch_size]
+        num_workers = self._count_readers()
+        uses_pipes = num_workers > 0 and self._lacks_shared_memory(
+            num_workers, max(sizes, default=0) * samples.sample_bytes
+        )
+        return BatchLoader(
+            samples,
             batch_sampler=batches,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=_keep_batch,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=BATCHES_PER_READER if num_workers else None,
+            # A reader that is killed while it writes to a pipe would leave the thread that pins waiting for the rest.
+            pin_memory=torch.cuda.is_available() and not uses_pipes,
+            collate_fn=pipe_batch if uses_pipes else share_batch,
             worker_init_fn=_ignore_group_signals,
             # Without a generator the loader would draw its seed from the model's random numbers.
             generator=torch.Generator().manual_seed(self.seed),
+            patience=self.patience,
+            starts_late=samples.starts_late,
         )
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _count_readers(self) -> int:
+        """`num_workers`, or 0, which is reported, if this system can't start processes that read."""
+        if self.num_workers and (obstacle := find_reader_obstacle(self.num_workers)):
+            self._report(
+                f"data.num_workers={self.num_workers} readers can't be started, since this system has no semaphores "
+                f"({obstacle}); this process reads the images itself"
+            )
+            return 0
+        return self.num_workers
+
+    def _lacks_shared_memory(self, num_workers: int, batch_bytes: int) -> bool:
+        """Whether shared memory has no room for what the readers will hold, which is reported."""
+        free = free_shared_memory()
+        needed = needed_shared_memory(num_workers, batch_bytes)
+        if free is None or needed <= free:
+            return False
+        self._report(
+            f"shared memory (/dev/shm) has {free / 2**20:,.0f} MiB free, and data.num_workers={num_workers} readers "
+            f"hold up to {needed / 2**20:,.0f} MiB of batches: they come through pipes, which is a little slower; "
+            "docker run --shm-size=8g gives a container more"
+        )
+        return True
+
+    def _report(self, sentence: str) -> None:
+        """Print a sentence about the readers once; training and validation have a loader each."""
+        if sentence.partition(",")[0] not in self._reported:
+            self._reported.add(sentence.partition(",")[0])
+            log_line(sentence)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = self._rank_and_world_size
         # A module counts its own steps, one batch each, and restores the count before Lightning asks for the loader.
         done = getattr(self.trainer.lightning_module, "step", 0) if self.trainer else 0
@@ -126,16 +177,16 @@ class BatchDataModule(L.LightningDataModule, ABC):
             setting=self.batch_setting,
         )
 
-    def shuffled_loader(self, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    def shuffled_loader(self, batch_size: int, seed: int) -> DataLoader[Batch]:
         """Endless training batches with a batch size and seed of their own, independent of this run's training."""
         samples = self.samples("train")
         order = self.batch_order(len(samples), batch_size, seed, shard_sizes=samples.shard_sizes)
         return self.make_loader("train", order)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         return self.iterate_split("val")
 
-    def iterate_split(self, split: str) -> DataLoader[tuple[Tensor, Tensor]]:
+    def iterate_split(self, split: str) -> DataLoader[Batch]:
         """One pass over this rank's share of a split, in the split's own order."""
         rank, world_size = self._rank_and_world_size
         share = list(range(rank, self.size(split), world_size))
@@ -144,7 +195,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
 
     def iterate_chunks(
         self, split: str, chunk_size: int, chunks: Sequence[int]
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
+    ) -> DataLoader[Batch]:
         """For each c of `chunks` the samples [c * chunk_size, (c + 1) * chunk_size) of a split, in its own order."""
         n = self.size(split)
         starts = [chunk * chunk_size for chunk in chunks]

@@ -28,6 +28,7 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
     """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None."""
 
     shard_sizes: list[int] | None = None
+    starts_late = False
 
     def __init__(
         self, values: NDArray[Any], labels: NDArray[Any], rows: NDArray[np.int64] | None = None
@@ -49,6 +50,11 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
             for name, value in state.items()
         }
         self.__dict__.update(opened)
+
+    @property
+    def sample_bytes(self) -> int:
+        """The size of a sample in memory."""
+        return int(self.values[:1].nbytes + self.labels[:1].nbytes)
 
     def __len__(self) -> int:
         return len(self.values if self.rows is None else self.rows)
@@ -90,7 +96,13 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
         self.channels = channels
         self.stop = stop
         self.shard_sizes = source.shard_sizes if rows is None else None
+        self.starts_late = source.starts_late
         self._reported: set[int] = set()
+
+    @property
+    def sample_bytes(self) -> int:
+        """The size of a sample in memory."""
+        return self.channels * self.side**2 + 8
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)

@@ -31,11 +31,13 @@ class Source(ABC):
     checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
     has_names          images have names that stay when others come or go
     use_threads        several threads read at the same time; False if that is unsafe or slower
+    starts_late        the first images may take as long as reading everything before them
     """
 
     checked_up_front = True
     use_threads = True
     has_names = False
+    starts_late = False
     shard_sizes: list[int] | None = None
 
     def __init__(self, n: int, key: Any) -> None:
@@ -188,6 +190,7 @@ class SourceSubset(Source):
         self.checked_up_front = whole.checked_up_front
         self.use_threads = whole.use_threads
         self.has_names = whole.has_names
+        self.starts_late = whole.starts_late
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]

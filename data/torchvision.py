@@ -20,8 +20,11 @@ from engine.cli import suggest
 from engine.console import log_line
 from engine.errors import InputError, summarize_error
 from engine.locks import Lock
+from engine.network import limited_silence
 
 Dataset = TypeVar("Dataset")
+
+SECONDS_OF_SILENCE = 60.0  # after which a download gives up
 
 
 class DownloadedDataModule(ImageDataModule):
@@ -61,7 +64,8 @@ class DownloadedDataModule(ImageDataModule):
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             instead = f"put a copy there yourself ({self.layout})"
-            with Lock(self.root / f".{name}.lock").wait(f"{self.root / name}", instead):
+            lock = Lock(self.root / f".{name}.lock")
+            with lock.wait(str(self.root / name), instead), limited_silence(SECONDS_OF_SILENCE):
                 return make(download=True)
         except InputError:
             raise

@@ -1,6 +1,8 @@
 """Names of earlier versions, which work for one more release on the command line and in the files of earlier runs."""
 
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -72,6 +74,22 @@ def upgrade_config(config: Any) -> Any:
     return _upgrade(config, "")
 
 
+@cache
+def _default_reader_timeout() -> Any:
+    file = Path(__file__).parents[1] / "conf" / "images" / "default.yaml"
+    return OmegaConf.load(file).reader_timeout
+
+
+def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of images with a time limit for their readers, which earlier versions did not have."""
+    if not {"num_workers", "cache"} <= node.keys() or "reader_timeout" in node:
+        return node
+    is_dataset = (
+        "_target_" in node
+    )  # else it replaces settings of a dataset, and null replaces nothing
+    return {**node, "reader_timeout": _default_reader_timeout() if is_dataset else None}
+
+
 def _upgrade(node: Any, path: str) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
@@ -80,7 +98,7 @@ def _upgrade(node: Any, path: str) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where
             )
-        return upgraded
+        return _add_reader_timeout(upgraded)
     if isinstance(node, list):
         return [_upgrade(value, path) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

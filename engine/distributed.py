@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_module
 from torch import Tensor
@@ -19,6 +20,8 @@ from engine.errors import InputError
 
 Value = TypeVar("Value")
 Devices = int | str | list[int]  # a number, "auto" or -1 for all, or a list of GPUs
+
+SRUN_VARIABLES = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_SRUN_COMM_HOST")
 
 TIMEOUT = timedelta(hours=2)  # the main rank may be filling a cache while the others wait
 
@@ -95,11 +98,27 @@ def count_processes(devices: Devices, num_nodes: int, kind: str) -> int:
 
 
 def slurm_task_count() -> str | None:
-    """How many tasks srun has started; None outside of srun, and in an interactive shell."""
+    """How many tasks srun has started; None outside of srun, and in an interactive shell.
+
+    SLURM_NTASKS alone does not say so: the shells of sbatch and salloc have it too, and there one process runs. Only srun
+    starts a step.
+    """
     is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if is_interactive or "SLURM_PROCID" not in os.environ:
-        return None
-    return os.environ.get("SLURM_NTASKS")
+    is_task = "SLURM_PROCID" in os.environ and any(name in os.environ for name in SRUN_VARIABLES)
+    return os.environ.get("SLURM_NTASKS") if is_task and not is_interactive else None
+
+
+def cluster_plugins(num_processes: int) -> list[Any]:
+    """Lightning's plugins for a run of so many processes: it takes every shell with SLURM_NTASKS for one of srun's tasks.
+
+    A single process in a batch job of one task stays one of SLURM's, for Lightning to requeue.
+    """
+    if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    is_only_task = num_processes == 1 and os.environ["SLURM_NTASKS"] == "1"
+    if slurm_task_count() is not None or (is_only_task and "SLURM_PROCID" in os.environ):
+        return []
+    return [LightningEnvironment()]
 
 
 def launch(devices: Devices, num_nodes: int, kind: str) -> Fabric:
@@ -107,14 +126,15 @@ def launch(devices: Devices, num_nodes: int, kind: str) -> Fabric:
 
     Lightning starts this program again for each further device, and each process arrives here by itself.
     """
-    is_parallel = count_processes(devices, num_nodes, kind) > 1
+    n = count_processes(devices, num_nodes, kind)
     for name in ("lightning.fabric", "lightning.pytorch", rank_zero_module.log.name):
         logging.getLogger(name).setLevel("WARNING")
     fabric = Fabric(
         accelerator=kind,
         devices=choose_devices(devices, kind),
         num_nodes=num_nodes,
-        strategy=DDPStrategy(timeout=TIMEOUT) if is_parallel else "auto",
+        strategy=DDPStrategy(timeout=TIMEOUT) if n > 1 else "auto",
+        plugins=cluster_plugins(n),
     )
     try:
         fabric.launch()
@@ -169,8 +189,11 @@ def separate_random_streams() -> None:
 
 def report_mistake(sentence: str) -> None:
     """Print what is wrong. Before the processes have met, all find the same mistake, and the main one reports it."""
-    variable = "SLURM_PROCID" if slurm_task_count() else "LOCAL_RANK"
-    rank = int(os.environ.get("RANK") or os.environ.get(variable) or "0")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        variable = "RANK"
+    else:
+        variable = "SLURM_PROCID" if slurm_task_count() else "LOCAL_RANK"
+    rank = int(os.environ.get(variable) or "0")
     if rank > 0 and not dist.is_initialized():
         time.sleep(5)  # torchrun ends all processes when one has ended: the main one reports first
     else:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from engine.errors import InputError
+from engine.locks import POLL, Lock
 
 CONFIG = "config.yaml"
 RECORD = "record.jsonl"  # one line per start: command, versions, machine
@@ -23,6 +27,7 @@ CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"  # to resume from
 PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is corrupt
 BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
+LOCK = ".lock"  # held by the process that writes into the folder
 DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
 
 
@@ -37,12 +42,61 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             "a path goes to run_dir="
         )
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
-    if folder.exists() and any(folder.iterdir()):
+    if run_dir and folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"run_dir={folder} is not empty; continue that run with resume={folder}, "
             "or name another folder"
         )
     return folder
+
+
+def make_run_folder(stage: str, name: str, run_dir: str | None) -> Path:
+    """Make the folder that `choose_folder` chooses, for this run alone: of runs that start at the same moment each gets another.
+
+    A folder belongs to the run that makes its record.jsonl, which fails if the file exists; mkdir of an existing folder fails
+    too, but `run_dir` may be one. Raises InputError, and OSError if the folder can't be made.
+    """
+    while True:
+        folder = choose_folder(stage, name, run_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=run_dir is not None)
+            (folder / RECORD).open("x").close()
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise
+            if run_dir is not None:
+                raise InputError(
+                    f"run_dir={folder} was taken by another run at this moment; name another folder"
+                ) from error
+        else:
+            return folder
+
+
+def is_mere_claim(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a run that was killed at its very start leaves."""
+    if not folder.is_dir():
+        return False
+    names = {file.name for file in folder.iterdir()}
+    return bool(names) and names <= {RECORD, LOCK, f"{CONFIG}.tmp"}
+
+
+def lock_folder(folder: Path, seconds: float = 15.0) -> Lock:
+    """Take the lock of a run folder, so that a run is not resumed twice at the same time, nor while it still runs.
+
+    Waits for some seconds: the readers of a run that was killed may hold its lock that long. Raises InputError if
+    another process has the lock, and OSError if its file can't be written.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return Lock(folder / LOCK).take()
+        except Timeout as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"the run in {folder} is running in another process; wait for it, or end it, "
+                    f"and then say resume={folder}"
+                ) from error
+        time.sleep(POLL)
 
 
 def next_free_folder(folder: Path) -> Path:

@@ -25,7 +25,7 @@ class Lock:
 
     The system frees it when its process ends. Where a file system has no locks, as some network mounts, the existence of a
     second file is the lock; it is removed when its process has ended, or has shown no sign of life for `PATIENCE` seconds.
-    A sign of life is a new access time of the file, which a thread sets every `BEAT` seconds.
+    A sign of life is a new time of the file, which a thread sets every `BEAT` seconds.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -42,6 +42,23 @@ class Lock:
     def _held_file(self) -> Path:
         return Path(self._lock.lock_file)
 
+    @property
+    def is_soft(self) -> bool:
+        """Whether the existence of a file is the lock."""
+        return isinstance(self._lock, SoftFileLock)
+
+    def last_sign_of_life(self) -> int | None:
+        """The time (ns) of the file that the holder sets; None if the file is gone.
+
+        Waiters truncate a lock's file, which changes its modification time, and read a file that stands for a lock, which
+        changes its access time.
+        """
+        try:
+            status = os.stat(self._held_file)
+        except OSError:
+            return None
+        return status.st_mtime_ns if self.is_soft else status.st_atime_ns
+
     def take(self) -> "Lock":
         """Take the lock now. Raises filelock's Timeout if another process holds it, OSError if its file can't be written."""
         try:
@@ -51,7 +68,7 @@ class Lock:
                 raise
             self._lock.acquire(timeout=0)
         except (OSError, NotImplementedError) as error:
-            if isinstance(self._lock, SoftFileLock) or not lacks_locks(error):
+            if self.is_soft or not lacks_locks(error):
                 raise
             marker = self.file.with_name(f"{self.file.name.removesuffix('.lock')}.held.lock")
             self._lock = SoftFileLock(marker)
@@ -78,7 +95,7 @@ class Lock:
             if not has_notice and now - start >= SECONDS_UNTIL_NOTICE:
                 has_notice = True
                 log_line(f"{what} is being made by another run; waiting for it")
-            if (latest := last_sign_of_life(self._held_file)) != sign:
+            if (latest := self.last_sign_of_life()) != sign:
                 sign, alive = latest, now
             elif now - alive > PATIENCE:
                 raise InputError(
@@ -104,9 +121,8 @@ class Lock:
 
     def _remove_abandoned(self) -> bool:
         """Remove the file that stands for a lock if its process, on another machine, shows no sign of life any more."""
-        sign = last_sign_of_life(self._held_file)
-        is_soft = isinstance(self._lock, SoftFileLock)
-        if not is_soft or sign is None or time.time() - sign / 1e9 < PATIENCE:
+        sign = self.last_sign_of_life()
+        if not self.is_soft or sign is None or time.time() - sign / 1e9 < PATIENCE:
             return False
         self._held_file.unlink(missing_ok=True)
         return True
@@ -117,18 +133,10 @@ def lacks_locks(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in NO_LOCKS
 
 
-def last_sign_of_life(file: Path) -> int | None:
-    """The access time (ns) of a lock's file; None if it is gone. The time of its last change won't do: waiters may truncate it."""
-    try:
-        return os.stat(file).st_atime_ns
-    except OSError:
-        return None
-
-
 def show_life(file: Path) -> None:
-    """Set the access time of a lock's file to now."""
+    """Set the times of a lock's file to now."""
     with suppress(OSError):  # a network disk that is away for a moment
-        os.utime(file, ns=(time.time_ns(), os.stat(file).st_mtime_ns))
+        os.utime(file)
 
 
 def keep_showing_life(file: Path, released: threading.Event) -> None:

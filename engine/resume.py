@@ -1,9 +1,11 @@
 """Resuming a run: its config as it was, with what this command may change."""
 
+import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from yaml import YAMLError
 
 from engine.aliases import upgrade_config
 from engine.checkpoint import find_resumable
+from engine.console import log_line
 from engine.environment import read_overrides
 from engine.errors import InputError
-from engine.folder import CONFIG, write_config
+from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
 from engine.sweep import APART, flatten_resolved, sweep_folder
 from engine.trust import OTHERS, check_trusted, flatten_config
@@ -233,6 +236,20 @@ def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> No
             raise InputError(
                 f"{file} says {key}={value}, which is no stage of Codegrid; don't trust the file"
             )
+
+
+def report_other_threads(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Print that a run on a CPU ran with another number of threads before: sums are then rounded otherwise."""
+    before: Any = None
+    with suppress(
+        OSError, ValueError, LookupError
+    ):  # an earlier run's record may be missing, or cut off
+        before = json.loads((folder / RECORD).read_text().splitlines()[-1])["threads"]
+    if isinstance(before, int) and before != origin["threads"]:
+        log_line(
+            f"{folder} ran with {before} threads and resumes with {origin['threads']}: on a CPU it ends equal to an "
+            f"uninterrupted run up to rounding, and to the bit with OMP_NUM_THREADS={before}"
+        )
 
 
 def resume_command(folder: Path) -> str:

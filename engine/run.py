@@ -28,14 +28,22 @@ from engine.errors import InputError
 from engine.folder import (
     METRICS,
     append_record,
-    choose_folder,
+    lock_folder,
+    make_run_folder,
     write_config,
     write_metrics,
 )
+from engine.locks import Lock
 from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
 from engine.places import explain_advice, list_places
-from engine.resume import resolve_repeated, resolve_resumed, resume_command, write_places
+from engine.resume import (
+    report_other_threads,
+    resolve_repeated,
+    resolve_resumed,
+    resume_command,
+    write_places,
+)
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.sweep import read_metrics
 from engine.trainer import make_trainer
@@ -65,6 +73,7 @@ class Run:
             settings.accelerator if settings else config.get("accelerator", "auto")
         )
         self._loggers: list[Logger] = []
+        self._lock: Lock | None = None  # on the folder
 
     @classmethod
     def open(
@@ -108,7 +117,11 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        close_loggers(self._loggers, failed=error is not None)
+        try:
+            close_loggers(self._loggers, failed=error is not None)
+        finally:
+            if self._lock is not None:
+                self._lock.release()
         has_images = self.resume is not None and "_target_" in self.config.get("data", {})
         if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
             raise limited from error
@@ -161,14 +174,18 @@ class Run:
 
     def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:
         config = self.config
-        folder = self.resume or choose_folder(
-            config.stage, str(config.name or name), config.run_dir
-        )
+        folder = self.resume
+        origin = describe_origin()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if folder is None:
+                name = str(config.name or name)
+                folder = make_run_folder(config.stage, name, config.run_dir)
+            self._lock = lock_folder(folder)
             if not self.resume:
                 write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            append_record(folder, {**describe_origin(), **self._describe_ckpt()}, data)
+            elif self.device.type == "cpu":
+                report_other_threads(folder, origin)
+            append_record(folder, {**origin, **self._describe_ckpt()}, data)
             if self.resume:
                 write_places(folder, config)
             else:
@@ -176,7 +193,7 @@ class Run:
         except OSError as error:
             instead = "copy it to one that can be written, and resume the copy"
             raise InputError(
-                f"can't write the run folder {folder} ({error}); "
+                f"can't write the run folder {folder or config.run_dir or 'below runs'} ({error}); "
                 + (instead if self.resume else "name another with run_dir=...")
             ) from error
         return folder

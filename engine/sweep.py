@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.aliases import upgrade_config
 from engine.cli import explain_error
-from engine.console import log_line
+from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, is_mere_claim
+from engine.locks import Lock
 from engine.places import is_place
 from engine.trust import flatten_config
 
@@ -37,7 +38,7 @@ APART = ("id", "resume", "run_dir", "sweep", "objective")
 
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
-_slots: list[FileLock] = []  # locks on the GPUs of this process, held until it ends
+_slots: list[Lock] = []  # locks on the GPUs of this process, held until it ends
 
 
 def name_sweep(sweep: str | None, experiment: str | None) -> str:
@@ -111,7 +112,11 @@ class Sweep(Callback):
         }
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            make_locks_folder(self.folder)
+        except InputError as error:  # Hydra would print a traceback, and run the points
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(MISTAKE) from error
         self.before = self.failures()
         # Optuna's sweeper logs failures, which run_point reports.
         logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel("CRITICAL")
@@ -127,9 +132,9 @@ class Sweep(Callback):
             file for file, moment in self.failures().items() if self.before.get(file) != moment
         ]
         if failed:
-            lines = [
-                f"  {file.stem}: {file.read_text().strip().splitlines()[-1]}" for file in failed
-            ]
+            unwritten = ["its error could not be written"]  # the disk was full
+            texts = {file.stem: file.read_text().strip().splitlines() for file in failed}
+            lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)
             raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
@@ -141,11 +146,11 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep, name = Path(job.sweep.dir), str(job.sweep.subdir)
     failure = sweep / "failed" / f"{name}.txt"
-    failure.unlink(missing_ok=True)
-    (sweep / ".locks").mkdir(parents=True, exist_ok=True)
-    if "joblib" in job.launcher._target_:
-        claim_gpu()
     try:
+        locks = make_locks_folder(sweep)
+        failure.unlink(missing_ok=True)
+        if "joblib" in job.launcher._target_:
+            claim_gpu()
         for key, instead in {"run_dir": "sweep=<name>", "resume": "the same command again"}.items():
             if config[key]:
                 raise InputError(
@@ -155,7 +160,7 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
             raise InputError(
                 f"trainer.devices={devices} in a sweep; a point has one device, and hydra/launcher=joblib runs several"
             )
-        with FileLock(sweep / ".locks" / name, timeout=0):
+        with Lock(locks / name).take():
             swept = list(job.callbacks["sweep"].swept)
             figures = run_once(run, config, sweep / name, swept=swept)
             return read_objective(figures, config.objective)
@@ -166,9 +171,26 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     except Exception as error:
         message = explain_error(error) or traceback.format_exc()
         print(message, file=sys.stderr)
-        failure.parent.mkdir(exist_ok=True)
-        failure.write_text(message.rstrip() + "\n")
+        with best_effort_write(failure):
+            failure.parent.mkdir(exist_ok=True)
+            failure.write_text(message.rstrip() + "\n")
     return None
+
+
+def make_locks_folder(sweep: Path) -> Path:
+    """The folder of the locks of a sweep's points. Raises InputError if the sweep's folder can't be written."""
+    locks = sweep / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        Lock(locks / ".writable").take().release()
+    except Timeout:  # another process tests the folder at this moment
+        pass
+    except OSError as error:
+        raise InputError(
+            f"can't write the sweep's folder {sweep} ({error.strerror or error}); "
+            "name another with sweep=..., or anywhere else with hydra.sweep.dir=..."
+        ) from error
+    return locks
 
 
 def run_once(
@@ -194,10 +216,17 @@ def run_once(
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
         else:  # nothing to resume from; the files may still show why
-            free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
-            folder.rename(next(path for path in free if not path.exists()))
+            set_aside(folder)
+    elif is_mere_claim(folder):
+        set_aside(folder)
     config.run_dir = str(folder)
     return run(config)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a folder to the first free name with a leading dot."""
+    free = (folder.with_name(f".{folder.name}-{n}") for n in count(1))
+    folder.rename(next(path for path in free if not path.exists()))
 
 
 def check_same_run(
@@ -316,11 +345,16 @@ def claim_gpu() -> None:
     if not gpus:
         return
     for number in count():
-        slot = FileLock(Path(tempfile.gettempdir()) / f"codegrid-{os.getuid()}-gpu-{number}.lock")
+        slot = Lock(Path(tempfile.gettempdir()) / f"codegrid-{os.getuid()}-gpu-{number}.lock")
         try:
-            slot.acquire(timeout=0)
+            slot.take()
         except Timeout:
             continue
+        except OSError as error:
+            raise InputError(
+                f"can't write {slot.file} ({error.strerror or error}), by which processes share "
+                "GPUs; name a folder for temporary files with TMPDIR=..."
+            ) from error
         _slots.append(slot)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         return

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 
-from engine.distributed import choose_devices
+from engine.distributed import choose_devices, cluster_plugins
 from engine.environment import best_precision
 from engine.fsdp import ShardedStrategy
 from engine.settings import TrainerSettings
@@ -41,7 +41,7 @@ def make_trainer(
         num_nodes=settings.num_nodes,
         strategy=ShardedStrategy(n) if is_sharded else strategy,
         inference_mode=not is_sharded,  # weights gathered in it could not be trained afterwards
-        **precision_arguments(settings),
+        **plugin_arguments(settings),
         val_check_interval=settings.val_every,
         check_val_every_n_epoch=1,  # counts batches since a resume as Lightning restores them
         num_sanity_val_steps=0,
@@ -56,9 +56,10 @@ def make_trainer(
     )
 
 
-def precision_arguments(settings: TrainerSettings) -> dict[str, Any]:
-    """Lightning's arguments for the precision; it would silently replace float16 on a CPU."""
+def plugin_arguments(settings: TrainerSettings) -> dict[str, Any]:
+    """Lightning's arguments for precision and processes; it would silently replace float16 on a CPU."""
+    plugins: list[Any] = [*cluster_plugins(settings.num_processes)]
     precision = best_precision() if settings.precision == "auto" else settings.precision
     if precision != "16-mixed":
-        return {"precision": precision}
-    return {"plugins": [MixedPrecision("16-mixed", settings.device.type)]}
+        return {"precision": precision, "plugins": plugins}
+    return {"plugins": [*plugins, MixedPrecision("16-mixed", settings.device.type)]}

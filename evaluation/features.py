@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import re
-import socket
 import warnings
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.console import log_line
 from engine.errors import InputError
+from engine.network import limited_silence
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
@@ -88,18 +88,15 @@ def fetch_weights(name: str, url: str, fetch: bool) -> Path:
         return file
     if not fetch:
         raise InputError(f"the weights {name} are not in {file.parent}, and fetch=false")
-    previous_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # a network that drops packets would block the run forever
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         log_line(f"fetching {name}")
-        torch.hub.download_url_to_file(url, str(file), progress=False)
+        with limited_silence(10):
+            torch.hub.download_url_to_file(url, str(file), progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"the weights {name} are not in {file.parent} and can't be fetched ({error})"
         ) from error
-    finally:
-        socket.setdefaulttimeout(previous_timeout)
     return file
 
 

@@ -16,6 +16,7 @@ from data.images import to_uint8
 from data.pictures import save_picture, tile_images
 from data.samples import ArraySamples
 from engine.console import progress_bar
+from engine.distributed import cluster_plugins
 from engine.errors import InputError
 from engine.folder import PICTURES
 from evaluation.feature_set import AbsentFeatureSet, FeatureSet
@@ -178,7 +179,9 @@ class PriorJudge:
             self.images,
             self.settings.split,
             batch_size=self.settings.batch_size,
-            fabric=Fabric(accelerator=self.settings.device.type, devices=1),
+            fabric=Fabric(
+                accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
+            ),
         )
 
     def add_references(self, feature_sets: Sequence[FeatureSet]) -> dict[str, Any]:

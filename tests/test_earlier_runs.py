@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from benchmarks.identity import machine, state_hash
 from engine.aliases import rename_key, rename_words, upgrade_config
+from engine.sweep import config_difference
 from tests.helpers.commands import Command, lightning_warnings
-from tests.helpers.configs import ROOT
+from tests.helpers.configs import ROOT, compose_config
 
 pytestmark = lightning_warnings
 
@@ -117,3 +119,29 @@ def test_upgrading_renames_keys_and_targets_at_any_depth() -> None:
         "quantizer": {"inner": {"K": 2}, "num_codebooks": 4},
         "run": "vqgan.stages.train.train_tokenizer",
     }
+
+
+def test_images_of_earlier_runs_get_todays_time_limit_and_overrides_stay_empty() -> None:
+    default = compose_config("stage=vqgan").data.reader_timeout
+    data = {"_target_": "data.folder.Folder", "num_workers": None, "cache": "disk"}
+    later = {"root": None, "cache": None, "num_workers": None}
+    upgraded = upgrade_config({"data": data, "stage2": {"data": later}})
+    assert upgraded["data"]["reader_timeout"] == default
+    assert upgraded["stage2"]["data"]["reader_timeout"] is None
+    assert upgrade_config(upgraded) == upgraded
+    own = upgrade_config({"data": {**data, "reader_timeout": 5}})
+    assert own["data"]["reader_timeout"] == 5
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "prior", "pipeline", "evaluate"])
+def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
+    config = compose_config(f"stage={stage}", "seed=0")
+    earlier = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    for node in (
+        earlier.get("data"),
+        OmegaConf.select(earlier, "stage2.data"),
+        OmegaConf.select(earlier, "evaluate.data"),
+    ):
+        if node is not None:
+            node.pop("reader_timeout")
+    assert config_difference(config, upgrade_config(earlier)) is None

@@ -4,10 +4,16 @@ Each row prepares an empty folder, runs one command there in this process, and e
 Rows are grouped by kind of fault; the tests of each part have the finer cases.
 """
 
+import errno
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +21,18 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from data.pictures import save_picture
+from engine import folder as run_folder
+from engine import locks
 from engine.checkpoint import make_header, save_atomically
 from engine.folder import LAST, append_record, write_config
+from engine.locks import Lock
 from prior.saving import SampleBatch, SampleSaver
 from prior.stages.sample import draw_samples
 from tests.helpers.commands import TINY, Command, lightning_warnings
-from tests.helpers.configs import compose_config
+from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.runs import save_prior_run, save_tokenizer_run
 
 pytestmark = lightning_warnings
@@ -41,6 +51,7 @@ class Case:
     words: tuple[str, ...]
     expected: str  # part of what the command prints
     code: int = 0
+    trains: bool = False  # then the row is one of the slow tests
 
 
 def nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +97,223 @@ def run_on_photos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What is only recorded about a machine may be missing; every wait has an end.
-MACHINE: list[Case] = []
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    """A function that raises this."""
+
+    def refuse(*arguments: Any, **settings: Any) -> Any:
+        raise error
+
+    return refuse
+
+
+def no_git(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def no_sysconf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", fail(ValueError("unrecognized configuration name")))
+
+
+def no_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CPUINFO", "STATM"):
+        monkeypatch.setattr(f"engine.environment.{name}", folder)
+
+
+def no_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.packages.version", fail(PackageNotFoundError("torch")))
+
+
+def photographs(folder: Path) -> None:
+    """Forty small photographs in the folder photos."""
+    random = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for i in range(40):
+        pixels = random.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"photos/{i}.png")
+
+
+def reading(act: Callable[[], Any], only_in_readers: bool) -> Prepare:
+    """Photographs that do something else when they are read."""
+
+    def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from data.source import FileSource
+
+        photographs(folder)
+        read = FileSource.read_image
+
+        def read_image(self: FileSource, *where: int) -> Any:
+            if get_worker_info() or not only_in_readers:
+                act()
+            return read(self, *where)
+
+        monkeypatch.setattr("data.threads.SECONDS_TO_END", 0.05)
+        monkeypatch.setattr(FileSource, "read_image", read_image)
+
+    return prepare
+
+
+def small_shared_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.loading.free_shared_memory", lambda: 2**10)
+
+
+def no_semaphores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multiprocessing.Lock", fail(OSError(errno.ENOSPC, "No space left")))
+
+
+def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run that has the locks of the caches and shows no sign of life."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
+    monkeypatch.setattr(Lock, "take", fail(locks.Timeout("lock")))
+
+
+def no_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.locks.FileLock.acquire", fail(OSError(errno.ENOLCK, "No locks")))
+
+
+def read_only(name: str) -> Prepare:
+    """A file where a folder would be made, which nobody may write to, root neither."""
+    return lambda folder, monkeypatch: (folder / name).touch() and None
+
+
+def taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another start that makes its folder at the same moment."""
+
+    def choose(stage: str, name: str, run_dir: str | None) -> Path:
+        (folder / "mine").mkdir()
+        (folder / "mine/record.jsonl").touch()
+        return folder / "mine"
+
+    monkeypatch.setattr(run_folder, "choose_folder", choose)
+
+
+def shell(**variables: str) -> Prepare:
+    """The variables of a shell."""
+
+    def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return prepare
+
+
+EARLIER = ROOT / "tests/fixtures/run_of_0_1"
+SAMPLE = ("stage=sample", f"ckpt={EARLIER}/prior", "n=2", "accelerator=cpu")
+PHOTOS = (
+    "stage=vqgan", "data=folder", "data.root=photos", "data.n_val=8", "data.image_size=16", "trainer.max_steps=1",
+    *(word for word in TINY if not word.startswith(("data.n_", "data.image", "trainer.max"))),
+)  # fmt: skip
+LIVE = ("stage=vqgan", *TINY, "trainer.max_steps=1", "data.cache=none", "data.num_workers=1")
+TOO_FEW = ("stage=vqgan", "trainer.accelerator=cpu", "data.n_train=4", "data.batch_size=32")
+FULL = "4 training samples don't fill one batch of 32"  # the next check, after the processes are counted
+
+MACHINE: list[Case] = [
+    Case("a program runs without git", no_git, SAMPLE, '"n": 2'),
+    Case("a program runs on a system that knows no sizes", no_sysconf, SAMPLE, '"n": 2'),
+    Case("a program runs without /proc", no_proc, SAMPLE, '"n": 2'),
+    Case("a program runs without the metadata of packages", no_metadata, SAMPLE, '"n": 2'),
+    Case(
+        "a disk that hangs while the cache is filled is a sentence",
+        reading(lambda: time.sleep(5), only_in_readers=False),
+        (*PHOTOS, "data.reader_timeout=0.2"),
+        "error: no image has been read for 0.2 s (data.reader_timeout)",
+        code=2,
+    ),
+    Case(
+        "a disk that hangs during training is a sentence",
+        reading(lambda: time.sleep(600), only_in_readers=True),
+        (*PHOTOS, "data.cache=none", "data.num_workers=1", "data.reader_timeout=0.5"),
+        "error: no image has been read for 0.5 s (data.reader_timeout)",
+        code=2,
+        trains=True,
+    ),
+    Case(
+        "a reader that the system kills is a sentence that names num_workers",
+        reading(lambda: os.kill(os.getpid(), signal.SIGKILL), only_in_readers=True),
+        (*PHOTOS, "data.cache=none", "data.num_workers=2"),
+        "memory runs out; use fewer, data.num_workers=1",
+        code=2,
+        trains=True,
+    ),
+    Case(
+        "a cache that a stopped run makes is a sentence",
+        stopped_run,
+        ("stage=vqgan", *TINY),
+        "has shown no sign of life for",
+        code=2,
+    ),
+    Case(
+        "batches that shared memory has no room for come through pipes",
+        small_shared_memory,
+        LIVE,
+        "shared memory (/dev/shm) has 0 MiB free",
+        trains=True,
+    ),
+    Case(
+        "a system without semaphores reads in the training process",
+        no_semaphores,
+        LIVE,
+        "this process reads the images itself",
+        trains=True,
+    ),
+    Case("a file system without locks is no obstacle", no_locks, SAMPLE, '"n": 2'),
+    Case(
+        "a sweep on a file system without locks runs",
+        no_locks,
+        ("-m", *SAMPLE, "sweep=mine"),
+        '"run": "runs/sweeps/mine/0"',
+    ),
+    Case(
+        "a sweep whose folder can't be written is a sentence",
+        read_only("runs"),
+        ("-m", *SAMPLE, "seed=0,1", "sweep=mine"),
+        "error: can't write the sweep's folder runs/sweeps/mine",
+        code=2,
+    ),
+    Case(
+        "a run folder that can't be written is a sentence",
+        read_only("runs"),
+        SAMPLE,
+        "error: can't write the run folder",
+        code=2,
+    ),
+    Case(
+        "a cache folder that can't be written is a sentence",
+        read_only("cache"),
+        ("stage=vqgan", *TINY),
+        "error: can't write the cache folder",
+        code=2,
+    ),
+    Case(
+        "a folder that another start takes at the same moment is refused",
+        taken,
+        (*SAMPLE, "run_dir=mine"),
+        "was taken by another run at this moment",
+        code=2,
+    ),
+    Case(
+        "tasks that a shell of sbatch may start are no processes",
+        shell(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_NAME="train"),
+        TOO_FEW,
+        FULL,
+        code=2,
+    ),
+    Case(
+        "tasks that a shell of salloc may start are no processes",
+        shell(SLURM_NTASKS="6", SLURM_JOB_NAME="mine"),
+        TOO_FEW,
+        FULL,
+        code=2,
+    ),
+    Case(
+        "tasks that srun has started are counted",
+        shell(SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_STEP_ID="0", SLURM_JOB_NAME="train"),
+        TOO_FEW,
+        "4 processes were started, and trainer.devices=1",
+        code=2,
+    ),
+]
 
 # A figure is a number, or null with a reason.
 NUMBERS: list[Case] = []
@@ -291,7 +518,13 @@ SAMPLES: list[Case] = [
 CASES = [*MACHINE, *NUMBERS, *WORDS, *MOVED, *VERSIONS, *SPLIT, *SUMMARY, *SAMPLES]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.trains else [])
+        for case in CASES
+    ],
+)
 def test_what_people_meet_elsewhere(
     case: Case,
     command: Command,

@@ -1,5 +1,6 @@
 """Sweeps as a user types them; tests that need no training replace the run by one that takes no time."""
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -46,15 +47,15 @@ class Played:
         self.checkpoint = True
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        run = Run.open(config)
-        folder = run.start("played")
-        self.configs.append(run.config)
-        if self.checkpoint:
-            save_atomically({}, folder / "checkpoints/last.ckpt")
-        if config.seed in self.ends:
-            raise self.ends[config.seed]
-        metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
-        result = run.finish(metrics)
+        with Run.open(config) as run:
+            folder = run.start("played")
+            self.configs.append(run.config)
+            if self.checkpoint:
+                save_atomically({}, folder / "checkpoints/last.ckpt")
+            if config.seed in self.ends:
+                raise self.ends[config.seed]
+            metrics = {"run": str(folder), "id": run.config.id, "psnr": 20.0 + config.seed}
+            result = run.finish(metrics)
         assert result is not None
         return result
 
@@ -225,6 +226,92 @@ def test_a_point_that_broke_off_before_its_first_checkpoint_is_started_again(
     assert (again.resume, again.run_dir) == (None, first.run_dir)
     assert again.id != first.id
     assert OmegaConf.load("runs/sweeps/mine/.0_seed-1-1/config.yaml").id == first.id, "kept aside"
+
+
+def test_a_point_that_was_killed_before_its_config_was_written_is_started_again(
+    command: Command, played: Played
+) -> None:
+    folder = Path("runs/sweeps/mine/0_seed-1")
+    folder.mkdir(parents=True)
+    (folder / "record.jsonl").touch()
+    assert command(*ONE, "seed=1,2") == 0
+    assert played.names == ["0_seed-1", "1_seed-2"]
+    assert Path("runs/sweeps/mine/.0_seed-1-1/record.jsonl").exists()
+
+
+def test_a_folder_of_somebody_elses_files_is_left_alone(command: Command, played: Played) -> None:
+    folder = Path("runs/sweeps/mine/0_seed-1")
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    assert command(*ONE, "seed=1,2") == 2
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+    assert played.names == ["1_seed-2"]
+
+
+@pytest.mark.parametrize(
+    ("file", "number"),
+    [(".locks", errno.EROFS), (".locks", errno.EACCES), ("mine", errno.ENOSPC)],
+)
+def test_a_sweep_whose_folder_can_not_be_written_is_one_sentence(
+    command: Command,
+    played: Played,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    number: int,
+) -> None:
+    make = Path.mkdir
+
+    def refuse(self: Path, *arguments: Any, **settings: Any) -> None:
+        if self.name == file:
+            raise OSError(number, os.strerror(number))
+        make(self, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert command(*TWO) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: can't write the sweep's folder runs/sweeps/mine")
+    assert "sweep=..." in line
+    assert not played.configs
+
+
+def test_an_error_that_can_not_be_written_down_is_counted(
+    command: Command,
+    played: Played,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = Path.write_text
+
+    def refuse(self: Path, text: str, *arguments: Any) -> int:
+        if self.parent.name == "failed":
+            self.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, text, *arguments)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    played.ends = {1: ValueError("the power failed")}
+    assert command(*TWO) == 2
+    printed = capsys.readouterr().err
+    assert "the power failed" in printed
+    assert "1_seed-1: its error could not be written" in printed
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks"), OSError(errno.ENOSYS, "none")]
+)
+def test_points_have_locks_on_any_file_system(
+    command: Command, played: Played, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
+    locks = Path("runs/sweeps/mine/.locks")
+    locks.mkdir(parents=True)
+    with SoftFileLock(locks / "0_seed-0.held.lock"):
+        assert command(*TWO) == 0
+    assert played.names == ["1_seed-1"]
 
 
 def test_a_point_with_another_config_is_refused_in_one_sentence(

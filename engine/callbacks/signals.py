@@ -3,13 +3,18 @@
 import os
 import signal
 import threading
+import time
+from contextlib import ExitStack
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from engine.exit_codes import SIGNALS
+from engine.waits import ends_waits, is_waiting
+
+GRACE = 10.0  # seconds that a run of several processes may wait for a batch after a signal
 
 
 class Stop(SystemExit):
@@ -22,22 +27,28 @@ class StopNow(SystemExit):
 
 class Signals(Callback):
     """During training and validation, Ctrl-C, SIGTERM and SIGUSR1 end the run after the current update, or at the next batch
-    of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once.
+    of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once. While the run waits for a batch
+    it ends at once, as complete as between two updates.
 
     Several processes agree on the moment, and only the main one exits with the signal's code: if another one did, the
-    launcher (Lightning, srun) would kill the main process while it saves. If Lightning requeues SLURM jobs on SIGUSR1, its
-    handler is called, between two updates as well. As a context manager, Signals gives all signals back to their earlier
-    handlers, with one that came too late to end the run.
+    launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch after
+    `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
+    on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals gives all signals back to
+    their earlier handlers, with one that came too late to end the run.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._moment = 0.0  # of the signal
+        self._waits = ExitStack()
+        self._trainer: L.Trainer | None = None
         self._handlers: dict[signal.Signals, Any] = {}  # as they were before
         self._requeue: Any = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # others can't have handlers
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self._waits.enter_context(ends_waits(self.end_wait))
         return self
 
     def __exit__(
@@ -46,10 +57,14 @@ class Signals(Callback):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._waits.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if error is None and self.received is not None:
             signal.raise_signal(self.received)  # the run is over; the rest of a sweep may not be
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.listen()
@@ -68,22 +83,41 @@ class Signals(Callback):
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; nothing else is safe in the middle of an update."""
+        """Note the signal; nothing else is safe in the middle of an update. While the run waits for a batch, end it."""
         if number == signal.SIGINT:
             if self.received == signal.SIGINT:
                 raise StopNow(SIGNALS[signal.SIGINT])
             message = b"\nthe run ends after this update and is saved; Ctrl-C again ends it now\n"
             os.write(2, message)
+        if self.received is None:
+            self._moment = time.monotonic()
         self.received = signal.Signals(number)
+        if is_waiting():
+            self.end_wait()
+
+    def end_wait(self) -> None:
+        """End the run if a signal was received; called when it begins to wait for a batch, while it waits, and by the signal."""
+        self.listen()  # the first wait is before on_train_start
+        if self.received is None or self._trainer is None:
+            return
+        if self._trainer.world_size > 1:
+            if time.monotonic() - self._moment > GRACE:
+                raise StopNow(SIGNALS[self.received])
+        elif self._requeue is None or self._trainer.training:
+            self._end(SIGNALS[self.received])
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """End the run if a signal was received: between two updates, after the checkpoint callback's turn."""
         if trainer.world_size > 1 and not self._agree(trainer):
             return
         if self.received is not None:
-            if self.received == signal.SIGUSR1 and self._requeue is not None:
-                self._requeue(self.received, None)
-            raise Stop(SIGNALS[self.received] if trainer.is_global_zero else 0)
+            self._end(SIGNALS[self.received] if trainer.is_global_zero else 0)
+
+    def _end(self, code: int) -> NoReturn:
+        """End the run, which the checkpoint callback saves, after Lightning has requeued its job if it does."""
+        if self.received == signal.SIGUSR1 and self._requeue is not None:
+            self._requeue(self.received, None)
+        raise Stop(code)
 
     def _agree(self, trainer: L.Trainer) -> bool:
         """Whether any rank has received a signal; all ranks then act on the same one."""

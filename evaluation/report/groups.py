@@ -13,7 +13,7 @@ from evaluation.report.read import ReportedRun, is_number
 from evaluation.scores import SCORES, Score
 
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
-IGNORED_KEYS = {"seed", "cache_dir", "num_workers"}
+IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {"id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra"}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 

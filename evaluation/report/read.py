@@ -31,6 +31,7 @@ IGNORED_IMAGE_SETTINGS = {
     "flip",
     "num_workers",
     "on_error",
+    "reader_timeout",
     "seed",
 }
 

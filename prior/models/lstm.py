@@ -1,9 +1,12 @@
 """A recurrent network over code grids in raster order."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.console import log_line
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -51,7 +54,7 @@ class LSTM(Autoregressive):
         before = F.pad(self.before(codes), (0, 0, 1, -1))
         above = F.pad(self.above(codes), (0, 0, self.grid[1], -self.grid[1]))
         x = before + above + self.places() + self.labels(len(codes), labels)[:, None]
-        return self.logits(self.lstm(self.drop(x))[0])
+        return self.logits(self.recur(self.drop(x))[0])
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
@@ -69,10 +72,24 @@ class LSTM(Autoregressive):
             t, columns = len(codes), self.grid[1]
             if t >= columns:
                 x = x + self.above(codes[t - columns])
-            hidden, state = self.lstm((x + places[t])[:, None], state)
+            hidden, state = self.recur((x + places[t])[:, None], state)
             return self.logits(hidden[:, 0])
 
         return decode
+
+    def recur(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The recurrent layers on x (B, T, width): outputs (B, T, width) and the state after them. In float32 where this
+        machine has no LSTM in the precision of the run."""
+        kind = x.device.type
+        is_mixed = torch.is_autocast_enabled(kind)
+        if is_mixed and not has_lstm(kind, torch.get_autocast_dtype(kind)):
+            with torch.autocast(kind, enabled=False):
+                outputs, state = self.lstm(x.float(), state)
+        else:
+            outputs, state = self.lstm(x, state)
+        return outputs, state
 
     def places(self) -> Tensor:
         """The vector of each position (T, width)."""
@@ -82,3 +99,19 @@ class LSTM(Autoregressive):
         """The last layer's output (..., width) -> logits (..., K) float32."""
         logits: Tensor = self.head(self.drop(hidden))
         return logits.float()
+
+
+@cache
+def has_lstm(kind: str, dtype: torch.dtype) -> bool:
+    """Whether torch has an LSTM of this precision here: a processor's depends on its instructions. If not, logs it once."""
+    if kind != "cpu":
+        return True
+    with torch.random.fork_rng(devices=[]):  # the weights' random numbers are none of the run's
+        layer = nn.LSTM(8, 8)
+    try:
+        with torch.no_grad(), torch.autocast(kind, dtype):
+            layer(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        log_line(f"prior=lstm runs in float32: this processor has no LSTM in {dtype}")
+        return False
+    return True

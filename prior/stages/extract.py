@@ -7,7 +7,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from data.tokens import EXPORT_FORMATS, export_codes
-from engine.distributed import is_main
+from engine.distributed import cluster_plugins, is_main
 from engine.errors import InputError, check_int
 from engine.run import Run
 from prior.extract import extract
@@ -26,7 +26,10 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
             raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")
         fabric = Fabric(
-            accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes
+            accelerator=run.device.type,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            plugins=cluster_plugins(config.devices),
         )
         fabric.launch()
         tokenizer, described = load_tokenizer(config.ckpt)

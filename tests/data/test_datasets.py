@@ -7,7 +7,11 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import sys
+import threading
+import time
+import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -875,3 +879,30 @@ def test_every_downloaded_dataset_is_in_these_lists() -> None:
     }
     downloaded = {kind for kind in classes if issubclass(kind, DownloadedDataModule)}
     assert downloaded - {DownloadedDataModule} == {class_of(name) for name in DOWNLOADED}
+
+
+@pytest.mark.parametrize("kind", ["no answer", "half an answer"])
+def test_a_download_from_a_network_that_falls_silent_gives_up(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.torchvision.SECONDS_OF_SILENCE", 0.2)
+    with socket.create_server(("localhost", 0)) as server:
+        url = f"http://localhost:{server.getsockname()[1]}/cifar.tar.gz"
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            if kind == "half an answer":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc")
+            time.sleep(1)
+            connection.close()
+
+        def download(*arguments: Any, **settings: Any) -> None:
+            if not settings["download"]:
+                raise RuntimeError("Dataset not found")
+            with urllib.request.urlopen(url) as response:
+                response.read()
+
+        threading.Thread(target=answer, daemon=True).start()
+        data = make_images(CIFAR10, root=str(tmp_path), cache_dir=str(tmp_path))
+        with pytest.raises(InputError, match=r"CIFAR10 can't be downloaded to .*timed out"):
+            data.download_if_missing(download)

@@ -1,11 +1,13 @@
 """A run folder: its name, and the files that the engine writes into it."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine import folder as folder_module
 from engine.environment import describe_origin
 from engine.errors import InputError
 from engine.folder import (
@@ -13,6 +15,9 @@ from engine.folder import (
     RECORD,
     append_record,
     choose_folder,
+    is_mere_claim,
+    lock_folder,
+    make_run_folder,
     next_free_folder,
     write_atomically,
     write_metrics,
@@ -92,3 +97,92 @@ def test_a_text_file_is_replaced_whole_or_not_at_all(
 def test_figures_that_can_not_be_written_are_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf'{METRICS} can\'t be written .*: {{"psnr": 20.5}}'):
         write_metrics(tmp_path / "missing", {"psnr": 20.5})
+
+
+@pytest.mark.parametrize("run_dir", [None, "elsewhere/mine", "empty"])
+def test_starts_at_the_same_moment_get_a_folder_each(run_dir: str | None) -> None:
+    Path("empty").mkdir()
+    results: list[Path | InputError] = []
+    together = threading.Barrier(6)
+
+    def start() -> None:
+        together.wait()
+        try:
+            results.append(make_run_folder("vqgan", "shapes", run_dir))
+        except InputError as refusal:
+            results.append(refusal)
+
+    threads = [threading.Thread(target=start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folders = [result for result in results if isinstance(result, Path)]
+    if run_dir is None:
+        assert len(set(folders)) == len(results) == 6
+    else:
+        assert folders == [Path(run_dir)]
+        assert all(
+            "was taken by another run" in str(r) or "is not empty" in str(r)
+            for r in results
+            if isinstance(r, InputError)
+        )
+
+
+def test_a_start_that_sees_a_free_name_which_is_then_taken_takes_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def take_first(*arguments: Any) -> Path:
+        folder = choose_folder("vqgan", "shapes", None)
+        if not folder.exists() and folder.name == "shapes":
+            folder.mkdir(parents=True)  # another run, between the look and the mkdir
+        return folder
+
+    monkeypatch.setattr(folder_module, "choose_folder", take_first)
+    assert make_run_folder("vqgan", "shapes", None) == Path("runs/vqgan/shapes-2")
+
+
+def test_a_run_dir_that_another_start_has_just_claimed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def claim(stage: str, name: str, run_dir: str | None) -> Path:
+        folder = choose_folder(stage, name, run_dir)
+        folder.mkdir()
+        (folder / RECORD).touch()
+        return folder
+
+    monkeypatch.setattr(folder_module, "choose_folder", claim)
+    with pytest.raises(InputError, match=r"run_dir=mine was taken by another run at this moment"):
+        make_run_folder("sample", "x", "mine")
+
+
+def test_a_parent_that_is_a_file_is_an_error_of_the_disk() -> None:
+    Path("runs").write_text("")
+    with pytest.raises(OSError, match="runs"):
+        make_run_folder("vqgan", "shapes", None)
+    with pytest.raises(OSError, match="runs"):
+        make_run_folder("vqgan", "shapes", "runs/x")
+
+
+def test_what_a_run_leaves_that_is_killed_at_its_start_is_a_mere_claim() -> None:
+    folder = make_run_folder("vqgan", "shapes", None)
+    assert is_mere_claim(folder)
+    (folder / "config.yaml.tmp").write_text("seed: 0")
+    assert is_mere_claim(folder)
+    (folder / "config.yaml").write_text("seed: 0")
+    assert not is_mere_claim(folder)
+    Path("empty").mkdir()
+    assert not is_mere_claim(Path("empty"))
+    assert not is_mere_claim(Path("missing"))
+
+
+def test_a_folder_is_one_processs_at_a_time() -> None:
+    folder = make_run_folder("vqgan", "shapes", None)
+    with (
+        lock_folder(folder),
+        pytest.raises(
+            InputError, match=r"is running in another process; .*resume=runs/vqgan/shapes"
+        ),
+    ):
+        lock_folder(folder, seconds=0.2)
+    lock_folder(folder, seconds=0).release()

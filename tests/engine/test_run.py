@@ -1,10 +1,12 @@
 """Opening, starting and finishing a run; its device, precision and W&B account."""
 
+import json
 import os
 import pty
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from engine import loggers
 from engine import run as engine_run
 from engine.environment import best_precision, find_device
 from engine.errors import InputError
+from engine.folder import lock_folder
 from engine.loggers import make_wandb_logger
 from engine.run import Run
 from tests.helpers.configs import ROOT, compose_config
@@ -65,6 +68,62 @@ def test_a_run_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write the run folder"):
         open_run(tmp_path / "file" / "run").start("shapes")
+
+
+def test_an_error_that_is_not_of_the_folder_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise FileNotFoundError(2, "No such file or directory", "lspci")
+
+    monkeypatch.setattr(engine_run, "describe_origin", refuse)
+    with pytest.raises(FileNotFoundError, match="lspci"):
+        open_run(tmp_path / "a").start("shapes")
+
+
+def resume_run(folder: Path) -> Run:
+    """A run that resumes the one in the folder, without looking for its checkpoint."""
+    run = open_run(folder)
+    run.config.resume = str(folder)
+    return run
+
+
+def test_a_run_is_not_resumed_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_run, "lock_folder", partial(lock_folder, seconds=0.2))
+    with open_run(tmp_path / "a") as run:
+        run.start("shapes")
+        with pytest.raises(InputError, match=r"is running in another process; .*say resume="):
+            resume_run(tmp_path / "a").start("shapes")
+    with resume_run(tmp_path / "a") as again, pytest.raises(InputError, match="is running"):
+        again.start("shapes")
+        resume_run(tmp_path / "a").start("shapes")
+    assert len((tmp_path / "a/record.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("record", ["threads", "none", "damaged", "missing"])
+def test_a_run_that_resumes_with_other_threads_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: str
+) -> None:
+    with open_run(tmp_path / "a") as run:
+        run.start("shapes")
+    file, threads = tmp_path / "a/record.jsonl", torch.get_num_threads()
+    start = json.loads(file.read_text())
+    assert start["threads"] == threads
+    start["threads"] = threads + 7
+    if record == "none":
+        del start["threads"]
+    file.write_text(json.dumps(start)[: -5 if record == "damaged" else None] + "\n")
+    if record == "missing":
+        file.unlink()
+    with resume_run(tmp_path / "a") as run:
+        run.start("shapes")
+    sentence = f"ran with {threads + 7} threads and resumes with {threads}"
+    printed = capsys.readouterr().err
+    assert (sentence in printed) == (record == "threads")
+    if record == "threads":
+        assert f"to the bit with OMP_NUM_THREADS={threads + 7}" in printed
 
 
 def test_two_runs_of_one_seed_have_different_ids(tmp_path: Path) -> None:

@@ -2,20 +2,27 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import get_worker_info
 
+from data.source import Source
+from engine.callbacks import signals as signals_module
 from engine.callbacks.checkpointing import Checkpoints
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.checkpoint import make_header, read_checkpoint
 from engine.exit_codes import SIGNALS
 from engine.folder import LAST
+from engine.waits import interruptible_wait
 from tests.helpers.configs import compose_plain
-from tests.helpers.stage1 import fit, lightning_warnings, make_module
+from tests.helpers.stage1 import Noise, fit, lightning_warnings, make_module
 
 pytestmark = lightning_warnings
 
@@ -117,3 +124,89 @@ def test_only_the_main_process_exits_with_the_code_of_the_signal(is_main: bool, 
 def test_a_signal_that_comes_too_late_to_end_the_run_is_raised_again() -> None:
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
         signals.handle(signal.SIGINT, None)
+
+
+class Stuck(Source):
+    """Images of which the one after `readable` hangs, as on a disk that is gone; the program gets a signal then."""
+
+    checked_up_front = False
+
+    def __init__(self, readable: int, number: int, delay: float) -> None:
+        super().__init__(24, "stuck")
+        self.readable = readable
+        self.number = number
+        self.delay = delay
+
+    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+        self.readable -= 1
+        if self.readable < 0:
+            program = os.getppid() if get_worker_info() else os.getpid()
+            threading.Timer(self.delay, os.kill, (program, self.number)).start()
+            time.sleep(600)
+        return np.full((channels, side, side), index, np.uint8), 0
+
+
+class StuckImages(Noise):
+    def __init__(self, sources: dict[str, Source], num_workers: int) -> None:
+        super().__init__(16, cache="none", batch_size=4, num_workers=num_workers)
+        self.stuck = sources
+
+    def open_source(self, split: str) -> Source:
+        return self.stuck[split]
+
+
+def train_stuck(folder: Path, images: StuckImages) -> float:
+    """Train until a signal ends the run; the seconds from the start."""
+    checkpoints = Checkpoints(make_header("vqgan", compose_plain("stage=vqgan")), 100)
+    start = time.monotonic()
+    with pytest.raises(Stop), Signals() as signals:
+        fit(make_module(), [checkpoints, signals], images, default_root_dir=folder)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_waits_for_a_batch_ends_at_once_and_is_saved(
+    tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    before = [signal.getsignal(other) for other in SIGNALS]
+    images = StuckImages({"train": Stuck(16, number, 0.4), "val": Stuck(99, number, 0)}, workers)
+    assert train_stuck(tmp_path, images) < 8
+    # The fifth batch is awaited before the fourth update, since Lightning fetches one ahead.
+    assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 3
+    assert [signal.getsignal(other) for other in SIGNALS] == before
+
+
+def test_a_wait_for_the_first_batch_ends_too(tmp_path: Path) -> None:
+    images = StuckImages({"train": Stuck(0, signal.SIGTERM, 0.2), "val": Stuck(99, 0, 0)}, 0)
+    assert train_stuck(tmp_path, images) < 8
+    assert not (tmp_path / LAST).exists(), "there is nothing to save"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wait_in_a_validation_ends_too_and_the_validation_is_marked_as_missing(
+    tmp_path: Path, workers: int
+) -> None:
+    images = StuckImages({"train": Stuck(999, 0, 0), "val": Stuck(6, signal.SIGTERM, 0.4)}, workers)
+    assert train_stuck(tmp_path, images) < 8
+    saved = read_checkpoint(tmp_path, "vqgan")
+    assert (saved["clock"]["step"], saved["unjudged"]) == (4, True)
+
+
+def test_one_of_several_processes_waits_some_seconds_more_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Trainer:
+        world_size = 2
+        training = True
+
+    with Signals() as signals:
+        signals.setup(Trainer(), None, "fit")  # type: ignore[arg-type]
+        with interruptible_wait():
+            signals.handle(signal.SIGTERM, None)
+            signals.end_wait()  # the others may wait for this process in the middle of an update
+            monkeypatch.setattr(signals_module, "GRACE", -1.0)
+            with pytest.raises(StopNow) as stop:
+                signals.end_wait()
+        assert stop.value.code == 143
+        signals.received = None

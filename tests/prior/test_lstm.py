@@ -1,9 +1,12 @@
+from typing import Any
+
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
-from prior.models.lstm import LSTM
+from prior.models.lstm import LSTM, has_lstm
 from tests.helpers.parts import make
 from tests.helpers.priors import make_prior
 
@@ -81,3 +84,45 @@ def test_dropout_is_of_training_alone_and_one_layer_takes_it_without_a_warning()
     assert torch.equal(model(codes), model(codes))
     model.train()
     assert not torch.equal(model(codes), model(codes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_processor_without_an_lstm_of_the_precision_runs_it_in_float32_and_says_so(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lstm(dropout=0.0, token_dropout=0.0).eval()
+    codes = torch.randint(K, (2, 12))
+    recurrent, tried = nn.LSTM.forward, []
+
+    def refuse(self: nn.LSTM, x: Tensor, state: Any = None) -> Any:
+        tried.append(torch.is_autocast_enabled("cpu"))
+        if tried[-1]:
+            raise RuntimeError("could not create a primitive descriptor for the LSTM forward")
+        return recurrent(self, x, state)
+
+    expected = model(codes)
+    monkeypatch.setattr(nn.LSTM, "forward", refuse)
+    has_lstm.cache_clear()
+    state = torch.get_rng_state()
+    with torch.autocast("cpu", dtype):
+        model(codes)
+        logits = model(codes)
+        decode = model.decoder(2)
+        steps = [decode(before) for before in (None, codes[:, 0])]
+    has_lstm.cache_clear()
+    assert torch.equal(torch.get_rng_state(), state), "the run's random numbers are untouched"
+    assert tried == [True, False, False, False, False], "the probe runs once"
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(torch.stack(steps, 1), expected[:, :2], rtol=0.05, atol=0.05)
+    assert (
+        capsys.readouterr().err.count(
+            f"prior=lstm runs in float32: this processor has no LSTM in {dtype}"
+        )
+        == 1
+    )
+
+
+def test_an_lstm_of_full_precision_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.models.lstm.has_lstm", None)
+    assert lstm()(torch.zeros(1, 12, dtype=torch.long)).dtype == torch.float32
+    assert has_lstm("cuda", torch.float16), "GPUs have all"

@@ -12,7 +12,7 @@ import torch
 import vqgan.backbones
 import vqgan.losses.perceptual
 from engine.settings import PRECISIONS, TrainerSettings
-from engine.trainer import precision_arguments
+from engine.trainer import plugin_arguments
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_noise
 from vqgan.load import start_images
@@ -80,7 +80,7 @@ def step(
         warnings.simplefilter("ignore")  # torchvision's, of lpips
         trained = build_module(config, settings)
     trained.tokenizer.initialise(start_images(make_noise()))
-    fit(trained, **precision_arguments(settings))
+    fit(trained, **plugin_arguments(settings))
     vitals = trained.vitals
     expected = {"rec", "adversarial", "discriminator", "lambda"} | (
         {"perceptual"} if perceptual != "null" else set()

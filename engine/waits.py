@@ -1,0 +1,41 @@
+"""Waits that a signal may end at once: for a batch, between two updates, the state of a run is complete."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_depth = [0]  # how many waits this process is in
+_enders: list[
+    Callable[[], None]
+] = []  # of the run that trains; they end it if it has received a signal
+
+
+@contextmanager
+def interruptible_wait() -> Iterator[None]:
+    """Let a signal end the run while the body waits, also one that came just before."""
+    _depth[0] += 1
+    try:
+        end_if_signalled()
+        yield
+    finally:
+        _depth[0] -= 1
+
+
+def is_waiting() -> bool:
+    """Whether this process is in such a wait."""
+    return _depth[0] > 0
+
+
+def end_if_signalled() -> None:
+    """End the run if it has received a signal and may end here; to be called again while a wait lasts."""
+    for ender in _enders[-1:]:
+        ender()
+
+
+@contextmanager
+def ends_waits(ender: Callable[[], None]) -> Iterator[None]:
+    """Inside, `ender` decides whether a wait ends, by raising."""
+    _enders.append(ender)
+    try:
+        yield
+    finally:
+        _enders.remove(ender)
