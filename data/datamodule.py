@@ -1,7 +1,9 @@
 """What every image dataset shares: sources of images in, batches on the model's device out, and their augmentation."""
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,15 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.decode import DECODE_VERSION
+from data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
 from data.identity import check_same_images, identify_images, save_image_ids
 from data.images import crop_at, to_model_input
+from data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from data.loading import BatchDataModule, count_cores
+from data.pixels import (
+    ALPHA_CHOICES,
+    FULL_16_BITS,
+    PixelRules,
+    ValuesBeyondRange,
+    check_value_range,
+)
 from data.samples import ArraySamples, LiveSamples, raise_unreadable
-from data.source import Source
-from data.store import Arrays, fingerprint, load_or_fill
+from data.source import Source, hold_out
+from data.split import Names, Rows, split_by_name
+from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
+from data.summary import Survey, choose_rules, summarize, survey_sources
 from data.threads import map_in_threads
 from engine.console import log_line, progress_bar
-from engine.errors import InputError
+from engine.errors import InputError, check_int
 
 READ_CHUNK = 256  # images that a thread reads at a time
 
@@ -45,22 +58,39 @@ class ImageDataModule(BatchDataModule):
     batch_size    images per step and device
     num_workers   processes that read; None stands for 0 if images are cached, else one per core, at most 8
     reader_timeout   seconds without a new batch, or chunk of the cache, after which the run ends; 0 for no limit
-    seed          decides the order of training batches and which images are held out
+    seed          decides the order of training batches, and what a dataset draws by itself
+    split_seed    decides which images are held out, for datasets that hold out some (see `hold_out`)
+    split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
     cache_dir     folder of the cache
+    classes       names of the classes in the order of their numbers; None: the data's own; SORTED: as version 0.1 ordered them
+    value_range   the values that become black and white in images of more than 8 bits a channel
+    alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
+    suffixes      endings of image files, for datasets of folders; None: those that this installation reads
+
+    The last three are decided once for all images if they are None, value_range and alpha by the images themselves (see
+    data/summary.py); `decisions` has the result. The last four have the values of version 0.1 if a config lacks them.
 
     Raises InputError for settings that cannot work.
     """
 
     classes: list[str] = []  # the class names, in the order of the labels
+    splits_by_number = (
+        False  # whether images were held out by their numbers, as in earlier versions
+    )
+    # The ids (see Source.image_ids) of images that were left out of training as copies of validation images.
+    copied_ids: NDArray[np.uint64] = np.zeros(0, np.uint64)
     # Settings that say where the images are or how they are read, not which they are; subclasses add theirs.
     place_settings: ClassVar[tuple[str, ...]] = (
         "cache",
         "cache_dir",
         "num_workers",
-        "on_error",
         "reader_timeout",
+        "on_error",
     )
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
+    left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
+    label_remark = ""  # what the summary says about a label column that is missing
+    is_stream = False  # its images are read in one order only, and not before training
 
     def __init__(
         self,
@@ -77,6 +107,12 @@ class ImageDataModule(BatchDataModule):
         reader_timeout: float,
         seed: int,
         cache_dir: str,
+        classes: Classes = SORTED,
+        value_range: Sequence[float] | None = FULL_16_BITS,
+        alpha: str | None = "white",
+        suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
+        split_seed: int | None = None,
+        split_at: float | str | None = None,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -109,17 +145,165 @@ class ImageDataModule(BatchDataModule):
         self.cache = cache
         self.on_error = on_error
         self.cache_dir = cache_dir
+        self._set_decisions(classes, value_range, alpha, suffixes)
+        self._set_split(split_seed, split_at)
         self._sources: dict[str, Source] = {}
+
+    def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
+        """Set how images are held out."""
+        if split_seed is not None:
+            check_int("data.split_seed", split_seed, 0)
+        elif split_at is not None:
+            raise InputError(
+                f"data.split_at={split_at} needs a data.split_seed, which says how names are placed"
+            )
+        self.split_seed = split_seed
+        self.split_at = split_at
+
+    def _set_decisions(
+        self,
+        classes: Classes,
+        value_range: Sequence[float] | None,
+        alpha: str | None,
+        suffixes: Sequence[str] | None,
+    ) -> None:
+        """Set what the images decide where it is None."""
+        self.class_setting = check_classes(classes)
+        if isinstance(self.class_setting, list):
+            self.classes = self.class_setting
+        self.value_range = check_value_range(value_range)
+        if alpha not in (None, *ALPHA_CHOICES):
+            raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
+        self.alpha = alpha
+        self.decides_suffixes = suffixes is None
+        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
 
     @abstractmethod
     def open_source(self, split: str) -> Source:
         """The images of "train" or "val"."""
+
+    def hold_out(self, names: Names, n_val: int, how: str) -> tuple[Rows, Rows]:
+        """The rising rows of the images with these names that train, and of those that validate: n_val of them, "random" ones
+        by `split_seed` or the "last".
+
+        The boundary between them becomes a decision, so that images that come or go later move no other (see split_by_name).
+        Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
+        Raises InputError if a split would be empty.
+        """
+        self.splits_by_number = self.split_seed is None
+        if self.split_seed is None:
+            return hold_out(len(names), n_val, how, self.seed)
+        split = split_by_name(names, n_val, how, self.split_seed, self.split_at)
+        self.split_at = split.at
+        return split.train, split.val
+
+    def decisions(self) -> dict[str, Any]:
+        """The settings that were null and that the images have decided. A run records them in its config, so that everything
+        that builds on it decides alike."""
+        for split in ("train", "val"):
+            self.source(split)
+        decided: dict[str, Any] = {} if self.split_at is None else {"split_at": self.split_at}
+        if self.value_range is None:
+            decided["value_range"] = list(self.rules.value_range or FULL_16_BITS)
+        if self.alpha is None:
+            decided["alpha"] = self.rules.alpha
+        if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
+            decided["classes"] = list(self.classes)
+        if self.decides_suffixes:
+            decided["suffixes"] = self.suffixes
+        return decided
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
         if split not in self._sources:
             self._sources[split] = self.open_source(split)
         return self._sources[split]
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What a sample of the image files shows about all of them."""
+        return survey_sources([self.source(split) for split in ("train", "val")])
+
+    @property
+    def rules(self) -> PixelRules:
+        """How pixels that are not plain 8-bit colours are read, decided on first use and set for the sources."""
+        if self._rules is None:
+            self._set_rules(self._decide_rules())
+        assert self._rules is not None
+        return self._rules
+
+    _rules: PixelRules | None = None
+
+    def _set_rules(self, rules: PixelRules) -> None:
+        self._rules = rules
+        for split in ("train", "val"):
+            self.source(split).rules = rules
+
+    def _decide_rules(self) -> PixelRules:
+        if self.value_range is not None and self.alpha is not None:
+            return PixelRules(self.value_range, self.alpha)
+        sources = [self.source(split) for split in ("train", "val")]
+        # If all images are read before training, a value beyond the range of the sample widens it.
+        all_are_read = self.cache != "none" or all(source.checked_up_front for source in sources)
+        rules = choose_rules(self.survey, self.value_range, self.alpha, all_are_read)
+        if rules.is_open and (entry := self._range_entry()) and entry.read() is not None:
+            rules.value_range = check_value_range(entry.read_meta()["notes"])
+        return rules
+
+    def _range_entry(self) -> CacheEntry | None:
+        """Where the range is cached that all images turned out to have; nowhere if images are cached in memory."""
+        if self.cache == "ram":
+            return None
+        keys = [self.source(split).key for split in ("train", "val")]
+        return CacheEntry(self.cache_dir, f"range-{self.title}", keys, {})
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        rules = self.rules
+        if not rules.is_open:
+            return
+        rules.is_open = False
+        if rules.value_range is None:
+            rules.value_range = FULL_16_BITS
+        elif entry := self._range_entry():
+            with entry.acquire():
+                if entry.read() is None:
+                    entry.publish(entry.create(), list(rules.value_range))
+
+    def samples(self, split: str) -> Any:
+        """The samples of "train" or "val", loaded on first use.
+
+        If an image has values beyond the range that a sample of the images suggested, the range is widened, and what was
+        read is read again.
+        """
+        while split not in self._samples:
+            try:
+                self._samples[split] = self.load_samples(split)
+            except ValuesBeyondRange:
+                loaded = [*self._samples]
+                self._samples.clear()
+                widened = PixelRules(self.rules.widen(), self.rules.alpha, is_open=True)
+                self._set_rules(widened)
+                log_line(
+                    f"an image has values beyond those of the sample: data.value_range={list(widened.value_range or ())}"
+                )
+                for other in loaded:
+                    self.samples(other)
+            else:
+                self._report_beyond()
+        return self._samples[split]
+
+    def _report_beyond(self) -> None:
+        """Log how many of the images that were read just now have values that are cut off."""
+        rules = self.rules
+        if rules.is_open or not rules.beyond:
+            return
+        lows, highs = zip(*rules.beyond, strict=True)
+        log_line(
+            f"{len(rules.beyond):,} images have values beyond data.value_range={list(rules.value_range or ())}, from "
+            f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
+        )
+        rules.beyond.clear()
 
     def cache_key(self, split: str) -> dict[str, Any]:
         """Everything that the uint8 images of a split depend on, in types that JSON can write."""
@@ -128,14 +312,17 @@ class ImageDataModule(BatchDataModule):
             "side": self.side,
             "channels": self.channels,
             "decode": DECODE_VERSION,
+            **self.rules.key(),
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the record of a run says about its images: their title, the size of each split, and hashes of the images,
-        which are the same wherever they lie."""
+        """What the record of a run says about its images: their title, the size of each split, hashes of the images, which are
+        the same wherever they lie, their summary, and the settings that they have decided."""
         sizes = {split: self.size(split) for split in ("train", "val")}
         images = identify_images(self)
-        return {"title": self.title, **sizes, "hash": fingerprint(images), "images": images}
+        facts = {"title": self.title, **sizes, "hash": fingerprint(images), "images": images}
+        decided = self.decisions()
+        return {**facts, **({"decided": decided} if decided else {}), **summarize(self)}
 
     def check_recorded(self, folder: Path | None) -> None:
         """Raise InputError if these are not the images that the run in a folder was trained on; print smaller differences.
@@ -150,6 +337,7 @@ class ImageDataModule(BatchDataModule):
 
     def load_samples(self, split: str) -> ArraySamples | LiveSamples:
         source = self.source(split)
+        _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
             return LiveSamples(source, None, self.side, self.channels, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
@@ -201,6 +389,8 @@ class ImageDataModule(BatchDataModule):
             for chunk, faults in zip(chunks, results, strict=True):
                 all_faults |= faults
                 bar.update(len(chunk))
+                if self.rules.is_open and self.rules.beyond:
+                    raise ValuesBeyondRange
                 if all_faults and self.on_error == "stop":
                     raise_unreadable(all_faults)
         return all_faults

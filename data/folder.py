@@ -2,30 +2,41 @@
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.datamodule import ImageDataModule
+from data.endings import IMAGE_SUFFIXES
+from data.labels import Classes, order_names
 from data.loading import count_cores
-from data.source import FileSource, Source, hold_out
+from data.source import FileSource, Source
 from data.store import Arrays, load_or_fill
 from data.threads import map_in_threads
 from engine.console import log_line
 from engine.errors import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 
 
 def find_images(root: Path) -> list[Path]:
-    """All image files below a folder, recognised by their suffixes, in the order of their paths. Hidden files are left out.
+    """The image files below a folder that version 0.1 read, in the order of their paths (see `list_files`)."""
+    return list_files(root, IMAGE_SUFFIXES)[0]
 
-    Links to folders are followed. Each folder is visited once, so that link cycles end, and links are visited after the
-    real folders next to them, so that images keep their real paths. Folders that cannot be listed are logged.
+
+def list_files(root: Path, suffixes: Collection[str]) -> tuple[list[Path], Counter[str]]:
+    """All files below a folder with these suffixes, in the order of their paths, and the number of others by their endings.
+
+    Hidden files are left out. Links to folders are followed. Each folder is visited once, so that link cycles end, and links
+    are visited after the real folders next to them, so that images keep their real paths. Folders that cannot be listed
+    are logged.
     """
+    wanted = set(suffixes)
     images: list[Path] = []
+    others: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
 
     def report(error: OSError) -> None:
@@ -42,26 +53,39 @@ def find_images(root: Path) -> list[Path]:
             (name for name in subfolders if not name.startswith(".")),
             key=lambda name: (os.path.islink(os.path.join(folder, name)), name),
         )
-        images += [
-            Path(folder, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(images, key=lambda file: file.parts)  # the order of paths, in half the time
+        for name in files:
+            if name.startswith("."):
+                continue
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in wanted:
+                images.append(Path(folder, name))
+            else:
+                others[suffix.removeprefix(".")] += 1
+    # The order of paths, in half the time.
+    return sorted(images, key=lambda file: file.parts), others
 
 
-def open_class_folders(root: Path) -> FileSource:
-    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder."""
-    files = find_images(root)
+def open_class_folders(
+    root: Path, classes: Classes = None, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> FileSource:
+    """The image files below a folder, labelled by their class folders (the first level below it), or 0 in a flat folder.
+
+    `classes` is data.classes, which decides on the order of the class folders.
+    """
+    files, left_out = list_files(root, suffixes)
     if not files:
+        others = ", ".join(f"{n} .{ending}" for ending, n in left_out.most_common(5))
         raise InputError(
-            f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give the folder that does"
+            f"{root} holds no image ({', '.join(sorted(suffixes))}); give the folder that does"
+            + (f", or add the endings of its files ({others}) to data.suffixes" if others else "")
         )
     depth = len(root.parts)
     names = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
-    classes = sorted(set(names))
-    numbers = {name: number for number, name in enumerate(classes)}
-    return FileSource(root, files, [numbers[name] for name in names], classes)
+    ordered = order_names(names, classes)
+    numbers = {name: number for number, name in enumerate(ordered)}
+    source = FileSource(root, files, [numbers[name] for name in names], ordered)
+    source.left_out = left_out
+    return source
 
 
 def resolve_folder(root: str | None, setting: str, dataset: str) -> Path:
@@ -79,9 +103,9 @@ class Folder(ImageDataModule):
     """The images below `root`, of any format that Pillow reads, in class folders or flat.
 
     root       the folder
-    val_root   folder of the validation images; None holds out `n_val` images of `root`
+    val_root   folder of the validation images, which may lack classes; None holds out `n_val` images of `root`
     n_val      number of images to hold out
-    held_out   which ones: "random", drawn by `seed`, or the "last" in the order of their paths
+    held_out   which ones: "random", by `split_seed` and their paths below the root, or the "last" in the order of these paths
 
     Training files with the same bytes as a validation file are left out.
     """
@@ -100,20 +124,21 @@ class Folder(ImageDataModule):
         self.root = resolve_folder(root, "data.root", "folder")
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
-        whole = open_class_folders(self.root)
+        whole = open_class_folders(self.root, self.class_setting, self.suffixes)
         self._refuse_splits(root, whole.classes)
         if self.val_root:
-            train, val = whole, open_class_folders(self.val_root)
-            if differing := sorted(set(train.classes) ^ set(val.classes)):
-                raise InputError(
-                    f"data.root={root} and data.val_root={val_root} must have the same class folders; "
-                    f"only one of them has images in {', '.join(name or 'no class folder' for name in differing[:5])}"
-                )
+            val = open_class_folders(self.val_root, None, self.suffixes)
+            train, val = whole, match_classes(val, whole)
         else:
-            train_rows, val_rows = hold_out(len(whole), n_val, held_out, self.seed)
+            train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
-        self._splits = {"train": drop_copies(train, val, self.cache_dir), "val": val}
+        self.left_out = whole.left_out
+        self.n_val = None if self.val_root else n_val
+        distinct = drop_copies(train, val, self.cache_dir)
+        if len(distinct) < len(train):
+            self.copied_ids = np.setdiff1d(train.image_ids(), distinct.image_ids())
+        self._splits = {"train": distinct, "val": val}
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:
         """Raise InputError if the class folders are in fact splits."""
@@ -129,6 +154,40 @@ class Folder(ImageDataModule):
 
     def open_source(self, split: str) -> Source:
         return self._splits[split]
+
+
+def match_classes(val: FileSource, train: FileSource) -> FileSource:
+    """Validation files with the numbers that their classes have in training.
+
+    Files in no class folder have no class, -1; if training has no class folders, all are of its one class, 0. Whatever differs
+    from training is logged. Raises InputError for a class folder that training lacks, whose name may be a slip.
+    """
+    flat = train.classes == [""]
+    numbers = {"": -1} | {name: number for number, name in enumerate(train.classes)}
+    unknown = [name for name in val.classes if name not in numbers]
+    missing = [name for name in train.classes if name and name not in val.classes]
+    if flat and unknown:
+        log_line(f"the class folders of {val.root} don't count, since {train.root} has none")
+    elif unknown:
+        raise InputError(
+            f"{val.root} has class folders that the training images in {train.root} lack: {name_some(unknown)}; "
+            "rename them as in training, or take them out"
+        )
+    elif missing:
+        log_line(
+            f"{val.root} has images of {len(train.classes) - len(missing)} of the {len(train.classes)} classes in {train.root}, "
+            f"none of {name_some(missing)}"
+        )
+    labels = [0 if flat else numbers[val.classes[label]] for label in val.labels]
+    if unlabelled := labels.count(-1):
+        log_line(f"{unlabelled:,} images of {val.root} lie in no class folder and have no class")
+    return FileSource(val.root, val.files, labels, train.classes, val.stamps)
+
+
+def name_some(names: Sequence[str], n: int = 5) -> str:
+    """The first n names, and how many more there are."""
+    more = f" and {len(names) - n:,} more" if len(names) > n else ""
+    return f"{', '.join(names[:n])}{more}"
 
 
 def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSource:

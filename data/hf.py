@@ -1,24 +1,29 @@
 """Any dataset that the library `datasets` opens: from the Hugging Face hub, or parquet, arrow, tar and image files."""
 
 import errno
+import io
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
 from data.decode import UnreadableImage, decode
+from data.labels import SORTED, order_names
 from data.loading import count_cores
 from data.order import BatchOrder
-from data.source import ImageBatch, Source, SourceSubset, hold_out
+from data.pixels import PixelRules
+from data.source import ImageBatch, Source, SourceSubset
+from data.split import Names
+from data.store import fingerprint
 from engine.errors import InputError, summarize_error
 
 # Names of validation splits; the first one that a dataset has is used.
@@ -26,7 +31,9 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 OPEN_STREAM_SHARDS = (
     8  # shards of a stream that are read in turn; each may take the memory of a row group
 )
+DEFAULT_LABEL = "label"  # a column that need not be there: that of conf/data
 ROWS_PER_READ = 32  # rows of a stream that are unpacked at a time
+SURVEYED_ROWS = 32  # rows of a stream that its summary looks at
 
 # The hub makes a copy of most datasets that needs no program, under this revision.
 PARQUET_COPY = "refs/convert/parquet"
@@ -36,11 +43,28 @@ Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
 
 class HubTable(Source):
-    """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers."""
+    """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers.
 
-    def __init__(self, rows: Any, image: str, label: str | None, key: Any) -> None:
-        super().__init__(len(rows), key)
+    numbers   the class of each value of the column; a value that it lacks is the class itself
+    root      the folder of the dataset, if it lies in one
+    """
+
+    def __init__(
+        self,
+        rows: Any,
+        image: str,
+        label: str | None,
+        key: Any,
+        numbers: Mapping[int, int],
+        root: str = "",
+    ) -> None:
+        # Cached labels are those of these numbers.
+        super().__init__(
+            len(rows), {**key, "numbers": fingerprint([*numbers.items()])} if numbers else key
+        )
+        self.root = f"{Path(root).resolve().as_posix()}/" if root else ""
         self.content_key = {"columns": key["columns"]}
+        self.numbers = numbers
         self.rows = rows
         self.image = image
         self.label = label
@@ -57,7 +81,11 @@ class HubTable(Source):
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         row = self.read_row(index)
         label = class_number(row[self.label] if self.label else None)
-        return decode(read_content(row[self.image]), side, channels), label
+        label = self.numbers.get(label, label)
+        return decode(read_content(row[self.image]), side, channels, self.rules), label
+
+    def open_raw(self, index: int) -> IO[bytes]:
+        return io.BytesIO(read_content(self.rows[index][self.image]))
 
     def read_row(self, index: int) -> Mapping[str, Any]:
         """A row of the table. Raises UnreadableImage if its file is damaged."""
@@ -72,6 +100,26 @@ class HubTable(Source):
         with suppress(UnreadableImage):
             image = self.read_row(index)[self.image]
         return (image and image["path"]) or f"image {index}"
+
+    def names(self) -> Names:
+        """The paths that the dataset has for its images, below `root` or else the folder that they share; their numbers if it
+        has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.rows.data.column(self.image)
+        if not pa.types.is_struct(column.type) or self.rows._indices is not None:
+            return range(self.n)
+        # Only the paths are read, not the images beside them.
+        paths = pc.struct_field(column, "path").to_pylist()
+        if None in paths or len(set(paths)) < len(paths):
+            return range(self.n)
+        # Not commonpath, which would turn hf:// into hf:/.
+        shared = os.path.commonprefix(paths)  # noqa: RUF071
+        if self.root and shared.startswith(self.root):
+            shared = self.root
+        begin = len(shared[: shared.rfind("/") + 1])
+        return [path[begin:] for path in paths]
 
 
 class HubStream(Source):
@@ -124,6 +172,7 @@ class HubStream(Source):
         self._epoch = -1  # of the cursor; 0 is the split in its own order
         self._next = 0  # place of the row that the cursor gives next
         self._cursor: Iterator[Row] = iter(())
+        self._first_rows: list[Row] = []
         self._pool: ThreadPoolExecutor | None = None
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
@@ -136,6 +185,15 @@ class HubStream(Source):
         epoch, place = divmod(index, self.n)
         return f"image {place} of {self.what}" + (f" in epoch {epoch - 1}" if epoch else "")
 
+    def pick_rows(self, most: int) -> list[int]:
+        return list(range(min(self.n, most, SURVEYED_ROWS)))
+
+    def open_raw(self, index: int) -> IO[bytes] | None:
+        """One of the first rows of the stream, which are read together."""
+        if not self._first_rows:
+            self._first_rows = list(islice(self._iterate_rows(self.rows), SURVEYED_ROWS))
+        return io.BytesIO(read_content(self._first_rows[index][0]))
+
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         if self._pid != os.getpid():  # threads and connections do not survive a fork
             self._reset()
@@ -147,7 +205,7 @@ class HubStream(Source):
         decoding: list[Future[NDArray[np.uint8]]] = []
         for place, index in enumerate(indices):  # threads decode rows while later rows are read
             image, label = self._read_row(index)
-            decoding.append(self._pool.submit(_decode_row, image, side, channels))
+            decoding.append(self._pool.submit(_decode_row, image, side, channels, self.rules))
             labels[place] = class_number(label)
         for place, future in enumerate(decoding):
             try:
@@ -224,7 +282,7 @@ class HubStream(Source):
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None}
+        return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None, "_first_rows": []}
 
 
 class StreamOrder(BatchOrder):
@@ -234,8 +292,8 @@ class StreamOrder(BatchOrder):
         return (epoch + 1) * self.n + np.arange(self.n)
 
 
-def _decode_row(image: Any, side: int, channels: int) -> NDArray[np.uint8]:
-    return decode(read_content(image), side, channels)
+def _decode_row(image: Any, side: int, channels: int, rules: PixelRules) -> NDArray[np.uint8]:
+    return decode(read_content(image), side, channels, rules)
 
 
 def read_content(image: Any) -> bytes:
@@ -256,6 +314,16 @@ def read_content(image: Any) -> bytes:
         raise UnreadableImage(summarize_error(error)) from error
 
 
+def find_root(path: str, files: Any) -> str:
+    """The folder of a dataset on this disk: `path` itself, or that of a pattern of files; empty if there is none to name."""
+    if Path(path).is_dir():
+        return path
+    if not isinstance(files, str) or "://" in files:
+        return ""
+    parts = Path(files).parent.parts
+    return str(Path(*takewhile(lambda part: not set(part) & set("*?["), parts)))
+
+
 def class_number(label: Any) -> int:
     """The number of a class, -1 for None."""
     return -1 if label is None else int(label)
@@ -272,7 +340,8 @@ class HF(ImageDataModule):
     val           split of the validation images; None stands for the dataset's own validation or else test split, and if
                   there is none, `n_val` images are held out
     n_val         number of images to hold out
-    held_out      which ones: "random" or the "last"; of a stream always the first
+    held_out      which ones: "random", by `split_seed` and the images' paths, or their numbers if they have none, or the
+                  "last"; of a stream always the first
     image, label  columns; a label is a class number, -1 if there is no such column
     streaming     nothing is stored on disk, and each image is decoded on each access, whatever `cache` says (see HubStream)
     buffer        rows of a stream that are mixed in memory
@@ -325,7 +394,7 @@ class HF(ImageDataModule):
         self.held_out = held_out
         self.image = image
         self.label = label
-        self.streaming = streaming
+        self.streaming = self.is_stream = streaming
         self.buffer = buffer
         self.n_train = n_train
         self.title = Path(path).name
@@ -413,10 +482,13 @@ class HF(ImageDataModule):
         }
         if self.streaming:
             return self._open_stream(rows, label, split, name, val is None, key)
-        whole = HubTable(rows, self.image, label, key)
+        numbers = self._number_labels(label, {self.train, val or self.train})
+        root = find_root(self.path, self.files)
+        whole = HubTable(rows, self.image, label, key, numbers, root)
         if val:
             return whole
-        train_rows, val_rows = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+        names = range(len(whole)) if self.held_out == "last" else whole.names()
+        train_rows, val_rows = self.hold_out(names, self.n_val, self.held_out)
         return SourceSubset(whole, train_rows if split == "train" else val_rows)
 
     def _open_stream(
@@ -461,7 +533,7 @@ class HF(ImageDataModule):
                 f"data.path={self.path} does not say which columns it has; use data.streaming=false"
             )
         self._check_image_column(features)
-        label = self.label if self.label in features else None
+        label = self._check_label_column(features)
         if label is not None:
             self._read_classes(features[label])
         columns = [self.image] if label is None else [self.image, label]
@@ -484,12 +556,52 @@ class HF(ImageDataModule):
                 f"data.image={self.image} is a column of {feature}, not of images; there is {', '.join(features)}"
             )
 
+    def _check_label_column(self, features: Any) -> str | None:
+        """The label column, None if there is none. Raises InputError for one that a command names and that isn't there.
+
+        Runs of version 0.1 were trained without labels then, and still are. A dataset need not have the column that is
+        called `label` by default.
+        """
+        if self.label is None or self.label in features:
+            return self.label
+        choices = [name for name in features if name != self.image]
+        listed = ", ".join(choices) or "no other column than the images"
+        if self.label == DEFAULT_LABEL or self.class_setting == SORTED:
+            if choices:
+                self.label_remark = (
+                    f"there is no column {self.label}, so the images have no labels; "
+                    f"data.label= names another of {listed}"
+                )
+            return None
+        raise InputError(
+            f"data.label={self.label} is not a column of {self.path}; there is {listed}; "
+            "data.label=null leaves labels out"
+        )
+
+    def _number_labels(self, label: str | None, splits: set[str]) -> dict[int, int]:
+        """The class of each value of a column of class numbers without names; empty if each is its own.
+
+        Values with holes between them, such as ids, are numbered densely, in their order, and called by the value. A value
+        that data.classes lacks follows those that it has.
+        """
+        if label is None or self.has_names or self.class_setting == SORTED:
+            return {}
+        values = {value for split in splits for value in self.splits[split].unique(label)}
+        values = {int(value) for value in values if value is not None and value >= 0}
+        self.classes = order_names(map(str, values), self.class_setting)
+        places = {int(name): place for place, name in enumerate(self.classes)}
+        return {} if all(value == place for value, place in places.items()) else places
+
+    has_names = False  # whether the label column names its classes
+
     def _read_classes(self, feature: Any) -> None:
         """Set the class names that a label column has. Raises InputError if it does not hold class numbers."""
         from datasets import ClassLabel
 
         if isinstance(feature, ClassLabel):
-            self.classes = list(feature.names)
+            self.has_names = True
+            if not isinstance(self.class_setting, list):
+                self.classes = list(feature.names)
         elif not getattr(feature, "dtype", "").startswith(("int", "uint", "bool")):
             raise InputError(
                 f"data.label={self.label} is a column of {feature}, not of class numbers; use data.label=null"

@@ -135,7 +135,7 @@ def read_image_lists(folder: Path) -> dict[str, ImageList]:
         return {}
     names = list(ImageList.__dataclass_fields__)
     try:
-        with np.load(folder / IMAGES) as arrays:
+        with (folder / IMAGES).open("rb") as file, np.load(file) as arrays:
             return {
                 split: ImageList(*(arrays[f"{split}_{name}"] for name in names))
                 for split in SPLITS
@@ -153,6 +153,7 @@ class SplitChange:
     now, before  numbers of images
     added        images that the run did not have, `examples` of which are names
     swapped      images of the run's other split
+    copied       validation images whose copies the run was trained on, and which are left out of training now
     missing      images of the run that are in neither split
     altered      images of the same name and another size or content
     """
@@ -162,6 +163,7 @@ class SplitChange:
     before: int
     added: int = 0
     swapped: int = 0
+    copied: int = 0
     missing: int = 0
     altered: int = 0
     examples: Sequence[str] = ()
@@ -169,7 +171,7 @@ class SplitChange:
     @property
     def leaked(self) -> bool:
         """Whether the run was trained on images that validate now, as after it was resumed on another split."""
-        return self.split == "val" and self.swapped > 0
+        return self.split == "val" and self.swapped + self.copied > 0
 
     def __str__(self) -> str:
         """Such as "train has 54 instead of 52 images (2 added, as cats/new.png)"."""
@@ -184,6 +186,7 @@ class SplitChange:
             "missing": self.missing,
             "of the same name with another content": self.altered,
             swapped: self.swapped,
+            "copies of images that trained before, so that their scores are too good": self.copied,
         }
         details = [f"{n:,} {what}" for what, n in counts.items() if n]
         if not instead and not details:
@@ -198,13 +201,21 @@ class ImageChange:
     """How the images of a run's splits differ from those that it recorded.
 
     `unchanged` is the fraction of the run's training images that are there as they were; None if the run did not list them.
+    `may_leak` is whether training images may validate now, because an earlier version split by numbers and listed nothing.
     """
 
     splits: Sequence[SplitChange]
     unchanged: float | None
+    may_leak: bool = False
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.splits))
+        text = ", ".join(map(str, self.splits))
+        if not self.may_leak:
+            return text
+        return (
+            f"{text}; images that it was trained on may validate now, because its version split images by their numbers, so take "
+            "out what was added and restore what is missing"
+        )
 
 
 def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | None:
@@ -232,9 +243,10 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
         differing = set() if fingerprint(keys) == recorded["hash"] else unlike
     if set(lists) != set(SPLITS):
         changes = [SplitChange(s, len(sources[s]), recorded[s]) for s in SPLITS if s in differing]
-        return ImageChange(changes, None) if changes else None
+        return ImageChange(changes, None, images.splits_by_number) if changes else None
     share_names = sources["train"].shares_names(sources["val"])
-    compared = [compare_split(split, sources, lists, share_names) for split in SPLITS]
+    copied = int(np.isin(images.copied_ids, lists["train"].ids).sum())
+    compared = [compare_split(split, sources, lists, share_names, copied) for split in SPLITS]
     changes = [change for change in compared if change.split in differing or change.leaked]
     train = sources["train"]
     altered = find_altered(train, lists["train"])
@@ -243,9 +255,16 @@ def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | Non
 
 
 def compare_split(
-    split: str, sources: Mapping[str, Source], lists: Mapping[str, ImageList], share_names: bool
+    split: str,
+    sources: Mapping[str, Source],
+    lists: Mapping[str, ImageList],
+    share_names: bool,
+    copied: int,
 ) -> SplitChange:
-    """How a split differs from the one in `lists`. The two splits may `share_names`: they are parts of one set of images."""
+    """How a split differs from the one in `lists`. The two splits may `share_names`: they are parts of one set of images.
+
+    Of the validation images, `copied` are copies of images that the run was trained on.
+    """
     source, earlier = sources[split], lists[split]
     [other] = set(SPLITS) - {split}
     ids = source.image_ids()
@@ -263,6 +282,7 @@ def compare_split(
         len(earlier.ids),
         added=len(added),
         swapped=int(swapped.sum()),
+        copied=copied if split == "val" else 0,
         missing=int(gone.sum()),
         altered=len(find_altered(source, earlier)),
         examples=[source.image_name(int(row)) for row in added[:SHOWN_NAMES]],

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torchvision.datasets.utils import download_url, extract_archive
 
 from data.datamodule import ImageDataModule
-from data.folder import find_images, open_class_folders, resolve_folder
-from data.source import FileSource, Source, hold_out
+from data.folder import find_images, match_classes, open_class_folders, resolve_folder
+from data.source import FileSource, Source
 from data.torchvision import DownloadedDataModule
 from engine.errors import InputError
 
@@ -100,13 +100,9 @@ class ImageNet(ImageDataModule):
                     f"{folder / split} has images in no class folder; sort them into folders named by their wnid, "
                     f"as {folder / split}/n01440764/"
                 )
-        train, val = self._splits["train"].classes, self._splits["val"].classes
-        if differing := sorted(set(train) ^ set(val)):
-            raise InputError(
-                f"train and val in data.root={root} must have the same class folders; "
-                f"{len(differing)} are in one of them only, as {differing[0]}"
-            )
-        self.classes = train
+        train = self._splits["train"]
+        self._splits["val"] = match_classes(self._splits["val"], train)
+        self.classes = train.classes
 
     def open_source(self, split: str) -> Source:
         return self._splits[split]
@@ -131,7 +127,8 @@ class FFHQ(ImageDataModule):
         if n_val is None:
             rows = self._split_by_number(files, root)
         else:
-            rows = hold_out(len(files), n_val, held_out, self.seed)
+            names = [file.relative_to(self.root).as_posix() for file in files]
+            rows = self.hold_out(names, n_val, held_out)
         self._splits = {
             split: FileSource(self.root, [files[i] for i in part], [0] * len(part), self.classes)
             for split, part in zip(("train", "val"), rows, strict=True)

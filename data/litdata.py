@@ -1,10 +1,10 @@
 """Images in litdata shards, on a disk or in a bucket, for data that outgrows one disk or has too many files for a folder."""
 
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.datamodule import ImageDataModule
-from data.decode import UnreadableImage, decode, to_square
+from data.decode import PLAIN, UnreadableImage, decode, to_square
+from data.labels import SORTED
 from data.order import BatchOrder
-from data.source import Source, SourceSubset, hold_out
+from data.pixels import PixelRules
+from data.source import RawImage, Source, SourceSubset
 from data.store import fingerprint
 from engine.errors import InputError, summarize_error
 from engine.locks import Lock
@@ -70,6 +72,7 @@ class ShardSource(Source):
                 f"{setting}={root} has no {image} in its items but {', '.join(columns) or 'no names'}; set data.image="
             )
         self.label = label if label in columns else None
+        self.columns = columns
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = Path(cache_dir, f"shards-{digest}") if self.is_remote else Path(self.root)
         if self.is_remote:
@@ -171,7 +174,15 @@ class ShardSource(Source):
                 raise InputError(f"the shard {file} is missing or cut off; copy it anew") from error
             raise UnreadableImage(summarize_error(error)) from error
         label = -1 if self.label is None else self._parse_label(item[self.label])
-        return to_pixels(item[self.image], side, channels), label
+        return to_pixels(item[self.image], side, channels, self.rules), label
+
+    def open_raw(self, index: int) -> RawImage | None:
+        if self.is_remote:  # a whole shard would be downloaded for it
+            return None
+        value = self._open_reader()[index][self.image]
+        if isinstance(value, bytes | bytearray | memoryview):
+            return io.BytesIO(value)
+        return value if isinstance(value, Image.Image) else np.asarray(value)
 
     def _parse_label(self, label: Any) -> int:
         try:
@@ -228,25 +239,28 @@ class ShardSource(Source):
             excess -= length
 
 
-def to_pixels(value: Any, side: int, channels: int) -> NDArray[np.uint8]:
+def to_pixels(value: Any, side: int, channels: int, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
     """The image of an item as `to_square` returns it.
 
-    The value is an encoded file, a Pillow image, or a uint8 array (C, H, W), (H, W, C) or (H, W). Raises UnreadableImage.
+    The value is an encoded file, a Pillow image, or an array (C, H, W), (H, W, C) or (H, W) of uint8 or, if the `rules` have
+    a range of values, of other numbers. Raises UnreadableImage.
     """
     if isinstance(value, bytes | bytearray | memoryview):
-        return decode(bytes(value), side, channels)
+        return decode(bytes(value), side, channels, rules)
     if isinstance(value, Image.Image):
-        return to_square(value, side, channels)
+        return to_square(value, side, channels, rules)
     array = np.asarray(value)
     if array.dtype != np.uint8:
-        raise UnreadableImage(f"{array.dtype} pixels, whose range is not known")
+        if array.dtype.kind not in "iuf" or (rules.value_range is None and not rules.is_open):
+            raise UnreadableImage(f"{array.dtype} pixels, whose range is not known")
+        array = rules.scale(array)
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise UnreadableImage(f"an array of shape {array.shape}, which is no image")
-    return to_square(Image.fromarray(np.ascontiguousarray(array)), side, channels)
+    return to_square(Image.fromarray(np.ascontiguousarray(array)), side, channels, rules)
 
 
 class LitData(ImageDataModule):
@@ -255,9 +269,8 @@ class LitData(ImageDataModule):
     train         folder or URL of the training images
     val           folder or URL of the validation images; None holds out `n_val` images of `train`
     n_val         number of images to hold out
-    held_out      which ones: the "last", so that shards stay whole, or "random"
+    held_out      which ones: the "last", so that shards stay whole, or "random", by `split_seed` and their numbers
     image, label  keys of an item; see `to_pixels` for what an image may be; label None: all labels are -1
-    classes       class names, in the order of the numbers; shards do not hold them
     local_cache   GB of shards of a URL that are stored below `cache_dir` at a time
 
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
@@ -273,7 +286,6 @@ class LitData(ImageDataModule):
         held_out: str,
         image: str,
         label: str | None,
-        classes: Sequence[str],
         local_cache: float,
         **image_settings: Any,
     ) -> None:
@@ -289,7 +301,6 @@ class LitData(ImageDataModule):
         self.image = image
         self.label = label
         self.local_cache = local_cache
-        self.classes = list(classes)
         self.title = Path(train).name
 
     @cached_property
@@ -297,7 +308,7 @@ class LitData(ImageDataModule):
         """The training and the validation images."""
         whole = self._open_shards(self.train, "data.train")
         if self.val is None:
-            rows, held_out = hold_out(len(whole), self.n_val, self.held_out, self.seed)
+            rows, held_out = self.hold_out(whole.names(), self.n_val, self.held_out)
             return {"train": SourceSubset(whole, rows), "val": SourceSubset(whole, held_out)}
         val = self._open_shards(self.val, "data.val")
         if whole.key == val.key:
@@ -307,7 +318,28 @@ class LitData(ImageDataModule):
         return {"train": whole, "val": val}
 
     def _open_shards(self, root: str, setting: str) -> ShardSource:
-        return ShardSource(root, setting, self.image, self.label, self.cache_dir, self.local_cache)
+        source = ShardSource(
+            root, setting, self.image, self.label, self.cache_dir, self.local_cache
+        )
+        self._check_label(source, f"{setting}={root}")
+        return source
+
+    def _check_label(self, source: ShardSource, where: str) -> None:
+        """Raise InputError if a command names a label that the items don't have.
+
+        Runs of version 0.1 were trained without labels then, and still are. Items need not have the one that is called `label`
+        by default.
+        """
+        if self.label == source.label:
+            return
+        choices = [name for name in source.columns if name != self.image]
+        listed = ", ".join(choices) or "nothing beside the image"
+        if self.label != "label" and self.class_setting != SORTED:
+            raise InputError(
+                f"data.label={self.label} is not in the items of {where}; there is {listed}; data.label=null leaves labels out"
+            )
+        if choices:
+            self.label_remark = f"items have no {self.label}, so the images have no labels; data.label= names another of {listed}"
 
     def open_source(self, split: str) -> Source:
         return self.splits[split]

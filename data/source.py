@@ -1,23 +1,25 @@
 """Where the images of a split come from, before they are cached."""
 
-import hashlib
-import unicodedata
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from data.decode import UnreadableImage, decode
+from data.decode import PLAIN, UnreadableImage, decode
+from data.pixels import PixelRules
+from data.split import Names, check_held_out, check_num_held_out, hash_names
 from data.store import fingerprint
-from engine.errors import InputError
 
 ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
 
 ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
+RawImage = IO[bytes] | Image.Image | NDArray[Any]  # an open file, or an image in memory
 
 
 class Source(ABC):
@@ -31,11 +33,16 @@ class Source(ABC):
     checked_up_front   all images are read once before training, so that unreadable ones are known before it begins
     has_names          images have names that stay when others come or go
     use_threads        several threads read at the same time; False if that is unsafe or slower
+    labels             the label of each image, if they are known before the images are read; else None
+    rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
+                       and `read_image` passes them to `decode` or `to_square`
     starts_late        the first images may take as long as reading everything before them
     """
 
     checked_up_front = True
     use_threads = True
+    labels: Sequence[int] | NDArray[np.int64] | None = None
+    rules: PixelRules = PLAIN
     has_names = False
     starts_late = False
     shard_sizes: list[int] | None = None
@@ -50,7 +57,7 @@ class Source(ABC):
 
     def image_ids(self) -> NDArray[np.uint64]:
         """What an image is known by wherever it lies (n,): a hash of its name, or its number where there are no names."""
-        return np.arange(self.n, dtype=np.uint64)
+        return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
         """The sizes of the images in bytes (n,), 0 where they are not known without opening them."""
@@ -72,6 +79,18 @@ class Source(ABC):
         """The name of an image in messages."""
         return f"image {index}"
 
+    def open_raw(self, index: int) -> RawImage | None:
+        """An image as it is stored, for the summary of a dataset; None if that is not to be had without much reading."""
+        return None
+
+    def pick_rows(self, most: int) -> list[int]:
+        """At most so many images that stand for all: evenly spread ones."""
+        return spread(self.n, most)
+
+    def names(self) -> Names:
+        """What each image is known by wherever its data lie: its path below the root, or its number if it has none."""
+        return range(self.n)
+
     def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
         """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
 
@@ -89,7 +108,12 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file."""
+    """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file.
+
+    left_out   the number of other files below the root, by their endings
+    """
+
+    left_out: Mapping[str, int] = {}
 
     has_names = True
 
@@ -103,7 +127,7 @@ class FileSource(Source):
     ) -> None:
         self.root = root
         self.files = list(files)
-        self.labels = [int(label) for label in labels]
+        self.labels: list[int] = [int(label) for label in labels]
         self.classes = list(classes)
         self.stamps = list(stamps) if stamps is not None else list(map(file_stamp, self.files))
         self._root_length = (
@@ -120,8 +144,7 @@ class FileSource(Source):
 
     @cached_property
     def _ids(self) -> NDArray[np.uint64]:
-        digests = (hash_name(self.image_name(i)) for i in range(self.n))
-        return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+        return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)
@@ -142,6 +165,10 @@ class FileSource(Source):
         except OSError:
             return b""
 
+    def names_of_classes(self) -> set[str]:
+        """The names of the classes that have images here."""
+        return {self.classes[label] for label in set(self.labels)}
+
     def subset(self, rows: Sequence[int] | NDArray[np.int64]) -> "FileSource":
         """The files with these indices."""
         files = [self.files[i] for i in rows]
@@ -149,25 +176,30 @@ class FileSource(Source):
         return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
-        if self.stamps[index][0] == 0:
-            raise UnreadableImage("empty file")
         try:
-            with open(self.files[index], "rb", buffering=0) as file:
+            with self.open_raw(index) as file:
                 content = file.read()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(content, side, channels), self.labels[index]
+        return decode(content, side, channels, self.rules), self.labels[index]
+
+    def open_raw(self, index: int) -> IO[bytes]:
+        # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
+        if self.stamps[index][0] == 0:
+            raise UnreadableImage("empty file")
+        return open(self.files[index], "rb", buffering=0)
 
     def image_name(self, index: int) -> str:
         # Path.relative_to would take seconds for a million files.
         return str(self.files[index])[self._root_length :]
 
+    def names(self) -> Names:
+        return [self.image_name(index).replace(os.sep, "/") for index in range(self.n)]
 
-def hash_name(name: str) -> bytes:
-    """Eight bytes that identify a name. Both ways of writing an accented letter, which copying may swap, are the same."""
-    normal = name if name.isascii() else unicodedata.normalize("NFC", name)
-    return hashlib.blake2b(normal.encode(errors="surrogateescape"), digest_size=8).digest()
+
+def spread(n: int, most: int) -> list[int]:
+    """At most so many of the numbers below n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, most)).astype(int).tolist()
 
 
 def file_stamp(file: Path) -> tuple[int, int]:
@@ -189,11 +221,21 @@ class SourceSubset(Source):
         self.rows = rows
         self.checked_up_front = whole.checked_up_front
         self.use_threads = whole.use_threads
+        if whole.labels is not None:
+            self.labels = np.asarray(whole.labels)[rows]
         self.has_names = whole.has_names
         self.starts_late = whole.starts_late
         if whole.shard_sizes is not None:
             shard = np.repeat(np.arange(len(whole.shard_sizes)), whole.shard_sizes)
             self.shard_sizes = [n for n in np.bincount(shard[rows]).tolist() if n]
+
+    @property
+    def rules(self) -> PixelRules:
+        return self.whole.rules
+
+    @rules.setter
+    def rules(self, rules: PixelRules) -> None:
+        self.whole.rules = rules
 
     def image_ids(self) -> NDArray[np.uint64]:
         return self.whole.image_ids()[self.rows]
@@ -210,20 +252,26 @@ class SourceSubset(Source):
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         return self.whole.read_image(int(self.rows[index]), side, channels)
 
+    def open_raw(self, index: int) -> RawImage | None:
+        return self.whole.open_raw(int(self.rows[index]))
+
     def image_name(self, index: int) -> str:
         return self.whole.image_name(int(self.rows[index]))
+
+    def names(self) -> Names:
+        names: Any = self.whole.names()
+        return [names[row] for row in self.rows.tolist()]
 
 
 def hold_out(
     n: int, n_val: int, how: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split n images into the rising indices of those that train and of n_val that validate.
+    """Split n images into the rising indices of those that train and of n_val that validate, by their numbers.
 
-    The validation images are "random" ones, drawn by `seed`, or the "last". Raises InputError if a split would be empty.
+    The validation images are "random" ones, drawn by `seed`, or the "last". Another number of images gives another split, so
+    this is the rule of earlier runs only; ImageDataModule.hold_out has today's. Raises InputError if a split would be empty.
     """
-    if how not in ("random", "last"):
-        raise InputError(f"data.held_out={how} must be random or last")
-    if not isinstance(n_val, int) or not 0 < n_val < n:
-        raise InputError(f"data.n_val={n_val} must leave both splits an image; there are {n}")
+    check_held_out(how)
+    check_num_held_out(n_val, n)
     order = np.random.default_rng(seed).permutation(n) if how == "random" else np.arange(n)
     return np.sort(order[:-n_val]), np.sort(order[-n_val:])

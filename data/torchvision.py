@@ -109,7 +109,7 @@ class InMemorySource(Source):
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
         image, label = self.dataset[index]
-        return to_square(image, side, channels), int(label)
+        return to_square(image, side, channels, self.rules), int(label)
 
 
 class CIFAR10(DownloadedDataModule):
@@ -178,7 +178,7 @@ class STL10Source(Source):
             raise ValueError(f"{len(self.parts[0])} images, {len(known)} labels")
         super().__init__(sum(map(len, self.parts)), key)
         self.content_key = unplaced_key(key, [file.stat().st_size for file in (*images, labels)])
-        self.labels = np.full(self.n, -1)
+        self.labels: NDArray[np.int64] = np.full(self.n, -1)
         self.labels[: len(known)] = known
         self.arguments = images, labels, key
 

@@ -86,6 +86,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
             if is_score(name, value) and config.get(name) != value
         },
         absent=figures.get("absent") or {},
+        odd=(starts[0].get("data") or {}).get("odd", []),
         alarms=figures["alarms"] if "alarms" in figures else read_alarms(folder),
         pictures=link_pictures(folder, figures),
         series=[
@@ -139,9 +140,18 @@ def describe_images(start: Mapping[str, Any]) -> dict[str, str]:
     data = start.get("data")
     if not data:
         return {}
-    return {
-        "images": f"{data['title']}, {data['train']:,} to train on and {data['val']:,} to validate, hash {data['hash']}"
-    }
+    images = f"{data['title']}, {data['train']:,} to train on and {data['val']:,} to validate, hash {data['hash']}"
+    return {"images": images, **data.get("summary", {})}
+
+
+def format_summary(data: Mapping[str, Any]) -> str:
+    """What a run's data are, as lines for the terminal: their summary and what is odd about them."""
+    lines = [
+        f"{data['title']}: {data['train']:,} images to train on and {data['val']:,} to validate",
+        *(f"  {name:10}{text}" for name, text in data["summary"].items()),
+        *(f"  odd: {sentence}" for sentence in data["odd"]),
+    ]
+    return "\n".join(lines)
 
 
 def describe_machine(start: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ A class declares those of its own settings in `place_settings`, a tuple of names
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -13,10 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.errors import InputError, find_mistake
 
+CONF_PLACES = Path(__file__).parents[1] / "conf" / "places" / "default.yaml"
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
 KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
+
+
+def data_places() -> list[str]:
+    """The names of the places of all datasets."""
+    return list(map(str, OmegaConf.load(CONF_PLACES)))
 
 
 def declared_places(target: str) -> tuple[str, ...]:

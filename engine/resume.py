@@ -43,9 +43,8 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     if "data" in earlier and "_target_" not in earlier.data:
         earlier.data = OmegaConf.merge(config.data, earlier.data)
     for key in [*changes, *list_followers(config, changes)]:
-        group = (
-            "logger" if key.split(".")[0] == "logger" else key
-        )  # which loggers there are, and their settings
+        # One word about a logger decides which loggers there are.
+        group = "logger" if key.split(".")[0] == "logger" else key
         value = OmegaConf.select(config, group)
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         OmegaConf.update(earlier, group, value, merge=False, force_add=True)
@@ -115,10 +114,9 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []
-    for key in sorted(
-        keys, key=lambda key: -key.count(".")
-    ):  # settings, then the groups they are in
-        if key in ("resume", "stage"):
+    # Settings come before the groups that they are in, so that a refusal names the setting.
+    for key in sorted(keys, key=lambda key: -key.count(".")):
+        if key in ("resume", "stage", "trainer"):
             continue
         if is_changeable(earlier, key):
             changes.append(key)

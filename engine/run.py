@@ -18,7 +18,7 @@ from engine.callbacks.checkpointing import Checkpoints
 from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
-from engine.card import write_card
+from engine.card import format_summary, write_card
 from engine.checkpoint import find_resumable, make_header, read_run_id
 from engine.compile import EagerValidation
 from engine.console import log_line
@@ -163,8 +163,14 @@ class Run:
     ) -> Path:
         """Make the run folder and open the loggers; on several ranks the main one does both.
 
-        `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers.
+        `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers. Settings
+        that the data have decided (`data["decided"]`) become the config's, so that whatever builds on this run decides alike.
         """
+        if data and "summary" in data:
+            log_line(format_summary(data))
+        if data and "_target_" in self.config.get("data", {}):
+            for setting, value in data.get("decided", {}).items():
+                OmegaConf.update(self.config.data, setting, value, force_add=True)
         self.config.id, self.folder = run_on_main(
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )

@@ -36,6 +36,9 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective")
 
+# Settings that a run's images decide if they are null, and that its config then has.
+DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
+
 MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
 
 _slots: list[Lock] = []  # locks on the GPUs of this process, held until it ends
@@ -251,15 +254,17 @@ def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> No
     """Raise InputError if a finished run, or a part of one, was trained on other data than those that a config names in
     another place."""
     data = config.get("data") or {}
-    places = [f"data.{name}" for name in data if is_place(config, f"data.{name}")]
-    moved = [
-        key for key in places if OmegaConf.select(config, key) != OmegaConf.select(earlier, key)
-    ]
-    if "_target_" in data and moved:
+    places = {name: value for name, value in data.items() if is_place(config, f"data.{name}")}
+    before = earlier.get("data") or {}
+    if "_target_" in data and any(before.get(name) != value for name, value in places.items()):
         from engine.checkpoint import build_data  # imports torch, which --help does without
 
-        images = build_data(data)
-        for run in (folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))):
+        runs = [folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))]
+        for run in runs:  # what the images of a part have decided holds for the others too
+            decided = upgrade_config(OmegaConf.load(run / CONFIG)).get("data") or {}
+            before = decided if "_target_" in decided else before
+        images = build_data(OmegaConf.merge(before, places))
+        for run in runs:
             images.check_recorded(run)
 
 
@@ -295,10 +300,16 @@ def config_difference(config: Any, other: Any) -> tuple[str, Any, Any] | None:
 def config_differences(
     config: Any, other: Any, swept: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place."""
+    """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place.
+
+    A setting that one of them lacks, as an earlier version did, is null. What the other's images have decided is no difference.
+    """
     mine, theirs = flatten_resolved(config), flatten_resolved(other)
     for key in dict.fromkeys((*mine, *theirs)):
-        differs = key not in mine or key not in theirs or mine[key] != theirs[key]
+        decided = any(
+            mine.get(name, ...) is None for name in DECIDED if f"{key}.".startswith(f"{name}.")
+        )
+        differs = mine.get(key) != theirs.get(key) and not decided
         if (
             differs
             and key.split(".")[0] not in APART

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from data.datamodule import ImageDataModule
 from data.images import to_float
+from data.labels import ClassTable
 from data.samples import ArraySamples
 from data.store import Arrays, load_or_fill
 from engine.console import log_line
@@ -64,21 +65,21 @@ class Proxy(Extractor):
 
 def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Proxy:
     """The proxy of these images: trained now, or read from their cache folder if an earlier run has trained it."""
-    classes = count_label_classes(data)
+    classes = list_label_classes(data)
     with torch.random.fork_rng():
         torch.manual_seed(PROXY_SEED)
-        proxy = Proxy(data.channels, classes).to(device)
+        proxy = Proxy(data.channels, len(classes)).to(device)
         key = {
             "data": [data.cache_key("train"), data.cache_key("val")],
             "image_size": data.image_size,
             "augmented": [data.crop, data.flip],
-            "classes": classes,
+            "classes": len(classes) if classes.is_dense else classes.labels,
             "training": [PROXY_VERSION, steps, PROXY_BATCH, PROXY_SEED],
         }
         n = sum(p.numel() for p in proxy.parameters())
 
         def fill(arrays: Arrays) -> dict[str, float]:
-            validation = fit_proxy(proxy, data, steps, device)
+            validation = fit_proxy(proxy, data, steps, device, classes)
             arrays["weights"][:] = parameters_to_vector(proxy.parameters()).detach().cpu().numpy()
             return validation
 
@@ -90,21 +91,25 @@ def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Prox
     return proxy.eval().requires_grad_(False)
 
 
-def count_label_classes(data: ImageDataModule) -> int:
-    """The number of classes of the images; 0 if an image has no label, or if all would have to be decoded to find out."""
-    classes = len(data.classes)
+def list_label_classes(data: ImageDataModule) -> ClassTable:
+    """The classes of the images; none if an image has no label, or if all would have to be decoded to find out."""
+    labels = []
     for split in ("train", "val"):
         samples = data.samples(split)
         if isinstance(samples, ArraySamples):
-            labels = samples.labels if samples.rows is None else samples.labels[samples.rows]
-            if labels.min() < 0:
-                return 0
-            classes = max(classes, int(labels.max()) + 1)
-    return classes
+            labels.append(samples.labels if samples.rows is None else samples.labels[samples.rows])
+            if labels[-1].min() < 0:
+                return ClassTable([], [])
+    return ClassTable.of(data.classes, *labels)
+
+
+def number_batch(labels: Tensor, classes: ClassTable) -> Tensor:
+    """The numbers of the classes of a batch."""
+    return torch.from_numpy(classes.number(labels.numpy(), "images")) if classes.names else labels
 
 
 def fit_proxy(
-    proxy: Proxy, data: ImageDataModule, steps: int, device: torch.device
+    proxy: Proxy, data: ImageDataModule, steps: int, device: torch.device, classes: ClassTable
 ) -> dict[str, float]:
     """Train a proxy; return its accuracy on the validation images and that of always guessing the most frequent class."""
     optimizer = torch.optim.AdamW(proxy.parameters(), lr=2e-3, weight_decay=0.05, fused=True)
@@ -112,6 +117,7 @@ def fit_proxy(
     batches = islice(data.shuffled_loader(min(PROXY_BATCH, data.size("train")), PROXY_SEED), steps)
     for images, labels in tqdm(batches, "proxy classifier", steps, leave=False, disable=None):
         x = data.augment(images.to(device))
+        labels = number_batch(labels, classes)
         turns = labels.to(device)
         if proxy.uses_rotations:
             turns = torch.randint(4, (len(x),), device=device)
@@ -120,15 +126,18 @@ def fit_proxy(
         loss.backward()
         optimizer.step()
         schedule.step()
-    return validate_proxy(proxy, data, device)
+    return validate_proxy(proxy, data, device, classes)
 
 
 @torch.no_grad()
-def validate_proxy(proxy: Proxy, data: ImageDataModule, device: torch.device) -> dict[str, float]:
+def validate_proxy(
+    proxy: Proxy, data: ImageDataModule, device: torch.device, classes: ClassTable
+) -> dict[str, float]:
     """Accuracy on the validation images, and chance, the share of the most frequent class."""
     correct = 0
     targets: list[Tensor] = []
     for i, (images, labels) in enumerate(data.iterate_split("val")):
+        labels = number_batch(labels, classes)
         turns = (torch.arange(len(images), device=device) + i) % 4
         x = data.preprocess(images.to(device))
         logits, target = proxy.classify(x, labels.to(device), turns)

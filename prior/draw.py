@@ -41,7 +41,7 @@ from prior.saving import (
     ShardFiles,
     explain_write_errors,
 )
-from vqgan.load import load_tokenizer
+from vqgan.load import load_tokenizer, read_rules
 from vqgan.tokenizer import Tokenizer, hash_weights
 
 Drawn = Iterator[
@@ -106,7 +106,7 @@ def prior_source(
     trained = load_prior(ckpt)
     model = trained.model.to(device)
     tokenizer = trained.tokenizer.to(device)
-    labels = choose_labels(model, label, n)
+    labels = choose_labels(trained.classes, label, n)
     if labels is None and sampler.guidance != 1:
         raise InputError(
             f"sampler.guidance={sampler.guidance} needs a prior of classes; "
@@ -119,7 +119,9 @@ def prior_source(
     init_codes: Tensor | None = None
     head: list[Tensor] = []
     if sampler.init_image is not None:
-        init_codes, head = encode_init_image(sampler.init_image, tokenizer, known)
+        init_codes, head = encode_init_image(
+            sampler.init_image, tokenizer, known, read_rules(trained.data)
+        )
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
 
     def draw(start: int) -> Drawn:

@@ -173,8 +173,8 @@ class PriorJudge:
         return sheet
 
     def encode_images(self) -> ArraySamples:
-        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the images' labels."""
-        return extract(
+        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes."""
+        codes = extract(
             self.trained.tokenizer,
             self.images,
             self.settings.split,
@@ -183,6 +183,10 @@ class PriorJudge:
                 accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
             ),
         )
+        if self.trained.model.classes:
+            what = f"images of {self.images.title}"
+            codes.labels = self.trained.classes.number(codes.labels, what)
+        return codes
 
     def add_references(self, feature_sets: Sequence[FeatureSet]) -> dict[str, Any]:
         """Add all images of the split to the feature sets; return the provenance that all scores begin with."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from data.datamodule import ImageDataModule
 from data.identity import save_image_ids
+from data.labels import ClassTable
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -29,9 +30,18 @@ from vqgan.tokenizer import Tokenizer
 TOKENIZER_COPY = "tokenizer.ckpt"
 
 
-def prior_header(tokenizer: Tokenizer, classes: int) -> dict[str, Any]:
-    """What a prior's checkpoint records in addition to its config: whose codes it learned, and how many classes."""
-    return {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+def prior_header(tokenizer: Tokenizer, classes: ClassTable) -> dict[str, Any]:
+    """What a prior's checkpoint records in addition to its config: whose codes it learned, and of which classes."""
+    table = {"class_names": classes.names, "class_labels": classes.labels}
+    return {"tokenizer": tokenizer.fingerprint(), "classes": len(classes), **table}
+
+
+def read_classes(header: Mapping[str, Any]) -> ClassTable:
+    """The classes of a prior by the header of its checkpoint. Priors of version 0.1 call them by their numbers."""
+    numbers = list(range(header["classes"]))
+    return ClassTable(
+        list(header.get("class_names", map(str, numbers))), header.get("class_labels", numbers)
+    )
 
 
 def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
@@ -95,6 +105,7 @@ class TrainedPrior:
     data: dict[
         str, Any
     ]  # the config of the tokenizer's images, in the places where the prior's run had them
+    classes: ClassTable
     tokenizer_of: str | None  # the id of the tokenizer's run
 
 
@@ -124,5 +135,6 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         name=folder.name,
         config=header["config"],
         data=move_images(described["data"], header["config"].get("data", {})),
+        classes=read_classes(header),
         tokenizer_of=described.get("id"),
     )

@@ -1,22 +1,25 @@
 """What stage=prior does around its training loop: checks, counts and the result."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from numpy.typing import NDArray
 
 from data.datamodule import ImageDataModule
+from data.labels import ClassTable, display_classes
 from data.samples import ArraySamples
 from engine.callbacks.checkpointing import BestCheckpoint
 from engine.callbacks.progress import Progress
+from engine.checkpoint import read_checkpoint
 from engine.compile import compile_parts
 from engine.console import log_line
 from engine.errors import InputError, check_int
 from engine.folder import PICTURES
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
+from prior.load import read_classes
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
 from prior.module import Prior
@@ -32,15 +35,35 @@ def check_sizes(prior: Mapping[str, Any]) -> None:
             check_int(f"prior.{name}", prior[name], 1)
 
 
-def count_classes(images: ImageDataModule, codes: ArraySamples) -> int:
-    """The number of classes: as many as have names, or as labels occur. Raises InputError for fewer than two."""
-    n = max(len(images.classes), int(np.max(codes.labels)) + 1)
-    if n < 2:
+def list_classes(
+    images: ImageDataModule,
+    conditional: bool,
+    train: ArraySamples,
+    val: ArraySamples,
+    resume: Path | None,
+) -> ClassTable:
+    """The classes that a prior learns: those that have names, and those whose labels occur; none if it is not `conditional`.
+
+    A run that resumes in the folder `resume` keeps its own.
+
+    From here on `train` and `val` have the numbers of the classes as labels. Raises InputError for fewer than two classes.
+    """
+    if not conditional:
+        return ClassTable([], [])
+    if resume:
+        classes = read_classes(read_checkpoint(resume, "prior")["codegrid"])
+    else:
+        classes = ClassTable.of(images.classes, train.labels, val.labels)
+    if len(classes) < 2:
         raise InputError(
             "conditional=true needs images of at least two classes, "
-            f"and {images.title} has {n}; leave it out"
+            f"and {images.title} has {len(classes)}; leave it out"
         )
-    return n
+    if not classes.is_dense:
+        for codes in (train, val):
+            codes.labels = classes.number(codes.labels, f"the images of {images.title}")
+        log_line(f"labels are numbered: {display_classes(classes.names)}")
+    return classes
 
 
 def sequences(codes: ArraySamples) -> NDArray[Any]:

@@ -222,7 +222,7 @@ def test_a_conditional_prior_is_sampled_by_class_and_guided(
     ]
     capsys.readouterr()
     assert command(*line, "label=5") != 0
-    assert "label=5 must be classes, 0 to 4" in read_mistake(capsys)
+    assert "label=5 is no class; give numbers from 0 to 4 or names" in read_mistake(capsys)
 
 
 def test_a_prior_without_classes_takes_no_label_and_no_guidance(

@@ -380,8 +380,8 @@ MOVED = [
     Case(
         "a resumed run gets validation images of other classes",
         run_on_photos,
-        ("stage=vqgan", "resume=run", "data.root=photos", "data.val_root=photos/cats"),
-        "must have the same class folders",
+        ("stage=vqgan", "resume=run", "data.root=photos", "data.val_root=."),
+        "has class folders that the training images in photos lack",
         2,
     ),
 ]
@@ -390,10 +390,169 @@ MOVED = [
 VERSIONS: list[Case] = []
 
 # A split stays when files come or go.
-SPLIT: list[Case] = []
+FOLDER = ("stage=vqgan", "data=folder", "data.root=photos", "data.n_val=2")
+QUICKLY = (  # TINY without what only shapes have
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps", "data.batch"))),
+    "trainer.max_steps=1",
+    "data.batch_size=2",
+)
+
+
+def classes(*files: str) -> Prepare:
+    """Small pictures at these paths, each with its own content."""
+
+    def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number, file in enumerate(files):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (number, 9 * number, 0)).save(folder / file)
+
+    return prepare
+
+
+FOUR = ("photos/a/1.png", "photos/a/2.png", "photos/b/1.png", "photos/c/1.png")
+SPLIT: list[Case] = [
+    Case(
+        "a validation folder lacks two classes",
+        classes(*FOUR, "val/c/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has images of 1 of the 3 classes in photos, none of a, b",
+    ),
+    Case(
+        "a validation folder has no class folders",
+        classes(*FOUR, "val/8.png", "val/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "2 images of val lie in no class folder and have no class",
+    ),
+    Case(
+        "a validation folder has a class that training lacks",
+        classes(*FOUR, "val/aa/9.png"),
+        (*FOLDER, "data.val_root=val", *QUICKLY),
+        "val has class folders that the training images in photos lack: aa; rename them as in training",
+        2,
+    ),
+    Case(
+        "a boundary beyond all names leaves a split empty",
+        classes(*FOUR),
+        (*FOLDER, "data.held_out=last", "data.split_at=d", *QUICKLY),
+        "data.split_at=d leaves none of the 4 images to validate",
+        2,
+    ),
+    Case(
+        "a share that is no share",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=20", *QUICKLY),
+        "data.split_at=20 must be a number from 0 to 1",
+        2,
+    ),
+    Case(
+        "a boundary with the rule of earlier versions, which has none",
+        classes(*FOUR),
+        (*FOLDER, "data.split_at=0.3", "data.split_seed=null", *QUICKLY),
+        "data.split_at=0.3 needs a data.split_seed",
+        2,
+    ),
+    Case(
+        "a split seed that is no whole number",
+        classes(*FOUR),
+        (*FOLDER, "data.split_seed=a", *QUICKLY),
+        "data.split_seed=a must be a whole number of at least 0",
+        2,
+    ),
+    Case(
+        "a split seed for images that have an official split",
+        nothing,
+        ("stage=vqgan", "data=cifar10", "data.split_seed=1"),
+        "data.split_seed is not a setting of this stage",
+        2,
+    ),
+]
+
+
+def write_scans(root: Path, folders: tuple[str, ...], highest: int, n: int = 8) -> None:
+    """Write n 16-bit grey images, whose values end at `highest`, into each of these folders below a root."""
+    for number, name in enumerate(folders):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            random = np.random.default_rng((number, i))
+            values = random.integers(0, highest + 1, (20, 20), np.uint16)
+            values[0, 0] = highest
+            Image.fromarray(values).save(root / name / f"{i}.png")
+
+
+def ten_bit_scans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans of 10 bits in class folders that are numbers, and a file of a kind that isn't read."""
+    write_scans(folder / "scans", ("2", "11", "100"), 1000)
+    (folder / "scans" / "2" / "raw.nef").write_bytes(b"x")
+
+
+def splits_by_other_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two splits in one folder."""
+    write_scans(folder / "scans", ("Training Data", "valid_images"), 65_535)
+
+
+def other_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without an image that is read."""
+    (folder / "scans").mkdir()
+    (folder / "scans" / "1.nii").write_bytes(b"x")
+
+
+SCANS = [
+    *(word for word in TINY if not word.startswith(("data.n_", "trainer.max_steps"))),
+    "stage=vqgan", "data=folder", "data.root=scans", "data.n_val=4", "trainer.max_steps=1",
+]  # fmt: skip
 
 # A decision about somebody's data is printed.
-SUMMARY: list[Case] = []
+SUMMARY: list[Case] = [
+    Case(
+        "values_of_10_bits_in_16_are_scaled_and_it_is_printed",
+        ten_bit_scans,
+        (*SCANS, "data.channels=1"),
+        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white",
+        trains=True,
+    ),
+    Case(
+        "the_names_of_classes_are_printed_with_their_numbers_and_what_is_left_out",
+        ten_bit_scans,
+        (*SCANS, "data.held_out=last"),
+        "classes   3: 0=2 (4), 1=11 (8), 2=100 (8)",
+        trains=True,
+    ),
+    Case(
+        "splits_that_become_classes_are_odd",
+        splits_by_other_names,
+        SCANS,
+        "odd: the folders Training Data, valid_images look like splits, and are classes here",
+        trains=True,
+    ),
+    Case(
+        "a_range_of_values_is_two_numbers",
+        ten_bit_scans,
+        (*SCANS, "data.value_range=1023"),
+        "error: data.value_range=1023 must be the values that become black and white, as [0,4095]",
+        code=2,
+    ),
+    Case(
+        "names_of_classes_are_a_list",
+        ten_bit_scans,
+        (*SCANS, "data.classes=scans"),
+        "error: data.classes=scans must be a list of names in the order of their numbers",
+        code=2,
+    ),
+    Case(
+        "alpha_has_two_readings",
+        ten_bit_scans,
+        (*SCANS, "data.alpha=black"),
+        "error: data.alpha=black must be one of white, ignore",
+        code=2,
+    ),
+    Case(
+        "a_folder_without_images_says_which_files_it_has",
+        other_files,
+        SCANS,
+        "or add the endings of its files (1 .nii) to data.suffixes",
+        code=2,
+    ),
+]
 
 DRAW = ("stage=sample", "ckpt=model", "n=11", "batch_size=3", "accelerator=cpu", "save=[npz]")
 

@@ -110,12 +110,13 @@ def test_data_that_moved_between_the_stages_are_named_anew(tmp_path: Path) -> No
 def test_a_folder_that_grew_is_mentioned_by_every_later_stage(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", 32)
     run(tmp_path, *FOLDER, "data.root=photos", "run_dir=runs/tokenizer")
-    make_photos(tmp_path / "photos", 8, first=32)
-    for words in (
+    stages = [
         ["stage=vqgan", "resume=runs/tokenizer", "trainer.max_steps=8"],
         ["stage=prior", "ckpt=runs/tokenizer", *TINY_PRIOR],
         ["stage=evaluate", "ckpt=runs/tokenizer", *QUICK],
-    ):
+    ]
+    for i, words in enumerate(stages):  # a resumed run has trained on what was there at its resume
+        make_photos(tmp_path / "photos", 8, first=32 + 8 * i)
         done = launch(*words, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "added" in done.stderr, words

@@ -329,6 +329,44 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
     assert Path("runs/sweeps/mine/0_seed-0/config.yaml").read_text() == before
 
 
+def folder_config(**data: Any) -> DictConfig:
+    config = OmegaConf.create({"seed": 0, "data": {"_target_": "data.folder.Folder", "n_val": 4}})
+    config.data.update(data)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ({"split_seed": 0, "split_at": None}, {"split_seed": 0, "split_at": 0.25}),
+        ({"split_seed": 0, "split_at": 0.25}, {"split_seed": 0, "split_at": 0.25}),
+        ({"split_seed": None, "split_at": None}, {}),
+        ({"split_seed": 1, "split_at": None}, {"split_seed": 1, "split_at": "cats/7.png"}),
+    ],
+)
+def test_what_the_images_of_a_run_decided_is_no_difference(
+    mine: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    assert sweep.config_difference(folder_config(**mine), folder_config(**theirs)) is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "key"),
+    [
+        ({"split_seed": 0, "split_at": None}, {}, "data.split_seed"),
+        ({"split_seed": 0, "split_at": 0.5}, {"split_seed": 0, "split_at": 0.25}, "data.split_at"),
+        ({"split_seed": 1}, {"split_seed": 0}, "data.split_seed"),
+        ({"n_val": None}, {}, "data.n_val"),
+    ],
+)
+def test_another_split_is_a_difference(
+    mine: dict[str, Any], theirs: dict[str, Any], key: str
+) -> None:
+    differs = sweep.config_difference(folder_config(**mine), folder_config(**theirs))
+    assert differs
+    assert differs[0] == key
+
+
 @pytest.mark.parametrize(
     "word",
     [

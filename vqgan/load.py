@@ -8,6 +8,7 @@ import torch
 
 from data.datamodule import ImageDataModule
 from data.identity import check_same_images
+from data.pixels import PixelRules, check_value_range
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -82,6 +83,12 @@ def load_images(
         images: ImageDataModule = build_trusted({**training_data, **changes}, ImageDataModule)  # type: ignore[type-abstract]
         check_same_images(images, resumes or find_checkpoint(ckpt).parent.parent, bool(resumes))
     return images
+
+
+def read_rules(training_data: Mapping[str, Any]) -> PixelRules:
+    """How the images that a tokenizer was trained on are read, by the `data` group of its run's config."""
+    value_range = check_value_range(training_data.get("value_range"))
+    return PixelRules(value_range, training_data.get("alpha") or "white")
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:

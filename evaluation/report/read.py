@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,8 @@ import yaml
 from engine.aliases import upgrade_config
 from engine.card import display_command
 from engine.errors import InputError
-from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD
+from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
+from engine.places import data_places
 
 # Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
 SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}
@@ -56,6 +57,7 @@ class ReportedRun:
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
+    images: str = ""  # a hash of the images that it was trained on, wherever they lay
     tokenizer: "ReportedRun | None" = None
     evaluated: bool = False
 
@@ -108,9 +110,23 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
     for run in runs.values():
         if run.stage == "prior":
             run.tokenizer = runs.get(run.metrics.get("tokenizer_of", ""))
+    unify_places(runs.values())
     for run in runs.values():
         complete_provenance(run)
     return ReportedRuns(list(runs.values()), problems)
+
+
+def unify_places(runs: Iterable[ReportedRun]) -> None:
+    """Give runs on the same images the same settings of where these are, so that data that moved between two runs of a sweep
+    don't tell them apart."""
+    names = data_places()
+    first: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for run in runs:
+        data = run.config.get("data")
+        if not run.images or not isinstance(data, dict):
+            continue
+        known = first.setdefault((run.stage, str(data.get("_target_")), run.images), data)
+        run.config["data"] = data | {name: known[name] for name in names if name in known}
 
 
 def list_roots(runs: str | Sequence[str] | None) -> list[str]:
@@ -187,6 +203,7 @@ def read_run(folder: Path) -> ReportedRun | None:
         start.get("git"),
         str(start.get("time", "")),
         pictures=find_pictures(folder, metrics),
+        images=read_image_hash(folder),
     )
     run.figures = {name: float(value) for name, value in metrics.items() if is_number(value)}
     if run.stage == "vqgan" and "bits_per_image" not in run.figures:
@@ -230,6 +247,12 @@ def read_start_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, StopIteration):
         return {}
     return first if isinstance(first, dict) else {}
+
+
+def read_image_hash(folder: Path) -> str:
+    """The hash of a run's images that does not depend on their place; empty if it recorded none, as in earlier versions."""
+    data = read_record(folder, "data")
+    return str(data.get("hash", "")) if isinstance(data, dict) and "images" in data else ""
 
 
 def is_number(value: Any) -> bool:

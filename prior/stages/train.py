@@ -31,8 +31,8 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
         val = extract(tokenizer, images, "val", fabric=fabric)
         data = CodeDataModule(train, val, config.batch_size, config.seed)
-        classes = training.count_classes(images, train) if config.conditional else 0
-        model = instantiate(config.prior, **tokenizer.code_space, classes=classes)
+        classes = training.list_classes(images, config.conditional, train, val, run.resume)
+        model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
         training.count_codes(model, train, val)
         optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
         module = Prior(

@@ -657,6 +657,22 @@ def test_a_part_of_ffhq_is_split_by_n_val_and_says_so(tmp_path: Path) -> None:
     assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
 
 
+def test_a_part_of_ffhq_keeps_its_split_when_more_of_it_arrives(tmp_path: Path) -> None:
+    write([tmp_path / f"{n:05d}.png" for n in range(10, 20)], painted([0] * 10, 16, 0))
+    before = make_images(FFHQ, str(tmp_path), n_val=3)
+    write([tmp_path / f"{n:05d}.png" for n in range(10)], painted([0] * 10, 16, 1))
+    after = make_images(FFHQ, str(tmp_path), n_val=3, seed=9, **before.decisions())
+    for split in ("train", "val"):
+        arrived = {f"{n:05d}.png" for n in range(10)}
+        assert set(after.source(split).names()) - arrived == set(before.source(split).names())
+
+
+def test_ffhqs_official_split_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "split_at" not in tiny("ffhq", tmp_path, monkeypatch)().decisions()
+
+
 def test_a_file_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = tiny("ffhq", tmp_path, monkeypatch)
     write([tmp_path / "ffhq" / "me.png"], painted([0], 16, 5))
@@ -674,14 +690,17 @@ def test_imagenet_with_a_flat_val_is_refused(
         build()
 
 
-def test_imagenet_whose_splits_have_other_classes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_imagenets_val_may_lack_a_class_but_have_none_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build = tiny("imagenet", tmp_path, monkeypatch)
-    shutil.rmtree(tmp_path / "imagenet" / "val" / "n01")
-    with pytest.raises(
-        InputError, match=r"must have the same class folders; 1 are in one of them only, as n01"
-    ):
+    val = tmp_path / "imagenet" / "val"
+    shutil.rmtree(val / "n01")
+    images, labels = whole(build(), "val")
+    assert labels.tolist() == read_labels(images) == [0, 0, 2, 2]
+    assert "has images of 2 of the 3 classes" in capsys.readouterr().err
+    (val / "n02").rename(val / "n07")
+    with pytest.raises(InputError, match="that the training images in .*train lack: n07"):
         build()
 
 

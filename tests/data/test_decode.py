@@ -1,7 +1,9 @@
 import io
 import struct
+import sys
 import zlib
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,15 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data.decode import UnreadableImage, apply_orientation, decode, to_square
+from data.decode import (
+    UnreadableImage,
+    apply_orientation,
+    decode,
+    read_deep_colours,
+    register_heif,
+    to_square,
+)
+from data.pixels import FULL_16_BITS, PixelRules
 
 Pixels = NDArray[np.uint8]
 
@@ -357,6 +367,129 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch.setattr("data.decode.MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 2\^28"):
         decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
+
+
+TWELVE_BITS = PixelRules((0, 4095))
+KINDS = [(0, ()), (2, (3,)), (4, (2,)), (6, (4,))]  # colour types of PNG, and their channels
+
+
+@pytest.mark.parametrize(("colour", "channels"), KINDS)
+def test_twelve_bits_of_any_png_keep_their_upper_eight(
+    colour: int, channels: tuple[int, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (16, 16, *channels), np.uint16)
+    if channels in ((2,), (4,)):
+        values[..., -1] = 65_535  # opaque
+    pixels = decode(png(values, colour), 16, 3, TWELVE_BITS)
+    colours = values.reshape(16, 16, -1)[..., : 3 if channels in ((3,), (4,)) else 1] >> 4
+    assert np.array_equal(pixels, np.broadcast_to(colours.transpose(2, 0, 1), (3, 16, 16)))
+
+
+@pytest.mark.parametrize(("colour", "channels"), KINDS[1:])
+def test_all_bits_of_sixteen_bit_pngs_are_read(colour: int, channels: tuple[int, ...]) -> None:
+    values = np.random.default_rng(1).integers(0, 2**16, (9, 7, *channels), np.uint16)
+    read = read_deep_colours(png(values, colour))
+    assert read is not None
+    assert np.array_equal(read, values)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_all_bits_of_sixteen_bit_tiffs_are_read(
+    channels: int, byteorder: str, compression: str | None
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(1).integers(0, 2**16, (19, 17, channels), np.uint16)
+    buffer = io.BytesIO()
+    settings = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    settings |= {"photometric": "rgb", "compression": compression, "byteorder": byteorder}
+    tifffile.imwrite(buffer, values, rowsperstrip=5, **settings)
+    read = read_deep_colours(buffer.getvalue())
+    assert read is not None
+    assert np.array_equal(read, values)
+
+
+@pytest.mark.parametrize("rules", [PixelRules(), PixelRules((0, 4095))], ids=["plain", "12 bits"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_sixteen_bit_planes_give_the_same_image_as_interleaved_pixels(
+    orientation: int, byteorder: str, rules: PixelRules
+) -> None:
+    """Pillow 13 reads them as noise."""
+    tifffile = pytest.importorskip("tifffile")
+    values = np.random.default_rng(1).integers(0, 4096, (19, 17, 3), np.uint16)
+    planes, interleaved = io.BytesIO(), io.BytesIO()
+    tags = [(0x0112, "H", 1, orientation, True)]
+    settings = {"photometric": "rgb", "byteorder": byteorder, "extratags": tags}
+    tifffile.imwrite(planes, values.transpose(2, 0, 1), planarconfig="separate", **settings)
+    tifffile.imwrite(interleaved, values, **settings)
+    expected = decode(interleaved.getvalue(), 16, 3, rules)
+    assert np.array_equal(decode(planes.getvalue(), 16, 3, rules), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "value_range", "expected"),
+    [
+        (np.array([[0, 200], [100, 255]], np.int32), (0, 255), [[0, 200], [100, 255]]),
+        (np.array([[0, 2], [1, 3]], np.int32), (0, 3), [[0, 170], [85, 255]]),
+        (np.array([[-1024, 0], [-1, 1023]], np.int32), (-1024, 1023), [[0, 128], [127, 255]]),
+        (np.array([[0, 0.5], [0.25, 1]], np.float32), (0, 1), [[0, 128], [64, 255]]),
+        (np.array([[0, 2**-15], [2**-14, 2**-16]], np.float32), (0, 2**-14), [[0, 128], [255, 64]]),
+        (np.array([[0, 2**31], [2**30, 2**32 - 1]], np.uint32), (0, 2**32 - 1), [[0, 128], [64, 255]]),
+    ],
+    ids=["int32", "few levels", "negative", "float", "tiny float", "uint32"],
+)  # fmt: skip
+def test_thirty_two_bits_are_read_by_the_range_of_their_dataset(
+    values: NDArray[Any], value_range: tuple[float, float], expected: list[list[int]]
+) -> None:
+    if values.dtype == np.uint32:  # Pillow writes none
+        tifffile = pytest.importorskip("tifffile")
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, values, photometric="minisblack")
+        content = buffer.getvalue()
+    else:
+        content = saved(Image.fromarray(values), "TIFF")
+    assert decode(content, 2, 1, PixelRules(value_range))[0].tolist() == expected
+
+
+def test_pixels_that_are_no_numbers_are_black_and_an_image_of_them_is_unreadable() -> None:
+    values = np.array([[np.nan, 1], [0.5, -3.4e38]], np.float32)
+    content = saved(Image.fromarray(values), "TIFF")
+    assert decode(content, 2, 1, PixelRules((0, 1)))[0].tolist() == [[0, 255], [128, 0]]
+    with pytest.raises(UnreadableImage, match="no pixel is a number"):
+        decode(saved(Image.new("F", (4, 4), float("nan")), "TIFF"), 4, 1, PixelRules((0, 1)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_fourth_channel_that_is_ignored_changes_no_colour(mode: str) -> None:
+    opaque = noise(16, 16).convert("L" if mode == "LA" else "RGB")
+    infrared = Image.fromarray(np.asarray(noise(16, 16))[..., 0].copy())
+    image = opaque.copy()
+    image.putalpha(infrared)
+    rules = PixelRules(FULL_16_BITS, "ignore")
+    expected = decode(saved(opaque, "PNG"), 16, 3)
+    assert np.array_equal(decode(saved(image, "PNG"), 16, 3, rules), expected)
+    assert not np.array_equal(decode(saved(image, "PNG"), 16, 3), expected)
+
+
+def test_a_transparent_colour_is_no_fourth_channel() -> None:
+    content = png(np.full((4, 4), 7, np.uint8), 0, (b"tRNS", struct.pack(">H", 7)))
+    assert set(decode(content, 4, 3, PixelRules(FULL_16_BITS, "ignore")).flat) == {255}
+
+
+def test_heif_is_read_if_the_library_for_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"\0\0\0\x18ftypheic" + bytes(40)
+    opened = []
+    module = ModuleType("pillow_heif")
+    module.register_heif_opener = lambda: opened.append(True)  # type: ignore[attr-defined]
+    for installed, expected in ((None, []), (module, [True])):
+        register_heif.cache_clear()
+        monkeypatch.setitem(sys.modules, "pillow_heif", installed)
+        with pytest.raises(UnreadableImage, match="no image of a known format"):
+            decode(content, 4, 3)
+        assert opened == expected
+    register_heif.cache_clear()
 
 
 def test_to_square_takes_an_image_that_is_in_no_file() -> None:

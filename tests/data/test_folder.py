@@ -12,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.endings import IMAGE_SUFFIXES
 from data.folder import Folder, find_images, open_class_folders
+from data.labels import SORTED
 from engine.errors import InputError
 from tests.helpers.images import make_images
 
@@ -80,7 +82,7 @@ def wild(tmp_path: Path) -> Path:
     (root / "cut.png").write_bytes(_half(Image.fromarray(noise(60, 60)), "PNG"))
     (root / "dangling.jpg").symlink_to("nowhere.jpg")
     (root / "empty.png").write_bytes(b"")
-    Image.new("F", (16, 16), 0.5).save(root / "float.tif")
+    Image.new("F", (16, 16), float("nan")).save(root / "float.tif")
     os.mkfifo(root / "pipe.jpg")
     (root / "text.jpg").write_text("this is no picture")
     return root
@@ -91,7 +93,7 @@ UNREADABLE = {
     "cut.png": "image file is truncated",
     "dangling.jpg": "No such file or directory",
     "empty.png": "empty file",
-    "float.tif": "floating-point pixels, whose range is not known",
+    "float.tif": "no pixel is a number",
     "pipe.jpg": "empty file",
     "text.jpg": "no image of a known format",
 }
@@ -279,10 +281,44 @@ def test_every_file_is_in_exactly_one_split(photos: Path) -> None:
         ]
 
 
-def test_the_random_split_is_the_seeds(photos: Path) -> None:
-    first, again, other = (names(folder(photos, seed=seed), "val") for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
+def test_the_random_split_is_the_split_seeds_and_not_the_seeds(photos: Path) -> None:
+    first, again, other = (names(folder(photos, split_seed=seed), "val") for seed in (0, 0, 1))
+    assert first == again != other
+    assert names(folder(photos, seed=7), "val") == first
+
+
+def test_without_a_split_seed_the_split_is_that_of_earlier_versions(photos: Path) -> None:
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(16)
+        expected = sorted(int(row) for row in order[-4:])
+        whole = open_class_folders(photos)
+        data = folder(photos, split_seed=None, seed=seed)
+        assert names(data, "val") == [whole.image_name(row) for row in expected]
+        assert "split_at" not in data.decisions()
+
+
+def test_the_boundary_of_a_run_keeps_every_file_of_a_grown_folder_on_its_side(photos: Path) -> None:
+    for held_out in ("random", "last"):
+        before = folder(photos, held_out=held_out)
+        decided = {"split_at": before.decisions()["split_at"]}
+        save(photos, *(f"{kind}/new-{i}.png" for kind in ("ants", "cats") for i in range(40)))
+        shutil.rmtree(photos / "dogs" / "0.png", ignore_errors=True)
+        after = folder(photos, held_out=held_out, **decided)
+        for split in ("train", "val"):
+            old = {name for name in names(after, split) if "new" not in name}
+            assert old == {name for name in names(before, split) if "new" not in name}
+        assert after.decisions()["split_at"] == decided["split_at"]
+
+
+def test_a_boundary_without_a_split_seed_is_refused(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.split_at=0\.5 needs a data\.split_seed"):
+        folder(photos, split_at=0.5, split_seed=None)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "a"])
+def test_a_split_seed_that_is_no_whole_number_is_refused(photos: Path, seed: Any) -> None:
+    with pytest.raises(InputError, match=f"data.split_seed={seed} must be a whole number"):
+        folder(photos, split_seed=seed)
 
 
 def test_last_holds_out_the_last_paths(photos: Path) -> None:
@@ -443,13 +479,53 @@ def test_validation_uses_the_validation_folder_only(tmp_path: Path) -> None:
     assert data.samples("val").__getitems__([0, 1])[1].tolist() == [0, 1]
 
 
-def test_a_validation_folder_with_other_classes_is_refused(tmp_path: Path) -> None:
+def test_a_validation_class_that_training_lacks_is_refused(tmp_path: Path) -> None:
     save(tmp_path, "train/cats/1.png", "train/dogs/2.png", "val/cats/3.png", "val/eels/4.png")
-    with pytest.raises(
-        InputError,
-        match="must have the same class folders; only one of them has images in dogs, eels",
-    ):
+    with pytest.raises(InputError, match="that the training images in .*train lack: eels; rename"):
         folder(tmp_path / "train", val_root=str(tmp_path / "val"))
+
+
+CLASSES = [
+    (["b/1.png", "c/1.png"], [1, 2], "val has images of 2 of the 3 classes in {train}, none of a"),
+    (["c/1.png"], [2], "val has images of 1 of the 3 classes in {train}, none of a, b"),
+    (
+        ["a/1.png", "b/1.png", "c/1.png", "4.png"],
+        [-1, 0, 1, 2],
+        "1 images of {val} lie in no class",
+    ),
+    (
+        ["1.png", "2.png"],
+        [-1, -1],
+        "val has images of 0 of the 3 classes in {train}, none of a, b, c",
+    ),
+    (["a/1.png", "b/1.png", "c/1.png"], [0, 1, 2], None),
+]
+
+
+@pytest.mark.parametrize(("files", "labels", "sentence"), CLASSES)
+def test_a_validation_folder_may_lack_classes_and_says_so(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    labels: list[int],
+    sentence: str | None,
+) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    save(tmp_path, *(f"train/{kind}/0.png" for kind in "abc"), *(f"val/{file}" for file in files))
+    data = folder(train, val_root=str(val), batch_size=1)
+    assert data.samples("val").__getitems__(range(len(files)))[1].tolist() == labels
+    assert data.classes == ["a", "b", "c"]
+    printed = capsys.readouterr().err
+    assert (sentence.format(train=train, val=val) in printed) if sentence else not printed
+
+
+def test_class_folders_of_validation_images_do_not_count_if_training_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, "train/1.png", "val/a/1.png", "val/b/2.png")
+    data = folder(tmp_path / "train", val_root=str(tmp_path / "val"), batch_size=1)
+    assert data.samples("val").__getitems__(range(2))[1].tolist() == [0, 0]
+    assert f"the class folders of {tmp_path / 'val'} don't count" in capsys.readouterr().err
 
 
 def test_copies_of_validation_files_are_left_out_of_training_and_logged(
@@ -527,3 +603,181 @@ def test_an_empty_a_missing_and_an_unnamed_folder_are_refused(tmp_path: Path) ->
         make_images(Folder, None)
     with pytest.raises(InputError, match=r"data\.val_root=.*nowhere is not a folder"):
         folder(tmp_path, val_root=str(tmp_path / "nowhere"))
+
+
+def save_deep(root: Path, highest: list[int], kind: type = np.uint16, suffix: str = "png") -> None:
+    """Write grey images 00, 01 ... whose values rise from 0 to each of these."""
+    for i, value in enumerate(highest):
+        ramp = np.linspace(0, value, 256).reshape(16, 16).astype(kind)
+        save_unique(Image.fromarray(ramp), root / f"{i:02}.{suffix}", i)
+
+
+def save_unique(image: Image.Image, file: Path, length: int) -> None:
+    """Write an image with so many bytes behind it, which readers skip, so that it is no copy of another."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)
+    file.write_bytes(file.read_bytes() + bytes(length))
+
+
+def brightness(data: Folder, split: str = "train") -> list[int]:
+    return [int(pixels.max()) for pixels in images(data, split).values()]
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_values_of_fewer_bits_than_their_files_are_not_black(tmp_path: Path, cache: str) -> None:
+    save_deep(tmp_path / "slices", [1000, 0, 4095, 2000, 0, 3000])
+    data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache)
+    data.prepare_data()
+    assert data.decisions()["value_range"] == [0, 4095]
+    assert brightness(data) == [62, 0, 255, 125]
+    assert brightness(data, "val") == [0, 187]
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "highest", "value_range"),
+    [
+        (np.int32, "tif", 900, [0, 1023]),
+        (np.float32, "tiff", 0.7, [0, 1]),
+        (np.float32, "tif", 3000, [0, 4095]),
+        (np.uint16, "tif", 60_000, [0, 65_535]),
+        (np.uint16, "png", 5, [0, 7]),
+    ],
+)
+def test_the_range_fits_the_largest_value_of_all(
+    tmp_path: Path, kind: type, suffix: str, highest: Any, value_range: list[float]
+) -> None:
+    save_deep(tmp_path / "deep", [highest / 2, highest, highest / 4], kind, suffix)
+    data = folder(tmp_path / "deep", n_val=1, held_out="last")
+    data.prepare_data()
+    assert data.decisions()["value_range"] == value_range
+    assert brightness(data)[1] >= 128
+
+
+@pytest.mark.parametrize("late", [5, 18])
+@pytest.mark.parametrize("others", [0, 100, None], ids=["blank", "7 bits", "8-bit files"])
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_value_that_the_sample_misses_widens_the_range_for_all(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cache: str,
+    others: int | None,
+    late: int,
+) -> None:
+    monkeypatch.setattr("data.source.spread", lambda n, most: [1])
+    monkeypatch.setattr("data.summary.spread", lambda n, most: [0] if n else [])
+    root = tmp_path / "slices"
+    save_deep(root, [others or 0] * 20)
+    if others is None:
+        for i in range(20):
+            Image.fromarray(noise(16, 16, seed=i)).save(root / f"{i:02}.png")
+    save_deep(tmp_path / "one", [1000])
+    shutil.move(tmp_path / "one" / "00.png", root / f"{late:02}.png")
+    settings = {"n_val": 2, "held_out": "last", "cache": cache}
+    data = folder(root, **settings)
+    data.prepare_data()
+    assert data.decisions()["value_range"] == [0, 1023]
+    name = f"{late:02}.png"
+    assert (images(data, "train") | images(data, "val"))[name].max() == 1000 * 256 // 1024
+    assert "beyond those of the sample: data.value_range=[0, 1023]" in capsys.readouterr().err
+    again = folder(root, **settings)
+    again.prepare_data()
+    assert again.decisions() == data.decisions()
+    assert "beyond" not in capsys.readouterr().err, "the range is cached"
+
+
+def test_a_later_stage_reads_images_as_the_run_recorded_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "slices"
+    save_deep(root, [1000, 900, 800, 700])
+    first = folder(root, n_val=1, held_out="last")
+    first.prepare_data()
+    save_deep(root, [1000, 900, 3000, 700])
+    later = folder(root, n_val=1, held_out="last", **first.decisions())
+    assert brightness(later) == [250, 225, 255]
+    assert (
+        "1 images have values beyond data.value_range=[0, 1023], from 0 to 3,000, which are cut off"
+        in capsys.readouterr().err
+    )
+
+
+def test_runs_of_version_0_1_read_the_upper_bits_as_they_did(tmp_path: Path) -> None:
+    save_deep(tmp_path / "slices", [4095, 4095])
+    earlier: dict[str, Any] = {"value_range": [0, 65_535], "alpha": "white", "classes": SORTED}
+    earlier |= {"suffixes": list(IMAGE_SUFFIXES), "split_seed": None}
+    data = folder(tmp_path / "slices", n_val=1, **earlier)
+    assert brightness(data) == [15]
+    assert not data.decisions()
+
+
+def test_near_infrared_that_is_marked_as_alpha_is_left_out(tmp_path: Path) -> None:
+    colours, infrared = noise(16, 16), noise(16, 16, seed=1)[..., :1]
+    for i in range(4):
+        image = Image.fromarray(np.dstack([colours, infrared]))
+        save_unique(image, tmp_path / "fields" / f"{i}.tif", i)
+    data = folder(tmp_path / "fields", n_val=1, held_out="last")
+    assert data.decisions()["alpha"] == "ignore"
+    assert np.array_equal(images(data, "val")["3.tif"], colours.transpose(2, 0, 1))
+    assert folder(tmp_path / "fields", n_val=1, alpha="white").cache_key("val") != data.cache_key(
+        "val"
+    )
+
+
+@pytest.mark.parametrize("levels", [[0, 255], [0] * 8 + [40, 255], [128], [0, 85, 170, 255]])
+def test_a_mask_stays_transparency(tmp_path: Path, levels: list[int]) -> None:
+    alpha = np.resize(np.array(levels, np.uint8), (16, 16, 1))
+    for i in range(4):
+        image = Image.fromarray(np.dstack([noise(16, 16), alpha]))
+        save_unique(image, tmp_path / "logos" / f"{i}.png", i)
+    data = folder(tmp_path / "logos", n_val=1)
+    assert data.decisions()["alpha"] == "white"
+    assert all("fourth" not in sentence for sentence in data.describe()["odd"])
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "jif"])
+def test_other_endings_of_the_same_formats_are_images(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / "root", "a.png", "b.png")
+    Image.fromarray(noise(20, 20)).save(tmp_path / "root" / f"c.{suffix}", "JPEG")
+    data = folder(tmp_path / "root", n_val=1, held_out="last")
+    assert names(data, "val") == [f"c.{suffix}"]
+    earlier = folder(tmp_path / "root", n_val=1, held_out="last", suffixes=list(IMAGE_SUFFIXES))
+    assert names(earlier, "val") == ["b.png"]
+
+
+@pytest.mark.parametrize("suffixes", [".png", ["png"], ["*.PNG"], [".png"]])
+def test_endings_may_be_written_in_any_way(tmp_path: Path, suffixes: Any) -> None:
+    save(tmp_path / "root", "a.png", "b.png", "c.jpg")
+    data = folder(tmp_path / "root", n_val=1, suffixes=suffixes)
+    assert data.suffixes == [".png"]
+    assert dict(data.left_out) == {"jpg": 1}
+
+
+def test_a_folder_of_other_files_says_which_endings_it_has(tmp_path: Path) -> None:
+    (tmp_path / "a.raw").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"add the endings of its files \(1 \.raw\) to data\.suffix"
+    ):
+        folder(tmp_path)
+
+
+def test_class_folders_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
+    save(tmp_path / "root", *(f"{name}/{i}.png" for name in (10, 2, 1) for i in range(2)))
+    data = folder(tmp_path / "root", n_val=1)
+    assert data.classes == data.decisions()["classes"] == ["1", "2", "10"]
+    assert folder(tmp_path / "root", n_val=1, classes=SORTED).classes == ["1", "10", "2"]
+
+
+def test_a_later_stage_keeps_the_numbers_of_classes_when_others_come(tmp_path: Path) -> None:
+    save(tmp_path / "root", "cats/1.png", "dogs/1.png", "dogs/2.png")
+    first = folder(tmp_path / "root", n_val=1)
+    save(tmp_path / "root", "ants/1.png")
+    later = folder(tmp_path / "root", n_val=1, **first.decisions())
+    assert later.classes == ["cats", "dogs", "ants"]
+    assert sorted(later.samples("train").labels.tolist()) != [0, 0, 0]
+
+
+def test_both_folders_of_a_split_have_the_same_numbers(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{root}/{name}/{root}.png" for root in ("t", "v") for name in (1, 2, 10)))
+    data = folder(tmp_path / "t", val_root=str(tmp_path / "v"), classes=["10", "1", "2"])
+    assert data.samples("val").labels.tolist() == data.samples("train").labels.tolist() == [1, 0, 2]

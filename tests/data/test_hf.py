@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 
 from data.decode import UnreadableImage
 from data.hf import HF, HubStream, StreamOrder, read_content
+from data.labels import SORTED
 from engine.errors import InputError
 from tests.helpers.greys import flat, numbers, png, training_batches
 from tests.helpers.images import make_images
@@ -173,8 +176,52 @@ def test_random_or_last_images_are_held_out_and_the_first_of_a_stream(
     make: Callable[..., HF],
 ) -> None:
     assert validation_images(make(held_out="last")) == [36, 37, 38, 39]
-    assert validation_images(make(seed=1)) != validation_images(make(seed=2))
+    assert validation_images(make(split_seed=1)) != validation_images(make(split_seed=2))
+    assert validation_images(make(seed=1)) == validation_images(make(seed=2))
     assert validation_images(make(streaming=True, n_train=36)) == [0, 1, 2, 3]
+
+
+def test_rows_without_a_split_seed_are_held_out_as_in_earlier_versions(
+    make: Callable[..., HF],
+) -> None:
+    expected = np.sort(np.random.default_rng(3).permutation(N)[-4:]).tolist()
+    assert validation_images(make(split_seed=None, seed=3)) == expected
+
+
+def test_rows_stay_on_their_side_when_a_file_comes_before_theirs(make: Callable[..., HF]) -> None:
+    """The images have paths, which do not change with their numbers."""
+    before = make("train-[123]")
+    held = validation_images(before)
+    after = make("train-*", **before.decisions())
+    assert [i for i in validation_images(after) if i >= 10] == held
+    assert after.source("train").names()[0] == "0.png"
+
+
+def test_rows_without_paths_are_known_by_their_numbers(
+    make: Callable[..., HF], files: Path
+) -> None:
+    for name, paths in {"none": [None] * 8, "same": ["a.png"] * 8}.items():
+        images = [{"bytes": png(i), "path": paths[i]} for i in range(8)]
+        kinds = datasets.Features({"image": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": images}, features=kinds)
+        table.to_parquet(files / f"{name}.parquet")
+        data = make(name)
+        assert sorted([*data.source("train").names(), *data.source("val").names()]) == [*range(8)]
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern"), [("{}", None), ("imagefolder", "{}/**"), ("imagefolder", "{}/*/*.png")]
+)
+def test_a_folder_of_images_is_known_by_the_paths_below_it(
+    make: Callable[..., HF], photos: Path, path: str, pattern: str | None
+) -> None:
+    """Wherever the folder lies, and even if all images lie in one folder below it."""
+    shutil.rmtree(photos / "dogs")
+    for name in ("photos", "moved"):
+        photos = photos.rename(photos.with_name(name))
+        data = make(path=path.format(photos), files=pattern and pattern.format(photos))
+        names = [*data.source("train").names(), *data.source("val").names()]
+        assert sorted(names) == [f"cats/{i}.png" for i in range(8)]
 
 
 @BOTH
@@ -295,13 +342,98 @@ def test_images_that_are_files_are_read_by_their_paths(
     assert data.classes == ["cats", "dogs"]
 
 
-def test_a_missing_or_unwanted_label_column_gives_minus_one(
-    make: Callable[..., HF],
+@BOTH
+def test_an_unwanted_label_column_gives_minus_one(
+    make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
-    for label in (None, "kind"):
-        for how in (OFFICIAL, STREAM):
-            _, labels = make(**how, label=label).take_evenly("train", 3)
-            assert labels.tolist() == [-1] * 3
+    _, labels = make(**how, label=None).take_evenly("train", 3)
+    assert labels.tolist() == [-1] * 3
+
+
+@BOTH
+@pytest.mark.parametrize("label", ["kind", "lable", "Label"])
+def test_a_label_column_that_is_not_there_is_named_with_those_that_are(
+    make: Callable[..., HF], how: dict[str, Any], label: str
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"^data\.label={label} is not a column of parquet; there is label;"
+    ):
+        make(**how, label=label).source("train")
+    earlier = make(**how, label=label, classes=SORTED)  # version 0.1 went on without labels
+    assert earlier.take_evenly("train", 3)[1].tolist() == [-1] * 3
+
+
+def numbered(file: Path, labels: list[Any], column: str = "label") -> dict[str, Any]:
+    """The settings for a file of images whose labels have no names."""
+    images = [{"bytes": png(i), "path": f"{i}.png"} for i in range(len(labels))]
+    features = datasets.Features({"image": datasets.Image(), column: datasets.Value("int64")})
+    rows = {"image": images, column: labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    return {"files": str(file), "n_val": 2, "held_out": "last", "cache": "disk"}
+
+
+def test_a_dataset_without_the_default_label_column_says_which_it_has(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
+    data = make(**numbered(tmp_path / "a.parquet", list(range(6)), column="coarse"))
+    assert data.describe()["odd"][0] == (
+        "there is no column label, so the images have no labels; data.label= names another of coarse"
+    )
+
+
+def test_ids_with_holes_are_numbered_densely_and_keep_their_names(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
+    labels = [20_000_000, 7, 7, 110, 20_000_000, 7]
+    data = make(**numbered(tmp_path / "a.parquet", labels))
+    assert data.samples("train").labels.tolist() == [2, 0, 0, 1]
+    assert data.samples("val").labels.tolist() == [2, 0]
+    assert data.decisions()["classes"] == ["7", "110", "20000000"]
+
+
+def test_a_later_stage_numbers_ids_as_the_run_that_recorded_them(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
+    settings = numbered(tmp_path / "a.parquet", [5, 9, 1, 9, 5, 9])
+    data = make(**settings, classes=["1", "5", "9"])
+    assert data.samples("train").labels.tolist() == [1, 2, 0, 2]
+    grown = numbered(tmp_path / "b.parquet", [3, 9, 1, 9, 5, 9])
+    data = make(**grown, classes=["1", "5", "9"])
+    assert data.samples("train").labels.tolist() == [3, 2, 0, 2]
+
+
+def test_runs_of_version_0_1_keep_their_ids(make: Callable[..., HF], tmp_path: Path) -> None:
+    settings = numbered(tmp_path / "a.parquet", [5, 9, 1, 9, 5, 9])
+    assert make(**settings, classes=SORTED).samples("train").labels.tolist() == [5, 9, 1, 9]
+
+
+def test_labels_without_holes_are_their_own_numbers_and_a_missing_one_is_none(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
+    settings = numbered(tmp_path / "a.parquet", [2, None, 0, 1, 0, 1])
+    data, earlier = make(**settings), make(**settings, classes=SORTED)
+    assert data.samples("train").labels.tolist() == [2, -1, 0, 1]
+    assert data.source("train").key == earlier.source("train").key
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_twelve_bit_images_of_a_dataset_are_not_black(
+    make: Callable[..., HF], tmp_path: Path, streaming: bool
+) -> None:
+    images = [{"bytes": grey16(400 * i), "path": f"{i}.png"} for i in range(1, 11)]
+    features = datasets.Features({"image": datasets.Image()})
+    file = tmp_path / "deep.parquet"
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(file)
+    data = make(files=str(file), n_val=2, streaming=streaming, n_train=8, held_out="last")
+    data.prepare_data()
+    assert data.decisions()["value_range"] == [0, 4095]
+    assert data.take_evenly("train", 8)[0].max() > 128
+
+
+def grey16(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("how", [{}, {"streaming": True, "n_train": 12}], ids=["table", "stream"])

@@ -146,6 +146,26 @@ def test_equal_names_in_two_folders_are_two_images(photos: Path, tmp_path: Path)
     )
 
 
+def test_an_added_copy_that_validates_counts_as_trained_on(photos: Path, tmp_path: Path) -> None:
+    """cats/0.png was trained on; its copy comes last, is held out, and takes the original out of training."""
+    folder = record(open_folder(photos), tmp_path / "run")
+    shutil.copy(photos / "cats" / "0.png", photos / "dogs" / "8.png")
+    change = compare_images(open_folder(photos), folder)
+    assert change is not None
+    assert "1 copies of images that trained before, so that their scores are too good" in str(
+        change
+    )
+
+
+def test_a_copy_that_was_never_trained_on_does_not_count(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "dogs" / "7.png", photos / "cats" / "8.png")
+    folder = record(open_folder(photos), tmp_path / "run")
+    add(photos)
+    change = compare_images(open_folder(photos), folder)
+    assert change is not None
+    assert "too good" not in str(change)
+
+
 def test_the_same_names_with_other_labels_are_other_images(photos: Path, tmp_path: Path) -> None:
     folder = record(open_folder(photos), tmp_path / "run")
     images = open_folder(photos)

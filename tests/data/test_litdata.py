@@ -129,6 +129,29 @@ def test_images_held_out_at_random_are_in_no_training_batch(
     assert held != [40, 41, 42, 43]
 
 
+@pytest.mark.parametrize("held_out", ["last", "random"])
+def test_images_stay_on_their_side_when_shards_are_appended(
+    tmp_path: Path, make: Callable[..., LitData], held_out: str
+) -> None:
+    items = [{"image": png(i)} for i in range(30)]
+    before = make(write(tmp_path / "before", items[:20]), held_out=held_out)
+    after = make(write(tmp_path / "after", items), held_out=held_out, **before.decisions())
+    sides = [
+        {split: set(data.source(split).names()) & {*range(20)} for split in ("train", "val")}
+        for data in (before, after)
+    ]
+    assert sides[0] == sides[1]
+    assert len(sides[0]["val"]) == 4
+
+
+def test_images_without_a_split_seed_are_held_out_as_in_earlier_versions(
+    shards: Path, make: Callable[..., LitData]
+) -> None:
+    data = make(shards, held_out="random", split_seed=None, seed=5)
+    expected = np.sort(np.random.default_rng(5).permutation(N)[-4:]).tolist()
+    assert flat(numbers(batch) for batch in data.val_dataloader()) == expected
+
+
 def test_a_validation_dataset_is_used_as_it_is(
     shards: Path, make: Callable[..., LitData], tmp_path: Path
 ) -> None:

@@ -240,3 +240,19 @@ def test_a_resumed_run_writes_down_where_things_are_now_and_nothing_else(
     assert after.data.root == "/new"
     after.data.root = "/old"
     assert after == before
+
+
+@pytest.mark.parametrize("word", ["trainer=default", "seed=0", "quantizer=ema", "quantizer.K=16"])
+def test_a_word_that_repeats_the_earlier_value_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    config = resolve(folder, monkeypatch, "data.image_size=64", "quantizer.K=16", word)
+    assert (config.quantizer.K, config.trainer.max_steps, config.seed) == (16, 5, 0)
+
+
+def test_a_group_with_other_settings_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in ("quantizer=fsq", "loss=vqvae", "loss/discriminator=style", "experiment=grid_by_K"):
+        with pytest.raises(InputError, match=f"{word} can't change"):
+            resolve(folder, monkeypatch, word)

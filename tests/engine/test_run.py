@@ -64,6 +64,23 @@ def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
     assert "shapes, 5 to train on and 2 to validate, hash 0" in card
 
 
+def test_what_the_data_have_decided_is_in_the_config_and_in_the_header(tmp_path: Path) -> None:
+    facts = {"title": "shapes", "train": 5, "val": 2, "hash": "0", "decided": {"split_at": 0.25}}
+    with open_run(tmp_path / "a") as run:
+        folder = run.start("shapes", facts)
+    assert OmegaConf.load(folder / "config.yaml").data.split_at == 0.25
+    assert run.header["config"]["data"]["split_at"] == 0.25
+
+
+def test_a_stage_without_a_dataset_of_its_own_keeps_its_settings(tmp_path: Path) -> None:
+    config = compose_config("stage=prior", "ckpt=x", "logger=csv", f"run_dir={tmp_path / 'a'}")
+    before = OmegaConf.to_container(config.data)
+    facts = {"title": "shapes", "train": 5, "val": 2, "hash": "0", "decided": {"split_at": 0.25}}
+    with Run.open(config) as run:
+        run.start("shapes", facts)
+    assert run.config.data == before
+
+
 def test_a_run_folder_that_can_not_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write the run folder"):

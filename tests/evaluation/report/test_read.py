@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.report import make_evaluation_folder, make_run_folder, make_sweep
 from engine.errors import InputError
-from evaluation.report.groups import flatten_run
+from evaluation.report.groups import find_varied, flatten_run
 from evaluation.report.read import (
     ReportedRun,
     count_bits_per_image,
@@ -46,6 +46,21 @@ def test_every_run_below_a_folder_is_read_once(tmp_path: Path) -> None:
     reported = find_runs([str(tmp_path), str(tmp_path / "sweep")])
     assert sorted(run.stage for run in reported.runs) == ["prior"] * 4 + ["vqgan"] * 4
     assert not reported.problems
+
+
+@pytest.mark.parametrize(("images", "varied"), [("equal", []), ("other", ["data.root"])])
+def test_data_that_moved_in_the_middle_of_a_sweep_dont_tell_runs_apart(
+    tmp_path: Path, images: str, varied: list[str]
+) -> None:
+    for name, root, content in (("a", "/old", "equal"), ("b", "/new", images)):
+        folder = fake_run(tmp_path, name)
+        data = {"_target_": "data.folder.Folder", "root": root, "cache": name, "n_val": 4}
+        (folder / "config.yaml").write_text(json.dumps({"stage": "vqgan", "data": data}))
+        record = {"data": {"hash": content, "images": {}}}
+        (folder / "record.jsonl").write_text(json.dumps(record) + "\n")
+    runs = find_runs([str(tmp_path)]).runs
+    assert [key for key in find_varied(runs) if key != "data.cache"] == varied
+    assert (runs[0].config["data"] == runs[1].config["data"]) == (images == "equal")
 
 
 def test_runs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Which files are images, by their endings."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from data.decode import register_heif
+from engine.errors import InputError
+
+# What version 0.1 read.
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+# What Pillow reads too, unless it was built without: the same formats by other names, and further ones for photographs.
+FURTHER_SUFFIXES = (
+    ".jfif", ".jpe", ".jif", ".mpo", ".dib", ".apng", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".qoi",
+    ".heic", ".heif",
+)  # fmt: skip
+# Endings of images that the program does not read as they are, and what to do about them.
+REMEDIES = {
+    "heic": "pip install pillow-heif",
+    "heif": "pip install pillow-heif",
+    **dict.fromkeys(("jxl", "svg", "pdf", "psd", "ai", "eps", "xcf", "exr", "hdr"), "convert them"),
+    **dict.fromkeys(("cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf"), "develop them"),
+    **dict.fromkeys(("dcm", "nii", "mha", "nrrd", "npy", "npz", "mat", "h5"), "convert them"),
+    **dict.fromkeys(("mp4", "mov", "avi", "webm", "mkv"), "extract their frames"),
+    **dict.fromkeys(("zip", "tar", "gz", "tgz", "rar", "7z"), "unpack them"),
+    "": "give them an ending",
+}
+
+
+def readable_suffixes() -> list[str]:
+    """The endings of image files that this installation reads."""
+    register_heif()
+    Image.init()
+    known = {*Image.EXTENSION, ".jif"}
+    return [*IMAGE_SUFFIXES, *(suffix for suffix in FURTHER_SUFFIXES if suffix in known)]
+
+
+def check_suffixes(suffixes: Sequence[str] | str) -> list[str]:
+    """data.suffixes as lower-case endings with their points. Raises InputError for what is none."""
+    words = [suffixes] if isinstance(suffixes, str) else [str(word) for word in suffixes]
+    endings = [f".{word.lower().lstrip('*').lstrip('.')}" for word in words]
+    if not endings or "." in endings or any("/" in ending for ending in endings):
+        raise InputError(f"data.suffixes={suffixes} must be endings of image files, as [.png,.jpg]")
+    return endings

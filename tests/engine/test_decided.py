@@ -1,0 +1,38 @@
+"""Settings that a run's images decide, and that its config then has."""
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from engine.sweep import config_difference
+
+RECORDED = {
+    "_target_": "data.folder.Folder",
+    "root": "a",
+    "classes": ["1", "2"],
+    "value_range": [0, 4095],
+    "alpha": "white",
+}
+
+
+def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> Any:
+    return config_difference(OmegaConf.create({"data": mine}), OmegaConf.create({"data": theirs}))
+
+
+def test_what_a_run_has_decided_is_no_difference_to_the_command_that_started_it() -> None:
+    assert (
+        difference({**RECORDED, "classes": None, "value_range": None, "alpha": None}, RECORDED)
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("classes", ["2", "1"]), ("value_range", [0, 1023]), ("alpha", "ignore"), ("classes", "sorted")],
+)  # fmt: skip
+def test_what_a_command_says_itself_is_one(setting: str, value: Any) -> None:
+    differs = difference({**RECORDED, setting: value}, RECORDED)
+    assert differs
+    assert differs[0].startswith(f"data.{setting}")
+    assert difference(RECORDED, RECORDED) is None
