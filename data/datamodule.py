@@ -222,7 +222,7 @@ class ImageDataModule(BatchDataModule):
     @cached_property
     def survey(self) -> Survey:
         """What a sample of the image files shows about all of them."""
-        return survey_sources([self.source(split) for split in ("train", "val")])
+        return survey_sources([self.source(split) for split in ("train", "val")], self.patience)
 
     @property
     def rules(self) -> PixelRules:

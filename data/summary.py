@@ -6,7 +6,7 @@ Sizes, bit depths and values come from the headers and pixels of a sample of the
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePath
@@ -28,6 +28,7 @@ from data.labels import display_classes
 from data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
 from data.samples import ArraySamples
 from data.source import RawImage, Source, spread
+from data.threads import map_in_threads
 
 if TYPE_CHECKING:
     from data.datamodule import ImageDataModule
@@ -100,20 +101,30 @@ class Survey:
         return [facts.is_mask for facts in self.facts if facts.is_mask is not None]
 
 
-def survey_sources(sources: Sequence[Source]) -> Survey:
-    """Look at a sample of the images, spread evenly over each source. Images that can't be read are left to training."""
+def survey_sources(sources: Sequence[Source], patience: float | None = None) -> Survey:
+    """Look at a sample of the images, spread evenly over each source. Images that can't be read are left to training.
+
+    Raises InputError if one takes longer than `patience` seconds.
+    """
     survey = Survey()
     for source in sources:
         survey.total += len(source)
-        with ThreadPoolExecutor(READ_AT_ONCE if source.use_threads else 1) as pool:
-            rows = source.pick_rows(SURVEYED)
-            looked = zip(rows, pool.map(partial(inspect, source, False), rows), strict=True)
-            headers = {row: facts for row, facts in looked if facts}
-            deep = [row for row, facts in headers.items() if facts.needs_pixels]
-            chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
-            looked = zip(chosen, pool.map(partial(inspect, source, True), chosen), strict=True)
-            survey.facts += (headers | {row: facts for row, facts in looked if facts}).values()
+        rows = source.pick_rows(SURVEYED)
+        headers = inspect_rows(source, False, rows, patience)
+        deep = [row for row, facts in headers.items() if facts.needs_pixels]
+        chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
+        survey.facts += (headers | inspect_rows(source, True, chosen, patience)).values()
     return survey
+
+
+def inspect_rows(
+    source: Source, reads_pixels: bool, rows: Sequence[int], patience: float | None
+) -> dict[int, ImageFacts]:
+    """The facts of these images of a source, without those that have none."""
+    num_threads = READ_AT_ONCE if source.use_threads else 1
+    results = map_in_threads(partial(inspect, source, reads_pixels), rows, num_threads, patience)
+    with closing(results):
+        return {row: facts for row, facts in zip(rows, results, strict=True) if facts}
 
 
 def inspect(source: Source, reads_pixels: bool, row: int) -> ImageFacts | None:

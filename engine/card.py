@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from engine.aliases import upgrade_config
 from engine.folder import CARD, CONFIG, DOCTOR, PICTURES, RECORD
 from engine.templates import render_template
+from engine.trust import format_trust
 
 CARD_TEMPLATE = Path(__file__).with_name("card.md.j2")
 
@@ -26,6 +27,7 @@ CARD_SETTINGS = (  # the settings on a card, as far as a run has them; config.ya
 )  # fmt: skip
 
 CARD_VERSIONS = (
+    "codegrid",
     "python",
     "torch",
     "torchvision",
@@ -73,7 +75,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
         revision=revision.removesuffix("-dirty"),
         uncommitted=revision.endswith("-dirty"),
         sweep=starts[0].get("sweep"),
-        settings=main_settings(config) | origin | describe_images(starts[0]),
+        settings=main_settings(config) | origin | own_classes(config) | describe_images(starts[0]),
         machine=describe_machine(starts[-1], figures),
         speed={
             name: f"{format_value(figures[name])} {unit}"
@@ -126,6 +128,12 @@ def main_settings(config: Mapping[str, Any]) -> dict[str, str]:
             text = str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
             settings[key.removesuffix("._target_")] = text
     return settings
+
+
+def own_classes(config: Mapping[str, Any]) -> dict[str, str]:
+    """The classes of other packages that later stages have to be told to trust."""
+    names = config.get("trust")
+    return {"own classes": f"later stages need {format_trust(names)}"} if names else {}
 
 
 def select(config: Any, key: str) -> Any:

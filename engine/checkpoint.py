@@ -1,9 +1,12 @@
 """Checkpoint files: written whole or not at all, checked, read strictly and without running code."""
 
 import os
+import re
 import zipfile
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +18,13 @@ from engine.aliases import upgrade_config
 from engine.console import log_line
 from engine.errors import InputError
 from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS, read_record
-from engine.trust import check_trusted
+from engine.trust import check_trusted, current_trust
+from engine.version import FORMAT, VERSION, Stamp, check_format, name_version, refuse_version
 
 Built = TypeVar("Built")
 
-FORMAT = 1  # to be raised when an older program could not read the file
 AVERAGE = "average"  # the key of the averaged weights
+RESTORED = ("state_dict", "optimizer_states", "callbacks", "clock", "random")  # needed to resume
 
 
 def checkpoint_files(ckpt: str | Path) -> list[Path]:
@@ -52,41 +56,30 @@ def find_damage(file: Path) -> str | None:
     """
     try:
         with zipfile.ZipFile(file) as parts:
-            corrupt = parts.testzip()
-        return corrupt and f"the checksum of {corrupt} is wrong"
-    except Exception as error:  # a corrupt file can raise anything
+            damaged = parts.testzip()
+        return damaged and f"the checksum of {damaged} is wrong"
+    except Exception as error:  # a damaged file can raise anything
         return f"{type(error).__name__}: {error}"
 
 
 def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
     """A checkpoint of one of these stages as plain containers and tensors on the CPU; reading it runs no code.
 
-    Falls back to the next checkpoint of a run folder if one is corrupt, and reports it.
+    Falls back to the next checkpoint of a run folder if one is damaged, and reports it. A file that is damaged, one that asks
+    for code to be run, and one of another version each have a sentence of their own.
     """
     wanted = " or ".join(f"stage={stage}" for stage in stages)
     files = checkpoint_files(ckpt)
     sound = next((file for file in files if find_damage(file) is None), None)
     if sound is None:
         raise InputError(
-            f"{files[0]} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"
+            f"{files[0]} is damaged or no checkpoint of Codegrid ({find_damage(files[0])}); "
+            f"give a run folder of {wanted}"
         )
     if sound != files[0]:
         log_line(f"{files[0]} is damaged ({find_damage(files[0])}): {sound} is used instead")
-    try:
-        checkpoint: dict[str, Any] = torch.load(sound, map_location="cpu", weights_only=True)
-        header = checkpoint["codegrid"]
-        if header["format"] > FORMAT:  # first: what else a newer header holds is unknown
-            raise InputError(
-                f"{sound} has format {header['format']}, this program reads up to {FORMAT}; "
-                "update Codegrid"
-            )
-        header["config"] = upgrade_config(header["config"])
-    except InputError:
-        raise
-    except Exception as error:  # a file from elsewhere can raise anything
-        raise InputError(
-            f"{sound} is damaged or no checkpoint of Codegrid; give a run folder of {wanted}"
-        ) from error
+    checkpoint = load_plain(sound)
+    header = check_header(checkpoint, sound, f"give a run folder of {wanted}")
     if header["stage"] not in stages:
         raise InputError(
             f"{sound} comes from stage={header['stage']}, and a checkpoint of {wanted} is needed"
@@ -94,10 +87,44 @@ def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
     return checkpoint
 
 
-def find_resumable(folder: Path) -> Path:
-    """The checkpoint that a run resumes from: the last, or the one before if that is missing or corrupt.
+def load_plain(file: Path, mmap: bool = False) -> Any:
+    """The content of a sound file, plain containers and tensors on the CPU; InputError for any other.
 
-    A corrupt one is set aside as damaged.ckpt, or the next save would keep it as the good predecessor.
+    With `mmap` the tensors are read from the disk when they are used.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except UnpicklingError as error:  # its checksums are right, so this is what was written
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = asked[1] if asked else "objects other than tensors and plain containers"
+        raise InputError(
+            f"{file} asks for {what}, which reading a checkpoint of Codegrid never needs; don't trust the file"
+        ) from error
+    except Exception as error:  # a zip of another kind can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} is no checkpoint of Codegrid ({reason})") from error
+
+
+def check_header(checkpoint: Any, file: Path, advice: str) -> dict[str, Any]:
+    """The header of a checkpoint, with its config upgraded to the names of today.
+
+    Raises InputError for a file of another program, and for one of a version that this program can't read.
+    """
+    header = checkpoint.get("codegrid") if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict):
+        raise InputError(f"{file} is no checkpoint of Codegrid: it has no header; {advice}")
+    stamp = Stamp.read(header)
+    check_format(file, stamp)  # first: what else a newer header holds is unknown
+    if missing := [name for name in ("stage", "config") if name not in header]:
+        raise refuse_version(file, stamp, f"its header lacks {' and '.join(missing)}")
+    header["config"] = upgrade_config(header["config"])
+    return header
+
+
+def find_resumable(folder: Path) -> Path:
+    """The checkpoint that a run resumes from: the last, or the one before if that is missing or damaged.
+
+    A damaged one is set aside as damaged.ckpt, or the next save would keep it as the good predecessor.
     """
     last = folder / LAST
     previous = folder / PREVIOUS
@@ -119,26 +146,82 @@ def find_resumable(folder: Path) -> Path:
     return previous
 
 
+def check_restorable(folder: Path, stage: str, expected: Mapping[str, Any]) -> None:
+    """Raise InputError unless a run can resume from its folder: with a checkpoint of this stage whose weights are those of
+    the module, whose state dict is `expected`."""
+    file = find_resumable(folder)
+    checkpoint = load_plain(file, mmap=True)
+    header = check_header(checkpoint, file, "resume another run")
+    stamp = Stamp.read(header)
+    if header["stage"] != stage:
+        raise InputError(f"{file} comes from stage={header['stage']}, and {folder} is of {stage}")
+    if missing := [name for name in RESTORED if name not in checkpoint]:
+        lacks = f"it lacks {' and '.join(missing)}"
+        if stamp.is_current:
+            raise InputError(f"{file} is damaged: {lacks}; resume another run")
+        raise refuse_version(file, stamp, lacks)
+    check_weights(checkpoint["state_dict"], expected, file, stamp)
+
+
 def make_header(stage: str, config: Any) -> dict[str, Any]:
-    """What makes a checkpoint speak for itself: its format, its stage and the resolved config, a plain dict."""
-    return {"format": FORMAT, "stage": stage, "config": config}
+    """What makes a checkpoint speak for itself: format, version, stage, and the resolved config as a plain dict."""
+    return {"format": FORMAT, "version": VERSION, "stage": stage, "config": config}
 
 
-def build_trusted(config: Any, kind: type[Built]) -> Built:
-    """Instantiate a config that may come from a checkpoint: only this project's own classes.
+def build_trusted(
+    config: Any,
+    kind: type[Built],
+    source: str | Path = "the checkpoint",
+    stamp: Stamp | None = None,
+) -> Built:
+    """Instantiate a config that may come from a checkpoint: only this project's own classes, and those that are admitted.
 
-    Raises InputError if the config asks for anything else, or makes something that is not a `kind`.
+    `source` and `stamp` are the file and the program that wrote it, None if that is unknown. Raises InputError if the config
+    asks for anything else, makes something that is not a `kind`, or has the settings of another version.
     """
     if OmegaConf.is_config(config):  # the command's own, which may refer to other values
         config = OmegaConf.to_container(config, resolve=True)
-    check_trusted(config, "the checkpoint")
-    built = instantiate(config)
+    check_trusted(config, str(source), current_trust().names, stamp)
+    with name_version(source, stamp):
+        built = instantiate(config)
     if not isinstance(built, kind):
         raise InputError(
-            f"the checkpoint has {config['_target_']} for a {kind.__name__.lower()}; "
-            "don't trust the file"
+            f"{source} has {config['_target_']} for a {kind.__name__.lower()}; don't trust the file"
         )
     return built
+
+
+def check_weights(
+    weights: Mapping[str, Any], expected: Mapping[str, Any], source: str | Path, stamp: Stamp
+) -> None:
+    """Raise InputError unless the weights in a file have the names and shapes of those of the model that its config builds."""
+    differences = [
+        *describe_names("Missing keys", expected.keys() - weights.keys()),
+        *describe_names("unknown keys", weights.keys() - expected.keys()),
+        *describe_names(
+            "other shapes",
+            (
+                f"{name} {list(weights[name].shape)} instead of {list(expected[name].shape)}"
+                for name in expected.keys() & weights.keys()
+                if weights[name].shape != expected[name].shape
+            ),
+        ),
+    ]
+    if not differences:
+        return
+    details = "; ".join(differences)
+    if stamp.is_current:
+        raise InputError(
+            f"{source} is damaged: its weights are not those of its config ({details})"
+        )
+    raise refuse_version(source, stamp, f"its weights are those of another model ({details})")
+
+
+def describe_names(what: str, names: Iterable[str]) -> list[str]:
+    """A few of these names in one text, none if there are none."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return [f"{what}: {', '.join(listed[:3])}{more}"] if listed else []
 
 
 def build_data(config: Any) -> Any:

@@ -16,6 +16,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from engine.aliases import rename_words
+from engine.choices import route_choices
 from engine.errors import InputError
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from engine.places import admit_places
@@ -36,6 +37,7 @@ def run_command(job: Callable[[], Any]) -> None:
     sys.argv[1:] = admit_places(words)
     for sentence in renamed:
         print(sentence, file=sys.stderr)
+    sys.argv[1:] = route_choices(sys.argv[1:])
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(format_help())
         return
@@ -183,6 +185,11 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
         return (
             f"error: {unknown[1]} is not a setting of this stage{suggest(unknown[1], keys())}; "
             "add --cfg job to the command to see them all"
+        )
+    if missing := re.search(r"Error locating target '([^']+)'", text):
+        return (
+            f"error: {missing[1]} can't be imported; if it is a class of your own, put the folder of its module on PYTHONPATH "
+            f"(PYTHONPATH=. python train.py ...), and see that python -c 'import {missing[1].rpartition('.')[0]}' works"
         )
     failed = re.search(
         r"Error in call to target '[\w.]+':\s*(\w+\(.*\))\s*full_key: (\S+)", text, re.DOTALL

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from engine.errors import InputError
 from engine.packages import package_version
 from engine.sweep import sweep_folder
+from engine.version import VERSION
 
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
@@ -37,6 +38,7 @@ def describe_origin() -> dict[str, Any]:
     return {
         "command": shlex.join(command),
         "sweep": str(sweep) if sweep else None,
+        "codegrid": VERSION,
         "git": git_revision(),
         "python": platform.python_version(),
         **{package: package_version(package) for package in PACKAGES},

@@ -4,12 +4,14 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
+from engine.console import best_effort_write
 from engine.errors import InputError
 from engine.locks import POLL, Lock
 
@@ -25,10 +27,10 @@ PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the othe
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")
 LAST = CHECKPOINTS / "last.ckpt"  # to resume from
-PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is corrupt
+PREVIOUS = CHECKPOINTS / "previous.ckpt"  # the one before, in case the last is damaged
 BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
 LOCK = ".lock"  # held by the process that writes into the folder
-DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a corrupt one that was set aside
+DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a damaged one that was set aside
 
 
 def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
@@ -120,6 +122,27 @@ def append_record(folder: Path, origin: Mapping[str, Any], data: Mapping[str, An
         record["data"] = data
     with (folder / RECORD).open("a") as lines:
         lines.write(json.dumps(record) + "\n")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a resumed start adds to or changes in a run folder, as it was before."""
+
+    record_size: int  # bytes of record.jsonl
+    config: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Before":
+        record = folder / RECORD
+        size = record.stat().st_size if record.is_file() else 0
+        return cls(size, (folder / CONFIG).read_text())
+
+    def restore(self, folder: Path) -> None:
+        """Take back a start that came to nothing."""
+        with best_effort_write(folder / RECORD):
+            os.truncate(folder / RECORD, self.record_size)
+            if (folder / CONFIG).read_text() != self.config:
+                write_config(folder, self.config)
 
 
 def read_record(folder: Path, name: str) -> Any:

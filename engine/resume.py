@@ -21,10 +21,19 @@ from engine.errors import InputError
 from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
 from engine.sweep import APART, flatten_resolved, sweep_folder
-from engine.trust import OTHERS, check_trusted, flatten_config
+from engine.trust import (
+    OTHERS,
+    Trust,
+    check_trusted,
+    flatten_config,
+    format_trust,
+    is_lacking,
+    is_ours,
+)
+from engine.version import STAMP, Stamp, check_format, refuse_version
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
-ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
+ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name", "trust")
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -48,6 +57,10 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
         value = OmegaConf.select(config, group)
         value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         OmegaConf.update(earlier, group, value, merge=False, force_add=True)
+    for name in config.keys() - earlier.keys():
+        if not OmegaConf.is_config(config[name]):
+            earlier[name] = config[name]
+    earlier.trust = config.trust
     OmegaConf.set_struct(earlier, True)
     earlier.resume = config.resume
     earlier.run_dir = config.resume
@@ -205,7 +218,9 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
             "give one such as runs/vqgan/shapes"
         )
     try:
-        earlier = upgrade_config(OmegaConf.load(file))
+        loaded = OmegaConf.load(file)
+        check_format(file, Stamp.read(loaded.get(STAMP) if isinstance(loaded, DictConfig) else {}))
+        earlier = upgrade_config(loaded)
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())}); "
@@ -215,6 +230,7 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
         raise InputError(
             f"{file} is damaged or no config of a run; resume another run, or restore the file"
         )
+    earlier.pop(STAMP, None)
     if earlier.stage != config.stage:
         raise InputError(
             f"resume={config.resume} is a run of stage={earlier.stage}; "
@@ -223,14 +239,30 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
     return earlier
 
 
+def repeats_own_class(config: DictConfig, earlier: DictConfig, key: str) -> bool:
+    """Whether a word such as data=mine or data._target_=mydata.Mine only chooses again, and so admits, the class of the user's
+    own that the run has."""
+    path = key.replace("/", ".").removesuffix("._target_")
+    targets = [OmegaConf.select(each, f"{path}._target_") for each in (config, earlier)]
+    return targets[0] is not None and targets[0] == targets[1] and not is_ours(targets[0])
+
+
+def read_stamp(file: Path) -> Stamp:
+    """Which program wrote a config.yaml."""
+    written: Any = OmegaConf.load(file)
+    return Stamp.read(written.get(STAMP))
+
+
 def check_trusted_run(config: DictConfig, earlier: DictConfig, file: Path) -> None:
     """Raise InputError if an earlier config asks for anything but Codegrid's classes, Lightning's, torch's optimizers,
-    and what this command names itself. Run folders are passed on from hand to hand."""
+    and what this command trusts or names itself. Run folders are passed on from hand to hand."""
+    stamp = read_stamp(file)
+    check_trusted(earlier, str(file), OTHERS | Trust.read(config).names, stamp)
     current = dict(flatten_config(config))
-    own_targets = {str(value) for key, value in current.items() if key.endswith("_target_")}
-    check_trusted(earlier, str(file), OTHERS | own_targets)
     for key, value in flatten_config(earlier):
         if key.rpartition(".")[2] == "run" and value != current.get(key):
+            if is_lacking(value) and not stamp.is_current:
+                raise refuse_version(file, stamp, f"it has no {value}")
             raise InputError(
                 f"{file} says {key}={value}, which is no stage of Codegrid; don't trust the file"
             )
@@ -255,5 +287,8 @@ def resume_command(folder: Path) -> str:
     whole = folder.parent if (folder.parent / CONFIG).is_file() else folder
     if sweep_folder():
         return "the same command again continues the sweep"
-    stage: Any = OmegaConf.load(whole / CONFIG).stage
-    return f"resume with: python train.py stage={stage} {shlex.quote(f'resume={os.fspath(whole)}')}"
+    written: Any = OmegaConf.load(whole / CONFIG)
+    words = [f"stage={written.stage}", f"resume={os.fspath(whole)}"]
+    if written.get("trust"):
+        words.append(format_trust(written.trust))
+    return f"resume with: python train.py {shlex.join(words)}"

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,14 +20,16 @@ from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import format_summary, write_card
-from engine.checkpoint import find_resumable, make_header, read_run_id
+from engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
 from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import is_main, launch, run_on_main
 from engine.environment import describe_origin, find_device
 from engine.errors import InputError
 from engine.folder import (
+    CONFIG,
     METRICS,
+    Before,
     append_record,
     lock_folder,
     make_run_folder,
@@ -38,6 +41,7 @@ from engine.loggers import close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
 from engine.places import explain_advice, list_places
 from engine.resume import (
+    read_stamp,
     report_other_threads,
     resolve_repeated,
     resolve_resumed,
@@ -47,6 +51,8 @@ from engine.resume import (
 from engine.settings import TrainerSettings, check_opening, check_training_config
 from engine.sweep import read_metrics
 from engine.trainer import make_trainer
+from engine.trust import Trust, admit, describe_trust, settle_trust
+from engine.version import name_version, stamp_config
 
 
 class Run:
@@ -66,13 +72,17 @@ class Run:
 
     folder: Path
 
-    def __init__(self, config: DictConfig, settings: TrainerSettings | None) -> None:
+    def __init__(self, config: DictConfig, settings: TrainerSettings | None, trust: Trust) -> None:
         self.config = config
         self.settings = settings
+        self.trust = trust
         self.device: torch.device = find_device(
             settings.accelerator if settings else config.get("accelerator", "auto")
         )
         self._loggers: list[Logger] = []
+        self._contexts = ExitStack()
+        self._has_begun = False  # a resumed run that trains: at its first batch
+        self._before: Before | None = None  # of a run folder that is resumed
         self._lock: Lock | None = None  # on the folder
 
     @classmethod
@@ -92,13 +102,15 @@ class Run:
         weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
         command is repeated with the same run_dir.
         """
+        trust = Trust.read(config)
+        config = settle_trust(config, trust)
         if "trainer" not in config:
             if repeats:
                 config = resolve_repeated(config)
             check_opening(config, ckpt, resumes)
             if "id" in config:
                 config.id = config.id or secrets.token_hex(4)
-            return cls(config, None)
+            return cls(config, None, trust)
         check_training_config(config)
         if config.resume:
             config = resolve_resumed(config, has_parts)
@@ -106,9 +118,13 @@ class Run:
         settings = TrainerSettings.read(config.trainer)
         settings.check_machine(shards)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ
-        return cls(config, settings)
+        return cls(config, settings, trust)
 
     def __enter__(self) -> "Run":
+        self._contexts.enter_context(admit(self.trust))
+        if self.resume:
+            file = self.resume / CONFIG
+            self._contexts.enter_context(name_version(file, read_stamp(file)))
         return self
 
     def __exit__(
@@ -120,8 +136,12 @@ class Run:
         try:
             close_loggers(self._loggers, failed=error is not None)
         finally:
+            is_void = error is not None and not self._has_begun
+            if is_void and self.resume and self._before:
+                self._before.restore(self.resume)
             if self._lock is not None:
                 self._lock.release()
+            self._contexts.__exit__(kind, error, trace)
         has_images = self.resume is not None and "_target_" in self.config.get("data", {})
         if error and has_images and (limited := explain_advice(error, [*list_places(self.config)])):
             raise limited from error
@@ -159,13 +179,22 @@ class Run:
         return launch(self.training.devices, self.training.num_nodes, self.device.type)
 
     def start(
-        self, name: str, data: Mapping[str, Any] | None = None, tags: Sequence[str] = ()
+        self,
+        name: str,
+        data: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        module: ClockedModule | None = None,
     ) -> Path:
         """Make the run folder and open the loggers; on several ranks the main one does both.
 
         `name` is the folder's unless the config has one; `data` are facts for the record; `tags` go to the loggers. Settings
         that the data have decided (`data["decided"]`) become the config's, so that whatever builds on this run decides alike.
+        A resumed run whose checkpoint does not fit its `module` is refused before anything is written.
         """
+        if self.resume and module is not None:
+            folder, stage = self.resume, self.config.stage
+            run_on_main(lambda: check_restorable(folder, stage, module.state_dict()))
+        self._has_begun = not self.resume or module is None
         if data and "summary" in data:
             log_line(format_summary(data))
         if data and "_target_" in self.config.get("data", {}):
@@ -176,6 +205,8 @@ class Run:
         )
         settings: Any = OmegaConf.to_container(self.config, resolve=True)
         self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        if is_main() and self.settings and not self.resume and (own := describe_trust(settings)):
+            log_line(own)
         return self.folder
 
     def _make_folder(self, name: str, data: Mapping[str, Any] | None) -> Path:
@@ -187,9 +218,11 @@ class Run:
                 name = str(config.name or name)
                 folder = make_run_folder(config.stage, name, config.run_dir)
             self._lock = lock_folder(folder)
-            if not self.resume:
-                write_config(folder, OmegaConf.to_yaml(config, resolve=True))
-            elif self.device.type == "cpu":
+            if self.resume:
+                self._before = Before.read(folder)
+            else:
+                write_config(folder, stamp_config(OmegaConf.to_yaml(config, resolve=True)))
+            if self.resume and self.device.type == "cpu":
                 report_other_threads(folder, origin)
             append_record(folder, {**origin, **self._describe_ckpt()}, data)
             if self.resume:
@@ -223,10 +256,11 @@ class Run:
         """
         throughput = Throughput()
         signals = Signals()
+        begin = LambdaCallback(on_train_start=self._begin)
         checkpoints = Checkpoints(self.header | dict(header or {}), self.training.save_every)
         eager = [EagerValidation()] if self.training.compile else []
         # Checkpoints come after the callbacks whose state they hold, signals after checkpoints.
-        everything = [*callbacks, *eager, checkpoints, throughput, signals]
+        everything = [begin, *callbacks, *eager, checkpoints, throughput, signals]
         trainer = make_trainer(self.training, self.folder, everything, self._loggers)
 
         def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,15 +278,20 @@ class Run:
                     ckpt_path = str(find_resumable(self.resume)) if self.resume else None
                     trainer.fit(module, data, ckpt_path=ckpt_path)
                 [metrics] = trainer.validate(module, data, verbose=False)
+                self._has_begun = True
         except BaseException as error:  # SystemExit too: a scheduler may end the run
             if isinstance(error, Stop | StopNow):
                 saved = ", saved" if isinstance(error, Stop) else ""
                 log_line(f"stopped at step {module.step}{saved}; {resume_command(self.folder)}")
-            reason = " ".join(f"{type(error).__name__} {error}".split())
-            outcome = f"broke off at step {module.step}: {reason}"
-            log_card(self.folder, figures(trainer.callback_metrics), self._loggers, outcome)
+            if self._has_begun:  # a failed start leaves the card of a run that was there before
+                reason = " ".join(f"{type(error).__name__} {error}".split())
+                outcome = f"broke off at step {module.step}: {reason}"
+                log_card(self.folder, figures(trainer.callback_metrics), self._loggers, outcome)
             raise
         return figures(metrics) | {"alarms": alarms_of(everything)}
+
+    def _begin(self, *_: Any) -> None:
+        self._has_begun = True
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any] | None:
         """Write the final figures and the card, for the loggers too; the result on the main rank, None on the others."""

@@ -30,11 +30,12 @@ from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, is_mere_clai
 from engine.locks import Lock
 from engine.places import is_place
 from engine.trust import flatten_config
+from engine.version import STAMP
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
-APART = ("id", "resume", "run_dir", "sweep", "objective")
+APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 
 # Settings that a run's images decide if they are null, and that its config then has.
 DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
@@ -274,7 +275,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads((folder / METRICS).read_text())
     except ValueError as error:
         raise InputError(
-            f"{folder / METRICS} is corrupt ({error}); remove it, and the run resumes and writes it again"
+            f"{folder / METRICS} is damaged ({error}); remove it, and the run resumes and writes it again"
         ) from error
     before = str(figures.get("run", folder))
     relocated: dict[str, Any] = replace_folder(figures, before, str(folder))
@@ -320,7 +321,16 @@ def config_differences(
 
 def flatten_resolved(config: Any) -> dict[str, Any]:
     """The full key and the resolved value of every leaf of a config."""
-    return dict(flatten_config(OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))))
+    return dict(
+        flatten_config(OmegaConf.create(OmegaConf.to_yaml(drop_choices(config), resolve=True)))
+    )
+
+
+def drop_choices(config: Any) -> Any:
+    """A config without what it chooses again of a checkpoint, which may refer to settings that this stage doesn't have."""
+    if "own" not in config:
+        return config
+    return OmegaConf.masked_copy(config, [key for key in config if key != "own"])
 
 
 def read_objective(figures: dict[str, Any] | None, objective: str | None) -> float | None:

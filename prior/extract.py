@@ -100,7 +100,7 @@ def code_entry(
 
 
 def _is_complete(entry: CacheEntry, fabric: Fabric) -> bool:
-    """Whether the entry exists and is not corrupt, as the first process sees it."""
+    """Whether the entry exists and is not damaged, as the first process sees it."""
     complete: bool = fabric.broadcast(fabric.is_global_zero and entry.read() is not None)
     return complete
 

@@ -11,6 +11,7 @@ from data.labels import ClassTable
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
+    check_weights,
     find_checkpoint,
     find_damage,
     make_header,
@@ -22,6 +23,8 @@ from engine.checkpoint import (
 from engine.console import log_line
 from engine.errors import InputError
 from engine.folder import read_record
+from engine.trust import current_trust
+from engine.version import Stamp, refuse_version
 from prior.models.base import PriorModel
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -115,20 +118,26 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
     ckpt is a run folder or a checkpoint. Raises InputError if the tokenizer is missing or not the one it was trained on.
     """
     checkpoint = read_checkpoint(ckpt, "prior")
-    folder = find_checkpoint(ckpt).parent.parent
+    header, file = checkpoint["codegrid"], find_checkpoint(ckpt)
+    stamp, folder = Stamp.read(header), file.parent.parent
+    if missing := [name for name in ("tokenizer", "classes") if name not in header]:
+        raise refuse_version(file, stamp, f"its header lacks {' and '.join(missing)}")
     if not (folder / TOKENIZER_COPY).is_file():
         raise InputError(
             f"{folder / TOKENIZER_COPY} is missing: the prior needs the tokenizer's copy in its run folder; restore the run folder"
         )
     tokenizer, described = load_tokenizer(folder / TOKENIZER_COPY)
-    header = checkpoint["codegrid"]
     if header["tokenizer"] != tokenizer.fingerprint():
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
     code_space = {**tokenizer.code_space, "classes": header["classes"]}
-    model = build_trusted({**header["config"]["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
-    model.load_state_dict(checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model"))
+    described_prior = header["config"]["prior"]
+    current_trust().check_choice("prior", described_prior["_target_"])
+    model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
+    weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
+    check_weights(weights, model.state_dict(), file, stamp)
+    model.load_state_dict(weights)
     return TrainedPrior(
         model=model.eval(),
         tokenizer=tokenizer,

@@ -14,7 +14,7 @@ from engine.sweep import run_once
 from evaluation.scores import pipeline_names
 
 COMMON = (  # settings of every stage, by conf/config.yaml
-    "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "cache_dir",
+    "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "trust", "cache_dir",
 )  # fmt: skip
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
 GROUPS = {"prior": "stage2", "evaluate": "evaluate"}  # where the settings of the other parts are

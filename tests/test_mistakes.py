@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import FORMAT
+from engine.version import FORMAT
 from tests.helpers.commands import (
     QUICK,
     TINY,
@@ -280,7 +280,7 @@ def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(
     assert command(*line) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
-    assert f"{file} is corrupt" in message
+    assert f"{file} is damaged" in message
     assert "1 point(s) failed" in message
     file.write_text(json.dumps({"psnr": 1.0}))
     assert command(*line) == 0

@@ -12,6 +12,7 @@ from data.pixels import PixelRules, check_value_range
 from engine.checkpoint import (
     AVERAGE,
     build_trusted,
+    check_weights,
     find_checkpoint,
     read_checkpoint,
     substate,
@@ -19,7 +20,8 @@ from engine.checkpoint import (
 from engine.cli import suggest
 from engine.errors import InputError
 from engine.places import limit_advice, places_of
-from engine.trust import check_trusted
+from engine.trust import check_trusted, current_trust
+from engine.version import Stamp
 from vqgan.decoder import Decoder
 from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
@@ -29,11 +31,16 @@ MAX_TAG_LENGTH = 64  # of W&B
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
-def build_tokenizer(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> Tokenizer:
-    """An untrained tokenizer from the `model` and `quantizer` groups of a config."""
-    bottleneck = build_trusted(quantizer, Quantizer)  # type: ignore[type-abstract]
-    encoder = build_trusted(model["encoder"], Encoder)
-    decoder = build_trusted(model["decoder"], Decoder)
+def build_tokenizer(
+    model: Mapping[str, Any],
+    quantizer: Mapping[str, Any],
+    source: str | Path = "the checkpoint",
+    stamp: Stamp | None = None,
+) -> Tokenizer:
+    """An untrained tokenizer from the `model` and `quantizer` groups of a config; `source` and `stamp` are for messages."""
+    bottleneck = build_trusted(quantizer, Quantizer, source, stamp)  # type: ignore[type-abstract]
+    encoder = build_trusted(model["encoder"], Encoder, source, stamp)
+    decoder = build_trusted(model["decoder"], Decoder, source, stamp)
     return Tokenizer(encoder, bottleneck, decoder, model["start"])
 
 
@@ -43,17 +50,19 @@ def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
     Uses averaged weights if the checkpoint has them. Raises InputError if the weights don't fit the config.
     """
     checkpoint = read_checkpoint(ckpt, "vqgan")
+    file, stamp = find_checkpoint(ckpt), Stamp.read(checkpoint["codegrid"])
     config = checkpoint["codegrid"]["config"]
-    tokenizer = build_tokenizer(config["model"], config["quantizer"])
-    try:
-        tokenizer.load_state_dict(
-            checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
-        )
-    except RuntimeError as error:  # another K, a missing key: torch lists them on many lines
-        details = " ".join(str(error).split()[:40])
-        raise InputError(
-            f"{find_checkpoint(ckpt)} is damaged: its weights are not those of its config ({details})"
-        ) from error
+    model, quantizer = config["model"], config["quantizer"]
+    for part, settings in (
+        ("quantizer", quantizer),
+        ("encoder", model["encoder"]),
+        ("decoder", model["decoder"]),
+    ):
+        current_trust().check_choice(part, settings["_target_"])
+    tokenizer = build_tokenizer(model, quantizer, file, stamp)
+    weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
+    check_weights(weights, tokenizer.state_dict(), file, stamp)
+    tokenizer.load_state_dict(weights)
     return tokenizer.eval(), config
 
 
@@ -70,7 +79,9 @@ def load_images(
     override that is no place of these images.
     """
     changes = {name: value for name, value in overrides.items() if value is not None}
-    check_trusted(training_data, "the checkpoint")
+    trust = current_trust()
+    trust.check_choice("data", training_data["_target_"])
+    check_trusted(training_data, str(ckpt), trust.names)
     names = list(places_of(training_data))
     places = [f"data.{name}" for name in names]
     for name in changes:

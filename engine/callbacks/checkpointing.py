@@ -214,7 +214,7 @@ class BestCheckpoint(Callback):
         if stage != "fit" or not self.file.is_file():
             return
         if damage := find_damage(self.file):
-            log_line(f"{self.file} is corrupt ({damage}): the next validation starts a new best")
+            log_line(f"{self.file} is damaged ({damage}): the next validation starts a new best")
             return
         best = read_checkpoint(self.file, self.header["stage"])
         self.lowest = best["lowest"]

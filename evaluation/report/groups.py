@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from engine.version import STAMP
 from evaluation.report.read import ReportedRun, is_number
 from evaluation.scores import SCORES, Score
 
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
 IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
-IGNORED_AT_TOP = {"id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra"}
+IGNORED_AT_TOP = {
+    "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", STAMP,
+}  # fmt: skip
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
 KEY_SETTINGS = (

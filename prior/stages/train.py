@@ -44,7 +44,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         around = [c for c in instantiate(config.callbacks).values() if c is not None]
         data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
-        folder = run.start(images.title, images.describe(), tags)
+        folder = run.start(images.title, images.describe(), tags, module)
         run_on_main(lambda: copy_origin(tokenizer, described, images, folder))
         header = prior_header(tokenizer, classes)
         best = BestCheckpoint(run.header | header, "val/nats_per_token")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data.decode import UnreadableImage
+from data.labels import SORTED
 from data.litdata import LitData, ShardSource, to_pixels
 from data.order import BatchOrder
 from engine.errors import InputError
@@ -252,6 +253,29 @@ def test_an_item_may_hold_its_image_in_any_form(
 def test_an_array_that_is_no_image_is_unreadable(array: Any) -> None:
     with pytest.raises(UnreadableImage, match=r"range is not known|is no image"):
         to_pixels(array, 8, 3)
+
+
+@pytest.mark.parametrize("label", ["lable", "class"])
+def test_a_label_that_is_not_in_the_items_is_named_with_those_that_are(
+    shards: Path, make: Callable[..., LitData], label: str
+) -> None:
+    with pytest.raises(
+        InputError, match=rf"data\.label={label} is not in the items of .*; there is label;"
+    ):
+        make(shards, label=label).source("train")
+    earlier = make(shards, label=label, classes=SORTED)  # version 0.1 went on without labels
+    assert earlier.take_evenly("train", 2)[1].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_arrays_of_more_than_8_bits_are_read_by_the_range_of_all(
+    tmp_path: Path, make: Callable[..., LitData], kind: type
+) -> None:
+    arrays = [np.full((8, 8), 100 * i + 100, kind) for i in range(10)]
+    data = make(write(tmp_path / "deep", [{"image": array} for array in arrays]), n_val=1)
+    data.prepare_data()
+    assert data.decisions()["value_range"] == [0, 1023]
+    assert data.take_evenly("val", 1)[0].max() in (249, 250)
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from data.pictures import save_picture
-from engine.card import display_command, write_card
+from engine.card import describe_images, display_command, format_summary, write_card
 
 FIGURES = {
     "run": "a", "id": "0a1b2c3d", "psnr": 19.78123, "steps": 12000, "seconds": 328.4, "images_per_second": 512.0,
@@ -180,3 +181,19 @@ All settings are in [config.yaml](config.yaml), all starts in [record.jsonl](rec
 the series in [csv/version_0/metrics.csv](csv/version_0/metrics.csv).
 """
     )
+
+
+def test_a_summary_of_images_is_printed_and_shown_on_the_card() -> None:
+    data: dict[str, Any] = {"title": "scans", "train": 4_000, "val": 10, "hash": "ab12"}
+    data |= {"summary": {"classes": "2: 0=a (3,000), 1=b (1,000)"}, "odd": ["they are black"]}
+    assert format_summary(data).splitlines() == [
+        "scans: 4,000 images to train on and 10 to validate",
+        "  classes   2: 0=a (3,000), 1=b (1,000)",
+        "  odd: they are black",
+    ]
+    assert describe_images({"data": data}) == {
+        "images": "scans, 4,000 to train on and 10 to validate, hash ab12",
+        "classes": "2: 0=a (3,000), 1=b (1,000)",
+    }
+    earlier = {name: value for name, value in data.items() if name not in ("summary", "odd")}
+    assert list(describe_images({"data": earlier})) == ["images"]

@@ -3,17 +3,21 @@
 import errno
 import os
 import pickle
+import re
 import resource
+import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from engine.checkpoint import (
-    FORMAT,
+    check_restorable,
     find_checkpoint,
     find_resumable,
     make_header,
@@ -23,6 +27,7 @@ from engine.checkpoint import (
 )
 from engine.errors import InputError
 from engine.folder import BEST, DAMAGED, LAST, PREVIOUS
+from engine.version import FORMAT, VERSION
 from tests.helpers.configs import SMALL, compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 from vqgan.load import build_tokenizer, load_tokenizer
@@ -81,6 +86,144 @@ def test_a_checkpoint_of_another_program_is_refused(run: Path) -> None:
     save(run, {"state_dict": {}})
     with pytest.raises(InputError, match="no checkpoint of Codegrid"):
         read_checkpoint(run, "vqgan")
+
+
+def test_the_header_has_the_version_and_the_format_of_the_program(run: Path) -> None:
+    header = read_checkpoint(run, "vqgan")["codegrid"]
+    assert header["version"] == VERSION
+    assert header["format"] == FORMAT
+
+
+def change_header(run: Path, **changes: Any) -> None:
+    """Change entries of the header of last.ckpt; None takes one out."""
+    content = torch.load(run / LAST, weights_only=True)
+    header = content["codegrid"] | changes
+    content["codegrid"] = {name: value for name, value in header.items() if value is not None}
+    save(run, content)
+
+
+OTHER_VERSIONS = {
+    "a header without a config": {"config": None},
+    "a header without a stage": {"stage": None, "version": "0.1.3"},
+    "a header with a format alone": {"config": None, "stage": None, "version": None},
+    "a later format without a stage": {"format": FORMAT + 3, "stage": None},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_VERSIONS.values(), ids=OTHER_VERSIONS)
+def test_a_header_that_lacks_something_is_of_another_version_and_not_damaged(
+    run: Path, changes: dict[str, Any]
+) -> None:
+    change_header(run, **changes)
+    with pytest.raises(InputError, match="was written by Codegrid") as refusal:
+        read_checkpoint(run, "vqgan")
+    assert "damaged" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("version", [None, "0.1.0", "0.1.7"])
+def test_weights_of_another_version_are_named_as_such(run: Path, version: str | None) -> None:
+    content = torch.load(run / LAST, weights_only=True)
+    key = "tokenizer.decoder.last.weight"
+    content["state_dict"][key] = content["state_dict"][key][:2].clone()
+    content["state_dict"]["tokenizer.decoder.tail.weight"] = torch.zeros(1)
+    save(run, content)
+    change_header(run, version=version)
+    with pytest.raises(InputError, match=r"was written by .*its weights are those of another") as e:
+        load_tokenizer(run)
+    assert "decoder.tail.weight" in str(e.value)
+    assert re.search(r"decoder\.last\.weight \[2, .*\] instead of", str(e.value))
+    assert "damaged" not in str(e.value)
+    change_header(run, version=VERSION)
+    with pytest.raises(InputError, match="is damaged: its weights are not those of its config"):
+        load_tokenizer(run)
+
+
+def test_settings_and_classes_of_another_version_are_named_as_such(run: Path) -> None:
+    config = read_checkpoint(run, "vqgan")["codegrid"]["config"]
+    for change, reason in (
+        ({"_target_": "vqgan.quantizers.ema.OldEMA"}, "it has no vqgan.quantizers.ema.OldEMA"),
+        ({"_target_": "vqgan.bottlenecks.VQ"}, "it has no vqgan.bottlenecks.VQ"),
+        ({"temperature_of_old": 1.0}, "its settings differ"),
+    ):
+        change_header(
+            run, config=config | {"quantizer": config["quantizer"] | change}, version="0.1.0"
+        )
+        with pytest.raises(InputError, match=f"was written by Codegrid 0.1.0.*{reason}") as refusal:
+            load_tokenizer(run)
+        assert "trust" not in str(refusal.value)
+
+
+SOUND_FILES_OF_OTHERS: dict[str, Any] = {
+    "no header": {"state_dict": {}},
+    "a header that is a word": {"codegrid": "0.1"},
+    "a list": [torch.zeros(2)],
+}
+
+
+@pytest.mark.parametrize("content", SOUND_FILES_OF_OTHERS.values(), ids=SOUND_FILES_OF_OTHERS)
+def test_a_sound_file_of_another_program_is_neither_damaged_nor_mistrusted(
+    run: Path, content: Any
+) -> None:
+    save(run, content)
+    with pytest.raises(InputError, match=r"is no checkpoint of Codegrid") as refusal:
+        read_checkpoint(run, "vqgan")
+    assert "damaged" not in str(refusal.value)
+    assert "trust" not in str(refusal.value)
+
+
+def test_a_zip_of_another_kind_is_no_checkpoint(run: Path) -> None:
+    with zipfile.ZipFile(run / LAST, "w") as parts:
+        parts.writestr("slides.xml", "<xml/>")
+    with pytest.raises(InputError, match="is no checkpoint of Codegrid"):
+        read_checkpoint(run, "vqgan")
+
+
+@pytest.mark.parametrize(
+    "content", [np.float64(3), defaultdict(int), Path("x")], ids=lambda c: type(c).__name__
+)
+def test_a_file_that_asks_for_code_is_not_to_be_trusted(run: Path, content: Any) -> None:
+    save(run, {"codegrid": {"format": FORMAT}, "more": content})
+    with pytest.raises(InputError, match=r"last\.ckpt asks for .*don't trust the file") as refusal:
+        read_checkpoint(run, "vqgan")
+    assert "damaged" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def resumable(run: Path) -> dict[str, Any]:
+    """The state that a module expects of the checkpoint in `run`, which has all that a resumed run restores."""
+    content = torch.load(run / LAST, weights_only=True)
+    clock = {"step": 6, "seconds": 1.0}
+    save(run, content | {"optimizer_states": [], "callbacks": {}, "clock": clock, "random": []})
+    expected: dict[str, Any] = content["state_dict"]
+    return expected
+
+
+def test_a_whole_checkpoint_of_this_stage_is_restorable(
+    run: Path, resumable: dict[str, Any]
+) -> None:
+    check_restorable(run, "vqgan", resumable)
+    with pytest.raises(InputError, match=r"comes from stage=vqgan, and .* is of prior"):
+        check_restorable(run, "prior", resumable)
+
+
+@pytest.mark.parametrize("lost", ["random", "clock", "optimizer_states"])
+def test_what_a_resumed_run_needs_is_checked_before_it_starts(
+    run: Path, resumable: dict[str, Any], lost: str
+) -> None:
+    content = torch.load(run / LAST, weights_only=True)
+    del content[lost]
+    save(run, content)
+    with pytest.raises(InputError, match=f"is damaged: it lacks {lost}"):
+        check_restorable(run, "vqgan", resumable)
+    change_header(run, version=None)
+    with pytest.raises(InputError, match=f"written by Codegrid 0.1 or earlier.*it lacks {lost}"):
+        check_restorable(run, "vqgan", resumable)
+
+
+def test_weights_of_another_model_are_not_restored(run: Path, resumable: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"is damaged: its weights.*Missing keys: more\.weight"):
+        check_restorable(run, "vqgan", {**resumable, "more.weight": torch.zeros(2)})
 
 
 def test_loading_runs_no_code_from_the_file(run: Path) -> None:

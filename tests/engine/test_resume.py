@@ -1,5 +1,6 @@
 """Resuming: the earlier config is used as it was, with what the command may change."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from engine import resume
 from engine.checkpoint import save_atomically
 from engine.errors import InputError
 from engine.folder import CONFIG, LAST
-from engine.resume import resolve_resumed, resume_command, write_places
+from engine.resume import read_stamp, resolve_resumed, resume_command, write_places
+from engine.sweep import config_difference
+from engine.version import FORMAT, STAMP, stamp_config
 from tests.helpers.configs import compose_config
 
 
@@ -104,6 +107,91 @@ def test_a_config_that_asks_for_other_code_is_refused(
     OmegaConf.save(earlier, folder / CONFIG)
     with pytest.raises(InputError, match="don't trust the file"):
         resolve(folder, monkeypatch)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change config.yaml; None takes an entry out."""
+    earlier: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    changed = {k: v for k, v in {**earlier, **changes}.items() if v is not None}
+    OmegaConf.save(OmegaConf.create(changed), folder / CONFIG)
+
+
+def test_the_stamp_of_a_config_is_no_setting_of_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / CONFIG).write_text(stamp_config((folder / CONFIG).read_text()))
+    assert read_stamp(folder / CONFIG).is_current
+    assert STAMP not in resolve(folder, monkeypatch)
+    config = compose_config("stage=vqgan")
+    stamped = OmegaConf.create(stamp_config(OmegaConf.to_yaml(config, resolve=True)))
+    assert config_difference(config, stamped) is None
+
+
+def test_a_config_in_a_later_format_is_refused_as_such(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(folder, codegrid={"version": "0.9.0", "format": FORMAT + 1}, data=None)
+    with pytest.raises(InputError, match=r"config.yaml was written by Codegrid 0.9.0.*update"):
+        resolve(folder, monkeypatch)
+
+
+@pytest.mark.parametrize("version", [None, "0.1.4"])
+def test_an_earlier_run_with_a_class_that_is_gone_is_of_another_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, version: str | None
+) -> None:
+    stamp = {"version": version, "format": 1} if version else None
+    for change in (
+        {"optimizer": {"_target_": "engine.optimizers.Lamb"}},
+        {"run": "vqgan.stages.fit.fit_tokenizer"},
+        {"callbacks": {"doctor": {"_target_": "vqgan.callbacks.doctor.OldDoctor"}}},
+    ):
+        before = (folder / CONFIG).read_text()
+        change_config(folder, codegrid=stamp, **change)
+        with pytest.raises(InputError, match="was written by Codegrid 0.1.*it has no ") as refusal:
+            resolve(folder, monkeypatch)
+        assert "trust" not in str(refusal.value)
+        (folder / CONFIG).write_text(before)
+
+
+def test_single_settings_that_an_earlier_run_lacks_have_todays_value(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(folder, trust=None, id=None, objective=None, cache_dir=None)
+    config = resolve(folder, monkeypatch)
+    assert config.id is None
+    assert config.cache_dir == "cache"
+    assert config.quantizer.K == 16
+
+
+OWN = {"_target_": "mydata.Mine", "n_train": 3}
+
+
+def test_a_run_with_ones_own_class_resumes_if_it_is_trusted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(folder, data=OWN, trust=["mydata.Mine"])
+    with pytest.raises(InputError, match=r"add trust=\[mydata.Mine\], else don't trust the file"):
+        resolve(folder, monkeypatch)
+    config = resolve(folder, monkeypatch, "trust=[mydata.Mine]", "trainer.max_steps=9")
+    assert config.data == OWN
+    assert config.trust == ["mydata.Mine"]
+
+
+def test_the_choice_of_ones_own_class_again_is_no_change(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(folder, optimizer={"_target_": "my.Lion", "_partial_": True, "lr": 0.5})
+    config = resolve(folder, monkeypatch, "optimizer._target_=my.Lion")
+    assert config.optimizer.lr == 0.5
+    for word in ("optimizer._target_=torch.optim.SGD", "optimizer=adamw", "optimizer.lr=0.1"):
+        with pytest.raises(InputError, match="can't change|asks for my.Lion"):
+            resolve(folder, monkeypatch, word)
+
+
+def test_the_command_that_resumes_a_run_trusts_its_own_classes(folder: Path) -> None:
+    change_config(folder, trust=["mydata.Mine", "my.Lion"])
+    words = shlex.split(resume_command(folder).removeprefix("resume with: python train.py "))
+    assert words == ["stage=vqgan", f"resume={folder}", "trust=[mydata.Mine,my.Lion]"]
 
 
 def test_a_run_without_a_checkpoint_is_refused_unless_it_has_parts(

@@ -14,18 +14,24 @@ from typing import Any
 import pytest
 import torch
 import wandb
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from engine import loggers
+from engine import loggers, resume
 from engine import run as engine_run
+from engine.checkpoint import save_atomically
 from engine.environment import best_precision, find_device
 from engine.errors import InputError
-from engine.folder import lock_folder
+from engine.folder import LAST, lock_folder
 from engine.loggers import make_wandb_logger
+from engine.resume import read_stamp
 from engine.run import Run
+from engine.version import FORMAT, VERSION
 from tests.helpers.configs import ROOT, compose_config
-from tests.helpers.stage1 import make_tokenizer
+from tests.helpers.stage1 import lightning_warnings, make_module, make_noise, make_tokenizer
 from vqgan.load import make_tags
+
+pytestmark = lightning_warnings
 
 
 def open_run(folder: Path, *overrides: str) -> Run:
@@ -62,6 +68,138 @@ def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
     card = (folder / "card.md").read_text()
     assert "not finished" in card
     assert "shapes, 5 to train on and 2 to validate, hash 0" in card
+
+
+def test_the_config_and_the_record_name_the_version_of_the_program(tmp_path: Path) -> None:
+    with open_run(tmp_path / "a") as run:
+        folder = run.start("shapes")
+    assert read_stamp(folder / "config.yaml").is_current
+    assert (folder / "config.yaml").read_text().startswith("codegrid:\n")
+    assert json.loads((folder / "record.jsonl").read_text())["codegrid"] == VERSION
+    assert f"| versions | codegrid {VERSION}, python " in (folder / "card.md").read_text()
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finished run of an untrained tokenizer, which this command resumes."""
+    folder = tmp_path / "a"
+    with open_run(folder) as run:
+        run.start("shapes")
+        module = make_module()
+        state = {"state_dict": module.state_dict(), "optimizer_states": [], "callbacks": {}}
+        clock = {"clock": {"step": 2, "seconds": 0.1}, "random": [], "codegrid": run.header}
+        save_atomically(state | clock, folder / LAST)
+        run.finish({"run": str(folder), "psnr": 20.5})
+    words = ["stage=vqgan", f"resume={folder}"]
+    monkeypatch.setattr(resume, "read_overrides", lambda: words)
+    return folder
+
+
+def resumed(folder: Path) -> Run:
+    return Run.open(compose_config("stage=vqgan", "trainer.accelerator=cpu", f"resume={folder}"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that says what a run was and what it reached."""
+    names = ("card.md", "config.yaml", "record.jsonl", "metrics.json", "checkpoints/last.ckpt")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def change_checkpoint(folder: Path, **header: Any) -> None:
+    content = torch.load(folder / LAST, weights_only=True)
+    content["codegrid"] |= header
+    content["state_dict"]["tokenizer.more"] = torch.zeros(1)
+    save_atomically(content, folder / LAST)
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ({"version": "0.1.0", "format": 1}, "was written by Codegrid 0.1.0"),
+        ({"version": "7.0", "format": FORMAT + 1}, "this program reads up to"),
+        ({}, "is damaged: its weights are not those of its config"),
+        ({"stage": "prior"}, "comes from stage=prior"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(
+    finished: Path, header: dict[str, Any], sentence: str
+) -> None:
+    change_checkpoint(finished, **header)
+    before = contents(finished)
+    with pytest.raises(InputError, match=sentence), resumed(finished) as run:
+        run.start("shapes", module=make_module())
+    assert contents(finished) == before
+
+
+class Fault(Exception):
+    """Something that fails in a start."""
+
+
+@pytest.mark.parametrize("where", ["before", "loggers", "after", "fit"])
+def test_a_failed_start_leaves_a_finished_run_as_it_was(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Fault
+
+    before = contents(finished)
+    if where == "loggers":
+        monkeypatch.setattr(engine_run, "open_loggers", fail)
+    if where == "fit":
+        monkeypatch.setattr("lightning.Trainer.fit", fail)
+    with pytest.raises(Fault), resumed(finished) as run:
+        if where == "before":
+            fail()
+        module = make_module()
+        run.start("shapes", module=module)
+        if where == "after":
+            fail()
+        run.fit(module, make_noise(), [])
+    assert contents(finished) == before
+
+
+def test_a_run_that_broke_off_after_its_start_says_so_in_its_card(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_and_fail(trainer: Any, *_: Any, **__: Any) -> None:
+        trainer.callbacks[0].on_train_start(trainer, None)
+        raise Fault("no memory")
+
+    monkeypatch.setattr("lightning.Trainer.fit", begin_and_fail)
+    module = make_module()
+    with pytest.raises(Fault), resumed(finished) as run:
+        run.start("shapes", module=module)
+        run.fit(module, make_noise(), [])
+    assert "broke off at step 0: Fault no memory" in (finished / "card.md").read_text()
+    assert len((finished / "record.jsonl").read_text().splitlines()) == 2
+
+
+def test_settings_that_an_earlier_run_lacks_are_named_with_its_version(finished: Path) -> None:
+    config: Any = OmegaConf.load(finished / "config.yaml")
+    del config["codegrid"], config["quantizer"]["decay"]
+    OmegaConf.save(config, finished / "config.yaml")
+    before = contents(finished)
+    sentence = r"config.yaml was written by Codegrid 0.1 or earlier.*its settings differ.*decay"
+    with pytest.raises(InputError, match=sentence), resumed(finished) as run:
+        instantiate(run.config.quantizer)
+    assert contents(finished) == before
+
+
+def test_a_run_with_ones_own_class_says_at_its_start_what_later_stages_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data._target_=mydata.Mine", "+callbacks.watch._target_=my.Watch"]
+    with open_run(tmp_path / "a", *words) as run:
+        run.start("shapes")
+    need = "trust=[my.Watch,mydata.Mine]"
+    assert "my.Watch and mydata.Mine are not part of Codegrid" in (
+        printed := capsys.readouterr().err
+    )
+    assert f"add {need} to the command" in printed
+    assert f"| own classes | later stages need {need} |" in (tmp_path / "a" / "card.md").read_text()
+    with open_run(tmp_path / "b") as run:
+        run.start("shapes")
+    assert "trust" not in capsys.readouterr().err
 
 
 def test_what_the_data_have_decided_is_in_the_config_and_in_the_header(tmp_path: Path) -> None:

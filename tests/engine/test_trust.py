@@ -11,11 +11,15 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from engine.checkpoint import build_trusted, save_atomically
+from engine.choices import route_choices
 from engine.errors import InputError
-from engine.trust import OTHERS, check_trusted
+from engine.run import Run
+from engine.trust import OTHERS, Trust, admit, check_trusted, settle_trust
+from engine.version import FORMAT, VERSION, Stamp
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
-from tests.helpers.configs import compose_plain
+from tests.helpers.configs import compose_config, compose_plain
 from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.ema import EMA as EMAQuantizer
 
 pytestmark = lightning_warnings
 
@@ -217,5 +221,129 @@ def test_a_file_with_a_pickle_is_no_checkpoint(
 ) -> None:
     save_atomically({"codegrid": Malicious(tmp_path / "executed")}, tmp_path / "x.ckpt")
     assert command("stage=evaluate", "ckpt=x.ckpt", "accelerator=cpu") == 2
-    assert "is damaged or no checkpoint" in read_mistake(capsys)
+    assert "asks for getattr" in (sentence := read_mistake(capsys))
+    assert sentence.endswith("don't trust the file")
     assert not (tmp_path / "executed").exists()
+
+
+MINE = ["mydata.Mine", "my.lab.nets.Decoder", "lion_pytorch.Lion"]
+
+
+@pytest.mark.parametrize("target", MINE)
+def test_a_class_of_ones_own_is_admitted_by_its_name_and_by_no_other(target: str) -> None:
+    config = {"data": {"_target_": target, "inner": {"_target_": EMA["_target_"]}}}
+    check_trusted(config, "x", {target})
+    with pytest.raises(InputError, match=rf"asks for {target}.* add trust=\[{target}\], else"):
+        check_trusted(config, "x", {f"{target}2", target.rpartition(".")[0]})
+
+
+def test_all_classes_that_have_to_be_admitted_are_named_at_once() -> None:
+    config = {"a": {"_target_": MINE[0]}, "b": [{"_target_": MINE[1]}, {"_target_": "os.system"}]}
+    with pytest.raises(InputError, match=r"add trust=\[my\.lab\.nets\.Decoder,mydata\.Mine\]"):
+        check_trusted(config, "x")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "pathlib.Path.touch", "torch.load", "subprocess.Popen", "numpy.load", "Mine"],
+)
+def test_no_sentence_advises_to_trust_functions_or_python_itself(target: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        check_trusted({"_target_": target}, "x")
+    assert "trust=" not in str(refusal.value)
+    assert "don't trust the file" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trust=[mydata.Mine]"], {"mydata.Mine"}),
+        (["trust=mydata.Mine"], {"mydata.Mine"}),
+        (["trust=[a.B,c.d.E]"], {"a.B", "c.d.E"}),
+        (["trust=null"], set()),
+        ([], set()),
+        (["optimizer._target_=my.Lion"], {"my.Lion"}),
+    ],
+)
+def test_a_command_trusts_what_it_names(words: list[str], expected: set[str]) -> None:
+    assert Trust.read(compose_config("stage=vqgan", *words)).names == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("trust=[Mine]", "trust=Mine must be the full name of a class"),
+        ("trust=[7]", "trust=7 must be the full name"),
+        ("trust=true", "trust=True must be the full name"),
+        ("trust=['my data.Mine']", "trust=my data.Mine must be the full name"),
+        ("trust=[os.system]", "trust=os.system is part of Python itself"),
+        ("trust=[subprocess.Popen]", "is part of Python itself"),
+    ],
+)
+def test_what_is_no_name_of_a_class_is_refused(word: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Run.open(compose_config("stage=vqgan", word))
+
+
+def test_names_are_admitted_inside_of_a_run_alone() -> None:
+    class Mine(EMAQuantizer):
+        pass
+
+    name = f"{__name__}.Mine"
+    globals()["Mine"] = Mine
+    Mine.__qualname__ = "Mine"
+    with admit(Trust(frozenset({name}))):
+        assert type(build_trusted({**EMA, "_target_": name}, Quantizer)) is Mine  # type: ignore[type-abstract]
+        with pytest.raises(InputError, match="for a linear"):
+            build_trusted({**EMA, "_target_": name}, nn.Linear)
+    with pytest.raises(InputError, match="is not part of Codegrid"):
+        build_trusted({**EMA, "_target_": name}, Quantizer)  # type: ignore[type-abstract]
+
+
+def test_a_class_that_only_another_version_has_is_not_mistrusted() -> None:
+    config = {"loss": {"gate": {"_target_": "vqgan.losses.adversarial.Gate"}}}
+    with pytest.raises(InputError, match="written by Codegrid 0.1 or earlier.*has no vqgan.losses"):
+        check_trusted(config, "x", stamp=Stamp())
+    for stamp in (None, Stamp(VERSION, FORMAT)):
+        with pytest.raises(InputError, match="does not have.*else don't trust the file"):
+            check_trusted(config, "x", stamp=stamp)
+
+
+@pytest.mark.parametrize(
+    "target", ["engine.run.OmegaConf", "os.system", "vqgan.load.load_tokenizer"]
+)
+def test_the_version_in_a_file_excuses_nothing_else(target: str) -> None:
+    with pytest.raises(InputError, match="is not part of Codegrid; don't trust the file"):
+        check_trusted({"_target_": target}, "x", stamp=Stamp("0.1.0", 1))
+
+
+def test_a_later_stage_takes_a_choice_again_for_trust_alone() -> None:
+    words = route_choices(["stage=prior", "ckpt=a", "data=folder", "prior=gpt", "data.root=b"])
+    assert words == ["stage=prior", "ckpt=a", "data@own.data=folder", "prior=gpt", "data.root=b"]
+    config = compose_config(*words)
+    trust = Trust.read(config)
+    assert trust.choices == {"data": "data.folder.Folder"}
+    trust.check_choice("data", "data.folder.Folder")
+    trust.check_choice("quantizer", "vqgan.quantizers.ema.EMA")
+    with pytest.raises(
+        InputError, match="chooses data.folder.Folder for data, and the checkpoint has"
+    ):
+        trust.check_choice("data", "data.shapes.Shapes")
+    settled = settle_trust(config, trust)
+    assert settled.data.root == "b"
+    assert settled.trust == []
+    assert "own" not in settled
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "pipeline", "report"])
+def test_the_choices_of_a_stage_that_makes_them_stay(stage: str) -> None:
+    words = [f"stage={stage}", "data=folder", "quantizer=ema", "prior=gpt"]
+    assert route_choices(words) == words
+
+
+@pytest.mark.parametrize("stage", ["sample", "evaluate"])
+def test_every_group_of_a_checkpoint_can_be_chosen_again(stage: str) -> None:
+    words = [f"stage={stage}", "data=shapes", "model=conv", "quantizer=fsq", "prior=maskgit"]
+    assert set(Trust.read(compose_config(*route_choices(words))).choices) == {
+        "data", "encoder", "decoder", "quantizer", "prior",
+    }  # fmt: skip

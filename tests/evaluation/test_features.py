@@ -114,6 +114,15 @@ def test_images_have_no_classes_if_one_has_no_label(tmp_path: Path) -> None:
     assert len(list_label_classes(data)) == 0
 
 
+def test_ids_with_holes_between_them_are_few_classes(tmp_path: Path) -> None:
+    data = shapes(tmp_path, cache="ram")
+    data.classes = []
+    for split in ("train", "val"):
+        data.samples(split).labels[:] *= 5_000_000
+    assert list_label_classes(data).labels == [0, 5_000_000, 10_000_000, 15_000_000, 20_000_000]
+    assert train_proxy(data, 2, CPU).head.out_features == 5
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_torchscript_file_sees_three_channels_of_uint8(tmp_path: Path, channels: int) -> None:
     script = TorchScriptNetwork(scripted(tmp_path / "my-means.2.pt", Means()), 16)

@@ -34,7 +34,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
             compile_parts(module.costly)
         data.check_batch_fits(run.launch().world_size)
         tags = make_tags(config.stage, data.title, module.tokenizer)
-        folder = run.start(data.title, data.describe(), tags)
+        folder = run.start(data.title, data.describe(), tags, module)
         run_on_main(lambda: data.record_images(folder))
         line = Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"})
         pictures = Reconstructions()
