@@ -33,7 +33,7 @@ from engine.trust import (
 from engine.version import STAMP, Stamp, check_format, refuse_version
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
-ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name", "trust")
+ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
