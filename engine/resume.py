@@ -31,6 +31,7 @@ from engine.trust import (
     is_ours,
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
+from engine.words import format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
 ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
@@ -288,7 +289,7 @@ def resume_command(folder: Path) -> str:
     if sweep_folder():
         return "the same command again continues the sweep"
     written: Any = OmegaConf.load(whole / CONFIG)
-    words = [f"stage={written.stage}", f"resume={os.fspath(whole)}"]
+    words = [f"stage={written.stage}", format_word("resume", whole)]
     if written.get("trust"):
-        words.append(format_trust(written.trust))
-    return f"resume with: python train.py {shlex.join(words)}"
+        words.append(shlex.quote(format_trust(written.trust)))
+    return f"resume with: python train.py {' '.join(words)}"

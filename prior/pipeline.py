@@ -17,7 +17,10 @@ COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "trust", "cache_dir",
 )  # fmt: skip
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
-GROUPS = {"prior": "stage2", "evaluate": "evaluate"}  # where the settings of the other parts are
+PART_GROUPS = {
+    "prior": "stage2",
+    "evaluate": "evaluate",
+}  # where the settings of the other parts are
 TOKENIZER = {"stage": "vqgan", "run": "vqgan.stages.train.train_tokenizer"}
 
 
@@ -40,9 +43,9 @@ def name_group(stage: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if stage not in GROUPS or "=" not in str(error):  # it names no setting
+        if stage not in PART_GROUPS or "=" not in str(error):  # it names no setting
             raise
-        group = GROUPS[stage]
+        group = PART_GROUPS[stage]
         raise InputError(
             f"{error} (in stage=pipeline the settings of stage={stage} are below {group}, as {group}.batch_size)"
         ) from error

@@ -27,7 +27,7 @@ from engine.resume import resume_command
 
 ARRAY = "arr_0"  # the name under which public evaluators of FID look for samples
 JOURNAL_FORMAT = 1
-NOTHING: FileMark = (0, 0)
+EMPTY_MARK: FileMark = (0, 0)
 
 
 @dataclass
@@ -195,7 +195,7 @@ class StreamedFile(SampleFiles):
         return self.file.count_intact(marks)
 
     def resume(self, done: int, marks: Sequence[FileMark]) -> None:
-        self.file.resume_at(marks[-1] if marks else NOTHING)
+        self.file.resume_at(marks[-1] if marks else EMPTY_MARK)
 
 
 class NpzFile(StreamedFile):
