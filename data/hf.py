@@ -1,11 +1,12 @@
 """Any dataset that the library `datasets` opens: from the Hugging Face hub, or parquet, arrow, tar and image files."""
 
+import errno
 import io
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice, takewhile
 from pathlib import Path
@@ -23,7 +24,7 @@ from data.pixels import PixelRules
 from data.source import ImageBatch, Source, SourceSubset
 from data.split import Names
 from data.store import fingerprint
-from engine.errors import InputError
+from engine.errors import InputError, summarize_error
 
 # Names of validation splits; the first one that a dataset has is used.
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
@@ -33,6 +34,10 @@ OPEN_STREAM_SHARDS = (
 DEFAULT_LABEL = "label"  # a column that need not be there: that of conf/data
 ROWS_PER_READ = 32  # rows of a stream that are unpacked at a time
 SURVEYED_ROWS = 32  # rows of a stream that its summary looks at
+
+# The hub makes a copy of most datasets that needs no program, under this revision.
+PARQUET_COPY = "refs/convert/parquet"
+NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 
@@ -74,7 +79,7 @@ class HubTable(Source):
             return label
 
     def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        row = self.rows[index]
+        row = self.read_row(index)
         label = class_number(row[self.label] if self.label else None)
         label = self.numbers.get(label, label)
         return decode(read_content(row[self.image]), side, channels, self.rules), label
@@ -82,8 +87,18 @@ class HubTable(Source):
     def open_raw(self, index: int) -> IO[bytes]:
         return io.BytesIO(read_content(self.rows[index][self.image]))
 
+    def read_row(self, index: int) -> Mapping[str, Any]:
+        """A row of the table. Raises UnreadableImage if its file is damaged."""
+        try:
+            row: Mapping[str, Any] = self.rows[index]
+        except Exception as error:  # of pyarrow, and of the disk
+            raise UnreadableImage(summarize_error(error)) from error
+        return row
+
     def image_name(self, index: int) -> str:
-        image = self.rows[index][self.image]
+        image = None
+        with suppress(UnreadableImage):
+            image = self.read_row(index)[self.image]
         return (image and image["path"]) or f"image {index}"
 
     def names(self) -> Names:
@@ -251,10 +266,20 @@ class HubStream(Source):
 
     def _iterate_rows(self, rows: Any) -> Iterator[Row]:
         # iter(rows) would give a worker process only its own share.
-        for batch in rows.iter(batch_size=ROWS_PER_READ):
+        batches = rows.iter(batch_size=ROWS_PER_READ)
+        while batch := self._read_next(batches):
             images = batch[self.image]
             labels = batch[self.label] if self.label else [None] * len(images)
             yield from zip(images, labels, strict=True)
+
+    def _read_next(self, batches: Iterator[Any]) -> Any:
+        """The next rows by column, None at the end. Raises InputError if they can't be read."""
+        try:
+            return next(batches, None)
+        except Exception as error:  # of the network, and of readers of each kind of files
+            raise InputError(
+                f"{self.what} can't be read any further ({summarize_error(error)}); check its files and the network"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pid": -1, "_cursor": None, "_pool": None, "_first_rows": []}
@@ -285,8 +310,8 @@ def read_content(image: Any) -> bytes:
         with fsspec.open(image["path"], "rb") as file:
             content = file.read()
             return content
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
+    except Exception as error:  # each kind of storage has a client with exceptions of its own
+        raise UnreadableImage(summarize_error(error)) from error
 
 
 def find_root(path: str, files: Any) -> str:
@@ -403,22 +428,39 @@ class HF(ImageDataModule):
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
         """Turn errors of opening the dataset into InputError."""
-        from datasets.exceptions import DatasetsError
-
         try:
             yield
-        except (OSError, ValueError, DatasetsError) as error:
+        except (
+            Exception
+        ) as error:  # of readers of a dozen kinds of files, their libraries, and storage
             settings = {
                 "path": self.path,
                 "name": self.configuration,
                 "files": self.files,
                 "revision": self.revision,
             }
-            words = [f"data.{setting}={value}" for setting, value in settings.items() if value]
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise InputError(
-                f"{' '.join(words)} can't be opened ({reason}); check the name, the files and the network"
-            ) from error
+            words = " ".join(f"data.{name}={value}" for name, value in settings.items() if value)
+            raise InputError(self._explain(words, error)) from error
+
+    def _explain(self, words: str, error: Exception) -> str:
+        """The sentence about a dataset that can't be opened; `words` are the settings that name it."""
+        from datasets.exceptions import DatasetsError
+
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None  # says more
+        reason = summarize_error(cause or error)
+        if "scripts are no longer supported" in reason:
+            on_hub = not Path(str(self.path)).exists() and self.revision != PARQUET_COPY
+            copy = f"read its copy on the hub with data.revision={PARQUET_COPY}, or " * on_hub
+            return (
+                f"{words} has a loading script, a program, which is never run ({reason}); {copy}"
+                "name the files themselves, as data.path=parquet data.files=<files>"
+            )
+        way_out = "check the name, the files and the network"
+        if isinstance(error, ImportError):
+            way_out = "install what it asks for, or name files of another kind"
+        elif isinstance(error, OSError) and error.errno in NO_ROOM:
+            way_out = "check the rights and the room for its files and its cache, which HF_HOME=<folder> moves"
+        return f"{words} can't be opened ({reason}); {way_out}"
 
     def open_source(self, split: str) -> Source:
         official = [

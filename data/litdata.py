@@ -21,7 +21,7 @@ from data.order import BatchOrder
 from data.pixels import PixelRules
 from data.source import RawImage, Source, SourceSubset
 from data.store import fingerprint
-from engine.errors import InputError
+from engine.errors import InputError, summarize_error
 from engine.locks import Lock
 
 GB = 10**9  # bytes
@@ -77,27 +77,42 @@ class ShardSource(Source):
         self.folder = Path(cache_dir, f"shards-{digest}") if self.is_remote else Path(self.root)
         if self.is_remote:
             self._check_local_cache()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Other processes may be reading the index already, so it is replaced in one step.
-            part = self.folder / f".index.json.{os.getpid()}"
-            part.write_text(text)
-            part.replace(self.folder / "index.json")
+            self._store_index(text)
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
         key = {"index": digest, "image": image, "label": self.label}
         super().__init__(int(self.ends[-1]), key)
         # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
         self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
 
+    def _store_index(self, text: str) -> None:
+        """Put the index beside the shards that will be downloaded."""
+        part = self.folder / f".index.json.{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Other processes may be reading the index already, so it is replaced in one step.
+            part.write_text(text)
+            part.replace(self.folder / "index.json")
+        except OSError as error:
+            raise InputError(
+                f"can't write the cache folder {self.folder} ({error.strerror or error}); name another with cache_dir=..."
+            ) from error
+
     def _read_index(self, setting: str) -> str:
         if self.is_remote:
             with tempfile.TemporaryDirectory() as folder:
                 self._download("index.json", Path(folder, "index.json"))
-                return Path(folder, "index.json").read_text()
-        if not Path(self.root, "index.json").is_file():
+                return Path(folder, "index.json").read_text(errors="replace")
+        file = Path(self.root, "index.json")
+        if not file.is_file():
             raise InputError(
                 f"{setting}={self.root} holds no index.json; give a folder that litdata.optimize wrote (docs/data.md)"
             )
-        return Path(self.root, "index.json").read_text()
+        try:
+            return file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{file} can't be read ({summarize_error(error)}); check its rights, or write the shards anew"
+            ) from error
 
     def _parse_index(self, text: str, where: str) -> list[str]:
         """Set `chunks`, `shard_sizes` and `ends` (index after the last image of each shard); returns the keys of an item."""
@@ -109,15 +124,17 @@ class ShardSource(Source):
             self.shard_sizes = [chunk["chunk_size"] for chunk in self.chunks]
             self.ends = np.cumsum(self.shard_sizes)
             int(self.ends[-1])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            is_packed = bool(config.get("compression") or config.get("encryption"))
+            has_pickles = "pickle" in formats
+        except Exception as error:  # any text may stand there
             raise InputError(
-                f"{where} has an index.json that is not litdata's ({error!r}); write it anew"
+                f"{where} has an index.json that is not litdata's ({summarize_error(error)}); write it anew"
             ) from error
-        if "pickle" in formats:
+        if has_pickles:
             raise InputError(
                 f"{where} holds pickled objects, which could run any code; write bytes, arrays and numbers"
             )
-        if config.get("compression") or config.get("encryption"):
+        if is_packed:
             raise InputError(
                 f"{where} is compressed or encrypted; write it plain, encoded images don't get smaller"
             )
@@ -132,7 +149,8 @@ class ShardSource(Source):
             downloader.download_file(url, str(file))
         except Exception as error:  # each kind of storage has a client with exceptions of its own
             raise InputError(
-                f"{name} can't be fetched from {self.root} ({' '.join(str(error).split())[:200]})"
+                f"{name} can't be fetched from {self.root} ({summarize_error(error)}); "
+                "check the address, the network and your rights there"
             ) from error
 
     def _check_local_cache(self) -> None:
@@ -154,8 +172,7 @@ class ShardSource(Source):
         except Exception as error:  # litdata has many decoders
             if not file.is_file() or file.stat().st_size < chunk["chunk_bytes"]:
                 raise InputError(f"the shard {file} is missing or cut off; copy it anew") from error
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UnreadableImage(reason) from error
+            raise UnreadableImage(summarize_error(error)) from error
         label = -1 if self.label is None else self._parse_label(item[self.label])
         return to_pixels(item[self.image], side, channels, self.rules), label
 
@@ -170,7 +187,7 @@ class ShardSource(Source):
     def _parse_label(self, label: Any) -> int:
         try:
             return int(label)
-        except (TypeError, ValueError):
+        except Exception:  # of any class: a label may be an array, a tensor, infinite
             raise InputError(
                 f"data.label={self.label} must be the numbers of classes, not {label!r}; use data.label=null"
             ) from None

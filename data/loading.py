@@ -50,16 +50,19 @@ class BatchDataModule(L.LightningDataModule, ABC):
     """
 
     batch_order: type[BatchOrder] = BatchOrder  # the order of training batches
+    group = "data."  # what the settings' names begin with in the stage that trains on these batches
 
     def __init__(
         self, batch_size: int, num_workers: int, seed: int, reader_timeout: float = 0
     ) -> None:
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size} must be at least 1, a whole number")
+            raise InputError(
+                f"{self.group}batch_size={batch_size} must be at least 1, a whole number"
+            )
         if not isinstance(num_workers, int) or num_workers < 0:
             raise InputError(
-                f"data.num_workers={num_workers} must be a whole number of at least 0 processes"
+                f"{self.group}num_workers={num_workers} must be a whole number of at least 0 processes"
             )
         check_range("data.reader_timeout", reader_timeout, 0)
         self.batch_size = batch_size
@@ -82,6 +85,11 @@ class BatchDataModule(L.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         self.samples("train")
         self.samples("val")
+
+    @property
+    def batch_setting(self) -> str:
+        """The name of the setting that gives the batch size."""
+        return f"{self.group}batch_size"
 
     @property
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -148,13 +156,26 @@ class BatchDataModule(L.LightningDataModule, ABC):
         done = getattr(self.trainer.lightning_module, "step", 0) if self.trainer else 0
         samples = self.samples("train")
         order = self.batch_order(
-            len(samples), self.batch_size, self.seed, done, rank, world_size, samples.shard_sizes
+            len(samples),
+            self.batch_size,
+            self.seed,
+            done,
+            rank,
+            world_size,
+            samples.shard_sizes,
+            self.batch_setting,
         )
         return self.make_loader("train", order)
 
     def check_batch_fits(self, world_size: int) -> None:
         """Raise InputError if the training samples do not fill one batch on each of `world_size` ranks."""
-        self.batch_order(self.size("train"), self.batch_size, self.seed, world_size=world_size)
+        self.batch_order(
+            self.size("train"),
+            self.batch_size,
+            self.seed,
+            world_size=world_size,
+            setting=self.batch_setting,
+        )
 
     def shuffled_loader(self, batch_size: int, seed: int) -> DataLoader[Batch]:
         """Endless training batches with a batch size and seed of their own, independent of this run's training."""

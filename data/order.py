@@ -18,7 +18,7 @@ class BatchOrder(Sampler[list[int]]):
     and mixes the samples of `OPEN_SHARDS` of them at a time, opening the next shard where one ends. The last shards wrap
     around to the beginning of the epoch, so that all parts of an epoch are mixed equally well.
 
-    Raises InputError if n samples do not fill one batch on each of `world_size` ranks.
+    Raises InputError if n samples do not fill one batch on each of `world_size` ranks; `setting` is what the user changes then.
     """
 
     OPEN_SHARDS = 16  # shards that are read from at the same time
@@ -32,11 +32,13 @@ class BatchOrder(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         shard_sizes: list[int] | None = None,
+        setting: str = "data.batch_size",
     ) -> None:
         if n < batch_size * world_size:
+            most = n // world_size
             raise InputError(
                 f"{n} training samples don't fill one batch of {batch_size * world_size}; "
-                "use a smaller data.batch_size"
+                + (f"use {setting}={most}, or less" if most else f"{world_size} devices need more")
             )
         self.n = n
         self.batch_size = batch_size

@@ -1,5 +1,6 @@
 """Pictures for people: image grids and bar charts, for the run folder and the loggers."""
 
+import io
 import math
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def draw_bars(
         (2, 4), f"{caption} (log scale: grey 1, 10, 100 ...; orange the mean)", (40, 44, 52), font
     )
     return torch.cat([torch.from_numpy(np.array(label)), chart]).permute(2, 0, 1).contiguous()
+
+
+def encode_png(image: Tensor) -> bytes:
+    """A (3, H, W) uint8 picture as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(content, "PNG")
+    return content.getvalue()
 
 
 def save_picture(sheet: Tensor, path: Path) -> Path:

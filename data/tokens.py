@@ -18,6 +18,8 @@ EXPORT_FORMATS = ("npz", "safetensors")
 class CodeDataModule(BatchDataModule):
     """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K); label (B,) int64."""
 
+    group = ""  # conf/stage/prior.yaml has batch_size at its root
+
     def __init__(self, train: ArraySamples, val: ArraySamples, batch_size: int, seed: int) -> None:
         super().__init__(batch_size, num_workers=0, seed=seed)
         self.codes = {"train": train, "val": val}

@@ -18,7 +18,7 @@ from data.source import FileSource, Source, file_stamp
 from data.store import fingerprint, load_or_fill
 from engine.cli import suggest
 from engine.console import log_line
-from engine.errors import InputError
+from engine.errors import InputError, summarize_error
 from engine.locks import Lock
 from engine.network import limited_silence
 
@@ -93,9 +93,8 @@ def unplaced_key(key: dict[str, Any], sizes: Iterable[int]) -> dict[str, Any]:
 
 
 def _summarise(error: Exception) -> str:
-    """The message of an exception on one line, without torchvision's advice, which names no setting of ours."""
-    message = " ".join(str(error).split()).split(". You can use download=True")[0]
-    return message[:200] or type(error).__name__
+    """`summarize_error` without torchvision's advice, which names no setting of ours."""
+    return summarize_error(error).split(". You can use download=True")[0]
 
 
 class InMemorySource(Source):

@@ -40,3 +40,21 @@ def explain_import(target: str) -> str:
         f"{target} can't be imported; if it is a class of your own, put the folder of its module on PYTHONPATH "
         f"(PYTHONPATH=. python train.py ...), and see that python -c 'import {module}' works"
     )
+
+
+SPEAK_FOR_THEMSELVES = (OSError, ValueError, RuntimeError, ImportError)
+
+
+def summarize_error(error: BaseException) -> str:
+    """An exception for a sentence: the first line of its message, after the name of its class if that is an unusual one.
+
+    The lines after a first one that ends with a colon belong to it.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if not lines:
+        return name
+    message = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    if len(message) > 200:
+        message = f"{message[:197]}..."
+    return message if isinstance(error, SPEAK_FOR_THEMSELVES) else f"{name}: {message}"

@@ -24,6 +24,7 @@ METRICS = "metrics.json"  # final figures; a folder that has it holds a finished
 CARD = "card.md"
 DOCTOR = "doctor.txt"
 PICTURES = "pictures"
+SAMPLES = "samples.jsonl"  # the batches of samples on disk: see prior/saving.py
 IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"

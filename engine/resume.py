@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,6 +32,9 @@ from engine.trust import (
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
 from engine.words import format_word
+
+# What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
+ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -62,6 +66,51 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
     earlier.resume = config.resume
     earlier.run_dir = config.resume
     return earlier
+
+
+def resolve_repeated(config: DictConfig) -> DictConfig:
+    """The config of the run that goes on: the one that `resume` names, or one that the same command began in `run_dir`.
+
+    A config of neither is returned as it is. Raises InputError for a setting that differs and says what the run is.
+    """
+    named = "resume" if config.resume else "run_dir"
+    folder = config[named]
+    if not config.resume and not (folder and holds_run_of(config.stage, Path(folder))):
+        return config
+    resuming = config.copy()
+    resuming.resume = folder
+    earlier = read_earlier_config(resuming)
+    check_trusted_run(config, earlier, Path(folder) / CONFIG)
+    merged: Any = OmegaConf.merge(config, earlier)  # the earlier one may lack newer settings
+    words = [clean_key(word) for word in read_overrides()]
+    changes = []
+    for place in differing_keys(config, merged):
+        key = re.sub(r"(\.\d+)+$", "", place)  # a list as a whole
+        mine, theirs = OmegaConf.select(config, key), OmegaConf.select(merged, key)
+        if config.resume and not is_below(key, words):  # a default, not what this command asks for
+            continue
+        if not is_place(merged, key) and not is_below(key, ALSO_CHANGEABLE):
+            raise InputError(
+                f"{named}={folder} holds a run with {key}={theirs}, and this command has {key}={mine}; "
+                f"leave {key} as it was, or name another folder with run_dir=..."
+            )
+        changes.append(key)
+    for key in (*changes, *list_followers(config, changes)):
+        OmegaConf.update(merged, key, OmegaConf.select(config, key))
+    merged.resume = merged.run_dir = folder
+    resolved: DictConfig = merged
+    return resolved
+
+
+def holds_run_of(stage: str, folder: Path) -> bool:
+    """Whether a folder has the config.yaml of a run of this stage."""
+    file = folder / CONFIG
+    return file.is_file() and f"stage: {stage}" in file.read_text(errors="replace").splitlines()
+
+
+def is_below(key: str, groups: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or lies in one."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
 def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -180,7 +229,7 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
             f"{file} is damaged ({' '.join(str(error).split())}); "
             "resume another run, or restore the file"
         ) from error
-    if not isinstance(earlier, DictConfig) or not {"stage", "run", "trainer"} <= earlier.keys():
+    if not isinstance(earlier, DictConfig) or not {"stage", "run"} <= earlier.keys():
         raise InputError(
             f"{file} is damaged or no config of a run; resume another run, or restore the file"
         )

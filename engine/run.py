@@ -29,6 +29,7 @@ from engine.errors import InputError
 from engine.figures import clean_figures
 from engine.folder import (
     CONFIG,
+    METRICS,
     Before,
     append_record,
     lock_folder,
@@ -44,11 +45,13 @@ from engine.places import explain_advice, list_places
 from engine.resume import (
     read_stamp,
     report_other_threads,
+    resolve_repeated,
     resolve_resumed,
     resume_command,
     write_places,
 )
 from engine.settings import TrainerSettings, check_opening, check_training_config
+from engine.sweep import read_metrics
 from engine.trainer import make_trainer
 from engine.trust import Trust, admit, describe_trust, settle_trust
 from engine.version import name_version, stamp_config
@@ -94,15 +97,19 @@ class Run:
         resumes: str | None = None,
         shards: bool = False,
         has_parts: bool = False,
+        repeats: bool = False,
     ) -> "Run":
         """Check a config and open the run it describes. Nothing is written yet.
 
         `ckpt` and `resumes` are what the sentence of a refusal says (see check_opening); `shards` is whether the stage's
-        weights can be sharded; a run that `has_parts` resumes each of them by itself.
+        weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
+        command is repeated with the same run_dir.
         """
         trust = Trust.read(config)
         config = settle_trust(config, trust)
         if "trainer" not in config:
+            if repeats:
+                config = resolve_repeated(config)
             check_opening(config, ckpt, resumes)
             if "id" in config:
                 config.id = config.id or secrets.token_hex(4)
@@ -154,6 +161,14 @@ class Run:
     def resume(self) -> Path | None:
         """The folder of the run that is resumed; None for a new run."""
         return Path(self.config.resume) if self.config.resume else None
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """The result of the run that is resumed, if it is finished."""
+        if self.resume is None or not (self.resume / METRICS).is_file():
+            return None
+        log_line(f"{self.resume}: finished before")
+        return read_metrics(self.resume)
 
     @property
     def header(self) -> dict[str, Any]:

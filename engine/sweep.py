@@ -28,7 +28,7 @@ from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
 from engine.figures import clean_figures
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length, is_mere_claim
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, check_name_length, is_mere_claim
 from engine.locks import Lock
 from engine.places import is_place
 from engine.texts import expand_home, normalise_texts
@@ -247,10 +247,10 @@ def run_once(
             log_line(f"{folder}: finished before")
             check_same_data(config, earlier, folder)
             return read_metrics(folder)
-        if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS)):
+        if any(any(folder.rglob(str(file))) for file in (LAST, PREVIOUS, SAMPLES)):
             log_line(f"{folder}: resumes")
             config.resume = str(folder)
-        else:  # no checkpoint to resume from; the files may still show why
+        else:  # nothing to resume from; the files may still show why
             set_aside(folder)
     elif is_mere_claim(folder):
         set_aside(folder)

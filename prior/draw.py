@@ -1,25 +1,48 @@
-"""What stage=sample draws from, a prior or a tokenizer by itself, and how its samples become files."""
+"""What stage=sample draws from, a prior or a tokenizer by itself, and the loop that draws."""
 
 import math
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from data.datamodule import ImageDataModule
 from data.images import to_uint8
+from data.pictures import save_picture
+from engine.card import write_card
 from engine.checkpoint import find_checkpoint, read_checkpoint
-from engine.console import progress_bar
+from engine.console import best_effort_write, log_line, progress_bar
 from engine.environment import autocast
 from engine.errors import InputError
+from engine.exit_codes import SIGNALS
+from engine.folder import CARD
+from engine.resume import resume_command
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
-from prior.samples import choose_labels, encode_init_image
+from prior.neighbours import MAX_JUDGED, find_neighbours
+from prior.samples import choose_labels, encode_init_image, save_grid
+from prior.saving import (
+    CodeFile,
+    FirstSamples,
+    NpzFile,
+    PngFiles,
+    SampleBatch,
+    SampleFiles,
+    SampleSaver,
+    ShardFiles,
+    explain_write_errors,
+)
 from vqgan.load import load_tokenizer, read_rules
-from vqgan.tokenizer import Tokenizer
+from vqgan.tokenizer import Tokenizer, hash_weights
 
 Drawn = Iterator[
     tuple[Tensor | None, Tensor]
@@ -30,17 +53,28 @@ Drawn = Iterator[
 class SampleSource:
     """A model to draw from, on its device.
 
-    `data` is the config of the images it was trained on, `flip` whether it also learned them mirrored; `labels` (n,) are
-    the samples' classes, if it has any; `head` are pictures to show before the samples.
+    `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
+    the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
+    learned them mirrored; `labels` (n,) are the samples' classes, if it has any; `head` are pictures to show before the
+    samples. `about` identifies the model and the codes that it completes.
     """
 
     tokenizer: Tokenizer
-    drawn: Drawn
+    draw: Callable[[int], Drawn]
+    grid: tuple[int, int]
     name: str
     data: Mapping[str, Any]
     flip: bool
+    about: dict[str, Any]
+    code_shape: tuple[int, ...] | None = None
     labels: Tensor | None = None
     head: list[Tensor] = field(default_factory=list)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a sample."""
+        h, w = self.grid
+        return self.tokenizer.encoder.channels, h * self.tokenizer.f, w * self.tokenizer.f
 
 
 def open_source(
@@ -79,17 +113,33 @@ def prior_source(
             "train one with conditional=true"
         )
     check_compile_sampler(model, sampler, device.type)
-    known = sampler.known(sampler.size(model.grid))
+    grid = sampler.size(model.grid)
+    known = sampler.known(grid)
+    about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None
     head: list[Tensor] = []
     if sampler.init_image is not None:
         init_codes, head = encode_init_image(
             sampler.init_image, tokenizer, known, read_rules(trained.data)
         )
-    batches = generate(model, sampler, n, seed, batch_size, labels, init_codes)
-    drawn = ((codes, tokenizer.quantizer.lookup(codes)) for codes in batches)
-    flip = trained.config["flip"]
-    return SampleSource(tokenizer, drawn, trained.name, trained.data, flip, labels, head)
+        about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
+
+    def draw(start: int) -> Drawn:
+        for codes in generate(model, sampler, n, seed, batch_size, labels, init_codes, start):
+            yield codes, tokenizer.quantizer.lookup(codes)
+
+    return SampleSource(
+        tokenizer,
+        draw,
+        grid,
+        trained.name,
+        trained.data,
+        trained.config["flip"],
+        about,
+        (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
+        labels,
+        head,
+    )
 
 
 def tokenizer_source(
@@ -102,32 +152,133 @@ def tokenizer_source(
             f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={ckpt} is a tokenizer"
         )
     tokenizer = tokenizer.to(device)
-    latents = tokenizer.quantizer.sample_latents(n, sampler.size(tokenizer.grid), seed)
-    drawn = ((None, part) for part in latents.split(batch_size))
+    grid = sampler.size(tokenizer.grid)
+
+    def draw(start: int) -> Drawn:
+        latents = tokenizer.quantizer.sample_latents(n, grid, seed, batch_size, start)
+        return ((None, part) for part in latents)
+
+    draw(n)  # a bottleneck that can't be sampled raises here
     name = find_checkpoint(ckpt).parent.parent.name
-    return SampleSource(tokenizer, drawn, name, described["data"], described["data"]["flip"])
+    data = described["data"]
+    about = {"model": tokenizer.fingerprint()}
+    return SampleSource(tokenizer, draw, grid, name, data, data["flip"], about)
+
+
+def open_saver(
+    folder: Path,
+    source: SampleSource,
+    save: Sequence[str],
+    n: int,
+    shown: int,
+    shard_size: int,
+) -> SampleSaver:
+    """What saves n samples in the forms that `save` names, in `folder`, where an earlier run may have begun.
+
+    `shown` is how many of the first samples the grid's picture shows at most.
+    """
+    channels, *size = source.image_shape
+    forms: dict[str, SampleFiles] = {}
+    if "png" in save:
+        forms["png"] = PngFiles(folder / "samples")
+    if "npz" in save:
+        forms["npz"] = NpzFile(folder / "samples.npz", (n, *size, 3))
+    if "shards" in save:
+        forms["shards"] = ShardFiles(folder / "shards", n, shard_size)
+    if source.code_shape is not None:
+        forms["codes"] = CodeFile(folder / "codes.pt", (n, *source.code_shape), source.labels)
+    first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
+    if first:
+        forms["first"] = FirstSamples(folder / "first", (min(n, first), channels, *size))
+    return SampleSaver(folder, n, source.about, forms)
+
+
+def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
+    """Draw the samples that the saver lacks and save them, a batch at a time."""
+    start = saver.resume()
+    drawn = source.draw(start)
+    with (
+        note_interruption(saver),
+        exit_on_signals(),
+        progress_bar(saver.n, "samples", done=start) as bar,
+    ):
+        while saver.done < saver.n:
+            batch = draw_batch(source, drawn, saver.done, batch_size)
+            saver.save(batch)
+            bar.update(len(batch.images))
 
 
 @torch.no_grad()
-def decode_all(source: SampleSource, n: int, batch_size: int) -> tuple[Tensor, Tensor | None]:
-    """All samples (n, C, H, W) uint8 and their codes, if there are any, on the CPU."""
+def draw_batch(source: SampleSource, drawn: Drawn, first: int, batch_size: int) -> SampleBatch:
+    """The next batch, decoded: samples from number `first` on."""
     tokenizer = source.tokenizer
     device = next(tokenizer.parameters()).device
-    images: list[Tensor] = []
-    codes: list[Tensor] = []
-    with autocast(device), progress_bar(n, "samples") as bar:
-        for indices, latents in source.drawn:
-            # As many pixels at once as a batch of the tokenizer's own size has, however large the grid is.
-            pixels = batch_size * math.prod(tokenizer.grid)
-            at_once = max(1, pixels // math.prod(latents.shape[2:]))
-            images += [to_uint8(tokenizer.decode(part)).cpu() for part in latents.split(at_once)]
-            if indices is not None:
-                codes.append(indices.cpu())
-            bar.update(len(latents))
-    return torch.cat(images), torch.cat(codes) if codes else None
+    with autocast(device):
+        codes, latents = next(drawn)
+        # As many pixels at once as a batch of the tokenizer's own size has, however large the grid is.
+        pixels = batch_size * math.prod(tokenizer.grid)
+        at_once = max(1, pixels // math.prod(latents.shape[2:]))
+        images = [to_uint8(tokenizer.decode(part)).cpu() for part in latents.split(at_once)]
+    stop = first + len(latents)
+    labels = None if source.labels is None else source.labels[first:stop]
+    return SampleBatch(first, torch.cat(images), None if codes is None else codes.cpu(), labels)
 
 
-def save_codes(codes: Tensor, labels: Tensor | None, folder: Path) -> None:
-    """Write codes.pt with the codes, and the labels if there are any."""
-    content = {"codes": codes} if labels is None else {"codes": codes, "labels": labels}
-    torch.save(content, folder / "codes.pt")
+def save_pictures(
+    saver: SampleSaver,
+    source: SampleSource,
+    save: Sequence[str],
+    data: ImageDataModule | None,
+    columns: int,
+    rows: int,
+) -> dict[str, Any]:
+    """Save the pictures that `save` names, of the first samples on disk; returns what the result says about them.
+
+    `data` are the images that neighbours are looked for in, None if there is nothing to look for.
+    """
+    first = saver.first_samples()
+    figures: dict[str, Any] = {}
+    pictures: list[Path] = []
+    with explain_write_errors(saver.folder):
+        if "grid" in save:
+            pictures.append(save_grid(first, saver.folder, columns, rows, source.head))
+        if data is not None:
+            figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
+            pictures.append(save_picture(sheet, saver.folder / "neighbours.png"))
+    return figures | ({"pictures": [str(picture) for picture in pictures]} if pictures else {})
+
+
+@contextmanager
+def note_interruption(saver: SampleSaver) -> Iterator[None]:
+    """Print how to go on, and write it to the card, if the drawing breaks off."""
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C too
+        if not isinstance(error, InputError):  # whose sentence says how
+            log_line(
+                f"stopped after {saver.done:,} of {saver.n:,} samples; {resume_command(saver.folder)}"
+            )
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        with best_effort_write(saver.folder / CARD):
+            write_card(saver.folder, {}, f"broke off after {saver.done:,} samples: {reason}")
+        raise
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGUSR1 raise SystemExit with their exit code, as Ctrl-C raises KeyboardInterrupt."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(SIGNALS[signal.Signals(number)])
+
+    if threading.current_thread() is not threading.main_thread():  # others can't have handlers
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        for number in earlier:
+            signal.signal(number, leave)
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -36,7 +36,7 @@ from prior.load import TrainedPrior
 from prior.models.base import PriorModel
 from prior.module import negative_log_likelihood
 from prior.neighbours import MAX_JUDGED, find_neighbours
-from prior.samples import save_samples
+from prior.samples import save_grid
 
 SAMPLES_SHOWN = 64
 SAMPLE_COLUMNS = 16
@@ -292,8 +292,7 @@ class PriorJudge:
         ]
         if self.m:
             shown = self.samples[:SAMPLES_SHOWN]
-            saved = save_samples(shown, folder, ["grid"], SAMPLE_COLUMNS, SAMPLES_SHOWN)
-            files += [Path(path) for path in saved["pictures"]]
+            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
         if self.neighbours is not None:
             files.append(save_picture(self.neighbours, folder / "neighbours.png"))
         return files

@@ -11,10 +11,21 @@ from data.images import to_uint8
 from data.pictures import tile_images
 from engine.console import progress_bar
 from engine.environment import autocast
+from engine.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most
 NEIGHBOURS_SHOWN = 16  # samples in the picture
+
+
+def check_same_grid(grid: tuple[int, int], own: tuple[int, int]) -> None:
+    """Raise InputError unless samples of a grid are as large as training images, whose grid is `own`."""
+    if grid != own:
+        h, w = grid
+        raise InputError(
+            "save=neighbours compares samples with training images, as large; "
+            f"leave sampler.grid={h}x{w} out"
+        )
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """The parts of a pipeline: their configs and their figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
+from engine.errors import InputError
 from engine.places import places_of
 from engine.sweep import run_once
 from evaluation.scores import pipeline_names
@@ -15,6 +17,10 @@ COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "trust", "cache_dir",
 )  # fmt: skip
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
+PART_GROUPS = {
+    "prior": "stage2",
+    "evaluate": "evaluate",
+}  # where the settings of the other parts are
 TOKENIZER = {"stage": "vqgan", "run": "vqgan.stages.train.train_tokenizer"}
 
 
@@ -25,9 +31,24 @@ def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, A
         config.ckpt = str(ckpt)
     # The pipeline has compared its whole config; a part stands on its neighbour in the folder, wherever that is.
     changeable = ("trainer", "logger", "ckpt")
-    figures = run_once(get_method(config.run), config, folder, changeable)
+    with name_group(config.stage):
+        figures = run_once(get_method(config.run), config, folder, changeable)
     assert figures
     return figures
+
+
+@contextmanager
+def name_group(stage: str) -> Iterator[None]:
+    """Add to the sentence of a mistake in a part where a pipeline has the part's settings."""
+    try:
+        yield
+    except InputError as error:
+        if stage not in PART_GROUPS or "=" not in str(error):  # it names no setting
+            raise
+        group = PART_GROUPS[stage]
+        raise InputError(
+            f"{error} (in stage=pipeline the settings of stage={stage} are below {group}, as {group}.batch_size)"
+        ) from error
 
 
 def split_config(config: Any) -> dict[str, Any]:

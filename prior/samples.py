@@ -1,4 +1,4 @@
-"""What samples start from (an image, labels), and the files that they are saved as."""
+"""What samples start from (an image, labels), what they are saved as, and their picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from engine.environment import autocast
 from engine.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
-KINDS = ("grid", "png", "npz", "neighbours")  # values of `save`
+KINDS = ("grid", "png", "npz", "shards", "neighbours")  # values of `save`
 
 
 def encode_init_image(
@@ -75,35 +75,28 @@ def choose_labels(classes: ClassTable, label: Any, n: int) -> torch.Tensor | Non
     return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
 
-def save_samples(
+def check_kinds(save: str | Sequence[str]) -> list[str]:
+    """The kinds of files that `save` names, one or several. Raises InputError for others."""
+    kinds = [save] if isinstance(save, str) else list(save)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(
+                f"save={kind} must be one of {', '.join(KINDS)}, or several, as save=[grid,npz]"
+            )
+    return kinds
+
+
+def save_grid(
     images: torch.Tensor,
     folder: Path,
-    kinds: list[str],
     columns: int,
     rows: int,
     head: Sequence[torch.Tensor] = (),
-) -> dict[str, Any]:
-    """Save images (n, C, H, W) uint8 in each of these `kinds`, and return their paths.
-
-    grid: a picture of the first `rows` rows, starting with the images of `head`. png: a file per image. npz: arr_0
-    (n, H, W, 3), as public FID evaluators read it.
-    """
-    files: dict[str, Any] = {}
-    if "grid" in kinds:
-        sheet = torch.cat([*head, images])
-        columns = min(columns, len(sheet))
-        shown = list(sheet[: rows * columns].split(columns))
-        shown[-1] = torch.cat(
-            [shown[-1], images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)]
-        )
-        files["pictures"] = [str(save_picture(tile_images(shown, scale=2), folder / "samples.png"))]
-    if "png" in kinds:
-        for i, image in enumerate(images):
-            save_picture(tile_images([image[None]]), folder / "samples" / f"{i:06d}.png")
-        files["png"] = str(folder / "samples")
-    if "npz" in kinds:
-        np.savez(
-            folder / "samples.npz", arr_0=images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-        )
-        files["npz"] = str(folder / "samples.npz")
-    return files
+) -> Path:
+    """Save a picture of the first `rows` rows of images (n, C, H, W) uint8, starting with the images of `head`."""
+    sheet = torch.cat([*head, images])
+    columns = min(columns, len(sheet))
+    shown = list(sheet[: rows * columns].split(columns))
+    white = images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)
+    shown[-1] = torch.cat([shown[-1], white])
+    return save_picture(tile_images(shown, scale=2), folder / "samples.png")

@@ -27,14 +27,18 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from benchmarks.report import make_run_folder
+from data.pictures import save_picture
 from engine import folder as run_folder
 from engine import locks
 from engine.checkpoint import make_header, save_atomically
 from engine.folder import LAST, append_record, write_config
 from engine.locks import Lock
 from engine.resume import resume_command
+from prior.saving import SampleBatch, SampleSaver
+from prior.stages.sample import draw_samples
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.configs import ROOT, compose_config
+from tests.helpers.runs import save_prior_run, save_tokenizer_run
 
 pytestmark = lightning_warnings
 
@@ -910,8 +914,125 @@ SUMMARY: list[Case] = [
     ),
 ]
 
-# Samples are written as they come.
-SAMPLES: list[Case] = []
+DRAW = ("stage=sample", "ckpt=model", "n=11", "batch_size=3", "accelerator=cpu", "save=[npz]")
+
+
+def begin_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior in `model`, and the first two of four batches of its samples in `half`."""
+    save_prior_run(folder / "model")
+    save, saved = SampleSaver.save, []
+
+    def save_or_stop(saver: SampleSaver, batch: SampleBatch) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(batch.first)
+        save(saver, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SampleSaver, "save", save_or_stop)
+        draw_samples(compose_config(*DRAW, "run_dir=half"))
+
+
+def damage_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_samples(folder, monkeypatch)
+    with (folder / "half/.samples.npz.part").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+
+
+def replace_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_samples(folder, monkeypatch)
+    save_prior_run(folder / "model", seed=1)
+
+
+def few_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tokenizer_run(folder / "few", "data.n_train=6", "data.n_val=4")
+
+
+def break_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of a folder of pictures, one of which is none any more."""
+    for i in range(4):
+        save_picture(torch.full((3, 16, 16), 50 * i, dtype=torch.uint8), folder / f"{i}/a.png")
+    root = f"data.root={folder}"
+    save_tokenizer_run(folder / "few", "data=folder", root, "data.n_val=1", "data.cache=none")
+    (folder / "2/a.png").write_bytes(b"no picture")
+
+
+def write_loading_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    (folder / "flowers").mkdir()
+    (folder / "flowers/flowers.py").write_text("raise SystemExit('this was run')")
+
+
+def write_no_tar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module = pytest.importorskip("datasets")
+    monkeypatch.setattr(import_module.config, "HF_DATASETS_CACHE", folder / "hf")
+    (folder / "shard.tar").write_bytes(b"no tar" * 200)
+
+
+# Samples are written as they come, and sentences name the settings of the stage at hand.
+SAMPLES: list[Case] = [
+    Case("half of the samples go on", begin_samples, ("stage=sample", "resume=half"), '"n": 11'),
+    Case("the same command goes on", begin_samples, (*DRAW, "run_dir=half"), "6 of 11 samples"),
+    Case(
+        "a damaged batch is drawn again", damage_samples, (*DRAW, "run_dir=half"), "samples 3 to 5"
+    ),
+    Case(
+        "other samples don't go into the folder",
+        begin_samples,
+        (*DRAW, "run_dir=half", "sampler.top_p=0.5"),
+        "run_dir=half holds a run with sampler.top_p=1.0, and this command has sampler.top_p=0.5",
+        2,
+    ),
+    Case("another model doesn't go on", replace_model, (*DRAW, "run_dir=half"), "another model", 2),
+    Case(
+        "samples go into shards",
+        begin_samples,
+        (*DRAW[:-1], "save=shards", "shard_size=4", "run_dir=out"),
+        '"shards": "out/shards"',
+    ),
+    Case(
+        "a prior of few images names its own setting",
+        few_images,
+        ("stage=prior", "ckpt=few", "flip=false", "batch_size=8", "logger=csv"),
+        "6 training samples don't fill one batch of 8; use batch_size=6, or less",
+        2,
+    ),
+    Case(
+        "a prior's batch of nothing names its own setting",
+        few_images,
+        ("stage=prior", "ckpt=few", "batch_size=0", "logger=csv"),
+        "error: batch_size=0 must be at least 1",
+        2,
+    ),
+    Case(
+        "a broken image names a setting that the stage has",
+        break_image,
+        ("stage=extract", "ckpt=few", "accelerator=cpu"),
+        "or leave out all such with data.on_error=skip",
+        2,
+    ),
+    Case(
+        "and that setting leaves the image out",
+        break_image,
+        ("stage=extract", "ckpt=few", "accelerator=cpu", "data.on_error=skip"),
+        '"train": 4',
+    ),
+    Case(
+        "a dataset with a loading script is named with a way out",
+        write_loading_script,
+        ("stage=vqgan", "data=hf", "data.path=flowers"),
+        "name the files themselves, as data.path=parquet data.files=<files>",
+        2,
+    ),
+    Case(
+        "an exception of no list is a sentence",
+        write_no_tar,
+        ("stage=vqgan", "data=hf", "data.path=webdataset", "data.files=shard.tar"),
+        "data.path=webdataset data.files=shard.tar can't be opened (ReadError: invalid header)",
+        2,
+    ),
+]
 
 CASES = [*MACHINE, *NUMBERS, *WORDS, *MOVED, *VERSIONS, *SPLIT, *SUMMARY, *SAMPLES]
 

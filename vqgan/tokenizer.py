@@ -124,8 +124,13 @@ class Tokenizer(nn.Module):
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return hash_weights(self)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Twelve hexadecimal digits of a module's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

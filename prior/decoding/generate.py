@@ -33,8 +33,9 @@ def generate(
     batch_size: int = 100,
     labels: Tensor | None = None,
     init_codes: Tensor | None = None,
+    start: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield n grids of codes in batches (b, h, w) int64, or (b, h, w, num_codebooks), on the device of the model.
+    """Yield samples `start` to n - 1 in batches of codes (b, h, w) int64, or (b, h, w, num_codebooks), on the model's device.
 
     The model must be in eval mode. Sample i depends on the seed and i only, not on the batch size; with a prior of classes
     it is of class labels[i]. The codes `init_codes` (h, w) or (h, w, num_codebooks) stay wherever `sampler.known` is true. A
@@ -44,13 +45,13 @@ def generate(
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
     empty = torch.zeros(1, *grid, model.num_codebooks, dtype=torch.int64, device=device)
-    start = empty if init_codes is None else init_codes.to(device).view_as(empty)
+    initial = empty if init_codes is None else init_codes.to(device).view_as(empty)
     cache = StepCache() if sampler.compile else None
-    for first in range(0, n, batch_size):
+    for first in range(start, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         batch_labels = None if labels is None else labels[first : indices.stop].to(device)
         numbers = Numbers(seed, indices, device)
-        codes = start.repeat(len(indices), 1, 1, 1)
+        codes = initial.repeat(len(indices), 1, 1, 1)
         known = sampler.known(grid)
         for rows, columns in windows(grid, model.grid):
             window = codes[:, rows, columns]

@@ -5,50 +5,45 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.pictures import save_picture
-from engine.errors import InputError, check_int
+from engine.errors import check_int
 from engine.run import Run
 from prior.decoding.sampling import Sampler
-from prior.draw import decode_all, open_source, save_codes
-from prior.neighbours import find_neighbours
-from prior.samples import KINDS, save_samples
+from prior.draw import draw_all, open_saver, open_source, save_pictures
+from prior.neighbours import check_same_grid
+from prior.samples import check_kinds
+from prior.saving import check_finished, check_journal
 from vqgan.load import load_images
 
 DRAWN_FROM = "a prior to draw from; add ckpt=<run folder of stage=prior, or of a KL-VAE>"
 
 
 def draw_samples(config: DictConfig) -> dict[str, Any] | None:
-    """Draw codes from a prior, or latents from N(0, 1) for a KL-VAE, decode them, and save them as `save` says."""
-    with Run.open(config, ckpt=DRAWN_FROM, resumes="has nothing to resume") as run:
-        for name in ("n", "columns", "rows", "batch_size"):
+    """Draw codes from a prior, or latents from N(0, 1) for a KL-VAE, decode them, and save them as `save` says.
+
+    A run that broke off goes on with resume=<its folder>, or with the same command and the same run_dir.
+    """
+    with Run.open(config, ckpt=DRAWN_FROM, repeats=True) as run:
+        if run.resume and (finished := run.finished) is not None:
+            return check_finished(run.resume, finished)
+        config = run.config
+        for name in ("n", "columns", "rows", "batch_size", "shard_size"):
             check_int(name, config[name], 1)
-        save = [config.save] if isinstance(config.save, str) else list(config.save)
-        for kind in save:
-            if kind not in KINDS:
-                raise InputError(
-                    f"save={kind} must be one of {', '.join(KINDS)}, or several, as save=[grid,npz]"
-                )
+        save = check_kinds(config.save)
         sampler: Sampler = instantiate(config.sampler)
         n, seed, batch_size = config.n, config.seed, config.batch_size
         source = open_source(config.ckpt, sampler, n, seed, batch_size, config.label, run.device)
-        tokenizer = source.tokenizer
         data = None
         if "neighbours" in save:
-            if sampler.size(tokenizer.grid) != tokenizer.grid:
-                raise InputError(
-                    "save=neighbours compares samples with training images, as large; "
-                    f"leave sampler.grid={sampler.grid} out"
-                )
+            check_same_grid(source.grid, source.tokenizer.grid)
             data = load_images(source.data, config.data, config.ckpt)
             data.prepare_data()
+        if run.resume:
+            check_journal(run.resume, source.about)
         folder = run.start(source.name)  # before what may take hours
-        images, codes = decode_all(source, n, batch_size)
-        files = save_samples(images, folder, save, config.columns, config.rows, source.head)
-        if data is not None:
-            figures, sheet = find_neighbours(images, data, tokenizer, source.flip)
-            picture = str(save_picture(sheet, folder / "neighbours.png"))
-            files["pictures"] = [*files.get("pictures", []), picture]
-            files |= figures
-        if codes is not None:
-            save_codes(codes, source.labels, folder)
-        return run.finish({"run": str(folder), "n": n, "seed": seed, **files})
+        saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
+        draw_all(source, saver, batch_size)
+        files = saver.finish()
+        files |= save_pictures(saver, source, save, data, config.columns, config.rows)
+        result = run.finish({"run": str(folder), "n": n, "seed": seed, **files})
+        saver.remove_parts()
+        return result

@@ -713,6 +713,21 @@ def test_imagenet_without_val_and_without_root_is_refused(tmp_path: Path) -> Non
         make_images(ImageNet)
 
 
+@pytest.mark.parametrize("download", [False, True])
+def test_an_exception_of_any_class_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    class Odd(Exception):
+        """An exception of no class that a program could list."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Odd("the first line\nand more")
+
+    monkeypatch.setattr(datasets, "CIFAR10", fail)
+    with pytest.raises(InputError, match=r"CIFAR10 .*\(Odd: the first line\).*data\.root=<folder>"):
+        make_images(CIFAR10, root=str(tmp_path), download=download).prepare_data()
+
+
 @pytest.mark.parametrize("name", DOWNLOADED)
 def test_a_missing_dataset_that_may_not_be_downloaded_is_reported(
     name: str, tmp_path: Path

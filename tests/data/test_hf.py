@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from data.hf import HF, HubStream, StreamOrder
+from data.decode import UnreadableImage
+from data.hf import HF, HubStream, StreamOrder, read_content
 from data.labels import SORTED
 from engine.errors import InputError
 from tests.helpers.greys import flat, numbers, png, training_batches
@@ -541,3 +542,146 @@ def test_without_the_library_the_error_names_the_install_command(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r'pip install "codegrid\[hf\]"'):
         make().prepare_data()
+
+
+class Odd(Exception):
+    """An exception of no class that a program could list."""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "content", "reason"),
+    [
+        ("webdataset", b"no tar" * 200, "invalid header"),
+        ("imagefolder", b"PK\3\4 no zip", "File is not a zip file"),
+        ("parquet", b"PAR1", "smaller than the minimum file footer"),
+        ("arrow", b"ARROW1 no", "File is too small"),
+    ],
+)
+def test_files_that_are_broken_get_a_sentence(
+    make: Callable[..., HF],
+    tmp_path: Path,
+    kind: str,
+    content: bytes,
+    reason: str,
+    streaming: bool,
+) -> None:
+    file = tmp_path / ("bad.zip" if kind == "imagefolder" else "bad.data")
+    file.write_bytes(content)
+    data = make(path=kind, files=str(file), streaming=streaming, n_train=3, n_val=2)
+    with pytest.raises(InputError, match=rf"data.path={kind} .*bad.* can't be .*{reason}"):
+        data.samples("train").__getitems__([0])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_with_a_loading_script_is_refused_with_a_way_out(
+    make: Callable[..., HF], tmp_path: Path, streaming: bool
+) -> None:
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    (folder / "flowers.py").write_text("raise SystemExit('this was run')\n")
+    with pytest.raises(
+        InputError,
+        match=r"data.path=.*flowers has a loading script, a program, which is never run "
+        r"\(.*flowers.py\); name the files themselves, as data.path=parquet data.files=",
+    ):
+        make(path=str(folder), files=None, streaming=streaming).samples("train")
+
+
+def test_a_loading_script_on_the_hub_has_a_copy_without_one(
+    make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found flowers.py")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    with pytest.raises(InputError, match=r"data.revision=refs/convert/parquet"):
+        make(path="somebody/flowers", files=None).samples("train")
+    with pytest.raises(InputError) as caught:  # the way out is not the way in
+        make(path="somebody/flowers", files=None, revision="refs/convert/parquet").samples("train")
+    assert "; name the files themselves" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (Odd("the first line\nand more"), r"\(Odd: the first line\); check the name, the files"),
+        (KeyError("rows"), r"\(KeyError: 'rows'\)"),
+        (AttributeError("'int' object has no attribute 'decode'"), r"\(AttributeError: 'int'"),
+        (Odd(), r"\(Odd\)"),
+        (
+            ImportError("Install s3fs to access S3"),
+            r"\(Install s3fs .*\); install what it asks for",
+        ),
+        (PermissionError(13, "Permission denied", "/x"), r"Permission denied.*HF_HOME"),
+    ],
+)
+@pytest.mark.parametrize("step", ["load_dataset_builder", "builder"])
+def test_an_exception_of_any_class_gets_a_sentence(
+    make: Callable[..., HF],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
+    step: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    data = make(**OFFICIAL)
+    if step == "builder":
+        monkeypatch.setattr(type(data.builder), "download_and_prepare", fail)
+    else:
+        monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(InputError, match=rf"data.path=parquet data.files=.*{message}"):
+        data.samples("train")
+
+
+def test_a_stream_that_breaks_while_it_is_read_is_named(
+    make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(**STREAM).source("train")
+    rows = source.rows  # type: ignore[attr-defined]
+    read = type(rows).iter
+
+    def break_off(self: Any, batch_size: int) -> Iterator[Any]:
+        yield next(read(self, batch_size))
+        raise Odd("the server went away")
+
+    monkeypatch.setattr(type(rows), "iter", break_off)
+    source.read_image(0, 8, 3)
+    with pytest.raises(
+        InputError,
+        match=r"data.path=parquet train can't be read any further \(Odd: the server went away\)",
+    ):
+        source.read_image(N - 1, 8, 3)
+
+
+def test_a_row_that_the_library_can_t_read_is_an_unreadable_image(
+    make: Callable[..., HF], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(**OFFICIAL).source("train")
+    rows = source.rows  # type: ignore[attr-defined]
+    read = type(rows).__getitem__
+
+    def fail_at_four(self: Any, index: Any) -> Any:
+        if index == 4:
+            raise Odd("a page is missing")
+        return read(self, index)
+
+    monkeypatch.setattr(type(rows), "__getitem__", fail_at_four)
+    _, _, faults = source.read_batch([3, 4, 5], 8, 3)
+    assert faults == {1: "Odd: a page is missing"}
+    assert source.image_name(4) == "image 4"
+
+
+def test_an_image_behind_a_broken_url_is_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Odd("no route")
+
+    with pytest.raises(UnreadableImage, match="Protocol not known"):
+        read_content({"bytes": None, "path": "nowhere://x.png"})
+    monkeypatch.setattr(fsspec, "open", fail)
+    with pytest.raises(UnreadableImage, match="Odd: no route"):
+        read_content({"bytes": None, "path": "https://somewhere/x.png"})

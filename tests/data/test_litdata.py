@@ -358,3 +358,60 @@ def test_without_the_library_the_error_names_the_install_command(
     monkeypatch.setitem(sys.modules, "litdata", None)
     with pytest.raises(InputError, match=r'pip install "codegrid\[litdata\]"'):
         make(shards).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff\xfe\0", "can't be read"),
+        (b"[]", "not litdata's"),
+        (b"{}", r"not litdata's \(KeyError: 'chunks'\)"),
+        (b'{"chunks": [], "config": []}', "not litdata's"),
+        (
+            b'{"chunks": 5, "config": {"data_spec": "[1, {}]", "data_format": null}}',
+            "not litdata's",
+        ),
+        (b"[" * 100_000, "not litdata's"),
+    ],
+)
+def test_an_index_that_is_none_gets_a_sentence(
+    make: Callable[..., LitData], tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/index.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"s.* {reason}.*write (it|the shards) anew"):
+        make(tmp_path / "s").prepare_data()
+
+
+@pytest.mark.parametrize("label", [float("inf"), float("nan"), "cat", [1, 2], np.zeros(2)])
+def test_a_label_that_is_no_number_gets_a_sentence_whatever_its_class(
+    make: Callable[..., LitData], tmp_path: Path, label: Any
+) -> None:
+    folder = write(tmp_path / "s", [{"image": png(0), "label": 1}] * 3)
+    source = make(folder, n_val=1).source("train").whole  # type: ignore[attr-defined]
+    for value in (label, torch.tensor([1, 2])):
+        with pytest.raises(InputError, match=r"data.label=label must be the numbers of classes"):
+            source._parse_label(value)
+
+
+def test_a_cache_folder_that_can_t_be_written_gets_a_sentence(
+    shards: Path, make: Callable[..., LitData], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    data = make(URL.format(shards), cache_dir=str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"can't write the cache folder .*name another with cache"):
+        data.prepare_data()
+
+
+def test_a_client_s_exception_of_any_class_gets_a_sentence(
+    shards: Path, make: Callable[..., LitData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Odd(Exception):
+        """An exception of no class that a program could list."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise Odd("no credentials\nfor this bucket")
+
+    monkeypatch.setattr("litdata.streaming.downloader.get_downloader", fail)
+    with pytest.raises(InputError, match=r"can't be fetched from local:.*\(Odd: no credentials\)"):
+        make(URL.format(shards)).prepare_data()

@@ -58,8 +58,22 @@ def test_all_ranks_together_see_what_a_single_one_would() -> None:
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:
-    with pytest.raises(InputError, match="3 training samples don't fill one batch of 4"):
+    with pytest.raises(
+        InputError,
+        match="3 training samples don't fill one batch of 4; use data.batch_size=3, or less",
+    ):
         BatchOrder(3, 4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("n", "world_size", "way_out"),
+    [(7, 1, "use x=7, or less"), (7, 2, "use x=3, or less"), (2, 3, "3 devices need more")],
+)
+def test_a_batch_that_fits_is_named_with_its_setting(n: int, world_size: int, way_out: str) -> None:
+    with pytest.raises(InputError, match=f"don't fill one batch of {8 * world_size}; {way_out}"):
+        BatchOrder(n, 8, seed=0, world_size=world_size, setting="x")
+    if n >= world_size:
+        BatchOrder(n, n // world_size, seed=0, world_size=world_size)
 
 
 @pytest.mark.parametrize("shards", [[7] * 40, [0, 100, 0, 3, 177, 0], [280], [1] * 280])

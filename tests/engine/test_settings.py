@@ -10,7 +10,11 @@ from omegaconf import OmegaConf
 
 from engine import settings
 from engine.errors import InputError
-from engine.settings import TrainerSettings, check_opening, check_training_config
+from engine.settings import (
+    TrainerSettings,
+    check_opening,
+    check_training_config,
+)
 from tests.helpers.configs import compose_config
 
 

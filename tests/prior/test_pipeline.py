@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from engine.errors import InputError
 from engine.run import Run
-from prior.pipeline import COMMON, main_scores, split_config
+from prior.pipeline import COMMON, main_scores, name_group, split_config
 from prior.stages.evaluate import evaluate
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.configs import compose_config
@@ -166,3 +167,20 @@ def test_a_single_pipeline_is_resumed(
     figures = json.loads(Path("runs/pipeline/shapes/metrics.json").read_text())
     assert figures["K"] == 16
     assert figures["id"] == OmegaConf.load("runs/pipeline/shapes/config.yaml").id
+
+
+@pytest.mark.parametrize(
+    ("stage", "group"), [("prior", "stage2"), ("evaluate", "evaluate"), ("vqgan", None)]
+)
+def test_a_mistake_in_a_part_says_where_its_settings_are(stage: str, group: str | None) -> None:
+    sentence = "6 training samples don't fill one batch of 8; use batch_size=6, or less"
+    with pytest.raises(InputError) as caught, name_group(stage):
+        raise InputError(sentence)
+    place = f" (in stage=pipeline the settings of stage={stage} are below {group}"
+    assert str(caught.value).startswith(sentence + (place if group else ""))
+    assert group or str(caught.value) == sentence
+
+
+def test_a_mistake_that_names_no_setting_is_passed_on_as_it_is() -> None:
+    with pytest.raises(InputError, match="^the disk is full$"), name_group("prior"):
+        raise InputError("the disk is full")

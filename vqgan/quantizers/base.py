@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -107,8 +108,11 @@ class Quantizer(nn.Module, ABC):
         all_indices = torch.arange(self.K, device=self.updates.device)
         return self.lookup(all_indices[:, None, None])[None, :, :, 0, 0].cpu()
 
-    def sample_latents(self, n: int, grid: tuple[int, int], seed: int) -> Tensor:
-        """z_q (n, dim, *grid) from the distribution that the training loss pulls z_q towards.
+    def sample_latents(
+        self, n: int, grid: tuple[int, int], seed: int, batch_size: int, start: int = 0
+    ) -> Iterator[Tensor]:
+        """Samples `start` to n - 1 of a seed, in batches of z_q (b, dim, *grid), from the distribution that the training loss
+        pulls z_q towards. Sample i depends on the seed and i only.
 
         Raises InputError if the bottleneck has no such distribution.
         """

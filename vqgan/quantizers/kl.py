@@ -1,5 +1,8 @@
 """A continuous bottleneck: a Gaussian instead of a code."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -35,8 +38,12 @@ class KL(Standardised):
         z = mean + (logvar / 2).exp() * torch.randn_like(mean) if self.training else mean
         return Quantized(mean, self.unstandardise(z), None, self.weight * kl, {"kl": kl.detach()})
 
-    def sample_latents(self, n: int, grid: tuple[int, int], seed: int) -> Tensor:
-        """z_q (n, dim, *grid) from N(0, 1), at the encoder's scale."""
+    def sample_latents(
+        self, n: int, grid: tuple[int, int], seed: int, batch_size: int, start: int = 0
+    ) -> Iterator[Tensor]:
+        """Batches of z_q (b, dim, *grid) from N(0, 1), at the encoder's scale."""
         generator = torch.Generator().manual_seed(seed)
-        z = torch.stack([torch.randn(self.dim, *grid, generator=generator) for _ in range(n)])
-        return self.unstandardise(z.to(self.centre))
+        noise = (torch.randn(self.dim, *grid, generator=generator) for _ in range(n))
+        samples = islice(noise, start, None)
+        while batch := list(islice(samples, batch_size)):
+            yield self.unstandardise(torch.stack(batch).to(self.centre))

@@ -31,20 +31,29 @@ def test_evaluation_takes_the_mean() -> None:
     torch.testing.assert_close(quantizer(z_e).z_q, z_e[:, :5])
 
 
+def sample_latents(quantizer: KL, n: int, seed: int, **settings: int) -> torch.Tensor:
+    return torch.cat(
+        list(quantizer.sample_latents(n, (4, 4), seed, **{"batch_size": 3, **settings}))
+    )
+
+
 def test_sampled_latents_are_normal_at_the_scale_of_the_encoder() -> None:
     quantizer = make(KL, 3)
     quantizer.initialise(torch.randn(2000, 6) * 4 + 2)
-    latents = quantizer.sample_latents(200, (8, 8), seed=1)
-    assert latents.shape == (200, 3, 8, 8)
+    latents = sample_latents(quantizer, 800, seed=1, batch_size=300)
+    assert latents.shape == (800, 3, 4, 4)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.full((3,), 2.0), atol=0.3, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.full((3,), 4.0), atol=0.3, rtol=0)
 
 
 def test_a_sampled_latent_depends_only_on_seed_and_position() -> None:
     quantizer = make(KL, 3)
-    assert torch.equal(
-        quantizer.sample_latents(5, (4, 4), seed=1)[:3], quantizer.sample_latents(3, (4, 4), seed=1)
-    )
-    assert not torch.equal(
-        quantizer.sample_latents(3, (4, 4), seed=1), quantizer.sample_latents(3, (4, 4), seed=2)
-    )
+    latents = sample_latents(quantizer, 5, seed=1)
+    assert torch.equal(latents[:3], sample_latents(quantizer, 3, seed=1, batch_size=2))
+    assert torch.equal(latents[2:], sample_latents(quantizer, 5, seed=1, start=2))
+    assert not torch.equal(latents, sample_latents(quantizer, 5, seed=2))
+
+
+def test_latents_come_in_batches() -> None:
+    batches = make(KL, 3).sample_latents(8, (4, 4), 1, batch_size=3, start=1)
+    assert [len(batch) for batch in batches] == [3, 3, 1]

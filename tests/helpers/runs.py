@@ -1,0 +1,46 @@
+"""Run folders of small models that nobody trained, for tests of what stands on them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import build_trusted, make_header, save_atomically
+from engine.folder import LAST
+from prior.load import copy_tokenizer
+from prior.models.base import PriorModel
+from tests.helpers.configs import SMALL, compose_plain
+from vqgan.load import build_tokenizer
+from vqgan.tokenizer import Tokenizer
+
+SMALL_PRIOR = ["prior.width=16", "prior.depth=1", "prior.heads=2"]
+
+
+def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """A run folder of stage=vqgan with random weights; returns its tokenizer and config."""
+    torch.manual_seed(0)
+    small = [word for word in SMALL if "quantizer=kl" not in words or "quantizer.K" not in word]
+    config = compose_plain(*small, *words)
+    tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
+    tokenizer.initialise(torch.randn(64, 3, 16, 16))
+    state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
+    header = make_header("vqgan", config)
+    save_atomically({"codegrid": header, "state_dict": state}, folder / LAST)
+    return tokenizer, config
+
+
+def save_prior_run(folder: Path, *words: str, classes: int = 0, seed: int = 0) -> None:
+    """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR."""
+    few = ["data.n_train=32", "data.n_val=8"]
+    tokenizer, described = save_tokenizer_run(folder / "tokenizer", *few)
+    torch.manual_seed(seed)
+    config = compose_plain("stage=prior", *(words or SMALL_PRIOR))
+    code_space = {**tokenizer.code_space, "classes": classes}
+    model = build_trusted({**config["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
+    for p in model.parameters():
+        p.data += torch.randn_like(p) / 4
+    copy_tokenizer(tokenizer, described, folder)
+    about = {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+    header = make_header("prior", config) | about
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    save_atomically({"codegrid": header, "state_dict": state}, folder / LAST)
