@@ -15,8 +15,7 @@ from engine.checkpoint import (
     substate,
 )
 from engine.errors import InputError
-from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder
+from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
@@ -27,8 +26,8 @@ START_IMAGES = 2_000  # enough patches for principal components and k-means
 def build_tokenizer(model: Mapping[str, Any], quantizer: Mapping[str, Any]) -> Tokenizer:
     """An untrained tokenizer from the `model` and `quantizer` groups of a config."""
     bottleneck = build_trusted(quantizer, Quantizer)  # type: ignore[type-abstract]
-    encoder = build_trusted(model["encoder"], Encoder)
-    decoder = build_trusted(model["decoder"], Decoder)
+    encoder = build_trusted(model["encoder"], ImageEncoder)  # type: ignore[type-abstract]
+    decoder = build_trusted(model["decoder"], ImageDecoder)  # type: ignore[type-abstract]
     return Tokenizer(encoder, bottleneck, decoder, model["start"])
 
 
