@@ -14,7 +14,9 @@ from torch import Tensor
 
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
+from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 from vqgan.load import build_tokenizer
+from vqgan.losses.gate import Gate
 from vqgan.pyramid import (
     Double,
     Halve,
@@ -220,3 +222,40 @@ def test_taming_f16_has_the_published_number_of_weights() -> None:
     numbers = sum(p.numel() for p in tokenizer.parameters())
     assert numbers == pytest.approx(72.1e6, rel=1e-3)  # of vqgan_imagenet_f16_1024
     assert tokenizer.grid == (16, 16)
+
+
+def make_pyramid_tokenizer(start: str) -> Tokenizer:
+    parts = {**SMALL, "mults": None, "depth": 1, "attention": [4]}
+    return Tokenizer(PyramidEncoder(**parts), make(VQ, 16, 8), PyramidDecoder(**parts), start)
+
+
+@lightning_warnings
+@pytest.mark.parametrize("start", ["patches", "random"])
+def test_a_pyramid_trains_as_every_other_network(start: str) -> None:
+    torch.manual_seed(0)
+    tokenizer, images = (
+        make_pyramid_tokenizer(start),
+        torch.from_numpy(make_noise().samples("train").values),
+    )
+    tokenizer.initialise(make_noise().augment(images))
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    module = make_module(Gate(start=2, ramp=0, warmup=0), steps=4, tokenizer=tokenizer)
+    fit(module)
+    assert module.step == 4
+    assert module.discriminator_step > 0
+    changed = {
+        name
+        for name, value in tokenizer.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert {name for name, _ in tokenizer.named_parameters()} - changed == set()
+
+
+def test_a_pyramid_with_patches_starts_as_classical_vector_quantization() -> None:
+    tokenizer = make_pyramid_tokenizer("patches")
+    images = make_noise().augment(torch.from_numpy(make_noise().samples("train").values))
+    tokenizer.initialise(images)
+    assert tokenizer.patches is not None
+    q = tokenizer.encode(images)
+    torch.testing.assert_close(q.z_e, tokenizer.patches.encode(images))
+    torch.testing.assert_close(tokenizer.decode(q.z_q), tokenizer.patches.decode(q.z_q))
