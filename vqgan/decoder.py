@@ -5,14 +5,17 @@ from torch import Tensor, nn
 from engine.errors import check_int
 from vqgan.blocks import ResBlock, Up, group_norm, zero_init
 from vqgan.encoder import plan_downsampling, plan_widths
+from vqgan.networks import ImageDecoder
 
 
-class Decoder(nn.Module):
+class Decoder(ImageDecoder):
     """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded.
 
     `last` is its last convolution. Where the stem takes 4 x 4 pixels at once, they are decoded in two steps with a
     nonlinearity in between, because single pixels (edges, grain) are no linear function of the features of a position.
     """
+
+    entry_kernel = 3
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
 from vqgan.blocks import Down, ResBlock, group_norm
+from vqgan.networks import ImageEncoder
 
 
 def plan_downsampling(image_size: int, grid: int, stem: int) -> list[int]:
@@ -42,7 +43,7 @@ def plan_widths(width: int, steps: list[int], max_width_mult: int) -> list[int]:
     return [width * min(2**i, max_width_mult) for i in range(len(steps))]
 
 
-class Encoder(nn.Module):
+class Encoder(ImageEncoder):
     """(B, channels, image_size, image_size) -> (B, out_channels, grid, grid).
 
     The stem moves `stem` x `stem` pixels into channels at once, which loses nothing of the image and saves most of the

@@ -23,8 +23,7 @@ from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
 from engine.trust import check_trusted, current_trust
 from engine.version import Stamp
-from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder
+from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
@@ -39,8 +38,8 @@ def build_tokenizer(
 ) -> Tokenizer:
     """An untrained tokenizer from the `model` and `quantizer` groups of a config; `source` and `stamp` are for messages."""
     bottleneck = build_trusted(quantizer, Quantizer, source, stamp)  # type: ignore[type-abstract]
-    encoder = build_trusted(model["encoder"], Encoder, source, stamp)
-    decoder = build_trusted(model["decoder"], Decoder, source, stamp)
+    encoder = build_trusted(model["encoder"], ImageEncoder, source, stamp)  # type: ignore[type-abstract]
+    decoder = build_trusted(model["decoder"], ImageDecoder, source, stamp)  # type: ignore[type-abstract]
     return Tokenizer(encoder, bottleneck, decoder, model["start"])
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from vqgan.blocks import zero_init
-from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder
+from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.patches import Patches
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
@@ -23,14 +22,14 @@ MAX_START_VECTORS = 100_000  # enough for k-means
 
 
 class Tokenizer(nn.Module):
-    """Encoder -> 1x1 convolution -> quantizer -> 3x3 convolution -> decoder.
+    """Encoder -> 1x1 convolution -> quantizer -> convolution -> decoder.
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
     quantization. With start="random" there are only the networks.
     """
 
     def __init__(
-        self, encoder: Encoder, quantizer: Quantizer, decoder: Decoder, start: str
+        self, encoder: ImageEncoder, quantizer: Quantizer, decoder: ImageDecoder, start: str
     ) -> None:
         super().__init__()
         if start not in STARTS:
@@ -39,7 +38,8 @@ class Tokenizer(nn.Module):
         self.quantizer = quantizer
         self.decoder = decoder
         self.into = nn.Conv2d(encoder.out_channels, quantizer.in_dim, 1)
-        self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, 3, padding=1)
+        kernel = decoder.entry_kernel
+        self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, kernel, padding=kernel // 2)
         self.patches: Patches | None = None
         if start == "patches":
             self.patches = Patches(encoder.channels, encoder.f, quantizer.dim)

@@ -1,0 +1,41 @@
+"""The contract of encoders and decoders: what a tokenizer and its training step need of them."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module, ABC):
+    """(B, channels, image_size, image_size) in [-1, 1] -> (B, out_channels, h, w).
+
+    grid      (h, w)
+    f         pixels per grid position, in each direction
+    layers    the part that takes most of the time, for torch.compile
+    """
+
+    image_size: int
+    channels: int
+    out_channels: int
+    grid: tuple[int, int]
+    f: int
+    layers: nn.Module
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+
+class ImageDecoder(nn.Module, ABC):
+    """(B, in_channels, h, w) -> (B, channels, image_size, image_size), about [-1, 1] but not bounded.
+
+    entry_kernel    side of the convolution that leads from z_q to its input
+    layers          the part that takes most of the time, for torch.compile
+    last            its last convolution, at whose weights lambda compares the losses
+    """
+
+    in_channels: int
+    entry_kernel: int
+    layers: nn.Module
+    last: nn.Conv2d
+
+    @abstractmethod
+    def forward(self, h: Tensor) -> Tensor: ...
