@@ -18,6 +18,7 @@ from data.store import Arrays, load_or_fill
 from data.threads import map_in_threads
 from engine.console import log_line
 from engine.errors import InputError
+from engine.words import format_word
 
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 
@@ -149,7 +150,8 @@ class Folder(ImageDataModule):
         if len(splits) > 1:
             raise InputError(
                 f"data.root={root} holds the splits {', '.join(splits)}, which would be taken for classes; "
-                f"give two of them, data.root={self.root / splits[0]} data.val_root={self.root / splits[1]}"
+                f"give two of them, {format_word('data.root', self.root / splits[0])} "
+                f"{format_word('data.val_root', self.root / splits[1])}"
             )
 
     def open_source(self, split: str) -> Source:

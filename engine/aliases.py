@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from engine.texts import read_texts
+
 RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
     "prior.book_depth": "codebook_depth",
@@ -68,10 +70,18 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def upgrade_config(config: Any) -> Any:
-    """The config of an earlier run, a container or OmegaConf's, with current names. Interpolations stay unresolved."""
+    """The config of an earlier run, a container or OmegaConf's, with current names; texts are no numbers.
+
+    Interpolations stay unresolved.
+    """
     if isinstance(config, DictConfig | ListConfig):
         return OmegaConf.create(upgrade_config(OmegaConf.to_container(config, resolve=False)))
-    return _upgrade(config, "")
+    return read_texts(upgrade_names(config))
+
+
+def upgrade_names(content: Any) -> Any:
+    """The content of a file of an earlier run, in plain containers, with current names of keys and classes."""
+    return _upgrade(content, "")
 
 
 @cache

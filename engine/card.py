@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,11 @@ def read_alarms(folder: Path) -> list[str]:
 
 def display_command(command: str) -> str:
     """A recorded command as a user types it, without the path of the program."""
-    program = re.match(r"'([^']*)'|\S+", command)
+    program = re.match(r"""('[^']*'|"[^"]*"|\S)+""", command)
     assert program
-    name = Path(program[1] or program[0]).name
-    return f"{'python ' if name.endswith('.py') else ''}{name}{command[program.end() :]}"
+    name = Path(shlex.split(program[0])[0]).name
+    start = ["python", name] if name.endswith(".py") else [name]
+    return f"{shlex.join(start)}{command[program.end() :]}"
 
 
 def format_start_time(start: Mapping[str, Any]) -> str:

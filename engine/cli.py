@@ -4,11 +4,11 @@ import difflib
 import gc
 import os
 import re
+import shlex
 import string
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -20,8 +20,8 @@ from engine.choices import route_choices
 from engine.errors import InputError, explain_import
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from engine.places import admit_places
-
-CONF = Path(__file__).parents[1] / "conf"
+from engine.texts import normalise_texts
+from engine.words import CONF, is_group, prepare_words
 
 PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
@@ -33,17 +33,16 @@ PLUGINS = {  # options that Hydra has only if this extra is installed
 
 def run_command(job: Callable[[], Any]) -> None:
     """Run a command: the user's mistakes get one sentence and an exit code, ours their traceback."""
-    words, renamed = rename_words(sys.argv[1:])
-    sys.argv[1:] = admit_places(words)
-    for sentence in renamed:
-        print(sentence, file=sys.stderr)
-    sys.argv[1:] = route_choices(sys.argv[1:])
     if sys.argv[1:] in (["--help"], ["-h"]):
         print(format_help())
         return
     # Exceptions arrive here whole instead of being printed by Hydra.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        words, renamed = rename_words(sys.argv[1:])
+        for sentence in renamed:
+            print(sentence, file=sys.stderr)
+        sys.argv[1:] = admit_places(route_choices(prepare_words(words)))
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -58,6 +57,7 @@ def run_command(job: Callable[[], Any]) -> None:
 def run_single(run: Callable[[Any], Any], config: Any) -> None:
     """A run that is no point of a sweep. Of several processes one reports the user's mistake."""
     try:
+        normalise_texts(config)
         run(config)
     except SystemExit as stop:  # Lightning answers SIGTERM by an exit without a code
         raise SystemExit(TERMINATED if stop.code is None else stop.code) from stop
@@ -166,7 +166,13 @@ def explain_value_error(text: str) -> str | None:
 
 def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
     """The sentence for an error of Hydra or OmegaConf, by its text."""
-    if missing := re.search(r"Could not find '([\w/]+)/([^']+)'", text):
+    if swept := re.search(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
+        return f"error: {explain_several_values(swept[1])}"
+    if swept := re.search(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
+        return f"error: {explain_several_values(swept[1])}"
+    if message := explain_choice(text):
+        return f"error: {message}"
+    if missing := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
         group, option = missing.groups()
         if extra := PLUGINS.get(f"{group}={option}"):
             return f'error: {group}={option} needs a plugin of Hydra that is not installed; pip install "codegrid[{extra}]"'
@@ -195,6 +201,37 @@ def explain_composition_error(text: str, keys: Callable[[], list[str]]) -> str:
         reason, key = " ".join(failed[1].split()), failed[2]
         return f"error: {key} can't be built from these settings ({reason}); add --cfg job to the command to see them all"
     return f"error: {' '.join(text.split())}"
+
+
+def explain_choice(text: str) -> str | None:
+    """The sentence for a choice, or a function of Hydra's, that its error's text names; None if it is another error."""
+    if missing := re.search(r"Could not load '([\w/]+)/([^']*)'", text):  # in a list
+        group, option = missing.groups()
+        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        return f"{group}={option} does not exist{suggest(option, options)}; there is {', '.join(options)}"
+    if twice := re.search(r"Multiple values for (\S+)\. To override", text):
+        return f"{twice[1]} is chosen already; write {twice[1]}=... without a plus before it"
+    if unknown := re.search(
+        r"parsing override '(.*?)'\n.*Unknown function '(\w+)'\nAvailable: (\S+)", text, re.DOTALL
+    ):
+        word, function, functions = unknown.groups()
+        return (
+            f"{word} calls {function}, which is no function of Hydra's{suggest(function, functions.split(','))}; "
+            f"there is {functions.replace(',', ', ')}, and a text needs quotes inside the word"
+        )
+    return None
+
+
+def explain_several_values(word: str) -> str:
+    """The sentence for a word with several values in a command that is no sweep."""
+    key, _, value = word.partition("=")
+    sentence = (
+        f"{word} has several values, and a single run takes one; add -m to run all of them in turn"
+    )
+    if is_group(key) or re.fullmatch(r"[\d.,e+-]+|\w+\(.*\)", value):
+        return sentence
+    quoted = shlex.quote(f'{key}="{value}"')
+    return f"{sentence}, or write {quoted} if it is one text"
 
 
 def suggest(word: str, options: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from filelock import Timeout
 from engine.console import best_effort_write
 from engine.errors import InputError
 from engine.locks import POLL, Lock
+from engine.words import format_word
 
 CONFIG = "config.yaml"
 RECORD = "record.jsonl"  # one line per start: command, versions, machine
@@ -31,6 +33,8 @@ BEST = CHECKPOINTS / "best.ckpt"  # to be used, where a run looks for it
 LOCK = ".lock"  # held by the process that writes into the folder
 DAMAGED = CHECKPOINTS / "damaged.ckpt"  # a damaged one that was set aside
 
+MAX_NAME = 250  # bytes; file systems allow 255, and a number may follow
+
 
 def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
     """The folder of a new run: `run_dir`, or runs/<stage>/<name>, numbered if an earlier run has it.
@@ -42,13 +46,22 @@ def choose_folder(stage: str, name: str, run_dir: str | None) -> Path:
             f"name={name} must be the name of one folder below runs/{stage}; "
             "a path goes to run_dir="
         )
+    check_name_length("name", name)
     folder = Path(run_dir) if run_dir else next_free_folder(Path("runs") / stage / name)
     if run_dir and folder.exists() and any(folder.iterdir()):
         raise InputError(
-            f"run_dir={folder} is not empty; continue that run with resume={folder}, "
+            f"run_dir={folder} is not empty; continue that run with {format_word('resume', folder)}, "
             "or name another folder"
         )
     return folder
+
+
+def check_name_length(setting: str, name: str) -> None:
+    """Raise InputError for a name that no file system takes."""
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise InputError(
+            f"{setting}={name} is longer than the {MAX_NAME} bytes of a folder's name; set a shorter {setting}="
+        )
 
 
 def make_run_folder(stage: str, name: str, run_dir: str | None) -> Path:
@@ -95,7 +108,7 @@ def lock_folder(folder: Path, seconds: float = 15.0) -> Lock:
             if time.monotonic() > end:
                 raise InputError(
                     f"the run in {folder} is running in another process; wait for it, or end it, "
-                    f"and then say resume={folder}"
+                    f"and then say {format_word('resume', folder)}"
                 ) from error
         time.sleep(POLL)
 
@@ -107,6 +120,11 @@ def next_free_folder(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove a run folder that this process has made, and in which no run has begun."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_config(folder: Path, text: str) -> None:

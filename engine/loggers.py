@@ -23,11 +23,54 @@ from torch import Tensor
 from engine.card import write_card
 from engine.console import best_effort_write, log_line
 from engine.distributed import is_main
-from engine.folder import CARD, CSV
+from engine.errors import InputError
+from engine.folder import CARD, CONFIG, CSV, DOCTOR, METRICS, PRUNE_SERIES, RECORD
 from engine.lightning_doors import logged_step
 from engine.sweep import sweep_folder
 
 MAX_BINS = 512  # wandb.Histogram.MAX_LENGTH
+MAX_PROJECT = 128  # characters, of W&B
+MAX_TAG = 64
+OWN_FILES = (CONFIG, RECORD, METRICS, CARD, DOCTOR, PRUNE_SERIES)
+
+
+def check_loggers(described: Mapping[str, Any] | None, run_id: str | None) -> None:
+    """Raise InputError for settings of a config's `logger` that a logger would refuse once the run folder is made."""
+    for key, settings in (described or {}).items():
+        if settings is None:
+            continue
+        target = str(settings.get("_target_"))
+        if target.endswith(".make_wandb_logger"):
+            check_wandb(f"logger.{key}", settings, run_id)
+        first = next(iter(Path(str(settings.get("name"))).parts), "")
+        if target.endswith((".CSVSeries", ".TensorBoardLogger")) and first in OWN_FILES:
+            raise InputError(
+                f"logger.{key}.name={settings['name']} is a folder in the run folder, which has a file of this name; "
+                f"use logger.{key}.name={key}"
+            )
+
+
+def check_wandb(key: str, settings: Mapping[str, Any], run_id: str | None) -> None:
+    """Raise InputError for what W&B refuses as a project, a tag or an id."""
+    project = str(settings["project"] or "")
+    if not 0 < len(project) <= MAX_PROJECT or any(letter in project for letter in "/\\#?%:"):
+        raise InputError(
+            f"{key}.project={project} must have 1 to {MAX_PROJECT} characters, none of them / \\ # ? % :"
+        )
+    for tag in list_tags(settings["tags"]):
+        if not 0 < len(tag) <= MAX_TAG:
+            raise InputError(f"{key}.tags: {tag} must be a text of 1 to {MAX_TAG} characters")
+    if run_id is not None and (run_id != run_id.strip() or any(c in run_id for c in ":;,#?/'")):
+        raise InputError(
+            f"id={run_id} names the run in W&B, which takes none of : ; , # ? / ' and no space at either end; "
+            "leave it out for one of its own"
+        )
+
+
+def list_tags(tags: Any) -> list[str]:
+    """The tags of a config: none, one or several, whatever YAML made of them."""
+    several = tags if isinstance(tags, Sequence) and not isinstance(tags, str) else [tags]
+    return [str(tag) for tag in several if tag is not None]
 
 
 def open_loggers(
@@ -43,10 +86,12 @@ def open_loggers(
     """
     loggers: list[Logger] = []
     for description in (described or {}).values() if is_main() else ():
+        if description is None:  # logger.wandb=null
+            continue
         more: dict[str, Any] = {}
         if "tags" in description:
             more = {"id": settings["id"], "job_type": settings["stage"]}
-            more["tags"] = [*description["tags"], *tags]
+            more["tags"] = list(dict.fromkeys([*list_tags(description["tags"]), *tags]))
         logger = instantiate(description, save_dir=str(folder), **more)
         logger.log_hyperparams(settings)
         loggers.append(logger)

@@ -30,6 +30,7 @@ from engine.trust import (
     is_ours,
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
+from engine.words import format_word
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -241,7 +242,7 @@ def resume_command(folder: Path) -> str:
     if sweep_folder():
         return "the same command again continues the sweep"
     written: Any = OmegaConf.load(whole / CONFIG)
-    words = [f"stage={written.stage}", f"resume={os.fspath(whole)}"]
+    words = [f"stage={written.stage}", format_word("resume", whole)]
     if written.get("trust"):
-        words.append(format_trust(written.trust))
-    return f"resume with: python train.py {shlex.join(words)}"
+        words.append(shlex.quote(format_trust(written.trust)))
+    return f"resume with: python train.py {' '.join(words)}"

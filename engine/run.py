@@ -32,11 +32,12 @@ from engine.folder import (
     append_record,
     lock_folder,
     make_run_folder,
+    remove_unused,
     write_config,
     write_metrics,
 )
 from engine.locks import Lock
-from engine.loggers import close_loggers, log_card, open_loggers
+from engine.loggers import check_loggers, close_loggers, log_card, open_loggers
 from engine.module import ClockedModule
 from engine.places import explain_advice, list_places
 from engine.resume import (
@@ -110,6 +111,8 @@ class Run:
         check_opening(config, ckpt, resumes)
         settings = TrainerSettings.read(config.trainer)
         settings.check_machine(shards)
+        loggers: Any = OmegaConf.to_container(config.logger, resolve=True)
+        check_loggers(loggers, config.id)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ
         return cls(config, settings, trust)
 
@@ -189,7 +192,12 @@ class Run:
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )
         settings: Any = OmegaConf.to_container(self.config, resolve=True)
-        self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        try:
+            self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)
+        except Exception:
+            if not self.resume and is_main():
+                remove_unused(self.folder)
+            raise
         if is_main() and self.settings and not self.resume and (own := describe_trust(settings)):
             log_line(own)
         return self.folder

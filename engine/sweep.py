@@ -10,6 +10,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from engine.cli import explain_error
 from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.exit_codes import MISTAKE, TERMINATED
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, is_mere_claim
+from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, check_name_length, is_mere_claim
 from engine.locks import Lock
 from engine.places import is_place
+from engine.texts import expand_home, normalise_texts
 from engine.trust import flatten_config
 from engine.version import STAMP
+from engine.words import quote_text
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
@@ -40,19 +43,22 @@ APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 # Settings that a run's images decide if they are null, and that its config then has.
 DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
 
-MAX_POINT_NAME = 120  # characters of the swept values in a folder's name
+MAX_POINT_NAME = 120  # bytes of the swept values in a folder's name
 
 _slots: list[Lock] = []  # locks on the GPUs of this process, held until it ends
 
 
-def name_sweep(sweep: str | None, experiment: str | None) -> str:
+def name_sweep(sweep: object, experiment: str | None) -> str:
     """The name of a sweep's folder: `sweep`, else the experiment, else the time of the start."""
-    if sweep and (str(sweep) in (".", "..") or Path(str(sweep)).name != str(sweep)):
-        raise InputError(
-            f"sweep={sweep} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
-        )
-    if sweep or (experiment and "," not in experiment):
-        return str(sweep or experiment)
+    if sweep is not None and (name := str(sweep)):
+        if name in (".", "..") or Path(name).name != name:
+            raise InputError(
+                f"sweep={name} must be the name of one folder below runs/sweeps; a path goes into hydra.sweep.dir=..."
+            )
+        check_name_length("sweep", name)
+        return name
+    if experiment and "," not in experiment:
+        return experiment
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
@@ -75,8 +81,9 @@ def name_point(folder: str, number: int, words: Sequence[str], swept: Sequence[s
         for word in sorted(words)
         if word.split("=")[0] in swept
     )
-    if len(values) > MAX_POINT_NAME:
-        values = f"{values[:MAX_POINT_NAME]}-{zlib.crc32(values.encode()):08x}"
+    if len(values.encode()) > MAX_POINT_NAME:
+        start = values.encode()[:MAX_POINT_NAME].decode(errors="ignore")
+        values = f"{start}-{zlib.crc32(values.encode()):08x}"
     existing = [
         path.name
         for path in Path(folder).glob(f"*{values}")
@@ -116,6 +123,14 @@ class Sweep(Callback):
         }
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if mistake := explain_storage(OmegaConf.select(config, "hydra.sweeper.storage")):
+            print(f"error: {mistake}", file=sys.stderr)
+            raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
+        if (folder := expand_home(str(self.folder))) != str(self.folder):  # written in a file
+            self.folder = Path(folder)
+            config.hydra.sweep.dir = folder
+            for_jobs = f"hydra.sweep.dir={quote_text(folder)}"
+            config.hydra.overrides.hydra.append(for_jobs)
         try:
             make_locks_folder(self.folder)
         except InputError as error:  # Hydra would print a traceback, and run the points
@@ -141,7 +156,21 @@ class Sweep(Callback):
             lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)
-            raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
+            raise SystemExit(MISTAKE)
+
+
+def explain_storage(storage: str | None) -> str | None:
+    """Why Optuna can't keep its study in `storage` here; None if it can. Its version for Hydra reads no study with SQLAlchemy 2."""
+    try:
+        installed = version("sqlalchemy")
+    except PackageNotFoundError:
+        return None
+    if storage is None or int(installed.split(".")[0]) < 2:
+        return None
+    return (
+        f'hydra.sweeper.storage={storage} needs SQLAlchemy below 2, and {installed} is installed; pip install "sqlalchemy<2", '
+        "or leave it out, for the same command resumes a search from the folders of its points"
+    )
 
 
 def run_point(run: RunFunction, config: DictConfig) -> float | None:
@@ -151,6 +180,7 @@ def run_point(run: RunFunction, config: DictConfig) -> float | None:
     sweep, name = Path(job.sweep.dir), str(job.sweep.subdir)
     failure = sweep / "failed" / f"{name}.txt"
     try:
+        normalise_texts(config)
         locks = make_locks_folder(sweep)
         failure.unlink(missing_ok=True)
         if "joblib" in job.launcher._target_:

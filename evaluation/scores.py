@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.aliases import upgrade_config
+from engine.aliases import upgrade_names
 from engine.errors import InputError
 from engine.packages import package_version
 
@@ -201,7 +201,7 @@ def read_result(folder: str, of_stage: str) -> dict[str, Any]:
     """metrics.json of a run folder of stage=evaluate that evaluated a run of `of_stage`; InputError if there is none."""
     file = Path(folder).expanduser() / "metrics.json"
     try:
-        result = upgrade_config(
+        result = upgrade_names(
             json.loads(file.read_text())
         )  # settings of samplers have today's names
     except (OSError, ValueError) as error:

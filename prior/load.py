@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from data.datamodule import ImageDataModule
 from data.identity import save_image_ids
 from data.labels import ClassTable
@@ -22,7 +24,7 @@ from engine.checkpoint import (
 )
 from engine.console import log_line
 from engine.errors import InputError
-from engine.folder import read_record
+from engine.folder import CONFIG, read_record
 from engine.trust import current_trust
 from engine.version import Stamp, refuse_version
 from prior.models.base import PriorModel
@@ -88,6 +90,16 @@ def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path
     save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
 
 
+def read_places(folder: Path, config: dict[str, Any]) -> Mapping[str, Any]:
+    """Where a prior's run has its images now, by its folder, which a resumed run updates; else by the `config` of a checkpoint."""
+    if (folder / CONFIG).is_file():
+        written: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        if isinstance(written, dict) and written.get("id") == config.get("id"):
+            config = written
+    places: Mapping[str, Any] = config.get("data") or {}
+    return places
+
+
 def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a tokenizer's images with the `places` that its prior's run named; how they are read stays."""
     common = ImageDataModule.place_settings
@@ -143,7 +155,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
         tokenizer=tokenizer,
         name=folder.name,
         config=header["config"],
-        data=move_images(described["data"], header["config"].get("data", {})),
+        data=move_images(described["data"], read_places(folder, header["config"])),
         classes=read_classes(header),
         tokenizer_of=described.get("id"),
     )

@@ -24,7 +24,17 @@ WORDS = {
     "": "no stage is chosen",
     "stage=vqgam": "stage=vqgam does not exist, did you mean vqgan",
     "stage=vqgan quantiser=ema": "quantiser is not a setting of this stage, did you mean quantizer",
-    "stage=vqgan foo": "missing EQUAL",
+    "stage=vqgan foo": "foo is not a setting, which is written key=value",
+    "stage=": "stage= does not exist; there is",
+    "+stage=vqgan": "stage is chosen already",
+    "stage=vqgan --cfg=both": "--cfg=both must be one of job, hydra, all",
+    "stage=vqgan logger=[csv,wandbb]": "logger=wandbb does not exist, did you mean wandb?",
+    "stage=vqgan logger=[csv,größe]": "logger=größe does not exist; there is csv",
+    "stage=vqgan quantizer.K=8,16": "quantizer.K=8,16 has several values",
+    "stage=vqgan optimizer.lr=range(1,2)": "optimizer.lr=range(1,2) has several values",
+    "stage=vqgan quantizer=ema,vq": "quantizer=ema,vq has several values",
+    "stage=vqgan data..crop=random": "can't be the name of a setting",
+    "stage=vqgan optimizer.lr=1e-3(": "optimizer.lr=1e-3( must be a number",
     "stage=vqgan logger=null": "a group such as logger, loss or quantizer can't be null",
     "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
     "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
@@ -138,6 +148,8 @@ WORDS = {
     "stage=pipeline quantizer=kl": "a tokenizer whose codes a prior can learn",
     "-m stage=vqgan run_dir=x": "run_dir=x is for a single run",
     "-m stage=vqgan trainer.devices=2": "trainer.devices=2 in a sweep",
+    "-m stage=vqgan seed=chioce(1,2)": "seed=chioce(1,2) calls chioce, which is no function of Hydra's, did you mean choice?",
+    "-m stage=vqgan seed=1,": "seed=1, has nothing before or after one of its commas",
 }  # fmt: skip
 
 

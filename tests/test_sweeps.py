@@ -162,6 +162,68 @@ def test_long_names_are_cut_and_still_differ(tmp_path: Path) -> None:
     assert one != two
 
 
+def test_a_name_of_many_bytes_is_cut_between_letters(tmp_path: Path) -> None:
+    word = f"data.root={'写真ä' * 40}"
+    name = sweep.name_point(str(tmp_path), 0, [word], ["data.root"])
+    assert len(name.encode()) < 140
+    (tmp_path / f"{name}.txt").touch()
+
+
+def test_values_of_a_sweep_are_taken_as_they_are_typed(command: Command, played: Played) -> None:
+    roots = ["data.root=/data/Füße (1),/data/x=1,'/data/a, b'", "data=folder"]
+    words = ["stage=vqgan", *roots, "-m", "sweep=mein Lauf (1), #2", "logger.csv.name=2024"]
+    assert command(*words) == 0
+    assert [config.data.root for config in played.configs] == [
+        "/data/Füße (1)",
+        "/data/x=1",
+        "/data/a, b",
+    ]
+    assert {str(Path(config.run_dir).parent) for config in played.configs} == {
+        "runs/sweeps/mein Lauf (1), #2"
+    }
+    assert {config.logger.csv.name for config in played.configs} == {"2024"}
+    assert command(*words) == 0
+    assert len(played.configs) == 3, "the same command finds its points again"
+
+
+@pytest.mark.parametrize("name", ["7", "true", "2024_11_28", "1e3", "0"])
+def test_a_sweep_may_have_a_name_that_looks_like_a_number(
+    command: Command, played: Played, name: str
+) -> None:
+    assert command("-m", "stage=vqgan", "seed=0", f"sweep={name}") == 0
+    assert Path(f"runs/sweeps/{name}/multirun.yaml").is_file()
+
+
+def test_home_is_expanded_in_the_folder_of_a_sweep(
+    command: Command, played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home (1)"))
+    assert command("-m", "stage=vqgan", "seed=0,1", "hydra.sweep.dir=~/typed") == 0
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/own.yaml").write_text(
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweep:\n    dir: ~/written\n"
+    )
+    assert command("stage=vqgan", "experiment=own", "seed=0,1", "--config-dir", "mine") == 0
+    for folder in ("typed", "written"):
+        points = sorted(path.name for path in (tmp_path / "home (1)" / folder).glob("[0-9]*"))
+        assert points == ["0_seed-0", "1_seed-1"]
+    assert not Path("~").exists()
+
+
+def test_a_study_that_optuna_can_not_keep_is_refused_in_one_sentence(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.sweep.version", lambda name: "2.0.4")
+    words = ["experiment=optuna_tokenizer", "hydra.sweeper.storage=sqlite:///my study.db"]
+    assert command("-m", *words) == 2
+    assert "needs SQLAlchemy below 2, and 2.0.4 is installed" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert not Path("my study.db").exists()
+    assert sweep.explain_storage(None) is None
+    monkeypatch.setattr("engine.sweep.version", lambda name: "1.4.54")
+    assert sweep.explain_storage("sqlite:///my study.db") is None
+
+
 def test_a_sweep_started_again_skips_what_is_finished(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str]
 ) -> None:

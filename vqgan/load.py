@@ -19,6 +19,7 @@ from engine.checkpoint import (
 )
 from engine.cli import suggest
 from engine.errors import InputError
+from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
 from engine.trust import check_trusted, current_trust
 from engine.version import Stamp
@@ -27,7 +28,6 @@ from vqgan.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 
-MAX_TAG_LENGTH = 64  # of W&B
 START_IMAGES = 2_000  # enough patches for principal components and k-means
 
 
@@ -114,7 +114,7 @@ def make_tags(stage: str, title: str, tokenizer: Tokenizer) -> list[str]:
     tags = [stage, title, type(tokenizer.quantizer).__name__.lower(), f"grid={grid}"]
     if tokenizer.K:
         tags.append(f"K={tokenizer.K}")
-    return [tag[:MAX_TAG_LENGTH] for tag in tags]
+    return [tag[:MAX_TAG] for tag in tags]
 
 
 def start_images(data: ImageDataModule) -> torch.Tensor:

@@ -18,6 +18,10 @@ IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
     "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", STAMP,
 }  # fmt: skip
+# Recorded by the images of a run; the names of its classes, and endings of files, follow from them.
+IGNORED_IN_DATA = {"classes", "suffixes"}
+# What runs of version 0.1, whose configs lack these settings, did.
+EARLIER_DATA = {"value_range": [0, 65_535], "alpha": "white"}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
 KEY_SETTINGS = (
@@ -136,8 +140,10 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
         ignored = IGNORED_KEYS | (IGNORED_AT_TOP if not prefix else set())
         if prefix == "trainer.":
             ignored |= IGNORED_IN_TRAINER
+        if prefix == "data.":
+            ignored |= IGNORED_IN_DATA
         for key, value in node.items():
-            if key in ignored:
+            if key in ignored or (prefix == "data." and EARLIER_DATA.get(key, ...) == value):
                 continue
             if isinstance(value, dict):
                 collect(value, f"{prefix}{key}.")

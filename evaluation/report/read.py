@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from engine.aliases import upgrade_config
+from engine.aliases import upgrade_config, upgrade_names
 from engine.card import display_command
 from engine.errors import InputError
 from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
@@ -190,7 +190,7 @@ def read_run(folder: Path) -> ReportedRun | None:
         return None
     if not (folder / METRICS).is_file():
         raise DamagedRun(f"not finished: it has no {METRICS}{last_alarm(folder)}")
-    metrics = upgrade_config(load_mapping(folder / METRICS))
+    metrics = upgrade_names(load_mapping(folder / METRICS))
     start = read_start_record(folder)
     folder_hash = sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     run = ReportedRun(

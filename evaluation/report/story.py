@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.words import format_word
 from evaluation.report import charts
 from evaluation.report.figure import Chart, report_style
 from evaluation.report.groups import (
@@ -407,7 +408,8 @@ class Story:
         measured = {name for run in self.tokenizers for name in run.figures}
         if not measured & {"rfid", "rfid_proxy"}:
             ckpt = self.tokenizers[0].folder
-            yield f"stage=evaluate measures rFID, or its proxy: train.py stage=evaluate ckpt={ckpt}"
+            command = f"train.py stage=evaluate {format_word('ckpt', ckpt)}"
+            yield f"stage=evaluate measures rFID, or its proxy: {command}"
         if not any(run.references for run in self.tokenizers):
             yield "The curves of classical VQ and JPEG come with evaluations of tokenizers: train.py stage=evaluate ckpt=<run>"
         if not any(name.startswith("map-psnr-grid-K") for name in drawn):

@@ -101,6 +101,7 @@ def test_the_card_of_a_broken_off_run_has_what_is_known_and_no_empty_section(fol
         ("/opt/x/train.py a=1", "python train.py a=1"),
         ("'/my files/train.py' 'a=b c'", "python train.py 'a=b c'"),
         ("/usr/bin/codegrid a=it's", "codegrid a=it's"),
+        ("""'/home/it'"'"'s mine/train.py' 'a=b c'""", "python train.py 'a=b c'"),
     ],
 )
 def test_a_command_is_shown_as_it_is_typed(command: str, shown: str) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.loggers import CSVSeries, StepWandbLogger
+from engine.errors import InputError
+from engine.loggers import CSVSeries, StepWandbLogger, check_loggers, list_tags, open_loggers
+from tests.helpers.configs import compose_plain
 from tests.helpers.parts import make
 
 
@@ -102,3 +104,92 @@ def test_steps_that_the_wandb_server_has_are_not_logged_again() -> None:
     for step in (5, 6, 7, 8):
         logger.log_metrics({"a": step / 10}, step)
     assert run.logged == [(step, {"a": step / 10, "trainer/global_step": step}) for step in (7, 8)]
+
+
+def logger_settings(*words: str) -> dict[str, Any]:
+    settings: dict[str, Any] = compose_plain(
+        "stage=vqgan", "logger=[csv,tensorboard,wandb]", *words
+    )["logger"]
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["logger.wandb.project=a/b"], "logger.wandb.project=a/b must have 1 to 128 characters"),
+        (["logger.wandb.project=50%"], "logger.wandb.project=50% must have 1 to 128 characters"),
+        (["logger.wandb.project="], "logger.wandb.project= must have 1 to 128 characters"),
+        ([f"logger.wandb.project={'x' * 129}"], "must have 1 to 128 characters"),
+        (["logger.wandb.tags=['']"], "must be a text of 1 to 64 characters"),
+        ([f"logger.wandb.tags=[{'x' * 65}]"], "must be a text of 1 to 64 characters"),
+        (["logger.csv.name=card.md"], "logger.csv.name=card.md is a folder in the run folder"),
+        (["logger.csv.name=config.yaml/x"], "which has a file of this name"),
+        (["logger.tensorboard.name=metrics.json"], "use logger.tensorboard.name=tensorboard"),
+    ],
+)
+def test_what_a_logger_would_refuse_is_reported_at_once(words: list[str], says: str) -> None:
+    with pytest.raises(InputError) as mistake:
+        check_loggers(logger_settings(*words), None)
+    assert says in str(mistake.value)
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "a:b", " a", "a#1", "it's"])
+def test_an_id_that_wandb_refuses_is_reported_where_it_is_used(run_id: str) -> None:
+    with pytest.raises(InputError, match="names the run in W&B"):
+        check_loggers(logger_settings(), run_id)
+    check_loggers({"csv": logger_settings()["csv"]}, run_id)
+
+
+def test_the_checks_refuse_what_wandb_refuses() -> None:
+    import wandb
+
+    def is_taken(**settings: Any) -> bool:
+        try:
+            wandb.Settings(**settings)
+        except (ValueError, wandb.errors.UsageError):
+            return False
+        return True
+
+    def passes(run_id: str | None = None, **settings: Any) -> bool:
+        described = logger_settings()
+        described["wandb"].update(settings)
+        try:
+            check_loggers(described, run_id)
+        except InputError:
+            return False
+        return True
+
+    for text in [
+        "a",
+        "größe",
+        "a b",
+        "a/b",
+        "a\\b",
+        "a#b",
+        "a?b",
+        "a%b",
+        "a:b",
+        "a,b",
+        "a;b",
+        "it's",
+        "x" * 128,
+        "x" * 129,
+    ]:
+        assert passes(project=text) == is_taken(project=text), text
+        assert passes(text) == is_taken(run_id=text), text
+    for tags in (["a", "ü b,c"], ["x" * 64], ["x" * 65], [""]):
+        assert passes(tags=tags) == is_taken(run_tags=tags), tags
+
+
+def test_tags_are_none_one_or_several() -> None:
+    assert list_tags(None) == []
+    assert list_tags("größe") == ["größe"]
+    assert list_tags(7) == ["7"]
+    assert list_tags(["a", 1, None]) == ["a", "1"]
+
+
+def test_a_logger_that_is_null_is_left_out(tmp_path: Path) -> None:
+    described = {**logger_settings(), "wandb": None, "tensorboard": None}
+    check_loggers(described, None)
+    [logger] = open_loggers(described, {"id": "a", "stage": "vqgan"}, tmp_path, ["a"])
+    assert isinstance(logger, CSVSeries)

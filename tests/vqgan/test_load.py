@@ -51,10 +51,10 @@ def test_moved_images_are_the_same_ones(
     with pytest.raises(InstantiationException, match="data.root=.*photos is not a folder"):
         load_images(data, places(), folder)
     images = load_images(
-        data, places(f"data.root={moved}", "cache_dir=c", "data.cache=ram"), folder
+        data, places(f"data.root={moved}", f"cache_dir={folder}", "data.cache=ram"), folder
     )
     assert isinstance(images, Folder)
-    assert (str(images.root), images.cache_dir, images.cache) == (moved, "c", "ram")
+    assert (str(images.root), images.cache_dir, images.cache) == (moved, str(folder), "ram")
     assert capsys.readouterr().err == ""
 
 

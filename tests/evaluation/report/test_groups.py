@@ -173,3 +173,17 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_score_has_it() -> None:
     [part] = comparable_parts(group_runs(both), "psnr", "lpips")
     assert best_first(part.points, "psnr")[0].group.settings["K"] == 256
     assert best_first(part.points, "lpips")[0].group.settings["K"] == 64
+
+
+def test_what_images_decide_sets_runs_apart_only_if_pixels_differ() -> None:
+    images = {"_target_": "data.folder.Folder", "root": "scans"}
+    as_before = {
+        "classes": ["a", "b"],
+        "suffixes": [".png"],
+        "value_range": [0, 65_535],
+        "alpha": "white",
+    }
+    earlier, today = run(data=images), run(seed=1, data={**images, **as_before})
+    assert find_varied([earlier, today]) == []
+    scaled = run(seed=2, data={**images, **as_before, "value_range": [0, 4095]})
+    assert find_varied([earlier, scaled]) == ["data.value_range"]
