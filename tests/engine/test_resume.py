@@ -187,14 +187,6 @@ def test_a_run_with_ones_own_class_resumes_if_it_is_trusted(
     assert config.trust == ["mydata.Mine"]
 
 
-def test_a_trusted_class_that_can_not_be_imported_is_one_sentence(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    change_config(folder, data=OWN | {"_target_": "nowhere.Mine"})
-    with pytest.raises(InputError, match="nowhere.Mine can't be imported.*PYTHONPATH"):
-        resolve(folder, monkeypatch, "trust=[nowhere.Mine]", "++data.root=a")
-
-
 @pytest.mark.usefixtures("own_module")
 def test_the_choice_of_ones_own_class_again_is_no_change(
     folder: Path, monkeypatch: pytest.MonkeyPatch
