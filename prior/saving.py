@@ -22,6 +22,7 @@ from data.pictures import encode_png
 from engine.checkpoint import save_atomically
 from engine.console import log_line
 from engine.errors import InputError
+from engine.figures import format_figures
 from engine.folder import METRICS, SAMPLES, write_atomically
 from engine.resume import resume_command
 
@@ -376,7 +377,7 @@ class SampleSaver:
             log_line(
                 f"{self.done:,} of {self.n:,} samples are in {self.folder}; the others are drawn"
             )
-        lines = [json.dumps(line) + "\n" for line in (self.about, *entries[:intact])]
+        lines = [format_figures(line) + "\n" for line in (self.about, *entries[:intact])]
         with explain_write_errors(self.folder):
             write_atomically(self.folder / SAMPLES, "".join(lines))
             for name, form in self.forms.items():
@@ -390,7 +391,7 @@ class SampleSaver:
             marks = {name: form.write(batch) for name, form in self.forms.items()}
             entry = {"first": batch.first, "n": len(batch.images), "marks": marks}
             with (self.folder / SAMPLES).open("a") as journal:
-                journal.write(json.dumps(entry) + "\n")
+                journal.write(format_figures(entry) + "\n")
         self.done = batch.indices.stop
 
     def first_samples(self) -> Tensor:

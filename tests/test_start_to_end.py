@@ -55,7 +55,7 @@ def run_all_stages(folder: Path, *data: str) -> dict[str, dict[str, Any]]:
         "prior": run(folder, "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *TINY_PRIOR),
         "sample": run(folder, "stage=sample", "ckpt=runs/prior", "n=4", "accelerator=cpu"),
         "evaluate": run(folder, "stage=evaluate", "ckpt=runs/tokenizer", *QUICK),
-        "evaluate the prior": run(folder, "stage=evaluate", "ckpt=runs/prior", "n=8", *QUICK),
+        "evaluate the prior": run(folder, "stage=evaluate", "ckpt=runs/prior", "samples=8", *QUICK),
     }  # fmt: skip
     assert launch("stage=report", "runs=runs", folder=folder).returncode == 0
     return results
@@ -102,7 +102,7 @@ def test_data_that_moved_between_the_stages_are_named_anew(tmp_path: Path) -> No
     where = ["data.root=new", "cache_dir=elsewhere"]
     run(tmp_path, "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *TINY_PRIOR, *where)
     run(tmp_path, "stage=vqgan", "resume=runs/tokenizer", "trainer.max_steps=8", *where)
-    done = launch("stage=evaluate", "ckpt=runs/prior", "n=8", *QUICK, *where, folder=tmp_path)
+    done = launch("stage=evaluate", "ckpt=runs/prior", "samples=8", *QUICK, *where, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "other images" not in done.stderr
 

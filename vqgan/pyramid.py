@@ -9,7 +9,7 @@ from engine.errors import InputError, check_int
 from vqgan.blocks import zero_init
 from vqgan.networks import ImageDecoder, ImageEncoder
 
-GROUPS = 32  # of each normalisation, so widths are multiples of it
+NORM_GROUPS = 32  # of each normalisation, so widths are multiples of it
 
 # Widths as multiples of the first, by the number of resolutions: those of latent diffusion's f4 and f8, and of taming's f16.
 WIDTH_MULTS = {
@@ -54,16 +54,16 @@ def plan_levels(levels: int, width: int, mults: Sequence[int] | None) -> list[in
     widths = [width * mult for mult in mults]
     for mult, channels in zip(mults, widths, strict=True):
         check_int("model.mults", mult, 1)
-        if channels % GROUPS:
+        if channels % NORM_GROUPS:
             raise InputError(
-                f"model.width={width} times {mult} must be a multiple of {GROUPS} channels, which normalisation groups"
+                f"model.width={width} times {mult} must be a multiple of {NORM_GROUPS} channels, which normalisation groups"
             )
     return widths
 
 
 def norm_of_groups(width: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups."""
-    return nn.GroupNorm(GROUPS, width, eps=1e-6)
+    return nn.GroupNorm(NORM_GROUPS, width, eps=1e-6)
 
 
 class PyramidBlock(nn.Module):
@@ -96,8 +96,8 @@ class PositionAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         rows = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
-        seen = F.scaled_dot_product_attention(*rows)  # (B, h*w, width)
-        y: Tensor = x + self.out(seen.transpose(1, 2).reshape(x.shape))
+        mixed = F.scaled_dot_product_attention(*rows)  # (B, h*w, width)
+        y: Tensor = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
         return y
 
 
