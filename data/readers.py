@@ -1,14 +1,16 @@
 """Batches from reader processes: how they arrive, and what happens if one is killed, hangs, or finds no shared memory."""
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -154,7 +156,7 @@ class BatchIterator:
         while True:
             self.check_readers()
             try:
-                with torchs_failures.raised():
+                with torchs_failures.raised(self.loader.readers):
                     batch: Batch | PipedBatch = next(self.batches)
                 return batch
             except (RuntimeError, OSError, EOFError) as error:
@@ -186,8 +188,6 @@ class BatchIterator:
             time.sleep(0.2)  # a process that ends is alive for a moment
         self.check_readers()
         text = str(error)
-        if text.startswith("DataLoader worker (pid"):
-            raise InputError(describe_ended_reader(None, self.loader.num_workers)) from error
         if text.startswith("Too many open files") or "ancdata" in text:
             raise InputError(
                 f"data.num_workers={self.loader.num_workers} readers need more open files than this system allows; "
@@ -216,36 +216,48 @@ def describe_ended_reader(exit_code: int | None, num_workers: int) -> str:
 
 
 class DeferredFailures:
-    """torch's handler of SIGCHLD, which raises when a reader ends, limited to where that is expected.
+    """Stands in for torch's handler of SIGCHLD, which raises when any loader's reader ends, wherever the program is.
 
-    By itself it raises wherever the program is, within an update too, which could then not be saved. `BatchIterator` looks
-    at the readers before each wait.
+    Within an update that could then not be saved, and in a finalizer it would be lost. This one raises while a batch is
+    awaited, if a reader of that loader has ended: it may have left half a batch in a pipe, whose rest would never come.
+    `BatchIterator` looks at the readers before each wait, and so also finds what is not raised.
     """
 
     def __init__(self) -> None:
-        self.handler: Any = None
-        self.is_expected = False
+        self.awaited: Sequence[BaseProcess] = ()
 
     def take_over(self) -> None:
         """Replace torch's handler, if it is set."""
         handler = signal.getsignal(signal.SIGCHLD)
         is_torchs = getattr(handler, "__module__", "").startswith("torch.utils.data")
         if is_torchs and threading.current_thread() is threading.main_thread():
-            self.handler = handler
             signal.signal(signal.SIGCHLD, self)
 
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.is_expected:
-            self.handler(number, frame)
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if is_in_finalizer(frame):
+            return
+        for reader in self.awaited:
+            if not reader.is_alive():
+                raise RuntimeError(f"DataLoader worker (pid {reader.pid}) has ended")
 
     @contextmanager
-    def raised(self) -> Iterator[None]:
-        """Inside, a reader's end is raised."""
-        self.is_expected = True
+    def raised(self, readers: Sequence[BaseProcess]) -> Iterator[None]:
+        """Inside, the end of one of these readers is raised."""
+        self.awaited = readers
         try:
             yield
         finally:
-            self.is_expected = False
+            self.awaited = ()
+
+
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to a finalizer of multiprocessing or to __del__, where exceptions are printed and lost."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__del__" or code.co_filename == multiprocessing.util.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 torchs_failures = DeferredFailures()

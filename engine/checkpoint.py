@@ -23,6 +23,7 @@ from engine.version import FORMAT, VERSION, Stamp, check_format, name_version, r
 
 Built = TypeVar("Built")
 
+EXTRA_STATE = "_extra_state"  # torch's name of what a module stores in a form of its own
 AVERAGE = "average"  # the key of the averaged weights
 RESTORED = ("state_dict", "optimizer_states", "callbacks", "clock", "random")  # needed to resume
 
@@ -203,7 +204,7 @@ def check_weights(
             (
                 f"{name} {list(weights[name].shape)} instead of {list(expected[name].shape)}"
                 for name in expected.keys() & weights.keys()
-                if weights[name].shape != expected[name].shape
+                if not name.endswith(EXTRA_STATE) and weights[name].shape != expected[name].shape
             ),
         ),
     ]

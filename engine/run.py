@@ -200,14 +200,14 @@ class Run:
             folder, stage = self.resume, self.config.stage
             run_on_main(lambda: check_restorable(folder, stage, module.state_dict()))
         self._has_begun = not self.resume or module is None
-        if data and "summary" in data:
-            log_line(format_summary(data))
         if data and "_target_" in self.config.get("data", {}):
             for setting, value in data.get("decided", {}).items():
                 OmegaConf.update(self.config.data, setting, value, force_add=True)
         self.config.id, self.folder = run_on_main(
             lambda: (self.config.get("id"), self._make_folder(name, data))
         )
+        if data and "summary" in data:
+            log_line(format_summary(data))
         settings: Any = OmegaConf.to_container(self.config, resolve=True)
         try:
             self._loggers = open_loggers(settings.get("logger"), settings, self.folder, tags)

@@ -98,7 +98,7 @@ def test_a_setting_that_the_tokenizers_data_lack_is_refused(
     capsys.readouterr()
     assert command("stage=extract", "ckpt=runs/vqgan/shapes", "data.root=.") != 0
     assert (
-        "data.root is no setting of the tokenizer's data, which is data.shapes.Shapes"
+        "data.root can't change for the images that the tokenizer was trained on, data.shapes.Shapes"
         in read_mistake(capsys)
     )
 
@@ -368,7 +368,7 @@ def test_an_impossible_sampling_request_gets_a_sentence_and_leaves_nothing_behin
         "sampler.init_image=nowhere.png sampler.rows=2": "sampler.init_image=nowhere.png is not there",
         "sampler.init_image=text.png sampler.rows=2": "sampler.init_image=text.png can't be read as an image",
         "sampler.grid=5x5 save=neighbours": "leave sampler.grid=5x5 out",
-        "save=neighbours data.root=.": "data.root is no setting of the tokenizer's data",
+        "save=neighbours data.root=.": "data.root can't change for the images",
     }.items():
         capsys.readouterr()
         assert (

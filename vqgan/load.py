@@ -17,7 +17,6 @@ from engine.checkpoint import (
     read_checkpoint,
     substate,
 )
-from engine.cli import suggest
 from engine.errors import InputError
 from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
@@ -85,9 +84,10 @@ def load_images(
     places = [f"data.{name}" for name in names]
     for name in changes:
         if name not in names:
+            meant = suggest(name, names).replace("mean ", "mean data.")
             raise InputError(
-                f"data.{name} can't change what the tokenizer was trained on, {training_data['_target_']}"
-                f"{suggest(f'data.{name}', places)}; where its images are can: {', '.join(places)}"
+                f"data.{name} can't change for the images that the tokenizer was trained on, {training_data['_target_']}"
+                f"{meant}; these settings can: {', '.join(places)}"
             )
     with limit_advice(places):
         images: ImageDataModule = build_trusted({**training_data, **changes}, ImageDataModule)  # type: ignore[type-abstract]

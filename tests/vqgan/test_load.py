@@ -81,16 +81,16 @@ def test_validation_images_in_a_folder_of_their_own_can_move(photos: Path, folde
         (
             "shapes",
             "data.root=x",
-            "where its images are can: data.cache, data.cache_dir, data.num_workers",
+            "these settings can: data.cache, data.cache_dir, data.num_workers",
         ),
-        ("hf", "data.train=x", "where its images are can: data.path, data.files, "),
-        ("mnist", "data.val_root=x", "did you mean data.root?; where"),
+        ("hf", "data.train=x", "these settings can: data.path, data.files, "),
+        ("mnist", "data.val_root=x", "did you mean data.root?; these"),
         (
             "folder",
             "++data.image_size=8",
-            "data.image_size can't change what the tokenizer was trained on",
+            "data.image_size can't change for the images",
         ),
-        ("litdata", "++data.roots=x", "where its images are can: data.train, data.val, "),
+        ("litdata", "++data.roots=x", "these settings can: data.train, data.val, "),
     ],
 )
 def test_a_setting_that_is_no_place_of_the_images_is_refused(
