@@ -17,6 +17,7 @@ from engine.checkpoint import (
     read_checkpoint,
     substate,
 )
+from engine.cli import suggest
 from engine.errors import InputError
 from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
