@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from data.pixels import PixelRules, Range, choose_range, find_extremes, mask_num
 from data.samples import ArraySamples
 from data.source import RawImage, Source, spread
 from data.threads import map_in_threads
+from engine.words import format_word
 
 if TYPE_CHECKING:
     from data.datamodule import ImageDataModule
@@ -339,8 +340,11 @@ def odd_folders(data: "ImageDataModule") -> Iterator[str]:
         return
     sentence = f"the folders {listed} look like splits, and are classes here, all in one set"
     root = getattr(data, "root", None)
-    advice = f"; data.root={root}/{train[0]} data.val_root={root}/{others[0]} uses two as splits"
-    yield sentence + (advice if root else "")
+    if root:
+        settings = (("data.root", train[0]), ("data.val_root", others[0]))
+        words = " ".join(format_word(key, Path(root) / name) for key, name in settings)
+        sentence += f"; {words} uses two as splits"
+    yield sentence
 
 
 def odd_classes(data: "ImageDataModule", counts: Counter[int] | None) -> Iterator[str]:
@@ -372,7 +376,7 @@ def odd_files(data: "ImageDataModule") -> Iterator[str]:
     for ending, n in sorted(data.left_out.items()):
         if remedy := REMEDIES.get(ending):
             name = f".{ending} files" if ending else "files without an ending"
-            yield f"{n:,} {name} are left out; {remedy} if they are images of the dataset"
+            yield f"{name} are left out, {n:,} of them; {remedy} if they are images of the dataset"
     facts = data.survey.facts
     if paged := sum(f.has_pages for f in facts):
         yield f"{paged:,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"

@@ -158,12 +158,12 @@ def test_ordinary_classes_are_not_odd(root: Path, counts: dict[str, int]) -> Non
 @pytest.mark.parametrize(
     ("file", "remedy"),
     [
-        ("IMG_1.HEIC", "1 .heic files are left out; pip install pillow-heif"),
-        ("scan.dcm", "1 .dcm files are left out; convert them"),
-        ("raw.CR2", "1 .cr2 files are left out; develop them"),
-        ("clip.mp4", "1 .mp4 files are left out; extract their frames"),
-        ("rest.tar", "1 .tar files are left out; unpack them"),
-        ("0001", "1 files without an ending are left out; give them an ending"),
+        ("IMG_1.HEIC", ".heic files are left out, 1 of them; pip install pillow-heif"),
+        ("scan.dcm", ".dcm files are left out, 1 of them; convert them"),
+        ("raw.CR2", ".cr2 files are left out, 1 of them; develop them"),
+        ("clip.mp4", ".mp4 files are left out, 1 of them; extract their frames"),
+        ("rest.tar", ".tar files are left out, 1 of them; unpack them"),
+        ("0001", "files without an ending are left out, 1 of them; give them an ending"),
     ],
 )
 def test_images_that_are_left_out_by_their_endings_are_odd(
