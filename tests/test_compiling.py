@@ -298,7 +298,7 @@ def test_two_ranks_compile_their_parts(strategy: str) -> None:
 @pytest.mark.usefixtures("inside")
 def test_without_a_compiler_a_run_ends_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    done = launch("stage=vqgan", *TINY, "trainer.compile=true")
+    done = launch("stage=vqgan", *TINY, "trainer.compile=true", imports=True)
     assert done.returncode == 2
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "no-such-compiler" in sentence

@@ -76,10 +76,17 @@ def start(*words: str, folder: Path | None = None, **environment: str) -> Forked
 
 
 def launch(
-    *words: str, by: tuple[str, ...] = (), folder: Path | None = None, **environment: str
+    *words: str,
+    by: tuple[str, ...] = (),
+    folder: Path | None = None,
+    imports: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`python train.py ...` as a process of its own, to its end; started by the program `by` if given, such as torchrun."""
-    if by:
+    """`python train.py ...` as a process of its own, to its end; started by the program `by` if given, such as torchrun.
+
+    A process that `imports` is no fork, for environments that libraries read when they are imported.
+    """
+    if by or imports:
         line = [sys.executable, *by, str(ROOT / "train.py"), *words]
         return subprocess.run(
             line, cwd=folder, capture_output=True, text=True, timeout=240,
