@@ -585,7 +585,7 @@ MOVED = [
         "samples are compared with images in a folder that they don't have",
         moved_runs,
         ("stage=sample", "ckpt=elsewhere/prior", "save=neighbours", "data.val_root=x", "n=2"),
-        "where its images are can: data.cache, data.cache_dir, ",
+        "these settings can: data.cache, data.cache_dir, ",
         2,
     ),
     Case(
