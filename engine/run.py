@@ -120,6 +120,10 @@ class Run:
         check_opening(config, ckpt, resumes)
         settings = TrainerSettings.read(config.trainer)
         settings.check_machine(shards)
+        if not OmegaConf.is_config(config.logger):
+            raise InputError(
+                f"logger={config.logger} can't be set inside a part; say logger={config.logger} for the whole command"
+            )
         loggers: Any = OmegaConf.to_container(config.logger, resolve=True)
         check_loggers(loggers, config.id)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ

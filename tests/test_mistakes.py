@@ -35,6 +35,7 @@ WORDS = {
     "stage=vqgan quantizer=ema,vq": "quantizer=ema,vq has several values",
     "stage=vqgan data..crop=random": "can't be the name of a setting",
     "stage=vqgan optimizer.lr=1e-3(": "optimizer.lr=1e-3( must be a number",
+    "stage=pipeline stage2.logger=csv": "logger=csv can't be set inside a part; say logger=csv for the whole command",
     "stage=vqgan logger=null": "a group such as logger, loss or quantizer can't be null",
     "stage=vqgan ckpt=foo": "ckpt is not a setting of this stage",
     "stage=vqgan seed=abc": "seed=abc must be a whole number from 0",
