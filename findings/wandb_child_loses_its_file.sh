@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Expected: a process that a W&B-using process starts (a notebook's `!python train.py`, say) logs offline to the `dir` it names,
+# Expected: a process that another W&B-using process starts (a command of a notebook, say) logs offline to the `dir` it names,
 #   read from its own working directory, and a killed run's id can be taken up again by resume="allow".
 # Happens: it shares the parent's wandb-core through WANDB_SERVICE. wandb makes the run folder in the child's working directory, but
 #   the service resolves the relative `dir` from the parent's: no *.wandb file is written anywhere, and no error is raised. The id of
