@@ -187,7 +187,12 @@ class ShardSource(Source):
     def _parse_label(self, label: Any) -> int:
         try:
             return int(label)
-        except Exception:  # of any class: a label may be an array, a tensor, infinite
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+            RuntimeError,
+        ):  # torch's for a tensor of several
             raise InputError(
                 f"data.label={self.label} must be the numbers of classes, not {label!r}; use data.label=null"
             ) from None
