@@ -116,6 +116,8 @@ def _run_here(described: dict[str, Any]) -> None:
         os.close(file)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    # A fork must not use its parent's thread pool; torch replaces it at the first use, but not safely when two threads come first.
+    torch.set_num_threads(1)
     sys.argv = [str(ROOT / "train.py"), *described["words"]]
     train.main()
 
