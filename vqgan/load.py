@@ -40,7 +40,7 @@ def build_tokenizer(
     bottleneck = build_trusted(quantizer, Quantizer, source, stamp)  # type: ignore[type-abstract]
     encoder = build_trusted(model["encoder"], ImageEncoder, source, stamp)  # type: ignore[type-abstract]
     decoder = build_trusted(model["decoder"], ImageDecoder, source, stamp)  # type: ignore[type-abstract]
-    return Tokenizer(encoder, bottleneck, decoder, model["start"])
+    return Tokenizer(encoder, bottleneck, decoder, model["start"], model.get("pixels", (-1, 1)))
 
 
 def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:

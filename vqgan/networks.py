@@ -8,10 +8,13 @@ from torch import Tensor, nn
 class ImageEncoder(nn.Module, ABC):
     """(B, channels, image_size, image_size) in [-1, 1] -> (B, out_channels, h, w).
 
-    grid      (h, w)
-    f         pixels per grid position, in each direction
-    layers    the part that takes most of the time, for torch.compile
+    grid           (h, w)
+    f              pixels per grid position, in each direction
+    exit_kernel    side of the convolution that leads from its output to z_e; 0: its output is z_e
+    layers         the part that takes most of the time, for torch.compile
     """
+
+    exit_kernel = 1
 
     image_size: int
     channels: int
@@ -27,7 +30,7 @@ class ImageEncoder(nn.Module, ABC):
 class ImageDecoder(nn.Module, ABC):
     """(B, in_channels, h, w) -> (B, channels, image_size, image_size), about [-1, 1] but not bounded.
 
-    entry_kernel    side of the convolution that leads from z_q to its input
+    entry_kernel    side of the convolution that leads from z_q to its input; 0: its input is z_q
     layers          the part that takes most of the time, for torch.compile
     last            its last convolution, at whose weights lambda compares the losses
     """

@@ -1,6 +1,7 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
 
 STARTS = ("patches", "random")
+PIXEL_RANGES = ((-1, 1), (0, 1))
 RANDOM_START_IMAGES = (
     512  # images that go through a random encoder; the networks cost more than patches
 )
@@ -25,11 +27,17 @@ class Tokenizer(nn.Module):
     """Encoder -> 1x1 convolution -> quantizer -> convolution -> decoder.
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
-    quantization. With start="random" there are only the networks.
+    quantization. With start="random" there are only the networks. `pixels` is the range of the images that the networks take
+    and give; images outside are in [-1, 1] in any case.
     """
 
     def __init__(
-        self, encoder: ImageEncoder, quantizer: Quantizer, decoder: ImageDecoder, start: str
+        self,
+        encoder: ImageEncoder,
+        quantizer: Quantizer,
+        decoder: ImageDecoder,
+        start: str,
+        pixels: Sequence[float] = (-1, 1),
     ) -> None:
         super().__init__()
         if start not in STARTS:
@@ -37,11 +45,18 @@ class Tokenizer(nn.Module):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
-        self.into = nn.Conv2d(encoder.out_channels, quantizer.in_dim, 1)
-        kernel = decoder.entry_kernel
-        self.out = nn.Conv2d(quantizer.dim, decoder.in_channels, kernel, padding=kernel // 2)
+        if tuple(pixels) not in PIXEL_RANGES:
+            raise InputError(f"model.pixels={list(pixels)} must be [-1, 1] or [0, 1]")
+        self.pixels = tuple(pixels)
+        self.into = join_widths(encoder.out_channels, quantizer.in_dim, encoder.exit_kernel)
+        self.out = join_widths(quantizer.dim, decoder.in_channels, decoder.entry_kernel)
         self.patches: Patches | None = None
         if start == "patches":
+            if not isinstance(self.into, nn.Conv2d):
+                raise InputError(
+                    f"model.start=patches needs an encoder whose output a convolution follows, and "
+                    f"{type(encoder).__name__} has none; use model.start=random"
+                )
             self.patches = Patches(encoder.channels, encoder.f, quantizer.dim)
             zero_init(self.into)
 
@@ -80,7 +95,7 @@ class Tokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Quantized:
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
-        z_e = self.into(self.encoder(x))
+        z_e = self.encode_features(x)
         if self.patches is not None:
             # Channels beyond dim, such as the log-variances of kl, come from the network alone.
             extra_channels = self.quantizer.in_dim - self.dim
@@ -88,9 +103,16 @@ class Tokenizer(nn.Module):
         q: Quantized = self.quantizer(z_e)
         return q
 
+    def encode_features(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in [-1, 1] -> what the networks alone make of it, (B, in_dim of the quantizer, h, w)."""
+        z: Tensor = self.into(self.encoder(x if self.pixels == (-1, 1) else (x + 1) / 2))
+        return z
+
     def decode(self, z_q: Tensor) -> Tensor:
         """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
         x_hat = self.decoder(self.out(z_q))
+        if self.pixels != (-1, 1):
+            x_hat = 2 * x_hat.float() - 1
         if self.patches is not None:
             x_hat = x_hat + self.patches.decode(z_q)
         return x_hat.float()
@@ -118,13 +140,24 @@ class Tokenizer(nn.Module):
             z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
         else:
             parts = x[:RANDOM_START_IMAGES].split(64)
-            z = torch.cat([flatten(self.into(self.encoder(part))) for part in parts])
+            z = torch.cat([flatten(self.encode_features(part)) for part in parts])
         # Every n-th vector, so that all images are represented.
         self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
+
+
+def join_widths(in_width: int, out_width: int, kernel: int) -> nn.Module:
+    """A convolution from one width to the other with this side; none for side 0, where both must be equal."""
+    if kernel:
+        return nn.Conv2d(in_width, out_width, kernel, padding=kernel // 2)
+    if in_width != out_width:
+        raise InputError(
+            f"quantizer.dim={out_width} must be {in_width}, for these networks have no convolution beside the codes"
+        )
+    return nn.Identity()
 
 
 def hash_weights(module: nn.Module) -> str:
