@@ -1,0 +1,38 @@
+"""Small tokenizers with weights that do something, and the files of their exports."""
+
+from pathlib import Path
+
+import torch
+
+from tests.helpers.configs import SMALL, compose_plain
+from vqgan.export.base import Exporter
+from vqgan.export.writing import to_json
+from vqgan.load import build_tokenizer
+from vqgan.tokenizer import Tokenizer
+
+PYRAMID = ["model=pyramid", "model.width=32", "model.z_channels=8", "model.mults=[1,1,1]"]
+
+
+def make_trained(*words: str) -> Tokenizer:
+    """A small tokenizer with the start of training and some noise on its weights, so that no layer is without effect."""
+    lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
+    small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
+    config = compose_plain(*small, *words)
+    tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, tokenizer.encoder.channels, 16, 16, generator=generator)
+    tokenizer.initialise(images)
+    with torch.no_grad():
+        for p in tokenizer.parameters():
+            p += torch.randn(p.shape, generator=generator) / 20
+    return tokenizer
+
+
+def write_format(exporter: Exporter, tokenizer: Tokenizer, folder: Path) -> Path:
+    """The files of one format alone, with the part of config.json that they need."""
+    folder.mkdir(exist_ok=True)
+    for name, content in exporter.encode_files(tokenizer, {}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "config.json").write_bytes(to_json(exporter.describe(tokenizer)))
+    return folder

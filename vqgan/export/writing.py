@@ -1,0 +1,104 @@
+"""All files of an export, in the order in which they can be written: weights, facts, checks, the card, the command's record."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.folder import write_config, write_metrics
+from engine.version import FORMAT, STAMP, VERSION
+from vqgan.export.base import Exporter, make_examples, serves_any_size
+from vqgan.export.card import PICTURES_FOLDER, README, write_readme
+from vqgan.export.folder import explain_refusal, hide_folder, publish, write_files
+from vqgan.export.origin import Origin
+from vqgan.tokenizer import Tokenizer
+
+FACTS = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def write_export(
+    tokenizer: Tokenizer,
+    origin: Origin,
+    exporters: Sequence[Exporter],
+    licence: str | None,
+    target: Path,
+    config: str,
+) -> dict[str, Any]:
+    """Write a tokenizer as `target`, whole or not at all; the figures of the export. `config` is the text of its config.yaml."""
+    settings = {group: origin.config[group] for group in ("model", "quantizer")}
+    examples = make_examples(tokenizer)
+    with hide_folder(target) as hidden:
+        for exporter in exporters:
+            write_files(hidden, target, exporter.encode_files(tokenizer, settings))
+        facts = describe_tokenizer(tokenizer, origin, settings)
+        for exporter in exporters:
+            facts |= exporter.describe(tokenizer)
+        preprocessor = describe_images_for(tokenizer, origin.config["data"])
+        write_files(hidden, target, {FACTS: to_json(facts), PREPROCESSOR: to_json(preprocessor)})
+        checks = {each.name: each.verify(tokenizer, hidden, examples) for each in exporters}
+        readme = write_readme(tokenizer, origin, exporters, checks, licence, target.name)
+        pictures = {
+            f"{PICTURES_FOLDER}/{file.name}": file.read_bytes() for file in origin.pictures.values()
+        }
+        write_files(hidden, target, {README: readme.encode(), **pictures})
+        result = {
+            "run": str(target),
+            "of": origin.config.get("id"),
+            "of_stage": "vqgan",
+            "formats": [exporter.name for exporter in exporters],
+            "checks": checks,
+            "bytes": sum(file.stat().st_size for file in hidden.rglob("*") if file.is_file()),
+        }
+        with explain_refusal(target):
+            write_config(hidden, config)
+            write_metrics(hidden, result)
+        publish(hidden, target)
+    return result
+
+
+def describe_tokenizer(
+    tokenizer: Tokenizer, origin: Origin, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a program has to know of a tokenizer, and the settings from which this one builds it again."""
+    return {
+        STAMP: {"version": VERSION, "format": FORMAT},
+        "id": origin.config.get("id"),
+        "image_size": tokenizer.encoder.image_size,
+        "channels": tokenizer.encoder.channels,
+        "any_size": serves_any_size(tokenizer),
+        "grid": list(tokenizer.grid),
+        "f": tokenizer.f,
+        "K": tokenizer.K,
+        "num_codebooks": tokenizer.num_codebooks,
+        "dim": tokenizer.dim,
+        **settings,
+    }
+
+
+def describe_images_for(tokenizer: Tokenizer, data: Mapping[str, Any]) -> dict[str, Any]:
+    """How a picture becomes the tokenizer's input, in the words of the hub's image processors."""
+    size, channels = tokenizer.encoder.image_size, tokenizer.encoder.channels
+    is_random = data.get("crop") == "random"  # the centre of a somewhat larger picture then
+    return {
+        "size": {
+            "shortest_edge": data.get("resize") or (round(size * 9 / 8) if is_random else size)
+        },
+        "crop_size": {"height": size, "width": size},
+        "channels": channels,
+        "range": [-1, 1],
+        "do_convert_rgb": channels == 3,
+        "do_resize": True,
+        "resample": 3,  # bicubic, as Pillow numbers it
+        "do_center_crop": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
+    }
+
+
+def to_json(facts: Mapping[str, Any]) -> bytes:
+    """Facts as the content of a JSON file."""
+    return f"{json.dumps(facts, indent=2, allow_nan=False)}\n".encode()
