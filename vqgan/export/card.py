@@ -37,7 +37,7 @@ def write_readme(
         escape=False,
         filters={"yaml": quote_yaml, "cell": format_cell},
         metadata=describe_licence(licence or origin.licence)
-        | {"library_name": "codegrid", "tags": list_tags(tokenizer)},
+        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer)},
         title=title,
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
@@ -72,7 +72,7 @@ def describe_licence(licence: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": licence}
 
 
-def list_tags(tokenizer: Tokenizer) -> list[str]:
+def list_hub_tags(tokenizer: Tokenizer) -> list[str]:
     """By which the hub finds a tokenizer."""
     return ["vqgan", "image-tokenizer", "discrete", type(tokenizer.quantizer).__name__.lower()]
 

@@ -50,17 +50,17 @@ def describe(module: nn.Module, name: str) -> list[Layer]:
 
 
 @describe.register
-def _(module: nn.Sequential, name: str) -> list[Layer]:
+def describe_sequence(module: nn.Sequential, name: str) -> list[Layer]:
     return [layer for i, part in enumerate(module) for layer in describe(part, f"{name}.{i}")]
 
 
 @describe.register
-def _(module: nn.Identity, name: str) -> list[Layer]:
+def describe_identity(module: nn.Identity, name: str) -> list[Layer]:
     return []
 
 
 @describe.register
-def _(module: nn.Conv2d, name: str) -> list[Layer]:
+def describe_conv(module: nn.Conv2d, name: str) -> list[Layer]:
     (height, width), padding = module.kernel_size, module.padding
     plain = module.stride == (1, 1) and module.dilation == (1, 1) and module.groups == 1
     if not plain or padding != (height // 2, width // 2) or height != width:
@@ -71,22 +71,22 @@ def _(module: nn.Conv2d, name: str) -> list[Layer]:
 
 
 @describe.register
-def _(module: nn.GroupNorm, name: str) -> list[Layer]:
+def describe_norm(module: nn.GroupNorm, name: str) -> list[Layer]:
     return [{"kind": "norm", "name": name, "groups": module.num_groups, "eps": module.eps}]
 
 
 @describe.register
-def _(module: nn.SiLU, name: str) -> list[Layer]:
+def describe_silu(module: nn.SiLU, name: str) -> list[Layer]:
     return [{"kind": "silu"}]
 
 
 @describe.register
-def _(module: nn.PixelShuffle, name: str) -> list[Layer]:
+def describe_shuffle(module: nn.PixelShuffle, name: str) -> list[Layer]:
     return [{"kind": "shuffle", "factor": module.upscale_factor}]
 
 
 @describe.register
-def _(module: Double, name: str) -> list[Layer]:
+def describe_double(module: Double, name: str) -> list[Layer]:
     return [{"kind": "enlarge", "factor": 2}, {"kind": "conv", "name": name, "padding": 1}]
 
 
@@ -107,18 +107,18 @@ def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[Layer]:
 
 
 @describe.register
-def _(module: ResBlock, name: str) -> list[Layer]:
+def describe_block(module: ResBlock, name: str) -> list[Layer]:
     return [{"kind": "add", "branches": [[], describe_branch(module, name)]}]
 
 
 @describe.register
-def _(module: PyramidBlock, name: str) -> list[Layer]:
+def describe_pyramid_block(module: PyramidBlock, name: str) -> list[Layer]:
     shortcut = describe(module.shortcut, f"{name}.shortcut")
     return [{"kind": "add", "branches": [shortcut, describe_branch(module, name)]}]
 
 
 @describe.register
-def _(module: PositionAttention, name: str) -> list[Layer]:
+def describe_attention(module: PositionAttention, name: str) -> list[Layer]:
     inputs = [describe(getattr(module, part), f"{name}.{part}")[0] for part in ("q", "k", "v")]
     branch = [
         *describe(module.norm, f"{name}.norm"),
@@ -129,16 +129,16 @@ def _(module: PositionAttention, name: str) -> list[Layer]:
 
 
 @describe.register
-def _(module: Decoder, name: str) -> list[Layer]:
+def describe_decoder(module: Decoder, name: str) -> list[Layer]:
     parts = {"layers": module.layers, "last": module.last, "shuffle": module.shuffle}
     return [layer for key, part in parts.items() for layer in describe(part, f"{name}.{key}")]
 
 
 @describe.register
-def _(module: PyramidDecoder, name: str) -> list[Layer]:
+def describe_pyramid_decoder(module: PyramidDecoder, name: str) -> list[Layer]:
     return [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
 
 
 @describe.register
-def _(module: Patches, name: str) -> list[Layer]:
+def describe_patches(module: Patches, name: str) -> list[Layer]:
     return describe(module.out, f"{name}.out")

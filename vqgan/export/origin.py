@@ -57,4 +57,4 @@ def is_folder_of(folder: Path, run_id: Any) -> bool:
     config, record = folder / CONFIG, folder / RECORD
     if not (config.is_file() and record.is_file() and record.stat().st_size):
         return False
-    return bool(OmegaConf.load(config).get("id") == run_id)
+    return bool(OmegaConf.select(OmegaConf.load(config), "id") == run_id)

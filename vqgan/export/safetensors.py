@@ -17,7 +17,7 @@ from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
 from vqgan.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
+MODEL_WEIGHTS = "model.safetensors"
 CODES = "codes"  # the name of the table
 DECODER = Path(__file__).with_name("decoder.py")
 MAX_TABLE = 2**30  # numbers
@@ -47,16 +47,16 @@ or `python decoder.py codes.safetensors pictures`, for the files of `stage=extra
         }
         tensors[CODES] = fold_codes(tokenizer.quantizer).contiguous()
         metadata = {"format": "pt"}  # which other libraries ask for
-        return {WEIGHTS: save(tensors, metadata), DECODER.name: DECODER.read_bytes()}
+        return {MODEL_WEIGHTS: save(tensors, metadata), DECODER.name: DECODER.read_bytes()}
 
     def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
         return {"decoder": describe_decoding(tokenizer)}
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
-        weights, expected = load_file(folder / WEIGHTS), tokenizer.state_dict()
+        weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()
         different = [name for name in expected if not torch.equal(weights[name], expected[name])]
         if different:
-            raise InputError(f"{folder / WEIGHTS} has not kept {', '.join(different[:10])}")
+            raise InputError(f"{folder / MODEL_WEIGHTS} has not kept {', '.join(different[:10])}")
         decode = load_decoder(folder / DECODER.name).PictureDecoder(folder)
         differences = [
             compare_pictures(self.name, decode(each.chosen), each.decoded.clamp(-1, 1))

@@ -23,7 +23,7 @@ from vqgan.export.layers import describe_decoding
 from vqgan.export.safetensors import (
     CODES,
     DECODER,
-    WEIGHTS,
+    MODEL_WEIGHTS,
     SafetensorsExporter,
     check_table,
     fold_codes,
@@ -79,7 +79,7 @@ def test_codes_of_the_table_add_up_to_z_q_to_the_bit(words: list[str]) -> None:
 def test_all_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     tokenizer = make_trained("quantizer=simvq")
     write_format(SafetensorsExporter(), tokenizer, tmp_path)
-    weights = load_file(tmp_path / WEIGHTS)
+    weights = load_file(tmp_path / MODEL_WEIGHTS)
     assert weights.pop(CODES).shape == (1, 16, 8)
     state = tokenizer.state_dict()
     assert weights.keys() == state.keys()
@@ -88,7 +88,10 @@ def test_all_weights_come_back_to_the_bit(tmp_path: Path) -> None:
 
 def spoil(folder: Path, mistake: str) -> None:
     """Change the files of an export as a mistake of this program would."""
-    facts, weights = json.loads((folder / "config.json").read_text()), load_file(folder / WEIGHTS)
+    facts, weights = (
+        json.loads((folder / "config.json").read_text()),
+        load_file(folder / MODEL_WEIGHTS),
+    )
     if mistake == "padding":
         facts["decoder"][0]["branches"][0][0]["padding"] = 0
     elif mistake == "order":
@@ -98,7 +101,7 @@ def spoil(folder: Path, mistake: str) -> None:
     elif mistake == "patches":
         facts["decoder"][0]["branches"].pop()
     (folder / "config.json").write_text(json.dumps(facts))
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / MODEL_WEIGHTS)
 
 
 @pytest.mark.parametrize("mistake", ["padding", "order", "table", "patches"])
@@ -113,9 +116,9 @@ def test_a_planted_mistake_is_a_sentence_not_a_folder(mistake: str, tmp_path: Pa
 def test_weights_that_change_on_the_disk_are_a_sentence(tmp_path: Path) -> None:
     tokenizer = make_trained("quantizer=ema")
     write_format(SafetensorsExporter(), tokenizer, tmp_path)
-    weights = load_file(tmp_path / WEIGHTS)
+    weights = load_file(tmp_path / MODEL_WEIGHTS)
     weights["encoder.layers.0.1.bias"] += 1
-    save_file(weights, tmp_path / WEIGHTS)
+    save_file(weights, tmp_path / MODEL_WEIGHTS)
     with pytest.raises(InputError, match=r"has not kept encoder\.layers\.0\.1\.bias"):
         SafetensorsExporter().verify(tokenizer, tmp_path, make_examples(tokenizer))
 
