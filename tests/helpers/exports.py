@@ -31,7 +31,7 @@ def make_trained(*words: str) -> Tokenizer:
 def write_format(exporter: Exporter, tokenizer: Tokenizer, folder: Path) -> Path:
     """The files of one format alone, with the part of config.json that they need."""
     folder.mkdir(exist_ok=True)
-    for name, content in exporter.encode_files(tokenizer, {}).items():
+    for name, content in exporter.encode_files(tokenizer).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "config.json").write_bytes(to_json(exporter.describe(tokenizer)))

@@ -1,7 +1,6 @@
 """The contract of exports: what one format writes of a tokenizer, and how it is checked before the folder counts as written."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ class Exporter(ABC):
         """Raise InputError if the tokenizer or this machine does not allow this format."""
 
     @abstractmethod
-    def encode_files(self, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, bytes]:
-        """The content of each file, by its path in the folder. `settings` are the `model` and `quantizer` groups of the run."""
+    def encode_files(self, tokenizer: Tokenizer) -> dict[str, bytes]:
+        """The content of each file, by its path in the folder."""
 
     def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the format adds to config.json."""

@@ -30,9 +30,7 @@ class PictureDecoder:
 
     @torch.no_grad()
     def __call__(self, indices: Tensor) -> Tensor:
-        tables = self.weights[
-            "codes"
-        ]  # (num_codebooks, K, dim): a position is the sum of its codes
+        tables = self.weights["codes"]  # (num_codebooks, K, dim): z_q is a sum of codes
         each = indices.reshape(*indices.shape[:3], -1).unbind(-1)
         z_q: Any = sum(F.embedding(own, table) for own, table in zip(each, tables, strict=True))
         return self.run(self.layers, z_q.movedim(-1, 1)).clamp(-1, 1)

@@ -1,6 +1,5 @@
 """format=safetensors: the weights under this program's names, one table of codes, and a decoder that needs nothing else."""
 
-from collections.abc import Mapping
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from torch import Tensor
 from engine.errors import InputError
 from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
+from vqgan.formats.codegrid import TABLE
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
 from vqgan.tokenizer import Tokenizer
 
 MODEL_WEIGHTS = "model.safetensors"
-CODES = "codes"  # the name of the table
 DECODER = Path(__file__).with_name("decoder.py")
 MAX_TABLE = 2**30  # numbers
 
@@ -41,11 +40,11 @@ or `python decoder.py codes.safetensors pictures`, for the files of `stage=extra
         describe_decoding(tokenizer)
         check_table(tokenizer.quantizer)
 
-    def encode_files(self, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, bytes]:
+    def encode_files(self, tokenizer: Tokenizer) -> dict[str, bytes]:
         tensors = {
             name: value.contiguous().clone() for name, value in tokenizer.state_dict().items()
         }
-        tensors[CODES] = fold_codes(tokenizer.quantizer).contiguous()
+        tensors[TABLE] = fold_codes(tokenizer.quantizer).contiguous()
         metadata = {"format": "pt"}  # which other libraries ask for
         return {MODEL_WEIGHTS: save(tensors, metadata), DECODER.name: DECODER.read_bytes()}
 

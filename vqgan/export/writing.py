@@ -30,7 +30,7 @@ def write_export(
     examples = make_examples(tokenizer)
     with hide_folder(target) as hidden:
         for exporter in exporters:
-            write_files(hidden, target, exporter.encode_files(tokenizer, settings))
+            write_files(hidden, target, exporter.encode_files(tokenizer))
         facts = describe_tokenizer(tokenizer, origin, settings)
         for exporter in exporters:
             facts |= exporter.describe(tokenizer)

@@ -21,7 +21,6 @@ from tests.helpers.exports import PYRAMID, make_trained, write_format
 from vqgan.export.base import make_examples
 from vqgan.export.layers import describe_decoding
 from vqgan.export.safetensors import (
-    CODES,
     DECODER,
     MODEL_WEIGHTS,
     SafetensorsExporter,
@@ -29,6 +28,7 @@ from vqgan.export.safetensors import (
     fold_codes,
     load_decoder,
 )
+from vqgan.formats.codegrid import TABLE
 from vqgan.quantizers.lfq import LFQ
 from vqgan.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def test_all_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     tokenizer = make_trained("quantizer=simvq")
     write_format(SafetensorsExporter(), tokenizer, tmp_path)
     weights = load_file(tmp_path / MODEL_WEIGHTS)
-    assert weights.pop(CODES).shape == (1, 16, 8)
+    assert weights.pop(TABLE).shape == (1, 16, 8)
     state = tokenizer.state_dict()
     assert weights.keys() == state.keys()
     assert all(torch.equal(weights[name], value) for name, value in state.items())
@@ -97,7 +97,7 @@ def spoil(folder: Path, mistake: str) -> None:
     elif mistake == "order":
         facts["decoder"][0]["branches"][0][1:3] = facts["decoder"][0]["branches"][0][2:0:-1]
     elif mistake == "table":
-        weights[CODES] = weights[CODES].flip(1)
+        weights[TABLE] = weights[TABLE].flip(1)
     elif mistake == "patches":
         facts["decoder"][0]["branches"].pop()
     (folder / "config.json").write_text(json.dumps(facts))

@@ -47,12 +47,21 @@ def read_arrays(name: str) -> dict[str, Tensor]:
     prefix = "ema_" if file.parent.name in AVERAGED else ""
     return {
         key: torch.from_numpy(arrays[prefix + key if prefix + key in arrays.files else key])
-        for key in ("images", "z_e", "indices", "reconstruction", "chosen_indices", "chosen_decoded")
+        for key in (
+            "images",
+            "z_e",
+            "indices",
+            "reconstruction",
+            "chosen_indices",
+            "chosen_decoded",
+        )
     }
 
 
 def test_every_format_has_a_fixture() -> None:
-    assert {type(public).__name__ for public in list_formats()} == set(FIXTURES.values())
+    # Of this program's own export the fixture is what stage=export writes: see test_codegrid.py.
+    others = {type(public).__name__ for public in list_formats()} - {"CodegridFormat"}
+    assert others == set(FIXTURES.values())
 
 
 @pytest.mark.parametrize("name", FIXTURES)
