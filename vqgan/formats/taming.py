@@ -18,7 +18,6 @@ from vqgan.formats.pyramid_names import (
     require,
 )
 from vqgan.pyramid import Place
-from vqgan.quantizers.ibq import SCORES
 
 SOFTMAX_PARTS = {"shortcut": "nin_shortcut", "out": "proj_out"}
 LINEAR_PARTS = {"shortcut": "nin_shortcut", "out": "to_out", "qkv": "to_qkv"}
@@ -31,9 +30,10 @@ CHARACTERISTIC = frozenset(
         "quant_conv.weight",
     }
 )
-COLOURS = "colorize"  # of the classes of label maps, to show them
-USED = "quantize.used"  # the codes that a prior was trained on
-WORDS = {
+JOINT_ATTENTION = "encoder.mid.attn_1.qkv.weight"  # VAR's, whose other networks have the same names
+LABEL_COLOURS = "colorize"  # of the classes of label maps, to show them
+USED_CODES = "quantize.used"  # the codes that a prior was trained on
+TAMING_WORDS = {
     "in_channels": "channels",
     "ch": "width",
     "ch_mult": "mults",
@@ -59,7 +59,8 @@ def name_layer(place: Place) -> str:
 
 def has_taming_names(file: PublicFile) -> bool:
     """Whether a file has the networks of taming-transformers, whatever its quantizer."""
-    return file.tensors.keys() >= CHARACTERISTIC
+    names = file.tensors.keys()
+    return names >= CHARACTERISTIC and JOINT_ATTENTION not in names
 
 
 def is_muse(file: PublicFile) -> bool:
@@ -67,7 +68,7 @@ def is_muse(file: PublicFile) -> bool:
     return (file.target or "").endswith("VQGANModel") or "hidden_channels" in file.settings
 
 
-def read_score(file: PublicFile) -> str | None:
+def read_code_score(file: PublicFile) -> str | None:
     """Which code a model of taming's names and one codebook chooses, nearest or inner_product; None if its file doesn't say."""
     target = file.target or ""
     if "ibq" in target.lower():
@@ -78,13 +79,15 @@ def read_score(file: PublicFile) -> str | None:
     return "inner_product" if not target and CODEBOOK in file.averaged else None
 
 
-def choose_score(file: PublicFile, choices: Choices) -> str:
+def choose_code_score(file: PublicFile, choices: Choices) -> str:
     """Which code a model of taming's names and one codebook chooses. Raises InputError if that is open, or contradicted."""
-    score = read_score(file)
-    if choices.score not in (None, *SCORES):
-        raise InputError(f"quantizer.score={choices.score} must be one of {', '.join(SCORES)}")
+    score = read_code_score(file)
     if score is None and choices.score is None:
-        target = f"its config's class, {file.target}, is not known" if file.target else "it has no config"
+        target = (
+            f"its config's class, {file.target}, is not known"
+            if file.target
+            else "it has no config"
+        )
         raise InputError(
             f"{file.source} is a VQModel, which chooses the nearest code, or IBQ, which chooses the one with the largest inner "
             f"product: the weights have the same names, and {target}; name its config with config=<file>, or set "
@@ -118,28 +121,27 @@ def plan_taming(
     config = read_section(file, "ddconfig")
     encoder, decoder, options = read_taming(file, choices)
     check_config(file, file.settings, {"n_embed": quantizer["K"], "embed_dim": quantizer["dim"]})
-    check_config(file, config, encoder.in_words(WORDS))
+    check_config(file, config, encoder.in_words(TAMING_WORDS))
     pixels = choices.pixels or (-1, 1)
     model = describe_pyramid(encoder, decoder, choices.image_size, pixels, **options)
     model["decoder"]["tanh"] = config.get("tanh_out") is True
     names = name_taming(model) | {f"quantizer.{key}": name for key, name in codes.items()}
     remarks = []
-    if USED in file.tensors:
+    if USED_CODES in file.tensors:
+        used = file.tensors[USED_CODES].numel()
         remarks.append(
-            f"its priors count {file.tensors[USED].numel():,} of its {quantizer['K']:,} codes, by their place in {USED}; "
+            f"its priors count {used:,} of its {quantizer['K']:,} codes, by their place in {USED_CODES}; "
             "here every code has its own index"
         )
-    if not config:
+    if not file.settings:
         remarks.append(
             "it has no config, so its images end without tanh, as those of published models do"
         )
-    statistics = frozenset({COLOURS, USED}) & file.tensors.keys()
+    statistics = frozenset({LABEL_COLOURS, USED_CODES}) & file.tensors.keys()
     return Plan(model, dict(quantizer), names, statistics=statistics, remarks=tuple(remarks))
 
 
-def read_taming(
-    file: PublicFile, choices: Choices
-) -> tuple[SideSizes, SideSizes, dict[str, Any]]:
+def read_taming(file: PublicFile, choices: Choices) -> tuple[SideSizes, SideSizes, dict[str, Any]]:
     """The sizes of both networks, and the settings that both share beside them.
 
     Raises InputError for weights that don't fit each other or the images.
@@ -172,11 +174,11 @@ class TamingVQ(Format):
 
     def recognises(self, file: PublicFile) -> bool:
         has_codes = has_taming_names(file) and CODEBOOK in file.tensors
-        return has_codes and read_score(file) != "inner_product" and not is_muse(file)
+        return has_codes and read_code_score(file) != "inner_product" and not is_muse(file)
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
         K, dim = require(file, CODEBOOK).shape
-        score = choose_score(file, choices)
+        score = choose_code_score(file, choices)
         if score == "inner_product":
             quantizer = {**read_quantizer("ibq", K=K, dim=dim, kmeans=False), "score": score}
         else:

@@ -24,5 +24,9 @@ class TamingGumbel(Format):
         is_weight = isinstance(kl_weight, int | float) and not isinstance(kl_weight, bool)
         loss = {"kl_weight": kl_weight} if is_weight else {}
         quantizer = read_quantizer("gumbel", K=K, dim=dim, kmeans=False, **loss)
-        codes = {"codebook": EMBEDDING, "logits.weight": f"{LOGITS}.weight", "logits.bias": f"{LOGITS}.bias"}
+        codes = {
+            "codebook": EMBEDDING,
+            "logits.weight": f"{LOGITS}.weight",
+            "logits.bias": f"{LOGITS}.bias",
+        }
         return plan_taming(file, choices, quantizer, codes)

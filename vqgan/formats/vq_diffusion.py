@@ -1,6 +1,7 @@
 """VQ-Diffusion's PatchVQGAN: taming's networks and names, a codebook of running means."""
 
-import torch
+from dataclasses import replace
+
 from torch import Tensor
 
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
@@ -37,6 +38,4 @@ class PatchVQGAN(Format):
             return file.tensors[MEANS].float() * scale_counts(file.tensors[COUNTS])[:, None]
 
         transforms = {"quantizer.counts": scale_counts, "quantizer.sums": multiply_codes}
-        return Plan(
-            plan.model, plan.quantizer, plan.names, transforms, plan.statistics, plan.remarks
-        )
+        return replace(plan, transforms=transforms)

@@ -12,7 +12,7 @@ from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import flatten, unflatten
 from vqgan.quantizers.vq import VQ
 
-SCORES = ("nearest", "inner_product")
+CODE_SCORES = ("nearest", "inner_product")
 
 
 class IBQ(VQ):
@@ -27,8 +27,8 @@ class IBQ(VQ):
 
     def __init__(self, K: int, dim: int, score: str = "nearest", **switches: Any) -> None:
         super().__init__(K, dim, **switches)
-        if score not in SCORES:
-            raise InputError(f"quantizer.score={score} must be one of {', '.join(SCORES)}")
+        if score not in CODE_SCORES:
+            raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
         self.score = score
 
     @float32
