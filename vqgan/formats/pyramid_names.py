@@ -12,6 +12,7 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.pyramid import Place, PyramidDecoder, PyramidEncoder
 
+IMAGE_CHANNELS = (1, 3)  # of this project's images
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -179,6 +180,10 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
     if into != out:
         raise InputError(
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
+        )
+    if into not in IMAGE_CHANNELS:
+        raise InputError(
+            f"{file.source} takes images of {into} channels; images here have 3 (RGB) or 1 (grey)"
         )
     if choices.channels != into:
         raise InputError(
