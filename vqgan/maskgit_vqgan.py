@@ -31,7 +31,7 @@ class MaskGITEncoder(UnbiasedEncoder):
 
     block = MaskGITBlock
 
-    def halve(self, width: int) -> nn.Module:
+    def shrink(self, width: int) -> nn.Module:
         return nn.AvgPool2d(2)
 
 
@@ -40,5 +40,5 @@ class MaskGITDecoder(UnbiasedDecoder):
 
     block = MaskGITBlock
 
-    def double(self, width: int) -> nn.Module:
+    def enlarge(self, width: int) -> nn.Module:
         return Double(width)

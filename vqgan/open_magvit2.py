@@ -57,7 +57,7 @@ class MAGVIT2Encoder(UnbiasedEncoder):
 
     block = UnbiasedBlock
 
-    def halve(self, width: int) -> nn.Module:
+    def shrink(self, width: int) -> nn.Module:
         return nn.Conv2d(width, width, 3, stride=2, padding=1)
 
 
@@ -71,5 +71,5 @@ class MAGVIT2Decoder(UnbiasedDecoder):
     def enter_level(self, width: int, z_channels: int) -> list[nn.Module]:
         return [AdaptiveNorm(width, z_channels)]
 
-    def double(self, width: int) -> nn.Module:
+    def enlarge(self, width: int) -> nn.Module:
         return Up(width, width, 2, kernel=3)

@@ -56,7 +56,7 @@ class UnbiasedEncoder(ImageEncoder):
         for level, level_width in enumerate(plan_levels(levels, width, mults)):
             layers += stack_blocks(self.block, in_width, level_width, depth)
             if level < levels - 1:
-                layers.append(self.halve(level_width))
+                layers.append(self.shrink(level_width))
             in_width = level_width
         layers += stack_blocks(self.block, in_width, in_width, depth)
         layers += [norm_of_groups(in_width), nn.SiLU(), nn.Conv2d(in_width, z_channels, 1)]
@@ -66,7 +66,7 @@ class UnbiasedEncoder(ImageEncoder):
         self.out_channels = z_channels
 
     @abstractmethod
-    def halve(self, width: int) -> nn.Module:
+    def shrink(self, width: int) -> nn.Module:
         """The layer from one resolution to the next."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ class UnbiasedDecoder(ImageDecoder):
             layers += self.enter_level(in_width, z_channels)
             layers += stack_blocks(self.block, in_width, widths[level], depth)
             if level:
-                layers.append(self.double(widths[level]))
+                layers.append(self.enlarge(widths[level]))
             in_width = widths[level]
         self.layers = self.sequence(*layers, norm_of_groups(in_width), nn.SiLU())
         self.last = zero_init(nn.Conv2d(in_width, channels, 3, padding=1))
         self.in_channels = z_channels
 
     @abstractmethod
-    def double(self, width: int) -> nn.Module:
+    def enlarge(self, width: int) -> nn.Module:
         """The layer from one resolution to the next."""
 
     def enter_level(self, width: int, z_channels: int) -> list[nn.Module]:
