@@ -164,14 +164,14 @@ def test_images_become_grids_and_back(size: int, grid: int) -> None:
 
 
 def test_attention_sees_every_position() -> None:
-    attention = PositionAttention(32)
+    attention = PositionAttention(32, groups=32)
     x = torch.randn(1, 32, 3, 4, requires_grad=True)
     (slope,) = torch.autograd.grad(attention(x)[0, :, 0, 0].sum(), x)
     assert (slope.abs().sum(1) > 0).all()
 
 
 def test_attention_equals_softmax_over_all_positions_one_by_one() -> None:
-    attention, x = PositionAttention(32), torch.randn(2, 32, 3, 3)
+    attention, x = PositionAttention(32, groups=32), torch.randn(2, 32, 3, 3)
     h = attention.norm(x)
     q, k, v = (part(h).flatten(2) for part in (attention.q, attention.k, attention.v))
     slow = torch.zeros_like(v)
