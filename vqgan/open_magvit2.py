@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from vqgan.blocks import Up
-from vqgan.pyramid import NORM_GROUPS
 from vqgan.quantizers.precision import float32
-from vqgan.unbiased import UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
+from vqgan.unbiased import GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 
 MODULATION_EPS = 1e-6  # of the normalisation, and beside the variance of the codes
 
@@ -15,12 +14,7 @@ MODULATION_EPS = 1e-6  # of the normalisation, and beside the variance of the co
 @float32
 def measure_channels(z_q: Tensor) -> tuple[Tensor, Tensor]:
     """The mean and the standard deviation over all positions, (B, channels) each; the variance is the unbiased one."""
-    rows = z_q.float().flatten(2)
-    if rows.shape[2] < 2:
-        raise InputError(
-            "an image of one code can't be decoded, for this decoder takes the standard deviation of its codes; "
-            "use larger images"
-        )
+    rows = z_q.flatten(2)
     return rows.mean(2), (rows.var(2) + MODULATION_EPS).sqrt()
 
 
@@ -39,13 +33,18 @@ class AdaptiveNorm(nn.Module):
         """h (B, width, H, W), z_q (B, z_channels, h, w) -> (B, width, H, W)."""
         mean, std = measure_channels(z_q)
         scale, shift = self.gamma(std)[:, :, None, None], self.beta(mean)[:, :, None, None]
-        return F.group_norm(h, NORM_GROUPS, eps=MODULATION_EPS) * scale + shift
+        return F.group_norm(h, GROUPS, eps=MODULATION_EPS) * scale + shift
 
 
 class ModulatedLayers(nn.Sequential):
     """Layers one after another; each AdaptiveNorm among them gets the input of the first as well."""
 
     def forward(self, z_q: Tensor) -> Tensor:
+        if z_q[0, 0].numel() < 2:
+            raise InputError(
+                "an image of one code can't be decoded, for this decoder takes the standard deviation of its codes; "
+                "use larger images"
+            )
         h = z_q
         for layer in self:
             h = layer(h, z_q) if isinstance(layer, AdaptiveNorm) else layer(h)
@@ -68,8 +67,8 @@ class MAGVIT2Decoder(UnbiasedDecoder):
     sequence = ModulatedLayers
     least_grid = 2
 
-    def enter_level(self, width: int, z_channels: int) -> list[nn.Module]:
-        return [AdaptiveNorm(width, z_channels)]
+    def enter_level(self, width: int, z_channels: int) -> dict[str, nn.Module]:
+        return {"modulation": AdaptiveNorm(width, z_channels)}
 
     def enlarge(self, width: int) -> nn.Module:
         return Up(width, width, 2, kernel=3)

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,24 +10,30 @@ from torch import Tensor, nn
 from engine.errors import check_int
 from vqgan.blocks import zero_init
 from vqgan.networks import ImageDecoder, ImageEncoder
-from vqgan.pyramid import PyramidBlock, count_levels, norm_of_groups, plan_levels
+from vqgan.pyramid import Place, PyramidBlock, count_levels, norm_of_groups, plan_widths
+
+GROUPS = 32  # of channels in each normalisation
+
+Layer = tuple[Place, nn.Module]
 
 
 class UnbiasedBlock(PyramidBlock):
     """The pyramid's residual block without the biases of its convolutions."""
 
     def __init__(self, in_width: int, width: int) -> None:
-        super().__init__(in_width, width)
+        super().__init__(in_width, width, GROUPS)
         for conv in (self.conv1, self.conv2, self.shortcut):
             conv.register_parameter("bias", None)
 
 
 def stack_blocks(
-    block: type[UnbiasedBlock], in_width: int, width: int, depth: int
-) -> list[nn.Module]:
-    """`depth` blocks, the first of which changes the width."""
+    block: type[UnbiasedBlock], first: Place, in_width: int, width: int, depth: int
+) -> list[Layer]:
+    """`depth` blocks from the place of the first on; the first changes the width."""
     check_int("model.depth", depth, 1, "block")
-    return [block(width if i else in_width, width) for i in range(depth)]
+    return [
+        (replace(first, number=i), block(width if i else in_width, width)) for i in range(depth)
+    ]
 
 
 class UnbiasedEncoder(ImageEncoder):
@@ -51,16 +58,24 @@ class UnbiasedEncoder(ImageEncoder):
         super().__init__()
         check_int("model.z_channels", z_channels, 1, "channel")
         levels = count_levels(image_size, grid)
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
+        widths = plan_widths(levels, width, mults, None, GROUPS)
+        entry = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        layers: list[Layer] = [(Place("encoder", "entry"), entry)]
         in_width = width
-        for level, level_width in enumerate(plan_levels(levels, width, mults)):
-            layers += stack_blocks(self.block, in_width, level_width, depth)
+        for level, level_width in enumerate(widths):
+            first = Place("encoder", "block", level, level)
+            layers += stack_blocks(self.block, first, in_width, level_width, depth)
             if level < levels - 1:
-                layers.append(self.shrink(level_width))
+                layers.append((replace(first, kind="resample"), self.shrink(level_width)))
             in_width = level_width
-        layers += stack_blocks(self.block, in_width, in_width, depth)
-        layers += [norm_of_groups(in_width), nn.SiLU(), nn.Conv2d(in_width, z_channels, 1)]
-        self.layers = nn.Sequential(*layers)
+        layers += [
+            *stack_blocks(self.block, Place("encoder", "block"), in_width, in_width, depth),
+            (Place("encoder", "norm"), norm_of_groups(in_width, GROUPS)),
+            (Place("encoder", "activation"), nn.SiLU()),
+            (Place("encoder", "exit"), nn.Conv2d(in_width, z_channels, 1)),
+        ]
+        self.places = [place for place, _ in layers]
+        self.layers = nn.Sequential(*(layer for _, layer in layers))
         self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
         self.f = image_size // grid
         self.out_channels = z_channels
@@ -95,17 +110,29 @@ class UnbiasedDecoder(ImageDecoder):
         super().__init__()
         levels = count_levels(image_size, grid)
         check_int("model.grid", grid, self.least_grid, "codes a side")
-        widths = plan_levels(levels, width, mults)
+        widths = plan_widths(levels, width, mults, None, GROUPS)
         in_width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(z_channels, in_width, 3, padding=1)]
-        layers += stack_blocks(self.block, in_width, in_width, depth)
-        for level in reversed(range(levels)):
-            layers += self.enter_level(in_width, z_channels)
-            layers += stack_blocks(self.block, in_width, widths[level], depth)
+        entry = nn.Conv2d(z_channels, in_width, 3, padding=1)
+        layers: list[Layer] = [
+            (Place("decoder", "entry"), entry),
+            *stack_blocks(self.block, Place("decoder", "block"), in_width, in_width, depth),
+        ]
+        for step, level in enumerate(reversed(range(levels))):
+            first = Place("decoder", "block", level, step)
+            layers += [
+                (replace(first, kind=kind), layer)
+                for kind, layer in self.enter_level(in_width, z_channels).items()
+            ]
+            layers += stack_blocks(self.block, first, in_width, widths[level], depth)
             if level:
-                layers.append(self.enlarge(widths[level]))
+                layers.append((replace(first, kind="resample"), self.enlarge(widths[level])))
             in_width = widths[level]
-        self.layers = self.sequence(*layers, norm_of_groups(in_width), nn.SiLU())
+        layers += [
+            (Place("decoder", "norm"), norm_of_groups(in_width, GROUPS)),
+            (Place("decoder", "activation"), nn.SiLU()),
+        ]
+        self.places = [place for place, _ in layers]
+        self.layers = self.sequence(*(layer for _, layer in layers))
         self.last = zero_init(nn.Conv2d(in_width, channels, 3, padding=1))
         self.in_channels = z_channels
 
@@ -113,9 +140,9 @@ class UnbiasedDecoder(ImageDecoder):
     def enlarge(self, width: int) -> nn.Module:
         """The layer from one resolution to the next."""
 
-    def enter_level(self, width: int, z_channels: int) -> list[nn.Module]:
-        """Layers before the blocks of a resolution, at the width that enters it."""
-        return []
+    def enter_level(self, width: int, z_channels: int) -> dict[str, nn.Module]:
+        """Layers before the blocks of a resolution, at the width that enters it, by the kind of their place."""
+        return {}
 
     def forward(self, z_q: Tensor) -> Tensor:
         x_hat: Tensor = self.last(self.layers(z_q))

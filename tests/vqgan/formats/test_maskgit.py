@@ -1,32 +1,30 @@
 """MaskGIT's VQGAN: codes and pictures of its own code, at any size."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-import json
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InputError
 from tests.helpers.public import (
     PUBLIC,
     assert_parity,
-    build_planned,
     empty_file,
     import_file,
     published_shapes,
     read_arrays,
     read_plain_weights,
 )
+from tests.helpers.slow_networks import Draw, convolve, norm_swish
 from vqgan.formats.base import Choices, PublicFile
-from vqgan.formats.maskgit import MaskGITFormat
+from vqgan.formats.maskgit import MaskGITVQGAN
 from vqgan.maskgit_vqgan import MaskGITBlock
 from vqgan.tokenizer import Tokenizer
 
 FOLDER = PUBLIC / "maskgit_vqgan"
-KIND = MaskGITFormat()
+KIND = MaskGITVQGAN()
 
 
 def read_fixture(**changes: Any) -> PublicFile:
@@ -37,18 +35,6 @@ def read_fixture(**changes: Any) -> PublicFile:
 
 
 # The forward pass once more, by names alone.
-
-
-def norm_swish(w: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    h = x.view(len(x), 32, -1)
-    h = (h - h.mean(2, keepdim=True)) / (h.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
-    h = h.view(x.shape) * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
-    return h * torch.sigmoid(h)
-
-
-def convolve(w: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
-    kernel = w[f"{name}.weight"]
-    return F.conv2d(x, kernel, w.get(f"{name}.bias"), padding=kernel.shape[-1] // 2)
 
 
 def run_blocks(w: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -93,40 +79,23 @@ def draw_weights(
     channels: int, width: int, mults: list[int], depth: int, z: int, K: int
 ) -> dict[str, Tensor]:
     """Random weights of these sizes, by their public names."""
-    shapes: dict[str, tuple[int, ...]] = {"quantize.embedding.weight": (K, z)}
-
-    def add(name: str, *shape: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = shape
-        if bias:
-            shapes[f"{name}.bias"] = shape[:1]
-
-    def add_blocks(name: str, into: int, out: int) -> None:
-        for i in range(depth):
-            add(f"{name}.{i}.norm1", into)
-            add(f"{name}.{i}.conv1", out, into, 3, 3, bias=False)
-            add(f"{name}.{i}.norm2", out)
-            add(f"{name}.{i}.conv2", out, out, 3, 3, bias=False)
-            if into != out:
-                add(f"{name}.{i}.nin_shortcut", out, out, 1, 1, bias=False)
-            into = out
-
+    draw = Draw()
+    draw.add("quantize.embedding", K, z, bias=False)
+    draw.add("encoder.conv_in", width, channels, 3, 3, bias=False)
     widths = [width * mult for mult in mults]
-    add("encoder.conv_in", width, channels, 3, 3, bias=False)
-    add("decoder.conv_in", widths[-1], z, 3, 3)
+    draw.add("decoder.conv_in", widths[-1], z, 3, 3)
     for i, level_width in enumerate(widths):
-        add_blocks(f"encoder.down.{i}.block", [width, *widths][i], level_width)
-        add_blocks(f"decoder.up.{i}.block", [*widths[1:], widths[-1]][i], level_width)
+        into = [width, *widths][i], [*widths[1:], widths[-1]][i]
+        for name, in_width in zip(("encoder.down", "decoder.up"), into, strict=True):
+            draw.add_blocks(f"{name}.{i}.block", in_width, level_width, depth, level_width)
         if i:
-            add(f"decoder.up.{i}.upsample_conv", level_width, level_width, 3, 3)
+            draw.add(f"decoder.up.{i}.upsample_conv", level_width, level_width, 3, 3)
     for side, end in (("encoder", widths[-1]), ("decoder", widths[0])):
-        add_blocks(f"{side}.mid", widths[-1], widths[-1])
-        add(f"{side}.norm_out", end)
-    add("encoder.conv_out", z, widths[-1], 1, 1)
-    add("decoder.conv_out", channels, widths[0], 3, 3)
-    return {
-        name: torch.randn(shape, dtype=torch.float64) / max(1, torch.Size(shape[1:]).numel()) ** 0.5
-        for name, shape in shapes.items()
-    }
+        draw.add_blocks(f"{side}.mid", widths[-1], widths[-1], depth, 0)
+        draw.add(f"{side}.norm_out", end)
+    draw.add("encoder.conv_out", z, widths[-1], 1, 1)
+    draw.add("decoder.conv_out", channels, widths[0], 3, 3)
+    return draw.weights
 
 
 def test_the_fixture_gives_the_codes_and_pictures_of_its_own_code() -> None:
@@ -144,17 +113,21 @@ def assert_mistake_shows(tokenizer: Tokenizer) -> None:
         assert_parity(tokenizer, read_arrays(FOLDER / "reference.npz"), unit_range=True)
 
 
-def test_a_shortcut_from_the_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortcut_that_replaces_the_branch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = import_file(KIND, read_fixture(), 32)
+    right = MaskGITBlock.forward
 
-    def add_input(self: MaskGITBlock, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        if self.widths_differ:
-            return h + self.shortcut(x[:, :1].expand_as(h))
-        return h + x
+    def drop_branch(self: MaskGITBlock, x: Tensor) -> Tensor:
+        y = right(self, x)
+        return self.shortcut(y) if self.widths_differ else y
 
-    monkeypatch.setattr(MaskGITBlock, "forward", add_input)
+    monkeypatch.setattr(MaskGITBlock, "forward", drop_branch)
+    assert_mistake_shows(tokenizer)
+
+
+def test_every_other_pixel_instead_of_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = import_file(KIND, read_fixture(), 32)
+    monkeypatch.setattr(torch.nn.AvgPool2d, "forward", lambda _, x: x[:, :, ::2, ::2])
     assert_mistake_shows(tokenizer)
 
 
@@ -170,7 +143,7 @@ def test_the_wrong_range_is_caught() -> None:
         (3, 32, [1, 2], 2, 5, 7),
         (1, 64, [1, 1, 3, 2], 1, 9, 33),
         (4, 32, [2], 3, 2, 3),
-        (3, 96, [1, 1, 2, 2, 1], 1, 16, 20),
+        (3, 32, [1, 1, 2, 3, 1], 1, 16, 20),
     ],
 )
 @torch.no_grad()
@@ -183,7 +156,8 @@ def test_other_sizes_equal_a_slow_version(
     tokenizer = import_file(KIND, PublicFile("w.bin", weights), 4 * f, channels)
     assert (tokenizer.f, tokenizer.grid, tokenizer.K, tokenizer.dim) == (f, (4, 4), K, z)
     weights = {name: value.float().double() for name, value in weights.items()}
-    tokenizer.double()
+    tokenizer.encoder.double()
+    tokenizer.decoder.double()
     x = torch.rand(2, channels, 4 * f, 6 * f, dtype=torch.float64) * 2 - 1
     z_e = slow_encode(weights, (x + 1) / 2, levels)
     torch.testing.assert_close(tokenizer.encode_features(x), z_e, atol=1e-9, rtol=1e-9)
@@ -191,9 +165,8 @@ def test_other_sizes_equal_a_slow_version(
     indices = distances.square().sum(-1).argmin(-1)
     assert torch.equal(tokenizer.indices(x), indices)
     slow = slow_decode(weights, indices, levels) * 2 - 1
-    tokenizer.quantizer.float()
     z_q = tokenizer.quantizer.lookup(indices).double()
-    torch.testing.assert_close(tokenizer.decode(z_q), slow.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(z_q), slow.float())
 
 
 def test_the_published_model_has_these_names_and_shapes() -> None:
@@ -204,3 +177,9 @@ def test_the_published_model_has_these_names_and_shapes() -> None:
     assert sum(p.numel() for p in tokenizer.parameters()) == pytest.approx(54.5e6, rel=1e-3)
     assert tokenizer.grid == (16, 16)
     assert plan.model["pixels"] == [0, 1]
+
+
+def test_settings_of_the_command_decide_over_the_code_that_wrote_the_file() -> None:
+    plan = KIND.plan(read_fixture(), Choices(32, 3, pixels=(-1, 1), cosine=True))
+    assert plan.model["pixels"] == [-1, 1]
+    assert plan.quantizer["cosine"] is True
