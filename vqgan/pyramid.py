@@ -87,7 +87,7 @@ class Layout:
     groups: int
 
 
-def list_places(side: str, layout: Layout) -> list[Place]:
+def order_places(side: str, layout: Layout) -> list[Place]:
     """The places of all layers of one side, in the order in which they run; the exit of a decoder is its `last`."""
     levels = len(layout.widths)
     middle = [
@@ -109,7 +109,7 @@ def list_places(side: str, layout: Layout) -> list[Place]:
     return [Place(side, "entry"), *body, *(ends if side == "encoder" else ends[:2])]
 
 
-def plan_widths(
+def plan_level_widths(
     levels: int, width: int, mults: Sequence[int] | None, widths: Sequence[int] | None, groups: int
 ) -> tuple[int, ...]:
     """The channels of each resolution, from the image's down to the grid's: `widths`, or `width` times each of `mults`.
@@ -160,7 +160,7 @@ def plan_layout(
         raise InputError(f"attention_kind={attention_kind} must be one of {', '.join(ATTENTIONS)}")
     levels = count_levels(image_size, grid)
     return Layout(
-        widths=plan_widths(levels, width, mults, widths, groups),
+        widths=plan_level_widths(levels, width, mults, widths, groups),
         width=width,
         depth=depth,
         attention=frozenset(i for i in range(levels) if image_size >> i in attention),
@@ -319,7 +319,7 @@ class PyramidEncoder(ImageEncoder):
             image_size, grid, width, mults, widths, depth, attention,
             middle_attention, attention_kind, resample_conv, groups,
         )  # fmt: skip
-        self.places = list_places("encoder", layout)
+        self.places = order_places("encoder", layout)
         self.layers, _ = build_layers(self.places, layout, channels, z_channels)
         self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
         self.f = image_size // grid
@@ -360,7 +360,7 @@ class PyramidDecoder(ImageDecoder):
             image_size, grid, width, mults, widths, depth + 1, attention,
             middle_attention, attention_kind, resample_conv, groups,
         )  # fmt: skip
-        self.places = list_places("decoder", layout)
+        self.places = order_places("decoder", layout)
         self.layers, end_width = build_layers(self.places, layout, z_channels, channels)
         self.last = zero_init(nn.Conv2d(end_width, channels, 3, padding=1))
         self.in_channels = z_channels
