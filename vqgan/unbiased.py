@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.errors import check_int
 from vqgan.blocks import zero_init
 from vqgan.networks import ImageDecoder, ImageEncoder
-from vqgan.pyramid import Place, PyramidBlock, count_levels, norm_of_groups, plan_widths
+from vqgan.pyramid import Place, PyramidBlock, count_levels, norm_of_groups, plan_level_widths
 
 GROUPS = 32  # of channels in each normalisation
 
@@ -58,7 +58,7 @@ class UnbiasedEncoder(ImageEncoder):
         super().__init__()
         check_int("model.z_channels", z_channels, 1, "channel")
         levels = count_levels(image_size, grid)
-        widths = plan_widths(levels, width, mults, None, GROUPS)
+        widths = plan_level_widths(levels, width, mults, None, GROUPS)
         entry = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         layers: list[Layer] = [(Place("encoder", "entry"), entry)]
         in_width = width
@@ -110,7 +110,7 @@ class UnbiasedDecoder(ImageDecoder):
         super().__init__()
         levels = count_levels(image_size, grid)
         check_int("model.grid", grid, self.least_grid, "codes a side")
-        widths = plan_widths(levels, width, mults, None, GROUPS)
+        widths = plan_level_widths(levels, width, mults, None, GROUPS)
         in_width = widths[-1]
         entry = nn.Conv2d(z_channels, in_width, 3, padding=1)
         layers: list[Layer] = [
