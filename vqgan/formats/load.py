@@ -13,6 +13,7 @@ from torch import Tensor
 import vqgan.formats
 from engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
+from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
 from vqgan.quantizers.ibq import CODE_SCORES
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
@@ -71,6 +72,7 @@ def list_formats() -> list[Format]:
 
 def choose_format(file: PublicFile) -> Format:
     """The one format that recognises a file. Raises InputError if there is none, or more than one."""
+    refuse_known(file)
     formats = list_formats()
     fitting = [public for public in formats if public.recognises(file)]
     if not fitting:
