@@ -1,6 +1,7 @@
 """The contract of exports: what one format writes of a tokenizer, and how it is checked before the folder counts as written."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,17 @@ def compare_pictures(
             f"{most:g} is allowed; leave {name} out of format"
         )
     return difference
+
+
+def compare_graphs(
+    name: str,
+    encode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    examples: Sequence[Example],
+) -> dict[str, float]:
+    """How both directions of the format `name` compare with the tokenizer. Raises InputError if they differ."""
+    codes = [compare_codes(name, encode(each.images), each.indices) for each in examples]
+    pictures = [
+        compare_pictures(name, decode(each.chosen), each.decoded.clamp(-1, 1)) for each in examples
+    ]
+    return {"equal_codes": min(codes), "largest_difference": max(pictures)}

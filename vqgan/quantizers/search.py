@@ -31,6 +31,8 @@ def best_match(
     At most `max_scores` scores (8 MiB) are held at a time, for at most `tile` codes. A plain maximum runs at memory speed
     and an argmax does not, so the best score per `group` of codes comes first, and then its place in the winning group.
     """
+    if torch.compiler.is_exporting():  # a graph for any number of rows has no loop over them
+        return torch.addmm(-offsets, z, codebook.t()).argmax(1)
     K = len(codebook)
     tile = min(tile, -(-K // group) * group)
     if padding := -K % tile:

@@ -1,0 +1,82 @@
+"""A tokenizer as two graphs, images to indices and back, which torch.export traces for any number and size of images."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from vqgan.export.base import Example, serves_any_size
+from vqgan.quantizers.gumbel import Gumbel
+from vqgan.tokenizer import Tokenizer
+
+MIN_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
+SPARE = (1, 2)  # rows and columns of the traced grid beyond the tokenizer's, so that both differ
+
+
+class EncoderGraph(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] -> indices int64 (B, h, w), or (B, h, w, num_codebooks)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokenizer.indices(images)
+
+
+class DecoderGraph(nn.Module):
+    """Indices -> images (B, C, H, W) float32 in [-1, 1]."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.tokenizer.decode_indices(indices).clamp(-1, 1)
+
+
+def has_free_sides(tokenizer: Tokenizer) -> bool:
+    """Whether the graphs take images of any height and width, not only of the tokenizer's."""
+    return min(tokenizer.grid) >= MIN_SIDE and serves_any_size(tokenizer)
+
+
+def select_examples(tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
+    """Those that the graphs take; the first is of the tokenizer's size."""
+    return examples if has_free_sides(tokenizer) else examples[:1]
+
+
+def export_graphs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
+    """The graphs "encoder" and "decoder". Batch, height and width are free, or the batch alone where the networks take one size."""
+    still = prepare_for_tracing(tokenizer)
+    (h, w), f, free = tokenizer.grid, tokenizer.f, has_free_sides(tokenizer)
+    if free:
+        h, w = h + SPARE[0], w + SPARE[1]
+    books = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
+    images = torch.zeros(2, tokenizer.encoder.channels, h * f, w * f)
+    indices = torch.zeros(2, h, w, *books, dtype=torch.int64)
+    batch, rows, columns = Dim("batch"), Dim("rows", min=MIN_SIDE), Dim("columns", min=MIN_SIDE)
+    image_sides = {2: f * rows, 3: f * columns} if free else {}
+    code_sides = {1: rows, 2: columns} if free else {}
+    with torch.no_grad():
+        return {
+            "encoder": export(
+                EncoderGraph(still), (images,), dynamic_shapes={"images": {0: batch, **image_sides}}
+            ),
+            "decoder": export(
+                DecoderGraph(still),
+                (indices,),
+                dynamic_shapes={"indices": {0: batch, **code_sides}},
+            ),
+        }
+
+
+def prepare_for_tracing(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy without what only training needs and a graph can't hold: schedules that read a count of updates."""
+    still = deepcopy(tokenizer).eval().requires_grad_(False)
+    for module in still.modules():
+        if isinstance(module, Gumbel):
+            module.temperature = 1.0
+        if hasattr(module, "entropy"):
+            module.entropy = None
+    return still
