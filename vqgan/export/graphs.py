@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from vqgan.export.base import Example, serves_any_size
+from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.gumbel import Gumbel
+from vqgan.quantizers.lfq import LFQ
 from vqgan.tokenizer import Tokenizer
 
 MIN_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
@@ -77,6 +79,6 @@ def prepare_for_tracing(tokenizer: Tokenizer) -> Tokenizer:
     for module in still.modules():
         if isinstance(module, Gumbel):
             module.temperature = 1.0
-        if hasattr(module, "entropy"):
+        if isinstance(module, Codebook | LFQ):
             module.entropy = None
     return still
