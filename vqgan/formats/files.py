@@ -16,7 +16,7 @@ from vqgan.formats.locate import (
     LOGS,
     SUBFOLDERS,
     WEIGHT_ENDINGS,
-    Folder,
+    Place,
     LocalFolder,
     list_cards,
     list_configs,
@@ -89,7 +89,7 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     )
 
 
-def open_folder(source: str) -> tuple[Folder, str]:
+def open_folder(source: str) -> tuple[Place, str]:
     """The folder that a source is or lies in, and its name there ("" for the folder itself).
 
     Raises InputError if there is no such file or folder, and none on the hub.
@@ -109,7 +109,7 @@ def open_folder(source: str) -> tuple[Folder, str]:
     return HubFolder(match["repository"]), (match["inner"] or "").rstrip("/")
 
 
-def choose_group(folder: Folder, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def choose_group(folder: Place, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The one set of weights with a tokenizer. Raises InputError if several have one."""
     if len(groups) > 1 and not folder.is_remote:
         holding = [group for group in groups if holds_autoencoder(folder, group)]
@@ -123,7 +123,7 @@ def choose_group(folder: Folder, groups: Sequence[tuple[str, ...]]) -> tuple[str
     return groups[0]
 
 
-def holds_autoencoder(folder: Folder, group: Sequence[str]) -> bool:
+def holds_autoencoder(folder: Place, group: Sequence[str]) -> bool:
     """Whether a set of weights can be read and has an encoder and a decoder."""
     files = [folder.fetch(name) for name in group]
     try:

@@ -21,7 +21,7 @@ COPY = re.compile(
 )
 
 
-class Folder(Protocol):
+class Place(Protocol):
     """Files by name, such as vqvae/config.json, here or on a hub.
 
     is_remote    whether files are downloaded
@@ -62,7 +62,7 @@ class LocalFolder:
         return str(self.root / name)
 
 
-def list_groups(folder: Folder, inner: str = "") -> list[tuple[str, ...]]:
+def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
     """The sets of weights in a folder, each of one file or of several parts, where `inner` is a file or a folder in it.
 
     A pipeline's are those of its tokenizer, and a training's those in checkpoints/. Raises InputError if there are none.
@@ -83,7 +83,7 @@ def list_groups(folder: Folder, inner: str = "") -> list[tuple[str, ...]]:
     raise InputError(f"{where} has no weights: no file that ends with {', '.join(WEIGHT_ENDINGS)}")
 
 
-def group_parts(folder: Folder, names: Sequence[str]) -> list[tuple[str, ...]]:
+def group_parts(folder: Place, names: Sequence[str]) -> list[tuple[str, ...]]:
     """The sets of weights among these names, one of each that is there in several forms."""
     sets = {name: read_index(folder, name) for name in names if INDEX.search(name)}
     parts = {part for group in sets.values() for part in group}
@@ -103,7 +103,7 @@ def strip_index(name: str) -> str:
     return INDEX.sub("", name)
 
 
-def read_index(folder: Folder, name: str) -> tuple[str, ...]:
+def read_index(folder: Place, name: str) -> tuple[str, ...]:
     """The parts that an index lists, in the order of their names. Raises InputError for one that is no index or incomplete."""
     file = folder.fetch(name)
     try:
@@ -120,7 +120,7 @@ def read_index(folder: Folder, name: str) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def list_configs(folder: Folder, name: str) -> list[str]:
+def list_configs(folder: Place, name: str) -> list[str]:
     """The configs that lie beside a file of weights."""
     place = PurePosixPath(name).parent.as_posix()
     places = {place, "configs", "."} if place == LOGS[0] else {place}
@@ -134,7 +134,7 @@ def list_configs(folder: Folder, name: str) -> list[str]:
     ]
 
 
-def list_cards(folder: Folder, name: str) -> list[str]:
+def list_cards(folder: Place, name: str) -> list[str]:
     """The model cards of a file of weights, the nearest first."""
     places = [PurePosixPath(name).parent, *PurePosixPath(name).parent.parents]
     cards = [(place / "README.md").as_posix() for place in places]

@@ -15,7 +15,7 @@ AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)([._]|$)")  # model_ema, ema, 
 AVERAGES = "averages of other parts"
 
 # What a name beside the tokenizer's belongs to, by how it begins; the first that fits.
-KINDS = {
+PART_KINDS = {
     "discriminator": r"(loss\.)?(discriminator|disc)\d*\.",
     "perceptual loss": r"(loss\.)?(perceptual_loss|lpips|percep_loss|vgg)\.",
     "loss": r"loss\.|lossfn\.|loss_fn\.",
@@ -125,7 +125,7 @@ def find_roots(names: Iterable[str]) -> list[str]:
     inner = {
         root
         for root in shared
-        if name_kind(root, KINDS) not in (None, AVERAGES)
+        if name_kind(root, PART_KINDS) not in (None, AVERAGES)
         or any(root.startswith((f"{outer}encoder.", f"{outer}decoder.")) for outer in shared)
     }
     return sorted(shared - inner)
@@ -146,16 +146,16 @@ def split_state(state: Mapping[str, Weight], file: Path) -> Parts:
     if not roots:
         return Parts(dict(state))
     inside, outside = divide(state, last[0]) if last else ({}, dict(state))
-    parts = Parts({name: w for name, w in inside.items() if name_kind(name, KINDS) is None})
+    parts = Parts({name: w for name, w in inside.items() if name_kind(name, PART_KINDS) is None})
     if averaged:
         own, outside = divide(outside, averaged[0])
-        parts.averaged = {name: w for name, w in own.items() if name_kind(name, KINDS) is None}
+        parts.averaged = {name: w for name, w in own.items() if name_kind(name, PART_KINDS) is None}
     else:
         aliases = {name: find_average(name, inside) for name in parts.weights}
         parts.averaged = {name: inside[alias] for name, alias in aliases.items() if alias}
         inside = {name: w for name, w in inside.items() if name not in set(aliases.values())}
     for name in [*(inside.keys() - parts.weights.keys()), *outside]:
-        parts.others[name_kind(name, KINDS) or name.split(".")[0]] += 1
+        parts.others[name_kind(name, PART_KINDS) or name.split(".")[0]] += 1
     return parts
 
 

@@ -34,7 +34,7 @@ STORAGE_TYPES = {
 ELEMENT_TYPES = {
     f"torch.{str(kind).removeprefix('torch.')}": kind for kind in STORAGE_TYPES.values()
 }
-PLAIN = {
+PLAIN_CLASSES = {
     "builtins.dict": dict,
     "builtins.list": list,
     "builtins.tuple": tuple,
@@ -121,8 +121,8 @@ class PickleReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = RENAMED.get(module, module)
         full = f"{module}.{name}"
-        if full in PLAIN:
-            return PLAIN[full]
+        if full in PLAIN_CLASSES:
+            return PLAIN_CLASSES[full]
         if full in DICTIONARIES:
             return Entries
         if full in self._rebuilders:
