@@ -18,12 +18,15 @@ class PublicFile:
     settings    its own config of this tokenizer, plain containers: taming's model.params, diffusers' config.json ...; empty
                 without one
     target      the class that its config names, in full (taming.models.vqgan.VQModel, VQModel ...); None without one
+    averaged    the names in `tensors` of which the file has averaged weights too, whichever of the two `tensors` holds: some
+                programs average more parts than others
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    averaged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
