@@ -12,6 +12,7 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.pyramid import Place, PyramidDecoder, PyramidEncoder
 
+IMAGE_CHANNELS = (1, 3)  # of this project's images
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -74,22 +75,36 @@ class SideSizes:
     middle_attention: bool
     resample_conv: bool
 
+    @property
+    def f(self) -> int:
+        """Pixels a code, in each direction."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def mults(self) -> list[int] | None:
+        """Widths as multiples of the first convolution's; None if they are none."""
+        if any(width % self.width for width in self.widths):
+            return None
+        return [width // self.width for width in self.widths]
+
+    def in_words(self, words: Mapping[str, str]) -> dict[str, Any]:
+        """Sizes by a format's own words for them: {"ch": "width"} gives {"ch": 128}."""
+        return {word: getattr(self, name) for word, name in words.items()}
+
     def describe(self, image_size: int) -> dict[str, Any]:
         """The settings that PyramidEncoder and PyramidDecoder of these sizes share, but for depth."""
-        f = 2 ** (len(self.widths) - 1)
-        is_multiple = all(width % self.width == 0 for width in self.widths)
         settings: dict[str, Any] = {
             "image_size": image_size,
             "channels": self.channels,
-            "grid": image_size // f,
+            "grid": image_size // self.f,
             "width": self.width,
-            "mults": [width // self.width for width in self.widths] if is_multiple else None,
+            "mults": self.mults,
             "attention": [image_size >> level for level in self.attention],
             "z_channels": self.z_channels,
             "middle_attention": self.middle_attention,
             "resample_conv": self.resample_conv,
         }
-        return settings if is_multiple else {**settings, "widths": list(self.widths)}
+        return {**settings, "widths": list(self.widths)} if self.mults is None else settings
 
 
 class SizeReader:
@@ -165,6 +180,10 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
     if into != out:
         raise InputError(
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
+        )
+    if into not in IMAGE_CHANNELS:
+        raise InputError(
+            f"{file.source} takes images of {into} channels; images here have 3 (RGB) or 1 (grey)"
         )
     if choices.channels != into:
         raise InputError(
