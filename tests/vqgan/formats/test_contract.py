@@ -24,6 +24,10 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "taming_vq/transformer.ckpt": "TamingVQ",
     "ldm_vq/f8.ckpt": "TamingVQ",
     "ldm_vq/full.ckpt": "TamingVQ",
+    "taming_gumbel/last.ckpt": "TamingGumbel",
+    "ibq/tiny.ckpt": "IBQ",
+    "maskgit_vqgan/pytorch_model.bin": "MaskGIT",
+    "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
 CHOICES = Choices(image_size=32, channels=3)
@@ -47,7 +51,14 @@ def read_arrays(name: str) -> dict[str, Tensor]:
     prefix = "ema_" if file.parent.name in AVERAGED else ""
     return {
         key: torch.from_numpy(arrays[prefix + key if prefix + key in arrays.files else key])
-        for key in ("images", "z_e", "indices", "reconstruction", "chosen_indices", "chosen_decoded")
+        for key in (
+            "images",
+            "z_e",
+            "indices",
+            "reconstruction",
+            "chosen_indices",
+            "chosen_decoded",
+        )
     }
 
 
