@@ -110,13 +110,14 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     misfits: list[str] = []
     broken: list[str] = []
     for name, public_name in plan.names.items():
-        value = file.tensors[public_name]
-        shape = list(value.shape)
-        if name in plan.transforms:
-            value = plan.transforms[name](value)
-        place = places[name]
+        value, place = file.tensors[public_name], places[name]
+        try:
+            value = plan.transforms.get(name, pass_through)(value)
+        except (RuntimeError, IndexError):  # torch's, of a shape that the transform can't take
+            misfits.append(f"{public_name} {list(value.shape)}")
+            continue
         if squeeze_shape(value) != squeeze_shape(place):
-            misfits.append(f"{public_name} {shape} for {list(place.shape)}")
+            misfits.append(f"{public_name} {list(value.shape)} for {list(place.shape)}")
         elif not value.is_floating_point():
             misfits.append(f"{public_name} of {str(value.dtype).removeprefix('torch.')}")
         elif not value.isfinite().all():
@@ -126,6 +127,11 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     raise_faults(
         file, title, {"has weights of other shapes": misfits, "has NaN or infinity in": broken}
     )
+
+
+def pass_through(value: Tensor) -> Tensor:
+    """The transform of a weight that needs none."""
+    return value
 
 
 def squeeze_shape(value: Tensor) -> list[int]:
