@@ -13,7 +13,9 @@ from torch import Tensor
 import vqgan.formats
 from engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
+from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
+from vqgan.quantizers.ibq import CODE_SCORES
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
 MAX_NAMED = 10  # names of weights in a sentence
@@ -28,7 +30,9 @@ class Imported:
     plan: Plan
 
 
-def make_choices(image_size: int, channels: int, pixels: Any, cosine: Any) -> Choices:
+def make_choices(
+    image_size: int, channels: int, pixels: Any, cosine: Any, score: Any = None
+) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
         is_pair = isinstance(pixels, Sequence) and not isinstance(pixels, str)
@@ -37,7 +41,9 @@ def make_choices(image_size: int, channels: int, pixels: Any, cosine: Any) -> Ch
         pixels = (int(pixels[0]), int(pixels[1]))
     if cosine not in (None, True, False):
         raise InputError(f"quantizer.cosine={cosine} must be true or false")
-    return Choices(image_size, channels, pixels, cosine)
+    if score not in (None, *CODE_SCORES):
+        raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
+    return Choices(image_size, channels, pixels, cosine, score)
 
 
 def load_public(file: PublicFile, choices: Choices) -> Imported:
@@ -66,6 +72,7 @@ def list_formats() -> list[Format]:
 
 def choose_format(file: PublicFile) -> Format:
     """The one format that recognises a file. Raises InputError if there is none, or more than one."""
+    refuse_known(file)
     formats = list_formats()
     fitting = [public for public in formats if public.recognises(file)]
     if not fitting:
@@ -103,13 +110,14 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     misfits: list[str] = []
     broken: list[str] = []
     for name, public_name in plan.names.items():
-        value = file.tensors[public_name]
-        shape = list(value.shape)
-        if name in plan.transforms:
-            value = plan.transforms[name](value)
-        place = places[name]
+        value, place = file.tensors[public_name], places[name]
+        try:
+            value = plan.transforms.get(name, pass_through)(value)
+        except (RuntimeError, IndexError):  # torch's, of a shape that the transform can't take
+            misfits.append(f"{public_name} {list(value.shape)}")
+            continue
         if squeeze_shape(value) != squeeze_shape(place):
-            misfits.append(f"{public_name} {shape} for {list(place.shape)}")
+            misfits.append(f"{public_name} {list(value.shape)} for {list(place.shape)}")
         elif not value.is_floating_point():
             misfits.append(f"{public_name} of {str(value.dtype).removeprefix('torch.')}")
         elif not value.isfinite().all():
@@ -119,6 +127,11 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     raise_faults(
         file, title, {"has weights of other shapes": misfits, "has NaN or infinity in": broken}
     )
+
+
+def pass_through(value: Tensor) -> Tensor:
+    """The transform of a weight that needs none."""
+    return value
 
 
 def squeeze_shape(value: Tensor) -> list[int]:

@@ -52,8 +52,8 @@ class Preview:
         tokenizer.pixels = own
         if psnr > self.scores["psnr"] + CLEARLY_BETTER:
             self.remarks.append(
-                f"as {format_range(other)} these images come back with {psnr:.1f} dB, as {format_range(own)} with "
-                f"{self.scores['psnr']:.1f}: if the picture looks wrong, import it again with pixels={format_range(other)}"
+                f"validation images have a PSNR of {psnr:.1f} dB with pixels={format_range(other)}, and of "
+                f"{self.scores['psnr']:.1f} with {format_range(own)}, which this run has: look at its picture"
             )
 
     def save(self, folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.pyramid import Place, PyramidDecoder, PyramidEncoder
 
+IMAGE_CHANNELS = (1, 3)  # of this project's images
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -74,22 +75,36 @@ class SideSizes:
     middle_attention: bool
     resample_conv: bool
 
+    @property
+    def f(self) -> int:
+        """Pixels a code, in each direction."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def mults(self) -> list[int] | None:
+        """Widths as multiples of the first convolution's; None if they are none."""
+        if any(width % self.width for width in self.widths):
+            return None
+        return [width // self.width for width in self.widths]
+
+    def in_words(self, words: Mapping[str, str]) -> dict[str, Any]:
+        """Sizes by a format's own words for them: {"ch": "width"} gives {"ch": 128}."""
+        return {word: getattr(self, name) for word, name in words.items()}
+
     def describe(self, image_size: int) -> dict[str, Any]:
         """The settings that PyramidEncoder and PyramidDecoder of these sizes share, but for depth."""
-        f = 2 ** (len(self.widths) - 1)
-        is_multiple = all(width % self.width == 0 for width in self.widths)
         settings: dict[str, Any] = {
             "image_size": image_size,
             "channels": self.channels,
-            "grid": image_size // f,
+            "grid": image_size // self.f,
             "width": self.width,
-            "mults": [width // self.width for width in self.widths] if is_multiple else None,
+            "mults": self.mults,
             "attention": [image_size >> level for level in self.attention],
             "z_channels": self.z_channels,
             "middle_attention": self.middle_attention,
             "resample_conv": self.resample_conv,
         }
-        return settings if is_multiple else {**settings, "widths": list(self.widths)}
+        return {**settings, "widths": list(self.widths)} if self.mults is None else settings
 
 
 class SizeReader:
@@ -147,16 +162,21 @@ class SizeReader:
         return any(name.startswith(start) for name in self.file.tensors)
 
     def shape(self, place: Place, key: str) -> tuple[int, ...]:
-        return tuple(require(self.file, self.style.name_weight(place, key)).shape)
+        return tuple(require(self.file, self.style.name_weight(place, key), dims=4).shape)
 
 
-def require(file: PublicFile, name: str) -> Tensor:
-    """The tensor of this name. Raises InputError if the file has none."""
+def require(file: PublicFile, name: str, dims: int = 2) -> Tensor:
+    """The tensor of this name and number of axes, those of a codebook by default. Raises InputError if the file has none."""
     if name not in file.tensors:
         raise InputError(
             f"{file.source} has no {name}, which tokenizers of its kind have; the file is incomplete"
         )
-    return file.tensors[name]
+    tensor = file.tensors[name]
+    if tensor.dim() != dims:
+        raise InputError(
+            f"{name} of {file.source} has the shape {list(tensor.shape)}, where tokenizers of its kind have {dims} axes"
+        )
+    return tensor
 
 
 def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], f: int) -> None:
@@ -167,8 +187,11 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
         )
     if choices.channels != into:
+        remedy = f"use data.channels={into}"
+        if into not in IMAGE_CHANNELS:
+            remedy = "it can't serve images here, which have 3 (RGB) or 1 (grey)"
         raise InputError(
-            f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; use data.channels={into}"
+            f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; {remedy}"
         )
     if choices.image_size % f:
         below = choices.image_size // f * f

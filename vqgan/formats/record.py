@@ -50,7 +50,7 @@ def report_import(about: Mapping[str, Any], folder: Path) -> None:
         lines.append(f"left out: {about['left_out']}")
     lines += [f"licence of the weights: {about['licence']}", *about["remarks"]]
     if "shown_psnr" in about:
-        lines.append(f"the images in its picture come back with {about['shown_psnr']:.2f} dB")
+        lines.append(f"PSNR of the images in its picture: {about['shown_psnr']:.2f} dB")
     ckpt = format_word("ckpt", folder)
     lines.append(f"next: python train.py stage=evaluate {ckpt}, or stage=prior {ckpt}")
     for line in lines:

@@ -26,8 +26,8 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         if not config["from"]:
             raise InputError("stage=import needs the weights; add from=<file, folder or hub id>")
         data: ImageDataModule = instantiate(config.data)
-        cosine = config.quantizer.get("cosine")
-        choices = make_choices(data.image_size, data.channels, config.pixels, cosine)
+        cosine, score = config.quantizer.get("cosine"), config.quantizer.get("score")
+        choices = make_choices(data.image_size, data.channels, config.pixels, cosine, score)
         contents = open_public(config["from"], config.config, config.ema)
         imported = load_public(contents.file, choices)
         data.check_recorded(run.resume)
