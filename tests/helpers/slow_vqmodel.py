@@ -222,7 +222,7 @@ class SlowVQModel:
 def assert_equals_slow(tokenizer: Tokenizer, slow: SlowVQModel, x: Tensor) -> None:
     """Fail unless the tokenizer has the model's codes, latents and pictures of float64 images x, in the model's own range."""
     outside = x if tokenizer.pixels == (-1, 1) else 2 * x - 1
-    precise = SlowVQModel(
+    precise = type(slow)(
         {name: value.double() for name, value in slow.weights.items()}, slow.config
     )
     z_e = precise.encode(x)

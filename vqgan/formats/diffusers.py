@@ -1,12 +1,11 @@
 """diffusers' VQModel: taming's networks under other names, or MoVQ's, as pipelines hold them in vqvae/ and movq/."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import InputError, check_int
-from vqgan.formats.agreement import check_agreement, refuse_cosine
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
+from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import (
     CODEBOOK,
     NameStyle,
@@ -23,6 +22,7 @@ from vqgan.formats.spatial_names import (
     describe_spatial,
     name_spatial,
 )
+from vqgan.formats.taming import check_latents, refuse_cosine
 from vqgan.pyramid import Place
 
 PARTS = {
@@ -34,6 +34,12 @@ PARTS = {
     "out": "to_out.0",
 }
 OLD_PARTS = {**PARTS, "q": "query", "k": "key", "v": "value", "out": "proj_attn"}
+DIFFUSERS_WORDS = {
+    "in_channels": "channels",
+    "layers_per_block": "blocks",
+    "latent_channels": "z_channels",
+    "mid_block_add_attention": "middle_attention",
+}
 DEFAULT_GROUPS = 32  # what a config without norm_num_groups means
 ACTIVATIONS = ("silu", "swish")
 
@@ -64,20 +70,21 @@ class DiffusersVQ(Format):
         return file.tensors.keys() >= {*blocks, CODEBOOK}
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
-        refuse_cosine(file, choices, self.title)
+        refuse_cosine(file, choices)
         K, dim = require(file, CODEBOOK).shape
         is_spatial = "decoder.conv_norm_out.norm_layer.weight" in file.tensors
         style = choose_style(file, is_spatial)
         encoder, decoder = SizeReader(file, style).read()
-        channels, f = (encoder.channels, decoder.channels), 2 ** (len(encoder.widths) - 1)
-        check_images(file, choices, channels, f)
+        check_latents(file, encoder)
+        check_images(file, choices, (encoder.channels, decoder.channels), encoder.f)
         groups = read_groups(file)
         sizes = {
             "num_vq_embeddings": K,
             "vq_embed_dim": dim,
             "norm_type": "spatial" if is_spatial else "group",
+            **list_sizes(encoder, decoder),
         }
-        check_agreement(file, file.settings, {**sizes, **list_sizes(encoder, decoder)})
+        check_config(file, file.settings, sizes)
         pixels, remarks = choose_pixels(file, choices)
         if is_spatial:
             model = describe_spatial(encoder, decoder, choices.image_size, pixels, groups, dim)
@@ -118,20 +125,17 @@ def read_groups(file: PublicFile) -> int:
     return groups
 
 
-def list_sizes(encoder: SideSizes, decoder: SideSizes) -> Mapping[str, Any]:
+def list_sizes(encoder: SideSizes, decoder: SideSizes) -> dict[str, Any]:
     """The settings of a config that these sizes determine."""
     levels = range(len(encoder.widths))
     down = [("Attn" if i in encoder.attention else "") + "DownEncoderBlock2D" for i in levels]
     up = [("Attn" if i in decoder.attention else "") + "UpDecoderBlock2D" for i in levels]
     return {
-        "in_channels": encoder.channels,
+        **encoder.in_words(DIFFUSERS_WORDS),
         "out_channels": decoder.channels,
         "block_out_channels": list(encoder.widths),
-        "layers_per_block": encoder.blocks,
-        "latent_channels": encoder.z_channels,
         "down_block_types": down,
         "up_block_types": up[::-1],
-        "mid_block_add_attention": encoder.middle_attention,
     }
 
 
@@ -141,10 +145,10 @@ def choose_pixels(file: PublicFile, choices: Choices) -> tuple[tuple[int, int], 
         return choices.pixels, ()
     if file.settings.get("lookup_from_codebook"):
         return (0, 1), (
-            "Its networks are taken to work on images in [0, 1], for lookup_from_codebook=true, as in aMUSEd; "
-            "the config does not say the range, and pixels=[-1,1] is the other reading.",
+            "no config says the range of its images, so they are taken to be in [0, 1], for it has lookup_from_codebook=true as "
+            "aMUSEd; pixels=[-1,1] is the other reading",
         )
     return (-1, 1), (
-        "Its networks are taken to work on images in [-1, 1], as those of latent diffusion, VQ-Diffusion and Kandinsky; "
-        "the config does not say the range, and pixels=[0,1] is the other reading, of what diffusers' own training script makes.",
+        "no config says the range of its images, so they are taken to be in [-1, 1], as those of latent diffusion, VQ-Diffusion "
+        "and Kandinsky; pixels=[0,1] is the other reading, for models of diffusers' own training script",
     )

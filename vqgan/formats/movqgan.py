@@ -1,9 +1,9 @@
 """MoVQGAN as ai-forever's code saves it: taming's names, and in the decoder normalisations that the codes modulate."""
 
 from engine.errors import InputError
-from vqgan.formats.agreement import check_agreement, refuse_cosine
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
+from vqgan.formats.public_config import check_config, read_section
 from vqgan.formats.pyramid_names import CODEBOOK, SizeReader, check_images, require
 from vqgan.formats.spatial_names import (
     SPATIAL_PARTS,
@@ -11,7 +11,13 @@ from vqgan.formats.spatial_names import (
     describe_spatial,
     name_spatial,
 )
-from vqgan.formats.taming import SOFTMAX_PARTS, name_layer
+from vqgan.formats.taming import (
+    SOFTMAX_PARTS,
+    TAMING_WORDS,
+    check_latents,
+    name_layer,
+    refuse_cosine,
+)
 from vqgan.spatial import SPATIAL_GROUPS
 
 
@@ -28,24 +34,18 @@ class MoVQGAN(Format):
         }
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
-        refuse_cosine(file, choices, self.title)
+        refuse_cosine(file, choices)
         if "decoder.norm_out.conv.weight" in file.tensors:
             raise InputError(
                 f"{file.source} has a 3x3 convolution in each normalisation of its decoder (add_conv), which is not built here"
             )
         style = SpatialStyle(name_layer, SOFTMAX_PARTS, {**SOFTMAX_PARTS, **SPATIAL_PARTS})
         encoder, decoder = SizeReader(file, style).read()
-        channels, f = (encoder.channels, decoder.channels), 2 ** (len(encoder.widths) - 1)
-        check_images(file, choices, channels, f)
+        check_latents(file, encoder)
+        check_images(file, choices, (encoder.channels, decoder.channels), encoder.f)
         K, dim = require(file, CODEBOOK).shape
-        check_agreement(file, file.settings, {"n_embed": K, "embed_dim": dim})
-        sizes = {
-            "ch": encoder.width,
-            "ch_mult": [width / encoder.width for width in encoder.widths],
-            "num_res_blocks": encoder.blocks,
-            "z_channels": encoder.z_channels,
-        }
-        check_agreement(file, file.settings.get("ddconfig", {}), sizes)
+        check_config(file, file.settings, {"n_embed": K, "embed_dim": dim})
+        check_config(file, read_section(file, "ddconfig"), encoder.in_words(TAMING_WORDS))
         pixels = choices.pixels or (-1, 1)
         model = describe_spatial(encoder, decoder, choices.image_size, pixels, SPATIAL_GROUPS, dim)
         names = name_spatial(model, style) | {"quantizer.codebook": CODEBOOK}

@@ -27,6 +27,13 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "taming_gumbel/last.ckpt": "TamingGumbel",
     "ibq/tiny.ckpt": "IBQ",
     "maskgit_vqgan/pytorch_model.bin": "MaskGIT",
+    "diffusers_vq/diffusion_pytorch_model.safetensors": "DiffusersVQ",
+    "diffusers_vq_bin/diffusion_pytorch_model.bin": "DiffusersVQ",
+    "diffusers_movq/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "diffusers_amused/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "movqgan/movqgan_tiny.ckpt": "MoVQGAN",
+    "llamagen/vq_tiny.pt": "LlamaGen",
+    "llamagen/training.pt": "LlamaGen",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_

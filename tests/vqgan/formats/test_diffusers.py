@@ -239,7 +239,7 @@ def plan_with(**changes: Any) -> Any:
 def test_a_config_of_another_model_is_refused(
     changes: dict[str, Any], setting: str, size: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{setting}.* and its weights have {size}, so"):
+    with pytest.raises(InputError, match=rf"{setting}.* where the weights have {size}"):
         plan_with(**changes)
 
 
