@@ -177,7 +177,7 @@ def norm_of_groups(width: int, groups: int) -> nn.GroupNorm:
 
 
 class PyramidBlock(nn.Module):
-    """Pre-activation residual block from one width to another."""
+    """Pre-activation residual block from one width to another; `codes` are what its normalisations take beside the map."""
 
     def __init__(self, in_width: int, width: int, groups: int) -> None:
         super().__init__()
@@ -187,15 +187,15 @@ class PyramidBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, *codes)))
+        h = self.conv2(F.silu(self.norm2(h, *codes)))
         y: Tensor = self.shortcut(x) + h
         return y
 
 
 class PositionAttention(nn.Module):
-    """Attention with one head over all positions of a map, added to it."""
+    """Attention with one head over all positions of a map, added to it; `codes` as in PyramidBlock."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -203,8 +203,8 @@ class PositionAttention(nn.Module):
         self.q, self.k, self.v = (nn.Conv2d(width, width, 1) for _ in range(3))
         self.out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+    def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
+        h = self.norm(x, *codes)
         rows = (part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(*rows)  # (B, h*w, width)
         y: Tensor = x + self.out(mixed.transpose(1, 2).reshape(x.shape))

@@ -104,7 +104,7 @@ def choose_code_score(file: PublicFile, choices: Choices) -> str:
 
 def check_latents(file: PublicFile, encoder: SideSizes) -> None:
     """Raise InputError if the convolution before the codes does not take what the encoder gives."""
-    width = require(file, "quant_conv.weight").shape[1]
+    width = require(file, "quant_conv.weight", dims=4).shape[1]
     if width != encoder.z_channels:
         reason = "double_z=true gives means and variances, which a codebook has no use for"
         raise InputError(
