@@ -47,6 +47,8 @@ class PictureDecoder:
                 return F.group_norm(h, groups, weight, bias, eps)
             case {"kind": "silu"}:
                 return F.silu(h)
+            case {"kind": "tanh"}:
+                return torch.tanh(h)
             case {"kind": "scale", "times": times, "plus": plus}:
                 return h * times + plus
             case {"kind": "shuffle", "factor": factor}:

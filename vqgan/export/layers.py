@@ -4,7 +4,7 @@ Every layer is a dict with its `kind`, and with the `name` of its weights where 
 
     conv      name, padding           a convolution of stride 1
     norm      name, groups, eps       GroupNorm
-    silu
+    silu, tanh
     shuffle   factor                  depth to space
     enlarge   factor                  each pixel becomes factor x factor equal ones
     attend    inputs                  attention of one head over all positions; inputs are the layers of query, key and value
@@ -136,7 +136,8 @@ def describe_decoder(module: Decoder, name: str) -> list[Layer]:
 
 @describe.register
 def describe_pyramid_decoder(module: PyramidDecoder, name: str) -> list[Layer]:
-    return [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
+    layers = [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
+    return [*layers, {"kind": "tanh"}] if module.tanh else layers
 
 
 @describe.register

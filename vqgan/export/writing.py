@@ -11,6 +11,7 @@ from vqgan.export.base import Exporter, make_examples, serves_any_size
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
 from vqgan.export.folder import explain_refusal, hide_folder, publish, write_files
 from vqgan.export.origin import Origin
+from vqgan.formats.codegrid import CLASS_NAME
 from vqgan.tokenizer import Tokenizer
 
 FACTS = "config.json"
@@ -62,6 +63,7 @@ def describe_tokenizer(
 ) -> dict[str, Any]:
     """What a program has to know of a tokenizer, and the settings from which this one builds it again."""
     return {
+        "_class_name": CLASS_NAME,
         STAMP: {"version": VERSION, "format": FORMAT},
         "id": origin.config.get("id"),
         "image_size": tokenizer.encoder.image_size,

@@ -8,6 +8,7 @@ from engine.errors import InputError
 from engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 
+CLASS_NAME = "CodegridTokenizer"  # in config.json, by which it is told from other configs
 TABLE = "codes"  # all codes as vectors, for programs without this one's quantizers
 SIZED = ("image_size", "grid", "attention")  # settings that count pixels or codes a side
 
@@ -16,8 +17,7 @@ class CodegridFormat(Format):
     title = "Codegrid's own export (format=safetensors)"
 
     def recognises(self, file: PublicFile) -> bool:
-        facts = file.settings
-        return all(isinstance(facts.get(name), Mapping) for name in (STAMP, "model", "quantizer"))
+        return file.settings.get("_class_name") == CLASS_NAME
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
         facts = file.settings
@@ -48,7 +48,12 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
         raise InputError(
             f"data.image_size={choices.image_size}, and {source} takes {sizes}; use data.image_size={size}"
         )
-    for name, value in {"pixels": choices.pixels, "quantizer.cosine": choices.cosine}.items():
+    chosen = {
+        "pixels": choices.pixels,
+        "quantizer.cosine": choices.cosine,
+        "quantizer.score": choices.score,
+    }
+    for name, value in chosen.items():
         if value is not None:
             raise InputError(
                 f"{name}={value} can't be chosen: {source} has its settings; leave it out"

@@ -28,7 +28,7 @@ def test_both_programs_are_the_tokenizer_at_any_size(words: list[str], tmp_path:
     folder = write_format(PT2Exporter(), tokenizer, tmp_path)
     figures = PT2Exporter().verify(tokenizer, folder, make_examples(tokenizer))
     assert figures["equal_codes"] == 1
-    assert figures["largest_difference"] < 1e-6
+    assert figures["largest_difference"] < 1e-5
     encode = torch.export.load(folder / "encoder.pt2").module()
     decode = torch.export.load(folder / "decoder.pt2").module()
     f, channels = tokenizer.f, tokenizer.encoder.channels
