@@ -20,9 +20,11 @@ from torch import nn
 from engine.errors import InputError
 from vqgan.blocks import ResBlock
 from vqgan.decoder import Decoder
+from vqgan.maskgit_vqgan import MaskGITBlock
 from vqgan.patches import Patches
 from vqgan.pyramid import Double, PositionAttention, PyramidBlock, PyramidDecoder
 from vqgan.tokenizer import Tokenizer
+from vqgan.unbiased import UnbiasedDecoder
 
 Layer = dict[str, Any]
 
@@ -129,9 +131,28 @@ def describe_attention(module: PositionAttention, name: str) -> list[Layer]:
 
 
 @describe.register
+def describe_upsample(module: nn.Upsample, name: str) -> list[Layer]:
+    return [{"kind": "enlarge", "factor": 2}]
+
+
+@describe.register
+def describe_maskgit_block(module: MaskGITBlock, name: str) -> list[Layer]:
+    branch = describe_branch(module, name)
+    if not module.widths_differ:
+        return [{"kind": "add", "branches": [[], branch]}]
+    shortcut = describe(module.shortcut, f"{name}.shortcut")
+    return [*branch, {"kind": "add", "branches": [[], shortcut]}]
+
+
+@describe.register
 def describe_decoder(module: Decoder, name: str) -> list[Layer]:
     parts = {"layers": module.layers, "last": module.last, "shuffle": module.shuffle}
     return [layer for key, part in parts.items() for layer in describe(part, f"{name}.{key}")]
+
+
+@describe.register
+def describe_unbiased_decoder(module: UnbiasedDecoder, name: str) -> list[Layer]:
+    return [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
 
 
 @describe.register

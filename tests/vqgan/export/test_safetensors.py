@@ -18,6 +18,7 @@ from data.images import to_uint8
 from engine.errors import InputError
 from tests.helpers.configs import list_options
 from tests.helpers.exports import PYRAMID, make_trained, write_format
+from tests.helpers.public import PUBLIC
 from vqgan.export.base import make_examples
 from vqgan.export.layers import describe_decoding
 from vqgan.export.safetensors import (
@@ -28,7 +29,10 @@ from vqgan.export.safetensors import (
     fold_codes,
     load_decoder,
 )
+from vqgan.formats.base import Choices
 from vqgan.formats.codegrid import TABLE
+from vqgan.formats.files import open_public
+from vqgan.formats.load import load_public
 from vqgan.quantizers.lfq import LFQ
 from vqgan.tokenizer import Tokenizer
 
@@ -43,6 +47,8 @@ SWITCHED = [
     [*PYRAMID, "model.start=random", "model.attention=[8,16]"],
     [*PYRAMID, "model.mults=[1,2,3]", "quantizer=residual"],
     ["+model.pixels=[0,1]"],
+    [*PYRAMID, "+model.encoder.resample_conv=false", "+model.decoder.resample_conv=false"],
+    [*PYRAMID, "+model.decoder.tanh=true", "model.start=random"],
 ]
 ALL = [[f"quantizer={name}"] for name in DISCRETE] + SWITCHED
 
@@ -164,6 +170,29 @@ def test_the_decoder_turns_a_file_of_codes_into_pictures_elsewhere(tmp_path: Pat
     for file, picture in zip(files, expected, strict=True):
         pixels = np.array(Image.open(file)).astype(int)
         assert np.abs(pixels - picture).max() <= 1  # where a half is rounded
+
+
+@pytest.mark.parametrize(
+    "name", ["maskgit_vqgan", "taming_vq", "ldm_vq", "llamagen", "diffusers_amused"]
+)
+def test_an_imported_tokenizer_is_exported_like_any_other(name: str, tmp_path: Path) -> None:
+    files = {"taming_vq": "last.ckpt", "ldm_vq": "f8.ckpt", "llamagen": "vq_tiny.pt"}
+    file = open_public(str(PUBLIC / name / files.get(name, "")), None, None).file
+    tokenizer, exporter = load_public(file, Choices(32, 3)).tokenizer, SafetensorsExporter()
+    exporter.check(tokenizer)
+    write_format(exporter, tokenizer, tmp_path)
+    assert (
+        exporter.verify(tokenizer, tmp_path, make_examples(tokenizer))["largest_difference"] < 1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["movqgan", "open_magvit2"])
+def test_a_decoder_modulated_by_its_codes_is_a_sentence(name: str) -> None:
+    files = {"movqgan": "movqgan_tiny.ckpt", "open_magvit2": "tiny.ckpt"}
+    file = open_public(str(PUBLIC / name / files[name]), None, None).file
+    tokenizer = load_public(file, Choices(32, 3)).tokenizer
+    with pytest.raises(InputError, match=r"which decoder\.py of format=safetensors does not know"):
+        SafetensorsExporter().check(tokenizer)
 
 
 class Wobbly(nn.Module):
