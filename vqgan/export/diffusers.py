@@ -42,7 +42,10 @@ model = VQModel.from_pretrained(".", subfolder="vqvae")
 indices = model.quantize(model.encode(images).latents)[2][2]   # float32 (B, C, H, W) in [-1, 1] -> (B * h * w)
 z_q = model.quantize.get_codebook_entry(indices, (B, h, w, model.config.vq_embed_dim))
 pictures = model.decode(z_q, force_not_quantize=True).sample
-```"""
+```
+
+With `lookup_from_codebook` in its config.json images are in [0, 1], and `model.decode(indices, force_not_quantize=True,
+shape=(B, h, w, dim))` takes the indices themselves."""
 
     def check(self, tokenizer: Tokenizer) -> None:
         if misfit := find_misfit(tokenizer):
@@ -174,8 +177,12 @@ def open_vqmodel(folder: Path, tokenizer: Tokenizer) -> tuple[Translation, Trans
 
     def decode(indices: Tensor) -> Tensor:
         shape = (*indices.shape, model.config.vq_embed_dim)
-        z_q = model.quantize.get_codebook_entry(indices.flatten(), shape)
-        pictures = model.decode(z_q, force_not_quantize=True).sample
+        rows = indices.flatten()
+        if model.config.lookup_from_codebook:
+            pictures = model.decode(rows, force_not_quantize=True, shape=shape).sample
+        else:
+            z_q = model.quantize.get_codebook_entry(rows, shape)
+            pictures = model.decode(z_q, force_not_quantize=True).sample
         return (2 * pictures - 1 if unit else pictures).clamp(-1, 1)
 
     return encode, decode
