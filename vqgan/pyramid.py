@@ -206,7 +206,9 @@ class PositionAttention(nn.Module):
     def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
         h = self.norm(x, *codes)
         rows = [part(h).flatten(2).transpose(1, 2) for part in (self.q, self.k, self.v)]
-        if torch.compiler.is_exporting():  # torch.onnx translates attention only with an axis of heads
+        if (
+            torch.compiler.is_exporting()
+        ):  # torch.onnx translates attention only with an axis of heads
             rows = [row[:, None] for row in rows]
         mixed = F.scaled_dot_product_attention(*rows)  # (B, h*w, width), or (B, 1, h*w, width)
         y: Tensor = x + self.out(mixed.transpose(-1, -2).reshape(x.shape))

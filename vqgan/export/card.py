@@ -45,10 +45,7 @@ def write_readme(
         channels=tokenizer.encoder.channels,
         bits=round(tokenizer.quantizer.bits * tokenizer.grid[0] * tokenizer.grid[1]),
         usages=[exporter.usage for exporter in exporters],
-        checks={
-            name: ", ".join(f"{key.replace('_', ' ')} {format_value(v)}" for key, v in each.items())
-            for name, each in checks.items()
-        },
+        checks={name: format_check(each) for name, each in checks.items()},
         images=describe_images(start),
         imported={key: origin.figures[key] for key in IMPORTED if origin.figures.get(key)},
         scores={
@@ -75,6 +72,11 @@ def describe_licence(licence: str | None) -> dict[str, str]:
 def list_hub_tags(tokenizer: Tokenizer) -> list[str]:
     """By which the hub finds a tokenizer."""
     return ["vqgan", "image-tokenizer", "discrete", type(tokenizer.quantizer).__name__.lower()]
+
+
+def format_check(figures: Mapping[str, Any]) -> str:
+    """What the check of one format measured, as a text."""
+    return ", ".join(f"{key.replace('_', ' ')} {format_value(v)}" for key, v in figures.items())
 
 
 def quote_yaml(value: Any) -> str:

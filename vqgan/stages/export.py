@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from engine.console import log_line
 from engine.run import Run
 from engine.version import stamp_config
+from vqgan.export.card import format_check
 from vqgan.export.discover import choose_exporters
 from vqgan.export.folder import choose_target
 from vqgan.export.origin import Origin
@@ -33,5 +34,5 @@ def export_tokenizer(config: DictConfig) -> dict[str, Any]:
         text = stamp_config(OmegaConf.to_yaml(config, resolve=True))
         result = write_export(tokenizer, origin, exporters, config.licence, target, text)
         for name, figures in result["checks"].items():
-            log_line(f"{name}: read back, {', '.join(f'{k} {v:g}' for k, v in figures.items())}")
+            log_line(f"{name}: read back, {format_check(figures)}")
         return result

@@ -47,7 +47,7 @@ def check_round_trip(tokenizer: Tokenizer, folder: Path) -> None:
     figures = exporter.verify(tokenizer, folder, make_examples(tokenizer))
     if has_diffusers:
         assert figures["equal_codes"] == 1
-        assert figures["largest_difference"] < 1e-5
+        assert figures["largest_difference"] < 5e-5
     else:
         assert figures["imported_again"] == "the same to the bit"
 

@@ -13,7 +13,7 @@ from engine.errors import InputError
 from engine.folder import CONFIG
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
-from tests.helpers.exports import make_trained
+from tests.helpers.exports import PYRAMID, make_trained
 from tests.helpers.runs import save_tokenizer_run
 from vqgan.export.base import compare_codes, compare_pictures, draw_images, serves_any_size
 from vqgan.export.card import describe_licence, write_readme
@@ -69,6 +69,27 @@ def test_an_export_has_weights_facts_a_card_pictures_and_checksums(
     decoded = load_decoder(folder / "decoder.py").PictureDecoder(folder)(indices)
     assert torch.equal(decoded, tokenizer.decode_indices(indices).clamp(-1, 1))
     assert not list(tmp_path.glob(".export*"))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_an_export_in_several_formats_is_imported_again_to_the_bit(
+    command: Command, tmp_path: Path
+) -> None:
+    words = [*PYRAMID, "model.start=random", "quantizer=ema"]
+    tokenizer, _ = save_tokenizer_run(tmp_path / "run", *words)
+    assert command("stage=export", "ckpt=run", "format=[diffusers,safetensors]", "run_dir=out") == 0
+    images = ["data.image_size=16", "data.n_train=32", "data.n_val=8", "show=2", "accelerator=cpu"]
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    for source in ("out", "out/vqvae"):
+        name = source.replace("/", "-")
+        assert command("stage=import", f"from={source}", *images, f"run_dir=again-{name}") == 0
+        again, _ = load_tokenizer(tmp_path / f"again-{name}")
+        q = tokenizer.encode(x)
+        assert torch.equal(again.indices(x), q.indices)
+        assert torch.equal(again.decode(q.z_q), tokenizer.decode(q.z_q))
+    assert command("stage=export", "ckpt=again-out", "run_dir=more") == 0
+    assert "| sha256 |" in (tmp_path / "more" / "README.md").read_text()
 
 
 @pytest.mark.slow
