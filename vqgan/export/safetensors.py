@@ -1,7 +1,7 @@
 """format=safetensors: the weights under this program's names, one table of codes, and a decoder that needs nothing else."""
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,12 +65,10 @@ or `python decoder.py codes.safetensors pictures`, for the files of `stage=extra
 
 
 def load_decoder(file: Path) -> Any:
-    """The module in an exported decoder.py."""
-    spec = spec_from_file_location("exported_decoder", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """The module in an exported decoder.py, without the folder of bytecode that an import would leave beside it."""
+    module = ModuleType(file.stem)
+    module.__file__ = str(file)
+    exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
     return module
 
 

@@ -92,6 +92,17 @@ def test_all_weights_come_back_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], value) for name, value in state.items())
 
 
+def test_checking_leaves_no_files_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    tokenizer = make_trained()
+    write_format(SafetensorsExporter(), tokenizer, tmp_path)
+    SafetensorsExporter().verify(tokenizer, tmp_path, make_examples(tokenizer))
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"config.json", MODEL_WEIGHTS, DECODER.name}
+
+
 def spoil(folder: Path, mistake: str) -> None:
     """Change the files of an export as a mistake of this program would."""
     facts, weights = (
