@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers.configs import SMALL, compose_plain
-from vqgan.export.base import Exporter
-from vqgan.export.writing import to_json
+from vqgan.export.base import Exporter, to_json
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
 

@@ -1,7 +1,8 @@
 """The contract of exports: what one format writes of a tokenizer, and how it is checked before the folder counts as written."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,8 @@ def compare_graphs(
         compare_pictures(name, decode(each.chosen), each.decoded.clamp(-1, 1)) for each in examples
     ]
     return {"equal_codes": min(codes), "largest_difference": max(pictures)}
+
+
+def to_json(facts: Mapping[str, Any]) -> bytes:
+    """Facts as the content of a JSON file."""
+    return f"{json.dumps(facts, indent=2, allow_nan=False)}\n".encode()

@@ -1,6 +1,5 @@
 """format=diffusers: a folder that diffusers' VQModel loads, for the networks that it has."""
 
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.export.base import Example, Exporter, compare_graphs
+from vqgan.export.base import Example, Exporter, compare_graphs, to_json
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.diffusers import PARTS, list_sizes, name_diffusers_layer
 from vqgan.formats.files import open_public
@@ -58,7 +57,7 @@ shape=(B, h, w, dim))` takes the indices themselves."""
         settings = describe_vqmodel(tokenizer, tensors)
         return {
             DIFFUSERS_WEIGHTS: save(tensors, {"format": "pt"}),
-            f"{FOLDER}/config.json": f"{json.dumps(settings, indent=2)}\n".encode(),
+            f"{FOLDER}/config.json": to_json(settings),
         }
 
     @torch.no_grad()

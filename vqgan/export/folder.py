@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.errors import InputError
 from engine.folder import choose_folder
 
-SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
 def choose_target(stage: str, name: str, run_dir: str | None) -> Path:
@@ -71,7 +71,7 @@ def publish(hidden: Path, target: Path) -> None:
     has files by now."""
     files = sorted(file for file in hidden.rglob("*") if file.is_file())
     lines = [f"{hash_file(file)}  {file.relative_to(hidden).as_posix()}\n" for file in files]
-    write_files(hidden, target, {SUMS: "".join(lines).encode()})
+    write_files(hidden, target, {CHECKSUMS: "".join(lines).encode()})
     with explain_refusal(target):
         hidden.rename(target)
 

@@ -12,7 +12,7 @@ from vqgan.quantizers.gumbel import Gumbel
 from vqgan.quantizers.lfq import LFQ
 from vqgan.tokenizer import Tokenizer
 
-MIN_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
+MIN_TRACED_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
 SPARE = (1, 2)  # rows and columns of the traced grid beyond the tokenizer's, so that both differ
 
 
@@ -40,7 +40,7 @@ class DecoderGraph(nn.Module):
 
 def has_free_sides(tokenizer: Tokenizer) -> bool:
     """Whether the graphs take images of any height and width, not only of the tokenizer's."""
-    return min(tokenizer.grid) >= MIN_SIDE and serves_any_size(tokenizer)
+    return min(tokenizer.grid) >= MIN_TRACED_SIDE and serves_any_size(tokenizer)
 
 
 def select_examples(tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
@@ -57,7 +57,8 @@ def export_graphs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
     books = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     images = torch.zeros(2, tokenizer.encoder.channels, h * f, w * f)
     indices = torch.zeros(2, h, w, *books, dtype=torch.int64)
-    batch, rows, columns = Dim("batch"), Dim("rows", min=MIN_SIDE), Dim("columns", min=MIN_SIDE)
+    batch = Dim("batch")
+    rows, columns = (Dim(name, min=MIN_TRACED_SIDE) for name in ("rows", "columns"))
     image_sides = {2: f * rows, 3: f * columns} if free else {}
     code_sides = {1: rows, 2: columns} if free else {}
     with torch.no_grad():

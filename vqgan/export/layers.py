@@ -26,10 +26,10 @@ from vqgan.pyramid import Double, PositionAttention, PyramidBlock, PyramidDecode
 from vqgan.tokenizer import Tokenizer
 from vqgan.unbiased import UnbiasedDecoder
 
-Layer = dict[str, Any]
+LayerFacts = dict[str, Any]
 
 
-def describe_decoding(tokenizer: Tokenizer) -> list[Layer]:
+def describe_decoding(tokenizer: Tokenizer) -> list[LayerFacts]:
     """From z_q to pictures in [-1, 1], with the names of the tokenizer's state dict.
 
     Raises InputError if a part is none of the layers that decoder.py knows.
@@ -43,7 +43,7 @@ def describe_decoding(tokenizer: Tokenizer) -> list[Layer]:
 
 
 @singledispatch
-def describe(module: nn.Module, name: str) -> list[Layer]:
+def describe(module: nn.Module, name: str) -> list[LayerFacts]:
     """The layers of a module whose weights are called `name`. A network of another kind registers its own description."""
     raise InputError(
         f"the {name} is a {type(module).__name__}, which decoder.py of format=safetensors does not know; "
@@ -52,17 +52,17 @@ def describe(module: nn.Module, name: str) -> list[Layer]:
 
 
 @describe.register
-def describe_sequence(module: nn.Sequential, name: str) -> list[Layer]:
+def describe_sequence(module: nn.Sequential, name: str) -> list[LayerFacts]:
     return [layer for i, part in enumerate(module) for layer in describe(part, f"{name}.{i}")]
 
 
 @describe.register
-def describe_identity(module: nn.Identity, name: str) -> list[Layer]:
+def describe_identity(module: nn.Identity, name: str) -> list[LayerFacts]:
     return []
 
 
 @describe.register
-def describe_conv(module: nn.Conv2d, name: str) -> list[Layer]:
+def describe_conv(module: nn.Conv2d, name: str) -> list[LayerFacts]:
     (height, width), padding = module.kernel_size, module.padding
     plain = module.stride == (1, 1) and module.dilation == (1, 1) and module.groups == 1
     if not plain or padding != (height // 2, width // 2) or height != width:
@@ -73,28 +73,28 @@ def describe_conv(module: nn.Conv2d, name: str) -> list[Layer]:
 
 
 @describe.register
-def describe_norm(module: nn.GroupNorm, name: str) -> list[Layer]:
+def describe_norm(module: nn.GroupNorm, name: str) -> list[LayerFacts]:
     return [{"kind": "norm", "name": name, "groups": module.num_groups, "eps": module.eps}]
 
 
 @describe.register
-def describe_silu(module: nn.SiLU, name: str) -> list[Layer]:
+def describe_silu(module: nn.SiLU, name: str) -> list[LayerFacts]:
     return [{"kind": "silu"}]
 
 
 @describe.register
-def describe_shuffle(module: nn.PixelShuffle, name: str) -> list[Layer]:
+def describe_shuffle(module: nn.PixelShuffle, name: str) -> list[LayerFacts]:
     return [{"kind": "shuffle", "factor": module.upscale_factor}]
 
 
 @describe.register
-def describe_double(module: Double, name: str) -> list[Layer]:
+def describe_double(module: Double, name: str) -> list[LayerFacts]:
     return [{"kind": "enlarge", "factor": 2}, {"kind": "conv", "name": name, "padding": 1}]
 
 
-def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[Layer]:
+def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[LayerFacts]:
     """Normalisation, SiLU and convolution, twice."""
-    silu: Layer = {"kind": "silu"}
+    silu: LayerFacts = {"kind": "silu"}
     first = [
         *describe(module.norm1, f"{name}.norm1"),
         silu,
@@ -109,18 +109,18 @@ def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[Layer]:
 
 
 @describe.register
-def describe_block(module: ResBlock, name: str) -> list[Layer]:
+def describe_block(module: ResBlock, name: str) -> list[LayerFacts]:
     return [{"kind": "add", "branches": [[], describe_branch(module, name)]}]
 
 
 @describe.register
-def describe_pyramid_block(module: PyramidBlock, name: str) -> list[Layer]:
+def describe_pyramid_block(module: PyramidBlock, name: str) -> list[LayerFacts]:
     shortcut = describe(module.shortcut, f"{name}.shortcut")
     return [{"kind": "add", "branches": [shortcut, describe_branch(module, name)]}]
 
 
 @describe.register
-def describe_attention(module: PositionAttention, name: str) -> list[Layer]:
+def describe_attention(module: PositionAttention, name: str) -> list[LayerFacts]:
     inputs = [describe(getattr(module, part), f"{name}.{part}")[0] for part in ("q", "k", "v")]
     branch = [
         *describe(module.norm, f"{name}.norm"),
@@ -131,12 +131,12 @@ def describe_attention(module: PositionAttention, name: str) -> list[Layer]:
 
 
 @describe.register
-def describe_upsample(module: nn.Upsample, name: str) -> list[Layer]:
+def describe_upsample(module: nn.Upsample, name: str) -> list[LayerFacts]:
     return [{"kind": "enlarge", "factor": 2}]
 
 
 @describe.register
-def describe_maskgit_block(module: MaskGITBlock, name: str) -> list[Layer]:
+def describe_maskgit_block(module: MaskGITBlock, name: str) -> list[LayerFacts]:
     branch = describe_branch(module, name)
     if not module.widths_differ:
         return [{"kind": "add", "branches": [[], branch]}]
@@ -145,22 +145,22 @@ def describe_maskgit_block(module: MaskGITBlock, name: str) -> list[Layer]:
 
 
 @describe.register
-def describe_decoder(module: Decoder, name: str) -> list[Layer]:
+def describe_decoder(module: Decoder, name: str) -> list[LayerFacts]:
     parts = {"layers": module.layers, "last": module.last, "shuffle": module.shuffle}
     return [layer for key, part in parts.items() for layer in describe(part, f"{name}.{key}")]
 
 
 @describe.register
-def describe_unbiased_decoder(module: UnbiasedDecoder, name: str) -> list[Layer]:
+def describe_unbiased_decoder(module: UnbiasedDecoder, name: str) -> list[LayerFacts]:
     return [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
 
 
 @describe.register
-def describe_pyramid_decoder(module: PyramidDecoder, name: str) -> list[Layer]:
+def describe_pyramid_decoder(module: PyramidDecoder, name: str) -> list[LayerFacts]:
     layers = [*describe(module.layers, f"{name}.layers"), *describe(module.last, f"{name}.last")]
     return [*layers, {"kind": "tanh"}] if module.tanh else layers
 
 
 @describe.register
-def describe_patches(module: Patches, name: str) -> list[Layer]:
+def describe_patches(module: Patches, name: str) -> list[LayerFacts]:
     return describe(module.out, f"{name}.out")

@@ -1,13 +1,12 @@
 """All files of an export, in the order in which they can be written: weights, facts, checks, the card, the command's record."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.folder import write_config, write_metrics
 from engine.version import FORMAT, STAMP, VERSION
-from vqgan.export.base import Exporter, make_examples, serves_any_size
+from vqgan.export.base import Exporter, make_examples, serves_any_size, to_json
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
 from vqgan.export.folder import explain_refusal, hide_folder, publish, write_files
 from vqgan.export.origin import Origin
@@ -99,8 +98,3 @@ def describe_images_for(tokenizer: Tokenizer, data: Mapping[str, Any]) -> dict[s
         "image_mean": [0.5] * channels,
         "image_std": [0.5] * channels,
     }
-
-
-def to_json(facts: Mapping[str, Any]) -> bytes:
-    """Facts as the content of a JSON file."""
-    return f"{json.dumps(facts, indent=2, allow_nan=False)}\n".encode()

@@ -18,7 +18,7 @@ from tests.helpers.runs import save_tokenizer_run
 from vqgan.export.base import compare_codes, compare_pictures, draw_images, serves_any_size
 from vqgan.export.card import describe_licence, write_readme
 from vqgan.export.discover import choose_exporters, list_exporters
-from vqgan.export.folder import SUMS
+from vqgan.export.folder import CHECKSUMS
 from vqgan.export.origin import Origin
 from vqgan.export.safetensors import load_decoder
 from vqgan.export.writing import describe_images_for
@@ -38,9 +38,11 @@ def test_an_export_has_weights_facts_a_card_pictures_and_checksums(
 ) -> None:
     assert command("stage=export", f"ckpt={RUN}", "licence=cc-by-4.0", "run_dir=out") == 0
     folder = tmp_path / "out"
-    lines = (folder / SUMS).read_text().splitlines()
+    lines = (folder / CHECKSUMS).read_text().splitlines()
     listed = dict(reversed(line.split("  ")) for line in lines)  # type: ignore[misc]
-    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {SUMS}
+    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {
+        CHECKSUMS
+    }
     assert listed == {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files
     }

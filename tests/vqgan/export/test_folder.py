@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import InputError
-from vqgan.export.folder import SUMS, choose_target, hide_folder, publish, write_files
+from vqgan.export.folder import CHECKSUMS, choose_target, hide_folder, publish, write_files
 
 
 def write(target: Path, files: dict[str, bytes]) -> None:
@@ -27,7 +27,7 @@ def test_all_files_appear_at_once_with_their_checksums(is_there: bool, tmp_path:
     files = {"a": b"1", "b/c": b"23"}
     write(target, files)
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in files)
-    assert (target / SUMS).read_text() == sums
+    assert (target / CHECKSUMS).read_text() == sums
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 

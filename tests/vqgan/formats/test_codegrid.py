@@ -11,9 +11,10 @@ from safetensors.torch import load
 from engine.errors import InputError
 from tests.helpers.configs import SMALL, compose_plain, list_options
 from tests.helpers.exports import PYRAMID, make_trained
+from vqgan.export.base import to_json
 from vqgan.export.origin import Origin
 from vqgan.export.safetensors import MODEL_WEIGHTS, SafetensorsExporter
-from vqgan.export.writing import describe_tokenizer, to_json
+from vqgan.export.writing import describe_tokenizer
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.load import choose_format, load_public
 from vqgan.tokenizer import Tokenizer

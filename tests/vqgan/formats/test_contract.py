@@ -34,7 +34,11 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "llamagen/training.pt": "LlamaGen",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
-WITHOUT_FIXTURE = {"PatchVQGAN", "OpenMuseVQ", "CodegridFormat"}  # their own tests have slow versions of them
+WITHOUT_FIXTURE = {
+    "PatchVQGAN",
+    "OpenMuseVQ",
+    "CodegridFormat",
+}  # their own tests have slow versions of them
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
 CHOICES = Choices(image_size=32, channels=3)
 
