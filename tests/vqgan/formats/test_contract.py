@@ -25,8 +25,10 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "ldm_vq/f8.ckpt": "TamingVQ",
     "ldm_vq/full.ckpt": "TamingVQ",
     "taming_gumbel/last.ckpt": "TamingGumbel",
-    "ibq/tiny.ckpt": "IBQ",
-    "maskgit_vqgan/pytorch_model.bin": "MaskGIT",
+    "ibq/tiny.ckpt": "PublicIBQ",
+    "open_muse/pytorch_model.bin": "OpenMuseVQ",
+    "vq_diffusion/tiny.pth": "PatchVQGAN",
+    "maskgit_vqgan/pytorch_model.bin": "MaskGITVQGAN",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
