@@ -64,11 +64,8 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     content, licence = read_files(files)
     parts = split_content(content, files[0])
     weights, average = choose_average(parts, ema, files[0])
-    beside = (
-        []
-        if config is not None
-        else [folder.fetch(name) for name in list_configs(folder, group[0])]
-    )
+    names = list_configs(folder, group[0]) if config is None else []
+    beside = [folder.fetch(name) for name in names]
     description, mismatch = choose_config(weights, beside, content, config, str(files[0]))
     file = PublicFile(
         source=str(files[0]),
@@ -77,14 +74,13 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
         target=description.target if description else None,
         averaged=frozenset(parts.averaged),
     )
-    origin = folder.address(group[0])
+    cards = [folder.fetch(name) for name in list_cards(folder, group[0])]
     return Contents(
         file=file,
         ignored=dict(parts.others),
         sha256=hash_files(files),
-        origin=f"hub:{origin}@{folder.commit}" if isinstance(folder, HubFolder) else origin,
-        licence=licence
-        or read_licence([folder.fetch(name) for name in list_cards(folder, group[0])]),
+        origin=folder.cite(group[0]),
+        licence=licence or read_licence(cards),
         remarks=tuple(remark for remark in (average, mismatch) if remark),
     )
 

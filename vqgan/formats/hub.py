@@ -40,6 +40,9 @@ class HubFolder:
     def address(self, name: str) -> str:
         return f"{self.repository}/{name}"
 
+    def cite(self, name: str) -> str:
+        return f"hub:{self.repository}/{name}@{self.commit}"
+
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         try:
             return question()

@@ -15,6 +15,7 @@ PIPELINE = "model_index.json"  # of diffusers
 SUBFOLDERS = ("vqvae", "movq", "vqgan", "vae")  # of a pipeline, where its tokenizer is
 LOGS = ("checkpoints", "configs")  # of a training by taming's program
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")  # of weights in several files
+PART = re.compile(r"-\d+-of-\d+\.\w+$")
 # Files in which diffusers and transformers write the same weights again.
 COPY = re.compile(
     r"(pytorch_)?(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|non_ema|ema))?\.(?P<ending>safetensors|bin)$"
@@ -39,6 +40,9 @@ class Place(Protocol):
     def address(self, name: str) -> str:
         """How the user names it: from=..."""
 
+    def cite(self, name: str) -> str:
+        """Where it comes from, for a record."""
+
 
 class LocalFolder:
     """A folder on this machine, with those of its subfolders that can hold a tokenizer."""
@@ -61,6 +65,8 @@ class LocalFolder:
     def address(self, name: str) -> str:
         return str(self.root / name)
 
+    cite = address
+
 
 def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
     """The sets of weights in a folder, each of one file or of several parts, where `inner` is a file or a folder in it.
@@ -68,7 +74,7 @@ def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
     A pipeline's are those of its tokenizer, and a training's those in checkpoints/. Raises InputError if there are none.
     """
     if inner in folder.names:
-        return [read_index(folder, inner) if INDEX.search(inner) else (inner,)]
+        return [read_whole(folder, inner)]
     root = f"{inner}/" if inner else ""
     names = [name.removeprefix(root) for name in folder.names if name.startswith(root)]
     places = ["", *(f"{place}/" for place in (*SUBFOLDERS, LOGS[0]))]
@@ -81,6 +87,19 @@ def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
             return groups
     where = folder.address(inner).rstrip("/")
     raise InputError(f"{where} has no weights: no file that ends with {', '.join(WEIGHT_ENDINGS)}")
+
+
+def read_whole(folder: Place, name: str) -> tuple[str, ...]:
+    """The set of weights that a file is, is a part of, or is the index of."""
+    if INDEX.search(name):
+        return read_index(folder, name)
+    if PART.search(name):
+        beside = PurePosixPath(name).parent
+        indices = [i for i in folder.names if INDEX.search(i) and PurePosixPath(i).parent == beside]
+        for group in (read_index(folder, i) for i in indices):
+            if name in group:
+                return group
+    return (name,)
 
 
 def group_parts(folder: Place, names: Sequence[str]) -> list[tuple[str, ...]]:

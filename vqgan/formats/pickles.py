@@ -5,8 +5,9 @@ and all. Here the pickle is read first, and tensors stay on the disk.
 """
 
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -50,8 +51,10 @@ ADMITTED_PACKAGES = (
     "omegaconf.", "easydict.", "addict.", "munch.", "yacs.", "ml_collections.",
 )  # fmt: skip
 ADMITTED = {
-    "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "uuid.UUID", "_codecs.encode", "copyreg._reconstructor",
-    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "bytes", "bytearray", "complex", "object", "slice")),
+    "argparse.Namespace", "collections.deque", "types.SimpleNamespace", "typing.Any", "uuid.UUID",
+    "_codecs.encode", "copyreg._reconstructor",
+    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "bytes", "bytearray", "complex", "object", "slice", "range")),
+    *(f"builtins.{name}" for name in ("long", "unicode", "xrange")),  # torch.save writes names of Python 2
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local")
       for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
@@ -230,9 +233,8 @@ def read_zip(file: Path) -> Any:
             raise InputError(f"{file} was saved on a big-endian machine; save it again on another")
         for name, span in spans.items():
             storages.spans[name.removeprefix("data/")] = span
-        reader = PickleReader(BytesIO(read_span(stream, *spans["data.pkl"])), storages)
-        content = reader.load()
-    check_spans(reader)
+        content, tensors = load_pickle(BytesIO(read_span(stream, *spans["data.pkl"])), storages)
+    check_spans(tensors)
     return content
 
 
@@ -253,25 +255,41 @@ def read_legacy(file: Path) -> Any:
     """The content of a file of torch before 1.6: pickles, and then the storages one after another."""
     storages = Storages(file)
     with file.open("rb") as stream:
-        if PickleReader(stream, storages).load() != LEGACY_MAGIC:
+        magic, _ = load_pickle(stream, storages)
+        if magic != LEGACY_MAGIC:
             raise pickle.UnpicklingError("it begins as another kind of file")
-        PickleReader(stream, storages).load()  # the version of the layout, of which there is one
-        PickleReader(stream, storages).load()  # sizes of numbers on that machine
-        reader = PickleReader(stream, storages)
-        content = reader.load()
-        sizes = {tensor.key: tensor.dtype.itemsize for tensor in reader.tensors}
-        for key in PickleReader(stream, storages).load():
+        load_pickle(stream, storages)  # the version of the layout, of which there is one
+        load_pickle(stream, storages)  # the sizes of numbers on that machine
+        content, tensors = load_pickle(stream, storages)
+        keys, _ = load_pickle(stream, storages)
+        sizes = {tensor.key: tensor.dtype.itemsize for tensor in tensors}
+        for key in keys:
             count = int.from_bytes(stream.read(8), "little")
             start, size = stream.tell(), count * sizes.get(str(key), 1)
             storages.spans[str(key)] = start, size
             stream.seek(start + size)
-    check_spans(reader)
+    check_spans(tensors)
     return content
 
 
-def check_spans(reader: PickleReader) -> None:
+def load_pickle(stream: IO[bytes], storages: Storages) -> tuple[Any, list[Stored]]:
+    """The next pickle of a stream, and the tensors in it."""
+    start = stream.tell()
+    for i, (opcode, number, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name.startswith("EXT"):  # takes classes from a table of the whole process
+            raise pickle.UnpicklingError("it names classes by numbers")
+        if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(number, int) and number > i:
+            raise pickle.UnpicklingError(
+                "it numbers more objects than it has"
+            )  # and allocates them
+    stream.seek(start)
+    reader = PickleReader(stream, storages)
+    return reader.load(), reader.tensors
+
+
+def check_spans(tensors: Iterable[Stored]) -> None:
     """Raise UnpicklingError unless the bytes of every tensor are there."""
-    for tensor in reader.tensors:
+    for tensor in tensors:
         start, size = tensor.storages.spans.get(tensor.key, (0, 0))
         if tensor.size > size or start + size > tensor.storages.file.stat().st_size:
             raise pickle.UnpicklingError(f"storage {tensor.key} is cut off")

@@ -117,7 +117,7 @@ class SizeReader:
     def read(self) -> tuple[SideSizes, SideSizes]:
         """The sizes of encoder and decoder. Raises InputError if a weight that says them is missing."""
         levels = 0
-        while self.has(self.block("encoder", levels, 0, 0), "conv1.weight"):
+        while self.has(self.block("encoder", levels, levels, 0), "conv1.weight"):
             levels += 1
         encoder, decoder = self.read_side("encoder", levels), self.read_side("decoder", levels)
         return encoder, replace(decoder, width=encoder.width)

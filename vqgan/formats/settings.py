@@ -174,14 +174,14 @@ def list_models(content: Any, source: str) -> list[Description]:
     named = [
         Description(source, target, dict(settings))
         for node in list_nodes(content)
-        for target, settings in read_classes(node)
+        for target, settings in find_classes(node)
     ]
     if not named and isinstance(content, Mapping) and content:
         return [Description(source, None, dict(content))]
     return named
 
 
-def read_classes(node: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def find_classes(node: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The class that a dictionary names, and its settings."""
     for name, settings in CLASS_KEYS:
         if isinstance(node.get(name), str) and isinstance(node.get(settings), Mapping):

@@ -1,11 +1,10 @@
-"""Every public format: its files are recognised by it alone, take their weights once, and give the codes and pictures of their own code.
+"""Every public format: it alone recognises its files, takes each weight once, and gives the codes and pictures of their own code.
 
 A new format adds one line to FIXTURES.
 """
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError
+from tests.helpers.public import PUBLIC
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.files import open_public
 from vqgan.formats.load import Imported, choose_format, list_formats, load_public
-
-PUBLIC = Path(__file__).parents[2] / "fixtures" / "public"
 
 FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "taming_vq/last.ckpt": "TamingVQ",
@@ -29,6 +27,13 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "open_muse/pytorch_model.bin": "OpenMuseVQ",
     "vq_diffusion/tiny.pth": "PatchVQGAN",
     "maskgit_vqgan/pytorch_model.bin": "MaskGITVQGAN",
+    "diffusers_vq/diffusion_pytorch_model.safetensors": "DiffusersVQ",
+    "diffusers_vq_bin/diffusion_pytorch_model.bin": "DiffusersVQ",
+    "diffusers_movq/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "diffusers_amused/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "movqgan/movqgan_tiny.ckpt": "MoVQGAN",
+    "llamagen/vq_tiny.pt": "LlamaGen",
+    "llamagen/training.pt": "LlamaGen",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_

@@ -154,11 +154,13 @@ def test_a_new_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("pixels", [[0, 255], [1], "01", 1, [-1.0, 0.5], {"a": 1}])
 def test_pixels_that_are_no_range_are_refused(pixels: Any) -> None:
     with pytest.raises(InputError, match="must be .-1,1. or .0,1."):
-        make_choices(256, 3, pixels, None)
+        make_choices(256, 3, pixels, None, None)
 
 
 def test_choices_are_plain() -> None:
-    assert make_choices(256, 3, [0, 1], True) == Choices(256, 3, (0, 1), True)
-    assert make_choices(256, 3, None, None) == Choices(256, 3)
+    assert make_choices(256, 3, [0, 1], True, None) == Choices(256, 3, (0, 1), True)
+    assert make_choices(256, 3, None, None, None) == Choices(256, 3)
     with pytest.raises(InputError, match="quantizer.cosine=yes must be true or false"):
-        make_choices(256, 3, None, "yes")
+        make_choices(256, 3, None, "yes", None)
+    with pytest.raises(InputError, match="quantizer.score=largest must be one of "):
+        make_choices(256, 3, None, None, "largest")
