@@ -19,9 +19,9 @@ class MaskGITBlock(UnbiasedBlock):
         if self.widths_differ:
             self.shortcut = nn.Conv2d(width, width, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, *codes)))
+        h = self.conv2(F.silu(self.norm2(h, *codes)))
         y: Tensor = h + (self.shortcut(h) if self.widths_differ else x)
         return y
 

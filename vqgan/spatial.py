@@ -80,6 +80,7 @@ class SpatialDecoder(PyramidDecoder):
         dim: int | None,
         widths: Sequence[int] | None = None,
         middle_attention: bool = True,
+        resample_conv: bool = True,
     ) -> None:
         if dim is None:
             raise InputError(
@@ -89,7 +90,7 @@ class SpatialDecoder(PyramidDecoder):
         check_int("quantizer.dim", dim, 1, "channel")
         super().__init__(
             image_size, channels, grid, width, mults, depth, attention, z_channels, widths, middle_attention,
-            groups=SPATIAL_GROUPS,
+            resample_conv=resample_conv, groups=SPATIAL_GROUPS,
         )  # fmt: skip
         self.layers = SpatialLayers(modulate(layer, dim) for layer in self.layers.children())
         self.entry = nn.Conv2d(dim, z_channels, 1)

@@ -1,6 +1,7 @@
 """The forward pass of diffusers' VQModel, MoVQ among them, written out operation by operation from its description.
 
-It shares no part with the package. It takes the weights by their public names and computes in their precision.
+The forward pass shares no part with the package; it takes the weights by their public names and computes in their precision.
+The files of taming, MoVQGAN and LlamaGen hold the same networks under other names.
 """
 
 import math
@@ -11,7 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqgan.tokenizer import Tokenizer
+
 Weights = Mapping[str, Tensor]
+
+
+def make_config(widths: Sequence[int], **settings: Any) -> dict[str, Any]:
+    """A config.json of a model of these widths, with diffusers' defaults for what isn't in `settings`."""
+    levels = len(widths)
+    return {
+        "_class_name": "VQModel",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(widths),
+        "layers_per_block": 1,
+        "act_fn": "silu",
+        "latent_channels": 3,
+        "num_vq_embeddings": 24,
+        "norm_num_groups": 32,
+        "vq_embed_dim": None,
+        "norm_type": "group",
+        "mid_block_add_attention": True,
+        "lookup_from_codebook": False,
+        **settings,
+    }
 
 
 class ShapeList:
@@ -22,7 +48,7 @@ class ShapeList:
         self.shapes: dict[str, tuple[int, ...]] = {}
         widths = list(config["block_out_channels"])
         depth, z_channels = config["layers_per_block"], config["latent_channels"]
-        dim = config["vq_embed_dim"] or z_channels
+        self.dim = dim = config["vq_embed_dim"] or z_channels
         self.conv("encoder.conv_in", widths[0], config["in_channels"], 3)
         width = widths[0]
         for i, kind in enumerate(config["down_block_types"]):
@@ -54,8 +80,8 @@ class ShapeList:
 
     def norm(self, name: str, width: int, spatial: bool) -> None:
         if spatial:
-            self.conv(f"{name}.conv_y", width, self.config["latent_channels"], 1)
-            self.conv(f"{name}.conv_b", width, self.config["latent_channels"], 1)
+            self.conv(f"{name}.conv_y", width, self.dim, 1)
+            self.conv(f"{name}.conv_b", width, self.dim, 1)
             name = f"{name}.norm_layer"
         self.shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
@@ -87,7 +113,7 @@ class ShapeList:
 
 
 def draw_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    """Weights of a VQModel of this config at which all parts matter."""
+    """Weights of a VQModel of this config at which all parts matter, with codes among the outputs of its encoder."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in ShapeList(config).shapes.items():
@@ -95,6 +121,10 @@ def draw_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
         values = torch.randn(shape, generator=generator) / fan_in**0.5
         is_scale = len(shape) == 1 and name.endswith("weight")
         weights[name] = values * 0.3 + (1 if is_scale or name.endswith("conv_y.bias") else 0)
+    x = torch.rand(1, config["in_channels"], 48, 48, generator=generator) * 2 - 1
+    outputs = SlowVQModel(weights, config).encode(x).movedim(1, -1).flatten(0, 2)
+    places = torch.randperm(len(outputs), generator=generator)[: config["num_vq_embeddings"]]
+    weights["quantize.embedding.weight"] = outputs[places]
     return weights
 
 
@@ -186,3 +216,24 @@ class SlowVQModel:
                 h = self.conv(f"decoder.up_blocks.{i}.upsamplers.0.conv", h)
         h = self.norm("decoder.conv_norm_out", h, codes)
         return self.conv("decoder.conv_out", h * h.sigmoid())
+
+
+@torch.no_grad()
+def assert_equals_slow(tokenizer: Tokenizer, slow: SlowVQModel, x: Tensor) -> None:
+    """Fail unless the tokenizer has the model's codes, latents and pictures of float64 images x, in the model's own range."""
+    outside = x if tokenizer.pixels == (-1, 1) else 2 * x - 1
+    precise = type(slow)(
+        {name: value.double() for name, value in slow.weights.items()}, slow.config
+    )
+    z_e = precise.encode(x)
+    indices = precise.choose(z_e)
+    assert len(indices.unique()) > 1
+    assert torch.equal(tokenizer.indices(outside.float()), indices)
+    tokenizer.double()
+    torch.testing.assert_close(tokenizer.encode_features(outside), z_e, atol=1e-9, rtol=1e-9)
+    x_hat = precise.decode(indices)
+    if tokenizer.pixels != (-1, 1):
+        x_hat = 2 * x_hat - 1
+    torch.testing.assert_close(
+        tokenizer.decode_indices(indices), x_hat.float(), atol=1e-5, rtol=1e-6
+    )

@@ -117,7 +117,7 @@ class SizeReader:
     def read(self) -> tuple[SideSizes, SideSizes]:
         """The sizes of encoder and decoder. Raises InputError if a weight that says them is missing."""
         levels = 0
-        while self.has(self.block("encoder", levels, 0, 0), "conv1.weight"):
+        while self.has(self.block("encoder", levels, levels, 0), "conv1.weight"):
             levels += 1
         encoder, decoder = self.read_side("encoder", levels), self.read_side("decoder", levels)
         return encoder, replace(decoder, width=encoder.width)
@@ -162,16 +162,21 @@ class SizeReader:
         return any(name.startswith(start) for name in self.file.tensors)
 
     def shape(self, place: Place, key: str) -> tuple[int, ...]:
-        return tuple(require(self.file, self.style.name_weight(place, key)).shape)
+        return tuple(require(self.file, self.style.name_weight(place, key), dims=4).shape)
 
 
-def require(file: PublicFile, name: str) -> Tensor:
-    """The tensor of this name. Raises InputError if the file has none."""
+def require(file: PublicFile, name: str, dims: int = 2) -> Tensor:
+    """The tensor of this name and number of axes, those of a codebook by default. Raises InputError if the file has none."""
     if name not in file.tensors:
         raise InputError(
             f"{file.source} has no {name}, which tokenizers of its kind have; the file is incomplete"
         )
-    return file.tensors[name]
+    tensor = file.tensors[name]
+    if tensor.dim() != dims:
+        raise InputError(
+            f"{name} of {file.source} has the shape {list(tensor.shape)}, where tokenizers of its kind have {dims} axes"
+        )
+    return tensor
 
 
 def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], f: int) -> None:
@@ -181,13 +186,12 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
         raise InputError(
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
         )
-    if into not in IMAGE_CHANNELS:
-        raise InputError(
-            f"{file.source} takes images of {into} channels; images here have 3 (RGB) or 1 (grey)"
-        )
     if choices.channels != into:
+        remedy = f"use data.channels={into}"
+        if into not in IMAGE_CHANNELS:
+            remedy = "it can't serve images here, which have 3 (RGB) or 1 (grey)"
         raise InputError(
-            f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; use data.channels={into}"
+            f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; {remedy}"
         )
     if choices.image_size % f:
         below = choices.image_size // f * f

@@ -107,7 +107,7 @@ DRAWN = [
     Sizes(32, (1, 1), 2, (0,), 3, 5, 40),
     Sizes(64, (1, 2, 1), 1, (0, 2), 6, 6, 33, channels=1),
     Sizes(32, (2, 3), 3, (1,), 8, 2, 10),
-    Sizes(32, (1, 3, 2, 1), 1, (3, 1), 5, 7, 50),
+    Sizes(32, (1, 3, 2, 1), 1, (3, 1), 5, 7, 50, channels=4),
     Sizes(96, (1, 1), 1, (), 4, 4, 16, resamp_with_conv=False),
     Sizes(32, (1, 2), 2, (0, 1), 4, 4, 16, attn_type="none"),
     Sizes(32, (1, 2, 2), 1, (1,), 4, 4, 16, attn_type="linear"),
@@ -337,6 +337,16 @@ def test_a_weight_that_is_missing_is_named(name: str) -> None:
     assert name in refuse(replace(file, tensors=tensors))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.conv_in.weight", "quantize.embedding.weight", "encoder.down.1.block.0.conv1.weight"],
+)
+def test_a_weight_of_other_axes_is_named(name: str) -> None:
+    file = make_public()
+    sentence = refuse(replace(file, tensors={**file.tensors, name: torch.zeros(7)}))
+    assert f"{name} of drawn.ckpt has the shape [7]" in sentence
+
+
 def test_a_label_map_is_no_image() -> None:
     file = make_public()
     changed = {"decoder.conv_out.weight": torch.zeros(5, 32, 3, 3)}
@@ -346,7 +356,9 @@ def test_a_label_map_is_no_image() -> None:
 
 def test_images_of_other_channels_are_refused() -> None:
     sentence = refuse(make_public(replace(SMALL, channels=4)), Choices(32, 3))
-    assert sentence == "drawn.ckpt takes images of 4 channels; images here have 3 (RGB) or 1 (grey)"
+    assert sentence == (
+        "data.channels=3 does not fit drawn.ckpt, whose images have 4; it can't serve images here, which have 3 (RGB) or 1 (grey)"
+    )
 
 
 def test_names_of_other_families_are_not_taken_for_tamings() -> None:
