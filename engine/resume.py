@@ -243,6 +243,11 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
         )
     earlier.pop(STAMP, None)
     if earlier.stage != config.stage:
+        if earlier.stage == "import" and "init" in config:
+            raise InputError(
+                f"resume={config.resume} is an imported tokenizer, which has no training to resume; train it further in a run "
+                f"of its own: {format_word('init', config.resume)}"
+            )
         raise InputError(
             f"resume={config.resume} is a run of stage={earlier.stage}; "
             f"say stage={earlier.stage} resume=..."

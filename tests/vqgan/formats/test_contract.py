@@ -101,6 +101,17 @@ def test_codes_and_pictures_are_those_of_the_formats_own_code(name: str) -> None
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_two_weights_that_change_places_are_noticed() -> None:
+    name = "taming_vq/last.ckpt"
+    file, reference = read_file(name), read_arrays(name)
+    first, second = (f"encoder.mid.block_1.conv{i}.weight" for i in (1, 2))
+    swapped = {first: file.tensors[second], second: file.tensors[first]}
+    tokenizer = load_public(replace(file, tensors={**file.tensors, **swapped}), CHOICES).tokenizer
+    z_e = tokenizer.encode_features(reference["images"])
+    assert (z_e - reference["z_e"]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 @torch.no_grad()
 def test_other_sizes_of_images_work(name: str) -> None:
