@@ -84,7 +84,7 @@ class RunStart(Start):
         self.check_shapes(weights, expected)
         tokenizer.load_state_dict({**expected, **weights})
         if tokenizer.K is not None and grows:
-            vectors = take_vectors(source, data, tokenizer.K)
+            vectors = take_vectors(tokenizer, data, tokenizer.K)
             tokenizer.quantizer.grow_from(source.quantizer, vectors)
         for sentence in self.describe(tokenizer):
             log_line(sentence)
