@@ -93,9 +93,7 @@ def test_an_import_is_not_repeated_once_it_is_finished(
 def test_a_sweep_imports_several_files_and_skips_those_that_it_has(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = ",".join(
-        str(PUBLIC / name) for name in ("taming_vq/last.ckpt", "llamagen/vq_tiny.pt")
-    )
+    files = ",".join(str(PUBLIC / name) for name in ("taming_vq/last.ckpt", "llamagen/vq_tiny.pt"))
     words = ["-m", "stage=import", *IMAGES, "show=0", f"from={files}", "sweep=public"]
     assert command(*words) == 0
     results = [json.loads(file.read_text()) for file in Path("runs/sweeps").rglob("metrics.json")]
