@@ -15,7 +15,6 @@ from tests.helpers.commands import (
     Command,
     lightning_warnings,
     read_mistake,
-    read_report,
 )
 from tests.helpers.public import PUBLIC, read_arrays
 from vqgan import Tokenizer
@@ -113,7 +112,7 @@ def test_every_later_stage_takes_an_import_as_any_other_run(
     ckpt = "ckpt=runs/import/public"
     assert command("stage=evaluate", ckpt, *QUICK, "lpips=null", "inception=false") == 0
     assert command("stage=extract", ckpt, "accelerator=cpu", "export=npz") == 0
-    assert np.load("runs/extract/shapes/codes-val.npz")["codes"].shape[-2:] == (8, 8)
+    assert np.load("runs/extract/shapes/codes-val.npz")["indices"].shape[-2:] == (8, 8)
     assert command("stage=prior", ckpt, *TINY_PRIOR) == 0
     assert command("stage=prior", "resume=runs/prior/shapes", "trainer.max_steps=7") == 0
     sample = ["stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", "n=2"]
