@@ -14,7 +14,9 @@ PATHS = (
     "cache_dir",
     "ckpt",
     "compare_to",
+    "config",
     "features",
+    "from",
     "resume",
     "run_dir",
     "runs",
@@ -46,7 +48,16 @@ TEXTS = (
 )
 LISTS = ("runs", "data.classes", "data.files", "wandb.tags")  # several texts, or one
 # What exists already, or nothing: `false` has always meant null here.
-OPTIONAL = ("ckpt", "compare_to", "features", "resume", "data.val_root", "sampler.init_image")
+OPTIONAL = (
+    "ckpt",
+    "compare_to",
+    "config",
+    "features",
+    "from",
+    "resume",
+    "data.val_root",
+    "sampler.init_image",
+)
 
 
 def is_text(key: str) -> bool:

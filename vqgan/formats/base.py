@@ -37,12 +37,14 @@ class Choices:
     channels      of these images
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
+    score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
     """
 
     image_size: int
     channels: int
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
+    score: str | None = None
 
 
 @dataclass(frozen=True)
