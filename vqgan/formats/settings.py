@@ -86,7 +86,7 @@ def choose_config(
     sizes = measure(weights)
     if config is not None:
         return choose_described(
-            read_config(Path(config).expanduser(), f"config={config}"), sizes, config, file
+            read_config(Path(str(config)).expanduser(), f"config={config}"), sizes, config, file
         ), None
     described = [
         compare_sizes(description, sizes)

@@ -128,6 +128,11 @@ def test_averages_that_are_not_there_are_a_sentence() -> None:
         open_fixture("ldm_vq/full.ckpt", ema=True)  # whose averages are of another part
 
 
+def test_a_choice_of_averages_that_is_none_is_a_sentence() -> None:
+    with pytest.raises(InputError, match="ema=maybe must be true, false or null"):
+        open_fixture("ibq", ema="maybe")  # type: ignore[arg-type]
+
+
 def save_state(folder: Path, state: dict[str, Any], name: str = "model.pt") -> str:
     folder.mkdir(exist_ok=True)
     torch.save(state, folder / name)

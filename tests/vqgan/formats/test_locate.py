@@ -46,6 +46,23 @@ def test_two_tokenizers_in_a_folder_are_a_sentence(tmp_path: Path) -> None:
     assert locate(files[1]) == files[1]
 
 
+def test_of_several_files_without_a_tokenizer_the_first_ones_reason_is_named(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.pt", "b.pt"):
+        save(tmp_path / name, {"layers.0.weight": torch.ones(1)})
+    with pytest.raises(InputError, match=r"a\.pt has no encoder and decoder of a tokenizer"):
+        locate(tmp_path)
+
+
+def test_a_run_of_this_program_is_named_as_one(tmp_path: Path) -> None:
+    for name in ("last.ckpt", "previous.ckpt"):
+        file = save(tmp_path / "checkpoints" / name)
+        torch.save({"codegrid": {}, "state_dict": TOKENIZER}, file)
+    with pytest.raises(InputError, match="is a checkpoint of Codegrid already"):
+        locate(tmp_path)
+
+
 def test_of_many_files_ten_are_named(tmp_path: Path) -> None:
     for i in range(13):
         save(tmp_path / f"{i:02}.pt")
