@@ -140,9 +140,11 @@ def plan_taming(
             "here every code has its own index"
         )
     if not file.settings:
-        remarks.append(
-            "it has no config, so its images end without tanh, as those of published models do"
-        )
+        remarks.append("it has no config, so its images end without tanh, as published models do")
+        if choices.pixels is None:
+            remarks.append(
+                "pixels=[-1,1], as its program has it; open-muse's VQGANModel has the same names and pixels=[0,1]"
+            )
     statistics = frozenset({LABEL_COLOURS, USED_CODES}) & file.tensors.keys()
     return Plan(model, dict(quantizer), names, {}, statistics, tuple(remarks))
 

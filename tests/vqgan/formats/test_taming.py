@@ -281,7 +281,8 @@ def test_a_file_without_config_needs_the_rule_of_choice() -> None:
     for score, kind in (("nearest", "VQ"), ("inner_product", "IBQ")):
         imported = load_public(bare, replace(CHOICES, score=score))
         assert type(imported.tokenizer.quantizer).__name__ == kind
-        assert "it has no config, so its images end without tanh" in imported.plan.remarks[0]
+        assert "its images end without tanh" in imported.plan.remarks[0]
+        assert "open-muse's VQGANModel has the same names" in imported.plan.remarks[1]
 
 
 def test_averaged_codes_say_that_it_is_ibq() -> None:
