@@ -285,6 +285,11 @@ def test_a_file_without_config_needs_the_rule_of_choice() -> None:
         assert "open-muse's VQGANModel has the same names" in imported.plan.remarks[1]
 
 
+def test_formats_of_one_rule_take_no_rule() -> None:
+    sentence = refuse(read_public("taming_gumbel/last"), replace(CHOICES, score="nearest"))
+    assert "is taming-transformers' GumbelVQ; leave it out" in sentence
+
+
 def test_averaged_codes_say_that_it_is_ibq() -> None:
     bare = replace(make_public(target=None), settings={})
     file = replace(bare, averaged=frozenset({"quantize.embedding.weight"}))
