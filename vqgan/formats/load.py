@@ -51,6 +51,7 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     """
     public = choose_format(file)
     plan = public.plan(file, choices)
+    check_heeded(file, public.title, choices, plan)
     check_names(file, public.title, plan)
     tokenizer = build_tokenizer(plan.model, plan.quantizer, file.source)
     copy_weights(tokenizer, file, public.title, plan)
@@ -84,6 +85,19 @@ def choose_format(file: PublicFile) -> Format:
             f"{file.source} reads as {titles}; name the config file that it was trained with: config=<file>"
         )
     return fitting[0]
+
+
+def check_heeded(file: PublicFile, title: str, choices: Choices, plan: Plan) -> None:
+    """Raise InputError for a setting of the command that the plan doesn't follow: its format has no such choice."""
+    for name, wanted, planned in (
+        ("quantizer.cosine", choices.cosine, plan.quantizer.get("cosine", False)),
+        ("quantizer.score", choices.score, plan.quantizer.get("score", "nearest")),
+    ):
+        if wanted not in (None, planned):
+            text = str(wanted).lower()
+            raise InputError(
+                f"{name}={text} does not fit {file.source}, for {title} has no such choice; leave {name} out"
+            )
 
 
 def check_names(file: PublicFile, title: str, plan: Plan) -> None:

@@ -159,3 +159,15 @@ def test_images_of_another_kind_are_refused(name: str) -> None:
     f = load_fixture(name).tokenizer.f
     with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
         load_public(read_file(name), replace(CHOICES, image_size=16 * f + 1))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("setting", [("cosine", True), ("score", "inner_product")])
+def test_a_setting_of_the_command_is_followed_or_refused(name: str, setting: tuple) -> None:
+    key, value = setting
+    try:
+        quantizer = load_public(read_file(name), replace(CHOICES, **{key: value})).plan.quantizer
+        is_heeded = quantizer[key] == value
+    except InputError as error:
+        is_heeded = f"quantizer.{key}={str(value).lower()}" in str(error)
+    assert is_heeded
