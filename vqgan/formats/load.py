@@ -51,6 +51,7 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     """
     public = choose_format(file)
     plan = public.plan(file, choices)
+    check_followed(file, public.title, plan, choices)
     check_names(file, public.title, plan)
     tokenizer = build_tokenizer(plan.model, plan.quantizer, file.source)
     copy_weights(tokenizer, file, public.title, plan)
@@ -84,6 +85,29 @@ def choose_format(file: PublicFile) -> Format:
             f"{file.source} reads as {titles}; name the config file that it was trained with: config=<file>"
         )
     return fitting[0]
+
+
+def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -> None:
+    """Raise InputError if a plan has no place for one of the command's choices, which would have no effect."""
+    quantizer = plan.quantizer
+    is_plain = quantizer["_target_"].endswith(".VQ")  # it knows one rule alone, the nearest code
+    outcomes = {
+        "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
+        "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
+        "pixels": (choices.pixels, tuple(plan.model["pixels"])),
+    }
+    for setting, (choice, outcome) in outcomes.items():
+        if choice not in (None, outcome):
+            word = format_range(choice) if isinstance(choice, tuple) else str(choice)
+            word = word.lower() if isinstance(choice, bool) else word
+            raise InputError(
+                f"{setting}={word} does not fit {file.source}, {title}, which has no such choice; leave it out"
+            )
+
+
+def format_range(pixels: Sequence[float]) -> str:
+    """A range as a command has it: [0,1]."""
+    return f"[{pixels[0]:g},{pixels[1]:g}]"
 
 
 def check_names(file: PublicFile, title: str, plan: Plan) -> None:

@@ -31,7 +31,15 @@ CODEBOOKS = ("quantize.embedding.weight", "quantize.embed.weight", "quantize.emb
 LEVEL = re.compile(r"encoder\.(?:down|down_blocks|conv_blocks)\.(\d+)\.")
 BLOCK = re.compile(LEVEL.pattern + r"(?:block|resnets|res)\.(\d+)\.")
 CLASS_KEYS = (("target", "params"), ("class_path", "init_args"))  # taming's; Lightning's
-OTHER_MODELS = ("cond_stage_config", "lossconfig", "transformer_config", "unet_config")
+# Under these keys are other models, or parts of the tokenizer: VQ-Diffusion's names the class of each of its networks.
+OTHER_MODELS = (
+    "cond_stage_config",
+    "decoder_config",
+    "encoder_config",
+    "lossconfig",
+    "transformer_config",
+    "unet_config",
+)
 OWN_SETTINGS = (
     "hyper_parameters",
     "hparams",

@@ -114,11 +114,17 @@ def check_latents(file: PublicFile, encoder: SideSizes) -> None:
 
 
 def plan_taming(
-    file: PublicFile, choices: Choices, quantizer: Mapping[str, Any], codes: Mapping[str, str]
+    file: PublicFile,
+    choices: Choices,
+    config: Mapping[str, Any],
+    quantizer: Mapping[str, Any],
+    codes: Mapping[str, str],
 ) -> Plan:
-    """The plan of a tokenizer with taming's networks; `codes` are the quantizer's weights and their public names."""
+    """The plan of a tokenizer with taming's networks.
+
+    `config` is what its own config says of them, `codes` are the quantizer's weights and their public names.
+    """
     refuse_cosine(file, choices)
-    config = read_section(file, "ddconfig")
     encoder, decoder, options = read_taming(file, choices)
     check_config(file, file.settings, {"n_embed": quantizer["K"], "embed_dim": quantizer["dim"]})
     check_config(file, config, encoder.in_words(TAMING_WORDS))
@@ -138,7 +144,7 @@ def plan_taming(
             "it has no config, so its images end without tanh, as those of published models do"
         )
     statistics = frozenset({LABEL_COLOURS, USED_CODES}) & file.tensors.keys()
-    return Plan(model, dict(quantizer), names, statistics=statistics, remarks=tuple(remarks))
+    return Plan(model, dict(quantizer), names, {}, statistics, tuple(remarks))
 
 
 def read_taming(file: PublicFile, choices: Choices) -> tuple[SideSizes, SideSizes, dict[str, Any]]:
@@ -157,6 +163,11 @@ def name_taming(model: Mapping[str, Any]) -> dict[str, str]:
     """The public names of the networks of a `model` group."""
     is_linear = model["encoder"].get("attention_kind") == "linear"
     return name_pyramid(model, NameStyle(name_layer, LINEAR_PARTS if is_linear else SOFTMAX_PARTS))
+
+
+def read_networks(file: PublicFile) -> Mapping[str, Any]:
+    """What taming's configs say of both networks."""
+    return read_section(file.settings, "ddconfig")
 
 
 def refuse_cosine(file: PublicFile, choices: Choices) -> None:
@@ -183,4 +194,4 @@ class TamingVQ(Format):
             quantizer = {**read_quantizer("ibq", K=K, dim=dim, kmeans=False), "score": score}
         else:
             quantizer = read_quantizer("vq", K=K, dim=dim, kmeans=False)
-        return plan_taming(file, choices, quantizer, {"codebook": CODEBOOK})
+        return plan_taming(file, choices, read_networks(file), quantizer, {"codebook": CODEBOOK})

@@ -3,7 +3,7 @@
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.pyramid_names import require
-from vqgan.formats.taming import has_taming_names, plan_taming
+from vqgan.formats.taming import has_taming_names, plan_taming, read_networks
 
 EMBEDDING = "quantize.embed.weight"
 LOGITS = "quantize.proj"
@@ -29,4 +29,4 @@ class TamingGumbel(Format):
             "logits.weight": f"{LOGITS}.weight",
             "logits.bias": f"{LOGITS}.bias",
         }
-        return plan_taming(file, choices, quantizer, codes)
+        return plan_taming(file, choices, read_networks(file), quantizer, codes)
