@@ -50,6 +50,11 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     Raises InputError unless exactly one format recognises the file, and unless every weight has one place.
     """
     public = choose_format(file)
+    if choices.score is not None and not public.asks_score:
+        raise InputError(
+            f"quantizer.score={choices.score} is for files that may be of a VQModel or of IBQ, and {file.source} is "
+            f"{public.title}; leave it out"
+        )
     plan = public.plan(file, choices)
     check_followed(file, public.title, plan, choices)
     check_names(file, public.title, plan)
