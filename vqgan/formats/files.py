@@ -16,8 +16,8 @@ from vqgan.formats.locate import (
     LOGS,
     SUBFOLDERS,
     WEIGHT_ENDINGS,
-    FileHome,
     LocalFolder,
+    WeightFolder,
     list_cards,
     list_configs,
     list_groups,
@@ -87,7 +87,7 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     )
 
 
-def open_folder(source: str) -> tuple[FileHome, str]:
+def open_folder(source: str) -> tuple[WeightFolder, str]:
     """The folder that a source is or lies in, and its name there ("" for the folder itself).
 
     Raises InputError if there is no such file or folder, and none on the hub.
@@ -107,7 +107,7 @@ def open_folder(source: str) -> tuple[FileHome, str]:
     return HubFolder(match["repository"]), (match["inner"] or "").rstrip("/")
 
 
-def choose_group(folder: FileHome, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def choose_group(folder: WeightFolder, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The one set of weights with a tokenizer. Raises InputError if several have one, or none."""
     if len(groups) > 1 and not folder.is_remote:
         complaints = {group: find_complaint(folder, group) for group in groups}
@@ -124,7 +124,7 @@ def choose_group(folder: FileHome, groups: Sequence[tuple[str, ...]]) -> tuple[s
     return groups[0]
 
 
-def find_complaint(folder: FileHome, group: Sequence[str]) -> str | None:
+def find_complaint(folder: WeightFolder, group: Sequence[str]) -> str | None:
     """Why a set of weights, one of several, is no tokenizer's; None if it can be read and has an encoder and a decoder."""
     files = [folder.fetch(name) for name in group]
     try:
