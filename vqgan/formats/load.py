@@ -94,7 +94,7 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
     outcomes = {
         "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
-        "pixels": (choices.pixels, tuple(plan.model["pixels"])),
+        "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):
