@@ -31,7 +31,7 @@ from engine.trust import (
     is_ours,
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
-from engine.words import format_word
+from engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
 ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
@@ -162,11 +162,6 @@ def is_named(resume: str, overrides: Sequence[str]) -> bool:
     ]
 
 
-def clean_key(word: str) -> str:
-    """The dotted key of a word of the command line, as in loss.discriminator of loss/discriminator=style."""
-    return word.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".")
-
-
 def is_changeable(earlier: DictConfig, key: str) -> bool:
     """Whether a resumed run, or a part of a resumed pipeline, may take another value.
 
@@ -243,6 +238,11 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
         )
     earlier.pop(STAMP, None)
     if earlier.stage != config.stage:
+        if earlier.stage == "import" and "init" in config:
+            raise InputError(
+                f"resume={config.resume} is an imported tokenizer, which has no training to resume; train it further in a run "
+                f"of its own: {format_word('init', config.resume)}"
+            )
         raise InputError(
             f"resume={config.resume} is a run of stage={earlier.stage}; "
             f"say stage={earlier.stage} resume=..."

@@ -113,6 +113,11 @@ def test_upgrading_a_current_config_changes_nothing() -> None:
     assert upgrade_config(config) == config
 
 
+def test_upgrading_an_import_adds_nothing_that_only_a_training_has() -> None:
+    config = OmegaConf.to_container(compose_config("stage=import", "from=x"), resolve=True)
+    assert upgrade_config(config) == config
+
+
 def test_upgrading_renames_keys_and_targets_at_any_depth() -> None:
     old = {"quantizer": {"inner": {"K": 2}, "books": 4}, "run": "vqgan.stages.train"}
     assert upgrade_config(old) == {
@@ -144,4 +149,6 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
     ):
         if node is not None:
             node.pop("reader_timeout")
+    for name in ("init", "learn", "grow"):
+        earlier.pop(name, None)
     assert config_difference(config, upgrade_config(earlier)) is None

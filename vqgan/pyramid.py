@@ -301,6 +301,8 @@ class PyramidEncoder(ImageEncoder):
     their channels, or `widths`. Public weights set the others: see `Layout`.
     """
 
+    sized_settings = ("image_size", "grid", "attention")
+
     def __init__(
         self,
         image_size: int,
@@ -341,6 +343,7 @@ class PyramidDecoder(ImageDecoder):
     """
 
     entry_kernel = 1
+    sized_settings = ("image_size", "grid", "attention")
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -67,8 +68,8 @@ class Tokenizer(nn.Module):
 
         Raises InputError for anything else, a public file of weights too: stage=import makes a run folder of it.
         """
-        from vqgan.load import load_tokenizer  # which imports this file, and Lightning
-
+        load_tokenizer = resolve_name("vqgan.load:load_tokenizer")  # by name: it builds this class
+        tokenizer: Tokenizer
         tokenizer, _ = load_tokenizer(ckpt)
         return tokenizer
 
@@ -107,14 +108,18 @@ class Tokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Quantized:
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
+        q: Quantized = self.quantizer(self.encode_input(x))
+        return q
+
+    def encode_input(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in [-1, 1] -> what the bottleneck takes, (B, in_dim of the quantizer, h, w)."""
         self.check_images(x)
         z_e = self.encode_features(x)
         if self.patches is not None:
             # Channels beyond dim, such as the log-variances of kl, come from the network alone.
             extra_channels = self.quantizer.in_dim - self.dim
             z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, extra_channels))
-        q: Quantized = self.quantizer(z_e)
-        return q
+        return z_e
 
     def check_images(self, x: Tensor) -> None:
         """Raise InputError unless x is a batch of images that the networks take: of any size that f divides."""

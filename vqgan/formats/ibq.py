@@ -9,6 +9,7 @@ from vqgan.formats.taming import (
     is_muse,
     plan_taming,
     read_code_score,
+    read_networks,
 )
 
 
@@ -25,4 +26,4 @@ class PublicIBQ(Format):
         K, dim = require(file, CODEBOOK).shape
         settings = read_quantizer("ibq", K=K, dim=dim, kmeans=False)
         quantizer = {**settings, "score": choose_code_score(file, choices)}
-        return plan_taming(file, choices, quantizer, {"codebook": CODEBOOK})
+        return plan_taming(file, choices, read_networks(file), quantizer, {"codebook": CODEBOOK})

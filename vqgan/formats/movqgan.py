@@ -45,7 +45,7 @@ class MoVQGAN(Format):
         check_images(file, choices, (encoder.channels, decoder.channels), encoder.f)
         K, dim = require(file, CODEBOOK).shape
         check_config(file, file.settings, {"n_embed": K, "embed_dim": dim})
-        check_config(file, read_section(file, "ddconfig"), encoder.in_words(TAMING_WORDS))
+        check_config(file, read_section(file.settings, "ddconfig"), encoder.in_words(TAMING_WORDS))
         pixels = choices.pixels or (-1, 1)
         model = describe_spatial(encoder, decoder, choices.image_size, pixels, SPATIAL_GROUPS, dim)
         names = name_spatial(model, style) | {"quantizer.codebook": CODEBOOK}

@@ -1,6 +1,5 @@
 """What an import shows at once: reconstructions of a few validation images, and how close they are."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +11,13 @@ from data.pictures import save_picture, tile_images
 from engine.errors import check_int
 from engine.folder import PICTURES
 from evaluation.reconstruction import Reconstruction
+from vqgan.formats.load import format_range
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
 COLUMNS = 12  # images in a row of the picture
+TRIED = (
+    2  # images that are tried in the other range, since networks of this size take seconds for each
+)
 CLEARLY_BETTER = (
     2.0  # dB by which another range of pixels has to be closer before it is worth a sentence
 )
@@ -42,18 +45,21 @@ class Preview:
         self.scores = measure_closeness(x, x_hat)
         pairs = zip(to_uint8(x).split(COLUMNS), to_uint8(x_hat).split(COLUMNS), strict=True)
         self.rows = [row for pair in pairs if len(pair[0]) == len(x[:COLUMNS]) for row in pair]
-        self._try_other_pixels(tokenizer, x, device)
+        self._try_other_pixels(tokenizer, x[:TRIED], x_hat[:TRIED], device)
 
-    def _try_other_pixels(self, tokenizer: Tokenizer, x: Tensor, device: torch.device) -> None:
+    def _try_other_pixels(
+        self, tokenizer: Tokenizer, x: Tensor, x_hat: Tensor, device: torch.device
+    ) -> None:
         own = tokenizer.pixels
         [other] = [pixels for pixels in PIXEL_RANGES if pixels != own]
         tokenizer.pixels = other
         psnr = measure_closeness(x, reconstruct(tokenizer, x, device))["psnr"]
         tokenizer.pixels = own
-        if psnr > self.scores["psnr"] + CLEARLY_BETTER:
+        own_psnr = measure_closeness(x, x_hat)["psnr"]
+        if psnr > own_psnr + CLEARLY_BETTER:
             self.remarks.append(
-                f"validation images have a PSNR of {psnr:.1f} dB with pixels={format_range(other)}, and of "
-                f"{self.scores['psnr']:.1f} with {format_range(own)}, which this run has: look at its picture"
+                f"PSNR is {psnr:.1f} dB with pixels={format_range(other)} and {own_psnr:.1f} dB with "
+                f"pixels={format_range(own)}, which this run has: look at its picture"
             )
 
     def save(self, folder: Path) -> list[str]:
@@ -77,8 +83,3 @@ def measure_closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
     scores = Reconstruction()
     scores.update(x, x_hat)
     return {name: round(float(value), 4) for name, value in scores.compute().items()}
-
-
-def format_range(pixels: Sequence[float]) -> str:
-    """A range as a command has it: [0,1]."""
-    return f"[{pixels[0]:g},{pixels[1]:g}]"

@@ -7,9 +7,11 @@ from engine.errors import InputError
 from vqgan.formats.base import PublicFile
 
 
-def read_section(file: PublicFile, name: str) -> Mapping[str, Any]:
-    """The settings under a name in a file's config; none if there is no such section."""
-    section = file.settings.get(name)
+def read_section(settings: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """The settings under a name in a config, or under several, one in the other; none if there is no such section."""
+    section: Any = settings
+    for name in names:
+        section = section.get(name) if isinstance(section, Mapping) else None
     return section if isinstance(section, Mapping) else {}
 
 

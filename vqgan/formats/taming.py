@@ -83,15 +83,15 @@ def choose_code_score(file: PublicFile, choices: Choices) -> str:
     """Which code a model of taming's names and one codebook chooses. Raises InputError if that is open, or contradicted."""
     score = read_code_score(file)
     if score is None and choices.score is None:
-        target = (
-            f"its config's class, {file.target}, is not known"
-            if file.target
-            else "it has no config"
-        )
+        reason = "no config says which it is"
+        if file.target:
+            reason = f"the class in its config, {file.target}, is neither"
+        elif file.settings:
+            reason = "its config names no class"
         raise InputError(
-            f"{file.source} is a VQModel, which chooses the nearest code, or IBQ, which chooses the one with the largest inner "
-            f"product: the weights have the same names, and {target}; name its config with config=<file>, or set "
-            "quantizer.score=nearest or quantizer.score=inner_product"
+            f"{file.source} has the names of VQModel, which chooses the nearest code, and of IBQ, which chooses the one with the "
+            f"largest inner product, and {reason}; name its config with config=<file>, or set quantizer.score=nearest or "
+            "quantizer.score=inner_product"
         )
     if score and choices.score and score != choices.score:
         says = f"its config says {file.target}" if file.target else "its codes are averaged"
@@ -114,11 +114,17 @@ def check_latents(file: PublicFile, encoder: SideSizes) -> None:
 
 
 def plan_taming(
-    file: PublicFile, choices: Choices, quantizer: Mapping[str, Any], codes: Mapping[str, str]
+    file: PublicFile,
+    choices: Choices,
+    config: Mapping[str, Any],
+    quantizer: Mapping[str, Any],
+    codes: Mapping[str, str],
 ) -> Plan:
-    """The plan of a tokenizer with taming's networks; `codes` are the quantizer's weights and their public names."""
+    """The plan of a tokenizer with taming's networks.
+
+    `config` is what its own config says of them, `codes` are the quantizer's weights and their public names.
+    """
     refuse_cosine(file, choices)
-    config = read_section(file, "ddconfig")
     encoder, decoder, options = read_taming(file, choices)
     check_config(file, file.settings, {"n_embed": quantizer["K"], "embed_dim": quantizer["dim"]})
     check_config(file, config, encoder.in_words(TAMING_WORDS))
@@ -134,11 +140,13 @@ def plan_taming(
             "here every code has its own index"
         )
     if not file.settings:
-        remarks.append(
-            "it has no config, so its images end without tanh, as those of published models do"
-        )
+        remarks.append("it has no config, so its images end without tanh, as published models do")
+        if choices.pixels is None:
+            remarks.append(
+                "pixels=[-1,1], as its program has it; open-muse's VQGANModel has the same names and pixels=[0,1]"
+            )
     statistics = frozenset({LABEL_COLOURS, USED_CODES}) & file.tensors.keys()
-    return Plan(model, dict(quantizer), names, statistics=statistics, remarks=tuple(remarks))
+    return Plan(model, dict(quantizer), names, {}, statistics, tuple(remarks))
 
 
 def read_taming(file: PublicFile, choices: Choices) -> tuple[SideSizes, SideSizes, dict[str, Any]]:
@@ -157,6 +165,11 @@ def name_taming(model: Mapping[str, Any]) -> dict[str, str]:
     """The public names of the networks of a `model` group."""
     is_linear = model["encoder"].get("attention_kind") == "linear"
     return name_pyramid(model, NameStyle(name_layer, LINEAR_PARTS if is_linear else SOFTMAX_PARTS))
+
+
+def read_networks(file: PublicFile) -> Mapping[str, Any]:
+    """What taming's configs say of both networks."""
+    return read_section(file.settings, "ddconfig")
 
 
 def refuse_cosine(file: PublicFile, choices: Choices) -> None:
@@ -183,4 +196,4 @@ class TamingVQ(Format):
             quantizer = {**read_quantizer("ibq", K=K, dim=dim, kmeans=False), "score": score}
         else:
             quantizer = read_quantizer("vq", K=K, dim=dim, kmeans=False)
-        return plan_taming(file, choices, quantizer, {"codebook": CODEBOOK})
+        return plan_taming(file, choices, read_networks(file), quantizer, {"codebook": CODEBOOK})
