@@ -28,10 +28,10 @@ AVERAGE = "average"  # the key of the averaged weights
 RESTORED = ("state_dict", "optimizer_states", "callbacks", "clock", "random")  # needed to resume
 
 
-def checkpoint_files(ckpt: str | Path) -> list[Path]:
+def checkpoint_files(ckpt: str | Path, setting: str = "ckpt") -> list[Path]:
     """The checkpoints in a run folder, best first, then the last and its predecessor; or the file itself.
 
-    Raises InputError if there are none.
+    Raises InputError if there are none; `setting` is the one that names the folder.
     """
     path = Path(ckpt).expanduser()
     candidates = [path / BEST, path / LAST, path / PREVIOUS] if path.is_dir() else [path]
@@ -39,7 +39,7 @@ def checkpoint_files(ckpt: str | Path) -> list[Path]:
     if not files:
         missing = path / LAST if path.is_dir() else path
         raise InputError(
-            f"ckpt={ckpt} has no checkpoint ({missing} is missing); "
+            f"{setting}={ckpt} has no checkpoint ({missing} is missing); "
             "give a run folder such as runs/vqgan/shapes, or a file"
         )
     return files
@@ -63,14 +63,14 @@ def find_damage(file: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
 
 
-def read_checkpoint(ckpt: str | Path, *stages: str) -> dict[str, Any]:
+def read_checkpoint(ckpt: str | Path, *stages: str, setting: str = "ckpt") -> dict[str, Any]:
     """A checkpoint of one of these stages as plain containers and tensors on the CPU; reading it runs no code.
 
     Falls back to the next checkpoint of a run folder if one is damaged, and reports it. A file that is damaged, one that asks
     for code to be run, and one of another version each have a sentence of their own.
     """
     wanted = " or ".join(f"stage={stage}" for stage in stages)
-    files = checkpoint_files(ckpt)
+    files = checkpoint_files(ckpt, setting)
     sound = next((file for file in files if find_damage(file) is None), None)
     if sound is None:
         raise InputError(

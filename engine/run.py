@@ -252,8 +252,8 @@ class Run:
         return folder
 
     def _describe_ckpt(self) -> dict[str, Any]:
-        """The id of the run on which this one stands, by which `ckpt` is known wherever that run is moved."""
-        ckpt = self.config.get("ckpt")
+        """The id of the run on which this one stands, by which `ckpt` or `init` is known wherever that run is moved."""
+        ckpt = self.config.get("ckpt") or self.config.get("init")
         return {"of": read_run_id(ckpt)} if ckpt and not self.resume else {}
 
     def fit(
@@ -289,7 +289,7 @@ class Run:
 
         try:
             with signals:
-                if any(p.requires_grad for p in module.learned.parameters()):
+                if any(p.requires_grad for p in module.parameters()):
                     ckpt_path = str(find_resumable(self.resume)) if self.resume else None
                     trainer.fit(module, data, ckpt_path=ckpt_path)
                 [metrics] = trainer.validate(module, data, verbose=False)

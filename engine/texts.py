@@ -15,6 +15,7 @@ PATHS = (
     "ckpt",
     "compare_to",
     "features",
+    "init",
     "resume",
     "run_dir",
     "runs",
@@ -44,9 +45,18 @@ TEXTS = (
     "hydra.sweeper.storage",
     "hydra.sweeper.study_name",
 )
+TOP_LEVEL = ("init",)  # elsewhere it may be a setting of a class of the user's own
 LISTS = ("runs", "data.classes", "data.files", "wandb.tags")  # several texts, or one
 # What exists already, or nothing: `false` has always meant null here.
-OPTIONAL = ("ckpt", "compare_to", "features", "resume", "data.val_root", "sampler.init_image")
+OPTIONAL = (
+    "ckpt",
+    "compare_to",
+    "features",
+    "init",
+    "resume",
+    "data.val_root",
+    "sampler.init_image",
+)
 
 
 def is_text(key: str) -> bool:
@@ -65,8 +75,9 @@ def is_optional(key: str) -> bool:
 
 
 def ends_with(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of `names`, or ends with one."""
-    return key in names or key.endswith(tuple(f".{name}" for name in names))
+    """Whether a dotted key is one of `names`, or ends with one that may be at any depth."""
+    endings = tuple(f".{name}" for name in names if name not in TOP_LEVEL)
+    return key in names or key.endswith(endings)
 
 
 def read_text(key: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ class Decoder(ImageDecoder):
     """
 
     entry_kernel = 3
+    sized_settings = ("image_size", "grid")
 
     def __init__(
         self,

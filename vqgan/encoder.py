@@ -50,6 +50,8 @@ class Encoder(ImageEncoder):
     time at full resolution; stem=1 is the classical pyramid. `depth` residual blocks follow each downsampling step.
     """
 
+    sized_settings = ("image_size", "grid")
+
     def __init__(
         self,
         image_size: int,

@@ -43,12 +43,13 @@ def build_tokenizer(
     return Tokenizer(encoder, bottleneck, decoder, model["start"], model.get("pixels", (-1, 1)))
 
 
-def load_tokenizer(ckpt: str | Path) -> tuple[Tokenizer, dict[str, Any]]:
+def load_tokenizer(ckpt: str | Path, setting: str = "ckpt") -> tuple[Tokenizer, dict[str, Any]]:
     """The trained tokenizer of a stage=vqgan run in eval mode, and the config of that run.
 
-    Uses averaged weights if the checkpoint has them. Raises InputError if the weights don't fit the config.
+    Uses averaged weights if the checkpoint has them. Raises InputError if the weights don't fit the config; `setting` is what
+    names the run in this command.
     """
-    checkpoint = read_checkpoint(ckpt, "vqgan")
+    checkpoint = read_checkpoint(ckpt, "vqgan", setting=setting)
     file, stamp = find_checkpoint(ckpt), Stamp.read(checkpoint["codegrid"])
     config = checkpoint["codegrid"]["config"]
     model, quantizer = config["model"], config["quantizer"]

@@ -13,6 +13,7 @@ from engine.module import ClockedModule, MakeOptimizer
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
 from evaluation.scores import UNDEFINED
+from vqgan.learning import ALL, Learners
 from vqgan.losses.balancer import Balancer
 from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
@@ -26,13 +27,14 @@ GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
 @dataclass
 class Training:
     """How the generator is trained: its optimizer and learning rate, the run's length, the longest gradient that an update
-    follows (0: any), and the micro-batches of an update."""
+    follows (0: any), the micro-batches of an update, and which of its parts learn."""
 
     optimizer: MakeOptimizer
     schedule: Schedule
     budget: Budget
     clip: float
     accumulate: int
+    learners: Learners = ALL
 
 
 class VQGAN(ClockedModule):
@@ -55,6 +57,8 @@ class VQGAN(ClockedModule):
     ) -> None:
         super().__init__(training.budget, training.schedule, training.clip, training.accumulate)
         self.tokenizer, self.reconstruction, self.adversary = tokenizer, reconstruction, adversary
+        self.learners = training.learners
+        self.learners.rest(tokenizer)
         self.balancer = Balancer(adversary.adaptive if adversary else None)
         # The groups are no modules. Their parts are registered here, under the names that checkpoints have them by.
         for name in ("pixel", "perceptual"):
@@ -82,7 +86,10 @@ class VQGAN(ClockedModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
         x = self.augment_images(batch[0])
         parts = [MicroBatch(images, share) for images, share in self.micro_batches(x)]
-        self.descend(GENERATOR, map(self.generator_loss, parts), self.rate, self.betas)
+        if self.learners.any:
+            self.descend(GENERATOR, map(self.generator_loss, parts), self.rate, self.betas)
+        else:
+            self.reconstruct(parts)
         if self.is_adversarial:
             self.log_terms(self.balancer.update())  # lambda for the next update
         if self.discriminator_trains:
@@ -119,6 +126,15 @@ class VQGAN(ClockedModule):
         self.log_terms({"quantizer": part.q.loss, **part.q.terms, **losses, **shares})
         return part.share * ((x_hat * gradient).sum() + part.q.loss)
 
+    @torch.no_grad()
+    def reconstruct(self, parts: Sequence[MicroBatch]) -> None:
+        """Leave in `parts` what the discriminator's update reads, where no update of the generator does."""
+        for part in parts:
+            part.q = self.tokenizer.encode(part.x)
+            part.x_hat = self.tokenizer.decode(part.q.z_q)
+            terms = self.reconstruction.terms(part.x, part.x_hat)
+            self.log_terms({name: term.loss for name, term in terms.items()})
+
     def update_discriminator(self, parts: Sequence[MicroBatch]) -> None:
         """One update on the images and reconstructions that the generator's update has left in `parts`."""
         assert self.adversary is not None
@@ -140,11 +156,15 @@ class VQGAN(ClockedModule):
     @property
     def is_adversarial(self) -> bool:
         """Whether the discriminator's gradient reaches the generator."""
-        return self.adversary is not None and self.adversary.gate.open(self.now)
+        return (
+            self.adversary is not None and self.learners.any and self.adversary.gate.open(self.now)
+        )
 
     @property
     def discriminator_trains(self) -> bool:
-        return self.adversary is not None and self.adversary.gate.training(self.now)
+        if self.adversary is None:
+            return False
+        return not self.learners.any or self.adversary.gate.training(self.now)
 
     @property
     def freezes_codes(self) -> bool:
@@ -153,7 +173,7 @@ class VQGAN(ClockedModule):
 
     @property
     def codes_are_frozen(self) -> bool:
-        return self.freezes_codes and self.is_adversarial
+        return not self.learners.codes or (self.freezes_codes and self.is_adversarial)
 
     @property
     def shares_judgements(self) -> bool:
@@ -202,6 +222,10 @@ class VQGAN(ClockedModule):
                 metric.reset()
 
     # Lightning's side.
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.learners.stop_noise(self.tokenizer)
 
     @property
     def learned(self) -> Tokenizer:

@@ -12,9 +12,13 @@ class ImageEncoder(nn.Module, ABC):
     f              pixels per grid position, in each direction
     exit_kernel    side of the convolution that leads from its output to z_e; 0: its output is z_e
     layers         the part that takes most of the time, for torch.compile
+
+    A class whose weights serve images of any size that f divides names, in `sized_settings`, those of its settings that count
+    pixels or codes a side: they follow the size of the images.
     """
 
     exit_kernel = 1
+    sized_settings: tuple[str, ...] = ()
 
     image_size: int
     channels: int
@@ -33,7 +37,11 @@ class ImageDecoder(nn.Module, ABC):
     entry_kernel    side of the convolution that leads from z_q to its input; 0: its input is z_q
     layers          the part that takes most of the time, for torch.compile
     last            its last convolution, at whose weights lambda compares the losses
+
+    `sized_settings` are as in ImageEncoder.
     """
+
+    sized_settings: tuple[str, ...] = ()
 
     in_channels: int
     entry_kernel: int

@@ -144,6 +144,8 @@ class PyramidEncoder(ImageEncoder):
     their channels.
     """
 
+    sized_settings = ("image_size", "grid", "attention")
+
     def __init__(
         self,
         image_size: int,
@@ -181,6 +183,7 @@ class PyramidDecoder(ImageDecoder):
     """Grids of `z_channels` features to images: one block more a resolution than the encoder of the same `depth`."""
 
     entry_kernel = 1
+    sized_settings = ("image_size", "grid", "attention")
 
     def __init__(
         self,

@@ -95,13 +95,17 @@ class Tokenizer(nn.Module):
 
     def encode(self, x: Tensor) -> Quantized:
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
+        q: Quantized = self.quantizer(self.encode_input(x))
+        return q
+
+    def encode_input(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in [-1, 1] -> what the bottleneck takes, (B, in_dim of the quantizer, h, w)."""
         z_e = self.encode_features(x)
         if self.patches is not None:
             # Channels beyond dim, such as the log-variances of kl, come from the network alone.
             extra_channels = self.quantizer.in_dim - self.dim
             z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, extra_channels))
-        q: Quantized = self.quantizer(z_e)
-        return q
+        return z_e
 
     def encode_features(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> what the networks alone make of it, (B, in_dim of the quantizer, h, w)."""

@@ -62,9 +62,16 @@ class Quantizer(nn.Module, ABC):
     K is the number of codes per codebook, None for a continuous bottleneck. `num_codebooks` is the number of codes per
     grid position, each from its own codebook. `in_dim` is the number of channels expected from the encoder.
 
-    `forward` is pure. State changes only in `initialise`, once before training, and in `update`, after each step.
+    `forward` is pure. State changes only in `initialise` or `grow_from`, once before training, and in `update`, after each
+    step.
+
+    training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
+                         trained tokenizer may choose them anew
+    grows                whether it can take over a smaller codebook of its kind
     """
 
+    training_settings: tuple[str, ...] = ()
+    grows = False
     updates: Tensor
 
     def __init__(
@@ -123,6 +130,11 @@ class Quantizer(nn.Module, ABC):
 
     def initialise(self, z: Tensor) -> None:
         """Fit codes and scales to encoder outputs z (n, in_dim), once before the first step."""
+
+    def grow_from(self, smaller: "Quantizer", z: Tensor) -> None:
+        """Take over the codes of a smaller codebook of the same kind, and split those that most of the encoder outputs
+        z (n, in_dim) have chosen, for the codes that are new; once before the first step."""
+        raise InputError(f"a codebook of {type(self).__name__} can't grow; leave grow out")
 
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         """Count the update and change what has no gradients, after the optimizers' step.

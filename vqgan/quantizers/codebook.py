@@ -1,5 +1,6 @@
 """The base of all bottlenecks with K learned vectors: search, losses, and remedies, one switch each."""
 
+import heapq
 from abc import abstractmethod
 
 import torch
@@ -14,6 +15,9 @@ from vqgan.quantizers.gradients import rotate, straight_through
 from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import flatten, nearest, unflatten
+
+GROWTH_STEP = 0.2  # as the step of `split`: a small one wins up to half of the cluster
+GOLDEN = 0.6180339887
 
 
 class Codebook(Quantizer):
@@ -38,6 +42,10 @@ class Codebook(Quantizer):
     codebook_lr   learning rate of the codes as a multiple of the optimizer's, if they have gradients
     """
 
+    training_settings = (
+        "beta", "rotation", "temperature", "entropy", "kmeans", "revive", "split", "decay", "codebook_lr",
+    )  # fmt: skip
+    grows = True
     K: int
     counts: Tensor
 
@@ -140,6 +148,25 @@ class Codebook(Quantizer):
 
     @float32
     @torch.no_grad()
+    def grow_from(self, smaller: Quantizer, z: Tensor) -> None:
+        """The first codes are those of the smaller codebook. Each of the others lies the fraction GROWTH_STEP of the way from
+        the code whose cluster is the largest by then, which it halves, to an output in that cluster."""
+        assert isinstance(smaller, Codebook)
+        z = self.project(z.float())
+        old_codes = smaller.codes()
+        indices = smaller.choose(z, old_codes)
+        parents, counts = split_crowded(torch.bincount(indices, minlength=smaller.K), self.K)
+        new_codes = old_codes[parents].lerp(pick_members(z, indices, parents), GROWTH_STEP)
+        codes = torch.cat([old_codes, new_codes])
+        counts = (counts * self.K / len(z)).clamp(min=0.1)
+        self.set_codes(slice(None), codes, counts.to(self.counts))
+        for name, value in smaller.state_dict().items():
+            if name not in ("counts", "sums"):
+                own = self.state_dict()[name]
+                (own[: smaller.K] if value.dim() else own).copy_(value)  # to the bit
+
+    @float32
+    @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
         assert q.indices is not None
@@ -166,3 +193,38 @@ class Codebook(Quantizer):
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.parameters(), self.codebook_lr) if self.codebook_lr != 1 else {}
+
+
+def split_crowded(counts: Tensor, K: int) -> tuple[Tensor, Tensor]:
+    """Which codes have to be split, each one in two, until there are K: the most crowded first.
+
+    counts (n,) of the present codes -> the parents (K - n,) of the new codes, and the counts (K,) of all by then.
+    """
+    heap = [(-count, code) for code, count in enumerate(counts.tolist())]
+    heapq.heapify(heap)
+    shares = dict(enumerate(map(float, counts.tolist())))
+    parents: list[int] = []
+    while len(heap) < K:
+        crowd, code = heapq.heappop(heap)
+        parent = code if code < len(counts) else parents[code - len(counts)]
+        new = len(counts) + len(parents)
+        parents.append(parent)
+        for child in (code, new):
+            shares[child] = -crowd / 2
+            heapq.heappush(heap, (crowd / 2, child))
+    return torch.tensor(parents, dtype=torch.int64), torch.tensor([shares[i] for i in range(K)])
+
+
+def pick_members(z: Tensor, indices: Tensor, parents: Tensor) -> Tensor:
+    """For each new code an output among z (n, dim) that its parent was chosen for by `indices` (n,): another one for each child of
+    a parent, as far as there are enough."""
+    order = indices.argsort(stable=True)
+    sizes = torch.bincount(indices, minlength=int(parents.max()) + 1 if len(parents) else 0)
+    starts = sizes.cumsum(0) - sizes
+    nth: dict[int, int] = {}
+    rows = []
+    for parent in parents.tolist():
+        child = nth[parent] = nth.get(parent, -1) + 1
+        # Members far apart in the order of the images, by steps of the golden ratio.
+        rows.append(int(starts[parent]) + int((child * GOLDEN) % 1 * int(sizes[parent])))
+    return z[order[torch.tensor(rows, dtype=torch.int64)]]

@@ -25,6 +25,7 @@ class Gumbel(Quantizer):
     the codes by k-means and the logits to the log-probabilities of a Gaussian around each code.
     """
 
+    training_settings = ("temperature", "kl_weight", "kmeans")
     K: int
 
     def __init__(

@@ -24,6 +24,8 @@ class KL(Standardised):
     is the evidence lower bound of a decoder with variance s^2.
     """
 
+    training_settings = ("weight",)
+
     def __init__(self, dim: int, weight: float) -> None:
         super().__init__(None, dim, in_dim=2 * dim)
         check_range("quantizer.weight", weight, 0)

@@ -19,6 +19,8 @@ class LFQ(Lattice):
     every coordinate of a code.
     """
 
+    training_settings = ("beta", "entropy")
+
     def __init__(self, K: int, beta: float, entropy: Entropy | None, dim: int | None) -> None:
         super().__init__((2,) * count_bits(K), dim)
         check_range("quantizer.beta", beta, 0)

@@ -40,6 +40,7 @@ class MultiCodebook(Quantizer):
             )
         super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks)
         self.inner = nn.ModuleList(quantizers)
+        self.grows = first.grows
 
     @property
     def inner_quantizers(self) -> list[Quantizer]:

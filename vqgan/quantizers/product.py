@@ -44,6 +44,14 @@ class Product(MultiCodebook):
         pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
         return interleave([inner.lookup(own_indices) for inner, own_indices in pairs])
 
+    def grow_from(self, smaller: Quantizer, z: Tensor) -> None:
+        """Let each codebook grow by its own channels of z (n, dim)."""
+        assert isinstance(smaller, Product)
+        self.updates.copy_(smaller.updates)
+        pairs = zip(self.inner_quantizers, smaller.inner_quantizers, strict=True)
+        for i, (inner, old) in enumerate(pairs):
+            inner.grow_from(old, z[:, i :: self.num_codebooks].contiguous())
+
     def initialise(self, z: Tensor) -> None:
         for i, inner in enumerate(self.inner_quantizers):
             inner.initialise(z[:, i :: self.num_codebooks].contiguous())

@@ -22,6 +22,8 @@ class Residual(MultiCodebook):
     still returned, but neither decoded nor trained on.
     """
 
+    training_settings = ("dropout",)
+
     def __init__(
         self,
         inner: Callable[..., Quantizer],
@@ -84,6 +86,16 @@ class Residual(MultiCodebook):
         pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
         parts = [inner.lookup(own_indices) for inner, own_indices in pairs]
         return reduce(add, parts, torch.zeros_like(parts[0]))
+
+    def grow_from(self, smaller: Quantizer, z: Tensor) -> None:
+        """Let each codebook grow by the residuals of z (n, dim) after the smaller ones before it."""
+        assert isinstance(smaller, Residual)
+        self.updates.copy_(smaller.updates)
+        residual = z.float()
+        for inner, old in zip(self.inner_quantizers, smaller.inner_quantizers, strict=True):
+            inner.grow_from(old, residual)
+            with torch.no_grad():
+                residual = residual - old(residual[:, :, None, None]).z_q[:, :, 0, 0]
 
     def initialise(self, z: Tensor) -> None:
         """Initialise each codebook with the residual of z (n, dim) after the ones before it."""

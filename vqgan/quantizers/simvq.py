@@ -18,6 +18,7 @@ class SimVQ(Codebook):
     the standardisation. Switches as in `Codebook`, without revive and split.
     """
 
+    grows = False  # a single code can't be set
     basis: Tensor
 
     def __init__(

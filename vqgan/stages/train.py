@@ -14,9 +14,11 @@ from engine.run import Run
 from engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.reconstructions import Reconstructions
-from vqgan.load import build_tokenizer, make_tags, start_images
+from vqgan.learning import choose_learners
+from vqgan.load import build_tokenizer, make_tags
 from vqgan.losses.groups import group_losses
 from vqgan.module import VQGAN, Training
+from vqgan.starting import choose_start
 
 
 def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
@@ -24,36 +26,33 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
     with Run.open(config) as run:
         run.seed()
         data: ImageDataModule = instantiate(run.config.data)
+        start = choose_start(run, data)
         module = build_module(run.config, run.training)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_recorded(run.resume)
         data.prepare_data()
-        if not run.resume:
-            module.tokenizer.initialise(start_images(data))
+        start.fill(module.tokenizer, data)
         if run.training.compile:
             compile_parts(module.costly)
         data.check_batch_fits(run.launch().world_size)
-        tags = make_tags(config.stage, data.title, module.tokenizer)
+        tags = [*make_tags(config.stage, data.title, module.tokenizer), *start.tags]
         folder = run.start(data.title, data.describe(), tags, module)
         run_on_main(lambda: data.record_images(folder))
         line = Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"})
-        pictures = Reconstructions()
-        codes = CodebookPictures()
+        pictures, codes = Reconstructions(), CodebookPictures()
         figures = run.fit(module, data, [*around, line, pictures, codes])
         shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
         files = [str(file) for file in (pictures.file, *codes.files)]
-        return run.finish({**figures, **shape, "pictures": files})
+        return run.finish({**figures, **shape, **start.origin, "pictures": files})
 
 
 def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
     # The losses come before the tokenizer: the order in which random numbers are drawn.
     reconstruction, adversary = group_losses(**instantiate(config.loss))
+    learners = choose_learners(config.learn, bool(config.init), adversary is not None)
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
-    module = VQGAN(
-        build_tokenizer(config.model, config.quantizer),
-        reconstruction,
-        Training(optimizer, schedule, training.budget, training.clip, training.accumulate),
-        adversary,
-    )
+    rules = training.budget, training.clip, training.accumulate, learners
+    tokenizer = build_tokenizer(config.model, config.quantizer)
+    module = VQGAN(tokenizer, reconstruction, Training(optimizer, schedule, *rules), adversary)
     return module.to(memory_format=torch.channels_last)

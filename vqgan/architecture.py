@@ -1,0 +1,188 @@
+"""The architecture that a run takes from the tokenizer it starts with, for other images and with what its command may change."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import InputError
+from vqgan.networks import ImageDecoder, ImageEncoder
+from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.multi_codebook import MultiCodebook
+from vqgan.tokenizer import Tokenizer
+
+ADOPTED_GROUPS = ("model", "quantizer")
+ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What a command wants of the tokenizer that its run starts with.
+
+    init          its run folder or checkpoint, for messages
+    image_size    pixels a side of the new images
+    channels      of the new images
+    grow          whether it may get more codes
+    keys          the settings and groups below model and quantizer that the command names
+    config        the command's own `model` and `quantizer`, plain containers
+    """
+
+    init: str
+    image_size: int
+    channels: int
+    grow: bool
+    keys: Sequence[str]
+    config: Mapping[str, Any]
+
+
+def adopt_architecture(
+    tokenizer: Tokenizer, described: Mapping[str, Any], wanted: Adoption
+) -> dict[str, Any]:
+    """The groups `model` and `quantizer` of a run that starts with a tokenizer, whose run's config is `described`.
+
+    Raises InputError if the tokenizer can't serve such images, and if the command asks for another architecture.
+    """
+    groups: dict[str, Any] = deepcopy({name: described[name] for name in ADOPTED_GROUPS})
+    fit_model(groups["model"], tokenizer, wanted)
+    if wanted.grow:
+        grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)
+    asked = [
+        (key, name, value)
+        for key in wanted.keys
+        for name, value in list_leaves(select_key(wanted.config, key), key)
+    ]
+    for key, name, value in asked:
+        current = select_key(groups, name)
+        if current != value and not is_of_training(tokenizer.quantizer, name):
+            raise refuse_setting(tokenizer.quantizer, wanted, key, name, value, current)
+    for _, name, value in asked:
+        if is_of_training(tokenizer.quantizer, name):
+            set_key(groups, name, value)
+    return groups
+
+
+def fit_model(model: dict[str, Any], tokenizer: Tokenizer, wanted: Adoption) -> None:
+    """Change the sizes and channels in a `model` group to those of the new images, in place."""
+    before = tokenizer.encoder.image_size
+    networks: dict[str, ImageEncoder | ImageDecoder] = {
+        "encoder": tokenizer.encoder,
+        "decoder": tokenizer.decoder,
+    }
+    if wanted.image_size != before:
+        for part, network in networks.items():
+            check_size(network, tokenizer.f, before, wanted)
+            scale_settings(model[part], network.sized_settings, wanted.image_size, before)
+        names = {name for network in networks.values() for name in network.sized_settings}
+        scale_settings(model, sorted(names), wanted.image_size, before)
+    if wanted.channels != tokenizer.encoder.channels:
+        for part, network in networks.items():
+            if "channels" not in model[part]:
+                raise InputError(
+                    f"data.channels={wanted.channels}, and init={wanted.init} has {tokenizer.encoder.channels}, which "
+                    f"its {type(network).__name__} can't change; use data.channels={tokenizer.encoder.channels}"
+                )
+            model[part]["channels"] = wanted.channels
+
+
+def check_size(network: ImageEncoder | ImageDecoder, f: int, before: int, wanted: Adoption) -> None:
+    """Raise InputError unless a network can serve images of the new size."""
+    size = wanted.image_size
+    if not network.sized_settings:
+        raise InputError(
+            f"data.image_size={size}, and the {type(network).__name__} of init={wanted.init} serves {before} pixels "
+            f"alone; use data.image_size={before}"
+        )
+    if size % f:
+        sizes = [str(n) for n in (size // f * f, -(-size // f) * f) if n]
+        raise InputError(
+            f"data.image_size={size} is not divisible by the f={f} of init={wanted.init}; "
+            f"use data.image_size={' or '.join(sizes)}"
+        )
+
+
+def scale_settings(settings: dict[str, Any], names: Sequence[str], size: int, before: int) -> None:
+    """Multiply settings that count pixels or codes a side by size / before, in place. Of a list, the sides that this leaves
+    whole stay: the others are of no resolution of the network."""
+    for name in names:
+        sides = settings.get(name)
+        if isinstance(sides, list | tuple):
+            settings[name] = [n * size // before for n in sides if n * size % before == 0]
+        elif isinstance(sides, int):
+            settings[name] = sides * size // before
+
+
+def grow_codebook(quantizer: dict[str, Any], built: Quantizer, wanted: Adoption) -> None:
+    """Set the number of codes in a `quantizer` group to what the command asks for, in place.
+
+    Raises InputError unless it asks for one, and if the codebook can't grow to it.
+    """
+    asked = select_key(wanted.config, "quantizer.K")
+    if "quantizer.K" not in wanted.keys:
+        raise InputError(
+            f"grow=true needs the number of codes to grow to, above the {built.K} of init={wanted.init}; "
+            "add quantizer.K=..., or leave grow out"
+        )
+    if not built.grows:
+        raise InputError(
+            f"grow=true, and the codebook of a {type(built).__name__} as in init={wanted.init} can't grow; leave grow out"
+        )
+    if not isinstance(asked, int) or asked < (built.K or 0):
+        raise InputError(
+            f"quantizer.K={asked} and grow=true: a codebook only grows, and that of init={wanted.init} has {built.K} "
+            "codes; use a larger number, or leave both out"
+        )
+    quantizer["K"] = asked
+    if isinstance(quantizer.get("inner"), dict):
+        quantizer["inner"]["K"] = asked
+
+
+def refuse_setting(
+    quantizer: Quantizer, wanted: Adoption, key: str, name: str, value: Any, current: Any
+) -> InputError:
+    """The error for a setting of the command that is not that of the tokenizer; `key` is what the command names."""
+    theirs = "has no such setting" if current is ABSENT else f"has {name}={current}"
+    remedy = f"leave {key}=... out"
+    if name == "quantizer.K" and not wanted.grow and quantizer.grows and value > current:
+        remedy += ", or add grow=true"
+    size = f" at data.image_size={wanted.image_size}" if name.startswith("model.") else ""
+    of = "" if key == name else f" by {key}=..."
+    return InputError(
+        f"this command has {name}={value}{of}, and init={wanted.init} {theirs}{size}; a run keeps the architecture "
+        f"that it starts with, so {remedy}"
+    )
+
+
+def is_of_training(quantizer: Quantizer, name: str) -> bool:
+    """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
+    group, *words = name.split(".")
+    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook):
+        quantizer, words = quantizer.inner_quantizers[0], words[1:]
+    return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
+
+
+def list_leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The dotted keys and the values below a node; lists are values."""
+    if not isinstance(node, Mapping):
+        yield key, node
+        return
+    for name, value in node.items():
+        yield from list_leaves(value, f"{key}.{name}")
+
+
+def select_key(node: Any, key: str) -> Any:
+    """The value at a dotted key; ABSENT if there is none."""
+    for word in key.split("."):
+        if not isinstance(node, Mapping) or word not in node:
+            return ABSENT
+        node = node[word]
+    return node
+
+
+def set_key(node: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key, in place, with the mappings that lead to it."""
+    *parents, name = key.split(".")
+    for word in parents:
+        if not isinstance(node.get(word), dict):
+            node[word] = {}
+        node = node[word]
+    node[name] = value

@@ -1,0 +1,178 @@
+"""What a tokenizer starts with: images, or the tokenizer of another run (`init`) with its architecture and weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from data.datamodule import ImageDataModule
+from engine.checkpoint import describe_names
+from engine.console import log_line
+from engine.environment import read_overrides
+from engine.errors import InputError
+from engine.folder import read_record
+from engine.loggers import MAX_TAG
+from engine.resume import clean_key
+from engine.run import Run
+from vqgan.architecture import ADOPTED_GROUPS, Adoption, adopt_architecture
+from vqgan.load import load_tokenizer, start_images
+from vqgan.quantizers.search import flatten
+from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer
+
+VECTORS_PER_CODE = (
+    16  # encoder outputs by which the crowded codes are known before a codebook grows
+)
+
+
+class Start(ABC):
+    """How a tokenizer gets its first weights.
+
+    origin    what metrics.json and the card say of it
+    tags      by which the loggers find the run
+    """
+
+    origin: Mapping[str, Any] = {}
+    tags: tuple[str, ...] = ()
+
+    @abstractmethod
+    def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
+        """Set the weights of a tokenizer, in place, before its first update."""
+
+
+class ImageStart(Start):
+    """Linear maps and codes are fitted to training images."""
+
+    def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
+        tokenizer.initialise(start_images(data))
+
+
+class ResumedStart(Start):
+    """A checkpoint of this run has all weights. `of` is the id of the run that `init` named at first, None without one."""
+
+    def __init__(self, of: str | None) -> None:
+        self.origin, self.tags = describe_start(of)
+
+    def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
+        """Leave everything to the checkpoint."""
+
+
+class RunStart(Start):
+    """The weights are those of another run's tokenizer, as far as channels and codes are the same.
+
+    groups    the `model` and `quantizer` of this run's config
+    """
+
+    def __init__(self, wanted: Adoption) -> None:
+        self.wanted = wanted
+        self.source, described = load_tokenizer(wanted.init, setting="init")
+        self.groups = adopt_architecture(self.source, described, wanted)
+        self.origin, self.tags = describe_start(described.get("id"))
+
+    def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
+        source, expected = self.source, tokenizer.state_dict()
+        channels = source.encoder.channels, tokenizer.encoder.channels
+        grows = tokenizer.K != source.K
+        weights = {
+            name: fold_channels(value, expected[name].shape, *channels)
+            for name, value in source.state_dict().items()
+            if not (grows and name.startswith("quantizer."))
+        }
+        self.check_shapes(weights, expected)
+        tokenizer.load_state_dict({**expected, **weights})
+        if tokenizer.K is not None and grows:
+            vectors = take_vectors(source, data, tokenizer.K)
+            tokenizer.quantizer.grow_from(source.quantizer, vectors)
+        for sentence in self.describe(tokenizer):
+            log_line(sentence)
+        del self.source  # the run does not need a second tokenizer
+
+    def check_shapes(self, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+        """Raise InputError if a weight depends on the image in a way that its network's settings don't say."""
+        others = describe_names(
+            "other shapes",
+            (
+                f"{name} {list(weights[name].shape)} instead of {list(expected[name].shape)}"
+                for name in weights
+                if weights[name].shape != expected[name].shape
+            ),
+        )
+        if others:
+            raise InputError(
+                f"init={self.wanted.init} can't serve data.image_size={self.wanted.image_size} and "
+                f"data.channels={self.wanted.channels}, for its weights depend on them ({others[0]}); "
+                f"use data.image_size={self.source.encoder.image_size} data.channels={self.source.encoder.channels}"
+            )
+
+    def describe(self, tokenizer: Tokenizer) -> Iterator[str]:
+        """What the run starts with and what of it is new, for the terminal."""
+        init, source, encoder = self.wanted.init, self.source, tokenizer.encoder
+        codes = "no codes" if source.K is None else f"{source.K} codes"
+        yield (
+            f"init={init}: {type(source.encoder).__name__} with {codes}, {encoder.image_size} pixels to a grid of "
+            f"{'x'.join(map(str, tokenizer.grid))} (f={tokenizer.f})"
+        )
+        if encoder.channels != source.encoder.channels:
+            yield (
+                f"init={init} has {source.encoder.channels} channels and the images {encoder.channels}: the first and the "
+                "last layer are new, and start with the sums and the means over the old channels"
+            )
+        if tokenizer.K != source.K:
+            yield f"init={init}: the codebook grows from {source.K} to {tokenizer.K} codes, which split the crowded ones"
+
+
+def choose_start(run: Run, data: ImageDataModule) -> Start:
+    """How the tokenizer of a run starts. With `init`, the run's config gets the architecture of the tokenizer that it names."""
+    config = run.config
+    if run.resume:
+        return ResumedStart(read_record(run.resume, "of"))
+    if not config.init:
+        if config.grow:
+            raise InputError("grow=true is for a run that starts with init=...; leave grow out")
+        return ImageStart()
+    keys = [clean_key(word) for word in read_overrides()]
+    wanted = Adoption(
+        str(config.init),
+        data.image_size,
+        data.channels,
+        bool(config.grow),
+        [key for key in keys if key.split(".")[0] in ADOPTED_GROUPS],
+        {name: OmegaConf.to_container(config[name], resolve=True) for name in ADOPTED_GROUPS},
+    )
+    start = RunStart(wanted)
+    for name in ADOPTED_GROUPS:
+        config[name] = start.groups[name]
+    return start
+
+
+def describe_start(of: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The origin and the tags of a run that started with the tokenizer of run `of`; nothing for None."""
+    return ({}, ()) if of is None else ({"of": of}, (f"init={of}"[:MAX_TAG],))
+
+
+def fold_channels(weight: Tensor, shape: torch.Size, before: int, after: int) -> Tensor:
+    """A weight of a network's first or last layer for images of another number of channels; any other weight as it is.
+
+    The layer that reads the image gets the sum over the old channels, and the layer that writes it their mean, so that a grey
+    image gives the codes of its RGB copy; the other way round, RGB images are read as the mean of their channels.
+    """
+    if before == after or weight.dim() != len(shape) or weight.shape == shape:
+        return weight
+    dim = 0 if weight.shape[0] != shape[0] else 1
+    if weight.shape[dim] * after != shape[dim] * before:
+        return weight
+    parts = weight.unflatten(dim, (before, weight.shape[dim] // before))
+    total = parts.sum(dim, keepdim=True) / (before if dim == 0 else after)
+    sizes = [after if i == dim else -1 for i in range(total.dim())]
+    return total.expand(sizes).flatten(dim, dim + 1)
+
+
+@torch.no_grad()
+def take_vectors(tokenizer: Tokenizer, data: ImageDataModule, K: int) -> Tensor:
+    """What the encoder makes of training images, (n, in_dim of the quantizer): enough for K codes."""
+    n = -(-VECTORS_PER_CODE * K // (tokenizer.grid[0] * tokenizer.grid[1]))
+    images, _ = data.take_evenly("train", min(n, RANDOM_START_IMAGES))
+    x = data.preprocess(images)
+    return torch.cat([flatten(tokenizer.encode_input(part)) for part in x.split(16)])
