@@ -1,13 +1,13 @@
 """Low-rank updates of convolutions and linear layers, all that learns of a network then (LoRA, Hu et al. 2022)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from engine.errors import InputError, check_int
+from engine.errors import InputError
 
 WEIGHT = "weight"  # the parameter of a layer that gets an update; its bias stays as it is
 PLACE = f"parametrizations.{WEIGHT}"  # torch's name of where the parts of that weight are
@@ -40,23 +40,31 @@ def add_update(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return weight + (up @ down).view(weight.shape)
 
 
-def add_low_rank(network: nn.Module, rank: int) -> None:
-    """Give each convolution and linear layer of the network an update of this rank, in place; all else of it is frozen.
+def add_low_rank(networks: Iterable[nn.Module], rank: int) -> None:
+    """Give each convolution and linear layer of the networks an update of this rank, in place; all else of them is frozen.
 
-    Until the first step the network computes what it did before, to the bit. A layer whose weight is already computed from
-    others stays as it is. Raises InputError for a rank below 1 and for a network without such layers.
+    Until the first step they compute what they did before, to the bit. A layer whose weight is already computed from others
+    stays as it is. Raises InputError if there is no layer to update.
     """
-    check_int("lora", rank, 1)
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    everything = nn.ModuleList(networks)
+    layers = [layer for layer in everything.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     layers = [layer for layer in layers if not parametrize.is_parametrized(layer, WEIGHT)]
     if not layers:
+        classes = ", ".join(type(network).__name__ for network in everything)
         raise InputError(
-            f"lora={rank} updates convolutions and linear layers, and {type(network).__name__} has none; "
-            "use lora=null"
+            f"lora={rank} updates convolutions and linear layers, and what learns ({classes}) has none; use lora=null"
         )
-    network.requires_grad_(False)
+    everything.requires_grad_(False)
     for layer in layers:
         parametrize.register_parametrization(layer, WEIGHT, LowRank(layer.weight, rank))
+
+
+def count_plain(network: nn.Module) -> int:
+    """The number of a network's parameters when its updates are merged."""
+    updates = [part for part in network.modules() if isinstance(part, LowRank)]
+    return sum(p.numel() for p in network.parameters()) - sum(
+        p.numel() for update in updates for p in update.parameters()
+    )
 
 
 def merge_low_rank(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
