@@ -100,6 +100,13 @@ def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "reader_timeout": _default_reader_timeout() if is_dataset else None}
 
 
+def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a tokenizer's run with those that say what learns, which earlier versions did not have."""
+    if not {"stage", "model", "quantizer"} <= node.keys() or "learn" in node:
+        return node
+    return {**node, "learn": "all", "grow": False}
+
+
 def _upgrade(node: Any, path: str) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
@@ -108,7 +115,7 @@ def _upgrade(node: Any, path: str) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where
             )
-        return _add_reader_timeout(upgraded)
+        return _add_learners(_add_reader_timeout(upgraded))
     if isinstance(node, list):
         return [_upgrade(value, path) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

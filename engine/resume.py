@@ -31,7 +31,7 @@ from engine.trust import (
     is_ours,
 )
 from engine.version import STAMP, Stamp, check_format, refuse_version
-from engine.words import format_word
+from engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
 ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")
@@ -152,11 +152,6 @@ def is_named(resume: str, overrides: Sequence[str]) -> bool:
     return resume in values or os.path.abspath(resume) in [
         os.path.abspath(os.path.expanduser(str(value))) for value in values
     ]
-
-
-def clean_key(word: str) -> str:
-    """The dotted key of a word of the command line, as in loss.discriminator of loss/discriminator=style."""
-    return word.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".")
 
 
 def is_changeable(earlier: DictConfig, key: str) -> bool:

@@ -34,7 +34,7 @@ from engine.places import is_place
 from engine.texts import expand_home, normalise_texts
 from engine.trust import flatten_config
 from engine.version import STAMP
-from engine.words import quote_text
+from engine.words import clean_key, quote_text
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
@@ -43,6 +43,11 @@ APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 
 # Settings that a run's images decide if they are null, and that its config then has.
 DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
+
+STANDS_ON = ("ckpt", "init")  # the settings that name the run on which another one stands
+
+# Groups that a run with `init` takes from the one that it names, apart from what its command sets itself.
+ADOPTED_GROUPS = ("model", "quantizer")
 
 MAX_POINT_NAME = 120  # bytes of the swept values in a folder's name
 
@@ -275,7 +280,7 @@ def check_same_run(
     from engine.checkpoint import names_same_run  # imports torch, which --help does without
 
     for key, mine, theirs in config_differences(config, earlier, swept):
-        moved = key == "ckpt" and key not in swept and names_same_run(mine, folder)
+        moved = key in STANDS_ON and key not in swept and names_same_run(mine, folder)
         if not moved and key.split(".")[0] not in changeable:
             raise InputError(
                 f"{folder} holds a run with {key}={theirs}, and this one has {key}={mine}; name another folder with sweep=..."
@@ -334,20 +339,29 @@ def config_differences(
 ) -> Iterator[tuple[str, Any, Any]]:
     """The settings in which two configs differ, with both values, except for where things are. What is `swept` is no place.
 
-    A setting that one of them lacks, as an earlier version did, is null. What the other's images have decided is no difference.
+    A setting that one of them lacks, as an earlier version did, is null. What the other's images have decided is no difference,
+    nor what it has from the run that `init` names.
     """
+    adopts = bool(config.get("init"))
     mine, theirs = flatten_resolved(config), flatten_resolved(other)
     for key in dict.fromkeys((*mine, *theirs)):
         decided = any(
             mine.get(name, ...) is None for name in DECIDED if f"{key}.".startswith(f"{name}.")
         )
-        differs = mine.get(key) != theirs.get(key) and not decided
+        adopted = adopts and key.split(".")[0] in ADOPTED_GROUPS and not is_set_by_command(key)
+        differs = mine.get(key) != theirs.get(key) and not decided and not adopted
         if (
             differs
             and key.split(".")[0] not in APART
             and (key in swept or not is_place(config, key))
         ):
             yield key, mine.get(key), theirs.get(key)
+
+
+def is_set_by_command(key: str) -> bool:
+    """Whether a word of this command line sets a dotted key, or chooses a group that it is in."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(key == name or key.startswith(f"{name}.") for name in map(clean_key, words))
 
 
 def flatten_resolved(config: Any) -> dict[str, Any]:

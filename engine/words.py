@@ -294,3 +294,8 @@ def format_word(key: str, value: object) -> str:
         return shlex.quote(word)
     quoted = QuotedString(escape_references(text), Quote.double).with_quotes()
     return shlex.quote(f"{key}={quoted}")
+
+
+def clean_key(word: str) -> str:
+    """The dotted key of a word of the command line, as in loss.discriminator of loss/discriminator=style."""
+    return word.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InputError
+from engine.sweep import ADOPTED_GROUPS
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
 from vqgan.tokenizer import Tokenizer
 
-ADOPTED_GROUPS = ("model", "quantizer")
 ABSENT = object()
 
 

@@ -15,9 +15,10 @@ from engine.environment import read_overrides
 from engine.errors import InputError
 from engine.folder import read_record
 from engine.loggers import MAX_TAG
-from engine.resume import clean_key
 from engine.run import Run
-from vqgan.architecture import ADOPTED_GROUPS, Adoption, adopt_architecture
+from engine.sweep import ADOPTED_GROUPS
+from engine.words import clean_key
+from vqgan.architecture import Adoption, adopt_architecture
 from vqgan.load import load_tokenizer, start_images
 from vqgan.quantizers.search import flatten
 from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer

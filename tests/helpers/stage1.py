@@ -17,6 +17,7 @@ from tests.helpers.parts import make
 from vqgan.decoder import Decoder
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.encoder import Encoder
+from vqgan.learning import ALL, Learners
 from vqgan.losses.gate import Gate
 from vqgan.losses.groups import group_losses
 from vqgan.losses.perceptual import DiscriminatorFeatures
@@ -59,6 +60,7 @@ def make_module(
     clip: float = 1.0,
     accumulate: int = 1,
     tokenizer: Tokenizer | None = None,
+    learners: Learners = ALL,
     **losses: Any,
 ) -> VQGAN:
     """A small VQ-VAE, or a small VQGAN if there is a gate. `losses` are parts by their names in conf/loss."""
@@ -78,7 +80,7 @@ def make_module(
         }
     losses = {"pixel": make(Pixel), "perceptual_weight": 1.0, "gate": gate, **losses}
     reconstruction, adversary = group_losses(**losses)
-    training = Training(adamw, Schedule(2, floor=0.02), Budget(steps), clip, accumulate)
+    training = Training(adamw, Schedule(2, floor=0.02), Budget(steps), clip, accumulate, learners)
     return VQGAN(tokenizer, reconstruction, training, adversary)
 
 

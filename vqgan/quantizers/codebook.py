@@ -2,6 +2,7 @@
 
 import heapq
 from abc import abstractmethod
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import flatten, nearest, unflatten
 
 GROWTH_STEP = 0.2  # as the step of `split`: a small one wins up to half of the cluster
-GOLDEN = 0.6180339887
 
 
 class Codebook(Quantizer):
@@ -151,6 +151,8 @@ class Codebook(Quantizer):
     def grow_from(self, smaller: Quantizer, z: Tensor) -> None:
         """The first codes are those of the smaller codebook. Each of the others lies the fraction GROWTH_STEP of the way from
         the code whose cluster is the largest by then, which it halves, to an output in that cluster."""
+        if not self.grows:
+            super().grow_from(smaller, z)
         assert isinstance(smaller, Codebook)
         z = self.project(z.float())
         old_codes = smaller.codes()
@@ -212,19 +214,21 @@ def split_crowded(counts: Tensor, K: int) -> tuple[Tensor, Tensor]:
         for child in (code, new):
             shares[child] = -crowd / 2
             heapq.heappush(heap, (crowd / 2, child))
-    return torch.tensor(parents, dtype=torch.int64), torch.tensor([shares[i] for i in range(K)])
+    return torch.tensor(parents, dtype=torch.int64, device=counts.device), torch.tensor(
+        [shares[i] for i in range(K)]
+    )
 
 
 def pick_members(z: Tensor, indices: Tensor, parents: Tensor) -> Tensor:
-    """For each new code an output among z (n, dim) that its parent was chosen for by `indices` (n,): another one for each child of
-    a parent, as far as there are enough."""
+    """For each new code an output among z (n, dim) that chose its parent by `indices` (n,); the children of one parent get
+    different outputs, evenly from all over the images, as far as there are enough."""
     order = indices.argsort(stable=True)
-    sizes = torch.bincount(indices, minlength=int(parents.max()) + 1 if len(parents) else 0)
+    sizes = torch.bincount(indices, minlength=int(parents.max()) + 1)
     starts = sizes.cumsum(0) - sizes
-    nth: dict[int, int] = {}
+    children = torch.bincount(parents, minlength=len(sizes))
+    nth: Counter[int] = Counter()
     rows = []
     for parent in parents.tolist():
-        child = nth[parent] = nth.get(parent, -1) + 1
-        # Members far apart in the order of the images, by steps of the golden ratio.
-        rows.append(int(starts[parent]) + int((child * GOLDEN) % 1 * int(sizes[parent])))
-    return z[order[torch.tensor(rows, dtype=torch.int64)]]
+        rows.append(int(starts[parent] + nth[parent] * sizes[parent] // children[parent]))
+        nth[parent] += 1
+    return z[order[torch.tensor(rows, dtype=torch.int64, device=z.device)]]
