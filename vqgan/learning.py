@@ -68,9 +68,10 @@ class Learners:
 
     def stop_noise(self, tokenizer: Tokenizer) -> None:
         """Put what rests into evaluation mode: batch statistics stay, and the decoder learns from the codes that a later
-        stage will choose. A continuous bottleneck keeps its noise, which is part of what its decoder has to learn."""
+        stage will choose. A continuous bottleneck keeps its noise, which is part of what its decoder has to learn, and one
+        behind an encoder that learns keeps what the encoder's gradient comes through."""
         for part in self.resting_parts(tokenizer):
-            if part is not tokenizer.quantizer or tokenizer.K is not None:
+            if part is not tokenizer.quantizer or (tokenizer.K is not None and not self.encoder):
                 part.eval()
 
 
@@ -84,7 +85,7 @@ LEARNERS = {
 
 
 def choose_learners(
-    learn: object, lora: object, starts_trained: bool, has_discriminator: bool
+    learn: object, starts_trained: bool, has_discriminator: bool, lora: object = None
 ) -> Learners:
     """The parts that the setting `learn` names, with updates of rank `lora` unless that is None.
 

@@ -1,7 +1,9 @@
 """Low-rank updates: nothing changes before the first step, only factors learn, and merging them changes nothing either."""
 
 import copy
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from benchmarks.identity import state_hash
 from engine.errors import InputError
+from engine.module import ClockedModule
+from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.parts import make
-from tests.helpers.stage1 import make_tokenizer
+from tests.helpers.stage1 import fit, make_module, make_noise, make_tokenizer
+from vqgan.learning import choose_learners
+from vqgan.load import load_tokenizer
 from vqgan.lora import LowRank, add_low_rank, count_plain, learning_weight, merge_low_rank
+from vqgan.losses.gate import Gate
 from vqgan.pyramid import Double, Halve, PyramidDecoder, PyramidEncoder
+from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.gumbel import Gumbel
 from vqgan.quantizers.vq import VQ
 from vqgan.tokenizer import Tokenizer
 
@@ -205,3 +216,117 @@ def test_losses_are_compared_at_weights_that_learn(x: Tensor) -> None:
     [gradient] = torch.autograd.grad(decoder(z).square().sum(), weight)
     down = decoder.last.get_parameter("parametrizations.weight.0.down")
     torch.testing.assert_close(gradient, full.flatten(1) @ down.T)
+
+
+def train_low_rank(learn: str, quantizer: Quantizer, accumulate: int = 1) -> set[str]:
+    """Train a small VQGAN for some updates, the last of them with the gate open; returns the names of what has changed."""
+    learners = choose_learners(learn, True, True, lora=2)
+    tokenizer = make_tokenizer()
+    tokenizer.quantizer = quantizer
+    tokenizer.initialise(
+        make_noise().augment(torch.from_numpy(make_noise().samples("train").values))
+    )
+    for parameter in tokenizer.parameters():
+        parameter.data += torch.randn_like(parameter) / 20
+    tokenizer.encoder.layers.append(nn.BatchNorm2d(8))
+    gate = Gate(start=2, ramp=0, warmup=1)
+    module = make_module(
+        gate, 4, accumulate=accumulate, tokenizer=tokenizer, learners=learners, freeze_codes=False
+    )
+    learners.adapt(tokenizer)
+    before = copy.deepcopy(tokenizer.state_dict())
+    fit(module)
+    assert module.discriminator_step > 0
+    return {name for name, v in tokenizer.state_dict().items() if not v.equal(before[name])}
+
+
+@lightning_warnings
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", [VQ, EMA])
+@pytest.mark.parametrize(
+    ("learn", "networks"),
+    [
+        ("all", {"encoder", "into", "decoder", "out", "patches"}),
+        ("decoder", {"decoder", "out", "patches"}),
+        ("decoder_and_codes", {"decoder", "out", "patches", "quantizer"}),
+    ],
+)
+def test_training_changes_the_factors_of_what_learns_and_nothing_else(
+    learn: str, networks: set[str], kind: type[Quantizer], accumulate: int
+) -> None:
+    """Batch statistics, norms, biases, and the codes with their counts unless they learn, are as before, to the bit."""
+    changed = train_low_rank(learn, make(kind, 16, 8), accumulate)
+    factors = {name for name in changed if not name.startswith("quantizer.")}
+    assert {name.partition(".")[0] for name in changed} == networks
+    assert {name.rpartition(".")[2] for name in factors} == {"up", "down"}
+    assert ("patches.into.1.parametrizations.weight.0.up" in factors) == (learn == "all")
+
+
+@lightning_warnings
+def test_an_encoder_learns_through_codes_that_rest() -> None:
+    """The gradient of Gumbel's codes comes from their noise, which belongs to training."""
+    changed = train_low_rank("all", make(Gumbel, 16, 8))
+    assert "encoder.layers.0.1.parametrizations.weight.0.up" in changed
+
+
+@pytest.mark.parametrize(
+    ("learn", "lora", "trained", "sentence"),
+    [
+        ("all", 0, True, "lora=0 must be a whole number of at least 1"),
+        ("all", 1.5, True, "lora=1.5 must be a whole number of at least 1"),
+        ("all", True, True, "lora=True must be a whole number of at least 1"),
+        ("all", 8, False, "lora=8 updates weights that are trained, so it needs some; add init="),
+        ("discriminator", 8, True, "lora=8 updates encoder and decoder, and learn=discriminator"),
+    ],
+)
+def test_a_choice_with_nothing_to_update_is_refused(
+    learn: str, lora: object, trained: bool, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        choose_learners(learn, trained, True, lora)
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the next run after that update by an error, as a power failure would."""
+    tick = ClockedModule.tick
+
+    def fail(self: ClockedModule) -> None:
+        tick(self)
+        if self.step == step:
+            raise RuntimeError("the power failed")
+
+    monkeypatch.setattr(ClockedModule, "tick", fail)
+
+
+@pytest.mark.slow
+@lightning_warnings
+def test_a_run_with_updates_resumes_to_the_bit_and_is_a_plain_tokenizer_from_then_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = [word for word in TINY if not word.startswith(("model", "quantizer"))]
+    own += ["loss.discriminator.width=8", "loss.gate.start=0.4", "trainer.precision=32-true"]
+    assert command("stage=vqgan", "run_dir=base", *TINY, "loss=vqvae") == 0
+    assert command("stage=vqgan", "run_dir=whole", "init=base", "lora=4", *own) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(4, patch)
+        with pytest.raises(RuntimeError, match="the power failed"):
+            command("stage=vqgan", "run_dir=halves", "init=base", "lora=4", *own)
+    assert command("stage=vqgan", "resume=halves") == 0
+    whole, halves = (
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "halves")
+    )
+    assert state_hash(whole) == state_hash(halves)
+
+    base, tuned = (load_tokenizer(run)[0] for run in ("base", "whole"))
+    assert tuned.state_dict().keys() == base.state_dict().keys()
+    assert all(p.requires_grad for p in tuned.parameters())
+    assert not base.decoder.last.weight.equal(tuned.decoder.last.weight)
+    assert base.quantizer.codebook.equal(tuned.quantizer.codebook)
+    figures = json.loads(Path("whole/metrics.json").read_text())
+    assert figures["parameters"] == sum(p.numel() for p in tuned.parameters())
+    assert command("stage=evaluate", "ckpt=whole", "run_dir=judged", *QUICK, "lpips=null") == 0
+    judged = json.loads(Path("judged/metrics.json").read_text())
+    assert judged["psnr"] == pytest.approx(figures["psnr"], abs=1e-3)
+    assert command("stage=prior", "ckpt=whole", "run_dir=prior", *TINY_PRIOR) == 0
+    assert command("stage=sample", "ckpt=prior", "n=2", "run_dir=drawn", "accelerator=cpu") == 0
+    assert command("stage=vqgan", "init=whole", "run_dir=again", *own, "lora=2") == 0
