@@ -54,8 +54,9 @@ from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
 
 HALVES = ("first", "other")
-# A pyramid that a CPU trains for some hundred updates in two minutes.
 ARCHITECTURE = ("model=pyramid", "model.width=32")
+# Two minutes are some hundred updates on two cores, of which the usual warm-up would take many.
+SMALL = ("data.batch_size=8", "schedule.warmup=20")
 BUDGET = ("trainer.max_steps=null", "trainer.val_every=1000000", "data.seed=0", "logger=csv")
 COLUMNS = {  # column of the table -> digits after the point
     "psnr": 2,
@@ -142,7 +143,7 @@ class Plan:
     def command(self, name: str, seed: int, folder: Path, halves: Mapping[str, Path]) -> list[str]:
         """The words of a run after `python`, without run_dir."""
         trial = self.trials[name]
-        words = [*ARCHITECTURE, *self.extra]
+        words = [*ARCHITECTURE, *SMALL, *self.extra]
         if trial.start is not None:
             words = [word for word in words if not is_architecture(word)]
             words.append(f"init={name_run(folder, trial.start, seed)}")
