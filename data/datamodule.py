@@ -29,7 +29,8 @@ from data.samples import ArraySamples, LiveSamples, raise_unreadable
 from data.source import Source, hold_out
 from data.split import Names, Rows, split_by_name
 from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
-from data.summary import Survey, choose_rules, summarize, survey_sources
+from data.summary import summarize
+from data.survey import Survey, choose_rules, survey_sources
 from data.threads import map_in_threads
 from engine.console import log_line, progress_bar
 from engine.errors import InputError, check_int
@@ -68,7 +69,7 @@ class ImageDataModule(BatchDataModule):
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
 
     The last three are decided once for all images if they are None, value_range and alpha by the images themselves (see
-    data/summary.py); `decisions` has the result. The last four have the values of version 0.1 if a config lacks them.
+    data/survey.py); `decisions` has the result. The last four have the values of version 0.1 if a config lacks them.
 
     Raises InputError for settings that cannot work.
     """

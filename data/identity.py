@@ -8,20 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.image_set import ImageSet
 from data.source import Source
 from data.store import fingerprint
 from engine.console import best_effort_write, log_line
 from engine.errors import InputError
 from engine.folder import IMAGES, read_record
-
-if TYPE_CHECKING:
-    from data.datamodule import ImageDataModule
 
 SAMPLED = 32  # images of a split whose content is hashed; the names and sizes of all are
 SCATTER = np.uint64(
@@ -73,7 +71,7 @@ def digest_content(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def identify_images(images: "ImageDataModule") -> dict[str, str]:
+def identify_images(images: ImageSet) -> dict[str, str]:
     """A hash of the images of each split, which tells whether other images are the same."""
     return {split: hash_images(images.source(split)) for split in SPLITS}
 
@@ -85,13 +83,13 @@ def hash_images(source: Source) -> str:
     return ImageList.of(source).hash(source.content_key)
 
 
-def identify_pixels(images: "ImageDataModule", split: str) -> str:
+def identify_pixels(images: ImageSet, split: str) -> str:
     """A hash of the images of a split as a model sees them, which is the same wherever they lie."""
     key = {name: value for name, value in images.cache_key(split).items() if name != "source"}
     return fingerprint([hash_images(images.source(split)), key, images.image_size])
 
 
-def save_image_ids(images: "ImageDataModule", folder: Path) -> None:
+def save_image_ids(images: ImageSet, folder: Path) -> None:
     """List the images of both splits in a run folder, so that a later command can say which were added and which are missing.
 
     Images that the run was trained on before it was resumed stay in the list.
@@ -218,7 +216,7 @@ class ImageChange:
         )
 
 
-def compare_images(images: "ImageDataModule", folder: Path) -> ImageChange | None:
+def compare_images(images: ImageSet, folder: Path) -> ImageChange | None:
     """How the images differ from those that the run in `folder` recorded; None if they are the same, or it recorded none.
 
     Runs of earlier versions recorded a hash of names, sizes, times and the folder: if it is not equal, the numbers of
@@ -299,9 +297,7 @@ def find_altered(source: Source, earlier: ImageList) -> Ids:
     return np.union1d(resized, rewritten)
 
 
-def check_same_images(
-    images: "ImageDataModule", folder: Path | None, resumes: bool = False
-) -> None:
+def check_same_images(images: ImageSet, folder: Path | None, resumes: bool = False) -> None:
     """Print how the images differ from those that the run in `folder` was trained on; nothing if they don't.
 
     A run that `resumes` there continues if most of its training images are the same ones, for a folder may have grown.

@@ -47,6 +47,11 @@ SPEED_UNITS = {
     "parameters": "weights that are trained and used",
 }
 
+# Figures that say what a run stands on, or what it has read.
+ORIGIN = (
+    "tokenizer_of", "of", "of_stage", "format", "origin", "sha256", "licence", "code_grid", "left_out",
+)  # fmt: skip
+
 MACHINE_FIGURES = ("device", "devices", "precision")
 
 
@@ -59,9 +64,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
     config: dict[str, Any] = upgrade_config(written)
     starts = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
     revision = starts[0].get("git") or ""
-    origin = {
-        name: figures[name] for name in ("tokenizer_of", "of", "of_stage") if figures.get(name)
-    }
+    origin = {name: figures[name] for name in ORIGIN if figures.get(name)}
     text = render_template(
         CARD_TEMPLATE,
         escape=False,
@@ -90,6 +93,7 @@ def write_card(folder: Path, figures: Mapping[str, Any], outcome: str) -> Path:
         },
         absent=figures.get("absent") or {},
         odd=(starts[0].get("data") or {}).get("odd", []),
+        remarks=figures.get("remarks") or [],
         alarms=figures["alarms"] if "alarms" in figures else read_alarms(folder),
         pictures=link_pictures(folder, figures),
         series=[

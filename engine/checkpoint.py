@@ -18,6 +18,7 @@ from engine.aliases import upgrade_config
 from engine.console import log_line
 from engine.errors import InputError
 from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS, read_record
+from engine.foreign import refuse_foreign
 from engine.trust import check_trusted, current_trust
 from engine.version import FORMAT, VERSION, Stamp, check_format, name_version, refuse_version
 
@@ -69,6 +70,7 @@ def read_checkpoint(ckpt: str | Path, *stages: str, setting: str = "ckpt") -> di
     Falls back to the next checkpoint of a run folder if one is damaged, and reports it. A file that is damaged, one that asks
     for code to be run, and one of another version each have a sentence of their own.
     """
+    refuse_foreign(ckpt)
     wanted = " or ".join(f"stage={stage}" for stage in stages)
     files = checkpoint_files(ckpt, setting)
     sound = next((file for file in files if find_damage(file) is None), None)

@@ -75,7 +75,7 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     """The function that conf/stage names."""
     if path is None:
         raise InputError(
-            "no stage is chosen; say stage=vqgan, extract, prior, sample, evaluate, report or pipeline, or see --help"
+            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, report or pipeline, or see --help"
         )
     with pause_garbage_collection():
         stage: Callable[[Any], Any] = hydra.utils.get_method(path)

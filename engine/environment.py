@@ -5,15 +5,18 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
 from engine.errors import InputError
 from engine.packages import package_version
 from engine.sweep import sweep_folder
+from engine.trust import flatten_config
 from engine.version import VERSION
 
 GIB = 2**30
@@ -26,6 +29,17 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchme
 def read_overrides() -> list[str]:
     """The settings on this command line, each as "key=value"."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def keys_of_experiment(config: Any, groups: Sequence[str]) -> list[str]:
+    """The keys of settings below these groups that an `experiment` of this command gives another value than the stage's own."""
+    if not HydraConfig.initialized() or not HydraConfig.get().runtime.choices.get("experiment"):
+        return []
+    plain = compose("config", [f"stage={config.stage}"])
+    mine, stages = (
+        dict(flatten_config({name: c.get(name) for name in groups})) for c in (config, plain)
+    )
+    return [key for key in mine if mine[key] != stages.get(key)]
 
 
 def describe_origin() -> dict[str, Any]:

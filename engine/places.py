@@ -19,7 +19,9 @@ CONF_PLACES = Path(__file__).parents[1] / "conf" / "places" / "default.yaml"
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
 KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
+KEY_OF_QUANTIZER = re.compile(r"\+*quantizer\.[\w.]+=")
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
+STARTED_BY = ("init",)  # and with this one its quantizer
 
 
 def data_places() -> list[str]:
@@ -112,10 +114,19 @@ def explain_advice(error: BaseException, places: Sequence[str]) -> InputError | 
 def admit_places(words: Sequence[str]) -> list[str]:
     """A command's words, with which Hydra takes settings of data that it does not know yet, since a run has them.
 
-    A run that `ckpt` or `resume` names may have another dataset than the one that is composed by default; the stage checks
-    these settings. A sweep's words stay, because its folders are named after them.
+    A run that `ckpt` or `resume` names may have another dataset than the one that is composed by default, and the one that
+    `init` names another quantizer; the stage checks these settings. A sweep's words stay, because its folders are named after
+    them.
     """
-    loads = any(word.lstrip("+").split("=")[0] in LOADED_BY for word in words)
-    if not loads or {"-m", "--multirun"} & set(words):
+    if {"-m", "--multirun"} & set(words):
         return list(words)
-    return [f"++{word.lstrip('+')}" if KEY_OF_DATA.match(word) else word for word in words]
+    keys = {word.lstrip("+").split("=")[0] for word in words}
+    admitted = [
+        pattern
+        for pattern, names in ((KEY_OF_DATA, LOADED_BY), (KEY_OF_QUANTIZER, STARTED_BY))
+        if keys & set(names)
+    ]
+    return [
+        f"++{word.lstrip('+')}" if any(pattern.match(word) for pattern in admitted) else word
+        for word in words
+    ]

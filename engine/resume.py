@@ -20,7 +20,7 @@ from engine.environment import read_overrides
 from engine.errors import InputError
 from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
-from engine.sweep import APART, flatten_resolved, sweep_folder
+from engine.sweep import APART, flatten_resolved, is_decided, sweep_folder
 from engine.trust import (
     OTHERS,
     Trust,
@@ -81,10 +81,18 @@ def resolve_repeated(config: DictConfig) -> DictConfig:
     resuming.resume = folder
     earlier = read_earlier_config(resuming)
     check_trusted_run(config, earlier, Path(folder) / CONFIG)
-    merged: Any = OmegaConf.merge(config, earlier)  # the earlier one may lack newer settings
+    base = config.copy()
+    OmegaConf.set_struct(
+        base, False
+    )  # an import's run has a model and quantizer that its command lacks
+    merged: Any = OmegaConf.merge(base, earlier)  # the earlier one may lack newer settings
+    OmegaConf.set_struct(merged, True)
+    mine_by_key = flatten_resolved(config)
     words = [clean_key(word) for word in read_overrides()]
     changes = []
     for place in differing_keys(config, merged):
+        if is_decided(mine_by_key, place):
+            continue
         key = re.sub(r"(\.\d+)+$", "", place)  # a list as a whole
         mine, theirs = OmegaConf.select(config, key), OmegaConf.select(merged, key)
         if config.resume and not is_below(key, words):  # a default, not what this command asks for
@@ -230,6 +238,11 @@ def read_earlier_config(config: DictConfig) -> DictConfig:
         )
     earlier.pop(STAMP, None)
     if earlier.stage != config.stage:
+        if earlier.stage == "import" and "init" in config:
+            raise InputError(
+                f"resume={config.resume} is an imported tokenizer, which has no training to resume; train it further in a run "
+                f"of its own: {format_word('init', config.resume)}"
+            )
         raise InputError(
             f"resume={config.resume} is a run of stage={earlier.stage}; "
             f"say stage={earlier.stage} resume=..."

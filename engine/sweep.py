@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -42,7 +42,14 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 
 # Settings that a run's images decide if they are null, and that its config then has.
-DECIDED = ("data.split_at", "data.classes", "data.suffixes", "data.value_range", "data.alpha")
+DECIDED = (
+    "data.split_at",
+    "data.classes",
+    "data.suffixes",
+    "data.value_range",
+    "data.alpha",
+    "model",  # of stage=import, by the weights that it reads
+)
 
 STANDS_ON = ("ckpt", "init")  # the settings that name the run on which another one stands
 
@@ -345,17 +352,23 @@ def config_differences(
     adopts = bool(config.get("init"))
     mine, theirs = flatten_resolved(config), flatten_resolved(other)
     for key in dict.fromkeys((*mine, *theirs)):
-        decided = any(
-            mine.get(name, ...) is None for name in DECIDED if f"{key}.".startswith(f"{name}.")
-        )
         adopted = adopts and key.split(".")[0] in ADOPTED_GROUPS and not is_set_by_command(key)
-        differs = mine.get(key) != theirs.get(key) and not decided and not adopted
+        differs = mine.get(key) != theirs.get(key) and not is_decided(mine, key) and not adopted
         if (
             differs
             and key.split(".")[0] not in APART
             and (key in swept or not is_place(config, key))
         ):
             yield key, mine.get(key), theirs.get(key)
+
+
+def is_decided(mine: Mapping[str, Any], key: str) -> bool:
+    """Whether a command whose settings are `mine`, by their full keys, leaves a setting to what its run reads."""
+    names = [name for name in DECIDED if mine.get(name, ...) is None]
+    if any(f"{key}.".startswith(f"{name}.") for name in names):
+        return True
+    # Where weights decide the model they decide the bottleneck too, except for what the command says of it.
+    return "model" in names and key.startswith("quantizer.") and mine.get(key) is None
 
 
 def is_set_by_command(key: str) -> bool:

@@ -1,6 +1,7 @@
 """Rules of the house that no single file can keep."""
 
 import ast
+import graphlib
 import inspect
 import re
 import tomllib
@@ -25,17 +26,21 @@ OPTIONS = sorted(
 )
 
 
-def imported(file: Path) -> set[str]:
+def imported_modules(file: Path) -> set[str]:
+    """The full names of all modules that a file imports, those for its types too."""
     nodes = [
         node
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
-    names = [
+    return {
         node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
         for node in nodes
-    ]
-    return {name.split(".")[0] for name in names}
+    }
+
+
+def imported(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(file)}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -43,6 +48,15 @@ def test_imports_run_one_way(package: str) -> None:
     later = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"train", "tests", "benchmarks"}
     for file in (ROOT / package).rglob("*.py"):
         assert not imported(file) & later, file
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    modules = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    circles = graphlib.TopologicalSorter(
+        {name: imported_modules(file) & modules.keys() for name, file in modules.items()}
+    )
+    circles.prepare()  # raises CycleError with the files of a circle
 
 
 def test_train_knows_no_stage_by_name() -> None:

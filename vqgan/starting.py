@@ -11,7 +11,7 @@ from torch import Tensor
 from data.datamodule import ImageDataModule
 from engine.checkpoint import describe_names
 from engine.console import log_line
-from engine.environment import read_overrides
+from engine.environment import keys_of_experiment, read_overrides
 from engine.errors import InputError
 from engine.folder import read_record
 from engine.loggers import MAX_TAG
@@ -84,7 +84,7 @@ class RunStart(Start):
         self.check_shapes(weights, expected)
         tokenizer.load_state_dict({**expected, **weights})
         if tokenizer.K is not None and grows:
-            vectors = take_vectors(source, data, tokenizer.K)
+            vectors = take_vectors(tokenizer, data, tokenizer.K)
             tokenizer.quantizer.grow_from(source.quantizer, vectors)
         for sentence in self.describe(tokenizer):
             log_line(sentence)
@@ -134,6 +134,7 @@ def choose_start(run: Run, data: ImageDataModule) -> Start:
             raise InputError("grow=true is for a run that starts with init=...; leave grow out")
         return ImageStart()
     keys = [clean_key(word) for word in read_overrides()]
+    keys += keys_of_experiment(config, ADOPTED_GROUPS)
     wanted = Adoption(
         str(config.init),
         data.image_size,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,17 @@ class Tokenizer(nn.Module):
             self.patches = Patches(encoder.channels, encoder.f, quantizer.dim)
             zero_init(self.into)
 
+    @classmethod
+    def from_pretrained(cls, ckpt: str | Path) -> "Tokenizer":
+        """The tokenizer in a run folder or checkpoint, imported or trained, in eval mode on the CPU.
+
+        Raises InputError for anything else, a public file of weights too: stage=import makes a run folder of it.
+        """
+        from vqgan.load import load_tokenizer  # which imports this file, and Lightning
+
+        tokenizer, _ = load_tokenizer(ckpt)
+        return tokenizer
+
     @property
     def K(self) -> int | None:
         """Codes per codebook; None for a continuous bottleneck."""
@@ -100,12 +112,28 @@ class Tokenizer(nn.Module):
 
     def encode_input(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> what the bottleneck takes, (B, in_dim of the quantizer, h, w)."""
+        self.check_images(x)
         z_e = self.encode_features(x)
         if self.patches is not None:
             # Channels beyond dim, such as the log-variances of kl, come from the network alone.
             extra_channels = self.quantizer.in_dim - self.dim
             z_e = z_e + F.pad(self.patches.encode(x), (0, 0, 0, 0, 0, extra_channels))
         return z_e
+
+    def check_images(self, x: Tensor) -> None:
+        """Raise InputError unless x is a batch of images that the networks take: of any size that f divides."""
+        channels, f = self.encoder.channels, self.f
+        if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            raise InputError(
+                f"images of shape {list(x.shape)} and type {kind} must be floats (B, {channels}, H, W) in [-1, 1]"
+            )
+        h, w = x.shape[2:]
+        if h % f or w % f:
+            fitting = f"{max(h // f, 1) * f}x{max(w // f, 1) * f}"
+            raise InputError(
+                f"images of {h}x{w} pixels must have sides that f={f} divides; crop or resize them to {fitting}"
+            )
 
     def encode_features(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) in [-1, 1] -> what the networks alone make of it, (B, in_dim of the quantizer, h, w)."""

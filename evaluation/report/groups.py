@@ -17,7 +17,7 @@ from evaluation.scores import SCORES, Score
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
 IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
-    "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", STAMP,
+    "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", "accelerator", "show", STAMP,
 }  # fmt: skip
 # Recorded by the images of a run; the names of its classes, and endings of files, follow from them.
 IGNORED_IN_DATA = {"classes", "suffixes"}

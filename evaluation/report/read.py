@@ -192,6 +192,7 @@ def read_run(folder: Path) -> ReportedRun | None:
     """The run of a folder; None for a stage that is not reported. DamagedRun if it is unfinished or can't be read."""
     config = upgrade_config(load_mapping(folder / CONFIG))
     stage = config.get("stage")
+    stage = "vqgan" if stage == "import" else stage  # a tokenizer as any other
     if stage not in (*REPORTED_STAGES, "evaluate"):
         return None
     if not (folder / METRICS).is_file():

@@ -5,10 +5,12 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from data.datamodule import ImageDataModule
 from engine.errors import InputError
 from engine.run import Run
 from prior.pipeline import main_scores, run_part, split_config
 from vqgan.load import build_tokenizer, require_codes
+from vqgan.starting import choose_start
 
 
 def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
@@ -17,8 +19,11 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
     With resume=<folder>, or in a sweep that is started again, finished parts are skipped and interrupted ones resume.
     """
     with Run.open(config, has_parts=True) as run:
+        data: ImageDataModule = instantiate(run.config.data)
+        choose_start(run, data)
         parts = split_config(run.config)
-        folder = run.start(check_parts(parts))
+        check_parts(parts)
+        folder = run.start(data.title)
         tokenizer = run_part(parts["tokenizer"], folder / "tokenizer")
         prior = run_part(parts["prior"], folder / "prior", ckpt=folder / "tokenizer")
         evaluate = parts["evaluate"]
@@ -41,18 +46,14 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
         )
 
 
-def check_parts(parts: dict[str, DictConfig]) -> str:
-    """The name of the run, after its images. Builds both models first: a mistake is best noticed before hours of training."""
+def check_parts(parts: dict[str, DictConfig]) -> None:
+    """Build both models, since a mistake is best noticed before hours of training."""
     for name in ("tokenizer", "prior"):
         training = Run.open(parts[name].copy()).training
         if training.num_processes > 1:
-            raise InputError(
-                f"trainer.devices={training.devices} but stage=pipeline has one; "
-                "run its stages one by one"
-            )
+            devices = f"trainer.devices={training.devices}"
+            raise InputError(f"{devices} but stage=pipeline has one; run its stages one by one")
         training.check_budget()
     tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
     instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
-    title: str = instantiate(parts["tokenizer"].data).title
-    return title

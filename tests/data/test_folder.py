@@ -665,7 +665,7 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     late: int,
 ) -> None:
     monkeypatch.setattr("data.source.spread", lambda n, most: [1])
-    monkeypatch.setattr("data.summary.spread", lambda n, most: [0] if n else [])
+    monkeypatch.setattr("data.survey.spread", lambda n, most: [0] if n else [])
     root = tmp_path / "slices"
     save_deep(root, [others or 0] * 20)
     if others is None:

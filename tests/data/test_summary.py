@@ -13,7 +13,8 @@ from data.decode import open_image
 from data.folder import Folder
 from data.shapes import Shapes
 from data.source import Source
-from data.summary import SPLIT_NAME, can_be_mask, survey_sources
+from data.summary import SPLIT_NAME
+from data.survey import can_be_mask, survey_sources
 from tests.helpers.images import make_images
 
 Write = Callable[..., None]
@@ -76,7 +77,7 @@ def test_sizes_and_kinds_are_counted_and_a_sample_says_so(
     summary = describe(root)["summary"]
     assert summary["sizes"] == "24 x 20 to 30 x 50 pixels, 2 different"
     assert summary["pixels"] == "8-bit RGB (5 of 6), 8-bit grey (1 of 6)"
-    monkeypatch.setattr("data.summary.SURVEYED", 2)
+    monkeypatch.setattr("data.survey.SURVEYED", 2)
     assert describe(root)["summary"]["sizes"].endswith("(in 4 of 6 images)")
 
 
@@ -254,7 +255,7 @@ def test_a_survey_reads_headers_only_where_pixels_tell_no_more(
     write(root, {"a": 6})
     opened = []
     monkeypatch.setattr(
-        "data.summary.open_image", lambda file: opened.append(file) or open_image(file)
+        "data.survey.open_image", lambda file: opened.append(file) or open_image(file)
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     source = make_images(Folder, str(root), n_val=2).source("train")

@@ -22,7 +22,7 @@ def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, 
     small = [word for word in SMALL if "quantizer=kl" not in words or "quantizer.K" not in word]
     config = compose_plain(*small, *words)
     tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
-    tokenizer.initialise(torch.randn(64, 3, 16, 16))
+    tokenizer.initialise(torch.randn(64, tokenizer.encoder.channels, 16, 16))
     state = {f"tokenizer.{name}": value for name, value in tokenizer.state_dict().items()}
     header = make_header("vqgan", config)
     save_atomically({"codegrid": header, "state_dict": state}, folder / LAST)

@@ -1,5 +1,6 @@
 """VQGAN's ResNet with attention: the same codes and pictures as the public code's, at any size, and training from scratch."""
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
+from tests.helpers.public_files import published_names
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 from vqgan.load import build_tokenizer
 from vqgan.losses.gate import Gate
@@ -164,14 +166,14 @@ def test_images_become_grids_and_back(size: int, grid: int) -> None:
 
 
 def test_attention_sees_every_position() -> None:
-    attention = PositionAttention(32)
+    attention = PositionAttention(32, groups=32)
     x = torch.randn(1, 32, 3, 4, requires_grad=True)
     (slope,) = torch.autograd.grad(attention(x)[0, :, 0, 0].sum(), x)
     assert (slope.abs().sum(1) > 0).all()
 
 
 def test_attention_equals_softmax_over_all_positions_one_by_one() -> None:
-    attention, x = PositionAttention(32), torch.randn(2, 32, 3, 3)
+    attention, x = PositionAttention(32, groups=32), torch.randn(2, 32, 3, 3)
     h = attention.norm(x)
     q, k, v = (part(h).flatten(2) for part in (attention.q, attention.k, attention.v))
     slow = torch.zeros_like(v)
@@ -205,22 +207,32 @@ def test_sizes_that_can_not_work_are_refused(words: list[str], sentence: str) ->
         build_tokenizer(OmegaConf.to_container(config.model, resolve=True), config.quantizer)  # type: ignore[arg-type]
 
 
-def test_taming_f16_has_the_published_number_of_weights() -> None:
-    words = [
+@pytest.mark.parametrize(
+    ("option", "K", "dim", "published"),
+    [
+        ("taming_f16", 1024, 256, "taming/vqgan_imagenet_f16_1024"),
+        ("llamagen_f16", 16384, 8, "llamagen/vq_ds16 (VQ-16)"),
+    ],
+)
+def test_presets_have_the_published_number_of_weights(
+    option: str, K: int, dim: int, published: str
+) -> None:
+    config = compose_config(
         "stage=vqgan",
-        "model=taming_f16",
+        f"model={option}",
         "data.image_size=256",
         "quantizer=vq",
-        "quantizer.K=1024",
-        "quantizer.dim=256",
-    ]
-    config = compose_config(*words, "model.start=random")
+        f"quantizer.K={K}",
+        f"quantizer.dim={dim}",
+        "model.start=random",
+    )
     with torch.device("meta"):
         tokenizer = build_tokenizer(
             OmegaConf.to_container(config.model, resolve=True), config.quantizer
         )  # type: ignore[arg-type]
-    numbers = sum(p.numel() for p in tokenizer.parameters())
-    assert numbers == pytest.approx(72.1e6, rel=1e-3)  # of vqgan_imagenet_f16_1024
+    shapes = published_names()[published]
+    numbers = [math.prod(shape) for name, shape in shapes.items() if "codebook_used" not in name]
+    assert sum(p.numel() for p in tokenizer.parameters()) == sum(numbers)
     assert tokenizer.grid == (16, 16)
 
 

@@ -18,12 +18,15 @@ class PublicFile:
     settings    its own config of this tokenizer, plain containers: taming's model.params, diffusers' config.json ...; empty
                 without one
     target      the class that its config names, in full (taming.models.vqgan.VQModel, VQModel ...); None without one
+    averaged    the names in `tensors` of which the file has averaged weights too, whichever of the two `tensors` holds: some
+                programs average more parts than others
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    averaged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Choices:
     channels      of these images
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
+    score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
     """
 
     image_size: int
     channels: int
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
+    score: str | None = None
 
 
 @dataclass(frozen=True)

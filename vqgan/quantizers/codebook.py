@@ -15,7 +15,7 @@ from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import rotate, straight_through
 from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
-from vqgan.quantizers.search import flatten, nearest, unflatten
+from vqgan.quantizers.search import best_match, flatten, unflatten
 
 GROWTH_STEP = 0.2  # as the step of `split`: a small one wins up to half of the cluster
 
@@ -105,8 +105,7 @@ class Codebook(Quantizer):
         if codes.requires_grad:
             loss = loss + F.mse_loss(z_q, z.detach())
         if self.entropy is not None and self.entropy.weight_at(self.updates):
-            squared = z.square().sum(1, keepdim=True) - 2 * z @ codes.t() + codes.square().sum(1)
-            per_sample, of_codebook = self.entropy.from_distances(squared.clamp(min=0))
+            per_sample, of_codebook = self.entropy.from_distances(self.distances(z, codes))
             loss = loss + self.entropy.loss(per_sample, of_codebook, self.updates)
             terms["entropy_sample"] = per_sample.detach()
             terms["entropy_codebook"] = of_codebook.detach()
@@ -123,14 +122,23 @@ class Codebook(Quantizer):
         """Vectors (n, dim) as they are compared: scaled to length 1 with `cosine`, else unchanged."""
         return F.normalize(vectors, dim=1) if self.cosine else vectors
 
+    def offsets(self, codes: Tensor) -> Tensor:
+        """What z . e of each code is reduced by (K,) before the largest is chosen: |e|^2 / 2, so that it is the nearest."""
+        return codes.square().sum(1) / 2
+
+    def distances(self, z: Tensor, codes: Tensor) -> Tensor:
+        """(n, K), of which the smallest in a row is chosen, up to a number for each row: squared distances."""
+        squared = z.square().sum(1, keepdim=True) - 2 * z @ codes.t() + codes.square().sum(1)
+        return squared.clamp(min=0)
+
     def choose(self, z: Tensor, codes: Tensor) -> Tensor:
-        """An index (n,) for each z (n, dim): the nearest code, or in training with a temperature a random one."""
+        """An index (n,) for each z (n, dim): the best code, or in training with a temperature a random one."""
+        offsets = self.offsets(codes)
         if not (self.training and self.temperature):
-            return nearest(z, codes)
-        half_norms = codes.square().sum(1) / 2
+            return best_match(z, codes, offsets)
         indices = []
         for rows in z.split(max(1, 2**20 // len(codes))):
-            logits = torch.addmm(half_norms, rows, codes.t(), beta=-1) * (2 / self.temperature)
+            logits = torch.addmm(offsets, rows, codes.t(), beta=-1) * (2 / self.temperature)
             # The argmax of logits + Gumbel noise is a sample from their softmax.
             noisy = logits - torch.empty_like(logits).exponential_().log()
             indices.append(noisy.argmax(1))

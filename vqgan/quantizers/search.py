@@ -12,19 +12,33 @@ def nearest(
 ) -> Tensor:
     """Index (n,) of the code in codebook (K, dim) nearest to each z (n, dim); on a tie, the lowest index.
 
-    Both are float32: in bf16, 3-6% of the indices differ. The nearest code has the largest score z . e - |e|^2 / 2. At
-    most `max_scores` scores (8 MiB) are held at a time, for at most `tile` codes. A plain maximum runs at memory speed
+    Both are float32: in bf16, 3-6% of the indices differ. The nearest code has the largest score z . e - |e|^2 / 2.
+    """
+    return best_match(z, codebook, codebook.square().sum(1) / 2, max_scores, tile, group)
+
+
+def best_match(
+    z: Tensor,
+    codebook: Tensor,
+    offsets: Tensor,
+    max_scores: int = 2**21,
+    tile: int = 2048,
+    group: int = 32,
+) -> Tensor:
+    """Index (n,) of the code in codebook (K, dim) with the largest z . e - offset for each z (n, dim), with offsets (K,); on a
+    tie, the lowest index.
+
+    At most `max_scores` scores (8 MiB) are held at a time, for at most `tile` codes. A plain maximum runs at memory speed
     and an argmax does not, so the best score per `group` of codes comes first, and then its place in the winning group.
     """
     K = len(codebook)
-    half_norms = codebook.square().sum(1) / 2
     tile = min(tile, -(-K // group) * group)
     if padding := -K % tile:
         codebook = F.pad(codebook, (0, 0, 0, padding))
-        half_norms = F.pad(half_norms, (0, padding), value=math.inf)  # score -inf: never nearest
+        offsets = F.pad(offsets, (0, padding), value=math.inf)  # score -inf: never the best
     tiles = [
-        (-half, codes.t())
-        for half, codes in zip(half_norms.split(tile), codebook.split(tile), strict=True)
+        (-offset, codes.t())
+        for offset, codes in zip(offsets.split(tile), codebook.split(tile), strict=True)
     ]
     indices = []
     for rows in z.split(max(1, max_scores // tile)):

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.ibq import IBQ
-from vqgan.quantizers.search import flatten
+from vqgan.quantizers.search import flatten, nearest
 from vqgan.quantizers.simvq import SimVQ
 from vqgan.quantizers.vq import VQ
 
@@ -183,6 +184,51 @@ def test_ibq_chooses_as_vq_does() -> None:
     two.load_state_dict(one.state_dict())
     x = make_z_e()
     assert torch.equal(one(x).indices, two(x).indices)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_ibq_by_inner_product_chooses_the_largest_one_by_one(training: bool) -> None:
+    quantizer = make(IBQ, K, DIM, score="inner_product").train(training)
+    with torch.no_grad():
+        quantizer.codebook *= torch.linspace(0.5, 3, K)[:, None]  # length decides, too
+    z_e = make_z_e()
+    q = quantizer(z_e)
+    scores = (flatten(z_e) @ quantizer.codebook.detach().t()).tolist()
+    slow = [max(range(K), key=row.__getitem__) for row in scores]
+    assert q.indices.flatten().tolist() == slow
+    assert q.indices.flatten().tolist() != nearest(flatten(z_e), quantizer.codebook).tolist()
+    assert torch.equal(q.z_q, quantizer.lookup(q.indices))
+
+
+def test_ibq_by_inner_product_has_the_gradient_of_its_softmax() -> None:
+    quantizer = make(IBQ, K, DIM, score="inner_product", beta=0.0).train()
+    z_e, weights = make_z_e(), make_z_e()
+    (slope,) = torch.autograd.grad(
+        (quantizer(z := z_e.clone().requires_grad_()).z_q * weights).sum(), z
+    )
+    codes = quantizer.codebook.detach()
+    rows = flatten(z_e).requires_grad_()
+    mixed = torch.softmax(rows @ codes.t(), 1) @ codes
+    (slow,) = torch.autograd.grad((mixed * flatten(weights)).sum(), rows)
+    torch.testing.assert_close(flatten(slope), slow)
+
+
+def test_the_entropies_of_ibq_by_inner_product_are_those_of_its_softmax() -> None:
+    entropy = make(Entropy, weight=0.1, temperature=0.5)
+    quantizer = make(IBQ, K, DIM, score="inner_product", entropy=entropy)
+    z_e = make_z_e()
+    terms = quantizer(z_e).terms
+    p = torch.softmax(2 * flatten(z_e) @ quantizer.codebook.detach().t() / 0.5, 1)
+    per_sample, of_codebook = slow_entropies(p)
+    assert float(terms["entropy_sample"]) == pytest.approx(per_sample, abs=1e-4)
+    assert float(terms["entropy_codebook"]) == pytest.approx(of_codebook, abs=1e-4)
+
+
+def test_an_unknown_score_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="quantizer.score=cosine must be one of nearest, inner_product"
+    ):
+        make(IBQ, K, DIM, score="cosine")
 
 
 def slow_entropies(p: Tensor) -> tuple[float, float]:

@@ -1,0 +1,41 @@
+"""What the record and the summary of a dataset read of it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.pixels import PixelRules
+from data.source import Source
+from data.survey import Survey
+
+
+class ImageSet(Protocol):
+    """The images of two splits, "train" and "val", as data/datamodule.py opens them."""
+
+    image_size: int
+    on_error: str
+    classes: list[str]
+    left_out: Mapping[str, int]
+    label_remark: str
+    is_stream: bool
+    splits_by_number: bool
+    copied_ids: NDArray[np.uint64]
+
+    @property
+    def rules(self) -> PixelRules: ...
+
+    @property
+    def survey(self) -> Survey: ...
+
+    def source(self, split: str) -> Source: ...
+
+    def size(self, split: str) -> int: ...
+
+    def samples(self, split: str) -> Any: ...
+
+    def cache_key(self, split: str) -> dict[str, Any]: ...
+
+    def take_evenly(self, split: str, n: int) -> tuple[Tensor, Tensor]: ...

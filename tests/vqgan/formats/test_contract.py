@@ -1,0 +1,172 @@
+"""Every public format: it alone recognises its files, takes each weight once, and gives the codes and pictures of their own code.
+
+A new format adds one line to FIXTURES.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import InputError
+from tests.helpers.public import PUBLIC
+from vqgan.formats.base import Choices, PublicFile
+from vqgan.formats.files import open_public
+from vqgan.formats.load import Imported, choose_format, list_formats, load_public
+
+FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
+    "taming_vq/last.ckpt": "TamingVQ",
+    "taming_vq/transformer.ckpt": "TamingVQ",
+    "ldm_vq/f8.ckpt": "TamingVQ",
+    "ldm_vq/full.ckpt": "TamingVQ",
+    "taming_gumbel/last.ckpt": "TamingGumbel",
+    "ibq/tiny.ckpt": "PublicIBQ",
+    "open_muse/pytorch_model.bin": "OpenMuseVQ",
+    "vq_diffusion/tiny.pth": "PatchVQGAN",
+    "maskgit_vqgan/pytorch_model.bin": "MaskGITVQGAN",
+    "diffusers_vq/diffusion_pytorch_model.safetensors": "DiffusersVQ",
+    "diffusers_vq_bin/diffusion_pytorch_model.bin": "DiffusersVQ",
+    "diffusers_movq/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "diffusers_amused/diffusion_pytorch_model.fp16.safetensors": "DiffusersVQ",
+    "movqgan/movqgan_tiny.ckpt": "MoVQGAN",
+    "llamagen/vq_tiny.pt": "LlamaGen",
+    "llamagen/training.pt": "LlamaGen",
+    "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
+}
+AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
+CHOICES = Choices(image_size=32, channels=3)
+
+
+@cache
+def read_file(name: str) -> PublicFile:
+    return open_public(str(PUBLIC / name), None, None).file
+
+
+@cache
+def load_fixture(name: str) -> Imported:
+    return load_public(read_file(name), CHOICES)
+
+
+def read_arrays(name: str) -> dict[str, Tensor]:
+    """What the format's own code makes of the fixture's images, with the averaged weights if there are some."""
+    file = PUBLIC / name
+    beside = file.with_suffix(".npz")
+    arrays = np.load(beside if beside.is_file() else file.with_name("reference.npz"))
+    prefix = "ema_" if file.parent.name in AVERAGED else ""
+    return {
+        key: torch.from_numpy(arrays[prefix + key if prefix + key in arrays.files else key])
+        for key in (
+            "images",
+            "z_e",
+            "indices",
+            "reconstruction",
+            "chosen_indices",
+            "chosen_decoded",
+        )
+    }
+
+
+def test_every_format_has_a_fixture() -> None:
+    assert {type(public).__name__ for public in list_formats()} == set(FIXTURES.values())
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_file_is_recognised_by_its_format_alone(name: str) -> None:
+    assert type(choose_format(read_file(name))).__name__ == FIXTURES[name]
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@torch.no_grad()
+def test_codes_and_pictures_are_those_of_the_formats_own_code(name: str) -> None:
+    tokenizer, reference = load_fixture(name).tokenizer, read_arrays(name)
+
+    def outside(images: Tensor) -> Tensor:
+        """Images in the range of the format's own code -> [-1, 1]."""
+        return images if tokenizer.pixels == (-1, 1) else 2 * images - 1
+
+    x = outside(reference["images"])
+    indices = tokenizer.indices(x)
+    assert torch.equal(indices, reference["indices"])
+    for values, expected in (
+        (tokenizer.encode_features(x), reference["z_e"]),
+        (tokenizer.decode_indices(indices), outside(reference["reconstruction"])),
+        (
+            tokenizer.decode_indices(reference["chosen_indices"]),
+            outside(reference["chosen_decoded"]),
+        ),
+    ):
+        torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_two_weights_that_change_places_are_noticed() -> None:
+    name = "taming_vq/last.ckpt"
+    file, reference = read_file(name), read_arrays(name)
+    first, second = (f"encoder.mid.block_1.conv{i}.weight" for i in (1, 2))
+    swapped = {first: file.tensors[second], second: file.tensors[first]}
+    tokenizer = load_public(replace(file, tensors={**file.tensors, **swapped}), CHOICES).tokenizer
+    z_e = tokenizer.encode_features(reference["images"])
+    assert (z_e - reference["z_e"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+@torch.no_grad()
+def test_other_sizes_of_images_work(name: str) -> None:
+    tokenizer = load_fixture(name).tokenizer
+    f = tokenizer.f
+    x = torch.rand(1, 3, 3 * f, 5 * f) * 2 - 1
+    indices = tokenizer.indices(x)
+    assert indices.shape == (1, 3, 5)
+    assert tokenizer.decode_indices(indices).shape == x.shape
+    larger = load_public(read_file(name), replace(CHOICES, image_size=64)).tokenizer
+    assert larger.grid == (64 // f, 64 // f)
+    assert torch.equal(larger.indices(x), indices)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_weight_without_a_place_is_refused(name: str) -> None:
+    file = read_file(name)
+    tensors = {**file.tensors, "encoder.stray.weight": torch.zeros(2)}
+    with pytest.raises(InputError, match="has besides encoder.stray.weight; nothing is imported"):
+        load_public(replace(file, tensors=tensors), CHOICES)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_missing_weight_is_refused(name: str) -> None:
+    file = read_file(name)
+    lost = "decoder.conv_out.bias"
+    tensors = {key: value for key, value in file.tensors.items() if key != lost}
+    with pytest.raises(InputError, match=f"lacks {lost}|no tokenizer of a known format"):
+        load_public(replace(file, tensors=tensors), CHOICES)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_weight_that_is_no_number_is_refused(name: str) -> None:
+    file = read_file(name)
+    broken = file.tensors["decoder.conv_out.bias"].clone()
+    broken[1] = torch.nan
+    tensors = {**file.tensors, "decoder.conv_out.bias": broken}
+    with pytest.raises(InputError, match="has NaN or infinity in decoder.conv_out.bias"):
+        load_public(replace(file, tensors=tensors), CHOICES)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_weights_are_copied(name: str) -> None:
+    imported, file = load_fixture(name), read_file(name)
+    storages = {file.tensors[key].untyped_storage().data_ptr() for key in file.tensors}
+    parameters = imported.tokenizer.state_dict().values()
+    own = [value.untyped_storage().data_ptr() for value in parameters]
+    assert not storages & set(own)
+    assert len(set(own)) == len(own)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_images_of_another_kind_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="data.channels=1"):
+        load_public(read_file(name), replace(CHOICES, channels=1))
+    f = load_fixture(name).tokenizer.f
+    with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
+        load_public(read_file(name), replace(CHOICES, image_size=16 * f + 1))

@@ -1,0 +1,77 @@
+"""Files that are recognised and can't come in: each has its sentence, and no other file has one."""
+
+import gzip
+import json
+
+import pytest
+import torch
+
+from engine.errors import InputError
+from tests.helpers.public import PUBLIC, empty_file, published_shapes, read_plain_weights
+from vqgan.formats.base import PublicFile
+from vqgan.formats.load import choose_format
+from vqgan.formats.refused import refuse_known
+
+with gzip.open(PUBLIC / "published-names.json.gz") as stream:
+    PUBLISHED = list(json.load(stream))
+
+
+def file_of(**shapes: tuple[int, ...]) -> PublicFile:
+    """A public file with weights of these shapes; __ stands for a point."""
+    return empty_file({name.replace("__", "."): torch.Size(s) for name, s in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("var_vqvae/vae_tiny.pth", "vae_tiny.pth is VAR's multi-scale tokenizer"),
+        ("titok/tokenizer.bin", "tokenizer.bin is TiTok, whose codes are a row"),
+    ],
+)
+def test_tokenizers_without_one_grid_of_codes_are_refused(path: str, sentence: str) -> None:
+    file = PublicFile(path.rpartition("/")[2], read_plain_weights(PUBLIC / path))
+    with pytest.raises(InputError, match=sentence):
+        choose_format(file)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_of_the_published_models_those_without_one_grid_are_refused(model: str) -> None:
+    file = empty_file(published_shapes(model))
+    if model.startswith(("titok/", "var/")):
+        with pytest.raises(InputError, match="is TiTok|is VAR's"):
+            refuse_known(file)
+    else:
+        refuse_known(file)
+
+
+# (encoder's end, decoder's beginning): kl-f8 of latent diffusion, and one without the convolutions beside the latents
+@pytest.mark.parametrize("latents", [4, 16])
+def test_an_autoencoder_without_codes_is_refused(latents: int) -> None:
+    shapes = {
+        "encoder__conv_out__weight": (2 * latents, 64, 3, 3),
+        "decoder__conv_in__weight": (64, latents, 3, 3),
+    }
+    with pytest.raises(InputError, match="published is a continuous autoencoder such as"):
+        choose_format(file_of(**shapes))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers__0__attention__wqkv__weight",  # LlamaGen's
+        "transformer__blocks__3__attn__key__weight",  # taming's
+        "transformer_layers__0__attention__query__weight",  # open-muse's
+        "blocks__11__attn__mat_qkv__weight",  # VAR's
+        "down_blocks__0__attentions__0__transformer_blocks__0__attn1__to_q__weight",  # a U-Net
+        "encoder__layers__0__self_attn__k_proj__weight",  # of a text
+    ],
+)
+def test_a_generator_without_its_tokenizer_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="no tokenizer beside it; name the file of the tokenizer"):
+        choose_format(file_of(**{name: (8, 8), "head__weight": (8, 8)}))
+
+
+def test_other_networks_have_no_sentence_of_their_own() -> None:
+    with pytest.raises(InputError, match="no tokenizer of a known format") as caught:
+        choose_format(file_of(features__0__weight=(8, 3, 3, 3)))
+    assert "TiTok" not in str(caught.value)

@@ -1,0 +1,90 @@
+"""What an import shows at once: reconstructions of a few validation images, and how close they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.datamodule import ImageDataModule
+from data.images import to_uint8
+from data.pictures import save_picture, tile_images
+from engine.errors import check_int
+from engine.folder import PICTURES
+from evaluation.reconstruction import Reconstruction
+from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
+
+COLUMNS = 12  # images in a row of the picture
+TRIED = (
+    2  # images that are tried in the other range, since networks of this size take seconds for each
+)
+CLEARLY_BETTER = (
+    2.0  # dB by which another range of pixels has to be closer before it is worth a sentence
+)
+
+
+class Preview:
+    """Reconstructions of `n` validation images by a tokenizer, on a device; none with n=0.
+
+    scores     PSNR, SSIM and sharpness of these images alone
+    remarks    a sentence if images in another range of pixels come back closer
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, data: ImageDataModule, n: int, device: torch.device
+    ) -> None:
+        check_int("show", n, 0)
+        self.scores: dict[str, float] = {}
+        self.remarks: list[str] = []
+        self.rows: list[Tensor] = []
+        if n == 0:
+            return
+        tokenizer = tokenizer.to(device)
+        x = data.preprocess(data.take_evenly("val", n)[0])
+        x_hat = reconstruct(tokenizer, x, device)
+        self.scores = measure_closeness(x, x_hat)
+        pairs = zip(to_uint8(x).split(COLUMNS), to_uint8(x_hat).split(COLUMNS), strict=True)
+        self.rows = [row for pair in pairs if len(pair[0]) == len(x[:COLUMNS]) for row in pair]
+        self._try_other_pixels(tokenizer, x[:TRIED], x_hat[:TRIED], device)
+
+    def _try_other_pixels(
+        self, tokenizer: Tokenizer, x: Tensor, x_hat: Tensor, device: torch.device
+    ) -> None:
+        own = tokenizer.pixels
+        [other] = [pixels for pixels in PIXEL_RANGES if pixels != own]
+        tokenizer.pixels = other
+        psnr = measure_closeness(x, reconstruct(tokenizer, x, device))["psnr"]
+        tokenizer.pixels = own
+        own_psnr = measure_closeness(x, x_hat)["psnr"]
+        if psnr > own_psnr + CLEARLY_BETTER:
+            self.remarks.append(
+                f"PSNR is {psnr:.1f} dB with pixels={format_range(other)} and {own_psnr:.1f} dB with "
+                f"pixels={format_range(own)}, which this run has: look at its picture"
+            )
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the picture below a run folder, rows of images above their reconstructions; the names of the files."""
+        if not self.rows:
+            return []
+        sheet = tile_images(self.rows, scale=max(1, 128 // self.rows[0].shape[-1]))
+        return [str(save_picture(sheet, folder / PICTURES / "reconstructions.png"))]
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, x: Tensor, device: torch.device) -> Tensor:
+    """Images (n, C, H, W) -> their reconstructions on the CPU, one by one: at full resolution the networks need memory."""
+    return torch.cat(
+        [tokenizer.decode(tokenizer.encode(image.to(device)).z_q).cpu() for image in x.split(1)]
+    )
+
+
+def measure_closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
+    """PSNR, SSIM and sharpness of reconstructions, to four digits after the point."""
+    scores = Reconstruction()
+    scores.update(x, x_hat)
+    return {name: round(float(value), 4) for name, value in scores.compute().items()}
+
+
+def format_range(pixels: Sequence[float]) -> str:
+    """A range as a command has it: [0,1]."""
+    return f"[{pixels[0]:g},{pixels[1]:g}]"

@@ -1,0 +1,76 @@
+"""Files of other programs that are recognised and can't become a tokenizer of this one: one sentence each."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.errors import InputError
+from vqgan.formats.base import PublicFile
+
+NUMBERED_ATTENTION = re.compile(r"\.\d+\..*att(n|ention)")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One kind of file, and why it stays outside: `reason` continues a sentence that begins with the file."""
+
+    matches: Callable[[PublicFile], bool]
+    reason: str
+
+
+def is_multiscale(file: PublicFile) -> bool:
+    """VAR's: one codebook, and convolutions between the grids of an image."""
+    return any(
+        name.startswith("quantize.quant_resi.") or name == "quantize.ema_vocab_hit_SV"
+        for name in file.tensors
+    )
+
+
+def is_one_dimensional(file: PublicFile) -> bool:
+    """TiTok's and its successors': tokens that attend to patches."""
+    return file.tensors.keys() >= {"latent_tokens", "encoder.patch_embed.weight"}
+
+
+def is_continuous(file: PublicFile) -> bool:
+    """AutoencoderKL's: no codebook, and an encoder that gives two numbers where the decoder takes one."""
+    ends = "encoder.conv_out.weight", "decoder.conv_in.weight"
+    if any("quantize." in name for name in file.tensors) or not file.tensors.keys() >= {*ends}:
+        return False
+    out, into = (file.tensors[name].shape for name in ends)
+    return out[0] == 2 * into[1]
+
+
+def is_generator(file: PublicFile) -> bool:
+    """A transformer's or a U-Net's, without the tokenizer beside it."""
+    sides = {name.partition(".")[0] for name in file.tensors} & {"encoder", "decoder"}
+    return len(sides) < 2 and any(map(NUMBERED_ATTENTION.search, file.tensors))
+
+
+REFUSALS = (
+    Refusal(
+        is_multiscale,
+        "is VAR's multi-scale tokenizer, which has several grids of codes for each image, and a tokenizer here has one; "
+        "import one such as LlamaGen's or taming-transformers'",
+    ),
+    Refusal(
+        is_one_dimensional,
+        "is TiTok, whose codes are a row without places in the image, and a tokenizer here has a grid of codes; "
+        "import one such as MaskGIT's VQGAN, which its authors publish beside it",
+    ),
+    Refusal(
+        is_continuous,
+        "is a continuous autoencoder such as AutoencoderKL, which has no codebook, and only tokenizers with codes can be "
+        "imported; take one with a codebook (vq-f4, vq-f8 or vq-f16 among those of latent diffusion)",
+    ),
+    Refusal(
+        is_generator,
+        "has a transformer or a U-Net and no tokenizer beside it; name the file of the tokenizer whose codes or features it makes",
+    ),
+)
+
+
+def refuse_known(file: PublicFile) -> None:
+    """Raise InputError with what the file is, if it is of a kind that can't become a tokenizer of this program."""
+    for refusal in REFUSALS:
+        if refusal.matches(file):
+            raise InputError(f"{file.source} {refusal.reason}")

@@ -1,0 +1,78 @@
+"""What the formats of networks without biases share: names, sizes, and the `model` group of a run's config."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.errors import InputError
+from vqgan.formats.base import Choices, PublicFile
+from vqgan.formats.pyramid_names import (
+    NameStyle,
+    SideSizes,
+    SizeReader,
+    check_images,
+    name_weights,
+)
+from vqgan.pyramid import Place
+from vqgan.unbiased import UnbiasedDecoder, UnbiasedEncoder
+
+Networks = tuple[type[UnbiasedEncoder], type[UnbiasedDecoder]]
+
+
+def place_namer(middle: str, resampling: dict[str, str]) -> Callable[[Place], str]:
+    """Names of layers as in taming-transformers, but for `middle` and, by side, for the layers between resolutions."""
+
+    def name_layer(place: Place) -> str:
+        ends = {"entry": "conv_in", "norm": "norm_out", "exit": "conv_out"}
+        if place.kind in ends:
+            return f"{place.side}.{ends[place.kind]}"
+        if place.kind == "modulation":
+            return f"{place.side}.adaptive.{place.level}"
+        if place.is_middle:
+            return f"{place.side}.{middle}.{place.number}"
+        level = f"{place.side}.{'down' if place.side == 'encoder' else 'up'}.{place.level}"
+        if place.kind == "resample":
+            return f"{level}.{resampling[place.side]}"
+        return f"{level}.{place.kind}.{place.number}"
+
+    return name_layer
+
+
+def describe_unbiased(
+    file: PublicFile,
+    choices: Choices,
+    style: NameStyle,
+    networks: Networks,
+    pixels: tuple[int, int],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The `model` group of these networks in the sizes of the file's weights, and the public names of their weights."""
+    encoder, decoder = SizeReader(file, style).read()
+    f = 2 ** (len(encoder.widths) - 1)
+    check_images(file, choices, (encoder.channels, decoder.channels), f)
+    sides = [describe_side(file, sizes, choices.image_size // f, f) for sizes in (encoder, decoder)]
+    with torch.device("meta"):
+        built = networks[0](**sides[0]), networks[1](**sides[1])
+    shared = {key: sides[0][key] for key in ("grid", "width", "mults", "depth", "z_channels")}
+    model: dict[str, Any] = {**shared, "start": "random", "pixels": list(pixels)}
+    for side, network, sizes in zip(("encoder", "decoder"), networks, sides, strict=True):
+        model[side] = {"_target_": f"{network.__module__}.{network.__qualname__}", **sizes}
+    return model, name_weights(*built, style)
+
+
+def describe_side(file: PublicFile, sizes: SideSizes, grid: int, f: int) -> dict[str, Any]:
+    """The settings of one network. Raises InputError for widths that its code can't make."""
+    if any(width % sizes.width for width in sizes.widths):
+        raise InputError(
+            f"{file.source} has levels of {', '.join(map(str, sizes.widths))} channels, and all must be multiples of "
+            f"{sizes.width}, the channels of its first layer; the file is of another kind than its names say"
+        )
+    return {
+        "image_size": grid * f,
+        "channels": sizes.channels,
+        "grid": grid,
+        "width": sizes.width,
+        "mults": [width // sizes.width for width in sizes.widths],
+        "depth": sizes.blocks,
+        "z_channels": sizes.z_channels,
+    }
