@@ -204,6 +204,6 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
     ):
         if node is not None:
             node.pop("reader_timeout")
-    for name in ("init", "learn", "grow"):
+    for name in ("init", "learn", "lora", "grow"):
         earlier.pop(name, None)
     assert config_difference(config, upgrade_config(earlier)) is None
