@@ -102,7 +102,7 @@ def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
 
 def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of a tokenizer's run with those that say what learns, which earlier versions did not have."""
-    if not {"stage", "model", "quantizer"} <= node.keys() or "learn" in node:
+    if node.get("stage") not in ("vqgan", "pipeline") or "quantizer" not in node or "learn" in node:
         return node
     return {**node, "learn": "all", "grow": False}
 

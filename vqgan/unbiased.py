@@ -43,6 +43,7 @@ class UnbiasedEncoder(ImageEncoder):
     """
 
     exit_kernel = 0
+    sized_settings = ("image_size", "grid")
     block: ClassVar[type[UnbiasedBlock]]
 
     def __init__(
@@ -93,6 +94,7 @@ class UnbiasedDecoder(ImageDecoder):
     """Grids of z_q, with `z_channels` features, to images: as many blocks as the encoder of the same `depth`."""
 
     entry_kernel = 0
+    sized_settings = ("image_size", "grid")
     block: ClassVar[type[UnbiasedBlock]]
     sequence: ClassVar[type[nn.Sequential]] = nn.Sequential
     least_grid: ClassVar[int] = 1
