@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 from engine.errors import InputError
 
-WEIGHT = "weight"  # the parameter of a layer that gets an update; its bias stays as it is
-PLACE = f"parametrizations.{WEIGHT}"  # torch's name of where the parts of that weight are
-PARTS = (f"{PLACE}.original", f"{PLACE}.0.up", f"{PLACE}.0.down")
+UPDATED = "weight"  # the parameter of a layer that gets an update; its bias stays as it is
+UPDATED_PLACE = f"parametrizations.{UPDATED}"  # torch's name of where the parts of that weight are
+UPDATED_PARTS = (f"{UPDATED_PLACE}.original", f"{UPDATED_PLACE}.0.up", f"{UPDATED_PLACE}.0.down")
 
 
 class LowRank(nn.Module):
@@ -48,7 +48,7 @@ def add_low_rank(networks: Iterable[nn.Module], rank: int) -> None:
     """
     everything = nn.ModuleList(networks)
     layers = [layer for layer in everything.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    layers = [layer for layer in layers if not parametrize.is_parametrized(layer, WEIGHT)]
+    layers = [layer for layer in layers if not parametrize.is_parametrized(layer, UPDATED)]
     if not layers:
         classes = ", ".join(type(network).__name__ for network in everything)
         raise InputError(
@@ -56,7 +56,7 @@ def add_low_rank(networks: Iterable[nn.Module], rank: int) -> None:
         )
     everything.requires_grad_(False)
     for layer in layers:
-        parametrize.register_parametrization(layer, WEIGHT, LowRank(layer.weight, rank))
+        parametrize.register_parametrization(layer, UPDATED, LowRank(layer.weight, rank))
 
 
 def count_plain(network: nn.Module) -> int:
@@ -74,15 +74,15 @@ def merge_low_rank(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     merged = dict(weights)
     for name in weights:
-        if not name.endswith(PARTS[0]):
+        if not name.endswith(UPDATED_PARTS[0]):
             continue
-        layer = name.removesuffix(PARTS[0])
-        names = [layer + part for part in PARTS]
+        layer = name.removesuffix(UPDATED_PARTS[0])
+        names = [layer + part for part in UPDATED_PARTS]
         if all(part in merged for part in names):
-            merged[layer + WEIGHT] = add_update(*(merged.pop(part) for part in names))
+            merged[layer + UPDATED] = add_update(*(merged.pop(part) for part in names))
     return merged
 
 
 def learning_weight(layer: nn.Module) -> Tensor:
     """The weights of a layer that learn, at which losses are compared: `up` of its update, or the weight itself."""
-    return layer.get_parameter(PARTS[1] if parametrize.is_parametrized(layer, WEIGHT) else WEIGHT)
+    return layer.get_parameter(UPDATED_PARTS[1] if parametrize.is_parametrized(layer, UPDATED) else UPDATED)
