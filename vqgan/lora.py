@@ -85,4 +85,6 @@ def merge_low_rank(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def learning_weight(layer: nn.Module) -> Tensor:
     """The weights of a layer that learn, at which losses are compared: `up` of its update, or the weight itself."""
-    return layer.get_parameter(UPDATED_PARTS[1] if parametrize.is_parametrized(layer, UPDATED) else UPDATED)
+    return layer.get_parameter(
+        UPDATED_PARTS[1] if parametrize.is_parametrized(layer, UPDATED) else UPDATED
+    )
