@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,15 @@ def read_arrays(file: Path) -> dict[str, Tensor]:
 
 def published_shapes(model: str) -> dict[str, torch.Size]:
     """The names and shapes of a published model's weights."""
+    return {name: torch.Size(shape) for name, shape in read_published()[model].items()}
+
+
+@cache
+def read_published() -> dict[str, dict[str, list[int]]]:
+    """The names and shapes of the weights of all published models, by model."""
     with gzip.open(PUBLIC / "published-names.json.gz") as stream:
-        return {name: torch.Size(shape) for name, shape in json.load(stream)[model].items()}
+        shapes: dict[str, dict[str, list[int]]] = json.load(stream)
+    return shapes
 
 
 def empty_file(shapes: Mapping[str, torch.Size], **details: Any) -> PublicFile:

@@ -51,6 +51,7 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     """
     public = choose_format(file)
     plan = public.plan(file, choices)
+    check_followed(file, public.title, plan, choices)
     check_names(file, public.title, plan)
     tokenizer = build_tokenizer(plan.model, plan.quantizer, file.source)
     copy_weights(tokenizer, file, public.title, plan)
@@ -76,7 +77,7 @@ def choose_format(file: PublicFile) -> Format:
     if not fitting:
         raise InputError(
             f"{file.source} is no tokenizer of a known format: its {len(file.tensors):,} weights are called "
-            f"{name_some(file.tensors)}; known are {', '.join(public.title for public in formats)}"
+            f"{list_some(file.tensors)}; known are {', '.join(public.title for public in formats)}"
         )
     if len(fitting) > 1:
         titles = " and as ".join(public.title for public in fitting)
@@ -84,6 +85,29 @@ def choose_format(file: PublicFile) -> Format:
             f"{file.source} reads as {titles}; name the config file that it was trained with: config=<file>"
         )
     return fitting[0]
+
+
+def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -> None:
+    """Raise InputError if a plan has no place for one of the command's choices, which would have no effect."""
+    quantizer = plan.quantizer
+    is_plain = quantizer["_target_"].endswith(".VQ")  # it knows one rule alone, the nearest code
+    outcomes = {
+        "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
+        "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
+        "pixels": (choices.pixels, tuple(plan.model["pixels"])),
+    }
+    for setting, (choice, outcome) in outcomes.items():
+        if choice not in (None, outcome):
+            word = format_range(choice) if isinstance(choice, tuple) else str(choice)
+            word = word.lower() if isinstance(choice, bool) else word
+            raise InputError(
+                f"{setting}={word} does not fit {file.source}, {title}, which has no such choice; leave it out"
+            )
+
+
+def format_range(pixels: Sequence[float]) -> str:
+    """A range as a command has it: [0,1]."""
+    return f"[{pixels[0]:g},{pixels[1]:g}]"
 
 
 def check_names(file: PublicFile, title: str, plan: Plan) -> None:
@@ -104,7 +128,7 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     """
     places = tokenizer.state_dict()  # shares memory with the tokenizer
     unnamed = {name for name, _ in tokenizer.named_parameters()} - plan.names.keys()
-    assert not unnamed, f"the plan of {title} leaves out {name_some(unnamed)}"
+    assert not unnamed, f"the plan of {title} leaves out {list_some(unnamed)}"
     misfits: list[str] = []
     broken: list[str] = []
     for name, public_name in plan.names.items():
@@ -143,13 +167,13 @@ def raise_faults(file: PublicFile, title: str, faults: Mapping[str, Iterable[str
     if not listed:
         return
     each = MAX_NAMED // len(listed)
-    texts = [f"{what} {name_some(names, each)}" for what, names in listed.items()]
+    texts = [f"{what} {list_some(names, each)}" for what, names in listed.items()]
     raise InputError(
         f"{file.source} looks like {title}, but {' and '.join(texts)}; nothing is imported"
     )
 
 
-def name_some(names: Iterable[str], most: int = MAX_NAMED) -> str:
+def list_some(names: Iterable[str], most: int = MAX_NAMED) -> str:
     """At most so many of these names, in their order, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""

@@ -1,6 +1,5 @@
 """What an import shows at once: reconstructions of a few validation images, and how close they are."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from data.pictures import save_picture, tile_images
 from engine.errors import check_int
 from engine.folder import PICTURES
 from evaluation.reconstruction import Reconstruction
+from vqgan.formats.load import format_range
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
 COLUMNS = 12  # images in a row of the picture
@@ -83,8 +83,3 @@ def measure_closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
     scores = Reconstruction()
     scores.update(x, x_hat)
     return {name: round(float(value), 4) for name, value in scores.compute().items()}
-
-
-def format_range(pixels: Sequence[float]) -> str:
-    """A range as a command has it: [0,1]."""
-    return f"[{pixels[0]:g},{pixels[1]:g}]"

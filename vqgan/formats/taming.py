@@ -83,15 +83,15 @@ def choose_code_score(file: PublicFile, choices: Choices) -> str:
     """Which code a model of taming's names and one codebook chooses. Raises InputError if that is open, or contradicted."""
     score = read_code_score(file)
     if score is None and choices.score is None:
-        target = (
-            f"its config's class, {file.target}, is not known"
-            if file.target
-            else "it has no config"
-        )
+        reason = "no config says which it is"
+        if file.target:
+            reason = f"the class in its config, {file.target}, is neither"
+        elif file.settings:
+            reason = "its config names no class"
         raise InputError(
-            f"{file.source} is a VQModel, which chooses the nearest code, or IBQ, which chooses the one with the largest inner "
-            f"product: the weights have the same names, and {target}; name its config with config=<file>, or set "
-            "quantizer.score=nearest or quantizer.score=inner_product"
+            f"{file.source} has the names of VQModel, which chooses the nearest code, and of IBQ, which chooses the one with the "
+            f"largest inner product, and {reason}; name its config with config=<file>, or set quantizer.score=nearest or "
+            "quantizer.score=inner_product"
         )
     if score and choices.score and score != choices.score:
         says = f"its config says {file.target}" if file.target else "its codes are averaged"
@@ -140,9 +140,11 @@ def plan_taming(
             "here every code has its own index"
         )
     if not file.settings:
-        remarks.append(
-            "it has no config, so its images end without tanh, as those of published models do"
-        )
+        remarks.append("it has no config, so its images end without tanh, as published models do")
+        if choices.pixels is None:
+            remarks.append(
+                "pixels=[-1,1], as its program has it; open-muse's VQGANModel has the same names and pixels=[0,1]"
+            )
     statistics = frozenset({LABEL_COLOURS, USED_CODES}) & file.tensors.keys()
     return Plan(model, dict(quantizer), names, {}, statistics, tuple(remarks))
 

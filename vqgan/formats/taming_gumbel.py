@@ -1,5 +1,7 @@
 """taming-transformers' GumbelVQ: a convolution gives the logits of the codes."""
 
+from dataclasses import replace
+
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.pyramid_names import require
@@ -29,4 +31,6 @@ class TamingGumbel(Format):
             "logits.weight": f"{LOGITS}.weight",
             "logits.bias": f"{LOGITS}.bias",
         }
-        return plan_taming(file, choices, read_networks(file), quantizer, codes)
+        plan = plan_taming(file, choices, read_networks(file), quantizer, codes)
+        remark = "its own code draws codes at random; here the most likely ones are taken"
+        return replace(plan, remarks=(*plan.remarks, remark))

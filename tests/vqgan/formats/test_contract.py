@@ -5,6 +5,7 @@ A new format adds one line to FIXTURES.
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from engine.errors import InputError
 from tests.helpers.public import PUBLIC
-from vqgan.formats.base import Choices, PublicFile
+from vqgan.formats.base import Choices, Plan, PublicFile
 from vqgan.formats.files import open_public
 from vqgan.formats.load import Imported, choose_format, list_formats, load_public
+from vqgan.quantizers.ibq import CODE_SCORES
+from vqgan.tokenizer import PIXEL_RANGES
 
 FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "taming_vq/last.ckpt": "TamingVQ",
@@ -170,3 +173,34 @@ def test_images_of_another_kind_are_refused(name: str) -> None:
     f = load_fixture(name).tokenizer.f
     with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
         load_public(read_file(name), replace(CHOICES, image_size=16 * f + 1))
+
+
+def plan_with(name: str, **choices: Any) -> Plan | str:
+    """The plan of a fixture with these choices, or the sentence that refuses them."""
+    try:
+        return load_public(read_file(name), replace(CHOICES, **choices)).plan
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_choice_is_followed_or_refused(name: str) -> None:
+    for cosine in (True, False):
+        plan = plan_with(name, cosine=cosine)
+        if isinstance(plan, str):
+            assert f"quantizer.cosine={str(cosine).lower()}" in plan
+        else:
+            assert bool(plan.quantizer.get("cosine")) == cosine
+    for score in CODE_SCORES:
+        plan = plan_with(name, score=score)
+        if isinstance(plan, str):
+            assert f"quantizer.score={score}" in plan
+        else:
+            assert plan.quantizer.get("score", "nearest") == score
+            assert plan.quantizer["_target_"].endswith((".VQ", ".IBQ"))
+    for pixels in PIXEL_RANGES:
+        plan = plan_with(name, pixels=pixels)
+        if isinstance(plan, str):
+            assert "pixels=" in plan
+        else:
+            assert plan.model["pixels"] == list(pixels)

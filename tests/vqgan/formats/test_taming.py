@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.errors import InputError
-from tests.helpers.public_files import published_names, read_public, read_reference
+from tests.helpers.public import PUBLIC, empty_file, published_shapes, read_arrays, read_published
 from tests.helpers.slow_taming import Sizes, SlowTaming, draw_weights, list_shapes
 from vqgan.formats.base import Choices, Format, PublicFile
+from vqgan.formats.files import open_public
 from vqgan.formats.ibq import PublicIBQ
 from vqgan.formats.load import Imported, choose_format, load_public
 from vqgan.formats.open_muse import OpenMuseVQ
@@ -20,6 +21,7 @@ from vqgan.formats.taming import TamingVQ
 from vqgan.formats.taming_gumbel import TamingGumbel
 from vqgan.formats.vq_diffusion import PatchVQGAN
 from vqgan.load import build_tokenizer
+from vqgan.pyramid import Halve
 
 CHOICES = Choices(image_size=32, channels=3)
 SMALL = Sizes(32, (1, 2), 1, (1,), 8, 8, 24)
@@ -31,6 +33,14 @@ FIXTURES: list[tuple[str, type[Format]]] = [
     ("taming_gumbel/last", TamingGumbel),
     ("ibq/tiny", PublicIBQ),
 ]
+
+
+def read_public(name: str, averaged: bool = False) -> PublicFile:
+    return open_public(str(PUBLIC / f"{name}.ckpt"), None, averaged).file
+
+
+def read_reference(name: str) -> dict[str, Tensor]:
+    return read_arrays(PUBLIC / f"{name}.npz")
 
 
 def make_public(
@@ -67,6 +77,19 @@ def test_public_weights_give_the_codes_and_pictures_of_their_own_code(
     file = read_public(name)
     assert isinstance(choose_format(file), kind)
     check_reference(load_public(file, CHOICES), read_reference(name))
+
+
+@torch.no_grad()
+def test_a_planted_mistake_in_the_padding_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_public(read_public("taming_vq/last"), CHOICES).tokenizer
+    reference = read_reference("taming_vq/last")
+    monkeypatch.setattr(
+        Halve,
+        "forward",
+        lambda self, x: torch.nn.functional.conv2d(x, self.weight, self.bias, 2, 1),
+    )
+    z_e = tokenizer.encode(reference["images"]).z_e
+    assert (z_e - reference["z_e"]).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -151,11 +174,9 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("name", "target", "f"), PUBLISHED)
 def test_published_models_have_a_place_for_every_weight(name: str, target: str, f: int) -> None:
-    shapes = {k: v for k, v in published_names()[name].items() if not k.startswith("model_ema.")}
+    shapes = {k: v for k, v in published_shapes(name).items() if not k.startswith("model_ema.")}
+    file = empty_file(shapes, target=target)
     with torch.device("meta"):
-        file = PublicFile(
-            "weights.ckpt", {k: torch.empty(v) for k, v in shapes.items()}, {}, target
-        )
         plan = choose_format(file).plan(file, Choices(256, 3))
         tokenizer = build_tokenizer(plan.model, plan.quantizer)
     places = dict(tokenizer.named_parameters())
@@ -250,16 +271,23 @@ def refuse(file: PublicFile, choices: Choices = CHOICES) -> str:
 def test_a_file_without_config_needs_the_rule_of_choice() -> None:
     bare = replace(make_public(target=None), settings={})
     assert refuse(bare) == (
-        "drawn.ckpt is a VQModel, which chooses the nearest code, or IBQ, which chooses the one with the largest inner product: "
-        "the weights have the same names, and it has no config; name its config with config=<file>, or set "
-        "quantizer.score=nearest or quantizer.score=inner_product"
+        "drawn.ckpt has the names of VQModel, which chooses the nearest code, and of IBQ, which chooses the one with the largest "
+        "inner product, and no config says which it is; name its config with config=<file>, or set quantizer.score=nearest or "
+        "quantizer.score=inner_product"
     )
+    assert "and its config names no class; name" in refuse(make_public(target=None))
     unknown = make_public(target="my.models.Mine")
-    assert "its config's class, my.models.Mine, is not known" in refuse(unknown)
+    assert "and the class in its config, my.models.Mine, is neither; name" in refuse(unknown)
     for score, kind in (("nearest", "VQ"), ("inner_product", "IBQ")):
         imported = load_public(bare, replace(CHOICES, score=score))
         assert type(imported.tokenizer.quantizer).__name__ == kind
-        assert "it has no config, so its images end without tanh" in imported.plan.remarks[0]
+        assert "its images end without tanh" in imported.plan.remarks[0]
+        assert "open-muse's VQGANModel has the same names" in imported.plan.remarks[1]
+
+
+def test_formats_of_one_rule_take_no_rule() -> None:
+    sentence = refuse(read_public("taming_gumbel/last"), replace(CHOICES, score="nearest"))
+    assert "taming-transformers' GumbelVQ, which has no such choice; leave it out" in sentence
 
 
 def test_averaged_codes_say_that_it_is_ibq() -> None:
@@ -364,13 +392,13 @@ def test_images_of_other_channels_are_refused() -> None:
 def test_names_of_other_families_are_not_taken_for_tamings() -> None:
     formats = (TamingVQ(), PublicIBQ(), TamingGumbel(), OpenMuseVQ(), PatchVQGAN())
     strangers = [
-        name for name in published_names() if not name.startswith(("taming/", "ldm/", "ibq/"))
+        name for name in read_published() if not name.startswith(("taming/", "ldm/", "ibq/"))
     ]
     for name in strangers:
-        tensors = dict.fromkeys(published_names()[name], torch.zeros(1))
+        tensors = dict.fromkeys(read_published()[name], torch.zeros(1))
         assert not any(public.recognises(PublicFile(name, tensors)) for public in formats), name
 
 
-def test_the_slow_version_has_the_published_names() -> None:
+def test_the_slow_version_has_the_read_published() -> None:
     sizes = Sizes(128, (1, 2, 2, 4), 2, (3,), 4, 4, 16384)
-    assert {k: list(v) for k, v in list_shapes(sizes).items()} == published_names()["ldm/vq-f8"]
+    assert {k: list(v) for k, v in list_shapes(sizes).items()} == read_published()["ldm/vq-f8"]
