@@ -101,8 +101,8 @@ def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of a tokenizer's training with those that say what learns, which earlier versions did not have."""
-    if not {"stage", "model", "quantizer", "loss"} <= node.keys() or "learn" in node:
+    """The settings of a tokenizer's run with those that say what learns, which earlier versions did not have."""
+    if node.get("stage") not in ("vqgan", "pipeline") or "quantizer" not in node or "learn" in node:
         return node
     return {**node, "learn": "all", "grow": False}
 

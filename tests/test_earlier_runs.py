@@ -113,6 +113,11 @@ def test_upgrading_a_current_config_changes_nothing() -> None:
     assert upgrade_config(config) == config
 
 
+def test_upgrading_an_import_adds_nothing_that_only_a_training_has() -> None:
+    config = OmegaConf.to_container(compose_config("stage=import", "from=x"), resolve=True)
+    assert upgrade_config(config) == config
+
+
 def test_upgrading_renames_keys_and_targets_at_any_depth() -> None:
     old = {"quantizer": {"inner": {"K": 2}, "books": 4}, "run": "vqgan.stages.train"}
     assert upgrade_config(old) == {

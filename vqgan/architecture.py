@@ -142,7 +142,8 @@ def refuse_setting(
     """The error for a setting of the command that is not that of the tokenizer; `key` is what the command names."""
     theirs = "has no such setting" if current is ABSENT else f"has {name}={current}"
     remedy = f"leave {key}=... out"
-    if name == "quantizer.K" and not wanted.grow and quantizer.grows and value > current:
+    may_grow = quantizer.grows and not wanted.grow and isinstance(value, int)
+    if name == "quantizer.K" and may_grow and value > (quantizer.K or 0):
         remedy += ", or add grow=true"
     size = f" at data.image_size={wanted.image_size}" if name.startswith("model.") else ""
     of = "" if key == name else f" by {key}=..."

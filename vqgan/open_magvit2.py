@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from vqgan.blocks import Up
 from vqgan.quantizers.precision import float32
-from vqgan.unbiased import GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
+from vqgan.unbiased import UNBIASED_GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 
 MODULATION_EPS = 1e-6  # of the normalisation, and beside the variance of the codes
 
@@ -33,7 +33,7 @@ class AdaptiveNorm(nn.Module):
         """h (B, width, H, W), z_q (B, z_channels, h, w) -> (B, width, H, W)."""
         mean, std = measure_channels(z_q)
         scale, shift = self.gamma(std)[:, :, None, None], self.beta(mean)[:, :, None, None]
-        return F.group_norm(h, GROUPS, eps=MODULATION_EPS) * scale + shift
+        return F.group_norm(h, UNBIASED_GROUPS, eps=MODULATION_EPS) * scale + shift
 
 
 class ModulatedLayers(nn.Sequential):

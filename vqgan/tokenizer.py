@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -67,8 +68,8 @@ class Tokenizer(nn.Module):
 
         Raises InputError for anything else, a public file of weights too: stage=import makes a run folder of it.
         """
-        from vqgan.load import load_tokenizer  # which imports this file, and Lightning
-
+        load_tokenizer = resolve_name("vqgan.load:load_tokenizer")  # by name: it builds this class
+        tokenizer: Tokenizer
         tokenizer, _ = load_tokenizer(ckpt)
         return tokenizer
 

@@ -12,7 +12,7 @@ from vqgan.blocks import zero_init
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.pyramid import Place, PyramidBlock, count_levels, norm_of_groups, plan_level_widths
 
-GROUPS = 32  # of channels in each normalisation
+UNBIASED_GROUPS = 32  # of channels in each normalisation
 
 Layer = tuple[Place, nn.Module]
 
@@ -21,7 +21,7 @@ class UnbiasedBlock(PyramidBlock):
     """The pyramid's residual block without the biases of its convolutions."""
 
     def __init__(self, in_width: int, width: int) -> None:
-        super().__init__(in_width, width, GROUPS)
+        super().__init__(in_width, width, UNBIASED_GROUPS)
         for conv in (self.conv1, self.conv2, self.shortcut):
             conv.register_parameter("bias", None)
 
@@ -43,6 +43,7 @@ class UnbiasedEncoder(ImageEncoder):
     """
 
     exit_kernel = 0
+    sized_settings = ("image_size", "grid")
     block: ClassVar[type[UnbiasedBlock]]
 
     def __init__(
@@ -58,7 +59,7 @@ class UnbiasedEncoder(ImageEncoder):
         super().__init__()
         check_int("model.z_channels", z_channels, 1, "channel")
         levels = count_levels(image_size, grid)
-        widths = plan_level_widths(levels, width, mults, None, GROUPS)
+        widths = plan_level_widths(levels, width, mults, None, UNBIASED_GROUPS)
         entry = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         layers: list[Layer] = [(Place("encoder", "entry"), entry)]
         in_width = width
@@ -70,7 +71,7 @@ class UnbiasedEncoder(ImageEncoder):
             in_width = level_width
         layers += [
             *stack_blocks(self.block, Place("encoder", "block"), in_width, in_width, depth),
-            (Place("encoder", "norm"), norm_of_groups(in_width, GROUPS)),
+            (Place("encoder", "norm"), norm_of_groups(in_width, UNBIASED_GROUPS)),
             (Place("encoder", "activation"), nn.SiLU()),
             (Place("encoder", "exit"), nn.Conv2d(in_width, z_channels, 1)),
         ]
@@ -93,6 +94,7 @@ class UnbiasedDecoder(ImageDecoder):
     """Grids of z_q, with `z_channels` features, to images: as many blocks as the encoder of the same `depth`."""
 
     entry_kernel = 0
+    sized_settings = ("image_size", "grid")
     block: ClassVar[type[UnbiasedBlock]]
     sequence: ClassVar[type[nn.Sequential]] = nn.Sequential
     least_grid: ClassVar[int] = 1
@@ -110,7 +112,7 @@ class UnbiasedDecoder(ImageDecoder):
         super().__init__()
         levels = count_levels(image_size, grid)
         check_int("model.grid", grid, self.least_grid, "codes a side")
-        widths = plan_level_widths(levels, width, mults, None, GROUPS)
+        widths = plan_level_widths(levels, width, mults, None, UNBIASED_GROUPS)
         in_width = widths[-1]
         entry = nn.Conv2d(z_channels, in_width, 3, padding=1)
         layers: list[Layer] = [
@@ -128,7 +130,7 @@ class UnbiasedDecoder(ImageDecoder):
                 layers.append((replace(first, kind="resample"), self.enlarge(widths[level])))
             in_width = widths[level]
         layers += [
-            (Place("decoder", "norm"), norm_of_groups(in_width, GROUPS)),
+            (Place("decoder", "norm"), norm_of_groups(in_width, UNBIASED_GROUPS)),
             (Place("decoder", "activation"), nn.SiLU()),
         ]
         self.places = [place for place, _ in layers]

@@ -135,6 +135,7 @@ Resumed 2026-11-26 14:00:00 with `python train.py stage=vqgan resume=x`.
 
 | | |
 |---|---|
+| learn | all |
 | seed | 3 |
 | quantizer | EMA |
 | quantizer.K | 512 |

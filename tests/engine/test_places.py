@@ -76,6 +76,9 @@ def test_the_places_of_a_run_are_listed_once() -> None:
         ("resume=x data=folder", "resume=x data=folder"),
         ("-m ckpt=x data.root=y,z", "-m ckpt=x data.root=y,z"),
         ("resume=x trainer.max_stepps=1", "resume=x trainer.max_stepps=1"),
+        ("init=x quantizer.kl_weight=1", "init=x ++quantizer.kl_weight=1"),
+        ("init=x quantizer=gumbel data.roots=y", "init=x quantizer=gumbel data.roots=y"),
+        ("-m init=x quantizer.kl_weight=1,2", "-m init=x quantizer.kl_weight=1,2"),
     ],
 )
 def test_places_of_a_run_are_admitted_before_its_dataset_is_known(

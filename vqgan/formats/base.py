@@ -71,12 +71,10 @@ class Plan:
 class Format(ABC):
     """One kind of public tokenizer. A subclass is a file of this package, which is all that it takes to be known.
 
-    title         what a reader calls it: taming-transformers' VQModel
-    asks_score    whether Choices.score may decide; other formats have one rule of choice
+    title    what a reader calls it: taming-transformers' VQModel
     """
 
     title: str
-    asks_score = False
 
     @abstractmethod
     def recognises(self, file: PublicFile) -> bool:

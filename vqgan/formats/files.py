@@ -16,8 +16,8 @@ from vqgan.formats.locate import (
     LOGS,
     SUBFOLDERS,
     WEIGHT_ENDINGS,
+    FileTree,
     LocalFolder,
-    Place,
     list_cards,
     list_configs,
     list_groups,
@@ -58,7 +58,9 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     `config` is its own config file, None for the one beside it, if there is one. `ema` takes averaged weights (True), the last
     ones (False), or averaged ones if there are some (None). Raises InputError, with one sentence, for whatever can't be read.
     """
-    folder, inner = open_folder(source)
+    if ema not in (None, True, False):
+        raise InputError(f"ema={ema} must be true, false or null")
+    folder, inner = open_folder(str(source))  # as a command gives it, it can look like a number
     group = choose_group(folder, list_groups(folder, inner))
     files = [folder.fetch(name) for name in group]
     content, licence = read_files(files)
@@ -85,7 +87,7 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     )
 
 
-def open_folder(source: str) -> tuple[Place, str]:
+def open_folder(source: str) -> tuple[FileTree, str]:
     """The folder that a source is or lies in, and its name there ("" for the folder itself).
 
     Raises InputError if there is no such file or folder, and none on the hub.
@@ -105,11 +107,14 @@ def open_folder(source: str) -> tuple[Place, str]:
     return HubFolder(match["repository"]), (match["inner"] or "").rstrip("/")
 
 
-def choose_group(folder: Place, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The one set of weights with a tokenizer. Raises InputError if several have one."""
+def choose_group(folder: FileTree, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The one set of weights with a tokenizer. Raises InputError if several have one, or none."""
     if len(groups) > 1 and not folder.is_remote:
-        holding = [group for group in groups if holds_autoencoder(folder, group)]
-        groups = holding or groups
+        complaints = {group: find_complaint(folder, group) for group in groups}
+        holding = [group for group in groups if complaints[group] is None]
+        if not holding:
+            raise InputError(complaints[groups[0]])
+        groups = holding
     if len(groups) > 1:
         names = ", ".join(folder.address(group[0]) for group in groups[:10])
         more = f" and {len(groups) - 10} more" if len(groups) > 10 else ""
@@ -119,14 +124,15 @@ def choose_group(folder: Place, groups: Sequence[tuple[str, ...]]) -> tuple[str,
     return groups[0]
 
 
-def holds_autoencoder(folder: Place, group: Sequence[str]) -> bool:
-    """Whether a set of weights can be read and has an encoder and a decoder."""
+def find_complaint(folder: FileTree, group: Sequence[str]) -> str | None:
+    """Why a set of weights, one of several, is no tokenizer's; None if it can be read and has an encoder and a decoder."""
     files = [folder.fetch(name) for name in group]
     try:
         content, _ = read_files(files)
-        return split_content(content, files[0]).is_autoencoder
-    except InputError:  # one of several, which may be of something else
-        return False
+        is_autoencoder = split_content(content, files[0]).is_autoencoder
+    except InputError as error:
+        return str(error)
+    return None if is_autoencoder else f"{files[0]} has no encoder and decoder of a tokenizer"
 
 
 def read_files(files: Sequence[Path]) -> tuple[Any, str | None]:

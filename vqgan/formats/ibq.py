@@ -17,7 +17,6 @@ class PublicIBQ(Format):
     """A codebook of which the code with the largest inner product is chosen."""
 
     title = "SEED-Voken's IBQ"
-    asks_score = True
 
     def recognises(self, file: PublicFile) -> bool:
         has_codes = has_taming_names(file) and CODEBOOK in file.tensors

@@ -50,11 +50,6 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     Raises InputError unless exactly one format recognises the file, and unless every weight has one place.
     """
     public = choose_format(file)
-    if choices.score is not None and not public.asks_score:
-        raise InputError(
-            f"quantizer.score={choices.score} is for files that may be of a VQModel or of IBQ, and {file.source} is "
-            f"{public.title}; leave it out"
-        )
     plan = public.plan(file, choices)
     check_followed(file, public.title, plan, choices)
     check_names(file, public.title, plan)
@@ -82,7 +77,7 @@ def choose_format(file: PublicFile) -> Format:
     if not fitting:
         raise InputError(
             f"{file.source} is no tokenizer of a known format: its {len(file.tensors):,} weights are called "
-            f"{name_some(file.tensors)}; known are {', '.join(public.title for public in formats)}"
+            f"{list_some(file.tensors)}; known are {', '.join(public.title for public in formats)}"
         )
     if len(fitting) > 1:
         titles = " and as ".join(public.title for public in fitting)
@@ -99,7 +94,7 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
     outcomes = {
         "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
-        "pixels": (choices.pixels, tuple(plan.model["pixels"])),
+        "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):
@@ -133,7 +128,7 @@ def copy_weights(tokenizer: Tokenizer, file: PublicFile, title: str, plan: Plan)
     """
     places = tokenizer.state_dict()  # shares memory with the tokenizer
     unnamed = {name for name, _ in tokenizer.named_parameters()} - plan.names.keys()
-    assert not unnamed, f"the plan of {title} leaves out {name_some(unnamed)}"
+    assert not unnamed, f"the plan of {title} leaves out {list_some(unnamed)}"
     misfits: list[str] = []
     broken: list[str] = []
     for name, public_name in plan.names.items():
@@ -172,13 +167,13 @@ def raise_faults(file: PublicFile, title: str, faults: Mapping[str, Iterable[str
     if not listed:
         return
     each = MAX_NAMED // len(listed)
-    texts = [f"{what} {name_some(names, each)}" for what, names in listed.items()]
+    texts = [f"{what} {list_some(names, each)}" for what, names in listed.items()]
     raise InputError(
         f"{file.source} looks like {title}, but {' and '.join(texts)}; nothing is imported"
     )
 
 
-def name_some(names: Iterable[str], most: int = MAX_NAMED) -> str:
+def list_some(names: Iterable[str], most: int = MAX_NAMED) -> str:
     """At most so many of these names, in their order, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""

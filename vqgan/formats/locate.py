@@ -15,14 +15,14 @@ PIPELINE = "model_index.json"  # of diffusers
 SUBFOLDERS = ("vqvae", "movq", "vqgan", "vae")  # of a pipeline, where its tokenizer is
 LOGS = ("checkpoints", "configs")  # of a training by taming's program
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")  # of weights in several files
-PART = re.compile(r"-\d+-of-\d+\.\w+$")
+SHARD = re.compile(r"-\d+-of-\d+\.\w+$")
 # Files in which diffusers and transformers write the same weights again.
 COPY = re.compile(
     r"(pytorch_)?(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|non_ema|ema))?\.(?P<ending>safetensors|bin)$"
 )
 
 
-class Place(Protocol):
+class FileTree(Protocol):
     """Files by name, such as vqvae/config.json, here or on a hub.
 
     is_remote    whether files are downloaded
@@ -68,7 +68,7 @@ class LocalFolder:
     cite = address
 
 
-def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
+def list_groups(folder: FileTree, inner: str = "") -> list[tuple[str, ...]]:
     """The sets of weights in a folder, each of one file or of several parts, where `inner` is a file or a folder in it.
 
     A pipeline's are those of its tokenizer, and a training's those in checkpoints/. Raises InputError if there are none.
@@ -89,11 +89,11 @@ def list_groups(folder: Place, inner: str = "") -> list[tuple[str, ...]]:
     raise InputError(f"{where} has no weights: no file that ends with {', '.join(WEIGHT_ENDINGS)}")
 
 
-def read_whole(folder: Place, name: str) -> tuple[str, ...]:
+def read_whole(folder: FileTree, name: str) -> tuple[str, ...]:
     """The set of weights that a file is, is a part of, or is the index of."""
     if INDEX.search(name):
         return read_index(folder, name)
-    if PART.search(name):
+    if SHARD.search(name):
         beside = PurePosixPath(name).parent
         indices = [i for i in folder.names if INDEX.search(i) and PurePosixPath(i).parent == beside]
         for group in (read_index(folder, i) for i in indices):
@@ -102,7 +102,7 @@ def read_whole(folder: Place, name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def group_parts(folder: Place, names: Sequence[str]) -> list[tuple[str, ...]]:
+def group_parts(folder: FileTree, names: Sequence[str]) -> list[tuple[str, ...]]:
     """The sets of weights among these names, one of each that is there in several forms."""
     sets = {name: read_index(folder, name) for name in names if INDEX.search(name)}
     parts = {part for group in sets.values() for part in group}
@@ -122,7 +122,7 @@ def strip_index(name: str) -> str:
     return INDEX.sub("", name)
 
 
-def read_index(folder: Place, name: str) -> tuple[str, ...]:
+def read_index(folder: FileTree, name: str) -> tuple[str, ...]:
     """The parts that an index lists, in the order of their names. Raises InputError for one that is no index or incomplete."""
     file = folder.fetch(name)
     try:
@@ -139,7 +139,7 @@ def read_index(folder: Place, name: str) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def list_configs(folder: Place, name: str) -> list[str]:
+def list_configs(folder: FileTree, name: str) -> list[str]:
     """The configs that lie beside a file of weights."""
     place = PurePosixPath(name).parent.as_posix()
     places = {place, "configs", "."} if place == LOGS[0] else {place}
@@ -153,7 +153,7 @@ def list_configs(folder: Place, name: str) -> list[str]:
     ]
 
 
-def list_cards(folder: Place, name: str) -> list[str]:
+def list_cards(folder: FileTree, name: str) -> list[str]:
     """The model cards of a file of weights, the nearest first."""
     places = [PurePosixPath(name).parent, *PurePosixPath(name).parent.parents]
     cards = [(place / "README.md").as_posix() for place in places]

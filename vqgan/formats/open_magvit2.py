@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
+from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import NameStyle
+from vqgan.formats.taming import TAMING_WORDS, read_networks, refuse_cosine
 from vqgan.formats.unbiased_names import describe_unbiased, place_namer
 from vqgan.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
 
@@ -30,14 +31,18 @@ class OpenMAGVIT2(Format):
         }
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
-        if choices.cosine is not None:
-            raise InputError(
-                f"quantizer.cosine={str(choices.cosine).lower()} does not fit {file.source}, whose codes are signs; leave it out"
-            )
-        networks = MAGVIT2Encoder, MAGVIT2Decoder
-        pixels = choices.pixels or (-1, 1)
-        model, names = describe_unbiased(file, choices, MAGVIT2_STYLE, networks, pixels)
+        refuse_cosine(file, choices)
+        model, names = describe_unbiased(
+            file,
+            choices,
+            MAGVIT2_STYLE,
+            networks=(MAGVIT2Encoder, MAGVIT2Decoder),
+            pixels=choices.pixels or (-1, 1),
+            config=read_networks(file),
+            words=TAMING_WORDS,
+        )
         bits = model["z_channels"]
+        check_config(file, file.settings, {"n_embed": 2**bits, "embed_dim": bits})
         transforms: dict[str, Callable[[Tensor], Tensor]] = {
             ours: order_as_pixel_shuffle for ours, name in names.items() if ".upsample." in name
         }

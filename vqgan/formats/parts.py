@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import describe_names
 from engine.errors import InputError
 from vqgan.formats.weights import SafeStored, Stored, Weight
 
@@ -223,8 +222,10 @@ def choose_average(
         parts.others["averaged weights"] += len(parts.averaged)
         return parts.weights, None
     if missing:
-        (names,) = describe_names("those of these weights are missing", missing)
-        raise InputError(f"{file} has averaged weights, but {names}; use ema=false")
+        names = ", ".join(sorted(missing)[:10])
+        raise InputError(
+            f"{file} has averaged weights, but {len(missing)} of the tokenizer are missing among them ({names}); use ema=false"
+        )
     if not parts.weights:
         return parts.averaged, "it has averaged weights only"
     parts.others["last weights"] += len(parts.averaged)

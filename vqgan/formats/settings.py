@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ class Description:
 
     @property
     def fits(self) -> bool:
-        """Whether it is of these weights: sizes alone could agree by chance."""
-        return not self.contradictions and self.agreements >= (1 if self.target else 2)
+        """Whether it is of these weights; a prior's config agrees in one size."""
+        return not self.contradictions and self.agreements >= 2
 
 
 def choose_config(
@@ -86,7 +86,7 @@ def choose_config(
     sizes = measure(weights)
     if config is not None:
         return choose_described(
-            read_config(Path(config).expanduser(), f"config={config}"), sizes, config, file
+            read_config(Path(str(config)).expanduser(), f"config={config}"), sizes, config, file
         ), None
     described = [
         compare_sizes(description, sizes)
@@ -97,13 +97,7 @@ def choose_config(
     for group in (described, own):
         fitting = distinct([description for description in group if description.fits])
         if len(fitting) > 1:
-            names = " and ".join(dict.fromkeys(description.source for description in fitting[:10]))
-            raise InputError(
-                f"{names} both fit {file} and differ; name the one that it was trained with: config=<file>"
-                if len({description.source for description in fitting}) > 1
-                else f"{names} describes {len(fitting)} models that fit {file}; leave one of them in a file of its own and "
-                "name it with config=<file>"
-            )
+            raise InputError(explain_several(fitting, file))
         if fitting:
             return fitting[0], None
     unknown = [description for description in described if description.target]
@@ -117,6 +111,19 @@ def choose_config(
         None,
         f"{nearest.source} is not used, for it is of other weights: {nearest.contradictions[0]}",
     )
+
+
+def explain_several(fitting: Sequence[Description], file: str) -> str:
+    """The sentence for descriptions that fit the same weights."""
+    sources = list(dict.fromkeys(description.source for description in fitting))
+    if len(sources) == 1:
+        classes = ", ".join(str(description.target) for description in fitting[:10])
+        return (
+            f"{sources[0]} describes {len(fitting)} models that fit {file} ({classes}); copy the part of its tokenizer into "
+            "another file and name that: config=<file>"
+        )
+    names = " and ".join(sources[:10])
+    return f"{names} fit {file} and differ; name the one that it was trained with: config=<file>"
 
 
 def choose_described(
@@ -133,10 +140,7 @@ def choose_described(
     best = max(description.agreements for description in sound)
     chosen = distinct([description for description in sound if description.agreements == best])
     if len(chosen) > 1:
-        classes = ", ".join(str(description.target) for description in chosen[:10])
-        raise InputError(
-            f"config={config} describes {len(chosen)} models that fit {file} ({classes}); leave one of them in it"
-        )
+        raise InputError(explain_several(chosen, file))
     return chosen[0]
 
 

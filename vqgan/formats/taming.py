@@ -184,7 +184,6 @@ class TamingVQ(Format):
     """A codebook of which the nearest code is chosen."""
 
     title = "taming-transformers' or latent diffusion's VQModel"
-    asks_score = True
 
     def recognises(self, file: PublicFile) -> bool:
         has_codes = has_taming_names(file) and CODEBOOK in file.tensors

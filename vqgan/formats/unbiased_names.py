@@ -1,12 +1,13 @@
 """What the formats of networks without biases share: names, sizes, and the `model` group of a run's config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from engine.errors import InputError
 from vqgan.formats.base import Choices, PublicFile
+from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import (
     NameStyle,
     SideSizes,
@@ -45,11 +46,17 @@ def describe_unbiased(
     style: NameStyle,
     networks: Networks,
     pixels: tuple[int, int],
+    config: Mapping[str, Any],
+    words: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The `model` group of these networks in the sizes of the file's weights, and the public names of their weights."""
+    """The `model` group of these networks in the sizes of the file's weights, and the public names of their weights.
+
+    Raises InputError for images that they don't take, and if the `config` of the networks, in these `words`, is of other sizes.
+    """
     encoder, decoder = SizeReader(file, style).read()
-    f = 2 ** (len(encoder.widths) - 1)
+    f = encoder.f
     check_images(file, choices, (encoder.channels, decoder.channels), f)
+    check_config(file, config, encoder.in_words(words))
     sides = [describe_side(file, sizes, choices.image_size // f, f) for sizes in (encoder, decoder)]
     with torch.device("meta"):
         built = networks[0](**sides[0]), networks[1](**sides[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.errors import InputError
 from tests.helpers.public import (
     PUBLIC,
     assert_parity,
@@ -179,7 +180,37 @@ def test_the_published_model_has_these_names_and_shapes() -> None:
     assert plan.model["pixels"] == [0, 1]
 
 
-def test_settings_of_the_command_decide_over_the_code_that_wrote_the_file() -> None:
-    plan = KIND.plan(read_fixture(), Choices(32, 3, pixels=(-1, 1), cosine=True))
+def test_the_range_of_the_command_decides() -> None:
+    plan = KIND.plan(read_fixture(), Choices(32, 3, pixels=(-1, 1)))
     assert plan.model["pixels"] == [-1, 1]
-    assert plan.quantizer["cosine"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_embeddings": 1024}, "num_embeddings=1024 where the weights have 56"),
+        ({"num_res_blocks": 2}, "num_res_blocks=2 where the weights have 1"),
+    ],
+)
+def test_the_config_of_another_model_is_refused(settings: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        KIND.plan(read_fixture(settings=settings), Choices(32, 3))
+
+
+def test_cosine_codes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"quantizer.cosine=true does not fit pytorch_model.bin"):
+        KIND.plan(read_fixture(), Choices(32, 3, cosine=True))
+
+
+def test_codes_of_another_width_than_the_encoders_are_refused() -> None:
+    weights = draw_weights(3, 32, [1, 2], 1, 5, 7)
+    weights["quantize.embedding.weight"] = torch.randn(7, 6)
+    with pytest.raises(InputError, match="w.bin has codes of 6 numbers and an encoder that gives"):
+        KIND.plan(PublicFile("w.bin", weights), Choices(16, 3))
+
+
+def test_levels_that_are_no_multiples_of_the_first_are_refused() -> None:
+    weights = draw_weights(3, 64, [1, 2], 1, 5, 7)
+    weights["encoder.conv_in.weight"] = torch.randn(96, 3, 3, 3)
+    with pytest.raises(InputError, match="w.bin has levels of 64, 128 channels, and all must be"):
+        KIND.plan(PublicFile("w.bin", weights), Choices(16, 3))

@@ -287,7 +287,7 @@ def test_a_file_without_config_needs_the_rule_of_choice() -> None:
 
 def test_formats_of_one_rule_take_no_rule() -> None:
     sentence = refuse(read_public("taming_gumbel/last"), replace(CHOICES, score="nearest"))
-    assert "is taming-transformers' GumbelVQ; leave it out" in sentence
+    assert "taming-transformers' GumbelVQ, which has no such choice; leave it out" in sentence
 
 
 def test_averaged_codes_say_that_it_is_ibq() -> None:

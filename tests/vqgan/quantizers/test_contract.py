@@ -226,6 +226,25 @@ def test_an_impossible_bottleneck_is_refused_with_the_rule_and_the_way_out(overr
         instantiate(settings)
 
 
+@pytest.mark.parametrize("variant", [*VARIANTS, EXAMPLE])
+@torch.no_grad()
+def test_how_codes_learn_changes_nothing_of_what_they_are(variant: str) -> None:
+    quantizer = build(variant).eval()
+    settings = read_settings(f"{variant} quantizer.K=16" if quantizer.K else variant)
+    numbers = {
+        name: 0.5 * settings[name] + 0.1
+        for name in quantizer.training_settings
+        if isinstance(settings.get(name), float)
+    }
+    other: Quantizer = instantiate(settings | numbers).eval()
+    other.load_state_dict(quantizer.state_dict())
+    z_e = make_z_e(quantizer)
+    q, others = quantizer(z_e), other(z_e)
+    assert torch.equal(q.z_q, others.z_q)
+    if q.indices is not None:
+        assert torch.equal(q.indices, others.indices)
+
+
 @pytest.mark.parametrize("K", [2, 4, 64, 128, 256, 512, 1024, 4096, 16384])
 @pytest.mark.parametrize("name", ["vq", "ema", "gumbel", "fsq", "lfq", "bsq", "simvq", "ibq"])
 def test_a_sweep_over_k_needs_no_special_cases(name: str, K: int) -> None:
