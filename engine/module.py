@@ -62,6 +62,10 @@ class ClockedModule(L.LightningModule, ABC):
     def learned(self) -> nn.Module:
         """What is trained to be used later; everything else only helps."""
 
+    def count_parameters(self) -> int:
+        """The number of parameters of what is learned, as it is used later."""
+        return sum(p.numel() for p in self.learned.parameters())
+
     def on_fit_start(self) -> None:
         separate_random_streams()  # not earlier: Lightning seeds all ranks alike when they meet
 

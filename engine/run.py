@@ -341,7 +341,7 @@ def training_figures(
         "seconds": round(module.seconds, 1),
         "images_per_second": round(samples / max(module.seconds, 1e-9), 1),
         "memory_gib": round(peak_memory, 3),
-        "parameters": sum(p.numel() for p in module.learned.parameters()),
+        "parameters": module.count_parameters(),
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "devices": trainer.world_size,

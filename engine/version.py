@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from engine.errors import InputError
+from engine.folder import read_record
 
 VERSION = "0.2.0.dev0"
 
@@ -65,10 +66,23 @@ def check_format(source: str | Path, stamp: Stamp) -> None:
 
 def refuse_version(source: str | Path, stamp: Stamp, difference: str) -> InputError:
     """The error for a sound file of another version that this one can't use; `difference` says what this version lacks."""
+    revision = find_revision(Path(source))
+    where = (
+        f"git checkout {revision}" if revision else "card.md in its run folder names the revision"
+    )
     return InputError(
         f"{source} was written by {stamp}, and this program is {VERSION}: {difference}; use the version that wrote it "
-        "(card.md in its run folder names the revision), or train again"
+        f"({where}), or train again"
     )
+
+
+def find_revision(source: Path) -> str | None:
+    """The revision by which a run folder, its config.yaml or one of its checkpoints was written last; None if no record says
+    it. Changes that were not committed then are not in it."""
+    for folder in (source, source.parent, source.parent.parent):
+        if revision := read_record(folder, "git"):
+            return str(revision).removesuffix("-dirty")
+    return None
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
+from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
@@ -18,7 +20,7 @@ from data.images import to_model_input, to_uint8
 from data.shapes import Shapes
 from evaluation.features import FeatureNetwork
 from tests.helpers.commands import TINY
-from tests.helpers.configs import compose_config, list_options
+from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.load import start_images
@@ -222,3 +224,95 @@ def test_every_variant_of_the_step_benchmark_composes_and_matches_its_name(name:
     assert config.loss.get("freeze_codes", True) == (
         "freeze_codes=false" not in " ".join(VARIANTS[name])
     )
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """Five classes of twelve images each."""
+    images = make_images(Shapes, image_size=16, n_train=60, cache_dir=str(tmp_path / "cache"))
+    for i, image in enumerate(images.samples("train").__getitems__(range(60))[0]):
+        folder = tmp_path / "photos" / f"class-{i % 5}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_the_classes_are_divided_into_two_halves_of_links(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):  # the second call continues the first
+        halves = link_halves(class_folders, tmp_path / "work")
+    assert [path.name for path in sorted(halves["first"].iterdir())] == ["class-0", "class-1"]
+    assert len(list(halves["other"].iterdir())) == 3
+    assert all(path.is_symlink() for path in halves["other"].iterdir())
+    (class_folders / "class-9").mkdir()
+    with pytest.raises(SystemExit, match="has other classes"):
+        link_halves(class_folders, tmp_path / "work")
+    with pytest.raises(SystemExit, match="at least two class folders, and it has 0"):
+        link_halves(class_folders / "class-0", tmp_path / "other work")
+
+
+def test_a_run_that_starts_from_another_takes_its_architecture_from_there() -> None:
+    plan = Plan(
+        list_trials(2, 8, ["loss.gate.start=0.2"]), [0, 1], ["model.grid=4", "data.n_val=9"]
+    )
+    folder = Path("work")
+    halves = {"first": Path("one"), "other": Path("two")}
+    commands = {name: plan.command(name, 1, folder, halves) for name in plan.trials}
+    for name, command in commands.items():
+        is_free = plan.trials[name].start is None
+        assert is_free == any(word.startswith("model") for word in command)
+        assert is_free != any(word.startswith("init=") for word in command)
+        assert "data.n_val=9" in command
+        assert (name == "decoder") == ("loss.gate.start=0.2" in command)
+        compose_config(*command[1:])
+    assert "data.root=one" in commands["first"]
+    assert {"init=work/first-1", "data.root=two", "lora=8"} <= set(commands["lora"])
+    assert {"init=work/tuned-1", "learn=decoder", "loss=vqgan"} <= set(commands["decoder"])
+    minutes = [trial.minutes for trial in plan.trials.values()]
+    assert minutes == [2, 4, 2, 2, 2]
+    assert plan.describe().startswith("10 runs with 24 minutes of training in all")
+
+
+def test_fine_tuned_runs_are_compared_with_the_run_from_scratch_of_their_seed() -> None:
+    figures = {"psnr": 20.0, "perplexity": None, "energy_ratio": 0.5, "steps": 9}
+    proxies = {"scratch": (2.0, 4.0), "tuned": (1.0, 1.0)}
+    rows = [
+        {"run": name, "seed": seed, "proxy": proxy, **figures}
+        for name, values in proxies.items()
+        for seed, proxy in enumerate(values)
+    ]
+    trials = {
+        "scratch": Trial("other", 4, None, None),
+        "tuned": Trial("other", 2, "first", "scratch"),
+    }
+    lines = format_rows(rows, trials).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    spread = "20.00 ± 0.00 | - | 3.000 ± 1.414 | - | 0.500 ± 0.000 | 9 ± 0 |"
+    assert lines[2] == f"| scratch | 4 | {spread}"
+    assert "| 1.000 ± 0.000 | 0.38 ± 0.18 |" in lines[3]
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_benchmark_ends_with_a_table_and_continues_where_it_broke_off(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    small = ["data.image_size=16", "data.n_val=8", "trainer.accelerator=cpu", "quantizer.K=16"]
+    small += ["model.grid=4", "model.z_channels=8", "quantizer.dim=8"]
+    flags = ["--minutes=0.01", "--seeds", "1", "--classifier-steps=2", "--lora=2"]
+    flags += ["--gan", "loss.discriminator.width=8", "--keep", str(tmp_path / "runs")]
+    line = [sys.executable, "-m", "benchmarks.fine_tuning", *small, "--root", str(class_folders)]
+    printed = []
+    for _ in range(2):
+        process = subprocess.run(
+            [*line, *flags], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        printed.append(process.stdout)
+        (tmp_path / "runs" / "decoder-1" / "metrics.json").unlink()
+    rows = [json.loads(text) for text in printed[0].splitlines() if text.startswith("{")]
+    assert [row["run"] for row in rows] == ["first", "scratch", "tuned", "lora", "decoder"]
+    assert all(row["steps"] > 0 and row["perplexity"] >= 1 for row in rows)
+    table = [text for text in printed[0].splitlines() if text.startswith("|")]
+    assert [text.split(" | ")[0] for text in table[2:]] == [f"| {row['run']}" for row in rows]
+    again = [json.loads(text) for text in printed[1].splitlines() if text.startswith("{")]
+    assert again[:4] == rows[:4]

@@ -1,6 +1,7 @@
 """Runs of version 0.1 can be resumed, sampled from and evaluated with the current code."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from omegaconf import OmegaConf
 
 from benchmarks.identity import machine, state_hash
 from engine.aliases import rename_key, rename_words, upgrade_config
+from engine.errors import InputError
 from engine.sweep import config_difference
+from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings
 from tests.helpers.configs import ROOT, compose_config
+from vqgan.load import load_tokenizer
 
 pytestmark = lightning_warnings
 
-RUNS = ROOT / "tests" / "fixtures" / "run_of_0_1"
+FIXTURES = ROOT / "tests" / "fixtures"
+RUNS = FIXTURES / "run_of_0_1"
 EXPECTED = json.loads((RUNS / "expected.json").read_text())
 PLAIN = ["accelerator=cpu", "proxy=0", "inception=false", "fetch=false"]
 
@@ -27,6 +32,61 @@ def runs(tmp_path: Path) -> Path:
     shutil.copytree(RUNS / "tokenizer", tmp_path / "runs" / "vqgan" / "tokenizer")
     shutil.copytree(RUNS / "prior", tmp_path / "runs" / "prior" / "prior")
     return tmp_path / "runs"
+
+
+RELEASES = sorted(FIXTURES.glob("run_of_*"))
+
+
+def released_versions(changelog: str) -> set[str]:
+    """The versions with a heading in the changelog, without the last of their three numbers; 0.1 had none yet."""
+    return {"0.1", *re.findall(r"^## v?(\d+\.\d+)\.\d+", changelog, re.MULTILINE)}
+
+
+def test_every_released_version_has_its_run_folders() -> None:
+    versions = {path.name.removeprefix("run_of_").replace("_", ".") for path in RELEASES}
+    assert versions == released_versions((ROOT / "CHANGELOG.md").read_text())
+    assert released_versions("## Unreleased\n\n## 0.2.1 (2027)\n\n## 1.10.0\n") == {
+        "0.1",
+        "0.2",
+        "1.10",
+    }
+
+
+def load_release(folder: Path) -> str | None:
+    """Load and use both runs in a folder; returns the sentence if they are refused."""
+    try:
+        tokenizer, _ = load_tokenizer(folder / "tokenizer")
+        prior = load_prior(folder / "prior")
+    except InputError as refusal:
+        return str(refusal)
+    codes = torch.zeros(1, *tokenizer.grid, tokenizer.num_codebooks, dtype=torch.int64)
+    codes = codes if tokenizer.num_codebooks > 1 else codes[..., 0]
+    assert prior.tokenizer.decode_indices(codes).equal(tokenizer.decode_indices(codes))
+    return None
+
+
+def names_commit(sentence: str) -> bool:
+    """Whether a refusal says which commit reads the run."""
+    return bool(re.search(r"was written by Codegrid .*\(git checkout [0-9a-f]{7}\)", sentence))
+
+
+@pytest.mark.parametrize("folder", RELEASES, ids=lambda path: path.name)
+def test_a_run_of_a_released_version_loads_or_a_sentence_names_its_commit(folder: Path) -> None:
+    refusal = load_release(folder)
+    assert refusal is None or names_commit(refusal)
+
+
+def test_a_run_of_a_released_version_that_no_longer_loads_names_its_commit(tmp_path: Path) -> None:
+    """As if today's encoder had no layer that the one of then had."""
+    shutil.copytree(RUNS, tmp_path / "old")
+    file = tmp_path / "old" / "tokenizer" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["average"]["encoder.stem"] = torch.zeros(1)
+    torch.save(checkpoint, file)
+    refusal = load_release(tmp_path / "old")
+    assert refusal is not None
+    assert names_commit(refusal)
+    assert "git checkout 8d470c7" in refusal
 
 
 @pytest.mark.parametrize(("stage", "name"), [("vqgan", "tokenizer"), ("prior", "prior")])
@@ -149,6 +209,6 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
     ):
         if node is not None:
             node.pop("reader_timeout")
-    for name in ("init", "learn", "grow"):
+    for name in ("init", "learn", "lora", "grow"):
         earlier.pop(name, None)
     assert config_difference(config, upgrade_config(earlier)) is None

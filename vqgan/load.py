@@ -23,6 +23,7 @@ from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
 from engine.trust import check_trusted, current_trust
 from engine.version import Stamp
+from vqgan.lora import merge_low_rank
 from vqgan.networks import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
@@ -61,6 +62,7 @@ def load_tokenizer(ckpt: str | Path, setting: str = "ckpt") -> tuple[Tokenizer, 
         current_trust().check_choice(part, settings["_target_"])
     tokenizer = build_tokenizer(model, quantizer, file, stamp)
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "tokenizer")
+    weights = merge_low_rank(weights)  # of a run with lora
     check_weights(weights, tokenizer.state_dict(), file, stamp)
     tokenizer.load_state_dict(weights)
     return tokenizer.eval(), config

@@ -14,6 +14,7 @@ from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
 from evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
+from vqgan.lora import count_plain, learning_weight
 from vqgan.losses.balancer import Balancer
 from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
@@ -109,7 +110,7 @@ class VQGAN(ClockedModule):
 
     def generator_loss(self, part: MicroBatch) -> Tensor:
         """The part's share of reconstruction + bottleneck + lambda * adversarial (eq. 6): a scalar with their gradient."""
-        with torch.set_grad_enabled(not self.codes_are_frozen):
+        with torch.set_grad_enabled(not self.encoding_is_frozen):
             part.q = self.tokenizer.encode(part.x)
         x_hat = self.tokenizer.decode(part.q.z_q)
         part.x_hat = x_hat.detach().requires_grad_()
@@ -118,7 +119,7 @@ class VQGAN(ClockedModule):
             gate = self.adversary.gate.weight(self.now)
             self.log_terms({"gate": torch.tensor(gate)})
             terms |= self.adversary.terms(part, gate, self.shares_judgements)
-        last = self.tokenizer.decoder.last.weight
+        last = learning_weight(self.tokenizer.decoder.last)
         gradient, shares = self.balancer.balance(
             terms, part.x_hat, x_hat, last, part.share, self.loss_scale
         )
@@ -173,7 +174,14 @@ class VQGAN(ClockedModule):
 
     @property
     def codes_are_frozen(self) -> bool:
-        return not self.learners.codes or (self.freezes_codes and self.is_adversarial)
+        return not self.learners.codes or self.encoding_is_frozen
+
+    @property
+    def encoding_is_frozen(self) -> bool:
+        """Whether neither encoder nor codes learn."""
+        if self.freezes_codes and self.is_adversarial:
+            return True
+        return not (self.learners.encoder or self.learners.codes)
 
     @property
     def shares_judgements(self) -> bool:
@@ -230,6 +238,9 @@ class VQGAN(ClockedModule):
     @property
     def learned(self) -> Tokenizer:
         return self.tokenizer
+
+    def count_parameters(self) -> int:
+        return count_plain(self.tokenizer)
 
     @property
     def costly(self) -> list[nn.Module]:

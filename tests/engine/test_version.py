@@ -1,6 +1,8 @@
 """Files carry the version and the format of the program that wrote them; those of another version are named as such."""
 
+import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +115,20 @@ def test_the_sentence_of_another_version_says_who_wrote_the_file_and_what_to_do(
     assert "or train again" in sentence
     assert "damaged" not in sentence
     assert "trust" not in sentence
+
+
+def test_the_sentence_of_another_version_names_the_commit_that_reads_the_file(
+    tmp_path: Path,
+) -> None:
+    starts = [{"git": "1111111"}, {"git": "2222222-dirty"}, {"git": None}]
+    lines = "\n".join(json.dumps(start) for start in starts[:2])
+    (tmp_path / "record.jsonl").write_text(lines)
+    for source in (tmp_path, tmp_path / "config.yaml", tmp_path / "checkpoints" / "last.ckpt"):
+        sentence = str(refuse_version(source, Stamp(), "it lacks x"))
+        assert "use the version that wrote it (git checkout 2222222), or train again" in sentence
+    (tmp_path / "record.jsonl").write_text(json.dumps(starts[2]))
+    sentence = str(refuse_version(tmp_path, Stamp(), "it lacks x"))
+    assert "(card.md in its run folder names the revision)" in sentence
 
 
 def test_the_package_has_the_version_of_the_program() -> None:

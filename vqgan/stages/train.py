@@ -32,6 +32,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         data.check_recorded(run.resume)
         data.prepare_data()
         start.fill(module.tokenizer, data)
+        module.learners.adapt(module.tokenizer)
         if run.training.compile:
             compile_parts(module.costly)
         data.check_batch_fits(run.launch().world_size)
@@ -50,7 +51,7 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
     # The losses come before the tokenizer: the order in which random numbers are drawn.
     reconstruction, adversary = group_losses(**instantiate(config.loss))
-    learners = choose_learners(config.learn, bool(config.init), adversary is not None)
+    learners = choose_learners(config.learn, bool(config.init), adversary is not None, config.lora)
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
     rules = training.budget, training.clip, training.accumulate, learners
     tokenizer = build_tokenizer(config.model, config.quantizer)
