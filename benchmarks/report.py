@@ -78,7 +78,7 @@ class FakePoint:
         self.nats = math.log(K) * 0.55 + 0.02 * self.noise
         self.shape = {"K": K, "grid": [grid, grid], "images_per_second": 500.0}
         images = {"image_size": 64, "n_val": 1000, "batch_size": 32, "seed": seed}
-        encoder = {"_target_": "vqgan.encoder.Encoder", "grid": grid}
+        encoder = {"_target_": "vqgan.networks.encoder.Encoder", "grid": grid}
         quantizer = {"K": K, "dim": dim, "decay": 0.99}
         self.settings: dict[str, Any] = {
             "data": {"_target_": "data.shapes.Shapes", **images},

@@ -34,6 +34,8 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
     "vqgan.callbacks.doctor.Doctor": "vqgan.callbacks.doctor.TokenizerDoctor",
     "vqgan.callbacks.prune.Prune": "engine.callbacks.pruning.Prune",
     "vqgan.clock.Schedule": "engine.clock.Schedule",
+    "vqgan.decoder.Decoder": "vqgan.networks.decoder.Decoder",
+    "vqgan.encoder.Encoder": "vqgan.networks.encoder.Encoder",
     "vqgan.losses.perceptual.Features": "vqgan.losses.perceptual.DiscriminatorFeatures",
     "vqgan.quantizers.base.Anneal": "vqgan.quantizers.anneal.Anneal",
     "vqgan.report.stage.report": "evaluation.report.stage.report",

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import InputError
 from engine.sweep import ADOPTED_GROUPS
-from vqgan.networks import ImageDecoder, ImageEncoder
+from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
 from vqgan.tokenizer import Tokenizer
@@ -98,17 +98,6 @@ def check_size(network: ImageEncoder | ImageDecoder, f: int, before: int, wanted
             f"data.image_size={size} is not divisible by the f={f} of init={wanted.init}; "
             f"use data.image_size={' or '.join(sizes)}"
         )
-
-
-def scale_settings(settings: dict[str, Any], names: Sequence[str], size: int, before: int) -> None:
-    """Multiply settings that count pixels or codes a side by size / before, in place. Of a list, the sides that this leaves
-    whole stay: the others are of no resolution of the network."""
-    for name in names:
-        sides = settings.get(name)
-        if isinstance(sides, list | tuple):
-            settings[name] = [n * size // before for n in sides if n * size % before == 0]
-        elif isinstance(sides, int):
-            settings[name] = sides * size // before
 
 
 def grow_codebook(quantizer: dict[str, Any], built: Quantizer, wanted: Adoption) -> None:

@@ -16,7 +16,7 @@ from data.images import to_model_input, to_uint8
 from data.store import load_or_fill
 from evaluation.codebook import CodebookUse
 from evaluation.reconstruction import Reconstruction
-from vqgan.patches import to_patches
+from vqgan.networks.patches import to_patches
 from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.search import nearest
 

@@ -24,7 +24,7 @@ from engine.places import limit_advice, places_of
 from engine.trust import check_trusted, current_trust
 from engine.version import Stamp
 from vqgan.lora import merge_low_rank
-from vqgan.networks import ImageDecoder, ImageEncoder
+from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.tokenizer import Tokenizer
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.blocks import zero_init
-from vqgan.networks import ImageDecoder, ImageEncoder
-from vqgan.patches import Patches
+from vqgan.networks.base import ImageDecoder, ImageEncoder
+from vqgan.networks.blocks import zero_init
+from vqgan.networks.patches import Patches
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
 

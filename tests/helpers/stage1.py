@@ -14,9 +14,7 @@ from data.source import Source
 from engine.clock import Budget, Schedule
 from tests.helpers.images import image_settings
 from tests.helpers.parts import make
-from vqgan.decoder import Decoder
 from vqgan.discriminators.patch import PatchGAN
-from vqgan.encoder import Encoder
 from vqgan.learning import ALL, Learners
 from vqgan.losses.gate import Gate
 from vqgan.losses.groups import group_losses
@@ -24,6 +22,8 @@ from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN, Training
+from vqgan.networks.decoder import Decoder
+from vqgan.networks.encoder import Encoder
 from vqgan.quantizers.ema import EMA
 from vqgan.tokenizer import Tokenizer
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise, make_tokenizer
-from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder
 from vqgan.learning import LEARNERS, choose_learners
 from vqgan.losses.gate import Gate
+from vqgan.networks.decoder import Decoder
+from vqgan.networks.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.gumbel import Gumbel

@@ -21,7 +21,7 @@ from vqgan.learning import choose_learners
 from vqgan.load import load_tokenizer
 from vqgan.lora import LowRank, add_low_rank, count_plain, learning_weight, merge_low_rank
 from vqgan.losses.gate import Gate
-from vqgan.pyramid import Double, Halve, PyramidDecoder, PyramidEncoder
+from vqgan.networks.pyramid import Double, Halve, PyramidDecoder, PyramidEncoder
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.gumbel import Gumbel

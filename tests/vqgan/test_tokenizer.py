@@ -6,9 +6,9 @@ import torch
 from engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
-from vqgan.decoder import Decoder
-from vqgan.encoder import Encoder, plan_downsampling, plan_widths
-from vqgan.patches import Patches, to_patches
+from vqgan.networks.decoder import Decoder
+from vqgan.networks.encoder import Encoder, plan_downsampling, plan_widths
+from vqgan.networks.patches import Patches, to_patches
 from vqgan.quantizers.search import nearest
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.blocks import group_norm
+from vqgan.networks.blocks import group_norm
 
 
 class Judgement(NamedTuple):

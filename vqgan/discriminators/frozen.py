@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from engine.errors import check_int
 from vqgan.backbones import FrozenNetwork
-from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Judgement, stack_logits
+from vqgan.networks.blocks import add_spectral_norm
 
 
 class FrozenFeatures(nn.Module):

@@ -3,8 +3,8 @@
 from torch import nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import add_spectral_norm
 from vqgan.discriminators.base import Layered, layer
+from vqgan.networks.blocks import add_spectral_norm
 
 
 class Grain(Layered):

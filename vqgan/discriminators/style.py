@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
 from vqgan.discriminators.base import Judgement
-from vqgan.encoder import plan_widths
+from vqgan.networks.encoder import plan_widths
 
 
 class Style(nn.Module):

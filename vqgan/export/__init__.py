@@ -1,0 +1,1 @@
+"""Tokenizers for other programs, one file per format."""

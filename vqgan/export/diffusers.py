@@ -17,10 +17,15 @@ from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public
 from vqgan.formats.pyramid_names import CODEBOOK, NameStyle, SideSizes, SizeReader, name_weights
 from vqgan.formats.spatial_names import SPATIAL_PARTS, SpatialStyle
-from vqgan.pyramid import LinearAttention, PositionAttention, PyramidDecoder, PyramidEncoder
+from vqgan.networks.pyramid import (
+    LinearAttention,
+    PositionAttention,
+    PyramidDecoder,
+    PyramidEncoder,
+)
+from vqgan.networks.spatial import SpatialDecoder
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ibq import IBQ
-from vqgan.spatial import SpatialDecoder
 from vqgan.tokenizer import Tokenizer
 
 Translation = Callable[[Tensor], Tensor]

@@ -18,13 +18,13 @@ from typing import Any
 from torch import nn
 
 from engine.errors import InputError
-from vqgan.blocks import ResBlock
-from vqgan.decoder import Decoder
-from vqgan.maskgit_vqgan import MaskGITBlock
-from vqgan.patches import Patches
-from vqgan.pyramid import Double, PositionAttention, PyramidBlock, PyramidDecoder
+from vqgan.networks.blocks import ResBlock
+from vqgan.networks.decoder import Decoder
+from vqgan.networks.maskgit_vqgan import MaskGITBlock
+from vqgan.networks.patches import Patches
+from vqgan.networks.pyramid import Double, PositionAttention, PyramidBlock, PyramidDecoder
+from vqgan.networks.unbiased import UnbiasedDecoder
 from vqgan.tokenizer import Tokenizer
-from vqgan.unbiased import UnbiasedDecoder
 
 LayerFacts = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Public tokenizers: how their files are read, one file per format."""

@@ -1,12 +1,13 @@
 """This program's own export: format=safetensors of stage=export."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 from engine.errors import InputError
 from engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
+from vqgan.networks.base import scale_settings
 
 CLASS_NAME = "CodegridTokenizer"  # in config.json, by which it is told from other configs
 TABLE = "codes"  # all codes as vectors, for programs without this one's quantizers
@@ -25,7 +26,7 @@ class CodegridFormat(Format):
         check_fit(file.source, facts, choices)
         model = deepcopy(dict(facts["model"]))
         for settings in (model, model["encoder"], model["decoder"]):
-            scale_sides(settings, choices.image_size, facts["image_size"])
+            scale_settings(settings, SIZED, choices.image_size, facts["image_size"])
         weights = {name for name, value in file.tensors.items() if value.is_floating_point()}
         counters = file.tensors.keys() - weights
         return Plan(
@@ -58,14 +59,3 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
             raise InputError(
                 f"{name}={value} can't be chosen: {source} has its settings; leave it out"
             )
-
-
-def scale_sides(settings: dict[str, Any], size: int, before: int) -> None:
-    """Multiply settings that count pixels or codes a side by size / before, in place. Of a list, the sides that this leaves
-    whole stay: the others are of no resolution of the network."""
-    for name in SIZED:
-        sides = settings.get(name)
-        if isinstance(sides, Sequence):
-            settings[name] = [n * size // before for n in sides if n * size % before == 0]
-        elif isinstance(sides, int):
-            settings[name] = sides * size // before

@@ -23,7 +23,7 @@ from vqgan.formats.spatial_names import (
     name_spatial,
 )
 from vqgan.formats.taming import check_latents, refuse_cosine
-from vqgan.pyramid import Place
+from vqgan.networks.pyramid import Place
 
 PARTS = {
     "shortcut": "conv_shortcut",

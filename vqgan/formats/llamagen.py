@@ -14,7 +14,7 @@ from vqgan.formats.pyramid_names import (
     require,
 )
 from vqgan.formats.taming import SOFTMAX_PARTS, check_latents
-from vqgan.pyramid import Place
+from vqgan.networks.pyramid import Place
 
 USE_COUNTS = "quantize.codebook_used"  # which codes the last batches of training used
 LENGTH_SETTING = "codebook_l2_norm"

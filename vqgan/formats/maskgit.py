@@ -8,7 +8,7 @@ from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import CODEBOOK, NameStyle, require
 from vqgan.formats.taming import refuse_cosine
 from vqgan.formats.unbiased_names import describe_unbiased, place_namer
-from vqgan.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
+from vqgan.networks.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
 
 MASKGIT_STYLE = NameStyle(
     place_namer("mid", {"encoder": "downsample", "decoder": "upsample_conv"}),

@@ -18,7 +18,7 @@ from vqgan.formats.taming import (
     name_layer,
     refuse_cosine,
 )
-from vqgan.spatial import SPATIAL_GROUPS
+from vqgan.networks.spatial import SPATIAL_GROUPS
 
 
 class MoVQGAN(Format):

@@ -10,7 +10,7 @@ from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import NameStyle
 from vqgan.formats.taming import TAMING_WORDS, read_networks, refuse_cosine
 from vqgan.formats.unbiased_names import describe_unbiased, place_namer
-from vqgan.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
+from vqgan.networks.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
 
 MAGVIT2_STYLE = NameStyle(
     place_namer("mid_block", {"encoder": "downsample", "decoder": "upsample"}),

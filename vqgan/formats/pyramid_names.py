@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from engine.errors import InputError
 from vqgan.formats.base import Choices, PublicFile
-from vqgan.networks import ImageDecoder, ImageEncoder
-from vqgan.pyramid import Place, PyramidDecoder, PyramidEncoder
+from vqgan.networks.base import ImageDecoder, ImageEncoder
+from vqgan.networks.pyramid import Place, PyramidDecoder, PyramidEncoder
 
 IMAGE_CHANNELS = (1, 3)  # of this project's images
 CODEBOOK = "quantize.embedding.weight"
@@ -213,9 +213,13 @@ def describe_pyramid(
         "depth": encoder.blocks,
         "start": "random",
         "pixels": list(pixels),
-        "encoder": {"_target_": "vqgan.pyramid.PyramidEncoder", **into, "depth": encoder.blocks},
+        "encoder": {
+            "_target_": "vqgan.networks.pyramid.PyramidEncoder",
+            **into,
+            "depth": encoder.blocks,
+        },
         "decoder": {
-            "_target_": "vqgan.pyramid.PyramidDecoder",
+            "_target_": "vqgan.networks.pyramid.PyramidDecoder",
             **out,
             "depth": decoder.blocks - 1,  # the class adds one
         },

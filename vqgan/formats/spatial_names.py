@@ -13,8 +13,8 @@ from vqgan.formats.pyramid_names import (
     name_weights,
     without_target,
 )
-from vqgan.pyramid import Place, PyramidEncoder
-from vqgan.spatial import SpatialDecoder
+from vqgan.networks.pyramid import Place, PyramidEncoder
+from vqgan.networks.spatial import SpatialDecoder
 
 SPATIAL_PARTS = {"group_norm": "norm_layer", "scale": "conv_y", "shift": "conv_b"}
 
@@ -41,7 +41,7 @@ def describe_spatial(
     """The `model` group; `groups` of the encoder's normalisations, `dim` of a code."""
     model = describe_pyramid(encoder, decoder, image_size, pixels)
     model["encoder"] |= {"groups": groups}
-    model["decoder"] |= {"_target_": "vqgan.spatial.SpatialDecoder", "dim": dim}
+    model["decoder"] |= {"_target_": "vqgan.networks.spatial.SpatialDecoder", "dim": dim}
     return model
 
 

@@ -17,7 +17,7 @@ from vqgan.formats.pyramid_names import (
     name_pyramid,
     require,
 )
-from vqgan.pyramid import Place
+from vqgan.networks.pyramid import Place
 
 SOFTMAX_PARTS = {"shortcut": "nin_shortcut", "out": "proj_out"}
 LINEAR_PARTS = {"shortcut": "nin_shortcut", "out": "to_out", "qkv": "to_qkv"}

@@ -15,8 +15,8 @@ from vqgan.formats.pyramid_names import (
     check_images,
     name_weights,
 )
-from vqgan.pyramid import Place
-from vqgan.unbiased import UnbiasedDecoder, UnbiasedEncoder
+from vqgan.networks.pyramid import Place
+from vqgan.networks.unbiased import UnbiasedDecoder, UnbiasedEncoder
 
 Networks = tuple[type[UnbiasedEncoder], type[UnbiasedDecoder]]
 

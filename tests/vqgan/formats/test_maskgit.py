@@ -21,7 +21,7 @@ from tests.helpers.public import (
 from tests.helpers.slow_networks import Draw, convolve, norm_swish
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.maskgit import MaskGITVQGAN
-from vqgan.maskgit_vqgan import MaskGITBlock
+from vqgan.networks.maskgit_vqgan import MaskGITBlock
 from vqgan.tokenizer import Tokenizer
 
 FOLDER = PUBLIC / "maskgit_vqgan"

@@ -23,7 +23,7 @@ from tests.helpers.slow_networks import Draw, convolve, norm_groups, norm_swish
 from vqgan.formats import open_magvit2
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.open_magvit2 import OpenMAGVIT2, order_as_pixel_shuffle
-from vqgan.open_magvit2 import AdaptiveNorm
+from vqgan.networks.open_magvit2 import AdaptiveNorm
 
 FOLDER = PUBLIC / "open_magvit2"
 KIND = OpenMAGVIT2()

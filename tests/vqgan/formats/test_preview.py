@@ -12,7 +12,7 @@ from engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_noise
 from vqgan.formats.preview import Preview
-from vqgan.networks import ImageDecoder, ImageEncoder
+from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.quantizers.none import Plain
 from vqgan.tokenizer import Tokenizer
 

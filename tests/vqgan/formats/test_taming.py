@@ -21,7 +21,7 @@ from vqgan.formats.taming import TamingVQ
 from vqgan.formats.taming_gumbel import TamingGumbel
 from vqgan.formats.vq_diffusion import PatchVQGAN
 from vqgan.load import build_tokenizer
-from vqgan.pyramid import Halve
+from vqgan.networks.pyramid import Halve
 
 CHOICES = Choices(image_size=32, channels=3)
 SMALL = Sizes(32, (1, 2), 1, (1,), 8, 8, 24)

@@ -1,6 +1,8 @@
 """The contract of encoders and decoders: what a tokenizer and its training step need of them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,3 +52,14 @@ class ImageDecoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, h: Tensor) -> Tensor: ...
+
+
+def scale_settings(settings: dict[str, Any], names: Sequence[str], size: int, before: int) -> None:
+    """Multiply settings that count pixels or codes a side by size / before, in place. Of a list, the sides that this leaves
+    whole stay: the others are of no resolution of the network."""
+    for name in names:
+        sides = settings.get(name)
+        if isinstance(sides, list | tuple):
+            settings[name] = [n * size // before for n in sides if n * size % before == 0]
+        elif isinstance(sides, int):
+            settings[name] = sides * size // before

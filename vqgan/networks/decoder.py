@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.blocks import ResBlock, Up, group_norm, zero_init
-from vqgan.encoder import plan_downsampling, plan_widths
-from vqgan.networks import ImageDecoder
+from vqgan.networks.base import ImageDecoder
+from vqgan.networks.blocks import ResBlock, Up, group_norm, zero_init
+from vqgan.networks.encoder import plan_downsampling, plan_widths
 
 
 class Decoder(ImageDecoder):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.pyramid import PositionAttention, PyramidBlock, PyramidDecoder
+from vqgan.networks.pyramid import PositionAttention, PyramidBlock, PyramidDecoder
 
 SPATIAL_GROUPS = 32  # of channels in each normalisation, in every file of this kind
 

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import Down, ResBlock, group_norm
-from vqgan.networks import ImageEncoder
+from vqgan.networks.base import ImageEncoder
+from vqgan.networks.blocks import Down, ResBlock, group_norm
 
 
 def plan_downsampling(image_size: int, grid: int, stem: int) -> list[int]:

@@ -8,9 +8,15 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from engine.errors import check_int
-from vqgan.blocks import zero_init
-from vqgan.networks import ImageDecoder, ImageEncoder
-from vqgan.pyramid import Place, PyramidBlock, count_levels, norm_of_groups, plan_level_widths
+from vqgan.networks.base import ImageDecoder, ImageEncoder
+from vqgan.networks.blocks import zero_init
+from vqgan.networks.pyramid import (
+    Place,
+    PyramidBlock,
+    count_levels,
+    norm_of_groups,
+    plan_level_widths,
+)
 
 UNBIASED_GROUPS = 32  # of channels in each normalisation
 

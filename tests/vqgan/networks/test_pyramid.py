@@ -14,7 +14,12 @@ from tests.helpers.public import published_shapes
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 from vqgan.load import build_tokenizer
 from vqgan.losses.gate import Gate
-from vqgan.pyramid import LinearAttention, PositionAttention, PyramidDecoder, PyramidEncoder
+from vqgan.networks.pyramid import (
+    LinearAttention,
+    PositionAttention,
+    PyramidDecoder,
+    PyramidEncoder,
+)
 from vqgan.quantizers.vq import VQ
 from vqgan.tokenizer import Tokenizer
 

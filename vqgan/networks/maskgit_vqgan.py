@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqgan.pyramid import Double
-from vqgan.unbiased import UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
+from vqgan.networks.pyramid import Double
+from vqgan.networks.unbiased import UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 
 
 class MaskGITBlock(UnbiasedBlock):

@@ -7,12 +7,12 @@ from engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 from vqgan.losses.gate import Gate
-from vqgan.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
-from vqgan.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
+from vqgan.networks.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
+from vqgan.networks.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
+from vqgan.networks.unbiased import UnbiasedDecoder, UnbiasedEncoder
 from vqgan.quantizers.lfq import LFQ
 from vqgan.quantizers.vq import VQ
 from vqgan.tokenizer import Tokenizer
-from vqgan.unbiased import UnbiasedDecoder, UnbiasedEncoder
 
 PAIRS = [(MaskGITEncoder, MaskGITDecoder), (MAGVIT2Encoder, MAGVIT2Decoder)]
 Pair = tuple[type[UnbiasedEncoder], type[UnbiasedDecoder]]

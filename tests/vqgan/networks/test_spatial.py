@@ -11,9 +11,9 @@ from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 from vqgan.load import build_tokenizer
 from vqgan.losses.gate import Gate
-from vqgan.pyramid import PyramidDecoder, PyramidEncoder
+from vqgan.networks.pyramid import PyramidDecoder, PyramidEncoder
+from vqgan.networks.spatial import SpatialDecoder, SpatialNorm
 from vqgan.quantizers.vq import VQ
-from vqgan.spatial import SpatialDecoder, SpatialNorm
 from vqgan.tokenizer import Tokenizer
 
 PARTS = {

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError, check_int
-from vqgan.blocks import zero_init
-from vqgan.networks import ImageDecoder, ImageEncoder
+from vqgan.networks.base import ImageDecoder, ImageEncoder
+from vqgan.networks.blocks import zero_init
 
 ATTENTIONS = ("softmax", "linear")
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from vqgan.blocks import Up
+from vqgan.networks.blocks import Up
+from vqgan.networks.unbiased import UNBIASED_GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 from vqgan.quantizers.precision import float32
-from vqgan.unbiased import UNBIASED_GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 
 MODULATION_EPS = 1e-6  # of the normalisation, and beside the variance of the codes
 

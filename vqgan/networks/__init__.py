@@ -1,0 +1,1 @@
+"""Encoders and decoders: the contract, and one file per architecture."""
