@@ -13,13 +13,14 @@ from torch import Tensor
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
+from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
 from data.images import to_model_input, to_uint8
 from data.shapes import Shapes
 from evaluation.features import FeatureNetwork
-from tests.helpers.commands import TINY
+from tests.helpers.commands import TINY, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
@@ -295,19 +296,24 @@ def test_fine_tuned_runs_are_compared_with_the_run_from_scratch_of_their_seed() 
 
 @pytest.mark.slow
 def test_the_fine_tuning_benchmark_ends_with_a_table_and_continues_where_it_broke_off(
-    class_folders: Path, tmp_path: Path
+    class_folders: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(
+        "benchmarks.adversarial.subprocess.run",
+        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
+    )
     small = ["data.image_size=16", "data.n_val=8", "trainer.accelerator=cpu", "quantizer.K=16"]
     small += ["model.grid=4", "model.z_channels=8", "quantizer.dim=8"]
     flags = ["--minutes=0.01", "--seeds", "1", "--classifier-steps=2", "--lora=2"]
     flags += ["--gan", "loss.discriminator.width=8", "--keep", str(tmp_path / "runs")]
-    line = [sys.executable, "-m", "benchmarks.fine_tuning", *small, "--root", str(class_folders)]
+    monkeypatch.setattr("sys.argv", ["fine_tuning", *small, "--root", str(class_folders), *flags])
     printed = []
     for _ in range(2):
-        process = subprocess.run(
-            [*line, *flags], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        printed.append(process.stdout)
+        measure_fine_tuning()
+        printed.append(capsys.readouterr().out)
         (tmp_path / "runs" / "decoder-1" / "metrics.json").unlink()
     rows = [json.loads(text) for text in printed[0].splitlines() if text.startswith("{")]
     assert [row["run"] for row in rows] == ["first", "scratch", "tuned", "lora", "decoder"]
