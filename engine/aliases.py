@@ -109,6 +109,12 @@ def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "learn": "all", "grow": False}
 
 
+def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of quantizer=ibq with its choice of a code, which earlier versions did not have."""
+    is_ibq = node.get("_target_") == "vqgan.quantizers.ibq.IBQ"
+    return {**node, "score": "nearest"} if is_ibq and "score" not in node else node
+
+
 def _upgrade(node: Any, path: str) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
@@ -117,7 +123,7 @@ def _upgrade(node: Any, path: str) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where
             )
-        return _add_learners(_add_reader_timeout(upgraded))
+        return _add_score(_add_learners(_add_reader_timeout(upgraded)))
     if isinstance(node, list):
         return [_upgrade(value, path) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

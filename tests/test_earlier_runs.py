@@ -212,3 +212,17 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
     for name in ("init", "learn", "lora", "grow"):
         earlier.pop(name, None)
     assert config_difference(config, upgrade_config(earlier)) is None
+
+
+def test_an_earlier_quantizer_ibq_chooses_the_nearest_code_at_any_depth() -> None:
+    ibq = {"_target_": "vqgan.quantizers.ibq.IBQ", "K": 8}
+    upgraded = upgrade_config({"quantizer": {"inner": ibq}})
+    assert upgraded["quantizer"]["inner"] == {**ibq, "score": "nearest"}
+    other = {**ibq, "score": "inner_product"}
+    assert upgrade_config({"quantizer": other})["quantizer"] == other
+
+
+def test_the_networks_of_earlier_configs_have_their_place_of_today() -> None:
+    model = {"encoder": {"_target_": "vqgan.encoder.Encoder"}}
+    upgraded = upgrade_config({"model": model})
+    assert upgraded["model"]["encoder"]["_target_"] == "vqgan.networks.encoder.Encoder"

@@ -25,7 +25,7 @@ class IBQ(VQ):
     loss): to the code directly, and through the softmax. Training holds a few n x K matrices; evaluation holds none.
     """
 
-    def __init__(self, K: int, dim: int, score: str = "nearest", **switches: Any) -> None:
+    def __init__(self, K: int, dim: int, score: str, **switches: Any) -> None:
         super().__init__(K, dim, **switches)
         if score not in CODE_SCORES:
             raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")

@@ -96,7 +96,7 @@ def test_a_weight_in_another_place_is_a_sentence(tmp_path: Path) -> None:
         ([*OURS, "quantizer=residual"], "which Residual does not"),
         ([*OURS, "quantizer.cosine=true"], "it doesn't compare codes at length 1"),
         (
-            [*OURS, "quantizer=ibq", "+quantizer.score=inner_product"],
+            [*OURS, "quantizer=ibq", "quantizer.score=inner_product"],
             "quantizer.score=inner_product",
         ),
         ([*OURS, "+model.encoder.attention_kind=linear"], "it has no linear attention"),
