@@ -1,12 +1,11 @@
-"""The processes of a run over several devices: how they start, and what they exchange."""
+"""The processes of a run over several devices: how many there are, and how they start."""
 
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,37 +13,14 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_module
-from torch import Tensor
 
 from engine.errors import InputError
 
-Value = TypeVar("Value")
 Devices = int | str | list[int]  # a number, "auto" or -1 for all, or a list of GPUs
 
 SRUN_VARIABLES = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_SRUN_COMM_HOST")
 
 TIMEOUT = timedelta(hours=2)  # the main rank may be filling a cache while the others wait
-
-
-def all_reduce(x: Tensor) -> Tensor:
-    """The sum over all ranks, in place; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def all_reduce_mean(x: Tensor) -> Tensor:
-    """The mean of all ranks' x, element by element; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        return all_reduce(x.detach().clone()) / dist.get_world_size()
-    return x.detach()
-
-
-def broadcast(x: Tensor) -> Tensor:
-    """The main rank's x on every rank, in place; on one device x as it is."""
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(x, 0)
-    return x
 
 
 def count_devices(devices: Devices, kind: str) -> int:
@@ -141,50 +117,6 @@ def launch(devices: Devices, num_nodes: int, kind: str) -> Fabric:
     except ValueError as error:  # SLURM's --ntasks-per-node differs from trainer.devices
         raise InputError(" ".join(str(error).split())) from error
     return fabric
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes, logs and reports."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def run_on_main(make: Callable[[], Value]) -> Value:
-    """Call `make` on the main rank and return its value on every rank. Its InputError ends all ranks and is printed once."""
-    if not dist.is_initialized():
-        return make()
-    outcome: list[Any] = [None, None]  # the value, or the error
-    if is_main():
-        try:
-            outcome[0] = make()
-        except InputError as refusal:
-            outcome[1] = refusal
-    dist.broadcast_object_list(outcome)
-    value: Value = outcome[0]
-    if outcome[1] is not None:
-        raise outcome[1] if is_main() else SystemExit(2)
-    return value
-
-
-def all_gather(value: Value) -> list[Value]:
-    """Each rank's value, in the order of the ranks, on every rank."""
-    if not dist.is_initialized():
-        return [value]
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def own_entry(values: list[Value], default: Value) -> Value:
-    """This rank's entry of what `all_gather` returned, perhaps in an earlier run of fewer ranks."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    return values[rank] if rank < len(values) else default
-
-
-def separate_random_streams() -> None:
-    """Seed each further rank differently: crops, flips, dropout and dropped labels differ, the model does not."""
-    if not is_main():
-        # A multiple of a prime, so that runs with neighbouring seeds share no rank's stream.
-        torch.manual_seed(torch.initial_seed() + 7919 * dist.get_rank())
 
 
 def report_mistake(sentence: str) -> None:

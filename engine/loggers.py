@@ -21,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from engine.card import write_card
+from engine.collectives import is_main
 from engine.console import best_effort_write, log_line
-from engine.distributed import is_main
 from engine.errors import InputError
 from engine.folder import CARD, CONFIG, CSV, DOCTOR, METRICS, PRUNE_SERIES, RECORD
 from engine.lightning_doors import logged_step

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.clock import Budget, Now, Schedule
-from engine.distributed import broadcast, separate_random_streams
+from engine.collectives import broadcast, separate_random_streams
 from engine.errors import InputError, check_int, check_range
 from engine.fsdp import full_tensor
 

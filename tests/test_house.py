@@ -4,6 +4,8 @@ import ast
 import graphlib
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
@@ -71,19 +73,28 @@ def test_train_knows_no_stage_by_name() -> None:
     }
 
 
-def test_importing_train_does_not_import_torch() -> None:
-    """Or --help would take seconds."""
-    import subprocess
-    import sys
-
+def imports_of(statement: str) -> set[str]:
+    """The packages that a fresh process has imported after a statement."""
     process = subprocess.run(
-        [sys.executable, "-c", "import sys, train; print('torch' in sys.modules)"],
+        [sys.executable, "-c", f"import sys\n{statement}\nprint(*sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert process.stdout.strip() == "False"
+    return {name.split(".")[0] for name in process.stdout.split()}
+
+
+def test_importing_train_does_not_import_torch() -> None:
+    """Or --help would take seconds."""
+    assert "torch" not in imports_of("import train")
+
+
+def test_importing_the_tokenizer_imports_no_trainer() -> None:
+    """A notebook waits for torch alone."""
+    packages = imports_of("from vqgan import Tokenizer")
+    assert "torch" in packages
+    assert not packages & {"lightning", "hydra", "wandb"}
 
 
 def test_weights_are_loaded_strictly_and_safely() -> None:

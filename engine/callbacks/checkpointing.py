@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from engine.callbacks.signals import Stop, StopNow
 from engine.checkpoint import AtomicCheckpointIO, find_damage, read_checkpoint, save_atomically
+from engine.collectives import all_gather, own_entry, run_on_main
 from engine.console import best_effort_write, log_line
-from engine.distributed import all_gather, own_entry, run_on_main
 from engine.errors import InputError
 from engine.folder import BEST, LAST
 from engine.lightning_doors import align_logged_step, request_validation

@@ -7,7 +7,8 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from data.tokens import EXPORT_FORMATS, export_codes
-from engine.distributed import cluster_plugins, is_main
+from engine.collectives import is_main
+from engine.distributed import cluster_plugins
 from engine.errors import InputError, check_int
 from engine.run import Run
 from prior.extract import extract

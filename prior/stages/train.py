@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import BestCheckpoint
-from engine.distributed import is_main, run_on_main
+from engine.collectives import is_main, run_on_main
 from engine.run import Run
 from prior import training
 from prior.extract import extract

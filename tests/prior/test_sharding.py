@@ -18,7 +18,7 @@ from engine.callbacks.ema import WeightAverage
 from engine.callbacks.signals import Signals, Stop
 from engine.checkpoint import AVERAGE, read_checkpoint
 from engine.clock import Budget, Schedule
-from engine.distributed import is_main
+from engine.collectives import is_main
 from engine.folder import LAST
 from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample

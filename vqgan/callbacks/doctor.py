@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.callbacks.alarms import Alarms, Sign
-from engine.distributed import all_gather, all_reduce_mean, own_entry
+from engine.collectives import all_gather, all_reduce_mean, own_entry
 from engine.errors import check_range
 from evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.distributed import all_reduce_mean
+from engine.collectives import all_reduce_mean
 from engine.errors import check_int, check_range
 from vqgan.discriminators.base import Judgement
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from engine.distributed import all_reduce_mean
+from engine.collectives import all_reduce_mean
 from engine.errors import InputError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.distributed import broadcast
+from engine.collectives import broadcast
 from engine.errors import InputError, check_int
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.distributed import all_reduce, broadcast
+from engine.collectives import all_reduce, broadcast
 from engine.errors import check_range
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.entropy import Entropy

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.distributed import broadcast
+from engine.collectives import broadcast
 from engine.errors import check_range
 from vqgan.quantizers.anneal import Anneal
 from vqgan.quantizers.base import Quantized, Quantizer

@@ -7,7 +7,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from engine.distributed import broadcast
+from engine.collectives import broadcast
 from engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.gradients import straight_through

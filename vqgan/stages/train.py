@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 from data.datamodule import ImageDataModule
 from engine.callbacks.progress import Progress
+from engine.collectives import run_on_main
 from engine.compile import compile_parts
-from engine.distributed import run_on_main
 from engine.run import Run
 from engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
