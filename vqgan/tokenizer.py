@@ -1,23 +1,29 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from data.decode import PLAIN
+from engine.errors import InputError, check_int
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches
+from vqgan.pictures import Picture, list_pictures, read_picture, to_pictures
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
 
 STARTS = ("patches", "random")
+OUTPUTS = ("pil", "tensor")  # of decode_codes
+ENCODED_AT_ONCE = 32  # images
 PIXEL_RANGES = ((-1, 1), (0, 1))
 RANDOM_START_IMAGES = (
     512  # images that go through a random encoder; the networks cost more than patches
@@ -30,8 +36,10 @@ class Tokenizer(nn.Module):
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
     quantization. With start="random" there are only the networks. `pixels` is the range of the images that the networks take
-    and give; images outside are in [-1, 1] in any case.
+    and give; images outside are in [-1, 1] in any case. `rules` say how encode_images reads what isn't plain 8-bit colour.
     """
+
+    rules = PLAIN
 
     def __init__(
         self,
@@ -68,10 +76,71 @@ class Tokenizer(nn.Module):
 
         Raises InputError for anything else, a public file of weights too: stage=import makes a run folder of it.
         """
-        load_tokenizer = resolve_name("vqgan.load:load_tokenizer")  # by name: it builds this class
+        load = resolve_name("vqgan.load")  # by name: it builds this class
         tokenizer: Tokenizer
-        tokenizer, _ = load_tokenizer(ckpt)
+        tokenizer, described = load.load_tokenizer(ckpt)
+        tokenizer.rules = load.read_rules(described["data"])
         return tokenizer
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: Picture | Iterable[Picture], batch_size: int = ENCODED_AT_ONCE
+    ) -> Tensor:
+        """Images of any size -> the codes of their middle, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
+
+        An image is a path, a Pillow image, an array (H, W) or (H, W, C) of uint8, or a tensor (C, H, W), uint8 or float in
+        [-1, 1]. It is scaled and cropped to the size of the images in training and read as they were. Raises InputError for
+        what is no image, and if the tokenizer is continuous.
+        """
+        if self.K is None:
+            raise InputError(NO_CODES_MESSAGE)
+        check_int("batch_size", batch_size, 1, "image")
+        side, channels = self.encoder.image_size, self.encoder.channels
+        device = next(self.parameters()).device
+        codes = [torch.empty(0, *self.code_shape, dtype=torch.int64)]
+        remaining = list_pictures(images)
+        while batch := list(islice(remaining, batch_size)):
+            x = torch.stack([read_picture(image, side, channels, self.rules) for image in batch])
+            codes.append(self.indices(x.to(device)).cpu())
+        return torch.cat(codes)
+
+    @torch.no_grad()
+    def decode_codes(
+        self, codes: Tensor, output: str = "pil", batch_size: int = ENCODED_AT_ONCE
+    ) -> list[Image.Image] | Tensor:
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images; with output="tensor", (B, C, H, W) float32
+        in [-1, 1] on the CPU.
+
+        Raises InputError for codes of another shape or beyond K, and if the tokenizer is continuous.
+        """
+        if output not in OUTPUTS:
+            raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
+        check_int("batch_size", batch_size, 1, "image")
+        self.check_codes(codes)
+        device = next(self.parameters()).device
+        parts = [self.decode_indices(part.to(device)) for part in codes.long().split(batch_size)]
+        x = torch.cat([part.clamp(-1, 1).cpu() for part in parts])
+        return to_pictures(x) if output == "pil" else x
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
+        if self.K is None:
+            raise InputError(NO_CODES_MESSAGE)
+        shape = ["B", "h", "w", *map(str, self.code_shape[2:])]
+        if codes.ndim != len(shape) or codes.shape[3:] != self.code_shape[2:] or not len(codes):
+            raise InputError(
+                f"codes of shape {list(codes.shape)} must be ({', '.join(shape)}), at least one grid"
+            )
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise InputError(f"codes of type {codes.dtype} must be whole numbers")
+        lowest, highest = int(codes.min()), int(codes.max())
+        if lowest < 0 or highest >= self.K:
+            raise InputError(f"codes from {lowest} to {highest} must be 0 to {self.K - 1}")
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of an image's codes: (h, w), or (h, w, num_codebooks) for several codebooks."""
+        return (*self.grid, self.num_codebooks) if self.num_codebooks > 1 else self.grid
 
     @property
     def K(self) -> int | None:
