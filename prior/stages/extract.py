@@ -50,11 +50,9 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         files = []
         for split, samples in codes.items() if config.export else ():
             n = images.size(split)
-            file = folder / f"codes-{split}.{config.export}"
-            files.append(
-                str(export_codes(samples, {**facts, "views": len(samples) // n, "n": n}, file))
-            )
+            about = {**facts, "views": len(samples) // n, "n": n}
+            file = export_codes(samples, about, folder / f"codes-{split}.{config.export}")
+            files.append(str(file))
         sizes = {split: len(samples) for split, samples in codes.items()}
-        return run.finish(
-            {"run": str(folder), **sizes, **facts, "seconds": seconds, "files": files}
-        )
+        result = {"run": str(folder), **sizes, **facts, "seconds": seconds, "files": files}
+        return run.finish(result)
