@@ -145,10 +145,10 @@ def choose_pixels(file: PublicFile, choices: Choices) -> tuple[tuple[int, int], 
         return choices.pixels, ()
     if file.settings.get("lookup_from_codebook"):
         return (0, 1), (
-            "no config says the range of its images, so they are taken to be in [0, 1], for it has lookup_from_codebook=true as "
-            "aMUSEd; pixels=[-1,1] is the other reading",
+            "configs of diffusers don't say the range of the images: they are taken to be in [0, 1], for this one has "
+            "lookup_from_codebook=true as aMUSEd's has; pixels=[-1,1] is the other reading",
         )
     return (-1, 1), (
-        "no config says the range of its images, so they are taken to be in [-1, 1], as those of latent diffusion, VQ-Diffusion "
-        "and Kandinsky; pixels=[0,1] is the other reading, for models of diffusers' own training script",
+        "configs of diffusers don't say the range of the images: they are taken to be in [-1, 1], as those of latent "
+        "diffusion, VQ-Diffusion and Kandinsky; pixels=[0,1] is the other reading, for models of diffusers' own training script",
     )
