@@ -112,7 +112,7 @@ def train_run(command: list[str], folder: Path) -> Path:
     words = [*command, f"run_dir={folder}"]
     if (folder / "metrics.json").is_file():
         recorded = json.loads((folder / "record.jsonl").read_text().splitlines()[0])["command"]
-        if recorded != " ".join(words):
+        if recorded.partition(" ")[2] != " ".join(words[1:]):  # wherever train.py lay
             sys.exit(
                 f"{folder} has the run of another command ({recorded}); choose another --keep, or delete that folder"
             )
