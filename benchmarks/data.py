@@ -35,7 +35,7 @@ from data.datamodule import ImageDataModule
 from data.folder import find_images
 from data.loading import count_cores
 from data.shapes import draw_shapes
-from engine.environment import autocast
+from engine.precision import autocast
 from engine.settings import TrainerSettings
 from engine.trainer import make_trainer
 from prior.extract import extract

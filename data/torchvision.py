@@ -16,9 +16,8 @@ from data.datamodule import ImageDataModule
 from data.decode import to_square
 from data.source import FileSource, Source, file_stamp
 from data.store import fingerprint, load_or_fill
-from engine.cli import suggest
 from engine.console import log_line
-from engine.errors import InputError, summarize_error
+from engine.errors import InputError, suggest, summarize_error
 from engine.locks import Lock
 from engine.network import limited_silence
 

@@ -1,6 +1,5 @@
 """The command line: help, garbage collection, exit codes, and each of the user's mistakes as one sentence."""
 
-import difflib
 import gc
 import os
 import re
@@ -17,11 +16,12 @@ from omegaconf import OmegaConf
 
 from engine.aliases import rename_words
 from engine.choices import route_choices
-from engine.errors import InputError, explain_import
+from engine.defaults import CONF
+from engine.errors import InputError, explain_import, suggest
 from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from engine.places import admit_places
 from engine.texts import normalise_texts
-from engine.words import CONF, is_group, prepare_words
+from engine.words import is_group, prepare_words
 
 PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
@@ -233,10 +233,3 @@ def explain_several_values(word: str) -> str:
         return sentence
     quoted = shlex.quote(f'{key}="{value}"')
     return f"{sentence}, or write {quoted} if it is one text"
-
-
-def suggest(word: str, options: list[str]) -> str:
-    """The question whether the nearest option was meant, with its comma; empty if none is near."""
-    others = [option for option in options if option != word]
-    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
-    return f", did you mean {close[0]}?" if close else ""

@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from engine.callbacks.alarms import Alarms
 from engine.callbacks.checkpointing import Checkpoints
+from engine.callbacks.eager import EagerValidation
 from engine.callbacks.pruning import Prune
 from engine.callbacks.signals import Signals, Stop, StopNow
 from engine.callbacks.throughput import Throughput
 from engine.card import format_summary, write_card
 from engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
 from engine.collectives import is_main, run_on_main
-from engine.compile import EagerValidation
 from engine.console import log_line
 from engine.distributed import launch
 from engine.environment import describe_origin, find_device

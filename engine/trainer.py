@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 
 from engine.distributed import choose_devices, cluster_plugins
-from engine.environment import best_precision
 from engine.fsdp import ShardedStrategy
+from engine.precision import best_precision
 from engine.settings import TrainerSettings
 
 

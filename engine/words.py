@@ -17,10 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
+from engine.defaults import CONF
 from engine.errors import InputError
 from engine.texts import expand_home, is_optional, is_path, is_text
-
-CONF = Path(__file__).parents[1] / "conf"
 
 OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one takes, () for any, None for no value
     "--help": None, "-h": None, "--hydra-help": None, "--version": None, "--resolve": None, "--run": None, "-r": None,

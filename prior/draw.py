@@ -20,10 +20,10 @@ from data.pictures import save_picture
 from engine.card import write_card
 from engine.checkpoint import find_checkpoint, read_checkpoint
 from engine.console import best_effort_write, log_line, progress_bar
-from engine.environment import autocast
 from engine.errors import InputError
 from engine.exit_codes import SIGNALS
 from engine.folder import CARD
+from engine.precision import autocast
 from engine.resume import resume_command
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler

@@ -16,8 +16,8 @@ from data.images import crop_at
 from data.samples import ArraySamples
 from data.store import Arrays, CacheEntry, flush
 from engine.console import progress_bar
-from engine.environment import autocast
 from engine.errors import InputError
+from engine.precision import autocast
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 

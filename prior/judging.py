@@ -32,9 +32,9 @@ from evaluation.settings import EvaluationSettings
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
+from prior.likelihood import negative_log_likelihood
 from prior.load import TrainedPrior
 from prior.models.base import PriorModel
-from prior.module import negative_log_likelihood
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.samples import save_grid
 

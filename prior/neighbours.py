@@ -10,8 +10,8 @@ from data.datamodule import ImageDataModule
 from data.images import to_uint8
 from data.pictures import tile_images
 from engine.console import progress_bar
-from engine.environment import autocast
 from engine.errors import InputError
+from engine.precision import autocast
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most

@@ -12,9 +12,8 @@ from data.images import to_model_input, to_uint8
 from data.labels import ClassTable, display_classes
 from data.pictures import save_picture, tile_images
 from data.pixels import PixelRules
-from engine.cli import suggest
-from engine.environment import autocast
-from engine.errors import InputError
+from engine.errors import InputError, suggest
+from engine.precision import autocast
 from vqgan.tokenizer import Tokenizer
 
 KINDS = ("grid", "png", "npz", "shards", "neighbours")  # values of `save`

@@ -17,8 +17,7 @@ from engine.checkpoint import (
     read_checkpoint,
     substate,
 )
-from engine.cli import suggest
-from engine.errors import InputError
+from engine.errors import InputError, suggest
 from engine.loggers import MAX_TAG
 from engine.places import limit_advice, places_of
 from engine.trust import check_trusted, current_trust

@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from engine import loggers, resume
 from engine import run as engine_run
 from engine.checkpoint import save_atomically
-from engine.environment import best_precision, find_device
+from engine.environment import find_device
 from engine.errors import InputError
 from engine.folder import LAST, lock_folder
 from engine.loggers import make_wandb_logger
+from engine.precision import best_precision
 from engine.resume import read_stamp
 from engine.run import Run
 from engine.version import FORMAT, VERSION

@@ -6,8 +6,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 import vqgan.export
-from engine.cli import suggest
-from engine.errors import InputError
+from engine.errors import InputError, suggest
 from vqgan.export.base import Exporter
 
 NOT_FORMATS = ("decoder",)  # which is copied, not imported
