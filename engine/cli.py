@@ -98,11 +98,6 @@ def pause_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed} must be a whole number from 0 to 4294967295")
-
-
 def format_help() -> str:
     """What Hydra prints for --help, without composing. Hydra copies all of its registered configs once per group."""
     groups: dict[str, list[str]] = {}

@@ -34,6 +34,12 @@ def check_range(name: str, value: Any, least: float, most: float = math.inf) -> 
         raise InputError(f"{name}={value} must be a number {rule}")
 
 
+def check_seed(seed: Any) -> None:
+    """Raise InputError unless `seed` is one that every generator of random numbers takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be a whole number from 0 to 4294967295")
+
+
 def suggest(word: str, options: list[str]) -> str:
     """The question whether the nearest option was meant, with its comma; empty if none is near."""
     others = [option for option in options if option != word]

@@ -1,9 +1,10 @@
-"""What a prediction of a prior costs, in nats."""
+"""What codes and predictions cost, in nats."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior.models.base import Prediction
+from prior.models.base import Prediction, PriorModel
 
 
 def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
@@ -17,3 +18,16 @@ def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> T
 def weighted_mean(per_code: Tensor, prediction: Prediction) -> Tensor:
     """The mean (scalar) of a value per code (B, L), times the prediction's weights."""
     return (per_code * prediction.weights).mean()
+
+
+@torch.no_grad()
+def judge_codes(model: PriorModel, codes: Tensor, labels: Tensor | None) -> Tensor:
+    """-log p of each code of grids (B, h, w) or (B, h, w, num_codebooks), as (B, h, w, num_codebooks) float32 on the CPU.
+
+    Labels (B,) as for the model. For a model that is not `exact`, an unbiased estimate of an upper bound.
+    """
+    device = next(model.buffers()).device
+    labels = labels.to(device) if labels is not None and model.classes else None
+    prediction = model.judge(codes.flatten(1).long().to(device), labels)
+    nats = (negative_log_likelihood(prediction) * prediction.weights).cpu()
+    return nats.view(-1, *model.grid, model.num_codebooks)
