@@ -6,7 +6,7 @@ import re
 import shlex
 import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,10 +39,7 @@ def run_command(job: Callable[[], Any]) -> None:
     # Exceptions arrive here whole instead of being printed by Hydra.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        words, renamed = rename_words(sys.argv[1:])
-        for sentence in renamed:
-            print(sentence, file=sys.stderr)
-        sys.argv[1:] = admit_places(route_choices(prepare_words(words)))
+        sys.argv[1:] = prepare_command(sys.argv[1:])
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -52,6 +49,14 @@ def run_command(job: Callable[[], Any]) -> None:
             raise
         print(message, file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+def prepare_command(words: Sequence[str]) -> list[str]:
+    """The words of a command as Hydra takes them; earlier names are replaced, with a sentence for each."""
+    current, renamed = rename_words(list(words))
+    for sentence in renamed:
+        print(sentence, file=sys.stderr)
+    return admit_places(route_choices(prepare_words(current)))
 
 
 def run_single(run: Callable[[Any], Any], config: Any) -> None:
@@ -75,8 +80,8 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     """The function that conf/stage names."""
     if path is None:
         raise InputError(
-            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; or see "
-            "--help"
+            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; "
+            "python train.py --help has more"
         )
     with pause_garbage_collection():
         stage: Callable[[Any], Any] = hydra.utils.get_method(path)

@@ -35,7 +35,8 @@ def run_job(config: DictConfig) -> float | None:
     """A single run, or one point of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_point(print_stage, config)
-    return run_single(print_stage, config)
+    run_single(print_stage, config)
+    return None
 
 
 def main() -> None:

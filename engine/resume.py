@@ -20,6 +20,7 @@ from engine.environment import read_overrides
 from engine.errors import InputError
 from engine.folder import CONFIG, RECORD, write_config
 from engine.places import is_place, list_places
+from engine.session import format_command
 from engine.sweep import APART, flatten_resolved, is_decided, sweep_folder
 from engine.trust import (
     OTHERS,
@@ -302,4 +303,4 @@ def resume_command(folder: Path) -> str:
     words = [f"stage={written.stage}", format_word("resume", whole)]
     if written.get("trust"):
         words.append(shlex.quote(format_trust(written.trust)))
-    return f"resume with: python train.py {' '.join(words)}"
+    return f"resume with: {format_command(words)}"

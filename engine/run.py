@@ -298,7 +298,9 @@ class Run:
         except BaseException as error:  # SystemExit too: a scheduler may end the run
             if isinstance(error, Stop | StopNow):
                 saved = ", saved" if isinstance(error, Stop) else ""
-                log_line(f"stopped at step {module.step}{saved}; {resume_command(self.folder)}")
+                sentence = f"stopped at step {module.step}{saved}; {resume_command(self.folder)}"
+                log_line(sentence)
+                error.add_note(sentence)
             if self._has_begun:  # a failed start leaves the card of a run that was there before
                 reason = " ".join(f"{type(error).__name__} {error}".split())
                 outcome = f"broke off at step {module.step}: {reason}"
