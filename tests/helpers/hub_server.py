@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pytest
 import yaml
 
 from vqgan.export.licences import HUB_LICENCES
@@ -182,9 +184,7 @@ class Answers(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         sha = repository.commit(files, revision)
-        self.reply(
-            200, {"commitUrl": f"{self.server.url}/{name}/commit/{sha}", "commitOid": sha}
-        )
+        self.reply(200, {"commitUrl": f"{self.server.url}/{name}/commit/{sha}", "commitOid": sha})
 
     def download(self, name: str, revision: str, file: str) -> None:
         if (repository := self.find(name)) is None:
@@ -209,3 +209,18 @@ def serve_hub() -> Iterator[HubServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that huggingface_hub talks to in this test, as its user, with an empty cache."""
+    from huggingface_hub import constants
+
+    with serve_hub() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

@@ -1,7 +1,6 @@
 """An export on the Hugging Face hub: the files of its folder as one commit of a repository."""
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,9 @@ class Destination:
         if hub is None:
             for name, value in (("private", private), ("replace", replace)):
                 if value:
-                    raise InputError(f"{name}=true is about a repository; add hub=<owner/name>, or leave it out")
+                    raise InputError(
+                        f"{name}=true is about a repository; add hub=<owner/name>, or leave it out"
+                    )
             return None
         check_repository(hub)
         open_library(hub)
@@ -80,11 +81,15 @@ def read_export(folder: Path, ckpt: str) -> dict[str, Any]:
 
 def check_repository(name: Any) -> None:
     """Raise InputError unless the hub admits a repository of this name."""
-    is_whole = isinstance(name, str) and REPOSITORY.fullmatch(name) and len(name) <= MAX_NAME
-    if not is_whole or re.search(r"--|\.\.|[.-](/|$)|\.git$", name):
+    is_whole = isinstance(name, str) and REPOSITORY.fullmatch(name)
+    if (
+        not is_whole
+        or len(name.partition("/")[2]) > MAX_NAME
+        or re.search(r"--|\.\.|[.-](/|$)|\.git$", name)
+    ):
         raise InputError(
             f"hub={name} must be owner/name, each of letters, digits, -, _ and . that neither begins nor ends with - or ., "
-            f"without -- or .., {MAX_NAME} characters at most"
+            f"without -- or .., the name of {MAX_NAME} characters at most"
         )
 
 
@@ -105,7 +110,7 @@ class Push:
     def __init__(self, folder: Path, destination: Destination) -> None:
         self.folder = folder
         self.repository = destination.repository
-        self.destination = destination
+        self._private, self._replace = destination.private, destination.replace
         self._library = open_library(destination.repository)
         self._api: Any = self._library.HfApi()
 
@@ -118,15 +123,16 @@ class Push:
             if remote and self._is_same(files, remote, info.sha):
                 log_line(f"{self.repository} has this export already, as commit {info.sha}")
                 return self._describe(str(info.sha))
-            if remote and not self.destination.replace:
+            if remote and not self._replace:
                 raise self._refuse(
-                    f"it has files already ({list_some(sorted(remote), MAX_LISTED)}); replace=true replaces all of them by one commit, and the earlier "
-                    "ones stay in its history; or name another",
-                    again="replace=true",
+                    f"it has files already ({list_some(sorted(remote), MAX_LISTED)}); replace=true exchanges all of them in one "
+                    "commit, and its history keeps the earlier ones; or name another",
+                    "replace=true",
+                    private=self._private,
                 )
             commit = self._commit(files, remote - files.keys(), info.sha)
         except KeyboardInterrupt:
-            log_line(f"{self.folder} is written, and was not pushed; {self._advise()}")
+            log_line(f"{self.folder} is written, and was not pushed; {self._advise(self._private)}")
             raise
         log_line(f"pushed to {commit.commit_url}")
         return self._describe(str(commit.oid))
@@ -135,9 +141,10 @@ class Push:
         """What the hub says of the repository, which is created if there is none."""
         if self._ask(self._library.get_token) is None:
             raise self._refuse(
-                "no token of the hub is stored here: hf auth login stores one, or HF_TOKEN has it"
+                "no token of the hub is stored here: hf auth login stores one, or HF_TOKEN has it",
+                private=self._private,
             )
-        private = self.destination.private
+        private = self._private
         exists = self._ask(lambda: self._api.repo_exists(self.repository))
         if not exists:
             self._ask(lambda: self._api.create_repo(self.repository, private=private))
@@ -145,7 +152,8 @@ class Push:
         if exists and private is not None and bool(info.private) != private:
             raise self._refuse(
                 f"it is {'private' if info.private else 'public'}, and private={str(private).lower()} is for a new repository; "
-                "change that on its page, or leave private out"
+                "change that on its page, and leave private out",
+                private=None,
             )
         return info
 
@@ -153,15 +161,14 @@ class Push:
         """Whether the repository has these files, by their checksums and the card, which has none."""
         if files.keys() != set(remote):
             return False
-        downloads = {
-            name: self._ask(
-                lambda name=name: self._api.hf_hub_download(self.repository, name, revision=commit)
-            )
-            for name in (CHECKSUMS, README)
-        }
         return all(
-            Path(download).read_bytes() == files[name].read_bytes()
-            for name, download in downloads.items()
+            self._download(name, commit).read_bytes() == files[name].read_bytes()
+            for name in (CHECKSUMS, README)
+        )
+
+    def _download(self, name: str, commit: str) -> Path:
+        return Path(
+            self._ask(lambda: self._api.hf_hub_download(self.repository, name, revision=commit))
         )
 
     def _commit(self, files: Mapping[str, Path], removed: Iterable[str], parent: str) -> Any:
@@ -191,19 +198,19 @@ class Push:
         try:
             return question()
         except Exception as error:  # the library and its network layer have many kinds
-            raise self._refuse(explain_failure(error)) from error
+            raise self._refuse(explain_failure(error), private=self._private) from error
 
-    def _refuse(self, reason: str, again: str = "") -> InputError:
+    def _refuse(self, reason: str, *words: str, private: bool | None) -> InputError:
         return InputError(
-            f"{self.folder} is written and stays, and is not pushed to hub={self.repository}: {reason}; {self._advise(again)}"
+            f"{self.folder} is written and stays, and is not pushed to hub={self.repository}: {reason}; "
+            f"{self._advise(private, *words)}"
         )
 
-    def _advise(self, again: str = "") -> str:
-        words = ["stage=export", format_word("resume", self.folder)]
-        words.append(shlex.quote(f"hub={self.repository}"))
-        if self.destination.private is not None:
-            words.append(f"private={str(self.destination.private).lower()}")
-        return f"push it with: python train.py {' '.join(filter(None, [*words, again]))}"
+    def _advise(self, private: bool | None, *words: str) -> str:
+        """The command that pushes later."""
+        first = ["stage=export", format_word("resume", self.folder), f"hub={self.repository}"]
+        chosen = [] if private is None else [f"private={str(private).lower()}"]
+        return f"push it with: python train.py {' '.join([*first, *chosen, *words])}"
 
 
 def explain_failure(error: Exception) -> str:

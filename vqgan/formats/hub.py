@@ -24,9 +24,7 @@ class HubFolder:
 
     is_remote = True
 
-    def __init__(
-        self, repository: str, revision: str | None = None, setting: str = "from"
-    ) -> None:
+    def __init__(self, repository: str, revision: str | None = None, setting: str = "from") -> None:
         self.repository = repository
         self._name = f"{setting}={repository}"
         try:
