@@ -14,6 +14,16 @@ OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # files of torch before
 
 def refuse_foreign(ckpt: str | Path) -> None:
     """Raise InputError, with the command that imports it, if `ckpt` is a file or folder of another program's weights."""
+    if holds_foreign(ckpt):
+        word = shlex.quote(f"from={ckpt}")
+        raise InputError(
+            f"{ckpt} is no checkpoint of Codegrid: it holds weights of another program; if they are a tokenizer's, import "
+            f"them first: python train.py stage=import {word} data=folder data.root=photos"
+        )
+
+
+def holds_foreign(ckpt: str | Path) -> bool:
+    """Whether `ckpt` is a file or folder of another program's weights, or of an export."""
     path = Path(ckpt).expanduser()
     files = [path]
     if path.is_dir():
@@ -24,12 +34,7 @@ def refuse_foreign(ckpt: str | Path) -> None:
             for file in sorted((path / folder).glob("*"))
             if file.name.endswith(FOREIGN_ENDINGS)
         ]
-    if files and files[0].is_file() and is_foreign(files[0]):
-        word = shlex.quote(f"from={ckpt}")
-        raise InputError(
-            f"{ckpt} is no checkpoint of Codegrid: it holds weights of another program; if they are a tokenizer's, import "
-            f"them first: python train.py stage=import {word} data=folder data.root=photos"
-        )
+    return bool(files) and files[0].is_file() and is_foreign(files[0])
 
 
 def is_foreign(file: Path) -> bool:

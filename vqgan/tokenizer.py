@@ -71,15 +71,43 @@ class Tokenizer(nn.Module):
             zero_init(self.into)
 
     @classmethod
-    def from_pretrained(cls, ckpt: str | Path) -> "Tokenizer":
-        """The tokenizer in a run folder or checkpoint, imported or trained, in eval mode on the CPU.
+    def from_pretrained(
+        cls,
+        ckpt: str | Path,
+        revision: str | None = None,
+        *,
+        trust: Sequence[str] = (),
+        image_size: int | None = None,
+        config: str | Path | None = None,
+        ema: bool | None = None,
+        pixels: tuple[int, int] | None = None,
+        cosine: bool | None = None,
+        score: str | None = None,
+    ) -> "Tokenizer":
+        """The tokenizer that `ckpt` names, in eval mode on the CPU.
 
-        Raises InputError for anything else, a public file of weights too: stage=import makes a run folder of it.
+        ckpt        a run folder or checkpoint, imported or trained; a folder of stage=export; a file or folder of another
+                    program that stage=import knows (diffusers, taming-transformers ...); or a hub id, owner/name or
+                    owner/name/file
+        revision    on the hub: a branch, a tag or a commit; None: the newest
+        trust       full names of classes of your own that the run has, as in trust=["mine.Quantizer"]
+
+        The others are for weights of other programs, where those leave a choice; None: as the files say, and what had to be
+        assumed is printed.
+
+        image_size  pixels a side of the images, to which encode_images scales
+        config      the file with the network's settings
+        ema         averaged weights, or the last ones
+        pixels      the range of the networks' images, (-1, 1) or (0, 1)
+        cosine      whether outputs and codes are compared at length 1
+        score       which code is chosen, "nearest" or "inner_product"
+
+        Raises InputError, with one sentence, for whatever can't be read, and where two readings remain. Reading runs no code
+        of the files, and builds no classes but this program's and those in `trust`.
         """
-        load = resolve_name("vqgan.load")  # by name: it builds this class
-        tokenizer: Tokenizer
-        tokenizer, described = load.load_tokenizer(ckpt)
-        tokenizer.rules = load.read_rules(described["data"])
+        module = resolve_name("vqgan.pretrained")  # by name: it builds this class
+        reading = module.Reading(image_size, config, ema, pixels, cosine, score)
+        tokenizer: Tokenizer = module.load_pretrained(ckpt, revision, trust, reading)
         return tokenizer
 
     @torch.no_grad()

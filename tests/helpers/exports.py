@@ -1,22 +1,31 @@
 """Small tokenizers with weights that do something, and the files of their exports."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tests.helpers.configs import SMALL, compose_plain
 from vqgan.export.base import Exporter, to_json
+from vqgan.export.discover import choose_exporters
+from vqgan.export.origin import Origin
+from vqgan.export.writing import write_export
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
 
 PYRAMID = ["model=pyramid", "model.width=32", "model.z_channels=8", "model.mults=[1,1,1]"]
 
 
-def make_trained(*words: str) -> Tokenizer:
-    """A small tokenizer with the start of training and some noise on its weights, so that no layer is without effect."""
+def compose_small(*words: str) -> dict[str, Any]:
+    """The config of a small tokenizer."""
     lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
     small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
-    config = compose_plain(*small, *words)
+    return compose_plain(*small, *words)
+
+
+def make_trained(*words: str) -> Tokenizer:
+    """A small tokenizer with the start of training and some noise on its weights, so that no layer is without effect."""
+    config = compose_small(*words)
     tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(64, tokenizer.encoder.channels, 16, 16, generator=generator)
@@ -35,3 +44,15 @@ def write_format(exporter: Exporter, tokenizer: Tokenizer, folder: Path) -> Path
         (folder / name).write_bytes(content)
     (folder / "config.json").write_bytes(to_json(exporter.describe(tokenizer)))
     return folder
+
+
+def export_folder(
+    folder: Path, *words: str, formats: str = "safetensors", **data: Any
+) -> Tokenizer:
+    """The whole folder of stage=export of a small tokenizer, whose images were read by these settings of `data`."""
+    tokenizer = make_trained(*words)
+    config = compose_small(*words)
+    config["data"] |= data
+    exporters = choose_exporters(formats.split(","))
+    write_export(tokenizer, Origin("photos", config), exporters, "mit", folder, "stage: export\n")
+    return tokenizer

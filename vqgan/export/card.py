@@ -1,7 +1,6 @@
 """The model card of an exported tokenizer: README.md with the metadata of the Hugging Face hub, filled from the run."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from engine.card import describe_images, display_command, format_value, is_score
 from engine.templates import render_template
 from engine.version import Stamp
 from vqgan.export.base import Exporter
+from vqgan.export.licences import describe_licence
 from vqgan.export.origin import Origin
 from vqgan.tokenizer import Tokenizer
 
 README = "README.md"
 PICTURES_FOLDER = "pictures"
 TEMPLATE = Path(__file__).with_name("readme.md.j2")
-UNKNOWN = "unknown"  # of the hub's licences the one for weights of which nobody says more
 IMPORTED = ("origin", "sha256", "licence", "remarks")  # what stage=import records of public weights
 NOT_SHOWN = ("K", "grid", "updates")  # figures that the card has elsewhere
 
@@ -60,13 +59,6 @@ def write_readme(
         run_id=origin.config.get("id"),
         writer=str(Stamp(start.get("codegrid"))) if start else "Codegrid",
     )
-
-
-def describe_licence(licence: str | None) -> dict[str, str]:
-    """The hub's metadata of a licence: its identifier, or "other" with the licence's own name."""
-    if licence is None or re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", licence):
-        return {"license": licence or UNKNOWN}
-    return {"license": "other", "license_name": licence}
 
 
 def list_hub_tags(tokenizer: Tokenizer) -> list[str]:

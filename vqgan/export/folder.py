@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,14 +66,28 @@ def write_files(folder: Path, target: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
 
 
-def publish(hidden: Path, target: Path) -> None:
-    """Add the checksums of all files to a hidden folder and rename it. Raises InputError where the disk refuses, or if `target`
-    has files by now."""
+def publish(hidden: Path, target: Path, unlisted: Collection[str]) -> None:
+    """Add the checksums of all files but the `unlisted` to a hidden folder and rename it. Raises InputError where the disk
+    refuses, or if `target` has files by now."""
     files = sorted(file for file in hidden.rglob("*") if file.is_file())
-    lines = [f"{hash_file(file)}  {file.relative_to(hidden).as_posix()}\n" for file in files]
+    names = [file.relative_to(hidden).as_posix() for file in files]
+    lines = [f"{hash_file(hidden / name)}  {name}\n" for name in names if name not in unlisted]
     write_files(hidden, target, {CHECKSUMS: "".join(lines).encode()})
     with explain_refusal(target):
         hidden.rename(target)
+
+
+def list_checked(folder: Path) -> list[str]:
+    """The files with a checksum, by their names. Raises InputError if one is missing or has another content now."""
+    names = []
+    for line in (folder / CHECKSUMS).read_text().splitlines():
+        checksum, _, name = line.partition("  ")
+        if not (folder / name).is_file() or hash_file(folder / name) != checksum:
+            raise InputError(
+                f"{folder / name} is not what the export wrote, by its checksum in {CHECKSUMS}; export again into another folder"
+            )
+        names.append(name)
+    return names
 
 
 def hash_file(file: Path) -> str:

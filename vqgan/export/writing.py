@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.folder import write_config, write_metrics
+from engine.folder import CONFIG, METRICS, write_config, write_metrics
 from engine.version import FORMAT, STAMP, VERSION
 from vqgan.export.base import Exporter, make_examples, serves_any_size, to_json
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
 from vqgan.export.folder import explain_refusal, hide_folder, publish, write_files
 from vqgan.export.origin import Origin
-from vqgan.formats.codegrid import CLASS_NAME
+from vqgan.formats.codegrid import CLASS_NAME, FACTS, READING
 from vqgan.tokenizer import Tokenizer
 
-FACTS = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
+UNLISTED = (README, CONFIG, METRICS)  # a card is edited; the others are this command's own record
 
 
 def write_export(
@@ -53,7 +53,7 @@ def write_export(
         with explain_refusal(target):
             write_config(hidden, config)
             write_metrics(hidden, result)
-        publish(hidden, target)
+        publish(hidden, target, UNLISTED)
     return result
 
 
@@ -73,6 +73,7 @@ def describe_tokenizer(
         "K": tokenizer.K,
         "num_codebooks": tokenizer.num_codebooks,
         "dim": tokenizer.dim,
+        READING: {name: origin.config["data"].get(name) for name in ("value_range", "alpha")},
         **settings,
     }
 

@@ -10,6 +10,8 @@ from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
 
 CLASS_NAME = "CodegridTokenizer"  # in config.json, by which it is told from other configs
+FACTS = "config.json"
+READING = "reading"  # in it, how images of more than 8 bits or with transparency were read
 TABLE = "codes"  # all codes as vectors, for programs without this one's quantizers
 SIZED = ("image_size", "grid", "attention")  # settings that count pixels or codes a side
 
@@ -40,7 +42,7 @@ class CodegridFormat(Format):
 def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
     """Raise InputError for images that an exported tokenizer doesn't take, and for choices that it leaves nobody."""
     channels, size, f = facts["channels"], facts["image_size"], facts["f"]
-    if choices.channels != channels:
+    if choices.channels not in (None, channels):
         raise InputError(
             f"data.channels={choices.channels}, and {source} is for images of {channels}; use data.channels={channels}"
         )

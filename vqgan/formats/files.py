@@ -58,10 +58,18 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     `config` is its own config file, None for the one beside it, if there is one. `ema` takes averaged weights (True), the last
     ones (False), or averaged ones if there are some (None). Raises InputError, with one sentence, for whatever can't be read.
     """
+    folder, inner = open_folder(str(source))  # as a command gives it, it can look like a number
+    return read_public(folder, inner, config, ema)
+
+
+def read_public(
+    folder: FileTree, inner: str, config: str | None, ema: bool | None, setting: str = "from"
+) -> Contents:
+    """The tokenizer in a folder, where `inner` is a file or a folder in it; otherwise as open_public. `setting` is what names
+    the weights in this command."""
     if ema not in (None, True, False):
         raise InputError(f"ema={ema} must be true, false or null")
-    folder, inner = open_folder(str(source))  # as a command gives it, it can look like a number
-    group = choose_group(folder, list_groups(folder, inner))
+    group = choose_group(folder, list_groups(folder, inner), setting)
     files = [folder.fetch(name) for name in group]
     content, licence = read_files(files)
     parts = split_content(content, files[0])
@@ -87,12 +95,19 @@ def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
     )
 
 
-def open_folder(source: str) -> tuple[FileTree, str]:
+def open_folder(
+    source: str, revision: str | None = None, setting: str = "from"
+) -> tuple[FileTree, str]:
     """The folder that a source is or lies in, and its name there ("" for the folder itself).
 
-    Raises InputError if there is no such file or folder, and none on the hub.
+    `revision` is a branch, tag or commit on the hub; None for the newest. Raises InputError if there is no such file or
+    folder, and none on the hub. `setting` is what names the source in this command.
     """
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise InputError(
+            f"revision={revision} is of a repository on the hub, and {setting}={source} is here; leave revision out"
+        )
     if path.is_dir():
         return LocalFolder(path.absolute()), ""
     if path.is_file():
@@ -102,12 +117,15 @@ def open_folder(source: str) -> tuple[FileTree, str]:
     match = HUB_ID.match(source)
     if not match or (source.endswith(WEIGHT_ENDINGS) and not match["inner"]):
         raise InputError(
-            f"from={source} does not exist; give a file, a folder, or a hub id such as owner/name"
+            f"{setting}={source} does not exist; give a file, a folder, or a hub id such as owner/name"
         )
-    return HubFolder(match["repository"]), (match["inner"] or "").rstrip("/")
+    inner = (match["inner"] or "").rstrip("/")
+    return HubFolder(match["repository"], revision, setting), inner
 
 
-def choose_group(folder: FileTree, groups: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def choose_group(
+    folder: FileTree, groups: Sequence[tuple[str, ...]], setting: str
+) -> tuple[str, ...]:
     """The one set of weights with a tokenizer. Raises InputError if several have one, or none."""
     if len(groups) > 1 and not folder.is_remote:
         complaints = {group: find_complaint(folder, group) for group in groups}
@@ -119,7 +137,7 @@ def choose_group(folder: FileTree, groups: Sequence[tuple[str, ...]]) -> tuple[s
         names = ", ".join(folder.address(group[0]) for group in groups[:10])
         more = f" and {len(groups) - 10} more" if len(groups) > 10 else ""
         raise InputError(
-            f"{len(groups)} files could be the weights; give one of them as from=: {names}{more}"
+            f"{len(groups)} files could be the weights; give one of them as {setting}=: {names}{more}"
         )
     return groups[0]
 

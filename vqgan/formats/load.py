@@ -30,7 +30,9 @@ class Imported:
     plan: Plan
 
 
-def make_choices(image_size: int, channels: int, pixels: Any, cosine: Any, score: Any) -> Choices:
+def make_choices(
+    image_size: int, channels: int | None, pixels: Any, cosine: Any, score: Any
+) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
         is_pair = isinstance(pixels, Sequence) and not isinstance(pixels, str)

@@ -186,7 +186,11 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
         raise InputError(
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
         )
-    if choices.channels != into:
+    if choices.channels is None and into not in IMAGE_CHANNELS:
+        raise InputError(
+            f"{file.source} is for images of {into} channels, and images here have 3 (RGB) or 1 (grey)"
+        )
+    if choices.channels not in (None, into):
         remedy = f"use data.channels={into}"
         if into not in IMAGE_CHANNELS:
             remedy = "it can't serve images here, which have 3 (RGB) or 1 (grey)"

@@ -16,12 +16,13 @@ from tests.helpers.configs import ROOT
 from tests.helpers.exports import PYRAMID, make_trained
 from tests.helpers.runs import save_tokenizer_run
 from vqgan.export.base import compare_codes, compare_pictures, draw_images, serves_any_size
-from vqgan.export.card import describe_licence, write_readme
+from vqgan.export.card import write_readme
 from vqgan.export.discover import choose_exporters, list_exporters
 from vqgan.export.folder import CHECKSUMS
+from vqgan.export.licences import HUB_LICENCES, describe_licence
 from vqgan.export.origin import Origin
 from vqgan.export.safetensors import load_decoder
-from vqgan.export.writing import describe_images_for
+from vqgan.export.writing import UNLISTED, describe_images_for
 from vqgan.load import load_tokenizer
 
 RUN = ROOT / "tests" / "fixtures" / "run_of_0_1" / "tokenizer"
@@ -40,11 +41,10 @@ def test_an_export_has_weights_facts_a_card_pictures_and_checksums(
     folder = tmp_path / "out"
     lines = (folder / CHECKSUMS).read_text().splitlines()
     listed = dict(reversed(line.split("  ")) for line in lines)  # type: ignore[misc]
-    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {
-        CHECKSUMS
-    }
+    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
     assert listed == {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in files - {CHECKSUMS, *UNLISTED}
     }
     assert files >= {
         "README.md",
@@ -173,7 +173,7 @@ def test_imported_weights_keep_their_origin_and_licence() -> None:
     figures = {"licence": "MIT | or so", "sha256": "12ab", "origin": "owner/name"}
     origin = Origin("photos", {}, {}, figures)
     readme = write_readme(make_trained("quantizer=fsq"), origin, [], {}, None, "photos")
-    assert read_metadata(readme)["license_name"] == "MIT | or so"
+    assert read_metadata(readme)["license_name"] == "mit-or-so"
     assert "| licence | MIT \\| or so |" in readme
     assert "| origin | owner/name |" in readme
     again = write_readme(make_trained("quantizer=fsq"), origin, [], {}, "mit", "photos")
@@ -185,11 +185,16 @@ def test_imported_weights_keep_their_origin_and_licence() -> None:
     [
         (None, {"license": "unknown"}),
         ("apache-2.0", {"license": "apache-2.0"}),
-        ("Our own: ask", {"license": "other", "license_name": "Our own: ask"}),
+        ("MIT", {"license": "mit"}),
+        ("openrail++", {"license": "openrail++"}),
+        ("Our own: ask!", {"license": "other", "license_name": "our-own-ask"}),
+        ("my-own-1.0", {"license": "other", "license_name": "my-own-1.0"}),
+        ("許諾", {"license": "other", "license_name": "unknown"}),
     ],
 )
 def test_a_licence_becomes_the_hubs_metadata(licence: str | None, metadata: dict[str, str]) -> None:
     assert describe_licence(licence) == metadata
+    assert metadata["license"] in HUB_LICENCES
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 
 from engine.errors import InputError
-from vqgan.export.folder import CHECKSUMS, choose_target, hide_folder, publish, write_files
+from vqgan.export.folder import (
+    CHECKSUMS,
+    choose_target,
+    hide_folder,
+    list_checked,
+    publish,
+    write_files,
+)
 
 
 def write(target: Path, files: dict[str, bytes]) -> None:
     with hide_folder(target) as hidden:
         write_files(hidden, target, files)
         assert not target.exists() or not any(target.iterdir())
-        publish(hidden, target)
+        publish(hidden, target, ["c"])
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -25,9 +32,10 @@ def test_all_files_appear_at_once_with_their_checksums(is_there: bool, tmp_path:
     if is_there:
         target.mkdir(parents=True)
     files = {"a": b"1", "b/c": b"23"}
-    write(target, files)
+    write(target, {**files, "c": b"a card"})
     sums = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in files)
     assert (target / CHECKSUMS).read_text() == sums
+    assert list_checked(target) == ["a", "b/c"]
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
@@ -65,7 +73,7 @@ def test_files_that_came_meanwhile_are_not_overwritten(tmp_path: Path) -> None:
         write_files(hidden, target, {"a": b"1"})
         target.mkdir()
         (target / "theirs").write_text("stays")
-        publish(hidden, target)
+        publish(hidden, target, [])
     assert [(file.name, file.read_text()) for file in target.iterdir()] == [("theirs", "stays")]
 
 
@@ -85,3 +93,14 @@ def test_without_run_dir_the_name_is_numbered(tmp_path: Path, monkeypatch: Any) 
     assert choose_target("export", "photos", None) == Path("runs/export/photos-2")
     with pytest.raises(InputError, match="name=a/b must be the name of one folder"):
         choose_target("export", "a/b", None)
+
+
+@pytest.mark.parametrize("change", ["change", "remove"])
+def test_a_file_that_changed_is_no_file_of_the_export(change: str, tmp_path: Path) -> None:
+    write(tmp_path / "out", {"a": b"1", "c": b"a card"})
+    (tmp_path / "out" / "c").write_bytes(b"edited")
+    assert list_checked(tmp_path / "out") == ["a"]
+    file = tmp_path / "out" / "a"
+    file.write_bytes(b"2") if change == "change" else file.unlink()
+    with pytest.raises(InputError, match=r"out/a is not what the export wrote, by its checksum"):
+        list_checked(tmp_path / "out")

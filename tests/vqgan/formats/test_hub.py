@@ -24,10 +24,13 @@ class FakeHub(ModuleType):
     def HfApi(self) -> "FakeHub":
         return self
 
-    def model_info(self, repository: str) -> SimpleNamespace:
+    def model_info(self, repository: str, revision: str | None) -> SimpleNamespace:
+        assert revision is None
         folder = self.root / repository
         if not folder.is_dir():
-            raise ConnectionError("404 Client Error\nRepository Not Found")
+            error = RuntimeError("404 Client Error\nRepository Not Found")
+            error.response = 404  # type: ignore[attr-defined]
+            raise error
         files = [
             file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
         ]

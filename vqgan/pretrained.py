@@ -1,0 +1,136 @@
+"""A tokenizer for a script or a notebook from wherever it is: a run, an export, another program's weights, the hub."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint import BEST, LAST, PREVIOUS
+from engine.console import log_line
+from engine.errors import InputError
+from engine.folder import CONFIG
+from engine.foreign import holds_foreign
+from engine.trust import Trust, admit, check_name
+from vqgan.formats.codegrid import CLASS_NAME, FACTS, READING
+from vqgan.formats.files import open_folder, read_public
+from vqgan.formats.load import load_public, make_choices
+from vqgan.formats.locate import FileTree
+from vqgan.formats.settings import list_nodes
+from vqgan.load import load_tokenizer, read_rules
+from vqgan.tokenizer import Tokenizer
+
+SETTING = "ckpt"  # what sentences call the source
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What weights of another program may leave open, by the settings of stage=import; None: as the files say."""
+
+    image_size: int | None = None
+    config: str | Path | None = None
+    ema: bool | None = None
+    pixels: tuple[int, int] | None = None
+    cosine: bool | None = None
+    score: str | None = None
+
+    def check_unset(self, source: str | Path) -> None:
+        """Raise InputError for a setting, since a run has all of them."""
+        for name, value in vars(self).items():
+            if value is not None:
+                raise InputError(
+                    f"{name}={value} is for weights of other programs, and {SETTING}={source} is a run, which has its settings; "
+                    f"leave {name} out"
+                )
+
+
+def load_pretrained(
+    source: str | Path, revision: str | None, trust: Sequence[str], reading: Reading
+) -> Tokenizer:
+    """The tokenizer in a run folder or checkpoint, an export, a file or folder of other programs, or a hub id, in eval mode.
+
+    Prints what was assumed of weights of other programs. Raises InputError where two readings remain, with the setting that
+    decides.
+    """
+    for name in trust:
+        check_name(name)
+    with admit(Trust(frozenset(trust))):
+        if not is_run(source):
+            return load_foreign(source, revision, reading)
+        reading.check_unset(source)
+        if revision is not None:
+            raise InputError(
+                f"revision={revision} is of a repository on the hub, and {SETTING}={source} is a run here; leave revision out"
+            )
+        tokenizer, described = load_tokenizer(source, SETTING)
+    tokenizer.rules = read_rules(described["data"])
+    return tokenizer
+
+
+def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> Tokenizer:
+    """The tokenizer in what is no run."""
+    folder, inner = open_folder(str(source), revision, SETTING)
+    facts = read_facts(folder, inner)
+    check_readable(folder, facts, source)
+    config = None if reading.config is None else str(reading.config)
+    contents = read_public(folder, inner, config, reading.ema, SETTING)
+    size = reading.image_size or find_image_size(facts, contents.file.settings, source)
+    choices = make_choices(size, None, reading.pixels, reading.cosine, reading.score)
+    imported = load_public(contents.file, choices)
+    for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
+        log_line(f"{source}: {remark}")
+    imported.tokenizer.rules = read_rules(facts.get(READING, {}))
+    return imported.tokenizer
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a path holds a run of this program: a checkpoint, or the config of a run that has none yet."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        has_checkpoint = any((path / name).is_file() for name in (BEST, LAST, PREVIOUS))
+        is_pending = (path / CONFIG).is_file() and not (path / FACTS).is_file()
+        return (has_checkpoint or is_pending) and not holds_foreign(path)
+    return path.is_file() and not holds_foreign(path) and path.suffix != ".json"
+
+
+def read_facts(folder: FileTree, inner: str) -> dict[str, Any]:
+    """The config.json of an export of this program; empty for another folder's."""
+    name = f"{inner}/{FACTS}" if inner else FACTS
+    if name not in folder.names:
+        return {}
+    try:
+        facts = json.loads(folder.fetch(name).read_text())
+    except ValueError:  # a damaged file is refused by whoever needs it
+        return {}
+    is_ours = isinstance(facts, Mapping) and facts.get("_class_name") == CLASS_NAME
+    return dict(facts) if is_ours else {}
+
+
+def check_readable(folder: FileTree, facts: Mapping[str, Any], source: str | Path) -> None:
+    """Raise InputError for an export in formats that can't be read back."""
+    has_weights = any(name.endswith(".safetensors") for name in folder.names)
+    if facts and not has_weights:
+        raise InputError(
+            f"{SETTING}={source} is an export without weights that can be read back; export it with format=safetensors too"
+        )
+
+
+def find_image_size(
+    facts: Mapping[str, Any], settings: Mapping[str, Any], source: str | Path
+) -> int:
+    """The side of the training's images, as an export or the config beside the weights says it. Raises InputError if none does.
+
+    diffusers' sample_size is not asked: many models have the default of 32 there.
+    """
+    if facts:
+        return int(facts["image_size"])
+    sizes = set()
+    for node in list_nodes(settings, skipped=()):
+        value = node.get("resolution")
+        sizes |= set(value) if isinstance(value, list | tuple) else {value}
+    sizes.discard(None)
+    if len(sizes) == 1 and isinstance(size := sizes.pop(), int):
+        return size
+    raise InputError(
+        f"{SETTING}={source} does not say the size of its images, to which encode_images scales; add image_size=256, for example"
+    )
