@@ -1,5 +1,6 @@
 """A command as a call in Python, in a script or a notebook: train("stage=vqgan", "quantizer.K=512")."""
 
+import gc
 import logging
 import os
 import random
@@ -67,28 +68,34 @@ def train(*words: str) -> RunResult:
     after its current update; it is saved, and KeyboardInterrupt says how to resume it. A second one ends it at once.
     """
     mistake: str | None = None
-    stop: SystemExit | None = None
+    code: Any = None
+    sentence = ""
     with borrow_process():
         try:
             figures = run_words(words)
             return RunResult(Path(figures["run"]), figures)
-        except SystemExit as error:
-            stop = error
+        except SystemExit as stop:
+            code = TERMINATED if stop.code is None else stop.code
+            sentence = " ".join(getattr(stop, "__notes__", []))
         except Exception as error:
             mistake = explain_error(error, list_settings)
             if mistake is None:
                 raise
-    # Raised here, without a context, whose frames would hold the run's tensors for as long as a notebook keeps the error.
+    # Raised without the errors behind them: a notebook keeps its last error, and with their frames it would keep the model.
     if mistake is not None:
         raise InputError(mistake.removeprefix("error: "))
-    assert stop is not None
-    if stop.code == INTERRUPTED:
-        raise KeyboardInterrupt(" ".join(getattr(stop, "__notes__", [])))
-    raise SystemExit(TERMINATED if stop.code is None else stop.code)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt(sentence)
+    raise SystemExit(code)
 
 
 def run_words(words: Sequence[str]) -> dict[str, Any]:
     """Compose the config of a command's words and run its stage, in this process; its figures."""
+    for word in words:
+        if not isinstance(word, str):
+            raise InputError(
+                f"{word!r} is no text; each word is a setting, as in train('stage=vqgan', 'seed=1')"
+            )
     prepared = prepare_command(words)
     sys.argv = ["train.py", *prepared]
     options, settings = arrange_words(prepared)
@@ -142,6 +149,7 @@ def borrow_process() -> Iterator[None]:
         sys.argv = argv
         HydraConfig.instance().cfg = job
         GlobalHydra.instance().hydra = started
+        gc.collect()  # a model and its trainer refer to each other, and the next call may need their memory
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         for name, value in variables.items():

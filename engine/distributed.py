@@ -58,8 +58,8 @@ def count_processes(devices: Devices, num_nodes: int, kind: str) -> int:
     n = count_devices(devices, kind) * num_nodes
     if n > 1 and is_call():
         raise InputError(
-            f"trainer.devices={devices} trainer.num_nodes={num_nodes} are {n} processes, and train() has one; "
-            "use trainer.devices=1, or the command in a shell: python train.py ..."
+            f"devices={devices} and num_nodes={num_nodes} are {n} processes, and train() has one; "
+            "set both to 1, or start the command in a shell: python train.py ..."
         )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = os.environ.get("WORLD_SIZE")
