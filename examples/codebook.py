@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from data.shapes import draw_shapes
+from codegrid.data.shapes import draw_shapes
 from vqgan import Tokenizer, train
 from vqgan.callbacks.codes import draw_atlas
 from vqgan.pictures import to_pictures

@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.collectives import broadcast
+from codegrid.engine.collectives import broadcast
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.precision import float32

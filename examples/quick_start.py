@@ -32,7 +32,7 @@ from pathlib import Path
 from IPython.display import Image as Picture
 from PIL import Image
 
-from data.shapes import draw_shapes
+from codegrid.data.shapes import draw_shapes
 from prior import Prior
 from vqgan import Tokenizer, train
 
