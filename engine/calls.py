@@ -24,6 +24,7 @@ from codegrid.engine.cli import explain_error, list_settings, prepare_command
 from codegrid.engine.command import run_stage
 from codegrid.engine.errors import InputError
 from codegrid.engine.exit_codes import INTERRUPTED, TERMINATED
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.session import mark_call
 from codegrid.engine.texts import normalise_texts
 from codegrid.engine.words import (
@@ -36,7 +37,7 @@ from codegrid.engine.words import (
 )
 
 CONFIG_DIR = ("--config-dir", "-cd")
-ONE_RUN = "and train() makes a single run; sweeps are commands in a shell: python train.py -m ..."
+ONE_RUN = f"and train() makes a single run; sweeps are commands in a shell: {PROGRAM} -m ..."
 QUIETED = (  # loggers of libraries whose level a run raises
     "lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero",
 )  # fmt: skip
@@ -126,7 +127,7 @@ def check_single(options: Sequence[str], settings: Sequence[str]) -> None:
             raise InputError(f"{name} starts a sweep, {ONE_RUN}")
         if name not in CONFIG_DIR:
             raise InputError(
-                f"{name} is for the command in a shell, python train.py; train() takes settings, as in "
+                f"{name} is for the command in a shell, {PROGRAM}; train() takes settings, as in "
                 "trainer.max_steps=1000, and --config-dir=<folder of your own configs>"
             )
     for folder in read_config_dirs(options):

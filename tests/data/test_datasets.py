@@ -892,7 +892,7 @@ def test_a_complete_copy_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_downloaded_dataset_is_in_these_lists() -> None:
     classes = {
         kind
-        for module in (data.torchvision, data.layouts)
+        for module in (codegrid.data.torchvision, codegrid.data.layouts)
         for kind in vars(module).values()
         if isinstance(kind, type)
     }
