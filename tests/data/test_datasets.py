@@ -37,6 +37,8 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision import datasets
 
+import codegrid.data.layouts
+import codegrid.data.torchvision
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.folder import Folder
 from codegrid.data.hf import HF
