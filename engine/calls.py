@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class RunResult:
     """What a run leaves: its folder, and its figures as metrics.json has them."""
 
     folder: Path
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(repr=False)
 
     @property
     def pictures(self) -> list[Path]:

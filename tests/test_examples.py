@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,46 @@ def test_an_example_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+
+
+def run_cell(client: Any, code: str, interrupt: Callable[[], None] | None = None) -> list[Any]:
+    """The messages of a cell; `interrupt` is called when it first prints how far a training is."""
+    cell = client.execute(code)
+    messages = []
+    while True:
+        message = client.get_iopub_msg(timeout=120)
+        kind, content = message["msg_type"], message["content"]
+        if message["parent_header"].get("msg_id") != cell:
+            continue
+        if kind == "status" and content["execution_state"] == "idle":
+            return messages
+        messages.append(content)
+        if interrupt is not None and ", step " in content.get("text", ""):
+            interrupt()
+            interrupt = None
+
+
+@pytest.mark.slow
+def test_interrupting_the_kernel_saves_the_run_and_the_next_cell_resumes_it(tmp_path: Path) -> None:
+    manager = pytest.importorskip("jupyter_client.manager")
+    pytest.importorskip("ipykernel")
+    environment = clean_environment(PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path / "ipython"))
+    kernel, client = manager.start_new_kernel(cwd=str(tmp_path), env=environment)
+    words = ["stage=vqgan", "loss=vqvae", *TINY, "trainer.max_steps=300", "trainer.val_every=300"]
+    try:
+        run_cell(client, "from vqgan import train")
+        *printed, error = run_cell(client, f"train(*{words})", kernel.interrupt_kernel)
+        bar = "".join(content.get("text", "") for content in printed)
+        resumed = run_cell(
+            client, 'train("stage=vqgan", "resume=runs/vqgan/shapes").metrics["steps"]'
+        )
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    assert error["ename"] == "KeyboardInterrupt"
+    assert error["evalue"].endswith(
+        "saved; resume with: train('stage=vqgan', 'resume=runs/vqgan/shapes')"
+    )
+    assert "\r" in bar, "the bar is drawn in place"
+    [steps] = [content["data"]["text/plain"] for content in resumed if "data" in content]
+    assert steps == "300"
