@@ -207,7 +207,9 @@ def test_several_devices_are_refused(stage: Callable[[Stage], None]) -> None:
     stage(open_run)
     words = ["stage=vqgan", "trainer.accelerator=cpu"]
     train(*words)
-    with pytest.raises(InputError, match="are 2 processes, and train\\(\\) has one"):
+    with pytest.raises(
+        InputError, match="these devices and num_nodes are 2 processes, and train\\(\\) has one"
+    ):
         train(*words, "trainer.devices=2")
 
 
