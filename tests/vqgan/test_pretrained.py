@@ -12,12 +12,10 @@ from PIL import Image
 
 from engine.errors import InputError
 from tests.helpers.exports import PYRAMID, export_folder
-from tests.helpers.hub_server import TOKEN, HubServer, hub
+from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.public import PUBLIC, read_arrays
 from tests.helpers.runs import save_tokenizer_run
 from vqgan.tokenizer import Tokenizer
-
-__all__ = ["hub"]
 
 DIFFUSERS = [*PYRAMID, "model.start=random", "quantizer=ema"]
 
