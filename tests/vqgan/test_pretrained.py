@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.exports import PYRAMID, export_folder
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.public import PUBLIC, read_arrays

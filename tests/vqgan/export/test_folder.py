@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
-from engine.exit_codes import TERMINATED
+from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import TERMINATED
 from vqgan.export.folder import (
     CHECKSUMS,
     choose_target,
