@@ -8,6 +8,7 @@ import torch
 from tests.helpers.configs import SMALL, compose_plain
 from vqgan.export.base import Exporter, to_json
 from vqgan.export.discover import choose_exporters
+from vqgan.export.onnx import LIBRARIES
 from vqgan.export.origin import Origin
 from vqgan.export.writing import write_export
 from vqgan.load import build_tokenizer
@@ -21,6 +22,12 @@ def compose_small(*words: str) -> dict[str, Any]:
     lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
     small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
     return compose_plain(*small, *words)
+
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(library) is None for library in LIBRARIES),
+    reason="onnx, onnxscript or onnxruntime is not installed",
+)
 
 
 def make_trained(*words: str) -> Tokenizer:

@@ -36,8 +36,9 @@ def write_readme(
         escape=False,
         filters={"yaml": quote_yaml, "cell": format_cell},
         metadata=describe_licence(licence or origin.licence)
-        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer)},
+        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer, origin.stage)},
         title=title,
+        summary=origin.summary,
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
         image_size=tokenizer.encoder.image_size,
@@ -61,9 +62,16 @@ def write_readme(
     )
 
 
-def list_hub_tags(tokenizer: Tokenizer) -> list[str]:
-    """By which the hub finds a tokenizer."""
-    return ["vqgan", "image-tokenizer", "discrete", type(tokenizer.quantizer).__name__.lower()]
+def list_hub_tags(tokenizer: Tokenizer, stage: str) -> list[str]:
+    """By which the hub finds a tokenizer, or a prior with its tokenizer."""
+    more = ["image-generation"] if stage == "prior" else []
+    return [
+        *more,
+        "vqgan",
+        "image-tokenizer",
+        "discrete",
+        type(tokenizer.quantizer).__name__.lower(),
+    ]
 
 
 def format_check(figures: Mapping[str, Any]) -> str:
