@@ -1,8 +1,10 @@
 """Small tokenizers with weights that do something, and the files of their exports."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.helpers.configs import SMALL, compose_plain
@@ -14,6 +16,11 @@ from vqgan.export.writing import write_export
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
 
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(library) is None for library in LIBRARIES),
+    reason="onnx, onnxscript or onnxruntime is not installed",
+)
+
 PYRAMID = ["model=pyramid", "model.width=32", "model.z_channels=8", "model.mults=[1,1,1]"]
 
 
@@ -22,12 +29,6 @@ def compose_small(*words: str) -> dict[str, Any]:
     lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
     small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
     return compose_plain(*small, *words)
-
-
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(library) is None for library in LIBRARIES),
-    reason="onnx, onnxscript or onnxruntime is not installed",
-)
 
 
 def make_trained(*words: str) -> Tokenizer:
