@@ -3,7 +3,7 @@
 python train.py stage=vqgan quantizer.K=512
 """
 
-from engine.command import main
+from codegrid.engine.command import main
 
 if __name__ == "__main__":
     main()

@@ -19,13 +19,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from engine.cli import explain_error, list_settings, prepare_command
-from engine.command import run_stage
-from engine.errors import InputError
-from engine.exit_codes import INTERRUPTED, TERMINATED
-from engine.session import mark_call
-from engine.texts import normalise_texts
-from engine.words import (
+from codegrid.engine.cli import explain_error, list_settings, prepare_command
+from codegrid.engine.command import run_stage
+from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import INTERRUPTED, TERMINATED
+from codegrid.engine.session import mark_call
+from codegrid.engine.texts import normalise_texts
+from codegrid.engine.words import (
     CONF,
     arrange_words,
     name_option,

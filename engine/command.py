@@ -7,11 +7,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from engine.cli import import_stage, run_command, run_single
-from engine.defaults import CONF
-from engine.errors import check_seed
-from engine.figures import format_figures
-from engine.sweep import run_point
+from codegrid.engine.cli import import_stage, run_command, run_single
+from codegrid.engine.defaults import CONF
+from codegrid.engine.errors import check_seed
+from codegrid.engine.figures import format_figures
+from codegrid.engine.sweep import run_point
 
 
 def run_stage(config: DictConfig) -> dict[str, Any] | None:

@@ -17,9 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from engine.defaults import CONF
-from engine.errors import InputError
-from engine.texts import expand_home, is_optional, is_path, is_text
+from codegrid.engine.defaults import CONF
+from codegrid.engine.errors import InputError
+from codegrid.engine.texts import expand_home, is_optional, is_path, is_text
 
 OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one takes, () for any, None for no value
     "--help": None, "-h": None, "--hydra-help": None, "--version": None, "--resolve": None, "--run": None, "-r": None,

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images import to_uint8
-from data.labels import ClassTable, display_classes
-from engine.errors import InputError, suggest
-from engine.precision import autocast
+from codegrid.data.images import to_uint8
+from codegrid.data.labels import ClassTable, display_classes
+from codegrid.engine.errors import InputError, suggest
+from codegrid.engine.precision import autocast
 from vqgan.pictures import Picture, read_picture
 from vqgan.tokenizer import Tokenizer
 

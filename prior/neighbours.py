@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from data.pictures import tile_images
-from engine.console import progress_bar
-from engine.errors import InputError
-from engine.precision import autocast
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import tile_images
+from codegrid.engine.console import progress_bar
+from codegrid.engine.errors import InputError
+from codegrid.engine.precision import autocast
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most

@@ -7,11 +7,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from data.labels import ClassTable
-from engine.checkpoint import build_trusted, check_weights
-from engine.errors import InputError
-from engine.trust import Trust, admit, check_name, check_trusted, current_trust
-from engine.version import STAMP, Stamp, check_format
+from codegrid.data.labels import ClassTable
+from codegrid.engine.checkpoint import build_trusted, check_weights
+from codegrid.engine.errors import InputError
+from codegrid.engine.trust import Trust, admit, check_name, check_trusted, current_trust
+from codegrid.engine.version import STAMP, Stamp, check_format
 from prior.export.safetensors import PRIOR_CLASS, PRIOR_FACTS, PRIOR_WEIGHTS
 from prior.load import load_prior
 from prior.models.base import PriorModel

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.labels import ClassTable
-from engine.defaults import read_defaults
-from engine.errors import InputError, check_int, check_seed, suggest
-from engine.precision import autocast
+from codegrid.data.labels import ClassTable
+from codegrid.engine.defaults import read_defaults
+from codegrid.engine.errors import InputError, check_int, check_seed, suggest
+from codegrid.engine.precision import autocast
 from prior.conditions import choose_labels, encode_init_image
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from data.pictures import save_picture, tile_images
-from engine.errors import InputError
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.engine.errors import InputError
 
 KINDS = ("grid", "png", "npz", "shards", "neighbours")  # values of `save`
 

@@ -9,7 +9,7 @@ tokenizer = Tokenizer.from_pretrained(run.folder)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.calls import train as train
+    from codegrid.engine.calls import train as train
     from vqgan.tokenizer import Tokenizer as Tokenizer
 
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return Tokenizer
     if name == "train":
-        from engine.calls import train
+        from codegrid.engine.calls import train
 
         return train
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import BEST, LAST, PREVIOUS
-from engine.console import log_line
-from engine.errors import InputError
-from engine.folder import CONFIG
-from engine.foreign import holds_foreign
-from engine.trust import Trust, admit, check_name
+from codegrid.engine.checkpoint import BEST, LAST, PREVIOUS
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CONFIG
+from codegrid.engine.foreign import holds_foreign
+from codegrid.engine.trust import Trust, admit, check_name
 from vqgan.formats.codegrid import CLASS_NAME, FACTS, READING
 from vqgan.formats.files import open_folder, read_public
 from vqgan.formats.load import load_public, make_choices

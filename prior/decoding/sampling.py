@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.defaults import read_defaults
-from engine.errors import InputError, check_int
+from codegrid.engine.defaults import read_defaults
+from codegrid.engine.errors import InputError, check_int
 
 REAL_SETTINGS = (
     "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature"

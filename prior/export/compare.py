@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.export.graphs import describe_graph, start_inputs
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.gpt import GPT

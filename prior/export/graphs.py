@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.counted import Counted
 from prior.models.gpt import GPT

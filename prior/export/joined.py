@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import find_checkpoint, read_checkpoint
-from engine.errors import InputError
+from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
+from codegrid.engine.errors import InputError
 from prior.export.base import PriorFormat
 from prior.export.programs import ONNXPrior, PT2Prior
 from prior.export.safetensors import SafetensorsPrior

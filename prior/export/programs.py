@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.export.base import PriorFormat
 from prior.export.compare import RunGraph, compare_prior
 from prior.export.graphs import cache_shape, describe_graph, trace_prior

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from engine.errors import InputError
-from engine.version import FORMAT, STAMP, VERSION
+from codegrid.engine.errors import InputError
+from codegrid.engine.version import FORMAT, STAMP, VERSION
 from prior.export.base import PriorFormat
 from prior.prior import Prior
 from vqgan.export.base import to_json

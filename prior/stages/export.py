@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from engine.checkpoint import read_checkpoint
+from codegrid.engine.checkpoint import read_checkpoint
 from prior.export.joined import join_prior, read_prior_origin
 from prior.load import load_prior
 from vqgan.export.discover import choose_exporters

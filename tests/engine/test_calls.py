@@ -25,14 +25,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from engine import calls
-from engine.callbacks.signals import Stop
-from engine.calls import RunResult, train
-from engine.errors import InputError
-from engine.figures import format_figures
-from engine.folder import CONFIG, LAST, METRICS, RECORD
-from engine.resume import resume_command
-from engine.settings import TrainerSettings
+from codegrid.engine import calls
+from codegrid.engine.callbacks.signals import Stop
+from codegrid.engine.calls import RunResult, train
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import format_figures
+from codegrid.engine.folder import CONFIG, LAST, METRICS, RECORD
+from codegrid.engine.resume import resume_command
+from codegrid.engine.settings import TrainerSettings
 from tests.helpers.commands import (
     TINY,
     Command,
@@ -81,7 +81,7 @@ def test_a_call_composes_what_the_command_composes(
         return {"run": "a"}
 
     stage(keep)
-    monkeypatch.setattr("engine.command.run_stage", keep)
+    monkeypatch.setattr("codegrid.engine.command.run_stage", keep)
     train(*words)
     assert command(*words) == 0
     assert composed[0] == composed[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.defaults import read_defaults
-from engine.errors import InputError
-from engine.precision import autocast
+from codegrid.engine.defaults import read_defaults
+from codegrid.engine.errors import InputError
+from codegrid.engine.precision import autocast
 from prior import Prior
 from prior.decoding.sampling import Sampler, make_sampler
 from prior.prior import COMPLETED, SamplingSettings

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.card import describe_images, display_command, format_value, is_score
-from engine.templates import render_template
-from engine.version import Stamp
+from codegrid.engine.card import describe_images, display_command, format_value, is_score
+from codegrid.engine.templates import render_template
+from codegrid.engine.version import Stamp
 from vqgan.export.base import Exporter
 from vqgan.export.licences import describe_licence
 from vqgan.export.origin import Origin

@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 import vqgan.export
-from engine.errors import InputError, suggest
+from codegrid.engine.errors import InputError, suggest
 from vqgan.export.base import Exporter
 
 NOT_FORMATS = ("decoder",)  # which is copied, not imported

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.checkpoint import read_run_id
-from engine.console import log_line
-from engine.errors import InputError, summarize_error
-from engine.folder import METRICS
-from engine.sweep import read_metrics
-from engine.words import format_word
+from codegrid.engine.checkpoint import read_run_id
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, summarize_error
+from codegrid.engine.folder import METRICS
+from codegrid.engine.sweep import read_metrics
+from codegrid.engine.words import format_word
 from vqgan.export.card import README
 from vqgan.export.folder import CHECKSUMS, list_checked
 from vqgan.formats.hub import is_offline

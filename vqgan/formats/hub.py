@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.console import log_line
-from engine.errors import InputError, summarize_error
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, summarize_error
 
 Answer = TypeVar("Answer")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.console import log_line
-from engine.errors import InputError
-from engine.run import Run
-from engine.version import stamp_config
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.run import Run
+from codegrid.engine.version import stamp_config
 from vqgan.export.base import Exporter
 from vqgan.export.card import format_check
 from vqgan.export.discover import choose_exporters

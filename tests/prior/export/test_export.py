@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior import Prior
 from prior.export.joined import join_prior, read_prior_origin
 from prior.export.safetensors import PRIOR_FACTS, PRIOR_WEIGHTS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.export.compare import compare_logits, compare_prior
 from prior.export.graphs import StepGraph, describe_graph, start_inputs, trace_prior
 from prior.export.programs import ONNXPrior, PT2Prior

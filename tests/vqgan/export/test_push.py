@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
 from tests.helpers.exports import export_folder
