@@ -1,5 +1,6 @@
 """A command as a call in Python, in a script or a notebook: train("stage=vqgan", "quantizer.K=512")."""
 
+import gc
 import logging
 import os
 import random
@@ -8,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from codegrid.engine.cli import explain_error, list_settings, prepare_command
 from codegrid.engine.command import run_stage
 from codegrid.engine.errors import InputError
 from codegrid.engine.exit_codes import INTERRUPTED, TERMINATED
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.session import mark_call
 from codegrid.engine.texts import normalise_texts
 from codegrid.engine.words import (
@@ -35,7 +37,7 @@ from codegrid.engine.words import (
 )
 
 CONFIG_DIR = ("--config-dir", "-cd")
-ONE_RUN = "and train() makes a single run; sweeps are commands in a shell: python train.py -m ..."
+ONE_RUN = f"and train() makes a single run; sweeps are commands in a shell: {PROGRAM} -m ..."
 QUIETED = (  # loggers of libraries whose level a run raises
     "lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero",
 )  # fmt: skip
@@ -47,7 +49,7 @@ class RunResult:
     """What a run leaves: its folder, and its figures as metrics.json has them."""
 
     folder: Path
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] = field(repr=False)
 
     @property
     def pictures(self) -> list[Path]:
@@ -67,28 +69,34 @@ def train(*words: str) -> RunResult:
     after its current update; it is saved, and KeyboardInterrupt says how to resume it. A second one ends it at once.
     """
     mistake: str | None = None
-    stop: SystemExit | None = None
+    code: Any = None
+    sentence = ""
     with borrow_process():
         try:
             figures = run_words(words)
             return RunResult(Path(figures["run"]), figures)
-        except SystemExit as error:
-            stop = error
+        except SystemExit as stop:
+            code = TERMINATED if stop.code is None else stop.code
+            sentence = " ".join(getattr(stop, "__notes__", []))
         except Exception as error:
             mistake = explain_error(error, list_settings)
             if mistake is None:
                 raise
-    # Raised here, without a context, whose frames would hold the run's tensors for as long as a notebook keeps the error.
+    # Raised without the errors behind them: a notebook keeps its last error, and with their frames it would keep the model.
     if mistake is not None:
         raise InputError(mistake.removeprefix("error: "))
-    assert stop is not None
-    if stop.code == INTERRUPTED:
-        raise KeyboardInterrupt(" ".join(getattr(stop, "__notes__", [])))
-    raise SystemExit(TERMINATED if stop.code is None else stop.code)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt(sentence)
+    raise SystemExit(code)
 
 
 def run_words(words: Sequence[str]) -> dict[str, Any]:
     """Compose the config of a command's words and run its stage, in this process; its figures."""
+    for word in words:
+        if not isinstance(word, str):
+            raise InputError(
+                f"{word!r} is no text; each word is a setting, as in train('stage=vqgan', 'seed=1')"
+            )
     prepared = prepare_command(words)
     sys.argv = ["train.py", *prepared]
     options, settings = arrange_words(prepared)
@@ -119,7 +127,7 @@ def check_single(options: Sequence[str], settings: Sequence[str]) -> None:
             raise InputError(f"{name} starts a sweep, {ONE_RUN}")
         if name not in CONFIG_DIR:
             raise InputError(
-                f"{name} is for the command in a shell, python train.py; train() takes settings, as in "
+                f"{name} is for the command in a shell, {PROGRAM}; train() takes settings, as in "
                 "trainer.max_steps=1000, and --config-dir=<folder of your own configs>"
             )
     for folder in read_config_dirs(options):
@@ -142,6 +150,7 @@ def borrow_process() -> Iterator[None]:
         sys.argv = argv
         HydraConfig.instance().cfg = job
         GlobalHydra.instance().hydra = started
+        gc.collect()  # a model and its trainer refer to each other, and the next call may need their memory
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         for name, value in variables.items():

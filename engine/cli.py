@@ -84,7 +84,7 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     if path is None:
         raise InputError(
             "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; "
-            "python train.py --help has more"
+            f"{PROGRAM} --help has more"
         )
     with pause_garbage_collection():
         stage: Callable[[Any], Any] = hydra.utils.get_method(path)

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from codegrid.engine.program import PROGRAM
+
 _is_call: ContextVar[bool] = ContextVar("is_call", default=False)
 
 
@@ -26,5 +28,5 @@ def is_call() -> bool:
 def format_command(words: Sequence[str]) -> str:
     """The command, or the call, of words that are quoted for a shell."""
     if not is_call():
-        return f"python train.py {' '.join(words)}"
+        return f"{PROGRAM} {' '.join(words)}"
     return f"train({', '.join(map(repr, shlex.split(' '.join(words))))})"

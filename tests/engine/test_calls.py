@@ -1,6 +1,7 @@
 """train(): a command as a call in Python."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,38 @@ def test_the_advice_how_to_resume_is_a_call(
     eval(str(interrupt.value).removeprefix("resume with: "))
     assert resumed == [str(folder)]
     assert resume_command(folder).startswith("resume with: python train.py stage=vqgan")
+
+
+class Model:
+    """Something large."""
+
+
+@pytest.mark.parametrize("error", [InputError("no"), Stop(130)])
+def test_an_error_that_a_notebook_keeps_holds_nothing_of_the_run(
+    stage: Callable[[Stage], None], error: BaseException
+) -> None:
+    models: list[weakref.ref[Model]] = []
+
+    def fail(config: Any) -> dict[str, Any]:
+        model = Model()
+        model.trainer = model  # type: ignore[attr-defined]
+        models.append(weakref.ref(model))
+        raise type(error)(*error.args)
+
+    stage(fail)
+    kept: BaseException | None = None
+    try:
+        train("stage=vqgan")
+    except (InputError, KeyboardInterrupt) as raised:
+        kept = raised
+    assert kept is not None
+    gc.collect()
+    assert models[0]() is None
+
+
+def test_a_word_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match="512 is no text; each word is a setting"):
+        train("stage=vqgan", 512)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("code", "expected"), [(143, 143), (None, 143), (138, 138)])

@@ -320,6 +320,7 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> N
 
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
+
     import codegrid.engine.checkpoint
 
     save, steps = codegrid.engine.checkpoint.save_atomically, []
