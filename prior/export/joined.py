@@ -23,7 +23,7 @@ class WithPrior(Exporter):
     """A tokenizer's format, and its prior in the same one."""
 
     def __init__(self, exporter: Exporter, part: PriorFormat, trained: Prior) -> None:
-        self.name = exporter.name
+        self.name, self.is_read_back = exporter.name, exporter.is_read_back
         self.usage = f"{exporter.usage}\n\n{part.describe_use(trained)}"
         self.exporter, self.part, self.trained = exporter, part, trained
 

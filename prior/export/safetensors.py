@@ -48,16 +48,7 @@ class SafetensorsPrior(PriorFormat):
         return {"equal_weights": len(expected)}
 
     def describe_use(self, trained: Prior) -> str:
-        label = ", label=0" if trained.model.classes else ""
-        return f"""\
-The prior draws new images, with Codegrid:
-
-```python
-from prior import Prior
-
-prior = Prior.from_pretrained("this folder")
-pictures = prior.sample(16, seed=0{label})   # Pillow images
-```"""
+        return f"`{PRIOR_WEIGHTS}` has the weights of the prior, and `{PRIOR_FACTS}` its settings."
 
 
 def describe_prior(trained: Prior) -> dict[str, Any]:

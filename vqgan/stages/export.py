@@ -63,7 +63,7 @@ def write_folder(
         exporter.check(tokenizer)
     target = choose_target(config.stage, config.name or origin.name, config.run_dir)
     text = stamp_config(OmegaConf.to_yaml(config, resolve=True))
-    result = write_export(tokenizer, origin, exporters, config.licence, target, text)
+    result = write_export(tokenizer, origin, exporters, config.licence, target, text, config.hub)
     for name, figures in result["checks"].items():
         log_line(f"{name}: read back, {format_check(figures)}")
     return result
