@@ -35,7 +35,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.folder import find_images
 from codegrid.data.loading import count_cores
 from codegrid.data.shapes import draw_shapes
-from codegrid.engine.environment import autocast
+from codegrid.engine.precision import autocast
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from prior.extract import extract

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from benchmarks.configs import compose_config
 from codegrid.engine.compile import compile_parts
-from codegrid.engine.environment import best_precision
+from codegrid.engine.precision import best_precision
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from prior.models.gpt import GPT
-from prior.module import negative_log_likelihood, weighted_mean
 
 K = 512
 WIDTH = 256

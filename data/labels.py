@@ -102,7 +102,7 @@ class ClassTable:
         """The number of a class that a command names: a number, or a name; None if there is no such class."""
         if isinstance(label, str):
             return self.names.index(label) if label in self.names else None
-        if isinstance(label, bool) or not -1 <= label < len(self):
+        if isinstance(label, bool) or not isinstance(label, int) or not -1 <= label < len(self):
             return None
         return label
 

@@ -16,9 +16,8 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.decode import to_square
 from codegrid.data.source import FileSource, Source, file_stamp
 from codegrid.data.store import fingerprint, load_or_fill
-from codegrid.engine.cli import suggest
 from codegrid.engine.console import log_line
-from codegrid.engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, suggest, summarize_error
 from codegrid.engine.locks import Lock
 from codegrid.engine.network import limited_silence
 

@@ -1,13 +1,12 @@
 """The command line: help, garbage collection, exit codes, and each of the user's mistakes as one sentence."""
 
-import difflib
 import gc
 import os
 import re
 import shlex
 import string
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +16,13 @@ from omegaconf import OmegaConf
 
 from codegrid.engine.aliases import rename_words
 from codegrid.engine.choices import route_choices
-from codegrid.engine.errors import InputError, explain_import
+from codegrid.engine.defaults import CONF
+from codegrid.engine.errors import InputError, explain_import, suggest
 from codegrid.engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from codegrid.engine.places import admit_places
 from codegrid.engine.program import PROGRAM
 from codegrid.engine.texts import normalise_texts
-from codegrid.engine.words import CONF, is_group, prepare_words
+from codegrid.engine.words import is_group, prepare_words
 
 PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
@@ -40,10 +40,7 @@ def run_command(job: Callable[[], Any]) -> None:
     # Exceptions arrive here whole instead of being printed by Hydra.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        words, renamed = rename_words(sys.argv[1:])
-        for sentence in renamed:
-            print(sentence, file=sys.stderr)
-        sys.argv[1:] = admit_places(route_choices(prepare_words(words)))
+        sys.argv[1:] = prepare_command(sys.argv[1:])
         job()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -53,6 +50,14 @@ def run_command(job: Callable[[], Any]) -> None:
             raise
         print(message, file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+def prepare_command(words: Sequence[str]) -> list[str]:
+    """The words of a command as Hydra takes them; earlier names are replaced, with a sentence for each."""
+    current, renamed = rename_words(list(words))
+    for sentence in renamed:
+        print(sentence, file=sys.stderr)
+    return admit_places(route_choices(prepare_words(current)))
 
 
 def run_single(run: Callable[[Any], Any], config: Any) -> None:
@@ -78,8 +83,8 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     """The function that conf/stage names."""
     if path is None:
         raise InputError(
-            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; or see "
-            "--help"
+            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; "
+            f"{PROGRAM} --help has more"
         )
     with pause_garbage_collection():
         stage: Callable[[Any], Any] = hydra.utils.get_method(path)
@@ -99,11 +104,6 @@ def pause_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def check_seed(seed: Any) -> None:
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed} must be a whole number from 0 to 4294967295")
 
 
 def format_help() -> str:
@@ -237,10 +237,3 @@ def explain_several_values(word: str) -> str:
         return sentence
     quoted = shlex.quote(f'{key}="{value}"')
     return f"{sentence}, or write {quoted} if it is one text"
-
-
-def suggest(word: str, options: list[str]) -> str:
-    """The question whether the nearest option was meant, with its comma; empty if none is near."""
-    others = [option for option in options if option != word]
-    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
-    return f", did you mean {close[0]}?" if close else ""

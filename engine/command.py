@@ -7,10 +7,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from codegrid.engine.cli import check_seed, import_stage, run_command, run_single
+from codegrid.engine.cli import import_stage, run_command, run_single
+from codegrid.engine.defaults import CONF
+from codegrid.engine.errors import check_seed
 from codegrid.engine.figures import format_figures
 from codegrid.engine.sweep import run_point
-from codegrid.engine.words import CONF
 
 
 def run_stage(config: DictConfig) -> dict[str, Any] | None:
@@ -34,7 +35,8 @@ def run_job(config: DictConfig) -> float | None:
     """A single run, or one point of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_point(print_stage, config)
-    return run_single(print_stage, config)
+    run_single(print_stage, config)
+    return None
 
 
 def main() -> None:

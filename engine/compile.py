@@ -1,12 +1,8 @@
 """torch.compile for the parts that take the time: in place, so that names, checkpoints and averages stay as they are."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
-from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
@@ -48,20 +44,3 @@ def compile_parts(parts: Iterable[nn.Module]) -> None:
     """Compile these modules, each when it is first run; equal ones share the code. Copies and files are not compiled."""
     for part in parts:
         part.compile()
-
-
-class EagerValidation(Callback):
-    """Runs validation without compiled code: compiling it too, without gradients and for a smaller last batch, would take
-    longer than it saves."""
-
-    def __init__(self) -> None:
-        self._eager = ExitStack()
-
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._eager.enter_context(torch.compiler.set_stance("force_eager"))
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._eager.close()  # whatever stance was set before
-
-    def on_exception(self, *_: Any) -> None:
-        self._eager.close()

@@ -29,8 +29,9 @@ def best_effort_write(file: Path) -> Iterator[None]:
 
 
 def refresh_interval() -> float:
-    """Seconds between two updates of a bar: short on a terminal, long in a log file, where each update is a line."""
-    return 0.5 if sys.stderr.isatty() else 30.0
+    """Seconds between two updates of a bar: short on a terminal and in a notebook, long in a log file, where each is a line."""
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    return 0.5 if in_notebook or sys.stderr.isatty() else 30.0
 
 
 def progress_bar(total: int, what: str, done: int = 0, shown: bool = True) -> "tqdm[Any]":

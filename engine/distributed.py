@@ -15,6 +15,8 @@ from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_module
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.program import PROGRAM
+from codegrid.engine.session import is_call
 
 Devices = int | str | list[int]  # a number, "auto" or -1 for all, or a list of GPUs
 
@@ -55,6 +57,11 @@ def count_processes(devices: Devices, num_nodes: int, kind: str) -> int:
             f"trainer.num_nodes={num_nodes} must be a whole number of at least 1 machine"
         )
     n = count_devices(devices, kind) * num_nodes
+    if n > 1 and is_call():
+        raise InputError(
+            f"devices={devices} and num_nodes={num_nodes} are {n} processes, and train() has one; "
+            f"set both to 1, or start the command in a shell: {PROGRAM} ..."
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = os.environ.get("WORLD_SIZE")
     else:

@@ -1,5 +1,6 @@
 """Bad input: one sentence with the value, the rule and the way out."""
 
+import difflib
 import math
 from typing import Any
 
@@ -33,6 +34,19 @@ def check_range(name: str, value: Any, least: float, most: float = math.inf) -> 
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         rule = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise InputError(f"{name}={value} must be a number {rule}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise InputError unless `seed` is one that every generator of random numbers takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be a whole number from 0 to 4294967295")
+
+
+def suggest(word: str, options: list[str]) -> str:
+    """The question whether the nearest option was meant, with its comma; empty if none is near."""
+    others = [option for option in options if option != word]
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def explain_import(target: str) -> str:

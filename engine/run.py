@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from codegrid.engine.callbacks.alarms import Alarms
 from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.callbacks.eager import EagerValidation
 from codegrid.engine.callbacks.pruning import Prune
 from codegrid.engine.callbacks.signals import Signals, Stop, StopNow
 from codegrid.engine.callbacks.throughput import Throughput
 from codegrid.engine.card import format_summary, write_card
 from codegrid.engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
 from codegrid.engine.collectives import is_main, run_on_main
-from codegrid.engine.compile import EagerValidation
 from codegrid.engine.console import log_line
 from codegrid.engine.distributed import launch
 from codegrid.engine.environment import describe_origin, find_device
@@ -298,7 +298,9 @@ class Run:
         except BaseException as error:  # SystemExit too: a scheduler may end the run
             if isinstance(error, Stop | StopNow):
                 saved = ", saved" if isinstance(error, Stop) else ""
-                log_line(f"stopped at step {module.step}{saved}; {resume_command(self.folder)}")
+                sentence = f"stopped at step {module.step}{saved}; {resume_command(self.folder)}"
+                log_line(sentence)
+                error.add_note(sentence)
             if self._has_begun:  # a failed start leaves the card of a run that was there before
                 reason = " ".join(f"{type(error).__name__} {error}".split())
                 outcome = f"broke off at step {module.step}: {reason}"

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 
 from codegrid.engine.distributed import choose_devices, cluster_plugins
-from codegrid.engine.environment import best_precision
 from codegrid.engine.fsdp import ShardedStrategy
+from codegrid.engine.precision import best_precision
 from codegrid.engine.settings import TrainerSettings
 
 

@@ -17,10 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
+from codegrid.engine.defaults import CONF
 from codegrid.engine.errors import InputError
 from codegrid.engine.texts import expand_home, is_optional, is_path, is_text
-
-CONF = Path(__file__).parents[1] / "conf"
 
 OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one takes, () for any, None for no value
     "--help": None, "-h": None, "--hydra-help": None, "--version": None, "--resolve": None, "--run": None, "-r": None,
@@ -126,13 +125,7 @@ def is_multirun(options: Sequence[str], settings: Sequence[str]) -> bool:
     simple = [word for word in settings if not re.search(r"[,(]", word)]
     if len(simple) == len(settings):
         return False
-    folders = [
-        option.partition("=")[2] or options[i + 1]
-        for i, option in enumerate(options)
-        if name_option(option) in ("--config-dir", "-cd")
-    ]
-    paths = ",".join(quote_text(f"file://{Path(folder).absolute()}") for folder in folders)
-    chosen = [f"hydra.searchpath=[{paths}]"] if paths else []
+    chosen = name_searchpath(read_config_dirs(options))
     chosen += [quote_word(word, multirun=False) for word in simple]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -142,6 +135,21 @@ def is_multirun(options: Sequence[str], settings: Sequence[str]) -> bool:
     ):  # another mistake, which Hydra reports when it composes the whole command
         return False
     return config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
+
+
+def read_config_dirs(options: Sequence[str]) -> list[str]:
+    """The folders of the user's own configs that options name, --config-dir=myconf or --config-dir myconf."""
+    return [
+        option.partition("=")[2] or options[i + 1]
+        for i, option in enumerate(options)
+        if name_option(option) in ("--config-dir", "-cd")
+    ]
+
+
+def name_searchpath(folders: Sequence[str]) -> list[str]:
+    """The setting of Hydra's that adds folders of configs to this program's; none for no folders."""
+    paths = ",".join(quote_text(f"file://{Path(folder).absolute()}") for folder in folders)
+    return [f"hydra.searchpath=[{paths}]"] if paths else []
 
 
 def name_option(word: str) -> str | None:

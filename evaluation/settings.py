@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from codegrid.engine.environment import autocast
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.precision import autocast
 
 EVALUATION_SPLITS = ("val", "train")
 

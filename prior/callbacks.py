@@ -17,14 +17,14 @@ from codegrid.engine.errors import check_range
 from codegrid.engine.folder import PICTURES
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
-from prior.module import MAX_TRAINING_GRIDS, Prior
+from prior.module import MAX_TRAINING_GRIDS, PriorModule
 from vqgan.tokenizer import Tokenizer
 
 SIDE = 256  # approximate width and height of a loss map in pixels
 
 
 def save_validation_picture(
-    trainer: L.Trainer, module: Prior, rows: list[torch.Tensor], name: str, scale: int
+    trainer: L.Trainer, module: PriorModule, rows: list[torch.Tensor], name: str, scale: int
 ) -> None:
     """Save and log the rows (n, C, H, W) uint8 as a picture, in pictures/ of the run folder."""
     folder = Path(trainer.default_root_dir) / PICTURES
@@ -39,7 +39,7 @@ class SamplePictures(Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, Prior)
+        assert isinstance(module, PriorModule)
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         n, classes = self.n * self.rows, module.model.classes
@@ -56,7 +56,7 @@ class LossMapPictures(Callback):
     """
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, Prior)
+        assert isinstance(module, PriorModule)
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         above = module.loss_map - module.loss_map.min()
@@ -92,13 +92,13 @@ class PriorDoctor(Alarms):
         self.unigram = float(-torch.xlogy(p, p).sum())
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, Prior)
+        assert isinstance(module, PriorModule)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             val_nats = float(trainer.callback_metrics["val/nats_per_token"])
             train_nats = val_nats - float(trainer.callback_metrics["val/gap"])
             self.look(trainer, module, self.signs(module, val_nats, train_nats))
 
-    def signs(self, module: Prior, val_nats: float, train_nats: float) -> Iterator[Sign]:
+    def signs(self, module: PriorModule, val_nats: float, train_nats: float) -> Iterator[Sign]:
         """The problems that these nats per token show."""
         lowest, train_then, step = self.best
         if val_nats < lowest:

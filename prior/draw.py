@@ -1,6 +1,5 @@
 """What stage=sample draws from, a prior or a tokenizer by itself, and the loop that draws."""
 
-import math
 import signal
 import threading
 import zlib
@@ -20,16 +19,18 @@ from codegrid.data.pictures import save_picture
 from codegrid.engine.card import write_card
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.console import best_effort_write, log_line, progress_bar
-from codegrid.engine.environment import autocast
 from codegrid.engine.errors import InputError
 from codegrid.engine.exit_codes import SIGNALS
 from codegrid.engine.folder import CARD
+from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.conditions import encode_init_image, show_init_image
+from prior.decoding.generate import generate
+from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from prior.neighbours import MAX_JUDGED, find_neighbours
-from prior.samples import choose_labels, encode_init_image, save_grid
+from prior.samples import save_grid
 from prior.saving import (
     CodeFile,
     FirstSamples,
@@ -41,7 +42,7 @@ from prior.saving import (
     ShardFiles,
     explain_write_errors,
 )
-from vqgan.load import load_tokenizer, read_rules
+from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer, hash_weights
 
 Drawn = Iterator[
@@ -103,25 +104,17 @@ def prior_source(
     device: torch.device,
 ) -> SampleSource:
     """Codes from a prior; `label` is what choose_labels takes."""
-    trained = load_prior(ckpt)
-    model = trained.model.to(device)
-    tokenizer = trained.tokenizer.to(device)
-    labels = choose_labels(trained.classes, label, n)
-    if labels is None and sampler.guidance != 1:
-        raise InputError(
-            f"sampler.guidance={sampler.guidance} needs a prior of classes; "
-            "train one with conditional=true"
-        )
-    check_compile_sampler(model, sampler, device.type)
+    trained = load_prior(ckpt).to(device)
+    model, tokenizer = trained.model, trained.tokenizer
+    labels = trained.choose_labels(label, n, sampler)
     grid = sampler.size(model.grid)
     known = sampler.known(grid)
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None
     head: list[Tensor] = []
     if sampler.init_image is not None:
-        init_codes, head = encode_init_image(
-            sampler.init_image, tokenizer, known, read_rules(trained.data)
-        )
+        init_codes, image = encode_init_image(sampler.init_image, tokenizer)
+        head = show_init_image(image, init_codes, tokenizer, known)
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
 
     def draw(start: int) -> Drawn:
@@ -215,10 +208,8 @@ def draw_batch(source: SampleSource, drawn: Drawn, first: int, batch_size: int) 
     device = next(tokenizer.parameters()).device
     with autocast(device):
         codes, latents = next(drawn)
-        # As many pixels at once as a batch of the tokenizer's own size has, however large the grid is.
-        pixels = batch_size * math.prod(tokenizer.grid)
-        at_once = max(1, pixels // math.prod(latents.shape[2:]))
-        images = [to_uint8(tokenizer.decode(part)).cpu() for part in latents.split(at_once)]
+        parts = decode_latents(tokenizer, latents, batch_size)
+        images = [to_uint8(part).cpu() for part in parts]
     stop = first + len(latents)
     labels = None if source.labels is None else source.labels[first:stop]
     return SampleBatch(first, torch.cat(images), None if codes is None else codes.cpu(), labels)

@@ -16,8 +16,8 @@ from codegrid.data.images import crop_at
 from codegrid.data.samples import ArraySamples
 from codegrid.data.store import Arrays, CacheEntry, flush
 from codegrid.engine.console import progress_bar
-from codegrid.engine.environment import autocast
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import autocast
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 

@@ -32,10 +32,10 @@ from codegrid.evaluation.settings import EvaluationSettings
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
-from prior.load import TrainedPrior
+from prior.likelihood import judge_codes
 from prior.models.base import PriorModel
-from prior.module import negative_log_likelihood
 from prior.neighbours import MAX_JUDGED, find_neighbours
+from prior.prior import Prior
 from prior.samples import save_grid
 
 SAMPLES_SHOWN = 64
@@ -63,7 +63,6 @@ def measure_nats(model: PriorModel, codes: ArraySamples, batch_size: int) -> Ten
 
     For a model that is not `exact`, an estimate of an upper bound.
     """
-    device = next(model.buffers()).device
     if model.classes and int(np.max(codes.labels)) >= model.classes:
         raise InputError(
             f"the images are of {int(np.max(codes.labels)) + 1} classes, and the prior learned {model.classes}; evaluate it "
@@ -73,16 +72,12 @@ def measure_nats(model: PriorModel, codes: ArraySamples, batch_size: int) -> Ten
     with progress_bar(len(codes), "likelihoods") as bar:
         for first in range(0, len(codes), batch_size):
             indices, labels = codes.__getitems__(range(first, min(first + batch_size, len(codes))))
-            prediction = model.judge(
-                indices.flatten(1).long().to(device), labels.to(device) if model.classes else None
-            )
-            nats = (negative_log_likelihood(prediction) * prediction.weights).cpu()
-            batches.append(nats.view(-1, *model.grid, model.num_codebooks))
-            bar.update(len(nats))
+            batches.append(judge_codes(model, indices, labels))
+            bar.update(len(indices))
     return torch.cat(batches)
 
 
-def add_likelihood_scores(sheet: ScoreSheet, trained: TrainedPrior, nats: Tensor) -> None:
+def add_likelihood_scores(sheet: ScoreSheet, trained: Prior, nats: Tensor) -> None:
     """Add nats per token, perplexity and bits per image; `nats` (n, h, w, num_codebooks) is -log p of each code."""
     about = {
         "n": len(nats),
@@ -108,7 +103,7 @@ def exp_or_infinity(nats: float) -> float:
 
 
 def iterate_samples(
-    trained: TrainedPrior,
+    trained: Prior,
     sampler: Sampler,
     m: int,
     labels: Tensor | None,
@@ -136,7 +131,7 @@ class PriorJudge:
 
     def __init__(
         self,
-        trained: TrainedPrior,
+        trained: Prior,
         sampler: Sampler,
         sampler_settings: Mapping[str, Any],
         images: ImageDataModule,

@@ -1,7 +1,6 @@
 """From a checkpoint to a prior with its tokenizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from codegrid.engine.folder import CONFIG, read_record
 from codegrid.engine.trust import current_trust
 from codegrid.engine.version import Stamp, refuse_version
 from prior.models.base import PriorModel
-from vqgan.load import load_tokenizer
+from prior.prior import Prior
+from vqgan.load import load_tokenizer, read_rules
 from vqgan.tokenizer import Tokenizer
 
 # In the prior's run folder, so that the pair can be moved together.
@@ -109,22 +109,7 @@ def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, An
     }
 
 
-@dataclass
-class TrainedPrior:
-    """A trained prior and its tokenizer, both in eval mode."""
-
-    model: PriorModel
-    tokenizer: Tokenizer
-    name: str  # of the prior's run
-    config: dict[str, Any]  # of the prior's run
-    data: dict[
-        str, Any
-    ]  # the config of the tokenizer's images, in the places where the prior's run had them
-    classes: ClassTable
-    tokenizer_of: str | None  # the id of the tokenizer's run
-
-
-def load_prior(ckpt: str | Path) -> TrainedPrior:
+def load_prior(ckpt: str | Path) -> Prior:
     """Load the prior of a stage=prior run, with averaged weights if the checkpoint has them, and its tokenizer.
 
     ckpt is a run folder or a checkpoint. Raises InputError if the tokenizer is missing or not the one it was trained on.
@@ -139,6 +124,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
             f"{folder / TOKENIZER_COPY} is missing: the prior needs the tokenizer's copy in its run folder; restore the run folder"
         )
     tokenizer, described = load_tokenizer(folder / TOKENIZER_COPY)
+    tokenizer.rules = read_rules(described["data"])
     if header["tokenizer"] != tokenizer.fingerprint():
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
@@ -150,7 +136,7 @@ def load_prior(ckpt: str | Path) -> TrainedPrior:
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
     check_weights(weights, model.state_dict(), file, stamp)
     model.load_state_dict(weights)
-    return TrainedPrior(
+    return Prior(
         model=model.eval(),
         tokenizer=tokenizer,
         name=folder.name,

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -14,13 +13,14 @@ from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.errors import check_range
 from codegrid.engine.fsdp import ShardedStrategy, reshard, unshard
 from codegrid.engine.module import ClockedModule, MakeOptimizer
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from prior.models.base import Prediction, PriorModel
 from prior.models.transformer import Block
 
 MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges as well
 
 
-class Prior(ClockedModule):
+class PriorModule(ClockedModule):
     """A prior over code grids, trained by maximum likelihood (VQGAN, Esser et al. 2021, eq. 9) and judged in nats.
 
     With classes, a share `label_drop` of the labels is dropped in training, so that the model also learns the codes of no
@@ -194,16 +194,3 @@ def decayed_weights(module: nn.Module) -> set[nn.Parameter]:
         for name, p in part.named_parameters(recurse=False)
         if name.startswith("weight") and p.ndim > 1
     }
-
-
-def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
-    """-log p of each target (B, L); a share `smoothing` of the target is spread over all codes (Szegedy et al. 2016, section 7)."""
-    logits, targets = prediction.logits.flatten(0, 1).float(), prediction.targets.flatten()
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(
-        prediction.targets
-    )
-
-
-def weighted_mean(per_code: Tensor, prediction: Prediction) -> Tensor:
-    """The mean (scalar) of a value per code (B, L), times the prediction's weights."""
-    return (per_code * prediction.weights).mean()

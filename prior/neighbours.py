@@ -10,8 +10,8 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_uint8
 from codegrid.data.pictures import tile_images
 from codegrid.engine.console import progress_bar
-from codegrid.engine.environment import autocast
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import autocast
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most

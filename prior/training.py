@@ -22,7 +22,7 @@ from prior.callbacks import LossMapPictures, SamplePictures
 from prior.load import read_classes
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
-from prior.module import Prior
+from prior.module import PriorModule
 from vqgan.tokenizer import Tokenizer
 
 SIZES = ("width", "depth", "heads", "codebook_depth")
@@ -77,7 +77,7 @@ def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> No
         model.count(sequences(train), sequences(val))
 
 
-def compile_blocks(module: Prior) -> None:
+def compile_blocks(module: PriorModule) -> None:
     """Compile the transformer blocks. Raises InputError for a prior without any."""
     if not module.blocks:
         raise InputError(

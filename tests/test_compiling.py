@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from codegrid.engine import compile as compiling
+from codegrid.engine.callbacks.eager import EagerValidation
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.clock import Budget, Schedule
-from codegrid.engine.compile import EagerValidation, check_compile, compile_failure, compile_parts
+from codegrid.engine.compile import check_compile, compile_failure, compile_parts
 from codegrid.engine.errors import InputError
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
@@ -24,7 +25,7 @@ from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache
 from prior.decoding.sampling import Sampler
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.transformer import rotary
-from prior.module import Prior
+from prior.module import PriorModule
 from tests.helpers.commands import TINY, TINY_GAN, TINY_PRIOR, TWO, launch, read_report
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
@@ -53,10 +54,10 @@ def graphs() -> Iterator[CompileCounterWithBackend]:
     torch.compiler.reset()
 
 
-def learned(name: str, compile: bool, **update: Any) -> Prior:
+def learned(name: str, compile: bool, **update: Any) -> PriorModule:
     """A prior after six updates and two validations, with batches of 16 and one of 1."""
     torch.manual_seed(0)
-    module = Prior(
+    module = PriorModule(
         make_prior(name, classes=3, dropout=0.0).train(),
         lambda p: torch.optim.AdamW(p, 1e-2, eps=0.1), Budget(6), Schedule(0, floor=0.02), label_drop=0.0,
         label_smoothing=0.0, **update,

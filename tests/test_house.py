@@ -98,9 +98,10 @@ def test_importing_train_does_not_import_torch() -> None:
     assert "torch" not in imports_of("import train")
 
 
-def test_importing_the_tokenizer_imports_no_trainer() -> None:
+@pytest.mark.parametrize("statement", ["from vqgan import Tokenizer", "from prior import Prior"])
+def test_importing_a_model_imports_no_trainer(statement: str) -> None:
     """A notebook waits for torch alone."""
-    packages = imports_of("from vqgan import Tokenizer")
+    packages = imports_of(statement)
     assert "torch" in packages
     assert not packages & {"lightning", "hydra", "wandb"}
 

@@ -17,8 +17,7 @@ from codegrid.engine.checkpoint import (
     read_checkpoint,
     substate,
 )
-from codegrid.engine.cli import suggest
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, suggest
 from codegrid.engine.loggers import MAX_TAG
 from codegrid.engine.places import limit_advice, places_of
 from codegrid.engine.trust import check_trusted, current_trust

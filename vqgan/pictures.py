@@ -31,10 +31,12 @@ def list_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
         yield from pictures
 
 
-def read_picture(picture: Picture, side: int, channels: int, rules: PixelRules) -> Tensor:
+def read_picture(
+    picture: Picture, side: int, channels: int, rules: PixelRules, setting: str = ""
+) -> Tensor:
     """A picture of any size -> its middle, as in training, (channels, side, side) float in [-1, 1].
 
-    Raises InputError for what is no picture, and for floats outside of [-1, 1].
+    Raises InputError for what is no picture, and for floats outside of [-1, 1]; `setting` is the one that names a file.
     """
     if isinstance(picture, Tensor) and picture.is_floating_point():
         check_floats(picture, channels)
@@ -48,6 +50,7 @@ def read_picture(picture: Picture, side: int, channels: int, rules: PixelRules) 
             pixels = to_square(open_pixels(picture), side, channels, rules)
     except (OSError, UnreadableImage) as error:
         name = picture if isinstance(picture, str | Path) else type(picture).__name__
+        name = f"{setting}={name}" if setting else name
         raise InputError(f"{name} can't be read as an image ({error}); give another") from error
     return to_float(torch.from_numpy(np.array(pixels)))  # a copy: it may be read-only
 

@@ -38,20 +38,22 @@ def generate(
     """Yield samples `start` to n - 1 in batches of codes (b, h, w) int64, or (b, h, w, num_codebooks), on the model's device.
 
     The model must be in eval mode. Sample i depends on the seed and i only, not on the batch size; with a prior of classes
-    it is of class labels[i]. The codes `init_codes` (h, w) or (h, w, num_codebooks) stay wherever `sampler.known` is true. A
-    grid larger than the prior's own is drawn window by window, each conditioned on the codes already in it (VQGAN, Esser et
-    al. 2021, section 3.3, in strides of half a window instead of one code).
+    it is of class labels[i]. The codes `init_codes`, (h, w) or (h, w, num_codebooks) for all samples or (n, ...) for each,
+    stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window, each conditioned on
+    the codes already in it (VQGAN, Esser et al. 2021, section 3.3, in strides of half a window instead of one code).
     """
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
-    empty = torch.zeros(1, *grid, model.num_codebooks, dtype=torch.int64, device=device)
-    initial = empty if init_codes is None else init_codes.to(device).view_as(empty)
+    code_shape = (*grid, model.num_codebooks)
+    empty = torch.zeros(1, *code_shape, dtype=torch.int64, device=device)
+    initial = empty if init_codes is None else init_codes.to(device).reshape(-1, *code_shape)
+    initial = initial.expand(n, *code_shape)
     cache = StepCache() if sampler.compile else None
     for first in range(start, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         batch_labels = None if labels is None else labels[first : indices.stop].to(device)
         numbers = Numbers(seed, indices, device)
-        codes = initial.repeat(len(indices), 1, 1, 1)
+        codes = initial[first : indices.stop].clone()
         known = sampler.known(grid)
         for rows, columns in windows(grid, model.grid):
             window = codes[:, rows, columns]

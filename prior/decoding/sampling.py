@@ -4,12 +4,20 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int
+
+REAL_SETTINGS = (
+    "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature"
+)  # fmt: skip
+WHOLE_SETTINGS = ("top_k", "steps")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -93,6 +101,7 @@ class Sampler:
         )
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.temperature <= 0:
             raise InputError(
                 f"sampler.temperature={self.temperature} must be above 0; sampler.top_k=1 takes the most likely code"
@@ -140,6 +149,15 @@ class Sampler:
             raise InputError(
                 f"sampler.init_image={self.init_image} is completed on the prior's own grid; leave sampler.grid={self.grid} out"
             )
+
+    def check_numbers(self) -> None:
+        """Raise InputError for a setting that is no number, or no whole number where one is needed."""
+        kinds = dict.fromkeys(REAL_SETTINGS, Real) | dict.fromkeys(WHOLE_SETTINGS, Integral)
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+                whole = "whole " if kind is Integral else ""
+                raise InputError(f"sampler.{name}={value} must be a {whole}number")
 
     def size(self, own: tuple[int, int]) -> tuple[int, int]:
         """The grid (h, w) to draw from a prior with the grid `own`."""
@@ -199,6 +217,12 @@ class Sampler:
         # Rounding must not lead past the last code that was not truncated.
         target = target.minimum(total.nextafter(torch.zeros_like(total)))
         return torch.searchsorted(cumulated, target, right=True)[:, 0]
+
+
+def make_sampler(**settings: Any) -> Sampler:
+    """A sampler with these settings, and those of conf/sampler/default.yaml for all others."""
+    defaults = read_defaults("sampler/default").items()
+    return Sampler(**{name: value for name, value in defaults if name != "_target_"} | settings)
 
 
 class Numbers:

@@ -12,7 +12,7 @@ from codegrid.engine.run import Run
 from prior import training
 from prior.extract import extract
 from prior.load import copy_origin, find_tokenizer, prior_header
-from prior.module import Prior
+from prior.module import PriorModule
 from vqgan.load import load_images, load_tokenizer, make_tags, require_codes
 
 LEARNED_FROM = "the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
@@ -35,7 +35,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
         training.count_codes(model, train, val)
         optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
-        module = Prior(
+        module = PriorModule(
             model, optimizer, run.training.budget, schedule, config.label_drop,
             config.label_smoothing, clip=run.training.clip, accumulate=run.training.accumulate,
         )  # fmt: skip

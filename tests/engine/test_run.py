@@ -20,10 +20,11 @@ from omegaconf import OmegaConf
 from codegrid.engine import loggers, resume
 from codegrid.engine import run as engine_run
 from codegrid.engine.checkpoint import save_atomically
-from codegrid.engine.environment import best_precision, find_device
+from codegrid.engine.environment import find_device
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import LAST, lock_folder
 from codegrid.engine.loggers import make_wandb_logger
+from codegrid.engine.precision import best_precision
 from codegrid.engine.resume import read_stamp
 from codegrid.engine.run import Run
 from codegrid.engine.version import FORMAT, VERSION

@@ -1,5 +1,6 @@
 """Run folders of small models that nobody trained, for tests of what stands on them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,15 @@ def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, 
     return tokenizer, config
 
 
-def save_prior_run(folder: Path, *words: str, classes: int = 0, seed: int = 0) -> None:
+def save_prior_run(
+    folder: Path,
+    *words: str,
+    classes: int = 0,
+    seed: int = 0,
+    tokenizer_words: Sequence[str] = (),
+) -> None:
     """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR."""
-    few = ["data.n_train=32", "data.n_val=8"]
+    few = ["data.n_train=32", "data.n_val=8", *tokenizer_words]
     tokenizer, described = save_tokenizer_run(folder / "tokenizer", *few)
     torch.manual_seed(seed)
     config = compose_plain("stage=prior", *(words or SMALL_PRIOR))

@@ -13,7 +13,7 @@ from codegrid.engine.checkpoint import make_header
 from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.module import MakeOptimizer
 from prior.models.gpt import GPT
-from prior.module import Prior
+from prior.module import PriorModule
 from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS
 
@@ -47,11 +47,11 @@ def make_gpt(classes: int = 0, **settings: Any) -> GPT:
 
 def make_prior_module(
     steps: int = 3, optimizer: MakeOptimizer | None = None, classes: int = 0, **update: Any
-) -> tuple[Prior, CodeDataModule]:
+) -> tuple[PriorModule, CodeDataModule]:
     torch.manual_seed(0)
     model = make_gpt(classes=classes)
     data = CodeDataModule(make_codes(2000, 0), make_codes(70, 1), batch_size=32, seed=0)
-    return Prior(
+    return PriorModule(
         model,
         optimizer or (lambda p: torch.optim.AdamW(p, 5e-3)),
         Budget(steps),

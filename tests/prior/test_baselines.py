@@ -12,12 +12,12 @@ from codegrid.engine.errors import InputError
 from prior.baselines import BASELINES, baselines
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from prior.models import counted
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted, count_pairs
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
-from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.priors import every_grid, likelihoods
 
 K, GRID = 4, (2, 3)

@@ -21,7 +21,7 @@ from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import BEST, DOCTOR, LAST, PICTURES
 from prior.callbacks import LossMapPictures, PriorDoctor
-from prior.module import Prior
+from prior.module import PriorModule
 from tests.helpers.parts import make
 from tests.helpers.stage2 import (
     ABOUT,
@@ -51,12 +51,12 @@ def make_callbacks(patience: int = 10, decay: float = 0.9) -> list[Any]:
     ]
 
 
-def make_overfitting(steps: int) -> tuple[Prior, CodeDataModule]:
+def make_overfitting(steps: int) -> tuple[PriorModule, CodeDataModule]:
     """A prior that can memorise its 30 grids."""
     torch.manual_seed(0)
     model = make_gpt()
     data = CodeDataModule(make_codes(30, 0), make_codes(60, 1), batch_size=15, seed=0)
-    return Prior(
+    return PriorModule(
         model,
         lambda p: torch.optim.AdamW(p, 1e-2),
         Budget(steps),
@@ -69,7 +69,7 @@ def make_overfitting(steps: int) -> tuple[Prior, CodeDataModule]:
 class Overfit:
     """A run that overfits, and its folder."""
 
-    module: Prior
+    module: PriorModule
     best: BestCheckpoint
     doctor: PriorDoctor
     folder: Path

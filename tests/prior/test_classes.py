@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from codegrid.data.labels import ClassTable
@@ -13,8 +12,8 @@ from codegrid.data.pixels import PixelRules
 from codegrid.data.samples import ArraySamples
 from codegrid.data.shapes import Shapes
 from codegrid.engine.errors import InputError
+from prior.conditions import choose_labels, encode_init_image
 from prior.load import prior_header, read_classes
-from prior.samples import choose_labels, encode_init_image
 from prior.training import list_classes
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
@@ -129,8 +128,7 @@ def test_an_image_to_complete_is_read_as_the_tokenizers_images(
 ) -> None:
     assert read_rules(data) == rules
     Image.fromarray(np.full((16, 16), 4095, np.uint16)).save(tmp_path / "slice.png")
-    known = torch.ones(4, 4, dtype=torch.bool)
-    _, head = encode_init_image(
-        str(tmp_path / "slice.png"), make_tokenizer().eval(), known, read_rules(data)
-    )
-    assert int(head[0].max()) == (255 if data.get("value_range") else 15)
+    tokenizer = make_tokenizer().eval()
+    tokenizer.rules = read_rules(data)
+    _, image = encode_init_image(str(tmp_path / "slice.png"), tokenizer)
+    assert int(image.max()) == (255 if data.get("value_range") else 15)

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from codegrid.engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from prior.models.base import Autoregressive, PriorModel
-from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.configs import ROOT
 from tests.helpers.parts import make
 from tests.helpers.priors import (

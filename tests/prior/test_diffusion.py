@@ -5,8 +5,8 @@ import torch
 
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
+from prior.likelihood import negative_log_likelihood
 from prior.models.masked import Masked
-from prior.module import negative_log_likelihood
 from tests.helpers.parts import make
 from tests.helpers.priors import exact_bound, make_prior, record_runs
 

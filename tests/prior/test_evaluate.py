@@ -15,7 +15,7 @@ from codegrid.data.samples import ArraySamples
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.scores import ScoreSheet
 from prior.judging import exp_or_infinity, heat_map_pictures, iterate_samples, measure_nats
-from prior.module import negative_log_likelihood, weighted_mean
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
 

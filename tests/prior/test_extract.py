@@ -23,7 +23,7 @@ ALONE = Fabric(accelerator="cpu", devices=1)
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine, also where the program would choose bf16."""
-    monkeypatch.setattr("codegrid.engine.environment.best_precision", lambda: "32-true")
+    monkeypatch.setattr("codegrid.engine.precision.best_precision", lambda: "32-true")
 
 
 @pytest.fixture

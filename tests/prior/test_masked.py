@@ -9,8 +9,8 @@ import torch
 from codegrid.engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
+from prior.likelihood import negative_log_likelihood
 from prior.models.masked import Masked, random_subset
-from prior.module import negative_log_likelihood
 from tests.helpers.parts import make
 from tests.helpers.priors import (
     draw_by_one_stream,

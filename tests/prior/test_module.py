@@ -11,16 +11,12 @@ from codegrid.data.samples import ArraySamples
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.clock import Budget, Schedule
 from prior.baselines import baselines
+from prior.likelihood import negative_log_likelihood
 from prior.models.base import Prediction
 from prior.models.gpt import GPT
 from prior.models.lstm import LSTM
 from prior.models.pixelcnn import PixelCNN
-from prior.module import (
-    LikelihoodMetric,
-    Prior,
-    decayed_weights,
-    negative_log_likelihood,
-)
+from prior.module import LikelihoodMetric, PriorModule, decayed_weights
 from tests.helpers.parts import make
 from tests.helpers.stage2 import (
     GRID,
@@ -113,7 +109,7 @@ def test_the_gap_is_judged_without_dropout_as_the_validation_is() -> None:
     torch.manual_seed(0)
     model = make_gpt(dropout=0.5, token_dropout=0.5)
     same = make_codes(50, 0)
-    module = Prior(
+    module = PriorModule(
         model,
         lambda p: torch.optim.AdamW(p, 5e-2),
         Budget(5),
@@ -153,7 +149,7 @@ def test_only_linear_maps_convolutions_and_recurrences_decay(name: str) -> None:
     build, settings = DECAYED[name]
     model = make(build, torch.randn(1, K, 8), GRID, **settings)
     optimizer = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
-    module = Prior(model, optimizer, Budget(1), make(Schedule), **LABEL_SETTINGS)
+    module = PriorModule(model, optimizer, Budget(1), make(Schedule), **LABEL_SETTINGS)
     decayed, free = module.configure_optimizers().param_groups
     names = {p: name for name, p in model.named_parameters()}
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)

@@ -10,7 +10,7 @@ from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.checkpoint import read_checkpoint
-from prior.module import Prior
+from prior.module import PriorModule
 from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage2 import (
     ABOUT,
@@ -24,7 +24,9 @@ from tests.helpers.stage2 import (
 pytestmark = [lightning_warnings, pytest.mark.slow]
 
 
-def train(folder: Path, batch_size: int, **settings: Any) -> tuple[Prior, list[dict[str, float]]]:
+def train(
+    folder: Path, batch_size: int, **settings: Any
+) -> tuple[PriorModule, list[dict[str, float]]]:
     """A prior after some steps, and its validation figures. Uses SGD, because Adam would amplify every rounding."""
     module, _ = make_prior_module(6, lambda p: torch.optim.SGD(p, 0.5))
     data = CodeDataModule(make_codes(200, 0), make_codes(71, 1), batch_size, seed=0)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from codegrid.engine.errors import InputError
+from prior.likelihood import negative_log_likelihood, weighted_mean
 from prior.models.rar import RAR
-from prior.module import negative_log_likelihood, weighted_mean
 from prior.orders import raster, shuffled
 from tests.helpers.parts import make
 from tests.helpers.priors import DIM, make_prior

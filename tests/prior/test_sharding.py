@@ -23,7 +23,7 @@ from codegrid.engine.folder import LAST
 from codegrid.engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
-from prior.module import Prior
+from prior.module import PriorModule
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
 from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
@@ -41,7 +41,7 @@ STEPS = 6
 CLIP = 0.05  # small enough to clip most updates
 
 
-class Watched(Prior):
+class Watched(PriorModule):
     """A prior that records the loss of each micro-batch and the gradient norm of each update."""
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
@@ -320,6 +320,7 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> N
 
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
+
     import codegrid.engine.checkpoint
 
     save, steps = codegrid.engine.checkpoint.save_atomically, []

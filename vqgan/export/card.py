@@ -40,10 +40,13 @@ def write_readme(
         TEMPLATE,
         escape=False,
         filters={"yaml": quote_yaml, "cell": format_cell},
-        metadata=metadata | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer)},
+        metadata=metadata
+        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer, origin.stage)},
         own_licence=licence if "license_name" in metadata else None,
         title=title,
+        summary=origin.summary,
         is_read_back=any(exporter.is_read_back for exporter in exporters),
+        has_prior=origin.stage == "prior" and any(each.name == "safetensors" for each in exporters),
         hub=hub,
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
@@ -76,9 +79,16 @@ def hide_home(value: Any) -> Any:
     return value.replace(f"{home}/", "~/") if isinstance(value, str) else value
 
 
-def list_hub_tags(tokenizer: Tokenizer) -> list[str]:
-    """By which the hub finds a tokenizer."""
-    return ["vqgan", "image-tokenizer", "discrete", type(tokenizer.quantizer).__name__.lower()]
+def list_hub_tags(tokenizer: Tokenizer, stage: str) -> list[str]:
+    """By which the hub finds a tokenizer, or a prior with its tokenizer."""
+    more = ["image-generation"] if stage == "prior" else []
+    return [
+        *more,
+        "vqgan",
+        "image-tokenizer",
+        "discrete",
+        type(tokenizer.quantizer).__name__.lower(),
+    ]
 
 
 def format_check(figures: Mapping[str, Any]) -> str:

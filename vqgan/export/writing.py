@@ -47,7 +47,7 @@ def write_export(
         result = {
             "run": str(target),
             "of": origin.config.get("id"),
-            "of_stage": "vqgan",
+            "of_stage": origin.stage,
             "formats": [exporter.name for exporter in exporters],
             "checks": checks,
             "bytes": sum(file.stat().st_size for file in hidden.rglob("*") if file.is_file()),

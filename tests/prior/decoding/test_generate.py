@@ -12,12 +12,12 @@ from PIL import Image
 from codegrid.data.decode import decode
 from codegrid.data.images import to_float
 from codegrid.engine.errors import InputError
+from prior.conditions import encode_init_image, show_init_image
 from prior.decoding.generate import generate, sample, windows
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction, PriorModel
 from prior.models.gpt import GPT
-from prior.samples import encode_init_image
 from tests.helpers.parts import make
 from tests.helpers.priors import BOOKS, PRIORS, UNLABELLED, make_prior
 from tests.helpers.stage1 import make_tokenizer
@@ -269,7 +269,8 @@ def image(tmp_path: Path) -> Path:
 
 def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
     t = make_tokenizer().eval()
-    codes, head = encode_init_image(str(image), t, torch.ones(4, 4, dtype=torch.bool))
+    codes, original = encode_init_image(str(image), t)
+    head = show_init_image(original, codes, t, torch.ones(4, 4, dtype=torch.bool))
     pixels = torch.from_numpy(decode(image.read_bytes(), 16, 3).copy())
     assert torch.equal(codes, t.indices(to_float(pixels[None]))[0])
     assert torch.equal(head[0][0], pixels)
@@ -279,26 +280,28 @@ def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
 def test_the_picture_of_an_init_image_shows_where_it_ends(image: Path) -> None:
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[:1, :3] = True
-    _, (_, decoded, part) = encode_init_image(str(image), make_tokenizer().eval(), known)
+    t = make_tokenizer().eval()
+    codes, original = encode_init_image(str(image), t)
+    _, decoded, part = show_init_image(original, codes, t, known)
     assert torch.equal(part[..., :4, :12], decoded[..., :4, :12])
     assert (part[..., 4:, :] == 128).all()
     assert (part[..., 12:] == 128).all()
 
 
 def test_a_grey_tokenizer_reads_a_colour_image(image: Path) -> None:
-    _, head = encode_init_image(
-        str(image), make_tokenizer(channels=1).eval(), torch.ones(4, 4, dtype=torch.bool)
-    )
+    t = make_tokenizer(channels=1).eval()
+    codes, original = encode_init_image(str(image), t)
+    head = show_init_image(original, codes, t, torch.ones(4, 4, dtype=torch.bool))
     assert [picture.shape for picture in head] == 3 * [(1, 1, 16, 16)]
 
 
 def test_an_init_image_that_is_no_image_is_refused(tmp_path: Path) -> None:
-    t, known = make_tokenizer().eval(), torch.ones(4, 4, dtype=torch.bool)
+    t = make_tokenizer().eval()
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(
         InputError, match=r"text\.png can't be read as an image \(no image of a known format\)"
     ):
-        encode_init_image(str(tmp_path / "text.png"), t, known)
+        encode_init_image(str(tmp_path / "text.png"), t)
     for missing in (tmp_path, tmp_path / "missing.png"):
         with pytest.raises(InputError, match=r"is not there; give an image file"):
-            encode_init_image(str(missing), t, known)
+            encode_init_image(str(missing), t)

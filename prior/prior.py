@@ -1,0 +1,355 @@
+"""A trained prior with its tokenizer: all that a script or a notebook needs of stage 2."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Literal, TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from codegrid.data.labels import ClassTable
+from codegrid.engine.defaults import read_defaults
+from codegrid.engine.errors import InputError, check_int, check_seed, suggest
+from codegrid.engine.precision import autocast
+from prior.conditions import choose_labels, encode_init_image
+from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.pictures import decode_latents
+from prior.decoding.sampling import Sampler, make_sampler
+from prior.likelihood import judge_codes
+from prior.models.base import PriorModel
+from vqgan.pictures import Picture, list_pictures, to_pictures
+from vqgan.tokenizer import Tokenizer
+
+# The number or name of a class, -1 for no class, or several of them.
+Label = int | str | Sequence[int | str] | Tensor | NDArray[Any] | None
+Output = Literal["pil", "tensor", "codes"]
+
+SAMPLE_OUTPUTS = ("pil", "tensor", "codes")
+COMPLETED = ("init_image", "rows", "region")  # settings of what stays of an image
+
+
+class SamplingSettings(TypedDict, total=False):
+    """How samples are drawn; conf/sampler/default.yaml and conf/stage/sample.yaml say more and have the defaults.
+
+    seed                of the samples, 0 to 2^32 - 1: sample i depends on the seed and i only
+    label               the number or name of a class, -1 for no class, or several to cycle through; by default all classes
+    batch_size          samples at once; they do not depend on it
+    temperature         above 0; below 1: more likely codes; above 1: more varied ones
+    top_k               draw from the k most likely codes; 0: from all
+    top_p               draw from the most likely codes with this total probability, above 0 to 1 (Holtzman et al. 2020)
+    min_p               draw from codes at least this many times as likely as the most likely one, 0 to 1 (Nguyen et al. 2024)
+    guidance            with classes: above 1, samples are more typical of their class (Ho & Salimans 2022); 1: none
+    guidance_power      above 0, guidance grows from 1 over the grid
+    steps               of priors that draw many codes in one step; 0: the prior's own
+    choice_temperature  of maskgit: noise in the choice of codes to accept (Chang et al. 2022)
+    compile             compile the steps of gpt, rar and rq
+    """
+
+    seed: int
+    label: Label
+    batch_size: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    guidance: float
+    guidance_power: float
+    steps: int
+    choice_temperature: float
+    compile: bool
+
+
+@dataclass
+class Prior:
+    """A trained prior and its tokenizer, in eval mode and on one device.
+
+    model         logits of codes: what stage=prior trains
+    tokenizer     images <-> codes: the one that the prior was trained on
+    name          of the prior's run
+    config        of the prior's run
+    data          the config of the tokenizer's images, in the places where the prior's run had them
+    classes       names and labels of its classes; empty for a prior without
+    tokenizer_of  the id of the tokenizer's run
+
+    Wrong values raise InputError, a ValueError, with the sentences of the command line.
+    """
+
+    model: PriorModel
+    tokenizer: Tokenizer
+    name: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    classes: ClassTable
+    tokenizer_of: str | None
+
+    @classmethod
+    def from_pretrained(
+        cls, ckpt: str | Path, revision: str | None = None, *, trust: Sequence[str] = ()
+    ) -> "Prior":
+        """The prior that `ckpt` names, in eval mode on the CPU, with averaged weights if the run has them.
+
+        ckpt        a run folder of stage=prior, or a checkpoint in one; a folder that stage=export wrote of it with
+                    format=safetensors; or the hub id of one, owner/name
+        revision    on the hub: a branch, a tag or a commit; None: the newest
+        trust       full names of classes of your own that the run has, as in trust=["mine.Prior"]
+
+        Raises InputError for anything else, and if the tokenizer is missing or not the one that it was trained on.
+        """
+        load = resolve_name("prior.pretrained").load_any_prior  # by name: it builds this class
+        trained: Prior = load(ckpt, revision, trust)
+        return trained
+
+    def to(self, device: torch.device | str) -> "Prior":
+        """Move model and tokenizer to a device, in place; returns the prior itself."""
+        self.model.to(device)
+        self.tokenizer.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tokenizer.parameters()).device
+
+    @property
+    def K(self) -> int:
+        """Codes per codebook."""
+        return self.model.K
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of an image, the grid that the prior learned."""
+        return self.model.grid
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        grid: str | tuple[int, int] | None = ...,
+        output: Literal["pil"] = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        grid: str | tuple[int, int] | None = ...,
+        output: Literal["tensor", "codes"],
+        **settings: Unpack[SamplingSettings],
+    ) -> Tensor: ...
+
+    def sample(
+        self,
+        n: int,
+        *,
+        grid: str | tuple[int, int] | None = None,
+        output: Output = "pil",
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image] | Tensor:
+        """Draw n samples: those of stage=sample with the same seed and settings, to the bit.
+
+        `settings` are those of SamplingSettings: seed, label, temperature, top_k, top_p, min_p, guidance, batch_size ...
+        `grid` is (rows, columns) of codes, at least the prior's own: larger pictures are drawn window by window.
+
+        Returns n Pillow images; with output="tensor" (n, C, H, W) float32 in [-1, 1], with output="codes" (n, h, w) or
+        (n, h, w, num_codebooks) int64 in [0, K), both on the CPU. Models run in bfloat16 where the hardware computes in it.
+        """
+        check_int("n", n, 1)
+        size = grid if grid is None or isinstance(grid, str) else "x".join(map(str, grid))
+        return self._draw(n, None, output, settings, grid=size)
+
+    @overload
+    def complete(
+        self,
+        images: Picture | Iterable[Picture],
+        rows: int | None = ...,
+        *,
+        region: Sequence[int] | None = ...,
+        n: int = ...,
+        output: Literal["pil"] = ...,
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def complete(
+        self,
+        images: Picture | Iterable[Picture],
+        rows: int | None = ...,
+        *,
+        region: Sequence[int] | None = ...,
+        n: int = ...,
+        output: Literal["tensor", "codes"],
+        **settings: Unpack[SamplingSettings],
+    ) -> Tensor: ...
+
+    def complete(
+        self,
+        images: Picture | Iterable[Picture],
+        rows: int | None = None,
+        *,
+        region: Sequence[int] | None = None,
+        n: int = 1,
+        output: Output = "pil",
+        **settings: Unpack[SamplingSettings],
+    ) -> list[Image.Image] | Tensor:
+        """Draw the rest of images n times each: what stage=sample draws with sampler.init_image, to the bit.
+
+        Images are what Tokenizer.encode_images takes: paths, Pillow images, arrays or tensors, one or several. The upper `rows`
+        rows of their codes stay, or all codes outside the `region` (top, left, bottom, right), in codes, bottom and right
+        exclusive; only masked priors read what comes after it. `settings` are those of SamplingSettings.
+
+        Returns what `sample` does: n completions of the first image, then those of the second ...
+        """
+        check_int("n", n, 1)
+        pictures = list(list_pictures(images))
+        if not pictures:
+            raise InputError("complete needs an image, and got an empty list")
+        first = pictures[0]
+        name = str(first) if isinstance(first, str | Path) else type(first).__name__
+        return self._draw(n, pictures, output, settings, init_image=name, rows=rows, region=region)
+
+    def nats(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        label: Label = None,
+        per_position: bool = False,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """-log p(codes of an image | label) of each image, in nats: (B,) float64 on the CPU (VQGAN, Esser et al. 2021, eq. 9).
+
+        With per_position=True that of each code, (B, h, w) or (B, h, w, num_codebooks) float32, whose sum it is. Divided by
+        log 2 it is in bits, divided by the number of codes per token. It is the likelihood of the codes, not of the pixels. Of
+        priors that are not `model.exact` (maskgit, diffusion) it is an unbiased estimate of an upper bound.
+
+        Images are what Tokenizer.encode_images takes. A prior of classes needs `label`: one class for all images, or as many as
+        there are images; -1 is no class. Encoded as for training, judged in float32.
+        """
+        batch = read_batch_size(batch_size)
+        with autocast(self.device):
+            codes = self.tokenizer.encode_images(images, batch)
+        return self.nats_of_codes(codes, label=label, per_position=per_position, batch_size=batch)
+
+    def nats_of_codes(
+        self,
+        codes: Tensor,
+        *,
+        label: Label = None,
+        per_position: bool = False,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """As `nats`, of codes (B, h, w) or (B, h, w, num_codebooks) on the prior's own grid, such as `sample` returns."""
+        batch = read_batch_size(batch_size)
+        if len(codes):
+            self.tokenizer.check_codes(codes)
+        if tuple(codes.shape[1:3]) != self.grid:
+            h, w = self.grid
+            raise InputError(
+                f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
+            )
+        labels = self._label_images(label, len(codes))
+        parts = [torch.empty(0, *self.grid, self.model.num_codebooks)]
+        for first in range(0, len(codes), batch):
+            part = slice(first, first + batch)
+            with torch.autocast(self.device.type, enabled=False):
+                parts.append(
+                    judge_codes(self.model, codes[part], None if labels is None else labels[part])
+                )
+        per_code = torch.cat(parts)
+        return per_code.view(codes.shape) if per_position else per_code.double().sum((1, 2, 3))
+
+    def choose_labels(self, label: Any, n: int, sampler: Sampler) -> Tensor | None:
+        """The labels (n,) of n samples, None without classes. Raises InputError for labels, and settings of the sampler, that
+        this prior or its device doesn't take."""
+        labels = choose_labels(self.classes, label, n)
+        if labels is None and sampler.guidance != 1:
+            raise InputError(
+                f"sampler.guidance={sampler.guidance} needs a prior of classes; "
+                "train one with conditional=true"
+            )
+        check_compile_sampler(self.model, sampler, self.device.type)
+        return labels
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        n: int,
+        pictures: Sequence[Picture] | None,
+        output: str,
+        settings: SamplingSettings,
+        **chosen: Any,
+    ) -> list[Image.Image] | Tensor:
+        """n samples, or n completions of each picture; `chosen` are further settings of the sampler."""
+        if output not in SAMPLE_OUTPUTS:
+            raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
+        seed, label, batch_size, of_sampler = split_settings(settings)
+        sampler = make_sampler(**of_sampler, **chosen)
+        total = n * len(pictures or "1")
+        labels = self.choose_labels(label, total, sampler)
+        sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
+        init_codes = None
+        if pictures is not None:
+            each = [encode_init_image(picture, self.tokenizer)[0] for picture in pictures]
+            init_codes = torch.stack(each).repeat_interleave(n, 0)
+        codes: list[Tensor] = []
+        images: list[Tensor] = []
+        shown: list[Image.Image] = []
+        with autocast(self.device):
+            for batch in generate(self.model, sampler, total, seed, batch_size, labels, init_codes):
+                if output == "codes":
+                    codes.append(batch.cpu())
+                    continue
+                latents = self.tokenizer.quantizer.lookup(batch)
+                for part in decode_latents(self.tokenizer, latents, batch_size):
+                    if output == "pil":
+                        shown += to_pictures(part)
+                    else:
+                        images.append(part.clamp(-1, 1).cpu())
+        return shown if output == "pil" else torch.cat(codes or images)
+
+    def _label_images(self, label: Label, n: int) -> Tensor | None:
+        """The labels (n,) of n images whose likelihood is asked for, None without classes."""
+        if label is None and len(self.classes):
+            raise InputError(
+                "nats of a prior of classes are those of an image of a class; give label=<class> for all images, a list with "
+                "one for each, or label=-1 for no class"
+            )
+        several = isinstance(label, Sequence | Tensor | np.ndarray) and not isinstance(label, str)
+        if several and len(label) != n:  # type: ignore[arg-type]
+            raise InputError(
+                f"label has {len(label)} classes for {n} images; give one for all, or one for each"  # type: ignore[arg-type]
+            )
+        return choose_labels(self.classes, label, n)
+
+
+def split_settings(settings: SamplingSettings) -> tuple[int, Any, int, dict[str, Any]]:
+    """Seed, label, batch size, and the settings of the sampler, with the defaults of conf/. Raises InputError for others."""
+    rest: dict[str, Any] = dict(settings)
+    names = list(SamplingSettings.__annotations__)
+    for name, value in rest.items():
+        if name in COMPLETED:
+            raise InputError(
+                f"{name}={value} is of complete(image, rows=4), which keeps part of an image"
+            )
+        if name not in names:
+            raise InputError(
+                f"{name}={value} is no setting of sampling{suggest(name, names) or ';'} there is {', '.join(names)}"
+            )
+    seed = rest.pop("seed", read_defaults("config")["seed"])
+    label = rest.pop("label", None)
+    batch_size = read_batch_size(rest.pop("batch_size", None))
+    check_seed(seed)
+    return seed, label, batch_size, rest
+
+
+def read_batch_size(batch_size: int | None) -> int:
+    """The number of images at once, by default that of stage=sample."""
+    value = read_defaults("stage/sample")["batch_size"] if batch_size is None else batch_size
+    check_int("batch_size", value, 1, "image")
+    return int(value)
