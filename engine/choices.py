@@ -11,6 +11,7 @@ CHECKPOINT_GROUPS = {
     "extract": FIRST_STAGE,
     "sample": (*FIRST_STAGE, "prior"),
     "evaluate": (*FIRST_STAGE, "prior"),
+    "export": ("model", "quantizer", "prior"),
 }
 
 

@@ -29,7 +29,7 @@ from vqgan.tokenizer import Tokenizer
 Label = int | str | Sequence[int | str] | Tensor | NDArray[Any] | None
 Output = Literal["pil", "tensor", "codes"]
 
-OUTPUTS = ("pil", "tensor", "codes")
+SAMPLE_OUTPUTS = ("pil", "tensor", "codes")
 COMPLETED = ("init_image", "rows", "region")  # settings of what stays of an image
 
 
@@ -88,14 +88,20 @@ class Prior:
     tokenizer_of: str | None
 
     @classmethod
-    def from_pretrained(cls, ckpt: str | Path) -> "Prior":
-        """The prior in a run folder of stage=prior, or of a checkpoint in one, with averaged weights if it has them, on the CPU.
+    def from_pretrained(
+        cls, ckpt: str | Path, revision: str | None = None, *, trust: Sequence[str] = ()
+    ) -> "Prior":
+        """The prior that `ckpt` names, in eval mode on the CPU, with averaged weights if the run has them.
+
+        ckpt        a run folder of stage=prior, or a checkpoint in one; a folder that stage=export wrote of it with
+                    format=safetensors; or the hub id of one, owner/name
+        revision    on the hub: a branch, a tag or a commit; None: the newest
+        trust       full names of classes of your own that the run has, as in trust=["mine.Prior"]
 
         Raises InputError for anything else, and if the tokenizer is missing or not the one that it was trained on.
         """
-        trained: Prior = resolve_name("prior.load").load_prior(
-            ckpt
-        )  # by name: it builds this class
+        load = resolve_name("prior.pretrained").load_any_prior  # by name: it builds this class
+        trained: Prior = load(ckpt, revision, trust)
         return trained
 
     def to(self, device: torch.device | str) -> "Prior":
@@ -280,8 +286,8 @@ class Prior:
         **chosen: Any,
     ) -> list[Image.Image] | Tensor:
         """n samples, or n completions of each picture; `chosen` are further settings of the sampler."""
-        if output not in OUTPUTS:
-            raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
+        if output not in SAMPLE_OUTPUTS:
+            raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
         seed, label, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n * len(pictures or "1")

@@ -36,7 +36,10 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_packages_that_have_moved_are_found_and_a_users_package_of_that_name_is_theirs() -> None:
-    before = {"data": {"_target_": "data.folder.Folder"}, "run": "evaluation.report.stage.report"}
+    before = {
+        "data": {"_target_": "codegrid.data.folder.Folder"},
+        "run": "codegrid.evaluation.report.stage.report",
+    }
     now = {
         "data": {"_target_": "codegrid.data.folder.Folder"},
         "run": "codegrid.evaluation.report.stage.report",

@@ -1,9 +1,8 @@
 """A tokenizer for a script or a notebook from wherever it is: a run, an export, another program's weights, the hub."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from codegrid.engine.checkpoint import BEST, LAST, PREVIOUS
@@ -16,7 +15,7 @@ from vqgan.formats.codegrid import CLASS_NAME, FACTS, READING
 from vqgan.formats.files import open_folder, read_public
 from vqgan.formats.load import load_public, make_choices
 from vqgan.formats.locate import FileTree
-from vqgan.formats.settings import list_nodes
+from vqgan.formats.settings import list_nodes, read_quietly
 from vqgan.load import load_tokenizer, read_rules
 from vqgan.tokenizer import Tokenizer
 
@@ -94,16 +93,13 @@ def is_run(source: str | Path) -> bool:
 
 
 def read_facts(folder: FileTree, inner: str) -> dict[str, Any]:
-    """The config.json of an export of this program; empty for another folder's."""
-    name = f"{inner}/{FACTS}" if inner else FACTS
-    if name not in folder.names:
-        return {}
-    try:
-        facts = json.loads(folder.fetch(name).read_text())
-    except ValueError:  # a damaged file is refused by whoever needs it
-        return {}
-    is_ours = isinstance(facts, Mapping) and facts.get("_class_name") == CLASS_NAME
-    return dict(facts) if is_ours else {}
+    """The config.json of an export of this program, beside the weights or above them; empty for another program's folder."""
+    places = [PurePosixPath(inner), PurePosixPath(inner).parent]
+    for name in [(place / FACTS).as_posix() for place in places]:
+        facts = read_quietly(folder.fetch(name)) if name in folder.names else None
+        if isinstance(facts, Mapping) and facts.get("_class_name") == CLASS_NAME:
+            return dict(facts)
+    return {}
 
 
 def check_readable(folder: FileTree, facts: Mapping[str, Any], source: str | Path) -> None:

@@ -53,7 +53,7 @@ class LSTM(Autoregressive):
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         before = F.pad(self.before(codes), (0, 0, 1, -1))
         above = F.pad(self.above(codes), (0, 0, self.grid[1], -self.grid[1]))
-        x = before + above + self.places() + self.labels(len(codes), labels)[:, None]
+        x = before + above + self.places() + self.labels(codes.shape[0], labels)[:, None]
         return self.logits(self.recur(self.drop(x))[0])
 
     def decoder(

@@ -38,7 +38,7 @@ class Masked(Transformer):
     def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
         """codes (B, L), of which those `masked` (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
-        x = x + self.place + self.label(len(codes), labels)[:, None]
+        x = x + self.place + self.label(codes.shape[0], labels)[:, None]
         return self.logits(self.blocks(self.drop(x), self.angles))
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:

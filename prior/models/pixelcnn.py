@@ -62,7 +62,7 @@ class PixelCNN(Autoregressive):
         v = self.drop(F.pad(x, (0, 0, 1, -1)) + self.place)
         h = self.drop(F.pad(x, (1, -1)) + self.place)
         for vertical, horizontal, (v_bias, h_bias) in zip(
-            self.vertical, self.horizontal, self.biases(len(x), labels), strict=True
+            self.vertical, self.horizontal, self.biases(x.shape[0], labels), strict=True
         ):
             a = vertical(F.pad(v, (self.reach, self.reach, self.reach, 0))) + v_bias
             v, h = gate(a), horizontal(F.pad(h, (self.reach, 0)), a, h_bias)

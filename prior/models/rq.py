@@ -59,17 +59,17 @@ class RQ(Transformer, Autoregressive):
         return nn.ModuleList(heads)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        by_book = codes.view(len(codes), self.T, self.num_codebooks).unbind(2)
+        by_book = codes.view(codes.shape[0], self.T, self.num_codebooks).unbind(2)
         vectors = [read(code) for read, code in zip(self.read, by_book, strict=True)]
         sums = torch.stack(vectors, 2).cumsum(2)  # (B, T, num_codebooks, width)
-        begin = self.begin(len(codes), labels)[:, None]
+        begin = self.begin(codes.shape[0], labels)[:, None]
         x = torch.cat([begin, sums[:, :-1, -1]], 1)
         h = self.over_places(self.drop(x + self.place), self.angles)
         v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)
         v = self.drop(v + self.book).flatten(0, 1)  # (B * T, num_codebooks, width)
         v = self.norm(self.over_books(v, self.book_angles))
         logits = [head(x) for head, x in zip(self.head, v.unbind(1), strict=True)]
-        return torch.stack(logits, 1).view(len(codes), self.L, self.K).float()
+        return torch.stack(logits, 1).view(codes.shape[0], self.L, self.K).float()
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None

@@ -1,17 +1,25 @@
 """Small tokenizers with weights that do something, and the files of their exports."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.helpers.configs import SMALL, compose_plain
 from vqgan.export.base import Exporter, to_json
 from vqgan.export.discover import choose_exporters
+from vqgan.export.onnx import LIBRARIES
 from vqgan.export.origin import Origin
 from vqgan.export.writing import write_export
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
+
+needs_onnx = pytest.mark.skipif(
+    any(find_spec(library) is None for library in LIBRARIES),
+    reason="onnx, onnxscript or onnxruntime is not installed",
+)
 
 PYRAMID = ["model=pyramid", "model.width=32", "model.z_channels=8", "model.mults=[1,1,1]"]
 

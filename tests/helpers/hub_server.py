@@ -211,9 +211,9 @@ def serve_hub() -> Iterator[HubServer]:
             thread.join()
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that huggingface_hub talks to in this test, as its user, with an empty cache."""
+@contextmanager
+def connect_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that huggingface_hub talks to in a test, as its user, with an empty cache."""
     from huggingface_hub import constants
 
     with serve_hub() as server:

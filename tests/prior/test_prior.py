@@ -58,7 +58,7 @@ def test_a_run_folder_gives_a_prior_and_its_tokenizer(runs: Path) -> None:
     assert not trained.model.training
     assert not trained.tokenizer.training
     assert trained.to("cpu") is trained
-    with pytest.raises(InputError, match="nowhere has no checkpoint"):
+    with pytest.raises(InputError, match="ckpt=nowhere does not exist"):
         Prior.from_pretrained("nowhere")
 
 

@@ -47,12 +47,14 @@ class Example:
 class Exporter(ABC):
     """One format. A subclass is a file of this package, which is all that it takes to be known.
 
-    name    what `format` calls it
-    usage   how it is read, as lines of Markdown for the model card
+    name          what `format` calls it
+    usage         how it is read, as lines of Markdown for the model card
+    is_read_back  whether Tokenizer.from_pretrained reads it
     """
 
     name: str
     usage: str
+    is_read_back = False
 
     @abstractmethod
     def check(self, tokenizer: Tokenizer) -> None:

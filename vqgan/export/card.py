@@ -1,6 +1,7 @@
 """The model card of an exported tokenizer: README.md with the metadata of the Hugging Face hub, filled from the run."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,26 @@ def write_readme(
     checks: Mapping[str, Mapping[str, Any]],
     licence: str | None,
     title: str,
+    hub: str | None,
 ) -> str:
-    """The text of README.md. `checks` are the figures of each format's verification."""
+    """The text of README.md. `checks` are the figures of each format's verification; `hub` is the repository to which the folder
+    is pushed, if that is known."""
     start = origin.start
+    licence = licence or origin.licence
+    metadata = describe_licence(licence)
     revision = start.get("git") or ""
     return render_template(
         TEMPLATE,
         escape=False,
         filters={"yaml": quote_yaml, "cell": format_cell},
-        metadata=describe_licence(licence or origin.licence)
-        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer)},
+        metadata=metadata
+        | {"library_name": "codegrid", "tags": list_hub_tags(tokenizer, origin.stage)},
+        own_licence=licence if "license_name" in metadata else None,
         title=title,
+        summary=origin.summary,
+        is_read_back=any(exporter.is_read_back for exporter in exporters),
+        has_prior=origin.stage == "prior" and any(each.name == "safetensors" for each in exporters),
+        hub=hub,
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
         image_size=tokenizer.encoder.image_size,
@@ -46,14 +56,16 @@ def write_readme(
         usages=[exporter.usage for exporter in exporters],
         checks={name: format_check(each) for name, each in checks.items()},
         images=describe_images(start),
-        imported={key: origin.figures[key] for key in IMPORTED if origin.figures.get(key)},
+        imported={
+            key: hide_home(origin.figures[key]) for key in IMPORTED if origin.figures.get(key)
+        },
         scores={
             name: format_value(value)
             for name, value in origin.figures.items()
             if is_score(name, value) and name not in NOT_SHOWN
         },
         pictures={name: f"{PICTURES_FOLDER}/{file.name}" for name, file in origin.pictures.items()},
-        command=display_command(start["command"]) if start.get("command") else None,
+        command=hide_home(display_command(start["command"])) if start.get("command") else None,
         revision=revision.removesuffix("-dirty"),
         uncommitted=revision.endswith("-dirty"),
         run_id=origin.config.get("id"),
@@ -61,9 +73,22 @@ def write_readme(
     )
 
 
-def list_hub_tags(tokenizer: Tokenizer) -> list[str]:
-    """By which the hub finds a tokenizer."""
-    return ["vqgan", "image-tokenizer", "discrete", type(tokenizer.quantizer).__name__.lower()]
+def hide_home(value: Any) -> Any:
+    """A text with ~ for the user's home folder, whose name is nobody's business on a hub; other values as they are."""
+    home = os.path.expanduser("~")
+    return value.replace(f"{home}/", "~/") if isinstance(value, str) else value
+
+
+def list_hub_tags(tokenizer: Tokenizer, stage: str) -> list[str]:
+    """By which the hub finds a tokenizer, or a prior with its tokenizer."""
+    more = ["image-generation"] if stage == "prior" else []
+    return [
+        *more,
+        "vqgan",
+        "image-tokenizer",
+        "discrete",
+        type(tokenizer.quantizer).__name__.lower(),
+    ]
 
 
 def format_check(figures: Mapping[str, Any]) -> str:

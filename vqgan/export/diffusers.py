@@ -36,6 +36,7 @@ DIFFUSERS_WEIGHTS = f"{FOLDER}/diffusion_pytorch_model.safetensors"
 
 class DiffusersExporter(Exporter):
     name = "diffusers"
+    is_read_back = True
     usage = """\
 `vqvae/` is a model of diffusers:
 

@@ -17,7 +17,10 @@ def list_exporters() -> dict[str, Exporter]:
     for module in iter_modules(vqgan.export.__path__):
         if module.name not in NOT_FORMATS:
             import_module(f"{vqgan.export.__name__}.{module.name}")
-    return {kind.name: kind() for kind in sorted(Exporter.__subclasses__(), key=lambda k: k.name)}
+    kinds = [
+        kind for kind in Exporter.__subclasses__() if "name" in vars(kind)
+    ]  # not what joins two
+    return {kind.name: kind() for kind in sorted(kinds, key=lambda kind: kind.name)}
 
 
 def choose_exporters(formats: Any) -> list[Exporter]:

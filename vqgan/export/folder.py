@@ -1,14 +1,18 @@
 """A folder that is there whole or not at all: written under a hidden name beside, checked, then renamed."""
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import TERMINATED
 from codegrid.engine.folder import choose_folder
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
@@ -30,17 +34,39 @@ def choose_target(stage: str, name: str, run_dir: str | None) -> Path:
 
 @contextmanager
 def hide_folder(target: Path) -> Iterator[Path]:
-    """A new hidden folder beside `target`, which is removed unless it has been published.
+    """A new hidden folder beside `target`, which is removed unless it has been published, after SIGTERM too.
 
     Raises InputError where the disk refuses, from within the block too.
     """
     hidden = target.resolve().parent / f".export-{secrets.token_hex(4)}"
+    with raise_on_sigterm():
+        try:
+            with explain_refusal(target):
+                hidden.mkdir(parents=True)
+            yield hidden
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """SIGTERM, with which schedulers end a program, as an exception, so that what was begun is cleared away.
+
+    Only where nobody else handles it, and in the main thread, which alone may set handlers.
+    """
+
+    def stop(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
     try:
-        with explain_refusal(target):
-            hidden.mkdir(parents=True)
-        yield hidden
+        yield
     finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -49,9 +75,15 @@ def explain_refusal(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise InputError(
+                f"{target} has files by now, as of another export at this moment, and nothing is overwritten; name another folder "
+                "with run_dir=..."
+            ) from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise InputError(
-            f"can't write the folder {target} ({error.strerror or error}), and nothing of it stays; free some space, or name "
-            "another with run_dir=..."
+            f"can't write the folder {target} ({error.strerror or error}), and nothing of it stays; "
+            f"{'free some space, or ' if is_full else ''}name another with run_dir=..."
         ) from error
 
 
@@ -74,7 +106,7 @@ def publish(hidden: Path, target: Path, unlisted: Collection[str]) -> None:
     lines = [f"{hash_file(hidden / name)}  {name}\n" for name in names if name not in unlisted]
     write_files(hidden, target, {CHECKSUMS: "".join(lines).encode()})
     with explain_refusal(target):
-        hidden.rename(target)
+        hidden.rename(target.resolve())  # behind a link: the hidden folder is on the same disk
 
 
 def list_checked(folder: Path) -> list[str]:

@@ -16,13 +16,15 @@ from codegrid.engine.sweep import read_metrics
 
 @dataclass(frozen=True)
 class Origin:
-    """A run of stage=vqgan.
+    """A run of stage=vqgan, or of stage=prior, whose tokenizer is exported with it.
 
     name        of its folder
-    config      from the checkpoint
+    config      of the tokenizer, from the checkpoint, with the id of the run
     start       the first line of its record.jsonl: command, revision, machine, data; empty without a run folder
     figures     of metrics.json; empty for a run that is not finished
     pictures    name -> file
+    stage       vqgan or prior
+    summary     a sentence for the model card
     """
 
     name: str
@@ -30,6 +32,8 @@ class Origin:
     start: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, Any] = field(default_factory=dict)
     pictures: Mapping[str, Path] = field(default_factory=dict)
+    stage: str = "vqgan"
+    summary: str = ""
 
     @classmethod
     def read(cls, ckpt: str | Path, config: Mapping[str, Any]) -> "Origin":

@@ -10,6 +10,7 @@ from codegrid.engine.checkpoint import read_run_id
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.folder import METRICS
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.sweep import read_metrics
 from codegrid.engine.words import format_word
 from vqgan.export.card import README
@@ -20,10 +21,10 @@ from vqgan.formats.load import list_some
 Reply = TypeVar("Reply")
 
 REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-MAX_NAME = 96  # characters, by the hub's rules
+MAX_REPOSITORY_NAME = 96  # characters, by the hub's rules
 HUBS_OWN = ".gitattributes"  # which every repository has
 LICENCE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")  # which the user may put beside
-MAX_LISTED = 5  # files in a sentence
+SHOWN_FILES = 5  # files in a sentence
 STATUS = {
     401: "the hub does not know the token; store a new one with hf auth login, or in HF_TOKEN",
     403: "the token may not write there; give it write access, or name a repository of your own",
@@ -84,12 +85,12 @@ def check_repository(name: Any) -> None:
     is_whole = isinstance(name, str) and REPOSITORY.fullmatch(name)
     if (
         not is_whole
-        or len(name.partition("/")[2]) > MAX_NAME
+        or len(name.partition("/")[2]) > MAX_REPOSITORY_NAME
         or re.search(r"--|\.\.|[.-](/|$)|\.git$", name)
     ):
         raise InputError(
             f"hub={name} must be owner/name, each of letters, digits, -, _ and . that neither begins nor ends with - or ., "
-            f"without -- or .., the name of {MAX_NAME} characters at most"
+            f"without -- or .., the name of {MAX_REPOSITORY_NAME} characters at most"
         )
 
 
@@ -125,7 +126,7 @@ class Push:
                 return self._describe(str(info.sha))
             if remote and not self._replace:
                 raise self._refuse(
-                    f"it has files already ({list_some(sorted(remote), MAX_LISTED)}); replace=true exchanges all of them in one "
+                    f"it has files already ({list_some(sorted(remote), SHOWN_FILES)}); replace=true exchanges all of them in one "
                     "commit, and its history keeps the earlier ones; or name another",
                     "replace=true",
                     private=self._private,
@@ -210,7 +211,7 @@ class Push:
         """The command that pushes later."""
         first = ["stage=export", format_word("resume", self.folder), f"hub={self.repository}"]
         chosen = [] if private is None else [f"private={str(private).lower()}"]
-        return f"push it with: python train.py {' '.join([*first, *chosen, *words])}"
+        return f"push it with: {PROGRAM} {' '.join([*first, *chosen, *words])}"
 
 
 def explain_failure(error: Exception) -> str:

@@ -24,6 +24,7 @@ MAX_TABLE = 2**30  # numbers
 
 class SafetensorsExporter(Exporter):
     name = "safetensors"
+    is_read_back = True
     usage = """\
 `decoder.py` needs torch and safetensors alone. From indices to pictures:
 

@@ -24,8 +24,10 @@ def write_export(
     licence: str | None,
     target: Path,
     config: str,
+    hub: str | None = None,
 ) -> dict[str, Any]:
-    """Write a tokenizer as `target`, whole or not at all; the figures of the export. `config` is the text of its config.yaml."""
+    """Write a tokenizer as `target`, whole or not at all; the figures of the export. `config` is the text of its config.yaml, `hub`
+    the repository to which it will be pushed."""
     settings = {group: origin.config[group] for group in ("model", "quantizer")}
     examples = make_examples(tokenizer)
     with hide_folder(target) as hidden:
@@ -37,7 +39,7 @@ def write_export(
         preprocessor = describe_images_for(tokenizer, origin.config["data"])
         write_files(hidden, target, {FACTS: to_json(facts), PREPROCESSOR: to_json(preprocessor)})
         checks = {each.name: each.verify(tokenizer, hidden, examples) for each in exporters}
-        readme = write_readme(tokenizer, origin, exporters, checks, licence, target.name)
+        readme = write_readme(tokenizer, origin, exporters, checks, licence, target.name, hub)
         pictures = {
             f"{PICTURES_FOLDER}/{file.name}": file.read_bytes() for file in origin.pictures.values()
         }
@@ -45,7 +47,7 @@ def write_export(
         result = {
             "run": str(target),
             "of": origin.config.get("id"),
-            "of_stage": "vqgan",
+            "of_stage": origin.stage,
             "formats": [exporter.name for exporter in exporters],
             "checks": checks,
             "bytes": sum(file.stat().st_size for file in hidden.rglob("*") if file.is_file()),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG
@@ -112,7 +113,7 @@ def test_an_existing_folder_is_a_sentence_and_stays(
         (["format=safetensor"], "format=safetensor does not exist, did you mean safetensors?"),
         (["format=[]"], "format=[] names no format; choose from"),
         (["format=[safetensors,safetensors]"], "format names safetensors twice"),
-        (["resume=runs/x"], "stage=export writes its folder whole or not at all; leave resume"),
+        (["resume=runs/x"], "resume=runs/x is not a run folder"),
         (["ckpt=null"], "stage=export needs the tokenizer to export; add ckpt="),
         (["ckpt=nowhere"], "ckpt=nowhere has no checkpoint"),
     ],
@@ -154,7 +155,7 @@ def test_a_checkpoint_without_its_run_folder_is_exported_without_figures(tmp_pat
     shutil.copytree(RUN, tmp_path / "whole")
     origin = Origin.read(tmp_path / "mine", config)
     assert (origin.name, origin.figures, origin.pictures) == ("mine", {}, {})
-    readme = write_readme(tokenizer, origin, [], {}, None, "mine")
+    readme = write_readme(tokenizer, origin, [], {}, None, "mine", None)
     assert "The command is not known" in readme
     assert "## Figures" not in readme
     whole = Origin.read(tmp_path / "whole", config)
@@ -172,12 +173,42 @@ def test_a_folder_of_another_run_above_a_checkpoint_is_not_its_origin(tmp_path: 
 def test_imported_weights_keep_their_origin_and_licence() -> None:
     figures = {"licence": "MIT | or so", "sha256": "12ab", "origin": "owner/name"}
     origin = Origin("photos", {}, {}, figures)
-    readme = write_readme(make_trained("quantizer=fsq"), origin, [], {}, None, "photos")
+    readme = write_readme(make_trained("quantizer=fsq"), origin, [], {}, None, "photos", None)
     assert read_metadata(readme)["license_name"] == "mit-or-so"
     assert "| licence | MIT \\| or so |" in readme
     assert "| origin | owner/name |" in readme
-    again = write_readme(make_trained("quantizer=fsq"), origin, [], {}, "mit", "photos")
+    again = write_readme(make_trained("quantizer=fsq"), origin, [], {}, "mit", "photos", None)
     assert read_metadata(again)["license"] == "mit"
+
+
+def test_a_card_is_one_of_the_hub_and_shows_how_to_load_the_tokenizer_by_its_name() -> None:
+    tokenizer, exporters = make_trained("quantizer=residual"), choose_exporters(["safetensors"])
+    origin = Origin("photos", {})
+    readme = write_readme(tokenizer, origin, exporters, {}, "MIT", "photos", "ann/photos")
+    card = ModelCard(readme)
+    assert card.data.to_dict() == {
+        "license": "mit",
+        "library_name": "codegrid",
+        "tags": ["vqgan", "image-tokenizer", "discrete", "residual"],
+    }
+    assert 'Tokenizer.from_pretrained("ann/photos")\n' in card.text
+    assert "-> int64 (1, 4, 4, 4)" in card.text
+    local = write_readme(tokenizer, origin, exporters, {}, "Ask me: 1 | 2", "photos", None)
+    assert 'Tokenizer.from_pretrained(".")   # this folder, or its name on the hub' in local
+    assert ModelCard(local).data.license_name == "ask-me-1-2"
+    assert "Licence: Ask me: 1 | 2\n" in local
+    onnx = choose_exporters(["onnx"])
+    assert "from_pretrained" not in write_readme(tokenizer, origin, onnx, {}, None, "p", None)
+
+
+def test_a_card_does_not_name_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    start = {"command": "/opt/train.py data.root=/home/ann/photos ckpt=/home/anna/x", "git": None}
+    origin = Origin("photos", {}, start, {"origin": "/home/ann/last.ckpt", "licence": "mit"})
+    readme = write_readme(make_trained(), origin, [], {}, None, "photos", None)
+    assert "python train.py data.root=~/photos ckpt=/home/anna/x" in readme
+    assert "| origin | ~/last.ckpt |" in readme
+    assert "/home/ann/" not in readme
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 import errno
 import hashlib
 import os
+import signal
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import TERMINATED
 from vqgan.export.folder import (
     CHECKSUMS,
     choose_target,
@@ -55,7 +58,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(
-        InputError, match=r"can't write the folder .*out \(No space left on device\)"
+        InputError,
+        match=r"can't write the folder .*out \(No space left on device\).*; free some space",
     ):
         write(tmp_path / "out", {"a": b"1"})
     assert not list(tmp_path.iterdir())
@@ -63,13 +67,51 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="can't write the folder"):
+    with pytest.raises(InputError, match="can't write the folder .* stays; name another"):
         write(tmp_path / "file" / "out", {"a": b"1"})
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_behind_a_link_is_written_there(exists: bool, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/out")
+    if exists:
+        (tmp_path / "disk" / "out").mkdir()
+    write(tmp_path / "link", {"a": b"1"})
+    assert (tmp_path / "link").is_symlink()
+    assert list_checked(tmp_path / "disk" / "out") == ["a"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_sigterm_clears_away_what_was_begun_and_is_left_as_it_was(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop, hide_folder(tmp_path / "out") as hidden:
+        write_files(hidden, tmp_path / "out", {"a": b"1"})
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.code == TERMINATED
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_of_somebody_else_and_threads_are_left_alone(tmp_path: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        write(tmp_path / "out", {"a": b"1"})
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    thread = Thread(target=write, args=(tmp_path / "other", {"a": b"1"}))
+    thread.start()
+    thread.join()
+    assert list_checked(tmp_path / "other") == ["a"]
 
 
 def test_files_that_came_meanwhile_are_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(InputError, match="can't write the folder"), hide_folder(target) as hidden:
+    with (
+        pytest.raises(InputError, match=r"out has files by now, .*; name another folder"),
+        hide_folder(target) as hidden,
+    ):
         write_files(hidden, target, {"a": b"1"})
         target.mkdir()
         (target / "theirs").write_text("stays")

@@ -1,6 +1,5 @@
 """format=onnx: graphs for onnxruntime, for any number and size of images."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,9 @@ import pytest
 import torch
 
 from codegrid.engine.errors import InputError
-from tests.helpers.exports import PYRAMID, make_trained, write_format
+from tests.helpers.exports import PYRAMID, make_trained, needs_onnx, write_format
 from vqgan.export.base import make_examples
-from vqgan.export.onnx import LIBRARIES, MAX_BYTES, ONNXExporter, open_session
-
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(library) is None for library in LIBRARIES),
-    reason="onnx, onnxscript or onnxruntime is not installed",
-)
+from vqgan.export.onnx import MAX_BYTES, ONNXExporter, open_session
 
 
 @needs_onnx

@@ -12,11 +12,9 @@ from codegrid.engine.errors import InputError
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
 from tests.helpers.exports import export_folder
-from tests.helpers.hub_server import GIT_ATTRIBUTES, TOKEN, HubServer, hub
+from tests.helpers.hub_server import GIT_ATTRIBUTES, TOKEN, HubServer
 from vqgan.export.folder import CHECKSUMS
 from vqgan.export.push import Destination, Push, explain_failure, list_pushed, read_export
-
-__all__ = ["hub"]
 
 RUN = ROOT / "tests" / "fixtures" / "run_of_0_1" / "tokenizer"
 

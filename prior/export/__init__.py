@@ -1,0 +1,1 @@
+"""stage=export of a prior: beside its tokenizer, in the same formats."""

@@ -1,0 +1,170 @@
+"""format=onnx and format=pt2: a prior's graph for onnxruntime, and for torch alone."""
+
+import io
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codegrid.engine.errors import InputError
+from prior.export.base import PriorFormat
+from prior.export.compare import RunGraph, compare_prior
+from prior.export.graphs import cache_shape, describe_graph, trace_prior
+from prior.models.base import PriorModel
+from prior.models.gpt import GPT
+from prior.prior import Prior
+from vqgan.export.onnx import MAX_BYTES
+
+MEANINGS = {
+    "codes": "int64 {codes}",
+    "position": "int64 (), from 0 to {last}",
+    "cache": "float32 {cache}, zeros at the first position",
+    "masked": "bool (B, h, w): codes that are not read",
+    "labels": "int64 (B,): the number of a class, or -1 for none",
+}
+KINDS_OF_GRAPH = {
+    "step": "one position in raster order, with the keys and values of those before as its cache; codes are those of the position "
+    "before, which are not read at the first",
+    "grid": "all logits of a grid at once; those of a position depend on the codes before it only",
+    "masked": "the logits of all positions, from the codes that are not masked",
+}
+
+
+LOOP = """
+
+```python
+import numpy
+import onnxruntime
+
+session = onnxruntime.InferenceSession("prior.onnx")
+n = 16
+{labels}cache, codes, grid = numpy.zeros(({shape}), numpy.float32), numpy.zeros(n, numpy.int64), []
+for position in range({T}):
+    inputs = {{"codes": codes, "position": numpy.array(position), "cache": cache{also}}}
+    logits, cache = session.run(None, inputs)
+    codes = (logits + numpy.random.gumbel(size=logits.shape)).argmax(1)   # a draw from softmax(logits)
+    grid.append(codes)
+indices = numpy.stack(grid, 1).reshape(n, {h}, {w})   # for decoder.onnx
+```"""
+
+
+class GraphFormat(PriorFormat):
+    """A prior's graph in one file."""
+
+    def check(self, trained: Prior) -> None:
+        try:
+            describe_graph(trained.model)
+        except InputError as error:
+            raise InputError(f"format={self.name}: {error}") from error
+
+    @property
+    def file(self) -> str:
+        return f"prior.{self.name}"
+
+    def verify(self, trained: Prior, folder: Path) -> dict[str, Any]:
+        model = trained.model.cpu()
+        return compare_prior(self.name, model, self.open_graph(folder / self.file))
+
+    @abstractmethod
+    def open_graph(self, file: Path) -> RunGraph:
+        """The graph in a file, on the CPU."""
+
+    def describe_use(self, trained: Prior) -> str:
+        model = trained.model
+        signature = describe_graph(model)
+        books = f", {model.num_codebooks}" if model.num_codebooks > 1 else ""
+        h, w = model.grid
+        shapes = {
+            "codes": "(B,)" if signature.kind == "step" else f"(B, {h}, {w}{books})",
+            "last": model.T - 1,
+            "cache": "",
+        }
+        if isinstance(model, GPT):
+            blocks, two, _, *rest = cache_shape(model, 1)
+            shapes["cache"] = f"({blocks}, {two}, B, {', '.join(map(str, rest))})"
+        lines = [f"| `{name}` | {MEANINGS[name].format(**shapes)} |" for name in signature.inputs]
+        returned = " and ".join(f"`{name}`" for name in signature.outputs)
+        table = "\n".join(["| input | |", "|---|---|", *lines])
+        return (
+            f"`{self.file}` is the prior: {KINDS_OF_GRAPH[signature.kind]}.\n\n{table}\n\n"
+            f"It returns {returned}; logits are float32 (..., {model.K}), one of each code."
+            f"{self.describe_loop(model)}"
+        )
+
+    def describe_loop(self, model: PriorModel) -> str:
+        """An example of the graph's use, if there is one."""
+        return ""
+
+
+class PT2Prior(GraphFormat):
+    name = "pt2"
+
+    def encode_files(self, trained: Prior) -> dict[str, bytes]:
+        content = io.BytesIO()
+        torch.export.save(trace_prior(trained.model), content)
+        return {self.file: content.getvalue()}
+
+    def open_graph(self, file: Path) -> RunGraph:
+        graph = torch.export.load(file).module()
+
+        def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+            returned = graph(**inputs)
+            return list(returned) if isinstance(returned, tuple) else [returned]
+
+        return run
+
+
+class ONNXPrior(GraphFormat):
+    name = "onnx"
+
+    def check(self, trained: Prior) -> None:
+        super().check(trained)
+        tensors = trained.model.state_dict().values()
+        size = sum(value.numel() * value.element_size() for value in tensors)
+        if size > MAX_BYTES:
+            raise InputError(
+                f"format=onnx holds 2 GiB in a file at most, and the prior's weights are {size / 2**30:.1f}; use format=pt2"
+            )
+
+    def encode_files(self, trained: Prior) -> dict[str, bytes]:
+        signature = describe_graph(trained.model)
+        converted = torch.onnx.export(
+            trace_prior(trained.model),
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+        assert converted is not None
+        return {self.file: converted.model_proto.SerializeToString()}
+
+    def open_graph(self, file: Path) -> RunGraph:
+        import onnxruntime  # an extra
+
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+        def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+            arrays = {name: value.numpy() for name, value in inputs.items()}
+            return [torch.from_numpy(array) for array in session.run(None, arrays)]
+
+        return run
+
+    def describe_loop(self, model: PriorModel) -> str:
+        if not isinstance(model, GPT):
+            return ""
+        shape = ", ".join(
+            "n" if axis == 2 else str(size) for axis, size in enumerate(cache_shape(model, 1))
+        )
+        has_classes = bool(model.classes)
+        labels = "labels = numpy.zeros(n, numpy.int64)   # all of class 0\n" if has_classes else ""
+        return LOOP.format(
+            T=model.T,
+            h=model.grid[0],
+            w=model.grid[1],
+            shape=shape,
+            labels=labels,
+            also=', "labels": labels' if has_classes else "",
+        )
