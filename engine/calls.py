@@ -41,11 +41,9 @@ ONE_RUN = f"and train() makes a single run; sweeps are commands in a shell: {PRO
 QUIETED = (  # loggers of libraries whose level a run raises
     "lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero",
 )  # fmt: skip
-VARIABLES = (
-    "PL_GLOBAL_SEED",
-    "PL_SEED_WORKERS",
-    "WANDB_MODE",
-)  # set by Lightning, and by a run that W&B did not answer
+VARIABLES = (  # of the environment, set by Lightning, and by a run that W&B did not answer
+    "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_MODE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
