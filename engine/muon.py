@@ -14,8 +14,8 @@ from engine.errors import InputError, check_int, check_range
 from engine.fsdp import full_tensor, shard_like
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of a x + b x^3 + c x^5: steep at 0, near 1 elsewhere
-TINY = 1e-7  # the least norm that a matrix is divided by
-MIN_SIDE = 16  # rows and columns of what counts as a matrix
+LEAST_NORM = 1e-7  # the least norm that a matrix is divided by
+MIN_MATRIX_SIDE = 16  # rows and columns of what counts as a matrix
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)  # whose weights are matrices
 GRAM_PAYS = 1.5  # columns per row from which products of the small Gram matrices cost less
 
@@ -161,7 +161,7 @@ def choose_matrices(module: nn.Module, ends: Iterable[nn.Module] = ()) -> set[nn
         if isinstance(part, LAYERS)
         for name, p in part.named_parameters(recurse=False)
         if name.startswith("weight") and p.ndim > 1 and id(p) not in excluded
-        if len(p) >= MIN_SIDE and p[0].numel() >= MIN_SIDE
+        if len(p) >= MIN_MATRIX_SIDE and p[0].numel() >= MIN_MATRIX_SIDE
     }
 
 
@@ -187,7 +187,7 @@ def orthogonalise(x: Tensor, iterations: int) -> Tensor:
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
-        x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=TINY)
+        x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=LEAST_NORM)
         if x.is_cuda:
             return iterate(x.bfloat16(), iterations)
         rows, columns = x.shape[1:]
