@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -12,6 +13,7 @@ from torch import nn
 
 from data.tokens import CodeDataModule
 from engine.callbacks.checkpointing import Checkpoints
+from engine.checkpoint import read_checkpoint
 from engine.clock import Budget, Now, Schedule
 from engine.errors import find_mistake
 from engine.folder import LAST
@@ -152,15 +154,18 @@ def test_an_update_under_autocast_is_orthogonalised_in_float32() -> None:
     torch.testing.assert_close(step, 0.02 * expected, rtol=0, atol=1e-6)
 
 
-def train_in_parts(module: ClockedModule, data: Any, folder: Path, stop: int | None = None) -> None:
+def train_in_parts(
+    module: ClockedModule, data: Any, folder: Path, stop: int = 0, **ranks: Any
+) -> L.Trainer:
     """Train to the end of the module's budget, from the checkpoint in `folder` if there is one, or up to step `stop`."""
-    callbacks: list[Callback] = [Checkpoints(ABOUT, 2, pauses=(0, 0))]
+    callbacks: list[Callback] = [Checkpoints(ABOUT, stop or 100, pauses=(0, 0))]
     if stop:
         callbacks.append(StopAt(stop))
-    trainer = make_trainer(callbacks=callbacks, default_root_dir=folder)
+    trainer = make_trainer(callbacks=callbacks, default_root_dir=folder, **ranks)
     torch.manual_seed(0)
     last = folder / LAST
     trainer.fit(module, data, ckpt_path=last if last.is_file() else None)
+    return trainer
 
 
 class StopAt(Callback):
@@ -178,24 +183,48 @@ def test_a_resumed_prior_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     (whole, data), (first, _), (second, _) = build(), build(), build()
     train_in_parts(whole, data, tmp_path / "whole")
     train_in_parts(first, data, tmp_path / "parts", stop=2)
-    assert first.step == 2
+    assert read_checkpoint(tmp_path / "parts", "prior")["clock"]["step"] == 2
     train_in_parts(second, data, tmp_path / "parts")
     assert second.step == whole.step == 4
     expected, resumed = copy_weights(whole), copy_weights(second)
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
+def test_a_step_is_skipped_if_gradients_overflow_under_loss_scaling() -> None:
+    weights, scaler = [], torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for is_scaled in (False, True):
+        torch.manual_seed(0)
+        matrix, vector = nn.Parameter(torch.randn(16, 20)), nn.Parameter(torch.randn(5))
+        optimizer = make(MuonSettings)([{"params": [vector]}, {"params": [matrix], "matrix": True}])
+        for factor in (1.0, 2.0, float("inf")):
+            if factor == float("inf") and not is_scaled:
+                continue
+            optimizer.zero_grad()
+            loss = factor * (matrix.square().sum() + vector.pow(3).sum())
+            (scaler.scale(loss) if is_scaled else loss).backward()
+            if is_scaled:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+        weights.append((matrix.detach(), vector.detach()))
+    for plain, scaled in zip(*weights, strict=True):
+        torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=1e-7)
+
+
 def train_two_ranks(folder: Path) -> dict[str, Any]:
-    """The weights of a prior after six updates, replicated and sharded, and how much of the momenta this rank holds."""
+    """The weights of a prior after six updates, replicated, sharded, and sharded with a break after three; and how many
+    numbers of the momenta this rank holds."""
     outcome: dict[str, Any] = {}
-    for how in ("ddp_find_unused_parameters_true", ShardedStrategy(2)):
-        module, _ = make_prior_module(6, make(MuonSettings))
-        data = CodeDataModule(make_codes(200, 0), make_codes(70, 1), 16, seed=0)
-        trainer = make_trainer(
-            default_root_dir=folder, devices=2, strategy=how, inference_mode=False
-        )
-        trainer.fit(module, data)
-        name = "ddp" if isinstance(how, str) else "fsdp2"
+    for name, stops in {"ddp": [0], "fsdp2": [0], "resumed": [3, 0]}.items():
+        for stop in stops:
+            module, _ = make_prior_module(6, make(MuonSettings))
+            data = CodeDataModule(make_codes(200, 0), make_codes(70, 1), 16, seed=0)
+            strategy = "ddp_find_unused_parameters_true" if name == "ddp" else ShardedStrategy(2)
+            ranks = {"devices": 2, "strategy": strategy, "inference_mode": False}
+            trainer = train_in_parts(module, data, folder / name, stop, **ranks)
+            if stop:
+                outcome["saved"] = read_checkpoint(folder / name, "prior")["clock"]["step"]
         outcome[name] = {n: full_tensor(p.detach()) for n, p in module.named_parameters()}
         states = trainer.optimizers[0].state.values()
         momenta = [state["momentum_buffer"] for state in states if "momentum_buffer" in state]
@@ -209,10 +238,12 @@ def test_ranks_agree_and_train_as_one_process_does(tmp_path: Path) -> None:
     module, _ = make_prior_module(6, make(MuonSettings))
     data = CodeDataModule(make_codes(200, 0), make_codes(70, 1), 32, seed=0)
     make_trainer(default_root_dir=tmp_path).fit(module, data)
-    for strategy in ("ddp", "fsdp2"):
+    assert one["saved"] == 3
+    for how in ("ddp", "fsdp2", "resumed"):
         for name, weight in module.named_parameters():
-            assert torch.equal(one[strategy][name], two[strategy][name]), name
-            torch.testing.assert_close(one[strategy][name], weight.detach(), rtol=0, atol=2e-3)
+            assert torch.equal(one[how][name], two[how][name]), name
+            torch.testing.assert_close(one[how][name], weight.detach(), rtol=0, atol=1e-3)
+    assert all(torch.equal(one["resumed"][n], value) for n, value in one["fsdp2"].items())
     assert one["fsdp2 momenta"] + two["fsdp2 momenta"] == one["ddp momenta"]
 
 
