@@ -59,7 +59,7 @@ class Schedule:
 
 class StableSchedule(Schedule):
     """Learning-rate factor: a linear warm-up over `warmup` steps, then 1 (Hu et al. 2024, section 4), then, over the last share
-    `cooldown` of the run, down to `floor` by 1 - sqrt (Hagele et al. 2024, eq. 3)."""
+    `cooldown` of the run, down to `floor` by 1 - sqrt (Hägele et al. 2024, eq. 3)."""
 
     def __init__(self, warmup: int, floor: float, cooldown: float) -> None:
         super().__init__(warmup, floor)

@@ -21,8 +21,8 @@ GRAM_PAYS = 1.5  # columns per row from which products of the small Gram matrice
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings:
-    """The settings of both halves of a Muon; calling them with parameter groups builds it.
+class Muon:
+    """The settings of Muon for matrices and AdamW for all else; calling them with parameter groups builds the optimizer.
 
     lr, betas, eps, weight_decay, fused      AdamW's
     matrix_lr       learning rate of the matrices, times sqrt(max(1, rows / columns))
@@ -54,11 +54,11 @@ class MuonSettings:
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers")
         check_int("optimizer.iterations", self.iterations, 1)
 
-    def __call__(self, groups: Iterable[dict[str, Any]]) -> "Muon":
-        return Muon(groups, self)
+    def __call__(self, groups: Iterable[dict[str, Any]]) -> "MuonOptimizer":
+        return MuonOptimizer(groups, self)
 
 
-class Muon(Optimizer):
+class MuonOptimizer(Optimizer):
     """Momentum, orthogonalised by Newton-Schulz iterations, for groups with matrix=True (Jordan et al. 2024), with decoupled
     weight decay (Liu et al. 2025, eq. 2-3); AdamW (Loshchilov & Hutter 2019) for all other groups.
 
@@ -68,7 +68,7 @@ class Muon(Optimizer):
     Ranks that hold shards of a matrix gather its step; all ranks orthogonalise the same, so they stay equal.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], settings: MuonSettings) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], settings: Muon) -> None:
         matrix = {
             "lr": settings.matrix_lr,
             "weight_decay": settings.matrix_decay,

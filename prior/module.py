@@ -140,7 +140,9 @@ class Prior(ClockedModule):
 
     def configure_optimizers(self) -> Optimizer:
         decayed = decayed_weights(self.model)
-        return self.optimizer(self.make_optimizer, self.model, decayed=decayed, ends=self.model.ends)
+        return self.optimizer(
+            self.make_optimizer, self.model, decayed=decayed, ends=self.model.ends
+        )
 
 
 class LikelihoodMetric(Metric):

@@ -19,7 +19,7 @@ from engine.errors import find_mistake
 from engine.folder import LAST
 from engine.fsdp import ShardedStrategy, full_tensor, local_shard
 from engine.module import ClockedModule
-from engine.muon import Muon, MuonSettings, orthogonalise_all
+from engine.muon import Muon, MuonOptimizer, orthogonalise_all
 from prior.module import Prior, decayed_weights
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
@@ -44,14 +44,12 @@ pytestmark = lightning_warnings
 LEARNED = [name for name in PRIORS if name not in UNLABELLED]
 
 
-def make_muon_vqgan(
-    gate: Gate | None = None, muon: MuonSettings | None = None, **losses: Any
-) -> VQGAN:
+def make_muon_vqgan(gate: Gate | None = None, muon: Muon | None = None, **losses: Any) -> VQGAN:
     """A small tokenizer with matrices; its generator trains by Muon."""
     module = make_module(gate, tokenizer=make_tokenizer(dim=16), **losses)
     images = torch.from_numpy(make_noise().samples("train").values)
     module.tokenizer.initialise(make_noise().augment(images))
-    module.make_optimizers[0] = muon or make(MuonSettings)
+    module.make_optimizers[0] = muon or make(Muon)
     return module
 
 
@@ -90,7 +88,7 @@ def test_codes_keep_a_rate_of_their_own() -> None:
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_reads_and_predicts_codes_is_no_matrix_of_a_prior(name: str) -> None:
     model = make_prior(name, K=32, grid=(2, 3), classes=20)
-    optimizer, schedule = make(MuonSettings, weight_decay=0.3), make(Schedule)
+    optimizer, schedule = make(Muon, weight_decay=0.3), make(Schedule)
     module = Prior(model, optimizer, Budget(1), schedule, **LABEL_SETTINGS)
     muon: Any = module.configure_optimizers()
     matrices = read_matrices(muon, model)
@@ -143,7 +141,7 @@ def test_a_tokenizer_learns_by_muon_in_every_precision(gate: Gate | None, precis
 
 
 def test_an_update_under_autocast_is_orthogonalised_in_float32() -> None:
-    module = make_muon_vqgan(steps=1, muon=make(MuonSettings, matrix_decay=0.0))
+    module = make_muon_vqgan(steps=1, muon=make(Muon, matrix_decay=0.0))
     module.schedule = Schedule(0, floor=1.0)
     weight = module.tokenizer.patches.into[1].weight
     before = weight.detach().clone()
@@ -178,7 +176,7 @@ class StopAt(Callback):
 
 def test_a_resumed_prior_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     def build() -> tuple[Prior, Any]:
-        return make_prior_module(4, make(MuonSettings))
+        return make_prior_module(4, make(Muon))
 
     (whole, data), (first, _), (second, _) = build(), build(), build()
     train_in_parts(whole, data, tmp_path / "whole")
@@ -195,7 +193,7 @@ def test_a_step_is_skipped_if_gradients_overflow_under_loss_scaling() -> None:
     for is_scaled in (False, True):
         torch.manual_seed(0)
         matrix, vector = nn.Parameter(torch.randn(16, 20)), nn.Parameter(torch.randn(5))
-        optimizer = make(MuonSettings)([{"params": [vector]}, {"params": [matrix], "matrix": True}])
+        optimizer = make(Muon)([{"params": [vector]}, {"params": [matrix], "matrix": True}])
         for factor in (1.0, 2.0, float("inf")):
             if factor == float("inf") and not is_scaled:
                 continue
@@ -218,7 +216,7 @@ def train_two_ranks(folder: Path) -> dict[str, Any]:
     outcome: dict[str, Any] = {}
     for name, stops in {"ddp": [0], "fsdp2": [0], "resumed": [3, 0]}.items():
         for stop in stops:
-            module, _ = make_prior_module(6, make(MuonSettings))
+            module, _ = make_prior_module(6, make(Muon))
             data = CodeDataModule(make_codes(200, 0), make_codes(70, 1), 16, seed=0)
             strategy = "ddp_find_unused_parameters_true" if name == "ddp" else ShardedStrategy(2)
             ranks = {"devices": 2, "strategy": strategy, "inference_mode": False}
@@ -235,7 +233,7 @@ def train_two_ranks(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_ranks_agree_and_train_as_one_process_does(tmp_path: Path) -> None:
     one, two = run_both_ranks(train_two_ranks, tmp_path)
-    module, _ = make_prior_module(6, make(MuonSettings))
+    module, _ = make_prior_module(6, make(Muon))
     data = CodeDataModule(make_codes(200, 0), make_codes(70, 1), 32, seed=0)
     make_trainer(default_root_dir=tmp_path).fit(module, data)
     assert one["saved"] == 3
@@ -262,4 +260,4 @@ def test_both_stages_take_it_by_one_word(stage: str) -> None:
     assert optimizer.lr == usual.lr
     assert list(optimizer.betas) == list(usual.betas)
     assert optimizer.weight_decay == usual.weight_decay
-    assert isinstance(optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]), Muon)
+    assert isinstance(optimizer([{"params": [nn.Parameter(torch.zeros(1))]}]), MuonOptimizer)

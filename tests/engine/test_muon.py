@@ -11,7 +11,7 @@ from engine.errors import InputError
 from engine.muon import (
     QUINTIC,
     Muon,
-    MuonSettings,
+    MuonOptimizer,
     choose_matrices,
     iterate,
     iterate_by_gram,
@@ -23,8 +23,8 @@ from tests.helpers.parts import make
 Group = dict[str, Any]
 
 
-def make_muon(groups: list[Group], **settings: Any) -> Muon:
-    return make(MuonSettings, **settings)(groups)
+def make_muon(groups: list[Group], **settings: Any) -> MuonOptimizer:
+    return make(Muon, **settings)(groups)
 
 
 def random_parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[nn.Parameter]:
@@ -211,7 +211,7 @@ def test_without_a_gradient_a_matrix_only_decays() -> None:
 
 
 def test_an_optimizer_resumes_to_the_bit() -> None:
-    def build() -> Muon:
+    def build() -> MuonOptimizer:
         matrix, vector = random_parameters((20, 30), (5,))
         return make_muon([{"params": [vector]}, {"params": [matrix], "matrix": True}])
 
@@ -289,4 +289,4 @@ def test_matrices_are_large_weights_of_inner_layers() -> None:
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        make(MuonSettings, **settings)
+        make(Muon, **settings)
