@@ -13,11 +13,11 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.clock import Budget, Now, Schedule
-from engine.collectives import broadcast, separate_random_streams
-from engine.errors import InputError, check_int, check_range
-from engine.fsdp import full_tensor
-from engine.muon import choose_matrices
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.collectives import broadcast, separate_random_streams
+from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.fsdp import full_tensor
+from codegrid.engine.muon import choose_matrices
 
 # If it has takes_matrices=True, the groups of matrices are separate and have matrix=True.
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]

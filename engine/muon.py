@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from engine.errors import InputError, check_int, check_range
-from engine.fsdp import full_tensor, shard_like
+from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.fsdp import full_tensor, shard_like
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of a x + b x^3 + c x^5: steep at 0, near 1 elsewhere
 LEAST_NORM = 1e-7  # the least norm that a matrix is divided by

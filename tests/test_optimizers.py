@@ -11,15 +11,15 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from data.tokens import CodeDataModule
-from engine.callbacks.checkpointing import Checkpoints
-from engine.checkpoint import read_checkpoint
-from engine.clock import Budget, Now, Schedule
-from engine.errors import find_mistake
-from engine.folder import LAST
-from engine.fsdp import ShardedStrategy, full_tensor, local_shard
-from engine.module import ClockedModule
-from engine.muon import Muon, MuonOptimizer, orthogonalise_all
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.errors import find_mistake
+from codegrid.engine.folder import LAST
+from codegrid.engine.fsdp import ShardedStrategy, full_tensor, local_shard
+from codegrid.engine.module import ClockedModule
+from codegrid.engine.muon import Muon, MuonOptimizer, orthogonalise_all
 from prior.module import Prior, decayed_weights
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
-from engine.muon import (
+from codegrid.engine.errors import InputError
+from codegrid.engine.muon import (
     QUINTIC,
     Muon,
     MuonOptimizer,
