@@ -17,9 +17,9 @@ from codegrid.engine.clock import Budget, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
-from codegrid.engine.muon import choose_matrices
 
-# If it has takes_matrices=True, the groups of matrices are separate and have matrix=True.
+# One that treats matrices apart also has choose_matrices(module, ends) -> set of parameters; these come in groups of their own
+# that have matrix=True.
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -177,11 +177,11 @@ class ClockedModule(L.LightningModule, ABC):
         """An optimizer of the module's trainable parameters that remembers its full learning rates.
 
         `rates` are learning rates of some parameters as multiples of the others'. Weight decay applies to the parameters
-        in `decayed`, or to all. `ends` are the parts whose weights are no matrices to an optimizer that takes those apart.
+        in `decayed`, or to all. `ends` are the first and last parts, which optimizers of matrices may leave out.
         """
         rates = rates or {}
-        splits = getattr(make, "takes_matrices", False)
-        matrices = choose_matrices(module, ends) if splits else set()
+        choose = getattr(make, "choose_matrices", None)
+        matrices = choose(module, ends) if choose is not None else set()
         groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {(1.0, True, False): []}
         for parameter in module.parameters():
             if parameter.requires_grad:

@@ -29,6 +29,7 @@ class Muon:
     matrix_decay    their weight decay, per update and unit of matrix_lr
     momentum        of their gradients, Nesterov's
     iterations      of Newton-Schulz per update
+    ends            whether the first and last layers are matrices as well
     """
 
     lr: float
@@ -40,8 +41,7 @@ class Muon:
     matrix_decay: float
     momentum: float
     iterations: int
-
-    takes_matrices = True  # so ClockedModule.optimizer puts matrices into groups of their own
+    ends: bool
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay", "matrix_lr", "matrix_decay"):
@@ -53,9 +53,30 @@ class Muon:
         if len(self.betas) != 2:
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers")
         check_int("optimizer.iterations", self.iterations, 1)
+        if not isinstance(self.ends, bool):
+            raise InputError(f"optimizer.ends={self.ends} must be true or false")
 
     def __call__(self, groups: Iterable[dict[str, Any]]) -> "MuonOptimizer":
         return MuonOptimizer(groups, self)
+
+    def choose_matrices(
+        self, module: nn.Module, ends: Iterable[nn.Module] = ()
+    ) -> set[nn.Parameter]:
+        """The weights of linear maps, convolutions and recurrences with at least 16 rows and 16 columns.
+
+        Left out are embeddings, the parts `ends` unless the setting of that name is on, since rows or columns of these are
+        codes, classes or channels of the image (Jordan et al. 2024), and weights that are computed from others, as under
+        spectral normalisation or LoRA.
+        """
+        excluded = {id(p) for end in ends for p in end.parameters() if not self.ends}
+        return {
+            p
+            for part in module.modules()
+            if isinstance(part, LAYERS)
+            for name, p in part.named_parameters(recurse=False)
+            if name.startswith("weight") and p.ndim > 1 and id(p) not in excluded
+            if len(p) >= MIN_MATRIX_SIDE and p[0].numel() >= MIN_MATRIX_SIDE
+        }
 
 
 class MuonOptimizer(Optimizer):
@@ -146,23 +167,6 @@ class MuonOptimizer(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def choose_matrices(module: nn.Module, ends: Iterable[nn.Module] = ()) -> set[nn.Parameter]:
-    """The weights of linear maps, convolutions and recurrences with at least 16 rows and 16 columns.
-
-    Left out are embeddings and the parts `ends`, whose rows or columns are codes, classes or channels of the image (Jordan et
-    al. 2024), and weights that are computed from others, as under spectral normalisation or LoRA.
-    """
-    excluded = {id(p) for end in ends for p in end.parameters()}
-    return {
-        p
-        for part in module.modules()
-        if isinstance(part, LAYERS)
-        for name, p in part.named_parameters(recurse=False)
-        if name.startswith("weight") and p.ndim > 1 and id(p) not in excluded
-        if len(p) >= MIN_MATRIX_SIDE and p[0].numel() >= MIN_MATRIX_SIDE
-    }
 
 
 def orthogonalise_all(matrices: Sequence[Tensor], iterations: int) -> list[Tensor]:

@@ -12,7 +12,6 @@ from codegrid.engine.muon import (
     QUINTIC,
     Muon,
     MuonOptimizer,
-    choose_matrices,
     iterate,
     iterate_by_gram,
     orthogonalise,
@@ -72,6 +71,15 @@ def test_both_ways_of_iterating_equal_the_polynomial_of_the_singular_values(
     for iterations in (1, 2, 5):
         expected = orthogonalise_by_svd(x, iterations).float()
         torch.testing.assert_close(how(normed, iterations), expected, rtol=0, atol=1e-4)
+
+
+def test_bfloat16_is_accurate_to_a_few_percent() -> None:
+    """As on a GPU."""
+    torch.manual_seed(0)
+    x = decaying_matrix(32, 48, 0.03)[None]
+    normed = (x / torch.linalg.matrix_norm(x, keepdim=True)).bfloat16()
+    error = iterate(normed, 5) - orthogonalise_by_svd(x, 5)
+    assert torch.linalg.matrix_norm(error, 2) < 0.1
 
 
 @pytest.mark.parametrize("smallest", [1e-2, 1e-4, 1e-6, 1e-8])
@@ -266,13 +274,15 @@ class Network(nn.Module):
 def test_matrices_are_large_weights_of_inner_layers() -> None:
     network = Network()
     names = {p: name for name, p in network.named_parameters()}
-    chosen = {names[p] for p in choose_matrices(network, [network.head])}
-    assert chosen == {
+    inner = {
         "matrix_linear.weight",
         "matrix_conv.weight",
         "matrix_lstm.weight_ih_l0",
         "matrix_lstm.weight_hh_l0",
     }
+    for ends, expected in {False: inner, True: inner | {"head.weight"}}.items():
+        muon = make(Muon, ends=ends)
+        assert {names[p] for p in muon.choose_matrices(network, [network.head])} == expected
 
 
 @pytest.mark.parametrize(
@@ -284,6 +294,7 @@ def test_matrices_are_large_weights_of_inner_layers() -> None:
         ({"momentum": 2}, r"optimizer\.momentum=2 must be a number from 0 to 1"),
         ({"betas": [0.9]}, r"optimizer\.betas=\[0\.9\] must be two numbers"),
         ({"betas": [0.9, 1.5]}, r"optimizer\.betas=1\.5 must be a number from 0 to 1"),
+        ({"ends": "no"}, r"optimizer\.ends=no must be true or false"),
         ({"iterations": 0}, r"optimizer\.iterations=0 must be a whole number of at least 1"),
     ],
 )
