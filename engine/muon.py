@@ -16,6 +16,7 @@ from codegrid.engine.fsdp import full_tensor, shard_like
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of a x + b x^3 + c x^5: steep at 0, near 1 elsewhere
 LEAST_NORM = 1e-7  # the least norm that a matrix is divided by
 MIN_MATRIX_SIDE = 16  # rows and columns of what counts as a matrix
+DTYPES = ("auto", "float32", "bfloat16")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)  # whose weights are matrices
 GRAM_PAYS = 1.5  # columns per row from which products of the small Gram matrices cost less
 
@@ -29,6 +30,7 @@ class Muon:
     matrix_decay    their weight decay, per update and unit of matrix_lr
     momentum        of their gradients, Nesterov's
     iterations      of Newton-Schulz per update
+    dtype           of the iterations: float32, bfloat16, or auto
     ends            whether the first and last layers are matrices as well
     """
 
@@ -41,6 +43,7 @@ class Muon:
     matrix_decay: float
     momentum: float
     iterations: int
+    dtype: str
     ends: bool
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class Muon:
         if len(self.betas) != 2:
             raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers")
         check_int("optimizer.iterations", self.iterations, 1)
+        if self.dtype not in DTYPES:
+            raise InputError(f"optimizer.dtype={self.dtype} must be one of {', '.join(DTYPES)}")
         if not isinstance(self.ends, bool):
             raise InputError(f"optimizer.ends={self.ends} must be true or false")
 
@@ -75,7 +80,7 @@ class Muon:
             if isinstance(part, LAYERS)
             for name, p in part.named_parameters(recurse=False)
             if name.startswith("weight") and p.ndim > 1 and id(p) not in excluded
-            if len(p) >= MIN_MATRIX_SIDE and p[0].numel() >= MIN_MATRIX_SIDE
+            if min(len(p), math.prod(p.shape[1:])) >= MIN_MATRIX_SIDE
         }
 
 
@@ -86,7 +91,7 @@ class MuonOptimizer(Optimizer):
     m <- momentum * m + (1 - momentum) * g;  W <- (1 - lr * decay) W - lr * sqrt(max(1, rows / columns)) * orthogonalise(n),
     n = momentum * m + (1 - momentum) * g. A convolution is a matrix of its output channels by all else.
 
-    Ranks that hold shards of a matrix gather its step; all ranks orthogonalise the same, so they stay equal.
+    Ranks that hold shards gather the steps of one shape at a time; all ranks orthogonalise the same, so they stay equal.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], settings: Muon) -> None:
@@ -95,6 +100,7 @@ class MuonOptimizer(Optimizer):
             "weight_decay": settings.matrix_decay,
             "momentum": settings.momentum,
             "iterations": settings.iterations,
+            "dtype": settings.dtype,
         }
         other = {
             "lr": settings.lr,
@@ -134,12 +140,14 @@ class MuonOptimizer(Optimizer):
         momenta = [self.state[p]["momentum_buffer"] for p in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         steps = torch._foreach_lerp(gradients, momenta, group["momentum"])
-        flat = [full_tensor(step).flatten(1) for step in steps]
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        for p, step in zip(matrices, orthogonalise_all(flat, group["iterations"]), strict=True):
-            rows, columns = step.shape
-            rate = group["lr"] * math.sqrt(max(1, rows / columns))
-            p.add_(shard_like(step.to(p.dtype).view(p.shape), p), alpha=-rate)
+        for numbers in group_by_shape(matrices):  # so that no more than these are gathered at once
+            whole = [full_tensor(steps[n]).flatten(1) for n in numbers]
+            directions = orthogonalise_alike(whole, group["iterations"], group["dtype"])
+            for n, direction in zip(numbers, directions, strict=True):
+                p, (rows, columns) = matrices[n], direction.shape
+                rate = group["lr"] * math.sqrt(max(1, rows / columns))
+                p.add_(shard_like(direction.to(p.dtype).view(p.shape), p), alpha=-rate)
 
     def _update_others(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -169,30 +177,36 @@ class MuonOptimizer(Optimizer):
         )
 
 
-def orthogonalise_all(matrices: Sequence[Tensor], iterations: int) -> list[Tensor]:
-    """Each matrix orthogonalised; those of one shape, or of its transpose, are computed together."""
-    wide = [x if x.shape[0] <= x.shape[1] else x.mT for x in matrices]
-    batches: dict[torch.Size, list[int]] = {}
-    for n, x in enumerate(wide):
-        batches.setdefault(x.shape, []).append(n)
-    done = list(matrices)
-    for numbers in batches.values():
-        batch = orthogonalise(torch.stack([wide[n] for n in numbers]), iterations)
-        for n, x in zip(numbers, batch, strict=True):
-            done[n] = x if matrices[n].shape == x.shape else x.mT.contiguous()
-    return done
+def group_by_shape(matrices: Iterable[Tensor]) -> list[list[int]]:
+    """The numbers of the matrices, together where rows and columns are the same or exchanged."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for n, x in enumerate(matrices):
+        sides = len(x), math.prod(x.shape[1:])
+        groups.setdefault((min(sides), max(sides)), []).append(n)
+    return list(groups.values())
 
 
-def orthogonalise(x: Tensor, iterations: int) -> Tensor:
+def orthogonalise_alike(
+    matrices: Sequence[Tensor], iterations: int, dtype: str = "auto"
+) -> list[Tensor]:
+    """Each matrix orthogonalised, all at once; they have one shape, or its transpose."""
+    is_tall = [x.shape[0] > x.shape[1] for x in matrices]
+    wide = [x.mT if tall else x for x, tall in zip(matrices, is_tall, strict=True)]
+    done = orthogonalise(torch.stack(wide), iterations, dtype)
+    return [x.mT.contiguous() if tall else x for x, tall in zip(done, is_tall, strict=True)]
+
+
+def orthogonalise(x: Tensor, iterations: int, dtype: str = "auto") -> Tensor:
     """x (n, rows, columns), rows <= columns -> about U V^T of each U S V^T: singular values come near 1, those of more than
     about 0.01 of the Frobenius norm to 0.7-1.2 after 5 iterations.
 
-    A GPU computes it in bfloat16, which is enough (Jordan et al. 2024); a CPU in float32, under autocast too.
+    With dtype="auto", a GPU computes it in bfloat16, which is accurate enough (Jordan et al. 2024), and a CPU in float32; under
+    autocast too.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
         x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=LEAST_NORM)
-        if x.is_cuda:
+        if dtype == "bfloat16" or (dtype == "auto" and x.is_cuda):
             return iterate(x.bfloat16(), iterations)
         rows, columns = x.shape[1:]
         pays = columns >= GRAM_PAYS * rows

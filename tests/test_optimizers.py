@@ -19,7 +19,7 @@ from codegrid.engine.errors import find_mistake
 from codegrid.engine.folder import LAST
 from codegrid.engine.fsdp import ShardedStrategy, full_tensor, local_shard
 from codegrid.engine.module import ClockedModule
-from codegrid.engine.muon import Muon, MuonOptimizer, orthogonalise_all
+from codegrid.engine.muon import Muon, MuonOptimizer, orthogonalise_alike
 from prior.module import Prior, decayed_weights
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
@@ -34,6 +34,8 @@ from tests.helpers.stage2 import (
     make_prior_module,
     make_trainer,
 )
+from vqgan.learning import LEARNERS
+from vqgan.lora import add_low_rank
 from vqgan.losses.gate import Gate
 from vqgan.module import VQGAN
 from vqgan.quantizers.gumbel import Gumbel
@@ -74,6 +76,24 @@ def test_codes_and_the_last_layer_of_a_tokenizer_are_no_matrices() -> None:
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(everything) == len({id(p) for p in everything})
     assert {id(p) for p in everything} == {id(p) for p in module.tokenizer.parameters()}
+
+
+def test_the_factors_of_low_rank_updates_are_no_matrices() -> None:
+    module = make_muon_vqgan()
+    add_low_rank([module.tokenizer.encoder, module.tokenizer.decoder], rank=16)
+    module.tokenizer.patches.requires_grad_(False)
+    [optimizer] = module.configure_optimizers()
+    assert not read_matrices(optimizer, module.tokenizer)
+    assert optimizer.param_groups[0]["params"]
+
+
+def test_a_generator_that_rests_needs_no_matrices() -> None:
+    module = make_muon_vqgan(
+        Gate(start=0, ramp=0, warmup=0), steps=2, learners=LEARNERS["discriminator"]
+    )
+    before = copy_weights(module.tokenizer)
+    fit(module)
+    assert all(torch.equal(p, before[name]) for name, p in module.tokenizer.named_parameters())
 
 
 def test_codes_keep_a_rate_of_their_own() -> None:
@@ -147,7 +167,7 @@ def test_an_update_under_autocast_is_orthogonalised_in_float32() -> None:
     before = weight.detach().clone()
     trainer = fit(module, precision="bf16-mixed")
     momentum = trainer.optimizers[0].state[weight]["momentum_buffer"]
-    [expected] = orthogonalise_all([momentum.flatten(1)], 5)
+    [expected] = orthogonalise_alike([momentum.flatten(1)], 5)
     step = (before - weight.detach()).flatten(1)
     torch.testing.assert_close(step, 0.02 * expected, rtol=0, atol=1e-6)
 

@@ -12,10 +12,11 @@ from codegrid.engine.muon import (
     QUINTIC,
     Muon,
     MuonOptimizer,
+    group_by_shape,
     iterate,
     iterate_by_gram,
     orthogonalise,
-    orthogonalise_all,
+    orthogonalise_alike,
 )
 from tests.helpers.parts import make
 
@@ -77,8 +78,9 @@ def test_bfloat16_is_accurate_to_a_few_percent() -> None:
     """As on a GPU."""
     torch.manual_seed(0)
     x = decaying_matrix(32, 48, 0.03)[None]
-    normed = (x / torch.linalg.matrix_norm(x, keepdim=True)).bfloat16()
-    error = iterate(normed, 5) - orthogonalise_by_svd(x, 5)
+    result = orthogonalise(x, 5, "bfloat16")
+    assert result.dtype == torch.bfloat16
+    error = result - orthogonalise_by_svd(x, 5)
     assert torch.linalg.matrix_norm(error, 2) < 0.1
 
 
@@ -111,12 +113,27 @@ def test_a_matrix_of_rank_one_keeps_its_direction() -> None:
 
 def test_matrices_of_one_shape_and_its_transpose_are_computed_as_if_alone() -> None:
     torch.manual_seed(0)
-    shapes = [(16, 40), (40, 16), (24, 24), (16, 40), (50, 20)]
-    matrices = [torch.randn(shape) for shape in shapes]
-    together = orthogonalise_all(matrices, 5)
+    matrices = [torch.randn(shape) for shape in ((16, 40), (40, 16), (16, 40))]
+    together = orthogonalise_alike(matrices, 5)
     for x, result in zip(matrices, together, strict=True):
         assert result.shape == x.shape
         torch.testing.assert_close(result, orthogonalise_by_svd(x, 5).float(), rtol=0, atol=1e-4)
+
+
+def test_matrices_are_grouped_by_their_sides() -> None:
+    shapes = [(16, 40), (24, 24), (40, 16), (16, 4, 5, 2), (50, 20)]
+    assert group_by_shape(torch.empty(shape) for shape in shapes) == [[0, 2, 3], [1], [4]]
+
+
+def test_a_step_of_many_matrices_is_that_of_each() -> None:
+    shapes = [(16, 40), (24, 24), (40, 16), (16, 4, 5, 2), (50, 20)]
+    together, alone = random_parameters(*shapes), random_parameters(*shapes)
+    for p, q in zip(together, alone, strict=True):
+        p.grad = q.grad = torch.randn_like(p)
+    make_muon([{"params": together, "matrix": True}]).step()
+    for p, q in zip(together, alone, strict=True):
+        make_muon([{"params": [q], "matrix": True}]).step()
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
 
 
 def test_autocast_changes_no_bit() -> None:
@@ -204,6 +221,16 @@ def test_the_length_of_the_gradients_does_not_matter(scale: float) -> None:
     take_steps(make_muon([{"params": [p], "matrix": True}]))
     take_steps(make_muon([{"params": [q], "matrix": True}]), scale=scale)
     torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+
+def test_the_dtype_of_the_iterations_is_not_that_of_the_weights() -> None:
+    [p], [q] = random_parameters((20, 30)), random_parameters((20, 30))
+    start = p.detach().clone()
+    for weight, dtype in ((p, "float32"), (q, "bfloat16")):
+        optimizer = make_muon([{"params": [weight], "matrix": True}], dtype=dtype)
+        take_steps(optimizer)
+        assert weight.dtype == optimizer.state[weight]["momentum_buffer"].dtype == torch.float32
+    assert 0 < (p - q).norm() < 0.03 * (p - start).norm()
 
 
 def test_without_a_gradient_a_matrix_only_decays() -> None:
@@ -294,6 +321,7 @@ def test_matrices_are_large_weights_of_inner_layers() -> None:
         ({"momentum": 2}, r"optimizer\.momentum=2 must be a number from 0 to 1"),
         ({"betas": [0.9]}, r"optimizer\.betas=\[0\.9\] must be two numbers"),
         ({"betas": [0.9, 1.5]}, r"optimizer\.betas=1\.5 must be a number from 0 to 1"),
+        ({"dtype": "half"}, r"optimizer\.dtype=half must be one of auto, float32, bfloat16"),
         ({"ends": "no"}, r"optimizer\.ends=no must be true or false"),
         ({"iterations": 0}, r"optimizer\.iterations=0 must be a whole number of at least 1"),
     ],
