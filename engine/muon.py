@@ -49,17 +49,18 @@ class Muon:
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay", "matrix_lr", "matrix_decay"):
             check_range(f"optimizer.{name}", getattr(self, name), 0)
+        if not isinstance(self.betas, Sequence) or len(self.betas) != 2:
+            raise InputError(f"optimizer.betas={self.betas} must be two numbers, as [0.9, 0.99]")
         for name, value in (*(("betas", beta) for beta in self.betas), ("momentum", self.momentum)):
             check_range(f"optimizer.{name}", value, 0, 1)
             if value == 1:
                 raise InputError(f"optimizer.{name}={value} must be below 1, or nothing is learned")
-        if len(self.betas) != 2:
-            raise InputError(f"optimizer.betas={list(self.betas)} must be two numbers")
         check_int("optimizer.iterations", self.iterations, 1)
         if self.dtype not in DTYPES:
             raise InputError(f"optimizer.dtype={self.dtype} must be one of {', '.join(DTYPES)}")
-        if not isinstance(self.ends, bool):
-            raise InputError(f"optimizer.ends={self.ends} must be true or false")
+        for name in ("fused", "ends"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"optimizer.{name}={getattr(self, name)} must be true or false")
 
     def __call__(self, groups: Iterable[dict[str, Any]]) -> "MuonOptimizer":
         return MuonOptimizer(groups, self)

@@ -319,6 +319,7 @@ def test_matrices_are_large_weights_of_inner_layers() -> None:
         ({"lr": "fast"}, r"optimizer\.lr=fast must be a number at least 0"),
         ({"momentum": 1}, r"optimizer\.momentum=1 must be below 1"),
         ({"momentum": 2}, r"optimizer\.momentum=2 must be a number from 0 to 1"),
+        ({"betas": 0.9}, r"optimizer\.betas=0\.9 must be two numbers"),
         ({"betas": [0.9]}, r"optimizer\.betas=\[0\.9\] must be two numbers"),
         ({"betas": [0.9, 1.5]}, r"optimizer\.betas=1\.5 must be a number from 0 to 1"),
         ({"dtype": "half"}, r"optimizer\.dtype=half must be one of auto, float32, bfloat16"),
