@@ -58,6 +58,10 @@ def test_a_run_folder_gives_a_prior_and_its_tokenizer(runs: Path) -> None:
     assert not trained.model.training
     assert not trained.tokenizer.training
     assert trained.to("cpu") is trained
+    assert (
+        repr(trained)
+        == "Prior(classes: GPT, 3,328 weights, 4x4 codes out of 16, 3 classes, on cpu)"
+    )
     with pytest.raises(InputError, match="ckpt=nowhere does not exist"):
         Prior.from_pretrained("nowhere")
 
@@ -224,6 +228,7 @@ def test_a_prior_of_several_codebooks_has_nats_of_each(tmp_path: Path) -> None:
         ({"label": 1}, "label=1 needs a prior of classes"),
         ({"guidance": 2.0}, "sampler.guidance=2.0 needs a prior of classes"),
         ({"grid": (2, 2)}, "sampler.grid=2x2 must be at least 4x4"),
+        ({"grid": 8}, "sampler.grid=8 must be rows x columns of codes"),
         ({"grid": (5, 0)}, "sampler.grid=5x0 must be rows x columns of codes"),
         ({"steps": 4}, "sampler.steps=4 is for priors that draw many codes in one step"),
     ],
@@ -262,6 +267,8 @@ def test_wrong_images_labels_and_codes_are_sentences(
         classed.nats(pixels, label=0.5)  # type: ignore[arg-type]
     with refuse("must be of the grid that the prior learned, 4x4"):
         plain.nats_of_codes(torch.zeros(1, 5, 4, dtype=torch.int64))
+    with refuse(r"codes of shape \[\] must be \(B, h, w\)"):
+        plain.nats_of_codes(torch.tensor(3))
     with refuse("codes from 0 to 16 must be 0 to 15"):
         plain.nats_of_codes(torch.full((1, 4, 4), 16) * torch.eye(4, dtype=torch.int64))
 
