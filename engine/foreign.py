@@ -18,8 +18,8 @@ def refuse_foreign(ckpt: str | Path) -> None:
     if holds_foreign(ckpt):
         word = shlex.quote(f"from={ckpt}")
         raise InputError(
-            f"{ckpt} is no checkpoint of Codegrid: it holds weights of another program; if they are a tokenizer's, import "
-            f"them first: {PROGRAM} stage=import {word} data=folder data.root=photos"
+            f"{ckpt} is no checkpoint of Codegrid: it holds weights of another program, or of an export; if they are a "
+            f"tokenizer's, import them first: {PROGRAM} stage=import {word} data=folder data.root=photos"
         )
 
 

@@ -10,6 +10,7 @@ from codegrid.engine.checkpoint import read_run_id
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.folder import METRICS
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.sweep import read_metrics
 from codegrid.engine.words import format_word
 from vqgan.export.card import README
@@ -210,7 +211,7 @@ class Push:
         """The command that pushes later."""
         first = ["stage=export", format_word("resume", self.folder), f"hub={self.repository}"]
         chosen = [] if private is None else [f"private={str(private).lower()}"]
-        return f"push it with: python train.py {' '.join([*first, *chosen, *words])}"
+        return f"push it with: {PROGRAM} {' '.join([*first, *chosen, *words])}"
 
 
 def explain_failure(error: Exception) -> str:
