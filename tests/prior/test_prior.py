@@ -104,6 +104,25 @@ def test_samples_are_those_of_the_command_to_the_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_any_machine_has_the_samples_of_its_command(
+    precision: str,
+    runs: Path,
+    plain: Prior,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("codegrid.engine.precision.best_precision", lambda: precision)
+    line = ["stage=sample", f"ckpt={runs / 'plain'}", "n=5", "accelerator=cpu", "save=[npz]"]
+    assert command(*line, "run_dir=out") == 0
+    codes = plain.sample(5, output="codes")
+    assert torch.equal(codes, torch.load(tmp_path / "out/codes.pt")["codes"].long())
+    pictures = np.stack([np.asarray(picture) for picture in plain.sample(5)])
+    assert np.array_equal(pictures, np.load(tmp_path / "out/samples.npz")["arr_0"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "settings"),
     [("sampler.rows=2", {"rows": 2}), ("sampler.region=[0,1,3,4]", {"region": (0, 1, 3, 4)})],
