@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.data.samples import ArraySamples
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
 from prior import Prior
 from prior.decoding.sampling import Sampler, make_sampler
+from prior.judging import measure_nats
 from prior.prior import COMPLETED, SamplingSettings
 from tests.helpers.commands import Command, lightning_warnings
 from tests.helpers.priors import likelihoods
@@ -204,6 +206,14 @@ def test_nats_are_those_of_the_codes(plain: Prior, pixels: np.ndarray[Any, Any])
     assert torch.allclose(per_code.double().sum((1, 2)), nats)
     assert torch.equal(plain.nats_of_codes(codes), nats)
     assert plain.nats([]).shape == (0,)
+
+
+def test_nats_are_those_of_an_evaluation(classed: Prior) -> None:
+    codes = classed.sample(5, output="codes")
+    labels = np.array([0, 1, 2, 0, 1])
+    expected = measure_nats(classed.model, ArraySamples(codes.numpy().astype(np.uint16), labels), 2)
+    nats = classed.nats_of_codes(codes, label=labels, per_position=True, batch_size=2)
+    assert torch.equal(nats, expected[..., 0])
 
 
 def test_nats_of_all_codes_of_a_position_sum_to_one(plain: Prior) -> None:
