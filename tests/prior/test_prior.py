@@ -175,7 +175,13 @@ def test_grids_are_tuples_or_texts(plain: Prior) -> None:
 
 def test_labels_are_numbers_names_and_arrays_of_them(classed: Prior) -> None:
     expected = classed.sample(4, label=[2, 0], output="codes")
-    for label in (["2", "0"], (2, 0), np.array([2, 0]), torch.tensor([2, 0])):
+    for label in (
+        ["2", "0"],
+        (2, 0),
+        list(np.array([2, 0])),
+        np.array([2, 0]),
+        torch.tensor([2, 0]),
+    ):
         assert torch.equal(classed.sample(4, label=label, output="codes"), expected)
     assert torch.equal(
         classed.sample(2, label=np.int64(1), output="codes"),  # type: ignore[arg-type]
