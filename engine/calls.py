@@ -41,7 +41,9 @@ ONE_RUN = f"and train() makes a single run; sweeps are commands in a shell: {PRO
 QUIETED = (  # loggers of libraries whose level a run raises
     "lightning.fabric", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero",
 )  # fmt: skip
-SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # which Lightning sets
+VARIABLES = (  # of the environment, set by Lightning, and by a run that W&B did not answer
+    "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_MODE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def borrow_process() -> Iterator[None]:
     argv, job, started = sys.argv, HydraConfig.instance().cfg, GlobalHydra.instance().hydra
     loggers = [logging.getLogger(name) for name in QUIETED]
     levels = [logger.level for logger in loggers]
-    variables = {name: os.environ.get(name) for name in SEED_VARIABLES}
+    variables = {name: os.environ.get(name) for name in VARIABLES}
     GlobalHydra.instance().clear()
     try:
         with mark_call(), warnings.catch_warnings(), keep_streams():

@@ -45,6 +45,15 @@ def count_devices(devices: Devices, kind: str) -> int:
     return n
 
 
+def check_call(num_processes: int) -> None:
+    """Raise InputError if a call in Python is to start other processes, which would be those of its script or notebook."""
+    if num_processes > 1 and is_call():
+        raise InputError(
+            f"these devices and num_nodes are {num_processes} processes, and train() has one; set both to 1, or start the "
+            f"command in a shell: {PROGRAM} ..."
+        )
+
+
 def choose_devices(devices: Devices, kind: str) -> int | list[int]:
     """`trainer.devices` as Lightning takes it."""
     return devices if isinstance(devices, list) else count_devices(devices, kind)
@@ -57,11 +66,7 @@ def count_processes(devices: Devices, num_nodes: int, kind: str) -> int:
             f"trainer.num_nodes={num_nodes} must be a whole number of at least 1 machine"
         )
     n = count_devices(devices, kind) * num_nodes
-    if n > 1 and is_call():
-        raise InputError(
-            f"devices={devices} and num_nodes={num_nodes} are {n} processes, and train() has one; "
-            f"set both to 1, or start the command in a shell: {PROGRAM} ..."
-        )
+    check_call(n)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = os.environ.get("WORLD_SIZE")
     else:

@@ -71,8 +71,8 @@ tile(images[:8] + tokenizer.decode_codes(codes[:8]), columns=8)
 # %% [markdown]
 # ## Usage
 #
-# Perplexity is the number of equally frequent codes that have the entropy of these. A codebook that has collapsed has
-# a few tall bars.
+# Perplexity is the number of equally frequent codes that have the entropy of these. The scale is logarithmic, because
+# one code, the black background of the shapes, is far more frequent than any other.
 
 # %%
 counts = codes.flatten().bincount(minlength=K)
@@ -80,6 +80,7 @@ p = counts / counts.sum()
 perplexity = torch.xlogy(p, p).sum().neg().exp()
 plt.figure(figsize=(8, 2))
 plt.bar(range(K), counts.sort(descending=True).values, width=1)
+plt.yscale("log")
 plt.xlabel("codes, the most frequent first")
 plt.ylabel("times")
 plt.title(f"{(counts > 0).sum()} of {K} codes in use, perplexity {perplexity:.0f}")
@@ -98,8 +99,8 @@ Image.fromarray(atlas.movedim(0, -1).numpy())
 # %% [markdown]
 # ## One code
 #
-# The code in the middle of an image, replaced by the sixteen most frequent ones in turn. It changes more than its own
-# patch: the decoder reads a code together with its neighbours.
+# The code in the middle of an image, replaced by the sixteen most frequent ones in turn. More than its own patch can
+# change, because the decoder reads a code together with its neighbours.
 
 # %%
 changed = codes[:1].repeat(16, 1, 1)

@@ -140,5 +140,10 @@ for chart in report.metrics["charts"]:
 # %%
 [first, *_] = sorted(Path("runs/sweeps/own").glob("*nsvq*"))
 evaluation = train(
-    "stage=evaluate", f"ckpt={first}", "trust=[my_quantizers.NSVQ]", "proxy=0", "inception=false"
+    "stage=evaluate",
+    f"ckpt={first}",
+    "trust=[my_quantizers.NSVQ]",
+    "proxy=0",  # PSNR and SSIM are enough here
+    "inception=false",
+    "lpips=null",
 )

@@ -8,6 +8,8 @@ tokenizer = Tokenizer.from_pretrained(run.folder)
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["Tokenizer", "train"]
+
 if TYPE_CHECKING:
     from codegrid.engine.calls import train as train
     from vqgan.tokenizer import Tokenizer as Tokenizer

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from codegrid.data.tokens import EXPORT_FORMATS, export_codes
 from codegrid.engine.collectives import is_main
-from codegrid.engine.distributed import cluster_plugins
+from codegrid.engine.distributed import check_call, cluster_plugins
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.run import Run
 from prior.extract import extract
@@ -32,6 +32,7 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
             num_nodes=config.num_nodes,
             plugins=cluster_plugins(config.devices),
         )
+        check_call(fabric.world_size)
         fabric.launch()
         tokenizer, described = load_tokenizer(config.ckpt)
         images = load_images(described["data"], config.data, config.ckpt)

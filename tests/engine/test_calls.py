@@ -96,6 +96,7 @@ def test_nothing_of_a_run_stays_in_the_process(stage: Callable[[Stage], None]) -
         L.seed_everything(config.seed, verbose=False)
         warnings.filterwarnings("ignore", message="of a run")
         lightning.setLevel("ERROR")
+        os.environ["WANDB_MODE"] = "offline"  # as after a try to reach W&B
         return {"run": "a"}
 
     stage(disturb)
@@ -206,7 +207,9 @@ def test_several_devices_are_refused(stage: Callable[[Stage], None]) -> None:
     stage(open_run)
     words = ["stage=vqgan", "trainer.accelerator=cpu"]
     train(*words)
-    with pytest.raises(InputError, match="are 2 processes, and train\\(\\) has one"):
+    with pytest.raises(
+        InputError, match="these devices and num_nodes are 2 processes, and train\\(\\) has one"
+    ):
         train(*words, "trainer.devices=2")
 
 
