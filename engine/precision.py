@@ -1,5 +1,8 @@
 """The precision that models run in unless a setting says otherwise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -16,3 +19,12 @@ def best_precision() -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """The precision that training chooses by itself, for code that runs outside Lightning's Trainer."""
     return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
+
+
+@contextmanager
+def deterministic_float32() -> Iterator[None]:
+    """Inside, a GPU's convolutions don't round to TensorFloat-32 and always use the same algorithm."""
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        yield

@@ -3,11 +3,9 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
@@ -51,15 +49,6 @@ def make_feature_sets(
     if own is not None:
         feature_sets.append(FeatureSet(own.to(device), own.suffix))
     return feature_sets
-
-
-@contextmanager
-def deterministic_float32() -> Iterator[None]:
-    """Inside, a GPU's convolutions don't round to TensorFloat-32 and always use the same algorithm."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
 
 
 def iterate_images(images: ImageDataModule, settings: EvaluationSettings) -> Iterator[Tensor]:

@@ -66,6 +66,7 @@ def choose_labels(classes: ClassTable, label: Any, n: int) -> torch.Tensor | Non
     if isinstance(label, Tensor | np.ndarray | np.generic):
         label = label.tolist()
     wanted = list(label) if isinstance(label, Sequence) and not isinstance(label, str) else [label]
+    wanted = [each.item() if isinstance(each, np.generic) else each for each in wanted]
     numbers = [classes.find(each) for each in wanted]
     if not numbers or None in numbers:
         unknown = next((each for each in wanted if classes.find(each) is None), "[]")

@@ -15,7 +15,7 @@ from torch import Tensor
 from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
-from codegrid.engine.precision import autocast
+from codegrid.engine.precision import autocast, deterministic_float32
 from prior.conditions import choose_labels, encode_init_image
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents
@@ -64,7 +64,7 @@ class SamplingSettings(TypedDict, total=False):
     compile: bool
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Prior:
     """A trained prior and its tokenizer, in eval mode and on one device.
 
@@ -109,6 +109,15 @@ class Prior:
         self.model.to(device)
         self.tokenizer.to(device)
         return self
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.model.parameters())
+        h, w = self.grid
+        classes = f", {len(self.classes)} classes" if len(self.classes) else ""
+        return (
+            f"Prior({self.name}: {type(self.model).__name__}, {weights:,} weights, {h}x{w} codes out of {self.K:,}{classes}, "
+            f"on {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -161,8 +170,9 @@ class Prior:
         (n, h, w, num_codebooks) int64 in [0, K), both on the CPU. Models run in bfloat16 where the hardware computes in it.
         """
         check_int("n", n, 1)
-        size = grid if grid is None or isinstance(grid, str) else "x".join(map(str, grid))
-        return self._draw(n, None, output, settings, grid=size)
+        if isinstance(grid, Sequence) and not isinstance(grid, str):
+            grid = "x".join(map(str, grid))
+        return self._draw(n, None, output, settings, grid=grid)
 
     @overload
     def complete(
@@ -232,6 +242,7 @@ class Prior:
         there are images; -1 is no class. Encoded as for training, judged in float32.
         """
         batch = read_batch_size(batch_size)
+        self._require_label(label)
         with autocast(self.device):
             codes = self.tokenizer.encode_images(images, batch)
         return self.nats_of_codes(codes, label=label, per_position=per_position, batch_size=batch)
@@ -246,7 +257,7 @@ class Prior:
     ) -> Tensor:
         """As `nats`, of codes (B, h, w) or (B, h, w, num_codebooks) on the prior's own grid, such as `sample` returns."""
         batch = read_batch_size(batch_size)
-        if len(codes):
+        if codes.ndim == 0 or len(codes):
             self.tokenizer.check_codes(codes)
         if tuple(codes.shape[1:3]) != self.grid:
             h, w = self.grid
@@ -257,7 +268,7 @@ class Prior:
         parts = [torch.empty(0, *self.grid, self.model.num_codebooks)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
-            with torch.autocast(self.device.type, enabled=False):
+            with torch.autocast(self.device.type, enabled=False), deterministic_float32():
                 parts.append(
                     judge_codes(self.model, codes[part], None if labels is None else labels[part])
                 )
@@ -290,7 +301,7 @@ class Prior:
             raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
         seed, label, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
-        total = n * len(pictures or "1")
+        total = n if pictures is None else n * len(pictures)
         labels = self.choose_labels(label, total, sampler)
         sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
         init_codes = None
@@ -313,13 +324,17 @@ class Prior:
                         images.append(part.clamp(-1, 1).cpu())
         return shown if output == "pil" else torch.cat(codes or images)
 
-    def _label_images(self, label: Label, n: int) -> Tensor | None:
-        """The labels (n,) of n images whose likelihood is asked for, None without classes."""
+    def _require_label(self, label: Label) -> None:
+        """Raise InputError if the likelihood of an image depends on a class that nobody names."""
         if label is None and len(self.classes):
             raise InputError(
                 "nats of a prior of classes are those of an image of a class; give label=<class> for all images, a list with "
                 "one for each, or label=-1 for no class"
             )
+
+    def _label_images(self, label: Label, n: int) -> Tensor | None:
+        """The labels (n,) of n images whose likelihood is asked for, None without classes."""
+        self._require_label(label)
         several = isinstance(label, Sequence | Tensor | np.ndarray) and not isinstance(label, str)
         if several and len(label) != n:  # type: ignore[arg-type]
             raise InputError(

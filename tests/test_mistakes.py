@@ -130,7 +130,7 @@ WORDS = {
     "stage=sample ckpt=x sampler.init_image=broken/1.png": "sampler.init_image=broken/1.png needs sampler.rows=4",
     "stage=sample ckpt=x sampler.temperature=-1": "sampler.temperature=-1 must be above 0",
     "stage=sample ckpt=x sampler.top_k=-2": "sampler.top_k=-2 must be at least 0",
-    "stage=sample ckpt=x sampler.top_k=x": "sampler can't be built from these settings",
+    "stage=sample ckpt=x sampler.top_k=x": "sampler.top_k=x must be a whole number",
     "stage=sample ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
     "stage=evaluate": "add ckpt=<run folder of stage=vqgan or stage=prior>",
     "stage=evaluate ckpt=nowhere": "ckpt=nowhere has no checkpoint",

@@ -20,7 +20,7 @@ from codegrid.engine.folder import LAST
 from codegrid.engine.fsdp import ShardedStrategy, full_tensor, local_shard
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.muon import Muon, MuonOptimizer, orthogonalise_alike
-from prior.module import Prior, decayed_weights
+from prior.module import PriorModule, decayed_weights
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
@@ -109,7 +109,7 @@ def test_codes_keep_a_rate_of_their_own() -> None:
 def test_what_reads_and_predicts_codes_is_no_matrix_of_a_prior(name: str) -> None:
     model = make_prior(name, K=32, grid=(2, 3), classes=20)
     optimizer, schedule = make(Muon, weight_decay=0.3), make(Schedule)
-    module = Prior(model, optimizer, Budget(1), schedule, **LABEL_SETTINGS)
+    module = PriorModule(model, optimizer, Budget(1), schedule, **LABEL_SETTINGS)
     muon: Any = module.configure_optimizers()
     matrices = read_matrices(muon, model)
     assert matrices

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, summarize_error
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.counted import Counted
 from prior.models.gpt import GPT
 from prior.models.masked import Masked
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
+OWN_MODELS = "prior.models."
 TRACED = 2  # samples: torch.export takes 1 for a constant; and len(codes) too, so the priors ask for codes.shape[0]
 
 
@@ -153,7 +154,15 @@ def trace_prior(model: PriorModel) -> ExportedProgram:
     shapes = {
         name: {} if axis is None else {axis: batch} for name, axis in signature.inputs.items()
     }
-    with torch.no_grad(), warnings.catch_warnings():
-        # nn.LSTM has its weights in a list too, which torch.export restores.
-        warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
-        return export(graph, (), start_inputs(still, TRACED), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # nn.LSTM has its weights in a list too, which torch.export restores.
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
+            return export(graph, (), start_inputs(still, TRACED), dynamic_shapes=shapes)
+    except Exception as error:  # a prior of the user's own may do what can't be traced
+        if type(model).__module__.startswith(OWN_MODELS):
+            raise
+        raise InputError(
+            f"{type(model).__name__} can't be traced by torch.export ({summarize_error(error)}); use format=safetensors, or see "
+            "docs/extending/prior.md"
+        ) from error

@@ -6,10 +6,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.precision import deterministic_float32
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import (
     describe_evaluation,
-    deterministic_float32,
     log_evaluation,
     name_images,
     printed_result,

@@ -221,6 +221,8 @@ def connect_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        copy = "huggingface_hub.utils._cache_manager.HF_HUB_CACHE"  # of version 1.0
+        monkeypatch.setattr(copy, str(tmp_path / "cache"), raising=False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.data.samples import ArraySamples
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
 from prior import Prior
 from prior.decoding.sampling import Sampler, make_sampler
+from prior.judging import measure_nats
 from prior.prior import COMPLETED, SamplingSettings
 from tests.helpers.commands import Command, lightning_warnings
 from tests.helpers.priors import likelihoods
@@ -58,6 +60,10 @@ def test_a_run_folder_gives_a_prior_and_its_tokenizer(runs: Path) -> None:
     assert not trained.model.training
     assert not trained.tokenizer.training
     assert trained.to("cpu") is trained
+    assert (
+        repr(trained)
+        == "Prior(classes: GPT, 3,328 weights, 4x4 codes out of 16, 3 classes, on cpu)"
+    )
     with pytest.raises(InputError, match="ckpt=nowhere does not exist"):
         Prior.from_pretrained("nowhere")
 
@@ -97,6 +103,25 @@ def test_samples_are_those_of_the_command_to_the_bit(
     saved = np.load(tmp_path / "out/samples.npz")["arr_0"]
     pictures = trained.sample(7, batch_size=3, **settings)
     assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_any_machine_has_the_samples_of_its_command(
+    precision: str,
+    runs: Path,
+    plain: Prior,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("codegrid.engine.precision.best_precision", lambda: precision)
+    line = ["stage=sample", f"ckpt={runs / 'plain'}", "n=5", "accelerator=cpu", "save=[npz]"]
+    assert command(*line, "run_dir=out") == 0
+    codes = plain.sample(5, output="codes")
+    assert torch.equal(codes, torch.load(tmp_path / "out/codes.pt")["codes"].long())
+    pictures = np.stack([np.asarray(picture) for picture in plain.sample(5)])
+    assert np.array_equal(pictures, np.load(tmp_path / "out/samples.npz")["arr_0"])
 
 
 @pytest.mark.slow
@@ -150,7 +175,13 @@ def test_grids_are_tuples_or_texts(plain: Prior) -> None:
 
 def test_labels_are_numbers_names_and_arrays_of_them(classed: Prior) -> None:
     expected = classed.sample(4, label=[2, 0], output="codes")
-    for label in (["2", "0"], (2, 0), np.array([2, 0]), torch.tensor([2, 0])):
+    for label in (
+        ["2", "0"],
+        (2, 0),
+        list(np.array([2, 0])),
+        np.array([2, 0]),
+        torch.tensor([2, 0]),
+    ):
         assert torch.equal(classed.sample(4, label=label, output="codes"), expected)
     assert torch.equal(
         classed.sample(2, label=np.int64(1), output="codes"),  # type: ignore[arg-type]
@@ -181,6 +212,14 @@ def test_nats_are_those_of_the_codes(plain: Prior, pixels: np.ndarray[Any, Any])
     assert torch.allclose(per_code.double().sum((1, 2)), nats)
     assert torch.equal(plain.nats_of_codes(codes), nats)
     assert plain.nats([]).shape == (0,)
+
+
+def test_nats_are_those_of_an_evaluation(classed: Prior) -> None:
+    codes = classed.sample(5, output="codes")
+    labels = np.array([0, 1, 2, 0, 1])
+    expected = measure_nats(classed.model, ArraySamples(codes.numpy().astype(np.uint16), labels), 2)
+    nats = classed.nats_of_codes(codes, label=labels, per_position=True, batch_size=2)
+    assert torch.equal(nats, expected[..., 0])
 
 
 def test_nats_of_all_codes_of_a_position_sum_to_one(plain: Prior) -> None:
@@ -224,6 +263,7 @@ def test_a_prior_of_several_codebooks_has_nats_of_each(tmp_path: Path) -> None:
         ({"label": 1}, "label=1 needs a prior of classes"),
         ({"guidance": 2.0}, "sampler.guidance=2.0 needs a prior of classes"),
         ({"grid": (2, 2)}, "sampler.grid=2x2 must be at least 4x4"),
+        ({"grid": 8}, "sampler.grid=8 must be rows x columns of codes"),
         ({"grid": (5, 0)}, "sampler.grid=5x0 must be rows x columns of codes"),
         ({"steps": 4}, "sampler.steps=4 is for priors that draw many codes in one step"),
     ],
@@ -262,6 +302,8 @@ def test_wrong_images_labels_and_codes_are_sentences(
         classed.nats(pixels, label=0.5)  # type: ignore[arg-type]
     with refuse("must be of the grid that the prior learned, 4x4"):
         plain.nats_of_codes(torch.zeros(1, 5, 4, dtype=torch.int64))
+    with refuse(r"codes of shape \[\] must be \(B, h, w\)"):
+        plain.nats_of_codes(torch.tensor(3))
     with refuse("codes from 0 to 16 must be 0 to 15"):
         plain.nats_of_codes(torch.full((1, 4, 4), 16) * torch.eye(4, dtype=torch.int64))
 

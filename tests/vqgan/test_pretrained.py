@@ -15,6 +15,7 @@ from tests.helpers.exports import PYRAMID, export_folder
 from tests.helpers.hub_server import TOKEN, HubServer
 from tests.helpers.public import PUBLIC, read_arrays
 from tests.helpers.runs import save_tokenizer_run
+from vqgan.formats.files import open_public
 from vqgan.tokenizer import Tokenizer
 
 DIFFUSERS = [*PYRAMID, "model.start=random", "quantizer=ema"]
@@ -159,8 +160,11 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(
     assert_same(Tokenizer.from_pretrained("ann/photos"), new)
     for revision in ("v1", first):
         assert_same(Tokenizer.from_pretrained("ann/photos", revision=revision), old)
+    assert open_public("ann/photos", None, None, "v1").origin.endswith(f"@{first}")
     with pytest.raises(InputError, match=r"ckpt=ann/photos is no .* the hub does not give it"):
         Tokenizer.from_pretrained("ann/photos", revision="v2")
+    with pytest.raises(InputError, match=r"revision=v1 is of a .* and from=old is here; leave"):
+        open_public("old", None, None, "v1")
 
 
 def test_without_a_network_the_copy_in_the_cache_is_used(

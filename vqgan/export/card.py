@@ -53,7 +53,7 @@ def write_readme(
         image_size=tokenizer.encoder.image_size,
         channels=tokenizer.encoder.channels,
         bits=round(tokenizer.quantizer.bits * tokenizer.grid[0] * tokenizer.grid[1]),
-        usages=[exporter.usage for exporter in exporters],
+        usages=[name_hub(exporter.usage, hub) for exporter in exporters],
         checks={name: format_check(each) for name, each in checks.items()},
         images=describe_images(start),
         imported={
@@ -71,6 +71,11 @@ def write_readme(
         run_id=origin.config.get("id"),
         writer=str(Stamp(start.get("codegrid"))) if start else "Codegrid",
     )
+
+
+def name_hub(usage: str, hub: str | None) -> str:
+    """How a format is read, by the name of the repository if that is known."""
+    return usage.replace('from_pretrained(".", ', f'from_pretrained("{hub or "."}", ')
 
 
 def hide_home(value: Any) -> Any:

@@ -46,7 +46,7 @@ def describe_decoding(tokenizer: Tokenizer) -> list[LayerFacts]:
 def describe(module: nn.Module, name: str) -> list[LayerFacts]:
     """The layers of a module whose weights are called `name`. A network of another kind registers its own description."""
     raise InputError(
-        f"the {name} is a {type(module).__name__}, which decoder.py of format=safetensors does not know; "
+        f"the {name} is of class {type(module).__name__}, which decoder.py of format=safetensors does not know; "
         "use format=onnx or pt2"
     )
 

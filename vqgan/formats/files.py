@@ -52,13 +52,16 @@ class Contents:
     remarks: tuple[str, ...] = ()
 
 
-def open_public(source: str, config: str | None, ema: bool | None) -> Contents:
+def open_public(
+    source: str, config: str | None, ema: bool | None, revision: str | None = None
+) -> Contents:
     """The tokenizer in a file, a folder or a hub id (owner/name, owner/name/file); reading it runs no code.
 
     `config` is its own config file, None for the one beside it, if there is one. `ema` takes averaged weights (True), the last
-    ones (False), or averaged ones if there are some (None). Raises InputError, with one sentence, for whatever can't be read.
+    ones (False), or averaged ones if there are some (None). `revision` is a branch, tag or commit on the hub. Raises InputError,
+    with one sentence, for whatever can't be read.
     """
-    folder, inner = open_folder(str(source))  # as a command gives it, it can look like a number
+    folder, inner = open_folder(str(source), revision)  # a command's can look like a number
     return read_public(folder, inner, config, ema)
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from codegrid.engine.checkpoint import find_checkpoint
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.precision import deterministic_float32
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import (
     describe_evaluation,
-    deterministic_float32,
     load_own_features,
     log_evaluation,
     name_images,

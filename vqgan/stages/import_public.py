@@ -28,7 +28,7 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         data: ImageDataModule = instantiate(config.data)
         cosine, score = config.quantizer.get("cosine"), config.quantizer.get("score")
         choices = make_choices(data.image_size, data.channels, config.pixels, cosine, score)
-        contents = open_public(config["from"], config.config, config.ema)
+        contents = open_public(config["from"], config.config, config.ema, config.revision)
         imported = load_public(contents.file, choices)
         data.check_recorded(run.resume)
         data.prepare_data()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from codegrid.engine.errors import InputError
 from prior import Prior
 from prior.export.joined import join_prior, read_prior_origin
 from prior.export.safetensors import PRIOR_FACTS, PRIOR_WEIGHTS
@@ -15,7 +14,7 @@ from prior.load import load_prior
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
 from tests.helpers.exports import needs_onnx
-from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
+from tests.helpers.runs import SMALL_PRIOR, save_prior_run
 from vqgan import Tokenizer
 from vqgan.export.discover import choose_exporters, list_exporters
 
@@ -98,16 +97,6 @@ def test_what_has_no_place_for_a_prior_is_a_sentence(
     assert command("stage=export", "ckpt=run", *words, "run_dir=out") == 2
     assert sentence in read_mistake(capsys)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_export_of_a_tokenizer_has_no_prior(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="out has no prior: give a run folder of stage=prior"):
-        Prior.from_pretrained(tmp_path / "out")
-    save_tokenizer_run(tmp_path / "run")
-    with pytest.raises(InputError, match="stage=prior"):
-        Prior.from_pretrained(tmp_path / "run")
 
 
 def test_a_card_has_the_figures_of_the_prior_and_the_settings_of_its_tokenizer() -> None:

@@ -13,7 +13,7 @@ from prior.export.graphs import StepGraph, describe_graph, start_inputs, trace_p
 from prior.export.programs import ONNXPrior, PT2Prior
 from prior.models.gpt import GPT
 from tests.helpers.exports import needs_onnx
-from tests.helpers.priors import PRIORS, make_prior
+from tests.helpers.priors import PRIORS, build_prior, documented_prior, make_prior
 
 NETWORKS = ["gpt", "gpt-embedding", "rar", "rq", "maskgit", "diffusion", "pixelcnn", "lstm"]
 
@@ -95,6 +95,27 @@ def test_a_prior_that_counts_is_no_graph(name: str) -> None:
     for exporter in (ONNXPrior(), PT2Prior()):
         with pytest.raises(InputError, match=f"format={exporter.name}: .*use format=safetensors"):
             exporter.check(trained)
+
+
+class Counting(GPT):
+    """A prior of the user's own that asks for a length."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return super().logits(x) * len(x)
+
+
+def test_a_prior_of_the_users_own_that_cannot_be_traced_is_a_sentence() -> None:
+    model = make_prior("gpt")
+    model.__class__ = Counting
+    with pytest.raises(InputError, match="Counting can't be traced by torch.export"):
+        trace_prior(model)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation_is_traced() -> None:
+    model = build_prior(documented_prior(), classes=2).eval()
+    graph = trace_prior(model).module()
+    assert compare_prior("pt2", model, lambda inputs: [graph(**inputs)])["equal_codes"] == 1
 
 
 def test_logits_are_compared_by_their_size() -> None:

@@ -193,6 +193,10 @@ def test_a_card_is_one_of_the_hub_and_shows_how_to_load_the_tokenizer_by_its_nam
     }
     assert 'Tokenizer.from_pretrained("ann/photos")\n' in card.text
     assert "-> int64 (1, 4, 4, 4)" in card.text
+    assert "hf download ann/photos" in card.text
+    diffusers = choose_exporters(["diffusers"])
+    readme = write_readme(tokenizer, origin, diffusers, {}, None, "photos", "ann/photos")
+    assert 'VQModel.from_pretrained("ann/photos", subfolder="vqvae")' in readme
     local = write_readme(tokenizer, origin, exporters, {}, "Ask me: 1 | 2", "photos", None)
     assert 'Tokenizer.from_pretrained(".")   # this folder, or its name on the hub' in local
     assert ModelCard(local).data.license_name == "ask-me-1-2"

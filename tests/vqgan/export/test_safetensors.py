@@ -213,7 +213,9 @@ class Wobbly(nn.Module):
 def test_a_layer_that_the_decoder_does_not_know_is_named() -> None:
     tokenizer = make_trained("quantizer=ema")
     tokenizer.decoder.layers.append(Wobbly())  # type: ignore[operator]
-    with pytest.raises(InputError, match=r"decoder\.layers\.\d+ is a Wobbly, which decoder\.py"):
+    with pytest.raises(
+        InputError, match=r"decoder\.layers\.\d+ is of class Wobbly, which decoder\.py"
+    ):
         describe_decoding(tokenizer)
 
 
