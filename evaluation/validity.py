@@ -1,0 +1,158 @@
+"""The judge of images of shapes that is no network: whether an image is one that data=shapes could have painted.
+
+An image is valid if each of its regions of one colour is one of the five shapes, at its best position, angle and size, with an
+intersection over union of at least MIN_IOU, and if it has as many shapes as the data has. What a nearer shape covers doesn't
+count, if the shapes can be painted in some order.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.loading import count_cores
+from data.shapes import MAX_SHAPES
+from engine.errors import InputError
+from evaluation.regions import Region, find_regions, smooth
+from evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
+
+MIN_IOU = 0.85
+
+# Why an image is invalid, the first that holds.
+EMPTY = "empty"  # nothing but background
+NO_SHAPE = "no_shape"  # a region is like none of the five shapes, whatever covers it
+NO_ORDER = "no_order"  # regions are shapes only if each is covered by the other
+TOO_MANY = "too_many"  # more shapes than an image of the data has
+REASONS = (EMPTY, NO_SHAPE, NO_ORDER, TOO_MANY)
+
+
+@dataclass
+class Verdict:
+    """What an image was judged to be: `reason` is one of REASONS, or None for a valid image.
+
+    `shapes` are the masks (SIDE, SIDE) and the fits of its shapes, the nearest first; `misfits` those that don't fit.
+    """
+
+    reason: str | None = None
+    shapes: list[tuple[Mask, ShapeFit]] = field(default_factory=list)
+    misfits: list[tuple[Mask, ShapeFit]] = field(default_factory=list)
+
+    @property
+    def valid(self) -> bool:
+        return self.reason is None
+
+
+def judge_image(image: NDArray[np.uint8], min_iou: float = MIN_IOU) -> Verdict:
+    """The verdict on an image (3, SIDE, SIDE) uint8."""
+    regions = find_regions(image)
+    if not regions:
+        return Verdict(EMPTY)
+    whole = np.any([region.mask for region in regions], 0)
+    verdict = Verdict()
+    waiting: list[tuple[Mask, ShapeFit]] = []
+    for mask, fit in fit_uncovered(regions, whole, min_iou):
+        (waiting if fit.iou >= min_iou else verdict.misfits).append((mask, fit))
+    waiting = uncover(waiting, verdict, min_iou)
+    if verdict.misfits:
+        verdict.reason = NO_SHAPE
+    elif waiting:
+        verdict.reason = NO_ORDER
+    elif len(verdict.shapes) > MAX_SHAPES:
+        verdict.reason = TOO_MANY
+    verdict.misfits += waiting
+    return verdict
+
+
+def fit_uncovered(
+    regions: Sequence[Region], whole: Mask, min_iou: float
+) -> Iterator[tuple[Mask, ShapeFit]]:
+    """The masks of the shapes-to-be with their best fits if any other region may be nearer: nothing fits better in any order.
+
+    Regions of one colour are one shape that others divide if there is such a shape; else each is its own.
+    """
+    groups: dict[int, list[Mask]] = {}
+    for region in regions:
+        groups.setdefault(region.colour, []).append(region.mask)
+    for masks in groups.values():
+        if len(masks) > 1:
+            union = np.any(masks, 0)
+            fit = fit_shape(union, union | ~whole, min_iou)
+            if fit.iou >= min_iou:
+                yield union, fit
+                continue
+        for mask in masks:
+            yield mask, fit_shape(mask, mask | ~whole, min_iou)
+
+
+def uncover(
+    waiting: list[tuple[Mask, ShapeFit]], verdict: Verdict, min_iou: float
+) -> list[tuple[Mask, ShapeFit]]:
+    """Move shapes to the verdict, the nearest first; returns those that are left because each needs another to be nearer.
+
+    A shape is next if it fits with nothing over it but those before it. Which of several comes first is without effect, since
+    a region fits no worse with more shapes over it: if there is an order, this finds one.
+    """
+    nearer = np.zeros((SIDE, SIDE), bool)
+    while waiting:
+        i, fit = find_nearest(waiting, ~nearer, min_iou)
+        if fit is None:
+            break
+        mask, _ = waiting.pop(i)
+        verdict.shapes.append((mask, fit))
+        nearer |= mask
+    return waiting
+
+
+def find_nearest(
+    waiting: Sequence[tuple[Mask, ShapeFit]], free: Mask, min_iou: float
+) -> tuple[int, ShapeFit | None]:
+    """The number and the fit of a region that is a shape if only what is `free` is seen; None if there is no such region."""
+    for i, (mask, fit) in enumerate(waiting):  # fits at hand cost nothing
+        if measure_overlap(mask, free, fit.mask()) >= min_iou:
+            return i, fit
+    for i, (mask, _) in enumerate(waiting):
+        fit = fit_shape(mask, free, min_iou)
+        if fit.iou >= min_iou:
+            return i, fit
+    return -1, None
+
+
+def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Verdict]:
+    """The verdicts on images (n, 3, H, W) uint8, whose sides are a multiple of SIDE pixels.
+
+    Larger images are judged at SIDE pixels. Raises InputError for images that can't be judged.
+    """
+    if reason := why_unjudgeable(images.shape[1:]):
+        raise InputError(f"validity can't be judged: {reason}")
+    step = images.shape[-1] // SIDE
+    if step > 1:  # the median closes holes that every step-th pixel would hit
+        middle = slice(step // 2, None, step)
+        images = np.stack([smooth(image)[:, middle, middle] for image in images])
+    with ThreadPoolExecutor(count_cores()) as pool:
+        return list(pool.map(lambda image: judge_image(image, min_iou), images))
+
+
+def why_unjudgeable(shape: Sequence[int]) -> str | None:
+    """Why images of this shape (C, H, W) can't be judged; None if they can be."""
+    channels, height, width = shape
+    if channels != 3:
+        return f"images of {channels} channel have no colours that tell shapes apart"
+    if height != width or height % SIDE or not height:
+        return f"images of {height}x{width} pixels are no multiple of {SIDE}x{SIDE}"
+    return None
+
+
+def summarize_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """n, the share of valid and that of empty images, and the number of images by the reason why they are invalid."""
+    n = len(verdicts)
+    counts = Counter(verdict.reason for verdict in verdicts)
+    return {
+        "n": n,
+        "valid": counts[None] / n,
+        "empty": counts[EMPTY] / n,
+        "by_reason": {reason: counts[reason] for reason in REASONS},
+    }
