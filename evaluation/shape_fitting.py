@@ -54,12 +54,12 @@ class ShapeFit:
         """rectangle, triangle, disk, oval or star."""
         return SHAPES[self.kind].__name__.lstrip("_")
 
-    def mask(self) -> Mask:
-        """The pixels that it covers, (SIDE, SIDE)."""
-        rows, columns = np.indices((SIDE, SIDE), np.float32)
+    def mask(self, scale: int = 1) -> Mask:
+        """What it covers of an image, or of one that is `scale` times as large: (scale * SIDE, scale * SIDE)."""
+        rows, columns = np.indices((scale * SIDE, scale * SIDE), np.float32)
+        rows, columns = ((each.ravel() + 0.5) / scale - 0.5 for each in (rows, columns))
         candidate = np.array([self.parameters], np.float32)
-        inside = covers(self.kind, candidate, columns.ravel(), rows.ravel())
-        return inside.reshape(SIDE, SIDE)
+        return covers(self.kind, candidate, columns, rows).reshape(scale * SIDE, scale * SIDE)
 
 
 def covers(kind: int, candidates: Floats, columns: Floats, rows: Floats) -> Mask:

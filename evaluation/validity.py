@@ -7,7 +7,6 @@ count, if the shapes can be painted in some order.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from data.loading import count_cores
 from data.shapes import MAX_SHAPES
+from data.threads import map_in_threads
 from engine.errors import InputError
 from evaluation.regions import Region, find_regions, smooth
 from evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
@@ -126,14 +126,25 @@ def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Ve
 
     Larger images are judged at SIDE pixels. Raises InputError for images that can't be judged.
     """
+    images = to_side(images)
+    return list(
+        map_in_threads(lambda image: judge_image(image, min_iou), images, num_threads=count_cores())
+    )
+
+
+def to_side(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (n, 3, H, W) uint8 at the size that they are judged at, (n, 3, SIDE, SIDE).
+
+    Raises InputError for images that can't be judged.
+    """
     if reason := why_unjudgeable(images.shape[1:]):
         raise InputError(f"validity can't be judged: {reason}")
     step = images.shape[-1] // SIDE
-    if step > 1:  # the median closes holes that every step-th pixel would hit
-        middle = slice(step // 2, None, step)
-        images = np.stack([smooth(image)[:, middle, middle] for image in images])
-    with ThreadPoolExecutor(count_cores()) as pool:
-        return list(pool.map(lambda image: judge_image(image, min_iou), images))
+    if step == 1:
+        return images
+    # Every step-th pixel could hit many holes of rotation; their median can't.
+    middle = slice(step // 2, None, step)
+    return np.stack([smooth(image)[:, middle, middle] for image in images])
 
 
 def why_unjudgeable(shape: Sequence[int]) -> str | None:
