@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.shapes import LEAST_LEVEL
 
 BACKGROUND = LEAST_LEVEL // 2  # a pixel whose brightest channel is below this level is background
-TOLERANCE = 44.0  # Euclidean distance in RGB, of 255, up to which colours count as one
+TOLERANCE = 32.0  # Euclidean distance in RGB, of 255, up to which colours count as one; see docs/evaluation.md
 MEDIAN_SIDE = 3  # pixels of the median filter, which closes the holes of rotation
 MIN_CORE = 3  # pixels whose whole neighbourhood of 3x3 is of one colour that a region has
 MAX_HOLE = 6  # pixels of background inside a region that are closed
