@@ -6,21 +6,25 @@ count, if the shapes can be painted in some order.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from data.datamodule import ImageDataModule
 from data.loading import count_cores
-from data.shapes import MAX_SHAPES
+from data.shapes import MAX_SHAPES, Shapes
 from data.threads import map_in_threads
 from engine.errors import InputError
 from evaluation.regions import Region, find_regions, smooth
+from evaluation.scores import ScoreSheet, library_versions
 from evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
 
 MIN_IOU = 0.85
+VALIDITY_VERSION = 1  # part of the provenance: increase it when images get other verdicts
 
 # Why an image is invalid, the first that holds.
 EMPTY = "empty"  # nothing but background
@@ -167,3 +171,38 @@ def summarize_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "empty": counts[EMPTY] / n,
         "by_reason": {reason: counts[reason] for reason in REASONS},
     }
+
+
+class ValidityJudge:
+    """Judges the first `limit` of the images that are added, if they are to look like the built-in shapes.
+
+    Other `images` than shapes have no such scores. `absent` is why shapes have none, if that is known beforehand.
+    """
+
+    def __init__(self, images: ImageDataModule, limit: int, absent: str | None = None) -> None:
+        self.of_shapes = isinstance(images, Shapes)
+        self.limit = limit
+        shape = (images.channels, images.image_size, images.image_size)
+        left_out = None if limit else "left out with validity=0"
+        self.absent = absent or left_out or why_unjudgeable(shape)
+        self.batches: list[NDArray[np.uint8]] = []
+
+    def add(self, batch: Tensor) -> None:
+        """Images (b, C, H, W) uint8, reconstructions or samples."""
+        missing = self.limit - sum(map(len, self.batches))
+        if self.of_shapes and self.absent is None and missing > 0:
+            self.batches.append(batch[:missing].cpu().numpy())
+
+    def add_scores(self, sheet: ScoreSheet, names: Mapping[str, str]) -> None:
+        """Add figures of summarize_verdicts under the names of scores, figure -> score."""
+        if not self.of_shapes:
+            return
+        if self.absent:
+            for name in names.values():
+                sheet.mark_absent(name, self.absent)
+            return
+        images = np.concatenate(self.batches)
+        figures = summarize_verdicts(judge_images(images))
+        about = {"n": len(images), "min_iou": MIN_IOU, "judge": VALIDITY_VERSION}
+        for figure, name in names.items():
+            sheet.add(name, figures[figure], **about, library=library_versions("scipy"))

@@ -29,6 +29,7 @@ from evaluation.judging import (
 )
 from evaluation.scores import ScoreSheet, library_versions, names_in_group
 from evaluation.settings import EvaluationSettings
+from evaluation.validity import ValidityJudge
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -153,6 +154,7 @@ class PriorJudge:
         self.m = min(settings.samples, self.n)
         if self.m and settings.neighbours:
             images.size("train")
+        self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
         self.own = load_own_features(settings, images)
         trained.model.to(settings.device)
         trained.tokenizer.to(settings.device)
@@ -177,6 +179,7 @@ class PriorJudge:
         for feature_set in feature_sets:
             feature_set.add_distances(sheet, "gfid")
             feature_set.add_variety(sheet)
+        self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet
 
@@ -218,6 +221,7 @@ class PriorJudge:
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
+            self.validity.add(batch)
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
                 first.append(batch.cpu())
         return torch.cat(first)

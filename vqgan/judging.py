@@ -20,6 +20,7 @@ from evaluation.judging import ReferenceHash, iterate_images, make_feature_sets,
 from evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
 from evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
 from evaluation.settings import EvaluationSettings
+from evaluation.validity import ValidityJudge
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
@@ -68,6 +69,7 @@ class TokenizerJudge:
         if tokenizer.K is not None:
             use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
             self.code_use = use.to(settings.device)
+        self.validity = ValidityJudge(images, settings.validity)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
         self.n = 0
@@ -82,6 +84,7 @@ class TokenizerJudge:
         """Images and reconstructions, both uint8 (B, C, H, W), and indices unless the bottleneck is continuous."""
         self.n += len(x)
         self.reference_hash.update(x)
+        self.validity.add(x_hat)
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
@@ -107,6 +110,7 @@ class TokenizerJudge:
         common = self.reference_hash.provenance(self.images, self.settings.split)
         sheet = ScoreSheet({**common, "judged": "reconstructions", "n": self.n})
         self.add_pixel_scores(sheet)
+        self.validity.add_scores(sheet, {"valid": "valid_reconstructions"})
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
