@@ -116,7 +116,7 @@ def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, by itself or in a pipeline, without a judge of shapes, which earlier versions did not have."""
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
     return {**node, "validity": 0} if evaluates and "validity" not in node else node
 

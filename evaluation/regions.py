@@ -1,7 +1,9 @@
 """Divides images of flat colours on black into connected regions of one colour each."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ TOLERANCE = 32.0  # Euclidean distance in RGB, of 255, up to which colours count
 MEDIAN_SIDE = 3  # pixels of the median filter, which closes the holes of rotation
 MIN_CORE = 3  # pixels whose whole neighbourhood of 3x3 is of one colour that a region has
 MAX_HOLE = 6  # pixels of background inside a region that are closed
+BORDER = 4  # pixels on either side of a border in which its step is measured
+MIN_BORDER = 8  # pixels that both sides of a border need
+MIN_STEP = 0.5  # of the difference of two regions' colours that must lie at their border
 CANDIDATES = 192  # pixels that a colour is chosen from
 VOTERS = 1024  # pixels that choose it
 
@@ -63,6 +68,33 @@ def find_regions(image: NDArray[np.uint8]) -> list[Region]:
         for mask, owner in zip(spread(parts, whole, len(owners)), owners, strict=True)
     ]
     return sorted(regions, key=lambda region: -int(region.mask.sum()))
+
+
+def has_drift(image: NDArray[np.uint8], regions: Sequence[Region]) -> bool:
+    """Whether the colour of an image (3, H, W) changes gradually, so that some borders of its regions are none in the image.
+
+    At the border of two shapes their colours meet, if blurred. Where a patch's colour changes from one end to the other, the
+    colours beside an arbitrary border are more alike than the regions are.
+    """
+    smoothed = smooth(image)
+    around = [
+        ndi.binary_dilation(region.mask, EIGHT, BORDER) & ~ndi.binary_dilation(region.mask, EIGHT)
+        for region in regions
+    ]
+    colours = [median_colour(smoothed, region.mask) for region in regions]
+    for i, j in combinations(range(len(regions)), 2):
+        sides = regions[i].mask & around[j], regions[j].mask & around[i]
+        if regions[i].colour == regions[j].colour or min(map(np.sum, sides)) < MIN_BORDER:
+            continue
+        step = np.linalg.norm(np.subtract(*(median_colour(smoothed, side) for side in sides)))
+        if step < MIN_STEP * np.linalg.norm(colours[i] - colours[j]):
+            return True
+    return False
+
+
+def median_colour(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The median of each channel of an image (3, H, W) over a mask (H, W), (3,)."""
+    return np.median(image[:, mask], 1)
 
 
 def connect(mask: NDArray[np.bool_]) -> NDArray[Any]:

@@ -56,10 +56,11 @@ class ShapeFit:
 
     def mask(self, scale: int = 1) -> Mask:
         """What it covers of an image, or of one that is `scale` times as large: (scale * SIDE, scale * SIDE)."""
-        rows, columns = np.indices((scale * SIDE, scale * SIDE), np.float32)
-        rows, columns = ((each.ravel() + 0.5) / scale - 0.5 for each in (rows, columns))
+        side = scale * SIDE
+        middles = ((np.arange(side) + 0.5) / scale - 0.5).astype(np.float32)  # of pixels
         candidate = np.array([self.parameters], np.float32)
-        return covers(self.kind, candidate, columns, rows).reshape(scale * SIDE, scale * SIDE)
+        columns, rows = np.tile(middles, side), np.repeat(middles, side)
+        return covers(self.kind, candidate, columns, rows).reshape(side, side)
 
 
 def covers(kind: int, candidates: Floats, columns: Floats, rows: Floats) -> Mask:
@@ -151,7 +152,7 @@ def search_coarsely(region: Mask, free: Mask) -> list[tuple[int, Floats]]:
     bank = shape_bank()
     area = region.sum() / 4
     spectra = scipy.fft.rfft2(to_cells(np.stack([region, free])), (PADDED, PADDED))
-    rows = np.flatnonzero(bank.areas > LEAST_COMMON * area)
+    rows = np.flatnonzero(bank.areas >= LEAST_COMMON * min(area, bank.areas.max()))
     common = correlate(spectra[0], rows)
     # A shape must cover most of the region, wherever it is best.
     covering = common.max(1) >= LEAST_COMMON * common.max()

@@ -1,8 +1,8 @@
 """The judge of images of shapes that is no network: whether an image is one that data=shapes could have painted.
 
 An image is valid if each of its regions of one colour is one of the five shapes, at its best position, angle and size, with an
-intersection over union of at least MIN_IOU, and if it has as many shapes as the data has. What a nearer shape covers doesn't
-count, if the shapes can be painted in some order.
+intersection over union of at least MIN_IOU, if colours meet at borders instead of changing gradually, and if it has as many
+shapes as the data has. What a nearer shape covers doesn't count, if the shapes can be painted in some order.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from data.loading import count_cores
 from data.shapes import MAX_SHAPES, Shapes
 from data.threads import map_in_threads
 from engine.errors import InputError
-from evaluation.regions import Region, find_regions, smooth
+from evaluation.regions import Region, find_regions, has_drift, smooth
 from evaluation.scores import ScoreSheet, library_versions
 from evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
 
@@ -28,10 +28,11 @@ VALIDITY_VERSION = 1  # part of the provenance: increase it when images get othe
 
 # Why an image is invalid, the first that holds.
 EMPTY = "empty"  # nothing but background
+DRIFT = "drift"  # colours change gradually from one region to the next
 NO_SHAPE = "no_shape"  # a region is like none of the five shapes, whatever covers it
 NO_ORDER = "no_order"  # regions are shapes only if each is covered by the other
 TOO_MANY = "too_many"  # more shapes than an image of the data has
-REASONS = (EMPTY, NO_SHAPE, NO_ORDER, TOO_MANY)
+REASONS = (EMPTY, DRIFT, NO_SHAPE, NO_ORDER, TOO_MANY)
 
 
 @dataclass
@@ -61,7 +62,9 @@ def judge_image(image: NDArray[np.uint8], min_iou: float = MIN_IOU) -> Verdict:
     for mask, fit in fit_uncovered(regions, whole, min_iou):
         (waiting if fit.iou >= min_iou else verdict.misfits).append((mask, fit))
     waiting = uncover(waiting, verdict, min_iou)
-    if verdict.misfits:
+    if has_drift(image, regions):
+        verdict.reason = DRIFT
+    elif verdict.misfits:
         verdict.reason = NO_SHAPE
     elif waiting:
         verdict.reason = NO_ORDER
