@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from engine.cli import check_seed, import_stage, run_command, run_single
-from engine.figures import format_figures
-from engine.sweep import run_point
+from codegrid.engine.cli import check_seed, import_stage, run_command, run_single
+from codegrid.engine.figures import format_figures
+from codegrid.engine.sweep import run_point
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:

@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data.datamodule import ImageDataModule
-from data.images import to_model_input, to_uint8
-from data.pictures import save_picture, tile_images
-from engine.checkpoint import build_trusted
-from engine.environment import find_device
-from engine.errors import InputError
-from evaluation.features import FeatureNetwork
-from evaluation.proxy import train_proxy
-from evaluation.reconstruction import Reconstruction
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.engine.checkpoint import build_trusted
+from codegrid.engine.environment import find_device
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.features import FeatureNetwork
+from codegrid.evaluation.proxy import train_proxy
+from codegrid.evaluation.reconstruction import Reconstruction
 from vqgan.load import load_tokenizer
 from vqgan.losses.perceptual import LPIPS
 from vqgan.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import json
 from hydra.utils import instantiate
 
 from benchmarks.configs import compose_config
-from data.datamodule import ImageDataModule
+from codegrid.data.datamodule import ImageDataModule
 from vqgan.baselines import measure_classical_vq
 
 

@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from benchmarks.configs import compose_config
-from data.datamodule import ImageDataModule
-from data.folder import find_images
-from data.loading import count_cores
-from data.shapes import draw_shapes
-from engine.environment import autocast
-from engine.settings import TrainerSettings
-from engine.trainer import make_trainer
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.folder import find_images
+from codegrid.data.loading import count_cores
+from codegrid.data.shapes import draw_shapes
+from codegrid.engine.environment import autocast
+from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.trainer import make_trainer
 from prior.extract import extract
 from vqgan.load import build_tokenizer, start_images
 from vqgan.stages.train import build_module

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.folder import next_free_folder
+from codegrid.engine.folder import next_free_folder
 
 
 def main() -> None:

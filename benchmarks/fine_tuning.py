@@ -46,10 +46,10 @@ from hydra.utils import instantiate
 
 from benchmarks.adversarial import Judge, format_spread, iterate_validation, train_run
 from benchmarks.configs import compose_config
-from data.datamodule import ImageDataModule
-from engine.environment import find_device
-from evaluation.codebook import CodebookUse
-from evaluation.proxy import train_proxy
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.environment import find_device
+from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.proxy import train_proxy
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.adversarial import Judge, train_run
-from data.datamodule import ImageDataModule
-from data.images import to_model_input, to_uint8
-from data.pictures import save_picture, tile_images
-from engine.checkpoint import build_trusted
-from engine.environment import find_device
-from evaluation.proxy import train_proxy
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.engine.checkpoint import build_trusted
+from codegrid.engine.environment import find_device
+from codegrid.evaluation.proxy import train_proxy
 from prior.decoding.generate import generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior

@@ -81,7 +81,7 @@ class FakePoint:
         encoder = {"_target_": "vqgan.networks.encoder.Encoder", "grid": grid}
         quantizer = {"K": K, "dim": dim, "decay": 0.99}
         self.settings: dict[str, Any] = {
-            "data": {"_target_": "data.shapes.Shapes", **images},
+            "data": {"_target_": "codegrid.data.shapes.Shapes", **images},
             "model": {"grid": grid, "width": 64, "encoder": encoder},
             "quantizer": {"_target_": "vqgan.quantizers.ema.EMA", **quantizer},
             "trainer": {"max_steps": 2000, "log_every": 20},

@@ -26,8 +26,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from benchmarks.configs import compose_config
-from engine.compile import compile_parts
-from engine.environment import best_precision
+from codegrid.engine.compile import compile_parts
+from codegrid.engine.environment import best_precision
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.gpt import GPT

@@ -20,11 +20,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.configs import compose_config
-from data.shapes import Shapes
-from engine.callbacks.ema import WeightAverage
-from engine.compile import compile_parts
-from engine.settings import TrainerSettings
-from engine.trainer import make_trainer
+from codegrid.data.shapes import Shapes
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.compile import compile_parts
+from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.load import start_images
 from vqgan.module import VQGAN

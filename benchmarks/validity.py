@@ -22,16 +22,16 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 
 from benchmarks.configs import compose_config
-from data.datamodule import ImageDataModule
-from data.images import to_float, to_uint8
-from data.pictures import save_picture
-from data.shapes import Shapes
-from engine.checkpoint import read_checkpoint
-from engine.environment import find_device
-from engine.errors import InputError
-from engine.figures import format_figures
-from evaluation.validity import MIN_IOU, judge_images, summarize_verdicts
-from evaluation.validity_picture import draw_verdicts
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_float, to_uint8
+from codegrid.data.pictures import save_picture
+from codegrid.data.shapes import Shapes
+from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.environment import find_device
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import format_figures
+from codegrid.evaluation.validity import MIN_IOU, judge_images, summarize_verdicts
+from codegrid.evaluation.validity_picture import draw_verdicts
 from prior.draw import draw_batch, open_source
 from prior.load import load_prior
 from vqgan.load import load_images, load_tokenizer

@@ -12,28 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.decode import DECODE_VERSION
-from data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
-from data.identity import check_same_images, identify_images, save_image_ids
-from data.images import crop_at, to_model_input
-from data.labels import MAX_RECORDED, SORTED, Classes, check_classes
-from data.loading import BatchDataModule, count_cores
-from data.pixels import (
+from codegrid.data.decode import DECODE_VERSION
+from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
+from codegrid.data.identity import check_same_images, identify_images, save_image_ids
+from codegrid.data.images import crop_at, to_model_input
+from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
+from codegrid.data.loading import BatchDataModule, count_cores
+from codegrid.data.pixels import (
     ALPHA_CHOICES,
     FULL_16_BITS,
     PixelRules,
     ValuesBeyondRange,
     check_value_range,
 )
-from data.samples import ArraySamples, LiveSamples, raise_unreadable
-from data.source import Source, hold_out
-from data.split import Names, Rows, split_by_name
-from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
-from data.summary import summarize
-from data.survey import Survey, choose_rules, survey_sources
-from data.threads import map_in_threads
-from engine.console import log_line, progress_bar
-from engine.errors import InputError, check_int
+from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
+from codegrid.data.source import Source, hold_out
+from codegrid.data.split import Names, Rows, split_by_name
+from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
+from codegrid.data.summary import summarize
+from codegrid.data.survey import Survey, choose_rules, survey_sources
+from codegrid.data.threads import map_in_threads
+from codegrid.engine.console import log_line, progress_bar
+from codegrid.engine.errors import InputError, check_int
 
 READ_CHUNK = 256  # images that a thread reads at a time
 

@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.pixels import PixelRules, mask_numbers
+from codegrid.data.pixels import PixelRules, mask_numbers
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
 DECODE_VERSION = 1

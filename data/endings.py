@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from data.decode import register_heif
-from engine.errors import InputError
+from codegrid.data.decode import register_heif
+from codegrid.engine.errors import InputError
 
 # What version 0.1 read.
 IMAGE_SUFFIXES = (

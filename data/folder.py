@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from data.datamodule import ImageDataModule
-from data.endings import IMAGE_SUFFIXES
-from data.labels import Classes, order_names
-from data.loading import count_cores
-from data.source import FileSource, Source
-from data.store import Arrays, load_or_fill
-from data.threads import map_in_threads
-from engine.console import log_line
-from engine.errors import InputError
-from engine.words import format_word
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.endings import IMAGE_SUFFIXES
+from codegrid.data.labels import Classes, order_names
+from codegrid.data.loading import count_cores
+from codegrid.data.source import FileSource, Source
+from codegrid.data.store import Arrays, load_or_fill
+from codegrid.data.threads import map_in_threads
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.words import format_word
 
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 

@@ -15,16 +15,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule
-from data.decode import UnreadableImage, decode
-from data.labels import SORTED, order_names
-from data.loading import count_cores
-from data.order import BatchOrder
-from data.pixels import PixelRules
-from data.source import ImageBatch, Source, SourceSubset
-from data.split import Names
-from data.store import fingerprint
-from engine.errors import InputError, summarize_error
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.decode import UnreadableImage, decode
+from codegrid.data.labels import SORTED, order_names
+from codegrid.data.loading import count_cores
+from codegrid.data.order import BatchOrder
+from codegrid.data.pixels import PixelRules
+from codegrid.data.source import ImageBatch, Source, SourceSubset
+from codegrid.data.split import Names
+from codegrid.data.store import fingerprint
+from codegrid.engine.errors import InputError, summarize_error
 
 # Names of validation splits; the first one that a dataset has is used.
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")

@@ -14,12 +14,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from data.image_set import ImageSet
-from data.source import Source
-from data.store import fingerprint
-from engine.console import best_effort_write, log_line
-from engine.errors import InputError
-from engine.folder import IMAGES, read_record
+from codegrid.data.image_set import ImageSet
+from codegrid.data.source import Source
+from codegrid.data.store import fingerprint
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import IMAGES, read_record
 
 SAMPLED = 32  # images of a split whose content is hashed; the names and sizes of all are
 SCATTER = np.uint64(

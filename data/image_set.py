@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.pixels import PixelRules
-from data.source import Source
-from data.survey import Survey
+from codegrid.data.pixels import PixelRules
+from codegrid.data.source import Source
+from codegrid.data.survey import Survey
 
 
 class ImageSet(Protocol):

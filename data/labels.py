@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 SORTED = "sorted"  # the value of data.classes that numbers classes as version 0.1 did
 MAX_RECORDED = 10_000  # classes whose names a config records; more are probably no classes

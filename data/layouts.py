@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.utils import download_url, extract_archive
 
-from data.datamodule import ImageDataModule
-from data.folder import find_images, match_classes, open_class_folders, resolve_folder
-from data.source import FileSource, Source
-from data.torchvision import DownloadedDataModule
-from engine.errors import InputError
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.folder import find_images, match_classes, open_class_folders, resolve_folder
+from codegrid.data.source import FileSource, Source
+from codegrid.data.torchvision import DownloadedDataModule
+from codegrid.engine.errors import InputError
 
 FFHQ_FIRST_VAL = 60_000  # number of the first validation image
 TINY = "tiny-imagenet-200"

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.datamodule import ImageDataModule
-from data.decode import PLAIN, UnreadableImage, decode, to_square
-from data.labels import SORTED
-from data.order import BatchOrder
-from data.pixels import PixelRules
-from data.source import RawImage, Source, SourceSubset
-from data.store import fingerprint
-from engine.errors import InputError, summarize_error
-from engine.locks import Lock
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.decode import PLAIN, UnreadableImage, decode, to_square
+from codegrid.data.labels import SORTED
+from codegrid.data.order import BatchOrder
+from codegrid.data.pixels import PixelRules
+from codegrid.data.source import RawImage, Source, SourceSubset
+from codegrid.data.store import fingerprint
+from codegrid.engine.errors import InputError, summarize_error
+from codegrid.engine.locks import Lock
 
 GB = 10**9  # bytes
 

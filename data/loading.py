@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from data.order import BatchOrder
-from data.readers import (
+from codegrid.data.order import BatchOrder
+from codegrid.data.readers import (
     BATCHES_PER_READER,
     Batch,
     BatchLoader,
@@ -23,8 +23,8 @@ from data.readers import (
     pipe_batch,
     share_batch,
 )
-from engine.console import log_line
-from engine.errors import InputError, check_range
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, check_range
 
 
 def count_cores() -> int:

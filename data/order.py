@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 
 class BatchOrder(Sampler[list[int]]):

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from engine.console import best_effort_write
-from engine.lightning_doors import logged_step
+from codegrid.engine.console import best_effort_write
+from codegrid.engine.lightning_doors import logged_step
 
 
 def tile_images(rows: list[Tensor], gap: int = 2, scale: int = 1) -> Tensor:

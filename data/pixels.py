@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 FULL_16_BITS = (0, 2**16 - 1)
 ALPHA_CHOICES = ("white", "ignore")

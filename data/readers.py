@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from data.threads import describe_hanging
-from engine.console import log_line
-from engine.errors import InputError
-from engine.waits import end_if_signalled, interruptible_wait
+from codegrid.data.threads import describe_hanging
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.waits import end_if_signalled, interruptible_wait
 
 Batch = tuple[Tensor, Tensor]
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.decode import UnreadableImage
-from data.source import Source
-from engine.console import log_line
-from engine.errors import InputError
+from codegrid.data.decode import UnreadableImage
+from codegrid.data.source import Source
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
 
 
 @dataclass

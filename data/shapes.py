@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule
-from data.source import ImageBatch, Source
-from engine.errors import InputError
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.source import ImageBatch, Source
+from codegrid.engine.errors import InputError
 
 MAX_SHAPES = 5  # in one image
 SHAPES_VERSION = 1  # part of the cache key: increase it when drawing gives other pixels

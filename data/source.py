@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.decode import PLAIN, UnreadableImage, decode
-from data.pixels import PixelRules
-from data.split import Names, check_held_out, check_num_held_out, hash_names
-from data.store import fingerprint
+from codegrid.data.decode import PLAIN, UnreadableImage, decode
+from codegrid.data.pixels import PixelRules
+from codegrid.data.split import Names, check_held_out, check_num_held_out, hash_names
+from codegrid.data.store import fingerprint
 
 ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
 

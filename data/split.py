@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import InputError, check_int, check_range
+from codegrid.engine.errors import InputError, check_int, check_range
 
 Rows = NDArray[np.int64]
 Names = Sequence[str] | Sequence[int]  # paths below the root, or numbers where images have none

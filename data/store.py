@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from engine.console import log_line
-from engine.errors import InputError
-from engine.figures import format_figures
-from engine.locks import Lock
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import format_figures
+from codegrid.engine.locks import Lock
 
 Arrays = dict[str, NDArray[Any]]
 Spec = Mapping[str, tuple[tuple[int, ...], DTypeLike]]

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data.endings import REMEDIES
-from data.image_set import ImageSet
-from data.labels import display_classes
-from data.samples import ArraySamples
-from data.source import spread
-from data.survey import SURVEYED_PIXELS, Survey
-from engine.words import format_word
+from codegrid.data.endings import REMEDIES
+from codegrid.data.image_set import ImageSet
+from codegrid.data.labels import display_classes
+from codegrid.data.samples import ArraySamples
+from codegrid.data.source import spread
+from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.engine.words import format_word
 
 BLACK = 16  # of 255: what is darker everywhere is called black
 UNEVEN = 10  # classes are called uneven if one has this many times the images of another

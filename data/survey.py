@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.decode import (
+from codegrid.data.decode import (
     has_alpha_channel,
     has_deep_colours,
     open_image,
     read_deep_colours,
     read_grey_values,
 )
-from data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
-from data.source import RawImage, Source, spread
-from data.threads import map_in_threads
+from codegrid.data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
+from codegrid.data.source import RawImage, Source, spread
+from codegrid.data.threads import map_in_threads
 
 SURVEYED = 256  # images of a split whose headers are read
 SURVEYED_PIXELS = (

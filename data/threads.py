@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -8,9 +8,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from data.loading import BatchDataModule
-from data.samples import ArraySamples
-from engine.errors import InputError
+from codegrid.data.loading import BatchDataModule
+from codegrid.data.samples import ArraySamples
+from codegrid.engine.errors import InputError
 
 EXPORT_FORMATS = ("npz", "safetensors")
 

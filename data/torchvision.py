@@ -12,15 +12,15 @@ from scipy.io import loadmat
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
-from data.datamodule import ImageDataModule
-from data.decode import to_square
-from data.source import FileSource, Source, file_stamp
-from data.store import fingerprint, load_or_fill
-from engine.cli import suggest
-from engine.console import log_line
-from engine.errors import InputError, summarize_error
-from engine.locks import Lock
-from engine.network import limited_silence
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.decode import to_square
+from codegrid.data.source import FileSource, Source, file_stamp
+from codegrid.data.store import fingerprint, load_or_fill
+from codegrid.engine.cli import suggest
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, summarize_error
+from codegrid.engine.locks import Lock
+from codegrid.engine.network import limited_silence
 
 Dataset = TypeVar("Dataset")
 

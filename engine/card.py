@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.aliases import upgrade_config
-from engine.folder import CARD, CONFIG, DOCTOR, PICTURES, RECORD
-from engine.templates import render_template
-from engine.trust import format_trust
+from codegrid.engine.aliases import upgrade_config
+from codegrid.engine.folder import CARD, CONFIG, DOCTOR, PICTURES, RECORD
+from codegrid.engine.templates import render_template
+from codegrid.engine.trust import format_trust
 
 CARD_TEMPLATE = Path(__file__).with_name("card.md.j2")
 

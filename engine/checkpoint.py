@@ -14,13 +14,20 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins import CheckpointIO
 from omegaconf import OmegaConf
 
-from engine.aliases import upgrade_config
-from engine.console import log_line
-from engine.errors import InputError
-from engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS, read_record
-from engine.foreign import refuse_foreign
-from engine.trust import check_trusted, current_trust
-from engine.version import FORMAT, VERSION, Stamp, check_format, name_version, refuse_version
+from codegrid.engine.aliases import upgrade_config
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import BEST, CARD, DAMAGED, LAST, PREVIOUS, read_record
+from codegrid.engine.foreign import refuse_foreign
+from codegrid.engine.trust import check_trusted, current_trust
+from codegrid.engine.version import (
+    FORMAT,
+    VERSION,
+    Stamp,
+    check_format,
+    name_version,
+    refuse_version,
+)
 
 Built = TypeVar("Built")
 

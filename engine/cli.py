@@ -15,13 +15,13 @@ import hydra
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from engine.aliases import rename_words
-from engine.choices import route_choices
-from engine.errors import InputError, explain_import
-from engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
-from engine.places import admit_places
-from engine.texts import normalise_texts
-from engine.words import CONF, is_group, prepare_words
+from codegrid.engine.aliases import rename_words
+from codegrid.engine.choices import route_choices
+from codegrid.engine.errors import InputError, explain_import
+from codegrid.engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
+from codegrid.engine.places import admit_places
+from codegrid.engine.texts import normalise_texts
+from codegrid.engine.words import CONF, is_group, prepare_words
 
 PLUGINS = {  # options that Hydra has only if this extra is installed
     "hydra/launcher=joblib": "joblib",
@@ -65,7 +65,9 @@ def run_single(run: Callable[[Any], Any], config: Any) -> None:
         message = explain_error(error)
         if message is None:
             raise
-        from engine.distributed import report_mistake  # imports torch, which --help does without
+        from codegrid.engine.distributed import (
+            report_mistake,  # imports torch, which --help does without
+        )
 
         report_mistake(message)
         sys.exit(MISTAKE)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from engine.errors import InputError, check_int, check_range
+from codegrid.engine.errors import InputError, check_int, check_range
 
 Mark = int | float  # a moment of a run: a step (int) or a fraction of the run (float)
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 Value = TypeVar("Value")
 

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_module
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 Devices = int | str | list[int]  # a number, "auto" or -1 for all, or a list of GPUs
 

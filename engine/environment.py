@@ -13,11 +13,11 @@ import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 
-from engine.errors import InputError
-from engine.packages import package_version
-from engine.sweep import sweep_folder
-from engine.trust import flatten_config
-from engine.version import VERSION
+from codegrid.engine.errors import InputError
+from codegrid.engine.packages import package_version
+from codegrid.engine.sweep import sweep_folder
+from codegrid.engine.trust import flatten_config
+from codegrid.engine.version import VERSION
 
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")

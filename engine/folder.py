@@ -12,11 +12,11 @@ from typing import Any
 
 from filelock import Timeout
 
-from engine.console import best_effort_write
-from engine.errors import InputError
-from engine.figures import format_figures
-from engine.locks import POLL, Lock
-from engine.words import format_word
+from codegrid.engine.console import best_effort_write
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import format_figures
+from codegrid.engine.locks import POLL, Lock
+from codegrid.engine.words import format_word
 
 CONFIG = "config.yaml"
 RECORD = "record.jsonl"  # one line per start: command, versions, machine

@@ -4,8 +4,8 @@ import shlex
 import zipfile
 from pathlib import Path
 
-from engine.errors import InputError
-from engine.folder import BEST, LAST, PREVIOUS
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import BEST, LAST, PREVIOUS
 
 FOREIGN_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 FOREIGN_FOLDERS = ("", "vqvae", "movq", "vqgan", "vae", "checkpoints")  # where a tokenizer may lie

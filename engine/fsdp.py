@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from engine.collectives import is_main
+from codegrid.engine.collectives import is_main
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

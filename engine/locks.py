@@ -10,8 +10,8 @@ from types import TracebackType
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from engine.console import log_line
-from engine.errors import InputError
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
 
 POLL = 0.1  # seconds between two attempts to take a lock
 SECONDS_UNTIL_NOTICE = 2.0  # a run that waits longer than this for another one says so

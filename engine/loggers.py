@@ -20,13 +20,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from engine.card import write_card
-from engine.collectives import is_main
-from engine.console import best_effort_write, log_line
-from engine.errors import InputError
-from engine.folder import CARD, CONFIG, CSV, DOCTOR, METRICS, PRUNE_SERIES, RECORD
-from engine.lightning_doors import logged_step
-from engine.sweep import sweep_folder
+from codegrid.engine.card import write_card
+from codegrid.engine.collectives import is_main
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CARD, CONFIG, CSV, DOCTOR, METRICS, PRUNE_SERIES, RECORD
+from codegrid.engine.lightning_doors import logged_step
+from codegrid.engine.sweep import sweep_folder
 
 MAX_BINS = 512  # wandb.Histogram.MAX_LENGTH
 MAX_PROJECT = 128  # characters, of W&B

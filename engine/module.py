@@ -13,10 +13,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.clock import Budget, Now, Schedule
-from engine.collectives import broadcast, separate_random_streams
-from engine.errors import InputError, check_int, check_range
-from engine.fsdp import full_tensor
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.collectives import broadcast, separate_random_streams
+from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.fsdp import full_tensor
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 

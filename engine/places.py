@@ -13,7 +13,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from engine.errors import InputError, explain_import, find_mistake
+from codegrid.engine.errors import InputError, explain_import, find_mistake
 
 CONF_PLACES = Path(__file__).parents[1] / "conf" / "places" / "default.yaml"
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage

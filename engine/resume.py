@@ -13,15 +13,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from engine.aliases import upgrade_config
-from engine.checkpoint import find_resumable
-from engine.console import log_line
-from engine.environment import read_overrides
-from engine.errors import InputError
-from engine.folder import CONFIG, RECORD, write_config
-from engine.places import is_place, list_places
-from engine.sweep import APART, flatten_resolved, is_decided, sweep_folder
-from engine.trust import (
+from codegrid.engine.aliases import upgrade_config
+from codegrid.engine.checkpoint import find_resumable
+from codegrid.engine.console import log_line
+from codegrid.engine.environment import read_overrides
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CONFIG, RECORD, write_config
+from codegrid.engine.places import is_place, list_places
+from codegrid.engine.sweep import APART, flatten_resolved, is_decided, sweep_folder
+from codegrid.engine.trust import (
     OTHERS,
     Trust,
     check_trusted,
@@ -30,8 +30,8 @@ from engine.trust import (
     is_lacking,
     is_ours,
 )
-from engine.version import STAMP, Stamp, check_format, refuse_version
-from engine.words import clean_key, format_word
+from codegrid.engine.version import STAMP, Stamp, check_format, refuse_version
+from codegrid.engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
 ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name")

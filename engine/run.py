@@ -14,21 +14,21 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from engine.callbacks.alarms import Alarms
-from engine.callbacks.checkpointing import Checkpoints
-from engine.callbacks.pruning import Prune
-from engine.callbacks.signals import Signals, Stop, StopNow
-from engine.callbacks.throughput import Throughput
-from engine.card import format_summary, write_card
-from engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
-from engine.collectives import is_main, run_on_main
-from engine.compile import EagerValidation
-from engine.console import log_line
-from engine.distributed import launch
-from engine.environment import describe_origin, find_device
-from engine.errors import InputError
-from engine.figures import clean_figures
-from engine.folder import (
+from codegrid.engine.callbacks.alarms import Alarms
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.callbacks.pruning import Prune
+from codegrid.engine.callbacks.signals import Signals, Stop, StopNow
+from codegrid.engine.callbacks.throughput import Throughput
+from codegrid.engine.card import format_summary, write_card
+from codegrid.engine.checkpoint import check_restorable, find_resumable, make_header, read_run_id
+from codegrid.engine.collectives import is_main, run_on_main
+from codegrid.engine.compile import EagerValidation
+from codegrid.engine.console import log_line
+from codegrid.engine.distributed import launch
+from codegrid.engine.environment import describe_origin, find_device
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import clean_figures
+from codegrid.engine.folder import (
     CONFIG,
     METRICS,
     Before,
@@ -39,11 +39,11 @@ from engine.folder import (
     write_config,
     write_metrics,
 )
-from engine.locks import Lock
-from engine.loggers import check_loggers, close_loggers, log_card, open_loggers
-from engine.module import ClockedModule
-from engine.places import explain_advice, list_places
-from engine.resume import (
+from codegrid.engine.locks import Lock
+from codegrid.engine.loggers import check_loggers, close_loggers, log_card, open_loggers
+from codegrid.engine.module import ClockedModule
+from codegrid.engine.places import explain_advice, list_places
+from codegrid.engine.resume import (
     read_stamp,
     report_other_threads,
     resolve_repeated,
@@ -51,11 +51,11 @@ from engine.resume import (
     resume_command,
     write_places,
 )
-from engine.settings import TrainerSettings, check_opening, check_training_config
-from engine.sweep import read_metrics
-from engine.trainer import make_trainer
-from engine.trust import Trust, admit, describe_trust, settle_trust
-from engine.version import name_version, stamp_config
+from codegrid.engine.settings import TrainerSettings, check_opening, check_training_config
+from codegrid.engine.sweep import read_metrics
+from codegrid.engine.trainer import make_trainer
+from codegrid.engine.trust import Trust, admit, describe_trust, settle_trust
+from codegrid.engine.version import name_version, stamp_config
 
 
 class Run:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from engine.clock import Budget
-from engine.compile import check_compile
-from engine.distributed import count_processes
-from engine.environment import find_device
-from engine.errors import InputError
+from codegrid.engine.clock import Budget
+from codegrid.engine.compile import check_compile
+from codegrid.engine.distributed import count_processes
+from codegrid.engine.environment import find_device
+from codegrid.engine.errors import InputError
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp2")

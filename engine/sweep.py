@@ -22,19 +22,27 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from engine.aliases import upgrade_config
-from engine.cli import explain_error
-from engine.console import best_effort_write, log_line
-from engine.errors import InputError
-from engine.exit_codes import MISTAKE, TERMINATED
-from engine.figures import clean_figures
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, SAMPLES, check_name_length, is_mere_claim
-from engine.locks import Lock
-from engine.places import is_place
-from engine.texts import expand_home, normalise_texts
-from engine.trust import flatten_config
-from engine.version import STAMP
-from engine.words import clean_key, quote_text
+from codegrid.engine.aliases import upgrade_config
+from codegrid.engine.cli import explain_error
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import MISTAKE, TERMINATED
+from codegrid.engine.figures import clean_figures
+from codegrid.engine.folder import (
+    CONFIG,
+    LAST,
+    METRICS,
+    PREVIOUS,
+    SAMPLES,
+    check_name_length,
+    is_mere_claim,
+)
+from codegrid.engine.locks import Lock
+from codegrid.engine.places import is_place
+from codegrid.engine.texts import expand_home, normalise_texts
+from codegrid.engine.trust import flatten_config
+from codegrid.engine.version import STAMP
+from codegrid.engine.words import clean_key, quote_text
 
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
@@ -284,7 +292,9 @@ def check_same_run(
     swept: Sequence[str],
 ) -> None:
     """Raise InputError if the run in a folder, with its `earlier` config, is not that of a config."""
-    from engine.checkpoint import names_same_run  # imports torch, which --help does without
+    from codegrid.engine.checkpoint import (
+        names_same_run,  # imports torch, which --help does without
+    )
 
     for key, mine, theirs in config_differences(config, earlier, swept):
         moved = key in STANDS_ON and key not in swept and names_same_run(mine, folder)
@@ -301,7 +311,9 @@ def check_same_data(config: DictConfig, earlier: DictConfig, folder: Path) -> No
     places = {name: value for name, value in data.items() if is_place(config, f"data.{name}")}
     before = earlier.get("data") or {}
     if "_target_" in data and any(before.get(name) != value for name, value in places.items()):
-        from engine.checkpoint import build_data  # imports torch, which --help does without
+        from codegrid.engine.checkpoint import (
+            build_data,  # imports torch, which --help does without
+        )
 
         runs = [folder, *sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))]
         for run in runs:  # what the images of a part have decided holds for the others too

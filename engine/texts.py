@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 # Last parts of keys. Settings that choose among a few words (data.crop, lpips) need no entry: a number is none of them.
 PATHS = (

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 
-from engine.distributed import choose_devices, cluster_plugins
-from engine.environment import best_precision
-from engine.fsdp import ShardedStrategy
-from engine.settings import TrainerSettings
+from codegrid.engine.distributed import choose_devices, cluster_plugins
+from codegrid.engine.environment import best_precision
+from codegrid.engine.fsdp import ShardedStrategy
+from codegrid.engine.settings import TrainerSettings
 
 
 def make_trainer(

@@ -11,13 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from engine.errors import InputError
-from engine.version import VERSION, Stamp, refuse_version
+from codegrid.engine.errors import InputError
+from codegrid.engine.version import VERSION, Stamp, refuse_version
 
 OURS = ("engine", "data", "evaluation", "vqgan", "prior")  # the packages whose classes may be built
 
 OTHERS = {  # names of other packages that the run folder of a training may contain
-    "engine.loggers.make_wandb_logger",
+    "codegrid.engine.loggers.make_wandb_logger",
     "lightning.pytorch.callbacks.EarlyStopping",
     "lightning.pytorch.loggers.CSVLogger",
     "lightning.pytorch.loggers.TensorBoardLogger",

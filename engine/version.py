@@ -9,8 +9,8 @@ from typing import Any
 from hydra.errors import InstantiationException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from engine.errors import InputError
-from engine.folder import read_record
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import read_record
 
 VERSION = "0.2.0.dev0"
 

@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from engine.errors import InputError
-from engine.texts import expand_home, is_optional, is_path, is_text
+from codegrid.engine.errors import InputError
+from codegrid.engine.texts import expand_home, is_optional, is_path, is_text
 
 CONF = Path(__file__).parents[1] / "conf"
 

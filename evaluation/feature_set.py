@@ -6,9 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.distances import density_coverage, frechet, inception_score, kid, precision_recall
-from evaluation.features import Extractor
-from evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.distances import (
+    density_coverage,
+    frechet,
+    inception_score,
+    kid,
+    precision_recall,
+)
+from codegrid.evaluation.features import Extractor
+from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000

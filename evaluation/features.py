@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.console import log_line
-from engine.errors import InputError
-from engine.network import limited_silence
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.network import limited_silence
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from engine.console import log_line, progress_bar
-from engine.errors import InputError
-from engine.folder import METRICS
-from evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from evaluation.features import Inception, TorchScriptNetwork
-from evaluation.proxy import train_proxy
-from evaluation.scores import read_result
-from evaluation.settings import EvaluationSettings
-from evaluation.table import format_table
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.engine.console import log_line, progress_bar
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import METRICS
+from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from codegrid.evaluation.features import Inception, TorchScriptNetwork
+from codegrid.evaluation.proxy import train_proxy
+from codegrid.evaluation.scores import read_result
+from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.table import format_table
 
 
 def load_own_features(

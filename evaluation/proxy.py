@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
-from data.datamodule import ImageDataModule
-from data.images import to_float
-from data.labels import ClassTable
-from data.samples import ArraySamples
-from data.store import Arrays, load_or_fill
-from engine.console import log_line
-from evaluation.features import Extractor, FeatureNetwork, hash_bytes
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_float
+from codegrid.data.labels import ClassTable
+from codegrid.data.samples import ArraySamples
+from codegrid.data.store import Arrays, load_or_fill
+from codegrid.engine.console import log_line
+from codegrid.evaluation.features import Extractor, FeatureNetwork, hash_bytes
 
 PROXY_BATCH = 32
 PROXY_SEED = 0

@@ -11,8 +11,8 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
-from data.images import to_uint8
-from evaluation.scores import LEAST_SQUARED_ERROR
+from codegrid.data.images import to_uint8
+from codegrid.evaluation.scores import LEAST_SQUARED_ERROR
 
 # Weights of the scales of MS-SSIM, the finest first (Wang et al. 2003).
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)

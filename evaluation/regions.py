@@ -10,7 +10,7 @@ import numpy as np
 import scipy.ndimage as ndi
 from numpy.typing import NDArray
 
-from data.shapes import LEAST_LEVEL
+from codegrid.data.shapes import LEAST_LEVEL
 
 BACKGROUND = LEAST_LEVEL // 2  # a pixel whose brightest channel is below this level is background
 TOLERANCE = 32.0  # Euclidean distance in RGB, of 255, up to which colours count as one; see docs/evaluation.md

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.aliases import upgrade_names
-from engine.errors import InputError
-from engine.figures import explain_non_finite
-from engine.packages import package_version
+from codegrid.engine.aliases import upgrade_names
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import explain_non_finite
+from codegrid.engine.packages import package_version
 
 # The squared error that no image is credited with less than, in squared 8-bit levels: the variance of rounding to whole
 # levels (Bennett 1948, Spectra of quantized signals, section 2), which is in every 8-bit image already. So an image that

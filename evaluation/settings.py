@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from engine.environment import autocast
-from engine.errors import InputError, check_int
+from codegrid.engine.environment import autocast
+from codegrid.engine.errors import InputError, check_int
 
 EVALUATION_SPLITS = ("val", "train")
 

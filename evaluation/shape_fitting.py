@@ -11,7 +11,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
+from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
 
 SIDE = 64  # pixels of the images that shapes are fitted in
 REACH = 40  # pixels from a shape's centre within which all of it lies

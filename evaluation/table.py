@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from engine.errors import InputError
-from evaluation.scores import EvaluationResult, find_score, score_difference
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.scores import EvaluationResult, find_score, score_difference
 
 
 def format_table(

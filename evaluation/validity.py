@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.loading import count_cores
-from data.shapes import MAX_SHAPES, Shapes
-from data.threads import map_in_threads
-from engine.errors import InputError
-from evaluation.regions import Region, find_regions, has_drift, smooth
-from evaluation.scores import ScoreSheet, library_versions
-from evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.loading import count_cores
+from codegrid.data.shapes import MAX_SHAPES, Shapes
+from codegrid.data.threads import map_in_threads
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.regions import Region, find_regions, has_drift, smooth
+from codegrid.evaluation.scores import ScoreSheet, library_versions
+from codegrid.evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
 
 MIN_IOU = 0.85
 VALIDITY_VERSION = 1  # part of the provenance: increase it when images get other verdicts

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from data.pictures import tile_images
-from evaluation.shape_fitting import SIDE, Mask, ShapeFit
-from evaluation.validity import Verdict, to_side
+from codegrid.data.pictures import tile_images
+from codegrid.evaluation.shape_fitting import SIDE, Mask, ShapeFit
+from codegrid.evaluation.validity import Verdict, to_side
 
 SCALE = 3  # pictures are this many times as large as images are judged at
 CAPTION = 26  # pixels below an image: its shapes or the reason, in two lines

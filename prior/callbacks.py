@@ -9,12 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.images import to_uint8
-from data.loading import BatchDataModule
-from data.pictures import show_picture, tile_images
-from engine.callbacks.alarms import Alarms, Sign
-from engine.errors import check_range
-from engine.folder import PICTURES
+from codegrid.data.images import to_uint8
+from codegrid.data.loading import BatchDataModule
+from codegrid.data.pictures import show_picture, tile_images
+from codegrid.engine.callbacks.alarms import Alarms, Sign
+from codegrid.engine.errors import check_range
+from codegrid.engine.folder import PICTURES
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, Prior

@@ -14,17 +14,17 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from data.pictures import save_picture
-from engine.card import write_card
-from engine.checkpoint import find_checkpoint, read_checkpoint
-from engine.console import best_effort_write, log_line, progress_bar
-from engine.environment import autocast
-from engine.errors import InputError
-from engine.exit_codes import SIGNALS
-from engine.folder import CARD
-from engine.resume import resume_command
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import save_picture
+from codegrid.engine.card import write_card
+from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
+from codegrid.engine.console import best_effort_write, log_line, progress_bar
+from codegrid.engine.environment import autocast
+from codegrid.engine.errors import InputError
+from codegrid.engine.exit_codes import SIGNALS
+from codegrid.engine.folder import CARD
+from codegrid.engine.resume import resume_command
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior

@@ -11,13 +11,13 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import crop_at
-from data.samples import ArraySamples
-from data.store import Arrays, CacheEntry, flush
-from engine.console import progress_bar
-from engine.environment import autocast
-from engine.errors import InputError
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import crop_at
+from codegrid.data.samples import ArraySamples
+from codegrid.data.store import Arrays, CacheEntry, flush
+from codegrid.engine.console import progress_bar
+from codegrid.engine.environment import autocast
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 

@@ -10,26 +10,26 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.identity import identify_pixels
-from data.images import to_uint8
-from data.pictures import save_picture, tile_images
-from data.samples import ArraySamples
-from engine.console import progress_bar
-from engine.distributed import cluster_plugins
-from engine.errors import InputError
-from engine.folder import PICTURES
-from evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from evaluation.judging import (
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.identity import identify_pixels
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.data.samples import ArraySamples
+from codegrid.engine.console import progress_bar
+from codegrid.engine.distributed import cluster_plugins
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import PICTURES
+from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
     load_own_features,
     make_feature_sets,
     view_images,
 )
-from evaluation.scores import ScoreSheet, library_versions, names_in_group
-from evaluation.settings import EvaluationSettings
-from evaluation.validity import ValidityJudge
+from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.validity import ValidityJudge
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract

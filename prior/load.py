@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from data.datamodule import ImageDataModule
-from data.identity import save_image_ids
-from data.labels import ClassTable
-from engine.checkpoint import (
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.identity import save_image_ids
+from codegrid.data.labels import ClassTable
+from codegrid.engine.checkpoint import (
     AVERAGE,
     build_trusted,
     check_weights,
@@ -22,11 +22,11 @@ from engine.checkpoint import (
     save_atomically,
     substate,
 )
-from engine.console import log_line
-from engine.errors import InputError
-from engine.folder import CONFIG, read_record
-from engine.trust import current_trust
-from engine.version import Stamp, refuse_version
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CONFIG, read_record
+from codegrid.engine.trust import current_trust
+from codegrid.engine.version import Stamp, refuse_version
 from prior.models.base import PriorModel
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer

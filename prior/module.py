@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from data.loading import BatchDataModule
-from engine.clock import Budget, Schedule
-from engine.errors import check_range
-from engine.fsdp import ShardedStrategy, reshard, unshard
-from engine.module import ClockedModule, MakeOptimizer
+from codegrid.data.loading import BatchDataModule
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.errors import check_range
+from codegrid.engine.fsdp import ShardedStrategy, reshard, unshard
+from codegrid.engine.module import ClockedModule, MakeOptimizer
 from prior.models.base import Prediction, PriorModel
 from prior.models.transformer import Block
 

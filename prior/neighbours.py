@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from data.pictures import tile_images
-from engine.console import progress_bar
-from engine.environment import autocast
-from engine.errors import InputError
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import tile_images
+from codegrid.engine.console import progress_bar
+from codegrid.engine.environment import autocast
+from codegrid.engine.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most

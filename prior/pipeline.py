@@ -8,10 +8,10 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from engine.errors import InputError
-from engine.places import places_of
-from engine.sweep import run_once
-from evaluation.scores import pipeline_names
+from codegrid.engine.errors import InputError
+from codegrid.engine.places import places_of
+from codegrid.engine.sweep import run_once
+from codegrid.evaluation.scores import pipeline_names
 
 COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "trust", "cache_dir",

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.decode import PLAIN, UnreadableImage, decode
-from data.images import to_model_input, to_uint8
-from data.labels import ClassTable, display_classes
-from data.pictures import save_picture, tile_images
-from data.pixels import PixelRules
-from engine.cli import suggest
-from engine.environment import autocast
-from engine.errors import InputError
+from codegrid.data.decode import PLAIN, UnreadableImage, decode
+from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.labels import ClassTable, display_classes
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.data.pixels import PixelRules
+from codegrid.engine.cli import suggest
+from codegrid.engine.environment import autocast
+from codegrid.engine.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
 KINDS = ("grid", "png", "npz", "shards", "neighbours")  # values of `save`

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
-from data.part_file import FileMark, PartFile
-from data.pictures import encode_png
-from engine.checkpoint import save_atomically
-from engine.console import log_line
-from engine.errors import InputError
-from engine.figures import format_figures
-from engine.folder import METRICS, SAMPLES, write_atomically
-from engine.resume import resume_command
+from codegrid.data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
+from codegrid.data.part_file import FileMark, PartFile
+from codegrid.data.pictures import encode_png
+from codegrid.engine.checkpoint import save_atomically
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import format_figures
+from codegrid.engine.folder import METRICS, SAMPLES, write_atomically
+from codegrid.engine.resume import resume_command
 
 ARRAY = "arr_0"  # the name under which public evaluators of FID look for samples
 JOURNAL_FORMAT = 1

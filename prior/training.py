@@ -7,16 +7,16 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule
-from data.labels import ClassTable, display_classes
-from data.samples import ArraySamples
-from engine.callbacks.checkpointing import BestCheckpoint
-from engine.callbacks.progress import Progress
-from engine.checkpoint import read_checkpoint
-from engine.compile import compile_parts
-from engine.console import log_line
-from engine.errors import InputError, check_int
-from engine.folder import PICTURES
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.labels import ClassTable, display_classes
+from codegrid.data.samples import ArraySamples
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint
+from codegrid.engine.callbacks.progress import Progress
+from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.compile import compile_parts
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.folder import PICTURES
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
 from prior.load import read_classes

@@ -17,9 +17,9 @@ from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
-from data.images import to_model_input, to_uint8
-from data.shapes import Shapes
-from evaluation.features import FeatureNetwork
+from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.shapes import Shapes
+from codegrid.evaluation.features import FeatureNetwork
 from tests.helpers.commands import TINY, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images

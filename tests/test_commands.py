@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from engine.checkpoint import substate
-from engine.module import ClockedModule
+from codegrid.engine.checkpoint import substate
+from codegrid.engine.module import ClockedModule
 from prior.load import load_prior
 from tests.helpers.commands import (
     QUICK,

@@ -12,13 +12,13 @@ import torch
 from hydra.utils import instantiate
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from engine import compile as compiling
-from engine.callbacks.ema import WeightAverage
-from engine.clock import Budget, Schedule
-from engine.compile import EagerValidation, check_compile, compile_failure, compile_parts
-from engine.errors import InputError
-from engine.settings import TrainerSettings
-from engine.trainer import make_trainer
+from codegrid.engine import compile as compiling
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.compile import EagerValidation, check_compile, compile_failure, compile_parts
+from codegrid.engine.errors import InputError
+from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.trainer import make_trainer
 from prior.decoding.generate import check_compile_sampler, sample
 from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache
 from prior.decoding.sampling import Sampler

@@ -202,7 +202,7 @@ def test_tensorboard_and_csv_have_the_same_series_and_tensorboard_the_pictures(r
 
 DYING = """
 import os, signal, time, train
-from engine.module import ClockedModule
+from codegrid.engine.module import ClockedModule
 tick = ClockedModule.tick
 ClockedModule.tick = lambda self: (tick(self), self.step == 9 and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL)))
 train.main()

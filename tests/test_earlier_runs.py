@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.identity import machine, state_hash
-from engine.aliases import rename_key, rename_words, upgrade_config
-from engine.errors import InputError
-from engine.sweep import config_difference
+from codegrid.engine.aliases import rename_key, rename_words, upgrade_config
+from codegrid.engine.errors import InputError
+from codegrid.engine.sweep import config_difference
 from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings
 from tests.helpers.configs import ROOT, compose_config
@@ -188,7 +188,7 @@ def test_upgrading_renames_keys_and_targets_at_any_depth() -> None:
 
 def test_images_of_earlier_runs_get_todays_time_limit_and_overrides_stay_empty() -> None:
     default = compose_config("stage=vqgan").data.reader_timeout
-    data = {"_target_": "data.folder.Folder", "num_workers": None, "cache": "disk"}
+    data = {"_target_": "codegrid.data.folder.Folder", "num_workers": None, "cache": "disk"}
     later = {"root": None, "cache": None, "num_workers": None}
     upgraded = upgrade_config({"data": data, "stage2": {"data": later}})
     assert upgraded["data"]["reader_timeout"] == default

@@ -27,13 +27,13 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from benchmarks.report import make_run_folder
-from data.pictures import save_picture
-from engine import folder as run_folder
-from engine import locks
-from engine.checkpoint import make_header, save_atomically
-from engine.folder import LAST, append_record, write_config
-from engine.locks import Lock
-from engine.resume import resume_command
+from codegrid.data.pictures import save_picture
+from codegrid.engine import folder as run_folder
+from codegrid.engine import locks
+from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.folder import LAST, append_record, write_config
+from codegrid.engine.locks import Lock
+from codegrid.engine.resume import resume_command
 from prior.saving import SampleBatch, SampleSaver
 from prior.stages.sample import draw_samples
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_warnings
@@ -138,11 +138,11 @@ def no_sysconf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CPUINFO", "STATM"):
-        monkeypatch.setattr(f"engine.environment.{name}", folder)
+        monkeypatch.setattr(f"codegrid.engine.environment.{name}", folder)
 
 
 def no_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.packages.version", fail(PackageNotFoundError("torch")))
+    monkeypatch.setattr("codegrid.engine.packages.version", fail(PackageNotFoundError("torch")))
 
 
 def photographs(folder: Path) -> None:
@@ -158,7 +158,7 @@ def reading(act: Callable[[], Any], only_in_readers: bool) -> Prepare:
     """Photographs that do something else when they are read."""
 
     def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from data.source import FileSource
+        from codegrid.data.source import FileSource
 
         photographs(folder)
         read = FileSource.read_image
@@ -168,14 +168,14 @@ def reading(act: Callable[[], Any], only_in_readers: bool) -> Prepare:
                 act()
             return read(self, *where)
 
-        monkeypatch.setattr("data.threads.SECONDS_TO_END", 0.05)
+        monkeypatch.setattr("codegrid.data.threads.SECONDS_TO_END", 0.05)
         monkeypatch.setattr(FileSource, "read_image", read_image)
 
     return prepare
 
 
 def small_shared_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.loading.free_shared_memory", lambda: 2**10)
+    monkeypatch.setattr("codegrid.data.loading.free_shared_memory", lambda: 2**10)
 
 
 def no_semaphores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,9 @@ def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.locks.FileLock.acquire", fail(OSError(errno.ENOLCK, "No locks")))
+    monkeypatch.setattr(
+        "codegrid.engine.locks.FileLock.acquire", fail(OSError(errno.ENOLCK, "No locks"))
+    )
 
 
 def read_only(name: str) -> Prepare:
@@ -341,7 +343,7 @@ def runs_of_two_seeds(
 ) -> None:
     """Finished tokenizers below runs: for each K the PSNR of seed 0 and of seed 1, as an earlier version wrote them."""
     random = np.random.default_rng(0)
-    images = {"_target_": "data.folder.Folder", "n_val": 32, "held_out": "random", **data}
+    images = {"_target_": "codegrid.data.folder.Folder", "n_val": 32, "held_out": "random", **data}
     for K, values in figures.items():
         for seed, psnr in enumerate(values):
             at, settings = folder / f"runs/{K}-{seed}", {"seed": seed, "data": images}
@@ -552,7 +554,7 @@ WORDS: list[Case] = [
     Case(
         "Optuna's study can't be read with a newer library",
         lambda folder, monkeypatch: monkeypatch.setattr(
-            "engine.sweep.version", lambda name: "2.0.1"
+            "codegrid.engine.sweep.version", lambda name: "2.0.1"
         ),
         ("experiment=optuna_tokenizer", "-m", "hydra.sweeper.storage=sqlite:///a=b.db"),
         "hydra.sweeper.storage=sqlite:///a=b.db needs SQLAlchemy below 2",

@@ -10,9 +10,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from engine.checkpoint import load_plain
-from engine.exit_codes import MISTAKE
-from engine.folder import CONFIG, LAST, METRICS, PREVIOUS, read_record
+from codegrid.engine.checkpoint import load_plain
+from codegrid.engine.exit_codes import MISTAKE
+from codegrid.engine.folder import CONFIG, LAST, METRICS, PREVIOUS, read_record
 from tests.helpers.commands import (
     TINY,
     TINY_PRIOR,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.version import FORMAT
+from codegrid.engine.version import FORMAT
 from tests.helpers.commands import (
     QUICK,
     TINY,
@@ -302,7 +302,7 @@ def test_an_empty_metrics_file_in_a_sweep_fails_its_point_alone(
 def test_extras_that_are_missing_are_named(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("codegrid.engine.settings.find_spec", lambda name: None)
     assert command("stage=vqgan", "logger=tensorboard") == 2
     assert 'pip install "codegrid[tensorboard]"' in read_mistake(capsys)
     assert metadata.version("hydra-core")

@@ -19,8 +19,8 @@ MODULE = """
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from data.datamodule import ImageDataModule
-from data.source import Source
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.source import Source
 from vqgan.quantizers.ema import EMA
 
 

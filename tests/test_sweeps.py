@@ -19,11 +19,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from engine import sweep
-from engine.checkpoint import make_header, save_atomically
-from engine.errors import InputError
-from engine.folder import append_record, write_config, write_metrics
-from engine.run import Run
+from codegrid.engine import sweep
+from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import append_record, write_config, write_metrics
+from codegrid.engine.run import Run
 from tests.helpers.commands import TINY, launch, start
 from tests.helpers.configs import compose_config
 
@@ -214,14 +214,14 @@ def test_home_is_expanded_in_the_folder_of_a_sweep(
 def test_a_study_that_optuna_can_not_keep_is_refused_in_one_sentence(
     command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.sweep.version", lambda name: "2.0.4")
+    monkeypatch.setattr("codegrid.engine.sweep.version", lambda name: "2.0.4")
     words = ["experiment=optuna_tokenizer", "hydra.sweeper.storage=sqlite:///my study.db"]
     assert command("-m", *words) == 2
     assert "needs SQLAlchemy below 2, and 2.0.4 is installed" in capsys.readouterr().err
     assert not Path("runs").exists()
     assert not Path("my study.db").exists()
     assert sweep.explain_storage(None) is None
-    monkeypatch.setattr("engine.sweep.version", lambda name: "1.4.54")
+    monkeypatch.setattr("codegrid.engine.sweep.version", lambda name: "1.4.54")
     assert sweep.explain_storage("sqlite:///my study.db") is None
 
 
@@ -369,7 +369,7 @@ def test_points_have_locks_on_any_file_system(
     def refuse(*arguments: Any, **settings: Any) -> None:
         raise error
 
-    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
+    monkeypatch.setattr("codegrid.engine.locks.FileLock.acquire", refuse)
     locks = Path("runs/sweeps/mine/.locks")
     locks.mkdir(parents=True)
     with SoftFileLock(locks / "0_seed-0.held.lock"):
@@ -393,7 +393,9 @@ def test_a_point_with_another_config_is_refused_in_one_sentence(
 
 
 def folder_config(**data: Any) -> DictConfig:
-    config = OmegaConf.create({"seed": 0, "data": {"_target_": "data.folder.Folder", "n_val": 4}})
+    config = OmegaConf.create(
+        {"seed": 0, "data": {"_target_": "codegrid.data.folder.Folder", "n_val": 4}}
+    )
     config.data.update(data)
     return config
 

@@ -5,8 +5,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from engine.errors import InputError
-from engine.sweep import ADOPTED_GROUPS
+from codegrid.engine.errors import InputError
+from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 MIN_SIDE = 64  # pixels; below, most networks have no room for their deep layers
 # Mean and standard deviation of the colours in [0, 1].

@@ -11,11 +11,11 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_model_input, to_uint8
-from data.store import load_or_fill
-from evaluation.codebook import CodebookUse
-from evaluation.reconstruction import Reconstruction
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.store import load_or_fill
+from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.reconstruction import Reconstruction
 from vqgan.networks.patches import to_patches
 from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.search import nearest

@@ -10,17 +10,22 @@ import torch
 import torchvision
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_float, to_uint8
-from data.pictures import save_picture, tile_images
-from engine.errors import InputError
-from evaluation.codebook import CodebookUse
-from evaluation.features import TorchScriptNetwork, fetch_weights
-from evaluation.judging import ReferenceHash, iterate_images, make_feature_sets, view_images
-from evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
-from evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
-from evaluation.settings import EvaluationSettings
-from evaluation.validity import ValidityJudge
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_float, to_uint8
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
+from codegrid.evaluation.judging import (
+    ReferenceHash,
+    iterate_images,
+    make_feature_sets,
+    view_images,
+)
+from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
+from codegrid.evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.validity import ValidityJudge
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.losses.perceptual import LPIPS, WEIGHTS

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from engine.console import log_line
-from engine.errors import InputError, check_int
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError, check_int
 from vqgan.lora import add_low_rank, count_plain
 from vqgan.tokenizer import Tokenizer
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from data.datamodule import ImageDataModule
-from data.identity import check_same_images
-from data.pixels import PixelRules, check_value_range
-from engine.checkpoint import (
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.identity import check_same_images
+from codegrid.data.pixels import PixelRules, check_value_range
+from codegrid.engine.checkpoint import (
     AVERAGE,
     build_trusted,
     check_weights,
@@ -17,12 +17,12 @@ from engine.checkpoint import (
     read_checkpoint,
     substate,
 )
-from engine.cli import suggest
-from engine.errors import InputError
-from engine.loggers import MAX_TAG
-from engine.places import limit_advice, places_of
-from engine.trust import check_trusted, current_trust
-from engine.version import Stamp
+from codegrid.engine.cli import suggest
+from codegrid.engine.errors import InputError
+from codegrid.engine.loggers import MAX_TAG
+from codegrid.engine.places import limit_advice, places_of
+from codegrid.engine.trust import check_trusted, current_trust
+from codegrid.engine.version import Stamp
 from vqgan.lora import merge_low_rank
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer

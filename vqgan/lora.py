@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 UPDATED = "weight"  # the parameter of a layer that gets an update; its bias stays as it is
 UPDATED_PLACE = f"parametrizations.{UPDATED}"  # torch's name of where the parts of that weight are

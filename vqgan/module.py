@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from engine.clock import Budget, Now, Schedule
-from engine.module import ClockedModule, MakeOptimizer
-from evaluation.codebook import CodebookUse
-from evaluation.reconstruction import Reconstruction
-from evaluation.scores import UNDEFINED
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.module import ClockedModule, MakeOptimizer
+from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.reconstruction import Reconstruction
+from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
 from vqgan.lora import count_plain, learning_weight
 from vqgan.losses.balancer import Balancer

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.decode import UnreadableImage, decode, to_square
-from data.images import to_float, to_uint8
-from data.pixels import PixelRules
-from engine.errors import InputError
+from codegrid.data.decode import UnreadableImage, decode, to_square
+from codegrid.data.images import to_float, to_uint8
+from codegrid.data.pixels import PixelRules
+from codegrid.engine.errors import InputError
 
 # A path, a Pillow image, an array (H, W) or (H, W, 1, 3 or 4) uint8, or a tensor (C, H, W), uint8 or float in [-1, 1].
 Picture = str | Path | Image.Image | NDArray[Any] | Tensor

@@ -8,16 +8,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from engine.checkpoint import describe_names
-from engine.console import log_line
-from engine.environment import keys_of_experiment, read_overrides
-from engine.errors import InputError
-from engine.folder import read_record
-from engine.loggers import MAX_TAG
-from engine.run import Run
-from engine.sweep import ADOPTED_GROUPS
-from engine.words import clean_key
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.checkpoint import describe_names
+from codegrid.engine.console import log_line
+from codegrid.engine.environment import keys_of_experiment, read_overrides
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import read_record
+from codegrid.engine.loggers import MAX_TAG
+from codegrid.engine.run import Run
+from codegrid.engine.sweep import ADOPTED_GROUPS
+from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
 from vqgan.load import load_tokenizer, start_images
 from vqgan.quantizers.search import flatten

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from data.decode import PLAIN
-from engine.errors import InputError, check_int
+from codegrid.data.decode import PLAIN
+from codegrid.engine.errors import InputError, check_int
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches

@@ -8,10 +8,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from engine.console import best_effort_write, log_line
-from engine.errors import check_int
-from engine.folder import DOCTOR
-from engine.module import ClockedModule
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import check_int
+from codegrid.engine.folder import DOCTOR
+from codegrid.engine.module import ClockedModule
 
 
 @dataclass

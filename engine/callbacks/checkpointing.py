@@ -11,15 +11,20 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from engine.callbacks.signals import Stop, StopNow
-from engine.checkpoint import AtomicCheckpointIO, find_damage, read_checkpoint, save_atomically
-from engine.collectives import all_gather, own_entry, run_on_main
-from engine.console import best_effort_write, log_line
-from engine.errors import InputError
-from engine.folder import BEST, LAST
-from engine.lightning_doors import align_logged_step, request_validation
-from engine.loggers import truncate_logs
-from engine.module import ClockedModule
+from codegrid.engine.callbacks.signals import Stop, StopNow
+from codegrid.engine.checkpoint import (
+    AtomicCheckpointIO,
+    find_damage,
+    read_checkpoint,
+    save_atomically,
+)
+from codegrid.engine.collectives import all_gather, own_entry, run_on_main
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import BEST, LAST
+from codegrid.engine.lightning_doors import align_logged_step, request_validation
+from codegrid.engine.loggers import truncate_logs
+from codegrid.engine.module import ClockedModule
 
 PAUSES = (10, 30, 60, 120, 240)  # seconds between attempts to write the last state of a run
 

@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from engine.checkpoint import AVERAGE
-from engine.errors import check_range
-from engine.fsdp import full_state, local_shard, shard_like
-from engine.module import ClockedModule
+from codegrid.engine.checkpoint import AVERAGE
+from codegrid.engine.errors import check_range
+from codegrid.engine.fsdp import full_state, local_shard, shard_like
+from codegrid.engine.module import ClockedModule
 
 
 class WeightAverage(Callback):

@@ -7,8 +7,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
-from engine.console import refresh_interval
-from engine.module import ClockedModule
+from codegrid.engine.console import refresh_interval
+from codegrid.engine.module import ClockedModule
 
 
 class Progress(Callback):

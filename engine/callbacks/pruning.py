@@ -10,12 +10,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from engine.console import best_effort_write, log_line
-from engine.errors import InputError, check_int, check_range
-from engine.figures import format_figures, is_figure
-from engine.folder import PRUNE_SERIES, write_atomically
-from engine.module import ClockedModule
-from engine.sweep import sweep_folder
+from codegrid.engine.console import best_effort_write, log_line
+from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.figures import format_figures, is_figure
+from codegrid.engine.folder import PRUNE_SERIES, write_atomically
+from codegrid.engine.module import ClockedModule
+from codegrid.engine.sweep import sweep_folder
 
 DIRECTIONS = {"maximize": 1, "minimize": -1}  # which way is better
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from engine.exit_codes import SIGNALS
-from engine.waits import ends_waits, is_waiting
+from codegrid.engine.exit_codes import SIGNALS
+from codegrid.engine.waits import ends_waits, is_waiting
 
 GRACE = 10.0  # seconds that a run of several processes may wait for a batch after a signal
 

@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from engine.environment import GIB, resident_memory
-from engine.module import ClockedModule
+from codegrid.engine.environment import GIB, resident_memory
+from codegrid.engine.module import ClockedModule
 
 
 class Throughput(Callback):

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from engine.figures import is_figure
-from evaluation.report.figure import (
+from codegrid.engine.figures import is_figure
+from codegrid.evaluation.report.figure import (
     COLOURS,
     FIGURE_WIDTH,
     HEAT_SHADES,
@@ -23,7 +23,7 @@ from evaluation.report.figure import (
     make_figure,
     set_log_ticks,
 )
-from evaluation.report.groups import (
+from codegrid.evaluation.report.groups import (
     ComparablePart,
     Group,
     Point,
@@ -34,9 +34,9 @@ from evaluation.report.groups import (
     score_info,
     sort_key,
 )
-from evaluation.report.labels import ChartLabels
-from evaluation.report.read import read_curve, rerun_command
-from evaluation.scores import Score
+from codegrid.evaluation.report.labels import ChartLabels
+from codegrid.evaluation.report.read import read_curve, rerun_command
+from codegrid.evaluation.scores import Score
 
 MARKERS = "osD^vPX"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from evaluation.report.groups import (
+from codegrid.evaluation.report.groups import (
     Group,
     Mean,
     mean_over_seeds,
@@ -16,7 +16,7 @@ from evaluation.report.groups import (
     read_score,
     seed_key,
 )
-from evaluation.report.read import ReportedRun
+from codegrid.evaluation.report.read import ReportedRun
 
 Provenance = dict[str, Any]
 

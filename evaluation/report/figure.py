@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from evaluation.report.groups import Point
+from codegrid.evaluation.report.groups import Point
 
 INK = "#1c2127"
 MUTED = "#5f6874"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from engine.figures import is_figure
-from engine.version import STAMP
-from evaluation.report.read import ReportedRun
-from evaluation.scores import SCORES, Score
+from codegrid.engine.figures import is_figure
+from codegrid.engine.version import STAMP
+from codegrid.evaluation.report.read import ReportedRun
+from codegrid.evaluation.scores import SCORES, Score
 
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
 IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}

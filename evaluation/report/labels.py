@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from evaluation.report.figure import MUTED
+from codegrid.evaluation.report.figure import MUTED
 
 # Places around a point, in points of 1/72 inch, with the alignment of the text there.
 PLACES = (

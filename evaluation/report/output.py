@@ -4,10 +4,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from engine.console import log_line
-from evaluation.report.groups import flatten_run
-from evaluation.report.read import ReportedRuns, rerun_command
-from evaluation.report.story import Story, format_count
+from codegrid.engine.console import log_line
+from codegrid.evaluation.report.groups import flatten_run
+from codegrid.evaluation.report.read import ReportedRuns, rerun_command
+from codegrid.evaluation.report.story import Story, format_count
 
 MAX_PROBLEMS_LOGGED = 5
 

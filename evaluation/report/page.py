@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from engine.templates import render_template
-from evaluation.report.read import rerun_command
-from evaluation.report.story import DAGGER, Story, format_count
+from codegrid.engine.templates import render_template
+from codegrid.evaluation.report.read import rerun_command
+from codegrid.evaluation.report.story import DAGGER, Story, format_count
 
 PAGE_TEMPLATE = Path(__file__).with_name("page.html.j2")
 

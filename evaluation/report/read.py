@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 
-from engine.aliases import upgrade_config, upgrade_names
-from engine.card import display_command
-from engine.errors import InputError
-from engine.figures import is_figure
-from engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
-from engine.places import data_places
-from evaluation.scores import upgrade_provenance
+from codegrid.engine.aliases import upgrade_config, upgrade_names
+from codegrid.engine.card import display_command
+from codegrid.engine.errors import InputError
+from codegrid.engine.figures import is_figure
+from codegrid.engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
+from codegrid.engine.places import data_places
+from codegrid.evaluation.scores import upgrade_provenance
 
 # Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
 SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}

@@ -6,12 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from engine.run import Run
-from evaluation.report.figure import report_style
-from evaluation.report.output import log_story, write_runs_table
-from evaluation.report.page import render_page
-from evaluation.report.read import find_finished_runs, list_roots
-from evaluation.report.story import Story
+from codegrid.engine.run import Run
+from codegrid.evaluation.report.figure import report_style
+from codegrid.evaluation.report.output import log_story, write_runs_table
+from codegrid.evaluation.report.page import render_page
+from codegrid.evaluation.report.read import find_finished_runs, list_roots
+from codegrid.evaluation.report.story import Story
 
 
 def report(config: DictConfig) -> dict[str, Any] | None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.figures import explain_non_finite, is_figure
-from engine.words import format_word
-from evaluation.report import charts
-from evaluation.report.differences import Difference, compare_groups, seed_moves_images
-from evaluation.report.figure import Chart, report_style
-from evaluation.report.groups import (
+from codegrid.engine.figures import explain_non_finite, is_figure
+from codegrid.engine.words import format_word
+from codegrid.evaluation.report import charts
+from codegrid.evaluation.report.differences import Difference, compare_groups, seed_moves_images
+from codegrid.evaluation.report.figure import Chart, report_style
+from codegrid.evaluation.report.groups import (
     TOKENIZERS,
     ComparablePart,
     Group,
@@ -34,8 +34,8 @@ from evaluation.report.groups import (
     seed_key,
     short_key,
 )
-from evaluation.report.read import ReportedRun, ReportedRuns
-from evaluation.scores import SCORES
+from codegrid.evaluation.report.read import ReportedRun, ReportedRuns
+from codegrid.evaluation.scores import SCORES
 
 # The scores that get charts; all others are in the tables.
 RECONSTRUCTION = ("psnr", "rfid", "rfid_proxy")

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.compile import check_compile
-from engine.errors import InputError
+from codegrid.engine.compile import check_compile
+from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import PriorModel

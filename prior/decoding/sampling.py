@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:

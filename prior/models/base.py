@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_range
+from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 

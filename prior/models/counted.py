@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder
 

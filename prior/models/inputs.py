@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 INPUTS = ("codes", "embedding")
 

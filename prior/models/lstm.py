@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.console import log_line
+from codegrid.engine.console import log_line
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding

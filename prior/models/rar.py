@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.models.base import Prediction, predict_all
 from prior.models.gpt import GPT
 from prior.orders import shuffled

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 
 def head_size(width: int, heads: int) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from engine.checkpoint import read_checkpoint
-from engine.run import Run
-from evaluation.judging import (
+from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.run import Run
+from codegrid.evaluation.judging import (
     describe_evaluation,
     deterministic_float32,
     log_evaluation,
@@ -15,7 +15,7 @@ from evaluation.judging import (
     printed_result,
     read_comparison,
 )
-from evaluation.settings import EvaluationSettings
+from codegrid.evaluation.settings import EvaluationSettings
 from prior.judging import PriorJudge, summarize_likelihoods
 from prior.load import load_prior
 from vqgan.load import load_images

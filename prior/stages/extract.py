@@ -6,11 +6,11 @@ from typing import Any
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from data.tokens import EXPORT_FORMATS, export_codes
-from engine.collectives import is_main
-from engine.distributed import cluster_plugins
-from engine.errors import InputError, check_int
-from engine.run import Run
+from codegrid.data.tokens import EXPORT_FORMATS, export_codes
+from codegrid.engine.collectives import is_main
+from codegrid.engine.distributed import cluster_plugins
+from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.run import Run
 from prior.extract import extract
 from vqgan.load import load_images, load_tokenizer
 

@@ -5,9 +5,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.datamodule import ImageDataModule
-from engine.errors import InputError
-from engine.run import Run
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.errors import InputError
+from codegrid.engine.run import Run
 from prior.pipeline import main_scores, run_part, split_config
 from vqgan.load import build_tokenizer, require_codes
 from vqgan.starting import choose_start

@@ -5,8 +5,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from engine.errors import check_int
-from engine.run import Run
+from codegrid.engine.errors import check_int
+from codegrid.engine.run import Run
 from prior.decoding.sampling import Sampler
 from prior.draw import draw_all, open_saver, open_source, save_pictures
 from prior.neighbours import check_same_grid

@@ -5,10 +5,10 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.tokens import CodeDataModule
-from engine.callbacks.checkpointing import BestCheckpoint
-from engine.collectives import is_main, run_on_main
-from engine.run import Run
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint
+from codegrid.engine.collectives import is_main, run_on_main
+from codegrid.engine.run import Run
 from prior import training
 from prior.extract import extract
 from prior.load import copy_origin, find_tokenizer, prior_header

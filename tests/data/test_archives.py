@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
+from codegrid.data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
 
 
 def npz(array: np.ndarray) -> bytes:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.datamodule import ImageDataModule
-from data.decode import UnreadableImage
-from data.images import crop_at, to_float
-from data.samples import LiveSamples
-from data.source import Source
-from engine.cli import explain_error
-from engine.errors import InputError
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.decode import UnreadableImage
+from codegrid.data.images import crop_at, to_float
+from codegrid.data.samples import LiveSamples
+from codegrid.data.source import Source
+from codegrid.engine.cli import explain_error
+from codegrid.engine.errors import InputError
 from tests.helpers.images import image_settings
 
 
@@ -144,7 +144,7 @@ def test_every_cache_gives_the_same_batches(tmp_path: Path, broken: tuple[int, .
 
 
 def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.datamodule.READ_CHUNK", 3)
+    monkeypatch.setattr("codegrid.data.datamodule.READ_CHUNK", 3)
     data = Images(Noise(40, broken=(7, 8, 39)), on_error="skip")
     images, labels = everything(data)
     assert labels.tolist() == [i for i in range(40) if i not in (7, 8, 39)]
@@ -166,7 +166,7 @@ def test_only_a_source_that_uses_threads_is_read_by_several(
 
     monkeypatch.setattr(source, "read_image", slow)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
-    monkeypatch.setattr("data.datamodule.READ_CHUNK", 3)
+    monkeypatch.setattr("codegrid.data.datamodule.READ_CHUNK", 3)
     Images(source).samples("train")
     assert (len(threads) > 1) == parallel
 
@@ -228,7 +228,7 @@ def test_a_key_changes_with_all_that_pixels_depend_on(monkeypatch: pytest.Monkey
     assert plain != Images(Noise(5)).cache_key("train")
     assert plain != Images(Noise(4), resize=9).cache_key("train")
     assert plain != Images(Noise(4), channels=1).cache_key("train")
-    monkeypatch.setattr("data.datamodule.DECODE_VERSION", 99)
+    monkeypatch.setattr("codegrid.data.datamodule.DECODE_VERSION", 99)
     assert plain != Images(Noise(4)).cache_key("train")
 
 

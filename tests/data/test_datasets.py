@@ -37,17 +37,15 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision import datasets
 
-import data.layouts
-import data.torchvision
-from data.datamodule import ImageDataModule
-from data.folder import Folder
-from data.hf import HF
-from data.identity import identify_images
-from data.images import to_float
-from data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
-from data.litdata import LitData
-from data.shapes import Shapes
-from data.torchvision import (
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.folder import Folder
+from codegrid.data.hf import HF
+from codegrid.data.identity import identify_images
+from codegrid.data.images import to_float
+from codegrid.data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
+from codegrid.data.litdata import LitData
+from codegrid.data.shapes import Shapes
+from codegrid.data.torchvision import (
     CELEBA_ATTRIBUTES,
     CIFAR10,
     MNIST,
@@ -57,8 +55,8 @@ from data.torchvision import (
     FashionMNIST,
     Flowers102,
 )
-from engine.errors import InputError
-from engine.places import declared_places
+from codegrid.engine.errors import InputError
+from codegrid.engine.places import declared_places
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.images import image_settings, make_images
 
@@ -848,7 +846,9 @@ def zipped(tmp_path: Path, patch: pytest.MonkeyPatch) -> Build:
     with zipfile.ZipFile(archive, "w") as file:
         for path in (tmp_path / "tiny_imagenet").rglob("*"):
             file.write(path, path.relative_to(tmp_path / "tiny_imagenet"))
-    patch.setattr("data.layouts.download_url", lambda url, root, md5: shutil.copy(archive, root))
+    patch.setattr(
+        "codegrid.data.layouts.download_url", lambda url, root, md5: shutil.copy(archive, root)
+    )
     return build
 
 
@@ -873,7 +873,7 @@ def test_a_full_disk_leaves_no_tiny_imagenet_that_looks_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.layouts.extract_archive", half)
+        patch.setattr("codegrid.data.layouts.extract_archive", half)
         with pytest.raises(
             InputError, match="TinyImageNet can't be downloaded .*No space left on device"
         ):
@@ -904,7 +904,7 @@ def test_every_downloaded_dataset_is_in_these_lists() -> None:
 def test_a_download_from_a_network_that_falls_silent_gives_up(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data.torchvision.SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr("codegrid.data.torchvision.SECONDS_OF_SILENCE", 0.2)
     with socket.create_server(("localhost", 0)) as server:
         url = f"http://localhost:{server.getsockname()[1]}/cifar.tar.gz"
 

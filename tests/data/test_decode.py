@@ -12,7 +12,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from data.decode import (
+from codegrid.data.decode import (
     UnreadableImage,
     apply_orientation,
     decode,
@@ -20,7 +20,7 @@ from data.decode import (
     register_heif,
     to_square,
 )
-from data.pixels import FULL_16_BITS, PixelRules
+from codegrid.data.pixels import FULL_16_BITS, PixelRules
 
 Pixels = NDArray[np.uint8]
 
@@ -87,7 +87,7 @@ def disable_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **settings: object) -> None:
         raise ValueError("not today")
 
-    monkeypatch.setattr("data.decode.simplejpeg.decode_jpeg", refuse)
+    monkeypatch.setattr("codegrid.data.decode.simplejpeg.decode_jpeg", refuse)
 
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -364,7 +364,7 @@ def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str)
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("data.decode.MAX_PIXELS", 99)
+    monkeypatch.setattr("codegrid.data.decode.MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 2\^28"):
         decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
 

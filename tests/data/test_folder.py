@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.endings import IMAGE_SUFFIXES
-from data.folder import Folder, find_images, open_class_folders
-from data.labels import SORTED
-from engine.errors import InputError
+from codegrid.data.endings import IMAGE_SUFFIXES
+from codegrid.data.folder import Folder, find_images, open_class_folders
+from codegrid.data.labels import SORTED
+from codegrid.engine.errors import InputError
 from tests.helpers.images import make_images
 
 Pixels = NDArray[np.uint8]
@@ -234,7 +234,9 @@ def test_a_second_run_does_not_read_everything_again(
     photos: Path, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder(photos, cache=cache).prepare_data()
-    monkeypatch.setattr("data.source.FileSource.read_image", None)  # a second reading would fail
+    monkeypatch.setattr(
+        "codegrid.data.source.FileSource.read_image", None
+    )  # a second reading would fail
     folder(photos, cache=cache).prepare_data()
 
 
@@ -544,7 +546,7 @@ def test_copies_of_validation_files_are_left_out_of_training_and_logged(
             in capsys.readouterr().err
         )
         monkeypatch.setattr(
-            "data.folder._hash_file", None
+            "codegrid.data.folder._hash_file", None
         )  # copies are searched for once and then cached
 
 
@@ -664,8 +666,8 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     others: int | None,
     late: int,
 ) -> None:
-    monkeypatch.setattr("data.source.spread", lambda n, most: [1])
-    monkeypatch.setattr("data.survey.spread", lambda n, most: [0] if n else [])
+    monkeypatch.setattr("codegrid.data.source.spread", lambda n, most: [1])
+    monkeypatch.setattr("codegrid.data.survey.spread", lambda n, most: [0] if n else [])
     root = tmp_path / "slices"
     save_deep(root, [others or 0] * 20)
     if others is None:

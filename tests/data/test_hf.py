@@ -15,10 +15,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from data.decode import UnreadableImage
-from data.hf import HF, HubStream, StreamOrder, read_content
-from data.labels import SORTED
-from engine.errors import InputError
+from codegrid.data.decode import UnreadableImage
+from codegrid.data.hf import HF, HubStream, StreamOrder, read_content
+from codegrid.data.labels import SORTED
+from codegrid.engine.errors import InputError
 from tests.helpers.greys import flat, numbers, png, training_batches
 from tests.helpers.images import make_images
 
@@ -272,7 +272,8 @@ def test_a_stream_does_not_decode_rows_that_it_skips(
 ) -> None:
     decoded = []
     monkeypatch.setattr(
-        "data.hf.decode", lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8)
+        "codegrid.data.hf.decode",
+        lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8),
     )
     make(**STREAM).source("train").read_image(N + 30, 8, 3)
     assert len(decoded) == 1

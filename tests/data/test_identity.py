@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.datamodule import ImageDataModule
-from data.folder import Folder, open_class_folders
-from data.identity import (
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.folder import Folder, open_class_folders
+from codegrid.data.identity import (
     ImageList,
     check_same_images,
     compare_images,
@@ -21,11 +21,11 @@ from data.identity import (
     read_image_lists,
     save_image_ids,
 )
-from data.shapes import Shapes
-from data.source import SourceSubset
-from data.store import fingerprint
-from engine.errors import InputError
-from engine.folder import IMAGES, append_record
+from codegrid.data.shapes import Shapes
+from codegrid.data.source import SourceSubset
+from codegrid.data.store import fingerprint
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import IMAGES, append_record
 from tests.helpers.images import make_images
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.images import to_float, to_uint8
-from data.pictures import save_picture, tile_images
+from codegrid.data.images import to_float, to_uint8
+from codegrid.data.pictures import save_picture, tile_images
 
 
 def test_to_uint8_inverts_to_float_for_every_value() -> None:

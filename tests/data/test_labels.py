@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.labels import SORTED, ClassTable, check_classes, display_classes, order_names
-from engine.errors import InputError
+from codegrid.data.labels import SORTED, ClassTable, check_classes, display_classes, order_names
+from codegrid.engine.errors import InputError
 
 
 @pytest.mark.parametrize(

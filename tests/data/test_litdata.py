@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.decode import UnreadableImage
-from data.labels import SORTED
-from data.litdata import LitData, ShardSource, to_pixels
-from data.order import BatchOrder
-from engine.errors import InputError
+from codegrid.data.decode import UnreadableImage
+from codegrid.data.labels import SORTED
+from codegrid.data.litdata import LitData, ShardSource, to_pixels
+from codegrid.data.order import BatchOrder
+from codegrid.engine.errors import InputError
 from tests.helpers.greys import flat, image, numbers, png, training_batches
 from tests.helpers.images import make_images
 

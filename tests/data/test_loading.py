@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.loading import BatchDataModule
-from data.order import BatchOrder
-from data.samples import ArraySamples
-from data.tokens import CodeDataModule
-from engine.errors import InputError
+from codegrid.data.loading import BatchDataModule
+from codegrid.data.order import BatchOrder
+from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.errors import InputError
 
 
 def first(batches: BatchOrder, n: int) -> list[list[int]]:

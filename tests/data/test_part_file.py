@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.part_file import PartFile
+from codegrid.data.part_file import PartFile
 
 WORDS = [b"alpha", b"be", b"gamma" * 700_000]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.pixels import FULL_16_BITS, PixelRules, Range, check_value_range, choose_range
-from engine.errors import InputError
+from codegrid.data.pixels import FULL_16_BITS, PixelRules, Range, check_value_range, choose_range
+from codegrid.engine.errors import InputError
 
 
 @pytest.mark.parametrize(

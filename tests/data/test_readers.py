@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import readers
-from data.loading import BatchDataModule
-from data.samples import ArraySamples
-from engine.errors import InputError
+from codegrid.data import readers
+from codegrid.data.loading import BatchDataModule
+from codegrid.data.samples import ArraySamples
+from codegrid.engine.errors import InputError
 
 GIB = 2**30
 
@@ -91,7 +91,7 @@ def test_batches_come_through_pipes_if_shared_memory_is_too_small_and_a_line_say
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = labels(Numbers(4, 2, 0))
-    monkeypatch.setattr("data.loading.free_shared_memory", lambda: 100)
+    monkeypatch.setattr("codegrid.data.loading.free_shared_memory", lambda: 100)
     data = Numbers(4, 2, 0)
     assert labels(data) == labels(data) == shared == list(range(12))
     printed = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_enough_shared_memory_or_an_unknown_amount_is_used_in_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for free in (GIB, None):
-        monkeypatch.setattr("data.loading.free_shared_memory", lambda free=free: free)
+        monkeypatch.setattr("codegrid.data.loading.free_shared_memory", lambda free=free: free)
         loader = Numbers(4, 2, 0).val_dataloader()
         assert loader.collate_fn is readers.share_batch
     monkeypatch.setattr(readers, "SHARED_MEMORY", "/nowhere")
@@ -264,7 +264,7 @@ def test_a_batch_that_is_cut_off_in_its_pipe_does_not_block_the_next_wait(
         def load_samples(self, split: str) -> Any:
             return ArraySamples(np.zeros((12, 2**20), np.uint8), np.arange(12))
 
-    monkeypatch.setattr("data.loading.free_shared_memory", lambda: 100)
+    monkeypatch.setattr("codegrid.data.loading.free_shared_memory", lambda: 100)
     loader = Large(4, 1, 0).train_dataloader()
     batches = iter(loader)
     next(batches)

@@ -3,8 +3,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from data.shapes import SHAPES, Shapes, draw_shapes
-from engine.errors import InputError
+from codegrid.data.shapes import SHAPES, Shapes, draw_shapes
+from codegrid.engine.errors import InputError
 from tests.helpers.images import make_images
 
 
@@ -103,7 +103,7 @@ def test_shapes_are_drawn_once_and_then_read_from_the_cache(
     first = (
         make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
     )
-    monkeypatch.setattr("data.shapes.draw_shapes", None)  # drawing again would fail
+    monkeypatch.setattr("codegrid.data.shapes.draw_shapes", None)  # drawing again would fail
     again = (
         make_images(Shapes, n_train=10, n_val=4, cache_dir=str(tmp_path)).samples("train").values
     )

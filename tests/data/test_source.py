@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.decode import UnreadableImage
-from data.folder import open_class_folders
-from data.source import FileSource, Source, SourceSubset, hold_out
-from engine.errors import InputError
+from codegrid.data.decode import UnreadableImage
+from codegrid.data.folder import open_class_folders
+from codegrid.data.source import FileSource, Source, SourceSubset, hold_out
+from codegrid.engine.errors import InputError
 
 
 class Counting(Source):

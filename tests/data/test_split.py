@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.split import Names, place_of_name, split_by_name
-from engine.errors import InputError
+from codegrid.data.split import Names, place_of_name, split_by_name
+from codegrid.engine.errors import InputError
 
 PATHS = [f"{kind}/{i:04d}.jpg" for kind in ("cats", "dogs", "über uns") for i in range(100)]
 

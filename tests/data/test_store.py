@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.store import Arrays, CacheEntry, fingerprint, load_or_fill
-from engine.errors import InputError
+from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
+from codegrid.engine.errors import InputError
 
 SPEC = {"a": ((3, 2), "uint8"), "b": ((3,), "int64")}
 
@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
 ) -> None:
     program = """
         import sys, time
-        from data.store import load_or_fill
+        from codegrid.data.store import load_or_fill
 
         def fill(arrays):
             arrays["a"][:] = 9
@@ -132,9 +132,11 @@ def test_a_killed_process_leaves_nothing_that_looks_finished_and_the_next_run_su
 def test_a_second_run_waits_for_the_first_says_so_and_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("engine.locks.SECONDS_UNTIL_NOTICE", 0.01)
+    monkeypatch.setattr("codegrid.engine.locks.SECONDS_UNTIL_NOTICE", 0.01)
     filling, waiting = threading.Event(), threading.Event()
-    monkeypatch.setattr("engine.locks.log_line", lambda sentence: (print(sentence), waiting.set()))
+    monkeypatch.setattr(
+        "codegrid.engine.locks.log_line", lambda sentence: (print(sentence), waiting.set())
+    )
 
     def slow(arrays: Arrays) -> dict[str, str]:
         filling.set()
@@ -284,7 +286,7 @@ def test_a_read_only_folder_without_the_entry_is_refused(
     def refuse(*arguments: object, **settings: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
+    monkeypatch.setattr("codegrid.engine.locks.FileLock.acquire", refuse)
     with pytest.raises(
         InputError, match=r"can't write the cache folder .*Read-only.* name another with cache_dir="
     ):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import open_image
-from data.folder import Folder
-from data.shapes import Shapes
-from data.source import Source
-from data.summary import SPLIT_NAME
-from data.survey import can_be_mask, survey_sources
+from codegrid.data.decode import open_image
+from codegrid.data.folder import Folder
+from codegrid.data.shapes import Shapes
+from codegrid.data.source import Source
+from codegrid.data.summary import SPLIT_NAME
+from codegrid.data.survey import can_be_mask, survey_sources
 from tests.helpers.images import make_images
 
 Write = Callable[..., None]
@@ -77,7 +77,7 @@ def test_sizes_and_kinds_are_counted_and_a_sample_says_so(
     summary = describe(root)["summary"]
     assert summary["sizes"] == "24 x 20 to 30 x 50 pixels, 2 different"
     assert summary["pixels"] == "8-bit RGB (5 of 6), 8-bit grey (1 of 6)"
-    monkeypatch.setattr("data.survey.SURVEYED", 2)
+    monkeypatch.setattr("codegrid.data.survey.SURVEYED", 2)
     assert describe(root)["summary"]["sizes"].endswith("(in 4 of 6 images)")
 
 
@@ -255,7 +255,7 @@ def test_a_survey_reads_headers_only_where_pixels_tell_no_more(
     write(root, {"a": 6})
     opened = []
     monkeypatch.setattr(
-        "data.survey.open_image", lambda file: opened.append(file) or open_image(file)
+        "codegrid.data.survey.open_image", lambda file: opened.append(file) or open_image(file)
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     source = make_images(Folder, str(root), n_val=2).source("train")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data import threads
-from data.threads import map_in_threads
-from engine.errors import InputError
+from codegrid.data import threads
+from codegrid.data.threads import map_in_threads
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import ROOT
 
 
@@ -88,7 +88,7 @@ def test_closing_early_does_not_wait_for_what_hangs(monkeypatch: pytest.MonkeyPa
 
 HANGING = """
     import time
-    from data.threads import map_in_threads
+    from codegrid.data.threads import map_in_threads
 
     def hang(n):
         print("reading", flush=True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.pictures import save_picture
-from engine.card import describe_images, display_command, format_summary, write_card
+from codegrid.data.pictures import save_picture
+from codegrid.engine.card import describe_images, display_command, format_summary, write_card
 
 FIGURES = {
     "run": "a", "id": "0a1b2c3d", "psnr": 19.78123, "steps": 12000, "seconds": 328.4, "images_per_second": 512.0,

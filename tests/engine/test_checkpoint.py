@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
-from engine.checkpoint import (
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from codegrid.engine.checkpoint import (
     check_restorable,
     find_checkpoint,
     find_resumable,
@@ -25,9 +25,9 @@ from engine.checkpoint import (
     save_atomically,
     substate,
 )
-from engine.errors import InputError
-from engine.folder import BEST, DAMAGED, LAST, PREVIOUS
-from engine.version import FORMAT, VERSION
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import BEST, DAMAGED, LAST, PREVIOUS
+from codegrid.engine.version import FORMAT, VERSION
 from tests.helpers.configs import SMALL, compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 from vqgan.load import build_tokenizer, load_tokenizer

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from engine.clock import Budget, Now, Schedule
-from engine.errors import InputError
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.errors import InputError
 
 
 def test_progress_counts_steps() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from engine.console import log_line, refresh_interval
+from codegrid.engine.console import log_line, refresh_interval
 
 
 @pytest.mark.parametrize(("rank", "printed"), [(0, "look\n"), (1, "")])

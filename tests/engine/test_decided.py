@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from engine.sweep import config_difference
+from codegrid.engine.sweep import config_difference
 
 RECORDED = {
-    "_target_": "data.folder.Folder",
+    "_target_": "codegrid.data.folder.Folder",
     "root": "a",
     "classes": ["1", "2"],
     "value_range": [0, 4095],

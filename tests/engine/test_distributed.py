@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.source import Source
+from codegrid.data.source import Source
 from tests.helpers.parts import make
 from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage1 import (

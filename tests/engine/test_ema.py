@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from engine.callbacks.checkpointing import Checkpoints
-from engine.callbacks.ema import WeightAverage, learned_state
-from engine.checkpoint import AVERAGE, LAST, make_header, read_checkpoint
-from engine.errors import InputError
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.callbacks.ema import WeightAverage, learned_state
+from codegrid.engine.checkpoint import AVERAGE, LAST, make_header, read_checkpoint
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import SMALL, compose_plain
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise

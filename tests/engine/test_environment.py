@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from engine import environment
-from engine.card import describe_machine
-from engine.environment import describe_origin, git_revision, processor_name, resident_memory
-from engine.packages import package_version
-from evaluation.scores import library_versions
+from codegrid.engine import environment
+from codegrid.engine.card import describe_machine
+from codegrid.engine.environment import (
+    describe_origin,
+    git_revision,
+    processor_name,
+    resident_memory,
+)
+from codegrid.engine.packages import package_version
+from codegrid.evaluation.scores import library_versions
 
 
 def test_an_origin_is_written_as_json() -> None:
@@ -100,7 +105,7 @@ def test_a_package_without_metadata_has_no_version(monkeypatch: pytest.MonkeyPat
     def refuse(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("engine.packages.version", refuse)
+    monkeypatch.setattr("codegrid.engine.packages.version", refuse)
     assert package_version("torch") is None
     assert describe_origin()["wandb"] is None
     assert library_versions("torchmetrics", "torch") == "torchmetrics unknown, torch unknown"

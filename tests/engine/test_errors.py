@@ -1,6 +1,6 @@
 import pytest
 
-from engine.errors import summarize_error
+from codegrid.engine.errors import summarize_error
 
 
 class Odd(Exception):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.figures import clean_figures, format_figures
+from codegrid.engine.figures import clean_figures, format_figures
 
 
 def parse_strictly(text: str) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine import folder as folder_module
-from engine.environment import describe_origin
-from engine.errors import InputError
-from engine.folder import (
+from codegrid.engine import folder as folder_module
+from codegrid.engine.environment import describe_origin
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import (
     METRICS,
     RECORD,
     append_record,

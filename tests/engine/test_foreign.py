@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint import make_header, read_checkpoint
-from engine.errors import InputError
-from engine.folder import LAST
+from codegrid.engine.checkpoint import make_header, read_checkpoint
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import LAST
 
 PUBLIC = Path(__file__).parents[1] / "fixtures" / "public"
 

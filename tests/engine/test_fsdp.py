@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.fsdp import (
+from codegrid.engine.fsdp import (
     full_state,
     full_tensor,
     local_shard,

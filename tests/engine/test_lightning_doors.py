@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from packaging.version import Version
 
-from engine.callbacks.checkpointing import Checkpoints
-from engine.folder import LAST
-from engine.lightning_doors import align_logged_step, logged_step, request_validation
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.folder import LAST
+from codegrid.engine.lightning_doors import align_logged_step, logged_step, request_validation
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 
 pytestmark = lightning_warnings
@@ -154,7 +154,7 @@ def test_lightning_by_itself_still_skips_a_part_of_a_validation_that_broke_off(
 ) -> None:
     """When this fails, request_validation is no longer needed."""
     monkeypatch.setattr(
-        "engine.callbacks.checkpointing.request_validation", lambda checkpoint: None
+        "codegrid.engine.callbacks.checkpointing.request_validation", lambda checkpoint: None
     )
     batches = resume(interrupted)
     assert batches[:1] != [0]

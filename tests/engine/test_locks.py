@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from filelock import SoftFileLock, Timeout
 
-from engine import locks
-from engine.errors import InputError
-from engine.locks import Lock
+from codegrid.engine import locks
+from codegrid.engine.errors import InputError
+from codegrid.engine.locks import Lock
 
 
 def without_locks(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -20,7 +20,7 @@ def without_locks(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def refuse(*arguments: Any, **settings: Any) -> None:
         raise error
 
-    monkeypatch.setattr("engine.locks.FileLock.acquire", refuse)
+    monkeypatch.setattr("codegrid.engine.locks.FileLock.acquire", refuse)
 
 
 NO_LOCKS = [
@@ -93,7 +93,7 @@ def test_a_wait_ends_when_the_lock_is_free(
         time_sleep(seconds)
 
     time_sleep = time.sleep
-    monkeypatch.setattr("engine.locks.time.sleep", sleep)
+    monkeypatch.setattr("codegrid.engine.locks.time.sleep", sleep)
     with Lock(tmp_path / "a.lock").wait("cache/x", "do otherwise") as lock:
         assert lock.is_held
     assert (
@@ -130,7 +130,7 @@ def test_a_holder_that_lives_is_waited_for_beyond_the_limit(
             holder.release()
         sleep(seconds)
 
-    monkeypatch.setattr("engine.locks.time.sleep", release_late)
+    monkeypatch.setattr("codegrid.engine.locks.time.sleep", release_late)
     with Lock(tmp_path / "a.lock").wait("cache/x", "use y"):
         assert time.monotonic() - start > 0.5
 

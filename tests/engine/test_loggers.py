@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
-from engine.loggers import CSVSeries, StepWandbLogger, check_loggers, list_tags, open_loggers
+from codegrid.engine.errors import InputError
+from codegrid.engine.loggers import (
+    CSVSeries,
+    StepWandbLogger,
+    check_loggers,
+    list_tags,
+    open_loggers,
+)
 from tests.helpers.configs import compose_plain
 from tests.helpers.parts import make
 

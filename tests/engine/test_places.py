@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.errors import InputError
-from engine.places import (
+from codegrid.engine.errors import InputError
+from codegrid.engine.places import (
     admit_places,
     declared_places,
     is_place,
@@ -47,16 +47,16 @@ def test_a_setting_says_where_or_what(words: str, key: str, expected: bool) -> N
 
 
 def test_a_class_adds_its_places_to_those_of_its_bases() -> None:
-    assert declared_places("data.folder.Folder")[:2] == ("root", "val_root")
-    assert "cache_dir" in declared_places("data.folder.Folder")
+    assert declared_places("codegrid.data.folder.Folder")[:2] == ("root", "val_root")
+    assert "cache_dir" in declared_places("codegrid.data.folder.Folder")
     assert declared_places("prior.models.gpt.GPT") == ()
-    assert declared_places("engine.loggers.make_wandb_logger") == ()
+    assert declared_places("codegrid.engine.loggers.make_wandb_logger") == ()
 
 
 def test_the_root_of_a_dataset_of_ones_own_is_a_place_even_if_it_does_not_say_so() -> None:
-    assert "root" in places_of({"_target_": "data.shapes.Shapes", "root": "x"})
-    assert "root" not in places_of({"_target_": "data.shapes.Shapes", "n_train": 3})
-    assert places_of({"_target_": "data.folder.Folder", "root": "x"}).count("root") == 1
+    assert "root" in places_of({"_target_": "codegrid.data.shapes.Shapes", "root": "x"})
+    assert "root" not in places_of({"_target_": "codegrid.data.shapes.Shapes", "n_train": 3})
+    assert places_of({"_target_": "codegrid.data.folder.Folder", "root": "x"}).count("root") == 1
 
 
 def test_the_places_of_a_run_are_listed_once() -> None:

@@ -5,8 +5,13 @@ from typing import Any
 
 import pytest
 
-from engine.distributed import cluster_plugins, count_processes, report_mistake, slurm_task_count
-from engine.errors import InputError
+from codegrid.engine.distributed import (
+    cluster_plugins,
+    count_processes,
+    report_mistake,
+    slurm_task_count,
+)
+from codegrid.engine.errors import InputError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # srun's own
 
@@ -86,7 +91,7 @@ def test_a_rank_that_nobody_gave_does_not_hide_a_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slept: list[Any] = []
-    monkeypatch.setattr("engine.distributed.time.sleep", slept.append)
+    monkeypatch.setattr("codegrid.engine.distributed.time.sleep", slept.append)
     set_variables(monkeypatch, RANK="3", WORLD_SIZE="8")  # left over in a shell
     report_mistake("error: x")
     assert capsys.readouterr().err == "error: x\n"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from engine.callbacks import pruning
-from engine.callbacks.pruning import Prune
-from engine.clock import Budget, Schedule
-from engine.errors import InputError
-from engine.module import ClockedModule
+from codegrid.engine.callbacks import pruning
+from codegrid.engine.callbacks.pruning import Prune
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.errors import InputError
+from codegrid.engine.module import ClockedModule
 from tests.helpers.configs import compose_config
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine import resume
-from engine.checkpoint import save_atomically
-from engine.errors import InputError
-from engine.folder import CONFIG, LAST
-from engine.resume import read_stamp, resolve_resumed, resume_command, write_places
-from engine.sweep import config_difference
-from engine.version import FORMAT, STAMP, stamp_config
+from codegrid.engine import resume
+from codegrid.engine.checkpoint import save_atomically
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CONFIG, LAST
+from codegrid.engine.resume import read_stamp, resolve_resumed, resume_command, write_places
+from codegrid.engine.sweep import config_difference
+from codegrid.engine.version import FORMAT, STAMP, stamp_config
 from tests.helpers.configs import compose_config
 
 
@@ -141,7 +141,7 @@ def test_an_earlier_run_with_a_class_that_is_gone_is_of_another_version(
 ) -> None:
     stamp = {"version": version, "format": 1} if version else None
     for change in (
-        {"optimizer": {"_target_": "engine.optimizers.Lamb"}},
+        {"optimizer": {"_target_": "codegrid.engine.optimizers.Lamb"}},
         {"run": "vqgan.stages.fit.fit_tokenizer"},
         {"callbacks": {"doctor": {"_target_": "vqgan.callbacks.doctor.OldDoctor"}}},
     ):
@@ -252,7 +252,7 @@ def test_where_things_are_may_change(
 ) -> None:
     config = resolve(photographs, monkeypatch, word)
     assert OmegaConf.select(config, key) == value
-    assert config.data._target_ == "data.folder.Folder"
+    assert config.data._target_ == "codegrid.data.folder.Folder"
     if key != "data.root":
         assert config.data.root == "/old"
 

@@ -17,16 +17,16 @@ import wandb
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from engine import loggers, resume
-from engine import run as engine_run
-from engine.checkpoint import save_atomically
-from engine.environment import best_precision, find_device
-from engine.errors import InputError
-from engine.folder import LAST, lock_folder
-from engine.loggers import make_wandb_logger
-from engine.resume import read_stamp
-from engine.run import Run
-from engine.version import FORMAT, VERSION
+from codegrid.engine import loggers, resume
+from codegrid.engine import run as engine_run
+from codegrid.engine.checkpoint import save_atomically
+from codegrid.engine.environment import best_precision, find_device
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import LAST, lock_folder
+from codegrid.engine.loggers import make_wandb_logger
+from codegrid.engine.resume import read_stamp
+from codegrid.engine.run import Run
+from codegrid.engine.version import FORMAT, VERSION
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import lightning_warnings, make_module, make_noise, make_tokenizer
 from vqgan.load import make_tags
@@ -461,7 +461,7 @@ def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
 @pytest.mark.parametrize("mode", [None, "online"])
 def test_nothing_asks_for_a_key_on_a_terminal(tmp_path: Path, mode: str | None) -> None:
     program = (
-        "from engine.loggers import make_wandb_logger; import wandb; "
+        "from codegrid.engine.loggers import make_wandb_logger; import wandb; "
         "make_wandb_logger('.', 'codegrid', None, []); wandb.finish()"
     )
     environment = {
@@ -496,7 +496,7 @@ import wandb
 os.environ["WANDB_MODE"] = "offline"
 wandb.setup()
 assert "WANDB_SERVICE" in os.environ
-begin = "from engine.loggers import make_wandb_logger; make_wandb_logger('a', 'codegrid', None, [], id='mine')"
+begin = "from codegrid.engine.loggers import make_wandb_logger; make_wandb_logger('a', 'codegrid', None, [], id='mine')"
 killed = begin + "; import os; os.kill(os.getpid(), 9)"
 assert subprocess.run([sys.executable, "-c", killed], cwd="elsewhere").returncode == -9
 subprocess.run([sys.executable, "-c", begin + "; import wandb; wandb.finish()"], cwd="elsewhere", check=True)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from engine import settings
-from engine.errors import InputError
-from engine.settings import (
+from codegrid.engine import settings
+from codegrid.engine.errors import InputError
+from codegrid.engine.settings import (
     TrainerSettings,
     check_opening,
     check_training_config,

@@ -13,14 +13,14 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import get_worker_info
 
-from data.source import Source
-from engine.callbacks import signals as signals_module
-from engine.callbacks.checkpointing import Checkpoints
-from engine.callbacks.signals import Signals, Stop, StopNow
-from engine.checkpoint import make_header, read_checkpoint
-from engine.exit_codes import SIGNALS
-from engine.folder import LAST
-from engine.waits import interruptible_wait
+from codegrid.data.source import Source
+from codegrid.engine.callbacks import signals as signals_module
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.callbacks.signals import Signals, Stop, StopNow
+from codegrid.engine.checkpoint import make_header, read_checkpoint
+from codegrid.engine.exit_codes import SIGNALS
+from codegrid.engine.folder import LAST
+from codegrid.engine.waits import interruptible_wait
 from tests.helpers.configs import compose_plain
 from tests.helpers.stage1 import Noise, fit, lightning_warnings, make_module
 

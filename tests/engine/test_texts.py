@@ -10,9 +10,9 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from engine.aliases import upgrade_config, upgrade_names
-from engine.errors import InputError
-from engine.texts import expand_home, is_text, normalise_texts
+from codegrid.engine.aliases import upgrade_config, upgrade_names
+from codegrid.engine.errors import InputError
+from codegrid.engine.texts import expand_home, is_text, normalise_texts
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.parts import defaults_by_target
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from engine.callbacks.throughput import Throughput
-from engine.environment import GIB, resident_memory
+from codegrid.engine.callbacks.throughput import Throughput
+from codegrid.engine.environment import GIB, resident_memory
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 
 pytestmark = lightning_warnings
@@ -49,7 +49,8 @@ def test_a_logged_rate_counts_all_images_since_the_last_one(
 ) -> None:
     moments = iter(range(0, 1000, 10))
     monkeypatch.setattr(
-        "engine.callbacks.throughput.time", SimpleNamespace(monotonic=lambda: float(next(moments)))
+        "codegrid.engine.callbacks.throughput.time",
+        SimpleNamespace(monotonic=lambda: float(next(moments))),
     )
     slow = SlowValidation()
     fit(make_module(steps=4), [Throughput(), slow], log_every_n_steps=3)

@@ -10,12 +10,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from engine.checkpoint import build_trusted, save_atomically
-from engine.choices import route_choices
-from engine.errors import InputError
-from engine.run import Run
-from engine.trust import OTHERS, Trust, admit, check_trusted, settle_trust
-from engine.version import FORMAT, VERSION, Stamp
+from codegrid.engine.checkpoint import build_trusted, save_atomically
+from codegrid.engine.choices import route_choices
+from codegrid.engine.errors import InputError
+from codegrid.engine.run import Run
+from codegrid.engine.trust import OTHERS, Trust, admit, check_trusted, settle_trust
+from codegrid.engine.version import FORMAT, VERSION, Stamp
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
 from tests.helpers.configs import compose_config, compose_plain
 from vqgan.quantizers.base import Quantizer
@@ -30,12 +30,12 @@ EVIL = [
     "torch.load",
     "builtins.eval",
     "vqganx.Evil",
-    "engine.run.subprocess.run",  # a name that a module only imports
-    "engine.run.os.system",
-    "engine.run.subprocess",
-    "data.decode.Image",
-    "engine.checkpoint.nn.Module",
-    "engine.checkpoint.save_atomically",  # a function, which would write a file
+    "codegrid.engine.run.subprocess.run",  # a name that a module only imports
+    "codegrid.engine.run.os.system",
+    "codegrid.engine.run.subprocess",
+    "codegrid.data.decode.Image",
+    "codegrid.engine.checkpoint.nn.Module",
+    "codegrid.engine.checkpoint.save_atomically",  # a function, which would write a file
     "vqgan.quantizers.ema.EMA.lookup",  # an attribute of a class
     "vqgan.quantizers.ema.EMA.__init__.__globals__",
     "vqgan.quantizers.vq.Codebook",  # a class of ours, but not by the module that defines it
@@ -148,7 +148,10 @@ def test_a_run_folder_of_somebody_else_is_resumed_without_executing_its_code(
         },
         {
             "callbacks": {
-                "evil": {"_target_": "engine.run.subprocess.run", "args": ["touch", "executed"]}
+                "evil": {
+                    "_target_": "codegrid.engine.run.subprocess.run",
+                    "args": ["touch", "executed"],
+                }
             }
         },
         {"optimizer": {"_target_": "os.mkdir", "path": "executed"}},
@@ -310,7 +313,7 @@ def test_a_class_that_only_another_version_has_is_not_mistrusted() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["engine.run.OmegaConf", "os.system", "vqgan.load.load_tokenizer"]
+    "target", ["codegrid.engine.run.OmegaConf", "os.system", "vqgan.load.load_tokenizer"]
 )
 def test_the_version_in_a_file_excuses_nothing_else(target: str) -> None:
     with pytest.raises(InputError, match="is not part of Codegrid; don't trust the file"):
@@ -322,13 +325,13 @@ def test_a_later_stage_takes_a_choice_again_for_trust_alone() -> None:
     assert words == ["stage=prior", "ckpt=a", "data@own.data=folder", "prior=gpt", "data.root=b"]
     config = compose_config(*words)
     trust = Trust.read(config)
-    assert trust.choices == {"data": "data.folder.Folder"}
-    trust.check_choice("data", "data.folder.Folder")
+    assert trust.choices == {"data": "codegrid.data.folder.Folder"}
+    trust.check_choice("data", "codegrid.data.folder.Folder")
     trust.check_choice("quantizer", "vqgan.quantizers.ema.EMA")
     with pytest.raises(
         InputError, match="chooses data.folder.Folder for data, and the checkpoint has"
     ):
-        trust.check_choice("data", "data.shapes.Shapes")
+        trust.check_choice("data", "codegrid.data.shapes.Shapes")
     settled = settle_trust(config, trust)
     assert settled.data.root == "b"
     assert settled.trust == []

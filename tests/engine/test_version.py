@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from engine.errors import InputError
-from engine.version import (
+from codegrid.engine.errors import InputError
+from codegrid.engine.version import (
     FORMAT,
     STAMP,
     VERSION,
@@ -73,7 +73,12 @@ def test_a_newer_format_is_refused_with_the_numbers_of_both(version: str | None)
     "settings",
     [
         {"_target_": EMA, "K": 8},  # lacks what a later version added
-        {"_target_": "engine.clock.Schedule", "warmup": 1, "floor": 0.1, "shape": "linear"},
+        {
+            "_target_": "codegrid.engine.clock.Schedule",
+            "warmup": 1,
+            "floor": 0.1,
+            "shape": "linear",
+        },
         {"_target_": EMA, "K": 8, "inner": {"_target_": "vqgan.quantizers.entropy.Entropy"}},
     ],
 )
@@ -135,4 +140,4 @@ def test_the_package_has_the_version_of_the_program() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" in project["project"]["dynamic"]
     dynamic = project["tool"]["setuptools"]["dynamic"]
-    assert dynamic["version"] == {"attr": "engine.version.VERSION"}
+    assert dynamic["version"] == {"attr": "codegrid.engine.version.VERSION"}

@@ -9,8 +9,8 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
-from engine.errors import InputError
-from engine.words import (
+from codegrid.engine.errors import InputError
+from codegrid.engine.words import (
     OPTIONS,
     arrange_words,
     format_word,

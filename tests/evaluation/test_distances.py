@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
-from evaluation.distances import (
+from codegrid.evaluation.distances import (
     count_in_balls,
     density_coverage,
     frechet,
@@ -50,7 +50,7 @@ def test_frechet_of_shifted_sets_is_the_squared_shift_and_of_scaled_ones_the_squ
 
 
 def test_moments_over_parts_of_the_rows_equal_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.distances.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("codegrid.evaluation.distances.ROWS_AT_ONCE", 7)
     a, _ = two()
     mean, covariance = moments(a)
     np.testing.assert_allclose(mean.numpy(), a.double().numpy().mean(0), rtol=1e-12)
@@ -149,7 +149,9 @@ def test_precision_and_recall_equal_torch_fidelitys() -> None:
 def test_density_and_coverage_equal_a_slow_double_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluation.distances.ENTRIES_AT_ONCE", 100)  # a row or two at a time
+    monkeypatch.setattr(
+        "codegrid.evaluation.distances.ENTRIES_AT_ONCE", 100
+    )  # a row or two at a time
     real, fake = two(60, 40)
     k, within, holding = 5, 0, 0
     for r in real:

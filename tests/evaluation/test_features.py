@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from data.shapes import Shapes
-from engine.errors import InputError
-from evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from evaluation.features import INCEPTION, Extractor, FeatureNetwork, Inception, TorchScriptNetwork
-from evaluation.proxy import Proxy, list_label_classes, train_proxy
-from evaluation.scores import ScoreSheet
+from codegrid.data.shapes import Shapes
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from codegrid.evaluation.features import (
+    INCEPTION,
+    Extractor,
+    FeatureNetwork,
+    Inception,
+    TorchScriptNetwork,
+)
+from codegrid.evaluation.proxy import Proxy, list_label_classes, train_proxy
+from codegrid.evaluation.scores import ScoreSheet
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import Noise
 
@@ -84,7 +90,7 @@ def test_all_runs_on_the_same_images_share_a_proxy_whatever_their_batches_and_se
 ) -> None:
     first = train_proxy(shapes(tmp_path), 3, CPU)
     anew = train_proxy(shapes(tmp_path / "elsewhere"), 3, CPU)
-    monkeypatch.setattr("evaluation.proxy.fit_proxy", None)  # nothing is trained any more
+    monkeypatch.setattr("codegrid.evaluation.proxy.fit_proxy", None)  # nothing is trained any more
     second = train_proxy(shapes(tmp_path, batch_size=8, cache="ram"), 3, CPU)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     for other in (anew, second):

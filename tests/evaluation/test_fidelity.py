@@ -8,8 +8,8 @@ from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-from data.images import to_uint8
-from evaluation.reconstruction import SCALE_WEIGHTS, Fidelity, count_scales
+from codegrid.data.images import to_uint8
+from codegrid.evaluation.reconstruction import SCALE_WEIGHTS, Fidelity, count_scales
 
 
 def images(size: int, n: int = 3) -> tuple[Tensor, Tensor]:

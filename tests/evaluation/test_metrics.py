@@ -10,9 +10,9 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.image import PeakSignalNoiseRatio
 
-from data.images import to_float, to_uint8
-from evaluation.codebook import CodebookUse
-from evaluation.reconstruction import Reconstruction
+from codegrid.data.images import to_float, to_uint8
+from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.reconstruction import Reconstruction
 
 # 10 log10(255^2 / (1/12)): the PSNR of an image that is reproduced without error.
 MAX_PSNR = 58.9226

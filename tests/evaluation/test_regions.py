@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.shapes import LEAST_LEVEL, draw_shapes
-from evaluation.regions import BACKGROUND, MAX_HOLE, close_holes, find_regions, has_drift
+from codegrid.data.shapes import LEAST_LEVEL, draw_shapes
+from codegrid.evaluation.regions import BACKGROUND, MAX_HOLE, close_holes, find_regions, has_drift
 from tests.helpers.shapes import BLUE, GREEN, RED, YELLOW, bar, ellipse, paint
 
 

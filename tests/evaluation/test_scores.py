@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
-from evaluation.scores import (
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.scores import (
     LEAST_SQUARED_ERROR,
     PSNR_PROVENANCE,
     SCORES,

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy.optimize import differential_evolution
 
-from data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
-from evaluation.shape_fitting import (
+from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
+from codegrid.evaluation.shape_fitting import (
     SIDE,
     Mask,
     ShapeFit,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data.shapes import Shapes, draw_shapes
-from engine.errors import InputError
-from evaluation.scores import ScoreSheet
-from evaluation.validity import (
+from codegrid.data.shapes import Shapes, draw_shapes
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.scores import ScoreSheet
+from codegrid.evaluation.validity import (
     DRIFT,
     EMPTY,
     NO_ORDER,
@@ -24,7 +24,7 @@ from evaluation.validity import (
     judge_images,
     summarize_verdicts,
 )
-from evaluation.validity_picture import draw_verdicts
+from codegrid.evaluation.validity_picture import draw_verdicts
 from tests.helpers.images import make_images
 from tests.helpers.shapes import (
     BLUE,

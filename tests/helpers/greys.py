@@ -7,7 +7,7 @@ from itertools import chain, islice
 from PIL import Image
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
+from codegrid.data.datamodule import ImageDataModule
 
 
 def image(i: int) -> Image.Image:

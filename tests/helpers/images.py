@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from data.datamodule import ImageDataModule
+from codegrid.data.datamodule import ImageDataModule
 from tests.helpers.configs import ROOT
 from tests.helpers.parts import defaults_by_target
 

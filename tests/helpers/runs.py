@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import build_trusted, make_header, save_atomically
-from engine.folder import LAST
+from codegrid.engine.checkpoint import build_trusted, make_header, save_atomically
+from codegrid.engine.folder import LAST
 from prior.load import copy_tokenizer
 from prior.models.base import PriorModel
 from tests.helpers.configs import SMALL, compose_plain

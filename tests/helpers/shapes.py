@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from evaluation.shape_fitting import SIDE, Mask
+from codegrid.evaluation.shape_fitting import SIDE, Mask
 
 RED, GREEN, BLUE, YELLOW, PINK = (
     (220, 30, 30), (30, 200, 60), (40, 60, 230), (230, 210, 30), (230, 60, 200),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.datamodule import ImageDataModule
-from data.source import Source
-from engine.clock import Budget, Schedule
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.source import Source
+from codegrid.engine.clock import Budget, Schedule
 from tests.helpers.images import image_settings
 from tests.helpers.parts import make
 from vqgan.discriminators.patch import PatchGAN

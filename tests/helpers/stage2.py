@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from data.samples import ArraySamples
-from data.tokens import CodeDataModule
-from engine.checkpoint import make_header
-from engine.clock import Budget, Schedule
-from engine.module import MakeOptimizer
+from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.checkpoint import make_header
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.module import MakeOptimizer
 from prior.models.gpt import GPT
 from prior.module import Prior
 from tests.helpers.parts import make

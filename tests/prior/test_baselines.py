@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.baselines import BASELINES, baselines
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from PIL import Image
 
-from data.tokens import CodeDataModule
-from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
-from engine.callbacks.ema import WeightAverage
-from engine.checkpoint import AVERAGE, read_checkpoint, substate
-from engine.clock import Budget, Schedule
-from engine.errors import InputError
-from engine.folder import BEST, DOCTOR, LAST, PICTURES
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.checkpoint import AVERAGE, read_checkpoint, substate
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import BEST, DOCTOR, LAST, PICTURES
 from prior.callbacks import LossMapPictures, PriorDoctor
 from prior.module import Prior
 from tests.helpers.parts import make

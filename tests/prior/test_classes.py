@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.labels import ClassTable
-from data.pixels import PixelRules
-from data.samples import ArraySamples
-from data.shapes import Shapes
-from engine.errors import InputError
+from codegrid.data.labels import ClassTable
+from codegrid.data.pixels import PixelRules
+from codegrid.data.samples import ArraySamples
+from codegrid.data.shapes import Shapes
+from codegrid.engine.errors import InputError
 from prior.load import prior_header, read_classes
 from prior.samples import choose_labels, encode_init_image
 from prior.training import list_classes

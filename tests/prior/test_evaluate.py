@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.samples import ArraySamples
-from engine.errors import InputError
-from evaluation.scores import ScoreSheet
+from codegrid.data.samples import ArraySamples
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.scores import ScoreSheet
 from prior.judging import exp_or_infinity, heat_map_pictures, iterate_samples, measure_nats
 from prior.module import negative_log_likelihood, weighted_mean
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR

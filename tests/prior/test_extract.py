@@ -7,10 +7,10 @@ import torch
 from lightning.fabric import Fabric
 from safetensors import safe_open
 
-from data.images import crop_at
-from data.samples import ArraySamples
-from data.tokens import export_codes
-from engine.errors import InputError
+from codegrid.data.images import crop_at
+from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import export_codes
+from codegrid.engine.errors import InputError
 from prior import extract as extraction
 from prior.extract import extract
 from tests.helpers.stage1 import Grain, Noise, make_tokenizer
@@ -23,7 +23,7 @@ ALONE = Fabric(accelerator="cpu", devices=1)
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine, also where the program would choose bf16."""
-    monkeypatch.setattr("engine.environment.best_precision", lambda: "32-true")
+    monkeypatch.setattr("codegrid.engine.environment.best_precision", lambda: "32-true")
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint import make_header, save_atomically
-from engine.errors import InputError
-from engine.folder import append_record
+from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import append_record
 from prior.load import TOKENIZER_COPY, find_tokenizer, move_images
 
 

@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler
 from prior.models.masked import Masked, random_subset

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.models.gpt import GPT
 from prior.models.transformer import rotary, rotary_directions, rotate_pairs
 from tests.helpers.parts import make

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.samples import ArraySamples
-from data.tokens import CodeDataModule
-from engine.clock import Budget, Schedule
+from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.clock import Budget, Schedule
 from prior.baselines import baselines
 from prior.models.base import Prediction
 from prior.models.gpt import GPT

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.images import to_uint8
+from codegrid.data.images import to_uint8
 from prior.neighbours import find_neighbours, nearest_rows, ratio_to_mean
 from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 
@@ -12,7 +12,7 @@ from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every machine, also where the program would choose bf16."""
-    monkeypatch.setattr("engine.environment.best_precision", lambda: "32-true")
+    monkeypatch.setattr("codegrid.engine.environment.best_precision", lambda: "32-true")
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from engine.errors import InputError
-from engine.run import Run
+from codegrid.engine.errors import InputError
+from codegrid.engine.run import Run
 from prior.pipeline import COMMON, main_scores, name_group, split_config
 from prior.stages.evaluate import evaluate
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.pixelcnn import PixelCNN

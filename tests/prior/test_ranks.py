@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from data.tokens import CodeDataModule
-from engine.callbacks.checkpointing import BestCheckpoint
-from engine.callbacks.ema import WeightAverage
-from engine.checkpoint import read_checkpoint
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.checkpoint import read_checkpoint
 from prior.module import Prior
 from tests.helpers.ranks import run_both_ranks
 from tests.helpers.stage2 import (

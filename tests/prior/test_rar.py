@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.models.rar import RAR
 from prior.module import negative_log_likelihood, weighted_mean
 from prior.orders import raster, shuffled

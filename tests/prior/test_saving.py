@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.saving import (
     CodeFile,
     FirstSamples,
@@ -346,7 +346,7 @@ def test_shards_of_samples_are_a_dataset_to_train_on(
     whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    from data.hf import HF
+    from codegrid.data.hf import HF
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

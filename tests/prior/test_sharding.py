@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
-from engine.callbacks.ema import WeightAverage
-from engine.callbacks.signals import Signals, Stop
-from engine.checkpoint import AVERAGE, read_checkpoint
-from engine.clock import Budget, Schedule
-from engine.collectives import is_main
-from engine.folder import LAST
-from engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
+from codegrid.engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.callbacks.signals import Signals, Stop
+from codegrid.engine.checkpoint import AVERAGE, read_checkpoint
+from codegrid.engine.clock import Budget, Schedule
+from codegrid.engine.collectives import is_main
+from codegrid.engine.folder import LAST
+from codegrid.engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import Prior
@@ -320,7 +320,6 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> N
 
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
-    import engine.checkpoint
 
     save, steps = engine.checkpoint.save_atomically, []
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shapes import Shapes
-from evaluation.reconstruction import Reconstruction
+from codegrid.data.shapes import Shapes
+from codegrid.evaluation.reconstruction import Reconstruction
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.baselines import count_scan_bits, measure_classical_vq, measure_codecs, measure_jpeg

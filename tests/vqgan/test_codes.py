@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import to_uint8
-from data.pictures import draw_bars
-from evaluation.codebook import CodebookUse
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import draw_bars
+from codegrid.evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes

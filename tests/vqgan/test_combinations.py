@@ -11,8 +11,8 @@ import torch
 
 import vqgan.backbones
 import vqgan.losses.perceptual
-from engine.settings import PRECISIONS, TrainerSettings
-from engine.trainer import plugin_arguments
+from codegrid.engine.settings import PRECISIONS, TrainerSettings
+from codegrid.engine.trainer import plugin_arguments
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_noise
 from vqgan.load import start_images

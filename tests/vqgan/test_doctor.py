@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from engine.callbacks.checkpointing import Checkpoints
-from engine.checkpoint import make_header, read_checkpoint
-from engine.errors import InputError
+from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.checkpoint import make_header, read_checkpoint
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, paper_weight
 from vqgan.callbacks.doctor import TokenizerDoctor

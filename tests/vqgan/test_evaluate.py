@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from engine.errors import InputError
-from evaluation.features import Extractor
-from evaluation.judging import image_name
-from evaluation.scores import ScoreSheet, score_difference
-from evaluation.table import format_number, format_table, nearest_codecs
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.features import Extractor
+from codegrid.evaluation.judging import image_name
+from codegrid.evaluation.scores import ScoreSheet, score_difference
+from codegrid.evaluation.table import format_number, format_table, nearest_codecs
 from tests.helpers.commands import QUICK, TINY
 from tests.helpers.stage1 import Noise
 from vqgan.losses.perceptual import LPIPS
@@ -220,7 +220,7 @@ def test_with_all_weights_available_nothing_is_absent_and_lpips_is_the_mean_over
     assert command("stage=vqgan", *TINY) == 0
     network = LPIPS("squeeze", pretrained=False)  # random weights
     monkeypatch.setattr("vqgan.judging.load_lpips", lambda net, fetch: (network, ""))
-    monkeypatch.setattr("evaluation.judging.Inception", FakeInception)
+    monkeypatch.setattr("codegrid.evaluation.judging.Inception", FakeInception)
     for size in (5, 16):
         line = [
             "stage=evaluate",

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise, make_tokenizer
 from vqgan.learning import LEARNERS, choose_learners

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from hydra.errors import InstantiationException
 
-from data.folder import Folder
-from engine.checkpoint import make_header, save_atomically
-from engine.errors import InputError
-from engine.folder import append_record
+from codegrid.data.folder import Folder
+from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import append_record
 from tests.helpers.configs import compose_config, compose_plain
 from vqgan.load import load_images
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.identity import state_hash
-from engine.errors import InputError
-from engine.module import ClockedModule
+from codegrid.engine.errors import InputError
+from codegrid.engine.module import ClockedModule
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, make_module, make_noise, make_tokenizer

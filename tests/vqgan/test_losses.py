@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from engine.clock import Now
-from engine.errors import InputError
+from codegrid.engine.clock import Now
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import ROOT
 from tests.helpers.pages import load_example
 from tests.helpers.parts import make

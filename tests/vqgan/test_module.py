@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from engine.clock import Budget, Now, Schedule
-from engine.errors import InputError
+from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import (
     fit,

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.backbones import (
     IMAGENET_MEAN_STD,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import to_float
-from data.pixels import PixelRules
-from engine.errors import InputError
+from codegrid.data.images import to_float
+from codegrid.data.pixels import PixelRules
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.networks.decoder import Decoder

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.losses.pixel import Pixel, focal_frequency
 

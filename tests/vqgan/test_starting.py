@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
-from engine.trust import Trust, admit
+from codegrid.engine.errors import InputError
+from codegrid.engine.trust import Trust, admit
 from tests.helpers.configs import compose_plain
 from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage1 import Noise

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.networks.decoder import Decoder

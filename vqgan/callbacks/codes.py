@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from data.images import to_uint8
-from data.pictures import draw_bars, show_picture, tile_images
-from engine.folder import PICTURES
-from engine.loggers import log_histogram
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import draw_bars, show_picture, tile_images
+from codegrid.engine.folder import PICTURES
+from codegrid.engine.loggers import log_histogram
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
 

@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from engine.callbacks.alarms import Alarms, Sign
-from engine.collectives import all_gather, all_reduce_mean, own_entry
-from engine.errors import check_range
-from evaluation.codebook import CodebookUse
+from codegrid.engine.callbacks.alarms import Alarms, Sign
+from codegrid.engine.collectives import all_gather, all_reduce_mean, own_entry
+from codegrid.engine.errors import check_range
+from codegrid.evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN
 
 TOKENS_PER_CODE = (

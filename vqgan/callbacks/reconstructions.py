@@ -6,10 +6,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from data.pictures import show_picture, tile_images
-from engine.folder import PICTURES
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import show_picture, tile_images
+from codegrid.engine.folder import PICTURES
 from vqgan.module import VQGAN
 
 

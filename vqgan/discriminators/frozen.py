@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from engine.errors import check_int
+from codegrid.engine.errors import check_int
 from vqgan.backbones import FrozenNetwork
 from vqgan.discriminators.base import Judgement, stack_logits
 from vqgan.networks.blocks import add_spectral_norm

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.discriminators.base import Judgement, stack_logits
 from vqgan.discriminators.patch import PatchGAN, least_size
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.discriminators.base import Layered, layer
 from vqgan.networks.blocks import add_spectral_norm
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.discriminators.base import Judgement
 from vqgan.networks.encoder import plan_widths
 

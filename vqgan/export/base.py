@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.tokenizer import Tokenizer
 
 MIN_EQUAL_CODES = 0.999  # of positions: two codes may be equally near

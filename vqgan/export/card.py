@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.card import describe_images, display_command, format_value, is_score
-from engine.templates import render_template
-from engine.version import Stamp
+from codegrid.engine.card import describe_images, display_command, format_value, is_score
+from codegrid.engine.templates import render_template
+from codegrid.engine.version import Stamp
 from vqgan.export.base import Exporter
 from vqgan.export.origin import Origin
 from vqgan.tokenizer import Tokenizer

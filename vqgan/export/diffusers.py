@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.export.base import Example, Exporter, compare_graphs, to_json
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.diffusers import PARTS, list_sizes, name_diffusers_layer

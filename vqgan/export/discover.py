@@ -6,8 +6,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 import vqgan.export
-from engine.cli import suggest
-from engine.errors import InputError
+from codegrid.engine.cli import suggest
+from codegrid.engine.errors import InputError
 from vqgan.export.base import Exporter
 
 NOT_FORMATS = ("decoder",)  # which is copied, not imported

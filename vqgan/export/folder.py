@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.errors import InputError
-from engine.folder import choose_folder
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import choose_folder
 
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.networks.blocks import ResBlock
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.maskgit_vqgan import MaskGITBlock

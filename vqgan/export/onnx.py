@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.export.base import Example, Exporter, compare_graphs
 from vqgan.export.graphs import export_graphs, select_examples
 from vqgan.tokenizer import Tokenizer

@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from engine.card import link_pictures
-from engine.checkpoint import find_checkpoint
-from engine.folder import CONFIG, METRICS, RECORD
-from engine.sweep import read_metrics
+from codegrid.engine.card import link_pictures
+from codegrid.engine.checkpoint import find_checkpoint
+from codegrid.engine.folder import CONFIG, METRICS, RECORD
+from codegrid.engine.sweep import read_metrics
 
 
 @dataclass(frozen=True)

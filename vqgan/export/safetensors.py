@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
 from vqgan.formats.codegrid import TABLE

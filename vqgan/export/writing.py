@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.folder import write_config, write_metrics
-from engine.version import FORMAT, STAMP, VERSION
+from codegrid.engine.folder import write_config, write_metrics
+from codegrid.engine.version import FORMAT, STAMP, VERSION
 from vqgan.export.base import Exporter, make_examples, serves_any_size, to_json
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
 from vqgan.export.folder import explain_refusal, hide_folder, publish, write_files

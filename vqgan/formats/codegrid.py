@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from engine.errors import InputError
-from engine.version import STAMP, Stamp, check_format
+from codegrid.engine.errors import InputError
+from codegrid.engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.public_config import check_config

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, summarize_error
 from vqgan.formats.base import PublicFile
 from vqgan.formats.hub import HUB_ID, HubFolder
 from vqgan.formats.locate import (

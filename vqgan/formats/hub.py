@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, summarize_error
 
 Answer = TypeVar("Answer")
 

@@ -1,6 +1,6 @@
 """LlamaGen's VQ-8 and VQ-16: taming's networks under other names, and codes that are compared by their direction."""
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.public_config import check_config

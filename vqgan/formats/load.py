@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vqgan.formats
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.settings import CONFIG_ENDINGS
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")

@@ -1,6 +1,6 @@
 """MaskGIT's VQGAN, as open-muse and 1d-tokenizer have it."""
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.open_muse import MUSE_WORDS
 from vqgan.formats.options import read_quantizer

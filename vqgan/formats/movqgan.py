@@ -1,6 +1,6 @@
 """MoVQGAN as ai-forever's code saves it: taming's names, and in the decoder normalisations that the codes modulate."""
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.public_config import check_config, read_section

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.weights import SafeStored, Stored, Weight
 
 AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)([._]|$)")  # model_ema, ema, state_dict_ema

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, summarize_error
 from vqgan.formats.weights import Storages, Stored
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch before 1.6

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.datamodule import ImageDataModule
-from data.images import to_uint8
-from data.pictures import save_picture, tile_images
-from engine.errors import check_int
-from engine.folder import PICTURES
-from evaluation.reconstruction import Reconstruction
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_uint8
+from codegrid.data.pictures import save_picture, tile_images
+from codegrid.engine.errors import check_int
+from codegrid.engine.folder import PICTURES
+from codegrid.evaluation.reconstruction import Reconstruction
 from vqgan.formats.load import format_range
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 

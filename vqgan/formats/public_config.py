@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import PublicFile
 
 

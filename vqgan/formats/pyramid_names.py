@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.pyramid import Place, PyramidDecoder, PyramidEncoder

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import make_header, save_atomically
-from engine.console import log_line
-from engine.folder import LAST
-from engine.words import format_word
+from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.console import log_line
+from codegrid.engine.folder import LAST
+from codegrid.engine.words import format_word
 from vqgan.formats.files import Contents
 from vqgan.formats.load import Imported
 from vqgan.formats.preview import Preview

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import PublicFile
 
 NUMBERED_ATTENTION = re.compile(r"\.\d+\..*att(n|ention)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, summarize_error
 from vqgan.formats.pickles import Inert
 from vqgan.formats.weights import Weight
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import (

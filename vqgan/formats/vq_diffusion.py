@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.options import read_quantizer
 from vqgan.formats.public_config import read_section

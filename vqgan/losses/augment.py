@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from engine.errors import check_range
+from codegrid.engine.errors import check_range
 
 
 class DiffAugment(nn.Module):

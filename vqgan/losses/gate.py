@@ -1,7 +1,7 @@
 """When the discriminator trains, and when and how much its gradient counts."""
 
-from engine.clock import Mark, Now
-from engine.errors import InputError
+from codegrid.engine.clock import Mark, Now
+from codegrid.engine.errors import InputError
 
 
 class Gate:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.clock import Schedule
-from engine.errors import InputError
-from engine.module import MakeOptimizer
+from codegrid.engine.clock import Schedule
+from codegrid.engine.errors import InputError
+from codegrid.engine.module import MakeOptimizer
 from vqgan.discriminators.base import Judgement, frozen
 from vqgan.losses.adversarial import Game, Hinge
 from vqgan.losses.balancer import ADVERSARIAL, Term

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.backbones import FrozenNetwork, fetching_weights, to_network_input
 
 WEIGHTS = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_range
+from codegrid.engine.errors import InputError, check_range
 
 
 class Pixel(nn.Module):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.collectives import all_reduce_mean
-from engine.errors import check_int, check_range
+from codegrid.engine.collectives import all_reduce_mean
+from codegrid.engine.errors import check_int, check_range
 from vqgan.discriminators.base import Judgement
 
 

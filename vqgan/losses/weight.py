@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from engine.collectives import all_reduce_mean
-from engine.errors import InputError
+from codegrid.engine.collectives import all_reduce_mean
+from codegrid.engine.errors import InputError
 
 
 class AdaptiveWeight(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from engine.errors import check_int
+from codegrid.engine.errors import check_int
 from vqgan.networks.base import ImageDecoder
 from vqgan.networks.blocks import ResBlock, Up, group_norm, zero_init
 from vqgan.networks.encoder import plan_downsampling, plan_widths

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.networks.base import ImageEncoder
 from vqgan.networks.blocks import Down, ResBlock, group_norm
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.networks.blocks import Up
 from vqgan.networks.unbiased import UNBIASED_GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 from vqgan.quantizers.precision import float32

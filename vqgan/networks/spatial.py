@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.networks.pyramid import PositionAttention, PyramidBlock, PyramidDecoder
 
 SPATIAL_GROUPS = 32  # of channels in each normalisation, in every file of this kind

@@ -1,6 +1,6 @@
 """Values that change over the course of training."""
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 
 
 class Anneal:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.collectives import broadcast
-from engine.errors import InputError, check_int
+from codegrid.engine.collectives import broadcast
+from codegrid.engine.errors import InputError, check_int
 
 
 @dataclass

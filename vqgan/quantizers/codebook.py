@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.collectives import all_reduce, broadcast
-from engine.errors import check_range
+from codegrid.engine.collectives import all_reduce, broadcast
+from codegrid.engine.errors import check_range
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import rotate, straight_through

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.collectives import all_reduce
+from codegrid.engine.collectives import all_reduce
 from vqgan.quantizers.codebook import Codebook
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.errors import check_range
+from codegrid.engine.errors import check_range
 from vqgan.quantizers.anneal import Anneal
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.gradients import straight_through
 from vqgan.quantizers.lattice import Lattice

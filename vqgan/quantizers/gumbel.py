@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.collectives import broadcast
-from engine.errors import check_range
+from codegrid.engine.collectives import broadcast
+from codegrid.engine.errors import check_range
 from vqgan.quantizers.anneal import Anneal
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.gradients import soft_lookup

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.gradients import soft_lookup
 from vqgan.quantizers.precision import float32

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from engine.errors import check_range
+from codegrid.engine.errors import check_range
 from vqgan.quantizers.base import Quantized, Standardised
 from vqgan.quantizers.precision import float32
 

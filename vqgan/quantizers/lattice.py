@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Standardised
 
 

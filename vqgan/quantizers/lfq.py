@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InputError, check_range
+from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import straight_through

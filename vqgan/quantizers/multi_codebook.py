@@ -7,7 +7,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Quantized, Quantizer
 
 

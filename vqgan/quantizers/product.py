@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
 

@@ -7,8 +7,8 @@ from operator import add
 import torch
 from torch import Tensor
 
-from engine.collectives import broadcast
-from engine.errors import InputError, check_range
+from codegrid.engine.collectives import broadcast
+from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.gradients import straight_through
 from vqgan.quantizers.multi_codebook import MultiCodebook, require_indices

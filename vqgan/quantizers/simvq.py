@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.entropy import Entropy
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from engine.checkpoint import find_checkpoint
-from engine.folder import PICTURES
-from engine.run import Run
-from evaluation.judging import (
+from codegrid.engine.checkpoint import find_checkpoint
+from codegrid.engine.folder import PICTURES
+from codegrid.engine.run import Run
+from codegrid.evaluation.judging import (
     describe_evaluation,
     deterministic_float32,
     load_own_features,
@@ -14,8 +14,8 @@ from evaluation.judging import (
     printed_result,
     read_comparison,
 )
-from evaluation.settings import EvaluationSettings
-from evaluation.table import format_codecs
+from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.table import format_codecs
 from vqgan.judging import TokenizerJudge, compare_codecs
 from vqgan.load import load_images, load_tokenizer
 

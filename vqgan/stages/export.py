@@ -4,9 +4,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.console import log_line
-from engine.run import Run
-from engine.version import stamp_config
+from codegrid.engine.console import log_line
+from codegrid.engine.run import Run
+from codegrid.engine.version import stamp_config
 from vqgan.export.card import format_check
 from vqgan.export.discover import choose_exporters
 from vqgan.export.folder import choose_target

@@ -5,9 +5,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.datamodule import ImageDataModule
-from engine.errors import InputError
-from engine.run import Run
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.errors import InputError
+from codegrid.engine.run import Run
 from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public, make_choices
 from vqgan.formats.preview import Preview

@@ -6,12 +6,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from data.datamodule import ImageDataModule
-from engine.callbacks.progress import Progress
-from engine.collectives import run_on_main
-from engine.compile import compile_parts
-from engine.run import Run
-from engine.settings import TrainerSettings
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.callbacks.progress import Progress
+from codegrid.engine.collectives import run_on_main
+from codegrid.engine.compile import compile_parts
+from codegrid.engine.run import Run
+from codegrid.engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.reconstructions import Reconstructions
 from vqgan.learning import choose_learners

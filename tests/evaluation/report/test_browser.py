@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks.report import make_sweep
-from evaluation.report.figure import report_style
-from evaluation.report.page import render_page
-from evaluation.report.read import find_runs
-from evaluation.report.story import Story
+from codegrid.evaluation.report.figure import report_style
+from codegrid.evaluation.report.page import render_page
+from codegrid.evaluation.report.read import find_runs
+from codegrid.evaluation.report.story import Story
 
 pytestmark = pytest.mark.slow
 

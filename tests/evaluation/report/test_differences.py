@@ -11,18 +11,23 @@ import pytest
 from scipy import stats
 
 from benchmarks.report import make_run_folder
-from engine.figures import is_figure
-from evaluation.report.differences import (
+from codegrid.engine.figures import is_figure
+from codegrid.evaluation.report.differences import (
     compare_groups,
     draws_images_by_seed,
     seed_moves_images,
     welch_interval,
 )
-from evaluation.report.groups import group_runs
-from evaluation.report.read import ReportedRun, find_runs
-from evaluation.report.story import Story
+from codegrid.evaluation.report.groups import group_runs
+from codegrid.evaluation.report.read import ReportedRun, find_runs
+from codegrid.evaluation.report.story import Story
 
-HELD_OUT = {"_target_": "data.folder.Folder", "n_val": 32, "held_out": "random", "root": "photos"}
+HELD_OUT = {
+    "_target_": "codegrid.data.folder.Folder",
+    "n_val": 32,
+    "held_out": "random",
+    "root": "photos",
+}
 
 
 def run(
@@ -122,8 +127,8 @@ def test_the_interval_without_common_seeds_is_welchs(n: int, m: int) -> None:
         ({"n_val": None}, False),
         ({"val_root": "photos/val"}, False),
         ({"val": "validation"}, False),
-        ({"_target_": "data.shapes.Shapes", "held_out": None}, True),
-        ({"_target_": "data.torchvision.CIFAR10", "n_val": None}, False),
+        ({"_target_": "codegrid.data.shapes.Shapes", "held_out": None}, True),
+        ({"_target_": "codegrid.data.torchvision.CIFAR10", "n_val": None}, False),
     ],
 )
 def test_the_seed_of_an_earlier_version_chose_images_that_were_held_out(

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.report.groups import (
+from codegrid.evaluation.report.groups import (
     best_first,
     comparable_parts,
     find_varied,
     group_runs,
     mean_over_seeds,
 )
-from evaluation.report.read import ReportedRun
+from codegrid.evaluation.report.read import ReportedRun
 
 
 def run(
@@ -176,7 +176,7 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_score_has_it() -> None:
 
 
 def test_what_images_decide_sets_runs_apart_only_if_pixels_differ() -> None:
-    images = {"_target_": "data.folder.Folder", "root": "scans"}
+    images = {"_target_": "codegrid.data.folder.Folder", "root": "scans"}
     as_before = {
         "classes": ["a", "b"],
         "suffixes": [".png"],

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.report import make_evaluation_folder, make_run_folder, make_sweep
-from engine.errors import InputError
-from evaluation.report.groups import comparable_parts, find_varied, flatten_run, group_runs
-from evaluation.report.read import (
+from codegrid.engine.errors import InputError
+from codegrid.evaluation.report.groups import comparable_parts, find_varied, flatten_run, group_runs
+from codegrid.evaluation.report.read import (
     ReportedRun,
     count_bits_per_image,
     find_runs,
@@ -54,7 +54,7 @@ def test_data_that_moved_in_the_middle_of_a_sweep_dont_tell_runs_apart(
 ) -> None:
     for name, root, content in (("a", "/old", "equal"), ("b", "/new", images)):
         folder = fake_run(tmp_path, name)
-        data = {"_target_": "data.folder.Folder", "root": root, "cache": name, "n_val": 4}
+        data = {"_target_": "codegrid.data.folder.Folder", "root": root, "cache": name, "n_val": 4}
         (folder / "config.yaml").write_text(json.dumps({"stage": "vqgan", "data": data}))
         record = {"data": {"hash": content, "images": {}}}
         (folder / "record.jsonl").write_text(json.dumps(record) + "\n")
@@ -253,7 +253,7 @@ def write_moved_runs(folder: Path, hashes: list[str], **settings: object) -> lis
     """Tokenizers of seeds 0, 1, ... whose data lie elsewhere each time, with the hash of the images that each recorded."""
     for seed, hash in enumerate(hashes):
         at = fake_run(folder, str(seed), id=f"id-{seed}")
-        data = {"_target_": "data.folder.Folder", "root": f"disk {seed}", **settings}
+        data = {"_target_": "codegrid.data.folder.Folder", "root": f"disk {seed}", **settings}
         (at / "config.yaml").write_text(
             json.dumps({"stage": "vqgan", "seed": seed, "data": data, "id": f"id-{seed}"})
         )

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.report import make_sweep
-from evaluation.report.figure import report_style
-from evaluation.report.page import inline_image, render_page
-from evaluation.report.read import find_runs
-from evaluation.report.story import DAGGER, Story
+from codegrid.evaluation.report.figure import report_style
+from codegrid.evaluation.report.page import inline_image, render_page
+from codegrid.evaluation.report.read import find_runs
+from codegrid.evaluation.report.story import DAGGER, Story
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.decode import decode
-from data.images import to_float
-from engine.errors import InputError
+from codegrid.data.decode import decode
+from codegrid.data.images import to_float
+from codegrid.engine.errors import InputError
 from prior.decoding.generate import generate, sample, windows
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler

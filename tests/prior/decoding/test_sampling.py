@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Numbers, Sampler, min_p, top_k, top_p
 from tests.helpers.parts import make

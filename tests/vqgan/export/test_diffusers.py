@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.exports import make_trained, write_format
 from tests.helpers.public import PUBLIC
 from vqgan.export.base import make_examples

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from engine.errors import InputError
-from engine.folder import CONFIG
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import CONFIG
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
 from tests.helpers.exports import PYRAMID, make_trained

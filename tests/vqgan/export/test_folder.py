@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.export.folder import CHECKSUMS, choose_target, hide_folder, publish, write_files
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.exports import PYRAMID, make_trained, write_format
 from vqgan.export.base import make_examples
 from vqgan.export.onnx import LIBRARIES, MAX_BYTES, ONNXExporter, open_session

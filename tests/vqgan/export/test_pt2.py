@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.exports import PYRAMID, make_trained, write_format
 from vqgan.export.base import make_examples
 from vqgan.export.graphs import prepare_for_tracing

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data.images import to_uint8
-from engine.errors import InputError
+from codegrid.data.images import to_uint8
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import list_options
 from tests.helpers.exports import PYRAMID, make_trained, write_format
 from tests.helpers.public import PUBLIC

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import SMALL, compose_plain, list_options
 from tests.helpers.exports import PYRAMID, make_trained
 from vqgan.export.base import to_json

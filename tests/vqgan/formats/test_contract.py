@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import PUBLIC
 from vqgan.formats.base import Choices, Plan, PublicFile
 from vqgan.formats.files import open_public

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import PUBLIC, assert_parity, read_arrays
 from tests.helpers.published import check_published
 from tests.helpers.slow_vqmodel import (

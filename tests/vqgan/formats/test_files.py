@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.checkpoint import make_header
-from engine.errors import InputError
+from codegrid.engine.checkpoint import make_header
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import ROOT
 from vqgan.formats.files import Contents, open_public
 

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.files import open_public
 
 PUBLIC = Path(__file__).parents[2] / "fixtures" / "public"

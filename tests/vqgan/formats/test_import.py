@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.errors import InputError
-from engine.folder import LAST
+from codegrid.engine.errors import InputError
+from codegrid.engine.folder import LAST
 from tests.helpers.commands import (
     QUICK,
     TINY_PRIOR,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.published import check_published
 from tests.helpers.slow_vqmodel import SlowVQModel, assert_equals_slow, draw_weights, make_config
 from vqgan.formats.base import Choices, PublicFile

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vqgan.formats
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.configs import compose_plain
 from vqgan.formats import load
 from vqgan.formats.base import Choices, Format, Plan, PublicFile

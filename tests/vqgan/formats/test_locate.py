@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.files import open_public
 
 PUBLIC = Path(__file__).parents[2] / "fixtures" / "public"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import (
     PUBLIC,
     assert_parity,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import (
     PUBLIC,
     assert_parity,

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.pickles import Inert, find_broken_part, read_pickle
 from vqgan.formats.weights import DiskTensors, Stored
 

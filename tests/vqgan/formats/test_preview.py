@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_noise
 from vqgan.formats.preview import Preview

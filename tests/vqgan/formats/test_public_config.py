@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import PublicFile
 from vqgan.formats.public_config import check_config, read_section
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import PUBLIC, empty_file, published_shapes, read_plain_weights
 from vqgan.formats.base import PublicFile
 from vqgan.formats.load import choose_format

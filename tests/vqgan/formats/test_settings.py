@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from vqgan.formats.base import PublicFile
 from vqgan.formats.files import open_public
 

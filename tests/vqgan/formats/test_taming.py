@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.public import PUBLIC, empty_file, published_shapes, read_arrays, read_published
 from tests.helpers.slow_taming import Sizes, SlowTaming, draw_weights, list_shapes
 from vqgan.formats.base import Choices, Format, PublicFile

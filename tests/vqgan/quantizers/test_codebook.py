@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ema import EMA

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.codebook import Codebook, pick_members, split_crowded

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from engine.errors import InputError
+from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.kl import KL

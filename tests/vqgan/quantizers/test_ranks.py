@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evaluation.codebook import CodebookUse
+from codegrid.evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
 from tests.helpers.ranks import run_both_ranks
 from vqgan.quantizers.base import Quantizer
