@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from engine.texts import read_texts
+from codegrid.engine.texts import read_texts
+from codegrid.engine.version import STAMP, Stamp
 
 RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
@@ -30,20 +31,23 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
     "prior.sampling.Sampler": "prior.decoding.sampling.Sampler",
     "prior.stages.encode": "prior.stages.extract.extract_codes",
     "prior.stages.train": "prior.stages.train.train_prior",
-    "vqgan.callbacks.average.Average": "engine.callbacks.ema.WeightAverage",
+    "vqgan.callbacks.average.Average": "codegrid.engine.callbacks.ema.WeightAverage",
     "vqgan.callbacks.doctor.Doctor": "vqgan.callbacks.doctor.TokenizerDoctor",
-    "vqgan.callbacks.prune.Prune": "engine.callbacks.pruning.Prune",
-    "vqgan.clock.Schedule": "engine.clock.Schedule",
+    "vqgan.callbacks.prune.Prune": "codegrid.engine.callbacks.pruning.Prune",
+    "vqgan.clock.Schedule": "codegrid.engine.clock.Schedule",
     "vqgan.decoder.Decoder": "vqgan.networks.decoder.Decoder",
     "vqgan.encoder.Encoder": "vqgan.networks.encoder.Encoder",
     "vqgan.losses.perceptual.Features": "vqgan.losses.perceptual.DiscriminatorFeatures",
     "vqgan.quantizers.base.Anneal": "vqgan.quantizers.anneal.Anneal",
-    "vqgan.report.stage.report": "evaluation.report.stage.report",
-    "vqgan.run.wandb_logger": "engine.loggers.make_wandb_logger",
-    "vqgan.series.Series": "engine.loggers.CSVSeries",
+    "vqgan.report.stage.report": "codegrid.evaluation.report.stage.report",
+    "vqgan.run.wandb_logger": "codegrid.engine.loggers.make_wandb_logger",
+    "vqgan.series.Series": "codegrid.engine.loggers.CSVSeries",
     "vqgan.stages.train": "vqgan.stages.train.train_tokenizer",
-    "vqgan.sweep.Sweep": "engine.sweep.Sweep",
+    "vqgan.sweep.Sweep": "codegrid.engine.sweep.Sweep",
 }
+
+MOVED_PACKAGES = ("engine", "data", "evaluation")  # at the top up to format 2, in codegrid since
+FIRST_FORMAT_OF_CODEGRID = 3
 
 
 def rename_key(key: str) -> str:
@@ -71,19 +75,33 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
     return renamed, sentences
 
 
-def upgrade_config(config: Any) -> Any:
+def upgrade_config(config: Any, stamp: Stamp | None = None) -> Any:
     """The config of an earlier run, a container or OmegaConf's, with current names; texts are no numbers.
 
-    Interpolations stay unresolved.
+    `stamp` is the program that wrote it, by default the one that the config names. Interpolations stay unresolved.
     """
     if isinstance(config, DictConfig | ListConfig):
-        return OmegaConf.create(upgrade_config(OmegaConf.to_container(config, resolve=False)))
-    return read_texts(upgrade_names(config))
+        return OmegaConf.create(
+            upgrade_config(OmegaConf.to_container(config, resolve=False), stamp)
+        )
+    return read_texts(upgrade_names(config, stamp))
 
 
-def upgrade_names(content: Any) -> Any:
+def upgrade_names(content: Any, stamp: Stamp | None = None) -> Any:
     """The content of a file of an earlier run, in plain containers, with current names of keys and classes."""
-    return _upgrade(content, "")
+    if stamp is None:
+        stamp = Stamp.read(content.get(STAMP) if isinstance(content, Mapping) else None)
+    return _upgrade(content, "", stamp)
+
+
+def rename_target(target: str, stamp: Stamp) -> str:
+    """The current full name of a class or function that the program of `stamp` has written.
+
+    A user may have a package data of their own by now, whose names stay.
+    """
+    target = RENAMED_TARGETS.get(target, target)
+    is_moved = stamp.format < FIRST_FORMAT_OF_CODEGRID and target.split(".")[0] in MOVED_PACKAGES
+    return f"codegrid.{target}" if is_moved else target
 
 
 @cache
@@ -121,17 +139,17 @@ def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "validity": 0} if evaluates and "validity" not in node else node
 
 
-def _upgrade(node: Any, path: str) -> Any:
+def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
         for key, value in node.items():
             where = rename_key(f"{path}.{key}" if path else str(key))
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
-                value, where
+                value, where, stamp
             )
         return _add_validity(_add_score(_add_learners(_add_reader_timeout(upgraded))))
     if isinstance(node, list):
-        return [_upgrade(value, path) for value in node]
+        return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):
-        return RENAMED_TARGETS.get(node, node)
+        return rename_target(node, stamp)
     return node

@@ -127,7 +127,7 @@ def check_header(checkpoint: Any, file: Path, advice: str) -> dict[str, Any]:
     check_format(file, stamp)  # first: what else a newer header holds is unknown
     if missing := [name for name in ("stage", "config") if name not in header]:
         raise refuse_version(file, stamp, f"its header lacks {' and '.join(missing)}")
-    header["config"] = upgrade_config(header["config"])
+    header["config"] = upgrade_config(header["config"], Stamp.read(header))
     return header
 
 

@@ -20,6 +20,7 @@ from codegrid.engine.choices import route_choices
 from codegrid.engine.errors import InputError, explain_import
 from codegrid.engine.exit_codes import INTERRUPTED, MISTAKE, TERMINATED
 from codegrid.engine.places import admit_places
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.texts import normalise_texts
 from codegrid.engine.words import CONF, is_group, prepare_words
 
@@ -113,7 +114,8 @@ def format_help() -> str:
             groups.setdefault(file.parent.relative_to(CONF).as_posix(), []).append(file.stem)
     lines = "".join(f"{group}: {', '.join(groups[group])}\n" for group in sorted(groups))
     template: str = OmegaConf.load(CONF / "config.yaml").hydra.help.template
-    return string.Template(template).substitute(APP_CONFIG_GROUPS=lines)
+    text = string.Template(template).substitute(APP_CONFIG_GROUPS=lines)
+    return text.replace("python train.py", PROGRAM)
 
 
 def list_settings() -> list[str]:

@@ -66,12 +66,22 @@ def describe_origin() -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The revision of this program's code, with -dirty if files differ from it; None outside a repository and without git."""
-    command = ["git", "describe", "--always", "--dirty"]
-    here = Path(__file__).parent
+    here = Path(__file__).resolve()
+    # An installed copy may lie within somebody else's repository.
+    is_tracked = ["git", "ls-files", "--error-unmatch", here.name]
+    describe = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            command, cwd=here, capture_output=True, text=True, check=False, timeout=GIT_SECONDS
-        )
+        for command in (is_tracked, describe):
+            done = subprocess.run(
+                command,
+                cwd=here.parent,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=GIT_SECONDS,
+            )
+            if done.returncode:
+                return None
     except (OSError, subprocess.TimeoutExpired):  # no git, or a network disk that doesn't answer
         return None
     return done.stdout.strip() or None

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from codegrid.engine.program import PROGRAM
+
 
 class InputError(ValueError):
     """Bad input from the user: one sentence with the value, the rule and the way out.
@@ -38,7 +40,7 @@ def explain_import(target: str) -> str:
     module = target.rpartition(".")[0]
     return (
         f"{target} can't be imported; if it is a class of your own, put the folder of its module on PYTHONPATH "
-        f"(PYTHONPATH=. python train.py ...), and see that python -c 'import {module}' works"
+        f"(PYTHONPATH=. {PROGRAM} ...), and see that python -c 'import {module}' works"
     )
 
 

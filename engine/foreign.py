@@ -6,6 +6,7 @@ from pathlib import Path
 
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import BEST, LAST, PREVIOUS
+from codegrid.engine.program import PROGRAM
 
 FOREIGN_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 FOREIGN_FOLDERS = ("", "vqvae", "movq", "vqgan", "vae", "checkpoints")  # where a tokenizer may lie
@@ -28,7 +29,7 @@ def refuse_foreign(ckpt: str | Path) -> None:
         word = shlex.quote(f"from={ckpt}")
         raise InputError(
             f"{ckpt} is no checkpoint of Codegrid: it holds weights of another program; if they are a tokenizer's, import "
-            f"them first: python train.py stage=import {word} data=folder data.root=photos"
+            f"them first: {PROGRAM} stage=import {word} data=folder data.root=photos"
         )
 
 

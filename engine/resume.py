@@ -20,6 +20,7 @@ from codegrid.engine.environment import read_overrides
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG, RECORD, write_config
 from codegrid.engine.places import is_place, list_places
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.sweep import APART, flatten_resolved, is_decided, sweep_folder
 from codegrid.engine.trust import (
     OTHERS,
@@ -302,4 +303,4 @@ def resume_command(folder: Path) -> str:
     words = [f"stage={written.stage}", format_word("resume", whole)]
     if written.get("trust"):
         words.append(shlex.quote(format_trust(written.trust)))
-    return f"resume with: python train.py {' '.join(words)}"
+    return f"resume with: {PROGRAM} {' '.join(words)}"

@@ -164,7 +164,7 @@ class Sweep(Callback):
         if "joblib" in launcher._target_ and launcher.n_jobs == -1:
             launcher.n_jobs = len(list_gpus()) or -1
         if "submitit" in launcher._target_:  # jobs start in another folder and import this program
-            paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+            paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

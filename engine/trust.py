@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from codegrid.engine.errors import InputError
 from codegrid.engine.version import VERSION, Stamp, refuse_version
 
-OURS = ("engine", "data", "evaluation", "vqgan", "prior")  # the packages whose classes may be built
+OURS = ("codegrid", "vqgan", "prior")  # the packages whose classes may be built
 
 OTHERS = {  # names of other packages that the run folder of a training may contain
     "codegrid.engine.loggers.make_wandb_logger",

@@ -17,7 +17,8 @@ VERSION = "0.2.0.dev0"
 # The format of checkpoints and config.yaml, to be raised when an older program could not read them:
 #   1   version 0.1, which wrote no version
 #   2   version and format in both files; settings and classes have the names that engine/aliases.py maps to
-FORMAT = 2
+#   3   the packages engine, data and evaluation are in codegrid
+FORMAT = 3
 
 STAMP = (
     "codegrid"  # the key of version and format in config.yaml, and of the header in a checkpoint

@@ -98,7 +98,7 @@ def test_a_setting_that_the_tokenizers_data_lack_is_refused(
     capsys.readouterr()
     assert command("stage=extract", "ckpt=runs/vqgan/shapes", "data.root=.") != 0
     assert (
-        "data.root can't change for the images that the tokenizer was trained on, data.shapes.Shapes"
+        "data.root can't change for the images that the tokenizer was trained on, codegrid.data.shapes.Shapes"
         in read_mistake(capsys)
     )
 

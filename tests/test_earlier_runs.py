@@ -13,6 +13,7 @@ from benchmarks.identity import machine, state_hash
 from codegrid.engine.aliases import rename_key, rename_words, upgrade_config
 from codegrid.engine.errors import InputError
 from codegrid.engine.sweep import config_difference
+from codegrid.engine.version import Stamp
 from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings
 from tests.helpers.configs import ROOT, compose_config
@@ -32,6 +33,20 @@ def runs(tmp_path: Path) -> Path:
     shutil.copytree(RUNS / "tokenizer", tmp_path / "runs" / "vqgan" / "tokenizer")
     shutil.copytree(RUNS / "prior", tmp_path / "runs" / "prior" / "prior")
     return tmp_path / "runs"
+
+
+def test_packages_that_have_moved_are_found_and_a_users_package_of_that_name_is_theirs() -> None:
+    before = {"data": {"_target_": "data.folder.Folder"}, "run": "evaluation.report.stage.report"}
+    now = {
+        "data": {"_target_": "codegrid.data.folder.Folder"},
+        "run": "codegrid.evaluation.report.stage.report",
+    }
+    for stamp in ({}, {"codegrid": {"version": "0.2.0.dev0", "format": 2}}):
+        assert upgrade_config({**stamp, **before}) == {**stamp, **now}
+    of_today = {"codegrid": {"version": "0.2.0.dev0", "format": 3}, **before}
+    assert upgrade_config(of_today) == of_today
+    assert upgrade_config(before, Stamp("0.2.0.dev0", 3)) == before
+    assert upgrade_config({"_target_": "databank.Folder"}) == {"_target_": "databank.Folder"}
 
 
 RELEASES = sorted(FIXTURES.glob("run_of_*"))

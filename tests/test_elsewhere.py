@@ -732,7 +732,8 @@ VERSIONS: list[Case] = [
         "another choice of data than the checkpoint's is refused in a later stage",
         earlier_runs,
         (*EVALUATE, "data=cifar10"),
-        "this command chooses data.torchvision.CIFAR10 for data, and the checkpoint has data.shapes.Shapes, which stays",
+        "this command chooses codegrid.data.torchvision.CIFAR10 for data, and the checkpoint has "
+        "codegrid.data.shapes.Shapes, which stays",
         2,
     ),
     Case(

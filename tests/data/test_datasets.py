@@ -37,6 +37,8 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision import datasets
 
+import codegrid.data.layouts
+import codegrid.data.torchvision
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.folder import Folder
 from codegrid.data.hf import HF
@@ -892,7 +894,7 @@ def test_a_complete_copy_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_downloaded_dataset_is_in_these_lists() -> None:
     classes = {
         kind
-        for module in (data.torchvision, data.layouts)
+        for module in (codegrid.data.torchvision, codegrid.data.layouts)
         for kind in vars(module).values()
         if isinstance(kind, type)
     }

@@ -29,6 +29,25 @@ def test_an_origin_is_written_as_json() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/nowhere", None])
+def test_a_copy_within_another_repository_has_not_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a program that is installed in a folder of somebody's project."""
+    installed = tmp_path / "venv" / "engine" / "environment.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    (tmp_path / "their.py").write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["add", "their.py"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(environment, "__file__", str(installed))
+    assert git_revision() is None
+    subprocess.run([*git, "add", "venv"], check=True)
+    revision = git_revision()
+    assert revision is not None
+    assert revision.endswith("-dirty")
+
+
 def test_without_git_the_revision_is_unknown(
     path: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

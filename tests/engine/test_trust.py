@@ -329,7 +329,7 @@ def test_a_later_stage_takes_a_choice_again_for_trust_alone() -> None:
     trust.check_choice("data", "codegrid.data.folder.Folder")
     trust.check_choice("quantizer", "vqgan.quantizers.ema.EMA")
     with pytest.raises(
-        InputError, match="chooses data.folder.Folder for data, and the checkpoint has"
+        InputError, match="chooses codegrid.data.folder.Folder for data, and the checkpoint has"
     ):
         trust.check_choice("data", "codegrid.data.shapes.Shapes")
     settled = settle_trust(config, trust)

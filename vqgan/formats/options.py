@@ -19,7 +19,7 @@ def read_quantizer(option: str, **settings: Any) -> dict[str, Any]:
 
 def read_file(name: str) -> dict[str, Any]:
     """A YAML file of conf/, merged with the files that its defaults list includes at the same level."""
-    text = files("conf").joinpath(f"{name}.yaml").read_text("utf-8")
+    text = files("codegrid.conf").joinpath(f"{name}.yaml").read_text("utf-8")
     content: Any = OmegaConf.to_container(OmegaConf.create(text))
     merged: dict[str, Any] = {}
     for entry in content.pop("defaults", []):

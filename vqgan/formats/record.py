@@ -7,6 +7,7 @@ from typing import Any
 from codegrid.engine.checkpoint import make_header, save_atomically
 from codegrid.engine.console import log_line
 from codegrid.engine.folder import LAST
+from codegrid.engine.program import PROGRAM
 from codegrid.engine.words import format_word
 from vqgan.formats.files import Contents
 from vqgan.formats.load import Imported
@@ -52,6 +53,6 @@ def report_import(about: Mapping[str, Any], folder: Path) -> None:
     if "shown_psnr" in about:
         lines.append(f"PSNR of the images in its picture: {about['shown_psnr']:.2f} dB")
     ckpt = format_word("ckpt", folder)
-    lines.append(f"next: python train.py stage=evaluate {ckpt}, or stage=prior {ckpt}")
+    lines.append(f"next: {PROGRAM} stage=evaluate {ckpt}, or stage=prior {ckpt}")
     for line in lines:
         log_line(line)
