@@ -23,12 +23,13 @@ MIN_STEP = 0.5  # of the difference of two regions' colours that must lie at the
 CANDIDATES = 192  # pixels that a colour is chosen from
 VOTERS = 1024  # pixels that choose it
 
+MIXED = 0  # the number of no colour
 EIGHT = np.ones((3, 3), bool)  # neighbours of a pixel
 
 
 @dataclass(frozen=True)
 class Region:
-    """Connected pixels (H, W) of one colour; `colour` is the number of that colour in its image."""
+    """Connected pixels (H, W) of one colour; `colour` is the number of that colour in its image, or MIXED."""
 
     mask: NDArray[np.bool_]
     colour: int
@@ -45,7 +46,8 @@ def smooth(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def find_regions(image: NDArray[np.uint8]) -> list[Region]:
     """The regions of an image (3, H, W), the largest first.
 
-    Pixels of no colour's core, such as blurred borders, belong to the nearest region.
+    Pixels of no colour's core, such as blurred borders, belong to the nearest region. A patch without any core, such as noise,
+    is a region of the colour MIXED.
     """
     smoothed = smooth(image)
     foreground = close_holes(smoothed.max(0) >= BACKGROUND)
@@ -53,29 +55,34 @@ def find_regions(image: NDArray[np.uint8]) -> list[Region]:
     parts = np.zeros(foreground.shape, int)
     owners: list[int] = []
     for colour in range(1, colours.max() + 1):
-        pieces = connect(colours == colour)
-        cores = ndi.binary_erosion(pieces > 0, EIGHT, border_value=1)
-        sizes = np.bincount(pieces[cores], minlength=pieces.max() + 1)
-        for piece in np.flatnonzero(sizes >= MIN_CORE):
-            if piece:
-                owners.append(colour)
-                parts[pieces == piece] = len(owners)
-    if not owners:
-        return []
-    whole = connect(foreground)
-    regions = [
-        Region(mask, owner)
-        for mask, owner in zip(spread(parts, whole, len(owners)), owners, strict=True)
-    ]
+        for core in list_pieces(colours == colour):
+            owners.append(colour)
+            parts[core] = len(owners)
+    for patch in list_pieces(foreground):
+        if not parts[patch].any():
+            owners.append(MIXED)
+            parts[patch] = len(owners)
+    masks = extend_parts(parts, connect(foreground), len(owners))
+    regions = [Region(mask, owner) for mask, owner in zip(masks, owners, strict=True)]
     return sorted(regions, key=lambda region: -int(region.mask.sum()))
 
 
+def list_pieces(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The connected parts of a mask (H, W) that have a core: pixels whose whole neighbourhood is in the mask."""
+    numbered = connect(mask)
+    cores = ndi.binary_erosion(mask, EIGHT, border_value=1)
+    sizes = np.bincount(numbered[cores], minlength=1)
+    return [numbered == number for number in np.flatnonzero(sizes >= MIN_CORE) if number]
+
+
 def has_drift(image: NDArray[np.uint8], regions: Sequence[Region]) -> bool:
-    """Whether the colour of an image (3, H, W) changes gradually, so that some borders of its regions are none in the image.
+    """Whether colours of an image (3, H, W) change within a patch instead of at the borders of its regions.
 
     At the border of two shapes their colours meet, if blurred. Where a patch's colour changes from one end to the other, the
     colours beside an arbitrary border are more alike than the regions are.
     """
+    if any(region.colour == MIXED for region in regions):
+        return True
     smoothed = smooth(image)
     around = [
         ndi.binary_dilation(region.mask, EIGHT, BORDER) & ~ndi.binary_dilation(region.mask, EIGHT)
@@ -126,17 +133,19 @@ def label_colours(image: NDArray[np.uint8], foreground: NDArray[np.bool_]) -> ND
     while len(pixels) >= MIN_CORE:
         candidates = pixels[:: math.ceil(len(pixels) / CANDIDATES)]
         voters = pixels[:: math.ceil(len(pixels) / VOTERS)]
-        near = squared_distances(candidates, voters) <= TOLERANCE**2
-        # The median of the pixels near a colour is nearer to the middle of all that belong to it.
-        middle = np.median(voters[near[near.sum(1).argmax()]], 0, keepdims=True)
-        members = squared_distances(middle, pixels)[0] <= TOLERANCE**2
+        near = colour_distances(candidates, voters) <= TOLERANCE**2
+        # The mean of the pixels near a candidate is nearer to the middle of their colour. It is near the candidate too, so
+        # that each round takes some pixels.
+        best = near.sum(1).argmax()
+        middle = np.concatenate([voters[near[best]], candidates[[best]]]).mean(0, keepdims=True)
+        members = colour_distances(middle, pixels)[0] <= TOLERANCE**2
         number += 1
         labels[rows[members], columns[members]] = number
         pixels, rows, columns = pixels[~members], rows[~members], columns[~members]
     return labels
 
 
-def squared_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def colour_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of all pairs of colours (n, 3) and (m, 3), (n, m)."""
     distances: NDArray[np.float32] = (
         np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * (a @ b.T)
@@ -144,7 +153,7 @@ def squared_distances(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray
     return distances
 
 
-def spread(parts: NDArray[Any], whole: NDArray[Any], n: int) -> list[NDArray[np.bool_]]:
+def extend_parts(parts: NDArray[Any], whole: NDArray[Any], n: int) -> list[NDArray[np.bool_]]:
     """The masks of n parts (numbered from 1) with the other pixels of the foreground added to the nearest part.
 
     A connected piece of the foreground (numbered in `whole`) without any part is left out.

@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
 
-SIDE = 64  # pixels of the images that shapes are fitted in
+FIT_SIDE = 64  # pixels of the images that shapes are fitted in
 REACH = 40  # pixels from a shape's centre within which all of it lies
-CELLS = SIDE // 2  # the coarse search runs at half the resolution
+CELLS = FIT_SIDE // 2  # the coarse search runs at half the resolution
 PADDED = 48  # cells of a side with as much border as shapes reach over it
 LEAST_COMMON = 0.8  # of a region that a shape must cover to be a candidate
 # Where centres lie: the borders of cells, counted from the edge of the image.
-PLACES = np.arange(math.ceil(CELLS * CENTRES[0]), math.floor(CELLS * CENTRES[1]) + 1)
+CENTRE_CELLS = np.arange(math.ceil(CELLS * CENTRES[0]), math.floor(CELLS * CENTRES[1]) + 1)
 # (columns) of a candidate: radius, aspect, angle, column, row
-LOWEST = np.array([RADIUS[0], MIN_ASPECT, -np.inf, SIDE * CENTRES[0], SIDE * CENTRES[0]])
-HIGHEST = np.array([RADIUS[1], 1.0, np.inf, SIDE * CENTRES[1], SIDE * CENTRES[1]])
+LOWEST = np.array([RADIUS[0], MIN_ASPECT, -np.inf, FIT_SIDE * CENTRES[0], FIT_SIDE * CENTRES[0]])
+HIGHEST = np.array([RADIUS[1], 1.0, np.inf, FIT_SIDE * CENTRES[1], FIT_SIDE * CENTRES[1]])
 FIRST_STEPS = np.array(
     [1.5, 0.1, 0.12, 1.2, 1.2]
 )  # standard deviations of the fine search's first round
 
-STARTS = 16  # candidates of the coarse search that the fine search begins with
-STARTS_PER_KIND = 5
+MAX_STARTS = 16  # candidates of the coarse search that the fine search begins with
+MAX_STARTS_PER_KIND = 5
 TRIALS = 96  # candidates of a round of the fine search
 ROUNDS = 10
 SHRINK = 0.75  # steps of a round relative to those of the round before
@@ -55,8 +55,8 @@ class ShapeFit:
         return SHAPES[self.kind].__name__.lstrip("_")
 
     def mask(self, scale: int = 1) -> Mask:
-        """What it covers of an image, or of one that is `scale` times as large: (scale * SIDE, scale * SIDE)."""
-        side = scale * SIDE
+        """What it covers of an image, or of one that is `scale` times as large: (scale * FIT_SIDE, scale * FIT_SIDE)."""
+        side = scale * FIT_SIDE
         middles = ((np.arange(side) + 0.5) / scale - 0.5).astype(np.float32)  # of pixels
         candidate = np.array([self.parameters], np.float32)
         columns, rows = np.tile(middles, side), np.repeat(middles, side)
@@ -73,7 +73,7 @@ def covers(kind: int, candidates: Floats, columns: Floats, rows: Floats) -> Mask
 
 
 def measure_overlap(region: Mask, free: Mask, shape: Mask) -> float:
-    """Intersection over union of a region and of the part of a shape that is free to be seen, all (SIDE, SIDE)."""
+    """Intersection over union of a region and of the part of a shape that is free to be seen, all (FIT_SIDE, FIT_SIDE)."""
     visible = shape & free
     return float(np.sum(visible & region) / np.sum(visible | region))
 
@@ -91,7 +91,7 @@ class ShapeBank:
     spectra: NDArray[np.complex64]
 
 
-def list_settings() -> list[tuple[int, float, float, float]]:
+def list_stencils() -> list[tuple[int, float, float, float]]:
     """Kind, radius, aspect and angle of the shapes of the bank, without those that are equal to another by symmetry."""
     radii = np.geomspace(RADIUS[0] * 1.05, RADIUS[1] * 0.95, 5)
     disks = np.geomspace(RADIUS[0] * (0.5 + 0.5 * MIN_ASPECT), RADIUS[1], 9)
@@ -114,7 +114,7 @@ def list_settings() -> list[tuple[int, float, float, float]]:
 @cache
 def shape_bank() -> ShapeBank:
     """The bank, computed once."""
-    listed = list_settings()
+    listed = list_stencils()
     kinds = np.array([kind for kind, *_ in listed])
     settings = np.array([rest for _, *rest in listed], np.float32)
     side = 2 * REACH
@@ -136,11 +136,11 @@ def to_cells(masks: NDArray[np.generic]) -> Floats:
 
 
 def correlate(spectrum: NDArray[np.complex64], rows: NDArray[np.intp]) -> Floats:
-    """The cells that shapes of the bank (these rows, n) share with a mask of this spectrum, (n, len(PLACES) ** 2).
+    """The cells that shapes of the bank (these rows, n) share with a mask of this spectrum, (n, len(CENTRE_CELLS) ** 2).
 
     The second axis counts the places of the centre, row by row.
     """
-    offsets = PLACES - REACH // 2  # of a stencil's corner
+    offsets = CENTRE_CELLS - REACH // 2  # of a stencil's corner
     # Rows first, of which only those in range go through the second transform.
     products = scipy.fft.ifft(spectrum * shape_bank().spectra[rows], axis=1, overwrite_x=True)
     shared: Floats = scipy.fft.irfft(products[:, offsets], PADDED, overwrite_x=True)[..., offsets]
@@ -164,19 +164,19 @@ def search_coarsely(region: Mask, free: Mask) -> list[tuple[int, Floats]]:
     counts = np.zeros(len(SHAPES), int)
     for i in best.argsort()[::-1]:
         kind = int(bank.kinds[rows[i]])
-        if counts[kind] == STARTS_PER_KIND:
+        if counts[kind] == MAX_STARTS_PER_KIND:
             continue
         counts[kind] += 1
-        row, column = divmod(int(places[i]), len(PLACES))
-        centre = [2.0 * PLACES[k] - 0.5 for k in (column, row)]
+        row, column = divmod(int(places[i]), len(CENTRE_CELLS))
+        centre = [2.0 * CENTRE_CELLS[k] - 0.5 for k in (column, row)]
         chosen.append((kind, np.array([*bank.settings[rows[i]], *centre], np.float32)))
-        if len(chosen) == STARTS:
+        if len(chosen) == MAX_STARTS:
             break
     return chosen
 
 
 def fit_shape(region: Mask, free: Mask, sufficient: float) -> ShapeFit:
-    """The shape that overlaps most with a region, both masks (SIDE, SIDE).
+    """The shape that overlaps most with a region, both masks (FIT_SIDE, FIT_SIDE).
 
     A shape's pixels that are not `free`, which nearer shapes cover, don't count; the region must be free. The search ends at
     the first shape with a `sufficient` overlap, and is the same for the same region.

@@ -21,14 +21,14 @@ from codegrid.data.threads import map_in_threads
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.regions import Region, find_regions, has_drift, smooth
 from codegrid.evaluation.scores import ScoreSheet, library_versions
-from codegrid.evaluation.shape_fitting import SIDE, Mask, ShapeFit, fit_shape, measure_overlap
+from codegrid.evaluation.shape_fitting import FIT_SIDE, Mask, ShapeFit, fit_shape, measure_overlap
 
 MIN_IOU = 0.85
 VALIDITY_VERSION = 1  # part of the provenance: increase it when images get other verdicts
 
 # Why an image is invalid, the first that holds.
 EMPTY = "empty"  # nothing but background
-DRIFT = "drift"  # colours change gradually from one region to the next
+DRIFT = "drift"  # colours change gradually, or from pixel to pixel, instead of at borders
 NO_SHAPE = "no_shape"  # a region is like none of the five shapes, whatever covers it
 NO_ORDER = "no_order"  # regions are shapes only if each is covered by the other
 TOO_MANY = "too_many"  # more shapes than an image of the data has
@@ -39,7 +39,7 @@ REASONS = (EMPTY, DRIFT, NO_SHAPE, NO_ORDER, TOO_MANY)
 class Verdict:
     """What an image was judged to be: `reason` is one of REASONS, or None for a valid image.
 
-    `shapes` are the masks (SIDE, SIDE) and the fits of its shapes, the nearest first; `misfits` those that don't fit.
+    `shapes` are the masks (FIT_SIDE, FIT_SIDE) and the fits of its shapes, the nearest first; `misfits` those that don't fit.
     """
 
     reason: str | None = None
@@ -52,7 +52,7 @@ class Verdict:
 
 
 def judge_image(image: NDArray[np.uint8], min_iou: float = MIN_IOU) -> Verdict:
-    """The verdict on an image (3, SIDE, SIDE) uint8."""
+    """The verdict on an image (3, FIT_SIDE, FIT_SIDE) uint8."""
     regions = find_regions(image)
     if not regions:
         return Verdict(EMPTY)
@@ -103,7 +103,7 @@ def uncover(
     A shape is next if it fits with nothing over it but those before it. Which of several comes first is without effect, since
     a region fits no worse with more shapes over it: if there is an order, this finds one.
     """
-    nearer = np.zeros((SIDE, SIDE), bool)
+    nearer = np.zeros((FIT_SIDE, FIT_SIDE), bool)
     while waiting:
         i, fit = find_nearest(waiting, ~nearer, min_iou)
         if fit is None:
@@ -129,9 +129,9 @@ def find_nearest(
 
 
 def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Verdict]:
-    """The verdicts on images (n, 3, H, W) uint8, whose sides are a multiple of SIDE pixels.
+    """The verdicts on images (n, 3, H, W) uint8, whose sides are a multiple of FIT_SIDE pixels.
 
-    Larger images are judged at SIDE pixels. Raises InputError for images that can't be judged.
+    Larger images are judged at FIT_SIDE pixels. Raises InputError for images that can't be judged.
     """
     images = to_side(images)
     return list(
@@ -140,13 +140,13 @@ def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Ve
 
 
 def to_side(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (n, 3, H, W) uint8 at the size that they are judged at, (n, 3, SIDE, SIDE).
+    """Images (n, 3, H, W) uint8 at the size that they are judged at, (n, 3, FIT_SIDE, FIT_SIDE).
 
     Raises InputError for images that can't be judged.
     """
     if reason := why_unjudgeable(images.shape[1:]):
         raise InputError(f"validity can't be judged: {reason}")
-    step = images.shape[-1] // SIDE
+    step = images.shape[-1] // FIT_SIDE
     if step == 1:
         return images
     # Every step-th pixel could hit many holes of rotation; their median can't.
@@ -159,8 +159,8 @@ def why_unjudgeable(shape: Sequence[int]) -> str | None:
     channels, height, width = shape
     if channels != 3:
         return f"images of {channels} channel have no colours that tell shapes apart"
-    if height != width or height % SIDE or not height:
-        return f"images of {height}x{width} pixels are no multiple of {SIDE}x{SIDE}"
+    if height != width or height % FIT_SIDE or not height:
+        return f"images of {height}x{width} pixels are no multiple of {FIT_SIDE}x{FIT_SIDE}"
     return None
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from codegrid.data.pictures import tile_images
-from codegrid.evaluation.shape_fitting import SIDE, Mask, ShapeFit
+from codegrid.evaluation.shape_fitting import FIT_SIDE, Mask, ShapeFit
 from codegrid.evaluation.validity import Verdict, to_side
 
 SCALE = 3  # pictures are this many times as large as images are judged at
@@ -35,7 +35,7 @@ def draw_verdicts(
 
 
 def draw_verdict(image: NDArray[np.uint8], verdict: Verdict) -> Tensor:
-    """An image (3, SIDE, SIDE) with its outlines and caption, (3, SCALE * SIDE + CAPTION, SCALE * SIDE) uint8."""
+    """An image (3, FIT_SIDE, FIT_SIDE) with its outlines and caption, (3, SCALE * FIT_SIDE + CAPTION, SCALE * FIT_SIDE) uint8."""
     pixels = image.repeat(SCALE, 1).repeat(SCALE, 2).transpose(1, 2, 0).copy()
     covered = np.zeros(pixels.shape[:2], bool)
     for mask, fit in verdict.shapes:
@@ -43,9 +43,11 @@ def draw_verdict(image: NDArray[np.uint8], verdict: Verdict) -> Tensor:
         covered |= mask.repeat(SCALE, 0).repeat(SCALE, 1)
     for _, fit in verdict.misfits:
         pixels[outline(fit)] = MISFITS
-    caption = Image.new("RGB", (SCALE * SIDE, CAPTION), VALID if verdict.valid else INVALID)
+    caption = Image.new("RGB", (SCALE * FIT_SIDE, CAPTION), VALID if verdict.valid else INVALID)
     font = ImageFont.load_default(10)
-    ImageDraw.Draw(caption).multiline_text((3, 1), describe(verdict), "white", font, spacing=1)
+    ImageDraw.Draw(caption).multiline_text(
+        (3, 1), describe_verdict(verdict), "white", font, spacing=1
+    )
     return torch.from_numpy(np.concatenate([pixels, np.array(caption)]).transpose(2, 0, 1).copy())
 
 
@@ -56,7 +58,7 @@ def outline(fit: ShapeFit) -> Mask:
     return border
 
 
-def describe(verdict: Verdict) -> str:
+def describe_verdict(verdict: Verdict) -> str:
     """Two lines: whether an image is valid or why not, and its shapes or the overlaps of what fits none."""
     if verdict.valid:
         return f"valid\n{', '.join(fit.name for _, fit in verdict.shapes)}"

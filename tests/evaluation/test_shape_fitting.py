@@ -10,7 +10,7 @@ from scipy.optimize import differential_evolution
 
 from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
 from codegrid.evaluation.shape_fitting import (
-    SIDE,
+    FIT_SIDE,
     Mask,
     ShapeFit,
     covers,
@@ -20,7 +20,7 @@ from codegrid.evaluation.shape_fitting import (
 )
 from tests.helpers.shapes import bar, ellipse, polygon, star
 
-EVERYWHERE = np.ones((SIDE, SIDE), bool)
+EVERYWHERE = np.ones((FIT_SIDE, FIT_SIDE), bool)
 KINDS = ("rectangle", "triangle", "disk", "oval", "star")
 BLOB = ellipse(24, 26, 15, 10) | ellipse(36, 36, 12, 7, 1.1) | bar(30, 12, 34, 30)
 
@@ -54,9 +54,9 @@ def slow_mask(
         (left + cos * u - sin * v, top + sin * u + cos * v)
         for u, v in slow_corners(kind, radius, aspect)
     ]
-    picture = Image.new("1", (8 * SIDE, 8 * SIDE))
+    picture = Image.new("1", (8 * FIT_SIDE, 8 * FIT_SIDE))
     ImageDraw.Draw(picture).polygon([(8 * x + 3.5, 8 * y + 3.5) for x, y in moved], fill=1)
-    covered: Mask = np.array(picture).reshape(SIDE, 8, SIDE, 8).mean((1, 3)) >= 0.5
+    covered: Mask = np.array(picture).reshape(FIT_SIDE, 8, FIT_SIDE, 8).mean((1, 3)) >= 0.5
     return covered
 
 
@@ -70,7 +70,7 @@ def test_a_shape_covers_the_pixels_within_its_corners(kind: str) -> None:
 
 def test_an_enlarged_shape_covers_the_same_share_of_its_image() -> None:
     fit = ShapeFit(4, (20.0, 1.0, 0.3, 30.0, 40.0), 1.0)
-    cells = fit.mask(3).reshape(SIDE, 3, SIDE, 3).mean((1, 3))
+    cells = fit.mask(3).reshape(FIT_SIDE, 3, FIT_SIDE, 3).mean((1, 3))
     assert np.abs(cells - fit.mask()).mean() < 0.03
 
 
@@ -89,9 +89,9 @@ def test_a_shape_is_fitted_to_itself(kind: str, parameters: tuple[Any, ...]) -> 
 )
 def test_a_fit_is_as_good_as_that_of_a_slow_search(region: Mask) -> None:
     """Differential evolution over all parameters of each kind, with pixels by polygons' corners."""
-    rows, columns = np.indices((SIDE, SIDE), np.float32).reshape(2, -1)
+    rows, columns = np.indices((FIT_SIDE, FIT_SIDE), np.float32).reshape(2, -1)
     flat = region.ravel()
-    place = (SIDE * CENTRES[0], SIDE * CENTRES[1])
+    place = (FIT_SIDE * CENTRES[0], FIT_SIDE * CENTRES[1])
 
     def loss_of(kind: int) -> Callable[[Any], Any]:
         def loss(candidates: Any) -> Any:  # (5, n)
@@ -140,8 +140,8 @@ def test_fits_stay_in_the_ranges_of_the_data() -> None:
         radius, aspect, _, column, row = fit.parameters
         assert RADIUS[0] <= radius <= RADIUS[1]
         assert MIN_ASPECT - 1e-6 <= aspect <= 1
-        assert SIDE * CENTRES[0] - 1e-4 <= min(column, row)
-        assert max(column, row) <= SIDE * CENTRES[1] + 1e-4
+        assert FIT_SIDE * CENTRES[0] - 1e-4 <= min(column, row)
+        assert max(column, row) <= FIT_SIDE * CENTRES[1] + 1e-4
 
 
 def test_the_coarse_search_begins_near_the_place_of_a_triangle() -> None:

@@ -45,10 +45,11 @@ DISK = ellipse(32, 32, 20, 20)
 JAGGED = polygon(
     (0, 0), (32, 0), (24, 12), (42, 22), (24, 32), (42, 42), (24, 52), (32, 63), (0, 63)
 )
+NOISE = np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8)
 
 
 def drifting(image: Image) -> Image:
-    """The colours of an image exchanged from its left edge to its right one: red becomes blue."""
+    """An image that changes from its left edge to its right one: red becomes blue."""
     share = np.linspace(0, 1, 64)
     return ((1 - share) * image + share * image[::-1]).astype(np.uint8)
 
@@ -84,6 +85,7 @@ def test_larger_images_of_the_data_are_valid_too(size: int) -> None:
         (paint(), EMPTY),
         (paint((bar(10, 10, 11, 11), RED)), EMPTY),
         (drifting(paint((DISK, RED))), DRIFT),
+        (NOISE, DRIFT),
         (paint((DISK & ~ellipse(32, 32, 11, 11), GREEN)), NO_SHAPE),  # a ring
         (paint((bar(8, 26, 56, 38) | bar(26, 8, 38, 56), GREEN)), NO_SHAPE),  # a cross
         (paint((bar(14, 10, 24, 54) | bar(14, 42, 52, 54), GREEN)), NO_SHAPE),
@@ -99,7 +101,8 @@ def test_larger_images_of_the_data_are_valid_too(size: int) -> None:
             TOO_MANY,
         ),
     ],
-    ids=["black", "speck", "drift", "ring", "cross", "angle", "crescent", "ragged", "thin", "tiny", "full", "jagged", "six"],
+    ids=["black", "speck", "drift", "noise", "ring", "cross", "angle", "crescent", "ragged", "thin", "tiny", "full", "jagged",
+         "six"],
 )  # fmt: skip
 def test_an_image_that_could_not_be_painted_is_invalid_for_this_reason(
     image: Image, reason: str

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from codegrid.evaluation.shape_fitting import SIDE, Mask
+from codegrid.evaluation.shape_fitting import FIT_SIDE, Mask
 
 RED, GREEN, BLUE, YELLOW, PINK = (
     (220, 30, 30), (30, 200, 60), (40, 60, 230), (230, 210, 30), (230, 60, 200),
@@ -17,7 +17,7 @@ Point = tuple[float, float]
 
 def polygon(*corners: Point) -> Mask:
     """The pixels within these corners (column, row)."""
-    picture = Image.new("1", (SIDE, SIDE))
+    picture = Image.new("1", (FIT_SIDE, FIT_SIDE))
     ImageDraw.Draw(picture).polygon(list(corners), fill=1)
     return np.array(picture)
 
@@ -29,7 +29,7 @@ def bar(left: float, top: float, right: float, bottom: float) -> Mask:
 
 def ellipse(column: float, row: float, across: float, down: float, angle: float = 0.0) -> Mask:
     """The pixels of an ellipse with this centre and these half axes."""
-    rows, columns = np.mgrid[:SIDE, :SIDE]
+    rows, columns = np.mgrid[:FIT_SIDE, :FIT_SIDE]
     x, y = columns - column, rows - row
     along = np.cos(angle) * x + np.sin(angle) * y
     aside = np.cos(angle) * y - np.sin(angle) * x
@@ -46,8 +46,8 @@ def star(column: float, row: float, radius: float, angle: float = 0.0) -> Mask:
 
 
 def paint(*layers: tuple[Mask, Sequence[int]]) -> NDArray[np.uint8]:
-    """An image (3, SIDE, SIDE) of masks in colours on black; later ones cover earlier ones."""
-    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    """An image (3, FIT_SIDE, FIT_SIDE) of masks in colours on black; later ones cover earlier ones."""
+    image = np.zeros((FIT_SIDE, FIT_SIDE, 3), np.uint8)
     for mask, colour in layers:
         image[mask] = colour
     return image.transpose(2, 0, 1)
