@@ -189,12 +189,18 @@ class ValidityJudge:
         left_out = None if limit else "left out with validity=0"
         self.absent = absent or left_out or why_unjudgeable(shape)
         self.batches: list[NDArray[np.uint8]] = []
+        self.verdicts: list[Verdict] = []
 
     def add(self, batch: Tensor) -> None:
         """Images (b, C, H, W) uint8, reconstructions or samples."""
         missing = self.limit - sum(map(len, self.batches))
         if self.of_shapes and self.absent is None and missing > 0:
             self.batches.append(batch[:missing].cpu().numpy())
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The images to judge, (n, C, H, W)."""
+        return np.concatenate(self.batches)
 
     def add_scores(self, sheet: ScoreSheet, names: Mapping[str, str]) -> None:
         """Add figures of summarize_verdicts under the names of scores, figure -> score."""
@@ -204,8 +210,8 @@ class ValidityJudge:
             for name in names.values():
                 sheet.mark_absent(name, self.absent)
             return
-        images = np.concatenate(self.batches)
-        figures = summarize_verdicts(judge_images(images))
-        about = {"n": len(images), "min_iou": MIN_IOU, "judge": VALIDITY_VERSION}
+        self.verdicts = judge_images(self.images)
+        figures = summarize_verdicts(self.verdicts)
+        about = {"n": len(self.verdicts), "min_iou": MIN_IOU, "judge": VALIDITY_VERSION}
         for figure, name in names.items():
             sheet.add(name, figures[figure], **about, library=library_versions("scipy"))

@@ -1,6 +1,7 @@
 """A picture of verdicts on images of shapes: the fitted outlines, and why an image is invalid."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import scipy.ndimage as ndi
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from codegrid.data.pictures import tile_images
+from codegrid.data.pictures import save_picture, tile_images
 from codegrid.evaluation.shape_fitting import FIT_SIDE, Mask, ShapeFit
-from codegrid.evaluation.validity import Verdict, to_side
+from codegrid.evaluation.validity import ValidityJudge, Verdict, to_side
 
 SCALE = 3  # pictures are this many times as large as images are judged at
+SHOWN = 64  # images of a judge
 CAPTION = 26  # pixels below an image: its shapes or the reason, in two lines
 FITS, MISFITS = (255, 255, 255), (255, 60, 60)  # colours of outlines
 VALID, INVALID = (20, 110, 50), (170, 30, 30)  # of captions
@@ -32,6 +34,14 @@ def draw_verdicts(
     blank = torch.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % columns)
     return tile_images(list(torch.stack(tiles).split(columns)), gap=4)
+
+
+def save_verdicts(judge: ValidityJudge, folder: Path) -> list[Path]:
+    """Write a picture of a judge's first verdicts to folder/validity.png; no picture if it has judged nothing."""
+    if not judge.verdicts:
+        return []
+    picture = draw_verdicts(judge.images[:SHOWN], judge.verdicts[:SHOWN])
+    return [save_picture(picture, folder / "validity.png")]
 
 
 def draw_verdict(image: NDArray[np.uint8], verdict: Verdict) -> Tensor:

@@ -30,6 +30,7 @@ from codegrid.evaluation.judging import (
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.validity import ValidityJudge
+from codegrid.evaluation.validity_picture import save_verdicts
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -297,6 +298,7 @@ class PriorJudge:
         if self.m:
             shown = self.samples[:SAMPLES_SHOWN]
             files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
+        files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:
             files.append(save_picture(self.neighbours, folder / "neighbours.png"))
         return files

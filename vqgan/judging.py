@@ -26,6 +26,7 @@ from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squa
 from codegrid.evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.validity import ValidityJudge
+from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
@@ -177,7 +178,8 @@ class TokenizerJudge:
         }
         if self.code_use is not None:
             sheets["codes"] = draw_histogram(self.code_use.counts)
-        return [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+        files = [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+        return files + save_verdicts(self.validity, folder)
 
     def save_code_counts(self, file: Path) -> str | None:
         """Write how often each code occurs, `counts` (num_codebooks, K); None for a continuous bottleneck."""

@@ -24,7 +24,7 @@ from codegrid.evaluation.validity import (
     judge_images,
     summarize_verdicts,
 )
-from codegrid.evaluation.validity_picture import draw_verdicts
+from codegrid.evaluation.validity_picture import draw_verdicts, save_verdicts
 from tests.helpers.images import make_images
 from tests.helpers.shapes import (
     BLUE,
@@ -174,13 +174,17 @@ def test_images_that_cannot_be_judged_are_refused(shape: tuple[int, ...], compla
         judge_images(np.zeros((2, *shape), np.uint8))
 
 
-def judge_batches(data: Any, limit: int, *batches: Image) -> ScoreSheet:
+def judge_some(data: Any, limit: int, *batches: Image) -> tuple[ValidityJudge, ScoreSheet]:
     sheet = ScoreSheet({})
     judge = ValidityJudge(data, limit)
     for batch in batches:
         judge.add(torch.from_numpy(batch))
     judge.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
-    return sheet
+    return judge, sheet
+
+
+def judge_batches(data: Any, limit: int, *batches: Image) -> ScoreSheet:
+    return judge_some(data, limit, *batches)[1]
 
 
 def test_the_scores_are_those_of_the_first_images(tmp_path: Path) -> None:
@@ -219,3 +223,12 @@ def test_a_picture_has_white_outlines_of_what_fits_and_red_ones_of_what_does_not
     )
     assert white == [True, False]
     assert red == [False, True]
+
+
+def test_the_pictures_of_an_evaluation_show_the_verdicts_if_there_are_any(tmp_path: Path) -> None:
+    data = make_images(Shapes, cache_dir=str(tmp_path))
+    judge, _ = judge_some(data, 2, paint((DISK, RED))[None], paint()[None])
+    assert save_verdicts(judge, tmp_path) == [tmp_path / "validity.png"]
+    assert (tmp_path / "validity.png").is_file()
+    judge, _ = judge_some(data, 0, paint()[None])
+    assert save_verdicts(judge, tmp_path) == []
