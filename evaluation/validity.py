@@ -18,6 +18,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.loading import count_cores
 from codegrid.data.shapes import MAX_SHAPES, Shapes
 from codegrid.data.threads import map_in_threads
+from codegrid.engine.console import progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.regions import Region, find_regions, has_drift, smooth
 from codegrid.evaluation.scores import ScoreSheet, library_versions
@@ -134,9 +135,12 @@ def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Ve
     Larger images are judged at FIT_SIDE pixels. Raises InputError for images that can't be judged.
     """
     images = to_side(images)
-    return list(
-        map_in_threads(lambda image: judge_image(image, min_iou), images, num_threads=count_cores())
-    )
+    verdicts: list[Verdict] = []
+    with progress_bar(len(images), "judging") as bar:
+        for verdict in map_in_threads(lambda x: judge_image(x, min_iou), images, count_cores()):
+            verdicts.append(verdict)
+            bar.update()
+    return verdicts
 
 
 def to_side(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
