@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: install demo test test-slow lint lock clean
+.PHONY: install demo test test-slow lint lock lowest clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,11 @@ test-slow: install
 lock:
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 		--no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+
+# The lowest versions that pyproject.toml admits: pip install -r constraints-lowest.txt in an environment of its own, then the tests.
+lowest:
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --resolution lowest-direct \
+		--no-header --no-emit-index-url --no-emit-find-links --quiet --output-file constraints-lowest.txt
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -28,7 +28,6 @@ def test_an_origin_is_written_as_json() -> None:
     assert origin["torch"] == torch.__version__.partition("+")[0]
 
 
-@pytest.mark.parametrize("path", ["", "/nowhere", None])
 def test_a_copy_within_another_repository_has_not_its_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +47,7 @@ def test_a_copy_within_another_repository_has_not_its_revision(
     assert revision.endswith("-dirty")
 
 
+@pytest.mark.parametrize("path", ["", "/nowhere", None])
 def test_without_git_the_revision_is_unknown(
     path: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
