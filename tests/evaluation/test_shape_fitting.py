@@ -88,7 +88,7 @@ def test_a_shape_is_fitted_to_itself(kind: str, parameters: tuple[Any, ...]) -> 
     "region", [BLOB, star(30, 30, 16) | bar(36, 28, 60, 36)], ids=["blob", "key"]
 )
 def test_a_fit_is_as_good_as_that_of_a_slow_search(region: Mask) -> None:
-    """Differential evolution over all parameters of each kind, with pixels by polygons' corners."""
+    """Differential evolution over all parameters of each kind."""
     rows, columns = np.indices((FIT_SIDE, FIT_SIDE), np.float32).reshape(2, -1)
     flat = region.ravel()
     place = (FIT_SIDE * CENTRES[0], FIT_SIDE * CENTRES[1])

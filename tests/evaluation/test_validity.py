@@ -55,8 +55,8 @@ def drifting(image: Image) -> Image:
 
 
 def test_images_of_the_data_are_valid() -> None:
-    images, _ = draw_shapes(0, "val", range(24))
-    assert np.mean([verdict.valid for verdict in judge_images(images)]) > 0.95
+    images, _ = draw_shapes(0, "val", range(12))
+    assert all(verdict.valid for verdict in judge_images(images))
 
 
 @pytest.mark.slow
