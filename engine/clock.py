@@ -50,4 +50,22 @@ class Schedule:
 
     def __call__(self, now: Now) -> float:
         rise = min(1.0, (now.step + 1) / self.warmup) if self.warmup else 1.0
-        return rise * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * now.progress)) / 2)
+        return rise * (self.floor + (1 - self.floor) * self.fall(now.progress))
+
+    def fall(self, progress: float) -> float:
+        """How much of the way from the peak to the floor is left, 1 to 0."""
+        return (1 + math.cos(math.pi * progress)) / 2
+
+
+class StableSchedule(Schedule):
+    """Learning-rate factor: a linear warm-up over `warmup` steps, then 1 (Hu et al. 2024, section 4), then, over the last share
+    `cooldown` of the run, down to `floor` by 1 - sqrt (Hägele et al. 2024, eq. 3)."""
+
+    def __init__(self, warmup: int, floor: float, cooldown: float) -> None:
+        super().__init__(warmup, floor)
+        check_range("schedule.cooldown", cooldown, 0, 1)
+        self.cooldown = cooldown
+
+    def fall(self, progress: float) -> float:
+        begin = 1 - self.cooldown
+        return 1.0 if progress <= begin else 1 - math.sqrt((progress - begin) / self.cooldown)

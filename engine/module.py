@@ -18,6 +18,8 @@ from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
 
+# One that treats matrices apart also has choose_matrices(module, ends) -> set of parameters; these come in groups of their own
+# that have matrix=True.
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -170,23 +172,29 @@ class ClockedModule(L.LightningModule, ABC):
         module: nn.Module,
         rates: dict[nn.Parameter, float] | None = None,
         decayed: set[nn.Parameter] | None = None,
+        ends: Iterable[nn.Module] = (),
     ) -> Optimizer:
         """An optimizer of the module's trainable parameters that remembers its full learning rates.
 
         `rates` are learning rates of some parameters as multiples of the others'. Weight decay applies to the parameters
-        in `decayed`, or to all.
+        in `decayed`, or to all. `ends` are the first and last parts, which optimizers of matrices may leave out.
         """
         rates = rates or {}
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): []}
+        choose = getattr(make, "choose_matrices", None)
+        matrices = choose(module, ends) if choose is not None else set()
+        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {(1.0, True, False): []}
         for parameter in module.parameters():
             if parameter.requires_grad:
                 has_decay = decayed is None or parameter in decayed
-                groups.setdefault((rates.get(parameter, 1.0), has_decay), []).append(parameter)
+                kind = rates.get(parameter, 1.0), has_decay, parameter in matrices
+                groups.setdefault(kind, []).append(parameter)
         described: list[dict[str, Any]] = []
-        for (_, has_decay), group in groups.items():
-            described.append({"params": group, **({} if has_decay else {"weight_decay": 0.0})})
+        for (_, has_decay, is_matrix), group in groups.items():
+            exempt = {} if has_decay else {"weight_decay": 0.0}
+            apart = {"matrix": True} if is_matrix else {}
+            described.append({"params": group, **exempt, **apart})
         optimizer = make(described)
-        for settings, (rate, _) in zip(optimizer.param_groups, groups, strict=True):
+        for settings, (rate, *_) in zip(optimizer.param_groups, groups, strict=True):
             settings.setdefault("initial_lr", settings["lr"] * rate)
         return optimizer
 

@@ -139,7 +139,10 @@ class Prior(ClockedModule):
         self.train_likelihood.reset()
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer(self.make_optimizer, self.model, decayed=decayed_weights(self.model))
+        decayed = decayed_weights(self.model)
+        return self.optimizer(
+            self.make_optimizer, self.model, decayed=decayed, ends=self.model.ends
+        )
 
 
 class LikelihoodMetric(Metric):

@@ -14,6 +14,8 @@ from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
+from benchmarks.optimizers import main as measure_optimizers
+from benchmarks.optimizers import read_comparison
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
@@ -360,3 +362,84 @@ def test_the_fine_tuning_benchmark_ends_with_a_table_and_continues_where_it_brok
     assert [text.split(" | ")[0] for text in table[2:]] == [f"| {row['run']}" for row in rows]
     again = [json.loads(text) for text in printed[1].splitlines() if text.startswith("{")]
     assert again[:4] == rows[:4]
+
+
+def test_an_arm_of_the_optimizers_benchmark_has_settings_of_its_own() -> None:
+    words = ["--arms", "adamw", "muon:matrix_lr=0.04:data.batch_size=8", "loss=vqvae"]
+    comparison, keep = read_comparison([*words, "--steps", "5", "--seeds", "3"])
+    assert keep is None
+    commands = [comparison.command(arm, mark, seed) for seed, mark, arm in comparison.order()]
+    usual, tuned = (compose_config(*command[1:]) for command in commands)
+    for config in (usual, tuned):
+        assert (config.seed, config.trainer.max_steps, config.trainer.max_minutes) == (3, 5, None)
+        assert "discriminator" not in config.loss
+    assert usual.optimizer._target_ == "torch.optim.AdamW"
+    assert (tuned.optimizer.matrix_lr, tuned.data.batch_size) == (0.04, 8)
+    assert usual.data.batch_size != 8
+
+
+def test_each_seed_of_the_optimizers_benchmark_begins_with_another_arm() -> None:
+    comparison, _ = read_comparison(["--arms", "adamw", "muon", "--minutes", "1", "2"])
+    order = [(seed, mark, arm.name) for seed, mark, arm in comparison.order()]
+    assert order[:4] == [(0, 1, "adamw"), (0, 1, "muon"), (0, 2, "adamw"), (0, 2, "muon")]
+    assert order[4:6] == [(1, 1, "muon"), (1, 1, "adamw")]
+    assert len(order) == len(set(order)) == 12
+
+
+def test_the_table_of_the_optimizers_benchmark_has_medians_and_ranges() -> None:
+    comparison, _ = read_comparison(["--arms", "adamw", "muon", "--seeds", "0", "1", "2"])
+    figures = [(20.0, 100, 9), (20.5, None, 8), (19.0, 120, 9)]
+    rows = [
+        {"arm": "muon", "minutes": 1, "seed": seed, "psnr": psnr, "perplexity": p, "steps": steps}
+        for seed, (psnr, p, steps) in enumerate(figures)
+    ]
+    assert comparison.format(rows).splitlines()[2:] == [
+        "| adamw | 1 | - | - | - |",
+        "| muon | 1 | 20.00 (19.00-20.50) | 110 (100-120) | 9 (8-9) |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--arms", "sgd"], "sgd must be one of adamw, muon"),
+        (["--arms", "muon:fast"], "'fast' must be <setting>=<value>"),
+        (["--stage", "prior"], "--stage prior needs --ckpt"),
+        (["loss", "--minutes", "1"], "unrecognized arguments: loss"),
+    ],
+)
+def test_the_optimizers_benchmark_refuses_what_it_does_not_know(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        read_comparison(words)
+    assert sentence in f"{refused.value.code}{capsys.readouterr().err}"
+
+
+@pytest.mark.slow
+def test_the_optimizers_benchmark_compares_tokenizers_and_their_priors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "benchmarks.adversarial.subprocess.run",
+        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
+    )
+    skipped = ("trainer.max_steps", "trainer.val_every", "logger")
+    small = [word for word in TINY if not word.startswith(skipped)]
+    small += ["loss=vqvae", f"cache_dir={tmp_path / 'cache'}"]
+    flags = ["--arms", "adamw", "muon:momentum=0.9", "--seeds", "1"]
+    runs = ["--keep", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", ["optimizers", *flags, *small, "--steps", "2", *runs])
+    measure_optimizers()
+    tokenizer = str(tmp_path / "runs" / "muon_momentum=0.9-2-1")
+    sizes = ["prior.width=16", "prior.depth=1", "prior.heads=2", "trainer.accelerator=cpu"]
+    prior = ["--stage", "prior", "--ckpt", tokenizer, "--minutes", "0.01"]
+    monkeypatch.setattr("sys.argv", ["optimizers", *flags, *sizes, *prior])
+    measure_optimizers()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert [row["steps"] for row in rows[:2]] == [2, 2]
+    assert all(row["psnr"] > 0 for row in rows[:2])
+    assert [row["minutes"] for row in rows[2:]] == [0.01, 0.01]
+    assert all(row["nats_per_token"] > 0 for row in rows[2:])
+    assert lines[-1].startswith("| muon:momentum=0.9 | 0.01 | ")

@@ -251,8 +251,9 @@ class VQGAN(ClockedModule):
     def configure_optimizers(self) -> list[Optimizer]:
         rates = self.tokenizer.quantizer.lr_multipliers()
         networks = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
+        ends = [self.tokenizer.quantizer, self.tokenizer.decoder.last]
         return [
-            self.optimizer(self.make_optimizers[player], network, rates)
+            self.optimizer(self.make_optimizers[player], network, rates, ends=ends)
             for player, network in networks.items()
             if network is not None
         ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
+from prior.models.inputs import CodeEmbedding
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
@@ -45,6 +46,13 @@ class PriorModel(nn.Module, ABC):
         self.classes = classes
         self.T = grid[0] * grid[1]
         self.L = self.T * self.num_codebooks
+
+    @property
+    def ends(self) -> list[nn.Module]:
+        """The layers that read codes, and the `head` that predicts them if the prior has one."""
+        ends: list[nn.Module] = [p for p in self.modules() if isinstance(p, CodeEmbedding)]
+        head = getattr(self, "head", None)
+        return ends if head is None else [*ends, head]
 
     @abstractmethod
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.clock import Budget, Now, Schedule, StableSchedule
 from codegrid.engine.errors import InputError
 
 
@@ -42,3 +42,22 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_without_a_warm_up_the_first_rate_is_the_peak() -> None:
     assert Schedule(warmup=0, floor=0.02)(Now(0, 0)) == 1
+
+
+def test_a_stable_rate_falls_at_the_end_alone() -> None:
+    schedule = StableSchedule(warmup=4, floor=0.1, cooldown=0.25)
+    assert [schedule(Now(step, 0)) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert [schedule(Now(100, progress)) for progress in (0.5, 0.75)] == [1, 1]
+    assert schedule(Now(100, 0.75 + 0.25 / 4)) == pytest.approx(0.55)
+    assert schedule(Now(100, 1)) == pytest.approx(0.1)
+
+
+def test_a_cooldown_over_the_whole_run_or_none_of_it() -> None:
+    assert StableSchedule(warmup=0, floor=0, cooldown=0)(Now(9, 1)) == 1
+    whole = StableSchedule(warmup=0, floor=0, cooldown=1)
+    assert [whole(Now(9, progress)) for progress in (0, 0.25, 1)] == [1, 0.5, 0]
+
+
+def test_a_cooldown_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(InputError, match=r"schedule\.cooldown=2 must be a number from 0 to 1"):
+        StableSchedule(warmup=0, floor=0, cooldown=2)
