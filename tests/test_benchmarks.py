@@ -74,7 +74,8 @@ def test_validation_images_are_judged_and_drawn_by_a_command(
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["subject"], figures["n"]) == ("data", 4)
     assert figures["valid"] * 4 + sum(figures["by_reason"].values()) == 4
-    assert Image.open(picture).size == (4 * (3 * 64 + 4) - 4, 3 * 64 + 26)
+    with Image.open(picture) as sheet:
+        assert sheet.size == (4 * (3 * 64 + 4) - 4, 3 * 64 + 26)
 
 
 @pytest.mark.parametrize(
