@@ -253,12 +253,12 @@ def test_an_error_that_a_notebook_keeps_holds_nothing_of_the_run(
         raise type(error)(*error.args)
 
     stage(fail)
-    kept: BaseException | None = None
+    caught: BaseException | None = None
     try:
         train("stage=vqgan")
     except (InputError, KeyboardInterrupt) as raised:
-        kept = raised
-    assert kept is not None
+        caught = raised
+    assert caught is not None
     gc.collect()
     assert models[0]() is None
 
