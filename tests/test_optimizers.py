@@ -195,7 +195,7 @@ class StopAt(Callback):
 
 
 def test_a_resumed_prior_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    def build() -> tuple[Prior, Any]:
+    def build() -> tuple[PriorModule, Any]:
         return make_prior_module(4, make(Muon))
 
     (whole, data), (first, _), (second, _) = build(), build(), build()
