@@ -32,7 +32,9 @@ PATHS = (
 )
 TEXTS = (
     *PATHS,
+    "hub",
     "id",
+    "licence",
     "name",
     "objective",
     "sweep",
@@ -40,7 +42,7 @@ TEXTS = (
     "data.classes",
     "data.image",
     "data.label",
-    "data.revision",
+    "revision",
     "wandb.group",
     "wandb.project",
     "wandb.tags",
