@@ -18,6 +18,9 @@ from codegrid.engine.errors import InputError
 MAX_SHAPES = 5  # in one image
 SHAPES_VERSION = 1  # part of the cache key: increase it when drawing gives other pixels
 RADIUS = (12.0, 28.0)  # half the extent of a shape, in pixels of a 64x64 image
+MIN_ASPECT = 0.35  # of 1
+CENTRES = (0.12, 0.88)  # where centres of shapes lie, from edge to edge of the image
+LEAST_LEVEL = 102  # of the brightest channel of a shape's colour, in 8 bits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 _SPLIT_STREAMS = {"train": 0, "val": 1}
 
@@ -96,15 +99,16 @@ def _paint(counts: NDArray[np.int64], parameters: Array, size: int) -> NDArray[n
     # (8, MAX_SHAPES, n, 1, 1), to be broadcast against the (2 reach + 1, 2 reach + 1) of a stencil
     p = parameters.T[..., None, None]
     radius = (RADIUS[0] + p[1] * (RADIUS[1] - RADIUS[0])) * unit
+    aspect = MIN_ASPECT + p[2] * (1 - MIN_ASPECT)
     stencils = np.empty((MAX_SHAPES, len(counts), u.size, u.size), bool)
     present = np.arange(MAX_SHAPES)[:, None] < counts
     kinds = np.where(present, (parameters.T[0] * len(SHAPES)).astype(int), -1)
     for kind, inside in enumerate(SHAPES):
         of_kind = kinds == kind
-        stencils[of_kind] = inside(u, v, radius[of_kind], 0.35 + 0.65 * p[2, of_kind])
+        stencils[of_kind] = inside(u, v, radius[of_kind], aspect[of_kind])
     angle = 2 * np.pi * p[3]
     cos, sin = np.cos(angle), np.sin(angle)
-    left, top = (0.12 + 0.76 * p[4:6]) * size
+    left, top = (CENTRES[0] + p[4:6] * (CENTRES[1] - CENTRES[0])) * size
     margin = int(np.ceil(np.sqrt(2) * reach))  # for the pixels that rotation moves over the edge
     side = size + 2 * margin
     # A spare fourth byte lets a pixel be written as one uint32.

@@ -133,6 +133,12 @@ def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "score": "nearest"} if is_ibq and "score" not in node else node
 
 
+def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
+    evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
+    return {**node, "validity": 0} if evaluates and "validity" not in node else node
+
+
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
@@ -141,7 +147,7 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_score(_add_learners(_add_reader_timeout(upgraded)))
+        return _add_validity(_add_score(_add_learners(_add_reader_timeout(upgraded))))
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

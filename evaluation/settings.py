@@ -32,6 +32,7 @@ class EvaluationSettings:
     references: bool
     samples: int
     neighbours: bool
+    validity: int
     precision: str
     show: int
     batch_size: int
@@ -47,6 +48,7 @@ class EvaluationSettings:
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")
         check_int("samples", self.samples, 0, "samples")
+        check_int("validity", self.validity, 0, "images")
 
     @classmethod
     def read(cls, settings: Mapping[str, Any], device: torch.device) -> "EvaluationSettings":

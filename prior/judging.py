@@ -29,6 +29,8 @@ from codegrid.evaluation.judging import (
 )
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.validity import ValidityJudge
+from codegrid.evaluation.validity_picture import save_verdicts
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -148,6 +150,7 @@ class PriorJudge:
         self.m = min(settings.samples, self.n)
         if self.m and settings.neighbours:
             images.size("train")
+        self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
         self.own = load_own_features(settings, images)
         trained.model.to(settings.device)
         trained.tokenizer.to(settings.device)
@@ -172,6 +175,7 @@ class PriorJudge:
         for feature_set in feature_sets:
             feature_set.add_distances(sheet, "gfid")
             feature_set.add_variety(sheet)
+        self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet
 
@@ -213,6 +217,7 @@ class PriorJudge:
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
+            self.validity.add(batch)
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
                 first.append(batch.cpu())
         return torch.cat(first)
@@ -288,6 +293,7 @@ class PriorJudge:
         if self.m:
             shown = self.samples[:SAMPLES_SHOWN]
             files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
+        files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:
             files.append(save_picture(self.neighbours, folder / "neighbours.png"))
         return files

@@ -19,6 +19,7 @@ from benchmarks.optimizers import read_comparison
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
+from benchmarks.validity import main as judge_validity
 from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
 from codegrid.evaluation.features import FeatureNetwork
@@ -60,6 +61,44 @@ def test_parameters_flops_and_activations_are_counted_as_by_hand() -> None:
     assert costs["gflops_forward"] == round(2 * product / 1e9, 3)
     assert costs["gflops_training"] == round(5 * product / 1e9, 3)
     assert costs["activation_mib"] == round(4 * (256 * 4 + 512 * 4) / 2**20, 1)
+
+
+def test_validation_images_are_judged_and_drawn_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "verdicts.png"
+    words = ["--data", "--n", "4", "--picture", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["validity", *words])
+    judge_validity()
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["subject"], figures["n"]) == ("data", 4)
+    assert figures["valid"] * 4 + sum(figures["by_reason"].values()) == 4
+    with Image.open(picture) as sheet:
+        assert sheet.size == (4 * (3 * 64 + 4) - 4, 3 * 64 + 26)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--n", "4"], "--ckpt names the run to judge"),
+        (["--data", "--n", "0"], "--n 0 must be at least 1"),
+        (["--data", "sampler.top_p=0.9"], "sampler.top_p=0.9 is for samples"),
+        (["--ckpt", "x", "top_p=0.9"], "top_p=0.9 is no setting of the sampler"),
+        (["--ckpt", "x", "--min-iou", "85"], "--min-iou 85.0 must be above 0 and at most 1"),
+        (["--ckpt", "x"], "error: ckpt=x has no checkpoint"),
+    ],
+)
+def test_a_mistake_in_the_command_that_judges_gets_a_sentence(
+    words: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["validity", *words])
+    with pytest.raises(SystemExit) as exit:
+        judge_validity()
+    assert complaint in f"{exit.value.code} {capsys.readouterr().err}"
 
 
 CPU = torch.device("cpu")

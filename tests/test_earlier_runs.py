@@ -191,6 +191,15 @@ def test_upgrading_a_current_config_changes_nothing() -> None:
     assert upgrade_config(config) == config
 
 
+def test_an_earlier_pipeline_resumes_without_the_judge_of_shapes() -> None:
+    config = OmegaConf.to_container(compose_config("stage=pipeline"), resolve=True)
+    assert isinstance(config, dict)
+    assert upgrade_config(config) == config
+    earlier = {**config, "evaluate": {**config["evaluate"]}}
+    assert earlier["evaluate"].pop("validity") > 0
+    assert upgrade_config(earlier)["evaluate"]["validity"] == 0
+
+
 def test_upgrading_an_import_adds_nothing_that_only_a_training_has() -> None:
     config = OmegaConf.to_container(compose_config("stage=import", "from=x"), resolve=True)
     assert upgrade_config(config) == config

@@ -25,6 +25,8 @@ from codegrid.evaluation.judging import (
 from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
 from codegrid.evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.validity import ValidityJudge
+from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
@@ -73,6 +75,7 @@ class TokenizerJudge:
         if tokenizer.K is not None:
             use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
             self.code_use = use.to(settings.device)
+        self.validity = ValidityJudge(images, settings.validity)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
         self.n = 0
@@ -87,6 +90,7 @@ class TokenizerJudge:
         """Images and reconstructions, both uint8 (B, C, H, W), and indices unless the bottleneck is continuous."""
         self.n += len(x)
         self.reference_hash.update(x)
+        self.validity.add(x_hat)
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
@@ -112,6 +116,7 @@ class TokenizerJudge:
         common = self.reference_hash.provenance(self.images, self.settings.split)
         sheet = ScoreSheet({**common, "judged": "reconstructions", "n": self.n})
         self.add_pixel_scores(sheet)
+        self.validity.add_scores(sheet, {"valid": "valid_reconstructions"})
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
@@ -173,7 +178,8 @@ class TokenizerJudge:
         }
         if self.code_use is not None:
             sheets["codes"] = draw_histogram(self.code_use.counts)
-        return [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+        files = [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+        return files + save_verdicts(self.validity, folder)
 
     def save_code_counts(self, file: Path) -> str | None:
         """Write how often each code occurs, `counts` (num_codebooks, K); None for a continuous bottleneck."""
