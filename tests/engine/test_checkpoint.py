@@ -268,7 +268,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
     file = tmp_path / "x.ckpt"
     save_atomically({"a": 1}, file)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="pickle|local object"):
         save_atomically({"a": lambda: 0}, file)
     assert torch.load(file, weights_only=True) == {"a": 1}
 
