@@ -99,12 +99,12 @@ Image.fromarray(atlas.movedim(0, -1).numpy())
 # %% [markdown]
 # ## One code
 #
-# The code in the middle of an image, replaced by the sixteen most frequent ones in turn. More than its own patch can
-# change, because the decoder reads a code together with its neighbours.
+# The code in the middle of an image, replaced by sixteen others. More than its own patch changes, because the decoder
+# reads a code together with its neighbours.
 
 # %%
 changed = codes[:1].repeat(16, 1, 1)
-changed[:, h // 2, w // 2] = counts.sort(descending=True).indices[:16]
+changed[:, h // 2, w // 2] = torch.linspace(0, K - 1, 16).long()
 tile(tokenizer.decode_codes(changed), columns=8)
 
 # %% [markdown]
