@@ -39,7 +39,7 @@ from vqgan.stages.train import build_module
 pytestmark = [
     lightning_warnings,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
-    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),  # from 3.13.1 they do not
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0"),  # of 3.13.0 alone
 ]
 ROOT = Path(__file__).parent.parent
 TRANSFORMERS = ("gpt", "rar", "rq", "maskgit", "diffusion")
