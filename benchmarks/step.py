@@ -107,9 +107,10 @@ class Variant:
             }
         self.stopwatch = Stopwatch(steps)
 
-    def take_turn(self, folder: Path) -> None:
-        """Train for the steps of one turn."""
-        trainer = make_trainer(self.settings, folder, [*self.callbacks, self.stopwatch], [])
+    def take_turn(self, folder: Path, ends: Callback | None = None) -> None:
+        """Train for the steps of one turn, or until another callback `ends` it."""
+        callbacks = [*self.callbacks, ends or self.stopwatch]
+        trainer = make_trainer(self.settings, folder, callbacks, [])
         trainer.limit_val_batches = 0
         trainer.fit(self.module, self.data)
 

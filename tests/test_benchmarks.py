@@ -16,6 +16,8 @@ from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_t
 from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.optimizers import main as measure_optimizers
 from benchmarks.optimizers import read_comparison
+from benchmarks.products import PRIORS, ProductRecorder, divide_rest
+from benchmarks.products import main as measure_products
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
@@ -255,6 +257,48 @@ def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) ->
     assert printed[0] == printed[1]
     assert "grain.Grain" in (tmp_path / "runs" / "vqgan-1" / "config.yaml").read_text()
     assert (tmp_path / "sheet.png").is_file()
+
+
+def test_the_products_of_a_step_are_noted_and_can_be_repeated() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.ReLU(), torch.nn.Linear(512, 256))
+    x = torch.randn(4, 256)
+    with ProductRecorder() as recorder:
+        net(x).sum().backward()
+    # As in the test of parameters and FLOPs: the input of the first layer needs no gradient.
+    assert [product.flop for product in recorder.products] == [2 * 4 * 256 * 512] * 5
+    before = [p.detach().clone() for p in net.parameters()]
+    for product in recorder.products:
+        product.run()
+    assert all(torch.equal(p, was) for p, was in zip(net.parameters(), before, strict=True))
+
+
+def test_what_is_no_product_is_divided_by_its_kind() -> None:
+    x, w = torch.randn(64, 64), torch.randn(64, 64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(20):
+            torch.softmax((x @ w).add(1), -1)
+    rest = divide_rest(profiler.key_averages())
+    assert {"arithmetic", "softmax and loss"} <= set(rest)
+    assert 0 < sum(rest.values()) < 1  # the products are not among them
+
+
+def test_the_benchmark_of_products_ends_with_one_line_per_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [name, *_] = PRIORS
+    words = ["--steps", name, "--batch", "2", "--turn", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["products", *words, "--precision", "32-true"])
+    measure_products()
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (row["step"], row["batch"]) == (name, 2)
+    # Four grids: three products of each weight matrix, and those of attention.
+    width, hidden, K, tokens, blocks = 128, 352, 512, 4 * 64, 4
+    weights = blocks * (4 * width**2 + 3 * width * hidden) + width * K + width * 64
+    attention = blocks * 4 * tokens * 64 * width  # forward, and at least twice as much backward
+    products = 3 * 2 * tokens * weights
+    assert products + 3 * attention < 1e9 * row["gflop"] * 1.02
+    assert 1e9 * row["gflop"] < products + 5 * attention
+    assert row["products_ms"] > 0
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
