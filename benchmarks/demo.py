@@ -21,7 +21,7 @@ def main() -> None:
     prior_figures = run(
         "stage=prior", "experiment=demo_prior", f"ckpt={tokenizer}", f"run_dir={prior}"
     )
-    sample_figures = run("stage=sample", f"ckpt={prior}", "sampler.top_p=0.9", f"run_dir={samples}")
+    sample_figures = run("stage=sample", f"ckpt={prior}", "sampler.top_k=16", f"run_dir={samples}")
     pictures = {
         "reconstructions": tokenizer_figures["pictures"][0],
         "samples": sample_figures["pictures"][0],

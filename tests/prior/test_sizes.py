@@ -77,5 +77,6 @@ def test_a_size_stays_when_the_prior_is_named() -> None:
 
 
 def test_the_demo_is_tiny_unless_told_otherwise() -> None:
-    assert config("experiment=demo_prior").prior == config("prior/size=tiny").prior
+    tiny = config("prior/size=tiny", "prior.inputs=embedding").prior
+    assert config("experiment=demo_prior").prior == tiny
     assert config("experiment=demo_prior", "prior/size=base").prior.width == 768
