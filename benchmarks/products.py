@@ -54,7 +54,7 @@ TOKENIZERS: dict[str, list[str]] = {
 }
 PRIORS: dict[str, list[str]] = {
     "prior, tiny": ["prior/size=tiny"],
-    "prior, tiny, optimizer=muon": ["prior/size=tiny", "optimizer=muon"],
+    "prior, tiny, optimizer=muon": ["prior/size=tiny", "optimizer=muon_prior"],
     "prior, small": ["prior/size=small"],
 }
 KINDS = {  # kind of the rest -> starts of the names of its operations
@@ -96,8 +96,10 @@ class ProductRecorder(TorchDispatchMode):
         count = flop_registry.get(func.overloadpacket)
         if count is not None:
             flop = count(*args, **kwargs, out_val=result)
-            kept = torch.utils._pytree.tree_map_only(Tensor, lambda x: x.detach(), (args, kwargs))
-            self.products.append(Product(func, kept[0], kept[1], flop))
+            arguments, settings = torch.utils._pytree.tree_map_only(
+                Tensor, lambda x: x.detach(), (args, kwargs)
+            )
+            self.products.append(Product(func, arguments, settings, flop))
         return result
 
 

@@ -80,3 +80,10 @@ def test_the_demo_is_tiny_unless_told_otherwise() -> None:
     tiny = config("prior/size=tiny", "prior.inputs=embedding").prior
     assert config("experiment=demo_prior").prior == tiny
     assert config("experiment=demo_prior", "prior/size=base").prior.width == 768
+
+
+def test_the_demo_leaves_other_optimizers_their_settings() -> None:
+    adamw = config("experiment=demo_prior", "optimizer=adamw").optimizer
+    assert adamw == config("prior/size=tiny").optimizer
+    assert config("experiment=demo_prior").optimizer.matrix_lr == 0.01
+    assert config("optimizer=muon").optimizer.matrix_lr == 0.02
