@@ -54,7 +54,7 @@ TOKENIZERS: dict[str, list[str]] = {
 }
 PRIORS: dict[str, list[str]] = {
     "prior, tiny": ["prior/size=tiny"],
-    "prior, tiny, optimizer=muon": ["prior/size=tiny", "optimizer=muon_prior"],
+    "prior, tiny, optimizer=muon_prior": ["prior/size=tiny", "optimizer=muon_prior"],
     "prior, small": ["prior/size=small"],
 }
 KINDS = {  # kind of the rest -> starts of the names of its operations
@@ -209,7 +209,7 @@ def divide_rest(events: Any) -> dict[str, float]:
     whole = sum(event.self_cpu_time_total for event in events)
     for event in events:
         name = event.key.removeprefix("aten::")
-        if any(word in name for word in ("conv", "mm", "linear_", "mkldnn", "bmm")):
+        if any(word in name for word in ("conv", "mm", "linear", "mkldnn")):
             continue
         kinds = [kind for kind, starts in KINDS.items() if name.startswith(starts)]
         shares[kinds[0] if kinds else "all else"] += event.self_cpu_time_total / whole
@@ -229,7 +229,6 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     precision = f"trainer.precision={options.precision}"
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         measured = []
         for name in options.steps:
