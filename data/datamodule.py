@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codegrid.data.decode import DECODE_VERSION
 from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
+from codegrid.data.form import Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
@@ -34,6 +35,7 @@ from codegrid.data.survey import Survey, choose_rules, survey_sources
 from codegrid.data.threads import map_in_threads
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
 
 READ_CHUNK = 256  # images that a thread reads at a time
 
@@ -41,17 +43,17 @@ READ_CHUNK = 256  # images that a thread reads at a time
 class ImageDataModule(BatchDataModule):
     """Batches (images, label), label (B,) int64, -1 for images without a label.
 
-    Validation images are (B, channels, image_size, image_size) float32 in [-1, 1], channels last. Training images are uint8
-    (B, channels, side, side); the training step passes them to `augment`, which returns the same form.
+    Validation images are (B, channels, *image_size) float32 in [-1, 1], channels last. Training images are uint8
+    (B, channels, *stored_size); the training step passes them to `augment`, which returns the same form.
 
     A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
     holds their defaults.
 
-    image_size    pixels a side of what the model sees
+    image_size    pixels of what the model sees: of a side, or [rows, columns]
     channels      3 for RGB, 1 for grey; images of the other kind are converted
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
-    resize        side in pixels to which the middle square of an image is scaled before the crop; None stands for
-                  image_size with centre crops and 9/8 of it with random crops
+    resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
+                  None stands for image_size with centre crops and 9/8 of it with random crops
     flip          mirror images horizontally with probability 1/2 in training
     cache         where decoded uint8 images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
@@ -96,10 +98,10 @@ class ImageDataModule(BatchDataModule):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
         crop: str,
-        resize: int | None,
+        resize: SizeSetting | None,
         flip: bool,
         cache: str,
         on_error: str,
@@ -118,12 +120,6 @@ class ImageDataModule(BatchDataModule):
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
         super().__init__(batch_size, num_workers, seed, reader_timeout)
-        if not isinstance(image_size, int) or image_size < 1:
-            raise InputError(
-                f"data.image_size={image_size} must be at least 1 pixel, a whole number"
-            )
-        if resize is not None and not isinstance(resize, int):
-            raise InputError(f"data.resize={resize} must be a whole number of pixels")
         if channels not in (1, 3):
             raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
         for name, value, choices in (
@@ -133,13 +129,9 @@ class ImageDataModule(BatchDataModule):
         ):
             if value not in choices:
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
-        self.side = resize or (image_size if crop == "centre" else round(image_size * 9 / 8))
-        if self.side < image_size:
-            raise InputError(
-                f"data.resize={resize} must be at least data.image_size={image_size}, which is cut out of it"
-            )
+        self.image_size = check_size("data.image_size", image_size, "pixel")
+        self.stored_size = self._choose_stored_size(resize, crop)
         self.title = self.title or type(self).__name__.lower()
-        self.image_size = image_size
         self.channels = channels
         self.crop = crop
         self.flip = flip
@@ -149,6 +141,28 @@ class ImageDataModule(BatchDataModule):
         self._set_decisions(classes, value_range, alpha, suffixes)
         self._set_split(split_seed, split_at)
         self._sources: dict[str, Source] = {}
+
+    def _choose_stored_size(self, resize: SizeSetting | None, crop: str) -> Size:
+        """The size to which images are scaled before the crop. Raises InputError if the crop is larger."""
+        if resize is None:
+            scale = 1 if crop == "centre" else 9 / 8
+            return round(self.image_size[0] * scale), round(self.image_size[1] * scale)
+        stored = check_size("data.resize", resize, "pixel")
+        if isinstance(resize, int):  # the shorter side
+            shorter = min(self.image_size)
+            height, width = (round(side * resize / shorter) for side in self.image_size)
+            stored = height, width
+        if stored[0] < self.image_size[0] or stored[1] < self.image_size[1]:
+            raise InputError(
+                f"data.resize={write_size(stored)} must be at least data.image_size={write_size(self.image_size)}, "
+                "which is cut out of it"
+            )
+        return stored
+
+    @property
+    def form(self) -> Form:
+        """What each image becomes before it is cropped."""
+        return Form(self.stored_size, self.channels)
 
     def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
         """Set how images are held out."""
@@ -310,7 +324,7 @@ class ImageDataModule(BatchDataModule):
         """Everything that the uint8 images of a split depend on, in types that JSON can write."""
         return {
             "source": self.source(split).key,
-            "side": self.side,
+            "side": to_setting(self.stored_size),
             "channels": self.channels,
             "decode": DECODE_VERSION,
             **self.rules.key(),
@@ -340,11 +354,11 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
-            return LiveSamples(source, None, self.side, self.channels, self.on_error == "stop")
+            return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
         if self.cache == "none":
-            return LiveSamples(source, rows, self.side, self.channels)
+            return LiveSamples(source, rows, self.form)
         samples = ArraySamples(arrays["images"], arrays["labels"], rows)
         # Cached images need no order by shards, but caching must not change the order of training.
         samples.shard_sizes = source.shard_sizes if rows is None else None
@@ -358,7 +372,7 @@ class ImageDataModule(BatchDataModule):
             "good": ((n,), "bool"),
         }
         if self.cache != "none":
-            spec["images"] = ((n, self.channels, self.side, self.side), "uint8")
+            spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
             return self._read_all(source, arrays, f"{self.title} {split}")
@@ -374,7 +388,7 @@ class ImageDataModule(BatchDataModule):
         all_faults: dict[str, str] = {}
 
         def read_chunk(chunk: range) -> dict[str, str]:
-            images, labels, faults = source.read_batch(chunk, self.side, self.channels)
+            images, labels, faults = source.read_batch(chunk, self.form)
             rows = slice(chunk.start, chunk.stop)
             arrays["labels"][rows] = labels
             arrays["good"][rows] = [place not in faults for place in range(len(chunk))]
@@ -422,19 +436,29 @@ class ImageDataModule(BatchDataModule):
         return images if training else self.preprocess(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, side, side) -> model input with random crops and flips, on the device of the images."""
-        room = self.side - self.image_size
-        if self.crop == "random" and room:
-            corners = torch.randint(room + 1, (len(images), 2), device=images.device)
-            images = crop_at(images, corners, self.image_size)
+        """uint8 images (B, C, *stored_size) -> model input with random crops and flips, on the device of the images."""
+        if self.crop == "random" and self.stored_size != self.image_size:
+            images = crop_at(images, self._draw_corners(images), self.image_size)
         x = self.preprocess(images)
         if not self.flip:
             return x
         mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
         return torch.where(mirrored, x.flip(3), x)
 
+    def _draw_corners(self, images: Tensor) -> Tensor:
+        """Random upper left corners (B, 2) of the crops of images (B, C, *stored_size)."""
+        rooms = [
+            stored - size for stored, size in zip(self.stored_size, self.image_size, strict=True)
+        ]
+        if rooms[0] == rooms[1]:
+            return torch.randint(rooms[0] + 1, (len(images), 2), device=images.device)
+        drawn = [torch.randint(room + 1, (len(images),), device=images.device) for room in rooms]
+        return torch.stack(drawn, 1)
+
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, s, s), s >= image_size -> model input: their middle, float in [-1, 1], channels last."""
-        start = (images.shape[-1] - self.image_size) // 2
-        stop = start + self.image_size
-        return to_model_input(images[..., start:stop, start:stop])
+        """uint8 images (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
+        rows, columns = (
+            slice((have - size) // 2, (have - size) // 2 + size)
+            for have, size in zip(images.shape[-2:], self.image_size, strict=True)
+        )
+        return to_model_input(images[..., rows, columns])

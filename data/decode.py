@@ -1,4 +1,4 @@
-"""Image files and Pillow images of any kind -> a square of uint8 pixels."""
+"""Image files and Pillow images of any kind -> uint8 pixels of one form."""
 
 import io
 import re
@@ -6,6 +6,7 @@ import struct
 import sys
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules, mask_numbers
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
@@ -28,9 +30,7 @@ SIXTEEN_BITS = re.compile(
 # Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
 MAX_PIXELS = 2**28
 
-Image.MAX_IMAGE_PIXELS = (
-    None  # Pillow would warn at half as many; `to_square` refuses larger images
-)
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at half as many; `to_form` refuses larger images
 
 
 PLAIN = PixelRules()  # for images of no dataset
@@ -40,23 +40,22 @@ class UnreadableImage(Exception):
     """The content is not an image, or a broken one; the message gives the reason in a few words."""
 
 
-def decode(
-    content: bytes, side: int, channels: int, rules: PixelRules = PLAIN
-) -> NDArray[np.uint8]:
-    """Decode the content of an image file to (channels, side, side), as `to_square` does. Raises UnreadableImage."""
+def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
+    """Decode the content of an image file to pixels of this form, as `to_form` does. Raises UnreadableImage."""
     if not content:
         raise UnreadableImage("empty file")
     try:
         if content.startswith(JPEG):
             # If simplejpeg fails, Pillow may still read the file, or it says what is wrong with it.
             with suppress(ValueError):
-                pixels = _decode_jpeg(content, side, channels)
                 exif = _find_exif(content)
-                return apply_orientation(pixels, _read_orientation(exif)) if exif else pixels
+                orientation = _read_orientation(exif) if exif else 1
+                pixels = _decode_jpeg(content, turn_form(form, orientation))
+                return apply_orientation(pixels, orientation)
         with open_image(io.BytesIO(content)) as image:
             if image.format in ("JPEG", "MPO"):
-                image.draft(None, (2 * side, 2 * side))
-            return to_square(image, side, channels, rules, content)
+                image.draft(None, (2 * max(form.size), 2 * max(form.size)))
+            return to_form(image, form, rules, content)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -89,19 +88,19 @@ def register_heif() -> bool:
     return True
 
 
-def _decode_jpeg(content: bytes, side: int, channels: int) -> NDArray[np.uint8]:
-    """As `to_square`, but ignores the Exif orientation.
+def _decode_jpeg(content: bytes, form: Form) -> NDArray[np.uint8]:
+    """As `to_form`, but ignores the Exif orientation.
 
-    Large images are decoded at a fraction of their size that still has at least twice the side asked for. simplejpeg takes
+    Large images are decoded at a fraction of their size that still has at least twice the size asked for. simplejpeg takes
     a third of Pillow's time for small images.
     """
-    colours = "RGB" if channels == 3 else "GRAY"
+    colours, (height, width) = "RGB" if form.channels == 3 else "GRAY", form.size
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        content, colours, min_height=2 * side, min_width=2 * side
+        content, colours, min_height=2 * height, min_width=2 * width
     )
-    if pixels.shape[:2] == (side, side):
+    if pixels.shape[:2] == form.size:
         return pixels.transpose(2, 0, 1)
-    return to_square(Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]), side, channels)
+    return to_form(Image.fromarray(pixels if form.channels == 3 else pixels[:, :, 0]), form)
 
 
 def _find_exif(content: bytes) -> bytes:
@@ -133,6 +132,11 @@ def _read_orientation(image_or_exif: Image.Image | bytes) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
+def turn_form(form: Form, orientation: int) -> Form:
+    """The form of an image that has this one once the Exif orientation is applied."""
+    return replace(form, size=form.size[::-1]) if orientation in (5, 6, 7, 8) else form
+
+
 def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Turn and mirror pixels (channels, h, w) as the Exif orientation 1..8 demands; other values change nothing."""
     if orientation in (5, 6, 7, 8):
@@ -144,18 +148,14 @@ def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return pixels
 
 
-def to_square(
-    image: Image.Image,
-    side: int,
-    channels: int,
-    rules: PixelRules = PLAIN,
-    content: bytes = b"",
+def to_form(
+    image: Image.Image, form: Form, rules: PixelRules = PLAIN, content: bytes = b""
 ) -> NDArray[np.uint8]:
-    """The middle of an image, with its shorter side resized to `side` pixels (bicubic): (channels, side, side).
+    """The middle of an image, resized (bicubic) until it just fills the form.
 
     The Exif orientation is applied. An animation gives its first frame. `rules` are for transparent pixels, which are
     blended with white without them, and for more than 8 bits a channel: 16-bit images keep their upper 8 bits without
-    them. `content` is the file of the image, which Pillow reads only 8 bits of if it has colours of 16. A square of the
+    them. `content` is the file of the image, which Pillow reads only 8 bits of if it has colours of 16. An image of the
     right size is not changed. Raises UnreadableImage if the range of the pixels is not known or if there are more than
     2^28 of them.
     """
@@ -164,11 +164,12 @@ def to_square(
     image.load()  # some formats know their orientation only after this
     orientation = _read_orientation(image)
     image = _to_eight_bits(image, rules, content)
-    if image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-    mode = "RGB" if channels == 3 else "L"
+    height, width = turn_form(form, orientation).size
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    mode = "RGB" if form.channels == 3 else "L"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    pixels = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
     return apply_orientation(pixels, orientation)
 
 

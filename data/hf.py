@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.decode import UnreadableImage, decode
+from codegrid.data.form import Form
 from codegrid.data.labels import SORTED, order_names
 from codegrid.data.loading import count_cores
 from codegrid.data.order import BatchOrder
@@ -78,11 +79,11 @@ class HubTable(Source):
         except UnreadableImage:
             return label
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         row = self.read_row(index)
         label = class_number(row[self.label] if self.label else None)
         label = self.numbers.get(label, label)
-        return decode(read_content(row[self.image]), side, channels, self.rules), label
+        return decode(read_content(row[self.image]), form, self.rules), label
 
     def open_raw(self, index: int) -> IO[bytes]:
         return io.BytesIO(read_content(self.rows[index][self.image]))
@@ -175,8 +176,8 @@ class HubStream(Source):
         self._first_rows: list[Row] = []
         self._pool: ThreadPoolExecutor | None = None
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        images, labels, faults = self.read_batch([index], side, channels)
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+        images, labels, faults = self.read_batch([index], form)
         if faults:
             raise UnreadableImage(faults[0])
         return images[0], int(labels[0])
@@ -194,18 +195,18 @@ class HubStream(Source):
             self._first_rows = list(islice(self._iterate_rows(self.rows), SURVEYED_ROWS))
         return io.BytesIO(read_content(self._first_rows[index][0]))
 
-    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
+    def read_batch(self, indices: Sequence[int], form: Form) -> ImageBatch:
         if self._pid != os.getpid():  # threads and connections do not survive a fork
             self._reset()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(8, count_cores()))
-        images = np.zeros((len(indices), channels, side, side), np.uint8)
+        images = np.zeros((len(indices), *form.shape), np.uint8)
         labels = np.full(len(indices), -1)
         faults: dict[int, str] = {}
         decoding: list[Future[NDArray[np.uint8]]] = []
         for place, index in enumerate(indices):  # threads decode rows while later rows are read
             image, label = self._read_row(index)
-            decoding.append(self._pool.submit(_decode_row, image, side, channels, self.rules))
+            decoding.append(self._pool.submit(_decode_row, image, form, self.rules))
             labels[place] = class_number(label)
         for place, future in enumerate(decoding):
             try:
@@ -292,8 +293,8 @@ class StreamOrder(BatchOrder):
         return (epoch + 1) * self.n + np.arange(self.n)
 
 
-def _decode_row(image: Any, side: int, channels: int, rules: PixelRules) -> NDArray[np.uint8]:
-    return decode(read_content(image), side, channels, rules)
+def _decode_row(image: Any, form: Form, rules: PixelRules) -> NDArray[np.uint8]:
+    return decode(read_content(image), form, rules)
 
 
 def read_content(image: Any) -> bytes:

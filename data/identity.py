@@ -20,6 +20,7 @@ from codegrid.data.store import fingerprint
 from codegrid.engine.console import best_effort_write, log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import IMAGES, read_record
+from codegrid.engine.sizes import to_setting
 
 SAMPLED = 32  # images of a split whose content is hashed; the names and sizes of all are
 SCATTER = np.uint64(
@@ -86,7 +87,7 @@ def hash_images(source: Source) -> str:
 def identify_pixels(images: ImageSet, split: str) -> str:
     """A hash of the images of a split as a model sees them, which is the same wherever they lie."""
     key = {name: value for name, value in images.cache_key(split).items() if name != "source"}
-    return fingerprint([hash_images(images.source(split)), key, images.image_size])
+    return fingerprint([hash_images(images.source(split)), key, to_setting(images.image_size)])
 
 
 def save_image_ids(images: ImageSet, folder: Path) -> None:

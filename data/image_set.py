@@ -10,12 +10,13 @@ from torch import Tensor
 from codegrid.data.pixels import PixelRules
 from codegrid.data.source import Source
 from codegrid.data.survey import Survey
+from codegrid.engine.sizes import Size
 
 
 class ImageSet(Protocol):
     """The images of two splits, "train" and "val", as data/datamodule.py opens them."""
 
-    image_size: int
+    image_size: Size
     on_error: str
     classes: list[str]
     left_out: Mapping[str, int]

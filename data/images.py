@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from codegrid.engine.sizes import Size
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 -> float32 in [-1, 1], any shape."""
@@ -19,10 +21,11 @@ def to_model_input(images: Tensor) -> Tensor:
     return to_float(images).contiguous(memory_format=torch.channels_last)
 
 
-def crop_at(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Crop a square of `size` pixels from each image (B, C, H, W); `corners` (B, 2) are its upper left (row, column)."""
-    span = torch.arange(size, device=images.device)
-    rows, columns = corners[:, :1] + span, corners[:, 1:] + span  # (B, size) each
+def crop_at(images: Tensor, corners: Tensor, size: Size) -> Tensor:
+    """Crop `size` pixels from each image (B, C, H, W); `corners` (B, 2) are its upper left (row, column)."""
+    rows, columns = (  # (B, size[0]) and (B, size[1])
+        corners[:, axis, None] + torch.arange(size[axis], device=images.device) for axis in (0, 1)
+    )
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     cropped = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
     return cropped.permute(0, 3, 1, 2)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.decode import PLAIN, UnreadableImage, decode, to_square
+from codegrid.data.decode import PLAIN, UnreadableImage, decode, to_form
+from codegrid.data.form import Form
 from codegrid.data.labels import SORTED
 from codegrid.data.order import BatchOrder
 from codegrid.data.pixels import PixelRules
@@ -162,7 +163,7 @@ class ShardSource(Source):
                 f"data.local_cache={self.limit / GB:g} GB is too small for these shards; use at least {least / GB:.3g}"
             )
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         chunk = self.chunks[int(np.searchsorted(self.ends, index, side="right"))]
         file = self.folder / Path(chunk["filename"]).name
         if self.is_remote:
@@ -174,7 +175,7 @@ class ShardSource(Source):
                 raise InputError(f"the shard {file} is missing or cut off; copy it anew") from error
             raise UnreadableImage(summarize_error(error)) from error
         label = -1 if self.label is None else self._parse_label(item[self.label])
-        return to_pixels(item[self.image], side, channels, self.rules), label
+        return to_pixels(item[self.image], form, self.rules), label
 
     def open_raw(self, index: int) -> RawImage | None:
         if self.is_remote:  # a whole shard would be downloaded for it
@@ -244,16 +245,16 @@ class ShardSource(Source):
             excess -= length
 
 
-def to_pixels(value: Any, side: int, channels: int, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
-    """The image of an item as `to_square` returns it.
+def to_pixels(value: Any, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
+    """The image of an item as `to_form` returns it.
 
     The value is an encoded file, a Pillow image, or an array (C, H, W), (H, W, C) or (H, W) of uint8 or, if the `rules` have
     a range of values, of other numbers. Raises UnreadableImage.
     """
     if isinstance(value, bytes | bytearray | memoryview):
-        return decode(bytes(value), side, channels, rules)
+        return decode(bytes(value), form, rules)
     if isinstance(value, Image.Image):
-        return to_square(value, side, channels, rules)
+        return to_form(value, form, rules)
     array = np.asarray(value)
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iuf" or (rules.value_range is None and not rules.is_open):
@@ -265,7 +266,7 @@ def to_pixels(value: Any, side: int, channels: int, rules: PixelRules = PLAIN) -
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
         raise UnreadableImage(f"an array of shape {array.shape}, which is no image")
-    return to_square(Image.fromarray(np.ascontiguousarray(array)), side, channels, rules)
+    return to_form(Image.fromarray(np.ascontiguousarray(array)), form, rules)
 
 
 class LitData(ImageDataModule):

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from codegrid.data.images import to_uint8
 from codegrid.engine.errors import InputError
 
 FULL_16_BITS = (0, 2**16 - 1)
@@ -31,13 +33,22 @@ class PixelRules:
     alpha          "white": transparent pixels are blended with white; "ignore": the fourth channel, or the second of a grey
                    image, is left out
     is_open        the range may still be chosen or widened: values outside it are noted in `beyond`
+    depth          bits of a channel of the pixels: 8 or 16
+    show           the channels that pictures show, counted from 1: three of them or one; None: the first three, or the only one
     beyond         (lowest, highest) value of images that have values outside the range
     """
 
     value_range: Range | None = None
     alpha: str = "white"
     is_open: bool = False
+    depth: int = 8
+    show: tuple[int, ...] | None = None
     beyond: list[Range] = field(default_factory=list, compare=False)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the pixels, uint8 or uint16."""
+        return np.dtype(f"uint{self.depth}")
 
     @property
     def reads_all_bits(self) -> bool:
@@ -64,6 +75,16 @@ class PixelRules:
             return ((whole - int(black)) * 256 // (int(span) + 1)).astype(np.uint8)
         real = np.where(mask_numbers(values), values, black).astype(np.float64).clip(black, white)
         return np.rint((real - black) * (255 / span)).astype(np.uint8)
+
+    def to_picture(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) about [-1, 1] -> uint8 (B, 3, H, W) of the shown channels, or (B, 1, H, W) if only one is."""
+        channels = x.shape[1]
+        shown = self.show or (range(1, 4) if channels > 2 else [1])
+        return to_uint8(x[:, [number - 1 for number in shown]])
+
+    def to_units(self, x: Tensor) -> NDArray[Any]:
+        """Images (B, C, H, W) about [-1, 1] -> values in the data's own units, of the data's own type."""
+        return to_uint8(x).cpu().numpy()
 
     def _note(self, lowest: float, highest: float) -> None:
         if self.value_range is None and not self.is_open:

@@ -1,5 +1,6 @@
 """The samples of a split, fetched a batch at a time: from arrays, or decoded from a source on each access."""
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codegrid.data.decode import UnreadableImage
+from codegrid.data.form import Form
 from codegrid.data.source import Source
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
@@ -86,14 +88,12 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
         self,
         source: Source,
         rows: NDArray[np.int64] | None,
-        side: int,
-        channels: int,
+        form: Form,
         stop: bool = False,
     ) -> None:
         self.source = source
         self.rows = rows
-        self.side = side
-        self.channels = channels
+        self.form = form
         self.stop = stop
         self.shard_sizes = source.shard_sizes if rows is None else None
         self.starts_late = source.starts_late
@@ -102,7 +102,7 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
     @property
     def sample_bytes(self) -> int:
         """The size of a sample in memory."""
-        return self.channels * self.side**2 + 8
+        return math.prod(self.form.shape) * self.source.rules.dtype.itemsize + 8
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -113,7 +113,7 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = list(indices) if self.rows is None else self.rows[indices].tolist()
-        images, labels, faults = self.source.read_batch(chosen, self.side, self.channels)
+        images, labels, faults = self.source.read_batch(chosen, self.form)
         readable = [
             (images[place], labels[place]) for place in range(len(chosen)) if place not in faults
         ]
@@ -136,7 +136,7 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
         """The first readable image after an unreadable one."""
         for other in range(index + 1, index + 1 + self.MAX_SKIPPED):
             with suppress(UnreadableImage):
-                return self.source.read_image(other % len(self.source), self.side, self.channels)
+                return self.source.read_image(other % len(self.source), self.form)
         raise InputError(
             f"{self.source.image_name(index)} can't be read ({reason}), nor the {self.MAX_SKIPPED} after it; "
             "is the disk still there?"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.form import Form
 from codegrid.data.source import ImageBatch, Source
 from codegrid.engine.errors import InputError
 
@@ -146,14 +147,17 @@ class ShapeSource(Source):
         self.seed = seed
         self.split = split
 
-    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
+    def read_batch(self, indices: Sequence[int], form: Form) -> ImageBatch:
+        side = max(form.size)  # of the square whose middle a rectangle is
         images, labels = draw_shapes(self.seed, self.split, indices, side)
-        if channels == 1:
+        top, left = ((side - length) // 2 for length in form.size)
+        images = images[:, :, top : top + form.size[0], left : left + form.size[1]]
+        if form.channels == 1:
             images = np.rint(np.tensordot(LUMA, images, ([0], [1])))[:, None].astype(np.uint8)
         return images, labels, {}
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        images, labels, _ = self.read_batch([index], side, channels)
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+        images, labels, _ = self.read_batch([index], form)
         return images[0], int(labels[0])
 
 

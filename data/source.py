@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codegrid.data.decode import PLAIN, UnreadableImage, decode
+from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
 from codegrid.data.split import Names, check_held_out, check_num_held_out, hash_names
 from codegrid.data.store import fingerprint
@@ -35,7 +36,7 @@ class Source(ABC):
     use_threads        several threads read at the same time; False if that is unsafe or slower
     labels             the label of each image, if they are known before the images are read; else None
     rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
-                       and `read_image` passes them to `decode` or `to_square`
+                       and `read_image` passes them to `decode` or `to_form`
     starts_late        the first images may take as long as reading everything before them
     """
 
@@ -72,8 +73,8 @@ class Source(ABC):
         return False
 
     @abstractmethod
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        """Image (channels, side, side) and label, -1 for none. Raises UnreadableImage if the image is broken."""
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+        """Pixels of this form and the label, -1 for none. Raises UnreadableImage if the image is broken."""
 
     def image_name(self, index: int) -> str:
         """The name of an image in messages."""
@@ -91,17 +92,17 @@ class Source(ABC):
         """What each image is known by wherever its data lie: its path below the root, or its number if it has none."""
         return range(self.n)
 
-    def read_batch(self, indices: Sequence[int], side: int, channels: int) -> ImageBatch:
-        """Images (n, channels, side, side), labels (n,), and for each unreadable image its place in the batch -> the reason.
+    def read_batch(self, indices: Sequence[int], form: Form) -> ImageBatch:
+        """Images (n, *form.shape), labels (n,), and for each unreadable image its place in the batch -> the reason.
 
         Unreadable images are black and have the label -1.
         """
-        images = np.zeros((len(indices), channels, side, side), np.uint8)
+        images = np.zeros((len(indices), *form.shape), np.uint8)
         labels = np.full(len(indices), -1)
         faults = {}
         for place, index in enumerate(indices):
             try:
-                images[place], labels[place] = self.read_image(index, side, channels)
+                images[place], labels[place] = self.read_image(index, form)
             except UnreadableImage as error:
                 faults[place] = str(error)
         return images, labels, faults
@@ -175,13 +176,13 @@ class FileSource(Source):
         labels = [self.labels[i] for i in rows]
         return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         try:
             with self.open_raw(index) as file:
                 content = file.read()
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
-        return decode(content, side, channels, self.rules), self.labels[index]
+        return decode(content, form, self.rules), self.labels[index]
 
     def open_raw(self, index: int) -> IO[bytes]:
         # A file of size 0 is not opened, because it may be a named pipe, which would wait for a writer.
@@ -249,8 +250,8 @@ class SourceSubset(Source):
     def raw_content(self, index: int) -> bytes | None:
         return self.whole.raw_content(int(self.rows[index]))
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
-        return self.whole.read_image(int(self.rows[index]), side, channels)
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+        return self.whole.read_image(int(self.rows[index]), form)
 
     def open_raw(self, index: int) -> RawImage | None:
         return self.whole.open_raw(int(self.rows[index]))

@@ -17,6 +17,7 @@ from codegrid.data.labels import display_classes
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 
 BLACK = 16  # of 255: what is darker everywhere is called black
@@ -194,9 +195,10 @@ def odd_files(data: ImageSet) -> Iterator[str]:
     facts = data.survey.facts
     if paged := sum(f.has_pages for f in facts):
         yield f"{paged:,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
-    small = sum(min(f.size) < data.image_size for f in facts)
+    height, width = data.image_size
+    small = sum(f.size[0] < width or f.size[1] < height for f in facts)
     if 2 * small > len(facts):
-        yield f"{small:,} of {len(facts):,} images are smaller than data.image_size={data.image_size} and are enlarged"
+        yield f"{small:,} of {len(facts):,} images are smaller than data.image_size={write_size(data.image_size)} and are enlarged"
 
 
 def odd_pixels(data: ImageSet) -> Iterator[str]:

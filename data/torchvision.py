@@ -13,7 +13,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.decode import to_square
+from codegrid.data.decode import to_form
+from codegrid.data.form import Form
 from codegrid.data.source import FileSource, Source, file_stamp
 from codegrid.data.store import fingerprint, load_or_fill
 from codegrid.engine.console import log_line
@@ -106,9 +107,9 @@ class InMemorySource(Source):
         self.content_key = unplaced_key(key, [self.n])  # torchvision has verified the checksums
         self.dataset = dataset
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         image, label = self.dataset[index]
-        return to_square(image, side, channels, self.rules), int(label)
+        return to_form(image, form, self.rules), int(label)
 
 
 class CIFAR10(DownloadedDataModule):
@@ -185,11 +186,11 @@ class STL10Source(Source):
         """Pickled as its file names, so that a worker that is not forked does not get 2.8 GB through a pipe."""
         return STL10Source, self.arguments
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         first = len(self.parts[0])
         columns = self.parts[0][index] if index < first else self.parts[1][index - first]
         image = Image.fromarray(columns.transpose(2, 1, 0))
-        return to_square(image, side, channels), int(self.labels[index])
+        return to_form(image, form), int(self.labels[index])
 
 
 class STL10(DownloadedDataModule):

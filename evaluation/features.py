@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.network import limited_silence
+from codegrid.engine.sizes import SizeSetting, check_size
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
@@ -129,8 +130,9 @@ class TorchScriptNetwork(Extractor):
     features for images of `image_size` pixels. Its scores have the suffix `suffix`.
     """
 
-    def __init__(self, file: str, image_size: int) -> None:
+    def __init__(self, file: str, image_size: SizeSetting) -> None:
         super().__init__()
+        size = check_size("data.image_size", image_size, "pixel")
         path = Path(file).expanduser()
         if not path.is_file():
             raise InputError(
@@ -148,11 +150,11 @@ class TorchScriptNetwork(Extractor):
                 # TorchScript is deprecated; its successor saves a graph for one batch size and device.
                 warnings.simplefilter("ignore")
                 self.network = torch.jit.load(str(path), map_location="cpu").eval()
-            features, _ = self(torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8))
+            features, _ = self(torch.zeros(2, 3, *size, dtype=torch.uint8))
         except (RuntimeError, ValueError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"features={file} can't be used on uint8 images (2, 3, {image_size}, {image_size}): {reason[:300]}"
+                f"features={file} can't be used on uint8 images (2, 3, {size[0]}, {size[1]}): {reason[:300]}"
             ) from error
         if features.dim() != 2 or len(features) != 2:
             raise InputError(

@@ -96,7 +96,7 @@ class ReferenceHash:
         """What the provenance of every score begins with."""
         return {
             "reference": f"originals of {split}",
-            "size": [images.channels, images.image_size, images.image_size],
+            "size": [images.channels, *images.image_size],
             "reference_hash": self.sha256.hexdigest()[:12],
         }
 

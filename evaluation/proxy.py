@@ -14,6 +14,7 @@ from codegrid.data.labels import ClassTable
 from codegrid.data.samples import ArraySamples
 from codegrid.data.store import Arrays, load_or_fill
 from codegrid.engine.console import log_line
+from codegrid.engine.sizes import to_setting
 from codegrid.evaluation.features import Extractor, FeatureNetwork, hash_bytes
 
 PROXY_BATCH = 32
@@ -71,7 +72,7 @@ def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Prox
         proxy = Proxy(data.channels, len(classes)).to(device)
         key = {
             "data": [data.cache_key("train"), data.cache_key("val")],
-            "image_size": data.image_size,
+            "image_size": to_setting(data.image_size),
             "augmented": [data.crop, data.flip],
             "classes": len(classes) if classes.is_dense else classes.labels,
             "training": [PROXY_VERSION, steps, PROXY_BATCH, PROXY_SEED],

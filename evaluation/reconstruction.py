@@ -12,6 +12,7 @@ from torchmetrics.image import (
 )
 
 from codegrid.data.images import to_uint8
+from codegrid.engine.sizes import SizeSetting, check_size
 from codegrid.evaluation.scores import LEAST_SQUARED_ERROR
 
 # Weights of the scales of MS-SSIM, the finest first (Wang et al. 2003).
@@ -178,9 +179,9 @@ class Fidelity(Reconstruction):
     of 1. `scales` is their number; with 0 there is no MS-SSIM.
     """
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, image_size: SizeSetting) -> None:
         super().__init__()
-        self.scales = count_scales(image_size)
+        self.scales = count_scales(min(check_size("data.image_size", image_size, "pixel")))
         self.add_metrics({"l1": PixelError(1), "l2": PixelError(2)})
         if self.scales:
             weights = SCALE_WEIGHTS[: self.scales]
@@ -188,14 +189,14 @@ class Fidelity(Reconstruction):
             self.add_metrics({"ms_ssim": ImageMSSSIM(betas)})
 
 
-def count_scales(image_size: int) -> int:
-    """The number of scales, each half as large as the one before, that hold a whole window.
+def count_scales(side: int) -> int:
+    """The number of scales of images of this shorter side, each half as large as the one before, that hold a whole window.
 
     torchmetrics asks for a little more room than that.
     """
     fits = [
         n
         for n in range(1, len(SCALE_WEIGHTS) + 1)
-        if image_size >= max(SSIM_WINDOW * 2 ** (n - 1), SSIM_WINDOW * (n - 1) ** 2)
+        if side >= max(SSIM_WINDOW * 2 ** (n - 1), SSIM_WINDOW * (n - 1) ** 2)
     ]
     return max(fits, default=0)

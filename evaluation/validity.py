@@ -189,7 +189,7 @@ class ValidityJudge:
     def __init__(self, images: ImageDataModule, limit: int, absent: str | None = None) -> None:
         self.of_shapes = isinstance(images, Shapes)
         self.limit = limit
-        shape = (images.channels, images.image_size, images.image_size)
+        shape = (images.channels, *images.image_size)
         left_out = None if limit else "left out with validity=0"
         self.absent = absent or left_out or why_unjudgeable(shape)
         self.batches: list[NDArray[np.uint8]] = []

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codegrid.data.form import Form
 from codegrid.data.images import to_uint8
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.engine.errors import InputError, suggest
@@ -27,7 +28,7 @@ def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, T
     if isinstance(picture, str | Path) and not Path(picture).expanduser().is_file():
         raise InputError(f"sampler.init_image={picture} is not there; give an image file")
     image = read_picture(
-        picture, encoder.image_size, encoder.channels, tokenizer.rules, "sampler.init_image"
+        picture, Form(encoder.image_size, encoder.channels), tokenizer.rules, "sampler.init_image"
     )
     x = image[None].contiguous(memory_format=torch.channels_last)
     device = next(tokenizer.parameters()).device

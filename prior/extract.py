@@ -18,6 +18,7 @@ from codegrid.data.store import Arrays, CacheEntry, flush
 from codegrid.engine.console import progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
+from codegrid.engine.sizes import to_setting, write_size
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
 
@@ -46,10 +47,10 @@ def extract(
         raise InputError(NO_CODES_MESSAGE)
     if crops < 1:
         raise InputError(f"crops={crops} must be at least 1, the middle of the image")
-    if crops > 1 and data.side == data.image_size:
+    if crops > 1 and data.stored_size == data.image_size:
         raise InputError(
-            f"crops={crops} need room to move, and these images are {data.side} pixels wide, which is all that the model sees; "
-            "train the tokenizer with data.crop=random, or use crops=1"
+            f"crops={crops} need room to move, and these images are {write_size(data.stored_size)} pixels a side, all that the "
+            "model sees; train the tokenizer with data.crop=random, or use crops=1"
         )
     n = data.size(split)
     entry = code_entry(tokenizer, data, split, n, flip, crops)
@@ -82,7 +83,7 @@ def code_entry(
     key = {
         "tokenizer": tokenizer.fingerprint(),
         "data": data.cache_key(split),
-        "image_size": data.image_size,
+        "image_size": to_setting(data.image_size),
         "split": split,
         "K": K,
         "grid": list(tokenizer.grid),
@@ -186,14 +187,14 @@ def _encode(
 def views(
     data: ImageDataModule, images: Tensor, places: NDArray[np.float64], flip: bool
 ) -> Iterator[Tensor]:
-    """Views of uint8 images (B, C, side, side), as a model sees them.
+    """Views of uint8 images (B, C, *stored_size), as a model sees them.
 
     The middle, then a crop at each of the `places` (crops, B, 2), in shares of the room to move; with `flip`, each is
     followed by its mirror image.
     """
-    room = data.side - data.image_size
+    rooms = np.subtract(data.stored_size, data.image_size)
     corners = [
-        torch.from_numpy((place * (room + 1)).astype(np.int64)).to(images.device)
+        torch.from_numpy((place * (rooms + 1)).astype(np.int64)).to(images.device)
         for place in places
     ]
     for cropped in (images, *(crop_at(images, corner, data.image_size) for corner in corners)):

@@ -29,9 +29,9 @@ class StripeSource(Source):
         super().__init__(n, {"stripes": 1, "n": n, "stream": stream})
         self.stream = stream
 
-    def read_image(self, index, side, channels):
-        rows = np.random.default_rng((*self.stream, index)).integers(0, 256, side)
-        return np.broadcast_to(rows, (channels, side, side)).astype(np.uint8), index % 2
+    def read_image(self, index, form):
+        row = np.random.default_rng((*self.stream, index)).integers(0, 256, form.size[1])
+        return np.broadcast_to(row, form.shape).astype(np.uint8), index % 2
 
 
 class Stripes(ImageDataModule):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import Size, round_to_multiples, write_size
 from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
@@ -20,7 +21,7 @@ class Adoption:
     """What a command wants of the tokenizer that its run starts with.
 
     init          its run folder or checkpoint, for messages
-    image_size    pixels a side of the new images
+    image_size    pixels of the rows and columns of the new images
     channels      of the new images
     grow          whether it may get more codes
     keys          the settings and groups below model and quantizer that the command names
@@ -28,7 +29,7 @@ class Adoption:
     """
 
     init: str
-    image_size: int
+    image_size: Size
     channels: int
     grow: bool
     keys: Sequence[str]
@@ -70,7 +71,7 @@ def fit_model(model: dict[str, Any], tokenizer: Tokenizer, wanted: Adoption) -> 
     }
     if wanted.image_size != before:
         for part, network in networks.items():
-            check_size(network, tokenizer.f, before, wanted)
+            check_new_size(network, tokenizer.f, before, wanted)
             scale_settings(model[part], network.sized_settings, wanted.image_size, before)
         names = {name for network in networks.values() for name in network.sized_settings}
         scale_settings(model, sorted(names), wanted.image_size, before)
@@ -84,18 +85,20 @@ def fit_model(model: dict[str, Any], tokenizer: Tokenizer, wanted: Adoption) -> 
             model[part]["channels"] = wanted.channels
 
 
-def check_size(network: ImageEncoder | ImageDecoder, f: int, before: int, wanted: Adoption) -> None:
+def check_new_size(
+    network: ImageEncoder | ImageDecoder, f: int, before: Size, wanted: Adoption
+) -> None:
     """Raise InputError unless a network can serve images of the new size."""
     size = wanted.image_size
     if not network.sized_settings:
         raise InputError(
-            f"data.image_size={size}, and the {type(network).__name__} of init={wanted.init} serves {before} pixels "
-            f"alone; use data.image_size={before}"
+            f"data.image_size={write_size(size)}, and the {type(network).__name__} of init={wanted.init} serves "
+            f"{write_size(before)} pixels alone; use data.image_size={write_size(before)}"
         )
-    if size % f:
-        sizes = [str(n) for n in (size // f * f, -(-size // f) * f) if n]
+    if size[0] % f or size[1] % f:
+        sizes = [write_size(n) for n in round_to_multiples(size, f)]
         raise InputError(
-            f"data.image_size={size} is not divisible by the f={f} of init={wanted.init}; "
+            f"data.image_size={write_size(size)} is not divisible by the f={f} of init={wanted.init}; "
             f"use data.image_size={' or '.join(sizes)}"
         )
 
@@ -134,7 +137,9 @@ def refuse_setting(
     may_grow = quantizer.grows and not wanted.grow and isinstance(value, int)
     if name == "quantizer.K" and may_grow and value > (quantizer.K or 0):
         remedy += ", or add grow=true"
-    size = f" at data.image_size={wanted.image_size}" if name.startswith("model.") else ""
+    size = (
+        f" at data.image_size={write_size(wanted.image_size)}" if name.startswith("model.") else ""
+    )
     of = "" if key == name else f" by {key}=..."
     return InputError(
         f"this command has {name}={value}{of}, and init={wanted.init} {theirs}{size}; a run keeps the architecture "

@@ -1,6 +1,7 @@
 """Codecs without a network, to compare tokenizers with: k-means on patches at a tokenizer's bits, and JPEG."""
 
 import io
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.store import load_or_fill
+from codegrid.engine.sizes import Size, to_setting
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from vqgan.networks.patches import to_patches
@@ -32,17 +34,17 @@ JPEG_BITS_NOTE = (
 
 
 def measure_codecs(
-    data: ImageDataModule, split: str, K: int | None, num_codebooks: int, grid: int
+    data: ImageDataModule, split: str, K: int | None, num_codebooks: int, grid: Size
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One row per codec with its figures on a split, and the name of each missing codec with the reason.
 
-    Classical VQ has as many bits as a tokenizer with `num_codebooks` codebooks of K codes on a grid x grid. Figures are
+    Classical VQ has as many bits as a tokenizer with `num_codebooks` codebooks of K codes on the grid. Figures are
     cached in the images' cache folder.
     """
     key = {
         "version": CODECS_VERSION,
         "data": data.cache_key(split),
-        "image_size": data.image_size,
+        "image_size": to_setting(data.image_size),
         "split": split,
         "n": CODEC_IMAGES,
     }
@@ -61,11 +63,11 @@ def measure_codecs(
 
 
 def _classical_vq_row(
-    data: ImageDataModule, split: str, K: int, grid: int, key: dict[str, Any]
+    data: ImageDataModule, split: str, K: int, grid: Size, key: dict[str, Any]
 ) -> dict[str, Any]:
     settings = {
         "K": K,
-        "grid": grid,
+        "grid": to_setting(grid),
         "iterations": KMEANS_ITERATIONS,
         "patches": KMEANS_PATCHES,
         "train": data.cache_key("train"),
@@ -78,12 +80,12 @@ def _classical_vq_row(
     figures = load_or_fill(data.cache_dir, name, {**key, **settings}, {}, measure)[1]
     return {
         "codec": "classical VQ",
-        "bits_per_image": round(grid**2 * float(np.log2(K)), 2),
+        "bits_per_image": round(math.prod(grid) * float(np.log2(K)), 2),
         "psnr": figures["psnr"],
         "ssim": figures["ssim"],
         "settings": {
             "K": K,
-            "grid": grid,
+            "grid": to_setting(grid),
             "iterations": KMEANS_ITERATIONS,
             "n": figures["n"],
         },
@@ -108,13 +110,12 @@ def _jpeg_rows(data: ImageDataModule, split: str, key: dict[str, Any]) -> list[d
 
 
 def measure_classical_vq(
-    data: ImageDataModule, K: int, grid: int, split: str = "val"
+    data: ImageDataModule, K: int, grid: Size, split: str = "val"
 ) -> dict[str, float]:
     """k-means with K centres on training patches, evaluated on a split as a tokenizer is."""
     began = time.monotonic()
-    size = data.image_size
-    f = size // grid
-    x = data.preprocess(data.take_evenly("train", max(1, KMEANS_PATCHES // grid**2))[0])
+    f = data.image_size[0] // grid[0]
+    x = data.preprocess(data.take_evenly("train", max(1, KMEANS_PATCHES // math.prod(grid)))[0])
     codebook, _ = kmeans(to_patches(x, f), K, KMEANS_ITERATIONS)
     seconds = time.monotonic() - began
     reconstruction = Reconstruction()
@@ -122,8 +123,8 @@ def measure_classical_vq(
     x = data.preprocess(data.take_evenly(split, CODEC_IMAGES)[0])
     for part in x.split(64):
         indices = nearest(to_patches(part, f), codebook)
-        tiles = codebook[indices].view(len(part), grid, grid, -1, f, f)
-        x_hat = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(part), -1, size, size)
+        tiles = codebook[indices].view(len(part), *grid, -1, f, f)
+        x_hat = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(part), -1, *data.image_size)
         reconstruction.update(part, x_hat)
         use.update(indices)
     figures = {**reconstruction.compute(), **use.compute()}

@@ -14,6 +14,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import write_size
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
 from codegrid.evaluation.judging import (
@@ -132,13 +133,14 @@ class TokenizerJudge:
         size, net = self.images.image_size, self.settings.lpips
         if not self.fidelity.scales:
             sheet.mark_absent(
-                "ms_ssim", f"images of {size} pixels are smaller than its window of {SSIM_WINDOW}"
+                "ms_ssim",
+                f"images of {write_size(size)} pixels are smaller than its window of {SSIM_WINDOW}",
             )
         if self.lpips is None or net is None:
             sheet.mark_absent("lpips", self.lpips_absent)
             return
         network = {
-            "resize": "none" if size >= 64 else "bilinear to 64",
+            "resize": "none" if min(size) >= 64 else "bilinear to 64",
             "extractor": f"lpips {net}",
             "extractor_hash": Path(WEIGHTS[net]).stem.rpartition("-")[2],
             "library": library_versions("lpips", "torch"),
@@ -156,7 +158,7 @@ class TokenizerJudge:
             number = int(value) if name == "codes_used" else float(value)
             sheet.add(name, number, library=library)
         bits = math.prod(self.tokenizer.grid) * self.tokenizer.quantizer.bits
-        pixel_bits = 8 * self.images.channels * self.images.image_size**2
+        pixel_bits = 8 * self.images.channels * math.prod(self.images.image_size)
         sheet.add("bits_per_image", bits, library=library)
         sheet.add("compression_ratio", pixel_bits / bits, library=library)
 
@@ -196,7 +198,7 @@ def compare_codecs(
     if not settings.references:
         return [], {"references": "left out with references=false"}
     K, num_codebooks, grid = tokenizer.K, tokenizer.num_codebooks, tokenizer.grid
-    return measure_codecs(images, settings.split, K, num_codebooks, grid[0])
+    return measure_codecs(images, settings.split, K, num_codebooks, grid)
 
 
 def load_lpips(net: str | None, fetch: bool) -> tuple[LPIPS | None, str]:

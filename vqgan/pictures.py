@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from codegrid.data.decode import UnreadableImage, decode, to_square
+from codegrid.data.decode import UnreadableImage, decode, to_form
+from codegrid.data.form import Form
 from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError
@@ -31,23 +32,21 @@ def list_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
         yield from pictures
 
 
-def read_picture(
-    picture: Picture, side: int, channels: int, rules: PixelRules, setting: str = ""
-) -> Tensor:
-    """A picture of any size -> its middle, as in training, (channels, side, side) float in [-1, 1].
+def read_picture(picture: Picture, form: Form, rules: PixelRules, setting: str = "") -> Tensor:
+    """A picture of any size -> pixels of this form, as in training, float in [-1, 1].
 
     Raises InputError for what is no picture, and for floats outside of [-1, 1]; `setting` is the one that names a file.
     """
     if isinstance(picture, Tensor) and picture.is_floating_point():
-        check_floats(picture, channels)
-        if picture.shape[1:] == (side, side):
+        check_floats(picture, form.channels)
+        if picture.shape[1:] == form.size:
             return picture.detach().cpu().float()
     try:
         if isinstance(picture, str | Path):
             content = Path(picture).expanduser().read_bytes()
-            pixels = decode(content, side, channels, rules)
+            pixels = decode(content, form, rules)
         else:
-            pixels = to_square(open_pixels(picture), side, channels, rules)
+            pixels = to_form(open_pixels(picture), form, rules)
     except (OSError, UnreadableImage) as error:
         name = picture if isinstance(picture, str | Path) else type(picture).__name__
         name = f"{setting}={name}" if setting else name

@@ -10,6 +10,7 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG
 from codegrid.engine.foreign import holds_foreign
+from codegrid.engine.sizes import SizeSetting, check_size
 from codegrid.engine.trust import Trust, admit, check_name
 from vqgan.formats.codegrid import CLASS_NAME, FACTS, READING
 from vqgan.formats.files import open_folder, read_public
@@ -26,7 +27,7 @@ SETTING = "ckpt"  # what sentences call the source
 class Reading:
     """What weights of another program may leave open, by the settings of stage=import; None: as the files say."""
 
-    image_size: int | None = None
+    image_size: SizeSetting | None = None
     config: str | Path | None = None
     ema: bool | None = None
     pixels: tuple[int, int] | None = None
@@ -73,7 +74,11 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
     check_readable(folder, facts, source)
     config = None if reading.config is None else str(reading.config)
     contents = read_public(folder, inner, config, reading.ema, SETTING)
-    size = reading.image_size or find_image_size(facts, contents.file.settings, source)
+    size = check_size(
+        "image_size",
+        reading.image_size or find_image_size(facts, contents.file.settings, source),
+        "pixel",
+    )
     choices = make_choices(size, None, reading.pixels, reading.cosine, reading.score)
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
@@ -113,20 +118,21 @@ def check_readable(folder: FileTree, facts: Mapping[str, Any], source: str | Pat
 
 def find_image_size(
     facts: Mapping[str, Any], settings: Mapping[str, Any], source: str | Path
-) -> int:
-    """The side of the training's images, as an export or the config beside the weights says it. Raises InputError if none does.
+) -> SizeSetting:
+    """The size of the training's images, as an export or the config beside the weights says it. Raises InputError if none does.
 
     diffusers' sample_size is not asked: many models have the default of 32 there.
     """
     if facts:
-        return int(facts["image_size"])
+        size: SizeSetting = facts["image_size"]
+        return size
     sizes = set()
     for node in list_nodes(settings, skipped=()):
         value = node.get("resolution")
         sizes |= set(value) if isinstance(value, list | tuple) else {value}
     sizes.discard(None)
-    if len(sizes) == 1 and isinstance(size := sizes.pop(), int):
-        return size
+    if len(sizes) == 1 and isinstance(side := sizes.pop(), int):
+        return side
     raise InputError(
         f"{SETTING}={source} does not say the size of its images, to which encode_images scales; add image_size=256, for example"
     )

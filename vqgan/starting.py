@@ -16,6 +16,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import read_record
 from codegrid.engine.loggers import MAX_TAG
 from codegrid.engine.run import Run
+from codegrid.engine.sizes import write_size
 from codegrid.engine.sweep import ADOPTED_GROUPS
 from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
@@ -102,9 +103,9 @@ class RunStart(Start):
         )
         if others:
             raise InputError(
-                f"init={self.wanted.init} can't serve data.image_size={self.wanted.image_size} and "
+                f"init={self.wanted.init} can't serve data.image_size={write_size(self.wanted.image_size)} and "
                 f"data.channels={self.wanted.channels}, for its weights depend on them ({others[0]}); "
-                f"use data.image_size={self.source.encoder.image_size} data.channels={self.source.encoder.channels}"
+                f"use data.image_size={write_size(self.source.encoder.image_size)} data.channels={self.source.encoder.channels}"
             )
 
     def describe(self, tokenizer: Tokenizer) -> Iterator[str]:
@@ -112,7 +113,7 @@ class RunStart(Start):
         init, source, encoder = self.wanted.init, self.source, tokenizer.encoder
         codes = "no codes" if source.K is None else f"{source.K} codes"
         yield (
-            f"init={init}: {type(source.encoder).__name__} with {codes}, {encoder.image_size} pixels to a grid of "
+            f"init={init}: {type(source.encoder).__name__} with {codes}, {write_size(encoder.image_size)} pixels to a grid of "
             f"{'x'.join(map(str, tokenizer.grid))} (f={tokenizer.f})"
         )
         if encoder.channels != source.encoder.channels:

@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codegrid.data.decode import PLAIN
+from codegrid.data.form import Form
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches
@@ -77,7 +79,7 @@ class Tokenizer(nn.Module):
         revision: str | None = None,
         *,
         trust: Sequence[str] = (),
-        image_size: int | None = None,
+        image_size: SizeSetting | None = None,
         config: str | Path | None = None,
         ema: bool | None = None,
         pixels: tuple[int, int] | None = None,
@@ -95,7 +97,7 @@ class Tokenizer(nn.Module):
         The others are for weights of other programs, where those leave a choice; None: as the files say, and what had to be
         assumed is printed.
 
-        image_size  pixels a side of the images, to which encode_images scales
+        image_size  pixels of a side of the images, or (rows, columns), to which encode_images scales
         config      the file with the network's settings
         ema         averaged weights, or the last ones
         pixels      the range of the networks' images, (-1, 1) or (0, 1)
@@ -123,12 +125,12 @@ class Tokenizer(nn.Module):
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         check_int("batch_size", batch_size, 1, "image")
-        side, channels = self.encoder.image_size, self.encoder.channels
+        form = Form(self.encoder.image_size, self.encoder.channels)
         device = next(self.parameters()).device
         codes = [torch.empty(0, *self.code_shape, dtype=torch.int64)]
         remaining = list_pictures(images)
         while batch := list(islice(remaining, batch_size)):
-            x = torch.stack([read_picture(image, side, channels, self.rules) for image in batch])
+            x = torch.stack([read_picture(image, form, self.rules) for image in batch])
             codes.append(self.indices(x.to(device)).cpu())
         return torch.cat(codes)
 

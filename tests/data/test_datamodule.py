@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.decode import UnreadableImage
+from codegrid.data.form import Form
 from codegrid.data.images import crop_at, to_float
 from codegrid.data.samples import LiveSamples
 from codegrid.data.source import Source
@@ -27,12 +28,10 @@ class Noise(Source):
         super().__init__(n, {"noise": n, "broken": broken})
         self.broken = set(broken)
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:
             raise UnreadableImage("a hole")
-        return np.random.default_rng(index).integers(
-            0, 256, (channels, side, side), np.uint8
-        ), index
+        return np.random.default_rng(index).integers(0, 256, form.shape, np.uint8), index
 
 
 class Images(ImageDataModule):
@@ -83,7 +82,7 @@ def test_a_crop_is_what_slicing_gives() -> None:
             for image, (i, j) in zip(images, corners.tolist(), strict=True)
         ]
     )
-    assert torch.equal(crop_at(images, corners, 6), expected)
+    assert torch.equal(crop_at(images, corners, (6, 6)), expected)
 
 
 def test_random_crops_reach_every_place_and_nothing_beyond() -> None:
@@ -104,7 +103,7 @@ def test_random_crops_reach_every_place_and_nothing_beyond() -> None:
 
 def test_random_crops_have_room_by_default_and_validation_sees_the_middle() -> None:
     data = Images(Noise(4), image_size=16, crop="random")
-    assert data.side == 18
+    assert data.stored_size == (18, 18)
     images, _ = next(iter(data.val_dataloader()))
     x, _ = data.on_after_batch_transfer((images, torch.zeros(4)), 0)
     assert torch.equal(x, to_float(images[:, :, 1:17, 1:17]))
@@ -148,7 +147,7 @@ def test_threads_put_every_image_where_it_belongs(monkeypatch: pytest.MonkeyPatc
     data = Images(Noise(40, broken=(7, 8, 39)), on_error="skip")
     images, labels = everything(data)
     assert labels.tolist() == [i for i in range(40) if i not in (7, 8, 39)]
-    assert torch.equal(images[-1], torch.from_numpy(Noise(40).read_image(38, 8, 3)[0]))
+    assert torch.equal(images[-1], torch.from_numpy(Noise(40).read_image(38, Form.square(8, 3))[0]))
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -159,10 +158,10 @@ def test_only_a_source_that_uses_threads_is_read_by_several(
     source.use_threads = parallel
     plain = source.read_image
 
-    def slow(index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def slow(index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         threads.add(threading.get_ident())
         time.sleep(0.001)  # long enough for another thread to take the next chunk
-        return plain(index, side, channels)
+        return plain(index, form)
 
     monkeypatch.setattr(source, "read_image", slow)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4))
@@ -195,13 +194,15 @@ def test_a_broken_image_of_an_unchecked_source_stops_the_run_or_is_replaced(
 
 
 def test_broken_images_are_replaced_by_different_ones() -> None:
-    images, labels = LiveSamples(Noise(6, broken=(0, 2, 4)), None, 8, 3).__getitems__(range(6))
+    images, labels = LiveSamples(Noise(6, broken=(0, 2, 4)), None, Form.square(8, 3)).__getitems__(
+        range(6)
+    )
     assert labels.tolist() == [1, 1, 3, 3, 5, 5]
     assert torch.equal(images[2], images[3])
 
 
 def test_a_broken_image_alone_in_its_batch_is_replaced_by_the_next_that_can_be_read() -> None:
-    _, labels = LiveSamples(Noise(6, broken=(4, 5)), None, 8, 3).__getitems__([4])
+    _, labels = LiveSamples(Noise(6, broken=(4, 5)), None, Form.square(8, 3)).__getitems__([4])
     assert labels.tolist() == [0]
 
 

@@ -41,6 +41,7 @@ import codegrid.data.layouts
 import codegrid.data.torchvision
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.folder import Folder
+from codegrid.data.form import Form
 from codegrid.data.hf import HF
 from codegrid.data.identity import identify_images
 from codegrid.data.images import to_float
@@ -518,7 +519,8 @@ def test_a_source_reaches_a_worker_that_is_not_forked(build: Build) -> None:
     source = build().source("train")
     there = pickle.loads(pickle.dumps(source))
     assert np.array_equal(
-        there.read_batch(range(12), 16, 3)[0], source.read_batch(range(12), 16, 3)[0]
+        there.read_batch(range(12), Form.square(16, 3))[0],
+        source.read_batch(range(12), Form.square(16, 3))[0],
     )
 
 

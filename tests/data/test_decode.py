@@ -18,8 +18,9 @@ from codegrid.data.decode import (
     decode,
     read_deep_colours,
     register_heif,
-    to_square,
+    to_form,
 )
+from codegrid.data.form import Form
 from codegrid.data.pixels import FULL_16_BITS, PixelRules
 
 Pixels = NDArray[np.uint8]
@@ -97,7 +98,7 @@ def test_a_square_jpeg_of_the_right_size_equals_pillows(
     side: int, progressive: bool, sampling: str
 ) -> None:
     content = saved(noise(side, side), "JPEG", subsampling=sampling, progressive=progressive)
-    assert np.array_equal(decode(content, side, 3), by_pillow(content, side))
+    assert np.array_equal(decode(content, Form.square(side, 3)), by_pillow(content, side))
 
 
 @pytest.mark.parametrize("size", [(33, 47), (16, 17), (5, 31), (1, 9), (61, 63)])
@@ -106,20 +107,22 @@ def test_a_jpeg_that_is_scaled_without_a_fraction_equals_pillows(
     size: tuple[int, int], sampling: str
 ) -> None:
     content = saved(noise(*size), "JPEG", subsampling=sampling)
-    assert np.array_equal(decode(content, 32, 3), by_pillow(content, 32))
+    assert np.array_equal(decode(content, Form.square(32, 3)), by_pillow(content, 32))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grey_jpeg_equals_pillows(channels: int) -> None:
     content = saved(noise(17, 17).convert("L"), "JPEG")
-    assert np.array_equal(decode(content, 17, channels), by_pillow(content, 17, channels))
+    assert np.array_equal(
+        decode(content, Form.square(17, channels)), by_pillow(content, 17, channels)
+    )
 
 
 def test_a_colour_jpeg_becomes_the_grey_that_it_holds() -> None:
     content = saved(noise(17, 17), "JPEG")
     luma = Image.open(io.BytesIO(content))
     luma.draft("L", (17, 17))  # Pillow decodes the luma only
-    assert np.array_equal(decode(content, 17, 1)[0], np.asarray(luma))
+    assert np.array_equal(decode(content, Form.square(17, 1))[0], np.asarray(luma))
 
 
 @pytest.mark.parametrize("size", [(130, 130), (401, 299), (1000, 300), (256, 512)])
@@ -129,34 +132,38 @@ def test_a_large_jpeg_that_is_decoded_at_a_fraction_is_close_to_the_whole(
 ) -> None:
     content = saved(smooth(*size), "JPEG", progressive=progressive)
     # The last column of a JPEG that is decoded at 1/8 may cover fewer than eight pixels, which stretches the image a little.
-    assert np.abs(decode(content, 32, 3).astype(int) - by_pillow(content, 32)).max() <= 8
+    assert (
+        np.abs(decode(content, Form.square(32, 3)).astype(int) - by_pillow(content, 32)).max() <= 8
+    )
 
 
 def test_the_slow_path_scales_a_jpeg_as_the_fast_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     content = saved(smooth(401, 299), "JPEG")
-    fast = decode(content, 32, 3).astype(int)
+    fast = decode(content, Form.square(32, 3)).astype(int)
     disable_simplejpeg(monkeypatch)
-    assert np.abs(decode(content, 32, 3) - fast).max() <= 8
+    assert np.abs(decode(content, Form.square(32, 3)) - fast).max() <= 8
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_is_turned_as_its_exif_tag_says(orientation: int, kind: str) -> None:
     content = saved(noise(16, 16), kind, exif=exif(orientation))
-    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+    assert np.array_equal(decode(content, Form.square(16, 3)), by_pillow(content, 16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_slow_path_turns_a_jpeg_too(orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     disable_simplejpeg(monkeypatch)
     content = saved(noise(16, 16), "JPEG", exif=exif(orientation))
-    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+    assert np.array_equal(decode(content, Form.square(16, 3)), by_pillow(content, 16))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_image_that_is_scaled_is_turned_too(orientation: int) -> None:
     content = saved(smooth(40, 90), "PNG", exif=exif(orientation))
-    assert np.abs(decode(content, 16, 3).astype(int) - by_pillow(content, 16)).max() <= 1
+    assert (
+        np.abs(decode(content, Form.square(16, 3)).astype(int) - by_pillow(content, 16)).max() <= 1
+    )
 
 
 def test_a_jpeg_with_stray_bytes_is_still_read() -> None:
@@ -164,7 +171,7 @@ def test_a_jpeg_with_stray_bytes_is_still_read() -> None:
     stray = content[:20] + bytes(5) + content[20:]
     with pytest.raises(ValueError, match="extraneous"):  # Pillow forgives them
         simplejpeg.decode_jpeg(stray)
-    assert np.array_equal(decode(stray, 16, 3), decode(content, 16, 3))
+    assert np.array_equal(decode(stray, Form.square(16, 3)), decode(content, Form.square(16, 3)))
 
 
 def test_orientation_six_matches_a_hand_computed_example() -> None:
@@ -189,14 +196,16 @@ def test_an_exif_segment_is_found_behind_others(before: bytes) -> None:
     content = saved(noise(16, 16), "JPEG")
     tag = segment(0xE1, b"Exif\0\0" + exif(6).tobytes().removeprefix(b"Exif\0\0"))
     late = content[:20] + before + tag + content[20:]  # the first 20 bytes are SOI and APP0
-    assert np.array_equal(decode(late, 16, 3), np.rot90(decode(content, 16, 3), -1, (1, 2)))
+    assert np.array_equal(
+        decode(late, Form.square(16, 3)), np.rot90(decode(content, Form.square(16, 3)), -1, (1, 2))
+    )
 
 
 def test_a_large_exif_segment_is_read() -> None:
     tags = exif(6)
     tags[0x010E] = "a long description " * 3000
     content = saved(noise(16, 16), "JPEG", exif=tags)
-    assert np.array_equal(decode(content, 16, 3), by_pillow(content, 16))
+    assert np.array_equal(decode(content, Form.square(16, 3)), by_pillow(content, 16))
 
 
 @pytest.mark.parametrize(
@@ -206,14 +215,17 @@ def test_a_large_exif_segment_is_read() -> None:
 def test_a_broken_exif_tag_is_ignored(tag: bytes) -> None:
     content = saved(noise(16, 16), "JPEG")
     assert np.array_equal(
-        decode(content[:20] + segment(0xE1, tag) + content[20:], 16, 3), decode(content, 16, 3)
+        decode(content[:20] + segment(0xE1, tag) + content[20:], Form.square(16, 3)),
+        decode(content, Form.square(16, 3)),
     )
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 99])
 def test_an_orientation_that_does_not_exist_changes_nothing(orientation: int) -> None:
     content = saved(noise(16, 16), "PNG", exif=exif(orientation))
-    assert np.array_equal(decode(content, 16, 3), np.asarray(noise(16, 16)).transpose(2, 0, 1))
+    assert np.array_equal(
+        decode(content, Form.square(16, 3)), np.asarray(noise(16, 16)).transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
@@ -224,21 +236,25 @@ def test_every_mode_of_a_png_gives_three_channels_and_one(mode: str) -> None:
         else smooth(9, 12).convert(mode)
     )
     content = saved(plain, "PNG")
-    assert decode(content, 16, 3).shape == (3, 16, 16)
-    assert decode(content, 16, 1).shape == (1, 16, 16)
+    assert decode(content, Form.square(16, 3)).shape == (3, 16, 16)
+    assert decode(content, Form.square(16, 1)).shape == (1, 16, 16)
 
 
 def test_sixteen_bit_grey_keeps_its_upper_eight_bits() -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (16, 16), np.uint16)
     for kind in ("PNG", "TIFF"):
         content = saved(Image.fromarray(values), kind)
-        assert np.array_equal(decode(content, 16, 1)[0], values // 256)
-        assert np.array_equal(decode(content, 16, 3), np.broadcast_to(values // 256, (3, 16, 16)))
+        assert np.array_equal(decode(content, Form.square(16, 1))[0], values // 256)
+        assert np.array_equal(
+            decode(content, Form.square(16, 3)), np.broadcast_to(values // 256, (3, 16, 16))
+        )
 
 
 def test_sixteen_bit_colour_keeps_its_upper_eight_bits() -> None:
     values = np.random.default_rng(0).integers(0, 2**16, (16, 16, 3), np.uint16)
-    assert np.array_equal(decode(png(values, 2), 16, 3), (values // 256).transpose(2, 0, 1))
+    assert np.array_equal(
+        decode(png(values, 2), Form.square(16, 3)), (values // 256).transpose(2, 0, 1)
+    )
 
 
 def test_transparent_pixels_lie_on_white_in_every_mode() -> None:
@@ -247,14 +263,14 @@ def test_transparent_pixels_lie_on_white_in_every_mode() -> None:
     rgba = Image.fromarray(np.dstack([opaque, np.where(clear, 0, 255)]).astype(np.uint8))
     expected = np.where(clear[..., None], 255, opaque).transpose(2, 0, 1)
     for kind, settings in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
-        assert np.array_equal(decode(saved(rgba, kind, **settings), 16, 3), expected)
+        assert np.array_equal(decode(saved(rgba, kind, **settings), Form.square(16, 3)), expected)
 
 
 def test_half_transparent_pixels_are_mixed_with_white() -> None:
     half = Image.new("RGBA", (4, 4), (200, 100, 0, 51))
-    assert decode(saved(half, "PNG"), 4, 3)[:, 0, 0].tolist() == [244, 224, 204]
+    assert decode(saved(half, "PNG"), Form.square(4, 3))[:, 0, 0].tolist() == [244, 224, 204]
     grey = Image.new("LA", (4, 4), (100, 51))
-    assert decode(saved(grey, "PNG"), 4, 1)[0, 0, 0] == 224
+    assert decode(saved(grey, "PNG"), Form.square(4, 1))[0, 0, 0] == 224
 
 
 def test_a_transparent_colour_of_a_palette_lies_on_white() -> None:
@@ -263,7 +279,8 @@ def test_a_transparent_colour_of_a_palette_lies_on_white() -> None:
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     colours = np.array([[10, 20, 30], [255, 255, 255], [70, 80, 90]], np.uint8)
     assert np.array_equal(
-        decode(saved(palette, "PNG", transparency=1), 4, 3), colours[indices].transpose(2, 0, 1)
+        decode(saved(palette, "PNG", transparency=1), Form.square(4, 3)),
+        colours[indices].transpose(2, 0, 1),
     )
 
 
@@ -278,14 +295,14 @@ def test_a_transparent_colour_of_a_palette_lies_on_white() -> None:
 def test_a_transparent_colour_without_a_palette_lies_on_white_too(
     pixels: Pixels, colour: int, key: bytes
 ) -> None:
-    assert set(decode(png(pixels, colour, (b"tRNS", key)), 4, 3).flat) == {255}
+    assert set(decode(png(pixels, colour, (b"tRNS", key)), Form.square(4, 3)).flat) == {255}
 
 
 def test_cmyk_comes_close_to_its_colours() -> None:
     image = smooth(16, 16)
     for kind in ("JPEG", "TIFF"):
         quality = {"quality": 95} if kind == "JPEG" else {}
-        pixels = decode(saved(image.convert("CMYK"), kind, **quality), 16, 3)
+        pixels = decode(saved(image.convert("CMYK"), kind, **quality), Form.square(16, 3))
         assert np.abs(pixels.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() <= 8
 
 
@@ -294,7 +311,7 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     settings = {"lossless": True} if kind == "WEBP" else {}
     content = saved(frames[0], kind, save_all=True, append_images=frames[1:], **settings)
-    assert decode(content, 8, 3)[:, 0, 0].tolist() == [255, 0, 0]
+    assert decode(content, Form.square(8, 3))[:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -302,13 +319,15 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
 def test_an_image_of_one_pixel_or_one_line_fills_the_square(
     size: tuple[int, int], kind: str
 ) -> None:
-    assert set(decode(saved(Image.new("RGB", size, (90, 90, 90)), kind), 16, 3).flat) == {90}
+    assert set(
+        decode(saved(Image.new("RGB", size, (90, 90, 90)), kind), Form.square(16, 3)).flat
+    ) == {90}
 
 
 def test_the_middle_of_a_wide_image_is_cropped() -> None:
     wide = np.zeros((4, 10, 3), np.uint8)
     wide[:, 3:7] = 200
-    assert set(decode(saved(Image.fromarray(wide), "PNG"), 4, 3).flat) == {200}
+    assert set(decode(saved(Image.fromarray(wide), "PNG"), Form.square(4, 3)).flat) == {200}
 
 
 @pytest.mark.parametrize(
@@ -342,7 +361,7 @@ def test_the_middle_of_a_wide_image_is_cropped() -> None:
 )
 def test_content_that_cannot_be_decoded_gets_a_short_reason(content: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason) as raised:
-        decode(content, 16, 3)
+        decode(content, Form.square(16, 3))
     assert len(str(raised.value)) < 200
     assert "0x" not in str(raised.value)  # no address in memory
 
@@ -358,7 +377,7 @@ def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str)
         for at in random.integers(0, len(content), 3):
             content[at] = random.integers(256)
         with suppress(UnreadableImage):
-            assert decode(bytes(content), 16, 3).shape == (3, 16, 16)
+            assert decode(bytes(content), Form.square(16, 3)).shape == (3, 16, 16)
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
@@ -366,7 +385,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
 ) -> None:
     monkeypatch.setattr("codegrid.data.decode.MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 2\^28"):
-        decode(saved(Image.new("L", (20, 10)), "PNG"), 16, 3)
+        decode(saved(Image.new("L", (20, 10)), "PNG"), Form.square(16, 3))
 
 
 TWELVE_BITS = PixelRules((0, 4095))
@@ -380,7 +399,7 @@ def test_twelve_bits_of_any_png_keep_their_upper_eight(
     values = np.random.default_rng(0).integers(0, 4096, (16, 16, *channels), np.uint16)
     if channels in ((2,), (4,)):
         values[..., -1] = 65_535  # opaque
-    pixels = decode(png(values, colour), 16, 3, TWELVE_BITS)
+    pixels = decode(png(values, colour), Form.square(16, 3), TWELVE_BITS)
     colours = values.reshape(16, 16, -1)[..., : 3 if channels in ((3,), (4,)) else 1] >> 4
     assert np.array_equal(pixels, np.broadcast_to(colours.transpose(2, 0, 1), (3, 16, 16)))
 
@@ -424,8 +443,8 @@ def test_sixteen_bit_planes_give_the_same_image_as_interleaved_pixels(
     settings = {"photometric": "rgb", "byteorder": byteorder, "extratags": tags}
     tifffile.imwrite(planes, values.transpose(2, 0, 1), planarconfig="separate", **settings)
     tifffile.imwrite(interleaved, values, **settings)
-    expected = decode(interleaved.getvalue(), 16, 3, rules)
-    assert np.array_equal(decode(planes.getvalue(), 16, 3, rules), expected)
+    expected = decode(interleaved.getvalue(), Form.square(16, 3), rules)
+    assert np.array_equal(decode(planes.getvalue(), Form.square(16, 3), rules), expected)
 
 
 @pytest.mark.parametrize(
@@ -450,15 +469,22 @@ def test_thirty_two_bits_are_read_by_the_range_of_their_dataset(
         content = buffer.getvalue()
     else:
         content = saved(Image.fromarray(values), "TIFF")
-    assert decode(content, 2, 1, PixelRules(value_range))[0].tolist() == expected
+    assert decode(content, Form.square(2, 1), PixelRules(value_range))[0].tolist() == expected
 
 
 def test_pixels_that_are_no_numbers_are_black_and_an_image_of_them_is_unreadable() -> None:
     values = np.array([[np.nan, 1], [0.5, -3.4e38]], np.float32)
     content = saved(Image.fromarray(values), "TIFF")
-    assert decode(content, 2, 1, PixelRules((0, 1)))[0].tolist() == [[0, 255], [128, 0]]
+    assert decode(content, Form.square(2, 1), PixelRules((0, 1)))[0].tolist() == [
+        [0, 255],
+        [128, 0],
+    ]
     with pytest.raises(UnreadableImage, match="no pixel is a number"):
-        decode(saved(Image.new("F", (4, 4), float("nan")), "TIFF"), 4, 1, PixelRules((0, 1)))
+        decode(
+            saved(Image.new("F", (4, 4), float("nan")), "TIFF"),
+            Form.square(4, 1),
+            PixelRules((0, 1)),
+        )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -468,14 +494,14 @@ def test_a_fourth_channel_that_is_ignored_changes_no_colour(mode: str) -> None:
     image = opaque.copy()
     image.putalpha(infrared)
     rules = PixelRules(FULL_16_BITS, "ignore")
-    expected = decode(saved(opaque, "PNG"), 16, 3)
-    assert np.array_equal(decode(saved(image, "PNG"), 16, 3, rules), expected)
-    assert not np.array_equal(decode(saved(image, "PNG"), 16, 3), expected)
+    expected = decode(saved(opaque, "PNG"), Form.square(16, 3))
+    assert np.array_equal(decode(saved(image, "PNG"), Form.square(16, 3), rules), expected)
+    assert not np.array_equal(decode(saved(image, "PNG"), Form.square(16, 3)), expected)
 
 
 def test_a_transparent_colour_is_no_fourth_channel() -> None:
     content = png(np.full((4, 4), 7, np.uint8), 0, (b"tRNS", struct.pack(">H", 7)))
-    assert set(decode(content, 4, 3, PixelRules(FULL_16_BITS, "ignore")).flat) == {255}
+    assert set(decode(content, Form.square(4, 3), PixelRules(FULL_16_BITS, "ignore")).flat) == {255}
 
 
 def test_heif_is_read_if_the_library_for_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,11 +513,13 @@ def test_heif_is_read_if_the_library_for_it_is_installed(monkeypatch: pytest.Mon
         register_heif.cache_clear()
         monkeypatch.setitem(sys.modules, "pillow_heif", installed)
         with pytest.raises(UnreadableImage, match="no image of a known format"):
-            decode(content, 4, 3)
+            decode(content, Form.square(4, 3))
         assert opened == expected
     register_heif.cache_clear()
 
 
-def test_to_square_takes_an_image_that_is_in_no_file() -> None:
+def test_to_form_takes_an_image_that_is_in_no_file() -> None:
     pixels = np.asarray(noise(16, 16))
-    assert np.array_equal(to_square(Image.fromarray(pixels), 16, 3), pixels.transpose(2, 0, 1))
+    assert np.array_equal(
+        to_form(Image.fromarray(pixels), Form.square(16, 3)), pixels.transpose(2, 0, 1)
+    )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from codegrid.data.endings import IMAGE_SUFFIXES
 from codegrid.data.folder import Folder, find_images, open_class_folders
+from codegrid.data.form import Form
 from codegrid.data.labels import SORTED
 from codegrid.engine.errors import InputError
 from tests.helpers.images import make_images
@@ -399,14 +400,18 @@ def test_a_linked_class_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "root" / "dogs").symlink_to(tmp_path / "elsewhere")
     files = open_class_folders(tmp_path / "root")
     assert files.classes == ["cats", "dogs"]
-    assert files.read_image(1, 8, 3)[1] == 1
+    assert files.read_image(1, Form.square(8, 3))[1] == 1
 
 
 def test_a_linked_image_is_read(tmp_path: Path) -> None:
     save(tmp_path, "elsewhere/1.png")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "elsewhere" / "1.png")
-    assert open_class_folders(tmp_path / "root").read_image(0, 8, 3)[0].shape == (3, 8, 8)
+    assert open_class_folders(tmp_path / "root").read_image(0, Form.square(8, 3))[0].shape == (
+        3,
+        8,
+        8,
+    )
 
 
 def test_a_link_next_to_its_target_does_not_take_its_images(tmp_path: Path) -> None:

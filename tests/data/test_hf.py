@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from codegrid.data.decode import UnreadableImage
+from codegrid.data.form import Form
 from codegrid.data.hf import HF, HubStream, StreamOrder, read_content
 from codegrid.data.labels import SORTED
 from codegrid.engine.errors import InputError
@@ -263,7 +264,7 @@ def test_a_stream_continues_to_read_and_does_not_restart_for_each_batch(
     mixed = source._mix_epoch
     source._mix_epoch = lambda line: begun.append(line) or mixed(line)  # type: ignore[method-assign,func-returns-value]
     for batch in islice(StreamOrder(N, 5, 0, start=3), 8):
-        source.read_batch(batch, 8, 3)
+        source.read_batch(batch, Form.square(8, 3))
     assert begun == [1, 2]
 
 
@@ -275,7 +276,7 @@ def test_a_stream_does_not_decode_rows_that_it_skips(
         "codegrid.data.hf.decode",
         lambda *which: decoded.append(which) or np.zeros((3, 8, 8), np.uint8),
     )
-    make(**STREAM).source("train").read_image(N + 30, 8, 3)
+    make(**STREAM).source("train").read_image(N + 30, Form.square(8, 3))
     assert len(decoded) == 1
 
 
@@ -284,8 +285,8 @@ def test_a_source_can_be_sent_to_another_process(
     make: Callable[..., HF], how: dict[str, Any]
 ) -> None:
     source = make(**how).source("train")
-    before, _ = source.read_image(5, 8, 3)
-    after, _ = pickle.loads(pickle.dumps(source)).read_image(5, 8, 3)
+    before, _ = source.read_image(5, Form.square(8, 3))
+    after, _ = pickle.loads(pickle.dumps(source)).read_image(5, Form.square(8, 3))
     assert np.array_equal(before, after)
 
 
@@ -649,12 +650,12 @@ def test_a_stream_that_breaks_while_it_is_read_is_named(
         raise Odd("the server went away")
 
     monkeypatch.setattr(type(rows), "iter", break_off)
-    source.read_image(0, 8, 3)
+    source.read_image(0, Form.square(8, 3))
     with pytest.raises(
         InputError,
         match=r"data.path=parquet train can't be read any further \(Odd: the server went away\)",
     ):
-        source.read_image(N - 1, 8, 3)
+        source.read_image(N - 1, Form.square(8, 3))
 
 
 def test_a_row_that_the_library_can_t_read_is_an_unreadable_image(
@@ -670,7 +671,7 @@ def test_a_row_that_the_library_can_t_read_is_an_unreadable_image(
         return read(self, index)
 
     monkeypatch.setattr(type(rows), "__getitem__", fail_at_four)
-    _, _, faults = source.read_batch([3, 4, 5], 8, 3)
+    _, _, faults = source.read_batch([3, 4, 5], Form.square(8, 3))
     assert faults == {1: "Odd: a page is missing"}
     assert source.image_name(4) == "image 4"
 

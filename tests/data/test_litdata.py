@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from codegrid.data.decode import UnreadableImage
+from codegrid.data.form import Form
 from codegrid.data.labels import SORTED
 from codegrid.data.litdata import LitData, ShardSource, to_pixels
 from codegrid.data.order import BatchOrder
@@ -204,7 +205,7 @@ def test_a_recently_used_shard_is_not_deleted(
     )
     source = make(URL.format(shards), local_cache=2 * size / 1e9).source("train")
     for index in (0, 4, 1, 8):  # shards 0, 1, 0 again, 2
-        source.read_image(index, 8, 3)
+        source.read_image(index, Form.square(8, 3))
     assert isinstance(source.whole, ShardSource)  # type: ignore[attr-defined]
     assert sorted(file.name for file in source.whole.folder.glob("*.bin")) == [
         "chunk-0-0.bin",
@@ -305,7 +306,7 @@ def test_a_shard_that_is_gone_is_named(broken: Path, make: Callable[..., LitData
     data = make(broken, on_error="skip")
     (broken / "chunk-0-1.bin").unlink()
     with pytest.raises(InputError, match=r"the shard .*chunk-0-1.bin is missing or cut off"):
-        data.source("train").read_image(4, 8, 3)
+        data.source("train").read_image(4, Form.square(8, 3))
 
 
 def test_settings_that_cannot_work_are_refused(
@@ -346,7 +347,7 @@ def test_settings_that_cannot_work_are_refused(
         InputError,
         match=r"data.label=label must be the numbers of classes, not 'cat'; use data.label=null",
     ):
-        make(text, n_val=1).source("train").read_image(0, 8, 3)
+        make(text, n_val=1).source("train").read_image(0, Form.square(8, 3))
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(InputError, match=r"an index.json that is not litdata's"):
         make(tmp_path).prepare_data()

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from codegrid.data.decode import UnreadableImage
 from codegrid.data.folder import open_class_folders
+from codegrid.data.form import Form
 from codegrid.data.source import FileSource, Source, SourceSubset, hold_out
 from codegrid.engine.errors import InputError
 
@@ -20,14 +21,14 @@ class Counting(Source):
         super().__init__(n, {"counting": n})
         self.broken, self.shard_sizes = broken, shard_sizes
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
         if index in self.broken:
             raise UnreadableImage(f"{index} is broken")
-        return np.full((channels, side, side), index, np.uint8), 10 * index
+        return np.full(form.shape, index, np.uint8), 10 * index
 
 
 def test_a_batch_has_each_image_and_label_in_its_place() -> None:
-    images, labels, faults = Counting(9).read_batch([5, 2, 5], 4, 1)
+    images, labels, faults = Counting(9).read_batch([5, 2, 5], Form.square(4, 1))
     assert images.shape == (3, 1, 4, 4)
     assert images[:, 0, 0, 0].tolist() == [5, 2, 5]
     assert labels.tolist() == [50, 20, 50]
@@ -35,14 +36,14 @@ def test_a_batch_has_each_image_and_label_in_its_place() -> None:
 
 
 def test_a_broken_image_is_black_without_a_label_and_reported_by_its_place() -> None:
-    images, labels, faults = Counting(9, broken=(2,)).read_batch([1, 2, 3], 4, 3)
+    images, labels, faults = Counting(9, broken=(2,)).read_batch([1, 2, 3], Form.square(4, 3))
     assert images[:, 0, 0, 0].tolist() == [1, 0, 3]
     assert labels.tolist() == [10, -1, 30]
     assert faults == {1: "2 is broken"}
 
 
 def test_an_empty_batch_is_empty() -> None:
-    images, labels, faults = Counting(9).read_batch([], 4, 3)
+    images, labels, faults = Counting(9).read_batch([], Form.square(4, 3))
     assert (images.shape, labels.shape, faults) == ((0, 3, 4, 4), (0,), {})
 
 
@@ -50,7 +51,7 @@ def test_a_subset_reads_from_the_whole_by_its_own_indices() -> None:
     subset = SourceSubset(Counting(9, broken=(7,)), np.array([3, 7, 8]))
     assert len(subset) == 3
     assert subset.image_name(2) == "image 8"
-    images, labels, faults = subset.read_batch([2, 1, 0], 4, 1)
+    images, labels, faults = subset.read_batch([2, 1, 0], Form.square(4, 1))
     assert images[:, 0, 0, 0].tolist() == [8, 0, 3]
     assert labels.tolist() == [80, -1, 30]
     assert list(faults) == [1]
@@ -89,7 +90,9 @@ def test_a_subset_of_files_holds_the_same_files(photos: Path) -> None:
     assert subset.files == [whole.files[3], whole.files[9]]
     assert subset.labels == [0, 1]
     assert subset.stamps == [whole.stamps[3], whole.stamps[9]]
-    assert np.array_equal(subset.read_image(1, 8, 3)[0], whole.read_image(9, 8, 3)[0])
+    assert np.array_equal(
+        subset.read_image(1, Form.square(8, 3))[0], whole.read_image(9, Form.square(8, 3))[0]
+    )
 
 
 def test_the_same_files_have_the_same_key(photos: Path) -> None:
@@ -128,20 +131,20 @@ def test_a_deleted_file_is_reported(photos: Path) -> None:
     files = open_class_folders(photos)
     files.files[0].unlink()
     with pytest.raises(UnreadableImage, match="No such file"):
-        files.read_image(0, 8, 3)
+        files.read_image(0, Form.square(8, 3))
 
 
 def test_an_emptied_file_is_reported(photos: Path) -> None:
     files = open_class_folders(photos)
     files.files[0].write_bytes(b"")
     with pytest.raises(UnreadableImage, match="empty file"):
-        files.read_image(0, 8, 3)
+        files.read_image(0, Form.square(8, 3))
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UnreadableImage, match="empty file"):
-        open_class_folders(tmp_path).read_image(0, 8, 3)
+        open_class_folders(tmp_path).read_image(0, Form.square(8, 3))
 
 
 @pytest.mark.parametrize("how", ["random", "last"])

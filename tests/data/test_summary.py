@@ -11,6 +11,7 @@ from PIL import Image
 
 from codegrid.data.decode import open_image
 from codegrid.data.folder import Folder
+from codegrid.data.form import Form
 from codegrid.data.shapes import Shapes
 from codegrid.data.source import Source
 from codegrid.data.summary import SPLIT_NAME
@@ -274,7 +275,7 @@ def test_files_that_are_no_images_or_are_gone_do_not_end_a_survey(root: Path) ->
 
 def test_a_source_without_files_has_no_facts() -> None:
     class Drawn(Source):
-        def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
-            return np.zeros((channels, side, side), np.uint8), 0
+        def read_image(self, index: int, form: Form) -> tuple[Any, int]:
+            return np.zeros(form.shape, np.uint8), 0
 
     assert survey_sources([Drawn(5, "drawn")]).facts == []

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from codegrid.data.form import Form
 from codegrid.data.source import Source
 from tests.helpers.parts import make
 from tests.helpers.ranks import run_both_ranks
@@ -140,8 +141,8 @@ def planted(folder: Path) -> dict[str, Any]:
 
 
 class Copies(Grain):
-    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
-        return super().read_image(0, side, channels)
+    def read_image(self, index: int, form: Form) -> tuple[Any, int]:
+        return super().read_image(0, form)
 
 
 class Same(Noise):

@@ -13,6 +13,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import get_worker_info
 
+from codegrid.data.form import Form
 from codegrid.data.source import Source
 from codegrid.engine.callbacks import signals as signals_module
 from codegrid.engine.callbacks.checkpointing import Checkpoints
@@ -137,13 +138,13 @@ class Stuck(Source):
         self.number = number
         self.delay = delay
 
-    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
+    def read_image(self, index: int, form: Form) -> tuple[Any, int]:
         self.readable -= 1
         if self.readable < 0:
             program = os.getppid() if get_worker_info() else os.getpid()
             threading.Timer(self.delay, os.kill, (program, self.number)).start()
             time.sleep(600)
-        return np.full((channels, side, side), index, np.uint8), 0
+        return np.full(form.shape, index, np.uint8), 0
 
 
 class StuckImages(Noise):

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.form import Form
 from codegrid.data.source import Source
 from codegrid.engine.clock import Budget, Schedule
 from tests.helpers.images import image_settings
@@ -29,8 +30,8 @@ from vqgan.tokenizer import Tokenizer
 
 
 class Grain(Source):
-    def read_image(self, index: int, side: int, channels: int) -> tuple[Any, int]:
-        return np.random.default_rng(index).integers(0, 256, (channels, side, side), np.uint8), 0
+    def read_image(self, index: int, form: Form) -> tuple[Any, int]:
+        return np.random.default_rng(index).integers(0, 256, form.shape, np.uint8), 0
 
 
 class Noise(ImageDataModule):

@@ -59,7 +59,7 @@ def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> N
     assert torch.equal(encoded[0, 0], t.indices(data.preprocess(uint8(data))))
     corners = torch.from_numpy((np.random.default_rng(0).random((2, 24, 2)) * 5).astype(int))
     for crop in (0, 1):
-        x = data.preprocess(crop_at(uint8(data), corners[crop], 16))
+        x = data.preprocess(crop_at(uint8(data), corners[crop], (16, 16)))
         assert torch.equal(encoded[1 + crop, 0], t.indices(x))
         assert torch.equal(encoded[1 + crop, 1], t.indices(x.flip(3)))
     assert not torch.equal(corners[0], corners[1])

@@ -3,6 +3,7 @@
 from torch import nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.discriminators.base import Layered, layer
 from vqgan.networks.blocks import add_spectral_norm
 
@@ -14,11 +15,12 @@ class Fine(Layered):
     3x3 convolutions at half and a quarter of the resolution; `spectral` norm on every convolution instead of GroupNorm.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int, spectral: bool) -> None:
+    def __init__(self, image_size: SizeSetting, channels: int, width: int, spectral: bool) -> None:
         super().__init__()
-        if image_size % 4:
+        size = check_size("data.image_size", image_size, "pixel")
+        if size[0] % 4 or size[1] % 4:
             raise InputError(
-                f"data.image_size={image_size} is not divisible by 4, as loss/discriminator=fine needs; use patch there"
+                f"data.image_size={write_size(size)} is not divisible by 4, as loss/discriminator=fine needs; use patch there"
             )
         check_int("loss.discriminator.width", width, 1, "channels")
         self.blocks = nn.ModuleList(

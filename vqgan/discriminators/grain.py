@@ -3,6 +3,7 @@
 from torch import nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.discriminators.base import Layered, layer
 from vqgan.networks.blocks import add_spectral_norm
 
@@ -19,11 +20,12 @@ class Grain(Layered):
     (Miyato et al. 2018), because GroupNorm would see the whole image.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int, patch: int) -> None:
+    def __init__(self, image_size: SizeSetting, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        if image_size % 2:
+        size = check_size("data.image_size", image_size, "pixel")
+        if size[0] % 2 or size[1] % 2:
             raise InputError(
-                f"data.image_size={image_size} is odd, and loss/discriminator=grain sees 2x2 pixels at once; use patch there"
+                f"data.image_size={write_size(size)} is odd, and loss/discriminator=grain sees 2x2 pixels at once; use patch there"
             )
         check_int("loss.discriminator.width", width, 1, "channels")
         if not isinstance(patch, int) or patch < 6 or patch % 4 != 2:

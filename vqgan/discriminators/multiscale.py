@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting, check_size
 from vqgan.discriminators.base import Judgement, stack_logits
 from vqgan.discriminators.patch import PatchGAN, least_size
 
@@ -16,12 +17,21 @@ class MultiScale(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, channels: int, scales: int, width: int, depth: int, spectral: bool
+        self,
+        image_size: SizeSetting,
+        channels: int,
+        scales: int,
+        width: int,
+        depth: int,
+        spectral: bool,
     ) -> None:
         super().__init__()
         check_int("loss.discriminator.scales", scales, 1)
         check_int("loss.discriminator.depth", depth, 1, "halvings")
-        coarsest, least = image_size // 2 ** (scales - 1), least_size(depth)
+        coarsest, least = (
+            min(check_size("data.image_size", image_size, "pixel")) // 2 ** (scales - 1),
+            least_size(depth),
+        )
         if coarsest < least:
             raise InputError(
                 f"data.image_size={image_size} leaves {coarsest} pixels at scale {scales} of loss/discriminator=multiscale, where "

@@ -3,6 +3,7 @@
 from torch import nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting, check_size
 from vqgan.discriminators.base import Layered, layer
 from vqgan.networks.blocks import add_spectral_norm
 
@@ -21,12 +22,14 @@ class PatchGAN(Layered):
         width: int,
         depth: int,
         spectral: bool,
-        image_size: int | None = None,
+        image_size: SizeSetting | None = None,
     ) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         check_int("loss.discriminator.depth", depth, 1, "halvings")
-        if image_size is not None and image_size < least_size(depth):
+        if image_size is not None and min(
+            check_size("data.image_size", image_size, "pixel")
+        ) < least_size(depth):
             raise InputError(
                 f"data.image_size={image_size} is too small for loss.discriminator.depth={depth}, which needs {least_size(depth)}; "
                 "use a smaller depth, or loss/discriminator=fine"

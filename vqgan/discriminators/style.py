@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.discriminators.base import Judgement
 from vqgan.networks.encoder import plan_widths
 
@@ -20,22 +21,30 @@ class Style(nn.Module):
     first.
     """
 
-    def __init__(self, image_size: int, channels: int, width: int, max_width_mult: int) -> None:
+    def __init__(
+        self, image_size: SizeSetting, channels: int, width: int, max_width_mult: int
+    ) -> None:
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         check_int("loss.discriminator.max_width_mult", max_width_mult, 1, "times the width")
-        halvings = max(image_size // 4, 1).bit_length() - 1
-        if image_size != 4 * 2**halvings:
+        size = check_size("data.image_size", image_size, "pixel")
+        halvings = max(min(size) // 4, 1).bit_length() - 1
+        fitting = tuple(max(side >> halvings, 4) << halvings for side in size)
+        if min(size) != 4 << halvings or size != fitting:
+            nearest = [4 << halvings if side == min(size) else side for side in fitting]
             raise InputError(
-                f"data.image_size={image_size} is no power of two from 4 on, as loss/discriminator=style needs; "
-                f"use data.image_size={4 * 2**halvings} or loss/discriminator=patch"
+                f"data.image_size={write_size(size)} is no power of two from 4 on, as loss/discriminator=style needs of the "
+                f"shorter side, with the longer one as often divisible by 2; use data.image_size={write_size(nearest)} or "
+                "loss/discriminator=patch"
             )
         levels = plan_widths(width, [2] * (halvings + 1), max_width_mult)
         deepest = levels[-1]
         self.first = Equalised(channels, width, 1)
         self.blocks = nn.ModuleList([StyleBlock(a, b) for a, b in pairwise(levels)])
         self.conv = Equalised(deepest + 1, deepest, 3, padding=1)
-        self.dense = Equalised(deepest, deepest, 4)  # the fully connected layer over 4x4 pixels
+        self.dense = Equalised(
+            deepest, deepest, (size[0] >> halvings, size[1] >> halvings)
+        )  # the fully connected layer over what is left, 4x4 pixels of a square
         self.last = Equalised(deepest, 1, 1)
 
     def forward(self, x: Tensor) -> Judgement:
@@ -71,7 +80,7 @@ class Equalised(nn.Conv2d):
         self,
         inner: int,
         outer: int,
-        kernel: int,
+        kernel: int | Size,
         stride: int = 1,
         padding: int = 0,
         bias: bool = True,
@@ -80,7 +89,7 @@ class Equalised(nn.Conv2d):
         nn.init.normal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.scale = (inner * kernel**2) ** -0.5
+        self.scale = self.weight[0].numel() ** -0.5
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight * self.scale, self.bias)

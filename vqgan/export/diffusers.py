@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import to_setting
 from vqgan.export.base import Example, Exporter, compare_graphs, to_json
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.diffusers import PARTS, list_sizes, name_diffusers_layer
@@ -161,7 +162,7 @@ def describe_vqmodel(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> dict[s
         "norm_type": "spatial" if isinstance(tokenizer.decoder, SpatialDecoder) else "group",
         "num_vq_embeddings": K,
         "vq_embed_dim": dim,
-        "sample_size": tokenizer.encoder.image_size,
+        "sample_size": to_setting(tokenizer.encoder.image_size),
         # aMUSEd's mark of a model whose images are in [0, 1], by which stage=import knows it.
         "lookup_from_codebook": tuple(tokenizer.pixels) == (0, 1),
         **list_sizes(encoder, decoder),

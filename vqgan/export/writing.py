@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from codegrid.engine.folder import CONFIG, METRICS, write_config, write_metrics
+from codegrid.engine.sizes import to_setting
 from codegrid.engine.version import FORMAT, STAMP, VERSION
 from vqgan.export.base import Exporter, make_examples, serves_any_size, to_json
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
@@ -67,7 +68,7 @@ def describe_tokenizer(
         "_class_name": CLASS_NAME,
         STAMP: {"version": VERSION, "format": FORMAT},
         "id": origin.config.get("id"),
-        "image_size": tokenizer.encoder.image_size,
+        "image_size": to_setting(tokenizer.encoder.image_size),
         "channels": tokenizer.encoder.channels,
         "any_size": serves_any_size(tokenizer),
         "grid": list(tokenizer.grid),
@@ -82,13 +83,14 @@ def describe_tokenizer(
 
 def describe_images_for(tokenizer: Tokenizer, data: Mapping[str, Any]) -> dict[str, Any]:
     """How a picture becomes the tokenizer's input, in the words of the hub's image processors."""
-    size, channels = tokenizer.encoder.image_size, tokenizer.encoder.channels
+    (height, width), channels = tokenizer.encoder.image_size, tokenizer.encoder.channels
+    size = min(height, width)
     is_random = data.get("crop") == "random"  # the centre of a somewhat larger picture then
     return {
         "size": {
             "shortest_edge": data.get("resize") or (round(size * 9 / 8) if is_random else size)
         },
-        "crop_size": {"height": size, "width": size},
+        "crop_size": {"height": height, "width": width},
         "channels": channels,
         "range": [-1, 1],
         "do_convert_rgb": channels == 3,

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from codegrid.engine.sizes import Size
+
 
 @dataclass(frozen=True)
 class PublicFile:
@@ -33,14 +35,14 @@ class PublicFile:
 class Choices:
     """What the command says of a file that its weights can't tell; None where it says nothing.
 
-    image_size    pixels a side of the images that it is going to serve
+    image_size    pixels of the rows and columns of the images that it is going to serve
     channels      of these images; None: those of the weights
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
     score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
     """
 
-    image_size: int
+    image_size: Size
     channels: int | None
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None

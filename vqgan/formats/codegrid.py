@@ -5,6 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import check_size, write_size
 from codegrid.engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
@@ -27,8 +28,9 @@ class CodegridFormat(Format):
         check_format(file.source, Stamp.read(facts[STAMP]))
         check_fit(file.source, facts, choices)
         model = deepcopy(dict(facts["model"]))
+        before = check_size("image_size", facts["image_size"], "pixel")
         for settings in (model, model["encoder"], model["decoder"]):
-            scale_settings(settings, SIZED, choices.image_size, facts["image_size"])
+            scale_settings(settings, SIZED, choices.image_size, before)
         weights = {name for name, value in file.tensors.items() if value.is_floating_point()}
         counters = file.tensors.keys() - weights
         return Plan(
@@ -41,15 +43,17 @@ class CodegridFormat(Format):
 
 def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
     """Raise InputError for images that an exported tokenizer doesn't take, and for choices that it leaves nobody."""
-    channels, size, f = facts["channels"], facts["image_size"], facts["f"]
+    channels, f = facts["channels"], facts["f"]
+    size = check_size("image_size", facts["image_size"], "pixel")
+    wanted = choices.image_size
     if choices.channels not in (None, channels):
         raise InputError(
             f"data.channels={choices.channels}, and {source} is for images of {channels}; use data.channels={channels}"
         )
-    if choices.image_size % f or (choices.image_size != size and not facts["any_size"]):
-        sizes = f"a multiple of {f}" if facts["any_size"] else f"{size}"
+    if wanted[0] % f or wanted[1] % f or (wanted != size and not facts["any_size"]):
+        sizes = f"a multiple of {f}" if facts["any_size"] else write_size(size)
         raise InputError(
-            f"data.image_size={choices.image_size}, and {source} takes {sizes}; use data.image_size={size}"
+            f"data.image_size={write_size(wanted)}, and {source} takes {sizes}; use data.image_size={write_size(size)}"
         )
     chosen = {
         "pixels": choices.pixels,

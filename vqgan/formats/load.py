@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vqgan.formats
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import SizeSetting, check_size
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
@@ -31,7 +32,7 @@ class Imported:
 
 
 def make_choices(
-    image_size: int, channels: int | None, pixels: Any, cosine: Any, score: Any
+    image_size: SizeSetting, channels: int | None, pixels: Any, cosine: Any, score: Any
 ) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
@@ -43,7 +44,9 @@ def make_choices(
         raise InputError(f"quantizer.cosine={cosine} must be true or false")
     if score not in (None, *CODE_SCORES):
         raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
-    return Choices(image_size, channels, pixels, cosine, score)
+    return Choices(
+        check_size("data.image_size", image_size, "pixel"), channels, pixels, cosine, score
+    )
 
 
 def load_public(file: PublicFile, choices: Choices) -> Imported:

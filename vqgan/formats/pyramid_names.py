@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import Size, round_to_multiples, to_setting, write_size
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.pyramid import Place, PyramidDecoder, PyramidEncoder
@@ -91,15 +92,18 @@ class SideSizes:
         """Sizes by a format's own words for them: {"ch": "width"} gives {"ch": 128}."""
         return {word: getattr(self, name) for word, name in words.items()}
 
-    def describe(self, image_size: int) -> dict[str, Any]:
+    def describe(self, image_size: Size) -> dict[str, Any]:
         """The settings that PyramidEncoder and PyramidDecoder of these sizes share, but for depth."""
         settings: dict[str, Any] = {
-            "image_size": image_size,
+            "image_size": to_setting(image_size),
             "channels": self.channels,
-            "grid": image_size // self.f,
+            "grid": to_setting((image_size[0] // self.f, image_size[1] // self.f)),
             "width": self.width,
             "mults": self.mults,
-            "attention": [image_size >> level for level in self.attention],
+            "attention": [
+                to_setting((image_size[0] >> level, image_size[1] >> level))
+                for level in self.attention
+            ],
             "z_channels": self.z_channels,
             "middle_attention": self.middle_attention,
             "resample_conv": self.resample_conv,
@@ -197,16 +201,20 @@ def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], 
         raise InputError(
             f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; {remedy}"
         )
-    if choices.image_size % f:
-        below = choices.image_size // f * f
-        sizes = " or ".join(str(size) for size in (below, below + f) if size)
+    size = choices.image_size
+    if size[0] % f or size[1] % f:
+        sizes = " or ".join(map(write_size, round_to_multiples(size, f)))
         raise InputError(
-            f"data.image_size={choices.image_size} is not divisible by f={f} of {file.source}; use data.image_size={sizes}"
+            f"data.image_size={write_size(size)} is not divisible by f={f} of {file.source}; use data.image_size={sizes}"
         )
 
 
 def describe_pyramid(
-    encoder: SideSizes, decoder: SideSizes, image_size: int, pixels: tuple[int, int], **options: Any
+    encoder: SideSizes,
+    decoder: SideSizes,
+    image_size: Size,
+    pixels: tuple[int, int],
+    **options: Any,
 ) -> dict[str, Any]:
     """The `model` group of a pyramid of these sizes; `options` are settings of both its networks."""
     into = {**encoder.describe(image_size), **options}

@@ -8,6 +8,7 @@ from codegrid.engine.checkpoint import make_header, save_atomically
 from codegrid.engine.console import log_line
 from codegrid.engine.folder import LAST
 from codegrid.engine.program import PROGRAM
+from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 from vqgan.formats.files import Contents
 from vqgan.formats.load import Imported
@@ -27,7 +28,7 @@ def describe_import(contents: Contents, imported: Imported, preview: Preview) ->
     tokenizer, quantizer = imported.tokenizer, imported.tokenizer.quantizer
     h, w = tokenizer.grid
     size = tokenizer.encoder.image_size
-    codes = f"{h}x{w} for images of {size} pixels, {quantizer.bits:.4g} bits each"
+    codes = f"{h}x{w} for images of {write_size(size)} pixels, {quantizer.bits:.4g} bits each"
     ignored = [f"{what} ({n:,} tensors)" for what, n in contents.ignored.items()]
     return {
         "format": imported.title,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from codegrid.engine.sizes import Size
 from vqgan.formats.pyramid_names import (
     NameStyle,
     SideSizes,
@@ -33,7 +34,7 @@ class SpatialStyle(NameStyle):
 def describe_spatial(
     encoder: SideSizes,
     decoder: SideSizes,
-    image_size: int,
+    image_size: Size,
     pixels: tuple[int, int],
     groups: int,
     dim: int,

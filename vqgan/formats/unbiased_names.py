@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import Size, to_setting
 from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.public_config import check_config
 from vqgan.formats.pyramid_names import (
@@ -57,7 +58,8 @@ def describe_unbiased(
     f = encoder.f
     check_images(file, choices, (encoder.channels, decoder.channels), f)
     check_config(file, config, encoder.in_words(words))
-    sides = [describe_side(file, sizes, choices.image_size // f, f) for sizes in (encoder, decoder)]
+    grid = (choices.image_size[0] // f, choices.image_size[1] // f)
+    sides = [describe_side(file, sizes, grid, f) for sizes in (encoder, decoder)]
     with torch.device("meta"):
         built = networks[0](**sides[0]), networks[1](**sides[1])
     shared = {key: sides[0][key] for key in ("grid", "width", "mults", "depth", "z_channels")}
@@ -67,7 +69,7 @@ def describe_unbiased(
     return model, name_weights(*built, style)
 
 
-def describe_side(file: PublicFile, sizes: SideSizes, grid: int, f: int) -> dict[str, Any]:
+def describe_side(file: PublicFile, sizes: SideSizes, grid: Size, f: int) -> dict[str, Any]:
     """The settings of one network. Raises InputError for widths that its code can't make."""
     if any(width % sizes.width for width in sizes.widths):
         raise InputError(
@@ -75,9 +77,9 @@ def describe_side(file: PublicFile, sizes: SideSizes, grid: int, f: int) -> dict
             f"{sizes.width}, the channels of its first layer; the file is of another kind than its names say"
         )
     return {
-        "image_size": grid * f,
+        "image_size": to_setting((grid[0] * f, grid[1] * f)),
         "channels": sizes.channels,
-        "grid": grid,
+        "grid": to_setting(grid),
         "width": sizes.width,
         "mults": [width // sizes.width for width in sizes.widths],
         "depth": sizes.blocks,

@@ -6,11 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
+
+RESOLUTIONS = ("attention",)  # settings that list sizes
+
 
 class ImageEncoder(nn.Module, ABC):
-    """(B, channels, image_size, image_size) in [-1, 1] -> (B, out_channels, h, w).
+    """(B, channels, *image_size) in [-1, 1] -> (B, out_channels, *grid).
 
-    grid           (h, w)
+    image_size     (rows, columns) of pixels
+    grid           (rows, columns) of codes
     f              pixels per grid position, in each direction
     exit_kernel    side of the convolution that leads from its output to z_e; 0: its output is z_e
     layers         the part that takes most of the time, for torch.compile
@@ -22,10 +28,10 @@ class ImageEncoder(nn.Module, ABC):
     exit_kernel = 1
     sized_settings: tuple[str, ...] = ()
 
-    image_size: int
+    image_size: Size
     channels: int
     out_channels: int
-    grid: tuple[int, int]
+    grid: Size
     f: int
     layers: nn.Module
 
@@ -34,7 +40,7 @@ class ImageEncoder(nn.Module, ABC):
 
 
 class ImageDecoder(nn.Module, ABC):
-    """(B, in_channels, h, w) -> (B, channels, image_size, image_size), about [-1, 1] but not bounded.
+    """(B, in_channels, *grid) -> (B, channels, *image_size), about [-1, 1] but not bounded.
 
     entry_kernel    side of the convolution that leads from z_q to its input; 0: its input is z_q
     layers          the part that takes most of the time, for torch.compile
@@ -54,12 +60,43 @@ class ImageDecoder(nn.Module, ABC):
     def forward(self, h: Tensor) -> Tensor: ...
 
 
-def scale_settings(settings: dict[str, Any], names: Sequence[str], size: int, before: int) -> None:
-    """Multiply settings that count pixels or codes a side by size / before, in place. Of a list, the sides that this leaves
-    whole stay: the others are of no resolution of the network."""
+def measure_f(image_size: SizeSetting, grid: SizeSetting) -> int:
+    """Pixels per grid position, the same in both directions. Raises InputError unless the grid divides the image."""
+    size = check_size("data.image_size", image_size, "pixel")
+    codes = check_size("model.grid", grid, "code")
+    f = size[0] // codes[0]
+    if size == (codes[0] * f, codes[1] * f):
+        return f
+    divisors = [n for n in range(1, min(size) + 1) if size[0] % n == 0 == size[1] % n]
+    best = min(divisors, key=lambda n: (abs(size[0] // n - codes[0]), abs(size[1] // n - codes[1])))
+    wanted = max(round(size[0] / codes[0]), 1)
+    raise InputError(
+        f"data.image_size={write_size(size)} is not model.grid={write_size(codes)} times one whole number; "
+        f"use model.grid={write_size([side // best for side in size])} or "
+        f"data.image_size={write_size([side * wanted for side in codes])}"
+    )
+
+
+def scale_settings(
+    settings: dict[str, Any], names: Sequence[str], size: Size, before: Size
+) -> None:
+    """Change settings that count pixels or codes a side as the images' size changes, in place. Of a list of resolutions, those
+    whose sides stay whole numbers stay: the others are of no resolution of the network."""
     for name in names:
         sides = settings.get(name)
-        if isinstance(sides, list | tuple):
-            settings[name] = [n * size // before for n in sides if n * size % before == 0]
-        elif isinstance(sides, int):
-            settings[name] = sides * size // before
+        if name in RESOLUTIONS:
+            scaled = [scale_size(each, size, before) for each in sides or ()]
+            settings[name] = [each for each in scaled if each is not None]
+        elif sides is not None and (scaled_size := scale_size(sides, size, before)) is not None:
+            settings[name] = scaled_size
+
+
+def scale_size(sides: SizeSetting, size: Size, before: Size) -> int | list[int] | None:
+    """A size, of pixels or of codes, as large a part of images of `size` as it is of those `before`; None if it isn't whole."""
+    pair = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    if isinstance(sides, int) and before[0] != before[1]:  # the shorter side of a rectangle
+        pair = tuple(sides * side // min(before) for side in before)
+    if any(n * new % old for n, new, old in zip(pair, size, before, strict=True)):
+        return None
+    scaled = [n * new // old for n, new, old in zip(pair, size, before, strict=True)]
+    return scaled[0] if scaled[0] == scaled[1] else scaled

@@ -3,13 +3,14 @@
 from torch import Tensor, nn
 
 from codegrid.engine.errors import check_int
+from codegrid.engine.sizes import SizeSetting
 from vqgan.networks.base import ImageDecoder
 from vqgan.networks.blocks import ResBlock, Up, group_norm, zero_init
 from vqgan.networks.encoder import plan_downsampling, plan_widths
 
 
 class Decoder(ImageDecoder):
-    """(B, in_channels, grid, grid) -> (B, channels, image_size, image_size), unbounded.
+    """(B, in_channels, *grid) -> (B, channels, *image_size), unbounded.
 
     `last` is its last convolution. Where the stem takes 4 x 4 pixels at once, they are decoded in two steps with a
     nonlinearity in between, because single pixels (edges, grain) are no linear function of the features of a position.
@@ -20,9 +21,9 @@ class Decoder(ImageDecoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         depth: int,
         stem: int,

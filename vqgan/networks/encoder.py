@@ -2,28 +2,19 @@
 
 from torch import Tensor, nn
 
-from codegrid.engine.errors import InputError, check_int
-from vqgan.networks.base import ImageEncoder
+from codegrid.engine.errors import check_int
+from codegrid.engine.sizes import SizeSetting, check_size
+from vqgan.networks.base import ImageEncoder, measure_f
 from vqgan.networks.blocks import Down, ResBlock, group_norm
 
 
-def plan_downsampling(image_size: int, grid: int, stem: int) -> list[int]:
+def plan_downsampling(image_size: SizeSetting, grid: SizeSetting, stem: int) -> list[int]:
     """The downsampling f = image_size / grid as steps: at most `stem` for the stem, then one prime factor each.
 
     64 pixels, grid 8, stem 4 -> [4, 2]. Raises InputError if the grid does not divide the image.
     """
-    if not isinstance(grid, int) or grid < 1:
-        raise InputError(f"model.grid={grid} must be a whole number of at least 1 code a side")
-    if image_size % grid:
-        divisors = [g for g in range(1, image_size + 1) if image_size % g == 0]
-        closest = min(divisors, key=lambda g: abs(g - grid))
-        other_size = max(round(image_size / grid), 1) * grid
-        raise InputError(
-            f"image size {image_size} is not divisible by model.grid={grid}; "
-            f"use model.grid={closest} or data.image_size={other_size}"
-        )
     steps = [1]
-    remaining = image_size // grid
+    remaining = measure_f(image_size, grid)
     prime = 2
     while remaining > 1:
         while remaining % prime == 0:
@@ -44,7 +35,7 @@ def plan_widths(width: int, steps: list[int], max_width_mult: int) -> list[int]:
 
 
 class Encoder(ImageEncoder):
-    """(B, channels, image_size, image_size) -> (B, out_channels, grid, grid).
+    """(B, channels, *image_size) -> (B, out_channels, *grid).
 
     The stem moves `stem` x `stem` pixels into channels at once, which loses nothing of the image and saves most of the
     time at full resolution; stem=1 is the classical pyramid. `depth` residual blocks follow each downsampling step.
@@ -54,9 +45,9 @@ class Encoder(ImageEncoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         depth: int,
         stem: int,
@@ -73,10 +64,10 @@ class Encoder(ImageEncoder):
             layers += [ResBlock(out_width) for _ in range(depth)]
             in_width, kernel = out_width, 1
         self.layers = nn.Sequential(*layers, group_norm(in_width), nn.SiLU())
-        self.image_size = image_size
+        self.image_size = check_size("data.image_size", image_size, "pixel")
         self.channels = channels
-        self.grid = (grid, grid)
-        self.f = image_size // grid
+        self.grid = check_size("model.grid", grid, "code")
+        self.f = measure_f(image_size, grid)
         self.out_channels = in_width
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
-from vqgan.networks.base import ImageDecoder, ImageEncoder
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
+from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
 from vqgan.networks.blocks import zero_init
 
 ATTENTIONS = ("softmax", "linear")
@@ -24,20 +25,22 @@ WIDTH_MULTS = {
 }
 
 
-def count_levels(image_size: int, grid: int) -> int:
+def count_levels(image_size: SizeSetting, grid: SizeSetting) -> int:
     """The number of resolutions from the image down to the grid, each half of the one before.
 
     Raises InputError unless image_size / grid is a power of 2.
     """
-    check_int("model.grid", grid, 1, "code a side")
-    f, rest = divmod(image_size, grid)
-    if rest or f < 1 or f & (f - 1):
-        powers = [image_size >> i for i in range(12) if image_size % (1 << i) == 0]
+    (h, w), codes = (
+        check_size("data.image_size", image_size, "pixel"),
+        check_size("model.grid", grid, "code"),
+    )
+    halved = [(h >> i, w >> i) for i in range(12) if h % (1 << i) == 0 == w % (1 << i)]
+    if codes not in halved:
         raise InputError(
-            f"model.grid={grid} is not data.image_size={image_size} halved several times, as model=pyramid needs; "
-            f"choose one of {', '.join(map(str, powers))}, or model=conv"
+            f"model.grid={write_size(codes)} is not data.image_size={write_size((h, w))} halved several times, as "
+            f"model=pyramid needs; choose one of {', '.join(map(write_size, halved))}, or model=conv"
         )
-    return f.bit_length()
+    return halved.index(codes) + 1
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,13 @@ def plan_level_widths(
 
 
 def plan_layout(
-    image_size: int,
-    grid: int,
+    image_size: SizeSetting,
+    grid: SizeSetting,
     width: int,
     mults: Sequence[int] | None,
     widths: Sequence[int] | None,
     depth: int,
-    attention: Sequence[int],
+    attention: Sequence[SizeSetting],
     middle_attention: bool,
     attention_kind: str,
     resample_conv: bool,
@@ -163,11 +166,23 @@ def plan_layout(
         widths=plan_level_widths(levels, width, mults, widths, groups),
         width=width,
         depth=depth,
-        attention=frozenset(i for i in range(levels) if image_size >> i in attention),
+        attention=find_levels(image_size, levels, attention),
         middle_attention=middle_attention,
         attention_kind=attention_kind,
         resample_conv=resample_conv,
         groups=groups,
+    )
+
+
+def find_levels(
+    image_size: SizeSetting, levels: int, resolutions: Sequence[SizeSetting]
+) -> frozenset[int]:
+    """The levels of these resolutions, each given by its shorter side or as [rows, columns]; others are of no level."""
+    h, w = check_size("data.image_size", image_size, "pixel")
+    sizes = [(h >> level, w >> level) for level in range(levels)]
+    wanted = [each if isinstance(each, int) else tuple(each) for each in resolutions]
+    return frozenset(
+        level for level, size in enumerate(sizes) if size in wanted or min(size) in wanted
     )
 
 
@@ -297,21 +312,21 @@ def build_layers(
 class PyramidEncoder(ImageEncoder):
     """Images to grids of `z_channels` features.
 
-    `depth` blocks a resolution; `attention` are the sides in pixels of the resolutions with attention; `width` times `mults` are
-    their channels, or `widths`. Public weights set the others: see `Layout`.
+    `depth` blocks a resolution; `attention` are the resolutions with attention, by their (shorter) sides in pixels or as
+    [rows, columns]; `width` times `mults` are their channels, or `widths`. Public weights set the others: see `Layout`.
     """
 
     sized_settings = ("image_size", "grid", "attention")
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         mults: Sequence[int] | None,
         depth: int,
-        attention: Sequence[int],
+        attention: Sequence[SizeSetting],
         z_channels: int,
         widths: Sequence[int] | None = None,
         middle_attention: bool = True,
@@ -327,8 +342,10 @@ class PyramidEncoder(ImageEncoder):
         )  # fmt: skip
         self.places = order_places("encoder", layout)
         self.layers, _ = build_layers(self.places, layout, channels, z_channels)
-        self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
-        self.f = image_size // grid
+        self.image_size = check_size("data.image_size", image_size, "pixel")
+        self.channels = channels
+        self.grid = check_size("model.grid", grid, "code")
+        self.f = measure_f(image_size, grid)
         self.out_channels = z_channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -347,13 +364,13 @@ class PyramidDecoder(ImageDecoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         mults: Sequence[int] | None,
         depth: int,
-        attention: Sequence[int],
+        attention: Sequence[SizeSetting],
         z_channels: int,
         widths: Sequence[int] | None = None,
         middle_attention: bool = True,

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting
 from vqgan.networks.pyramid import PositionAttention, PyramidBlock, PyramidDecoder
 
 SPATIAL_GROUPS = 32  # of channels in each normalisation, in every file of this kind
@@ -69,13 +70,13 @@ class SpatialDecoder(PyramidDecoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         mults: Sequence[int] | None,
         depth: int,
-        attention: Sequence[int],
+        attention: Sequence[SizeSetting],
         z_channels: int,
         dim: int | None,
         widths: Sequence[int] | None = None,

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from codegrid.engine.errors import check_int
-from vqgan.networks.base import ImageDecoder, ImageEncoder
+from codegrid.engine.sizes import SizeSetting, check_size
+from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.pyramid import (
     Place,
@@ -54,9 +55,9 @@ class UnbiasedEncoder(ImageEncoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         mults: Sequence[int] | None,
         depth: int,
@@ -83,8 +84,10 @@ class UnbiasedEncoder(ImageEncoder):
         ]
         self.places = [place for place, _ in layers]
         self.layers = nn.Sequential(*(layer for _, layer in layers))
-        self.image_size, self.channels, self.grid = image_size, channels, (grid, grid)
-        self.f = image_size // grid
+        self.image_size = check_size("data.image_size", image_size, "pixel")
+        self.channels = channels
+        self.grid = check_size("model.grid", grid, "code")
+        self.f = measure_f(image_size, grid)
         self.out_channels = z_channels
 
     @abstractmethod
@@ -107,9 +110,9 @@ class UnbiasedDecoder(ImageDecoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: SizeSetting,
         channels: int,
-        grid: int,
+        grid: SizeSetting,
         width: int,
         mults: Sequence[int] | None,
         depth: int,
@@ -117,7 +120,7 @@ class UnbiasedDecoder(ImageDecoder):
     ) -> None:
         super().__init__()
         levels = count_levels(image_size, grid)
-        check_int("model.grid", grid, self.least_grid, "codes a side")
+        check_size("model.grid", grid, "codes", self.least_grid)
         widths = plan_level_widths(levels, width, mults, None, UNBIASED_GROUPS)
         in_width = widths[-1]
         entry = nn.Conv2d(z_channels, in_width, 3, padding=1)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from codegrid.data.decode import decode
+from codegrid.data.form import Form
 from codegrid.data.images import to_float
 from codegrid.engine.errors import InputError
 from prior.conditions import encode_init_image, show_init_image
@@ -271,7 +272,7 @@ def test_codes_of_an_image_file_are_those_of_its_middle(image: Path) -> None:
     t = make_tokenizer().eval()
     codes, original = encode_init_image(str(image), t)
     head = show_init_image(original, codes, t, torch.ones(4, 4, dtype=torch.bool))
-    pixels = torch.from_numpy(decode(image.read_bytes(), 16, 3).copy())
+    pixels = torch.from_numpy(decode(image.read_bytes(), Form.square(16, 3)).copy())
     assert torch.equal(codes, t.indices(to_float(pixels[None]))[0])
     assert torch.equal(head[0][0], pixels)
     assert torch.equal(head[1], head[2])
