@@ -33,7 +33,7 @@ class Values:
     missing: float | None = None
 
 
-def to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[Any]:
+def values_to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[Any]:
     """Values -> pixels (channels, h, w) of a form, of the type of the rules.
 
     Values are scaled by the rules first, then alpha is blended with white or left out, grey is repeated for three channels or
