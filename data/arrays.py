@@ -13,11 +13,11 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from codegrid.data.pixels import MAX_CHANNELS
 from codegrid.data.values import UnreadableImage, Values
 
 NPY = b"\x93NUMPY"
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one
-MAX_CHANNELS = 16
 MAX_ARRAY_BYTES = 2**33  # what an array of 2^28 pixels of 16 channels and 16 bits has
 NO_PICTURE = "name the endings of your images, as data.suffixes=[.png,.jpg], if it is none"
 
@@ -119,9 +119,16 @@ def read_header(file: IO[bytes]) -> ArrayHeader:
 
 
 def to_plain_type(array: NDArray[Any]) -> NDArray[Any]:
-    """Values in this machine's byte order; true and false as 255 and 0, as images of 1 bit have them."""
+    """Values in this machine's byte order, and of at most 32 bits if they are whole numbers, which NumPy makes 64 wide unasked.
+
+    True and false become 255 and 0, as images of 1 bit have them.
+    """
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.kind in "iu" and array.itemsize == 8:
+        narrow = np.iinfo(np.int32 if array.dtype.kind == "i" else np.uint32)
+        fits = not array.size or (array.min() >= narrow.min and array.max() <= narrow.max)
+        return array.astype(narrow.dtype if fits else np.float64)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -99,8 +99,18 @@ def test_every_type_and_order_keeps_its_values(dtype: str, order: Any) -> None:
     stored = np.array(picture, dtype, order=order)
     values = read_array(npy(stored), 2).array
     np.testing.assert_array_equal(values, picture)
-    assert values.dtype == np.dtype(dtype).newbyteorder("=")
+    assert values.dtype == ("int32" if dtype == "int64" else np.dtype(dtype).newbyteorder("="))
     assert values.dtype.isnative
+
+
+def test_wide_whole_numbers_stay_whole_where_32_bits_hold_them() -> None:
+    for wide, narrow in (("int64", "int32"), ("uint64", "uint32")):
+        ends = np.array([[np.iinfo(narrow).min, np.iinfo(narrow).max]], wide)
+        values = read_array(npy(ends), 1).array
+        assert values.dtype == narrow
+        np.testing.assert_array_equal(values[:, :, 0], ends)
+    beyond = np.array([[0, 2**40]])
+    assert read_array(npy(beyond), 1).array[0, 1, 0] == 2.0**40
 
 
 def test_true_is_white() -> None:
