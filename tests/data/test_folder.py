@@ -585,7 +585,7 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
     [
         ({"n_val": 16}, "n_val=16 must leave both splits an image"),
         ({"held_out": "first"}, "held_out=first must be random or last"),
-        ({"channels": 2}, "channels=2 must be 1"),
+        ({"channels": 17}, "channels=17 must be a whole number from 1 to 16"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
