@@ -51,6 +51,7 @@ from codegrid.data.values import (
     UnreadableImage,
     Values,
     check_channels,
+    check_num_pixels,
     values_to_pixels,
 )
 from codegrid.engine.sizes import Size
@@ -161,6 +162,7 @@ class WholePicture(Picture):
     """A picture that is decoded whole, and stays in memory as long as there is room for it."""
 
     def __init__(self, file: FileId, size: Size, channels: int) -> None:
+        check_num_pixels(size[1], size[0])
         super().__init__(file, size)
         self.channels = channels
 
