@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from codegrid.engine.sizes import Size
 
-FITS = ("crop", "pad", "stretch")
+FIT_CHOICES = ("crop", "pad", "stretch")
 
 
 @dataclass(frozen=True)
