@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from codegrid.engine.sizes import Size
 
-FITS = ("crop", "pad", "stretch")
+FIT_CHOICES = ("crop", "pad", "stretch")
 OWN_SIZE = "own"  # the fit of a form without a size
-UNBOUNDED = (
-    2**24,
-    2**24,
-)  # more rows and columns than any image, so that none is decoded at a fraction of its size
+# More rows and columns than any image has, so that none is decoded at a fraction of its size.
+UNBOUNDED = (2**24, 2**24)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.form import FITS
+from codegrid.data.form import FIT_CHOICES
 from codegrid.data.identity import check_same_images
 from codegrid.data.pixels import PixelRules, read_settings
 from codegrid.engine.checkpoint import (
@@ -108,7 +108,7 @@ def read_rules(training_data: Mapping[str, Any]) -> PixelRules:
 def read_images_as(tokenizer: Tokenizer, training_data: Mapping[str, Any]) -> None:
     """Let a tokenizer read and show pictures as the `data` group of its run's config says, in place."""
     tokenizer.rules = read_rules(training_data)
-    tokenizer.fit = training_data.get("fit") or FITS[0]
+    tokenizer.fit = training_data.get("fit") or FIT_CHOICES[0]
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:

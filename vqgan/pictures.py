@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.data.decode import PLAIN, UnreadableImage, decode, to_form
-from codegrid.data.form import FITS, OWN_SIZE, Form
+from codegrid.data.form import FIT_CHOICES, OWN_SIZE, Form
 from codegrid.data.images import to_float
 from codegrid.data.pixels import PixelRules
 from codegrid.data.resize import fit_pixels
@@ -126,8 +126,8 @@ def check_floats(picture: Tensor, channels: int) -> None:
 
 def choose_form(form: Form, size: SizeSetting | str | None, fit: str | None) -> Form:
     """The form of training, changed to a size of one's own or "own", and to another fit. Raises InputError for neither."""
-    if fit is not None and fit not in FITS:
-        raise InputError(f"fit={fit} must be one of {', '.join(FITS)}")
+    if fit is not None and fit not in FIT_CHOICES:
+        raise InputError(f"fit={fit} must be one of {', '.join(FIT_CHOICES)}")
     if size == OWN_SIZE:
         if fit is not None:
             raise InputError(

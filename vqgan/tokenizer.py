@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from codegrid.data.decode import PLAIN
-from codegrid.data.form import FITS, Form
+from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, write_size
@@ -55,7 +55,7 @@ class Tokenizer(nn.Module):
     """
 
     rules: PixelRules = PLAIN
-    fit: str = FITS[0]
+    fit: str = FIT_CHOICES[0]
 
     def __init__(
         self,

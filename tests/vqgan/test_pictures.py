@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from codegrid.data.form import FITS
+from codegrid.data.form import FIT_CHOICES
 from codegrid.data.images import to_float
 from codegrid.data.pixels import PixelRules
 from codegrid.data.resize import fit_image
@@ -225,7 +225,7 @@ def test_a_size_of_ones_own_is_scaled_to_and_padded(tokenizer: Tokenizer) -> Non
     assert torch.equal(codes, tokenizer.encode_images(scaled, size="own"))
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", FIT_CHOICES)
 def test_images_are_fitted_as_in_training_or_as_one_says(tokenizer: Tokenizer, fit: str) -> None:
     pixels = make_pixels(20, 40)
     fitted = np.asarray(fit_image(Image.fromarray(pixels), (16, 16), fit))

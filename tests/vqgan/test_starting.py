@@ -62,7 +62,7 @@ def want(
     config = compose_plain("stage=vqgan", *data, *words)
     keys = [word.split("=")[0].split("@")[0] for word in words]
     groups = {name: config[name] for name in ("model", "quantizer")}
-    return Adoption(str(folder), size, channels, grow, keys, groups)
+    return Adoption(str(folder), (size, size), channels, grow, keys, groups)
 
 
 def begin(wanted: Adoption) -> tuple[Tokenizer, RunStart]:
@@ -215,7 +215,9 @@ def test_another_architecture_is_refused_with_both_values(
 ) -> None:
     save_run(tmp_path)
     wanted = want(tmp_path, *words)
-    wanted = Adoption("X", 16, 3, False, [key.lstrip("+") for key in wanted.keys], wanted.config)
+    wanted = Adoption(
+        "X", (16, 16), 3, False, [key.lstrip("+") for key in wanted.keys], wanted.config
+    )
     source, config = save_run(tmp_path)
     with pytest.raises(InputError, match=sentence) as caught:
         adopt_architecture(source, config, wanted)

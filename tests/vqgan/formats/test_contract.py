@@ -40,7 +40,7 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
-CHOICES = Choices(image_size=32, channels=3)
+CHOICES = Choices(image_size=(32, 32), channels=3)
 
 
 @cache
@@ -125,7 +125,7 @@ def test_other_sizes_of_images_work(name: str) -> None:
     indices = tokenizer.indices(x)
     assert indices.shape == (1, 3, 5)
     assert tokenizer.decode_indices(indices).shape == x.shape
-    larger = load_public(read_file(name), replace(CHOICES, image_size=64)).tokenizer
+    larger = load_public(read_file(name), replace(CHOICES, image_size=(64, 64))).tokenizer
     assert larger.grid == (64 // f, 64 // f)
     assert torch.equal(larger.indices(x), indices)
 
@@ -191,7 +191,7 @@ def test_images_of_other_channels_get_a_first_and_a_last_layer(name: str, channe
 def test_a_size_that_f_does_not_divide_is_refused(name: str) -> None:
     f = load_fixture(name).tokenizer.f
     with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
-        load_public(read_file(name), replace(CHOICES, image_size=16 * f + 1))
+        load_public(read_file(name), replace(CHOICES, image_size=(16 * f + 1, 16 * f + 1)))
 
 
 def plan_with(name: str, **choices: Any) -> Plan | str:
