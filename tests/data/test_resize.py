@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from codegrid.data.form import FITS
+from codegrid.data.form import FIT_CHOICES
 from codegrid.data.resize import fit_image, fit_pixels
 
 SIZES = [(16, 16), (24, 40), (7, 50), (90, 31)]
@@ -20,7 +20,7 @@ def blobs(height: int, width: int, channels: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(layer) for layer in layers], 2)
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", FIT_CHOICES)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_fit_gives_the_size(size: tuple[int, int], fit: str) -> None:
     for pixels in (blobs(48, 80, 5), blobs(48, 80, 2).astype(np.uint16) * 257):
@@ -29,7 +29,7 @@ def test_every_fit_gives_the_size(size: tuple[int, int], fit: str) -> None:
         assert fitted.dtype == pixels.dtype
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", FIT_CHOICES)
 def test_an_image_of_the_right_size_is_not_changed(fit: str) -> None:
     pixels = blobs(20, 30, 4)
     assert fit_pixels(pixels, (20, 30), fit) is pixels
@@ -37,7 +37,7 @@ def test_an_image_of_the_right_size_is_not_changed(fit: str) -> None:
     assert fit_image(image, (20, 30), fit) is image
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", FIT_CHOICES)
 @pytest.mark.parametrize("size", SIZES)
 def test_channels_of_eight_bits_are_resized_as_those_of_an_rgb_image(
     size: tuple[int, int], fit: str
@@ -47,7 +47,7 @@ def test_channels_of_eight_bits_are_resized_as_those_of_an_rgb_image(
     assert np.array_equal(fit_pixels(pixels, size, fit), whole)
 
 
-@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("fit", FIT_CHOICES)
 @pytest.mark.parametrize("size", SIZES)
 def test_sixteen_bits_get_the_antialiasing_of_eight(size: tuple[int, int], fit: str) -> None:
     pixels = blobs(48, 80, 2)
