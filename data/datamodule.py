@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codegrid.data.decode import DECODE_VERSION
 from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
-from codegrid.data.form import Form
+from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
@@ -63,6 +63,7 @@ class ImageDataModule(BatchDataModule):
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
+    fit           how an image of other proportions gets its size: "crop", "pad" or "stretch" (see Form)
     flip          mirror images horizontally with probability 1/2 in training
     cache         where decoded images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
@@ -123,6 +124,7 @@ class ImageDataModule(BatchDataModule):
         reader_timeout: float,
         seed: int,
         cache_dir: str,
+        fit: str = FIT_CHOICES[0],
         classes: Classes = SORTED,
         range: RangeSetting = FULL_16_BITS,
         depth: int | None = 8,
@@ -139,6 +141,7 @@ class ImageDataModule(BatchDataModule):
         check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
+            ("fit", fit, FIT_CHOICES),
             ("cache", cache, ("none", "ram", "disk")),
             ("on_error", on_error, ("stop", "skip")),
         ):
@@ -149,6 +152,7 @@ class ImageDataModule(BatchDataModule):
         self.title = self.title or type(self).__name__.lower()
         self.channels = channels
         self.crop = crop
+        self.fit = fit
         self.flip = flip
         self.cache = cache
         self.on_error = on_error
@@ -178,7 +182,7 @@ class ImageDataModule(BatchDataModule):
     @property
     def form(self) -> Form:
         """What each image becomes before it is cropped."""
-        return Form(self.stored_size, self.channels)
+        return Form(self.stored_size, self.channels, self.fit)
 
     def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
         """Set how images are held out."""
@@ -377,6 +381,7 @@ class ImageDataModule(BatchDataModule):
             "side": to_setting(self.stored_size),
             "channels": self.channels,
             "decode": DECODE_VERSION,
+            **({} if self.fit == FIT_CHOICES[0] else {"fit": self.fit}),
             **self.rules.key(),
         }
 
