@@ -39,7 +39,7 @@ from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, choose_rules, survey_sources
+from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
 from codegrid.data.threads import map_in_threads
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
@@ -409,6 +409,7 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
+            self._check_range()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
@@ -430,6 +431,7 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
+            self._check_range()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
@@ -437,6 +439,11 @@ class ImageDataModule(BatchDataModule):
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
         return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+
+    def _check_range(self) -> None:
+        """Raise InputError if data.range is one that the values of all images lie outside of."""
+        if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
+            check_range_serves(self.survey, self.range)
 
     def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""
