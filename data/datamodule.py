@@ -15,7 +15,7 @@ from torch import Tensor
 
 from codegrid.data.decode import DECODE_VERSION
 from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
-from codegrid.data.form import Form
+from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
@@ -39,7 +39,7 @@ from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, choose_rules, survey_sources
+from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
 from codegrid.data.threads import map_in_threads
 from codegrid.data.tiles import check_num_pictures, check_tiles, cut_tiles
 from codegrid.engine.console import log_line, progress_bar
@@ -64,6 +64,7 @@ class ImageDataModule(BatchDataModule):
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
+    fit           how an image of other proportions gets its size: "crop", "pad" or "stretch" (see Form)
     flip          mirror images horizontally with probability 1/2 in training
     cache         where decoded images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
@@ -126,6 +127,7 @@ class ImageDataModule(BatchDataModule):
         reader_timeout: float,
         seed: int,
         cache_dir: str,
+        fit: str = FIT_CHOICES[0],
         classes: Classes = SORTED,
         range: RangeSetting = FULL_16_BITS,
         depth: int | None = 8,
@@ -143,6 +145,7 @@ class ImageDataModule(BatchDataModule):
         check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
+            ("fit", fit, FIT_CHOICES),
             ("cache", cache, ("none", "ram", "disk")),
             ("on_error", on_error, ("stop", "skip")),
         ):
@@ -154,6 +157,7 @@ class ImageDataModule(BatchDataModule):
         self.title = self.title or type(self).__name__.lower()
         self.channels = channels
         self.crop = crop
+        self.fit = fit
         self.flip = flip
         self.cache = cache
         self.on_error = on_error
@@ -183,7 +187,7 @@ class ImageDataModule(BatchDataModule):
     @property
     def form(self) -> Form:
         """What each image becomes before it is cropped."""
-        return Form(self.stored_size, self.channels)
+        return Form(self.stored_size, self.channels, self.fit)
 
     def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
         """Set how images are held out."""
@@ -394,6 +398,7 @@ class ImageDataModule(BatchDataModule):
             "side": to_setting(self.stored_size),
             "channels": self.channels,
             "decode": DECODE_VERSION,
+            **({} if self.fit == FIT_CHOICES[0] else {"fit": self.fit}),
             **self.rules.key(),
         }
 
@@ -421,6 +426,7 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
+            self._check_range()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
@@ -442,6 +448,7 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
+            self._check_range()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
@@ -449,6 +456,11 @@ class ImageDataModule(BatchDataModule):
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
         return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+
+    def _check_range(self) -> None:
+        """Raise InputError if data.range is one that the values of all images lie outside of."""
+        if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
+            check_range_serves(self.survey, self.range)
 
     def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""

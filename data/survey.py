@@ -48,6 +48,7 @@ from codegrid.data.pixels import (
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
 from codegrid.data.values import Values
+from codegrid.engine.errors import InputError
 
 SURVEYED = 256  # images of a split whose headers are read
 SURVEYED_PIXELS = (
@@ -65,7 +66,8 @@ MODES = {
     "LA": "8-bit grey with alpha", "CMYK": "8-bit CMYK", "I": "32-bit grey", "F": "floating-point grey",
 }  # fmt: skip
 
-# Names of folders that hold one split of a dataset, as training_set or testA.
+# How the kinds of images of more than 8 bits begin.
+DEEP_KINDS = ("16-bit", "32-bit", "64-bit", "floating-point")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,11 @@ class ImageFacts:
     note: str = ""
 
     @property
+    def is_deep(self) -> bool:
+        """Whether it has more than 8 bits a channel."""
+        return self.number_type is not None or self.kind.startswith(DEEP_KINDS)
+
+    @property
     def needs_pixels(self) -> bool:
         """Whether its pixels tell more than its header."""
         return not self.kind.startswith(("8-bit", "1-bit")) or self.kind.endswith("alpha")
@@ -118,9 +125,10 @@ class Survey:
         return min(lows), max(highs)
 
     @property
-    def is_deep(self) -> bool:
-        """Whether some of the images have more than 8 bits."""
-        return any(facts.number_type for facts in self.facts)
+    def is_mostly_deep(self) -> bool:
+        """Whether at least half of the images have more than 8 bits."""
+        num_deep = sum(facts.is_deep for facts in self.facts)
+        return num_deep > 0 and 2 * num_deep >= len(self.facts)
 
     @property
     def number_type(self) -> str | None:
@@ -309,6 +317,30 @@ def can_be_mask(alpha: NDArray[np.uint8]) -> bool:
     return bool(between.mean() < DOUBTFUL_ALPHA) or len(np.unique(alpha)) <= FEW_LEVELS
 
 
+def check_range_serves(survey: Survey, ranges: Ranges) -> None:
+    """Raise InputError if all values of all images that were looked at lie outside data.range, in one of the channels."""
+    deep = [facts for facts in survey.facts if facts.values and facts.sample is not None]
+    for channel, (low, high) in enumerate(ranges):
+        limits = [limits_of(facts, channel, len(ranges)) for facts in deep]
+        if not limits or not all(lowest > high or highest < low for lowest, highest in limits):
+            continue
+        where = f"channel {channel + 1} of " if len(ranges) > 1 else ""
+        others = f", nor any of {len(deep) - 1:,} others looked at" if len(deep) > 1 else ""
+        raise InputError(
+            f"data.range=[{low},{high}] holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
+            f"{limits[0][1]:,.6g}{others}; use data.range=auto, or a range that holds them"
+        )
+
+
+def limits_of(facts: ImageFacts, channel: int, num_ranges: int) -> Range:
+    """The lowest and the highest value of an image; where there are several ranges, of what was sampled of a channel."""
+    assert facts.values is not None
+    assert facts.sample is not None
+    if num_ranges == 1 or facts.sample.shape[1] != num_ranges:
+        return facts.values
+    return find_extremes(facts.sample[:, channel])
+
+
 def name_number_type(kind: np.dtype[Any]) -> str:
     """The nearest of NUMBER_TYPES: float32 for all floating-point types and for wide whole numbers."""
     if kind.kind == "b":
@@ -373,7 +405,7 @@ def choose_rules(
         value_range = ranges if len(ranges) == channels else (min(lows), max(highs))
     depth, alpha = chosen.depth, chosen.alpha
     if decides_depth:
-        depth = 16 if survey.is_deep else 8
+        depth = 16 if survey.is_mostly_deep else 8
     if decides_alpha:
         alpha = "ignore" if 2 * sum(survey.masks) < len(survey.masks) else "white"
     number_type = chosen.number_type or survey.number_type
