@@ -54,6 +54,8 @@ DECIDED = (
     "data.split_at",
     "data.classes",
     "data.suffixes",
+    "data.file_column",
+    "data.column_names",
     "data.value_range",
     "data.alpha",
     "model",  # of stage=import, by the weights that it reads
