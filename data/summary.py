@@ -37,6 +37,7 @@ def summarize(data: ImageSet) -> dict[str, Any]:
     counts = count_labels(data)
     rows = {
         "classes": describe_classes(data, counts),
+        "labels": data.label_summary,
         "tiles": describe_tiles(data),
         "sizes": "" if tile_sources(data) else describe_sizes(data.survey),
         "pixels": describe_pixels(data),
