@@ -84,7 +84,7 @@ def check_range_known(values: NDArray[Any], rules: PixelRules) -> None:
             raise UnreadableImage("floating-point pixels, whose range is not known")
         if values.min() < 0 or values.max() >= 2**16:
             raise UnreadableImage("32-bit pixels, whose range is not known")
-    if values.size and not mask_numbers(values).any():
+    if values.dtype.kind == "f" and not mask_numbers(values).any():
         raise UnreadableImage("no pixel is a number")
 
 
