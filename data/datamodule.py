@@ -41,6 +41,7 @@ from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
 from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
 from codegrid.data.threads import map_in_threads
+from codegrid.data.tiles import check_num_pictures, check_tiles, cut_tiles
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
@@ -81,6 +82,8 @@ class ImageDataModule(BatchDataModule):
     depth         bits of a channel of the pixels, 8 or 16; None: 16 if a sample of the images has more than 8
     number_type   the type of values in the data's own units; None: that of a sample of the images
     show          the channels that pictures show (see PixelRules)
+    tiles         pixels of a side, or [rows, columns], of the tiles that are cut out of each picture (see data/tiles.py); None:
+                  each picture is one image
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
 
@@ -132,6 +135,7 @@ class ImageDataModule(BatchDataModule):
         show: int | Sequence[int] | None = None,
         alpha: str | None = "white",
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
+        tiles: SizeSetting | None = None,
         split_seed: int | None = None,
         split_at: float | str | None = None,
     ) -> None:
@@ -149,6 +153,7 @@ class ImageDataModule(BatchDataModule):
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
         self.image_size = check_size("data.image_size", image_size, "pixel")
         self.stored_size = self._choose_stored_size(resize, crop)
+        self.tiles = check_tiles(tiles, self.stored_size)
         self.title = self.title or type(self).__name__.lower()
         self.channels = channels
         self.crop = crop
@@ -236,6 +241,8 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
+        if self.tiles is not None:
+            check_num_pictures(n_val, len(names))
         self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
             return hold_out(len(names), n_val, how, self.seed)
@@ -268,13 +275,23 @@ class ImageDataModule(BatchDataModule):
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
         if split not in self._sources:
-            self._sources[split] = self.open_source(split)
+            source = self.open_source(split)
+            self._sources[split] = source if self.tiles is None else self._cut(source, split)
         return self._sources[split]
+
+    def _cut(self, source: Source, split: str) -> Source:
+        """The tiles of the pictures of a split."""
+        assert self.tiles is not None
+        cache_dir = None if self.cache == "ram" else self.cache_dir
+        name = f"{self.title}-{split}"
+        skips = self.on_error == "skip"
+        return cut_tiles(source, self.tiles, self.channels, name, cache_dir, skips, self.patience)
 
     @cached_property
     def survey(self) -> Survey:
         """What a sample of the image files shows about all of them."""
-        return survey_sources([self.source(split) for split in ("train", "val")], self.patience)
+        sources = [self.source(split) for split in ("train", "val")]
+        return survey_sources(sources, self.channels, self.patience)
 
     @property
     def rules(self) -> PixelRules:

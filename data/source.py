@@ -16,11 +16,12 @@ from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
 from codegrid.data.split import Names, check_held_out, check_num_held_out, hash_names
 from codegrid.data.store import fingerprint
+from codegrid.data.values import Values
 
 ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
 
 ImageBatch = tuple[NDArray[Any], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
-RawImage = IO[bytes] | Image.Image | NDArray[Any]  # an open file, or an image in memory
+RawImage = IO[bytes] | Image.Image | NDArray[Any] | Values  # an open file, or an image in memory
 
 
 class Source(ABC):
