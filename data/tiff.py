@@ -28,6 +28,7 @@ MULTIPLIED, PLAIN_ALPHA = 1, 2  # extra samples that are alpha, with colours mul
 ALPHA_MARKS = (MULTIPLIED, PLAIN_ALPHA)
 REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
 ROWS, BANDS = "one page a row", "one page a band"
+ALPHA_IS_DATA = "the channel marked alpha is data"
 COLOURS = (1, 3)  # channels that a dataset of plain pictures has
 
 # Odd tags are no reason to write on the screen for each file; what can't be read raises.
@@ -208,7 +209,7 @@ def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
     marks = [int(mark) for mark in page.extrasamples]
     if samples == channels:
         is_marked = bool(set(marks) & set(ALPHA_MARKS))
-        return samples, False, "the channel marked alpha is data" if is_marked else layout.way
+        return samples, False, ALPHA_IS_DATA if is_marked else layout.way
     if channels in COLOURS and samples - 1 in COLOURS and not layout.way and page.dtype.kind == "u":
         if marks[-1:] and marks[-1] in ALPHA_MARKS:
             return samples, True, ""
