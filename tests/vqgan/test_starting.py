@@ -14,9 +14,10 @@ from tests.helpers.configs import compose_plain
 from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage1 import Noise
 from vqgan.architecture import Adoption, adopt_architecture
+from vqgan.channels import fold_channels
 from vqgan.load import build_tokenizer
 from vqgan.networks.encoder import Encoder
-from vqgan.starting import ImageStart, ResumedStart, RunStart, fold_channels
+from vqgan.starting import ImageStart, ResumedStart, RunStart
 from vqgan.tokenizer import Tokenizer
 
 PYRAMID = [

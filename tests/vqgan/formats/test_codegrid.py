@@ -71,7 +71,6 @@ def test_images_of_another_size_have_the_same_codes() -> None:
 @pytest.mark.parametrize(
     ("choices", "changes", "sentence"),
     [
-        ({"channels": 1}, {}, "data.channels=1, and exported is for images of 3"),
         ({"image_size": (18, 18)}, {}, "data.image_size=18, and exported takes a multiple of 4"),
         (
             {"image_size": (32, 32)},
