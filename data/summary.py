@@ -3,6 +3,7 @@
 Sizes, bit depths and values come from the headers and pixels of a sample of the files; classes are counted over all images.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from codegrid.data.pixels import FULL_16_BITS, format_ranges, to_range_setting
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 
@@ -35,7 +37,9 @@ def summarize(data: ImageSet) -> dict[str, Any]:
     counts = count_labels(data)
     rows = {
         "classes": describe_classes(data, counts),
-        "sizes": describe_sizes(data.survey),
+        "labels": data.label_summary,
+        "tiles": describe_tiles(data),
+        "sizes": "" if tile_sources(data) else describe_sizes(data.survey),
         "pixels": describe_pixels(data),
         "left out": describe_left_out(data),
     }
@@ -75,6 +79,34 @@ def describe_classes(data: ImageSet, counts: Counter[int] | None) -> str:
     more = f" and {len(listed) - 20:,} more" if len(listed) > 20 else ""
     unlabelled = f"; {counts[-1]:,} images have none" if counts[-1] else ""
     return f"{len(listed):,}: {', '.join(texts)}{more}{unlabelled}"
+
+
+def tile_sources(data: ImageSet) -> list[TileSource]:
+    """The sources of both splits if their images are tiles of pictures; none otherwise."""
+    sources = (data.source(split) for split in ("train", "val"))
+    return [source for source in sources if isinstance(source, TileSource)]
+
+
+def describe_tiles(data: ImageSet) -> str:
+    """The pictures that tiles are cut out of, and how much of them is in none; empty for other data."""
+    sources = tile_sources(data)
+    if not sources:
+        return ""
+    sizes = sorted({(h, w) for source in sources for h, w in source.sizes.tolist()}, key=math.prod)
+    texts = [f"{width:,} x {height:,}" for height, width in sizes]
+    height, width = sources[0].tile
+    pixels, outside = (
+        sum(counts) for counts in zip(*(s.count_pixels() for s in sources), strict=True)
+    )
+    n = sum(len(source.sizes) for source in sources)
+    text = (
+        f"{sum(map(len, sources)):,} of {width} x {height} pixels out of {n:,} pictures of {texts[0]}"
+        f"{f' to {texts[-1]}' if len(texts) > 1 else ''}"
+    )
+    whole = sum(int((~source.is_direct).sum()) for source in sources)
+    if outside:
+        text += f"; {outside / pixels:.1%} of the pixels, at right and lower borders, are in none"
+    return f"{text}; {whole:,} pictures have to be decoded whole" if whole else text
 
 
 def describe_sizes(survey: Survey) -> str:
@@ -122,6 +154,10 @@ def describe_pixels(data: ImageSet) -> str:
         parts.append(
             "transparent pixels become white" if rules.alpha == "white" else "alpha is left out"
         )
+    notes = Counter(facts.note for facts in data.survey.facts if facts.note)
+    parts += [
+        note if n == total else f"{note} ({n:,} of {total:,})" for note, n in notes.most_common(5)
+    ]
     return "; ".join(parts)
 
 

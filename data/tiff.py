@@ -6,6 +6,7 @@ for each band, and a page for each row of pixels, whose width is the number of b
 
 import io
 import logging
+import math
 import struct
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,7 +23,8 @@ MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
 WIDTH, BITS, SAMPLES, FORMAT, NODATA = 256, 258, 277, 339, 42113  # tags
 UNSIGNED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
-ALPHA_MARKS = (1, 2)  # extra samples that are alpha, with colours multiplied by it or not
+MULTIPLIED, PLAIN_ALPHA = 1, 2  # extra samples that are alpha, with colours multiplied by it or not
+ALPHA_MARKS = (MULTIPLIED, PLAIN_ALPHA)
 REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
 ROWS, BANDS = "one page a row", "one page a band"
 COLOURS = (1, 3)  # channels that a dataset of plain pictures has
@@ -134,7 +136,12 @@ def read_layout(layout: Layout, channels: int) -> Values:
     check_channels(use - alpha, channels, note)
     if page.dtype is None or page.dtype.kind not in "uif" or page.bitspersample < 8:
         raise UnreadableImage(f"{page.bitspersample}-bit {page.dtype or 'unknown'} values")
+    check_complete(page)
     array = read_samples(layout)[..., :use]
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if alpha and page.extrasamples[-1] == MULTIPLIED:
+        array = divide_by_alpha(array)
     mark = page.tags.get(NODATA)
     return Values(array, alpha, note, None if mark is None else float(page.nodata))
 
@@ -189,7 +196,7 @@ def pick_bands(series: Any, channels: int) -> list[int]:
     if "C" not in axes:
         return list(range(len(series))) if len(shape) == 1 else []
     axis = axes.index("C")
-    step = int(np.prod(shape[axis + 1 :]))
+    step = math.prod(shape[axis + 1 :])
     return list(range(0, shape[axis] * step, step))
 
 
@@ -206,6 +213,13 @@ def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
         if page.photometric == RGB:
             return samples - 1, False, "a fourth channel without a name is left out"
     return samples, False, layout.way
+
+
+def check_complete(page: Any) -> None:
+    """Raise UnreadableImage for a page that lacks some of its strips or tiles, in whose place tifffile would put zeros."""
+    expected = math.prod(page.chunked)
+    if len(page.dataoffsets) < expected:
+        raise UnreadableImage(f"{len(page.dataoffsets)} of {expected:,} pieces, truncated")
 
 
 def read_samples(layout: Layout) -> NDArray[Any]:
@@ -236,6 +250,15 @@ def read_samples(layout: Layout) -> NDArray[Any]:
     orientation = page.tags.get(ORIENTATION)
     turned = apply_orientation(planes, int(orientation.value) if orientation else 1)
     return turned.transpose(1, 2, 0)
+
+
+def divide_by_alpha(values: NDArray[Any]) -> NDArray[Any]:
+    """Colours (h, w, c + 1) that are multiplied by the last channel, alpha, as they were before that."""
+    largest = np.iinfo(values.dtype).max
+    alpha = values[..., -1:]
+    colours = values[..., :-1] * (largest / np.maximum(alpha, 1))
+    divided = np.rint(colours.clip(0, largest)).astype(values.dtype)
+    return np.concatenate([np.where(alpha > 0, divided, 0), alpha], 2)
 
 
 def describe_codec(page: Any) -> str:

@@ -161,7 +161,7 @@ def test_ordinary_classes_are_not_odd(root: Path, counts: dict[str, int]) -> Non
     ("file", "remedy"),
     [
         ("IMG_1.HEIC", ".heic files are left out, 1 of them; pip install pillow-heif"),
-        ("scan.dcm", ".dcm files are left out, 1 of them; convert them"),
+        ("scan.nii", ".nii files are left out, 1 of them; convert them"),
         ("raw.CR2", ".cr2 files are left out, 1 of them; develop them"),
         ("clip.mp4", ".mp4 files are left out, 1 of them; extract their frames"),
         ("rest.tar", ".tar files are left out, 1 of them; unpack them"),
@@ -258,7 +258,7 @@ def test_a_survey_reads_headers_only_where_pixels_tell_no_more(
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     source = make_images(Folder, str(root), n_val=2).source("train")
-    assert len(survey_sources([source]).facts) == len(opened) == 4
+    assert len(survey_sources([source], 3).facts) == len(opened) == 4
 
 
 def test_files_that_are_no_images_or_are_gone_do_not_end_a_survey(root: Path) -> None:
@@ -266,9 +266,9 @@ def test_files_that_are_no_images_or_are_gone_do_not_end_a_survey(root: Path) ->
     source = make_images(Folder, str(root), n_val=2, held_out="last").source("train")
     (root / "a" / "0.png").write_bytes(b"text")
     (root / "a" / "1.png").unlink()
-    assert len(survey_sources([source]).facts) == 2
+    assert len(survey_sources([source], 3).facts) == 2
     shutil.rmtree(root)
-    assert survey_sources([source]).facts == []
+    assert survey_sources([source], 3).facts == []
 
 
 def test_a_source_without_files_has_no_facts() -> None:
@@ -276,4 +276,4 @@ def test_a_source_without_files_has_no_facts() -> None:
         def read_image(self, index: int, form: Form) -> tuple[Any, int]:
             return np.zeros(form.shape, np.uint8), 0
 
-    assert survey_sources([Drawn(5, "drawn")]).facts == []
+    assert survey_sources([Drawn(5, "drawn")], 3).facts == []
