@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
@@ -19,6 +20,7 @@ from vqgan.losses.balancer import Balancer
 from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
+from vqgan.losses.shown import show_colours
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
@@ -230,6 +232,13 @@ class VQGAN(ClockedModule):
                 metric.reset()
 
     # Lightning's side.
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        images = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.tokenizer.rules = images.rules
+        if sentence := show_colours(self, images.channels, images.rules.show):
+            log_line(sentence)
 
     def on_train_start(self) -> None:
         super().on_train_start()
