@@ -34,7 +34,7 @@ class ImagePSNR(PeakSignalNoiseRatio):
     def __init__(self) -> None:
         super().__init__(data_range=float(WHITE), dim=(1, 2, 3))
 
-    def update(self, preds: Tensor, target: Tensor, step: float) -> None:
+    def update(self, preds: Tensor, target: Tensor, step: float = 1) -> None:
         """Both (B, C, H, W), 0 to WHITE in steps of `step`."""
         super().update(preds, target)
         errors = self.sum_squared_error

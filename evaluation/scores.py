@@ -120,7 +120,7 @@ SCORES = _with_proxies({
 # Why a score is no number, where more is known than that.
 UNDEFINED = {
     "sharpness": "the images have no gradients (each is of one colour), or the reconstructions are NaN",
-    "ssim": "the images have sides of fewer than 6 pixels, which are too short for its window of 11, or the reconstructions are NaN",
+    "ssim": "the images have sides of fewer than 6 pixels, too few for its window of 11, or the reconstructions are NaN",
 }
 
 
