@@ -146,7 +146,8 @@ class PixelRules:
         span = high - low
         is_whole = values.dtype.kind in "iu"
         if not is_whole or missing is not None:
-            values = np.where(mask_numbers(values, missing), values, low)
+            numbers = mask_numbers(values, missing)
+            values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
         if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
             return ((whole - int(low)) * 256 // (int(span) + 1)).astype(np.uint8)
