@@ -32,8 +32,7 @@ class Bands(ImageDataModule):
     ) -> None:
         deep = {"depth": 16, "range": [0, 4095], "number_type": "uint16", "alpha": "ignore"}
         chosen = {"cache": "ram", "cache_dir": str(tmp_path), "batch_size": 8, **deep, **settings}
-        super().__init__(**image_settings(image_size=list(size), channels=3, **chosen))
-        self.channels = channels
+        super().__init__(**image_settings(image_size=list(size), channels=channels, **chosen))
 
     def open_source(self, split: str) -> Source:
         return BandSource(32 if split == "train" else 12, split)
