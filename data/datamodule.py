@@ -28,6 +28,7 @@ from codegrid.data.pixels import (
     RangeSetting,
     ValuesBeyondRange,
     check_depth,
+    check_num_channels,
     check_number_type,
     check_show,
     check_value_range,
@@ -38,7 +39,7 @@ from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, choose_rules, survey_sources
+from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
 from codegrid.data.threads import map_in_threads
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
@@ -58,7 +59,7 @@ class ImageDataModule(BatchDataModule):
     holds their defaults.
 
     image_size    pixels of what the model sees: of a side, or [rows, columns]
-    channels      3 for RGB, 1 for grey; images of the other kind are converted
+    channels      of a pixel, 1 to 16: 3 for RGB, 1 for grey, and images of the other of these two kinds are converted
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
@@ -135,8 +136,7 @@ class ImageDataModule(BatchDataModule):
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
         super().__init__(batch_size, num_workers, seed, reader_timeout)
-        if channels not in (1, 3):
-            raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
+        check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
             ("cache", cache, ("none", "ram", "disk")),
@@ -404,6 +404,7 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
+            self._check_range()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
@@ -425,6 +426,7 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
+            self._check_range()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
@@ -432,6 +434,11 @@ class ImageDataModule(BatchDataModule):
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
         return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+
+    def _check_range(self) -> None:
+        """Raise InputError if data.range is one that the values of all images lie outside of."""
+        if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
+            check_range_serves(self.survey, self.range)
 
     def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""

@@ -320,6 +320,14 @@ def _read_pair(item: Any) -> Range | None:
     return to_plain_number(low), to_plain_number(high)
 
 
+def check_num_channels(channels: int) -> None:
+    """Raise InputError unless data.channels is a number of channels that images can have."""
+    if isinstance(channels, bool) or channels not in range(1, MAX_CHANNELS + 1):
+        raise InputError(
+            f"data.channels={channels} must be a whole number from 1 to {MAX_CHANNELS}, as 3 (RGB) or 1 (grey)"
+        )
+
+
 def check_depth(depth: int | None) -> int | None:
     """data.depth. Raises InputError unless it is 8, 16 or null."""
     if depth is not None and (isinstance(depth, bool) or depth not in DEPTHS):

@@ -14,7 +14,7 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import format_ranges
+from codegrid.data.pixels import FULL_16_BITS, format_ranges, to_range_setting
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
@@ -222,9 +222,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
         )
     if cut := sum(f.is_cut for f in data.survey.facts):
         yield f"{cut:,} TIFFs of 16-bit colours are read with their upper 8 bits alone; save them as 16-bit PNG to use all"
-    deep = [f for f in data.survey.facts if f.values]
-    if len({f.kind.startswith("floating") for f in deep}) > 1:
-        yield "some images hold floating-point values and others whole numbers, and one data.range serves all"
+    yield from odd_values(data)
     if data.is_stream:
         return
     images, _ = data.take_evenly("train", SURVEYED_PIXELS)
@@ -232,9 +230,35 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
         return
     flat = images.flatten(1)
     blank = int((flat.amax(1) == flat.amin(1)).sum())
-    brightest = int(flat.max())
+    brightest = int(flat.max()) * 255 // rules.top
     if brightest < BLACK:
-        hint = "; data.range=[0,<white>] sets their white" if deep else ""
+        is_deep = any(facts.values for facts in data.survey.facts)
+        hint = "; data.range=[0,<white>] sets their white" if is_deep else ""
         yield f"all of {len(images)} images looked at are black, at most {brightest} of 255{hint}"
     elif 4 * blank >= len(images):
         yield f"{blank} of {len(images)} images looked at are of one colour"
+
+
+def odd_values(data: ImageSet) -> Iterator[str]:
+    """Images of other depths or kinds of numbers than the rest, and values that are missing or have no effect."""
+    rules, facts = data.rules, data.survey.facts
+    deep = [f for f in facts if f.is_deep]
+    plain = [f for f in facts if not f.is_deep]
+    if not deep and rules.value_range not in (None, FULL_16_BITS):
+        if facts:
+            yield f"data.range={to_range_setting(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
+        return
+    if deep and plain:
+        tops = sorted({high for _, high in rules.scaled_ranges})
+        yield (
+            f"{len(plain):,} of {len(facts):,} images have 8 bits, as {plain[0].name}, and others more: 255 in them is as "
+            f"bright as {' or '.join(f'{top:,.6g}' for top in tops[:4])} in the others"
+        )
+    if len({f.number_type == "float32" for f in deep if f.number_type}) > 1:
+        yield "some images hold floating-point values and others whole numbers, and one data.range serves all"
+    if gaps := [f for f in deep if f.num_missing]:
+        yield (
+            f"{len(gaps):,} of {sum(f.number_type is not None for f in deep):,} images looked at have values that are no "
+            f"numbers or mark missing data, as {gaps[0].name} {gaps[0].num_missing:,} of them, which are read as the lowest "
+            f"value of data.range"
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from codegrid.data.pixels import (
 )
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
+from codegrid.engine.errors import InputError
 
 SURVEYED = 256  # images of a split whose headers are read
 SURVEYED_PIXELS = (
@@ -47,7 +48,8 @@ MODES = {
     "LA": "8-bit grey with alpha", "CMYK": "8-bit CMYK", "I": "32-bit grey", "F": "floating-point grey",
 }  # fmt: skip
 
-# Names of folders that hold one split of a dataset, as training_set or testA.
+# How the kinds of images of more than 8 bits begin.
+DEEP_KINDS = ("16-bit", "32-bit", "64-bit", "floating-point")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class ImageFacts:
     has_pages   whether a TIFF has further pages
     is_cut      whether only the upper 8 of its 16 bits can be read
     number_type the type of its values, one of NUMBER_TYPES, if it has more than 8 bits and was looked at
-    sample      some of these values (n, channels), at most SAMPLED_PIXELS
+    sample      some of these values (n, channels), at most SAMPLED_PIXELS pixels
+    num_missing how many of its values are no numbers, or mark pixels without data
+    name        of the image in messages
     """
 
     size: tuple[int, int]
@@ -70,6 +74,13 @@ class ImageFacts:
     is_cut: bool = False
     number_type: str | None = None
     sample: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+    num_missing: int = 0
+    name: str = ""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it has more than 8 bits a channel."""
+        return self.number_type is not None or self.kind.startswith(DEEP_KINDS)
 
     @property
     def needs_pixels(self) -> bool:
@@ -94,9 +105,10 @@ class Survey:
         return min(lows), max(highs)
 
     @property
-    def is_deep(self) -> bool:
-        """Whether some of the images have more than 8 bits."""
-        return any(facts.number_type for facts in self.facts)
+    def is_mostly_deep(self) -> bool:
+        """Whether at least half of the images have more than 8 bits."""
+        num_deep = sum(facts.is_deep for facts in self.facts)
+        return num_deep > 0 and 2 * num_deep >= len(self.facts)
 
     @property
     def number_type(self) -> str | None:
@@ -139,7 +151,8 @@ def survey_sources(sources: Sequence[Source], patience: float | None = None) -> 
         headers = inspect_rows(source, False, rows, patience)
         deep = [row for row, facts in headers.items() if facts.needs_pixels]
         chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
-        survey.facts += (headers | inspect_rows(source, True, chosen, patience)).values()
+        facts = headers | inspect_rows(source, True, chosen, patience)
+        survey.facts += [replace(each, name=source.image_name(row)) for row, each in facts.items()]
     return survey
 
 
@@ -179,16 +192,8 @@ def inspect_array(array: NDArray[Any]) -> ImageFacts:
     """The facts of an image that is an array (h, w), (h, w, c) or (c, h, w)."""
     height, width = array.shape[1:] if array.shape[0] in (1, 3, 4) else array.shape[:2]
     bits = "floating-point" if array.dtype.kind == "f" else f"{8 * array.itemsize}-bit"
-    if array.dtype == np.uint8:
-        return ImageFacts((width, height), f"{bits} array")
     channels_last = np.moveaxis(array, 0, -1) if array.shape[0] in (1, 3, 4) else array
-    return ImageFacts(
-        (width, height),
-        f"{bits} array",
-        find_extremes(array),
-        number_type=name_number_type(array.dtype),
-        sample=sample_values(channels_last),
-    )
+    return ImageFacts((width, height), f"{bits} array", **measure_values(channels_last))
 
 
 def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> ImageFacts:
@@ -198,10 +203,10 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
     is_deep = has_deep_colours(image, content)
     if is_deep:
         kind = kind.replace("8-bit", "16-bit")
-    values = is_mask = None
+    is_mask = None
     has_pages = image.format == "TIFF" and has_second_frame(image)
     is_cut = False
-    number_type = sample = None
+    measured: dict[str, Any] = {}
     if reads_pixels:
         image.load()
         array = read_grey_values(image)
@@ -210,11 +215,10 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
             is_cut = array is None
         if array is not None:
             colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
-            values = find_extremes(colours) if mask_numbers(colours).any() else None
-            number_type, sample = name_number_type(array.dtype), sample_values(colours)
+            measured = measure_values(colours)
         if has_alpha_channel(image):
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
-    return ImageFacts(size, kind, values, is_mask, has_pages, is_cut, number_type, sample)
+    return ImageFacts(size, kind, is_mask=is_mask, has_pages=has_pages, is_cut=is_cut, **measured)
 
 
 def has_second_frame(image: Image.Image) -> bool:
@@ -233,11 +237,50 @@ def can_be_mask(alpha: NDArray[np.uint8]) -> bool:
     return bool(between.mean() < DOUBTFUL_ALPHA) or len(np.unique(alpha)) <= FEW_LEVELS
 
 
+def check_range_serves(survey: Survey, ranges: Ranges) -> None:
+    """Raise InputError if all values of all images that were looked at lie outside data.range, in one of the channels."""
+    deep = [facts for facts in survey.facts if facts.values and facts.sample is not None]
+    for channel, (low, high) in enumerate(ranges):
+        limits = [limits_of(facts, channel, len(ranges)) for facts in deep]
+        if not limits or not all(lowest > high or highest < low for lowest, highest in limits):
+            continue
+        where = f"channel {channel + 1} of " if len(ranges) > 1 else ""
+        others = f", nor any of {len(deep) - 1:,} others looked at" if len(deep) > 1 else ""
+        raise InputError(
+            f"data.range=[{low},{high}] holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
+            f"{limits[0][1]:,.6g}{others}; use data.range=auto, or a range that holds them"
+        )
+
+
+def limits_of(facts: ImageFacts, channel: int, num_ranges: int) -> Range:
+    """The lowest and the highest value of an image; where there are several ranges, of what was sampled of a channel."""
+    assert facts.values is not None
+    assert facts.sample is not None
+    if num_ranges == 1 or facts.sample.shape[1] != num_ranges:
+        return facts.values
+    return find_extremes(facts.sample[:, channel])
+
+
 def name_number_type(kind: np.dtype[Any]) -> str:
     """The nearest of NUMBER_TYPES: float32 for all floating-point types and for wide whole numbers."""
     if kind.kind == "b":
         return "uint8"
     return kind.name if kind.name in NUMBER_TYPES else "float32"
+
+
+def measure_values(values: NDArray[Any], missing: float | None = None) -> dict[str, Any]:
+    """What ImageFacts says about values of more than 8 bits (h, w) or (h, w, channels); nothing for others."""
+    if values.dtype == np.uint8:
+        return {}
+    numbers = mask_numbers(values, missing)
+    return {
+        "values": find_extremes(values, missing) if numbers.any() else None,
+        "number_type": name_number_type(values.dtype),
+        "sample": sample_values(
+            np.where(numbers, values, np.nan) if missing is not None else values
+        ),
+        "num_missing": int(numbers.size - numbers.sum()),
+    }
 
 
 def sample_values(values: NDArray[Any]) -> NDArray[Any]:
@@ -282,7 +325,7 @@ def choose_rules(
         value_range = ranges if len(ranges) == channels else (min(lows), max(highs))
     depth, alpha = chosen.depth, chosen.alpha
     if decides_depth:
-        depth = 16 if survey.is_deep else 8
+        depth = 16 if survey.is_mostly_deep else 8
     if decides_alpha:
         alpha = "ignore" if 2 * sum(survey.masks) < len(survey.masks) else "white"
     number_type = chosen.number_type or survey.number_type

@@ -44,7 +44,7 @@ def values_to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[A
     """
     colours = values.array.shape[2] - values.alpha
     check_channels(colours, form.channels, values.note)
-    pixels = scale_values(values.array[..., :colours], rules)
+    pixels = scale_values(values.array[..., :colours], rules, values.missing)
     if values.alpha and rules.alpha == "white":
         pixels = blend_with_white(pixels, values.array[..., -1])
     pixels = fit_pixels(pixels, form.size, form.fit)
@@ -67,12 +67,14 @@ def check_num_pixels(width: int, height: int) -> None:
         raise UnreadableImage(f"{width} x {height} pixels, more than 2^28")
 
 
-def scale_values(values: NDArray[Any], rules: PixelRules) -> NDArray[Any]:
+def scale_values(
+    values: NDArray[Any], rules: PixelRules, missing: float | None = None
+) -> NDArray[Any]:
     """Values (h, w, c) as pixels of the rules. Values of 8 bits are pixels already."""
     if values.dtype == np.uint8:
         return rules.deepen(values)
     check_range_known(values, rules)
-    return rules.scale(values)
+    return rules.scale(values, missing)
 
 
 def check_range_known(values: NDArray[Any], rules: PixelRules) -> None:

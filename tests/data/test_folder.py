@@ -585,7 +585,7 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
     [
         ({"n_val": 16}, "n_val=16 must leave both splits an image"),
         ({"held_out": "first"}, "held_out=first must be random or last"),
-        ({"channels": 2}, "channels=2 must be 1"),
+        ({"channels": 17}, "channels=17 must be a whole number from 1 to 16"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
@@ -630,14 +630,21 @@ def brightness(data: Folder, split: str = "train") -> list[int]:
     return [int(pixels.max()) for pixels in images(data, split).values()]
 
 
+@pytest.mark.parametrize("depth", [8, None])
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_values_of_fewer_bits_than_their_files_are_not_black(tmp_path: Path, cache: str) -> None:
+def test_values_of_fewer_bits_than_their_files_are_not_black(
+    tmp_path: Path, cache: str, depth: int | None
+) -> None:
     save_deep(tmp_path / "slices", [1000, 0, 4095, 2000, 0, 3000])
-    data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache)
+    data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache, depth=depth)
     data.prepare_data()
-    assert data.decisions()["range"] == [0, 4095]
-    assert brightness(data) == [62, 0, 255, 125]
-    assert brightness(data, "val") == [0, 187]
+    decided = {"range": [0, 4095], "number_type": "uint16"}
+    assert data.decisions().items() >= (decided | ({} if depth else {"depth": 16})).items()
+    levels = (
+        [62, 0, 255, 125] if depth else [round(65_535 * v / 4095) for v in (1000, 0, 4095, 2000)]
+    )
+    assert brightness(data) == levels
+    assert brightness(data, "val") == [0, 187 if depth else round(65_535 * 3000 / 4095)]
 
 
 @pytest.mark.parametrize(
@@ -657,7 +664,8 @@ def test_the_range_fits_the_largest_value_of_all(
     data = folder(tmp_path / "deep", n_val=1, held_out="last")
     data.prepare_data()
     assert data.decisions()["range"] == value_range
-    assert brightness(data)[1] >= 128
+    assert brightness(data)[1] >= 2**15
+    assert data.decisions()["number_type"] == np.dtype(kind).name
 
 
 @pytest.mark.parametrize("late", [5, 18])
@@ -685,7 +693,9 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     data.prepare_data()
     assert data.decisions()["range"] == [0, 1023]
     name = f"{late:02}.png"
-    assert (images(data, "train") | images(data, "val"))[name].max() == 1000 * 256 // 1024
+    # A sample of 8-bit files alone decides for pixels of 8 bits.
+    highest = round(1000 * 65_535 / 1023) if others is not None else 1000 * 256 // 1024
+    assert (images(data, "train") | images(data, "val"))[name].max() == highest
     assert "beyond those of the sample: data.range=[0, 1023]" in capsys.readouterr().err
     again = folder(root, **settings)
     again.prepare_data()
@@ -702,7 +712,7 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
     first.prepare_data()
     save_deep(root, [1000, 900, 3000, 700])
     later = folder(root, n_val=1, held_out="last", **first.decisions())
-    assert brightness(later) == [250, 225, 255]
+    assert brightness(later) == [round(v * 65_535 / 1023) for v in (1000, 900, 1023)]
     assert (
         "1 images have values beyond data.range=[0, 1023], from 0 to 3,000, which are cut off"
         in capsys.readouterr().err
@@ -711,7 +721,12 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
 
 def test_runs_of_version_0_1_read_the_upper_bits_as_they_did(tmp_path: Path) -> None:
     save_deep(tmp_path / "slices", [4095, 4095])
-    earlier: dict[str, Any] = {"range": [0, 65_535], "alpha": "white", "classes": SORTED}
+    earlier: dict[str, Any] = {
+        "range": [0, 65_535],
+        "depth": 8,
+        "alpha": "white",
+        "classes": SORTED,
+    }
     earlier |= {"suffixes": list(IMAGE_SUFFIXES), "split_seed": None}
     data = folder(tmp_path / "slices", n_val=1, **earlier)
     assert brightness(data) == [15]
