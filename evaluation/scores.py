@@ -166,6 +166,11 @@ def write_range(limits: Sequence[Any]) -> str:
     return ", ".join(texts) + more
 
 
+def name_channels(numbers: Sequence[int]) -> str:
+    """Channels by their numbers: channel 1, or channels 3, 2, 1."""
+    return f"channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
 def refer_to(score: Score, about: Mapping[str, Any]) -> Score:
     """The line of a score with what a provenance says it refers to: the range of the pixels, the most that it can be, and the
     bits of a pixel."""

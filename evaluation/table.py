@@ -1,11 +1,17 @@
 """An evaluation as a table for the terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from codegrid.engine.errors import InputError
-from codegrid.evaluation.scores import EvaluationResult, find_score, refer_to, score_difference
+from codegrid.evaluation.scores import (
+    EvaluationResult,
+    find_score,
+    name_channels,
+    refer_to,
+    score_difference,
+)
 
 
 def format_table(
@@ -41,11 +47,6 @@ def describe_extractor(about: Mapping[str, Any]) -> str:
     """The network of a provenance, and which channels of the images it sees, if these are not all."""
     channels = about.get("channels")
     return about["extractor"] + (f", of {name_channels(channels)}" if channels else "")
-
-
-def name_channels(numbers: Sequence[int]) -> str:
-    """Channels by their numbers: channel 1, or channels 3, 2, 1."""
-    return f"channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def describe_subject(result: EvaluationResult) -> list[str]:

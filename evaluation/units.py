@@ -10,6 +10,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pixels import PixelRules, Range, to_range_setting
 from codegrid.data.shown import choose_shown, pick_shown
+from codegrid.evaluation.scores import name_channels, write_range
 
 
 def describe_pixels(rules: PixelRules) -> dict[str, Any]:
@@ -35,6 +36,26 @@ def count_range_bits(limits: Range) -> int:
     """The bits of one of the whole numbers in a range."""
     low, high = limits
     return max(1, (math.floor(high) - math.ceil(low)).bit_length())
+
+
+def describe_shown(rules: PixelRules, channels: int) -> str:
+    """Which channels of the images their pictures show, and which values are black and white there: a sentence for captions.
+
+    Empty for 8-bit images all of whose channels are shown.
+    """
+    shown = choose_shown(channels, rules.show)
+    parts = []
+    if len(set(shown)) < channels:
+        parts.append(f"{name_channels(shown)} of {channels}")
+    elif list(shown) != sorted(shown):
+        parts.append(name_channels(shown))
+    ranges = rules.ranges if len(rules.ranges) == 1 else [rules.ranges[n - 1] for n in shown]
+    if len(set(ranges)) == 1:
+        ranges = ranges[:1]
+    if not rules.is_plain:
+        limits = write_range([list(pair) for pair in ranges])
+        parts.append(f"from black to white {limits}")
+    return f"Shown: {'; '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)
