@@ -137,7 +137,7 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     grid = run.metrics.get("grid")
     if isinstance(grid, list) and len(grid) == 2:
-        flat["grid"] = grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
+        flat["grid"] = shorten_grid(grid)
     if is_figure(run.metrics.get("K")):
         flat["K"] = run.metrics["K"]
 
@@ -153,7 +153,7 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
             if isinstance(value, dict):
                 collect(value, f"{prefix}{key}.")
             else:
-                flat[f"{prefix}{key}"] = value
+                flat[f"{prefix}{key}"] = shorten_grid(value) if key == "grid" else value
 
     collect(run.config, "")
     if run.stage == "prior":
@@ -162,6 +162,13 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
             of_tokenizer = flatten_run(run.tokenizer)
         flat |= {f"{TOKENIZERS}{key}": value for key, value in of_tokenizer.items()}
     return flat
+
+
+def shorten_grid(grid: Any) -> Any:
+    """[rows, columns] as a number for a square and 6×10 for a rectangle, whether a run or its config has it; others as they are."""
+    if not isinstance(grid, list) or len(grid) != 2:
+        return grid
+    return grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
 
 
 def find_varied(runs: Sequence[ReportedRun]) -> list[str]:

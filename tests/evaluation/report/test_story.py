@@ -233,7 +233,8 @@ def test_a_report_on_rectangles_of_16_bits_states_range_and_channels(tmp_path: P
         images=SCANS,
     )
     story = Story(find_runs([str(tmp_path / "sweep")]))
-    assert "grid (6×10, 12×20)" in story.head[0]
+    assert story.head[0].endswith("they differ in grid (6×10, 12×20), K (64, 256).")
+    assert {"map-psnr-grid-K", "learning-psnr"} <= names(story)
     [table] = [table for table in story.tables if table.name == "configurations-tokenizers"]
     assert ["PSNR", "dB of the range 0 to 4,095"] in table.heads
     assert [row[0].text for row, _ in table.rows] == ["6×10", "6×10", "12×20", "12×20"]
