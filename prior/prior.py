@@ -16,7 +16,8 @@ from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
-from prior.conditions import choose_labels, encode_init_image
+from codegrid.engine.sizes import Size, SizeSetting
+from prior.conditions import choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
@@ -129,7 +130,7 @@ class Prior:
         return self.model.K
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Rows and columns of codes of an image, the grid that the prior learned."""
         return self.model.grid
 
@@ -138,7 +139,7 @@ class Prior:
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = ...,
+        grid: str | SizeSetting | None = ...,
         output: Literal["pil"] = ...,
         **settings: Unpack[SamplingSettings],
     ) -> list[Image.Image]: ...
@@ -148,7 +149,7 @@ class Prior:
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = ...,
+        grid: str | SizeSetting | None = ...,
         output: Literal["tensor", "codes"],
         **settings: Unpack[SamplingSettings],
     ) -> Tensor: ...
@@ -157,21 +158,20 @@ class Prior:
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = None,
+        grid: str | SizeSetting | None = None,
         output: Output = "pil",
         **settings: Unpack[SamplingSettings],
     ) -> list[Image.Image] | Tensor:
         """Draw n samples: those of stage=sample with the same seed and settings, to the bit.
 
         `settings` are those of SamplingSettings: seed, label, temperature, top_k, top_p, min_p, guidance, batch_size ...
-        `grid` is (rows, columns) of codes, at least the prior's own: larger pictures are drawn window by window.
+        `grid` is (rows, columns) of codes, or one number for a square, at least the prior's own: larger pictures are drawn window
+        by window.
 
         Returns n Pillow images; with output="tensor" (n, C, H, W) float32 in [-1, 1], with output="codes" (n, h, w) or
         (n, h, w, num_codebooks) int64 in [0, K), both on the CPU. Models run in bfloat16 where the hardware computes in it.
         """
         check_int("n", n, 1)
-        if isinstance(grid, Sequence) and not isinstance(grid, str):
-            grid = "x".join(map(str, grid))
         return self._draw(n, None, output, settings, grid=grid)
 
     @overload
@@ -335,10 +335,10 @@ class Prior:
     def _label_images(self, label: Label, n: int) -> Tensor | None:
         """The labels (n,) of n images whose likelihood is asked for, None without classes."""
         self._require_label(label)
-        several = isinstance(label, Sequence | Tensor | np.ndarray) and not isinstance(label, str)
-        if several and len(label) != n:  # type: ignore[arg-type]
+        several = list_labels(label)
+        if len(several) not in (1, n):
             raise InputError(
-                f"label has {len(label)} classes for {n} images; give one for all, or one for each"  # type: ignore[arg-type]
+                f"label has {len(several)} classes for {n} images; give one for all, or one for each"
             )
         return choose_labels(self.classes, label, n)
 

@@ -67,7 +67,7 @@ def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> N
 
 def test_crops_without_room_are_refused(data: Noise) -> None:
     with pytest.raises(
-        InputError, match=r"crops=2 need room to move, and these images are 16 pixels wide"
+        InputError, match=r"crops=2 need room to move, and these images are 16 pixels a side"
     ):
         codes(make_tokenizer(), data, crops=2)
     with pytest.raises(InputError, match=r"crops=0 must be at least 1"):

@@ -263,7 +263,7 @@ def test_a_prior_of_several_codebooks_has_nats_of_each(tmp_path: Path) -> None:
         ({"label": 1}, "label=1 needs a prior of classes"),
         ({"guidance": 2.0}, "sampler.guidance=2.0 needs a prior of classes"),
         ({"grid": (2, 2)}, "sampler.grid=2x2 must be at least 4x4"),
-        ({"grid": 8}, "sampler.grid=8 must be rows x columns of codes"),
+        ({"grid": 3}, "sampler.grid=3 must be at least 4x4"),
         ({"grid": (5, 0)}, "sampler.grid=5x0 must be rows x columns of codes"),
         ({"steps": 4}, "sampler.steps=4 is for priors that draw many codes in one step"),
     ],
