@@ -6,7 +6,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image

@@ -167,8 +167,8 @@ class Sampler:
         h, w = read_grid(self.grid)
         if h < own[0] or w < own[1]:
             raise InputError(
-                f"sampler.grid={write_grid(self.grid)} must be at least {own[0]}x{own[1]}, the grid that the prior learned, since larger "
-                "ones are drawn in windows of that size"
+                f"sampler.grid={write_grid(self.grid)} must be at least {own[0]}x{own[1]}, the grid that the prior learned, "
+                "since larger ones are drawn in windows of that size"
             )
         return h, w
 
@@ -222,8 +222,9 @@ class Sampler:
 
 def write_grid(grid: str | SizeSetting) -> str:
     """A grid of codes as sentences have it: 16x24, whatever it was given as."""
-    is_list = isinstance(grid, Sequence) and not isinstance(grid, str)
-    return "x".join(map(str, grid)) if is_list else str(grid)
+    if isinstance(grid, str) or not isinstance(grid, Sequence):
+        return str(grid)
+    return "x".join(map(str, grid))
 
 
 def read_grid(grid: str | SizeSetting) -> Size:
