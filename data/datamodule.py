@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +22,16 @@ from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
     ALPHA_CHOICES,
+    AUTO,
     FULL_16_BITS,
     PixelRules,
+    RangeSetting,
     ValuesBeyondRange,
+    check_depth,
+    check_number_type,
+    check_show,
     check_value_range,
+    to_range_setting,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
@@ -44,7 +51,8 @@ class ImageDataModule(BatchDataModule):
     """Batches (images, label), label (B,) int64, -1 for images without a label.
 
     Validation images are (B, channels, *image_size) float32 in [-1, 1], channels last. Training images are uint8
-    (B, channels, *stored_size); the training step passes them to `augment`, which returns the same form.
+    (B, channels, *stored_size), or int32 if their pixels have 16 bits (see data/images.py); the training step passes them to
+    `augment`, which returns the same form.
 
     A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
     holds their defaults.
@@ -55,7 +63,7 @@ class ImageDataModule(BatchDataModule):
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
     flip          mirror images horizontally with probability 1/2 in training
-    cache         where decoded uint8 images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
+    cache         where decoded images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
@@ -66,12 +74,16 @@ class ImageDataModule(BatchDataModule):
     split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
     cache_dir     folder of the cache
     classes       names of the classes in the order of their numbers; None: the data's own; SORTED: as version 0.1 ordered them
-    value_range   the values that become black and white in images of more than 8 bits a channel
+    range         the values that become the lowest and the highest pixel in images of more than 8 bits a channel: a pair, or
+                  one for each channel; "auto": by the largest value of all; "percentiles": 0.1 and 99.9 of a sample
+    depth         bits of a channel of the pixels, 8 or 16; None: 16 if a sample of the images has more than 8
+    number_type   the type of values in the data's own units; None: that of a sample of the images
+    show          the channels that pictures show (see PixelRules)
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
 
-    The last three are decided once for all images if they are None, value_range and alpha by the images themselves (see
-    data/survey.py); `decisions` has the result. The last four have the values of version 0.1 if a config lacks them.
+    The last ones, apart from `show`, are decided once for all images if they are open, mostly by the images themselves (see
+    data/survey.py); `decisions` has the result. They have the values of earlier versions if a config lacks them.
 
     Raises InputError for settings that cannot work.
     """
@@ -111,7 +123,10 @@ class ImageDataModule(BatchDataModule):
         seed: int,
         cache_dir: str,
         classes: Classes = SORTED,
-        value_range: Sequence[float] | None = FULL_16_BITS,
+        range: RangeSetting = FULL_16_BITS,
+        depth: int | None = 8,
+        number_type: str | None = None,
+        show: int | Sequence[int] | None = None,
         alpha: str | None = "white",
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
         split_seed: int | None = None,
@@ -138,7 +153,8 @@ class ImageDataModule(BatchDataModule):
         self.cache = cache
         self.on_error = on_error
         self.cache_dir = cache_dir
-        self._set_decisions(classes, value_range, alpha, suffixes)
+        self._set_decisions(classes, suffixes)
+        self._set_pixels(range, depth, number_type, show, alpha)
         self._set_split(split_seed, split_at)
         self._sources: dict[str, Source] = {}
 
@@ -178,20 +194,31 @@ class ImageDataModule(BatchDataModule):
     def _set_decisions(
         self,
         classes: Classes,
-        value_range: Sequence[float] | None,
-        alpha: str | None,
         suffixes: Sequence[str] | None,
     ) -> None:
         """Set what the images decide where it is None."""
         self.class_setting = check_classes(classes)
         if isinstance(self.class_setting, list):
             self.classes = self.class_setting
-        self.value_range = check_value_range(value_range)
+        self.decides_suffixes = suffixes is None
+        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
+
+    def _set_pixels(
+        self,
+        value_range: RangeSetting,
+        depth: int | None,
+        number_type: str | None,
+        show: int | Sequence[int] | None,
+        alpha: str | None,
+    ) -> None:
+        """Set how values become pixels, where the images do not decide it."""
+        self.range = check_value_range(value_range, self.channels)
+        self.depth = check_depth(depth)
+        self.number_type = check_number_type(number_type)
+        self.show = check_show(show, self.channels)
         if alpha not in (None, *ALPHA_CHOICES):
             raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
         self.alpha = alpha
-        self.decides_suffixes = suffixes is None
-        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
 
     @abstractmethod
     def open_source(self, split: str) -> Source:
@@ -218,10 +245,16 @@ class ImageDataModule(BatchDataModule):
         for split in ("train", "val"):
             self.source(split)
         decided: dict[str, Any] = {} if self.split_at is None else {"split_at": self.split_at}
-        if self.value_range is None:
-            decided["value_range"] = list(self.rules.value_range or FULL_16_BITS)
+        rules = self.rules
+        if isinstance(self.range, str):
+            decided["range"] = to_range_setting(rules.scaled_ranges)
+        if self.depth is None:
+            decided["depth"] = rules.depth
+        if self.number_type is None:
+            rules.number_type = rules.number_type or self.survey.number_type
+            decided |= {"number_type": rules.number_type} if rules.number_type else {}
         if self.alpha is None:
-            decided["alpha"] = self.rules.alpha
+            decided["alpha"] = rules.alpha
         if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
             decided["classes"] = list(self.classes)
         if self.decides_suffixes:
@@ -255,14 +288,30 @@ class ImageDataModule(BatchDataModule):
             self.source(split).rules = rules
 
     def _decide_rules(self) -> PixelRules:
-        if self.value_range is not None and self.alpha is not None:
-            return PixelRules(self.value_range, self.alpha)
+        chosen = PixelRules(
+            None if isinstance(self.range, str) else self.range,
+            self.alpha or "white",
+            depth=self.depth or 8,
+            show=self.show,
+            number_type=self.number_type,
+        )
+        if not isinstance(self.range, str) and self.alpha is not None and self.depth is not None:
+            return chosen
         sources = [self.source(split) for split in ("train", "val")]
         # If all images are read before training, a value beyond the range of the sample widens it.
         all_are_read = self.cache != "none" or all(source.checked_up_front for source in sources)
-        rules = choose_rules(self.survey, self.value_range, self.alpha, all_are_read)
+        rules = choose_rules(
+            self.survey,
+            chosen,
+            self.channels,
+            self.range,
+            decides_alpha=self.alpha is None,
+            decides_depth=self.depth is None,
+        )
+        rules.is_open = all_are_read and self.range == AUTO
         if rules.is_open and (entry := self._range_entry()) and entry.read() is not None:
-            rules.value_range = check_value_range(entry.read_meta()["notes"])
+            low, high = entry.read_meta()["notes"]
+            rules.value_range = (low, high)
         return rules
 
     def _range_entry(self) -> CacheEntry | None:
@@ -283,7 +332,7 @@ class ImageDataModule(BatchDataModule):
         elif entry := self._range_entry():
             with entry.acquire():
                 if entry.read() is None:
-                    entry.publish(entry.create(), list(rules.value_range))
+                    entry.publish(entry.create(), to_range_setting(rules.scaled_ranges))
 
     def samples(self, split: str) -> Any:
         """The samples of "train" or "val", loaded on first use.
@@ -297,10 +346,11 @@ class ImageDataModule(BatchDataModule):
             except ValuesBeyondRange:
                 loaded = [*self._samples]
                 self._samples.clear()
-                widened = PixelRules(self.rules.widen(), self.rules.alpha, is_open=True)
+                widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
                 self._set_rules(widened)
                 log_line(
-                    f"an image has values beyond those of the sample: data.value_range={list(widened.value_range or ())}"
+                    "an image has values beyond those of the sample: "
+                    f"data.range={to_range_setting(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -315,13 +365,13 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.value_range={list(rules.value_range or ())}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={to_range_setting(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
 
     def cache_key(self, split: str) -> dict[str, Any]:
-        """Everything that the uint8 images of a split depend on, in types that JSON can write."""
+        """Everything that the pixels of a split depend on, in types that JSON can write."""
         return {
             "source": self.source(split).key,
             "side": to_setting(self.stored_size),
@@ -430,13 +480,13 @@ class ImageDataModule(BatchDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Validation images as a model sees them; training images stay uint8, for the training step to augment."""
+        """Validation images as a model sees them; training images stay pixels, for the training step to augment."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
         return images if training else self.preprocess(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, *stored_size) -> model input with random crops and flips, on the device of the images."""
+        """Pixels (B, C, *stored_size) -> model input with random crops and flips, on the device of the images."""
         if self.crop == "random" and self.stored_size != self.image_size:
             images = crop_at(images, self._draw_corners(images), self.image_size)
         x = self.preprocess(images)
@@ -456,7 +506,7 @@ class ImageDataModule(BatchDataModule):
         return torch.stack(drawn, 1)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
+        """Pixels (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
         rows, columns = (
             slice((have - size) // 2, (have - size) // 2 + size)
             for have, size in zip(images.shape[-2:], self.image_size, strict=True)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules, mask_numbers
+from codegrid.data.values import UnreadableImage as UnreadableImage
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
 DECODE_VERSION = 1
@@ -34,10 +35,6 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at half as many; `to_form` re
 
 
 PLAIN = PixelRules()  # for images of no dataset
-
-
-class UnreadableImage(Exception):
-    """The content is not an image, or a broken one; the message gives the reason in a few words."""
 
 
 def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:

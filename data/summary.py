@@ -14,6 +14,7 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
+from codegrid.data.pixels import format_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
@@ -107,10 +108,16 @@ def describe_pixels(data: ImageSet) -> str:
     ]
     rules = data.rules
     if data.survey.values and rules.value_range:
-        (low, high), (black, white) = data.survey.values, rules.value_range
-        parts.append(
-            f"values {low:,.6g} to {high:,.6g}, of which {black:,.6g} becomes black and {white:,.6g} white"
-        )
+        low, high = data.survey.values
+        if len(rules.scaled_ranges) == 1:
+            ((black, white),) = rules.scaled_ranges
+            parts.append(
+                f"values {low:,.6g} to {high:,.6g}, of which {black:,.6g} becomes black and {white:,.6g} white"
+            )
+        else:
+            parts.append(
+                f"values {low:,.6g} to {high:,.6g}, of which a channel each shows {format_ranges(rules.scaled_ranges)}"
+            )
     if data.survey.masks:
         parts.append(
             "transparent pixels become white" if rules.alpha == "white" else "alpha is left out"
@@ -217,7 +224,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
         yield f"{cut:,} TIFFs of 16-bit colours are read with their upper 8 bits alone; save them as 16-bit PNG to use all"
     deep = [f for f in data.survey.facts if f.values]
     if len({f.kind.startswith("floating") for f in deep}) > 1:
-        yield "some images hold floating-point values and others whole numbers, and one data.value_range serves all"
+        yield "some images hold floating-point values and others whole numbers, and one data.range serves all"
     if data.is_stream:
         return
     images, _ = data.take_evenly("train", SURVEYED_PIXELS)
@@ -227,7 +234,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
     blank = int((flat.amax(1) == flat.amin(1)).sum())
     brightest = int(flat.max())
     if brightest < BLACK:
-        hint = "; data.value_range=[0,<white>] sets their white" if deep else ""
+        hint = "; data.range=[0,<white>] sets their white" if deep else ""
         yield f"all of {len(images)} images looked at are black, at most {brightest} of 255{hint}"
     elif 4 * blank >= len(images):
         yield f"{blank} of {len(images)} images looked at are of one colour"

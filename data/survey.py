@@ -17,7 +17,18 @@ from codegrid.data.decode import (
     read_deep_colours,
     read_grey_values,
 )
-from codegrid.data.pixels import PixelRules, Range, choose_range, find_extremes, mask_numbers
+from codegrid.data.pixels import (
+    AUTO,
+    NUMBER_TYPES,
+    PERCENTILES,
+    PixelRules,
+    Range,
+    Ranges,
+    choose_range,
+    find_extremes,
+    mask_numbers,
+    to_plain_number,
+)
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
 
@@ -25,6 +36,8 @@ SURVEYED = 256  # images of a split whose headers are read
 SURVEYED_PIXELS = (
     64  # of them, those whose pixels are read, where their values or their alpha matter
 )
+SAMPLED_PIXELS = 2**14  # of each of these, which percentiles are computed of
+CUT = 0.1  # percent of the values that are below or above the range of data.range=percentiles
 DOUBTFUL_ALPHA = 0.5  # a mask has fewer pixels that are neither 0 nor 255
 FEW_LEVELS = 16  # a mask with more levels of alpha than these is smooth
 READ_AT_ONCE = 8  # files
@@ -45,6 +58,8 @@ class ImageFacts:
     is_mask     whether its alpha channel can be one: mostly 0 or 255, or a few levels; None without one
     has_pages   whether a TIFF has further pages
     is_cut      whether only the upper 8 of its 16 bits can be read
+    number_type the type of its values, one of NUMBER_TYPES, if it has more than 8 bits and was looked at
+    sample      some of these values (n, channels), at most SAMPLED_PIXELS
     """
 
     size: tuple[int, int]
@@ -53,6 +68,8 @@ class ImageFacts:
     is_mask: bool | None = None
     has_pages: bool = False
     is_cut: bool = False
+    number_type: str | None = None
+    sample: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def needs_pixels(self) -> bool:
@@ -75,6 +92,34 @@ class Survey:
             return None
         lows, highs = zip(*ranges, strict=True)
         return min(lows), max(highs)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether some of the images have more than 8 bits."""
+        return any(facts.number_type for facts in self.facts)
+
+    @property
+    def number_type(self) -> str | None:
+        """The type that holds the values of all images; of those of more than 8 bits, if there are any.
+
+        None if none was looked at.
+        """
+        types = {facts.number_type for facts in self.facts if facts.number_type}
+        if types:
+            return name_number_type(np.result_type(*types))
+        return "uint8" if self.facts else None
+
+    def percentiles(self) -> Ranges | None:
+        """The values between which all but a thousandth at each end lie, for each channel; None without values.
+
+        Images with fewer channels than others do not count.
+        """
+        samples = [facts.sample for facts in self.facts if facts.sample is not None]
+        if not samples:
+            return None
+        channels = max(sample.shape[1] for sample in samples)
+        whole = np.concatenate([sample for sample in samples if sample.shape[1] == channels])
+        return tuple(map(cut_ends, whole.T))
 
     @property
     def masks(self) -> list[bool]:
@@ -134,8 +179,16 @@ def inspect_array(array: NDArray[Any]) -> ImageFacts:
     """The facts of an image that is an array (h, w), (h, w, c) or (c, h, w)."""
     height, width = array.shape[1:] if array.shape[0] in (1, 3, 4) else array.shape[:2]
     bits = "floating-point" if array.dtype.kind == "f" else f"{8 * array.itemsize}-bit"
-    values = find_extremes(array) if array.dtype != np.uint8 else None
-    return ImageFacts((width, height), f"{bits} array", values)
+    if array.dtype == np.uint8:
+        return ImageFacts((width, height), f"{bits} array")
+    channels_last = np.moveaxis(array, 0, -1) if array.shape[0] in (1, 3, 4) else array
+    return ImageFacts(
+        (width, height),
+        f"{bits} array",
+        find_extremes(array),
+        number_type=name_number_type(array.dtype),
+        sample=sample_values(channels_last),
+    )
 
 
 def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> ImageFacts:
@@ -148,6 +201,7 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
     values = is_mask = None
     has_pages = image.format == "TIFF" and has_second_frame(image)
     is_cut = False
+    number_type = sample = None
     if reads_pixels:
         image.load()
         array = read_grey_values(image)
@@ -157,9 +211,10 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
         if array is not None:
             colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
             values = find_extremes(colours) if mask_numbers(colours).any() else None
+            number_type, sample = name_number_type(array.dtype), sample_values(colours)
         if has_alpha_channel(image):
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
-    return ImageFacts(size, kind, values, is_mask, has_pages, is_cut)
+    return ImageFacts(size, kind, values, is_mask, has_pages, is_cut, number_type, sample)
 
 
 def has_second_frame(image: Image.Image) -> bool:
@@ -178,17 +233,57 @@ def can_be_mask(alpha: NDArray[np.uint8]) -> bool:
     return bool(between.mean() < DOUBTFUL_ALPHA) or len(np.unique(alpha)) <= FEW_LEVELS
 
 
-def choose_rules(
-    survey: Survey, value_range: Range | None, alpha: str | None, is_open: bool
-) -> PixelRules:
-    """The rules for all images, by the sample of them, where the settings `value_range` and `alpha` are None.
+def name_number_type(kind: np.dtype[Any]) -> str:
+    """The nearest of NUMBER_TYPES: float32 for all floating-point types and for wide whole numbers."""
+    if kind.kind == "b":
+        return "uint8"
+    return kind.name if kind.name in NUMBER_TYPES else "float32"
 
-    The range may be widened while the images are read if it `is_open`; it is not chosen yet if the sample has no image of
-    more than 8 bits. Alpha is left out if most of the alpha channels can't be masks.
+
+def sample_values(values: NDArray[Any]) -> NDArray[Any]:
+    """Evenly spread pixels (n, channels) of an image (h, w) or (h, w, channels)."""
+    pixels = values.reshape(values.shape[0] * values.shape[1], -1)
+    return pixels[spread(len(pixels), SAMPLED_PIXELS)]
+
+
+def cut_ends(values: NDArray[Any]) -> Range:
+    """The range of values (n,) without CUT percent at each end, of at least one step of whole numbers.
+
+    Values that are no numbers do not count.
     """
-    is_open = is_open and value_range is None
-    if value_range is None and survey.values:
+    values = values[mask_numbers(values)]
+    if not len(values):
+        return 0, 1
+    low, high = map(float, np.percentile(values, (CUT, 100 - CUT)))
+    if values.dtype.kind in "iu":
+        low, high = np.floor(low), np.ceil(high)
+    low, high = float(f"{low:.6g}"), float(f"{high:.6g}")  # short in a config
+    return to_plain_number(low), to_plain_number(high if high > low else low + 1)
+
+
+def choose_rules(
+    survey: Survey,
+    chosen: PixelRules,
+    channels: int,
+    range_setting: Ranges | str,
+    decides_alpha: bool,
+    decides_depth: bool,
+) -> PixelRules:
+    """The rules `chosen` by settings, completed by a sample of the images for pixels of so many channels.
+
+    The range is not chosen yet if the sample has no image of more than 8 bits. Alpha is left out if most of the alpha
+    channels can't be masks.
+    """
+    value_range: Range | Ranges | None = chosen.value_range
+    if range_setting == AUTO and survey.values:
         value_range = choose_range(*survey.values)
-    if alpha is None:
+    if range_setting == PERCENTILES and (ranges := survey.percentiles()):
+        lows, highs = zip(*ranges, strict=True)
+        value_range = ranges if len(ranges) == channels else (min(lows), max(highs))
+    depth, alpha = chosen.depth, chosen.alpha
+    if decides_depth:
+        depth = 16 if survey.is_deep else 8
+    if decides_alpha:
         alpha = "ignore" if 2 * sum(survey.masks) < len(survey.masks) else "white"
-    return PixelRules(value_range, alpha, is_open)
+    number_type = chosen.number_type or survey.number_type
+    return PixelRules(value_range, alpha, False, depth, chosen.show, number_type)

@@ -8,7 +8,7 @@ import torch
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import check_same_images
-from codegrid.data.pixels import PixelRules, check_value_range
+from codegrid.data.pixels import PixelRules, read_settings
 from codegrid.engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -100,8 +100,7 @@ def load_images(
 
 def read_rules(training_data: Mapping[str, Any]) -> PixelRules:
     """How the images that a tokenizer was trained on are read, by the `data` group of its run's config."""
-    value_range = check_value_range(training_data.get("value_range"))
-    return PixelRules(value_range, training_data.get("alpha") or "white")
+    return read_settings(training_data)
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:

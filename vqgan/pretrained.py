@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from codegrid.engine.aliases import upgrade_names
 from codegrid.engine.checkpoint import BEST, LAST, PREVIOUS
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
@@ -83,7 +84,8 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
         log_line(f"{source}: {remark}")
-    imported.tokenizer.rules = read_rules(facts.get(READING, {}))
+    reading = upgrade_names({"data": facts.get(READING, {})})["data"]
+    imported.tokenizer.rules = read_rules(reading)
     return imported.tokenizer
 
 

@@ -19,10 +19,10 @@ IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
     "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", "accelerator", "show", STAMP,
 }  # fmt: skip
-# Recorded by the images of a run; the names of its classes, and endings of files, follow from them.
-IGNORED_IN_DATA = {"classes", "suffixes"}
+# Recorded by the images of a run; the names of its classes, endings of files and the type of values follow from them.
+IGNORED_IN_DATA = {"classes", "suffixes", "number_type"}
 # What runs of version 0.1, whose configs lack these settings, did.
-EARLIER_DATA = {"value_range": [0, 65_535], "alpha": "white"}
+EARLIER_DATA = {"range": [0, 65_535], "alpha": "white", "depth": 8}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
 KEY_SETTINGS = (

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codegrid.data.pixels import RULE_SETTINGS
 from codegrid.engine.folder import CONFIG, METRICS, write_config, write_metrics
 from codegrid.engine.sizes import to_setting
 from codegrid.engine.version import FORMAT, STAMP, VERSION
@@ -76,7 +77,7 @@ def describe_tokenizer(
         "K": tokenizer.K,
         "num_codebooks": tokenizer.num_codebooks,
         "dim": tokenizer.dim,
-        READING: {name: origin.config["data"].get(name) for name in ("value_range", "alpha")},
+        READING: {name: origin.config["data"].get(name) for name in RULE_SETTINGS},
         **settings,
     }
 
