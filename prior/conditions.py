@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from codegrid.data.form import Form
-from codegrid.data.images import to_uint8
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
@@ -25,7 +24,7 @@ NEAR = 0.6  # how like a name has to be to what was typed, 0 to 1, to be asked f
 
 @torch.no_grad()
 def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """The codes of a picture, (h, w) or (h, w, num_codebooks), and what the tokenizer sees of it, (1, C, H, W) uint8.
+    """The codes of a picture, (h, w) or (h, w, num_codebooks), and what the tokenizer sees of it, (1, 3 or 1, H, W) uint8.
 
     The middle of the picture is scaled to the tokenizer's image size and read by `tokenizer.rules`. Raises InputError for what
     is no picture.
@@ -40,19 +39,19 @@ def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, T
     device = next(tokenizer.parameters()).device
     with autocast(device):
         codes = tokenizer.indices(x.to(device))
-    return codes[0], to_uint8(x)
+    return codes[0], tokenizer.rules.to_picture(x)
 
 
 @torch.no_grad()
 def show_init_image(
     image: Tensor, codes: Tensor, tokenizer: Tokenizer, known: Tensor
 ) -> list[Tensor]:
-    """Three pictures (1, C, H, W) uint8 of what `encode_init_image` returns.
+    """Three pictures (1, 3 or 1, H, W) uint8 of what `encode_init_image` returns.
 
     The image as the tokenizer sees it, its reconstruction, and the reconstruction with all that is not `known` (h, w) in grey.
     """
     with autocast(codes.device):
-        decoded = to_uint8(tokenizer.decode_indices(codes[None])).cpu()
+        decoded = tokenizer.rules.to_picture(tokenizer.decode_indices(codes[None])).cpu()
     pixelwise = known.repeat_interleave(tokenizer.f, 0).repeat_interleave(tokenizer.f, 1)
     return [image, decoded, decoded.where(pixelwise, 128)]
 

@@ -259,7 +259,7 @@ def test_a_prior_of_several_codebooks_has_nats_of_each(tmp_path: Path) -> None:
         ({"rows": 2}, r"rows=2 is of complete\(image, rows=4\)"),
         ({"seed": -1}, "seed=-1 must be a whole number from 0"),
         ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1 image"),
-        ({"output": "jpeg"}, "output=jpeg must be one of pil, tensor, codes"),
+        ({"output": "jpeg"}, "output=jpeg must be one of pil, tensor, array, codes"),
         ({"label": 1}, "label=1 needs a prior of classes"),
         ({"guidance": 2.0}, "sampler.guidance=2.0 needs a prior of classes"),
         ({"grid": (2, 2)}, "sampler.grid=2x2 must be at least 4x4"),
