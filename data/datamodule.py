@@ -28,6 +28,7 @@ from codegrid.data.pixels import (
     RangeSetting,
     ValuesBeyondRange,
     check_depth,
+    check_num_channels,
     check_number_type,
     check_show,
     check_value_range,
@@ -58,7 +59,7 @@ class ImageDataModule(BatchDataModule):
     holds their defaults.
 
     image_size    pixels of what the model sees: of a side, or [rows, columns]
-    channels      3 for RGB, 1 for grey; images of the other kind are converted
+    channels      of a pixel, 1 to 16: 3 for RGB, 1 for grey, and images of the other of these two kinds are converted
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
@@ -135,8 +136,7 @@ class ImageDataModule(BatchDataModule):
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
         super().__init__(batch_size, num_workers, seed, reader_timeout)
-        if channels not in (1, 3):
-            raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
+        check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
             ("cache", cache, ("none", "ram", "disk")),

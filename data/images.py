@@ -9,7 +9,6 @@ from torch import Tensor
 
 from codegrid.engine.sizes import Size
 
-
 DEEP_TYPES = (torch.int32, torch.uint16)  # of pixels of 16 bits
 
 

@@ -146,7 +146,8 @@ class PixelRules:
         span = high - low
         is_whole = values.dtype.kind in "iu"
         if not is_whole or missing is not None:
-            values = np.where(mask_numbers(values, missing), values, low)
+            numbers = mask_numbers(values, missing)
+            values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
         if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
             return ((whole - int(low)) * 256 // (int(span) + 1)).astype(np.uint8)
@@ -317,6 +318,14 @@ def _read_pair(item: Any) -> Range | None:
     if not -math.inf < low < high < math.inf:
         return None
     return to_plain_number(low), to_plain_number(high)
+
+
+def check_num_channels(channels: int) -> None:
+    """Raise InputError unless data.channels is a number of channels that images can have."""
+    if isinstance(channels, bool) or channels not in range(1, MAX_CHANNELS + 1):
+        raise InputError(
+            f"data.channels={channels} must be a whole number from 1 to {MAX_CHANNELS}, as 3 (RGB) or 1 (grey)"
+        )
 
 
 def check_depth(depth: int | None) -> int | None:

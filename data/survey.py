@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -59,7 +59,9 @@ class ImageFacts:
     has_pages   whether a TIFF has further pages
     is_cut      whether only the upper 8 of its 16 bits can be read
     number_type the type of its values, one of NUMBER_TYPES, if it has more than 8 bits and was looked at
-    sample      some of these values (n, channels), at most SAMPLED_PIXELS
+    sample      some of these values (n, channels), at most SAMPLED_PIXELS pixels
+    num_missing how many of its values are no numbers, or mark pixels without data
+    name        of the image in messages
     """
 
     size: tuple[int, int]
@@ -70,6 +72,8 @@ class ImageFacts:
     is_cut: bool = False
     number_type: str | None = None
     sample: NDArray[Any] | None = field(default=None, compare=False, repr=False)
+    num_missing: int = 0
+    name: str = ""
 
     @property
     def needs_pixels(self) -> bool:
@@ -139,7 +143,8 @@ def survey_sources(sources: Sequence[Source], patience: float | None = None) -> 
         headers = inspect_rows(source, False, rows, patience)
         deep = [row for row, facts in headers.items() if facts.needs_pixels]
         chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
-        survey.facts += (headers | inspect_rows(source, True, chosen, patience)).values()
+        facts = headers | inspect_rows(source, True, chosen, patience)
+        survey.facts += [replace(each, name=source.image_name(row)) for row, each in facts.items()]
     return survey
 
 
@@ -179,16 +184,8 @@ def inspect_array(array: NDArray[Any]) -> ImageFacts:
     """The facts of an image that is an array (h, w), (h, w, c) or (c, h, w)."""
     height, width = array.shape[1:] if array.shape[0] in (1, 3, 4) else array.shape[:2]
     bits = "floating-point" if array.dtype.kind == "f" else f"{8 * array.itemsize}-bit"
-    if array.dtype == np.uint8:
-        return ImageFacts((width, height), f"{bits} array")
     channels_last = np.moveaxis(array, 0, -1) if array.shape[0] in (1, 3, 4) else array
-    return ImageFacts(
-        (width, height),
-        f"{bits} array",
-        find_extremes(array),
-        number_type=name_number_type(array.dtype),
-        sample=sample_values(channels_last),
-    )
+    return ImageFacts((width, height), f"{bits} array", **measure_values(channels_last))
 
 
 def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> ImageFacts:
@@ -198,10 +195,10 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
     is_deep = has_deep_colours(image, content)
     if is_deep:
         kind = kind.replace("8-bit", "16-bit")
-    values = is_mask = None
+    is_mask = None
     has_pages = image.format == "TIFF" and has_second_frame(image)
     is_cut = False
-    number_type = sample = None
+    measured: dict[str, Any] = {}
     if reads_pixels:
         image.load()
         array = read_grey_values(image)
@@ -210,11 +207,10 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
             is_cut = array is None
         if array is not None:
             colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
-            values = find_extremes(colours) if mask_numbers(colours).any() else None
-            number_type, sample = name_number_type(array.dtype), sample_values(colours)
+            measured = measure_values(colours)
         if has_alpha_channel(image):
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
-    return ImageFacts(size, kind, values, is_mask, has_pages, is_cut, number_type, sample)
+    return ImageFacts(size, kind, is_mask=is_mask, has_pages=has_pages, is_cut=is_cut, **measured)
 
 
 def has_second_frame(image: Image.Image) -> bool:
@@ -238,6 +234,21 @@ def name_number_type(kind: np.dtype[Any]) -> str:
     if kind.kind == "b":
         return "uint8"
     return kind.name if kind.name in NUMBER_TYPES else "float32"
+
+
+def measure_values(values: NDArray[Any], missing: float | None = None) -> dict[str, Any]:
+    """What ImageFacts says about values of more than 8 bits (h, w) or (h, w, channels); nothing for others."""
+    if values.dtype == np.uint8:
+        return {}
+    numbers = mask_numbers(values, missing)
+    return {
+        "values": find_extremes(values, missing) if numbers.any() else None,
+        "number_type": name_number_type(values.dtype),
+        "sample": sample_values(
+            np.where(numbers, values, np.nan) if missing is not None else values
+        ),
+        "num_missing": int(numbers.size - numbers.sum()),
+    }
 
 
 def sample_values(values: NDArray[Any]) -> NDArray[Any]:

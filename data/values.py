@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules, mask_numbers
 from codegrid.data.resize import fit_pixels
 
+# Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
+MAX_PIXELS = 2**28
 LUMA = (19595, 38470, 7471)  # of 2^16: what red, green and blue weigh in grey (ITU-R BT.601)
 
 
@@ -36,23 +39,42 @@ class Values:
 def values_to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[Any]:
     """Values -> pixels (channels, h, w) of a form, of the type of the rules.
 
-    Values are scaled by the rules first, then alpha is blended with white or left out, grey is repeated for three channels or
-    three become grey, and the whole is brought to the size. Raises UnreadableImage if the channels don't fit the form.
+    Values are scaled by the rules, alpha is blended with white or left out, the whole is brought to the size, and then grey is
+    repeated for three channels or three become grey. Raises UnreadableImage if the channels don't fit the form.
     """
     colours = values.array.shape[2] - values.alpha
-    if colours != form.channels and (colours, form.channels) not in ((1, 3), (3, 1)):
-        count = values.array.shape[2]
-        raise UnreadableImage(
-            f"{count} channel{'s' * (count != 1)}, where data.channels={form.channels}"
-        )
-    check_range_known(values.array[..., :colours], rules)
-    pixels: NDArray[Any] = rules.scale(values.array[..., :colours])
+    check_channels(colours, form.channels, values.note)
+    pixels = scale_values(values.array[..., :colours], rules, values.missing)
     if values.alpha and rules.alpha == "white":
-        pixels = blend_with_white(pixels, values.array[..., -1:])
+        pixels = blend_with_white(pixels, values.array[..., -1])
+    pixels = fit_pixels(pixels, form.size, form.fit)
     if (colours, form.channels) == (3, 1):
         pixels = mix_grey(pixels)
-    pixels = fit_pixels(pixels, form.size, form.fit).transpose(2, 0, 1)
+    pixels = pixels.transpose(2, 0, 1)
     return np.repeat(pixels, 3, 0) if (colours, form.channels) == (1, 3) else pixels
+
+
+def check_channels(colours: int, channels: int, note: str = "") -> None:
+    """Raise UnreadableImage if an image of so many channels can't become one of `channels`: only grey and RGB are converted."""
+    if colours != channels and (colours, channels) not in ((1, 3), (3, 1)):
+        words = f"{colours} channel{'s' * (colours != 1)}{f', {note}' if note else ''}"
+        raise UnreadableImage(f"{words}, where data.channels={channels}")
+
+
+def check_num_pixels(width: int, height: int) -> None:
+    """Raise UnreadableImage for an image that would take too much memory."""
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} pixels, more than 2^28")
+
+
+def scale_values(
+    values: NDArray[Any], rules: PixelRules, missing: float | None = None
+) -> NDArray[Any]:
+    """Values (h, w, c) as pixels of the rules. Values of 8 bits are pixels already."""
+    if values.dtype == np.uint8:
+        return rules.deepen(values)
+    check_range_known(values, rules)
+    return rules.scale(values, missing)
 
 
 def check_range_known(values: NDArray[Any], rules: PixelRules) -> None:
@@ -67,9 +89,14 @@ def check_range_known(values: NDArray[Any], rules: PixelRules) -> None:
 
 
 def blend_with_white(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
-    """Pixels (h, w, c) of which as much is left as `alpha` (h, w, 1) says, of its type's largest value; the rest is white."""
-    opacity = alpha.astype(np.float64) / np.iinfo(alpha.dtype).max
+    """Pixels (h, w, 1 or 3) of which as much is left as `alpha` (h, w) says, of its type's largest value; the rest is white."""
+    if pixels.dtype == np.uint8:  # by Pillow, whose rounding earlier runs have
+        mask = (alpha >> 8 * (alpha.itemsize - 1)).astype(np.uint8)
+        layers = Image.fromarray(np.dstack([pixels, mask])).convert("RGBA")
+        blended = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+        return np.asarray(blended)[..., : pixels.shape[2]]
     white = np.iinfo(pixels.dtype).max
+    opacity = alpha[..., None] / np.iinfo(alpha.dtype).max
     return np.rint(white - (white - pixels) * opacity).astype(pixels.dtype)
 
 

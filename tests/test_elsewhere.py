@@ -890,8 +890,8 @@ SUMMARY: list[Case] = [
     Case(
         "a_range_of_values_is_two_numbers",
         ten_bit_scans,
-        (*SCANS, "data.value_range=1023"),
-        "error: data.value_range=1023 must be the values that become black and white, as [0,4095]",
+        (*SCANS, "data.range=1023"),
+        "error: data.range=1023 must be auto, percentiles, the values that become the lowest and the highest pixel, as [0,4095]",
         code=2,
     ),
     Case(

@@ -75,7 +75,7 @@ WORDS = {
     "stage=vqgan data.n_train=-1": "data.n_train=-1 and data.n_val=1000 must be at least 1",
     "stage=vqgan data.batch_size=many": "data.batch_size=many must be at least 1",
     "stage=vqgan data.num_workers=-1": "data.num_workers=-1 must be a whole number of at least 0",
-    "stage=vqgan data.channels=2": "data.channels=2 must be 1 (grey) or 3 (RGB)",
+    "stage=vqgan data.channels=17": "data.channels=17 must be a whole number from 1 to 16",
     "stage=vqgan data.on_error=ignore": "data.on_error=ignore must be one of stop, skip",
     "stage=vqgan data.n_train=4 data.batch_size=32": "4 training samples don't fill one batch of 32",
     "stage=vqgan loss.gate.start=2.5": "fractions 0 to 1",

@@ -84,8 +84,8 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
         log_line(f"{source}: {remark}")
-    reading = upgrade_names({"data": facts.get(READING, {})})["data"]
-    imported.tokenizer.rules = read_rules(reading)
+    rules = upgrade_names({"data": facts.get(READING, {})})["data"]
+    imported.tokenizer.rules = read_rules(rules)
     return imported.tokenizer
 
 

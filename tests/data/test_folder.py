@@ -585,7 +585,7 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
     [
         ({"n_val": 16}, "n_val=16 must leave both splits an image"),
         ({"held_out": "first"}, "held_out=first must be random or last"),
-        ({"channels": 2}, "channels=2 must be 1"),
+        ({"channels": 17}, "channels=17 must be a whole number from 1 to 16"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
@@ -635,7 +635,7 @@ def test_values_of_fewer_bits_than_their_files_are_not_black(tmp_path: Path, cac
     save_deep(tmp_path / "slices", [1000, 0, 4095, 2000, 0, 3000])
     data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 4095]
+    assert data.decisions()["range"] == [0, 4095]
     assert brightness(data) == [62, 0, 255, 125]
     assert brightness(data, "val") == [0, 187]
 
@@ -656,7 +656,7 @@ def test_the_range_fits_the_largest_value_of_all(
     save_deep(tmp_path / "deep", [highest / 2, highest, highest / 4], kind, suffix)
     data = folder(tmp_path / "deep", n_val=1, held_out="last")
     data.prepare_data()
-    assert data.decisions()["value_range"] == value_range
+    assert data.decisions()["range"] == value_range
     assert brightness(data)[1] >= 128
 
 
@@ -683,10 +683,10 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     settings = {"n_val": 2, "held_out": "last", "cache": cache}
     data = folder(root, **settings)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 1023]
+    assert data.decisions()["range"] == [0, 1023]
     name = f"{late:02}.png"
     assert (images(data, "train") | images(data, "val"))[name].max() == 1000 * 256 // 1024
-    assert "beyond those of the sample: data.value_range=[0, 1023]" in capsys.readouterr().err
+    assert "beyond those of the sample: data.range=[0, 1023]" in capsys.readouterr().err
     again = folder(root, **settings)
     again.prepare_data()
     assert again.decisions() == data.decisions()
@@ -704,18 +704,18 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
     later = folder(root, n_val=1, held_out="last", **first.decisions())
     assert brightness(later) == [250, 225, 255]
     assert (
-        "1 images have values beyond data.value_range=[0, 1023], from 0 to 3,000, which are cut off"
+        "1 images have values beyond data.range=[0, 1023], from 0 to 3,000, which are cut off"
         in capsys.readouterr().err
     )
 
 
 def test_runs_of_version_0_1_read_the_upper_bits_as_they_did(tmp_path: Path) -> None:
     save_deep(tmp_path / "slices", [4095, 4095])
-    earlier: dict[str, Any] = {"value_range": [0, 65_535], "alpha": "white", "classes": SORTED}
+    earlier: dict[str, Any] = {"range": [0, 65_535], "alpha": "white", "classes": SORTED}
     earlier |= {"suffixes": list(IMAGE_SUFFIXES), "split_seed": None}
     data = folder(tmp_path / "slices", n_val=1, **earlier)
     assert brightness(data) == [15]
-    assert not data.decisions()
+    assert data.decisions() == {"number_type": "uint16"}  # which changes no pixel
 
 
 def test_near_infrared_that_is_marked_as_alpha_is_left_out(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_arrays_of_more_than_8_bits_are_read_by_the_range_of_all(
     arrays = [np.full((8, 8), 100 * i + 100, kind) for i in range(10)]
     data = make(write(tmp_path / "deep", [{"image": array} for array in arrays]), n_val=1)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 1023]
+    assert data.decisions()["range"] == [0, 1023]
     assert data.take_evenly("val", 1)[0].max() in (249, 250)
 
 

@@ -226,10 +226,8 @@ def test_images_that_are_black_are_odd_with_the_way_out(
     for i in range(6):
         values = np.random.default_rng(i).integers(0, 2000, (16, 16), np.uint16)
         Image.fromarray(values).save(root / f"{i}.png")
-    text = odd(root, value_range=value_range)
-    assert ("are black, at most 7 of 255; data.value_range=[0,<white>]" in text) == bool(
-        value_range
-    )
+    text = odd(root, range=value_range)
+    assert ("are black, at most 7 of 255; data.range=[0,<white>]" in text) == bool(value_range)
 
 
 def test_images_of_one_colour_are_odd_if_they_are_many(root: Path) -> None:

@@ -11,7 +11,7 @@ RECORDED = {
     "_target_": "codegrid.data.folder.Folder",
     "root": "a",
     "classes": ["1", "2"],
-    "value_range": [0, 4095],
+    "range": [0, 4095],
     "alpha": "white",
 }
 
@@ -21,15 +21,12 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> Any:
 
 
 def test_what_a_run_has_decided_is_no_difference_to_the_command_that_started_it() -> None:
-    assert (
-        difference({**RECORDED, "classes": None, "value_range": None, "alpha": None}, RECORDED)
-        is None
-    )
+    assert difference({**RECORDED, "classes": None, "range": None, "alpha": None}, RECORDED) is None
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("classes", ["2", "1"]), ("value_range", [0, 1023]), ("alpha", "ignore"), ("classes", "sorted")],
+    [("classes", ["2", "1"]), ("range", [0, 1023]), ("alpha", "ignore"), ("classes", "sorted")],
 )  # fmt: skip
 def test_what_a_command_says_itself_is_one(setting: str, value: Any) -> None:
     differs = difference({**RECORDED, setting: value}, RECORDED)

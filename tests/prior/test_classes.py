@@ -184,8 +184,8 @@ def test_priors_of_version_0_1_call_their_classes_by_numbers() -> None:
 @pytest.mark.parametrize(
     ("data", "rules"),
     [
-        ({"value_range": [0, 4095], "alpha": "ignore"}, PixelRules((0, 4095), "ignore")),
-        ({"value_range": None, "alpha": None}, PixelRules()),
+        ({"range": [0, 4095], "alpha": "ignore"}, PixelRules((0, 4095), "ignore")),
+        ({"range": None, "alpha": None}, PixelRules()),
         ({}, PixelRules()),
     ],
 )
@@ -197,4 +197,4 @@ def test_an_image_to_complete_is_read_as_the_tokenizers_images(
     tokenizer = make_tokenizer().eval()
     tokenizer.rules = read_rules(data)
     _, image = encode_init_image(str(tmp_path / "slice.png"), tokenizer)
-    assert int(image.max()) == (255 if data.get("value_range") else 15)
+    assert int(image.max()) == (255 if data.get("range") else 15)

@@ -180,10 +180,10 @@ def test_what_images_decide_sets_runs_apart_only_if_pixels_differ() -> None:
     as_before = {
         "classes": ["a", "b"],
         "suffixes": [".png"],
-        "value_range": [0, 65_535],
+        "range": [0, 65_535],
         "alpha": "white",
     }
     earlier, today = run(data=images), run(seed=1, data={**images, **as_before})
     assert find_varied([earlier, today]) == []
-    scaled = run(seed=2, data={**images, **as_before, "value_range": [0, 4095]})
-    assert find_varied([earlier, scaled]) == ["data.value_range"]
+    scaled = run(seed=2, data={**images, **as_before, "range": [0, 4095]})
+    assert find_varied([earlier, scaled]) == ["data.range"]
