@@ -33,7 +33,7 @@ def explain_shown(save: Sequence[str], rules: PixelRules, channels: int) -> str 
     numbers = ", ".join(map(str, shown))
     some = f"channel{'s' if len(shown) > 1 else ''} {numbers} of {channels}"
     what = some if len(shown) < channels or rules.show else "the samples"
-    return f"{', '.join(kinds)}: pictures, which show {what} in 8 bits; save=npy has all values, in the units of the data"
+    return f"pictures ({', '.join(kinds)}) show {what} in 8 bits; save=[npy] has all values, in the units of the data"
 
 
 def save_grid(
