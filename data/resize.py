@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from codegrid.data.form import OWN_SIZE
 from codegrid.engine.sizes import Size
 
 
 def fit_image(image: Image.Image, size: Size, fit: str) -> Image.Image:
     """An image of this size (rows, columns), bicubic; see Form for `fit`. An image of the right size is not changed."""
     wanted = size[1], size[0]
-    if image.size == wanted:
+    if image.size == wanted or fit == OWN_SIZE:
         return image
     if fit == "crop":
         return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
@@ -23,7 +24,7 @@ def fit_image(image: Image.Image, size: Size, fit: str) -> Image.Image:
 
 def fit_pixels(pixels: NDArray[Any], size: Size, fit: str) -> NDArray[Any]:
     """Pixels (h, w, c), uint8 or uint16, of this size, each channel by itself with the antialiasing of 8-bit images."""
-    if pixels.shape[:2] == size:
+    if pixels.shape[:2] == size or fit == OWN_SIZE:
         return pixels
     channels = [
         fit_image(to_channel_image(pixels[..., i]), size, fit) for i in range(pixels.shape[2])

@@ -236,7 +236,7 @@ class VQGAN(ClockedModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         images = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.tokenizer.rules = images.rules
+        self.tokenizer.rules, self.tokenizer.fit = images.rules, images.form.fit
         if sentence := show_colours(self, images.channels, images.rules.show):
             log_line(sentence)
 

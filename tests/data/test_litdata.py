@@ -253,7 +253,7 @@ def test_an_item_may_hold_its_image_in_any_form(
 )
 def test_an_array_that_is_no_image_is_unreadable(array: Any) -> None:
     with pytest.raises(UnreadableImage, match=r"range is not known|is no image"):
-        to_pixels(array, 8, 3)
+        to_pixels(array, Form.square(8, 3))
 
 
 @pytest.mark.parametrize("label", ["lable", "class"])

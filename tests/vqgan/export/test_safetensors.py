@@ -189,7 +189,7 @@ def test_the_decoder_turns_a_file_of_codes_into_pictures_elsewhere(tmp_path: Pat
 def test_an_imported_tokenizer_is_exported_like_any_other(name: str, tmp_path: Path) -> None:
     files = {"taming_vq": "last.ckpt", "ldm_vq": "f8.ckpt", "llamagen": "vq_tiny.pt"}
     file = open_public(str(PUBLIC / name / files.get(name, "")), None, None).file
-    tokenizer, exporter = load_public(file, Choices(32, 3)).tokenizer, SafetensorsExporter()
+    tokenizer, exporter = load_public(file, Choices((32, 32), 3)).tokenizer, SafetensorsExporter()
     exporter.check(tokenizer)
     write_format(exporter, tokenizer, tmp_path)
     assert (
@@ -201,7 +201,7 @@ def test_an_imported_tokenizer_is_exported_like_any_other(name: str, tmp_path: P
 def test_a_decoder_modulated_by_its_codes_is_a_sentence(name: str) -> None:
     files = {"movqgan": "movqgan_tiny.ckpt", "open_magvit2": "tiny.ckpt"}
     file = open_public(str(PUBLIC / name / files[name]), None, None).file
-    tokenizer = load_public(file, Choices(32, 3)).tokenizer
+    tokenizer = load_public(file, Choices((32, 32), 3)).tokenizer
     with pytest.raises(InputError, match=r"which decoder\.py of format=safetensors does not know"):
         SafetensorsExporter().check(tokenizer)
 
