@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codegrid.data.form import Form
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
@@ -26,15 +25,12 @@ NEAR = 0.6  # how like a name has to be to what was typed, 0 to 1, to be asked f
 def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """The codes of a picture, (h, w) or (h, w, num_codebooks), and what the tokenizer sees of it, (1, 3 or 1, H, W) uint8.
 
-    The middle of the picture is scaled to the tokenizer's image size and read by `tokenizer.rules`. Raises InputError for what
+    It is scaled to the tokenizer's image size and read as the images of its training were. Raises InputError for what
     is no picture.
     """
-    encoder = tokenizer.encoder
     if isinstance(picture, str | Path) and not Path(picture).expanduser().is_file():
         raise InputError(f"sampler.init_image={picture} is not there; give an image file")
-    image = read_picture(
-        picture, Form(encoder.image_size, encoder.channels), tokenizer.rules, "sampler.init_image"
-    )
+    image = read_picture(picture, tokenizer.form, tokenizer.rules, "sampler.init_image")
     x = image[None].contiguous(memory_format=torch.channels_last)
     device = next(tokenizer.parameters()).device
     with autocast(device):

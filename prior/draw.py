@@ -44,7 +44,7 @@ from prior.saving import (
     ShardFiles,
     explain_write_errors,
 )
-from vqgan.load import load_tokenizer, read_rules
+from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer, hash_weights
 
 Drawn = Iterator[
@@ -147,7 +147,6 @@ def tokenizer_source(
             f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={ckpt} is a tokenizer"
         )
     tokenizer = tokenizer.to(device)
-    tokenizer.rules = read_rules(described["data"])
     grid = sampler.size(tokenizer.grid)
 
     def draw(start: int) -> Drawn:

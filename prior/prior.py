@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.data.labels import ClassTable
-from codegrid.data.shown import pick_shown
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
@@ -347,7 +346,7 @@ class Prior:
                 latents = self.tokenizer.quantizer.lookup(batch)
                 for part in decode_latents(self.tokenizer, latents, batch_size):
                     if output == "pil":
-                        shown += to_pictures(pick_shown(part, rules.show))
+                        shown += to_pictures(part, rules)
                     elif output == "array":
                         values.append(rules.to_units(part).transpose(0, 2, 3, 1))
                     else:

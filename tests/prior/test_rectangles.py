@@ -103,6 +103,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Prior:
     return Prior.from_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def bands(tmp_path_factory: pytest.TempPathFactory) -> Prior:
+    """The same of five bands, from -1000 to 3000 in 16 bits, of which the fourth, second and first are shown."""
+    folder = tmp_path_factory.mktemp("runs") / "bands"
+    words = ["data.channels=5", "data.range=[-1000,3000]", "data.depth=16", "data.show=[4,2,1]"]
+    save_prior_run(folder, tokenizer_words=[*WIDE, *words, "data.number_type=int16"])
+    return Prior.from_pretrained(folder)
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """A file of 40x90 pixels."""
@@ -144,3 +153,37 @@ def test_the_picture_of_an_init_image_shows_which_codes_stay(wide: Prior, pictur
     expected[4:12, :20] = True
     assert torch.equal(grey & expected, expected)
     assert torch.equal(head[2][..., 20:], head[1][..., 20:])
+
+
+def test_samples_of_bands_are_arrays_in_their_own_units_and_pictures_of_three(bands: Prior) -> None:
+    values = bands.sample(3, output="array")
+    assert (values.dtype, values.shape) == (np.int16, (3, 16, 24, 5))
+    x = bands.sample(3, output="tensor")
+    assert x.shape == (3, 5, 16, 24)
+    expected = x.permute(0, 2, 3, 1).numpy() * 2000 + 1000
+    assert np.abs(values - expected).max() <= 0.5 + 1e-2
+    for image, array in zip(bands.sample(3), values, strict=True):
+        assert image.mode == "RGB"
+        shown = (array[..., [3, 1, 0]].astype(float) + 1000) / 4000 * 255
+        assert np.abs(np.asarray(image) - shown).max() <= 0.5 + 0.1
+
+
+def test_arrays_in_the_units_of_the_data_are_completed_and_judged(bands: Prior) -> None:
+    values = np.random.default_rng(0).integers(-1000, 3000, (16, 24, 5)).astype(np.int16)
+    x = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None] / 2000 - 0.5
+    with torch.no_grad():
+        codes = bands.tokenizer.indices(x)
+    drawn = bands.complete(values, rows=2, n=3, output="codes")
+    assert (drawn[:, :2] == codes[:, :2]).all()
+    again = bands.complete(values, rows=2, n=3, output="array")
+    assert (again.dtype, again.shape) == (np.int16, (3, 16, 24, 5))
+    assert torch.equal(bands.nats(values), bands.nats(x[0]))
+
+
+def test_an_init_image_of_bands_is_shown_by_three(bands: Prior) -> None:
+    values = np.random.default_rng(0).integers(-1000, 3000, (30, 70, 5)).astype(np.int16)
+    codes, seen = encode_init_image(values, bands.tokenizer)
+    known = torch.arange(24).view(4, 6) < 9
+    assert [each.shape for each in show_init_image(seen, codes, bands.tokenizer, known)] == 3 * [
+        (1, 3, 16, 24)
+    ]
