@@ -18,6 +18,7 @@ from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffi
 from codegrid.data.form import Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
+from codegrid.data.labelling import Labelling
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
@@ -45,6 +46,7 @@ from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
 
+LABELS = "labels"  # the part of a key that is of labels in a table
 READ_CHUNK = 256  # images that a thread reads at a time
 
 
@@ -82,6 +84,7 @@ class ImageDataModule(BatchDataModule):
     show          the channels that pictures show (see PixelRules)
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
+    labelling     the settings of a table of labels (see Labelling), for datasets that have them
 
     The last ones, apart from `show`, are decided once for all images if they are open, mostly by the images themselves (see
     data/survey.py); `decisions` has the result. They have the values of earlier versions if a config lacks them.
@@ -106,6 +109,11 @@ class ImageDataModule(BatchDataModule):
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
     left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
     label_remark = ""  # what the summary says about a label column that is missing
+    file_column: str | None = None  # the column of a table that names the images
+    label_summary = ""  # what a table of labels has, for the summary
+    # What whole numbers stand for in further columns of text, by the names of the columns.
+    column_names: Mapping[str, list[str]] = {}
+    label_settings: ClassVar[Sequence[str]] = ()  # the settings of Labelling that a dataset has
     is_stream = False  # its images are read in one order only, and not before training
 
     def __init__(
@@ -132,6 +140,7 @@ class ImageDataModule(BatchDataModule):
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
         split_seed: int | None = None,
         split_at: float | str | None = None,
+        **labelling: Any,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -156,6 +165,7 @@ class ImageDataModule(BatchDataModule):
         self._set_decisions(classes, suffixes)
         self._set_pixels(range, depth, number_type, show, alpha)
         self._set_split(split_seed, split_at)
+        self._set_labelling(labelling)
         self._sources: dict[str, Source] = {}
 
     def _choose_stored_size(self, resize: SizeSetting | None, crop: str) -> Size:
@@ -190,6 +200,13 @@ class ImageDataModule(BatchDataModule):
             )
         self.split_seed = split_seed
         self.split_at = split_at
+
+    def _set_labelling(self, settings: Mapping[str, Any]) -> None:
+        """Set where labels and further columns are. Raises InputError for a setting that this dataset doesn't have."""
+        if unknown := settings.keys() - set(Labelling.settings()):
+            raise TypeError(f"{type(self).__name__} has no setting {min(unknown)}")
+        self.labelling = Labelling(**settings)
+        self.labelling.check_supported(self.label_settings, f"data={self.title}")
 
     def _set_decisions(
         self,
@@ -259,6 +276,16 @@ class ImageDataModule(BatchDataModule):
             decided["classes"] = list(self.classes)
         if self.decides_suffixes:
             decided["suffixes"] = self.suffixes
+        return decided | self.label_decisions()
+
+    def label_decisions(self) -> dict[str, Any]:
+        """Those of the settings of Labelling."""
+        decided: dict[str, Any] = {}
+        if self.file_column is not None and self.labelling.file_column is None:
+            decided["file_column"] = self.file_column
+        few = {name: v for name, v in self.column_names.items() if len(v) <= MAX_RECORDED}
+        if self.labelling.columns and self.labelling.column_names is None:
+            decided["column_names"] = few
         return decided
 
     def source(self, split: str) -> Source:
@@ -370,9 +397,21 @@ class ImageDataModule(BatchDataModule):
         )
         rules.beyond.clear()
 
+    def columns(self, split: str) -> dict[str, NDArray[Any]]:
+        """The further columns of the images of a split, in the order of its samples, without unreadable images.
+
+        float32 (n,) or (n, size), not a number where an image has none; or int64 (n,) for text, -1 for none, which
+        `column_names` names.
+        """
+        rows = self.samples(split).rows
+        columns = self.source(split).columns
+        return {name: values if rows is None else values[rows] for name, values in columns.items()}
+
     def cache_key(self, split: str) -> dict[str, Any]:
-        """Everything that the pixels of a split depend on, in types that JSON can write."""
+        """Everything that the pixels and labels of a split depend on, in types that JSON can write."""
+        label_key = self.source(split).label_key
         return {
+            **({} if label_key is None else {LABELS: label_key}),
             "source": self.source(split).key,
             "side": to_setting(self.stored_size),
             "channels": self.channels,
@@ -409,7 +448,8 @@ class ImageDataModule(BatchDataModule):
         rows = self._select_readable(arrays["good"], faults, split)
         if self.cache == "none":
             return LiveSamples(source, rows, self.form)
-        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
+        labels = arrays["labels"] if source.label_key is None else np.asarray(source.labels)
+        samples = ArraySamples(arrays["images"], labels, rows)
         # Cached images need no order by shards, but caching must not change the order of training.
         samples.shard_sizes = source.shard_sizes if rows is None else None
         return samples
@@ -431,7 +471,9 @@ class ImageDataModule(BatchDataModule):
             arrays: Arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
-        return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+        # A corrected table of labels is no reason to decode the images again.
+        key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
+        return load_or_fill(self.cache_dir, name, key, spec, fill)
 
     def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""

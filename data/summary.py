@@ -35,6 +35,7 @@ def summarize(data: ImageSet) -> dict[str, Any]:
     counts = count_labels(data)
     rows = {
         "classes": describe_classes(data, counts),
+        "labels": data.label_summary,
         "sizes": describe_sizes(data.survey),
         "pixels": describe_pixels(data),
         "left out": describe_left_out(data),

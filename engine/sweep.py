@@ -57,6 +57,8 @@ DECIDED = (
     "data.range",
     "data.depth",
     "data.number_type",
+    "data.file_column",
+    "data.column_names",
     "data.alpha",
     "model",  # of stage=import, by the weights that it reads
 )
