@@ -58,8 +58,8 @@ class SampleSource:
 
     `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
-    learned them mirrored; `labels` (n,) are the samples' classes, if it has any; `head` are pictures to show before the
-    samples. `about` identifies the model and the codes that it completes.
+    learned them mirrored; `labels` (n,) are the samples' classes, if it has any, and `classes` the names of all; `head` are
+    pictures to show before the samples. `about` identifies the model and the codes that it completes.
     """
 
     tokenizer: Tokenizer
@@ -71,6 +71,7 @@ class SampleSource:
     about: dict[str, Any]
     code_shape: tuple[int, ...] | None = None
     labels: Tensor | None = None
+    classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
 
     @property
@@ -133,6 +134,7 @@ def prior_source(
         about,
         (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
         labels,
+        trained.classes.names,
         head,
     )
 
@@ -186,11 +188,12 @@ def open_saver(
     if "shards" in save:
         forms["shards"] = ShardFiles(folder / "shards", n, shard_size)
     if source.code_shape is not None:
-        forms["codes"] = CodeFile(folder / "codes.pt", (n, *source.code_shape), source.labels)
+        shape = (n, *source.code_shape)
+        forms["codes"] = CodeFile(folder / "codes.pt", shape, source.labels, source.classes)
     first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
     if first:
-        shape = (min(n, first), channels, *size)
-        forms["first"] = FirstSamples(folder / "first", shape, rules.depth)
+        kept = (min(n, first), channels, *size)
+        forms["first"] = FirstSamples(folder / "first", kept, rules.depth)
     return SampleSaver(folder, n, source.about, forms)
 
 

@@ -257,13 +257,20 @@ class NpyFile(StreamedFile):
 
 
 class CodeFile(StreamedFile):
-    """codes.pt: the codes (n, ...) int64 of all samples, and the labels (n,) if there are any."""
+    """codes.pt: the codes (n, ...) int64 of all samples, and if there are any the labels (n,), and the names of all classes."""
 
-    def __init__(self, file: Path, shape: tuple[int, ...], labels: Tensor | None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        shape: tuple[int, ...],
+        labels: Tensor | None,
+        classes: Sequence[str] = (),
+    ) -> None:
         super().__init__(PartFile(file.with_suffix(".int64")))
         self.final = file
         self.shape = shape
         self.labels = labels
+        self.classes = classes
 
     def content(self, batch: SampleBatch) -> bytes:
         assert batch.codes is not None
@@ -272,9 +279,9 @@ class CodeFile(StreamedFile):
     def finish(self) -> dict[str, Any]:
         """Write codes.pt from a memory map of the stream, which stays until `remove_parts`."""
         codes = torch.from_numpy(np.memmap(self.file.part, np.int64, "c", shape=self.shape))
-        content = {"codes": codes}
+        content: dict[str, Any] = {"codes": codes}
         if self.labels is not None:
-            content["labels"] = self.labels
+            content |= {"labels": self.labels, "classes": list(self.classes)}
         save_atomically(content, self.final)
         return {}
 

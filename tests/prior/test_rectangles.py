@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
+from codegrid.engine.errors import InputError
 from prior import Prior
 from prior.conditions import encode_init_image, show_init_image
 from prior.decoding.generate import sample
@@ -178,6 +180,19 @@ def test_arrays_in_the_units_of_the_data_are_completed_and_judged(bands: Prior) 
     again = bands.complete(values, rows=2, n=3, output="array")
     assert (again.dtype, again.shape) == (np.int16, (3, 16, 24, 5))
     assert torch.equal(bands.nats(values), bands.nats(x[0]))
+
+
+def test_a_tiff_of_bands_is_completed_and_one_of_other_bands_gets_a_sentence(
+    bands: Prior, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    values = random.integers(-1000, 3000, (16, 24, 5)).astype(np.int16)
+    tifffile.imwrite(tmp_path / "five.tif", values, planarconfig="contig", photometric="minisblack")
+    drawn = bands.complete(tmp_path / "five.tif", rows=2, output="codes")
+    assert torch.equal(drawn, bands.complete(values, rows=2, output="codes"))
+    tifffile.imwrite(tmp_path / "two.tif", values[..., :2], planarconfig="contig")
+    with pytest.raises(InputError, match=r"sampler\.init_image=.*two\.tif can't be read .*2 .*5"):
+        bands.complete(tmp_path / "two.tif", rows=2)
 
 
 def test_an_init_image_of_bands_is_shown_by_three(bands: Prior) -> None:

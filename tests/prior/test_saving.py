@@ -68,7 +68,7 @@ def make_saver(folder: Path, channels: int = 3, shard_size: int = 7) -> SampleSa
         "npz": NpzFile(folder / "samples.npz", (N, *SIZE, 3)),
         "npy": NpyFile(folder / "samples.npy", (N, *SIZE, channels), INT16),
         "shards": ShardFiles(folder / "shards", N, shard_size),
-        "codes": CodeFile(folder / "codes.pt", (N, *GRID), LABELS),
+        "codes": CodeFile(folder / "codes.pt", (N, *GRID), LABELS, ["oak", "beech", "elm"]),
         "first": FirstSamples(folder / "first", (12, channels, *SIZE)),
     }
     return SampleSaver(folder, N, ABOUT, forms)
@@ -116,6 +116,7 @@ def test_every_form_holds_what_was_drawn(whole: dict[str, bytes], tmp_path: Path
     saved = torch.load(folder / "codes.pt", weights_only=True)
     assert torch.equal(saved["codes"], draw_batch(0, N).codes)
     assert torch.equal(saved["labels"], LABELS)
+    assert saved["classes"] == ["oak", "beech", "elm"]
     assert not [name for name in whole if "part" in name]
 
 

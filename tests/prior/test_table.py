@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from prior import Prior
@@ -59,6 +60,8 @@ def test_samples_of_a_species_are_drawn_by_its_name(
     assert (values.dtype, values.shape) == (np.uint16, (4, 16, 24, 1))
     assert values.max() <= 4095
     assert json.loads(Path("out/samples.json").read_text())["range"] == [0, 4095]
+    codes = torch.load("out/codes.pt", weights_only=True)
+    assert (codes["labels"].tolist(), codes["classes"]) == ([1] * 4, SPECIES)
     drawn = trained.sample(4, label="Quercus robur", output="array", batch_size=100)
     assert np.array_equal(drawn, values)
     assert np.array_equal(drawn, trained.sample(4, label=1, output="array", batch_size=100))
