@@ -34,6 +34,7 @@ from codegrid.data.pixels import (
     check_show,
     check_value_range,
     to_range_setting,
+    write_ranges,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
@@ -396,10 +397,12 @@ class ImageDataModule(BatchDataModule):
                 loaded = [*self._samples]
                 self._samples.clear()
                 widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
+                if self.depth is None and not self.survey.facts:  # no sample has decided it
+                    widened.depth = 16
                 self._set_rules(widened)
                 log_line(
                     "an image has values beyond those of the sample: "
-                    f"data.range={to_range_setting(widened.scaled_ranges)}"
+                    f"data.range={write_ranges(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -414,7 +417,7 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.range={to_range_setting(rules.scaled_ranges)}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
