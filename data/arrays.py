@@ -193,6 +193,9 @@ def read_member_shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
 
 
 def map_array(path: Path, header: ArrayHeader) -> NDArray[Any]:
-    """The values of a .npy file as a memory map, of which only what is used is read."""
+    """The values of a .npy file as a memory map, of which only what is used is read. Raises UnreadableImage, OSError."""
     order: Any = "F" if header.is_fortran else "C"
-    return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
+    try:
+        return np.memmap(path, header.dtype, "r", header.offset, header.shape, order)
+    except ValueError as error:
+        raise UnreadableImage("the file is shorter than its header says") from error

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from codegrid.data.decode import DECODE_VERSION
 from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
-from codegrid.data.form import Form
+from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
+from codegrid.data.labelling import Labelling
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
@@ -33,18 +34,27 @@ from codegrid.data.pixels import (
     check_show,
     check_value_range,
     to_range_setting,
+    write_ranges,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
+from codegrid.data.survey import (
+    Survey,
+    check_channels_serve,
+    check_range_serves,
+    choose_rules,
+    survey_sources,
+)
 from codegrid.data.threads import map_in_threads
+from codegrid.data.tiles import check_num_pictures, check_tiles, cut_tiles
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
 
+LABELS = "labels"  # the part of a key that is of labels in a table
 READ_CHUNK = 256  # images that a thread reads at a time
 
 
@@ -63,6 +73,7 @@ class ImageDataModule(BatchDataModule):
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
+    fit           how an image of other proportions gets its size: "crop", "pad" or "stretch" (see Form)
     flip          mirror images horizontally with probability 1/2 in training
     cache         where decoded images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
@@ -80,11 +91,15 @@ class ImageDataModule(BatchDataModule):
     depth         bits of a channel of the pixels, 8 or 16; None: 16 if a sample of the images has more than 8
     number_type   the type of values in the data's own units; None: that of a sample of the images
     show          the channels that pictures show (see PixelRules)
+    tiles         pixels of a side, or [rows, columns], of the tiles that are cut out of each picture (see data/tiles.py); None:
+                  each picture is one image
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
+    labelling     the settings of a table of labels (see Labelling), for datasets that have them
 
-    The last ones, apart from `show`, are decided once for all images if they are open, mostly by the images themselves (see
-    data/survey.py); `decisions` has the result. They have the values of earlier versions if a config lacks them.
+    range, depth, number_type, alpha and suffixes are decided once for all images if they are open, mostly by the images
+    themselves (see data/survey.py); `decisions` has the result. They and `classes` have the values of earlier versions if a
+    config lacks them.
 
     Raises InputError for settings that cannot work.
     """
@@ -106,6 +121,11 @@ class ImageDataModule(BatchDataModule):
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
     left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
     label_remark = ""  # what the summary says about a label column that is missing
+    file_column: str | None = None  # the column of a table that names the images
+    label_summary = ""  # what a table of labels has, for the summary
+    # What whole numbers stand for in further columns of text, by the names of the columns.
+    column_names: Mapping[str, list[str]] = {}
+    label_settings: ClassVar[Sequence[str]] = ()  # the settings of Labelling that a dataset has
     is_stream = False  # its images are read in one order only, and not before training
 
     def __init__(
@@ -123,6 +143,7 @@ class ImageDataModule(BatchDataModule):
         reader_timeout: float,
         seed: int,
         cache_dir: str,
+        fit: str = FIT_CHOICES[0],
         classes: Classes = SORTED,
         range: RangeSetting = FULL_16_BITS,
         depth: int | None = 8,
@@ -130,8 +151,10 @@ class ImageDataModule(BatchDataModule):
         show: int | Sequence[int] | None = None,
         alpha: str | None = "white",
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
+        tiles: SizeSetting | None = None,
         split_seed: int | None = None,
         split_at: float | str | None = None,
+        **labelling: Any,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -139,6 +162,7 @@ class ImageDataModule(BatchDataModule):
         check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
+            ("fit", fit, FIT_CHOICES),
             ("cache", cache, ("none", "ram", "disk")),
             ("on_error", on_error, ("stop", "skip")),
         ):
@@ -146,9 +170,11 @@ class ImageDataModule(BatchDataModule):
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
         self.image_size = check_size("data.image_size", image_size, "pixel")
         self.stored_size = self._choose_stored_size(resize, crop)
+        self.tiles = check_tiles(tiles, self.stored_size)
         self.title = self.title or type(self).__name__.lower()
         self.channels = channels
         self.crop = crop
+        self.fit = fit
         self.flip = flip
         self.cache = cache
         self.on_error = on_error
@@ -156,6 +182,7 @@ class ImageDataModule(BatchDataModule):
         self._set_decisions(classes, suffixes)
         self._set_pixels(range, depth, number_type, show, alpha)
         self._set_split(split_seed, split_at)
+        self._set_labelling(labelling)
         self._sources: dict[str, Source] = {}
 
     def _choose_stored_size(self, resize: SizeSetting | None, crop: str) -> Size:
@@ -178,7 +205,7 @@ class ImageDataModule(BatchDataModule):
     @property
     def form(self) -> Form:
         """What each image becomes before it is cropped."""
-        return Form(self.stored_size, self.channels)
+        return Form(self.stored_size, self.channels, self.fit)
 
     def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
         """Set how images are held out."""
@@ -190,6 +217,13 @@ class ImageDataModule(BatchDataModule):
             )
         self.split_seed = split_seed
         self.split_at = split_at
+
+    def _set_labelling(self, settings: Mapping[str, Any]) -> None:
+        """Set where labels and further columns are. Raises InputError for a setting that this dataset doesn't have."""
+        if unknown := settings.keys() - set(Labelling.settings()):
+            raise TypeError(f"{type(self).__name__} has no setting {min(unknown)}")
+        self.labelling = Labelling(**settings)
+        self.labelling.check_supported(self.label_settings, f"data={self.title}")
 
     def _set_decisions(
         self,
@@ -232,6 +266,8 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
+        if self.tiles is not None:
+            check_num_pictures(n_val, len(names))
         self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
             return hold_out(len(names), n_val, how, self.seed)
@@ -259,18 +295,38 @@ class ImageDataModule(BatchDataModule):
             decided["classes"] = list(self.classes)
         if self.decides_suffixes:
             decided["suffixes"] = self.suffixes
+        return decided | self.label_decisions()
+
+    def label_decisions(self) -> dict[str, Any]:
+        """Those of the settings of Labelling."""
+        decided: dict[str, Any] = {}
+        if self.file_column is not None and self.labelling.file_column is None:
+            decided["file_column"] = self.file_column
+        few = {name: v for name, v in self.column_names.items() if len(v) <= MAX_RECORDED}
+        if self.labelling.columns and self.labelling.column_names is None:
+            decided["column_names"] = few
         return decided
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
         if split not in self._sources:
-            self._sources[split] = self.open_source(split)
+            source = self.open_source(split)
+            self._sources[split] = source if self.tiles is None else self._cut(source, split)
         return self._sources[split]
+
+    def _cut(self, source: Source, split: str) -> Source:
+        """The tiles of the pictures of a split."""
+        assert self.tiles is not None
+        cache_dir = None if self.cache == "ram" else self.cache_dir
+        name = f"{self.title}-{split}"
+        skips = self.on_error == "skip"
+        return cut_tiles(source, self.tiles, self.channels, name, cache_dir, skips, self.patience)
 
     @cached_property
     def survey(self) -> Survey:
         """What a sample of the image files shows about all of them."""
-        return survey_sources([self.source(split) for split in ("train", "val")], self.patience)
+        sources = [self.source(split) for split in ("train", "val")]
+        return survey_sources(sources, self.channels, self.patience)
 
     @property
     def rules(self) -> PixelRules:
@@ -347,10 +403,12 @@ class ImageDataModule(BatchDataModule):
                 loaded = [*self._samples]
                 self._samples.clear()
                 widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
+                if self.depth is None and not self.survey.facts:  # no sample has decided it
+                    widened.depth = 16
                 self._set_rules(widened)
                 log_line(
                     "an image has values beyond those of the sample: "
-                    f"data.range={to_range_setting(widened.scaled_ranges)}"
+                    f"data.range={write_ranges(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -365,18 +423,31 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.range={to_range_setting(rules.scaled_ranges)}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
 
+    def columns(self, split: str) -> dict[str, NDArray[Any]]:
+        """The further columns of the images of a split, in the order of its samples, without unreadable images.
+
+        float32 (n,) or (n, size), not a number where an image has none; or int64 (n,) for text, -1 for none, which
+        `column_names` names.
+        """
+        rows = self.samples(split).rows
+        columns = self.source(split).columns
+        return {name: values if rows is None else values[rows] for name, values in columns.items()}
+
     def cache_key(self, split: str) -> dict[str, Any]:
-        """Everything that the pixels of a split depend on, in types that JSON can write."""
+        """Everything that the pixels and labels of a split depend on, in types that JSON can write."""
+        label_key = self.source(split).label_key
         return {
+            **({} if label_key is None else {LABELS: label_key}),
             "source": self.source(split).key,
             "side": to_setting(self.stored_size),
             "channels": self.channels,
             "decode": DECODE_VERSION,
+            **({} if self.fit == FIT_CHOICES[0] else {"fit": self.fit}),
             **self.rules.key(),
         }
 
@@ -404,13 +475,16 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
-            self._check_range()
+            self._check_images()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
         if self.cache == "none":
             return LiveSamples(source, rows, self.form)
-        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
+        labels: Any = arrays["labels"]
+        if source.label_key is not None and source.labels is not None:  # those of a table
+            labels = np.asarray(source.labels)
+        samples = ArraySamples(arrays["images"], labels, rows)
         # Cached images need no order by shards, but caching must not change the order of training.
         samples.shard_sizes = source.shard_sizes if rows is None else None
         return samples
@@ -426,17 +500,20 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
-            self._check_range()
+            self._check_images()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
             arrays: Arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
-        return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+        # A corrected table of labels is no reason to decode the images again.
+        key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
+        return load_or_fill(self.cache_dir, name, key, spec, fill)
 
-    def _check_range(self) -> None:
-        """Raise InputError if data.range is one that the values of all images lie outside of."""
+    def _check_images(self) -> None:
+        """Raise InputError if no image fits data.channels, or if data.range is one that the values of all lie outside of."""
+        check_channels_serve(self.survey, self.channels)
         if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
             check_range_serves(self.survey, self.range)
 

@@ -7,13 +7,15 @@ import sys
 import zlib
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from codegrid.data.arrays import NPY, ZIP, read_array
+from codegrid.data.dicom import is_dicom, read_dicom
 from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, apply_orientation, turn_form
 from codegrid.data.pixels import PixelRules
@@ -21,6 +23,7 @@ from codegrid.data.resize import fit_image
 from codegrid.data.tiff import COLOURS, MissingCodec, exceeds_pillow, is_tiff, read_tiff
 from codegrid.data.values import UnreadableImage as UnreadableImage
 from codegrid.data.values import Values, check_num_pixels, values_to_pixels
+from codegrid.engine.sizes import Size
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
 DECODE_VERSION = 1
@@ -48,7 +51,7 @@ def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any
                 orientation = _read_orientation(exif) if exif else 1
                 pixels = _decode_jpeg(content, turn_form(form, orientation))
                 return apply_orientation(pixels, orientation)
-        if is_tiff(content) and (values := _read_bands(content, form.channels)):
+        if (values := read_values(content, form.channels)) is not None:
             return values_to_pixels(values, form, rules)
         with open_image(io.BytesIO(content)) as image:
             if image.format in ("JPEG", "MPO"):
@@ -61,6 +64,27 @@ def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any
     except Exception as error:  # thirty decoders, each with exceptions of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableImage(reason) from error
+
+
+def read_values(content: bytes, channels: int) -> Values | None:
+    """The values of a file for data.channels that is not one of Pillow's; None if Pillow reads as much of it."""
+    if is_dicom(content):  # before TIFF, whose header may stand before it
+        return read_dicom(content)
+    if content.startswith((NPY, *ZIP)):
+        return read_array(content, channels)
+    return _read_bands(content, channels) if is_tiff(content) else None
+
+
+def measure_image(file: IO[bytes], reads_all: bool = False) -> Size:
+    """The size (rows, columns), upright, of an image that Pillow reads.
+
+    The header alone is read, unless `reads_all`: a PNG may say at its end how it is turned.
+    """
+    with open_image(file) as image:
+        if reads_all:
+            image.load()
+        orientation = _read_orientation(image, loads=reads_all)
+        return turn_form(Form((image.height, image.width), 1), orientation).size
 
 
 def _read_bands(content: bytes, channels: int) -> Values | None:
@@ -138,14 +162,17 @@ def _find_exif(content: bytes) -> bytes:
     return b""
 
 
-def _read_orientation(image_or_exif: Image.Image | bytes) -> int:
-    """The Exif orientation of an image or of an Exif segment; 1, upright, if it has none or a broken tag."""
+def _read_orientation(image_or_exif: Image.Image | bytes, loads: bool = True) -> int:
+    """The Exif orientation of an image or of an Exif segment; 1, upright, if it has none or a broken tag.
+
+    Pillow decodes a whole PNG to look for it at the end, unless it must not be loaded.
+    """
     try:
         if isinstance(image_or_exif, bytes):
             exif = Image.Exif()
             exif.load(image_or_exif)
         else:
-            exif = image_or_exif.getexif()
+            exif = image_or_exif.getexif() if loads else Image.Image.getexif(image_or_exif)
         orientation = exif.get(ORIENTATION, 1)
     except Exception:  # a broken tag is no reason to lose the image
         return 1
@@ -199,17 +226,34 @@ def _read_values(
 
 
 def read_samples_as_data(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The 8-bit samples (h, w, c) of an image whose alpha, if it has one, is data.
+    """The 8-bit samples (h, w, c) of an image whose alpha, if it has one, is data."""
+    mode = choose_data_mode(image, channels)
+    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    return samples if samples.ndim == 3 else samples[..., None]
+
+
+def choose_data_mode(image: Image.Image, channels: int) -> str:
+    """The mode of an image whose alpha, if it has one, is data.
 
     Grey and alpha become RGB and alpha if there are 4 channels. The inks of CMYK stay as they are.
     """
     if image.has_transparency_data:
         is_grey = image.mode in ("1", "L", "LA", "La") and channels != 4
-        image = image.convert("LA" if is_grey else "RGBA")
-    elif image.mode not in ("L", "CMYK"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    samples = np.asarray(image)
-    return samples if samples.ndim == 3 else samples[..., None]
+        return "LA" if is_grey else "RGBA"
+    if image.mode in ("L", "CMYK"):
+        return image.mode
+    return "L" if image.mode == "1" else "RGB"
+
+
+def count_channels(image: Image.Image, content: bytes, channels: int) -> int | None:
+    """The channels of an image whose alpha, if it has one, is data; None if the image fits `channels` in any case."""
+    if channels in COLOURS:
+        return None
+    if has_deep_colours(image, content) and content.startswith(PNG):
+        return {2: 3, 4: 2, 6: 4}[content[25]]  # colour types
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return 1
+    return len(choose_data_mode(image, channels))
 
 
 def _to_eight_bits(image: Image.Image, rules: PixelRules) -> Image.Image:

@@ -60,25 +60,47 @@ def read_dicom(content: bytes) -> Values:
     not. MONOCHROME1, where low is white, is turned round. Raises UnreadableImage."""
     dataset = read_dicom_header(io.BytesIO(content), reads_pixels=True)
     stored = decode_frame(dataset)
+    values = to_data_values(stored, dataset)
+    padded = find_padding(stored, dataset) if values.ndim == 2 else None
+    if padded is not None and padded.any() and not padded.all():
+        values = replace_padding(values, padded)
+    return Values(values if values.ndim == 3 else values[:, :, None], note=note_reading(dataset))
+
+
+def to_data_values(stored: NDArray[Any], dataset: Any) -> NDArray[Any]:
+    """Stored values (h, w) or (h, w, 3) in the units of the data, padding too; a palette becomes its colours."""
     photometric = str(dataset.get("PhotometricInterpretation", ""))
-    notes = [f"the first of {n} DICOM frames"] if (n := count_frames(dataset)) > 1 else []
     if photometric == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
 
-        return Values(to_native(apply_color_lut(stored, dataset)), note="; ".join(notes))
+        return to_native(apply_color_lut(stored, dataset))
     if stored.ndim == 3:
-        return Values(stored, note="; ".join(notes))
+        return stored
     values, (lowest, highest) = rescale(stored, dataset)
     if photometric == "MONOCHROME1":
         values = (lowest + highest - values).astype(values.dtype)
-        notes.append("MONOCHROME1 turned round")
-    padded = find_padding(stored, dataset)
-    if padded.any() and not padded.all():
-        values = replace_padding(values, padded)
-        notes.append("padding of DICOM set to the lowest value")
-    if dataset.BitsAllocated == 1:
-        values = values * np.uint8(255)
-    return Values(values[:, :, None], note="; ".join(notes))
+    return values * np.uint8(255) if dataset.BitsAllocated == 1 else values
+
+
+def note_reading(dataset: Any) -> str:
+    """How the file is read where there was a choice, by its header."""
+    turned = dataset.get("PhotometricInterpretation", "") == "MONOCHROME1"
+    notes = {
+        "the first frame of DICOM files that have several": count_frames(dataset) > 1,
+        "DICOM of MONOCHROME1 is turned round": turned,
+        "padding of DICOM beyond other values becomes the lowest of them": "PixelPaddingValue"
+        in dataset,
+    }
+    return "; ".join(note for note, applies in notes.items() if applies)
+
+
+def foresee_values(dataset: Any) -> tuple[np.dtype[Any], int]:
+    """The type and the number of channels that the values will have, by the header alone."""
+    is_signed = int(dataset.get("PixelRepresentation", None) or 0)
+    size = max(int(dataset.BitsAllocated), 8) // 8
+    shape = (1, 1, 3) if int(dataset.get("SamplesPerPixel", None) or 1) == 3 else (1, 1)
+    values = to_data_values(np.zeros(shape, f"{'i' if is_signed else 'u'}{size}"), dataset)
+    return values.dtype, 3 if values.ndim == 3 else 1
 
 
 def decode_frame(dataset: Any) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from codegrid.data.values import UnreadableImage
 
 Piece = NDArray[Any] | UnreadableImage
 
-HELD_BYTES = 2**28  # of the process, for parts of pictures and for whole ones
+HELD_BYTES = 2**27  # of each process that reads: parts of pictures, and whole ones
 
 
 class PieceCache:

@@ -19,7 +19,7 @@ def fit_image(image: Image.Image, size: Size, fit: str) -> Image.Image:
         return ImageOps.fit(image, wanted, Image.Resampling.BICUBIC)
     if fit == "stretch":
         return image.resize(wanted, Image.Resampling.BICUBIC)
-    return ImageOps.pad(image, wanted, Image.Resampling.BICUBIC)
+    return ImageOps.pad(image, wanted, Image.Resampling.BICUBIC, color=0)
 
 
 def fit_pixels(pixels: NDArray[Any], size: Size, fit: str) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 Sizes, bit depths and values come from the headers and pixels of a sample of the files; classes are counted over all images.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, format_ranges, to_range_setting
+from codegrid.data.pixels import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 
@@ -35,7 +37,9 @@ def summarize(data: ImageSet) -> dict[str, Any]:
     counts = count_labels(data)
     rows = {
         "classes": describe_classes(data, counts),
-        "sizes": describe_sizes(data.survey),
+        "labels": data.label_summary,
+        "tiles": describe_tiles(data),
+        "sizes": "" if tile_sources(data) else describe_sizes(data.survey),
         "pixels": describe_pixels(data),
         "left out": describe_left_out(data),
     }
@@ -77,6 +81,34 @@ def describe_classes(data: ImageSet, counts: Counter[int] | None) -> str:
     return f"{len(listed):,}: {', '.join(texts)}{more}{unlabelled}"
 
 
+def tile_sources(data: ImageSet) -> list[TileSource]:
+    """The sources of both splits if their images are tiles of pictures; none otherwise."""
+    sources = (data.source(split) for split in ("train", "val"))
+    return [source for source in sources if isinstance(source, TileSource)]
+
+
+def describe_tiles(data: ImageSet) -> str:
+    """The pictures that tiles are cut out of, and how much of them is in none; empty for other data."""
+    sources = tile_sources(data)
+    if not sources:
+        return ""
+    sizes = sorted({(h, w) for source in sources for h, w in source.sizes.tolist()}, key=math.prod)
+    texts = [f"{width:,} x {height:,}" for height, width in sizes]
+    height, width = sources[0].tile
+    pixels, outside = (
+        sum(counts) for counts in zip(*(s.count_pixels() for s in sources), strict=True)
+    )
+    n = sum(len(source.sizes) for source in sources)
+    text = (
+        f"{sum(map(len, sources)):,} of {width} x {height} pixels out of {n:,} pictures of {texts[0]}"
+        f"{f' to {texts[-1]}' if len(texts) > 1 else ''}"
+    )
+    whole = sum(int((~source.is_direct).sum()) for source in sources)
+    if outside:
+        text += f"; {outside / pixels:.1%} of the pixels, at right and lower borders, are in none"
+    return f"{text}; {whole:,} pictures have to be decoded whole" if whole else text
+
+
 def describe_sizes(survey: Survey) -> str:
     """The sizes of the images; of a sample of them, if they are many."""
     sizes = sorted({facts.size for facts in survey.facts}, key=lambda size: size[0] * size[1])
@@ -116,12 +148,17 @@ def describe_pixels(data: ImageSet) -> str:
             )
         else:
             parts.append(
-                f"values {low:,.6g} to {high:,.6g}, of which a channel each shows {format_ranges(rules.scaled_ranges)}"
+                f"values {low:,.6g} to {high:,.6g}, of which each channel shows {format_ranges(rules.scaled_ranges)}"
             )
+        parts.append(f"pixels of {rules.depth} bits")
     if data.survey.masks:
         parts.append(
             "transparent pixels become white" if rules.alpha == "white" else "alpha is left out"
         )
+    notes = Counter(facts.note for facts in data.survey.facts if facts.note)
+    parts += [
+        note if n == total else f"{note} ({n:,} of {total:,})" for note, n in notes.most_common(5)
+    ]
     return "; ".join(parts)
 
 
@@ -246,7 +283,7 @@ def odd_values(data: ImageSet) -> Iterator[str]:
     plain = [f for f in facts if not f.is_deep]
     if not deep and rules.value_range not in (None, FULL_16_BITS):
         if facts:
-            yield f"data.range={to_range_setting(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
+            yield f"data.range={write_ranges(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
         return
     if deep and plain:
         tops = sorted({high for _, high in rules.scaled_ranges})

@@ -4,21 +4,39 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from codegrid.data.arrays import (
+    NPY,
+    ZIP,
+    choose_axes,
+    open_array,
+    read_array,
+    read_header,
+    to_plain_type,
+)
 from codegrid.data.decode import (
+    count_channels,
     has_alpha_channel,
     has_deep_colours,
     open_image,
     read_deep_colours,
     read_grey_values,
 )
+from codegrid.data.dicom import (
+    foresee_values,
+    is_dicom,
+    note_reading,
+    read_dicom,
+    read_dicom_header,
+)
 from codegrid.data.pixels import (
     AUTO,
+    MAX_CHANNELS,
     NUMBER_TYPES,
     PERCENTILES,
     PixelRules,
@@ -28,9 +46,21 @@ from codegrid.data.pixels import (
     find_extremes,
     mask_numbers,
     to_plain_number,
+    write_ranges,
 )
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
+from codegrid.data.tiff import (
+    ALPHA_IS_DATA,
+    COLOURS,
+    choose_samples,
+    is_pillows,
+    is_tiff,
+    lay_out,
+    open_tiff,
+    read_layout,
+)
+from codegrid.data.values import Values, fits_channels
 from codegrid.engine.errors import InputError
 
 SURVEYED = 256  # images of a split whose headers are read
@@ -42,6 +72,7 @@ CUT = 0.1  # percent of the values that are below or above the range of data.ran
 DOUBTFUL_ALPHA = 0.5  # a mask has fewer pixels that are neither 0 nor 255
 FEW_LEVELS = 16  # a mask with more levels of alpha than these is smooth
 READ_AT_ONCE = 8  # files
+HEADER_BYTES = 132  # by which kinds of files are known
 
 MODES = {
     "1": "1-bit", "L": "8-bit grey", "P": "8-bit palette", "RGB": "8-bit RGB", "RGBA": "8-bit RGB with alpha",
@@ -64,6 +95,8 @@ class ImageFacts:
     sample      some of these values (n, channels), at most SAMPLED_PIXELS pixels
     num_missing how many of its values are no numbers, or mark pixels without data
     name        of the image in messages
+    note        how it is read where there was a choice
+    channels    of a pixel, without alpha that is no data; None if they fit data.channels in any case
     """
 
     size: tuple[int, int]
@@ -76,6 +109,8 @@ class ImageFacts:
     sample: NDArray[Any] | None = field(default=None, compare=False, repr=False)
     num_missing: int = 0
     name: str = ""
+    note: str = ""
+    channels: int | None = None
 
     @property
     def is_deep(self) -> bool:
@@ -139,53 +174,137 @@ class Survey:
         return [facts.is_mask for facts in self.facts if facts.is_mask is not None]
 
 
-def survey_sources(sources: Sequence[Source], patience: float | None = None) -> Survey:
+def survey_sources(
+    sources: Sequence[Source], channels: int, patience: float | None = None
+) -> Survey:
     """Look at a sample of the images, spread evenly over each source. Images that can't be read are left to training.
 
-    Raises InputError if one takes longer than `patience` seconds.
+    `channels` is data.channels, by which files of several axes or pages are read. Raises InputError if an image takes longer
+    than `patience` seconds.
     """
     survey = Survey()
     for source in sources:
         survey.total += len(source)
         rows = source.pick_rows(SURVEYED)
-        headers = inspect_rows(source, False, rows, patience)
+        headers = inspect_rows(source, channels, False, rows, patience)
         deep = [row for row, facts in headers.items() if facts.needs_pixels]
         chosen = [deep[i] for i in spread(len(deep), SURVEYED_PIXELS)]
-        facts = headers | inspect_rows(source, True, chosen, patience)
+        facts = headers | inspect_rows(source, channels, True, chosen, patience)
         survey.facts += [replace(each, name=source.image_name(row)) for row, each in facts.items()]
     return survey
 
 
 def inspect_rows(
-    source: Source, reads_pixels: bool, rows: Sequence[int], patience: float | None
+    source: Source,
+    channels: int,
+    reads_pixels: bool,
+    rows: Sequence[int],
+    patience: float | None,
 ) -> dict[int, ImageFacts]:
     """The facts of these images of a source, without those that have none."""
     num_threads = READ_AT_ONCE if source.use_threads else 1
-    results = map_in_threads(partial(inspect, source, reads_pixels), rows, num_threads, patience)
+    look = partial(inspect, source, channels, reads_pixels)
+    results = map_in_threads(look, rows, num_threads, patience)
     with closing(results):
         return {row: facts for row, facts in zip(rows, results, strict=True) if facts}
 
 
-def inspect(source: Source, reads_pixels: bool, row: int) -> ImageFacts | None:
+def inspect(source: Source, channels: int, reads_pixels: bool, row: int) -> ImageFacts | None:
     """The facts of an image of a source; None if it has no file, or one that is no image."""
     try:
         raw = source.open_raw(row)
-        return None if raw is None else inspect_raw(raw, reads_pixels)
+        return None if raw is None else inspect_raw(raw, channels, reads_pixels)
     except Exception:  # the reader of all images reports what is wrong; there are thirty decoders
         return None
 
 
-def inspect_raw(raw: RawImage, reads_pixels: bool) -> ImageFacts:
+def inspect_raw(raw: RawImage, channels: int, reads_pixels: bool) -> ImageFacts:
     """The facts of an open file, which is closed, or of an image in memory."""
     if isinstance(raw, np.ndarray):
         return inspect_array(raw)
     if isinstance(raw, Image.Image):
-        return inspect_image(raw, b"", reads_pixels)
+        return inspect_image(raw, b"", channels, reads_pixels)
+    if isinstance(raw, Values):
+        return inspect_values(raw)
     with raw:
-        content = raw.read() if reads_pixels else raw.read(32)
+        content = raw.read() if reads_pixels else raw.read(HEADER_BYTES)
+        raw.seek(0)
+        if is_dicom(content):
+            return inspect_values(read_dicom(content)) if reads_pixels else inspect_dicom(raw)
+        if content.startswith((NPY, *ZIP)):
+            return (
+                inspect_values(read_array(content, channels))
+                if reads_pixels
+                else inspect_array_file(raw, channels)
+            )
+        if is_tiff(content) and (facts := inspect_tiff(raw, channels, reads_pixels)):
+            return facts
         raw.seek(0)
         with open_image(raw) as image:
-            return inspect_image(image, content, reads_pixels)
+            return inspect_image(image, content, channels, reads_pixels)
+
+
+def inspect_values(values: Values) -> ImageFacts:
+    """The facts of an image by its values."""
+    height, width, samples = values.array.shape
+    colours = samples - values.alpha
+    is_mask = None
+    if values.alpha:
+        alpha = values.array[..., -1]
+        is_mask = can_be_mask((alpha >> 8 * (alpha.itemsize - 1)).astype(np.uint8))
+    return ImageFacts(
+        (width, height),
+        describe_kind(values.array.dtype, colours, values.alpha),
+        is_mask=is_mask,
+        note=values.note,
+        channels=colours,
+        **measure_values(values.array[..., :colours], values.missing),
+    )
+
+
+def describe_kind(dtype: np.dtype[Any], colours: int, alpha: bool = False) -> str:
+    """What kind of image has values of this type: 16-bit grey, 8-bit RGB with alpha, floating-point of 5 channels."""
+    bits = "floating-point" if dtype.kind == "f" else f"{8 * dtype.itemsize}-bit"
+    bits = "signed 8-bit" if dtype == np.int8 else bits
+    name = {1: "grey", 3: "RGB"}.get(colours, f"of {colours} channels")
+    return f"{bits} {name}{' with alpha' if alpha else ''}"
+
+
+def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFacts | None:
+    """The facts of a TIFF; None if Pillow reads as much of it."""
+    with open_tiff(file) as tiff:
+        layout = lay_out(tiff, channels)
+        page = layout.page.keyframe
+        if channels in COLOURS and is_pillows(layout):
+            return None
+        samples, alpha, note = choose_samples(layout, channels)
+        facts = ImageFacts(
+            layout.size[::-1],
+            describe_kind(page.dtype, samples - alpha, alpha),
+            note=note,
+            channels=samples - alpha,
+        )
+        if reads_pixels:
+            facts = inspect_values(read_layout(layout, channels))
+        return replace(facts, has_pages=layout.others > 0)
+
+
+def inspect_dicom(file: IO[bytes]) -> ImageFacts:
+    """The facts of a DICOM file by its header."""
+    dataset = read_dicom_header(file)
+    kind = describe_kind(*foresee_values(dataset))
+    size = int(dataset.Columns), int(dataset.Rows)
+    return ImageFacts(size, kind, note=note_reading(dataset))
+
+
+def inspect_array_file(file: IO[bytes], channels: int) -> ImageFacts:
+    """The facts of a .npy or .npz file by its header."""
+    with open_array(file) as member:
+        header = read_header(member)
+    axes = choose_axes(header.shape, channels)
+    height, width = axes.size
+    empty = to_plain_type(np.zeros((), header.dtype))
+    return ImageFacts((width, height), describe_kind(empty.dtype, axes.channels), note=axes.note)
 
 
 def inspect_array(array: NDArray[Any]) -> ImageFacts:
@@ -196,8 +315,13 @@ def inspect_array(array: NDArray[Any]) -> ImageFacts:
     return ImageFacts((width, height), f"{bits} array", **measure_values(channels_last))
 
 
-def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> ImageFacts:
+def inspect_image(
+    image: Image.Image, content: bytes, channels: int, reads_pixels: bool
+) -> ImageFacts:
     """The facts of an image; `content` is its file, at least the beginning of it."""
+    num_channels = count_channels(image, content, channels)
+    has_alpha = has_alpha_channel(image)
+    alpha_is_data = has_alpha and num_channels == channels
     size, mode = image.size, image.mode
     kind = "16-bit grey" if mode.startswith("I;16") else MODES.get(mode, mode)
     is_deep = has_deep_colours(image, content)
@@ -214,11 +338,21 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
             array = read_deep_colours(content)
             is_cut = array is None
         if array is not None:
-            colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
-            measured = measure_values(colours)
-        if has_alpha_channel(image):
+            if array.ndim == 3 and not alpha_is_data:
+                array = array[..., : (1 if array.shape[2] == 2 else 3)]
+            measured = measure_values(array)
+        if has_alpha and not alpha_is_data:
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
-    return ImageFacts(size, kind, is_mask=is_mask, has_pages=has_pages, is_cut=is_cut, **measured)
+    return ImageFacts(
+        size,
+        kind,
+        is_mask=is_mask,
+        has_pages=has_pages,
+        is_cut=is_cut,
+        note=ALPHA_IS_DATA if alpha_is_data else "",
+        channels=num_channels,
+        **measured,
+    )
 
 
 def has_second_frame(image: Image.Image) -> bool:
@@ -247,7 +381,7 @@ def check_range_serves(survey: Survey, ranges: Ranges) -> None:
         where = f"channel {channel + 1} of " if len(ranges) > 1 else ""
         others = f", nor any of {len(deep) - 1:,} others looked at" if len(deep) > 1 else ""
         raise InputError(
-            f"data.range=[{low},{high}] holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
+            f"data.range={write_ranges(((low, high),))} holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
             f"{limits[0][1]:,.6g}{others}; use data.range=auto, or a range that holds them"
         )
 
@@ -302,6 +436,28 @@ def cut_ends(values: NDArray[Any]) -> Range:
         low, high = np.floor(low), np.ceil(high)
     low, high = float(f"{low:.6g}"), float(f"{high:.6g}")  # short in a config
     return to_plain_number(low), to_plain_number(high if high > low else low + 1)
+
+
+def check_channels_serve(survey: Survey, channels: int) -> None:
+    """Raise InputError if no image of the sample fits data.channels. A few that don't are unreadable, each by itself."""
+    facts = [f for f in survey.facts if f.channels is not None]
+    counts = {f.channels: f for f in facts if f.channels is not None}
+    if len(facts) < len(survey.facts) or any(fits_channels(n, channels) for n in counts):
+        return
+    notes = {n: f"{f.name}{f' ({f.note})' if f.note else ''}" for n, f in sorted(counts.items())}
+    if len(counts) > 1:
+        listed = ", ".join(f"{n} in {note}" for n, note in [*notes.items()][:10])
+        raise InputError(
+            f"data.channels={channels}, and images have other numbers of channels, {listed}; put those of one number into "
+            "a folder of their own"
+        )
+    for number, note in notes.items():
+        remedy = f"use data.channels={number}"
+        if number > MAX_CHANNELS:
+            remedy = f"save {MAX_CHANNELS} of them at most"
+        raise InputError(
+            f"data.channels={channels}, and all of {len(facts):,} images looked at have {number}, as {note}; {remedy}"
+        )
 
 
 def choose_rules(

@@ -6,7 +6,9 @@ for each band, and a page for each row of pixels, whose width is the number of b
 
 import io
 import logging
+import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -22,9 +24,11 @@ MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
 WIDTH, BITS, SAMPLES, FORMAT, NODATA = 256, 258, 277, 339, 42113  # tags
 UNSIGNED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
-ALPHA_MARKS = (1, 2)  # extra samples that are alpha, with colours multiplied by it or not
+MULTIPLIED, PLAIN_ALPHA = 1, 2  # extra samples that are alpha, with colours multiplied by it or not
+ALPHA_MARKS = (MULTIPLIED, PLAIN_ALPHA)
 REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
 ROWS, BANDS = "one page a row", "one page a band"
+ALPHA_IS_DATA = "the channel marked alpha is data"
 COLOURS = (1, 3)  # channels that a dataset of plain pictures has
 
 # Odd tags are no reason to write on the screen for each file; what can't be read raises.
@@ -41,7 +45,7 @@ class Layout:
 
     size       (rows, columns)
     samples    values of a pixel
-    pages      the pages that hold them, in order
+    pages      the pages that hold them, in order; those of a series are read when they are asked for
     series     the series of these pages if they are all of it, so that it can be read in one go; else None
     way        ROWS or BANDS; empty if one page holds the picture
     others     further pages, which are not read
@@ -49,7 +53,7 @@ class Layout:
 
     size: tuple[int, int]
     samples: int
-    pages: tuple[Any, ...]
+    pages: Sequence[Any]
     series: Any = None
     way: str = ""
     others: int = 0
@@ -134,7 +138,12 @@ def read_layout(layout: Layout, channels: int) -> Values:
     check_channels(use - alpha, channels, note)
     if page.dtype is None or page.dtype.kind not in "uif" or page.bitspersample < 8:
         raise UnreadableImage(f"{page.bitspersample}-bit {page.dtype or 'unknown'} values")
+    check_complete(page)
     array = read_samples(layout)[..., :use]
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if alpha and page.extrasamples[-1] == MULTIPLIED:
+        array = divide_by_alpha(array)
     mark = page.tags.get(NODATA)
     return Values(array, alpha, note, None if mark is None else float(page.nodata))
 
@@ -143,7 +152,7 @@ def lay_out(file: Any, channels: int) -> Layout:
     """Where the picture for data.channels lies in an open TIFF. Raises UnreadableImage if there are two readings."""
     first = file.pages.first
     is_packed = first.is_imagej or '"truncated": true' in first.description
-    if len(file.pages) == 1 and not is_packed:
+    if not file.pages.is_multipage and not is_packed:
         return lay_out_page(first, 0)
     series = file.series[0]
     if len(series) > 1 and series.keyframe.samplesperpixel == 1:
@@ -174,10 +183,11 @@ def lay_out_pages(series: Any, channels: int) -> Layout:
             "save it with one page"
         )
     if rows and len(bands) != channels:
-        return Layout((n, size[0]), width, tuple(series), series, ROWS)
+        return Layout((n, size[0]), width, series, series, ROWS)
     if bands:
-        pages = tuple(series[number] for number in bands)
-        return Layout(size, len(bands), pages, series if len(bands) == n else None, BANDS)
+        if len(bands) == n:
+            return Layout(size, n, series, series, BANDS)
+        return Layout(size, len(bands), [series[number] for number in bands], way=BANDS)
     return lay_out_page(series[0], n - 1)
 
 
@@ -189,7 +199,7 @@ def pick_bands(series: Any, channels: int) -> list[int]:
     if "C" not in axes:
         return list(range(len(series))) if len(shape) == 1 else []
     axis = axes.index("C")
-    step = int(np.prod(shape[axis + 1 :]))
+    step = math.prod(shape[axis + 1 :])
     return list(range(0, shape[axis] * step, step))
 
 
@@ -199,13 +209,20 @@ def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
     marks = [int(mark) for mark in page.extrasamples]
     if samples == channels:
         is_marked = bool(set(marks) & set(ALPHA_MARKS))
-        return samples, False, "the channel marked alpha is data" if is_marked else layout.way
+        return samples, False, ALPHA_IS_DATA if is_marked else layout.way
     if channels in COLOURS and samples - 1 in COLOURS and not layout.way and page.dtype.kind == "u":
         if marks[-1:] and marks[-1] in ALPHA_MARKS:
             return samples, True, ""
         if page.photometric == RGB:
             return samples - 1, False, "a fourth channel without a name is left out"
     return samples, False, layout.way
+
+
+def check_complete(page: Any) -> None:
+    """Raise UnreadableImage for a page that lacks some of its strips or tiles, in whose place tifffile would put zeros."""
+    expected = math.prod(page.chunked)
+    if len(page.dataoffsets) < expected:
+        raise UnreadableImage(f"{len(page.dataoffsets)} of {expected:,} pieces, truncated")
 
 
 def read_samples(layout: Layout) -> NDArray[Any]:
@@ -236,6 +253,15 @@ def read_samples(layout: Layout) -> NDArray[Any]:
     orientation = page.tags.get(ORIENTATION)
     turned = apply_orientation(planes, int(orientation.value) if orientation else 1)
     return turned.transpose(1, 2, 0)
+
+
+def divide_by_alpha(values: NDArray[Any]) -> NDArray[Any]:
+    """Colours (h, w, c + 1) that are multiplied by the last channel, alpha, as they were before that."""
+    largest = np.iinfo(values.dtype).max
+    alpha = values[..., -1:]
+    colours = values[..., :-1] * (largest / np.maximum(alpha, 1))
+    divided = np.rint(colours.clip(0, largest)).astype(values.dtype)
+    return np.concatenate([np.where(alpha > 0, divided, 0), alpha], 2)
 
 
 def describe_codec(page: Any) -> str:

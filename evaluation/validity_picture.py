@@ -17,7 +17,7 @@ from codegrid.evaluation.validity import ValidityJudge, Verdict, to_side
 SCALE = 3  # pictures are this many times as large as images are judged at
 SHOWN = 64  # images of a judge
 CAPTION = 26  # pixels below an image: its shapes or the reason, in two lines
-FIT_CHOICES, MISFITS = (255, 255, 255), (255, 60, 60)  # colours of outlines
+FITS, MISFITS = (255, 255, 255), (255, 60, 60)  # colours of outlines
 VALID, INVALID = (20, 110, 50), (170, 30, 30)  # of captions
 
 
@@ -49,7 +49,7 @@ def draw_verdict(image: NDArray[np.uint8], verdict: Verdict) -> Tensor:
     pixels = image.repeat(SCALE, 1).repeat(SCALE, 2).transpose(1, 2, 0).copy()
     covered = np.zeros(pixels.shape[:2], bool)
     for mask, fit in verdict.shapes:
-        pixels[outline(fit) & ~covered] = FIT_CHOICES
+        pixels[outline(fit) & ~covered] = FITS
         covered |= mask.repeat(SCALE, 0).repeat(SCALE, 1)
     for _, fit in verdict.misfits:
         pixels[outline(fit)] = MISFITS

@@ -20,8 +20,8 @@ IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
     "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", "accelerator", "show", STAMP,
 }  # fmt: skip
-# Recorded by the images of a run; the names of its classes, and endings of files, follow from them.
-IGNORED_IN_DATA = {"classes", "suffixes", *RECORDED_DATA}
+# Recorded by the images of a run; the names of its classes, endings of files, and what tables say of them follow from them.
+IGNORED_IN_DATA = {"classes", "suffixes", "file_column", "column_names", *RECORDED_DATA}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
 KEY_SETTINGS = (

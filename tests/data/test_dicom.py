@@ -10,7 +10,7 @@ import pytest
 pydicom = pytest.importorskip("pydicom")
 
 from codegrid.data import dicom  # noqa: E402
-from codegrid.data.dicom import is_dicom, read_dicom, read_dicom_header  # noqa: E402
+from codegrid.data.dicom import foresee_values, is_dicom, read_dicom, read_dicom_header  # noqa: E402
 from codegrid.data.values import UnreadableImage  # noqa: E402
 from tests.helpers.dicoms import dicom_dataset, dicom_file  # noqa: E402
 
@@ -72,7 +72,7 @@ def test_monochrome1_is_turned_round(slope: float, intercept: float) -> None:
     plain = read(4095 - grey(), bits=12, **elements)
     np.testing.assert_array_equal(turned.array, plain.array)
     assert turned.array.dtype == plain.array.dtype
-    assert turned.note == "MONOCHROME1 turned round"
+    assert turned.note == "DICOM of MONOCHROME1 is turned round"
 
 
 def test_signed_monochrome1_is_turned_round_within_its_bits() -> None:
@@ -85,7 +85,7 @@ def test_the_first_of_several_frames_is_read() -> None:
     frames = np.stack([grey(), grey() + 1, grey() + 2])
     values = read(frames, bits=16)
     np.testing.assert_array_equal(values.array[:, :, 0], grey())
-    assert values.note == "the first of 3 DICOM frames"
+    assert values.note == "the first frame of DICOM files that have several"
 
 
 def test_colours_are_three_channels() -> None:
@@ -102,7 +102,7 @@ def test_padding_does_not_widen_the_range() -> None:
     expected = stored.astype(int) - 1024
     expected[0] = expected[1:].min()
     np.testing.assert_array_equal(values.array[:, :, 0], expected)
-    assert values.note == "padding of DICOM set to the lowest value"
+    assert values.note == "padding of DICOM beyond other values becomes the lowest of them"
 
 
 def test_padding_may_be_a_range_and_the_whole_slice() -> None:
@@ -150,7 +150,10 @@ def test_real_files_are_read() -> None:
         assert same.dtype.isnative
     assert read_dicom(content("examples_palette")).array.shape == (350, 800, 3)
     assert set(np.unique(read_dicom(content("liver_1frame")).array)) == {0, 255}
-    assert read_dicom(content("SC_rgb_rle_2frame")).note == "the first of 2 DICOM frames"
+    assert (
+        read_dicom(content("SC_rgb_rle_2frame")).note
+        == "the first frame of DICOM files that have several"
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,20 @@ def test_what_cannot_be_read_says_why(name: str, reason: str) -> None:
 def test_a_header_is_read_without_the_pixels() -> None:
     dataset = read_dicom_header(io.BytesIO(dicom_file(grey(), bits=12)))
     assert (dataset.Rows, dataset.Columns, "PixelData" in dataset) == (6, 8, False)
+
+
+def test_the_header_says_what_type_the_values_will_have() -> None:
+    for content in (
+        dicom_file(grey(), bits=12),
+        dicom_file(grey(), bits=12, RescaleSlope=1, RescaleIntercept=-1024),
+        dicom_file(grey(), bits=12, RescaleSlope=0.5, RescaleIntercept=0),
+        dicom_file(grey(0, 256, "uint8")),
+        dicom_file(np.zeros((6, 8, 3), np.uint8)),
+        dicom_file(grey(), bits=12, PhotometricInterpretation="MONOCHROME1"),
+    ):
+        values = read_dicom(content).array
+        foreseen = foresee_values(read_dicom_header(io.BytesIO(content)))
+        assert foreseen == (values.dtype, values.shape[2])
 
 
 def test_no_other_file_is_dicom() -> None:

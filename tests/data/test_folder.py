@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -591,6 +592,7 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
         ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
         ({"on_error": "ignore"}, "on_error=ignore must be one of stop, skip"),
         ({"crop": "corner"}, "crop=corner must be one of centre, random"),
+        ({"fit": "squeeze"}, "fit=squeeze must be one of crop, pad, stretch"),
         ({"resize": 8}, "resize=8 must be at least data.image_size=16"),
     ],
 )
@@ -610,6 +612,41 @@ def test_an_empty_a_missing_and_an_unnamed_folder_are_refused(tmp_path: Path) ->
         make_images(Folder, None)
     with pytest.raises(InputError, match=r"data\.val_root=.*nowhere is not a folder"):
         folder(tmp_path, val_root=str(tmp_path / "nowhere"))
+
+
+def test_a_fit_says_how_images_of_other_proportions_get_their_size(tmp_path: Path) -> None:
+    middle = np.zeros((16, 32, 3), np.uint8)
+    middle[:, 8:24] = 200
+    for name in ("a.png", "b.png"):
+        save_unique(Image.fromarray(middle), tmp_path / "root" / name, ord(name[0]))
+    corners, edges, keys = [], [], []
+    for fit in ("crop", "pad", "stretch"):
+        data = folder(tmp_path / "root", image_size=[16, 16], n_val=1, fit=fit)
+        [pixels] = images(data, "train").values()
+        corners.append(int(pixels[0, 0, 0]))
+        edges.append([int(pixels[0, 0, 8]), int(pixels[0, 8, 0])])  # above and left
+        keys.append(data.cache_key("train").get("fit"))
+    assert corners == [200, 0, 0]
+    assert edges == [[200, 200], [0, 0], [200, 0]]
+    assert keys == [None, "pad", "stretch"]  # caches of earlier versions stay valid
+
+
+def test_bands_of_tiffs_become_the_channels_of_a_dataset(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4000, (4, 48, 80, 5), np.uint16)
+    root = tmp_path / "bands"
+    root.mkdir()
+    for i, (bands, settings) in enumerate(
+        zip(values, [{}, {"planarconfig": "contig"}, {"planarconfig": "separate"}, {}], strict=True)
+    ):
+        planes = bands.transpose(2, 0, 1) if i > 1 else bands
+        tifffile.imwrite(root / f"{i}.tif", planes, photometric="minisblack", **settings)
+    for cache in ("none", "ram", "disk"):
+        data = folder(root, image_size=[48, 80], channels=5, n_val=1, held_out="last", cache=cache)
+        data.prepare_data()
+        assert data.decisions()["range"] == [0, 4095]
+        expected = [np.rint(v.transpose(2, 0, 1) * (65_535 / 4095)) for v in values]
+        for split, part in (("train", expected[:3]), ("val", expected[3:])):
+            assert np.array_equal([*images(data, split).values()], part)
 
 
 def save_deep(root: Path, highest: list[int], kind: type = np.uint16, suffix: str = "png") -> None:
@@ -696,7 +733,7 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     # A sample of 8-bit files alone decides for pixels of 8 bits.
     highest = round(1000 * 65_535 / 1023) if others is not None else 1000 * 256 // 1024
     assert (images(data, "train") | images(data, "val"))[name].max() == highest
-    assert "beyond those of the sample: data.range=[0, 1023]" in capsys.readouterr().err
+    assert "beyond those of the sample: data.range=[0,1023]" in capsys.readouterr().err
     again = folder(root, **settings)
     again.prepare_data()
     assert again.decisions() == data.decisions()
@@ -714,7 +751,7 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
     later = folder(root, n_val=1, held_out="last", **first.decisions())
     assert brightness(later) == [round(v * 65_535 / 1023) for v in (1000, 900, 1023)]
     assert (
-        "1 images have values beyond data.range=[0, 1023], from 0 to 3,000, which are cut off"
+        "1 images have values beyond data.range=[0,1023], from 0 to 3,000, which are cut off"
         in capsys.readouterr().err
     )
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import check_int
 from codegrid.engine.folder import PICTURES
@@ -44,7 +43,8 @@ class Preview:
         x = data.preprocess(data.take_evenly("val", n)[0])
         x_hat = reconstruct(tokenizer, x, device)
         self.scores = measure_closeness(x, x_hat, self.depth)
-        pairs = zip(to_uint8(x).split(COLUMNS), to_uint8(x_hat).split(COLUMNS), strict=True)
+        pictures = [data.rules.to_picture(images).split(COLUMNS) for images in (x, x_hat)]
+        pairs = zip(*pictures, strict=True)
         self.rows = [row for pair in pairs if len(pair[0]) == len(x[:COLUMNS]) for row in pair]
         self._try_other_pixels(tokenizer, x[:TRIED], x_hat[:TRIED], device)
 
