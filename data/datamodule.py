@@ -18,6 +18,7 @@ from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffi
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
+from codegrid.data.labelling import Labelling
 from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
@@ -33,6 +34,7 @@ from codegrid.data.pixels import (
     check_show,
     check_value_range,
     to_range_setting,
+    write_ranges,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
@@ -52,6 +54,7 @@ from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
 
+LABELS = "labels"  # the part of a key that is of labels in a table
 READ_CHUNK = 256  # images that a thread reads at a time
 
 
@@ -92,9 +95,11 @@ class ImageDataModule(BatchDataModule):
                   each picture is one image
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
+    labelling     the settings of a table of labels (see Labelling), for datasets that have them
 
-    The last ones, apart from `show`, are decided once for all images if they are open, mostly by the images themselves (see
-    data/survey.py); `decisions` has the result. They have the values of earlier versions if a config lacks them.
+    range, depth, number_type, alpha and suffixes are decided once for all images if they are open, mostly by the images
+    themselves (see data/survey.py); `decisions` has the result. They and `classes` have the values of earlier versions if a
+    config lacks them.
 
     Raises InputError for settings that cannot work.
     """
@@ -116,6 +121,11 @@ class ImageDataModule(BatchDataModule):
     title = ""  # names the run folder and the cache; defaults to the class name in lower case
     left_out: Mapping[str, int] = {}  # files that are no images, ending -> number
     label_remark = ""  # what the summary says about a label column that is missing
+    file_column: str | None = None  # the column of a table that names the images
+    label_summary = ""  # what a table of labels has, for the summary
+    # What whole numbers stand for in further columns of text, by the names of the columns.
+    column_names: Mapping[str, list[str]] = {}
+    label_settings: ClassVar[Sequence[str]] = ()  # the settings of Labelling that a dataset has
     is_stream = False  # its images are read in one order only, and not before training
 
     def __init__(
@@ -144,6 +154,7 @@ class ImageDataModule(BatchDataModule):
         tiles: SizeSetting | None = None,
         split_seed: int | None = None,
         split_at: float | str | None = None,
+        **labelling: Any,
     ) -> None:
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
@@ -171,6 +182,7 @@ class ImageDataModule(BatchDataModule):
         self._set_decisions(classes, suffixes)
         self._set_pixels(range, depth, number_type, show, alpha)
         self._set_split(split_seed, split_at)
+        self._set_labelling(labelling)
         self._sources: dict[str, Source] = {}
 
     def _choose_stored_size(self, resize: SizeSetting | None, crop: str) -> Size:
@@ -205,6 +217,13 @@ class ImageDataModule(BatchDataModule):
             )
         self.split_seed = split_seed
         self.split_at = split_at
+
+    def _set_labelling(self, settings: Mapping[str, Any]) -> None:
+        """Set where labels and further columns are. Raises InputError for a setting that this dataset doesn't have."""
+        if unknown := settings.keys() - set(Labelling.settings()):
+            raise TypeError(f"{type(self).__name__} has no setting {min(unknown)}")
+        self.labelling = Labelling(**settings)
+        self.labelling.check_supported(self.label_settings, f"data={self.title}")
 
     def _set_decisions(
         self,
@@ -276,6 +295,16 @@ class ImageDataModule(BatchDataModule):
             decided["classes"] = list(self.classes)
         if self.decides_suffixes:
             decided["suffixes"] = self.suffixes
+        return decided | self.label_decisions()
+
+    def label_decisions(self) -> dict[str, Any]:
+        """Those of the settings of Labelling."""
+        decided: dict[str, Any] = {}
+        if self.file_column is not None and self.labelling.file_column is None:
+            decided["file_column"] = self.file_column
+        few = {name: v for name, v in self.column_names.items() if len(v) <= MAX_RECORDED}
+        if self.labelling.columns and self.labelling.column_names is None:
+            decided["column_names"] = few
         return decided
 
     def source(self, split: str) -> Source:
@@ -374,10 +403,12 @@ class ImageDataModule(BatchDataModule):
                 loaded = [*self._samples]
                 self._samples.clear()
                 widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
+                if self.depth is None and not self.survey.facts:  # no sample has decided it
+                    widened.depth = 16
                 self._set_rules(widened)
                 log_line(
                     "an image has values beyond those of the sample: "
-                    f"data.range={to_range_setting(widened.scaled_ranges)}"
+                    f"data.range={write_ranges(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -392,14 +423,26 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.range={to_range_setting(rules.scaled_ranges)}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
 
+    def columns(self, split: str) -> dict[str, NDArray[Any]]:
+        """The further columns of the images of a split, in the order of its samples, without unreadable images.
+
+        float32 (n,) or (n, size), not a number where an image has none; or int64 (n,) for text, -1 for none, which
+        `column_names` names.
+        """
+        rows = self.samples(split).rows
+        columns = self.source(split).columns
+        return {name: values if rows is None else values[rows] for name, values in columns.items()}
+
     def cache_key(self, split: str) -> dict[str, Any]:
-        """Everything that the pixels of a split depend on, in types that JSON can write."""
+        """Everything that the pixels and labels of a split depend on, in types that JSON can write."""
+        label_key = self.source(split).label_key
         return {
+            **({} if label_key is None else {LABELS: label_key}),
             "source": self.source(split).key,
             "side": to_setting(self.stored_size),
             "channels": self.channels,
@@ -438,7 +481,8 @@ class ImageDataModule(BatchDataModule):
         rows = self._select_readable(arrays["good"], faults, split)
         if self.cache == "none":
             return LiveSamples(source, rows, self.form)
-        samples = ArraySamples(arrays["images"], arrays["labels"], rows)
+        labels = arrays["labels"] if source.label_key is None else np.asarray(source.labels)
+        samples = ArraySamples(arrays["images"], labels, rows)
         # Cached images need no order by shards, but caching must not change the order of training.
         samples.shard_sizes = source.shard_sizes if rows is None else None
         return samples
@@ -461,7 +505,9 @@ class ImageDataModule(BatchDataModule):
             arrays: Arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
             return arrays, fill(arrays)
         name = f"{self.title}-{split}"
-        return load_or_fill(self.cache_dir, name, self.cache_key(split), spec, fill)
+        # A corrected table of labels is no reason to decode the images again.
+        key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
+        return load_or_fill(self.cache_dir, name, key, spec, fill)
 
     def _check_images(self) -> None:
         """Raise InputError if no image fits data.channels, or if data.range is one that the values of all lie outside of."""

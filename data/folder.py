@@ -5,12 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.endings import IMAGE_SUFFIXES, advise_on
+from codegrid.data.labelling import Labelling, label_files
 from codegrid.data.labels import Classes, order_names
 from codegrid.data.loading import count_cores
 from codegrid.data.source import FileSource, Source
@@ -99,7 +100,35 @@ def resolve_folder(root: str | None, setting: str, dataset: str) -> Path:
     return Path(root).expanduser()
 
 
-class Folder(ImageDataModule):
+class TableDataModule(ImageDataModule):
+    """Image files whose labels may stand in a table."""
+
+    place_settings: ClassVar[tuple[str, ...]] = ("labels", "val_labels")
+    label_settings = Labelling.settings()
+
+    def read_table(self, *sources: FileSource) -> list[FileSource]:
+        """The files of a folder, or of one that trains and one that validates, with the labels and columns of their table, if
+        data.labels names one."""
+        if self.labelling.labels is None:
+            return list(sources)
+        labelled = label_files(sources, self.labelling, self.class_setting)
+        self.file_column = labelled.file_column
+        self.column_names = labelled.column_names
+        self.label_summary = labelled.summary
+        self._forget_tables(sources[0].root)
+        return labelled.sources
+
+    def _forget_tables(self, root: Path) -> None:
+        """Don't count tables that lie among the images as files that are left out."""
+        counts = Counter(self.left_out)
+        for table in {self.labelling.labels, self.labelling.val_labels} - {None}:
+            path = Path(str(table)).expanduser().resolve()
+            if path.is_relative_to(root.resolve()):
+                counts[path.suffix.lower().removeprefix(".")] -= 1
+        self.left_out = +counts
+
+
+class Folder(TableDataModule):
     """The images below `root`, of any format that Pillow reads, in class folders or flat.
 
     root       the folder
@@ -107,7 +136,8 @@ class Folder(ImageDataModule):
     n_val      number of images to hold out
     held_out   which ones: "random", by `split_seed` and their paths below the root, or the "last" in the order of these paths
 
-    Training files with the same bytes as a validation file are left out.
+    Training files with the same bytes as a validation file are left out. The labels are the class folders, or a column of the
+    table `labels` (see Labelling).
     """
 
     place_settings = ("root", "val_root")
@@ -124,16 +154,22 @@ class Folder(ImageDataModule):
         self.root = resolve_folder(root, "data.root", "folder")
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
+        self.labelling.check(self.val_root is not None)
         whole = open_class_folders(self.root, self.class_setting, self.suffixes)
-        self._refuse_splits(root, whole.classes)
+        if not self.labelling.label:
+            self._refuse_splits(root, whole.classes)
+        self.left_out = whole.left_out
         if self.val_root:
             val = open_class_folders(self.val_root, None, self.suffixes)
-            train, val = whole, match_classes(val, whole)
+            if not self.labelling.label:
+                val = match_classes(val, whole)
+            whole, val = self.read_table(whole, val)
+            train = whole
         else:
+            [whole] = self.read_table(whole)
             train_rows, val_rows = self.hold_out(whole.names(), n_val, held_out)
             train, val = whole.subset(train_rows), whole.subset(val_rows)
         self.classes = whole.classes
-        self.left_out = whole.left_out
         self.n_val = None if self.val_root else n_val
         distinct = drop_copies(train, val, self.cache_dir)
         if len(distinct) < len(train):

@@ -21,6 +21,7 @@ class ImageSet(Protocol):
     classes: list[str]
     left_out: Mapping[str, int]
     label_remark: str
+    label_summary: str
     is_stream: bool
     splits_by_number: bool
     copied_ids: NDArray[np.uint64]

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from torchvision.datasets.utils import download_url, extract_archive
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.folder import find_images, match_classes, open_class_folders, resolve_folder
+from codegrid.data.folder import (
+    TableDataModule,
+    find_images,
+    match_classes,
+    open_class_folders,
+    resolve_folder,
+)
 from codegrid.data.source import FileSource, Source
 from codegrid.data.torchvision import DownloadedDataModule
 from codegrid.engine.errors import InputError
@@ -108,11 +114,12 @@ class ImageNet(ImageDataModule):
         return self._splits[split]
 
 
-class FFHQ(ImageDataModule):
+class FFHQ(TableDataModule):
     """70,000 aligned faces; those from number 60000 on validate (Karras et al. 2019).
 
     Files are named by their number, root/00000.png or root/00000/00000.png, and may have any size. FFHQ is not downloaded,
-    because it lies on a drive with a quota. `n_val` images of an incomplete copy can be held out as in data/folder.py.
+    because it lies on a drive with a quota. `n_val` images of an incomplete copy can be held out as in data/folder.py. Without a
+    table of labels all are of one class.
     """
 
     classes = ["face"]
@@ -124,14 +131,15 @@ class FFHQ(ImageDataModule):
         super().__init__(**image_settings)
         self.root = resolve_folder(root, "data.root", "ffhq")
         files = find_images(self.root)
+        self.labelling.check(has_val_root=False)
+        [whole] = self.read_table(FileSource(self.root, files, [0] * len(files), self.classes))
+        self.classes = whole.classes
         if n_val is None:
-            rows = self._split_by_number(files, root)
+            rows = self._split_by_number(whole.files, root)
         else:
-            names = [file.relative_to(self.root).as_posix() for file in files]
-            rows = self.hold_out(names, n_val, held_out)
+            rows = self.hold_out(whole.names(), n_val, held_out)
         self._splits = {
-            split: FileSource(self.root, [files[i] for i in part], [0] * len(part), self.classes)
-            for split, part in zip(("train", "val"), rows, strict=True)
+            split: whole.subset(part) for split, part in zip(("train", "val"), rows, strict=True)
         }
 
     @staticmethod

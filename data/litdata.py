@@ -76,7 +76,7 @@ class ShardSource(Source):
                 f"{setting}={root} has no {image} in its items but {', '.join(columns) or 'no names'}; set data.image="
             )
         self.label = label if label in columns else None
-        self.columns = columns
+        self.item_keys = columns
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = Path(cache_dir, f"shards-{digest}") if self.is_remote else Path(self.root)
         if self.is_remote:
@@ -346,7 +346,7 @@ class LitData(ImageDataModule):
         """
         if self.label == source.label:
             return
-        choices = [name for name in source.columns if name != self.image]
+        choices = [name for name in source.item_keys if name != self.image]
         listed = ", ".join(choices) or "nothing beside the image"
         if self.label != "label" and self.class_setting != SORTED:
             raise InputError(

@@ -1,5 +1,6 @@
 """Where the images of a split come from, before they are cached."""
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,10 @@ class Source(ABC):
     has_names          images have names that stay when others come or go
     use_threads        several threads read at the same time; False if that is unsafe or slower
     labels             the label of each image, if they are known before the images are read; else None
+    columns            further values of each image by their names, (n, ...): float32 numbers and vectors, not a number for none;
+                       or int64, -1 for none, which the datamodule's `column_names` name
+    label_key          identifies labels and columns that lie beside the images, in a table, and that the `key` therefore leaves
+                       out: the images need not be decoded again when it changes; None if the key has all
     rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
                        and `read_image` passes them to `decode` or `to_form`
     starts_late        the first images may take as long as reading everything before them
@@ -44,6 +49,8 @@ class Source(ABC):
     checked_up_front = True
     use_threads = True
     labels: Sequence[int] | NDArray[np.int64] | None = None
+    columns: Mapping[str, NDArray[Any]] = {}
+    label_key: str | None = None
     rules: PixelRules = PLAIN
     has_names = False
     starts_late = False
@@ -114,6 +121,7 @@ class FileSource(Source):
     """Image files below `root`, each with the number of its class. The key covers path, label, size and mtime of each file.
 
     left_out   the number of other files below the root, by their endings
+    columns    those of a table, from which the labels are too; None if there is no table
     """
 
     left_out: Mapping[str, int] = {}
@@ -127,6 +135,7 @@ class FileSource(Source):
         labels: Sequence[int],
         classes: Sequence[str],
         stamps: Sequence[tuple[int, int]] | None = None,
+        columns: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.root = root
         self.files = list(files)
@@ -136,11 +145,15 @@ class FileSource(Source):
         self._root_length = (
             len(str(root / "x")) - 1
         )  # characters of each path up to its name below root
-        listing = [
-            (self.image_name(i), self.labels[i], *stamp) for i, stamp in enumerate(self.stamps)
-        ]
+        listed = self.labels if columns is None else [0] * len(self.labels)
+        listing = [(self.image_name(i), listed[i], *stamp) for i, stamp in enumerate(self.stamps)]
         super().__init__(len(files), {"root": str(root.resolve()), "files": fingerprint(listing)})
         self.content_key = {"labels": fingerprint(self.labels)}
+        self.has_table = columns is not None
+        if columns is not None:
+            self.columns = dict(columns)
+            self.label_key = fingerprint([self.labels, self.classes, hash_columns(columns)])
+            self.content_key["table"] = self.label_key
 
     def image_ids(self) -> NDArray[np.uint64]:
         return self._ids
@@ -176,7 +189,15 @@ class FileSource(Source):
         """The files with these indices."""
         files = [self.files[i] for i in rows]
         labels = [self.labels[i] for i in rows]
-        return FileSource(self.root, files, labels, self.classes, [self.stamps[i] for i in rows])
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return FileSource(
+            self.root,
+            files,
+            labels,
+            self.classes,
+            [self.stamps[i] for i in rows],
+            columns if self.has_table else None,
+        )
 
     def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         try:
@@ -198,6 +219,14 @@ class FileSource(Source):
 
     def names(self) -> Names:
         return [self.image_name(index).replace(os.sep, "/") for index in range(self.n)]
+
+
+def hash_columns(columns: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """A hash of the values of each column."""
+    return {
+        name: hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=8).hexdigest()
+        for name, values in columns.items()
+    }
 
 
 def spread(n: int, most: int) -> list[int]:
@@ -226,6 +255,8 @@ class SourceSubset(Source):
         self.use_threads = whole.use_threads
         if whole.labels is not None:
             self.labels = np.asarray(whole.labels)[rows]
+        self.columns = {name: values[rows] for name, values in whole.columns.items()}
+        self.label_key = whole.label_key
         self.has_names = whole.has_names
         self.starts_late = whole.starts_late
         if whole.shard_sizes is not None:

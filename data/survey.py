@@ -46,6 +46,7 @@ from codegrid.data.pixels import (
     find_extremes,
     mask_numbers,
     to_plain_number,
+    write_ranges,
 )
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
@@ -384,7 +385,7 @@ def check_range_serves(survey: Survey, ranges: Ranges) -> None:
         where = f"channel {channel + 1} of " if len(ranges) > 1 else ""
         others = f", nor any of {len(deep) - 1:,} others looked at" if len(deep) > 1 else ""
         raise InputError(
-            f"data.range=[{low},{high}] holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
+            f"data.range={write_ranges(((low, high),))} holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
             f"{limits[0][1]:,.6g}{others}; use data.range=auto, or a range that holds them"
         )
 

@@ -52,6 +52,10 @@ class TileSource(Source):
         self.checked_up_front = whole.checked_up_front
         if whole.labels is not None:
             self.labels = np.repeat(np.asarray(whole.labels), self.counts)
+        self.columns = {
+            name: np.repeat(values, self.counts, 0) for name, values in whole.columns.items()
+        }
+        self.label_key = whole.label_key
         if not self.is_direct.all():
             self.shard_sizes = self.counts.tolist()
 

@@ -54,6 +54,8 @@ DECIDED = (
     "data.split_at",
     "data.classes",
     "data.suffixes",
+    "data.file_column",
+    "data.column_names",
     "data.range",
     "data.depth",
     "data.number_type",

@@ -22,10 +22,12 @@ PATHS = (
     "run_dir",
     "runs",
     "data.files",
+    "data.labels",
     "data.path",
     "data.root",
     "data.train",
     "data.val",
+    "data.val_labels",
     "data.val_root",
     "sampler.init_image",
     "hydra.sweep.dir",
@@ -40,6 +42,9 @@ TEXTS = (
     "sweep",
     "data.attribute",
     "data.classes",
+    "data.columns",
+    "data.column_names",
+    "data.file_column",
     "data.image",
     "data.label",
     "revision",
@@ -50,7 +55,13 @@ TEXTS = (
     "hydra.sweeper.study_name",
 )
 TOP_LEVEL = ("init",)  # elsewhere it may be a setting of a class of the user's own
-LISTS = ("runs", "data.classes", "data.files", "wandb.tags")  # several texts, or one
+LISTS = (
+    "runs",
+    "data.classes",
+    "data.columns",
+    "data.files",
+    "wandb.tags",
+)  # several texts, or one
 # What exists already, or nothing: `false` has always meant null here.
 OPTIONAL = (
     "ckpt",
@@ -60,6 +71,8 @@ OPTIONAL = (
     "from",
     "init",
     "resume",
+    "data.labels",
+    "data.val_labels",
     "data.val_root",
     "sampler.init_image",
 )

@@ -19,8 +19,9 @@ IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
     "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", "accelerator", "show", STAMP,
 }  # fmt: skip
-# Recorded by the images of a run; the names of its classes, endings of files and the type of values follow from them.
-IGNORED_IN_DATA = {"classes", "suffixes", "number_type"}
+# Recorded by the images of a run; the names of its classes, endings of files, the type of values, and what tables say of them
+# follow from them.
+IGNORED_IN_DATA = {"classes", "suffixes", "number_type", "file_column", "column_names"}
 # What runs of version 0.1, whose configs lack these settings, did.
 EARLIER_DATA = {"range": [0, 65_535], "alpha": "white", "depth": 8}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}

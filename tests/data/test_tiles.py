@@ -351,3 +351,24 @@ def test_a_file_that_became_shorter_is_an_unreadable_image(tmp_path: Path) -> No
         file.write_bytes(file.read_bytes()[:200])
     _, _, faults = data.source("train").read_batch([0], Form((16, 16), 3))
     assert faults == {0: "the file is shorter than its header says"}
+
+
+def test_tiles_have_the_labels_and_columns_that_a_table_gives_their_files(tmp_path: Path) -> None:
+    root = scans(tmp_path / "scans", write_tiff)
+    rows = [
+        f"{'forest' if n < 2 else 'town'}/{n}.tif,{'dry' if n % 2 else 'wet'},{n + 0.5}"
+        for n in range(4)
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,weather,height", *rows]) + "\n")
+    settings = {"labels": str(tmp_path / "labels.csv"), "label": "weather", "columns": ["height"]}
+    data = cut(root, **settings)
+    assert data.classes == ["dry", "wet"]
+    for split in ("train", "val"):
+        source = data.source(split)
+        numbers = [
+            int(source.image_name(i).split("/")[1].partition(".")[0]) for i in range(len(source))
+        ]
+        assert [data.classes[label] for label in data.samples(split).labels] == [
+            ("wet", "dry")[n % 2] for n in numbers
+        ]
+        np.testing.assert_allclose(data.columns(split)["height"], np.array(numbers) + 0.5)
