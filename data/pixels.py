@@ -156,7 +156,7 @@ class PixelRules:
             return values
         real = values.astype(np.float64)
         if extremes[0] < low or extremes[1] > high:
-            real = real.clip(low, high)
+            real.clip(low, high, out=real)
         real -= low
         real *= self.top / span
         return np.rint(real, out=real).astype(self.dtype)
