@@ -530,7 +530,7 @@ class ImageDataModule(BatchDataModule):
             arrays["labels"][rows] = labels
             arrays["good"][rows] = [place not in faults for place in range(len(chunk))]
             if "images" in arrays:
-                arrays["images"][rows] = images
+                arrays["images"][rows] = self.rules.deepen(images)
             return {source.image_name(chunk[place]): reason for place, reason in faults.items()}
 
         n = len(source)
