@@ -242,6 +242,11 @@ def to_range_setting(ranges: Ranges) -> list[Any]:
     return pairs[0] if len(pairs) == 1 else pairs
 
 
+def write_ranges(ranges: Ranges) -> str:
+    """Ranges as a command has them: [0,4095]."""
+    return str(to_range_setting(ranges)).replace(" ", "")
+
+
 def format_ranges(ranges: Ranges) -> str:
     """Ranges in a sentence: 0 to 4,095, and where channels differ those of the first four."""
     texts = [f"{low:,.6g} to {high:,.6g}" for low, high in ranges[:4]]
