@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ ALPHA_CHOICES = ("white", "ignore")
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 MAX_CHANNELS = 16
 NO_DATA = 1e30  # floating-point files mark pixels without a value by numbers as large as this
+SHORT_SPAN = 2**15 - 1  # of a range whose steps are larger than the rounding of float32
 MAX_NOTES = 1000  # images whose values lie outside the range: more are not counted
 
 Range = tuple[float, float]
@@ -51,7 +51,7 @@ class PixelRules:
                    of one or two
     number_type    the type that decoded values have in the data's own units, one of NUMBER_TYPES; None: not known, uint8
                    for the full range and float32 for others
-    beyond         (lowest, highest) value of images that have values outside the range
+    beyond         (lowest, highest) for each range, of images that have values outside
     """
 
     value_range: Range | Ranges | None = None
@@ -60,7 +60,7 @@ class PixelRules:
     depth: int = 8
     show: tuple[int, ...] | None = None
     number_type: str | None = None
-    beyond: list[Range] = field(default_factory=list, compare=False)
+    beyond: list[Ranges] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if self.value_range and len(self.value_range) == 1:  # one range for all channels
@@ -124,29 +124,38 @@ class PixelRules:
         have here: high - low + 1 values are divided into 256 equal parts.
         """
         ranges = self.scaled_ranges
+        if missing is None and self.depth == 16 and are_short(values, ranges):
+            if len(ranges) == 1:
+                extents = [find_extremes(values)]
+            else:
+                extents = find_channel_extremes(values)
+            self._note(extents)
+            return scale_short(values, ranges, extents)
         if len(ranges) == 1:
-            extremes = find_extremes(values, missing)
+            extremes, numbers = find_numbers(values, missing)
             self._note([extremes])
-            return self._scale_part(values, ranges[0], extremes, missing)
+            return self._scale_part(values, ranges[0], extremes, numbers)
         if values.ndim == 0 or values.shape[-1] != len(ranges):
             raise ValueError(
                 f"{values.shape[-1] if values.ndim > 2 else 1} channels, where data.range has {len(ranges)} pairs"
             )
         parts = [values[..., channel] for channel in range(len(ranges))]
-        limits = [find_extremes(part, missing) for part in parts]
+        limits, masks = zip(*(find_numbers(part, missing) for part in parts), strict=True)
         self._note(limits)
-        scaled = map(self._scale_part, parts, ranges, limits, repeat(missing))
-        return np.stack([*scaled], -1)
+        return np.stack([*map(self._scale_part, parts, ranges, limits, masks)], -1)
 
     def _scale_part(
-        self, values: NDArray[Any], limits: Range, extremes: Range, missing: float | None
+        self,
+        values: NDArray[Any],
+        limits: Range,
+        extremes: Range,
+        numbers: NDArray[np.bool_] | None,
     ) -> NDArray[Any]:
-        """Values of one range as pixels; `extremes` are the lowest and the highest of them."""
+        """Values of one range as pixels; `extremes` and `numbers` are of find_numbers."""
         low, high = limits
         span = high - low
         is_whole = values.dtype.kind in "iu"
-        if not is_whole or missing is not None:
-            numbers = mask_numbers(values, missing)
+        if numbers is not None:
             values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
         if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
@@ -155,7 +164,7 @@ class PixelRules:
             return values
         real = values.astype(np.float64)
         if extremes[0] < low or extremes[1] > high:
-            real = real.clip(low, high)
+            real.clip(low, high, out=real)
         real -= low
         real *= self.top / span
         return np.rint(real, out=real).astype(self.dtype)
@@ -198,21 +207,23 @@ class PixelRules:
     def _note(self, extremes: Sequence[Range]) -> None:
         if self.value_range is None and not self.is_open:
             return
-        ranges = as_ranges(self.value_range or (0, 0))
-        outside = [
-            (lowest, highest)
-            for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
-            if lowest < low or highest > high
-        ]
+        outside = find_outside(as_ranges(self.value_range or (0, 0)), extremes)
         if outside and len(self.beyond) < MAX_NOTES:
-            lows, highs = zip(*outside, strict=True)
-            self.beyond.append((min(lows), max(highs)))  # atomic, so threads need no lock
+            self.beyond.append(tuple(extremes))  # atomic, so threads need no lock
 
-    def widen(self) -> Range:
-        """The range that also holds the values noted in `beyond`."""
-        chosen = as_ranges(self.value_range) if self.value_range else ()
-        lows, highs = zip(*self.beyond, *chosen, strict=True)
-        return choose_range(min(lows), max(highs))
+    def widen(self) -> Ranges:
+        """The ranges that also hold the values noted in `beyond`."""
+        chosen = [as_ranges(self.value_range)] if self.value_range else []
+        return tuple(choose_common_range(each) for each in zip(*self.beyond, *chosen, strict=True))
+
+    def report_beyond(self) -> Range | None:
+        """The lowest and the highest value of the images noted in `beyond`, in channels with values outside; None without any."""
+        ranges = self.scaled_ranges
+        outside = [pair for extremes in self.beyond for pair in find_outside(ranges, extremes)]
+        if not outside:
+            return None
+        lows, highs = zip(*outside, strict=True)
+        return min(lows), max(highs)
 
 
 def read_settings(data: Mapping[str, Any]) -> PixelRules:
@@ -261,11 +272,87 @@ def mask_numbers(values: NDArray[Any], missing: float | None = None) -> NDArray[
     return numbers if missing is None else numbers & (values != missing)
 
 
+def find_numbers(
+    values: NDArray[Any], missing: float | None = None
+) -> tuple[Range, NDArray[np.bool_] | None]:
+    """The lowest and the highest number, (0, 0) if there is none, and where numbers are, None if everywhere (mask_numbers)."""
+    if values.size and missing is None:
+        low, high = float(values.min()), float(values.max())  # NaN if there is one
+        if values.dtype.kind != "f" or (low > -NO_DATA and high < NO_DATA):
+            return (low, high), None
+    numbers = mask_numbers(values, missing)
+    chosen = values[numbers]
+    extremes = (float(chosen.min()), float(chosen.max())) if chosen.size else (0.0, 0.0)
+    return extremes, numbers
+
+
 def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
     """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
-    if values.dtype.kind == "f" or missing is not None:
-        values = values[mask_numbers(values, missing)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    return find_numbers(values, missing)[0]
+
+
+def are_short(values: NDArray[Any], ranges: Ranges) -> bool:
+    """Whether `scale_short` is exact enough for these values (h, w, channels)."""
+    return (
+        values.ndim == 3
+        and values.dtype in (np.uint16, np.int16)
+        and len(ranges) in (1, values.shape[2])
+        and all(high - low <= SHORT_SPAN for low, high in ranges)
+    )
+
+
+def find_channel_extremes(values: NDArray[Any]) -> list[Range]:
+    """The lowest and the highest of whole numbers (h, w, channels) in each channel."""
+    height, width, channels = values.shape
+    if not values.flags.c_contiguous:
+        return [find_extremes(values[..., channel]) for channel in range(channels)]
+    rows = values.reshape(height, width * channels)  # in long rows, which numpy is fast at
+    lows, highs = (ends.reshape(width, channels) for ends in (rows.min(axis=0), rows.max(axis=0)))
+    return [*zip(map(float, lows.min(axis=0)), map(float, highs.max(axis=0)), strict=True)]
+
+
+def scale_short(
+    values: NDArray[Any], ranges: Ranges, extents: Sequence[Range]
+) -> NDArray[np.uint16]:
+    """Whole numbers of 16 bits (h, w, channels) as pixels of 16 bits, each the nearest or as near as to a hundredth of a step.
+
+    A third of the time that float64 takes. `extents` are the lowest and highest values, for each range.
+    """
+    height, width, channels = values.shape
+    rows, is_flat = values, values.flags.c_contiguous
+    lows, steps = (
+        np.array(numbers, np.float32)
+        for numbers in zip(
+            *((low, FULL_16_BITS[1] / (high - low)) for low, high in ranges), strict=True
+        )
+    )
+    if is_flat and len(ranges) > 1:
+        rows = values.reshape(height, width * channels)
+        lows, steps = np.tile(lows, width), np.tile(steps, width)
+    scaled = rows.astype(np.float32)
+    if lows.any():
+        scaled -= lows
+    scaled *= steps
+    scaled += np.float32(0.5)
+    beyond = zip(ranges, extents, strict=True)
+    if any(lowest < low or highest > high for (low, high), (lowest, highest) in beyond):
+        np.clip(scaled, 0, FULL_16_BITS[1], out=scaled)
+    return scaled.astype(np.uint16).reshape(values.shape)
+
+
+def find_outside(ranges: Ranges, extremes: Sequence[Range]) -> list[Range]:
+    """Those of the lowest and highest values, for each range, of which one lies outside of it."""
+    return [
+        (lowest, highest)
+        for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
+        if lowest < low or highest > high
+    ]
+
+
+def choose_common_range(extremes: Sequence[Range]) -> Range:
+    """Black and white for values of several images, given as the lowest and highest of each."""
+    lows, highs = zip(*extremes, strict=True)
+    return choose_range(min(lows), max(highs))
 
 
 def choose_range(lowest: float, highest: float) -> Range:
