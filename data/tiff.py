@@ -196,6 +196,8 @@ def pick_bands(series: Any, channels: int) -> list[int]:
 def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
     """How many samples of a pixel are read for data.channels, whether the last is alpha, and a note where there was a choice."""
     page, samples = layout.page.keyframe, layout.samples
+    if samples == 1 and page.photometric == WHITE_IS_ZERO:
+        return 1, False, "0 is white in the files, and the lowest value here"
     marks = [int(mark) for mark in page.extrasamples]
     if samples == channels:
         is_marked = bool(set(marks) & set(ALPHA_MARKS))

@@ -283,6 +283,14 @@ def test_sixteen_bit_palettes_give_their_colours() -> None:
     assert np.array_equal(read(content, 3).array, colours[:, indices].transpose(1, 2, 0))
 
 
+def test_values_of_files_whose_zero_is_white_stay_and_are_noted() -> None:
+    values = draw(20, 30, 1)
+    for packing in ({}, {"compression": "zlib"}):
+        result = read(write(values[..., 0], photometric="miniswhite", **packing), 1)
+        assert np.array_equal(result.array, values)
+        assert result.note == "0 is white in the files, and the lowest value here"
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_packed_bits_are_unpacked(bits: int) -> None:
     values = draw(20, 31, 1) >> (16 - bits)
