@@ -216,12 +216,12 @@ class VQGAN(ClockedModule):
         progress = (self.now.progress - self.discriminator_start) / left if left else 1.0
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
-    # Validation: over the whole set, on the rounded images that a file would hold.
+    # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         x, _labels = batch
         q = self.tokenizer.encode(x)
-        self.scores.update(x, self.tokenizer.decode(q.z_q))
+        self.scores.update(x, self.tokenizer.decode(q.z_q), self.tokenizer.rules.depth)
         if self.codebook_use is not None and q.indices is not None:
             self.codebook_use.update(q.indices)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from codegrid.data.images import to_uint8
+from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError
 from tests.helpers.configs import list_options
 from tests.helpers.exports import PYRAMID, make_trained, write_format
@@ -42,6 +43,8 @@ SWITCHED = [
     ["quantizer=product", "quantizer.num_codebooks=4", "quantizer.inner.cosine=true"],
     ["quantizer=residual", "quantizer@quantizer.inner=fsq", "quantizer.dim=null"],
     ["data.channels=1"],
+    ["data.channels=5", "data.image_size=[16,24]", "model.grid=[4,6]"],
+    [*PYRAMID, "data.channels=2", "data.image_size=[24,16]", "model.grid=[6,4]"],
     ["model.start=random", "model.grid=2"],
     ["model.encoder.stem=1", "model.grid=8"],
     [*PYRAMID, "model.start=random", "model.attention=[8,16]"],
@@ -164,6 +167,26 @@ def test_a_picture_is_written_as_a_png_file(channels: int) -> None:
     content = load_decoder(DECODER).encode_picture(picture)
     pixels = np.array(Image.open(BytesIO(content))).reshape(5, 7, channels)
     assert np.array_equal(pixels, to_uint8(picture).movedim(0, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("show", "chosen"), [(None, [0, 1, 2]), ((5, 2, 1), [4, 1, 0]), ((4,), [3])]
+)
+def test_the_decoder_writes_the_channels_that_pictures_show(
+    tmp_path: Path, show: tuple[int, ...] | None, chosen: list[int]
+) -> None:
+    tokenizer = make_trained("data.channels=5", "data.image_size=[8,24]", "model.grid=[2,6]")
+    tokenizer.rules = PixelRules(show=show)
+    folder = write_format(SafetensorsExporter(), tokenizer, tmp_path / "export")
+    indices = torch.randint(tokenizer.K, (1, 2, 6))
+    save_file({"indices": indices}, tmp_path / "codes.safetensors")
+    words = [folder / "decoder.py", "codes.safetensors", "pictures"]
+    subprocess.run([sys.executable, "-I", *map(str, words)], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        expected = to_uint8(tokenizer.decode_indices(indices))[0, chosen].movedim(0, -1).numpy()
+    pixels = np.array(Image.open(tmp_path / "pictures" / "00000.png")).reshape(expected.shape)
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.slow
