@@ -34,13 +34,20 @@ from codegrid.data.pixels import (
     check_show,
     check_value_range,
     to_range_setting,
+    write_ranges,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, check_range_serves, choose_rules, survey_sources
+from codegrid.data.survey import (
+    Survey,
+    check_channels_serve,
+    check_range_serves,
+    choose_rules,
+    survey_sources,
+)
 from codegrid.data.threads import map_in_threads
 from codegrid.data.tiles import check_num_pictures, check_tiles, cut_tiles
 from codegrid.engine.console import log_line, progress_bar
@@ -396,10 +403,12 @@ class ImageDataModule(BatchDataModule):
                 loaded = [*self._samples]
                 self._samples.clear()
                 widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
+                if self.depth is None and not self.survey.facts:  # no sample has decided it
+                    widened.depth = 16
                 self._set_rules(widened)
                 log_line(
                     "an image has values beyond those of the sample: "
-                    f"data.range={to_range_setting(widened.scaled_ranges)}"
+                    f"data.range={write_ranges(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -414,7 +423,7 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.range={to_range_setting(rules.scaled_ranges)}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
@@ -466,7 +475,7 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
-            self._check_range()
+            self._check_images()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
@@ -489,7 +498,7 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
-            self._check_range()
+            self._check_images()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
@@ -500,8 +509,9 @@ class ImageDataModule(BatchDataModule):
         key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
         return load_or_fill(self.cache_dir, name, key, spec, fill)
 
-    def _check_range(self) -> None:
-        """Raise InputError if data.range is one that the values of all images lie outside of."""
+    def _check_images(self) -> None:
+        """Raise InputError if no image fits data.channels, or if data.range is one that the values of all lie outside of."""
+        check_channels_serve(self.survey, self.channels)
         if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
             check_range_serves(self.survey, self.range)
 

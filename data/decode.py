@@ -226,17 +226,34 @@ def _read_values(
 
 
 def read_samples_as_data(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """The 8-bit samples (h, w, c) of an image whose alpha, if it has one, is data.
+    """The 8-bit samples (h, w, c) of an image whose alpha, if it has one, is data."""
+    mode = choose_data_mode(image, channels)
+    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    return samples if samples.ndim == 3 else samples[..., None]
+
+
+def choose_data_mode(image: Image.Image, channels: int) -> str:
+    """The mode of an image whose alpha, if it has one, is data.
 
     Grey and alpha become RGB and alpha if there are 4 channels. The inks of CMYK stay as they are.
     """
     if image.has_transparency_data:
         is_grey = image.mode in ("1", "L", "LA", "La") and channels != 4
-        image = image.convert("LA" if is_grey else "RGBA")
-    elif image.mode not in ("L", "CMYK"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    samples = np.asarray(image)
-    return samples if samples.ndim == 3 else samples[..., None]
+        return "LA" if is_grey else "RGBA"
+    if image.mode in ("L", "CMYK"):
+        return image.mode
+    return "L" if image.mode == "1" else "RGB"
+
+
+def count_channels(image: Image.Image, content: bytes, channels: int) -> int | None:
+    """The channels of an image whose alpha, if it has one, is data; None if the image fits `channels` in any case."""
+    if channels in COLOURS:
+        return None
+    if has_deep_colours(image, content) and content.startswith(PNG):
+        return {2: 3, 4: 2, 6: 4}[content[25]]  # colour types
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return 1
+    return len(choose_data_mode(image, channels))
 
 
 def _to_eight_bits(image: Image.Image, rules: PixelRules) -> Image.Image:

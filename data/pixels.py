@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -125,28 +124,30 @@ class PixelRules:
         """
         ranges = self.scaled_ranges
         if len(ranges) == 1:
-            extremes = find_extremes(values, missing)
+            extremes, numbers = find_numbers(values, missing)
             self._note([extremes])
-            return self._scale_part(values, ranges[0], extremes, missing)
+            return self._scale_part(values, ranges[0], extremes, numbers)
         if values.ndim == 0 or values.shape[-1] != len(ranges):
             raise ValueError(
                 f"{values.shape[-1] if values.ndim > 2 else 1} channels, where data.range has {len(ranges)} pairs"
             )
         parts = [values[..., channel] for channel in range(len(ranges))]
-        limits = [find_extremes(part, missing) for part in parts]
-        self._note(limits)
-        scaled = map(self._scale_part, parts, ranges, limits, repeat(missing))
-        return np.stack([*scaled], -1)
+        extremes, numbers = zip(*(find_numbers(part, missing) for part in parts), strict=True)
+        self._note(extremes)
+        return np.stack([*map(self._scale_part, parts, ranges, extremes, numbers)], -1)
 
     def _scale_part(
-        self, values: NDArray[Any], limits: Range, extremes: Range, missing: float | None
+        self,
+        values: NDArray[Any],
+        limits: Range,
+        extremes: Range,
+        numbers: NDArray[np.bool_] | None,
     ) -> NDArray[Any]:
-        """Values of one range as pixels; `extremes` are the lowest and the highest of them."""
+        """Values of one range as pixels; `extremes` and `numbers` are of find_numbers."""
         low, high = limits
         span = high - low
         is_whole = values.dtype.kind in "iu"
-        if not is_whole or missing is not None:
-            numbers = mask_numbers(values, missing)
+        if numbers is not None:
             values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
         if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
@@ -242,6 +243,11 @@ def to_range_setting(ranges: Ranges) -> list[Any]:
     return pairs[0] if len(pairs) == 1 else pairs
 
 
+def write_ranges(ranges: Ranges) -> str:
+    """Ranges as a command has them: [0,4095]."""
+    return str(to_range_setting(ranges)).replace(" ", "")
+
+
 def format_ranges(ranges: Ranges) -> str:
     """Ranges in a sentence: 0 to 4,095, and where channels differ those of the first four."""
     texts = [f"{low:,.6g} to {high:,.6g}" for low, high in ranges[:4]]
@@ -256,11 +262,23 @@ def mask_numbers(values: NDArray[Any], missing: float | None = None) -> NDArray[
     return numbers if missing is None else numbers & (values != missing)
 
 
+def find_numbers(
+    values: NDArray[Any], missing: float | None = None
+) -> tuple[Range, NDArray[np.bool_] | None]:
+    """The lowest and the highest number, (0, 0) if there is none, and where numbers are, None if everywhere (mask_numbers)."""
+    if values.size and missing is None:
+        low, high = float(values.min()), float(values.max())  # NaN if there is one
+        if values.dtype.kind != "f" or (low > -NO_DATA and high < NO_DATA):
+            return (low, high), None
+    numbers = mask_numbers(values, missing)
+    chosen = values[numbers]
+    extremes = (float(chosen.min()), float(chosen.max())) if chosen.size else (0.0, 0.0)
+    return extremes, numbers
+
+
 def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
     """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
-    if values.dtype.kind == "f" or missing is not None:
-        values = values[mask_numbers(values, missing)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    return find_numbers(values, missing)[0]
 
 
 def choose_range(lowest: float, highest: float) -> Range:

@@ -15,7 +15,7 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, format_ranges, to_range_setting
+from codegrid.data.pixels import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
@@ -148,8 +148,9 @@ def describe_pixels(data: ImageSet) -> str:
             )
         else:
             parts.append(
-                f"values {low:,.6g} to {high:,.6g}, of which a channel each shows {format_ranges(rules.scaled_ranges)}"
+                f"values {low:,.6g} to {high:,.6g}, of which each channel shows {format_ranges(rules.scaled_ranges)}"
             )
+        parts.append(f"pixels of {rules.depth} bits")
     if data.survey.masks:
         parts.append(
             "transparent pixels become white" if rules.alpha == "white" else "alpha is left out"
@@ -282,7 +283,7 @@ def odd_values(data: ImageSet) -> Iterator[str]:
     plain = [f for f in facts if not f.is_deep]
     if not deep and rules.value_range not in (None, FULL_16_BITS):
         if facts:
-            yield f"data.range={to_range_setting(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
+            yield f"data.range={write_ranges(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
         return
     if deep and plain:
         tops = sorted({high for _, high in rules.scaled_ranges})

@@ -20,6 +20,7 @@ from codegrid.data.arrays import (
     to_plain_type,
 )
 from codegrid.data.decode import (
+    count_channels,
     has_alpha_channel,
     has_deep_colours,
     open_image,
@@ -35,6 +36,7 @@ from codegrid.data.dicom import (
 )
 from codegrid.data.pixels import (
     AUTO,
+    MAX_CHANNELS,
     NUMBER_TYPES,
     PERCENTILES,
     PixelRules,
@@ -44,10 +46,21 @@ from codegrid.data.pixels import (
     find_extremes,
     mask_numbers,
     to_plain_number,
+    write_ranges,
 )
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
-from codegrid.data.values import Values
+from codegrid.data.tiff import (
+    ALPHA_IS_DATA,
+    COLOURS,
+    choose_samples,
+    is_pillows,
+    is_tiff,
+    lay_out,
+    open_tiff,
+    read_layout,
+)
+from codegrid.data.values import Values, fits_channels
 from codegrid.engine.errors import InputError
 
 SURVEYED = 256  # images of a split whose headers are read
@@ -83,6 +96,7 @@ class ImageFacts:
     num_missing how many of its values are no numbers, or mark pixels without data
     name        of the image in messages
     note        how it is read where there was a choice
+    channels    of a pixel, without alpha that is no data; None if they fit data.channels in any case
     """
 
     size: tuple[int, int]
@@ -96,6 +110,7 @@ class ImageFacts:
     num_missing: int = 0
     name: str = ""
     note: str = ""
+    channels: int | None = None
 
     @property
     def is_deep(self) -> bool:
@@ -208,7 +223,7 @@ def inspect_raw(raw: RawImage, channels: int, reads_pixels: bool) -> ImageFacts:
     if isinstance(raw, np.ndarray):
         return inspect_array(raw)
     if isinstance(raw, Image.Image):
-        return inspect_image(raw, b"", reads_pixels)
+        return inspect_image(raw, b"", channels, reads_pixels)
     if isinstance(raw, Values):
         return inspect_values(raw)
     with raw:
@@ -222,8 +237,11 @@ def inspect_raw(raw: RawImage, channels: int, reads_pixels: bool) -> ImageFacts:
                 if reads_pixels
                 else inspect_array_file(raw, channels)
             )
+        if is_tiff(content) and (facts := inspect_tiff(raw, channels, reads_pixels)):
+            return facts
+        raw.seek(0)
         with open_image(raw) as image:
-            return inspect_image(image, content, reads_pixels)
+            return inspect_image(image, content, channels, reads_pixels)
 
 
 def inspect_values(values: Values) -> ImageFacts:
@@ -239,6 +257,7 @@ def inspect_values(values: Values) -> ImageFacts:
         describe_kind(values.array.dtype, colours, values.alpha),
         is_mask=is_mask,
         note=values.note,
+        channels=colours,
         **measure_values(values.array[..., :colours], values.missing),
     )
 
@@ -246,8 +265,28 @@ def inspect_values(values: Values) -> ImageFacts:
 def describe_kind(dtype: np.dtype[Any], colours: int, alpha: bool = False) -> str:
     """What kind of image has values of this type: 16-bit grey, 8-bit RGB with alpha, floating-point of 5 channels."""
     bits = "floating-point" if dtype.kind == "f" else f"{8 * dtype.itemsize}-bit"
+    bits = "signed 8-bit" if dtype == np.int8 else bits
     name = {1: "grey", 3: "RGB"}.get(colours, f"of {colours} channels")
     return f"{bits} {name}{' with alpha' if alpha else ''}"
+
+
+def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFacts | None:
+    """The facts of a TIFF; None if Pillow reads as much of it."""
+    with open_tiff(file) as tiff:
+        layout = lay_out(tiff, channels)
+        page = layout.page.keyframe
+        if channels in COLOURS and is_pillows(layout):
+            return None
+        samples, alpha, note = choose_samples(layout, channels)
+        facts = ImageFacts(
+            layout.size[::-1],
+            describe_kind(page.dtype, samples - alpha, alpha),
+            note=note,
+            channels=samples - alpha,
+        )
+        if reads_pixels:
+            facts = inspect_values(read_layout(layout, channels))
+        return replace(facts, has_pages=layout.others > 0)
 
 
 def inspect_dicom(file: IO[bytes]) -> ImageFacts:
@@ -276,8 +315,13 @@ def inspect_array(array: NDArray[Any]) -> ImageFacts:
     return ImageFacts((width, height), f"{bits} array", **measure_values(channels_last))
 
 
-def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> ImageFacts:
+def inspect_image(
+    image: Image.Image, content: bytes, channels: int, reads_pixels: bool
+) -> ImageFacts:
     """The facts of an image; `content` is its file, at least the beginning of it."""
+    num_channels = count_channels(image, content, channels)
+    has_alpha = has_alpha_channel(image)
+    alpha_is_data = has_alpha and num_channels == channels
     size, mode = image.size, image.mode
     kind = "16-bit grey" if mode.startswith("I;16") else MODES.get(mode, mode)
     is_deep = has_deep_colours(image, content)
@@ -294,11 +338,21 @@ def inspect_image(image: Image.Image, content: bytes, reads_pixels: bool) -> Ima
             array = read_deep_colours(content)
             is_cut = array is None
         if array is not None:
-            colours = array if array.ndim == 2 else array[..., : (1 if array.shape[2] == 2 else 3)]
-            measured = measure_values(colours)
-        if has_alpha_channel(image):
+            if array.ndim == 3 and not alpha_is_data:
+                array = array[..., : (1 if array.shape[2] == 2 else 3)]
+            measured = measure_values(array)
+        if has_alpha and not alpha_is_data:
             is_mask = can_be_mask(np.asarray(image.convert("RGBA").getchannel("A")))
-    return ImageFacts(size, kind, is_mask=is_mask, has_pages=has_pages, is_cut=is_cut, **measured)
+    return ImageFacts(
+        size,
+        kind,
+        is_mask=is_mask,
+        has_pages=has_pages,
+        is_cut=is_cut,
+        note=ALPHA_IS_DATA if alpha_is_data else "",
+        channels=num_channels,
+        **measured,
+    )
 
 
 def has_second_frame(image: Image.Image) -> bool:
@@ -327,7 +381,7 @@ def check_range_serves(survey: Survey, ranges: Ranges) -> None:
         where = f"channel {channel + 1} of " if len(ranges) > 1 else ""
         others = f", nor any of {len(deep) - 1:,} others looked at" if len(deep) > 1 else ""
         raise InputError(
-            f"data.range=[{low},{high}] holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
+            f"data.range={write_ranges(((low, high),))} holds no value of {where}{deep[0].name}, which has {limits[0][0]:,.6g} to "
             f"{limits[0][1]:,.6g}{others}; use data.range=auto, or a range that holds them"
         )
 
@@ -382,6 +436,28 @@ def cut_ends(values: NDArray[Any]) -> Range:
         low, high = np.floor(low), np.ceil(high)
     low, high = float(f"{low:.6g}"), float(f"{high:.6g}")  # short in a config
     return to_plain_number(low), to_plain_number(high if high > low else low + 1)
+
+
+def check_channels_serve(survey: Survey, channels: int) -> None:
+    """Raise InputError if no image of the sample fits data.channels. A few that don't are unreadable, each by itself."""
+    facts = [f for f in survey.facts if f.channels is not None]
+    counts = {f.channels: f for f in facts if f.channels is not None}
+    if len(facts) < len(survey.facts) or any(fits_channels(n, channels) for n in counts):
+        return
+    notes = {n: f"{f.name}{f' ({f.note})' if f.note else ''}" for n, f in sorted(counts.items())}
+    if len(counts) > 1:
+        listed = ", ".join(f"{n} in {note}" for n, note in [*notes.items()][:10])
+        raise InputError(
+            f"data.channels={channels}, and images have other numbers of channels, {listed}; put those of one number into "
+            "a folder of their own"
+        )
+    for number, note in notes.items():
+        remedy = f"use data.channels={number}"
+        if number > MAX_CHANNELS:
+            remedy = f"save {MAX_CHANNELS} of them at most"
+        raise InputError(
+            f"data.channels={channels}, and all of {len(facts):,} images looked at have {number}, as {note}; {remedy}"
+        )
 
 
 def choose_rules(

@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ MULTIPLIED, PLAIN_ALPHA = 1, 2  # extra samples that are alpha, with colours mul
 ALPHA_MARKS = (MULTIPLIED, PLAIN_ALPHA)
 REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
 ROWS, BANDS = "one page a row", "one page a band"
+ALPHA_IS_DATA = "the channel marked alpha is data"
 COLOURS = (1, 3)  # channels that a dataset of plain pictures has
 
 # Odd tags are no reason to write on the screen for each file; what can't be read raises.
@@ -43,7 +45,7 @@ class Layout:
 
     size       (rows, columns)
     samples    values of a pixel
-    pages      the pages that hold them, in order
+    pages      the pages that hold them, in order; those of a series are read when they are asked for
     series     the series of these pages if they are all of it, so that it can be read in one go; else None
     way        ROWS or BANDS; empty if one page holds the picture
     others     further pages, which are not read
@@ -51,7 +53,7 @@ class Layout:
 
     size: tuple[int, int]
     samples: int
-    pages: tuple[Any, ...]
+    pages: Sequence[Any]
     series: Any = None
     way: str = ""
     others: int = 0
@@ -150,7 +152,7 @@ def lay_out(file: Any, channels: int) -> Layout:
     """Where the picture for data.channels lies in an open TIFF. Raises UnreadableImage if there are two readings."""
     first = file.pages.first
     is_packed = first.is_imagej or '"truncated": true' in first.description
-    if len(file.pages) == 1 and not is_packed:
+    if not file.pages.is_multipage and not is_packed:
         return lay_out_page(first, 0)
     series = file.series[0]
     if len(series) > 1 and series.keyframe.samplesperpixel == 1:
@@ -181,10 +183,11 @@ def lay_out_pages(series: Any, channels: int) -> Layout:
             "save it with one page"
         )
     if rows and len(bands) != channels:
-        return Layout((n, size[0]), width, tuple(series), series, ROWS)
+        return Layout((n, size[0]), width, series, series, ROWS)
     if bands:
-        pages = tuple(series[number] for number in bands)
-        return Layout(size, len(bands), pages, series if len(bands) == n else None, BANDS)
+        if len(bands) == n:
+            return Layout(size, n, series, series, BANDS)
+        return Layout(size, len(bands), [series[number] for number in bands], way=BANDS)
     return lay_out_page(series[0], n - 1)
 
 
@@ -206,7 +209,7 @@ def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
     marks = [int(mark) for mark in page.extrasamples]
     if samples == channels:
         is_marked = bool(set(marks) & set(ALPHA_MARKS))
-        return samples, False, "the channel marked alpha is data" if is_marked else layout.way
+        return samples, False, ALPHA_IS_DATA if is_marked else layout.way
     if channels in COLOURS and samples - 1 in COLOURS and not layout.way and page.dtype.kind == "u":
         if marks[-1:] and marks[-1] in ALPHA_MARKS:
             return samples, True, ""

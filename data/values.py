@@ -54,9 +54,14 @@ def values_to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[A
     return np.repeat(pixels, 3, 0) if (colours, form.channels) == (1, 3) else pixels
 
 
+def fits_channels(colours: int, channels: int) -> bool:
+    """Whether an image of so many channels can become one of `channels`: only grey and RGB are converted."""
+    return colours == channels or (colours, channels) in ((1, 3), (3, 1))
+
+
 def check_channels(colours: int, channels: int, note: str = "") -> None:
-    """Raise UnreadableImage if an image of so many channels can't become one of `channels`: only grey and RGB are converted."""
-    if colours != channels and (colours, channels) not in ((1, 3), (3, 1)):
+    """Raise UnreadableImage if an image of so many channels can't become one of `channels`."""
+    if not fits_channels(colours, channels):
         words = f"{colours} channel{'s' * (colours != 1)}{f', {note}' if note else ''}"
         raise UnreadableImage(f"{words}, where data.channels={channels}")
 
@@ -84,7 +89,7 @@ def check_range_known(values: NDArray[Any], rules: PixelRules) -> None:
             raise UnreadableImage("floating-point pixels, whose range is not known")
         if values.min() < 0 or values.max() >= 2**16:
             raise UnreadableImage("32-bit pixels, whose range is not known")
-    if values.size and not mask_numbers(values).any():
+    if values.dtype.kind == "f" and not mask_numbers(values).any():
         raise UnreadableImage("no pixel is a number")
 
 

@@ -870,7 +870,7 @@ SUMMARY: list[Case] = [
         "values_of_10_bits_in_16_are_scaled_and_it_is_printed",
         ten_bit_scans,
         (*SCANS, "data.channels=1"),
-        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white",
+        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white; pixels of 16 bits",
         trains=True,
     ),
     Case(

@@ -733,7 +733,7 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     # A sample of 8-bit files alone decides for pixels of 8 bits.
     highest = round(1000 * 65_535 / 1023) if others is not None else 1000 * 256 // 1024
     assert (images(data, "train") | images(data, "val"))[name].max() == highest
-    assert "beyond those of the sample: data.range=[0, 1023]" in capsys.readouterr().err
+    assert "beyond those of the sample: data.range=[0,1023]" in capsys.readouterr().err
     again = folder(root, **settings)
     again.prepare_data()
     assert again.decisions() == data.decisions()
@@ -751,7 +751,7 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
     later = folder(root, n_val=1, held_out="last", **first.decisions())
     assert brightness(later) == [round(v * 65_535 / 1023) for v in (1000, 900, 1023)]
     assert (
-        "1 images have values beyond data.range=[0, 1023], from 0 to 3,000, which are cut off"
+        "1 images have values beyond data.range=[0,1023], from 0 to 3,000, which are cut off"
         in capsys.readouterr().err
     )
 
