@@ -15,10 +15,16 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, format_ranges, write_ranges
+from codegrid.data.pixels import (
+    FULL_16_BITS,
+    MAX_CHANNELS,
+    format_ranges,
+    write_ranges,
+)
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.data.tiff import COLOURS
 from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
@@ -237,8 +243,13 @@ def odd_files(data: ImageSet) -> Iterator[str]:
             name = f".{ending} files" if ending else "files without an ending"
             yield f"{name} are left out, {n:,} of them; {remedy} if they are images of the dataset"
     facts = data.survey.facts
-    if paged := sum(f.has_pages for f in facts):
-        yield f"{paged:,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
+    if paged := [f for f in facts if f.has_pages]:
+        first, n = paged[0], paged[0].num_pages
+        advice = f"; data.channels={n} reads the {n} pages of {first.name} as channels"
+        yield (
+            f"{len(paged):,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
+            f"{advice if 1 < n <= MAX_CHANNELS and n not in COLOURS else ''}"
+        )
     height, width = data.image_size
     small = sum(f.size[0] < width or f.size[1] < height for f in facts)
     if 2 * small > len(facts):
@@ -251,7 +262,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
     if masks and rules.alpha == "ignore":
         yield (
             f"the fourth channel of {masks.count(False):,} of {len(masks):,} images is no mask, near infrared perhaps, "
-            "and is left out; data.alpha=white blends it with white"
+            "and is left out; data.channels=4 reads it, and data.alpha=white blends it with white"
         )
     elif False in masks:
         yield (

@@ -97,6 +97,7 @@ class ImageFacts:
     name        of the image in messages
     note        how it is read where there was a choice
     channels    of a pixel, without alpha that is no data; None if they fit data.channels in any case
+    num_pages   of a TIFF of grey pages that could be channels; 1 if they are, or for other files
     """
 
     size: tuple[int, int]
@@ -111,6 +112,7 @@ class ImageFacts:
     name: str = ""
     note: str = ""
     channels: int | None = None
+    num_pages: int = 1
 
     @property
     def is_deep(self) -> bool:
@@ -286,7 +288,8 @@ def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFac
         )
         if reads_pixels:
             facts = inspect_values(read_layout(layout, channels))
-        return replace(facts, has_pages=layout.others > 0)
+        num_pages = 1 + layout.others if samples == 1 else 1
+        return replace(facts, has_pages=layout.others > 0, num_pages=num_pages)
 
 
 def inspect_dicom(file: IO[bytes]) -> ImageFacts:
@@ -351,6 +354,7 @@ def inspect_image(
         is_cut=is_cut,
         note=ALPHA_IS_DATA if alpha_is_data else "",
         channels=num_channels,
+        num_pages=getattr(image, "n_frames", 1) if has_pages and mode == "L" else 1,
         **measured,
     )
 
@@ -441,7 +445,7 @@ def cut_ends(values: NDArray[Any]) -> Range:
 def check_channels_serve(survey: Survey, channels: int) -> None:
     """Raise InputError if no image of the sample fits data.channels. A few that don't are unreadable, each by itself."""
     facts = [f for f in survey.facts if f.channels is not None]
-    counts = {f.channels: f for f in facts if f.channels is not None}
+    counts = {f.channels: f for f in reversed(facts) if f.channels is not None}
     if len(facts) < len(survey.facts) or any(fits_channels(n, channels) for n in counts):
         return
     notes = {n: f"{f.name}{f' ({f.note})' if f.note else ''}" for n, f in sorted(counts.items())}
