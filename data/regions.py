@@ -1,6 +1,5 @@
 """Boxes cut out of pictures, which are read without the rest where their files allow it."""
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from codegrid.data.arrays import (
     read_header,
     take_values,
 )
-from codegrid.data.decode import PNG, decode, measure_image
+from codegrid.data.decode import decode, measure_image
 from codegrid.data.dicom import is_dicom, read_dicom_header
 from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, turn_form
@@ -58,7 +57,6 @@ from codegrid.engine.sizes import Size
 
 YCBCR, JPEG_CODES = 6, (6, 7, 34892, 33007)  # a photometric interpretation, and compressions
 OPEN_PICTURES = 64  # whose headers are held in memory
-LATE_MARKS = (b"eXIf", b"XML:com.adobe.xmp")  # of what may be at the end of a PNG
 
 
 @dataclass(frozen=True)
@@ -168,14 +166,13 @@ class WholePicture(Picture):
 
     def read(self, box: Box, form: Form, rules: PixelRules) -> NDArray[Any]:
         def load() -> NDArray[Any]:
-            content = read_file(self.file.path)
-            if content.startswith(PNG) and any(mark in content for mark in LATE_MARKS):
-                size = measure_image(io.BytesIO(content), reads_all=True)
-                if size != self.size:
-                    raise UnreadableImage(
-                        "a PNG that says at its end how it is turned; save it upright"
-                    )
-            return decode(content, Form(self.size, self.channels), rules)
+            pixels = decode(read_file(self.file.path), Form.of_own_size(self.channels), rules)
+            if pixels.shape[1:] != self.size:  # as of a PNG that says at its end how it is turned
+                height, width = pixels.shape[1:]
+                raise UnreadableImage(
+                    f"{width} x {height} pixels, where its header says {self.size[1]} x {self.size[0]}"
+                )
+            return pixels
 
         key = (self.file, self.channels, rules.depth, str(rules.value_range), rules.alpha)
         whole = held_pieces.get(key, load)

@@ -228,7 +228,7 @@ def test_a_png_that_says_at_its_end_how_it_is_turned_is_refused(tmp_path: Path) 
     chunk, rest = data[start : start + length], data[:start] + data[start + length :]
     (tmp_path / "a.png").write_bytes(rest[:-12] + chunk + rest[-12:])
     picture = opened(tmp_path / "a.png", 3)
-    with pytest.raises(UnreadableImage, match="says at its end how it is turned"):
+    with pytest.raises(UnreadableImage, match="60 x 80 pixels, where its header says 80 x 60"):
         picture.read(BOXES[0], Form((16, 16), 3), PixelRules())
 
 
