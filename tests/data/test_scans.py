@@ -126,7 +126,8 @@ def test_the_summary_says_how_dicom_is_read(tmp_path: Path) -> None:
     slices(tmp_path / "scan", PhotometricInterpretation="MONOCHROME1")
     text = open_folder(tmp_path / "scan", channels=1).describe()["summary"]["pixels"]
     assert text == (
-        "16-bit grey; values 0 to 4,095, of which 0 becomes black and 4,095 white; pixels of 16 bits; DICOM of MONOCHROME1 is turned round"
+        "16-bit grey; values 0 to 4,095, of which 0 becomes black and 4,095 white; pixels of 16 bits; "
+        "DICOM of MONOCHROME1 is turned round"
     )
 
 
