@@ -22,7 +22,7 @@ from codegrid.data.arrays import (
     map_array,
     open_array,
     read_header,
-    take_values,
+    to_plain_type,
 )
 from codegrid.data.decode import decode, measure_image
 from codegrid.data.dicom import is_dicom, read_dicom_header
@@ -122,8 +122,7 @@ class ArrayPicture(DirectPicture):
 
     def read_values(self, box: Box) -> Values:
         array = self.axes.to_channels_last(map_array(self.file.path, self.header))
-        part = np.array(array[box.slices])
-        return take_values(part, Axes(part.shape, -1))
+        return Values(to_plain_type(np.array(array[box.slices])), note=self.axes.note)
 
 
 class MappedTiff(DirectPicture):

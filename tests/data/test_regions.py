@@ -239,6 +239,7 @@ def test_a_box_of_a_npy_file_is_mapped(tmp_path: Path, order: Any) -> None:
         np.save(tmp_path / f"{name}.npy", array)
         picture = check_boxes(tmp_path / f"{name}.npy", 2, PixelRules((-512, 511), depth=16))
         assert isinstance(picture, ArrayPicture)
+        assert picture.read_values(BOXES[0]).note == f"arrays with channels {name}"
     np.save(tmp_path / "grey.npy", picture_of(60, 80))
     assert isinstance(check_boxes(tmp_path / "grey.npy", 1), ArrayPicture)
 
