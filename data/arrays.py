@@ -132,6 +132,11 @@ def to_plain_type(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def take_values(array: NDArray[Any], axes: Axes) -> Values:
+    """The values of an array that has these axes."""
+    return Values(to_plain_type(axes.to_channels_last(array)), note=axes.note)
+
+
 def read_array(content: bytes, channels: int) -> Values:
     """The picture in the content of a .npy or .npz file. `channels` is data.channels. Raises UnreadableImage."""
     with open_array(io.BytesIO(content)) as file:
@@ -145,8 +150,7 @@ def read_array(content: bytes, channels: int) -> Values:
             f"a truncated array: {len(values):,} of {header.num_bytes:,} bytes are there"
         )
     array = np.frombuffer(values, header.dtype)
-    array = array.reshape(header.shape, order="F" if header.is_fortran else "C")
-    return Values(to_plain_type(axes.to_channels_last(array)), note=axes.note)
+    return take_values(array.reshape(header.shape, order="F" if header.is_fortran else "C"), axes)
 
 
 @contextmanager
