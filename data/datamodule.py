@@ -481,7 +481,9 @@ class ImageDataModule(BatchDataModule):
         rows = self._select_readable(arrays["good"], faults, split)
         if self.cache == "none":
             return LiveSamples(source, rows, self.form)
-        labels = arrays["labels"] if source.label_key is None else np.asarray(source.labels)
+        labels: Any = arrays["labels"]
+        if source.label_key is not None and source.labels is not None:  # those of a table
+            labels = np.asarray(source.labels)
         samples = ArraySamples(arrays["images"], labels, rows)
         # Cached images need no order by shards, but caching must not change the order of training.
         samples.shard_sizes = source.shard_sizes if rows is None else None

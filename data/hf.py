@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.decode import UnreadableImage, decode
 from codegrid.data.form import Form
-from codegrid.data.labels import SORTED, order_names
+from codegrid.data.labelling import Labelling, convert_recorded, describe_columns
+from codegrid.data.labels import SORTED, number_label, order_names
 from codegrid.data.loading import count_cores
 from codegrid.data.order import BatchOrder
 from codegrid.data.pixels import PixelRules
-from codegrid.data.source import ImageBatch, Source, SourceSubset
+from codegrid.data.source import ImageBatch, Source, SourceSubset, hash_columns
 from codegrid.data.split import Names
 from codegrid.data.store import fingerprint
+from codegrid.data.tables import Column, ColumnValues, read_arrow, refuse_column, split_kind
 from codegrid.engine.errors import InputError, summarize_error
 
 # Names of validation splits; the first one that a dataset has is used.
@@ -46,7 +48,7 @@ Row = tuple[Any, Any]  # an undecoded image {"bytes", "path"} and a label
 class HubTable(Source):
     """The rows of a dataset on this disk. `image` names the column of undecoded images, `label` the column of class numbers.
 
-    numbers   the class of each value of the column; a value that it lacks is the class itself
+    numbers   the class of each value of the column; a number that it lacks is the class itself
     root      the folder of the dataset, if it lies in one
     """
 
@@ -56,8 +58,9 @@ class HubTable(Source):
         image: str,
         label: str | None,
         key: Any,
-        numbers: Mapping[int, int],
+        numbers: Mapping[Any, int],
         root: str = "",
+        columns: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         # Cached labels are those of these numbers.
         super().__init__(
@@ -65,6 +68,10 @@ class HubTable(Source):
         )
         self.root = f"{Path(root).resolve().as_posix()}/" if root else ""
         self.content_key = {"columns": key["columns"]}
+        if columns:
+            self.columns = columns
+            self.label_key = fingerprint(hash_columns(columns))
+            self.content_key["table"] = self.label_key
         self.numbers = numbers
         self.rows = rows
         self.image = image
@@ -73,7 +80,8 @@ class HubTable(Source):
     def raw_content(self, index: int) -> bytes | None:
         """The label and the undecoded image; no image where there is none to read."""
         row = self.rows[index]
-        label = str(class_number(row[self.label] if self.label else None)).encode()
+        value = row[self.label] if self.label else None
+        label = (value if isinstance(value, str) else str(class_number(value))).encode()
         try:
             return label + b" " + read_content(row[self.image])
         except UnreadableImage:
@@ -81,9 +89,9 @@ class HubTable(Source):
 
     def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         row = self.read_row(index)
-        label = class_number(row[self.label] if self.label else None)
-        label = self.numbers.get(label, label)
-        return decode(read_content(row[self.image]), form, self.rules), label
+        label = row[self.label] if self.label else None
+        number = number_label(label, self.numbers, f"data.label={self.label}")
+        return decode(read_content(row[self.image]), form, self.rules), number
 
     def open_raw(self, index: int) -> IO[bytes]:
         return io.BytesIO(read_content(self.rows[index][self.image]))
@@ -133,6 +141,7 @@ class HubStream(Source):
 
     rows           the streaming dataset
     image, label   its columns, as in HubTable
+    numbers        the class of each text of the label column, if it holds text
     what, setting  the name of the split and the setting of its size, for messages
     """
 
@@ -147,6 +156,7 @@ class HubStream(Source):
         n: int,
         image: str,
         label: str | None,
+        numbers: Mapping[Any, int],
         what: str,
         setting: str,
         buffer: int,
@@ -157,6 +167,7 @@ class HubStream(Source):
         # Its images are not read here, because the first of a remote file may take as long as a thousand.
         same = ("split", "columns", "n", "held")
         self.content_key = {name: key[name] for name in same} | {"shards": num_shards}
+        self.numbers = numbers
         self.rows = rows
         self.num_shards = num_shards
         self.image = image
@@ -207,7 +218,7 @@ class HubStream(Source):
         for place, index in enumerate(indices):  # threads decode rows while later rows are read
             image, label = self._read_row(index)
             decoding.append(self._pool.submit(_decode_row, image, form, self.rules))
-            labels[place] = class_number(label)
+            labels[place] = number_label(label, self.numbers, self.what)
         for place, future in enumerate(decoding):
             try:
                 images[place] = future.result()
@@ -325,6 +336,35 @@ def find_root(path: str, files: Any) -> str:
     return str(Path(*takewhile(lambda part: not set(part) & set("*?["), parts)))
 
 
+def read_hub_columns(
+    splits: Mapping[str, Any], names: Sequence[str], settings: Labelling, path: str
+) -> dict[str, dict[str, Column]]:
+    """The further columns of these splits of a dataset, by the names of the splits. Raises InputError if one is not there."""
+    columns: dict[str, dict[str, Column]] = {split: {} for split in names}
+    for entry in settings.columns:
+        name = split_kind(entry)[0]
+        for split in names:
+            features = list(splits[split].features)
+            if name not in features:
+                raise refuse_column("data.columns", name, f"{path} {split}", features)
+        parts = [read_hub_column(splits[split], name, f"{name} of {path}") for split in names]
+        converted = convert_recorded(parts, entry, f"{name} of {path}", settings)
+        for split, column in zip(names, converted, strict=True):
+            columns[split][name] = column
+    return columns
+
+
+def read_hub_column(rows: Any, name: str, what: str) -> ColumnValues:
+    """The values of a column; the names of those that are classes."""
+    from datasets import ClassLabel
+
+    values = read_arrow(rows.select_columns([name]).with_format("arrow")[:].column(name), what)
+    feature = rows.features[name]
+    if not isinstance(feature, ClassLabel) or not isinstance(values, list):
+        return values
+    return [feature.int2str(int(value)) if value and int(value) >= 0 else "" for value in values]
+
+
 def class_number(label: Any) -> int:
     """The number of a class, -1 for None."""
     return -1 if label is None else int(label)
@@ -343,7 +383,8 @@ class HF(ImageDataModule):
     n_val         number of images to hold out
     held_out      which ones: "random", by `split_seed` and the images' paths, or their numbers if they have none, or the
                   "last"; of a stream always the first
-    image, label  columns; a label is a class number, -1 if there is no such column
+    image, label  columns; a label is a class number or text, -1 if there is no such column
+    columns       further columns that stay with the images (see Labelling)
     streaming     nothing is stored on disk, and each image is decoded on each access, whatever `cache` says (see HubStream)
     buffer        rows of a stream that are mixed in memory
     n_train       number of images in an epoch of a stream, needed if the dataset does not say
@@ -353,6 +394,7 @@ class HF(ImageDataModule):
     """
 
     place_settings = ("path", "files")
+    label_settings = ("columns", "column_names")
 
     def __init__(
         self,
@@ -382,6 +424,10 @@ class HF(ImageDataModule):
             )
         if buffer < 1:
             raise InputError(f"data.buffer={buffer} must be at least 1 image")
+        if streaming and self.labelling.columns:
+            raise InputError(
+                f"data.columns=[{','.join(self.labelling.columns)}] needs data.streaming=false, which reads them before training"
+            )
         if streaming:
             self.num_workers = min(1, self.num_workers)
             self.batch_order = StreamOrder
@@ -483,9 +529,18 @@ class HF(ImageDataModule):
         }
         if self.streaming:
             return self._open_stream(rows, label, split, name, val is None, key)
-        numbers = self._number_labels(label, {self.train, val or self.train})
+        both = list(dict.fromkeys([self.train, val or self.train]))
+        numbers = self._number_labels(label, both)
+        columns = read_hub_columns(self.splits, both, self.labelling, self.path)
+        self.column_names = {
+            column: list(each.names)
+            for column, each in columns[self.train].items()
+            if each.names is not None
+        }
+        self.label_summary = describe_columns(columns[self.train])
         root = find_root(self.path, self.files)
-        whole = HubTable(rows, self.image, label, key, numbers, root)
+        values = {column: each.values for column, each in columns[name].items()}
+        whole = HubTable(rows, self.image, label, key, numbers, root, values)
         if val:
             return whole
         names = range(len(whole)) if self.held_out == "last" else whole.names()
@@ -517,12 +572,37 @@ class HF(ImageDataModule):
                 f"data.path={self.path} does not say how many images {name} has; set data.n_train="
             )
         key |= {"n": n, "held": is_held_out and self.n_val}
+        numbers = self._number_listed_text()
+        if numbers:
+            key["numbers"] = fingerprint([*numbers.items()])
         # The library would divide the number of skipped or taken rows among all shards.
         num_shards = 1 if is_held_out else rows.num_shards
         what, setting = f"data.path={self.path} {name}", f"data.n_{split}"
         return HubStream(
-            rows, num_shards, n, self.image, label, what, setting, self.buffer, self.seed, key
+            rows,
+            num_shards,
+            n,
+            self.image,
+            label,
+            numbers,
+            what,
+            setting,
+            self.buffer,
+            self.seed,
+            key,
         )
+
+    def _number_listed_text(self) -> dict[Any, int]:
+        """The class of each text of a stream's label column, by data.classes; empty if it has numbers. Raises InputError if
+        data.classes lists none."""
+        if not self.has_text:
+            return {}
+        if not isinstance(self.class_setting, list):
+            raise InputError(
+                f"data.label={self.label} is text, and a stream doesn't say before it is read which classes there are; list "
+                "them in the order of their numbers with data.classes=[cats,dogs], or use data.streaming=false"
+            )
+        return {name: number for number, name in enumerate(self.class_setting)}
 
     def _select_columns(self, rows: Any) -> tuple[Any, str | None]:
         """The rows with undecoded images and labels only, and the name of the label column, None if there is none."""
@@ -579,31 +659,40 @@ class HF(ImageDataModule):
             "data.label=null leaves labels out"
         )
 
-    def _number_labels(self, label: str | None, splits: set[str]) -> dict[int, int]:
-        """The class of each value of a column of class numbers without names; empty if each is its own.
+    def _number_labels(self, label: str | None, splits: Sequence[str]) -> dict[Any, int]:
+        """The class of each value of a column of text, or of class numbers without names; empty if each is its own.
 
         Values with holes between them, such as ids, are numbered densely, in their order, and called by the value. A value
         that data.classes lacks follows those that it has.
         """
-        if label is None or self.has_names or self.class_setting == SORTED:
+        if label is None or self.has_names:
+            return {}
+        if self.class_setting == SORTED and not self.has_text:
             return {}
         values = {value for split in splits for value in self.splits[split].unique(label)}
+        if self.has_text:
+            texts = {value.strip() for value in values if value is not None} - {""}
+            self.classes = order_names(texts, self.class_setting)
+            return {name: place for place, name in enumerate(self.classes)}
         values = {int(value) for value in values if value is not None and value >= 0}
         self.classes = order_names(map(str, values), self.class_setting)
         places = {int(name): place for place, name in enumerate(self.classes)}
         return {} if all(value == place for value, place in places.items()) else places
 
     has_names = False  # whether the label column names its classes
+    has_text = False  # whether it holds text
 
     def _read_classes(self, feature: Any) -> None:
-        """Set the class names that a label column has. Raises InputError if it does not hold class numbers."""
+        """Set the class names that a label column has. Raises InputError if it holds neither class numbers nor text."""
         from datasets import ClassLabel
 
+        dtype = getattr(feature, "dtype", "")
+        self.has_text = dtype in ("string", "large_string", "string_view")
         if isinstance(feature, ClassLabel):
             self.has_names = True
             if not isinstance(self.class_setting, list):
                 self.classes = list(feature.names)
-        elif not getattr(feature, "dtype", "").startswith(("int", "uint", "bool")):
+        elif not self.has_text and not dtype.startswith(("int", "uint", "bool")):
             raise InputError(
-                f"data.label={self.label} is a column of {feature}, not of class numbers; use data.label=null"
+                f"data.label={self.label} is a column of {feature}, not of class numbers or text; use data.label=null"
             )

@@ -14,8 +14,8 @@ from codegrid.data.matching import NONE, FileNames, choose_reading, match_rows
 from codegrid.data.source import FileSource
 from codegrid.data.tables import (
     Column,
+    ColumnValues,
     Table,
-    Values,
     clean_labels,
     convert_columns,
     list_columns,
@@ -172,7 +172,7 @@ class LabelledFolder:
         has_row[self.contradicted] = False
         return np.flatnonzero(has_row)
 
-    def pick(self, column: str) -> Values:
+    def pick(self, column: str) -> ColumnValues:
         """The values of a column for the files in `places`."""
         rows, values = self.match.rows[self.places], self.values[column]
         return [values[row] for row in rows.tolist()] if isinstance(values, list) else values[rows]
@@ -208,9 +208,9 @@ def label_files(
     columns: list[dict[str, Column]] = [{} for _ in folders]
     for entry in settings.columns:
         name = split_kind(entry)[0]
-        for part, column in zip(
-            columns, read_further_column(folders, entry, settings), strict=True
-        ):
+        what = f"{name} of {folders[0].table.file}"
+        converted = convert_recorded([f.pick(name) for f in folders], entry, what, settings)
+        for part, column in zip(columns, converted, strict=True):
             part[name] = column
     return LabelledFiles(
         [
@@ -366,21 +366,25 @@ def check_val_labels(folder: LabelledFolder, values: set[str], names: Sequence[s
         )
 
 
-def read_further_column(
-    folders: Sequence[LabelledFolder], entry: str, settings: Labelling
+def convert_recorded(
+    parts: Sequence[ColumnValues], entry: str, what: str, settings: Labelling
 ) -> list[Column]:
-    """A further column for the images of each folder. Raises InputError if an earlier run had numbers where text is now."""
+    """A further column in several splits. Raises InputError if an earlier run had numbers where text is now."""
     name = split_kind(entry)[0]
     recorded = settings.column_names
-    what = f"{name} of {folders[0].table.file}"
     known = list(recorded[name]) if recorded is not None and name in recorded else None
-    columns = convert_columns([folder.pick(name) for folder in folders], entry, what, known)
+    columns = convert_columns(parts, entry, what, known)
     if recorded is not None and known is None and columns[0].names is not None:
         raise InputError(
             f"the column {what} holds text, as {name_few(columns[0].names[:1])}, and held numbers when the run began; "
             "give the table that it began with"
         )
     return columns
+
+
+def describe_columns(columns: Mapping[str, Column]) -> str:
+    """What further columns hold, for the summary of the images."""
+    return ", ".join(f"{name} ({column.describe()})" for name, column in columns.items())
 
 
 def summarize_tables(folders: Sequence[LabelledFolder], columns: Mapping[str, Column]) -> str:

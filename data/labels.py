@@ -1,7 +1,7 @@
 """Numbers and names of classes: what a label in the data is called, and which number a model knows it by."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,25 @@ def order_names(names: Iterable[str], classes: Classes = None) -> list[str]:
     if classes is None or isinstance(classes, str):
         return sorted(unique)
     return [*classes, *order_names(unique - set(classes))]
+
+
+def number_label(label: Any, numbers: Mapping[Any, int], what: str) -> int:
+    """The number of a label's class, -1 for None and for empty text.
+
+    `numbers` has it for text, and for numbers that are not their own. Raises InputError for text that is not there; `what`
+    is the data that has it, for the message.
+    """
+    if label is None:
+        return -1
+    if not isinstance(label, str):
+        return numbers.get(int(label), int(label))
+    text = label.strip()
+    if text and text not in numbers:
+        raise InputError(
+            f"{what} has the label {text}, which is not in data.classes, {display_classes([*map(str, numbers)], 10)}; add it "
+            "there"
+        )
+    return numbers[text] if text else -1
 
 
 @dataclass(frozen=True)

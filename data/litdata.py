@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.locks import Lock
 
 GB = 10**9  # bytes
+TEXT_KINDS = ("str", "text")  # what litdata calls text in an index
 
 
 class ShardSource(Source):
@@ -36,7 +38,8 @@ class ShardSource(Source):
 
     root          folder or URL (s3://, gs://, azure://, r2://)
     setting       the setting that gave root, for messages
-    image, label  the keys of the image and of the class number in an item; label may be None
+    image, label  the keys of the image and of the label in an item, a class number or text; label may be None
+    classes       the names of the classes in the order of their numbers, for labels of text
     cache_dir     folder below which the shards of a URL are stored
     local_cache   GB of shards that are stored there at a time; the least recently used shards are deleted first
 
@@ -55,6 +58,7 @@ class ShardSource(Source):
         setting: str,
         image: str,
         label: str | None,
+        classes: Sequence[str],
         cache_dir: str,
         local_cache: float,
     ) -> None:
@@ -76,6 +80,7 @@ class ShardSource(Source):
                 f"{setting}={root} has no {image} in its items but {', '.join(columns) or 'no names'}; set data.image="
             )
         self.label = label if label in columns else None
+        self.numbers = {name: number for number, name in enumerate(classes)}
         self.item_keys = columns
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.folder = Path(cache_dir, f"shards-{digest}") if self.is_remote else Path(self.root)
@@ -83,10 +88,13 @@ class ShardSource(Source):
             self._check_local_cache()
             self._store_index(text)
         self._reader: tuple[int, Any] = (0, None)  # process id, reader
-        key = {"index": digest, "image": image, "label": self.label}
+        key: dict[str, Any] = {"index": digest, "image": image, "label": self.label}
+        if classes and self._kinds.get(self.label or "") in TEXT_KINDS:
+            key["classes"] = list(classes)
         super().__init__(int(self.ends[-1]), key)
         # The index also has the time of writing. Images aren't read here, because each may lie in a shard to download.
-        self.content_key = {"shards": fingerprint(self.chunks), "image": image, "label": self.label}
+        self.content_key = {**key, "shards": fingerprint(self.chunks)}
+        del self.content_key["index"]
 
     def _store_index(self, text: str) -> None:
         """Put the index beside the shards that will be downloaded."""
@@ -130,6 +138,7 @@ class ShardSource(Source):
             int(self.ends[-1])
             is_packed = bool(config.get("compression") or config.get("encryption"))
             has_pickles = "pickle" in formats
+            self._kinds = dict(zip(columns, map(str, formats), strict=False))
         except Exception as error:  # any text may stand there
             raise InputError(
                 f"{where} has an index.json that is not litdata's ({summarize_error(error)}); write it anew"
@@ -189,6 +198,9 @@ class ShardSource(Source):
         return value if isinstance(value, Image.Image) else np.asarray(value)
 
     def _parse_label(self, label: Any) -> int:
+        text = label.strip() if isinstance(label, str) else None
+        if text == "" or text in self.numbers:
+            return self.numbers.get(text, -1)
         try:
             return int(label)
         except (
@@ -197,9 +209,14 @@ class ShardSource(Source):
             OverflowError,
             RuntimeError,
         ):  # torch's for a tensor of several
-            raise InputError(
-                f"data.label={self.label} must be the numbers of classes, not {label!r}; use data.label=null"
-            ) from None
+            if text is None:
+                raise InputError(
+                    f"data.label={self.label} must be the numbers of classes, or text, not {label!r}; use data.label=null"
+                ) from None
+        raise InputError(
+            f"data.label={self.label} is text in {self.root}, and the class {text} is not in data.classes; shards don't say which "
+            "classes there are, so list all of them in the order of their numbers, data.classes=[cats,dogs]"
+        )
 
     def _open_reader(self) -> Any:
         """litdata's reader, one per process, because its memory map and position do not survive a fork."""
@@ -284,7 +301,8 @@ class LitData(ImageDataModule):
     val           folder or URL of the validation images; None holds out `n_val` images of `train`
     n_val         number of images to hold out
     held_out      which ones: the "last", so that shards stay whole, or "random", by `split_seed` and their numbers
-    image, label  keys of an item; see `to_pixels` for what an image may be; label None: all labels are -1
+    image, label  keys of an item; see `to_pixels` for what an image may be; a label is a class number, or text if data.classes
+                  lists the classes; label None: all labels are -1
     local_cache   GB of shards of a URL that are stored below `cache_dir` at a time
 
     Training goes through the shards in a new order every epoch, a few at a time (see BatchOrder).
@@ -333,7 +351,13 @@ class LitData(ImageDataModule):
 
     def _open_shards(self, root: str, setting: str) -> ShardSource:
         source = ShardSource(
-            root, setting, self.image, self.label, self.cache_dir, self.local_cache
+            root,
+            setting,
+            self.image,
+            self.label,
+            self.classes,
+            self.cache_dir,
+            self.local_cache,
         )
         self._check_label(source, f"{setting}={root}")
         return source

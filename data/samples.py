@@ -1,7 +1,7 @@
 """The samples of a split, fetched a batch at a time: from arrays, or decoded from a source on each access."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +37,13 @@ class MappedArray:
 
 
 class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
-    """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None."""
+    """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None.
 
+    `columns` are further values of the images, (images, ...): where there are several views of each, sample i is of image
+    i modulo their number.
+    """
+
+    columns: Mapping[str, NDArray[Any]] = {}
     shard_sizes: list[int] | None = None
     starts_late = False
 

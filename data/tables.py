@@ -28,7 +28,7 @@ WHOLE_WITH_POINT = re.compile(r"(-?\d+)\.0+")
 LEADING_ZERO = re.compile(r"[-+]?0\d")
 
 # The texts of a column, empty where a row has none, or its vectors (n, size), not a number where a row has none.
-Values = list[str] | NDArray[np.float64]
+ColumnValues = list[str] | NDArray[np.float64]
 
 
 class Table(ABC):
@@ -45,7 +45,7 @@ class Table(ABC):
         self.setting = setting
 
     @abstractmethod
-    def read(self, names: Sequence[str], most: int | None = None) -> list[Values]:
+    def read(self, names: Sequence[str], most: int | None = None) -> list[ColumnValues]:
         """The values of these columns, in all rows or in `most` of them at the beginning."""
 
     @abstractmethod
@@ -65,10 +65,15 @@ class Table(ABC):
             raise InputError(
                 f"{self.setting} has {n} columns {name}, and {key}={name} means one; give each a name of its own"
             )
-        raise InputError(
-            f"{key}={name} is not a column of {self.file}{suggest(name, self.columns)}"
-            f"{'' if suggest(name, self.columns) else ';'} there is {list_columns(self.columns)}"
-        )
+        raise refuse_column(key, name, str(self.file), self.columns)
+
+
+def refuse_column(key: str, name: str, where: str, columns: list[str]) -> InputError:
+    """The sentence about a column that is not there; `key` is the setting that names it."""
+    question = suggest(name, columns)
+    return InputError(
+        f"{key}={name} is not a column of {where}{question or ';'} there is {list_columns(columns)}"
+    )
 
 
 def list_columns(names: Sequence[str], n: int = 10) -> str:
@@ -131,7 +136,7 @@ class TextTable(Table):
                 f"{self.setting} can't be read ({error.strerror or error}); check its rights"
             ) from error
 
-    def read(self, names: Sequence[str], most: int | None = None) -> list[Values]:
+    def read(self, names: Sequence[str], most: int | None = None) -> list[ColumnValues]:
         places = [self.columns.index(name) for name in names]
         pick = itemgetter(*places)
         width = len(self.columns)
@@ -194,7 +199,7 @@ class ParquetTable(Table):
             or kinds.is_dictionary(kind)
         ]
 
-    def read(self, names: Sequence[str], most: int | None = None) -> list[Values]:
+    def read(self, names: Sequence[str], most: int | None = None) -> list[ColumnValues]:
         import pyarrow as pa
 
         try:
@@ -223,8 +228,9 @@ def open_table(file: Path, setting: str, needed: Sequence[str]) -> Table:
     return ParquetTable(file, setting) if suffix in PARQUET else TextTable(file, setting, needed)
 
 
-def read_arrow(column: Any, what: str) -> Values:
+def read_arrow(column: Any, what: str) -> ColumnValues:
     """The values of a column of arrow's, of any type that can be a label, a number or a vector. Raises InputError for others."""
+    import pyarrow as pa
     import pyarrow.types as kinds
 
     kind = column.type
@@ -233,7 +239,12 @@ def read_arrow(column: Any, what: str) -> Values:
     if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
         if kinds.is_integer(kind.value_type) or kinds.is_floating(kind.value_type):
             return stack_vectors(column.to_numpy(), what)
-    elif not (kinds.is_nested(kind) or kinds.is_binary(kind) or kinds.is_large_binary(kind)):
+    elif not (
+        isinstance(kind, pa.BaseExtensionType)
+        or kinds.is_nested(kind)
+        or kinds.is_binary(kind)
+        or kinds.is_large_binary(kind)
+    ):
         return [
             "" if value is None or value != value else str(value).strip()
             for value in column.to_pylist()
@@ -291,7 +302,7 @@ def split_kind(name: str) -> tuple[str, bool]:
 
 
 def convert_columns(
-    parts: Sequence[Values], entry: str, what: str, names: Sequence[str] | None = None
+    parts: Sequence[ColumnValues], entry: str, what: str, names: Sequence[str] | None = None
 ) -> list[Column]:
     """The values of a column in several tables, or splits of one, as arrays of one kind.
 
@@ -317,7 +328,7 @@ def convert_columns(
     return divide_column(Column(number_texts(texts, ordered), ordered), parts)
 
 
-def divide_column(column: Column, parts: Sequence[Values]) -> list[Column]:
+def divide_column(column: Column, parts: Sequence[ColumnValues]) -> list[Column]:
     """A column of several parts, one after the other."""
     ends = np.cumsum([len(part) for part in parts])[:-1]
     return [Column(values, column.names) for values in np.split(column.values, ends)]

@@ -505,7 +505,7 @@ def test_a_stream_takes_its_length_from_the_dataset(make: Callable[..., HF]) -> 
         ({"image": "label"}, "data.image=label is a column of ClassLabel.*, not of images"),
         (
             {"label": "image"},
-            "data.label=image is a column of Image.*, not of class numbers; use data.label=null",
+            "data.label=image is a column of Image.*, not of class numbers or text; use data.label=null",
         ),
         ({"buffer": 0}, "data.buffer=0 must be at least 1 image"),
         ({"splits": {}, "n_val": N}, f"data.n_val={N} must leave both splits an image"),
@@ -687,3 +687,115 @@ def test_an_image_behind_a_broken_url_is_unreadable(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fsspec, "open", fail)
     with pytest.raises(UnreadableImage, match="Odd: no route"):
         read_content({"bytes": None, "path": "https://somewhere/x.png"})
+
+
+def described(file: Path, kinds: list[str | None], first: int = 0, **more: Any) -> None:
+    """A file of images whose column `kind` is text, with further columns (feature, values)."""
+    images = [{"bytes": png(first + i), "path": f"{first + i}.png"} for i in range(len(kinds))]
+    features = {"image": datasets.Image(), "kind": datasets.Value("string")}
+    features |= {name: feature for name, (feature, _) in more.items()}
+    rows = {"image": images, "kind": kinds, **{name: values for name, (_, values) in more.items()}}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(file)
+
+
+KINDS = ["wolf", "ant", None, "bear", " ant", "", "wolf", "emu"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> dict[str, Any]:
+    """The settings for a file of images with labels of text, of which the last two validate, and further columns."""
+    described(
+        tmp_path / "t.parquet",
+        KINDS,
+        age=(datasets.Value("float64"), [0.5 * i for i in range(8)]),
+        site=(datasets.ClassLabel(names=["rome", "oslo"]), [0, 1, -1, 1, 0, 1, 1, 0]),
+        vector=(datasets.List(datasets.Value("float32"), 2), [[i, -i] for i in range(8)]),
+        ragged=(datasets.List(datasets.Value("float32")), [[1.0] * i for i in range(8)]),
+    )
+    return {"files": str(tmp_path / "t.parquet"), "n_val": 2, "held_out": "last", "label": "kind"}
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_text_is_a_label_whose_names_are_recorded(
+    make: Callable[..., HF], text: dict[str, Any], cache: str
+) -> None:
+    data = make(**text, cache=cache)
+    assert data.decisions()["classes"] == data.classes == ["ant", "bear", "emu", "wolf"]
+    assert data.take_evenly("train", 6)[1].tolist() == [3, 0, -1, 1, 0, -1]
+    assert data.take_evenly("val", 2)[1].tolist() == [3, 2]
+    later = make(**text, classes=["wolf", "ant"], cache=cache)
+    assert later.take_evenly("train", 6)[1].tolist() == [0, 1, -1, 2, 1, -1]
+    assert later.classes == ["wolf", "ant", "bear", "emu"]
+
+
+def test_both_splits_have_the_same_numbers_for_text(
+    make: Callable[..., HF], tmp_path: Path
+) -> None:
+    described(tmp_path / "a.parquet", ["b", "c"])
+    described(tmp_path / "b.parquet", ["c", "a"], 100)
+    files = {"train": str(tmp_path / "a.parquet"), "test": str(tmp_path / "b.parquet")}
+    data = make(files=files, label="kind")
+    assert data.take_evenly("train", 2)[1].tolist() == [1, 2]
+    assert data.take_evenly("val", 2)[1].tolist() == [2, 0]
+
+
+def test_a_stream_of_text_needs_a_list_of_its_classes(
+    make: Callable[..., HF], text: dict[str, Any]
+) -> None:
+    stream = {**text, "streaming": True, "n_train": 6}
+    with pytest.raises(
+        InputError,
+        match=r"^data\.label=kind is text, and a stream doesn't say .*data\.classes=\[cats",
+    ):
+        make(**stream).source("train")
+    data = make(**stream, classes=["wolf", "ant", "bear", "emu"])
+    _, labels = data.take_evenly("val", 2)  # the first rows of a stream validate
+    assert labels.tolist() == [0, 1]
+    assert (
+        data.source("train").key
+        != make(**stream, classes=["ant", "wolf", "bear", "emu"]).source("train").key
+    )
+    short = make(**stream, classes=["wolf", "ant"])
+    with pytest.raises(
+        InputError,
+        match=r"train has the label .*, which is not in data\.classes, 0=wolf, 1=ant; add it",
+    ):
+        list(short.iterate_split("train"))
+
+
+def test_further_columns_of_a_dataset_stay_with_its_images(
+    make: Callable[..., HF], text: dict[str, Any]
+) -> None:
+    data = make(**text, columns=["age", "site", "vector", "kind"])
+    train, val = data.columns("train"), data.columns("val")
+    np.testing.assert_array_equal(train["age"], np.arange(6, dtype=np.float32) / 2)
+    np.testing.assert_array_equal(val["vector"], [[6, -6], [7, -7]])
+    assert train["site"].tolist() == [1, 0, -1, 0, 1, 0]
+    assert val["kind"].tolist() == [3, 2]
+    assert data.column_names["site"] == ["oslo", "rome"]
+    decided = data.decisions()
+    assert decided["column_names"] == {"site": ["oslo", "rome"], "kind": data.classes}
+    same = make(**text, columns=["age", "site", "vector", "kind"], **decided)
+    assert same.cache_key("train") == data.cache_key("train")
+    assert make(**text).cache_key("train") != data.cache_key("train")
+    assert "labels" not in make(**text).cache_key("train")
+    assert data.describe()["summary"]["labels"].startswith(
+        "age (numbers), site (2 names, 1 images without), vector (2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"columns": ["agee"]}, r"^data\.columns=agee is not a column of parquet train, did you mean age\? there is"),
+        ({"columns": ["image"]}, r"the column image of parquet holds struct<.*>, and a column must hold text, num"),
+        ({"columns": ["ragged"]}, r"the column ragged of parquet holds lists of 0 to 7 numbers"),
+        ({"columns": ["age"], "streaming": True, "n_train": 6}, r"^data\.columns=\[age\] needs data\.streaming=false"),
+        ({"labels": "t.csv"}, r"^data\.labels=t\.csv is no setting of data=hf, whose labels are its own"),
+    ],
+)  # fmt: skip
+def test_further_columns_that_cannot_be_read_get_a_sentence(
+    make: Callable[..., HF], text: dict[str, Any], settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make(**text, **settings).source("train")

@@ -359,7 +359,7 @@ def test_settings_that_cannot_work_are_refused(
             make(**arguments).prepare_data()
     with pytest.raises(
         InputError,
-        match=r"data.label=label must be the numbers of classes, not 'cat'; use data.label=null",
+        match=r"data\.label=label is text in .*, and the class cat is not in data\.classes; .*data\.classes=\[cats,dogs\]$",
     ):
         make(text, n_val=1).source("train").read_image(0, Form.square(8, 3))
     (tmp_path / "index.json").write_text("{}")
@@ -398,7 +398,7 @@ def test_an_index_that_is_none_gets_a_sentence(
         make(tmp_path / "s").prepare_data()
 
 
-@pytest.mark.parametrize("label", [float("inf"), float("nan"), "cat", [1, 2], np.zeros(2)])
+@pytest.mark.parametrize("label", [float("inf"), float("nan"), [1, 2], np.zeros(2)])
 def test_a_label_that_is_no_number_gets_a_sentence_whatever_its_class(
     make: Callable[..., LitData], tmp_path: Path, label: Any
 ) -> None:
@@ -407,6 +407,20 @@ def test_a_label_that_is_no_number_gets_a_sentence_whatever_its_class(
     for value in (label, torch.tensor([1, 2])):
         with pytest.raises(InputError, match=r"data.label=label must be the numbers of classes"):
             source._parse_label(value)
+
+
+def test_text_is_a_label_if_its_classes_are_listed(
+    make: Callable[..., LitData], tmp_path: Path
+) -> None:
+    kinds = ["wolf", "ant", "", " ant", "7", "bear"]
+    folder = write(tmp_path / "s", [{"image": png(0), "label": kind} for kind in kinds])
+    data = make(folder, n_val=1, classes=["wolf", "ant"])
+    labels = [label for _, batch in data.iterate_split("train") for label in batch.tolist()]
+    assert labels == [0, 1, -1, 1, 7]
+    other = make(folder, n_val=1, classes=["ant", "wolf"])
+    assert other.cache_key("train") != data.cache_key("train")
+    with pytest.raises(InputError, match=r"and the class bear is not in data\.classes"):
+        data.source("val").read_image(0, Form.square(8, 3))
 
 
 def test_a_cache_folder_that_can_t_be_written_gets_a_sentence(

@@ -12,7 +12,7 @@ import pytest
 
 from codegrid.data.tables import (
     Column,
-    Values,
+    ColumnValues,
     clean_labels,
     convert_columns,
     open_table,
@@ -25,7 +25,7 @@ def write(file: Path, text: str, encoding: str = "utf-8") -> Path:
     return file
 
 
-def read(file: Path, *names: str) -> list[Values]:
+def read(file: Path, *names: str) -> list[ColumnValues]:
     return open_table(file, f"data.labels={file.name}", names).read(names)
 
 
