@@ -24,6 +24,7 @@ ALPHA_CHOICES = ("white", "ignore")
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 MAX_CHANNELS = 16
 NO_DATA = 1e30  # floating-point files mark pixels without a value by numbers as large as this
+SHORT_SPAN = 2**15 - 1  # of a range whose steps are larger than the rounding of float32
 MAX_NOTES = 1000  # images whose values lie outside the range: more are not counted
 
 Range = tuple[float, float]
@@ -123,6 +124,13 @@ class PixelRules:
         have here: high - low + 1 values are divided into 256 equal parts.
         """
         ranges = self.scaled_ranges
+        if missing is None and self.depth == 16 and are_short(values, ranges):
+            if len(ranges) == 1:
+                extents = [find_extremes(values)]
+            else:
+                extents = find_channel_extremes(values)
+            self._note(extents)
+            return scale_short(values, ranges, extents)
         if len(ranges) == 1:
             extremes, numbers = find_numbers(values, missing)
             self._note([extremes])
@@ -156,7 +164,7 @@ class PixelRules:
             return values
         real = values.astype(np.float64)
         if extremes[0] < low or extremes[1] > high:
-            real = real.clip(low, high)
+            real.clip(low, high, out=real)
         real -= low
         real *= self.top / span
         return np.rint(real, out=real).astype(self.dtype)
@@ -279,6 +287,55 @@ def find_numbers(
 def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
     """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
     return find_numbers(values, missing)[0]
+
+
+def are_short(values: NDArray[Any], ranges: Ranges) -> bool:
+    """Whether `scale_short` is exact enough for these values (h, w, channels)."""
+    return (
+        values.ndim == 3
+        and values.dtype in (np.uint16, np.int16)
+        and len(ranges) in (1, values.shape[2])
+        and all(high - low <= SHORT_SPAN for low, high in ranges)
+    )
+
+
+def find_channel_extremes(values: NDArray[Any]) -> list[Range]:
+    """The lowest and the highest of whole numbers (h, w, channels) in each channel."""
+    height, width, channels = values.shape
+    if not values.flags.c_contiguous:
+        return [find_extremes(values[..., channel]) for channel in range(channels)]
+    rows = values.reshape(height, width * channels)  # in long rows, which numpy is fast at
+    lows, highs = (ends.reshape(width, channels) for ends in (rows.min(axis=0), rows.max(axis=0)))
+    return [*zip(map(float, lows.min(axis=0)), map(float, highs.max(axis=0)), strict=True)]
+
+
+def scale_short(
+    values: NDArray[Any], ranges: Ranges, extents: Sequence[Range]
+) -> NDArray[np.uint16]:
+    """Whole numbers of 16 bits (h, w, channels) as pixels of 16 bits, each the nearest or as near as to a hundredth of a step.
+
+    A third of the time that float64 takes. `extents` are the lowest and highest values, for each range.
+    """
+    height, width, channels = values.shape
+    rows, is_flat = values, values.flags.c_contiguous
+    lows, steps = (
+        np.array(numbers, np.float32)
+        for numbers in zip(
+            *((low, FULL_16_BITS[1] / (high - low)) for low, high in ranges), strict=True
+        )
+    )
+    if is_flat and len(ranges) > 1:
+        rows = values.reshape(height, width * channels)
+        lows, steps = np.tile(lows, width), np.tile(steps, width)
+    scaled = rows.astype(np.float32)
+    if lows.any():
+        scaled -= lows
+    scaled *= steps
+    scaled += np.float32(0.5)
+    beyond = zip(ranges, extents, strict=True)
+    if any(lowest < low or highest > high for (low, high), (lowest, highest) in beyond):
+        np.clip(scaled, 0, FULL_16_BITS[1], out=scaled)
+    return scaled.astype(np.uint16).reshape(values.shape)
 
 
 def choose_range(lowest: float, highest: float) -> Range:

@@ -165,7 +165,9 @@ class WholePicture(LargePicture):
 
     def read(self, box: PixelBox, form: Form, rules: PixelRules) -> NDArray[Any]:
         def load() -> NDArray[Any]:
-            pixels = decode(read_content(self.file.path), Form.of_own_size(self.channels), rules)
+            pixels = decode(
+                read_picture_file(self.file.path), Form.of_own_size(self.channels), rules
+            )
             if pixels.shape[1:] != self.size:  # as of a PNG that says at its end how it is turned
                 height, width = pixels.shape[1:]
                 raise UnreadableImage(
@@ -179,7 +181,7 @@ class WholePicture(LargePicture):
         return fit_pixels(part, form.size, form.fit).transpose(2, 0, 1)
 
 
-def read_content(path: Path) -> bytes:
+def read_picture_file(path: Path) -> bytes:
     """The content of a file. Raises UnreadableImage."""
     try:
         return path.read_bytes()

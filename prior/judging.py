@@ -29,6 +29,7 @@ from codegrid.evaluation.judging import (
 )
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from prior.decoding.generate import check_compile_sampler, generate
@@ -282,6 +283,7 @@ class PriorJudge:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
         maps = self.nats.mean(3)
         f = self.trained.tokenizer.f
+        caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
@@ -290,7 +292,7 @@ class PriorJudge:
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)
         files = [
-            save_picture(tile_images(rows, scale=2), folder / "outliers.png"),
+            save_picture(tile_images(rows, scale=2), folder / "outliers.png", caption),
             save_picture(mean_picture, folder / "mean.png"),
         ]
         if self.m:

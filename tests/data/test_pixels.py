@@ -15,6 +15,7 @@ from codegrid.data.pixels import (
     PERCENTILES,
     PixelRules,
     Range,
+    are_short,
     check_depth,
     check_number_type,
     check_show,
@@ -356,3 +357,46 @@ def test_recorded_settings_are_read_back() -> None:
     assert read_settings({**recorded, "number_type": "float32", "channels": 2}) == rules
     assert to_range_setting(rules.ranges) == recorded["range"]
     assert format_ranges(rules.ranges) == "0 to 1, -2 to 2"
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        ((0, 4095),),
+        ((0, 255),),
+        ((0.5, 32_767.5),),
+        ((-1000, 1000),),
+        ((0, 4095), (100, 200), (-5, 32_000), (0, 1), (0, 32_767)),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_quick_scaling_of_short_numbers_equals_slow_scaling_to_a_hundredth_of_a_step(
+    kind: Any, ranges: Any, planar: bool
+) -> None:
+    random = np.random.default_rng(0)
+    for spread in (300, 5000, 65_536):
+        values = (random.integers(0, spread, (40, 30, 5)) - spread // 4).astype(kind)
+        if planar:
+            values = np.ascontiguousarray(values.transpose(2, 0, 1)).transpose(1, 2, 0)
+        rules = PixelRules(ranges if len(ranges) > 1 else ranges[0], depth=16)
+        assert are_short(values, ranges)
+        pixels = rules.scale(values)
+        low, high = np.array(ranges, np.float64).T
+        exact = ((values - low) * (65_535 / (high - low))).clip(0, 65_535)
+        assert np.abs(pixels - exact).max() <= 0.51
+        slow = PixelRules(rules.value_range, depth=16)
+        wide = values.astype(np.int32)  # which is not scaled quickly
+        assert not are_short(wide, ranges)
+        assert np.abs(slow.scale(wide).astype(int) - pixels).max() <= 1
+        assert slow.beyond == rules.beyond
+
+
+def test_whole_numbers_that_were_scaled_quickly_come_back() -> None:
+    for span in (1, 2, 100, 4095, 32_767):
+        rules = PixelRules((0, span), depth=16, number_type="uint16")
+        values = np.arange(span + 1, dtype=np.uint16)[None, :, None]
+        assert are_short(values, rules.scaled_ranges)
+        pixels = rules.scale(values)[..., 0]
+        x = to_float(torch.from_numpy(pixels.astype(np.int32)))[None, None]
+        assert np.array_equal(rules.to_units(x)[0, 0], values[..., 0])
