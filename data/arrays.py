@@ -133,7 +133,7 @@ def to_plain_type(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def take_values(array: NDArray[Any], axes: Axes) -> Values:
-    """The values of an array, or of a part of one, that has these axes."""
+    """The values of an array that has these axes."""
     return Values(to_plain_type(axes.to_channels_last(array)), note=axes.note)
 
 
@@ -162,13 +162,13 @@ def open_array(file: IO[bytes]) -> Iterator[IO[bytes]]:
         yield file
         return
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(find_picture(archive)) as member:
+        with zipfile.ZipFile(file) as archive, archive.open(choose_member(archive)) as member:
             yield member
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise UnreadableImage(f"a damaged .npz file ({error})") from error
 
 
-def find_picture(archive: zipfile.ZipFile) -> str:
+def choose_member(archive: zipfile.ZipFile) -> str:
     """The member that is the picture: arr_0, or the only array of two or three axes. Raises UnreadableImage."""
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     if "arr_0.npy" in names:

@@ -75,15 +75,13 @@ def read_values(content: bytes, channels: int) -> Values | None:
     return _read_bands(content, channels) if is_tiff(content) else None
 
 
-def measure_image(file: IO[bytes], reads_all: bool = False) -> Size:
-    """The size (rows, columns), upright, of an image that Pillow reads.
+def measure_image(file: IO[bytes]) -> Size:
+    """The size (rows, columns), upright, of an image that Pillow reads, by its header.
 
-    The header alone is read, unless `reads_all`: a PNG may say at its end how it is turned.
+    A PNG may say at its end how it is turned, which is not looked at.
     """
     with open_image(file) as image:
-        if reads_all:
-            image.load()
-        orientation = _read_orientation(image, loads=reads_all)
+        orientation = _read_orientation(image, loads=False)
         return turn_form(Form((image.height, image.width), 1), orientation).size
 
 
