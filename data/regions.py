@@ -30,15 +30,15 @@ from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, turn_form
 from codegrid.data.pieces import held_pieces
 from codegrid.data.pixels import PixelRules
+from codegrid.data.plain_tiff import Tag
 from codegrid.data.resize import fit_pixels
 from codegrid.data.tiff import (
     BANDS,
     BLACK_IS_ZERO,
-    NODATA,
     RGB,
     ROWS,
-    Layout,
     MissingCodec,
+    TiffLayout,
     choose_samples,
     describe_codec,
     is_pillows,
@@ -145,7 +145,7 @@ class MappedTiff(DirectPicture):
 class SegmentedTiff(DirectPicture):
     """A TIFF of tiles or strips, of which those are decoded that a box lies in."""
 
-    def __init__(self, file: FileId, layout: Layout, samples: "Samples") -> None:
+    def __init__(self, file: FileId, layout: TiffLayout, samples: "Samples") -> None:
         super().__init__(file, layout.size)
         self.samples = samples
         self.pages = [Segments(file, number, page) for number, page in enumerate(layout.pages)]
@@ -199,12 +199,12 @@ class Samples:
     missing: float | None
 
     @classmethod
-    def of(cls, layout: Layout, channels: int) -> "Samples":
+    def of(cls, layout: TiffLayout, channels: int) -> "Samples":
         """Those for data.channels. Raises UnreadableImage if they don't fit."""
         page = layout.page.keyframe
         use, alpha, note = choose_samples(layout, channels)
         check_channels(use - alpha, channels, note)
-        marked = NODATA in page.tags
+        marked = Tag.NO_DATA in page.tags
         return cls(use, alpha, note, float(page.nodata) if marked else None)
 
     def take(self, array: NDArray[Any]) -> Values:
@@ -329,7 +329,7 @@ def open_by_kind(file: FileId, opened: IO[bytes], channels: int) -> LargePicture
     return WholePicture(file, measure_image(opened), channels)
 
 
-def open_layout(file: FileId, layout: Layout, channels: int) -> LargePicture:
+def open_layout(file: FileId, layout: TiffLayout, channels: int) -> LargePicture:
     """The picture of an open TIFF: mapped, by segments, or whole if it is turned or of colours that need a conversion."""
     page = layout.page.keyframe
     mark = page.tags.get(ORIENTATION)
@@ -365,7 +365,7 @@ def has_codec(page: Any) -> bool:
     return page.compression in codecs and page.predictor in predictors
 
 
-def map_layout(file: FileId, layout: Layout) -> tuple[ArrayHeader, str] | None:
+def map_layout(file: FileId, layout: TiffLayout) -> tuple[ArrayHeader, str] | None:
     """Where the values of a TIFF lie in its file, and the order of their axes (see MappedTiff); None if in several pieces."""
     page = layout.page.keyframe
     rows, columns = layout.size
