@@ -163,7 +163,9 @@ def lay_out_pages(series: Any, channels: int) -> TiffLayout:
     page, n = series.keyframe, math.prod(series.get_shape(True)[:-2])
     size, width = (page.imagelength, page.imagewidth), page.imagewidth
     is_flat = len(series.get_shape(True)) == 3
-    rows = is_flat and width <= MOST_BANDS and (series.kind == "shaped" or width == channels)
+    # A picture has more rows and columns than bands, a stack of small pages perhaps not.
+    can_be_rows = series.kind == "shaped" and min(n, size[0]) > width
+    rows = is_flat and width <= MOST_BANDS and (can_be_rows or width == channels)
     bands = pick_bands(series, channels)
     if rows and width == channels == len(bands):
         raise UnreadableImage(

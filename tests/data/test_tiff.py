@@ -244,6 +244,12 @@ def test_five_bands_are_no_picture_of_three_channels(layout: str) -> None:
             decode(write_as(layout, draw(48, 80, 5, kind)), Form((48, 80), 3))
 
 
+def test_a_stack_of_small_pages_is_not_taken_for_rows() -> None:
+    stack = draw(10, 12, 5)
+    array = read(write(stack.transpose(2, 0, 1)), 1).array
+    assert np.array_equal(array, stack[..., :1])
+
+
 def test_pages_that_may_be_rows_or_bands_are_a_sentence() -> None:
     content = write(draw(5, 7, 5))
     with pytest.raises(UnreadableImage, match="5 bands or as many rows of 5 bands; save it with"):
