@@ -23,15 +23,17 @@ from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
     ALPHA_CHOICES,
-    AUTO,
-    FULL_16_BITS,
     PixelRules,
-    RangeSetting,
     ValuesBeyondRange,
     check_depth,
     check_num_channels,
     check_number_type,
     check_show,
+)
+from codegrid.data.ranges import (
+    AUTO,
+    FULL_16_BITS,
+    RangeSetting,
     check_value_range,
     to_range_setting,
     write_ranges,

@@ -15,7 +15,8 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, MAX_CHANNELS, format_ranges, write_ranges
+from codegrid.data.pixels import MAX_CHANNELS
+from codegrid.data.ranges import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey

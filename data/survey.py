@@ -34,20 +34,17 @@ from codegrid.data.dicom import (
     read_dicom,
     read_dicom_header,
 )
-from codegrid.data.pixels import (
+from codegrid.data.pixels import MAX_CHANNELS, NUMBER_TYPES, PixelRules
+from codegrid.data.ranges import (
     AUTO,
-    MAX_CHANNELS,
-    NUMBER_TYPES,
     PERCENTILES,
-    PixelRules,
     Range,
     Ranges,
     choose_range,
-    find_extremes,
-    mask_numbers,
     to_plain_number,
     write_ranges,
 )
+from codegrid.data.scaling import find_extremes, mask_numbers
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
 from codegrid.data.tiff import (
