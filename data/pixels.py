@@ -51,7 +51,7 @@ class PixelRules:
                    of one or two
     number_type    the type that decoded values have in the data's own units, one of NUMBER_TYPES; None: not known, uint8
                    for the full range and float32 for others
-    beyond         (lowest, highest) value of images that have values outside the range
+    beyond         (lowest, highest) for each range, of images that have values outside
     """
 
     value_range: Range | Ranges | None = None
@@ -60,7 +60,7 @@ class PixelRules:
     depth: int = 8
     show: tuple[int, ...] | None = None
     number_type: str | None = None
-    beyond: list[Range] = field(default_factory=list, compare=False)
+    beyond: list[Ranges] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if self.value_range and len(self.value_range) == 1:  # one range for all channels
@@ -140,9 +140,9 @@ class PixelRules:
                 f"{values.shape[-1] if values.ndim > 2 else 1} channels, where data.range has {len(ranges)} pairs"
             )
         parts = [values[..., channel] for channel in range(len(ranges))]
-        extremes, numbers = zip(*(find_numbers(part, missing) for part in parts), strict=True)
-        self._note(extremes)
-        return np.stack([*map(self._scale_part, parts, ranges, extremes, numbers)], -1)
+        limits, masks = zip(*(find_numbers(part, missing) for part in parts), strict=True)
+        self._note(limits)
+        return np.stack([*map(self._scale_part, parts, ranges, limits, masks)], -1)
 
     def _scale_part(
         self,
@@ -207,21 +207,23 @@ class PixelRules:
     def _note(self, extremes: Sequence[Range]) -> None:
         if self.value_range is None and not self.is_open:
             return
-        ranges = as_ranges(self.value_range or (0, 0))
-        outside = [
-            (lowest, highest)
-            for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
-            if lowest < low or highest > high
-        ]
+        outside = find_outside(as_ranges(self.value_range or (0, 0)), extremes)
         if outside and len(self.beyond) < MAX_NOTES:
-            lows, highs = zip(*outside, strict=True)
-            self.beyond.append((min(lows), max(highs)))  # atomic, so threads need no lock
+            self.beyond.append(tuple(extremes))  # atomic, so threads need no lock
 
-    def widen(self) -> Range:
-        """The range that also holds the values noted in `beyond`."""
-        chosen = as_ranges(self.value_range) if self.value_range else ()
-        lows, highs = zip(*self.beyond, *chosen, strict=True)
-        return choose_range(min(lows), max(highs))
+    def widen(self) -> Ranges:
+        """The ranges that also hold the values noted in `beyond`."""
+        chosen = [as_ranges(self.value_range)] if self.value_range else []
+        return tuple(choose_common_range(each) for each in zip(*self.beyond, *chosen, strict=True))
+
+    def report_beyond(self) -> Range | None:
+        """The lowest and the highest value of the images noted in `beyond`, in channels with values outside; None without any."""
+        ranges = self.scaled_ranges
+        outside = [pair for extremes in self.beyond for pair in find_outside(ranges, extremes)]
+        if not outside:
+            return None
+        lows, highs = zip(*outside, strict=True)
+        return min(lows), max(highs)
 
 
 def read_settings(data: Mapping[str, Any]) -> PixelRules:
@@ -336,6 +338,21 @@ def scale_short(
     if any(lowest < low or highest > high for (low, high), (lowest, highest) in beyond):
         np.clip(scaled, 0, FULL_16_BITS[1], out=scaled)
     return scaled.astype(np.uint16).reshape(values.shape)
+
+
+def find_outside(ranges: Ranges, extremes: Sequence[Range]) -> list[Range]:
+    """Those of the lowest and highest values, for each range, of which one lies outside of it."""
+    return [
+        (lowest, highest)
+        for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
+        if lowest < low or highest > high
+    ]
+
+
+def choose_common_range(extremes: Sequence[Range]) -> Range:
+    """Black and white for values of several images, given as the lowest and highest of each."""
+    lows, highs = zip(*extremes, strict=True)
+    return choose_range(min(lows), max(highs))
 
 
 def choose_range(lowest: float, highest: float) -> Range:

@@ -92,8 +92,9 @@ def test_values_that_are_no_numbers_are_black_and_do_not_count() -> None:
 def test_values_beyond_the_range_are_cut_off_and_noted() -> None:
     rules = PixelRules((0, 1023))
     assert rules.scale(np.array([-5, 2000], np.int32)).tolist() == [0, 255]
-    assert rules.beyond == [(-5, 2000)]
-    assert rules.widen() == (-8, 2047)
+    assert rules.beyond == [((-5, 2000),)]
+    assert rules.widen() == ((-8, 2047),)
+    assert rules.report_beyond() == (-5, 2000)
 
 
 def test_rules_of_no_dataset_note_nothing() -> None:
@@ -249,7 +250,9 @@ def test_a_channel_beyond_its_own_range_is_noted() -> None:
     rules.scale(np.array([[[5, 700]]], np.uint16))
     assert not rules.beyond
     rules.scale(np.array([[[700, 5]]], np.uint16))
-    assert rules.beyond == [(700, 700)]
+    assert rules.beyond == [((700, 700), (5, 5))]
+    assert rules.report_beyond() == (700, 700)
+    assert rules.widen() == ((0, 1023), (0, 1023))
 
 
 def test_ranges_for_other_channels_are_refused() -> None:
