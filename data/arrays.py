@@ -144,7 +144,11 @@ def read_array(content: bytes, channels: int) -> Values:
         axes = choose_axes(header.shape, channels)
         if header.num_bytes > MAX_ARRAY_BYTES:
             raise UnreadableImage(f"an array {header.shape} of {header.dtype}, more than 8 GiB")
-        values = file.read(header.num_bytes)
+        values: bytes | memoryview
+        if content.startswith(ZIP):
+            values = file.read(header.num_bytes)
+        else:  # without a copy
+            values = memoryview(content)[header.offset : header.offset + header.num_bytes]
     if len(values) < header.num_bytes:
         raise UnreadableImage(
             f"a truncated array: {len(values):,} of {header.num_bytes:,} bytes are there"
