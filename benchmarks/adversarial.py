@@ -95,7 +95,7 @@ class Judge:
         lpips = 0.0
         for x in iterate_validation(self.data, self.device):
             x_hat = to_model_input(to_uint8(tokenizer.decode(tokenizer.encode(x).z_q)))
-            reconstruction.update(x, x_hat)
+            reconstruction.update(x, x_hat, depth=8)
             self.frechet.update(x_hat, real=False)
             lpips += len(x) * float(self.lpips(x, x_hat)) if self.lpips else 0.0
         metrics = reconstruction.compute()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from codegrid.engine.sizes import SizeSetting, check_size, to_setting, write_size
+
 ROOT = Path(__file__).parents[1]
 
 MEASURED = {"extractor": "shapes-classifier", "n": 1000, "reference": "5be1c0d2"}  # provenance
@@ -27,25 +29,27 @@ MEASURED = {"extractor": "shapes-classifier", "n": 1000, "reference": "5be1c0d2"
 
 def make_sweep(
     folder: Path,
-    grids: Sequence[int] = (4, 8, 16),
+    grids: Sequence[SizeSetting] = (4, 8, 16),
     Ks: Sequence[int] = (64, 256, 1024),
     dims: Sequence[int] = (64,),
     seeds: int = 3,
     priors: bool = True,
     evaluated: bool = True,
     points: int = 40,
+    images: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write run folders as a sweep would, with fake figures: tokenizers, their priors, and evaluations of both.
 
-    Each logged series has `points` points. Returns the folders of the tokenizers.
+    Each logged series has `points` points; `images` are further settings of the data. Returns the folders of the tokenizers.
     """
     random = np.random.default_rng(0)
     folders: list[Path] = []
     for grid, K, dim, seed in product(grids, Ks, dims, range(seeds)):
-        name = f"model.grid-{grid}_quantizer.K-{K}_quantizer.dim-{dim}_seed-{seed}"
+        name = f"model.grid-{write_size(check_size('grid', grid, 'code'))}_quantizer.K-{K}_quantizer.dim-{dim}_seed-{seed}"
         point = folder / f"{len(folders)}_{name}"
         folders.append(point)
-        FakePoint(point, grid, K, dim, seed, random, points).write(priors, evaluated)
+        fake = FakePoint(point, grid, K, dim, seed, random, points, images or {})
+        fake.write(priors, evaluated)
     return folders
 
 
@@ -55,34 +59,38 @@ class FakePoint:
     def __init__(
         self,
         at: Path,
-        grid: int,
+        grid: SizeSetting,
         K: int,
         dim: int,
         seed: int,
         random: np.random.Generator,
         points: int,
+        images: Mapping[str, Any],
     ) -> None:
         self.at = at
-        self.grid = grid
+        size = check_size("grid", grid, "code")
+        self.codes = size[0] * size[1]
         self.K = K
         self.random = random
         self.points = points
-        self.command = f"train.py stage=vqgan model.grid={grid} quantizer.K={K} seed={seed}"
+        self.command = (
+            f"train.py stage=vqgan model.grid={write_size(size)} quantizer.K={K} seed={seed}"
+        )
         self.noise = float(random.normal())
-        self.bits = grid**2 * math.log2(K)
+        self.bits = self.codes * math.log2(K)
         self.psnr = (
             9.5 + 1.35 * math.log2(self.bits) + 0.1 * math.log2(dim / 64) + 0.08 * self.noise
         )
         self.rfid = 40 * 2 ** (-(self.psnr - 18) / 2.5)
         self.perplexity = K * (0.75 - 0.04 * math.log2(K) + 0.01 * self.noise)
         self.nats = math.log(K) * 0.55 + 0.02 * self.noise
-        self.shape = {"K": K, "grid": [grid, grid], "images_per_second": 500.0}
-        images = {"image_size": 64, "n_val": 1000, "batch_size": 32, "seed": seed}
-        encoder = {"_target_": "vqgan.networks.encoder.Encoder", "grid": grid}
+        self.shape = {"K": K, "grid": [*size], "images_per_second": 500.0}
+        settings = {"image_size": 64, "n_val": 1000, "batch_size": 32, "seed": seed, **images}
+        encoder = {"_target_": "vqgan.networks.encoder.Encoder", "grid": to_setting(size)}
         quantizer = {"K": K, "dim": dim, "decay": 0.99}
         self.settings: dict[str, Any] = {
-            "data": {"_target_": "codegrid.data.shapes.Shapes", **images},
-            "model": {"grid": grid, "width": 64, "encoder": encoder},
+            "data": {"_target_": "codegrid.data.shapes.Shapes", **settings},
+            "model": {"grid": to_setting(size), "width": 64, "encoder": encoder},
             "quantizer": {"_target_": "vqgan.quantizers.ema.EMA", **quantizer},
             "trainer": {"max_steps": 2000, "log_every": 20},
             "seed": seed,
@@ -111,7 +119,7 @@ class FakePoint:
             "perplexity": self.perplexity,
             "usage": 1.0,
             "steps": 2000,
-            "seconds": 60.0 + self.grid,
+            "seconds": 60.0 + math.sqrt(self.codes),
             **self.shape,
         }
         series = {"psnr": self.learning_curve(self.psnr, 6, 6)}
@@ -166,9 +174,9 @@ class FakePoint:
     def write_prior_evaluation(self) -> None:
         noise = 0.5 * float(self.random.normal())
         scores = {
-            "gfid_proxy": 0.6 * self.rfid + 0.025 * self.grid**2 + 6 + noise,
+            "gfid_proxy": 0.6 * self.rfid + 0.025 * self.codes + 6 + noise,
             "nats_per_token": self.nats,
-            "bits_per_image": self.nats * self.grid**2 / math.log(2),
+            "bits_per_image": self.nats * self.codes / math.log(2),
         }
         about = {"tokenizer_of": self.id, "provenance": {"gfid_proxy": MEASURED}}
         folder = self.at / "evaluate_prior"

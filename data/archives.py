@@ -1,4 +1,5 @@
-"""Archives that are written as a stream: an .npz of one array whose shape is known in advance, and members of a .tar."""
+"""Arrays and archives that are written as a stream: a .npy, or an .npz of one, whose shape is known in advance, and members of
+a .tar."""
 
 import io
 import math
@@ -16,10 +17,10 @@ IN_ZIP64 = 0xFFFFFFFF  # the value is in the 64-bit extra field
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """What a .npy file of uint8 begins with."""
+def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    """What a .npy file begins with, of uint8 or of another type as numpy writes it, such as "<f4"."""
     stream = io.BytesIO()
-    about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    about = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, about)
     return stream.getvalue()
 

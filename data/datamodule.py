@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from codegrid.data.decode import DECODE_VERSION
 from codegrid.data.endings import IMAGE_SUFFIXES, check_suffixes, readable_suffixes
-from codegrid.data.form import Form
+from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.identity import check_same_images, identify_images, save_image_ids
 from codegrid.data.images import crop_at, to_model_input
 from codegrid.data.labelling import Labelling
@@ -22,18 +23,33 @@ from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
     ALPHA_CHOICES,
+    AUTO,
     FULL_16_BITS,
     PixelRules,
+    RangeSetting,
     ValuesBeyondRange,
+    check_depth,
+    check_num_channels,
+    check_number_type,
+    check_show,
     check_value_range,
+    to_range_setting,
+    write_ranges,
 )
 from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
 from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
 from codegrid.data.summary import summarize
-from codegrid.data.survey import Survey, choose_rules, survey_sources
+from codegrid.data.survey import (
+    Survey,
+    check_channels_serve,
+    check_range_serves,
+    choose_rules,
+    survey_sources,
+)
 from codegrid.data.threads import map_in_threads
+from codegrid.data.tiles import check_num_pictures, check_tiles, cut_tiles
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
@@ -46,18 +62,20 @@ class ImageDataModule(BatchDataModule):
     """Batches (images, label), label (B,) int64, -1 for images without a label.
 
     Validation images are (B, channels, *image_size) float32 in [-1, 1], channels last. Training images are uint8
-    (B, channels, *stored_size); the training step passes them to `augment`, which returns the same form.
+    (B, channels, *stored_size), or int32 if their pixels have 16 bits (see data/images.py); the training step passes them to
+    `augment`, which returns the same form.
 
     A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
     holds their defaults.
 
     image_size    pixels of what the model sees: of a side, or [rows, columns]
-    channels      3 for RGB, 1 for grey; images of the other kind are converted
+    channels      of a pixel, 1 to 16: 3 for RGB, 1 for grey, and images of the other of these two kinds are converted
     crop          "centre": the middle of the image; "random": in training a new position for each image each time
     resize        pixels of the shorter side, or [rows, columns], to which the middle of an image is scaled before the crop;
                   None stands for image_size with centre crops and 9/8 of it with random crops
+    fit           how an image of other proportions gets its size: "crop", "pad" or "stretch" (see Form)
     flip          mirror images horizontally with probability 1/2 in training
-    cache         where decoded uint8 images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
+    cache         where decoded images are cached: "disk", a memory map below `cache_dir`; "ram"; or "none", which
                   decodes them on each access
     on_error      what to do at an unreadable image: "stop", or "skip", which leaves it out and logs its name
     batch_size    images per step and device
@@ -68,14 +86,20 @@ class ImageDataModule(BatchDataModule):
     split_at      the boundary between the splits, as an earlier run recorded it; None: n_val images validate
     cache_dir     folder of the cache
     classes       names of the classes in the order of their numbers; None: the data's own; SORTED: as version 0.1 ordered them
-    value_range   the values that become black and white in images of more than 8 bits a channel
+    range         the values that become the lowest and the highest pixel in images of more than 8 bits a channel: a pair, or
+                  one for each channel; "auto": by the largest value of all; "percentiles": 0.1 and 99.9 of a sample
+    depth         bits of a channel of the pixels, 8 or 16; None: 16 if a sample of the images has more than 8
+    number_type   the type of values in the data's own units; None: that of a sample of the images
+    show          the channels that pictures show (see PixelRules)
+    tiles         pixels of a side, or [rows, columns], of the tiles that are cut out of each picture (see data/tiles.py); None:
+                  each picture is one image
     alpha         "white" blends transparent pixels with white, "ignore" leaves a fourth channel out
     suffixes      endings of image files, for datasets of folders; None: those that this installation reads
     labelling     the settings of a table of labels (see Labelling), for datasets that have them
 
-    value_range, alpha and suffixes are decided once for all images if they are None, value_range and alpha by the images
-    themselves (see data/survey.py); `decisions` has the result. They and `classes` have the values of version 0.1 if a config
-    lacks them.
+    range, depth, number_type, alpha and suffixes are decided once for all images if they are open, mostly by the images
+    themselves (see data/survey.py); `decisions` has the result. They and `classes` have the values of earlier versions if a
+    config lacks them.
 
     Raises InputError for settings that cannot work.
     """
@@ -119,10 +143,15 @@ class ImageDataModule(BatchDataModule):
         reader_timeout: float,
         seed: int,
         cache_dir: str,
+        fit: str = FIT_CHOICES[0],
         classes: Classes = SORTED,
-        value_range: Sequence[float] | None = FULL_16_BITS,
+        range: RangeSetting = FULL_16_BITS,
+        depth: int | None = 8,
+        number_type: str | None = None,
+        show: int | Sequence[int] | None = None,
         alpha: str | None = "white",
         suffixes: Sequence[str] | None = IMAGE_SUFFIXES,
+        tiles: SizeSetting | None = None,
         split_seed: int | None = None,
         split_at: float | str | None = None,
         **labelling: Any,
@@ -130,10 +159,10 @@ class ImageDataModule(BatchDataModule):
         if num_workers is None:
             num_workers = 0 if cache != "none" else min(8, count_cores())
         super().__init__(batch_size, num_workers, seed, reader_timeout)
-        if channels not in (1, 3):
-            raise InputError(f"data.channels={channels} must be 1 (grey) or 3 (RGB)")
+        check_num_channels(channels)
         for name, value, choices in (
             ("crop", crop, ("centre", "random")),
+            ("fit", fit, FIT_CHOICES),
             ("cache", cache, ("none", "ram", "disk")),
             ("on_error", on_error, ("stop", "skip")),
         ):
@@ -141,14 +170,17 @@ class ImageDataModule(BatchDataModule):
                 raise InputError(f"data.{name}={value} must be one of {', '.join(choices)}")
         self.image_size = check_size("data.image_size", image_size, "pixel")
         self.stored_size = self._choose_stored_size(resize, crop)
+        self.tiles = check_tiles(tiles, self.stored_size)
         self.title = self.title or type(self).__name__.lower()
         self.channels = channels
         self.crop = crop
+        self.fit = fit
         self.flip = flip
         self.cache = cache
         self.on_error = on_error
         self.cache_dir = cache_dir
-        self._set_decisions(classes, value_range, alpha, suffixes)
+        self._set_decisions(classes, suffixes)
+        self._set_pixels(range, depth, number_type, show, alpha)
         self._set_split(split_seed, split_at)
         self._set_labelling(labelling)
         self._sources: dict[str, Source] = {}
@@ -173,7 +205,7 @@ class ImageDataModule(BatchDataModule):
     @property
     def form(self) -> Form:
         """What each image becomes before it is cropped."""
-        return Form(self.stored_size, self.channels)
+        return Form(self.stored_size, self.channels, self.fit)
 
     def _set_split(self, split_seed: int | None, split_at: float | str | None) -> None:
         """Set how images are held out."""
@@ -196,20 +228,31 @@ class ImageDataModule(BatchDataModule):
     def _set_decisions(
         self,
         classes: Classes,
-        value_range: Sequence[float] | None,
-        alpha: str | None,
         suffixes: Sequence[str] | None,
     ) -> None:
         """Set what the images decide where it is None."""
         self.class_setting = check_classes(classes)
         if isinstance(self.class_setting, list):
             self.classes = self.class_setting
-        self.value_range = check_value_range(value_range)
+        self.decides_suffixes = suffixes is None
+        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
+
+    def _set_pixels(
+        self,
+        value_range: RangeSetting,
+        depth: int | None,
+        number_type: str | None,
+        show: int | Sequence[int] | None,
+        alpha: str | None,
+    ) -> None:
+        """Set how values become pixels, where the images do not decide it."""
+        self.range = check_value_range(value_range, self.channels)
+        self.depth = check_depth(depth)
+        self.number_type = check_number_type(number_type)
+        self.show = check_show(show, self.channels)
         if alpha not in (None, *ALPHA_CHOICES):
             raise InputError(f"data.alpha={alpha} must be one of {', '.join(ALPHA_CHOICES)}")
         self.alpha = alpha
-        self.decides_suffixes = suffixes is None
-        self.suffixes = readable_suffixes() if suffixes is None else check_suffixes(suffixes)
 
     @abstractmethod
     def open_source(self, split: str) -> Source:
@@ -223,6 +266,8 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
+        if self.tiles is not None:
+            check_num_pictures(n_val, len(names))
         self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
             return hold_out(len(names), n_val, how, self.seed)
@@ -236,10 +281,16 @@ class ImageDataModule(BatchDataModule):
         for split in ("train", "val"):
             self.source(split)
         decided: dict[str, Any] = {} if self.split_at is None else {"split_at": self.split_at}
-        if self.value_range is None:
-            decided["value_range"] = list(self.rules.value_range or FULL_16_BITS)
+        rules = self.rules
+        if isinstance(self.range, str):
+            decided["range"] = to_range_setting(rules.scaled_ranges)
+        if self.depth is None:
+            decided["depth"] = rules.depth
+        if self.number_type is None:
+            rules.number_type = rules.number_type or self.survey.number_type
+            decided |= {"number_type": rules.number_type} if rules.number_type else {}
         if self.alpha is None:
-            decided["alpha"] = self.rules.alpha
+            decided["alpha"] = rules.alpha
         if self.class_setting is None and len(self.classes) <= MAX_RECORDED:
             decided["classes"] = list(self.classes)
         if self.decides_suffixes:
@@ -259,13 +310,23 @@ class ImageDataModule(BatchDataModule):
     def source(self, split: str) -> Source:
         """The images of "train" or "val", opened on first use."""
         if split not in self._sources:
-            self._sources[split] = self.open_source(split)
+            source = self.open_source(split)
+            self._sources[split] = source if self.tiles is None else self._cut(source, split)
         return self._sources[split]
+
+    def _cut(self, source: Source, split: str) -> Source:
+        """The tiles of the pictures of a split."""
+        assert self.tiles is not None
+        cache_dir = None if self.cache == "ram" else self.cache_dir
+        name = f"{self.title}-{split}"
+        skips = self.on_error == "skip"
+        return cut_tiles(source, self.tiles, self.channels, name, cache_dir, skips, self.patience)
 
     @cached_property
     def survey(self) -> Survey:
         """What a sample of the image files shows about all of them."""
-        return survey_sources([self.source(split) for split in ("train", "val")], self.patience)
+        sources = [self.source(split) for split in ("train", "val")]
+        return survey_sources(sources, self.channels, self.patience)
 
     @property
     def rules(self) -> PixelRules:
@@ -283,14 +344,30 @@ class ImageDataModule(BatchDataModule):
             self.source(split).rules = rules
 
     def _decide_rules(self) -> PixelRules:
-        if self.value_range is not None and self.alpha is not None:
-            return PixelRules(self.value_range, self.alpha)
+        chosen = PixelRules(
+            None if isinstance(self.range, str) else self.range,
+            self.alpha or "white",
+            depth=self.depth or 8,
+            show=self.show,
+            number_type=self.number_type,
+        )
+        if not isinstance(self.range, str) and self.alpha is not None and self.depth is not None:
+            return chosen
         sources = [self.source(split) for split in ("train", "val")]
         # If all images are read before training, a value beyond the range of the sample widens it.
         all_are_read = self.cache != "none" or all(source.checked_up_front for source in sources)
-        rules = choose_rules(self.survey, self.value_range, self.alpha, all_are_read)
+        rules = choose_rules(
+            self.survey,
+            chosen,
+            self.channels,
+            self.range,
+            decides_alpha=self.alpha is None,
+            decides_depth=self.depth is None,
+        )
+        rules.is_open = all_are_read and self.range == AUTO
         if rules.is_open and (entry := self._range_entry()) and entry.read() is not None:
-            rules.value_range = check_value_range(entry.read_meta()["notes"])
+            low, high = entry.read_meta()["notes"]
+            rules.value_range = (low, high)
         return rules
 
     def _range_entry(self) -> CacheEntry | None:
@@ -311,7 +388,7 @@ class ImageDataModule(BatchDataModule):
         elif entry := self._range_entry():
             with entry.acquire():
                 if entry.read() is None:
-                    entry.publish(entry.create(), list(rules.value_range))
+                    entry.publish(entry.create(), to_range_setting(rules.scaled_ranges))
 
     def samples(self, split: str) -> Any:
         """The samples of "train" or "val", loaded on first use.
@@ -325,10 +402,13 @@ class ImageDataModule(BatchDataModule):
             except ValuesBeyondRange:
                 loaded = [*self._samples]
                 self._samples.clear()
-                widened = PixelRules(self.rules.widen(), self.rules.alpha, is_open=True)
+                widened = replace(self.rules, value_range=self.rules.widen(), beyond=[])
+                if self.depth is None and not self.survey.facts:  # no sample has decided it
+                    widened.depth = 16
                 self._set_rules(widened)
                 log_line(
-                    f"an image has values beyond those of the sample: data.value_range={list(widened.value_range or ())}"
+                    "an image has values beyond those of the sample: "
+                    f"data.range={write_ranges(widened.scaled_ranges)}"
                 )
                 for other in loaded:
                     self.samples(other)
@@ -343,7 +423,7 @@ class ImageDataModule(BatchDataModule):
             return
         lows, highs = zip(*rules.beyond, strict=True)
         log_line(
-            f"{len(rules.beyond):,} images have values beyond data.value_range={list(rules.value_range or ())}, from "
+            f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
             f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
         )
         rules.beyond.clear()
@@ -359,7 +439,7 @@ class ImageDataModule(BatchDataModule):
         return {name: values if rows is None else values[rows] for name, values in columns.items()}
 
     def cache_key(self, split: str) -> dict[str, Any]:
-        """Everything that the images and labels of a split depend on, in types that JSON can write."""
+        """Everything that the pixels and labels of a split depend on, in types that JSON can write."""
         label_key = self.source(split).label_key
         return {
             **({} if label_key is None else {LABELS: label_key}),
@@ -367,6 +447,7 @@ class ImageDataModule(BatchDataModule):
             "side": to_setting(self.stored_size),
             "channels": self.channels,
             "decode": DECODE_VERSION,
+            **({} if self.fit == FIT_CHOICES[0] else {"fit": self.fit}),
             **self.rules.key(),
         }
 
@@ -394,6 +475,7 @@ class ImageDataModule(BatchDataModule):
         source = self.source(split)
         _ = self.rules  # decided before the first image is read
         if self.cache == "none" and not source.checked_up_front:
+            self._check_images()
             return LiveSamples(source, None, self.form, self.on_error == "stop")
         arrays, faults = self._read_or_load(source, split)
         rows = self._select_readable(arrays["good"], faults, split)
@@ -418,6 +500,7 @@ class ImageDataModule(BatchDataModule):
             spec["images"] = ((n, *self.form.shape), self.rules.dtype.name)
 
         def fill(arrays: Arrays) -> dict[str, str]:
+            self._check_images()
             return self._read_all(source, arrays, f"{self.title} {split}")
 
         if self.cache == "ram":
@@ -427,6 +510,12 @@ class ImageDataModule(BatchDataModule):
         # A corrected table of labels is no reason to decode the images again.
         key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
         return load_or_fill(self.cache_dir, name, key, spec, fill)
+
+    def _check_images(self) -> None:
+        """Raise InputError if no image fits data.channels, or if data.range is one that the values of all lie outside of."""
+        check_channels_serve(self.survey, self.channels)
+        if not isinstance(self.range, str) and self.rules.value_range != FULL_16_BITS:
+            check_range_serves(self.survey, self.range)
 
     def _read_all(self, source: Source, arrays: Arrays, what: str) -> dict[str, str]:
         """Read all images once and write them into `arrays`; returns the faults of unreadable images, name -> reason."""
@@ -475,13 +564,13 @@ class ImageDataModule(BatchDataModule):
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """Validation images as a model sees them; training images stay uint8, for the training step to augment."""
+        """Validation images as a model sees them; training images stay pixels, for the training step to augment."""
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
         return images if training else self.preprocess(images), labels
 
     def augment(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, *stored_size) -> model input with random crops and flips, on the device of the images."""
+        """Pixels (B, C, *stored_size) -> model input with random crops and flips, on the device of the images."""
         if self.crop == "random" and self.stored_size != self.image_size:
             images = crop_at(images, self._draw_corners(images), self.image_size)
         x = self.preprocess(images)
@@ -501,7 +590,7 @@ class ImageDataModule(BatchDataModule):
         return torch.stack(drawn, 1)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
+        """Pixels (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
         rows, columns = (
             slice((have - size) // 2, (have - size) // 2 + size)
             for have, size in zip(images.shape[-2:], self.image_size, strict=True)

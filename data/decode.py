@@ -1,4 +1,4 @@
-"""Image files and Pillow images of any kind -> uint8 pixels of one form."""
+"""Image files and Pillow images of any kind -> pixels of one form."""
 
 import io
 import re
@@ -6,29 +6,32 @@ import struct
 import sys
 import zlib
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from codegrid.data.arrays import NPY, ZIP, read_array
+from codegrid.data.dicom import is_dicom, read_dicom
 from codegrid.data.form import Form
-from codegrid.data.pixels import PixelRules, mask_numbers
+from codegrid.data.orientation import ORIENTATION, apply_orientation, turn_form
+from codegrid.data.pixels import PixelRules
+from codegrid.data.resize import fit_image
+from codegrid.data.tiff import COLOURS, MissingCodec, exceeds_pillow, is_tiff, read_tiff
+from codegrid.data.values import UnreadableImage as UnreadableImage
+from codegrid.data.values import Values, check_num_pixels, values_to_pixels
+from codegrid.engine.sizes import Size
 
 # Part of the cache key: increase it when decoding gives other pixels by the same PixelRules.
 DECODE_VERSION = 1
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
 HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1", b"ftypmsf1")
-ORIENTATION = 0x0112  # the Exif tag
-SIXTEEN_BITS = re.compile(
-    r"RGB[AX]?;16[BLN]"
-)  # kinds of numbers that Pillow unpacks in either order
-# Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
-MAX_PIXELS = 2**28
+# Kinds of numbers that Pillow unpacks in either order.
+SIXTEEN_BITS = re.compile(r"RGB[AX]?;16[BLN]")
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at half as many; `to_form` refuses larger images
 
@@ -36,22 +39,20 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at half as many; `to_form` re
 PLAIN = PixelRules()  # for images of no dataset
 
 
-class UnreadableImage(Exception):
-    """The content is not an image, or a broken one; the message gives the reason in a few words."""
-
-
-def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
+def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any]:
     """Decode the content of an image file to pixels of this form, as `to_form` does. Raises UnreadableImage."""
     if not content:
         raise UnreadableImage("empty file")
     try:
-        if content.startswith(JPEG):
+        if content.startswith(JPEG) and form.channels in COLOURS and rules.depth == 8:
             # If simplejpeg fails, Pillow may still read the file, or it says what is wrong with it.
             with suppress(ValueError):
                 exif = _find_exif(content)
                 orientation = _read_orientation(exif) if exif else 1
                 pixels = _decode_jpeg(content, turn_form(form, orientation))
                 return apply_orientation(pixels, orientation)
+        if (values := read_values(content, form.channels)) is not None:
+            return values_to_pixels(values, form, rules)
         with open_image(io.BytesIO(content)) as image:
             if image.format in ("JPEG", "MPO"):
                 image.draft(None, (2 * max(form.size), 2 * max(form.size)))
@@ -63,6 +64,49 @@ def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.
     except Exception as error:  # thirty decoders, each with exceptions of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableImage(reason) from error
+
+
+def read_values(content: bytes, channels: int) -> Values | None:
+    """The values of a file for data.channels that is not one of Pillow's; None if Pillow reads as much of it."""
+    if is_dicom(content):  # before TIFF, whose header may stand before it
+        return read_dicom(content)
+    if content.startswith((NPY, *ZIP)):
+        return read_array(content, channels)
+    return _read_bands(content, channels) if is_tiff(content) else None
+
+
+def measure_image(file: IO[bytes], reads_all: bool = False) -> Size:
+    """The size (rows, columns), upright, of an image that Pillow reads.
+
+    The header alone is read, unless `reads_all`: a PNG may say at its end how it is turned.
+    """
+    with open_image(file) as image:
+        if reads_all:
+            image.load()
+        orientation = _read_orientation(image, loads=reads_all)
+        return turn_form(Form((image.height, image.width), 1), orientation).size
+
+
+def _read_bands(content: bytes, channels: int) -> Values | None:
+    """The values of a TIFF; None if Pillow reads as much of it."""
+    if channels in COLOURS and not exceeds_pillow(content):
+        return None
+    try:
+        return read_tiff(content, channels)
+    except MissingCodec:
+        if channels not in COLOURS or not _can_load(content):
+            raise
+        return None
+
+
+def _can_load(content: bytes) -> bool:
+    """Whether Pillow can decode a file, which it may where packages of other decoders are missing."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except Exception:  # whatever a decoder raises, it can't
+        return False
+    return True
 
 
 def open_image(file: Any) -> Image.Image:
@@ -118,71 +162,102 @@ def _find_exif(content: bytes) -> bytes:
     return b""
 
 
-def _read_orientation(image_or_exif: Image.Image | bytes) -> int:
-    """The Exif orientation of an image or of an Exif segment; 1, upright, if it has none or a broken tag."""
+def _read_orientation(image_or_exif: Image.Image | bytes, loads: bool = True) -> int:
+    """The Exif orientation of an image or of an Exif segment; 1, upright, if it has none or a broken tag.
+
+    Pillow decodes a whole PNG to look for it at the end, unless it must not be loaded.
+    """
     try:
         if isinstance(image_or_exif, bytes):
             exif = Image.Exif()
             exif.load(image_or_exif)
         else:
-            exif = image_or_exif.getexif()
+            exif = image_or_exif.getexif() if loads else Image.Image.getexif(image_or_exif)
         orientation = exif.get(ORIENTATION, 1)
     except Exception:  # a broken tag is no reason to lose the image
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
-def turn_form(form: Form, orientation: int) -> Form:
-    """The form of an image that has this one once the Exif orientation is applied."""
-    return replace(form, size=form.size[::-1]) if orientation in (5, 6, 7, 8) else form
-
-
-def apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Turn and mirror pixels (channels, h, w) as the Exif orientation 1..8 demands; other values change nothing."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(1, 2)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, :, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
 def to_form(
     image: Image.Image, form: Form, rules: PixelRules = PLAIN, content: bytes = b""
-) -> NDArray[np.uint8]:
-    """The middle of an image, resized (bicubic) until it just fills the form.
+) -> NDArray[Any]:
+    """An image, resized (bicubic) and cut or padded to its form, with pixels of the type of the rules.
 
     The Exif orientation is applied. An animation gives its first frame. `rules` are for transparent pixels, which are
-    blended with white without them, and for more than 8 bits a channel: 16-bit images keep their upper 8 bits without
-    them. `content` is the file of the image, which Pillow reads only 8 bits of if it has colours of 16. An image of the
-    right size is not changed. Raises UnreadableImage if the range of the pixels is not known or if there are more than
-    2^28 of them.
+    blended with white without them unless the form counts alpha as a channel, and for more than 8 bits a channel: 16-bit
+    images keep their upper 8 bits without them. `content` is the file of the image, which Pillow reads only 8 bits of if it
+    has colours of 16. An image of the right size is not changed. Raises UnreadableImage if the range of the pixels is not
+    known, if their channels don't fit the form, or if there are more than 2^28 of them.
     """
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImage(f"{image.width} x {image.height} pixels, more than 2^28")
+    check_num_pixels(image.width, image.height)
     image.load()  # some formats know their orientation only after this
     orientation = _read_orientation(image)
-    image = _to_eight_bits(image, rules, content)
-    height, width = turn_form(form, orientation).size
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    turned = turn_form(form, orientation)
+    values = _read_values(image, form.channels, rules, content)
+    if values is not None:
+        return apply_orientation(values_to_pixels(values, turned, rules), orientation)
+    image = fit_image(_to_eight_bits(image, rules), turned.size, form.fit)
     mode = "RGB" if form.channels == 3 else "L"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
     return apply_orientation(pixels, orientation)
 
 
-def _to_eight_bits(image: Image.Image, rules: PixelRules, content: bytes) -> Image.Image:
+def _read_values(
+    image: Image.Image, channels: int, rules: PixelRules, content: bytes
+) -> Values | None:
+    """The values of an image, not turned; None if it becomes plain 8-bit grey or RGB."""
+    grey = read_grey_values(image)
+    if grey is not None:
+        return Values(grey[..., None])
+    if has_deep_colours(image, content) and (rules.reads_all_bits or channels not in COLOURS):
+        deep = read_deep_colours(content)
+        if deep is not None:
+            return Values(deep, alpha=deep.shape[2] in (2, 4) and deep.shape[2] != channels)
+        if rules.depth > 8:
+            raise UnreadableImage("16-bit colours of which Pillow reads 8 bits")
+    if channels not in COLOURS:
+        return Values(read_samples_as_data(image, channels))
+    if rules.depth == 8:
+        return None
+    plain = np.asarray(_to_eight_bits(image, rules))
+    return Values(plain if plain.ndim == 3 else plain[..., None])
+
+
+def read_samples_as_data(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """The 8-bit samples (h, w, c) of an image whose alpha, if it has one, is data."""
+    mode = choose_data_mode(image, channels)
+    samples = np.asarray(image if image.mode == mode else image.convert(mode))
+    return samples if samples.ndim == 3 else samples[..., None]
+
+
+def choose_data_mode(image: Image.Image, channels: int) -> str:
+    """The mode of an image whose alpha, if it has one, is data.
+
+    Grey and alpha become RGB and alpha if there are 4 channels. The inks of CMYK stay as they are.
+    """
+    if image.has_transparency_data:
+        is_grey = image.mode in ("1", "L", "LA", "La") and channels != 4
+        return "LA" if is_grey else "RGBA"
+    if image.mode in ("L", "CMYK"):
+        return image.mode
+    return "L" if image.mode == "1" else "RGB"
+
+
+def count_channels(image: Image.Image, content: bytes, channels: int) -> int | None:
+    """The channels of an image whose alpha, if it has one, is data; None if the image fits `channels` in any case."""
+    if channels in COLOURS:
+        return None
+    if has_deep_colours(image, content) and content.startswith(PNG):
+        return {2: 3, 4: 2, 6: 4}[content[25]]  # colour types
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return 1
+    return len(choose_data_mode(image, channels))
+
+
+def _to_eight_bits(image: Image.Image, rules: PixelRules) -> Image.Image:
     """Convert to 8-bit RGB, or to L if the image is grey."""
-    values = read_grey_values(image)
-    if values is None and has_deep_colours(image, content):
-        if has_plain_planes(image):  # which Pillow mixes up
-            values = read_planes(content)
-        elif rules.reads_all_bits:
-            values = read_deep_colours(content)
-    if values is not None:
-        image = _scale_values(values, rules)
     if rules.alpha == "ignore" and has_alpha_channel(image):
         image = image.convert("RGBA").convert("L" if image.mode in ("LA", "La") else "RGB")
     if image.has_transparency_data:
@@ -191,24 +266,6 @@ def _to_eight_bits(image: Image.Image, rules: PixelRules, content: bytes) -> Ima
     if image.mode in ("RGB", "L"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _scale_values(values: NDArray[Any], rules: PixelRules) -> Image.Image:
-    """An 8-bit image of values (h, w) or (h, w, 2, 3 or 4), whose second or fourth channel is alpha."""
-    if not rules.is_open and rules.value_range is None:
-        if values.dtype.kind == "f":
-            raise UnreadableImage("floating-point pixels, whose range is not known")
-        if values.min() < 0 or values.max() >= 2**16:
-            raise UnreadableImage("32-bit pixels, whose range is not known")
-    if values.size and not mask_numbers(values).any():
-        raise UnreadableImage("no pixel is a number")
-    if values.ndim == 2:
-        return Image.fromarray(rules.scale(values))
-    colours = values.shape[2] - (values.shape[2] in (2, 4))
-    scaled = [rules.scale(values[..., :colours])]
-    if colours < values.shape[2]:
-        scaled.append((values[..., colours:] >> 8).astype(np.uint8))
-    return Image.fromarray(np.ascontiguousarray(np.concatenate(scaled, 2).squeeze()))
 
 
 def has_alpha_channel(image: Image.Image) -> bool:
@@ -249,33 +306,8 @@ def read_deep_colours(content: bytes) -> NDArray[Any] | None:
         halves = _unpack(rewritten, False)
         assert halves is not None
         return halves[..., 0::2].astype(np.uint16) << 8 | halves[..., 1::2]
-    with Image.open(io.BytesIO(content)) as image:
-        if has_plain_planes(image):
-            return read_planes(content)
     upper, lower = _unpack(content, False), _unpack(content, True)
     return None if upper is None or lower is None else upper.astype(np.uint16) << 8 | lower
-
-
-def has_plain_planes(image: Image.Image) -> bool:
-    """Whether a TIFF has its channels one after the other, not compressed."""
-    tags = _tiff_tags(image)
-    return bool(tags.get(284) == 2 and tags.get(259) == 1)
-
-
-def read_planes(content: bytes) -> NDArray[np.uint16]:
-    """The values (h, w, channels) of a TIFF of 16 bits that has plain planes, turned as its orientation says."""
-    with Image.open(
-        io.BytesIO(content)
-    ) as image:  # not loaded, for that takes the orientation away
-        tags = dict(_tiff_tags(image))
-        channels = 4 if image.mode == "RGBA" else 3
-    if 273 not in tags:
-        raise UnreadableImage("a TIFF of 16-bit planes in tiles")
-    pieces = zip(tags[273], tags[279], strict=True)
-    data = b"".join(content[start : start + size] for start, size in pieces)
-    values = np.frombuffer(data, "<u2" if content.startswith(b"II") else ">u2")
-    planes = values.astype(np.uint16).reshape(-1, tags[257], tags[256])[:channels]
-    return apply_orientation(planes, int(tags.get(ORIENTATION, 1))).transpose(1, 2, 0)
 
 
 def _unpack(content: bytes, swaps: bool) -> NDArray[Any] | None:

@@ -1,10 +1,11 @@
 """Which files are images, by their endings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
 from codegrid.data.decode import register_heif
+from codegrid.data.dicom import INSTALL, can_read_dicom
 from codegrid.engine.errors import InputError
 
 # What version 0.1 read.
@@ -16,13 +17,16 @@ FURTHER_SUFFIXES = (
     ".jfif", ".jpe", ".jif", ".mpo", ".dib", ".apng", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".jpx", ".jpf", ".avif", ".qoi",
     ".heic", ".heif",
 )  # fmt: skip
+ARRAY_SUFFIXES = (".npy", ".npz")
+DICOM_SUFFIXES = (".dcm", ".dicom")  # where pydicom is installed
 # Endings of images that the program does not read as they are, and what to do about them.
 REMEDIES = {
     "heic": "pip install pillow-heif",
     "heif": "pip install pillow-heif",
     **dict.fromkeys(("jxl", "svg", "pdf", "psd", "ai", "eps", "xcf", "exr", "hdr"), "convert them"),
     **dict.fromkeys(("cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf"), "develop them"),
-    **dict.fromkeys(("dcm", "nii", "mha", "nrrd", "npy", "npz", "mat", "h5"), "convert them"),
+    **dict.fromkeys(("dcm", "dicom"), INSTALL),
+    **dict.fromkeys(("nii", "mha", "nrrd", "mat", "h5"), "convert them"),
     **dict.fromkeys(("mp4", "mov", "avi", "webm", "mkv"), "extract their frames"),
     **dict.fromkeys(("zip", "tar", "gz", "tgz", "rar", "7z"), "unpack them"),
     "": "give them an ending",
@@ -34,7 +38,21 @@ def readable_suffixes() -> list[str]:
     register_heif()
     Image.init()
     known = {*Image.EXTENSION, ".jif"}
-    return [*IMAGE_SUFFIXES, *(suffix for suffix in FURTHER_SUFFIXES if suffix in known)]
+    further = [suffix for suffix in FURTHER_SUFFIXES if suffix in known]
+    dicom = DICOM_SUFFIXES if can_read_dicom() else ()
+    return [*IMAGE_SUFFIXES, *further, *ARRAY_SUFFIXES, *dicom]
+
+
+def advise_on(left_out: Mapping[str, int]) -> str:
+    """What to do about a folder that holds other files only, ending -> number, as the end of a sentence; empty without any."""
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:5]
+    listed = ", ".join(
+        f"{n:,} .{ending}" if ending else f"{n:,} without an ending" for ending, n in most
+    )
+    remedies = dict.fromkeys(REMEDIES[ending] for ending, _ in most if ending in REMEDIES)
+    if remedies:
+        return f"; if these are its images, {listed}: {', '.join(remedies)}"
+    return f", or add the endings of its files ({listed}) to data.suffixes" if listed else ""
 
 
 def check_suffixes(suffixes: Sequence[str] | str) -> list[str]:

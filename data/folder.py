@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.endings import IMAGE_SUFFIXES
+from codegrid.data.endings import IMAGE_SUFFIXES, advise_on
 from codegrid.data.labelling import Labelling, label_files
 from codegrid.data.labels import Classes, order_names
 from codegrid.data.loading import count_cores
@@ -76,10 +76,9 @@ def open_class_folders(
     """
     files, left_out = list_files(root, suffixes)
     if not files:
-        others = ", ".join(f"{n} .{ending}" for ending, n in left_out.most_common(5))
         raise InputError(
             f"{root} holds no image ({', '.join(sorted(suffixes))}); give the folder that does"
-            + (f", or add the endings of its files ({others}) to data.suffixes" if others else "")
+            f"{advise_on(left_out)}"
         )
     depth = len(root.parts)
     names = [file.parts[depth] if len(file.parts) > depth + 1 else "" for file in files]
@@ -265,6 +264,7 @@ def drop_copies(train: FileSource, val: FileSource, cache_dir: str) -> FileSourc
 def _hash_file(file: Path) -> bytes | None:
     """A hash of the content, None if the file cannot be read."""
     try:
-        return hashlib.blake2b(file.read_bytes()).digest()
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, hashlib.blake2b).digest()
     except OSError:
         return None

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from codegrid.engine.sizes import Size
 
-FITS = ("crop", "pad", "stretch")
+FIT_CHOICES = ("crop", "pad", "stretch")
+OWN_SIZE = "own"  # the fit of a form without a size
+# More rows and columns than any image has, so that none is decoded at a fraction of its size.
+UNBOUNDED = (2**24, 2**24)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Form:
     def square(cls, side: int, channels: int) -> "Form":
         """A square, cut out of the middle."""
         return cls((side, side), channels)
+
+    @classmethod
+    def of_own_size(cls, channels: int) -> "Form":
+        """Images as large as they are; `size` is larger than any."""
+        return cls(UNBOUNDED, channels, OWN_SIZE)
 
     @property
     def shape(self) -> tuple[int, int, int]:

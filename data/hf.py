@@ -87,7 +87,7 @@ class HubTable(Source):
         except UnreadableImage:
             return label
 
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         row = self.read_row(index)
         label = row[self.label] if self.label else None
         number = number_label(label, self.numbers, f"data.label={self.label}")
@@ -187,7 +187,7 @@ class HubStream(Source):
         self._first_rows: list[Row] = []
         self._pool: ThreadPoolExecutor | None = None
 
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         images, labels, faults = self.read_batch([index], form)
         if faults:
             raise UnreadableImage(faults[0])
@@ -211,10 +211,10 @@ class HubStream(Source):
             self._reset()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(8, count_cores()))
-        images = np.zeros((len(indices), *form.shape), np.uint8)
+        images = np.zeros((len(indices), *form.shape), self.rules.dtype)
         labels = np.full(len(indices), -1)
         faults: dict[int, str] = {}
-        decoding: list[Future[NDArray[np.uint8]]] = []
+        decoding: list[Future[NDArray[Any]]] = []
         for place, index in enumerate(indices):  # threads decode rows while later rows are read
             image, label = self._read_row(index)
             decoding.append(self._pool.submit(_decode_row, image, form, self.rules))
@@ -304,7 +304,7 @@ class StreamOrder(BatchOrder):
         return (epoch + 1) * self.n + np.arange(self.n)
 
 
-def _decode_row(image: Any, form: Form, rules: PixelRules) -> NDArray[np.uint8]:
+def _decode_row(image: Any, form: Form, rules: PixelRules) -> NDArray[Any]:
     return decode(read_content(image), form, rules)
 
 

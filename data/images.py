@@ -1,14 +1,27 @@
-"""uint8 images <-> the float images of a model. This is the only place that knows the range [-1, 1]."""
+"""Pixels <-> the float images of a model. This is the only place that knows the range [-1, 1].
+
+Pixels of 8 bits are uint8. Those of 16 bits are int32 in tensors, since torch lacks most operations for uint16, and uint16
+in arrays and files.
+"""
 
 import torch
 from torch import Tensor
 
 from codegrid.engine.sizes import Size
 
+DEEP_TYPES = (torch.int32, torch.uint16)  # of pixels of 16 bits
+
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1], any shape."""
-    return images.float() / 127.5 - 1
+    """Pixels, uint8 0..255 or of 16 bits 0..65535 -> float32 in [-1, 1], any shape."""
+    return images.float() / (32767.5 if images.dtype in DEEP_TYPES else 127.5) - 1
+
+
+def to_depth(x: Tensor, depth: int) -> Tensor:
+    """Float in [-1, 1] -> pixels of 8 bits, uint8, or of 16, int32, clamped and rounded."""
+    if depth == 8:
+        return to_uint8(x)
+    return ((x.float().clamp(-1, 1) + 1) * 32767.5).round().to(torch.int32)
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -17,7 +30,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_model_input(images: Tensor) -> Tensor:
-    """uint8 images (B, C, H, W) -> float in [-1, 1], in channels_last memory format."""
+    """Pixels (B, C, H, W) of either depth -> float in [-1, 1], in channels_last memory format."""
     return to_float(images).contiguous(memory_format=torch.channels_last)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from codegrid.data.arrays import choose_axes, take_values, to_plain_type
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.decode import PLAIN, UnreadableImage, decode, to_form
 from codegrid.data.form import Form
@@ -23,6 +24,8 @@ from codegrid.data.order import BatchOrder
 from codegrid.data.pixels import PixelRules
 from codegrid.data.source import RawImage, Source, SourceSubset
 from codegrid.data.store import fingerprint
+from codegrid.data.tiff import COLOURS
+from codegrid.data.values import Values, values_to_pixels
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.locks import Lock
 
@@ -172,7 +175,7 @@ class ShardSource(Source):
                 f"data.local_cache={self.limit / GB:g} GB is too small for these shards; use at least {least / GB:.3g}"
             )
 
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         chunk = self.chunks[int(np.searchsorted(self.ends, index, side="right"))]
         file = self.folder / Path(chunk["filename"]).name
         if self.is_remote:
@@ -262,27 +265,32 @@ class ShardSource(Source):
             excess -= length
 
 
-def to_pixels(value: Any, form: Form, rules: PixelRules = PLAIN) -> NDArray[np.uint8]:
+def to_pixels(value: Any, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any]:
     """The image of an item as `to_form` returns it.
 
-    The value is an encoded file, a Pillow image, or an array (C, H, W), (H, W, C) or (H, W) of uint8 or, if the `rules` have
-    a range of values, of other numbers. Raises UnreadableImage.
+    The value is an encoded file, a Pillow image, or an array (C, H, W), (H, W, C) or (H, W) of numbers, which `rules` have a
+    range for if they are not uint8. Raises UnreadableImage.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return decode(bytes(value), form, rules)
     if isinstance(value, Image.Image):
         return to_form(value, form, rules)
     array = np.asarray(value)
-    if array.dtype != np.uint8:
-        if array.dtype.kind not in "iuf" or (rules.value_range is None and not rules.is_open):
-            raise UnreadableImage(f"{array.dtype} pixels, whose range is not known")
-        array = rules.scale(array)
+    if array.dtype.kind not in "iuf":
+        raise UnreadableImage(f"{array.dtype} pixels, which are no numbers")
+    if form.channels not in COLOURS:
+        return values_to_pixels(
+            take_values(array, choose_axes(array.shape, form.channels)), form, rules
+        )
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise UnreadableImage(f"an array of shape {array.shape}, which is no image")
+    if array.dtype != np.uint8:
+        last = array if array.ndim == 3 else array[:, :, None]
+        return values_to_pixels(Values(to_plain_type(last), last.shape[2] == 4), form, rules)
+    if array.shape[2:] == (1,):
+        array = array[:, :, 0]
     return to_form(Image.fromarray(np.ascontiguousarray(array)), form, rules)
 
 

@@ -1,23 +1,35 @@
-"""How values of more than 8 bits and fourth channels become plain colours, the same for all images of a dataset."""
+"""How values of any bits become pixels, the same for all images of a dataset, and back."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_depth, to_uint8
+from codegrid.data.shown import pick_shown
 from codegrid.engine.errors import InputError
 
+FULL_8_BITS = (0, 2**8 - 1)
 FULL_16_BITS = (0, 2**16 - 1)
+# The settings of a dataset that rules consist of.
+RULE_SETTINGS = ("range", "alpha", "depth", "show", "number_type")
+AUTO, PERCENTILES = "auto", "percentiles"
+DEPTHS = (8, 16)
 ALPHA_CHOICES = ("white", "ignore")
+# Types that values can have in their own units; wider whole numbers are no pixels of a known format.
+NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+MAX_CHANNELS = 16
 NO_DATA = 1e30  # floating-point files mark pixels without a value by numbers as large as this
 MAX_NOTES = 1000  # images whose values lie outside the range: more are not counted
 
 Range = tuple[float, float]
+Ranges = tuple[Range, ...]
+RangeSetting = str | Sequence[float] | Sequence[Sequence[float]] | None
 
 
 class ValuesBeyondRange(Exception):
@@ -26,24 +38,33 @@ class ValuesBeyondRange(Exception):
 
 @dataclass
 class PixelRules:
-    """What an image that isn't plain 8-bit colour is turned into.
+    """What the values of images become as pixels, and what pixels are in the units of the data.
 
-    value_range    the values that become black and white in images of more than 8 bits a channel. None: not chosen; 16-bit
-                   images then keep their upper 8 bits, and other values are unreadable
+    value_range    (low, high), the values that become the lowest and the highest pixel in images of more than 8 bits a
+                   channel; or a pair for each channel. None: not chosen; 16-bit images then keep their full range, and
+                   other values are unreadable
     alpha          "white": transparent pixels are blended with white; "ignore": the fourth channel, or the second of a grey
                    image, is left out
     is_open        the range may still be chosen or widened: values outside it are noted in `beyond`
     depth          bits of a channel of the pixels: 8 or 16
-    show           the channels that pictures show, counted from 1: three of them or one; None: the first three, or the only one
+    show           the channels that pictures show, counted from 1: three of them or one; None: the first three, or the first
+                   of one or two
+    number_type    the type that decoded values have in the data's own units, one of NUMBER_TYPES; None: not known, uint8
+                   for the full range and float32 for others
     beyond         (lowest, highest) value of images that have values outside the range
     """
 
-    value_range: Range | None = None
+    value_range: Range | Ranges | None = None
     alpha: str = "white"
     is_open: bool = False
     depth: int = 8
     show: tuple[int, ...] | None = None
+    number_type: str | None = None
     beyond: list[Range] = field(default_factory=list, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.value_range and len(self.value_range) == 1:  # one range for all channels
+            self.value_range = self.value_range[0]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -51,65 +72,199 @@ class PixelRules:
         return np.dtype(f"uint{self.depth}")
 
     @property
+    def top(self) -> int:
+        """The highest pixel."""
+        return 2**self.depth - 1
+
+    @property
+    def scaled_ranges(self) -> Ranges:
+        """The ranges that values of more than 8 bits are scaled by: one for each channel, or one for all."""
+        return as_ranges(self.value_range or FULL_16_BITS)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether pixels are the values of the data, which have 8 bits."""
+        if self.number_type is None:
+            return self.depth == 8 and self.value_range in (None, FULL_16_BITS)
+        return self.number_type == "uint8"
+
+    @property
+    def ranges(self) -> Ranges:
+        """What the lowest and the highest pixel are in the units of the data: for each channel, or once for all."""
+        return (FULL_8_BITS,) if self.is_plain else self.scaled_ranges
+
+    @property
+    def unit_type(self) -> np.dtype[Any]:
+        """The type of values in the data's own units."""
+        return np.dtype(self.number_type or ("uint8" if self.is_plain else "float32"))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the data's own values are whole numbers."""
+        return self.unit_type.kind != "f"
+
+    @property
     def reads_all_bits(self) -> bool:
         """Whether 16-bit colours need all their bits; without, their upper 8 bits are enough."""
-        return self.is_open or self.value_range not in (None, FULL_16_BITS)
+        return self.is_open or self.depth > 8 or self.value_range not in (None, FULL_16_BITS)
 
     def key(self) -> dict[str, Any]:
         """What a cache of pixels is known by; empty for the rules of version 0.1, whose caches stay valid."""
+        depth = {} if self.depth == 8 else {"depth": self.depth}
         if self.alpha == "white" and self.value_range in (None, FULL_16_BITS):
-            return {}
-        return {"value_range": list(self.value_range or FULL_16_BITS), "alpha": self.alpha}
+            return depth
+        return {"value_range": to_range_setting(self.scaled_ranges), "alpha": self.alpha, **depth}
 
-    def scale(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Values of more than 8 bits, of any shape, as uint8: black is 0, white 255, and values beyond are cut off.
+    def scale(self, values: NDArray[Any], missing: float | None = None) -> NDArray[Any]:
+        """Values of more than 8 bits, of any shape, as pixels: low is 0, high is the highest, and values beyond are cut off.
 
-        Whole numbers keep their upper 8 bits, as 16-bit files always have here: white + 1 is divided into 256 equal parts.
+        If each channel has a range of its own, the last axis is that of the channels. Values that are no numbers become 0, and
+        so does `missing`, by which a file marks pixels without data.
+        Pixels of 16 bits are the nearest ones. With 8 bits, whole numbers keep their upper 8 bits, as 16-bit files always
+        have here: high - low + 1 values are divided into 256 equal parts.
         """
-        lowest, highest = find_extremes(values)
-        self._note(lowest, highest)
-        black, white = self.value_range or FULL_16_BITS
-        span = white - black
-        if values.dtype.kind in "iu" and span >= 255 and float(span).is_integer():
-            whole = values.astype(np.int64).clip(math.ceil(black), math.floor(white))
-            return ((whole - int(black)) * 256 // (int(span) + 1)).astype(np.uint8)
-        real = np.where(mask_numbers(values), values, black).astype(np.float64).clip(black, white)
-        return np.rint((real - black) * (255 / span)).astype(np.uint8)
+        ranges = self.scaled_ranges
+        if len(ranges) == 1:
+            extremes = find_extremes(values, missing)
+            self._note([extremes])
+            return self._scale_part(values, ranges[0], extremes, missing)
+        if values.ndim == 0 or values.shape[-1] != len(ranges):
+            raise ValueError(
+                f"{values.shape[-1] if values.ndim > 2 else 1} channels, where data.range has {len(ranges)} pairs"
+            )
+        parts = [values[..., channel] for channel in range(len(ranges))]
+        limits = [find_extremes(part, missing) for part in parts]
+        self._note(limits)
+        scaled = map(self._scale_part, parts, ranges, limits, repeat(missing))
+        return np.stack([*scaled], -1)
+
+    def _scale_part(
+        self, values: NDArray[Any], limits: Range, extremes: Range, missing: float | None
+    ) -> NDArray[Any]:
+        """Values of one range as pixels; `extremes` are the lowest and the highest of them."""
+        low, high = limits
+        span = high - low
+        is_whole = values.dtype.kind in "iu"
+        if not is_whole or missing is not None:
+            numbers = mask_numbers(values, missing)
+            values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
+        if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
+            whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
+            return ((whole - int(low)) * 256 // (int(span) + 1)).astype(np.uint8)
+        if values.dtype == self.dtype and limits == (0, self.top):
+            return values
+        real = values.astype(np.float64)
+        if extremes[0] < low or extremes[1] > high:
+            real = real.clip(low, high)
+        real -= low
+        real *= self.top / span
+        return np.rint(real, out=real).astype(self.dtype)
+
+    def deepen(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Pixels of 8 bits as pixels of these rules: at 16 bits 255 becomes 65535. Pixels of 16 bits stay as they are."""
+        if self.depth == 8 or pixels.dtype != np.uint8:
+            return pixels
+        return pixels.astype(np.uint16) * np.uint16(257)
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Images of any shape about [-1, 1] -> pixels as batches have them, uint8 or, of 16 bits, int32."""
+        return to_depth(x, self.depth)
 
     def to_picture(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) about [-1, 1] -> uint8 (B, 3, H, W) of the shown channels, or (B, 1, H, W) if only one is."""
-        channels = x.shape[1]
-        shown = self.show or (range(1, 4) if channels > 2 else [1])
-        return to_uint8(x[:, [number - 1 for number in shown]])
+        return to_uint8(pick_shown(x, self.show))
 
     def to_units(self, x: Tensor) -> NDArray[Any]:
-        """Images (B, C, H, W) about [-1, 1] -> values in the data's own units, of the data's own type."""
-        return to_uint8(x).cpu().numpy()
+        """Images (..., C, H, W) about [-1, 1] -> values in the data's own units, of `unit_type`.
 
-    def _note(self, lowest: float, highest: float) -> None:
+        The values of an image that became pixels by these rules come back with an error of at most half a step between
+        pixels, and whole numbers as whole numbers.
+        """
+        if self.is_plain and self.depth == 8:
+            return to_uint8(x).cpu().numpy()
+        kind = self.unit_type
+        share = (x.detach().cpu().double().clamp(-1, 1).numpy() + 1) / 2
+        pairs = np.array(self.ranges, np.float64)  # (C or 1, 2)
+        low, high = (pairs[:, end, None, None] for end in (0, 1))
+        values = low + share * (high - low)
+        if kind.kind == "f":
+            return values.astype(kind)
+        if self.depth == 8:  # the middle of the whole numbers that become the same pixel
+            middle = low + (share * 255 + 0.5) * (high - low + 1) / 256 - 0.5
+            values = np.where(high - low >= 255, middle, values)
+        bounds = np.iinfo(kind)
+        return np.rint(values.clip(low, high)).clip(bounds.min, bounds.max).astype(kind)
+
+    def _note(self, extremes: Sequence[Range]) -> None:
         if self.value_range is None and not self.is_open:
             return
-        black, white = self.value_range or (0, 0)
-        if (lowest < black or highest > white) and len(self.beyond) < MAX_NOTES:
-            self.beyond.append((lowest, highest))  # atomic, so threads need no lock
+        ranges = as_ranges(self.value_range or (0, 0))
+        outside = [
+            (lowest, highest)
+            for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
+            if lowest < low or highest > high
+        ]
+        if outside and len(self.beyond) < MAX_NOTES:
+            lows, highs = zip(*outside, strict=True)
+            self.beyond.append((min(lows), max(highs)))  # atomic, so threads need no lock
 
     def widen(self) -> Range:
         """The range that also holds the values noted in `beyond`."""
-        lows, highs = zip(*self.beyond, *filter(None, [self.value_range]), strict=True)
+        chosen = as_ranges(self.value_range) if self.value_range else ()
+        lows, highs = zip(*self.beyond, *chosen, strict=True)
         return choose_range(min(lows), max(highs))
 
 
-def mask_numbers(values: NDArray[Any]) -> NDArray[np.bool_]:
+def read_settings(data: Mapping[str, Any]) -> PixelRules:
+    """The rules that the settings of a dataset, which its images have decided, consist of.
+
+    A setting that is missing, as in runs of earlier versions, has the value that these had.
+    """
+    value_range = check_value_range(data.get("range"), data.get("channels"))
+    return PixelRules(
+        None if isinstance(value_range, str) else value_range,
+        data.get("alpha") or "white",
+        depth=check_depth(data.get("depth")) or 8,
+        show=check_show(data.get("show"), data.get("channels") or MAX_CHANNELS),
+        number_type=check_number_type(data.get("number_type")),
+    )
+
+
+def as_ranges(value_range: Range | Ranges) -> Ranges:
+    """A range for all channels, or one for each, as ranges."""
+    first = value_range[0]
+    return value_range if isinstance(first, tuple) else (value_range,)  # type: ignore[return-value]
+
+
+def to_range_setting(ranges: Ranges) -> list[Any]:
+    """data.range for these ranges: [low, high], or a list of such pairs where channels differ."""
+    pairs = [list(pair) for pair in ranges]
+    return pairs[0] if len(pairs) == 1 else pairs
+
+
+def write_ranges(ranges: Ranges) -> str:
+    """Ranges as a command has them: [0,4095]."""
+    return str(to_range_setting(ranges)).replace(" ", "")
+
+
+def format_ranges(ranges: Ranges) -> str:
+    """Ranges in a sentence: 0 to 4,095, and where channels differ those of the first four."""
+    texts = [f"{low:,.6g} to {high:,.6g}" for low, high in ranges[:4]]
+    return ", ".join(texts) + (f" and {len(ranges) - 4} more" if len(ranges) > 4 else "")
+
+
+def mask_numbers(values: NDArray[Any], missing: float | None = None) -> NDArray[np.bool_]:
     """Where values are numbers, neither NaN nor infinite nor a mark of missing data."""
-    if values.dtype.kind != "f":
-        return np.ones(values.shape, bool)
-    return np.isfinite(values) & (np.abs(values) < NO_DATA)
-
-
-def find_extremes(values: NDArray[Any]) -> Range:
-    """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
+    numbers = np.ones(values.shape, bool)
     if values.dtype.kind == "f":
-        values = values[mask_numbers(values)]
+        numbers = np.isfinite(values) & (np.abs(values) < NO_DATA)
+    return numbers if missing is None else numbers & (values != missing)
+
+
+def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
+    """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
+    if values.dtype.kind == "f" or missing is not None:
+        values = values[mask_numbers(values, missing)]
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
@@ -135,18 +290,76 @@ def to_plain_number(value: float) -> float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def check_value_range(value_range: Sequence[float] | None) -> Range | None:
-    """data.value_range as a pair. Raises InputError unless it is null or two rising numbers."""
-    if value_range is None:
-        return None
-    values = [value_range] if isinstance(value_range, int | float | str) else list(value_range)
-    if (
-        len(values) != 2
-        or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values)
-        or not -math.inf < values[0] < values[1] < math.inf
-    ):
-        shown = values if len(values) != 1 else values[0]
+def check_value_range(setting: RangeSetting, channels: int | None = None) -> Ranges | str:
+    """data.range as ranges, one for all channels or one for each of `channels`; or AUTO, also for null, or PERCENTILES.
+
+    Raises InputError for anything else.
+    """
+    if setting is None or (isinstance(setting, str) and setting in (AUTO, PERCENTILES)):
+        return setting or AUTO
+    items = [setting] if isinstance(setting, int | float | str) else list(setting)
+    pairs = items if all(isinstance(item, Sequence) for item in items) else [items]
+    ranges = tuple(pair for item in pairs if (pair := _read_pair(item)))
+    if not pairs or len(ranges) < len(pairs):
+        shown = items[0] if len(items) == 1 and not isinstance(items[0], Sequence) else setting
         raise InputError(
-            f"data.value_range={shown} must be the values that become black and white, as [0,4095]"
+            f"data.range={shown} must be auto, percentiles, the values that become the lowest and the highest pixel, "
+            "as [0,4095], or such a pair for each channel"
         )
-    return to_plain_number(values[0]), to_plain_number(values[1])
+    if channels is not None and len(ranges) not in (1, channels):
+        raise InputError(
+            f"data.range has {len(ranges)} pairs for data.channels={channels}; give one pair for all, or one for each"
+        )
+    return ranges
+
+
+def _read_pair(item: Any) -> Range | None:
+    """Two rising numbers as a range; None for anything else."""
+    if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != 2:
+        return None
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in item):
+        return None
+    low, high = item
+    if not -math.inf < low < high < math.inf:
+        return None
+    return to_plain_number(low), to_plain_number(high)
+
+
+def check_num_channels(channels: int) -> None:
+    """Raise InputError unless data.channels is a number of channels that images can have."""
+    if isinstance(channels, bool) or channels not in range(1, MAX_CHANNELS + 1):
+        raise InputError(
+            f"data.channels={channels} must be a whole number from 1 to {MAX_CHANNELS}, as 3 (RGB) or 1 (grey)"
+        )
+
+
+def check_depth(depth: int | None) -> int | None:
+    """data.depth. Raises InputError unless it is 8, 16 or null."""
+    if depth is not None and (isinstance(depth, bool) or depth not in DEPTHS):
+        raise InputError(
+            f"data.depth={depth} must be 8 or 16 bits, or null for what the images need"
+        )
+    return depth
+
+
+def check_show(show: int | Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
+    """data.show, the channels that pictures show. Raises InputError unless they are one or three of 1 to `channels`."""
+    if show is None:
+        return None
+    numbers = [show] if isinstance(show, int | str) else list(show)
+    are_numbers = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if not are_numbers or len(numbers) not in (1, 3) or not all(0 < n <= channels for n in numbers):
+        raise InputError(
+            f"data.show={show} must be one or three of the channels 1 to {channels}, as "
+            f"{'[3,2,1]' if channels > 2 else '[1]'}"
+        )
+    return tuple(numbers)
+
+
+def check_number_type(number_type: str | None) -> str | None:
+    """data.number_type. Raises InputError unless it is one of NUMBER_TYPES or null."""
+    if number_type not in (None, *NUMBER_TYPES):
+        raise InputError(
+            f"data.number_type={number_type} must be one of {', '.join(NUMBER_TYPES)}, or null for that of the images"
+        )
+    return number_type

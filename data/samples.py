@@ -1,7 +1,7 @@
 """The samples of a split, fetched a batch at a time: from arrays, or decoded from a source on each access."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,16 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 
 
+def from_numpy(values: NDArray[Any]) -> Tensor:
+    """An array as a tensor; unsigned integers of 16 or more bits as signed ones of twice as many.
+
+    torch can't index an embedding with unsigned ones, and lacks most operations for them.
+    """
+    if values.dtype.kind == "u" and values.dtype != np.uint8:
+        values = values.astype(np.int32 if values.dtype == np.uint16 else np.int64)
+    return torch.from_numpy(values)
+
+
 @dataclass
 class MappedArray:
     """A .npy file that is opened as a memory map instead of being read."""
@@ -27,8 +37,13 @@ class MappedArray:
 
 
 class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
-    """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None."""
+    """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None.
 
+    `columns` are further values of the images, (images, ...): where there are several views of each, sample i is of image
+    i modulo their number.
+    """
+
+    columns: Mapping[str, NDArray[Any]] = {}
     shard_sizes: list[int] | None = None
     starts_late = False
 
@@ -56,7 +71,8 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
     @property
     def sample_bytes(self) -> int:
         """The size of a sample in memory."""
-        return int(self.values[:1].nbytes + self.labels[:1].nbytes)
+        value = from_numpy(self.values[:0])
+        return math.prod(self.values.shape[1:]) * value.itemsize + 8
 
     def __len__(self) -> int:
         return len(self.values if self.rows is None else self.rows)
@@ -67,11 +83,7 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = np.asarray(indices) if self.rows is None else self.rows[indices]
-        values = self.values[rows]
-        # torch cannot index an embedding with unsigned integers of 16 or more bits.
-        if values.dtype.kind == "u" and values.dtype != np.uint8:
-            values = values.astype(np.int32 if values.dtype == np.uint16 else np.int64)
-        return torch.from_numpy(values), torch.from_numpy(self.labels[rows].astype(np.int64))
+        return from_numpy(self.values[rows]), torch.from_numpy(self.labels[rows].astype(np.int64))
 
 
 class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
@@ -102,7 +114,8 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
     @property
     def sample_bytes(self) -> int:
         """The size of a sample in memory."""
-        return math.prod(self.form.shape) * self.source.rules.dtype.itemsize + 8
+        itemsize = 1 if self.source.rules.depth == 8 else 4  # see from_numpy
+        return math.prod(self.form.shape) * itemsize + 8
 
     def __len__(self) -> int:
         return len(self.source if self.rows is None else self.rows)
@@ -121,7 +134,7 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
             self._report(chosen[place], reason)
             readable = readable or [self._read_next(chosen[place], reason)]
             images[place], labels[place] = readable[n % len(readable)]
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return from_numpy(images), torch.from_numpy(labels)
 
     def _report(self, index: int, reason: str) -> None:
         """Log an unreadable image the first time it is met, or stop at it."""
@@ -132,11 +145,12 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
             self._reported.add(index)
             log_line(f"{name} can't be read ({reason}); another image takes its place")
 
-    def _read_next(self, index: int, reason: str) -> tuple[NDArray[np.uint8], int]:
+    def _read_next(self, index: int, reason: str) -> tuple[NDArray[Any], int]:
         """The first readable image after an unreadable one."""
         for other in range(index + 1, index + 1 + self.MAX_SKIPPED):
             with suppress(UnreadableImage):
-                return self.source.read_image(other % len(self.source), self.form)
+                pixels, label = self.source.read_image(other % len(self.source), self.form)
+                return self.source.rules.deepen(pixels), label
         raise InputError(
             f"{self.source.image_name(index)} can't be read ({reason}), nor the {self.MAX_SKIPPED} after it; "
             "is the disk still there?"

@@ -17,11 +17,12 @@ from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
 from codegrid.data.split import Names, check_held_out, check_num_held_out, hash_names
 from codegrid.data.store import fingerprint
+from codegrid.data.values import Values
 
 ENDS = 2**16  # bytes at the beginning and at the end of a file that tell it from others
 
-ImageBatch = tuple[NDArray[np.uint8], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
-RawImage = IO[bytes] | Image.Image | NDArray[Any]  # an open file, or an image in memory
+ImageBatch = tuple[NDArray[Any], NDArray[np.int64], dict[int, str]]  # see Source.read_batch
+RawImage = IO[bytes] | Image.Image | NDArray[Any] | Values  # an open file, or an image in memory
 
 
 class Source(ABC):
@@ -84,7 +85,7 @@ class Source(ABC):
         return False
 
     @abstractmethod
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         """Pixels of this form and the label, -1 for none. Raises UnreadableImage if the image is broken."""
 
     def image_name(self, index: int) -> str:
@@ -108,12 +109,13 @@ class Source(ABC):
 
         Unreadable images are black and have the label -1.
         """
-        images = np.zeros((len(indices), *form.shape), np.uint8)
+        images = np.zeros((len(indices), *form.shape), self.rules.dtype)
         labels = np.full(len(indices), -1)
         faults = {}
         for place, index in enumerate(indices):
             try:
-                images[place], labels[place] = self.read_image(index, form)
+                pixels, labels[place] = self.read_image(index, form)
+                images[place] = self.rules.deepen(pixels)
             except UnreadableImage as error:
                 faults[place] = str(error)
         return images, labels, faults
@@ -206,7 +208,7 @@ class FileSource(Source):
             columns if self.has_table else None,
         )
 
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         try:
             with self.open_raw(index) as file:
                 content = file.read()
@@ -290,7 +292,7 @@ class SourceSubset(Source):
     def raw_content(self, index: int) -> bytes | None:
         return self.whole.raw_content(int(self.rows[index]))
 
-    def read_image(self, index: int, form: Form) -> tuple[NDArray[np.uint8], int]:
+    def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         return self.whole.read_image(int(self.rows[index]), form)
 
     def open_raw(self, index: int) -> RawImage | None:

@@ -3,6 +3,7 @@
 Sizes, bit depths and values come from the headers and pixels of a sample of the files; classes are counted over all images.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
+from codegrid.data.pixels import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 
@@ -35,7 +38,8 @@ def summarize(data: ImageSet) -> dict[str, Any]:
     rows = {
         "classes": describe_classes(data, counts),
         "labels": data.label_summary,
-        "sizes": describe_sizes(data.survey),
+        "tiles": describe_tiles(data),
+        "sizes": "" if tile_sources(data) else describe_sizes(data.survey),
         "pixels": describe_pixels(data),
         "left out": describe_left_out(data),
     }
@@ -77,6 +81,34 @@ def describe_classes(data: ImageSet, counts: Counter[int] | None) -> str:
     return f"{len(listed):,}: {', '.join(texts)}{more}{unlabelled}"
 
 
+def tile_sources(data: ImageSet) -> list[TileSource]:
+    """The sources of both splits if their images are tiles of pictures; none otherwise."""
+    sources = (data.source(split) for split in ("train", "val"))
+    return [source for source in sources if isinstance(source, TileSource)]
+
+
+def describe_tiles(data: ImageSet) -> str:
+    """The pictures that tiles are cut out of, and how much of them is in none; empty for other data."""
+    sources = tile_sources(data)
+    if not sources:
+        return ""
+    sizes = sorted({(h, w) for source in sources for h, w in source.sizes.tolist()}, key=math.prod)
+    texts = [f"{width:,} x {height:,}" for height, width in sizes]
+    height, width = sources[0].tile
+    pixels, outside = (
+        sum(counts) for counts in zip(*(s.count_pixels() for s in sources), strict=True)
+    )
+    n = sum(len(source.sizes) for source in sources)
+    text = (
+        f"{sum(map(len, sources)):,} of {width} x {height} pixels out of {n:,} pictures of {texts[0]}"
+        f"{f' to {texts[-1]}' if len(texts) > 1 else ''}"
+    )
+    whole = sum(int((~source.is_direct).sum()) for source in sources)
+    if outside:
+        text += f"; {outside / pixels:.1%} of the pixels, at right and lower borders, are in none"
+    return f"{text}; {whole:,} pictures have to be decoded whole" if whole else text
+
+
 def describe_sizes(survey: Survey) -> str:
     """The sizes of the images; of a sample of them, if they are many."""
     sizes = sorted({facts.size for facts in survey.facts}, key=lambda size: size[0] * size[1])
@@ -108,14 +140,25 @@ def describe_pixels(data: ImageSet) -> str:
     ]
     rules = data.rules
     if data.survey.values and rules.value_range:
-        (low, high), (black, white) = data.survey.values, rules.value_range
-        parts.append(
-            f"values {low:,.6g} to {high:,.6g}, of which {black:,.6g} becomes black and {white:,.6g} white"
-        )
+        low, high = data.survey.values
+        if len(rules.scaled_ranges) == 1:
+            ((black, white),) = rules.scaled_ranges
+            parts.append(
+                f"values {low:,.6g} to {high:,.6g}, of which {black:,.6g} becomes black and {white:,.6g} white"
+            )
+        else:
+            parts.append(
+                f"values {low:,.6g} to {high:,.6g}, of which each channel shows {format_ranges(rules.scaled_ranges)}"
+            )
+        parts.append(f"pixels of {rules.depth} bits")
     if data.survey.masks:
         parts.append(
             "transparent pixels become white" if rules.alpha == "white" else "alpha is left out"
         )
+    notes = Counter(facts.note for facts in data.survey.facts if facts.note)
+    parts += [
+        note if n == total else f"{note} ({n:,} of {total:,})" for note, n in notes.most_common(5)
+    ]
     return "; ".join(parts)
 
 
@@ -216,9 +259,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
         )
     if cut := sum(f.is_cut for f in data.survey.facts):
         yield f"{cut:,} TIFFs of 16-bit colours are read with their upper 8 bits alone; save them as 16-bit PNG to use all"
-    deep = [f for f in data.survey.facts if f.values]
-    if len({f.kind.startswith("floating") for f in deep}) > 1:
-        yield "some images hold floating-point values and others whole numbers, and one data.value_range serves all"
+    yield from odd_values(data)
     if data.is_stream:
         return
     images, _ = data.take_evenly("train", SURVEYED_PIXELS)
@@ -226,9 +267,35 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
         return
     flat = images.flatten(1)
     blank = int((flat.amax(1) == flat.amin(1)).sum())
-    brightest = int(flat.max())
+    brightest = int(flat.max()) * 255 // rules.top
     if brightest < BLACK:
-        hint = "; data.value_range=[0,<white>] sets their white" if deep else ""
+        is_deep = any(facts.values for facts in data.survey.facts)
+        hint = "; data.range=[0,<white>] sets their white" if is_deep else ""
         yield f"all of {len(images)} images looked at are black, at most {brightest} of 255{hint}"
     elif 4 * blank >= len(images):
         yield f"{blank} of {len(images)} images looked at are of one colour"
+
+
+def odd_values(data: ImageSet) -> Iterator[str]:
+    """Images of other depths or kinds of numbers than the rest, and values that are missing or have no effect."""
+    rules, facts = data.rules, data.survey.facts
+    deep = [f for f in facts if f.is_deep]
+    plain = [f for f in facts if not f.is_deep]
+    if not deep and rules.value_range not in (None, FULL_16_BITS):
+        if facts:
+            yield f"data.range={write_ranges(rules.scaled_ranges)} is for images of more than 8 bits, and none has more"
+        return
+    if deep and plain:
+        tops = sorted({high for _, high in rules.scaled_ranges})
+        yield (
+            f"{len(plain):,} of {len(facts):,} images have 8 bits, as {plain[0].name}, and others more: 255 in them is as "
+            f"bright as {' or '.join(f'{top:,.6g}' for top in tops[:4])} in the others"
+        )
+    if len({f.number_type == "float32" for f in deep if f.number_type}) > 1:
+        yield "some images hold floating-point values and others whole numbers, and one data.range serves all"
+    if gaps := [f for f in deep if f.num_missing]:
+        yield (
+            f"{len(gaps):,} of {sum(f.number_type is not None for f in deep):,} images looked at have values that are no "
+            f"numbers or mark missing data, as {gaps[0].name} {gaps[0].num_missing:,} of them, which are read as the lowest "
+            f"value of data.range"
+        )

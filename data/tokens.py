@@ -1,5 +1,6 @@
 """Codes instead of images: the data of stage 2, and its export for other programs."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ class CodeDataModule(BatchDataModule):
 
 
 def export_codes(samples: ArraySamples, metadata: dict[str, Any], file: Path) -> Path:
-    """Write the codes of a split for other programs: arrays `indices` and `labels`, and `metadata` about them.
+    """Write the codes of a split for other programs: arrays `indices` and `labels`, `column_<name>` for each column, and
+    `metadata` about them.
 
     The suffix of the file decides on the format: .npz holds the metadata as arrays, .safetensors as text. The file is
     complete or absent. Raises InputError if it cannot be written.
@@ -44,6 +46,9 @@ def export_codes(samples: ArraySamples, metadata: dict[str, Any], file: Path) ->
         "indices": np.ascontiguousarray(samples.values),
         "labels": np.ascontiguousarray(samples.labels),
     }
+    for name, column in samples.columns.items():
+        views = len(samples) // max(1, len(column))
+        arrays[f"column_{name}"] = np.concatenate([column] * views)
     part = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,12 @@ def export_codes(samples: ArraySamples, metadata: dict[str, Any], file: Path) ->
             with part.open("wb") as opened:
                 np.savez(opened, **arrays, **extra)  # type: ignore[arg-type]
         else:
-            text = {name: str(value) for name, value in metadata.items()}
+            text = {
+                name: json.dumps(value, ensure_ascii=False)
+                if isinstance(value, list)
+                else str(value)
+                for name, value in metadata.items()
+            }
             save_file(arrays, part, metadata=text)
         os.replace(part, file)
     except OSError as error:

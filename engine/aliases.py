@@ -22,6 +22,7 @@ RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "sampler.choice": "choice_temperature",
     "beside": "compare_to",
     "prune.least": "min_others",
+    "data.value_range": "range",
 }
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
@@ -120,6 +121,12 @@ def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "reader_timeout": _default_reader_timeout() if is_dataset else None}
 
 
+def _add_depth(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a dataset with the 8 bits that pixels had in earlier versions, which had no others."""
+    is_dataset = {"_target_", "num_workers", "cache", "image_size"} <= node.keys()
+    return {**node, "depth": 8} if is_dataset and "depth" not in node else node
+
+
 def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of a tokenizer's run with those that say what learns, which earlier versions did not have."""
     if node.get("stage") not in ("vqgan", "pipeline") or "quantizer" not in node or "learn" in node:
@@ -147,7 +154,7 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(_add_score(_add_learners(_add_reader_timeout(upgraded))))
+        return _add_validity(_add_score(_add_learners(_add_depth(_add_reader_timeout(upgraded)))))
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

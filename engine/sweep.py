@@ -49,17 +49,21 @@ RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 # Settings in which two configs of the same run may differ.
 APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
 
-# Settings that a run's images decide if they are null, and that its config then has.
+# Settings that a run's images decide if they are left open, and that its config then has.
 DECIDED = (
     "data.split_at",
     "data.classes",
     "data.suffixes",
     "data.file_column",
     "data.column_names",
-    "data.value_range",
+    "data.range",
+    "data.depth",
+    "data.number_type",
     "data.alpha",
     "model",  # of stage=import, by the weights that it reads
 )
+
+LEFT_OPEN = (None, "auto", "percentiles")  # what such a setting is until it is decided
 
 STANDS_ON = ("ckpt", "init")  # the settings that name the run on which another one stands
 
@@ -378,7 +382,7 @@ def config_differences(
 
 def is_decided(mine: Mapping[str, Any], key: str) -> bool:
     """Whether a command whose settings are `mine`, by their full keys, leaves a setting to what its run reads."""
-    names = [name for name in DECIDED if mine.get(name, ...) is None]
+    names = [name for name in DECIDED if mine.get(name, ...) in LEFT_OPEN]
     if any(f"{key}.".startswith(f"{name}.") for name in names):
         return True
     # Where weights decide the model they decide the bottleneck too, except for what the command says of it.

@@ -15,6 +15,7 @@ from codegrid.evaluation.distances import (
 )
 from codegrid.evaluation.features import Extractor
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.units import ShownColours
 
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000
@@ -26,19 +27,23 @@ DENSITY_NEIGHBOURS = 5
 class FeatureSet:
     """The features of two sets of images by one extractor, and the scores that compare them.
 
-    The names of the scores end with `suffix`.
+    The names of the scores end with `suffix`. `colours` are what an extractor of three colours sees of the images; with None it
+    sees the images.
     """
 
-    def __init__(self, extractor: Extractor, suffix: str) -> None:
+    def __init__(
+        self, extractor: Extractor, suffix: str, colours: ShownColours | None = None
+    ) -> None:
         self.extractor = extractor
         self.suffix = suffix
+        self.colours = colours
         self.features: dict[str, list[Tensor]] = {"reference": [], "judged": []}
         self.logits: list[Tensor] = []  # of the judged images
 
     @torch.no_grad()
     def add(self, side: str, images: Tensor) -> None:
-        """Add uint8 images (B, C, H, W) to the "reference" or to the images that are "judged"."""
-        features, logits = self.extractor(images)
+        """Add pixels (B, C, H, W) of the images' depth to the "reference" or to the images that are "judged"."""
+        features, logits = self.extractor(self.colours(images) if self.colours else images)
         self.features[side].append(features)
         if side == "judged" and logits is not None:
             self.logits.append(logits)
@@ -120,6 +125,7 @@ class FeatureSet:
             "n": len(fake),
             "n_reference": len(real),
             "resize": self.extractor.resize,
+            **(self.colours.provenance() if self.colours else {}),
             "extractor": self.extractor.name,
             "extractor_hash": self.extractor.hash,
             "library": library_versions(*dict.fromkeys([self.extractor.package, "torch"])),

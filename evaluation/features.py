@@ -23,8 +23,9 @@ INCEPTION = (
 
 
 class Extractor(nn.Module, ABC):
-    """uint8 images (B, C, H, W), C = 1 or 3 -> features (B, D) float32, and logits (B, classes) or None.
+    """Pixels (B, C, H, W) -> features (B, D) float32, and logits (B, classes) or None.
 
+    Networks of three colours take uint8 with C = 1 or 3; a FeatureSet shows them the channels that pictures show.
     `name` and `hash` identify the network, `resize` is what it does to the images first, `package` is whose code it runs.
     An extractor without logits gives the reason in `no_logits_reason`.
     """

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import METRICS
@@ -19,6 +19,7 @@ from codegrid.evaluation.proxy import train_proxy
 from codegrid.evaluation.scores import read_result
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.table import format_table
+from codegrid.evaluation.units import ShownColours
 
 
 def load_own_features(
@@ -34,11 +35,11 @@ def make_feature_sets(
     settings: EvaluationSettings, images: ImageDataModule, own: TorchScriptNetwork | None
 ) -> list[FeatureSet]:
     """A feature set by Inception, one by the proxy, and one by the user's own network if there is one."""
-    device = settings.device
+    device, colours = settings.device, ShownColours.of(images)
     feature_sets: list[FeatureSet] = [AbsentFeatureSet("", "left out with inception=false")]
     if settings.inception:
         try:
-            feature_sets = [FeatureSet(Inception(settings.fetch).to(device), "")]
+            feature_sets = [FeatureSet(Inception(settings.fetch).to(device), "", colours)]
         except InputError as error:
             feature_sets = [AbsentFeatureSet("", str(error))]
     if settings.proxy:
@@ -47,7 +48,7 @@ def make_feature_sets(
     else:
         feature_sets.append(AbsentFeatureSet("_proxy", "left out with proxy=0"))
     if own is not None:
-        feature_sets.append(FeatureSet(own.to(device), own.suffix))
+        feature_sets.append(FeatureSet(own.to(device), own.suffix, colours))
     return feature_sets
 
 
@@ -62,8 +63,9 @@ def iterate_images(images: ImageDataModule, settings: EvaluationSettings) -> Ite
 
 
 def view_images(images: ImageDataModule, split: str, indices: Tensor) -> Tensor:
-    """The images of a split at these indices (n,), as a model sees them, uint8 (n, C, H, W)."""
-    return to_uint8(images.preprocess(images.samples(split).__getitems__(indices.tolist())[0]))
+    """The images of a split at these indices (n,), as a model sees them, (n, C, H, W) in [-1, 1]."""
+    x: Tensor = images.preprocess(images.samples(split).__getitems__(indices.tolist())[0])
+    return x
 
 
 def image_name(images: ImageDataModule, split: str, index: int) -> str:
@@ -89,8 +91,11 @@ class ReferenceHash:
         self.sha256 = hashlib.sha256()
 
     def update(self, images: Tensor) -> None:
-        """uint8 images (B, C, H, W), in the order of the split."""
-        self.sha256.update(images.cpu().numpy().tobytes())
+        """Pixels (B, C, H, W) of the images' depth, in the order of the split."""
+        pixels = images.cpu().numpy()
+        if images.element_size() > 1:  # 16 bits, in tensors that have more
+            pixels = pixels.astype(np.uint16)
+        self.sha256.update(pixels.tobytes())
 
     def provenance(self, images: ImageDataModule, split: str) -> dict[str, Any]:
         """What the provenance of every score begins with."""

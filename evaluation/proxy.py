@@ -47,10 +47,12 @@ class Proxy(Extractor):
     def classify(self, x: Tensor, labels: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, C, H, W) in [-1, 1] -> logits (B, classes) and their targets (B,).
 
-        The targets are `labels`, or `turns`, in quarters, by which the images are rotated first.
+        The targets are `labels`, or `turns`, in quarters, by which the images are rotated first; of rectangles, the square in
+        the middle, as a rotated rectangle shows its turn by its proportions.
         """
         if not self.uses_rotations:
             return self.head(self.features(x)), labels
+        x = cut_square(x)
         rotations = torch.stack([x.rot90(turn, (2, 3)) for turn in range(4)])
         x = rotations[turns, torch.arange(len(x), device=x.device)]
         return self.head(self.features(x)), turns
@@ -62,6 +64,13 @@ class Proxy(Extractor):
         )
         weights = parameters_to_vector(self.parameters()).detach().cpu()
         self.hash = hash_bytes(weights.numpy().tobytes())
+
+
+def cut_square(x: Tensor) -> Tensor:
+    """The middle of images (B, C, H, W), as wide as high."""
+    side = min(x.shape[2:])
+    top, left = ((length - side) // 2 for length in x.shape[2:])
+    return x[..., top : top + side, left : left + side]
 
 
 def train_proxy(data: ImageDataModule, steps: int, device: torch.device) -> Proxy:

@@ -11,7 +11,7 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_depth
 from codegrid.engine.sizes import SizeSetting, check_size
 from codegrid.evaluation.scores import LEAST_SQUARED_ERROR
 
@@ -20,32 +20,35 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 SSIM_WINDOW = 11  # pixels per side
 
+# All metrics take images whose lowest pixel is 0 and whose highest is this, at every depth: 16 bits have 257 steps a level.
+WHITE = 255
+
 
 class ImagePSNR(PeakSignalNoiseRatio):
-    """The mean over images of each image's PSNR in dB, on 8-bit pixels.
+    """The mean over images of each image's PSNR in dB.
 
-    No image's mean squared error counts as less than LEAST_SQUARED_ERROR: an image that is reproduced without error would
-    make the mean infinite, whatever the others are like.
+    No image's mean squared error counts as less than LEAST_SQUARED_ERROR in steps of the pixels: an image that is reproduced
+    without error would make the mean infinite, whatever the others are like.
     """
 
     def __init__(self) -> None:
-        super().__init__(data_range=255.0, dim=(1, 2, 3))
+        super().__init__(data_range=float(WHITE), dim=(1, 2, 3))
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Both (B, C, H, W), 0 to 255."""
+    def update(self, preds: Tensor, target: Tensor, step: float = 1) -> None:
+        """Both (B, C, H, W), 0 to WHITE in steps of `step`."""
         super().update(preds, target)
         errors = self.sum_squared_error
         assert isinstance(errors, list)
-        errors[-1] = floor_squared_error(errors[-1], preds[0].numel())
+        errors[-1] = floor_squared_error(errors[-1], step, preds[0].numel())
 
 
-def floor_squared_error(errors: Tensor, pixels: int = 1) -> Tensor:
-    """Squared errors of images, in levels of 8 bits and summed over so many pixels, that are no less than rounding's."""
-    return errors.clamp(min=LEAST_SQUARED_ERROR * pixels)
+def floor_squared_error(errors: Tensor, step: float = 1, pixels: int = 1) -> Tensor:
+    """Squared errors of images, summed over so many pixels, that are no less than those of rounding to steps of this size."""
+    return errors.clamp(min=LEAST_SQUARED_ERROR * step**2 * pixels)
 
 
 class ImageSSIM(StructuralSimilarityIndexMeasure):
-    """The mean over images of each image's SSIM, on 8-bit pixels; exactly 1 for an image without error.
+    """The mean over images of each image's SSIM; exactly 1 for an image without error, NaN for images without room for a window.
 
     float32 rounds the variances of bright, even images: a white page would be 0.9992 similar to itself.
     """
@@ -54,10 +57,13 @@ class ImageSSIM(StructuralSimilarityIndexMeasure):
     total: Tensor
 
     def __init__(self) -> None:
-        super().__init__(data_range=255.0)
+        super().__init__(data_range=float(WHITE))
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Both (B, C, H, W), 0 to 255."""
+        """Both (B, C, H, W), 0 to WHITE."""
+        if min(preds.shape[2:]) <= SSIM_WINDOW // 2:  # the mirrored border would be wider
+            self.similarity = self.similarity + torch.nan
+            return
         differ = find_differing(preds, target)
         self.similarity = self.similarity + (~differ).sum()
         self.total = self.total + (~differ).sum()
@@ -72,10 +78,10 @@ class ImageMSSSIM(MultiScaleStructuralSimilarityIndexMeasure):
     total: Tensor
 
     def __init__(self, weights: Sequence[float]) -> None:
-        super().__init__(data_range=255.0, betas=tuple(weights))
+        super().__init__(data_range=float(WHITE), betas=tuple(weights))
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Both (B, C, H, W), 0 to 255."""
+        """Both (B, C, H, W), 0 to WHITE."""
         differ = find_differing(preds, target)
         self.similarity = self.similarity + (~differ).sum()
         self.total = self.total + (~differ).sum()
@@ -131,8 +137,9 @@ def gradient_energy(x: Tensor) -> Tensor:
 class Reconstruction(MetricCollection):
     """PSNR in dB and SSIM, both means over images of the value of each image, and the sharpness of all images together.
 
-    All are computed on 8-bit images, as a file would hold them, and are NaN if a reconstruction is. The PSNR of the pooled
-    error of all images is lower, by about 0.5 dB on photographs: don't compare the two.
+    All are computed on whole pixels of the images' depth, as a file would hold them, and are NaN if a reconstruction is. They
+    refer to the whole range of the pixels, channel by channel. The PSNR of the pooled error of all images is lower, by about
+    0.5 dB on photographs: don't compare the two.
     """
 
     def __init__(self) -> None:
@@ -143,15 +150,29 @@ class Reconstruction(MetricCollection):
             {"psnr": psnr, "ssim": ssim, "sharpness": Sharpness()}, compute_groups=False
         )
 
-    def update(self, x: Tensor, x_hat: Tensor) -> None:  # type: ignore[override]
-        """Both (B, C, H, W) in [-1, 1]."""
-        # 8 bits have no NaN: it would become black, which has a PSNR.
-        pixels = to_uint8(x_hat).float().masked_fill(x_hat.isnan(), torch.nan)
-        super().update(pixels, to_uint8(x).float())
+    def update(self, x: Tensor, x_hat: Tensor, depth: int) -> None:  # type: ignore[override]
+        """Both (B, C, H, W) in [-1, 1]; `depth` is the bits of a channel of their pixels, 8 or 16."""
+        # Whole numbers have no NaN: it would become black, which has a PSNR.
+        pixels = to_levels(x_hat, depth).masked_fill(x_hat.isnan(), torch.nan)
+        super().update(pixels, to_levels(x, depth), step=pixel_step(depth))
+
+
+def pixel_step(depth: int) -> float:
+    """What two neighbouring pixels of this many bits differ by, where the highest is WHITE."""
+    return WHITE / (2**depth - 1)
+
+
+def to_levels(x: Tensor, depth: int) -> Tensor:
+    """Images in [-1, 1] -> 0 to WHITE, rounded to pixels of this many bits: float32, or float64 of more than 8.
+
+    The squares and the variances of 16 bits are more than float32 can hold.
+    """
+    pixels = to_depth(x, depth)
+    return pixels.float() if depth == 8 else pixels.double() * pixel_step(depth)
 
 
 class PixelError(Metric):
-    """The mean over all pixels and images of |x_hat - x|^power, with 8-bit pixels scaled to [0, 1]."""
+    """The mean over all pixels and images of |x_hat - x|^power, with pixels scaled to [0, 1]."""
 
     full_state_update = False
     total: Tensor
@@ -164,8 +185,8 @@ class PixelError(Metric):
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, x_hat: Tensor, x: Tensor) -> None:
-        """Both (B, C, H, W), 0 to 255."""
-        self.total += ((x_hat - x).abs() / 255).pow(self.power).sum(dtype=torch.float64)
+        """Both (B, C, H, W), 0 to WHITE."""
+        self.total += ((x_hat - x).abs() / WHITE).pow(self.power).sum(dtype=torch.float64)
         self.n += x.numel()
 
     def compute(self) -> Tensor:

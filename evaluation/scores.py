@@ -5,7 +5,7 @@ Imports no torch: reports read scores without it.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.figures import explain_non_finite
 from codegrid.engine.packages import package_version
 
-# The squared error that no image is credited with less than, in squared 8-bit levels: the variance of rounding to whole
-# levels (Bennett 1948, Spectra of quantized signals, section 2), which is in every 8-bit image already. So an image that
-# is reproduced without error, such as a blank one, has 58.92 dB instead of infinitely many.
+# The squared error that no image is credited with less than, in squared levels of its pixels: the variance of rounding to whole
+# levels (Bennett 1948, Spectra of quantized signals, section 2), which is in every image already. So an image that is
+# reproduced without error, such as a blank one, has 58.92 dB with 8 bits a channel instead of infinitely many.
 LEAST_SQUARED_ERROR = 1 / 12
 
-PSNR_PROVENANCE = {"floor": "squared error of 1/12 of a level, at most 58.92 dB an image"}
+USUAL_PIXELS = {"range": [0, 255], "depth": 8}  # what a provenance says of 8-bit images
 
 STAGE1 = ("vqgan",)
 STAGE2 = ("prior",)
@@ -76,7 +76,7 @@ def _with_proxies(table: Mapping[str, Score]) -> dict[str, Score]:
 SCORES = _with_proxies({
     #                    label, unit, decimals, better, meaning, stages, group
     "K":                 Score("K", "codes", 0, 0, "size of the codebook", BOTH, "setting", in_pipeline=False),
-    "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR, at most 58.92", STAGE1, "pixels"),
+    "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR", STAGE1, "pixels"),
     "ssim":              Score("SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
     "ms_ssim":           Score("MS-SSIM", "", 3, 1, "1 for identical images", STAGE1, "pixels"),
     "lpips":             Score("LPIPS", "", 3, -1, "perceptual distance to the image", STAGE1, "pixels"),
@@ -93,7 +93,7 @@ SCORES = _with_proxies({
     "codes_used":        Score("Codes used", "", 0, 0, "codes that occur at least once", STAGE1, "codes"),
     "usage":             Score("Usage", "", 3, 0, "share of the codebook that occurs at least once", STAGE1, "codes"),
     "bits_per_image":    Score("Rate", "bits/image", 0, 0, "", BOTH, "rate"),
-    "compression_ratio": Score("Compression", "×", 1, 0, "8-bit pixels relative to the codes", STAGE1, "rate"),
+    "compression_ratio": Score("Compression", "×", 1, 0, "pixels relative to the codes", STAGE1, "rate"),
     "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3),
     "inception_score":   Score("Inception Score", "", 2, 1, "confident and varied class predictions", STAGE2, "variety", 2),
     "precision":         Score("Precision", "", 3, 1, "share of samples close to an image", STAGE2, "variety", 3),
@@ -119,7 +119,8 @@ SCORES = _with_proxies({
 
 # Why a score is no number, where more is known than that.
 UNDEFINED = {
-    "sharpness": "the images have no gradients (each is of one colour), or the reconstructions are NaN"
+    "sharpness": "the images have no gradients (each is of one colour), or the reconstructions are NaN",
+    "ssim": "the images have sides of fewer than 6 pixels, too few for its window of 11, or the reconstructions are NaN",
 }
 
 
@@ -144,6 +145,42 @@ def find_score(name: str) -> Score | None:
         return SCORES[name]
     stems = [stem for stem in SCORES if name.startswith(f"{stem}_")]
     return SCORES[max(stems, key=len)] if stems else None
+
+
+def max_psnr(depth: int) -> float:
+    """The PSNR in dB of an image without error, of pixels of this many bits."""
+    return 10 * math.log10((2**depth - 1) ** 2 / LEAST_SQUARED_ERROR)
+
+
+def describe_floor(depth: int) -> dict[str, str]:
+    """What the provenance of a PSNR says about its floor, for pixels of this many bits."""
+    most = f"at most {max_psnr(depth):.2f} dB an image"
+    return {"floor": f"squared error of 1/12 of a level, {most}"}
+
+
+def write_range(limits: Sequence[Any]) -> str:
+    """The range of a provenance in words: 0 to 4,095; where channels differ, those of the first three."""
+    pairs = limits if isinstance(limits[0], Sequence) else [limits]
+    texts = [f"{low:,.6g} to {high:,.6g}" for low, high in pairs[:3]]
+    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    return ", ".join(texts) + more
+
+
+def name_channels(numbers: Sequence[int]) -> str:
+    """Channels by their numbers: channel 1, or channels 3, 2, 1."""
+    return f"channel{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def refer_to(score: Score, about: Mapping[str, Any]) -> Score:
+    """The line of a score with what a provenance says it refers to: the range of the pixels, the most that it can be, and the
+    bits of a pixel."""
+    unit, meaning = score.unit, score.meaning
+    if unit == "dB" and "range" in about:
+        unit = f"dB of the range {write_range(about['range'])}"
+        meaning += f", at most {max_psnr(about['depth']):.2f}"
+    if "pixel_bits" in about:
+        meaning = meaning.replace("pixels", f"pixels of {about['pixel_bits']} bits")
+    return replace(score, unit=unit, meaning=meaning)
 
 
 EvaluationResult = Mapping[str, Any]  # the content of metrics.json of stage=evaluate
@@ -185,16 +222,23 @@ class ScoreSheet:
 
 
 def upgrade_provenance(
-    provenance: Mapping[str, Mapping[str, Any]],
+    provenance: Mapping[str, Mapping[str, Any]], pixels: Mapping[str, Any] = USUAL_PIXELS
 ) -> dict[str, dict[str, Any]]:
     """The provenance of an evaluation's scores with what earlier versions left out.
 
     They had no floor of the error. An image without error made their mean infinite, so a PSNR that is a number is of images
-    with errors, and those of reconstructions are far above the floor.
+    with errors, and those of reconstructions are far above the floor. Their pixels had 8 bits a channel; `pixels` are the depth
+    and the range, which they did not state.
     """
     upgraded = {name: dict(about) for name, about in provenance.items()}
+    for name in names_in_group("pixels"):
+        if name in upgraded:
+            upgraded[name] = {**pixels, **upgraded[name]}
     if "psnr" in upgraded:
-        upgraded["psnr"] = {**PSNR_PROVENANCE, **upgraded["psnr"]}
+        floor = describe_floor(upgraded["psnr"]["depth"])["floor"]
+        upgraded["psnr"].setdefault("floor", floor)
+    if "size" in (about := upgraded.get("compression_ratio", {})):
+        about.setdefault("pixel_bits", 8 * about["size"][0])
     return upgraded
 
 
@@ -210,15 +254,27 @@ def check_comparable(name: str, results: Sequence[EvaluationResult]) -> None:
                 f"{name} of {run} carries no provenance; compare what stage=evaluate writes"
             )
     first, *others = results
-    mine = upgrade_provenance(first["provenance"])[name]
+    pixels = find_8_bit_pixels(result["provenance"][name] for result in results)
+    mine = upgrade_provenance(first["provenance"], pixels)[name]
     for other in others:
-        theirs = upgrade_provenance(other["provenance"])[name]
+        theirs = upgrade_provenance(other["provenance"], pixels)[name]
         for key in {**mine, **theirs}:
             if mine.get(key) != theirs.get(key):
                 raise InputError(
                     f"{name} of {first.get('run')} and of {other.get('run')} can't be compared: {key} is {mine.get(key)} of the "
                     f"one and {theirs.get(key)} of the other; evaluate both alike"
                 )
+
+
+def find_8_bit_pixels(provenance: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The depth and the range of the first of several provenances that states them and has 8 bits.
+
+    Results of earlier versions have these too if they are of the same images, which the hash of the pixels tells.
+    """
+    stated = (
+        {"range": about["range"], "depth": 8} for about in provenance if about.get("depth") == 8
+    )
+    return next(stated, USUAL_PIXELS)
 
 
 def score_difference(name: str, one: EvaluationResult, other: EvaluationResult) -> float:

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from codegrid.engine.errors import InputError
-from codegrid.evaluation.scores import EvaluationResult, find_score, score_difference
+from codegrid.evaluation.scores import (
+    EvaluationResult,
+    find_score,
+    name_channels,
+    refer_to,
+    score_difference,
+)
 
 
 def format_table(
@@ -24,10 +30,11 @@ def format_table(
         if result[name] is None:
             by_reason.setdefault(result["absent"][name], []).append(name)
             continue
-        if extractor := result["provenance"][name].get("extractor"):
-            by_extractor.setdefault(extractor, []).append(name)
+        about = result["provenance"][name]
+        if "extractor" in about:
+            by_extractor.setdefault(describe_extractor(about), []).append(name)
         score = find_score(name)
-        remark = score.summary if score else ""
+        remark = refer_to(score, about).summary if score else ""
         if other is not None:
             remark = compare_score(name, result, other, remark)
         lines.append(f"{name:24}{format_number(result[name]):>10}  {remark}".rstrip())
@@ -36,10 +43,18 @@ def format_table(
     return "\n".join(lines)
 
 
+def describe_extractor(about: Mapping[str, Any]) -> str:
+    """The network of a provenance, and which channels of the images it sees, if these are not all."""
+    channels = about.get("channels")
+    return about["extractor"] + (f", of {name_channels(channels)}" if channels else "")
+
+
 def describe_subject(result: EvaluationResult) -> list[str]:
     """The lines on the model, the images and the samples."""
     size = next((about["size"] for about in result["provenance"].values()), None)
     pixels = f", {size[1]}x{size[2]} pixels" if size else ""
+    if size and size[0] not in (1, 3):
+        pixels += f" of {size[0]} channels"
     codes = f"K {result['K']:,}, grid" if result.get("K") else "grid"
     lines = [f"{'evaluated':24}{result['ckpt']}, {codes} {'x'.join(map(str, result['grid']))}"]
     lines.append(f"{'images':24}{result['n']:,} of {result['split']}{pixels}")
@@ -85,9 +100,12 @@ def nearest_codecs(
     return [*named, *below[-1:], *above[:1]]
 
 
-def format_codecs(codecs: list[dict[str, Any]], bits: float | None) -> str:
-    """A line for each of the nearest codecs: its PSNR and its bits."""
-    return "\n".join(
+def format_codecs(
+    codecs: list[dict[str, Any]], bits: float | None, absent: Mapping[str, str]
+) -> str:
+    """A line for each of the nearest codecs, its PSNR and its bits, and one for each that is absent."""
+    lines = [
         f"{name:24}{format_number(codec['psnr']):>10}  dB with {format_number(codec['bits_per_image'])} bits"
         for name, codec in nearest_codecs(codecs, bits)
-    )
+    ]
+    return "\n".join([*lines, *(f"{'absent':24}{name}: {why}" for name, why in absent.items())])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.images import to_float, to_uint8
 from codegrid.data.loading import count_cores
 from codegrid.data.shapes import MAX_SHAPES, Shapes
 from codegrid.data.threads import map_in_threads
@@ -162,7 +163,8 @@ def why_unjudgeable(shape: Sequence[int]) -> str | None:
     """Why images of this shape (C, H, W) can't be judged; None if they can be."""
     channels, height, width = shape
     if channels != 3:
-        return f"images of {channels} channel have no colours that tell shapes apart"
+        plural = "" if channels == 1 else "s"
+        return f"images of {channels} channel{plural} have no colours that tell shapes apart"
     if height != width or height % FIT_SIDE or not height:
         return f"images of {height}x{width} pixels are no multiple of {FIT_SIDE}x{FIT_SIDE}"
     return None
@@ -196,10 +198,13 @@ class ValidityJudge:
         self.verdicts: list[Verdict] = []
 
     def add(self, batch: Tensor) -> None:
-        """Images (b, C, H, W) uint8, reconstructions or samples."""
+        """Pixels (b, C, H, W) of the images' depth, of reconstructions or samples."""
         missing = self.limit - sum(map(len, self.batches))
         if self.of_shapes and self.absent is None and missing > 0:
-            self.batches.append(batch[:missing].cpu().numpy())
+            pixels = batch[:missing]
+            if pixels.element_size() > 1:
+                pixels = to_uint8(to_float(pixels))
+            self.batches.append(pixels.cpu().numpy())
 
     @property
     def images(self) -> NDArray[np.uint8]:

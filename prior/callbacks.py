@@ -45,7 +45,8 @@ class SamplePictures(Callback):
         n, classes = self.n * self.rows, module.model.classes
         labels = torch.arange(n) % classes if classes else None
         codes = sample(module.model, Sampler.unmodified(), n, seed=0, labels=labels)
-        images = to_uint8(self.tokenizer.to(module.device).decode_indices(codes))
+        decoded = self.tokenizer.to(module.device).decode_indices(codes)
+        images = self.tokenizer.rules.to_picture(decoded)
         save_validation_picture(trainer, module, list(images.split(self.n)), "samples", scale=2)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.data.pictures import save_picture
 from codegrid.engine.card import write_card
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
@@ -26,14 +27,15 @@ from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
 from prior.conditions import encode_init_image, show_init_image
 from prior.decoding.generate import generate
-from prior.decoding.pictures import decode_latents
+from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from prior.neighbours import MAX_JUDGED, find_neighbours
-from prior.samples import save_grid
+from prior.samples import explain_shown, save_grid
 from prior.saving import (
     CodeFile,
     FirstSamples,
+    NpyFile,
     NpzFile,
     PngFiles,
     SampleBatch,
@@ -56,8 +58,8 @@ class SampleSource:
 
     `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
-    learned them mirrored; `labels` (n,) are the samples' classes, if it has any; `head` are pictures to show before the
-    samples. `about` identifies the model and the codes that it completes.
+    learned them mirrored; `labels` (n,) are the samples' classes, if it has any, and `classes` the names of all; `head` are
+    pictures to show before the samples. `about` identifies the model and the codes that it completes.
     """
 
     tokenizer: Tokenizer
@@ -69,6 +71,7 @@ class SampleSource:
     about: dict[str, Any]
     code_shape: tuple[int, ...] | None = None
     labels: Tensor | None = None
+    classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
 
     @property
@@ -131,6 +134,7 @@ def prior_source(
         about,
         (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
         labels,
+        trained.classes.names,
         head,
     )
 
@@ -171,18 +175,25 @@ def open_saver(
     `shown` is how many of the first samples the grid's picture shows at most.
     """
     channels, *size = source.image_shape
+    rules = source.tokenizer.rules
+    if remark := explain_shown(save, rules, channels):
+        log_line(remark)
     forms: dict[str, SampleFiles] = {}
     if "png" in save:
         forms["png"] = PngFiles(folder / "samples")
     if "npz" in save:
         forms["npz"] = NpzFile(folder / "samples.npz", (n, *size, 3))
+    if "npy" in save:
+        forms["npy"] = NpyFile(folder / "samples.npy", (n, *size, channels), rules)
     if "shards" in save:
         forms["shards"] = ShardFiles(folder / "shards", n, shard_size)
     if source.code_shape is not None:
-        forms["codes"] = CodeFile(folder / "codes.pt", (n, *source.code_shape), source.labels)
+        shape = (n, *source.code_shape)
+        forms["codes"] = CodeFile(folder / "codes.pt", shape, source.labels, source.classes)
     first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
     if first:
-        forms["first"] = FirstSamples(folder / "first", (min(n, first), channels, *size))
+        kept = (min(n, first), channels, *size)
+        forms["first"] = FirstSamples(folder / "first", kept, rules.depth)
     return SampleSaver(folder, n, source.about, forms)
 
 
@@ -196,23 +207,36 @@ def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
         progress_bar(saver.n, "samples", done=start) as bar,
     ):
         while saver.done < saver.n:
-            batch = draw_batch(source, drawn, saver.done, batch_size)
+            batch = draw_batch(source, drawn, saver.done, batch_size, "npy" in saver.forms)
             saver.save(batch)
             bar.update(len(batch.images))
 
 
 @torch.no_grad()
-def draw_batch(source: SampleSource, drawn: Drawn, first: int, batch_size: int) -> SampleBatch:
-    """The next batch, decoded: samples from number `first` on."""
+def draw_batch(
+    source: SampleSource, drawn: Drawn, first: int, batch_size: int, has_values: bool = False
+) -> SampleBatch:
+    """The next batch, decoded: samples from number `first` on; with `has_values` also in the units of the data."""
     tokenizer = source.tokenizer
+    rules = tokenizer.rules
     device = next(tokenizer.parameters()).device
+    values: list[NDArray[Any]] = []
+    images: list[Tensor] = []
     with autocast(device):
         codes, latents = next(drawn)
-        parts = decode_latents(tokenizer, latents, batch_size)
-        images = [to_uint8(part).cpu() for part in parts]
-    stop = first + len(latents)
-    labels = None if source.labels is None else source.labels[first:stop]
-    return SampleBatch(first, torch.cat(images), None if codes is None else codes.cpu(), labels)
+        for part in decode_latents(tokenizer, latents, batch_size):
+            images.append(rules.to_pixels(part).cpu())
+            if has_values:
+                values.append(rules.to_units(part))
+    pixels = torch.cat(images)
+    return SampleBatch(
+        first,
+        pixels,
+        codes=None if codes is None else codes.cpu(),
+        labels=None if source.labels is None else source.labels[first : first + len(latents)],
+        pictures=show_pixels(pixels, rules),
+        values=np.concatenate(values) if has_values else None,
+    )
 
 
 def save_pictures(
@@ -232,7 +256,8 @@ def save_pictures(
     pictures: list[Path] = []
     with explain_write_errors(saver.folder):
         if "grid" in save:
-            pictures.append(save_grid(first, saver.folder, columns, rows, source.head))
+            shown = show_pixels(first, source.tokenizer.rules)
+            pictures.append(save_grid(shown, saver.folder, columns, rows, source.head))
         if data is not None:
             figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
             pictures.append(save_picture(sheet, saver.folder / "neighbours.png"))

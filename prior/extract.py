@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.datamodule import LABELS, ImageDataModule
 from codegrid.data.images import crop_at
 from codegrid.data.samples import ArraySamples
 from codegrid.data.store import Arrays, CacheEntry, flush
@@ -40,8 +40,8 @@ def extract(
 
     Views follow each other, each with all images: the middle of each image, then `crops` - 1 crops at random places, and,
     with `flip`, after each of these its mirror image. The cache key has the tokenizer's weights, the images' content and the
-    views: if any of them changes, the images are encoded again. A killed extraction resumes where it was. The processes of
-    `fabric`, which must be launched, share the work.
+    views: if any of them changes, the images are encoded again. Labels and columns of a table are those that it has now. A
+    killed extraction resumes where it was. The processes of `fabric`, which must be launched, share the work.
     """
     if tokenizer.K is None:
         raise InputError(NO_CODES_MESSAGE)
@@ -70,7 +70,32 @@ def extract(
             fabric.barrier()
     cached = entry.read()
     assert cached is not None
-    return ArraySamples(cached["indices"], cached["labels"])
+    labels = read_table_labels(data, split)
+    samples = ArraySamples(
+        cached["indices"],
+        cached["labels"] if labels is None else np.tile(labels, len(cached["labels"]) // n),
+    )
+    if data.source(split).columns:
+        samples.columns = data.columns(split)
+    return samples
+
+
+def read_table_labels(data: ImageDataModule, split: str) -> NDArray[np.int64] | None:
+    """The labels (n,) that a table beside the images has; None if the labels are part of the images.
+
+    A corrected table is no reason to encode the images again, so these are not taken from a cache.
+    """
+    source = data.source(split)
+    if source.label_key is None or source.labels is None:
+        return None
+    labels, rows = np.asarray(source.labels, np.int64), data.samples(split).rows
+    return labels if rows is None else labels[rows]
+
+
+def name_numbers(data: ImageDataModule) -> dict[str, list[str]]:
+    """What numbers stand for in exported codes: `classes` for labels, `names_<column>` for columns of text, if they have names."""
+    names = {f"names_{column}": list(texts) for column, texts in data.column_names.items()}
+    return {**({"classes": list(data.classes)} if data.classes else {}), **names}
 
 
 def code_entry(
@@ -82,7 +107,7 @@ def code_entry(
     num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     key = {
         "tokenizer": tokenizer.fingerprint(),
-        "data": data.cache_key(split),
+        "data": {name: value for name, value in data.cache_key(split).items() if name != LABELS},
         "image_size": to_setting(data.image_size),
         "split": split,
         "K": K,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import identify_pixels
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import progress_bar
@@ -111,7 +111,8 @@ def iterate_samples(
     labels: Tensor | None,
     settings: EvaluationSettings,
 ) -> Iterator[Tensor]:
-    """m samples, batches (b, C, H, W) uint8; a prior of classes draws those of `labels` (m,)."""
+    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a prior of classes draws those of `labels` (m,)."""
+    tokenizer = trained.tokenizer
     batches = generate(trained.model, sampler, m, settings.seed, settings.batch_size, labels)
     with progress_bar(m, "samples") as bar:
         while True:
@@ -119,7 +120,7 @@ def iterate_samples(
                 codes = next(batches, None)
                 if codes is None:
                     return
-                images = to_uint8(trained.tokenizer.decode_indices(codes))
+                images = tokenizer.rules.to_pixels(tokenizer.decode_indices(codes))
             yield images
             bar.update(len(images))
 
@@ -199,13 +200,14 @@ class PriorJudge:
         """Add all images of the split to the feature sets; return the provenance that all scores begin with."""
         reference_hash = ReferenceHash()
         for x in iterate_images(self.images, self.settings):
-            reference_hash.update(to_uint8(x))
+            pixels = self.images.rules.to_pixels(x)
+            reference_hash.update(pixels)
             for feature_set in feature_sets:
-                feature_set.add("reference", to_uint8(x))
+                feature_set.add("reference", pixels)
         return reference_hash.provenance(self.images, self.settings.split)
 
     def add_samples(self, feature_sets: Sequence[FeatureSet]) -> Tensor:
-        """Draw the samples and add them to the feature sets; return the first ones (at most m, C, H, W) uint8.
+        """Draw the samples and add them to the feature sets; return the pixels of the first ones (at most m, C, H, W).
 
         A prior of classes draws the classes of the images.
         """
@@ -213,14 +215,14 @@ class PriorJudge:
         if self.trained.model.classes:
             evenly = np.linspace(0, self.n - 1, self.m).astype(int)
             labels = torch.from_numpy(np.asarray(self.codes.labels)[evenly])
-        first = [torch.empty(0, dtype=torch.uint8)]
+        first: list[Tensor] = []
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
             self.validity.add(batch)
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
                 first.append(batch.cpu())
-        return torch.cat(first)
+        return torch.cat(first) if first else torch.empty(0)
 
     def add_neighbour_scores(self, sheet: ScoreSheet) -> Tensor | None:
         """Add how close samples are to training images; return a picture of the nearest ones, (3, H, W) uint8."""
@@ -282,7 +284,8 @@ class PriorJudge:
         f = self.trained.tokenizer.f
         rows = []
         for indices in ends.values():
-            rows.append(view_images(self.images, self.settings.split, indices))
+            x = view_images(self.images, self.settings.split, indices)
+            rows.append(self.images.rules.to_picture(x))
             rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)
@@ -291,7 +294,7 @@ class PriorJudge:
             save_picture(mean_picture, folder / "mean.png"),
         ]
         if self.m:
-            shown = self.samples[:SAMPLES_SHOWN]
+            shown = self.images.rules.to_picture(to_float(self.samples[:SAMPLES_SHOWN]))
             files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
         files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:

@@ -28,7 +28,7 @@ from codegrid.engine.trust import current_trust
 from codegrid.engine.version import Stamp, refuse_version
 from prior.models.base import PriorModel
 from prior.prior import Prior
-from vqgan.load import load_tokenizer, read_rules
+from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
 
 # In the prior's run folder, so that the pair can be moved together.
@@ -124,7 +124,6 @@ def load_prior(ckpt: str | Path) -> Prior:
             f"{folder / TOKENIZER_COPY} is missing: the prior needs the tokenizer's copy in its run folder; restore the run folder"
         )
     tokenizer, described = load_tokenizer(folder / TOKENIZER_COPY)
-    tokenizer.rules = read_rules(described["data"])
     if header["tokenizer"] != tokenizer.fingerprint():
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.data.pictures import tile_images
 from codegrid.engine.console import progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
+from prior.decoding.pictures import show_pixels
 from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most
@@ -32,13 +32,14 @@ def check_same_grid(grid: tuple[int, int], own: tuple[int, int]) -> None:
 def find_neighbours(
     samples: Tensor, data: ImageDataModule, tokenizer: Tokenizer, flip: bool, k: int = 5
 ) -> tuple[dict[str, Any], Tensor]:
-    """Compare samples (n, C, H, W) uint8 with the k nearest training images of each.
+    """Compare samples (n, C, H, W), pixels as batches of the data have them, with the k nearest training images of each.
 
     Returns figures and a picture (3, H, W) uint8. The figures are medians of the distance to the nearest image, the root mean
-    square over pixels of 0 to 255, and of its ratio to the mean distance of the k nearest (Carlini et al. 2023, section 5.1):
-    for the samples, and for comparison for as many validation images, encoded and decoded by the tokenizer. A copy has a
-    ratio near 0, whatever it shows, whereas the distance alone is also small for an empty picture. With `flip`, mirrored
-    training images count as well. Each row of the picture is a sample and its neighbours, the smallest ratio first.
+    square over the pixels of all channels, on a scale of 0 to 255 at any depth, and of its ratio to the mean distance of the k
+    nearest (Carlini et al. 2023, section 5.1): for the samples, and for comparison for as many validation images, encoded and
+    decoded by the tokenizer. A copy has a ratio near 0, whatever it shows, whereas the distance alone is also small for an
+    empty picture. With `flip`, mirrored training images count as well. Each row of the picture is a sample and its neighbours,
+    the smallest ratio first.
     """
     samples = samples[:MAX_JUDGED]
     device = next(tokenizer.parameters()).device
@@ -47,11 +48,12 @@ def find_neighbours(
         decoded = [
             tokenizer.decode(tokenizer.encode(part).z_q) for part in x.split(data.batch_size)
         ]
-        val = torch.cat([to_uint8(part) for part in decoded])
+        val = torch.cat([data.rules.to_pixels(part) for part in decoded])
     queries = torch.cat([samples.to(device), val])
     views = torch.cat([queries, queries.flip(3)]) if flip else queries
     k, n = min(k, data.size("train")), len(queries)
     distances, places = nearest_rows(views, _training_batches(data, device), k)
+    distances = distances * (255 / data.rules.top)
     if flip:  # a query is as far from a mirrored image as a mirrored query is from the image
         distances, order = torch.cat([distances[:n], distances[n:]], 1).topk(k, largest=False)
         places = torch.cat([places[:n], places[n:] + data.size("train")], 1).gather(1, order)
@@ -66,7 +68,7 @@ def find_neighbours(
     medians = {name: round(float(values.median()), 3) for name, values in figures.items()}
     shown = ratios[:m].argsort(stable=True)[:NEIGHBOURS_SHOWN].tolist()
     rows = [torch.cat([samples[i, None], _training_images(data, places[i])]) for i in shown]
-    return medians, tile_images(rows, scale=2)
+    return medians, tile_images([show_pixels(row, data.rules) for row in rows], scale=2)
 
 
 def ratio_to_mean(distances: Tensor) -> Tensor:
@@ -80,22 +82,23 @@ def ratio_to_mean(distances: Tensor) -> Tensor:
 
 
 def _training_batches(data: ImageDataModule, device: torch.device) -> Iterator[Tensor]:
-    """All training images once, batches (b, C, H, W) uint8."""
+    """All training images once, pixels (b, C, H, W)."""
     with progress_bar(data.size("train"), "training images") as bar:
         for images, _ in data.iterate_split("train"):
-            yield to_uint8(data.preprocess(images.to(device)))
+            yield data.rules.to_pixels(data.preprocess(images.to(device)))
             bar.update(len(images))
 
 
 def _training_images(data: ImageDataModule, places: Tensor) -> Tensor:
-    """The training images (k, C, H, W) uint8 at these places (k,); places from their number on are the mirrored images."""
+    """The pixels of the training images (k, C, H, W) at these places (k,); places from their number on are the mirrored images."""
     n = data.size("train")
-    images = to_uint8(data.preprocess(data.samples("train").__getitems__((places % n).tolist())[0]))
+    stored = data.samples("train").__getitems__((places % n).tolist())[0]
+    images = data.rules.to_pixels(data.preprocess(stored))
     return images.where((places < n).cpu()[:, None, None, None], images.flip(3))
 
 
 def nearest_rows(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k images nearest to each of the queries (n, C, H, W) uint8, out of batches (b, C, H, W) uint8.
+    """The k images nearest to each of the queries (n, C, H, W), out of batches (b, C, H, W), all whole numbers.
 
     Returns distances (n, k) float64, the root mean square over pixels, in ascending order, and the images' indices (n, k),
     counted over all batches.

@@ -16,7 +16,8 @@ from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
-from prior.conditions import choose_labels, encode_init_image
+from codegrid.engine.sizes import Size, SizeSetting
+from prior.conditions import choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
@@ -27,9 +28,10 @@ from vqgan.tokenizer import Tokenizer
 
 # The number or name of a class, -1 for no class, or several of them.
 Label = int | str | Sequence[int | str] | Tensor | NDArray[Any] | None
-Output = Literal["pil", "tensor", "codes"]
+Output = Literal["pil", "tensor", "array", "codes"]
+Drawings = list[Image.Image] | Tensor | NDArray[Any]
 
-SAMPLE_OUTPUTS = ("pil", "tensor", "codes")
+SAMPLE_OUTPUTS = ("pil", "tensor", "array", "codes")
 COMPLETED = ("init_image", "rows", "region")  # settings of what stays of an image
 
 
@@ -129,7 +131,7 @@ class Prior:
         return self.model.K
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Rows and columns of codes of an image, the grid that the prior learned."""
         return self.model.grid
 
@@ -138,7 +140,7 @@ class Prior:
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = ...,
+        grid: str | SizeSetting | None = ...,
         output: Literal["pil"] = ...,
         **settings: Unpack[SamplingSettings],
     ) -> list[Image.Image]: ...
@@ -148,30 +150,41 @@ class Prior:
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = ...,
+        grid: str | SizeSetting | None = ...,
         output: Literal["tensor", "codes"],
         **settings: Unpack[SamplingSettings],
     ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        grid: str | SizeSetting | None = ...,
+        output: Literal["array"],
+        **settings: Unpack[SamplingSettings],
+    ) -> NDArray[Any]: ...
 
     def sample(
         self,
         n: int,
         *,
-        grid: str | tuple[int, int] | None = None,
+        grid: str | SizeSetting | None = None,
         output: Output = "pil",
         **settings: Unpack[SamplingSettings],
-    ) -> list[Image.Image] | Tensor:
+    ) -> Drawings:
         """Draw n samples: those of stage=sample with the same seed and settings, to the bit.
 
         `settings` are those of SamplingSettings: seed, label, temperature, top_k, top_p, min_p, guidance, batch_size ...
-        `grid` is (rows, columns) of codes, at least the prior's own: larger pictures are drawn window by window.
+        `grid` is (rows, columns) of codes, or one number for a square, at least the prior's own: larger pictures are drawn window
+        by window.
 
-        Returns n Pillow images; with output="tensor" (n, C, H, W) float32 in [-1, 1], with output="codes" (n, h, w) or
-        (n, h, w, num_codebooks) int64 in [0, K), both on the CPU. Models run in bfloat16 where the hardware computes in it.
+        Returns n Pillow images of the channels that pictures of the data show; with output="tensor" (n, C, H, W) float32 in
+        [-1, 1], and with output="codes" (n, h, w) or (n, h, w, num_codebooks) int64 in [0, K), both on the CPU; with
+        output="array" a numpy array (n, H, W, C) in the units of the data, the values that save=[npy] writes. Models run in
+        bfloat16 where the hardware computes in it.
         """
         check_int("n", n, 1)
-        if isinstance(grid, Sequence) and not isinstance(grid, str):
-            grid = "x".join(map(str, grid))
         return self._draw(n, None, output, settings, grid=grid)
 
     @overload
@@ -198,6 +211,18 @@ class Prior:
         **settings: Unpack[SamplingSettings],
     ) -> Tensor: ...
 
+    @overload
+    def complete(
+        self,
+        images: Picture | Iterable[Picture],
+        rows: int | None = ...,
+        *,
+        region: Sequence[int] | None = ...,
+        n: int = ...,
+        output: Literal["array"],
+        **settings: Unpack[SamplingSettings],
+    ) -> NDArray[Any]: ...
+
     def complete(
         self,
         images: Picture | Iterable[Picture],
@@ -207,7 +232,7 @@ class Prior:
         n: int = 1,
         output: Output = "pil",
         **settings: Unpack[SamplingSettings],
-    ) -> list[Image.Image] | Tensor:
+    ) -> Drawings:
         """Draw the rest of images n times each: what stage=sample draws with sampler.init_image, to the bit.
 
         Images are what Tokenizer.encode_images takes: paths, Pillow images, arrays or tensors, one or several. The upper `rows`
@@ -295,7 +320,7 @@ class Prior:
         output: str,
         settings: SamplingSettings,
         **chosen: Any,
-    ) -> list[Image.Image] | Tensor:
+    ) -> Drawings:
         """n samples, or n completions of each picture; `chosen` are further settings of the sampler."""
         if output not in SAMPLE_OUTPUTS:
             raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
@@ -308,8 +333,10 @@ class Prior:
         if pictures is not None:
             each = [encode_init_image(picture, self.tokenizer)[0] for picture in pictures]
             init_codes = torch.stack(each).repeat_interleave(n, 0)
+        rules = self.tokenizer.rules
         codes: list[Tensor] = []
         images: list[Tensor] = []
+        values: list[NDArray[Any]] = []
         shown: list[Image.Image] = []
         with autocast(self.device):
             for batch in generate(self.model, sampler, total, seed, batch_size, labels, init_codes):
@@ -319,9 +346,13 @@ class Prior:
                 latents = self.tokenizer.quantizer.lookup(batch)
                 for part in decode_latents(self.tokenizer, latents, batch_size):
                     if output == "pil":
-                        shown += to_pictures(part)
+                        shown += to_pictures(part, rules)
+                    elif output == "array":
+                        values.append(rules.to_units(part).transpose(0, 2, 3, 1))
                     else:
                         images.append(part.clamp(-1, 1).cpu())
+        if output == "array":
+            return np.concatenate(values)
         return shown if output == "pil" else torch.cat(codes or images)
 
     def _require_label(self, label: Label) -> None:
@@ -335,10 +366,10 @@ class Prior:
     def _label_images(self, label: Label, n: int) -> Tensor | None:
         """The labels (n,) of n images whose likelihood is asked for, None without classes."""
         self._require_label(label)
-        several = isinstance(label, Sequence | Tensor | np.ndarray) and not isinstance(label, str)
-        if several and len(label) != n:  # type: ignore[arg-type]
+        several = list_labels(label)
+        if len(several) not in (1, n):
             raise InputError(
-                f"label has {len(label)} classes for {n} images; give one for all, or one for each"  # type: ignore[arg-type]
+                f"label has {len(several)} classes for {n} images; give one for all, or one for each"
             )
         return choose_labels(self.classes, label, n)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 
 from codegrid.data.pictures import save_picture, tile_images
+from codegrid.data.pixels import PixelRules
+from codegrid.data.shown import choose_shown
 from codegrid.engine.errors import InputError
 
-KINDS = ("grid", "png", "npz", "shards", "neighbours")  # values of `save`
+KINDS = ("grid", "png", "npz", "npy", "shards", "neighbours")  # values of `save`
 
 
 def check_kinds(save: str | Sequence[str]) -> list[str]:
@@ -20,6 +22,18 @@ def check_kinds(save: str | Sequence[str]) -> list[str]:
                 f"save={kind} must be one of {', '.join(KINDS)}, or several, as save=[grid,npz]"
             )
     return kinds
+
+
+def explain_shown(save: Sequence[str], rules: PixelRules, channels: int) -> str | None:
+    """The sentence about files that hold less than the samples: some of their channels, or 8 of 16 bits. None if all is there."""
+    shown = choose_shown(channels, rules.show)
+    kinds = [kind for kind in ("grid", "png", "npz", "shards") if kind in save]
+    if not kinds or (len(shown) == channels and rules.depth == 8):
+        return None
+    numbers = ", ".join(map(str, shown))
+    some = f"channel{'s' if len(shown) > 1 else ''} {numbers} of {channels}"
+    what = some if len(shown) < channels or rules.show else "the samples"
+    return f"pictures ({', '.join(kinds)}) show {what} in 8 bits; save=[npy] has all values, in the units of the data"
 
 
 def save_grid(

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
 from codegrid.data.part_file import FileMark, PartFile
 from codegrid.data.pictures import encode_png
+from codegrid.data.pixels import PixelRules, to_range_setting
 from codegrid.engine.checkpoint import save_atomically
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
@@ -33,12 +35,22 @@ EMPTY_MARK: FileMark = (0, 0)
 
 @dataclass
 class SampleBatch:
-    """Consecutive samples on the CPU: images (b, C, H, W) uint8, and their codes and classes (b,), if they have any."""
+    """Consecutive samples on the CPU.
+
+    first      the number of the first one
+    images     (b, C, H, W), pixels as batches of the data have them: uint8, or int32 of 16 bits
+    codes      (b, h, w, ...), if they have any
+    labels     (b,), if they have any
+    pictures   (b, 3 or 1, H, W) uint8, what is shown of the images; None: the images themselves
+    values     (b, C, H, W) in the units of the data, if they are saved
+    """
 
     first: int
     images: Tensor
     codes: Tensor | None = None
     labels: Tensor | None = None
+    pictures: Tensor | None = None
+    values: NDArray[Any] | None = None
 
     @property
     def indices(self) -> range:
@@ -47,12 +59,13 @@ class SampleBatch:
 
     @cached_property
     def rgb(self) -> Tensor:
-        """The images (b, 3, H, W); grey ones have three equal channels."""
-        return self.images.expand(-1, 3, -1, -1)
+        """The pictures (b, 3, H, W); grey ones have three equal channels."""
+        shown = self.images if self.pictures is None else self.pictures
+        return shown.expand(-1, 3, -1, -1)
 
     @cached_property
     def pngs(self) -> list[bytes]:
-        """The images as PNG files."""
+        """The pictures as PNG files."""
         return [encode_png(image) for image in self.rgb]
 
 
@@ -95,7 +108,7 @@ def check_journal(folder: Path, about: Mapping[str, Any]) -> None:
 
 def check_finished(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a finished run in `folder`. Raises InputError if one of its files is gone."""
-    files = [result[kind] for kind in ("png", "npz", "shards") if kind in result]
+    files = [result[kind] for kind in ("png", "npz", "npy", "shards") if kind in result]
     for file in (*files, *result.get("pictures", ())):
         if not Path(file).exists():
             raise InputError(
@@ -216,14 +229,48 @@ class NpzFile(StreamedFile):
         return {"npz": str(self.file.final)}
 
 
-class CodeFile(StreamedFile):
-    """codes.pt: the codes (n, ...) int64 of all samples, and the labels (n,) if there are any."""
+class NpyFile(StreamedFile):
+    """A .npy of the samples (n, H, W, C) in the units of the data, and a .json beside it with the range of the values."""
 
-    def __init__(self, file: Path, shape: tuple[int, ...], labels: Tensor | None) -> None:
+    def __init__(self, file: Path, shape: tuple[int, ...], rules: PixelRules) -> None:
+        self.shape = shape
+        self.dtype = rules.unit_type.newbyteorder("<")
+        self.range = to_range_setting(rules.ranges)
+        header = npy_header(shape, np.lib.format.dtype_to_descr(self.dtype))  # type: ignore[arg-type]
+        super().__init__(PartFile(file, header))
+
+    def content(self, batch: SampleBatch) -> bytes:
+        assert batch.values is not None
+        return batch.values.transpose(0, 2, 3, 1).astype(self.dtype).tobytes()
+
+    def finish(self) -> dict[str, Any]:
+        about = {
+            "array": self.file.final.name,
+            "shape": list(self.shape),
+            "axes": ["sample", "row", "column", "channel"],
+            "type": self.dtype.name,
+            "range": self.range,  # [low, high] of all channels, or one of each
+        }
+        write_atomically(self.file.final.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+        self.file.publish()
+        return {"npy": str(self.file.final), "range": self.range}
+
+
+class CodeFile(StreamedFile):
+    """codes.pt: the codes (n, ...) int64 of all samples, and if there are any the labels (n,), and the names of all classes."""
+
+    def __init__(
+        self,
+        file: Path,
+        shape: tuple[int, ...],
+        labels: Tensor | None,
+        classes: Sequence[str] = (),
+    ) -> None:
         super().__init__(PartFile(file.with_suffix(".int64")))
         self.final = file
         self.shape = shape
         self.labels = labels
+        self.classes = classes
 
     def content(self, batch: SampleBatch) -> bytes:
         assert batch.codes is not None
@@ -232,9 +279,9 @@ class CodeFile(StreamedFile):
     def finish(self) -> dict[str, Any]:
         """Write codes.pt from a memory map of the stream, which stays until `remove_parts`."""
         codes = torch.from_numpy(np.memmap(self.file.part, np.int64, "c", shape=self.shape))
-        content = {"codes": codes}
+        content: dict[str, Any] = {"codes": codes}
         if self.labels is not None:
-            content["labels"] = self.labels
+            content |= {"labels": self.labels, "classes": list(self.classes)}
         save_atomically(content, self.final)
         return {}
 
@@ -243,18 +290,21 @@ class CodeFile(StreamedFile):
 
 
 class FirstSamples(StreamedFile):
-    """The first samples (m, C, H, W) uint8, for the pictures, which are drawn from them at the end."""
+    """The first samples (m, C, H, W), uint8 or uint16, for the pictures, which are drawn from them at the end."""
 
-    def __init__(self, file: Path, shape: tuple[int, ...]) -> None:
+    def __init__(self, file: Path, shape: tuple[int, ...], depth: int = 8) -> None:
         super().__init__(PartFile(file))
         self.shape = shape
+        self.dtype = np.dtype(f"uint{depth}")
 
     def content(self, batch: SampleBatch) -> bytes:
-        return batch.images[: max(0, self.shape[0] - batch.first)].numpy().tobytes()
+        first = batch.images[: max(0, self.shape[0] - batch.first)]
+        return first.numpy().astype(self.dtype).tobytes()
 
     def read(self) -> Tensor:
-        """The samples, once all are written."""
-        return torch.from_numpy(np.fromfile(self.file.part, np.uint8).reshape(self.shape))
+        """The samples, once all are written, as batches have them."""
+        pixels = np.fromfile(self.file.part, self.dtype).reshape(self.shape)
+        return torch.from_numpy(pixels if self.dtype == np.uint8 else pixels.astype(np.int32))
 
     def finish(self) -> dict[str, Any]:
         return {}

@@ -159,12 +159,25 @@ def test_a_report_reads_earlier_runs(runs: Path, command: Command) -> None:
         ("quantizer.books", "quantizer.num_codebooks"),
         ("stage2.sampler.choice", "stage2.sampler.choice_temperature"),
         ("evaluate.beside", "evaluate.compare_to"),
+        ("data.value_range", "data.range"),
+        ("stage1.data.value_range", "stage1.data.range"),
+        ("value_range", "value_range"),
         ("quantizer.K", "quantizer.K"),
         ("my_quantizer.books", "my_quantizer.books"),
     ],
 )
 def test_a_renamed_key_is_recognised_at_any_depth(key: str, new: str) -> None:
     assert rename_key(key) == new
+
+
+def test_pixels_of_earlier_runs_have_eight_bits() -> None:
+    images = {"_target_": "a.B", "num_workers": 0, "cache": "disk", "image_size": 64}
+    earlier = {"data": {**images, "value_range": [0, 4095]}}
+    upgraded = upgrade_config(earlier)["data"]
+    assert upgraded["depth"] == 8
+    assert upgraded["range"] == [0, 4095]
+    assert "value_range" not in upgraded
+    assert upgrade_config({"data": {**images, "depth": None}})["data"]["depth"] is None
 
 
 def test_a_renamed_key_on_the_command_line_gets_a_sentence() -> None:

@@ -870,7 +870,7 @@ SUMMARY: list[Case] = [
         "values_of_10_bits_in_16_are_scaled_and_it_is_printed",
         ten_bit_scans,
         (*SCANS, "data.channels=1"),
-        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white",
+        "16-bit grey; values 0 to 1,000, of which 0 becomes black and 1,023 white; pixels of 16 bits",
         trains=True,
     ),
     Case(
@@ -890,8 +890,8 @@ SUMMARY: list[Case] = [
     Case(
         "a_range_of_values_is_two_numbers",
         ten_bit_scans,
-        (*SCANS, "data.value_range=1023"),
-        "error: data.value_range=1023 must be the values that become black and white, as [0,4095]",
+        (*SCANS, "data.range=1023"),
+        "error: data.range=1023 must be auto, percentiles, the values that become the lowest and the highest pixel, as [0,4095]",
         code=2,
     ),
     Case(

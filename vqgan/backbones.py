@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from codegrid.data.shown import pick_shown
 from codegrid.engine.errors import InputError
 
 MIN_SIDE = 64  # pixels; below, most networks have no room for their deep layers
@@ -24,7 +25,16 @@ UNSUITABLE = ("vit_", "maxvit_", "swin_", "inception_", "googlenet")
 TRUNKS = ("features", "trunk_output", "layers", "")
 
 
-class FrozenNetwork:
+class ColourReader:
+    """What reads images of three colours, or grey ones, and is to serve images of any channels.
+
+    shown    the channels that it sees, counted from 1; None: the first three, or the first of fewer than three
+    """
+
+    shown: Sequence[int] | None = None
+
+
+class FrozenNetwork(ColourReader):
     """A network that never trains: in eval mode, without gradients for its weights, float32 under autocast.
 
     It is no nn.Module, so its weights are in no checkpoint, optimizer or weight average of the module that holds it.
@@ -51,11 +61,12 @@ class FrozenNetwork:
         self.channels = [m.shape[1] for m in maps]
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x (B, 1 or 3, H, W) in [-1, 1] -> one map (B, channels[i], h_i, w_i) per layer, with a gradient to x only."""
+        """x (B, C, H, W) in [-1, 1] -> one map (B, channels[i], h_i, w_i) per layer, with a gradient to the shown channels of x
+        only."""
         with torch.autocast(x.device.type, enabled=False):
             # eval() again, because a copy of a traced network is in training mode.
             network = self.network.to(x.device).eval()
-            maps: list[Tensor] = network(to_network_input(x))
+            maps: list[Tensor] = network(to_network_input(x, self.shown))
         return maps
 
 
@@ -131,9 +142,10 @@ class Timm(FrozenNetwork):
         super().__init__(name, _ChannelsFirst(network), (known["mean"], known["std"]))
 
 
-def to_network_input(x: Tensor) -> Tensor:
-    """x (B, 1 or 3, H, W) -> float32 (B, 3, H', W'): grey repeated, and the shorter side enlarged to at least 64 pixels."""
-    x = x.float().expand(-1, 3, -1, -1)
+def to_network_input(x: Tensor, shown: Sequence[int] | None = None) -> Tensor:
+    """x (B, C, H, W) -> float32 (B, 3, H', W'): the shown channels, a single one repeated, and the shorter side enlarged to at
+    least 64 pixels."""
+    x = pick_shown(x, shown).float().expand(-1, 3, -1, -1)
     shorter = min(x.shape[2:])
     if shorter >= MIN_SIDE:
         return x

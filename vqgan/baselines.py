@@ -59,7 +59,20 @@ def measure_codecs(
         )
     else:
         rows.append(_classical_vq_row(data, split, codes, grid, key))
-    return rows + _jpeg_rows(data, split, key), absent
+    if reason := why_no_jpeg(data.channels, data.rules.depth):
+        absent["JPEG"] = reason
+    else:
+        rows += _jpeg_rows(data, split, key)
+    return rows, absent
+
+
+def why_no_jpeg(channels: int, depth: int) -> str | None:
+    """Why images of so many channels and bits can't be JPEG files; None if they can."""
+    if depth > 8:
+        return f"it holds 8 bits a channel, and these images have {depth}"
+    if channels not in (1, 3):
+        return f"it holds 1 or 3 channels, and these images have {channels}"
+    return None
 
 
 def _classical_vq_row(
@@ -125,7 +138,7 @@ def measure_classical_vq(
         indices = nearest(to_patches(part, f), codebook)
         tiles = codebook[indices].view(len(part), *grid, -1, f, f)
         x_hat = tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(part), -1, *data.image_size)
-        reconstruction.update(part, x_hat)
+        reconstruction.update(part, x_hat, data.rules.depth)
         use.update(indices)
     figures = {**reconstruction.compute(), **use.compute()}
     return {
@@ -149,13 +162,14 @@ def measure_jpeg(images: Tensor, qualities: Sequence[int] = JPEG_QUALITIES) -> l
             for image in part:
                 pixels = image.permute(1, 2, 0).numpy()
                 file = io.BytesIO()
-                Image.fromarray(pixels.squeeze()).save(
+                Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(
                     file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True
                 )
                 bits += count_scan_bits(file.getvalue())
                 array = np.array(Image.open(file)).reshape(pixels.shape)
                 decoded.append(torch.from_numpy(array).permute(2, 0, 1))
-            reconstruction.update(to_model_input(part), to_model_input(torch.stack(decoded)))
+            x, x_hat = to_model_input(part), to_model_input(torch.stack(decoded))
+            reconstruction.update(x, x_hat, depth=8)
         figures = {name: round(float(value), 3) for name, value in reconstruction.compute().items()}
         rows.append(
             {

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_float, to_uint8
+from codegrid.data.images import to_float
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import write_size
@@ -24,8 +24,9 @@ from codegrid.evaluation.judging import (
     view_images,
 )
 from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
-from codegrid.evaluation.scores import PSNR_PROVENANCE, ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.scores import ScoreSheet, describe_floor, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.units import ShownColours, count_pixel_bits, describe_pixels
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
@@ -38,10 +39,11 @@ from vqgan.tokenizer import Tokenizer
 def iterate_reconstructions(
     tokenizer: Tokenizer, images: ImageDataModule, settings: EvaluationSettings
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Images and reconstructions, both uint8 (B, C, H, W) as a file would hold them, and indices.
+    """Images and reconstructions, both pixels (B, C, H, W) as a file would hold them, and indices.
 
-    Raises InputError for a reconstruction that is NaN: in 8 bits it would be black, which has scores like any other.
+    Raises InputError for a reconstruction that is NaN: as a pixel it would be black, which has scores like any other.
     """
+    rules = images.rules
     for x in iterate_images(images, settings):
         with torch.no_grad(), settings.autocast():
             q = tokenizer.encode(x)
@@ -52,7 +54,7 @@ def iterate_reconstructions(
                 f"precision={settings.precision}; evaluate another checkpoint"
                 + (", or use precision=32-true" if settings.precision != "32-true" else "")
             )
-        yield to_uint8(x), to_uint8(x_hat), q.indices
+        yield rules.to_pixels(x), rules.to_pixels(x_hat), q.indices
 
 
 class TokenizerJudge:
@@ -69,7 +71,11 @@ class TokenizerJudge:
         self.images = images
         self.settings = settings
         self.feature_sets = make_feature_sets(settings, images, own)
+        self.depth = images.rules.depth
+        self.colours = ShownColours.of(images)
         self.lpips, self.lpips_absent = load_lpips(settings.lpips, settings.fetch)
+        if self.lpips is not None:
+            self.lpips.shown = self.colours.show
         self.lpips_sum = 0.0
         self.fidelity = Fidelity(images.image_size).to(settings.device)
         self.code_use: CodebookUse | None = None
@@ -88,14 +94,14 @@ class TokenizerJudge:
 
     @torch.no_grad()
     def update(self, x: Tensor, x_hat: Tensor, indices: Tensor | None) -> None:
-        """Images and reconstructions, both uint8 (B, C, H, W), and indices unless the bottleneck is continuous."""
+        """Pixels (B, C, H, W) of images and reconstructions, and indices unless the bottleneck is continuous."""
         self.n += len(x)
         self.reference_hash.update(x)
         self.validity.add(x_hat)
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
-        self.fidelity.update(to_float(x), to_float(x_hat))
+        self.fidelity.update(to_float(x), to_float(x_hat), self.depth)
         errors = (x.float() - x_hat.float()).square().mean((1, 2, 3))
         self.errors.append(floor_squared_error(errors).cpu())
         if self.lpips is not None:
@@ -124,9 +130,9 @@ class TokenizerJudge:
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:
-        about = {"n_reference": self.n, "resize": "none"}
+        about = {"n_reference": self.n, "resize": "none", **describe_pixels(self.images.rules)}
         library = library_versions("torchmetrics", "torch")
-        own: dict[str, dict[str, Any]] = {"psnr": PSNR_PROVENANCE}
+        own: dict[str, dict[str, Any]] = {"psnr": describe_floor(self.depth)}
         own["ms_ssim"] = {"scales": self.fidelity.scales}
         for name, value in self.fidelity.compute().items():
             sheet.add(name, float(value), **about, library=library, **own.get(name, {}))
@@ -144,6 +150,7 @@ class TokenizerJudge:
             "extractor": f"lpips {net}",
             "extractor_hash": Path(WEIGHTS[net]).stem.rpartition("-")[2],
             "library": library_versions("lpips", "torch"),
+            **self.colours.provenance(),
         }
         sheet.add("lpips", self.lpips_sum / self.n, **{**about, **network})
 
@@ -158,17 +165,17 @@ class TokenizerJudge:
             number = int(value) if name == "codes_used" else float(value)
             sheet.add(name, number, library=library)
         bits = math.prod(self.tokenizer.grid) * self.tokenizer.quantizer.bits
-        pixel_bits = 8 * self.images.channels * math.prod(self.images.image_size)
+        pixel_bits = count_pixel_bits(self.images.rules, self.images.channels)
+        image_bits = pixel_bits * math.prod(self.images.image_size)
         sheet.add("bits_per_image", bits, library=library)
-        sheet.add("compression_ratio", pixel_bits / bits, library=library)
+        sheet.add("compression_ratio", image_bits / bits, library=library, pixel_bits=pixel_bits)
 
     def reconstruct_rows(self, indices: Tensor) -> list[Tensor]:
         """Two rows of a picture: the images of the split at these indices (n,), and their reconstructions."""
         x = view_images(self.images, self.settings.split, indices)
         with torch.no_grad(), self.settings.autocast():
-            z_q = self.tokenizer.encode(to_float(x).to(self.settings.device)).z_q
-            x_hat = self.tokenizer.decode(z_q)
-        return [x, to_uint8(x_hat).cpu()]
+            x_hat = self.tokenizer.decode(self.tokenizer.encode(x.to(self.settings.device)).z_q)
+        return [self.images.rules.to_picture(each).cpu() for each in (x, x_hat)]
 
     def save_pictures(self, folder: Path, worst: Tensor, best: Tensor) -> list[Path]:
         """Images from all over the split, the worst and the best reconstructions, and a histogram of the codes."""

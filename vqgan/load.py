@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.form import FIT_CHOICES
 from codegrid.data.identity import check_same_images
-from codegrid.data.pixels import PixelRules, check_value_range
+from codegrid.data.pixels import PixelRules, read_settings
 from codegrid.engine.checkpoint import (
     AVERAGE,
     build_trusted,
@@ -64,6 +65,7 @@ def load_tokenizer(ckpt: str | Path, setting: str = "ckpt") -> tuple[Tokenizer, 
     weights = merge_low_rank(weights)  # of a run with lora
     check_weights(weights, tokenizer.state_dict(), file, stamp)
     tokenizer.load_state_dict(weights)
+    read_images_as(tokenizer, config["data"])
     return tokenizer.eval(), config
 
 
@@ -100,8 +102,13 @@ def load_images(
 
 def read_rules(training_data: Mapping[str, Any]) -> PixelRules:
     """How the images that a tokenizer was trained on are read, by the `data` group of its run's config."""
-    value_range = check_value_range(training_data.get("value_range"))
-    return PixelRules(value_range, training_data.get("alpha") or "white")
+    return read_settings(training_data)
+
+
+def read_images_as(tokenizer: Tokenizer, training_data: Mapping[str, Any]) -> None:
+    """Let a tokenizer read and show pictures as the `data` group of its run's config says, in place."""
+    tokenizer.rules = read_rules(training_data)
+    tokenizer.fit = training_data.get("fit") or FIT_CHOICES[0]
 
 
 def require_codes(tokenizer: Tokenizer, complaint: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
@@ -19,6 +20,7 @@ from vqgan.losses.balancer import Balancer
 from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
+from vqgan.losses.shown import show_colours
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
@@ -214,12 +216,12 @@ class VQGAN(ClockedModule):
         progress = (self.now.progress - self.discriminator_start) / left if left else 1.0
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
-    # Validation: over the whole set, on the rounded images that a file would hold.
+    # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         x, _labels = batch
         q = self.tokenizer.encode(x)
-        self.scores.update(x, self.tokenizer.decode(q.z_q))
+        self.scores.update(x, self.tokenizer.decode(q.z_q), self.tokenizer.rules.depth)
         if self.codebook_use is not None and q.indices is not None:
             self.codebook_use.update(q.indices)
 
@@ -230,6 +232,13 @@ class VQGAN(ClockedModule):
                 metric.reset()
 
     # Lightning's side.
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        images = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.tokenizer.rules, self.tokenizer.fit = images.rules, images.form.fit
+        if sentence := show_colours(self, images.channels, images.rules.show):
+            log_line(sentence)
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from codegrid.engine.aliases import upgrade_names
 from codegrid.engine.checkpoint import BEST, LAST, PREVIOUS
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
@@ -17,7 +18,7 @@ from vqgan.formats.files import open_folder, read_public
 from vqgan.formats.load import load_public, make_choices
 from vqgan.formats.locate import FileTree
 from vqgan.formats.settings import list_nodes, read_quietly
-from vqgan.load import load_tokenizer, read_rules
+from vqgan.load import load_tokenizer, read_images_as
 from vqgan.tokenizer import Tokenizer
 
 SETTING = "ckpt"  # what sentences call the source
@@ -62,9 +63,7 @@ def load_pretrained(
             raise InputError(
                 f"revision={revision} is of a repository on the hub, and {SETTING}={source} is a run here; leave revision out"
             )
-        tokenizer, described = load_tokenizer(source, SETTING)
-    tokenizer.rules = read_rules(described["data"])
-    return tokenizer
+        return load_tokenizer(source, SETTING)[0]
 
 
 def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> Tokenizer:
@@ -83,7 +82,7 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
         log_line(f"{source}: {remark}")
-    imported.tokenizer.rules = read_rules(facts.get(READING, {}))
+    read_images_as(imported.tokenizer, upgrade_names({"data": facts.get(READING, {})})["data"])
     return imported.tokenizer
 
 

@@ -20,6 +20,7 @@ from codegrid.engine.sizes import write_size
 from codegrid.engine.sweep import ADOPTED_GROUPS
 from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
+from vqgan.channels import describe_new_layers, fold_weights
 from vqgan.load import load_tokenizer, start_images
 from vqgan.quantizers.search import flatten
 from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer
@@ -75,11 +76,10 @@ class RunStart(Start):
 
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         source, expected = self.source, tokenizer.state_dict()
-        channels = source.encoder.channels, tokenizer.encoder.channels
         grows = tokenizer.K != source.K
         weights = {
-            name: fold_channels(value, expected[name].shape, *channels)
-            for name, value in source.state_dict().items()
+            name: value
+            for name, value in fold_weights(source, tokenizer).items()
             if not (grows and name.startswith("quantizer."))
         }
         self.check_shapes(weights, expected)
@@ -117,10 +117,7 @@ class RunStart(Start):
             f"{'x'.join(map(str, tokenizer.grid))} (f={tokenizer.f})"
         )
         if encoder.channels != source.encoder.channels:
-            yield (
-                f"init={init} has {source.encoder.channels} channels and the images {encoder.channels}: the first and the "
-                "last layer are new, and start with the sums and the means over the old channels"
-            )
+            yield describe_new_layers(f"init={init}", source.encoder.channels, encoder.channels)
         if tokenizer.K != source.K:
             yield f"init={init}: the codebook grows from {source.K} to {tokenizer.K} codes, which split the crowded ones"
 
@@ -153,23 +150,6 @@ def choose_start(run: Run, data: ImageDataModule) -> Start:
 def describe_start(of: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The origin and the tags of a run that started with the tokenizer of run `of`; nothing for None."""
     return ({}, ()) if of is None else ({"of": of}, (f"init={of}"[:MAX_TAG],))
-
-
-def fold_channels(weight: Tensor, shape: torch.Size, before: int, after: int) -> Tensor:
-    """A weight of a network's first or last layer for images of another number of channels; any other weight as it is.
-
-    The layer that reads the image gets the sum over the old channels, and the layer that writes it their mean, so that a grey
-    image gives the codes of its RGB copy; the other way round, RGB images are read as the mean of their channels.
-    """
-    if before == after or weight.dim() != len(shape) or weight.shape == shape:
-        return weight
-    dim = 0 if weight.shape[0] != shape[0] else 1
-    if weight.shape[dim] * after != shape[dim] * before:
-        return weight
-    parts = weight.unflatten(dim, (before, weight.shape[dim] // before))
-    total = parts.sum(dim, keepdim=True) / (before if dim == 0 else after)
-    sizes = [after if i == dim else -1 for i in range(total.dim())]
-    return total.expand(sizes).flatten(dim, dim + 1)
 
 
 @torch.no_grad()

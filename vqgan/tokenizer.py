@@ -7,24 +7,36 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from codegrid.data.decode import PLAIN
-from codegrid.data.form import Form
+from codegrid.data.form import FIT_CHOICES, Form
+from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.sizes import SizeSetting
+from codegrid.engine.sizes import Size, SizeSetting, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches
-from vqgan.pictures import Picture, list_pictures, read_picture, to_pictures
+from vqgan.pictures import (
+    Picture,
+    check_own_sizes,
+    choose_cut,
+    choose_form,
+    list_pictures,
+    pad_to_multiples,
+    read_picture,
+    to_pictures,
+)
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
 
 STARTS = ("patches", "random")
-OUTPUTS = ("pil", "tensor")  # of decode_codes
+OUTPUTS = ("pil", "tensor", "array")  # of decode_codes
 ENCODED_AT_ONCE = 32  # images
 PIXEL_RANGES = ((-1, 1), (0, 1))
 RANDOM_START_IMAGES = (
@@ -38,10 +50,12 @@ class Tokenizer(nn.Module):
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
     quantization. With start="random" there are only the networks. `pixels` is the range of the images that the networks take
-    and give; images outside are in [-1, 1] in any case. `rules` say how encode_images reads what isn't plain 8-bit colour.
+    and give; images outside are in [-1, 1] in any case. `rules` and `fit` say how the images of training became pixels of their
+    size, as encode_images reads its own.
     """
 
-    rules = PLAIN
+    rules: PixelRules = PLAIN
+    fit: str = FIT_CHOICES[0]
 
     def __init__(
         self,
@@ -114,43 +128,77 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_images(
-        self, images: Picture | Iterable[Picture], batch_size: int = ENCODED_AT_ONCE
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int = ENCODED_AT_ONCE,
+        size: SizeSetting | str | None = None,
+        fit: str | None = None,
     ) -> Tensor:
-        """Images of any size -> the codes of their middle, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
+        """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
 
-        An image is a path, a Pillow image, an array (H, W) or (H, W, C) of uint8, or a tensor (C, H, W), uint8 or float in
-        [-1, 1]. It is scaled and cropped to the size of the images in training and read as they were. Raises InputError for
-        what is no image, and if the tokenizer is continuous.
+        An image is a path, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor (C, H, W) of whole
+        numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of training were.
+
+        size    to which an image is brought: pixels of a side, or (rows, columns); None: that of the images in training;
+                "own": none, an image of any size is encoded as it is. Sides that f doesn't divide are padded at the bottom
+                and at the right by a mirror image; decode_codes(size=) cuts it off
+        fit     how an image of other proportions gets the size, crop, pad or stretch; None: as in training
+
+        Raises InputError for what is no image, for images of several sizes with size="own", and if the tokenizer is
+        continuous.
         """
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         check_int("batch_size", batch_size, 1, "image")
-        form = Form(self.encoder.image_size, self.encoder.channels)
+        form = choose_form(self.form, size, fit)
         device = next(self.parameters()).device
-        codes = [torch.empty(0, *self.code_shape, dtype=torch.int64)]
+        codes: list[Tensor] = []
+        sizes: set[Size] = set()
         remaining = list_pictures(images)
         while batch := list(islice(remaining, batch_size)):
-            x = torch.stack([read_picture(image, form, self.rules) for image in batch])
-            codes.append(self.indices(x.to(device)).cpu())
-        return torch.cat(codes)
+            x = [pad_to_multiples(read_picture(image, form, self.rules), self.f) for image in batch]
+            sizes |= {(each.shape[1], each.shape[2]) for each in x}
+            check_own_sizes(sizes)
+            self.check_served(x[0])
+            codes.append(self.indices(torch.stack(x).to(device)).cpu())
+        return torch.cat(codes) if codes else torch.empty(0, *self.code_shape, dtype=torch.int64)
+
+    def check_served(self, image: Tensor) -> None:
+        """Raise InputError for an image (C, H, W) of another size than that of training where the networks serve no other."""
+        own = self.encoder.image_size
+        if tuple(image.shape[1:]) != own and not self.encoder.sized_settings:
+            raise InputError(
+                f"{type(self.encoder).__name__} serves images of {write_size(own)} pixels alone; leave size out"
+            )
 
     @torch.no_grad()
     def decode_codes(
-        self, codes: Tensor, output: str = "pil", batch_size: int = ENCODED_AT_ONCE
-    ) -> list[Image.Image] | Tensor:
-        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images; with output="tensor", (B, C, H, W) float32
-        in [-1, 1] on the CPU.
+        self,
+        codes: Tensor,
+        output: str = "pil",
+        batch_size: int = ENCODED_AT_ONCE,
+        size: SizeSetting | None = None,
+    ) -> list[Image.Image] | Tensor | NDArray[Any]:
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
 
-        Raises InputError for codes of another shape or beyond K, and if the tokenizer is continuous.
+        output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
+                  type
+        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+
+        Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
+        tokenizer is continuous.
         """
         if output not in OUTPUTS:
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
+        rows, columns = choose_cut(tuple(codes.shape[1:3]), self.f, size)
         device = next(self.parameters()).device
         parts = [self.decode_indices(part.to(device)) for part in codes.long().split(batch_size)]
-        x = torch.cat([part.clamp(-1, 1).cpu() for part in parts])
-        return to_pictures(x) if output == "pil" else x
+        x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
+        if output == "array":
+            return np.moveaxis(self.rules.to_units(x), 1, -1)
+        return to_pictures(x, self.rules) if output == "pil" else x
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
@@ -166,6 +214,11 @@ class Tokenizer(nn.Module):
         lowest, highest = int(codes.min()), int(codes.max())
         if lowest < 0 or highest >= self.K:
             raise InputError(f"codes from {lowest} to {highest} must be 0 to {self.K - 1}")
+
+    @property
+    def form(self) -> Form:
+        """What the images of training became before they were encoded."""
+        return Form(self.encoder.image_size, self.encoder.channels, self.fit)
 
     @property
     def code_shape(self) -> tuple[int, ...]:

@@ -216,7 +216,7 @@ def draw_rate_curves(
     name: str, part: ComparablePart, rate: str, score: str, curves: dict[str, dict[float, float]]
 ) -> Chart:
     """A score against bits per image, with the `curves` of classical codecs."""
-    about = score_info(score)
+    about = score_info(score, part.provenance[score])
     figure, [axes] = make_figure()
     chart = Chart(name, f"{about.label} against rate", "", figure)
     styles = PointStyles([point.group for point in part.points])
@@ -267,13 +267,13 @@ def draw_heat_map(
     xs, ys = (
         sorted(
             {p.group.setting(key) for _, cells in shown for p in cells},
-            key=lambda value: (isinstance(value, str), value),
+            key=sort_key,
         )
         for key in (across, down)
     )
     if len(xs) < 2 or len(ys) < 2:
         return None
-    about = score_info(score)
+    about = score_info(score, part.provenance[score])
     height = len(shown) * (0.75 + 0.52 * len(ys)) + 0.35
     figure, all_axes = make_figure(len(shown), height, max(FIGURE_WIDTH, 1.0 + 0.78 * len(xs)))
     title = f"{about.label} by {setting_label(down)} and {setting_label(across)}"

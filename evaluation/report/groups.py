@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +12,16 @@ from scipy.special import stdtrit
 
 from codegrid.engine.figures import is_figure
 from codegrid.engine.version import STAMP
-from codegrid.evaluation.report.read import ReportedRun
-from codegrid.evaluation.scores import SCORES, Score
+from codegrid.evaluation.report.read import EARLIER_DATA, RECORDED_DATA, ReportedRun
+from codegrid.evaluation.scores import SCORES, USUAL_PIXELS, Score, refer_to
 
 # Settings that don't distinguish configurations: at any depth, at the top, and below trainer.
 IGNORED_KEYS = {"seed", "cache_dir", "num_workers", "reader_timeout"}
 IGNORED_AT_TOP = {
     "id", "run_dir", "name", "resume", "ckpt", "run", "stage", "logger", "hydra", "trust", "accelerator", "show", STAMP,
 }  # fmt: skip
-# Recorded by the images of a run; the names of its classes, endings of files, and what tables say of them, follow from them.
-IGNORED_IN_DATA = {"classes", "suffixes", "file_column", "column_names"}
-# What runs of version 0.1, whose configs lack these settings, did.
-EARLIER_DATA = {"value_range": [0, 65_535], "alpha": "white"}
+# Recorded by the images of a run; the names of its classes, endings of files, and what tables say of them follow from them.
+IGNORED_IN_DATA = {"classes", "suffixes", "file_column", "column_names", *RECORDED_DATA}
 IGNORED_IN_TRAINER = {"log_every", "save_every", "accelerator"}
 
 KEY_SETTINGS = (
@@ -33,9 +32,14 @@ KEY_SETTINGS = (
 TOKENIZERS = "tokenizer."  # the prefix of settings and scores that a prior has from its tokenizer
 
 
-def score_info(name: str) -> Score:
-    """The line of the table of scores for a name, also one with the prefix of the tokenizer."""
-    return SCORES[name.removeprefix(TOKENIZERS)]
+def score_info(name: str, about: Mapping[str, Any] = USUAL_PIXELS) -> Score:
+    """The line of the table of scores for a name, also one with the prefix of the tokenizer.
+
+    It says which range the score refers to, by its provenance, if that is not the one of 8-bit images.
+    """
+    score = SCORES[name.removeprefix(TOKENIZERS)]
+    is_usual = all(about.get(key) == value for key, value in USUAL_PIXELS.items())
+    return score if is_usual else refer_to(score, about)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     grid = run.metrics.get("grid")
     if isinstance(grid, list) and len(grid) == 2:
-        flat["grid"] = grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
+        flat["grid"] = shorten_grid(grid)
     if is_figure(run.metrics.get("K")):
         flat["K"] = run.metrics["K"]
 
@@ -149,7 +153,7 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
             if isinstance(value, dict):
                 collect(value, f"{prefix}{key}.")
             else:
-                flat[f"{prefix}{key}"] = value
+                flat[f"{prefix}{key}"] = shorten_grid(value) if key == "grid" else value
 
     collect(run.config, "")
     if run.stage == "prior":
@@ -158,6 +162,13 @@ def flatten_run(run: ReportedRun) -> dict[str, Any]:
             of_tokenizer = flatten_run(run.tokenizer)
         flat |= {f"{TOKENIZERS}{key}": value for key, value in of_tokenizer.items()}
     return flat
+
+
+def shorten_grid(grid: Any) -> Any:
+    """[rows, columns] as a number for a square and 6×10 for a rectangle, whether a run or its config has it; others as they are."""
+    if not isinstance(grid, list) or len(grid) != 2:
+        return grid
+    return grid[0] if grid[0] == grid[1] else f"{grid[0]}×{grid[1]}"
 
 
 def find_varied(runs: Sequence[ReportedRun]) -> list[str]:
@@ -219,8 +230,12 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
 
 
 def sort_key(value: Any) -> tuple[bool, float, str]:
-    """Sorts numbers by size, then the rest by name."""
-    return (False, float(value), "") if is_figure(value) else (True, 0.0, str(value))
+    """Sorts numbers, and grids by their number of codes, then the rest by name."""
+    if is_figure(value):
+        return False, float(value), ""
+    if sides := re.fullmatch(r"(\d+)×(\d+)", str(value)):
+        return False, math.sqrt(int(sides[1]) * int(sides[2])), str(value)
+    return True, 0.0, str(value)
 
 
 def read_score(run: ReportedRun, name: str) -> tuple[float, dict[str, Any]] | None:

@@ -10,6 +10,7 @@ from PIL import Image
 from codegrid.engine.templates import render_template
 from codegrid.evaluation.report.read import rerun_command
 from codegrid.evaluation.report.story import DAGGER, Story, format_count
+from codegrid.evaluation.scores import write_range
 
 PAGE_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -36,7 +37,12 @@ def render_page(story: Story, title: str, written: datetime) -> str:
         unusable=f"; {folders} could not be used, see the end" if problems else "",
         contents=list_contents(story),
         pictures=[
-            {"title": shown.title, "source": inline_image(shown.file)} for shown in story.shown
+            {
+                "title": shown.title,
+                "source": inline_image(shown.file),
+                "caption": shown.caption,
+            }
+            for shown in story.shown
         ],
         about=explain(story),
         problems=[f"{folder}: {reason}" for folder, reason in problems.items()],
@@ -76,6 +82,22 @@ def inline_image(file: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
 
 
+def describe_ranges(story: Story) -> list[str]:
+    """Which range of pixels PSNR and other scores of pixels refer to; several sentences if runs differ."""
+    alike: dict[str, int] = {}
+    for run in story.tokenizers:
+        if about := run.provenance.get("psnr"):
+            stated = f"{write_range(about['range'])} in {about['depth']} bits"
+            alike[stated] = alike.get(stated, 0) + 1
+    names = "PSNR, SSIM, L1 and L2"
+    if len(alike) == 1:
+        return [f"{names} refer to the range {next(iter(alike))} a channel."]
+    return [
+        f"{names} of {format_count(n, 'tokenizer')} refer to the range {stated} a channel."
+        for stated, n in alike.items()
+    ]
+
+
 def explain(story: Story) -> list[str]:
     """How the figures of the report came about."""
     sentences = [
@@ -85,6 +107,7 @@ def explain(story: Story) -> list[str]:
         "Runs are grouped by all of their settings except the seed.",
         "Results of stage=evaluate override those of the training run.",
         "Scores share an axis, and are compared, only if they were measured in the same way.",
+        *describe_ranges(story),
         *story.notes,
     ]
     cells = [cell for table in story.tables for row, _ in table.rows for cell in row]

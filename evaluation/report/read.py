@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,18 +13,35 @@ from typing import Any
 
 import yaml
 
+from codegrid.data.pixels import read_settings
 from codegrid.engine.aliases import upgrade_config, upgrade_names
 from codegrid.engine.card import display_command
 from codegrid.engine.errors import InputError
 from codegrid.engine.figures import is_figure
 from codegrid.engine.folder import CONFIG, DOCTOR, METRICS, PICTURES, RECORD, read_record
 from codegrid.engine.places import data_places
-from codegrid.evaluation.scores import upgrade_provenance
+from codegrid.evaluation.scores import USUAL_PIXELS, upgrade_provenance
+from codegrid.evaluation.units import describe_pixels, describe_shown
 
 # Folders inside a run folder that are not searched; W&B's hold files called config.yaml too.
 SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}
 
 REPORTED_STAGES = ("vqgan", "prior")
+
+# What runs did whose configs lack these settings of a dataset, since they are of earlier versions.
+EARLIER_DATA = {
+    "range": [0, 65_535],
+    "alpha": "white",
+    "depth": 8,
+    "fit": "crop",
+    "tiles": None,
+    "labels": None,
+    "label": None,
+    "columns": [],
+}
+
+# Recorded by the images of a run: the type of values follows from them. Which channels pictures show changes no image.
+RECORDED_DATA = {"number_type", "show"}
 
 # Settings of a dataset that don't change which images are validated on.
 IGNORED_IMAGE_SETTINGS = {
@@ -62,6 +79,10 @@ class ReportedRun:
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
+    pixels: Mapping[str, Any] = field(
+        default_factory=lambda: USUAL_PIXELS
+    )  # the range and the depth of its images
+    shown: str = ""  # a sentence on what their pictures show
     images: str = ""  # a hash of the images that it was trained on, wherever they lay
     tokenizer: "ReportedRun | None" = None
     evaluated: bool = False
@@ -156,11 +177,12 @@ def find_finished_runs(roots: list[str]) -> ReportedRuns:
 
 def complete_provenance(run: ReportedRun) -> None:
     """Describe how figures without provenance were measured: on the validation images of the run itself."""
-    images = image_settings(run.tokenizer or run)
+    source = run.tokenizer or run
+    images = image_settings(source)
     for name in run.figures:
         about = run.provenance.get(name) or {"measured": "by the training run"}
         run.provenance[name] = {**about, "data": images} if "measured" in about else about
-    run.provenance = upgrade_provenance(run.provenance)
+    run.provenance = upgrade_provenance(run.provenance, source.pixels)
 
 
 def find_run_folders(roots: Sequence[str]) -> list[Path]:
@@ -213,12 +235,26 @@ def read_run(folder: Path) -> ReportedRun | None:
         pictures=find_pictures(folder, metrics),
         images=read_image_hash(folder),
     )
+    describe_images(run)
     run.figures = {name: float(value) for name, value in metrics.items() if is_figure(value)}
     if run.stage == "vqgan" and "bits_per_image" not in run.figures:
         bits = count_bits_per_image(run)
         if bits:
             run.figures["bits_per_image"] = bits
     return run
+
+
+def describe_images(run: ReportedRun) -> None:
+    """Set the range and the depth of a run's images, and what their pictures show, by its config."""
+    data = run.config.get("data")
+    if run.stage != "vqgan" or not isinstance(data, dict):
+        return
+    try:
+        rules = read_settings(data)
+    except InputError as error:
+        raise DamagedRun(f"{CONFIG} has settings of images that can't be: {error}") from error
+    run.pixels = describe_pixels(rules)
+    run.shown = describe_shown(rules, int(data.get("channels") or 3))
 
 
 def last_alarm(folder: Path) -> str:
@@ -308,14 +344,15 @@ def apply_evaluation(run: ReportedRun, evaluation: ReportedRun) -> None:
 
 
 def image_settings(run: ReportedRun) -> dict[str, Any]:
-    """The settings of a run's images, without those on how they are read and augmented."""
+    """The settings of a run's images, without those on how they are read and augmented, nor those that are as they always were."""
     settings = run.config.get("data")
     if not isinstance(settings, dict):
         return {}
     return {
         name: value
         for name, value in sorted(settings.items())
-        if name not in IGNORED_IMAGE_SETTINGS
+        if name not in IGNORED_IMAGE_SETTINGS | RECORDED_DATA
+        and EARLIER_DATA.get(name, ...) != value
     }
 
 

@@ -1,8 +1,9 @@
 """What a report shows of its runs: the sentences at its head, its charts, tables and pictures, and what is missing."""
 
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from codegrid.evaluation.report.groups import (
     score_info,
     seed_key,
     short_key,
+    sort_key,
 )
 from codegrid.evaluation.report.read import ReportedRun, ReportedRuns
 from codegrid.evaluation.scores import SCORES
@@ -81,11 +83,12 @@ class StoryTable:
 
 @dataclass
 class ShownPicture:
-    """A picture of a run; the title says why it is shown."""
+    """A picture of a run; the title says why it is shown, the caption which channels and values, if these are not all."""
 
     title: str
     run: ReportedRun
     file: Path
+    caption: str = ""
 
 
 class Story:
@@ -183,10 +186,7 @@ class Story:
             value = flatten_run(run).get(key)
             if value is not None:
                 choices[repr(value)] = value
-        values = sorted(
-            choices.values(),
-            key=lambda value: (not is_figure(value), value if is_figure(value) else str(value)),
-        )
+        values = sorted(choices.values(), key=sort_key)
         words = [
             format_setting(key, value) if key == "grid" else format_choice(value)
             for value in values
@@ -262,9 +262,9 @@ class Story:
         yield Section("Good reconstructions, good samples", samples)
         learning = self.draw_parts("perplexity", ("K", "perplexity"), charts.draw_code_use)
         for grouped, name in ((self.of_tokenizers, "psnr"), (self.of_priors, "nats_per_token")):
-            chart = charts.draw_learning_curves(
-                f"learning-{name}", grouped, f"val/{name}", SCORES[name]
-            )
+            part = self.main_part(name)
+            about = score_info(name, part.provenance[name]) if part else SCORES[name]
+            chart = charts.draw_learning_curves(f"learning-{name}", grouped, f"val/{name}", about)
             learning += [chart] if chart else []
         yield Section("The use of codes, and learning", learning)
 
@@ -339,7 +339,7 @@ class Story:
         keys = list(dict.fromkeys(key for group in grouped for key in group.settings))
         usual = usual_provenance(grouped, kind)
         setting_heads = [[short_key(key), ""] for key in keys]
-        score_heads = [column_head(name, kind) for name in usual]
+        score_heads = [column_head(name, kind, json.loads(key)) for name, key in usual.items()]
         configurations = StoryTable(
             f"configurations-{kind}",
             f"Configurations: {kind}",
@@ -371,11 +371,13 @@ class Story:
     ) -> Iterator[StoryTable]:
         """The table of differences from the best configuration of each score; none if no two have two seeds in common."""
         columns = {}
+        provenance = {}
         for name, score in SCORES.items():
             is_ranked = score.in_tables and score.better and self.ranks_groups(name)
             parts = comparable_parts(grouped, name) if is_ranked else []
             if parts and len(parts[0].points) > 1:
                 columns[name] = difference_cells(grouped, name, parts[0])
+                provenance[name] = parts[0].provenance[name]
         columns = {
             name: cells for name, cells in columns.items() if any("±" in c.text for c in cells)
         }
@@ -388,7 +390,7 @@ class Story:
             "interval.",
             [
                 *([short_key(key), ""] for key in keys),
-                *(column_head(name, kind) for name in columns),
+                *(column_head(name, kind, provenance[name]) for name in columns),
             ],
         )
         for i, group in enumerate(grouped):
@@ -424,7 +426,8 @@ class Story:
                 reason = f"{word}{score_info(name).label} {format_mean(name, point.means[name])}"
                 titles.setdefault(file, (point.runs[0], []))[1].append(reason)
         for file, (run, reasons) in titles.items():
-            yield ShownPicture(f"{self.name_run(run)}: {' and '.join(reasons)}", run, file)
+            title = f"{self.name_run(run)}: {' and '.join(reasons)}"
+            yield ShownPicture(title, run, file, (run.tokenizer or run).shown)
 
     def first_measured(self, *names: str) -> str | None:
         """The first of these scores that was measured."""
@@ -623,9 +626,10 @@ def difference_cells(grouped: Sequence[Group], name: str, part: ComparablePart) 
     return cells
 
 
-def column_head(name: str, kind: str) -> list[str]:
-    """Label and unit of a score's column; the bits of priors are likelihoods, not the rate of codes."""
-    score = score_info(name)
+def column_head(name: str, kind: str, about: Mapping[str, Any]) -> list[str]:
+    """Label and unit of a score's column, by the provenance of most of its runs; the bits of priors are likelihoods, not the rate
+    of codes."""
+    score = score_info(name, about)
     if name.startswith(TOKENIZERS):
         return [f"Tokenizer's {score.label}", score.unit]
     return (

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import Size, SizeSetting
 
 REAL_SETTINGS = (
     "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature"
@@ -58,8 +59,9 @@ class Sampler:
     Priors that draw many codes in one step take `steps` steps (0: the prior's default). Priors that accept the most
     confident codes first add Gumbel noise to log p, `choice_temperature` times, falling to 0 with the steps.
 
-    `grid`, such as "16x24", replaces the prior's own grid. Of the image in the file `init_image`, the upper `rows` rows of
-    codes stay, or all codes outside the `region` [top, left, bottom, right], bottom and right exclusive.
+    `grid` replaces the prior's own grid: "16x24" or [16, 24], rows and columns, or one number for a square. Of the image in
+    the file `init_image`, the upper `rows` rows of codes stay, or all codes outside the `region` [top, left, bottom, right],
+    bottom and right exclusive.
 
     `compile` draws by torch.compile, with priors that are `stepwise`; the codes are the same up to rounding.
     """
@@ -72,7 +74,7 @@ class Sampler:
     guidance_power: float
     steps: int
     choice_temperature: float
-    grid: str | None
+    grid: str | SizeSetting | None
     init_image: str | None
     rows: int | None
     region: Sequence[int] | None
@@ -127,10 +129,8 @@ class Sampler:
             raise InputError(
                 f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
             )
-        if self.grid is not None and not re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", str(self.grid)):
-            raise InputError(
-                f"sampler.grid={self.grid} must be rows x columns of codes, such as 16x24"
-            )
+        if self.grid is not None:
+            read_grid(self.grid)
         if self.rows is not None and self.region is not None:
             raise InputError(
                 f"sampler.rows={self.rows} and sampler.region={self.region} exclude each other; leave one of them out"
@@ -147,7 +147,8 @@ class Sampler:
             )
         if self.init_image is not None and self.grid is not None:
             raise InputError(
-                f"sampler.init_image={self.init_image} is completed on the prior's own grid; leave sampler.grid={self.grid} out"
+                f"sampler.init_image={self.init_image} is completed on the prior's own grid; leave "
+                f"sampler.grid={write_grid(self.grid)} out"
             )
 
     def check_numbers(self) -> None:
@@ -159,19 +160,19 @@ class Sampler:
                 whole = "whole " if kind is Integral else ""
                 raise InputError(f"sampler.{name}={value} must be a {whole}number")
 
-    def size(self, own: tuple[int, int]) -> tuple[int, int]:
+    def size(self, own: Size) -> Size:
         """The grid (h, w) to draw from a prior with the grid `own`."""
         if self.grid is None:
             return own
-        h, w = (int(side) for side in self.grid.split("x"))
+        h, w = read_grid(self.grid)
         if h < own[0] or w < own[1]:
             raise InputError(
-                f"sampler.grid={self.grid} must be at least {own[0]}x{own[1]}, the grid that the prior learned, since larger "
-                "ones are drawn in windows of that size"
+                f"sampler.grid={write_grid(self.grid)} must be at least {own[0]}x{own[1]}, the grid that the prior learned, "
+                "since larger ones are drawn in windows of that size"
             )
         return h, w
 
-    def known(self, grid: tuple[int, int]) -> Tensor:
+    def known(self, grid: Size) -> Tensor:
         """Which positions (h, w) of the grid, bool, keep the codes of `init_image`; none without an image."""
         known = torch.zeros(grid, dtype=torch.bool)
         if self.rows is not None:
@@ -217,6 +218,23 @@ class Sampler:
         # Rounding must not lead past the last code that was not truncated.
         target = target.minimum(total.nextafter(torch.zeros_like(total)))
         return torch.searchsorted(cumulated, target, right=True)[:, 0]
+
+
+def write_grid(grid: str | SizeSetting) -> str:
+    """A grid of codes as sentences have it: 16x24, whatever it was given as."""
+    if isinstance(grid, str) or not isinstance(grid, Sequence):
+        return str(grid)
+    return "x".join(map(str, grid))
+
+
+def read_grid(grid: str | SizeSetting) -> Size:
+    """sampler.grid, "16x24", [16, 24] or one number for a square, as rows and columns. Raises InputError for anything else."""
+    sides = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", write_grid(grid))
+    if sides is None:
+        raise InputError(
+            f"sampler.grid={write_grid(grid)} must be rows x columns of codes, such as 16x24 or [16,24], or one number for a square"
+        )
+    return int(sides[1]), int(sides[2] or sides[1])
 
 
 def make_sampler(**settings: Any) -> Sampler:

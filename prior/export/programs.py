@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codegrid.data.labels import display_classes
 from codegrid.engine.errors import InputError
 from prior.export.base import PriorFormat
 from prior.export.compare import RunGraph, compare_prior
@@ -18,12 +19,14 @@ from prior.models.gpt import GPT
 from prior.prior import Prior
 from vqgan.export.onnx import MAX_BYTES
 
+CLASSES_LISTED = 10  # in the model card
+
 MEANINGS = {
     "codes": "int64 {codes}",
     "position": "int64 (), from 0 to {last}",
     "cache": "float32 {cache}, zeros at the first position",
     "masked": "bool (B, h, w): codes that are not read",
-    "labels": "int64 (B,): the number of a class, or -1 for none",
+    "labels": "int64 (B,): the number of a class, or -1 for none: {classes}",
 }
 KINDS_OF_GRAPH = {
     "step": "one position in raster order, with the keys and values of those before as its cache; codes are those of the position "
@@ -81,6 +84,7 @@ class GraphFormat(PriorFormat):
             "codes": "(B,)" if signature.kind == "step" else f"(B, {h}, {w}{books})",
             "last": model.T - 1,
             "cache": "",
+            "classes": display_classes(trained.classes.names, CLASSES_LISTED).replace("|", r"\|"),
         }
         if isinstance(model, GPT):
             blocks, two, _, *rest = cache_shape(model, 1)

@@ -11,7 +11,7 @@ from codegrid.engine.collectives import is_main
 from codegrid.engine.distributed import check_call, cluster_plugins
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.run import Run
-from prior.extract import extract
+from prior.extract import extract, name_numbers
 from vqgan.load import load_images, load_tokenizer
 
 ENCODED_WITH = "the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
@@ -48,10 +48,11 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
             return None
         facts: dict[str, Any] = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
         facts["tokenizer"] = tokenizer.fingerprint()
+        names = name_numbers(images)
         files = []
         for split, samples in codes.items() if config.export else ():
             n = images.size(split)
-            about = {**facts, "views": len(samples) // n, "n": n}
+            about = {**facts, "views": len(samples) // n, "n": n, **names}
             file = export_codes(samples, about, folder / f"codes-{split}.{config.export}")
             files.append(str(file))
         sizes = {split: len(samples) for split, samples in codes.items()}

@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 
 from codegrid.data.decode import (
     UnreadableImage,
-    apply_orientation,
     decode,
     read_deep_colours,
     register_heif,
     to_form,
 )
 from codegrid.data.form import Form
+from codegrid.data.orientation import apply_orientation
 from codegrid.data.pixels import FULL_16_BITS, PixelRules
 
 Pixels = NDArray[np.uint8]
@@ -383,7 +383,7 @@ def test_any_damage_is_unreadable_or_an_image_and_never_another_error(kind: str)
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("codegrid.data.decode.MAX_PIXELS", 99)
+    monkeypatch.setattr("codegrid.data.values.MAX_PIXELS", 99)
     with pytest.raises(UnreadableImage, match=r"20 x 10 pixels, more than 2\^28"):
         decode(saved(Image.new("L", (20, 10)), "PNG"), Form.square(16, 3))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -585,12 +586,13 @@ def test_training_images_that_are_all_copies_are_refused(photos: Path) -> None:
     [
         ({"n_val": 16}, "n_val=16 must leave both splits an image"),
         ({"held_out": "first"}, "held_out=first must be random or last"),
-        ({"channels": 2}, "channels=2 must be 1"),
+        ({"channels": 17}, "channels=17 must be a whole number from 1 to 16"),
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"cache": "memory"}, "cache=memory must be one of none, ram, disk"),
         ({"on_error": "ignore"}, "on_error=ignore must be one of stop, skip"),
         ({"crop": "corner"}, "crop=corner must be one of centre, random"),
+        ({"fit": "squeeze"}, "fit=squeeze must be one of crop, pad, stretch"),
         ({"resize": 8}, "resize=8 must be at least data.image_size=16"),
     ],
 )
@@ -612,6 +614,41 @@ def test_an_empty_a_missing_and_an_unnamed_folder_are_refused(tmp_path: Path) ->
         folder(tmp_path, val_root=str(tmp_path / "nowhere"))
 
 
+def test_a_fit_says_how_images_of_other_proportions_get_their_size(tmp_path: Path) -> None:
+    middle = np.zeros((16, 32, 3), np.uint8)
+    middle[:, 8:24] = 200
+    for name in ("a.png", "b.png"):
+        save_unique(Image.fromarray(middle), tmp_path / "root" / name, ord(name[0]))
+    corners, edges, keys = [], [], []
+    for fit in ("crop", "pad", "stretch"):
+        data = folder(tmp_path / "root", image_size=[16, 16], n_val=1, fit=fit)
+        [pixels] = images(data, "train").values()
+        corners.append(int(pixels[0, 0, 0]))
+        edges.append([int(pixels[0, 0, 8]), int(pixels[0, 8, 0])])  # above and left
+        keys.append(data.cache_key("train").get("fit"))
+    assert corners == [200, 0, 0]
+    assert edges == [[200, 200], [0, 0], [200, 0]]
+    assert keys == [None, "pad", "stretch"]  # caches of earlier versions stay valid
+
+
+def test_bands_of_tiffs_become_the_channels_of_a_dataset(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4000, (4, 48, 80, 5), np.uint16)
+    root = tmp_path / "bands"
+    root.mkdir()
+    for i, (bands, settings) in enumerate(
+        zip(values, [{}, {"planarconfig": "contig"}, {"planarconfig": "separate"}, {}], strict=True)
+    ):
+        planes = bands.transpose(2, 0, 1) if i > 1 else bands
+        tifffile.imwrite(root / f"{i}.tif", planes, photometric="minisblack", **settings)
+    for cache in ("none", "ram", "disk"):
+        data = folder(root, image_size=[48, 80], channels=5, n_val=1, held_out="last", cache=cache)
+        data.prepare_data()
+        assert data.decisions()["range"] == [0, 4095]
+        expected = [np.rint(v.transpose(2, 0, 1) * (65_535 / 4095)) for v in values]
+        for split, part in (("train", expected[:3]), ("val", expected[3:])):
+            assert np.array_equal([*images(data, split).values()], part)
+
+
 def save_deep(root: Path, highest: list[int], kind: type = np.uint16, suffix: str = "png") -> None:
     """Write grey images 00, 01 ... whose values rise from 0 to each of these."""
     for i, value in enumerate(highest):
@@ -630,14 +667,21 @@ def brightness(data: Folder, split: str = "train") -> list[int]:
     return [int(pixels.max()) for pixels in images(data, split).values()]
 
 
+@pytest.mark.parametrize("depth", [8, None])
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
-def test_values_of_fewer_bits_than_their_files_are_not_black(tmp_path: Path, cache: str) -> None:
+def test_values_of_fewer_bits_than_their_files_are_not_black(
+    tmp_path: Path, cache: str, depth: int | None
+) -> None:
     save_deep(tmp_path / "slices", [1000, 0, 4095, 2000, 0, 3000])
-    data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache)
+    data = folder(tmp_path / "slices", n_val=2, held_out="last", cache=cache, depth=depth)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 4095]
-    assert brightness(data) == [62, 0, 255, 125]
-    assert brightness(data, "val") == [0, 187]
+    decided = {"range": [0, 4095], "number_type": "uint16"}
+    assert data.decisions().items() >= (decided | ({} if depth else {"depth": 16})).items()
+    levels = (
+        [62, 0, 255, 125] if depth else [round(65_535 * v / 4095) for v in (1000, 0, 4095, 2000)]
+    )
+    assert brightness(data) == levels
+    assert brightness(data, "val") == [0, 187 if depth else round(65_535 * 3000 / 4095)]
 
 
 @pytest.mark.parametrize(
@@ -656,8 +700,9 @@ def test_the_range_fits_the_largest_value_of_all(
     save_deep(tmp_path / "deep", [highest / 2, highest, highest / 4], kind, suffix)
     data = folder(tmp_path / "deep", n_val=1, held_out="last")
     data.prepare_data()
-    assert data.decisions()["value_range"] == value_range
-    assert brightness(data)[1] >= 128
+    assert data.decisions()["range"] == value_range
+    assert brightness(data)[1] >= 2**15
+    assert data.decisions()["number_type"] == np.dtype(kind).name
 
 
 @pytest.mark.parametrize("late", [5, 18])
@@ -683,10 +728,12 @@ def test_a_value_that_the_sample_misses_widens_the_range_for_all(
     settings = {"n_val": 2, "held_out": "last", "cache": cache}
     data = folder(root, **settings)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 1023]
+    assert data.decisions()["range"] == [0, 1023]
     name = f"{late:02}.png"
-    assert (images(data, "train") | images(data, "val"))[name].max() == 1000 * 256 // 1024
-    assert "beyond those of the sample: data.value_range=[0, 1023]" in capsys.readouterr().err
+    # A sample of 8-bit files alone decides for pixels of 8 bits.
+    highest = round(1000 * 65_535 / 1023) if others is not None else 1000 * 256 // 1024
+    assert (images(data, "train") | images(data, "val"))[name].max() == highest
+    assert "beyond those of the sample: data.range=[0,1023]" in capsys.readouterr().err
     again = folder(root, **settings)
     again.prepare_data()
     assert again.decisions() == data.decisions()
@@ -702,20 +749,25 @@ def test_a_later_stage_reads_images_as_the_run_recorded_it(
     first.prepare_data()
     save_deep(root, [1000, 900, 3000, 700])
     later = folder(root, n_val=1, held_out="last", **first.decisions())
-    assert brightness(later) == [250, 225, 255]
+    assert brightness(later) == [round(v * 65_535 / 1023) for v in (1000, 900, 1023)]
     assert (
-        "1 images have values beyond data.value_range=[0, 1023], from 0 to 3,000, which are cut off"
+        "1 images have values beyond data.range=[0,1023], from 0 to 3,000, which are cut off"
         in capsys.readouterr().err
     )
 
 
 def test_runs_of_version_0_1_read_the_upper_bits_as_they_did(tmp_path: Path) -> None:
     save_deep(tmp_path / "slices", [4095, 4095])
-    earlier: dict[str, Any] = {"value_range": [0, 65_535], "alpha": "white", "classes": SORTED}
+    earlier: dict[str, Any] = {
+        "range": [0, 65_535],
+        "depth": 8,
+        "alpha": "white",
+        "classes": SORTED,
+    }
     earlier |= {"suffixes": list(IMAGE_SUFFIXES), "split_seed": None}
     data = folder(tmp_path / "slices", n_val=1, **earlier)
     assert brightness(data) == [15]
-    assert not data.decisions()
+    assert data.decisions() == {"number_type": "uint16"}  # which changes no pixel
 
 
 def test_near_infrared_that_is_marked_as_alpha_is_left_out(tmp_path: Path) -> None:

@@ -428,7 +428,7 @@ def test_twelve_bit_images_of_a_dataset_are_not_black(
     datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(file)
     data = make(files=str(file), n_val=2, streaming=streaming, n_train=8, held_out="last")
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 4095]
+    assert data.decisions()["range"] == [0, 4095]
     assert data.take_evenly("train", 8)[0].max() > 128
 
 

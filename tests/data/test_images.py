@@ -1,16 +1,38 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from codegrid.data.images import to_float, to_uint8
+from codegrid.data.images import to_depth, to_float, to_model_input, to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 
 
 def test_to_uint8_inverts_to_float_for_every_value() -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(every)), every)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16])
+def test_sixteen_bits_invert_to_float_for_every_value(kind: type) -> None:
+    every = np.arange(2**16).astype(kind)
+    x = to_float(torch.from_numpy(every))
+    assert torch.equal(to_depth(x, 16), torch.arange(2**16, dtype=torch.int32))
+    assert (x[0], x[-1]) == (-1, 1)
+
+
+def test_a_depth_of_eight_bits_is_uint8() -> None:
+    x = torch.rand(1000) * 2.2 - 1.1
+    assert torch.equal(to_depth(x, 8), to_uint8(x))
+    assert to_depth(torch.tensor([-3.0, 3.0]), 16).tolist() == [0, 65_535]
+
+
+def test_both_depths_of_an_image_are_the_same_for_a_model() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    deep = to_model_input(images.int() * 257)
+    assert (deep - to_model_input(images)).abs().max() < 1e-6
+    assert deep.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_range_is_minus_one_to_one() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from codegrid.data.decode import UnreadableImage
 from codegrid.data.form import Form
+from codegrid.data.images import to_float
 from codegrid.data.labels import SORTED
 from codegrid.data.litdata import LitData, ShardSource, to_pixels
 from codegrid.data.order import BatchOrder
@@ -275,8 +276,21 @@ def test_arrays_of_more_than_8_bits_are_read_by_the_range_of_all(
     arrays = [np.full((8, 8), 100 * i + 100, kind) for i in range(10)]
     data = make(write(tmp_path / "deep", [{"image": array} for array in arrays]), n_val=1)
     data.prepare_data()
-    assert data.decisions()["value_range"] == [0, 1023]
-    assert data.take_evenly("val", 1)[0].max() in (249, 250)
+    assert data.decisions()["range"] == [0, 1023]
+    assert data.take_evenly("val", 1)[0].max() == round(1000 * 65_535 / 1023)
+
+
+def test_arrays_of_any_channels_are_read_whichever_axis_they_are(
+    tmp_path: Path, make: Callable[..., LitData]
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 5, 8, 8), np.uint16)
+    items = [
+        {"image": each.transpose(1, 2, 0).copy() if i % 2 else each}
+        for i, each in enumerate(values)
+    ]
+    data = make(write(tmp_path / "bands", items), n_val=3, held_out="last", channels=5)
+    images, _ = data.samples("val").__getitems__([0, 1, 2])
+    assert np.array_equal(data.rules.to_units(to_float(images)), values[3:])
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from codegrid.data.decode import open_image
@@ -16,6 +18,7 @@ from codegrid.data.shapes import Shapes
 from codegrid.data.source import Source
 from codegrid.data.summary import SPLIT_NAME
 from codegrid.data.survey import can_be_mask, survey_sources
+from codegrid.engine.errors import InputError
 from tests.helpers.images import make_images
 
 Write = Callable[..., None]
@@ -89,7 +92,7 @@ def test_values_of_more_bits_are_named_with_what_becomes_black_and_white(root: P
         values[0, :2] = 0, 3000
         Image.fromarray(values).save(root / f"{i}.png")
     assert describe(root)["summary"]["pixels"] == (
-        "16-bit grey; values 0 to 3,000, of which 0 becomes black and 4,095 white"
+        "16-bit grey; values 0 to 3,000, of which 0 becomes black and 4,095 white; pixels of 16 bits"
     )
 
 
@@ -161,7 +164,7 @@ def test_ordinary_classes_are_not_odd(root: Path, counts: dict[str, int]) -> Non
     ("file", "remedy"),
     [
         ("IMG_1.HEIC", ".heic files are left out, 1 of them; pip install pillow-heif"),
-        ("scan.dcm", ".dcm files are left out, 1 of them; convert them"),
+        ("scan.nii", ".nii files are left out, 1 of them; convert them"),
         ("raw.CR2", ".cr2 files are left out, 1 of them; develop them"),
         ("clip.mp4", ".mp4 files are left out, 1 of them; extract their frames"),
         ("rest.tar", ".tar files are left out, 1 of them; unpack them"),
@@ -226,10 +229,87 @@ def test_images_that_are_black_are_odd_with_the_way_out(
     for i in range(6):
         values = np.random.default_rng(i).integers(0, 2000, (16, 16), np.uint16)
         Image.fromarray(values).save(root / f"{i}.png")
-    text = odd(root, value_range=value_range)
-    assert ("are black, at most 7 of 255; data.value_range=[0,<white>]" in text) == bool(
-        value_range
+    text = odd(root, range=value_range)
+    assert ("are black, at most 7 of 255; data.range=[0,<white>]" in text) == bool(value_range)
+
+
+def save_values(root: Path, values: list[NDArray[Any]]) -> None:
+    """Write grey images of values as 00.tif, 01.tif ..."""
+    root.mkdir()
+    for i, image in enumerate(values):
+        Image.fromarray(image).save(root / f"{i:02}.tif")
+
+
+def test_images_of_eight_bits_among_deeper_ones_are_odd(root: Path) -> None:
+    random = np.random.default_rng(0)
+    deep = [random.integers(0, 4096, (16, 16), np.uint16) for _ in range(6)]
+    save_values(root, [*deep, *random.integers(0, 256, (2, 16, 16), np.uint8)])
+    sentence = "2 of 8 images have 8 bits, as 06.tif, and others more: 255 in them is as bright as 4,095 in the others"
+    assert odd(root, held_out="last") == sentence
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -3.4e38])
+def test_values_that_are_no_numbers_are_odd(root: Path, hole: float) -> None:
+    values = np.random.default_rng(0).random((8, 16, 16), np.float32)
+    values[5, :2] = hole
+    save_values(root, [*values])
+    assert odd(root, held_out="last") == (
+        "1 of 8 images looked at have values that are no numbers or mark missing data, as 05.tif 32 of them, "
+        "which are read as the lowest value of data.range"
     )
+
+
+def test_a_range_for_images_of_eight_bits_is_odd(root: Path) -> None:
+    write(root, {"a": 6})
+    expected = "data.range=[0,100] is for images of more than 8 bits, and none has more"
+    assert odd(root, range=[0, 100]) == expected
+    assert odd(root, range="percentiles") == ""
+
+
+def test_each_channel_names_the_values_that_it_shows(root: Path) -> None:
+    root.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(6):
+        planes = random.integers(0, 4096, (16, 16, 3), np.uint16)
+        tifffile.imwrite(root / f"{i}.tif", planes, photometric="rgb")
+    pairs = [[0, 4095], [100, 3000], [0, 9000]]
+    assert describe(root, range=pairs)["summary"]["pixels"].endswith(
+        "of which each channel shows 0 to 4,095, 100 to 3,000, 0 to 9,000; pixels of 16 bits"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value_range", "sentence"),
+    [
+        (
+            [5000, 6000],
+            r"^data\.range=\[5000,6000\] holds no value of 00\.tif, which has 0 to 4,\d+, nor any of 7 others looked at; "
+            r"use data\.range=auto, or a range that holds them$",
+        ),
+        ([-10, -1], "holds no value of 00.tif"),
+    ],
+)
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_range_that_all_values_leave_is_refused(
+    root: Path, value_range: list[int], sentence: str, cache: str
+) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (8, 16, 16), np.uint16)
+    values[:, 0, 0] = 0
+    save_values(root, [*values])
+    with pytest.raises(InputError, match=sentence):
+        describe(root, range=value_range, cache=cache)
+    describe(root, range=[4000, 9000], cache=cache)  # some are in it
+
+
+def test_a_range_that_all_values_of_a_channel_leave_is_refused(root: Path) -> None:
+    root.mkdir()
+    for i in range(4):
+        planes = np.full((16, 16, 3), (10, 20, 3000 + i), np.uint16)
+        tifffile.imwrite(root / f"{i}.tif", planes, photometric="rgb")
+    with pytest.raises(
+        InputError, match=r"^data\.range=\[0,99\] holds no value of channel 3 of 0\.tif"
+    ):
+        describe(root, range=[[0, 99], [0, 99], [0, 99]])
 
 
 def test_images_of_one_colour_are_odd_if_they_are_many(root: Path) -> None:
@@ -260,7 +340,7 @@ def test_a_survey_reads_headers_only_where_pixels_tell_no_more(
     )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
     source = make_images(Folder, str(root), n_val=2).source("train")
-    assert len(survey_sources([source]).facts) == len(opened) == 4
+    assert len(survey_sources([source], 3).facts) == len(opened) == 4
 
 
 def test_files_that_are_no_images_or_are_gone_do_not_end_a_survey(root: Path) -> None:
@@ -268,9 +348,9 @@ def test_files_that_are_no_images_or_are_gone_do_not_end_a_survey(root: Path) ->
     source = make_images(Folder, str(root), n_val=2, held_out="last").source("train")
     (root / "a" / "0.png").write_bytes(b"text")
     (root / "a" / "1.png").unlink()
-    assert len(survey_sources([source]).facts) == 2
+    assert len(survey_sources([source], 3).facts) == 2
     shutil.rmtree(root)
-    assert survey_sources([source]).facts == []
+    assert survey_sources([source], 3).facts == []
 
 
 def test_a_source_without_files_has_no_facts() -> None:
@@ -278,4 +358,4 @@ def test_a_source_without_files_has_no_facts() -> None:
         def read_image(self, index: int, form: Form) -> tuple[Any, int]:
             return np.zeros(form.shape, np.uint8), 0
 
-    assert survey_sources([Drawn(5, "drawn")]).facts == []
+    assert survey_sources([Drawn(5, "drawn")], 3).facts == []

@@ -11,7 +11,9 @@ RECORDED = {
     "_target_": "codegrid.data.folder.Folder",
     "root": "a",
     "classes": ["1", "2"],
-    "value_range": [0, 4095],
+    "range": [0, 4095],
+    "depth": 16,
+    "number_type": "uint16",
     "alpha": "white",
 }
 
@@ -20,16 +22,19 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> Any:
     return config_difference(OmegaConf.create({"data": mine}), OmegaConf.create({"data": theirs}))
 
 
-def test_what_a_run_has_decided_is_no_difference_to_the_command_that_started_it() -> None:
-    assert (
-        difference({**RECORDED, "classes": None, "value_range": None, "alpha": None}, RECORDED)
-        is None
-    )
+@pytest.mark.parametrize("value_range", [None, "auto", "percentiles"])
+@pytest.mark.parametrize("recorded", [[0, 4095], [[0, 4095], [-1, 1]]])
+def test_what_a_run_has_decided_is_no_difference_to_the_command_that_started_it(
+    value_range: str | None, recorded: list[Any]
+) -> None:
+    open_settings: dict[str, Any] = dict.fromkeys(("classes", "depth", "number_type", "alpha"))
+    mine = {**RECORDED, **open_settings, "range": value_range}
+    assert difference(mine, {**RECORDED, "range": recorded}) is None
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("classes", ["2", "1"]), ("value_range", [0, 1023]), ("alpha", "ignore"), ("classes", "sorted")],
+    [("classes", ["2", "1"]), ("range", [0, 1023]), ("depth", 8), ("alpha", "ignore"), ("classes", "sorted")],
 )  # fmt: skip
 def test_what_a_command_says_itself_is_one(setting: str, value: Any) -> None:
     differs = difference({**RECORDED, setting: value}, RECORDED)

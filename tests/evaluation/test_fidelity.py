@@ -25,8 +25,8 @@ def images(size: int, n: int = 3) -> tuple[Tensor, Tensor]:
 
 def measure(x: Tensor, x_hat: Tensor) -> dict[str, float]:
     metric = Fidelity(x.shape[-1])
-    metric.update(x[:1], x_hat[:1])
-    metric.update(x[1:], x_hat[1:])
+    metric.update(x[:1], x_hat[:1], depth=8)
+    metric.update(x[1:], x_hat[1:], depth=8)
     return {name: float(value) for name, value in metric.compute().items()}
 
 
@@ -96,7 +96,7 @@ def test_ms_ssim_is_torchmetrics_for_large_images_and_its_first_scales_for_small
         )
     )
     metric = Fidelity(24)
-    metric.update(x, x_hat)
+    metric.update(x, x_hat, depth=8)
     assert float(metric.compute()["ms_ssim"]) == pytest.approx(
         theirs ** (1 / sum(SCALE_WEIGHTS[:2])), rel=1e-4
     )
@@ -128,3 +128,23 @@ def test_a_perfect_first_batch_does_not_spoil_later_ones() -> None:
     apart = (to_uint8(x).double() - to_uint8(x_hat).double()) / 255
     assert measure(x, x_hat)["l1"] == pytest.approx(float(apart.abs().mean()), rel=1e-6)
     assert measure(x, x_hat)["l2"] == pytest.approx(float(apart.square().mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (64, 12), (176, 200)])
+def test_rectangles_have_as_many_scales_as_their_shorter_side(size: tuple[int, int]) -> None:
+    x = torch.rand(2, 5, *size) * 2 - 1
+    metric = Fidelity(size)
+    assert metric.scales == count_scales(min(size))
+    metric.update(x, x + 0.1 * torch.randn_like(x), depth=8)
+    assert 0 < float(metric.compute()["ms_ssim"]) < 1
+
+
+def test_scores_of_16_bits_are_of_pixels_from_0_to_1() -> None:
+    x, x_hat = images(48)
+    metric = Fidelity(48)
+    metric.update(x, x_hat, depth=16)
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    a, b = (((each.double().clamp(-1, 1) + 1) / 2) for each in (x, x_hat))
+    assert scores["l1"] == pytest.approx(float((a - b).abs().mean()), abs=1e-6)
+    assert scores["l2"] == pytest.approx(float((a - b).square().mean()), abs=1e-7)
+    assert scores["ms_ssim"] == pytest.approx(measure(x, x_hat)["ms_ssim"], abs=1e-3)

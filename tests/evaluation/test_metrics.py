@@ -14,8 +14,9 @@ from codegrid.data.images import to_float, to_uint8
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 
-# 10 log10(255^2 / (1/12)): the PSNR of an image that is reproduced without error.
+# 10 log10(255^2 / (1/12)): the PSNR of an image that is reproduced without error, of 8 bits and of 16.
 MAX_PSNR = 58.9226
+MAX_DEEP_PSNR = 107.1213
 
 
 def test_uniform_codes_have_perplexity_K_and_one_code_has_perplexity_1() -> None:
@@ -52,8 +53,8 @@ def test_psnr_and_ssim_are_means_over_images() -> None:
     x = torch.rand(6, 3, 16, 16) * 2 - 1
     x_hat = x + torch.linspace(0.05, 0.5, 6).view(6, 1, 1, 1) * torch.randn_like(x)
     metric = Reconstruction()
-    metric.update(x[:4], x_hat[:4])
-    metric.update(x[4:], x_hat[4:])  # batches of unequal size
+    metric.update(x[:4], x_hat[:4], depth=8)
+    metric.update(x[4:], x_hat[4:], depth=8)  # batches of unequal size
     a, b = to_uint8(x_hat).float(), to_uint8(x).float()
     psnr = [10 * math.log10(255**2 / float((a[i] - b[i]).square().mean())) for i in range(6)]
     assert metric.compute()["psnr"] == pytest.approx(sum(psnr) / 6, abs=1e-4)
@@ -69,6 +70,7 @@ def test_pixels_out_of_range_are_clamped_first() -> None:
     metric.update(
         torch.ones(1, 3, 16, 16) - torch.eye(16),
         torch.full((1, 3, 16, 16), 7.0) - 7 * torch.eye(16),
+        depth=8,
     )
     assert metric.compute()["psnr"] == pytest.approx(MAX_PSNR), "nothing is lost"
 
@@ -88,7 +90,7 @@ def test_entropies_of_several_codebooks_add_up_and_the_least_used_is_reported() 
 
 def sharpness(x: torch.Tensor, x_hat: torch.Tensor) -> float:
     metric = Reconstruction()
-    metric.update(x, x_hat)
+    metric.update(x, x_hat, depth=8)
     return float(metric.compute()["sharpness"])
 
 
@@ -120,21 +122,26 @@ def test_sharpness_is_that_of_all_batches_together() -> None:
     x, x_hat = torch.rand(6, 1, 16, 16) * 2 - 1, torch.rand(6, 1, 16, 16) - 0.5
     x[:2] *= 0.1  # the first batch alone would have another ratio
     metric = Reconstruction()
-    metric.update(x[:2], x_hat[:2])
-    metric.update(x[2:], x_hat[2:])
+    metric.update(x[:2], x_hat[:2], depth=8)
+    metric.update(x[2:], x_hat[2:], depth=8)
     assert float(metric.compute()["sharpness"]) == pytest.approx(sharpness(x, x_hat), rel=1e-6)
 
 
 def measure(x: torch.Tensor, x_hat: torch.Tensor, batch: int = 2) -> dict[str, float]:
-    """The scores of uint8 images and their reconstructions (n, C, H, W)."""
+    """The scores of images and their reconstructions (n, C, H, W), uint8 or of 16 bits in int32."""
     metric = Reconstruction()
+    depth = 8 if x.dtype == torch.uint8 else 16
     for images, reconstructions in zip(x.split(batch), x_hat.split(batch), strict=True):
-        metric.update(to_float(images), to_float(reconstructions))
+        metric.update(to_float(images), to_float(reconstructions), depth)
     return {name: float(value) for name, value in metric.compute().items()}
 
 
 def levels(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def deep_levels(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 65_536, shape, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
@@ -199,7 +206,7 @@ def test_a_reconstruction_that_is_nan_has_no_scores_instead_of_those_of_a_black_
     x_hat = x.clone()
     x_hat[1, 0, 3, 4] = torch.nan
     metric = Reconstruction()
-    metric.update(x, x_hat)
+    metric.update(x, x_hat, depth=8)
     assert all(math.isnan(float(value)) for value in metric.compute().values())
 
 
@@ -207,3 +214,53 @@ def test_the_entropy_of_one_code_is_zero_without_a_sign() -> None:
     use = CodebookUse(4, num_codebooks=2)
     use.update(torch.zeros(5, 2, dtype=torch.int64))
     assert str(float(use.compute()["entropy_bits"])) == "0.0"
+
+
+def test_psnr_and_ssim_of_16_bits_refer_to_their_whole_range() -> None:
+    x = deep_levels(4, 5, 16, 24)
+    x_hat = (x + torch.randint(-900, 900, x.shape)).clamp(0, 65_535).int()
+    a, b = x_hat.double(), x.double()
+    psnr = [10 * math.log10(65_535**2 / float((a[i] - b[i]).square().mean())) for i in range(4)]
+    scores = measure(x, x_hat)
+    assert scores["psnr"] == pytest.approx(sum(psnr) / 4, abs=1e-4)
+    ssim = float(structural_similarity_index_measure(a, b, data_range=65_535.0))
+    assert scores["ssim"] == pytest.approx(ssim, abs=1e-6)
+
+
+def test_differences_below_a_level_of_8_bits_count_in_16_bits() -> None:
+    x = deep_levels(2, 1, 16, 16) // 257 * 257  # values that 8 bits can hold
+    off = (x + 100).clamp(max=65_535)
+    assert torch.equal(to_uint8(to_float(x)), to_uint8(to_float(off))), "8 bits see nothing"
+    assert measure(x, off)["psnr"] == pytest.approx(20 * math.log10(65_535 / 100), abs=0.1)
+    assert measure(x, off)["ssim"] < 1
+
+
+def test_16_bits_without_error_have_the_psnr_of_rounding_to_their_own_steps() -> None:
+    x = deep_levels(3, 2, 12, 16)
+    assert measure(x, x)["psnr"] == pytest.approx(MAX_DEEP_PSNR, abs=1e-4)
+    off = x.clone().clamp(max=65_534)
+    off.flatten()[::6] += 1
+    expected = 10 * math.log10(65_535**2 * 6)
+    assert measure(x.clamp(max=65_534), off)["psnr"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_8_bit_images_have_nearly_the_same_scores_as_16_bit_ones() -> None:
+    x, x_hat = levels(4, 3, 16, 16), levels(4, 3, 16, 16)
+    deep = measure(x.int() * 257, x_hat.int() * 257)
+    assert deep == pytest.approx(measure(x, x_hat), rel=1e-5, abs=1e-6)
+
+
+def test_bright_even_images_of_16_bits_keep_their_similarity() -> None:
+    """float32 would make it 0.9992."""
+    x = torch.full((1, 1, 16, 16), 65_000, dtype=torch.int32)
+    x_hat = x + torch.randint(-1, 2, x.shape, dtype=torch.int32)
+    assert measure(x, x_hat)["ssim"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(5, 64), (64, 4)])
+def test_images_that_are_narrower_than_half_a_window_have_no_ssim(size: tuple[int, int]) -> None:
+    x, x_hat = levels(3, 3, *size), levels(3, 3, *size)
+    scores = measure(x, x_hat)
+    assert math.isnan(scores["ssim"])
+    assert scores["psnr"] > 5
+    assert not math.isnan(measure(levels(2, 3, 6, 64), levels(2, 3, 6, 64))["ssim"])

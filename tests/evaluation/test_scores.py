@@ -12,14 +12,18 @@ import pytest
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.scores import (
     LEAST_SQUARED_ERROR,
-    PSNR_PROVENANCE,
     SCORES,
+    Score,
     ScoreSheet,
     check_comparable,
+    describe_floor,
     find_score,
+    max_psnr,
     pipeline_names,
     read_result,
+    refer_to,
     score_difference,
+    write_range,
 )
 
 ABOUT = {
@@ -114,21 +118,78 @@ def test_no_score_claims_that_nothing_was_lost_because_it_is_infinite() -> None:
 @pytest.mark.parametrize("value", [20.0, 31.5, 45.0])
 def test_a_psnr_of_an_earlier_version_is_compared_though_it_has_no_floor(value: float) -> None:
     earlier, later = result("a", value), result("b", 21.0)
-    later["provenance"]["psnr"] |= PSNR_PROVENANCE
+    later["provenance"]["psnr"] |= describe_floor(8)
     assert score_difference("psnr", later, earlier) == 21.0 - value
     assert score_difference("psnr", earlier, later) == value - 21.0
 
 
 def test_another_floor_is_another_way_of_measuring() -> None:
-    one, other = result("a", 20.0, **PSNR_PROVENANCE), result("b", 20.0, floor="none")
+    one, other = result("a", 20.0, **describe_floor(8)), result("b", 20.0, floor="none")
     with pytest.raises(InputError, match="can't be compared: floor is squared error of 1/12"):
         score_difference("psnr", one, other)
 
 
 def test_the_floor_in_the_provenance_is_the_one_that_is_computed() -> None:
     ceiling = 10 * math.log10(255**2 / LEAST_SQUARED_ERROR)
-    assert f"at most {ceiling:.2f} dB" in PSNR_PROVENANCE["floor"]
-    assert f"at most {ceiling:.2f}" in SCORES["psnr"].meaning
+    assert max_psnr(8) == ceiling
+    assert (
+        describe_floor(8)["floor"] == "squared error of 1/12 of a level, at most 58.92 dB an image"
+    )
+    assert "at most 107.12 dB" in describe_floor(16)["floor"]
+
+
+DEEP = {"range": [0, 4095], "depth": 16}
+
+
+def test_a_psnr_says_which_range_it_refers_to_and_the_most_that_it_can_be() -> None:
+    psnr = refer_to(SCORES["psnr"], DEEP)
+    assert psnr.axis == "PSNR (dB of the range 0 to 4,095)"
+    assert psnr.summary == (
+        "dB of the range 0 to 4,095, higher is better; mean over images of each image's PSNR, at most 107.12"
+    )
+    assert refer_to(SCORES["ssim"], DEEP) == SCORES["ssim"]
+    assert refer_to(SCORES["psnr"], {}) == SCORES["psnr"]
+
+
+def test_a_compression_says_how_many_bits_a_pixel_of_the_data_has() -> None:
+    ratio: Score = refer_to(SCORES["compression_ratio"], {"pixel_bits": 60})
+    assert ratio.meaning == "pixels of 60 bits relative to the codes"
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ([0, 255], "0 to 255"),
+        ([-1000, 3071], "-1,000 to 3,071"),
+        ([-0.25, 1.5], "-0.25 to 1.5"),
+        ([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5]], "0 to 1, 0 to 2, 0 to 3 and 2 more"),
+    ],
+)
+def test_a_range_is_written_in_words(limits: list[Any], text: str) -> None:
+    assert write_range(limits) == text
+
+
+def test_another_range_or_depth_is_another_way_of_measuring() -> None:
+    deep = result("a", 40.0, **DEEP)
+    for changed in ({"range": [0, 1023]}, {"depth": 8}):
+        with pytest.raises(InputError, match=f"can't be compared: {next(iter(changed))} is"):
+            score_difference("psnr", deep, result("b", 41.0, **{**DEEP, **changed}))
+
+
+def test_a_psnr_of_an_earlier_version_has_the_range_of_the_same_pixels_of_8_bits() -> None:
+    earlier = result("a", 20.0)
+    assert score_difference("psnr", result("b", 21.0, range=[0, 4095], depth=8), earlier) == 1
+    assert score_difference("psnr", earlier, result("b", 21.0, range=[0, 255], depth=8)) == -1
+    with pytest.raises(InputError, match="range is"):
+        score_difference("psnr", earlier, result("b", 21.0, **DEEP))
+
+
+def test_a_compression_of_an_earlier_version_counted_8_bits_a_channel() -> None:
+    earlier, later = result("a", 20.0, size=[3, 8, 8]), result("b", 21.0, size=[3, 8, 8])
+    for evaluation, about in ((earlier, {}), (later, {"pixel_bits": 24})):
+        evaluation["compression_ratio"] = 10.0
+        evaluation["provenance"]["compression_ratio"] = {"size": [3, 8, 8], **about}
+    assert score_difference("compression_ratio", later, earlier) == 0
 
 
 def test_a_report_can_compare_scores_without_torch() -> None:

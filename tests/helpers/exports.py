@@ -36,7 +36,8 @@ def make_trained(*words: str) -> Tokenizer:
     config = compose_small(*words)
     tokenizer = build_tokenizer(config["model"], config["quantizer"]).eval()
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(64, tokenizer.encoder.channels, 16, 16, generator=generator)
+    encoder = tokenizer.encoder
+    images = torch.randn(64, encoder.channels, *encoder.image_size, generator=generator)
     tokenizer.initialise(images)
     with torch.no_grad():
         for p in tokenizer.parameters():

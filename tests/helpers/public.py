@@ -69,7 +69,7 @@ def build_planned(plan: Plan, tensors: Mapping[str, Tensor]) -> Tokenizer:
 def import_file(kind: Format, file: PublicFile, image_size: int, channels: int = 3) -> Tokenizer:
     """A public file as a tokenizer for images of this size."""
     assert kind.recognises(file)
-    return build_planned(kind.plan(file, Choices(image_size, channels)), file.tensors)
+    return build_planned(kind.plan(file, Choices((image_size, image_size), channels)), file.tensors)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ def check_published(kind: Format, model: str, settings: Mapping[str, Any], targe
     """Fail unless the format plans a place of the right shape for every weight of a published model, and for no other."""
     file = empty_file(published_shapes(model), settings=settings, target=target)
     assert kind.recognises(file)
-    plan = kind.plan(file, Choices(image_size=256, channels=3))
+    plan = kind.plan(file, Choices(image_size=(256, 256), channels=3))
     with torch.device("meta"):
         tokenizer = build_tokenizer(plan.model, plan.quantizer)
     places = tokenizer.state_dict()

@@ -33,21 +33,26 @@ def save_tokenizer_run(folder: Path, *words: str) -> tuple[Tokenizer, dict[str, 
 def save_prior_run(
     folder: Path,
     *words: str,
-    classes: int = 0,
+    classes: int | Sequence[str] = 0,
     seed: int = 0,
     tokenizer_words: Sequence[str] = (),
 ) -> None:
-    """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR."""
+    """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR;
+    `classes` are names, or the number of classes without names."""
     few = ["data.n_train=32", "data.n_val=8", *tokenizer_words]
     tokenizer, described = save_tokenizer_run(folder / "tokenizer", *few)
     torch.manual_seed(seed)
     config = compose_plain("stage=prior", *(words or SMALL_PRIOR))
-    code_space = {**tokenizer.code_space, "classes": classes}
+    names = [] if isinstance(classes, int) else list(classes)
+    num_classes = classes if isinstance(classes, int) else len(names)
+    code_space = {**tokenizer.code_space, "classes": num_classes}
     model = build_trusted({**config["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
     for p in model.parameters():
         p.data += torch.randn_like(p) / 4
     copy_tokenizer(tokenizer, described, folder)
-    about = {"tokenizer": tokenizer.fingerprint(), "classes": classes}
+    about = {"tokenizer": tokenizer.fingerprint(), "classes": num_classes}
+    if names:
+        about |= {"class_names": names, "class_labels": list(range(num_classes))}
     header = make_header("prior", config) | about
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     save_atomically({"codegrid": header, "state_dict": state}, folder / LAST)

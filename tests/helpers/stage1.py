@@ -107,7 +107,7 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 
 def make_tokenizer(
-    size: int = 16, grid: int = 4, start: str = "patches", channels: int = 3, dim: int = 8
+    size: Any = 16, grid: Any = 4, start: str = "patches", channels: int = 3, dim: int = 8
 ) -> Tokenizer:
     parts = {
         "image_size": size,

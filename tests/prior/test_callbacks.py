@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from PIL import Image
 
+from codegrid.data.pixels import PixelRules
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from codegrid.engine.callbacks.ema import WeightAverage
@@ -20,9 +21,10 @@ from codegrid.engine.checkpoint import AVERAGE, read_checkpoint, substate
 from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import BEST, DOCTOR, LAST, PICTURES
-from prior.callbacks import LossMapPictures, PriorDoctor
+from prior.callbacks import LossMapPictures, PriorDoctor, SamplePictures
 from prior.module import PriorModule
 from tests.helpers.parts import make
+from tests.helpers.stage1 import make_tokenizer
 from tests.helpers.stage2 import (
     ABOUT,
     GRID,
@@ -329,3 +331,21 @@ def test_the_loss_map_is_black_where_codes_are_easiest_and_white_where_they_are_
     np.testing.assert_allclose(
         places / 255, (expected - expected.min()) / np.ptp(expected), atol=0.003
     )
+
+
+def test_samples_of_bands_and_rectangles_are_pictures_of_the_shown_channels(tmp_path: Path) -> None:
+    """What is drawn has one bright band, the fifth, which is shown as green."""
+    module, data = make_prior_module()
+    tokenizer = make_tokenizer((12, 24), (3, 6), channels=5).eval()
+    tokenizer.rules = PixelRules((0, 4095), depth=16, show=(2, 5, 1))
+    bright = torch.tensor([-1.0, -1.0, -1.0, -1.0, 1.0])[:, None, None].expand(5, 12, 24)
+    tokenizer.decode_indices = lambda codes: bright.expand(len(codes), -1, -1, -1)  # type: ignore[method-assign]
+    pictures = SamplePictures(tokenizer, n=4, rows=2)
+    make_trainer(callbacks=[pictures], default_root_dir=tmp_path).validate(
+        module, data, verbose=False
+    )
+    with Image.open(tmp_path / PICTURES / "samples-000000.png") as opened:
+        sheet = np.asarray(opened)[::2, ::2]
+    assert sheet.shape == (2 * 14 - 2, 4 * 26 - 2, 3)
+    assert (sheet[:12, :24] == [0, 255, 0]).all()
+    assert (sheet[12:14] == 255).all()

@@ -64,7 +64,8 @@ def test_a_number_is_a_class_and_the_text_of_a_number_is_its_name() -> None:
         (ANIMALS, "cat", r"label=cat is no class, did you mean cats\? give numbers from 0 to 2"),
         (ANIMALS, ["cats", "sealions"], "label=sealions is no class, did you mean sea lions"),
         (ANIMALS, 3, "label=3 is no class; .*: 0=cats, 1=dogs, 2=sea lions$"),
-        (ANIMALS, [], r"label=\[\] is no class"),
+        (ANIMALS, [], r"label=\[\] names no class; give one, or leave label out for all in turn"),
+        (ANIMALS, "DOG", r"label=DOG is no class, did you mean dogs\? give"),
         (NUMBERED, 10, "label=10 is no class; the class called 10 has the number 2"),
         (ANIMALS, [0, True], "label=True is no class"),
     ],
@@ -74,6 +75,71 @@ def test_a_class_that_is_none_is_refused_with_those_that_are(
 ) -> None:
     with pytest.raises(InputError, match=hint):
         choose_labels(table, label, 4)
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "expected"),
+    [
+        (["False", "True"], True, 1),  # a command line reads label=true so
+        (["0.25", "1.50"], 1.5, 1),
+        (["0.25", "1.50"], "1.50", 1),
+        (["none", "null"], [None], 1),
+        (["caf\u00e9", "bar"], "cafe\u0301", 0),  # composed and decomposed
+        (["cafe\u0301", "bar"], "caf\u00e9", 0),
+        (["true", "TRUE"], True, None),
+        (["1.5", "1.50"], 1.5, None),
+    ],
+)
+def test_a_name_that_a_command_line_takes_for_another_kind_of_value_is_the_class(
+    names: list[str], label: Any, expected: int | None
+) -> None:
+    table = ClassTable(names, [0, 1])
+    if expected is None:
+        with pytest.raises(InputError, match=f"label={label} is no class"):
+            choose_labels(table, label, 1)
+    else:
+        labels = choose_labels(table, label, 1)
+        assert labels is not None
+        assert labels.tolist() == [expected]
+
+
+def test_of_many_classes_a_sentence_names_the_nearest_ten() -> None:
+    names = [f"genus{i % 97} species{i}" for i in range(3000)]
+    names[2000] = "Homo sapiens"
+    table = ClassTable(names, list(range(3000)))
+    with pytest.raises(InputError) as error:
+        choose_labels(table, "homo sapien", 4)
+    sentence = str(error.value)
+    assert sentence.startswith("label=homo sapien is no class, did you mean Homo sapiens? give ")
+    assert "of 3,000 the nearest are 2000=Homo sapiens, " in sentence
+    assert sentence.count("=") == 1 + 10
+    with pytest.raises(InputError, match="0=genus0 species0, .* and 2,990 more$"):
+        choose_labels(table, 3000, 4)
+
+
+@pytest.mark.parametrize("several", [tuple, np.array, lambda names: Column(names)])
+def test_labels_come_as_any_sequence_or_column(several: Any) -> None:
+    labels = choose_labels(ANIMALS, several(["dogs", "cats"]), 3)
+    assert labels is not None
+    assert labels.tolist() == [1, 0, 1]
+
+
+def test_thousands_of_labels_are_looked_up_at_once() -> None:
+    table = ClassTable([f"class {i}" for i in range(2000)], list(range(2000)))
+    wanted = [f"class {i % 2000}" for i in range(20_000)]
+    labels = choose_labels(table, wanted, 20_000)
+    assert labels is not None
+    assert labels.tolist() == [i % 2000 for i in range(20_000)]
+
+
+class Column:
+    """A column of a table, as pandas has it: no sequence, but a list on request."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def tolist(self) -> list[str]:
+        return self.names
 
 
 def test_a_prior_without_classes_takes_no_label() -> None:
@@ -118,8 +184,8 @@ def test_priors_of_version_0_1_call_their_classes_by_numbers() -> None:
 @pytest.mark.parametrize(
     ("data", "rules"),
     [
-        ({"value_range": [0, 4095], "alpha": "ignore"}, PixelRules((0, 4095), "ignore")),
-        ({"value_range": None, "alpha": None}, PixelRules()),
+        ({"range": [0, 4095], "alpha": "ignore"}, PixelRules((0, 4095), "ignore")),
+        ({"range": None, "alpha": None}, PixelRules()),
         ({}, PixelRules()),
     ],
 )
@@ -131,4 +197,4 @@ def test_an_image_to_complete_is_read_as_the_tokenizers_images(
     tokenizer = make_tokenizer().eval()
     tokenizer.rules = read_rules(data)
     _, image = encode_init_image(str(tmp_path / "slice.png"), tokenizer)
-    assert int(image.max()) == (255 if data.get("value_range") else 15)
+    assert int(image.max()) == (255 if data.get("range") else 15)

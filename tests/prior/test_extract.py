@@ -1,5 +1,6 @@
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -7,12 +8,15 @@ import torch
 from lightning.fabric import Fabric
 from safetensors import safe_open
 
+from codegrid.data.form import Form
 from codegrid.data.images import crop_at
 from codegrid.data.samples import ArraySamples
+from codegrid.data.source import Source
 from codegrid.data.tokens import export_codes
+from codegrid.data.values import UnreadableImage
 from codegrid.engine.errors import InputError
 from prior import extract as extraction
-from prior.extract import extract
+from prior.extract import extract, name_numbers
 from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 from vqgan.quantizers.none import Plain
 from vqgan.tokenizer import Tokenizer
@@ -67,7 +71,7 @@ def test_crops_follow_the_middle_each_with_its_mirror_image(tmp_path: Path) -> N
 
 def test_crops_without_room_are_refused(data: Noise) -> None:
     with pytest.raises(
-        InputError, match=r"crops=2 need room to move, and these images are 16 pixels wide"
+        InputError, match=r"crops=2 need room to move, and these images are 16 pixels a side"
     ):
         codes(make_tokenizer(), data, crops=2)
     with pytest.raises(InputError, match=r"crops=0 must be at least 1"):
@@ -86,6 +90,90 @@ def test_labels_go_with_their_images_in_every_view(
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     cached = extract(make_tokenizer(), data, "train", True, fabric=ALONE)
     assert cached.labels.tolist() == 2 * [i % 5 for i in range(24)]
+
+
+class Table(Grain):
+    """Images with labels and columns beside them, whose key changes with these."""
+
+    def __init__(self, labels: list[int]) -> None:
+        super().__init__(24, "train")
+        self.labels = labels
+        self.columns = {
+            "age": np.arange(24, dtype=np.float32) / 2,
+            "embedding": np.arange(72, dtype=np.float32).reshape(24, 3),
+            "site": np.arange(24) % 3 - 1,
+        }
+        self.label_key = str(labels)
+
+
+class Tabled(Noise):
+    """24 images of noise with a table."""
+
+    column_names: ClassVar[dict[str, list[str]]] = {"site": ["a", "b"]}
+    classes: ClassVar[list[str]] = ["oak", "beech", "\u00e9rable"]
+
+    def __init__(self, folder: Path, labels: list[int], **settings: Any) -> None:
+        self.table = Table(labels)
+        super().__init__(16, cache_dir=str(folder), classes=[*self.classes], **settings)
+
+    def open_source(self, split: str) -> Source:
+        return self.table if split == "train" else super().open_source(split)
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk", "none"])
+def test_labels_and_columns_are_those_of_the_table_now_and_the_codes_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    t, labels = make_tokenizer().eval(), [i % 3 for i in range(24)]
+    first = extract(t, Tabled(tmp_path, labels, cache=cache), "train", True, fabric=ALONE)
+    assert first.labels.tolist() == 2 * labels
+    assert first.columns.keys() == {"age", "embedding", "site"}
+    assert np.array_equal(first.columns["age"], np.arange(24) / 2)
+    monkeypatch.setattr(t, "indices", None)  # nothing is encoded again
+    corrected = [2, *labels[1:]]
+    again = extract(t, Tabled(tmp_path, corrected, cache=cache), "train", True, fabric=ALONE)
+    assert again.labels.tolist() == 2 * corrected
+    assert np.array_equal(again.values, first.values)
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_exported_codes_have_the_columns_of_their_images_and_what_numbers_are_called(
+    tmp_path: Path, ending: str
+) -> None:
+    t, data = make_tokenizer().eval(), Tabled(tmp_path, [0, 1, 2] * 8, cache="ram")
+    samples = extract(t, data, "train", True, fabric=ALONE)
+    names = name_numbers(data)
+    assert names == {"classes": ["oak", "beech", "\u00e9rable"], "names_site": ["a", "b"]}
+    file = export_codes(samples, {"views": 2, **names}, tmp_path / f"codes.{ending}")
+    if ending == "npz":
+        read: Any = np.load(file)
+        assert read["names_site"].tolist() == ["a", "b"]
+        assert read["classes"].tolist() == names["classes"]
+    else:
+        opened = safe_open(file, "numpy")
+        read = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        assert json.loads(opened.metadata()["classes"]) == names["classes"]
+        assert json.loads(opened.metadata()["names_site"]) == ["a", "b"]
+    assert read["column_embedding"].shape == (48, 3)
+    for name, values in data.columns("train").items():
+        assert np.array_equal(read[f"column_{name}"], np.concatenate([values, values]))
+        assert read[f"column_{name}"].dtype == values.dtype
+
+
+def test_unreadable_images_have_no_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_image = Grain.read_image
+
+    def read_or_fail(self: Grain, index: int, form: Form) -> tuple[Any, int]:
+        if index in (0, 7):
+            raise UnreadableImage("broken")
+        return read_image(self, index, form)
+
+    monkeypatch.setattr(Grain, "read_image", read_or_fail)
+    data = Tabled(tmp_path, list(range(24)), cache="ram", on_error="skip")
+    samples = extract(make_tokenizer().eval(), data, "train", fabric=ALONE)
+    kept = [i for i in range(24) if i not in (0, 7)]
+    assert samples.labels.tolist() == kept
+    assert samples.columns["age"].tolist() == [i / 2 for i in kept]
 
 
 def test_images_are_encoded_once(data: Noise, monkeypatch: pytest.MonkeyPatch) -> None:

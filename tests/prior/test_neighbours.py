@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_float, to_uint8
 from prior.neighbours import find_neighbours, nearest_rows, ratio_to_mean
+from tests.helpers.bands import Bands
 from tests.helpers.stage1 import Grain, Noise, make_tokenizer
 
 
@@ -118,3 +119,28 @@ def test_blank_samples_among_blank_images_are_no_copies(
     figures, sheet = find_neighbours(blank, data, make_tokenizer().eval(), flip)
     assert (figures["nearest_rmse"], figures["nearest_ratio"]) == (0, 1)
     assert sheet.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("show", [None, [5, 4, 1], [2]])
+def test_images_of_bands_are_compared_in_all_of_them_at_16_bits_and_shown_by_three_or_one(
+    tmp_path: Path, show: list[int] | None
+) -> None:
+    data = Bands(tmp_path, show=show)
+    t = make_tokenizer((24, 40), (6, 10), channels=5).eval()
+    t.rules = data.rules
+    stored = data.take_evenly("train", 32)[0]
+    samples = stored[:4].clone()
+    samples[:, 3] = (samples[:, 3] + 514).clamp(max=65535)  # a band that may not be shown
+    samples[3, 0] = 0
+    figures, sheet = find_neighbours(samples, data, t, flip=False, k=3)
+    pixels = stored.double()[None], samples.double()[:, None]
+    every = (pixels[0] - pixels[1]).square().mean((2, 3, 4)).sqrt() / 257
+    nearest = every.min(1).values
+    assert figures["nearest_rmse"] == pytest.approx(float(nearest.median()), abs=1e-3)
+    assert figures["nearest_rmse"] == pytest.approx(2 / 5**0.5, abs=0.05)  # 514 levels of one band
+    rows = sheet[:, ::2, ::2]
+    assert sheet.shape == (3, 2 * (4 * 26 - 2), 2 * (4 * 42 - 2))
+    first = (every.sort(1).values[:, :3]).T
+    order = (first[0] / first.mean(0)).argsort(stable=True)
+    expected = data.rules.to_picture(to_float(samples[order[0], None]))[0]
+    assert torch.equal(rows[:, :24, :40], expected.expand(3, -1, -1))

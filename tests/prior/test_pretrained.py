@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,14 +19,19 @@ from vqgan.export.discover import choose_exporters
 from vqgan.export.writing import write_export
 
 
+def export_run() -> None:
+    """Export the prior in the run folder `run` to the folder `out`."""
+    trained, origin = load_prior("run"), read_prior_origin("run", load_prior("run"))
+    joined = join_prior(choose_exporters("safetensors"), trained)
+    write_export(trained.tokenizer, origin, joined, "mit", Path("out"), "stage: export\n")
+
+
 @pytest.fixture
 def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder `out`, an export of the prior in the run folder `run`."""
     monkeypatch.chdir(tmp_path)
     save_prior_run(Path("run"), classes=3)
-    trained, origin = load_prior("run"), read_prior_origin("run", load_prior("run"))
-    joined = join_prior(choose_exporters("safetensors"), trained)
-    write_export(trained.tokenizer, origin, joined, "mit", Path("out"), "stage: export\n")
+    export_run()
     return Path("out")
 
 
@@ -35,6 +41,27 @@ def test_an_export_gives_the_prior_of_its_run(exported: Path) -> None:
     assert torch.equal(one.sample(3, output="tensor"), other.sample(3, output="tensor"))
     codes = one.sample(3, output="codes")
     assert torch.equal(one.nats_of_codes(codes, label=1), other.nats_of_codes(codes, label=1))
+
+
+def test_an_export_keeps_rectangles_bands_units_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["data.image_size=[16,24]", "model.grid=[4,6]", "data.channels=5", "data.depth=16"]
+    words += ["data.range=[-1000,3000]", "data.number_type=int16", "data.show=[4,2,1]"]
+    save_prior_run(Path("run"), classes=["oak", "sessile oak", "beech"], tokenizer_words=words)
+    export_run()
+    one, other = Prior.from_pretrained("out"), Prior.from_pretrained("run")
+    assert (one.grid, one.tokenizer.rules) == ((4, 6), other.tokenizer.rules)
+    for label in ("sessile oak", ["beech", 0, -1]):
+        drawn = one.sample(3, label=label, output="array")
+        assert drawn.dtype == np.int16
+        assert np.array_equal(drawn, other.sample(3, label=label, output="array"))
+    assert [np.asarray(image).tolist() for image in one.sample(2, label="oak")] == [
+        np.asarray(image).tolist() for image in other.sample(2, label=0)
+    ]
+    with pytest.raises(InputError, match=r"label=Beach is no class, did you mean beech\?"):
+        one.sample(1, label="Beach")
 
 
 def test_a_repository_is_read_at_one_commit(exported: Path, hub: HubServer) -> None:

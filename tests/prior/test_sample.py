@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from prior import Prior
 from prior.saving import SampleBatch, SampleSaver
 from tests.helpers.commands import Command, lightning_warnings, read_mistake
 from tests.helpers.configs import ROOT
@@ -21,7 +23,12 @@ from tests.helpers.runs import save_prior_run, save_tokenizer_run
 pytestmark = lightning_warnings
 
 LINE = ["stage=sample", "ckpt=model", "n=11", "batch_size=3", "shard_size=4", "accelerator=cpu"]
-ALL = "save=[grid,png,npz,shards]"
+ALL = "save=[grid,png,npz,npy,shards]"
+# Pictures of 16x24 pixels with five bands of 12 bits, of which the third, second and first are shown.
+BANDS = [
+    "data.image_size=[16,24]", "model.grid=[4,6]", "data.channels=5", "data.range=[0,4095]", "data.depth=16",
+    "data.number_type=uint16", "data.show=[3,2,1]",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in sorted(folder.rglob("*"))
-        if file.suffix in (".png", ".npz", ".tar", ".pt")
+        if file.suffix in (".png", ".npz", ".npy", ".tar", ".pt") or file.name == "samples.json"
     }
 
 
@@ -113,6 +120,7 @@ def test_a_run_goes_on_that_is_killed_again_and_again(
         ("wide", ["sampler.grid=5x7", "save=[npz,grid]"]),
         ("completed", ["sampler.init_image={photos}/cats/3.png", "sampler.rows=2", "save=grid"]),
         ("unigram", ["save=shards"]),
+        ("bands", ["sampler.grid=[5,7]", ALL]),
     ],
 )
 def test_any_model_and_sampler_goes_on(
@@ -128,6 +136,8 @@ def test_any_model_and_sampler_goes_on(
         save_tokenizer_run(tmp_path / "model", "quantizer=kl")
     elif kind == "unigram":
         save_prior_run(tmp_path / "model", "prior=unigram")
+    elif kind == "bands":
+        save_prior_run(tmp_path / "model", tokenizer_words=BANDS)
     else:
         save_prior_run(tmp_path / "model", classes=3 * (kind == "classes"))
     assert command(*LINE, *words, "run_dir=whole") == 0
@@ -136,6 +146,40 @@ def test_any_model_and_sampler_goes_on(
         command(*LINE, *words, "run_dir=killed")
     assert command("stage=sample", "resume=killed") == 0
     assert all_files(Path("killed")) == all_files(Path("whole"))
+
+
+def test_samples_of_bands_are_saved_in_their_own_units_and_shown_by_three(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_prior_run(tmp_path / "model", tokenizer_words=BANDS)
+    assert command(*LINE, "save=[npy,npz,png,grid]", "run_dir=out") == 0
+    remark = "pictures (grid, png, npz) show channels 3, 2, 1 of 5 in 8 bits; save=[npy] has all"
+    assert remark in capsys.readouterr().err
+    values = np.load("out/samples.npy", mmap_mode="r")
+    assert (values.dtype, values.shape) == (np.uint16, (11, 16, 24, 5))
+    result = json.loads(Path("out/metrics.json").read_text())
+    assert (result["npy"], result["range"]) == ("out/samples.npy", [0, 4095])
+    trained = Prior.from_pretrained("model")
+    drawn, shown = (
+        trained.sample(11, output="array", batch_size=3),
+        trained.sample(11, batch_size=3),
+    )
+    assert np.array_equal(drawn, values)
+    pictures = np.load("out/samples.npz")["arr_0"]
+    assert pictures.shape == (11, 16, 24, 3)
+    assert np.abs(pictures - values[..., [2, 1, 0]].astype(float) / 4095 * 255).max() <= 1
+    assert np.abs(pictures.astype(int) - np.stack([np.asarray(each) for each in shown])).max() <= 1
+    assert np.array_equal(np.asarray(Image.open("out/samples/000007.png")), pictures[7])
+
+
+def test_pictures_that_show_all_there_is_get_no_remark(
+    model: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*LINE, ALL, "run_dir=out") == 0
+    assert "pictures (" not in capsys.readouterr().err
+    values, pictures = np.load("out/samples.npy"), np.load("out/samples.npz")["arr_0"]
+    assert values.dtype == np.uint8
+    assert np.array_equal(values, pictures)
 
 
 def test_a_finished_run_is_not_drawn_again_and_its_card_stays(

@@ -16,10 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.data.images import to_uint8
+from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError
+from prior.decoding.pictures import show_pixels
 from prior.saving import (
     CodeFile,
     FirstSamples,
+    NpyFile,
     NpzFile,
     PngFiles,
     SampleBatch,
@@ -34,6 +38,7 @@ from tests.helpers.images import make_images
 N, SIZE, GRID = 23, (4, 6), (2, 3)
 LABELS = torch.arange(N) % 4 - 1
 ABOUT = {"model": "abc"}
+INT16 = PixelRules((-1000, 1040), number_type="int16")
 
 
 def draw_batch(first: int, b: int = 5, channels: int = 3) -> SampleBatch:
@@ -44,7 +49,15 @@ def draw_batch(first: int, b: int = 5, channels: int = 3) -> SampleBatch:
         for i in range(first, stop)
     ]
     codes = torch.arange(first, stop)[:, None, None].repeat(1, *GRID)
-    return SampleBatch(first, torch.from_numpy(np.stack(images)), codes, LABELS[first:stop])
+    pixels = np.stack(images)
+    return SampleBatch(
+        first, torch.from_numpy(pixels), codes, LABELS[first:stop], values=to_int16(pixels)
+    )
+
+
+def to_int16(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Pixels of 0 to 255 in units of -1000 to 1040."""
+    return (pixels.astype(np.int16) * 8 - 1000).astype(np.int16)
 
 
 def make_saver(folder: Path, channels: int = 3, shard_size: int = 7) -> SampleSaver:
@@ -53,8 +66,9 @@ def make_saver(folder: Path, channels: int = 3, shard_size: int = 7) -> SampleSa
     forms: dict[str, SampleFiles] = {
         "png": PngFiles(folder / "samples"),
         "npz": NpzFile(folder / "samples.npz", (N, *SIZE, 3)),
+        "npy": NpyFile(folder / "samples.npy", (N, *SIZE, channels), INT16),
         "shards": ShardFiles(folder / "shards", N, shard_size),
-        "codes": CodeFile(folder / "codes.pt", (N, *GRID), LABELS),
+        "codes": CodeFile(folder / "codes.pt", (N, *GRID), LABELS, ["oak", "beech", "elm"]),
         "first": FirstSamples(folder / "first", (12, channels, *SIZE)),
     }
     return SampleSaver(folder, N, ABOUT, forms)
@@ -89,6 +103,12 @@ def test_every_form_holds_what_was_drawn(whole: dict[str, bytes], tmp_path: Path
     drawn = draw_batch(0, N).images.permute(0, 2, 3, 1).numpy()
     folder = tmp_path / "whole"
     assert np.array_equal(np.load(folder / "samples.npz")["arr_0"], drawn)
+    values = np.load(folder / "samples.npy", mmap_mode="r")
+    assert values.dtype == np.int16
+    assert np.array_equal(values, to_int16(drawn))
+    about = json.loads((folder / "samples.json").read_text())
+    assert about["range"] == [-1000, 1040]
+    assert (about["shape"], about["type"]) == ([N, *SIZE, 3], "int16")
     with zipfile.ZipFile(folder / "samples.npz") as archive:
         assert archive.testzip() is None
     for i, image in enumerate(drawn):
@@ -96,6 +116,7 @@ def test_every_form_holds_what_was_drawn(whole: dict[str, bytes], tmp_path: Path
     saved = torch.load(folder / "codes.pt", weights_only=True)
     assert torch.equal(saved["codes"], draw_batch(0, N).codes)
     assert torch.equal(saved["labels"], LABELS)
+    assert saved["classes"] == ["oak", "beech", "elm"]
     assert not [name for name in whole if "part" in name]
 
 
@@ -128,7 +149,7 @@ def test_a_run_that_is_killed_after_any_batch_ends_in_the_same_files(
     assert all_files(tmp_path / "killed") == all_files(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("form", ["png", "npz", "shards", "codes", "first", "journal"])
+@pytest.mark.parametrize("form", ["png", "npz", "npy", "shards", "codes", "first", "journal"])
 def test_a_run_that_is_killed_while_it_writes_a_batch_ends_in_the_same_files(
     whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
@@ -139,7 +160,7 @@ def test_a_run_that_is_killed_while_it_writes_a_batch_ends_in_the_same_files(
     batch = draw_batch(10)
     for name, files in saver.forms.items():
         if name == form:
-            half = SampleBatch(10, batch.images[:2], batch.codes[:2], batch.labels[:2])  # type: ignore[index]
+            half = draw_batch(10, 2)
             files.write(half)
             break
         files.write(batch)
@@ -161,6 +182,8 @@ def test_a_run_that_is_killed_while_it_writes_a_batch_ends_in_the_same_files(
         (".samples.npz.part", 1500, 15),
         (".samples.npz.part", 10, 20),  # what comes before the array is written anew at the end
         (".samples.npz.part", 700, 5),
+        (".samples.npy.part", 10, 20),
+        (".samples.npy.part", 1500, 5),
         ("shards/000000.tar", 100, 0),
         ("shards/000001.tar", -1, 10),
         (".codes.int64.part", -1, 15),
@@ -238,10 +261,42 @@ def test_grey_samples_are_saved_with_three_equal_channels(tmp_path: Path) -> Non
     assert torch.equal(saver.first_samples(), grey[:12])
 
 
-def test_the_npz_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shown", [(1,), (5, 1, 2)])
+def test_samples_of_five_channels_and_16_bits_keep_all_in_the_npy_and_are_shown_elsewhere(
+    tmp_path: Path, shown: tuple[int, ...]
+) -> None:
+    n, rules = 3, PixelRules(((0, 4095),) * 4 + ((-1, 1),), depth=16, show=shown)
+    x = torch.rand(n, 5, *SIZE) * 2 - 1
+    pixels = rules.to_pixels(x)
+    forms: dict[str, SampleFiles] = {
+        "npz": NpzFile(tmp_path / "samples.npz", (n, *SIZE, 3)),
+        "npy": NpyFile(tmp_path / "samples.npy", (n, *SIZE, 5), rules),
+        "first": FirstSamples(tmp_path / "first", (2, 5, *SIZE), rules.depth),
+    }
+    saver = SampleSaver(tmp_path, n, ABOUT, forms)
+    saver.resume()
+    pictures = show_pixels(pixels, rules)
+    saver.save(SampleBatch(0, pixels, pictures=pictures, values=rules.to_units(x)))
+    result = saver.finish()
+    values = np.load(result["npy"])
+    assert (values.dtype, values.shape) == (np.float32, (n, *SIZE, 5))
+    low, high = np.array(rules.ranges).T
+    expected = low + (x.permute(0, 2, 3, 1).numpy() + 1) / 2 * (high - low)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-3)
+    assert result["range"] == 4 * [[0, 4095]] + [[-1, 1]]
+    first = saver.first_samples()
+    assert torch.equal(first, pixels[:2])
+    assert first.dtype == pixels.dtype == torch.int32
+    picked = to_uint8(x)[:, [channel - 1 for channel in shown]].expand(-1, 3, -1, -1)
+    stored = np.load(result["npz"])["arr_0"].astype(int)
+    assert np.abs(stored - picked.permute(0, 2, 3, 1).numpy()).max() <= 1  # 16 bits, then 8
+    assert torch.equal(show_pixels(first, rules), pictures[:2])
+
+
+def test_the_npz_and_the_npy_have_their_names_only_when_they_are_whole(tmp_path: Path) -> None:
     saver = make_saver(tmp_path / "part")
     save_until(saver, 20)
-    assert not (tmp_path / "part/samples.npz").exists()
+    assert not list((tmp_path / "part").glob("samples.np*"))
     assert sorted(file.name for file in (tmp_path / "part/shards").glob("0*.tar")) == [
         "000000.tar",
         "000001.tar",

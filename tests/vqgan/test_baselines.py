@@ -24,19 +24,23 @@ def make_shapes(tmp_path: Path, **settings: object) -> Shapes:
 
 def test_the_classical_baseline_equals_a_tokenizer_initialised_from_patches(tmp_path: Path) -> None:
     data = make_shapes(tmp_path)
-    figures = measure_classical_vq(data, K=16, grid=4)
+    figures = measure_classical_vq(data, K=16, grid=(4, 4))
     tokenizer, metric = make_tokenizer(dim=48), Reconstruction()
     tokenizer.initialise(start_images(data))
     with torch.no_grad():
         for images, _ in data.iterate_split("val"):
             x, _ = data.on_after_batch_transfer((images, torch.zeros(1)), 0)
-            metric.update(x, tokenizer.decode(tokenizer.encode(x).z_q))
+            metric.update(x, tokenizer.decode(tokenizer.encode(x).z_q), depth=8)
     assert figures["psnr"] == pytest.approx(float(metric.compute()["psnr"]), abs=0.5)
     assert figures["codes_used"] <= 16
 
 
 def test_images_larger_than_the_models_are_cropped(tmp_path: Path) -> None:
-    assert 5 < measure_classical_vq(make_shapes(tmp_path, crop="random"), K=16, grid=4)["psnr"] < 40
+    assert (
+        5
+        < measure_classical_vq(make_shapes(tmp_path, crop="random"), K=16, grid=(4, 4))["psnr"]
+        < 40
+    )
 
 
 def test_scan_bits_of_a_jpeg_include_stuffed_bytes_but_no_headers() -> None:
@@ -73,19 +77,21 @@ def test_codecs_have_the_tokenizers_bits_and_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_shapes(tmp_path)
-    rows, absent = measure_codecs(data, "val", K=4, num_codebooks=2, grid=4)
+    rows, absent = measure_codecs(data, "val", K=4, num_codebooks=2, grid=(4, 4))
     assert not absent
     assert rows[0]["codec"] == "classical VQ"
     assert rows[0]["bits_per_image"] == 4 * 4 * 2 * 2  # two codebooks of 4 codes count as one of 16
     monkeypatch.setattr("vqgan.baselines.measure_classical_vq", None)
     monkeypatch.setattr("vqgan.baselines.measure_jpeg", None)
-    assert measure_codecs(make_shapes(tmp_path), "val", K=4, num_codebooks=2, grid=4)[0] == rows
+    assert (
+        measure_codecs(make_shapes(tmp_path), "val", K=4, num_codebooks=2, grid=(4, 4))[0] == rows
+    )
 
 
 @pytest.mark.parametrize(("K", "reason"), [(None, "continuous"), (2**18, "262,144 codes")])
 def test_a_missing_classical_codec_comes_with_the_reason(
     tmp_path: Path, K: int | None, reason: str
 ) -> None:
-    rows, absent = measure_codecs(make_shapes(tmp_path), "val", K, num_codebooks=1, grid=4)
+    rows, absent = measure_codecs(make_shapes(tmp_path), "val", K, num_codebooks=1, grid=(4, 4))
     assert reason in absent["classical VQ"]
     assert {row["codec"] for row in rows} == {"JPEG"}

@@ -17,7 +17,7 @@ from codegrid.engine.errors import InputError
 from codegrid.evaluation.features import Extractor
 from codegrid.evaluation.judging import image_name
 from codegrid.evaluation.scores import ScoreSheet, score_difference
-from codegrid.evaluation.table import format_number, format_table, nearest_codecs
+from codegrid.evaluation.table import format_codecs, format_number, format_table, nearest_codecs
 from tests.helpers.commands import QUICK, TINY
 from tests.helpers.stage1 import Noise
 from vqgan.losses.perceptual import LPIPS
@@ -37,11 +37,12 @@ def test_images_have_the_names_of_their_source_where_others_were_left_out(tmp_pa
 
 def test_the_terminal_gets_a_line_per_score_and_one_per_reason_why_others_are_absent() -> None:
     scores = ScoreSheet({"size": [3, 64, 64]})
-    scores.add("psnr", 23.456)
+    scores.add("psnr", 23.456, range=[0, 4095], depth=16)
     for name in ("rfid", "kid"):
         scores.mark_absent(name, "there are no weights")
     scores.add("codes_used", 1024)
     scores.add("rfid_own", 0.0012344, extractor="own.pt")
+    scores.add("kid_own", 0.5, extractor="own.pt", channels=[3, 2, 1])
     about = {
         "ckpt": "runs/x",
         "K": 2048,
@@ -59,11 +60,13 @@ def test_the_terminal_gets_a_line_per_score_and_one_per_reason_why_others_are_ab
         [
             "psnr",
             "23.46",
-            "dB, higher is better; mean over images of each image's PSNR, at most 58.92",
+            "dB of the range 0 to 4,095, higher is better; mean over images of each image's PSNR, at most 107.12",
         ],
         ["codes_used", "1,024", "codes that occur at least once"],
         ["rfid_own", "0.001234", "lower is better; Fréchet distance of reconstructions to images"],
+        ["kid_own", "0.5000", "lower is better; kernel distance; may be slightly negative"],
         ["features", "rfid_own:", "own.pt"],
+        ["features", "kid_own:", "own.pt, of channels 3, 2, 1"],
         ["absent", "rfid,", "kid: there are no weights"],
     ]
     assert (
@@ -101,6 +104,23 @@ def test_jpeg_is_reported_at_the_qualities_next_to_the_tokenizers_bits() -> None
     ]
     assert [name for name, _ in nearest_codecs(codecs, 9)] == ["classical VQ", "JPEG, quality 1"]
     assert len(nearest_codecs(codecs, None)) == 4
+
+
+def test_a_codec_that_is_absent_has_a_line_too() -> None:
+    codec = {"codec": "classical VQ", "bits_per_image": 64.0, "psnr": 20.0, "settings": {}}
+    lines = format_codecs([codec], 64, {"JPEG": "it has 1 or 3 channels"}).splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["classical", "VQ                    20  dB with 64 bits"],
+        ["absent", "JPEG: it has 1 or 3 channels"],
+    ]
+
+
+def test_images_of_other_channels_than_grey_and_colour_are_named_so() -> None:
+    scores = ScoreSheet({"size": [5, 48, 80]})
+    scores.add("ssim", 0.5)
+    about = {"ckpt": "runs/x", "grid": [6, 10], "n": 9, "split": "val", **scores.values}
+    lines = format_table({**about, **scores.describe()}, ["ssim"]).splitlines()
+    assert lines[1].split(maxsplit=1)[1] == "9 of val, 48x80 pixels of 5 channels"
 
 
 class Corners(nn.Module):

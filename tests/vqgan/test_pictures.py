@@ -8,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.data.form import FIT_CHOICES
 from codegrid.data.images import to_float
 from codegrid.data.pixels import PixelRules
+from codegrid.data.resize import fit_image
 from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder
+from vqgan.pictures import pad_to_multiples
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.residual import Residual
@@ -114,8 +117,17 @@ def test_the_rules_of_training_decide_how_deep_pixels_are_read(tokenizer: Tokeni
     ("picture", "sentence"),
     [
         ("nowhere.png", "nowhere.png can't be read as an image"),
-        (np.zeros((16, 16, 3)), r"shape \[16, 16, 3\] and type float64 is no image; give uint8"),
-        (np.zeros((16, 16, 5), np.uint8), r"shape \[16, 16, 5\] and type uint8 is no image"),
+        (
+            np.zeros((16, 16, 3)),
+            r"shape \[16, 16, 3\] and type float64 is no image here; give whole",
+        ),
+        (
+            np.zeros((16, 16, 5), np.uint8),
+            r"shape \[16, 16, 5\] and type uint8 is no image here; .*\(H, W, 3\) or",
+        ),
+        (np.zeros((16, 16), bool), "type bool is no image here"),
+        (np.zeros((0, 16), np.uint8), r"shape \[0, 16\] and type uint8 is no image here"),
+        (np.zeros((16, 16, 2), np.uint16), r"shape \[16, 16, 2\] and type uint16 is no image here"),
         (torch.full((3, 16, 16), 255.0), r"values from 255 to 255 must be in \[-1, 1\]; divide"),
         (torch.full((3, 16, 16), torch.nan), "values from nan to nan"),
         (torch.zeros(16, 16), r"a tensor of shape \[16, 16\] is no image here; give \(3, H, W\)"),
@@ -147,10 +159,231 @@ def test_what_are_no_codes_gets_a_sentence(
 
 
 def test_settings_that_can_not_work_are_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match="output=numpy must be one of pil, tensor"):
+    with pytest.raises(InputError, match="output=numpy must be one of pil, tensor, array"):
         tokenizer.decode_codes(torch.zeros(1, 4, 4, dtype=torch.int64), output="numpy")
     with pytest.raises(InputError, match="batch_size=0 must be a whole number of at least 1"):
         tokenizer.encode_images([], batch_size=0)
+
+
+# Images of any size.
+
+
+def test_images_of_their_own_size_are_padded_by_their_mirror_image(tokenizer: Tokenizer) -> None:
+    pixels = make_pixels(21, 30)
+    padded = np.pad(pixels, [(0, 3), (0, 2), (0, 0)], mode="reflect")
+    codes = tokenizer.encode_images(pixels, size="own")
+    assert codes.shape == (1, 6, 8)
+    assert torch.equal(codes, tokenizer.encode_images(padded, size="own"))
+    x = to_float(torch.from_numpy(padded).movedim(-1, 0))[None]
+    assert torch.equal(codes, tokenizer.indices(x))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (3, 9), (8, 8), (16, 16)])
+def test_padding_is_numpys_reflection_however_narrow_an_image_is(height: int, width: int) -> None:
+    pixels = make_pixels(height, width)
+    edges = [(0, -height % 8), (0, -width % 8), (0, 0)]
+    expected = np.pad(pixels, edges, mode="reflect")
+    padded = pad_to_multiples(torch.from_numpy(pixels).movedim(-1, 0), 8)
+    assert np.array_equal(padded.movedim(0, -1).numpy(), expected)
+
+
+def test_decoded_images_are_cut_to_the_size_that_was_encoded(tokenizer: Tokenizer) -> None:
+    codes = tokenizer.encode_images(make_pixels(21, 30), size="own")
+    x = tokenizer.decode_codes(codes, output="tensor", size=(21, 30))
+    assert torch.equal(x, tokenizer.decode_codes(codes, output="tensor")[..., :21, :30])
+    [picture] = tokenizer.decode_codes(codes, size=(21, 30))
+    assert picture.size == (30, 21)
+
+
+def test_files_of_their_own_size_are_read_as_a_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 61 * 95 * 3).reshape(61, 95, 3).astype(np.uint8)
+    for ending in ("png", "jpg", "webp"):
+        file = tmp_path / f"picture.{ending}"
+        Image.fromarray(smooth).save(file)
+        with Image.open(file) as image:
+            expected = tokenizer.encode_images(np.asarray(image.convert("RGB")), size="own")
+        assert expected.shape == (1, 16, 24)
+        assert torch.equal(tokenizer.encode_images(file, size="own"), expected)
+
+
+def test_turned_files_of_their_own_size_are_upright(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    image, exif = Image.fromarray(make_pixels(16, 24)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    codes = tokenizer.encode_images(tmp_path / "turned.png", size="own")
+    assert codes.shape == (1, 6, 4)
+    upright = np.rot90(make_pixels(16, 24), -1).copy()
+    assert torch.equal(codes, tokenizer.encode_images(upright, size="own"))
+
+
+def test_a_size_of_ones_own_is_scaled_to_and_padded(tokenizer: Tokenizer) -> None:
+    pixels = make_pixels(50, 100)
+    assert tokenizer.encode_images(pixels, size=32).shape == (1, 8, 8)
+    codes = tokenizer.encode_images(pixels, size=(18, 36))
+    assert codes.shape == (1, 5, 9)
+    scaled = np.asarray(Image.fromarray(pixels).resize((36, 18), Image.Resampling.BICUBIC))
+    assert torch.equal(codes, tokenizer.encode_images(scaled, size="own"))
+
+
+@pytest.mark.parametrize("fit", FIT_CHOICES)
+def test_images_are_fitted_as_in_training_or_as_one_says(tokenizer: Tokenizer, fit: str) -> None:
+    pixels = make_pixels(20, 40)
+    fitted = np.asarray(fit_image(Image.fromarray(pixels), (16, 16), fit))
+    expected = tokenizer.encode_images(fitted)
+    assert torch.equal(tokenizer.encode_images(pixels, fit=fit), expected)
+    tokenizer.fit = fit
+    assert torch.equal(tokenizer.encode_images(pixels), expected)
+
+
+def test_sizes_with_codes_of_one_shape_are_one_batch_and_others_are_refused(
+    tokenizer: Tokenizer,
+) -> None:
+    pictures = [make_pixels(14, 15), make_pixels(16, 13), make_pixels(16, 16)]
+    codes = tokenizer.encode_images(pictures, size="own", batch_size=2)
+    for row, picture in zip(codes, pictures, strict=True):
+        assert torch.equal(row, tokenizer.encode_images(picture, size="own")[0])
+    with pytest.raises(InputError, match=r"images of 16x16 and 20x16 pixels, padded .* one by one"):
+        tokenizer.encode_images([*pictures, make_pixels(17, 16)], size="own", batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"size": "full"}, r"size=full must be own, pixels of a side, or \(rows, columns\)"),
+        ({"size": 0}, "size=0 must be at least 1 pixel"),
+        ({"fit": "zoom"}, "fit=zoom must be one of crop, pad, stretch"),
+        ({"size": "own", "fit": "pad"}, "size=own changes no image, so fit=pad says nothing"),
+    ],
+)
+def test_a_size_that_is_none_is_refused(
+    tokenizer: Tokenizer, settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        tokenizer.encode_images(make_pixels(16, 16), **settings)
+
+
+@pytest.mark.parametrize("size", [(20, 24), (25, 24), (24, 33), 24, (24, 28)])
+def test_a_size_that_other_codes_have_is_refused(tokenizer: Tokenizer, size: Any) -> None:
+    codes = torch.zeros(1, 6, 8, dtype=torch.int64)
+    with pytest.raises(InputError, match="codes of 6x8 are images of 21 to 24 rows and 29 to 32 c"):
+        tokenizer.decode_codes(codes, size=size)
+
+
+def test_networks_of_one_size_say_so(tokenizer: Tokenizer) -> None:
+    class Rigid(Encoder):
+        sized_settings = ()
+
+    tokenizer.encoder.__class__ = Rigid
+    assert tokenizer.encode_images(make_pixels(16, 16), size="own").shape == (1, 4, 4)
+    with pytest.raises(InputError, match="Rigid serves images of 16 pixels alone; leave size out"):
+        tokenizer.encode_images(make_pixels(20, 16), size="own")
+
+
+# Any channels and units.
+
+
+BANDS = PixelRules((0, 4095), depth=16, show=(3, 2, 1), number_type="uint16")
+
+
+def make_bands(height: int = 8, width: int = 12) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    return np.random.default_rng(0).integers(0, 4096, (height, width, 5), np.uint16)
+
+
+class Lossless(Tokenizer):
+    """Codes that are pixels: one for each of `levels` in each channel, in their order."""
+
+    def __init__(
+        self, rules: PixelRules, levels: int, channels: int, size: tuple[int, int]
+    ) -> None:
+        parts = {
+            "image_size": size, "channels": channels, "grid": size, "width": 8, "depth": 1, "stem": 1, "max_width_mult": 1,
+        }  # fmt: skip
+        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, channels, 8, 0.0)
+        super().__init__(Encoder(**parts), quantizer, Decoder(**parts), "random")
+        self.rules, self.top = rules, levels - 1
+
+    @property
+    def K(self) -> int:
+        return self.top + 1
+
+    def indices(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x.double() + 1) / 2 * self.top).round().long().movedim(1, -1)
+
+    def decode_indices(self, indices: torch.Tensor) -> torch.Tensor:
+        return (indices.movedim(-1, 1).double() / self.top * 2 - 1).float()
+
+
+def test_bands_of_12_bits_come_back_in_their_own_units() -> None:
+    tokenizer, bands = Lossless(BANDS, 4096, 5, (8, 12)), make_bands()
+    codes = tokenizer.encode_images([bands, bands[::-1]])
+    assert np.array_equal(codes[0], bands)  # 12 bits are whole steps of 16
+    values = tokenizer.decode_codes(codes, output="array")
+    assert (values.dtype, values.shape) == (np.uint16, (2, 8, 12, 5))
+    assert np.array_equal(values[0], bands)
+    assert np.array_equal(values[1], bands[::-1])
+
+
+def test_bands_of_an_own_size_come_back_cut() -> None:
+    tokenizer, bands = Lossless(BANDS, 4096, 5, (8, 12)), make_bands(7, 5)
+    codes = tokenizer.encode_images(bands, size="own")
+    assert np.array_equal(tokenizer.decode_codes(codes, output="array", size=(7, 5))[0], bands)
+
+
+def test_pictures_show_the_chosen_channels() -> None:
+    tokenizer, bands = Lossless(BANDS, 4096, 5, (8, 12)), make_bands()
+    [picture] = tokenizer.decode_codes(tokenizer.encode_images(bands))
+    assert picture.mode == "RGB"
+    expected = np.rint(bands[..., [2, 1, 0]] / 4095 * 255)
+    assert np.abs(np.asarray(picture) - expected).max() <= 1
+
+
+def test_floats_of_two_channels_with_negative_values_keep_their_units() -> None:
+    rules = PixelRules(((-2.0, 2.0), (0.0, 0.5)), depth=16, number_type="float32")
+    tokenizer = Lossless(rules, 65536, 2, (6, 4))
+    values = np.random.default_rng(0).uniform([-2, 0], [2, 0.5], (6, 4, 2)).astype(np.float32)
+    codes = tokenizer.encode_images(values)
+    again = tokenizer.decode_codes(codes, output="array")[0]
+    assert again.dtype == np.float32
+    assert (np.abs(again - values).max((0, 1)) <= np.array([4, 0.5]) / 65535 / 2 + 1e-6).all()
+    [picture] = tokenizer.decode_codes(codes)
+    assert picture.mode == "L"
+
+
+def test_values_beyond_the_range_are_cut_off_and_bytes_may_be_in_either_order() -> None:
+    tokenizer, bands = Lossless(BANDS, 4096, 5, (8, 12)), make_bands()
+    high = bands.astype(np.uint16)
+    high[0, 0] = 60000
+    codes = tokenizer.encode_images([high, high.astype(">u2")])
+    assert torch.equal(codes[0], codes[1])
+    assert (codes[:, 0, 0] == 4095).all()
+
+
+def test_float_tensors_of_any_depth_are_scaled_without_losing_bits() -> None:
+    tokenizer = Lossless(BANDS, 65536, 5, (8, 12))
+    levels = torch.linspace(-1, 1, 9)[None, :, None].expand(5, 9, 13)
+    codes = tokenizer.encode_images(levels)
+    assert len(codes.unique()) == 8  # rows
+    assert (codes.diff(dim=1) > 0).all()
+    flat = torch.full((5, 20, 30), 0.123456)
+    codes = tokenizer.encode_images(flat)
+    expected = round((0.123456 + 1) / 2 * 65535)
+    assert (codes == expected).all()
+
+
+def test_a_tokenizer_of_rgba_takes_alpha_as_a_channel() -> None:
+    tokenizer = Lossless(PixelRules(), 256, 4, (6, 10))
+    sprite = np.random.default_rng(0).integers(0, 256, (6, 10, 4), np.uint8)
+    assert np.array_equal(tokenizer.encode_images(sprite)[0], sprite)
+    assert np.array_equal(tokenizer.encode_images(Image.fromarray(sprite))[0], sprite)
+    codes = tokenizer.encode_images(torch.from_numpy(sprite).movedim(-1, 0))
+    assert np.array_equal(tokenizer.decode_codes(codes, output="array")[0], sprite)
+
+
+def test_plain_arrays_are_the_pixels_of_the_pictures(tokenizer: Tokenizer) -> None:
+    codes = torch.randint(16, (3, 4, 4))
+    arrays = tokenizer.decode_codes(codes, output="array")
+    for array, picture in zip(arrays, tokenizer.decode_codes(codes), strict=True):
+        assert np.array_equal(array, np.asarray(picture))
 
 
 def test_a_continuous_tokenizer_has_no_codes() -> None:

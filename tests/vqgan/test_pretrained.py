@@ -112,7 +112,7 @@ def test_weights_of_other_programs_need_no_import(source: str, settings: dict[st
     x = reference["images"]  # in the range of its networks
     x = 2 * x - 1 if tokenizer.pixels == (0, 1) else x
     assert torch.equal(tokenizer.indices(x), reference["indices"])
-    assert tokenizer.encoder.image_size == 32
+    assert tokenizer.encoder.image_size == (32, 32)
     uint8 = Image.new("RGB", (50, 40))
     assert tokenizer.encode_images(uint8).shape[1:3] == tokenizer.grid
 

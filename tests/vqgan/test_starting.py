@@ -14,9 +14,10 @@ from tests.helpers.configs import compose_plain
 from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage1 import Noise
 from vqgan.architecture import Adoption, adopt_architecture
+from vqgan.channels import fold_channels
 from vqgan.load import build_tokenizer
 from vqgan.networks.encoder import Encoder
-from vqgan.starting import ImageStart, ResumedStart, RunStart, fold_channels
+from vqgan.starting import ImageStart, ResumedStart, RunStart
 from vqgan.tokenizer import Tokenizer
 
 PYRAMID = [
@@ -61,7 +62,7 @@ def want(
     config = compose_plain("stage=vqgan", *data, *words)
     keys = [word.split("=")[0].split("@")[0] for word in words]
     groups = {name: config[name] for name in ("model", "quantizer")}
-    return Adoption(str(folder), size, channels, grow, keys, groups)
+    return Adoption(str(folder), (size, size), channels, grow, keys, groups)
 
 
 def begin(wanted: Adoption) -> tuple[Tokenizer, RunStart]:
@@ -214,7 +215,9 @@ def test_another_architecture_is_refused_with_both_values(
 ) -> None:
     save_run(tmp_path)
     wanted = want(tmp_path, *words)
-    wanted = Adoption("X", 16, 3, False, [key.lstrip("+") for key in wanted.keys], wanted.config)
+    wanted = Adoption(
+        "X", (16, 16), 3, False, [key.lstrip("+") for key in wanted.keys], wanted.config
+    )
     source, config = save_run(tmp_path)
     with pytest.raises(InputError, match=sentence) as caught:
         adopt_architecture(source, config, wanted)

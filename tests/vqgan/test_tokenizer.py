@@ -59,14 +59,17 @@ def test_a_grid_that_does_not_divide_the_image_is_refused_with_the_way_out(
     size: int, grid: int, way_out: str
 ) -> None:
     with pytest.raises(
-        InputError, match=f"image size {size} is not divisible by model.grid={grid}; use {way_out}"
+        InputError,
+        match=f"data.image_size={size} is not model.grid={grid} times one whole number; use {way_out}",
     ):
         make(Encoder, size, 3, grid, width=64)
 
 
 @pytest.mark.parametrize("grid", [0, -1, 2.5])
 def test_a_grid_below_one_is_refused(grid: int) -> None:
-    with pytest.raises(InputError, match="must be a whole number of at least 1"):
+    with pytest.raises(
+        InputError, match=f"model.grid={grid} must be at least 1 code a side: one whole number"
+    ):
         make(Encoder, 64, 3, grid, width=64)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codegrid.data.images import to_uint8
 from codegrid.data.pictures import draw_bars, show_picture, tile_images
+from codegrid.data.shown import pick_shown
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.loggers import log_histogram
 from vqgan.module import VQGAN
@@ -74,9 +75,10 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     """What each code decodes to, in a nearly square (3, H, W) uint8 picture. `counts` (num_codebooks, K) says how often each
     was used.
 
-    A code's patch is the middle of a decoded grid that holds nothing else. Codes in use are in rows from dark to bright, and
-    within a row from blue to red; unused ones follow, faded. More than MAX_CODES codes are cut to the most used. With several
-    codebooks the codes of the first are shown, each with the most used code of every other codebook.
+    A code's patch is the middle of a decoded grid that holds nothing else, in the channels that pictures show. Codes in use are
+    in rows from dark to bright, and within a row from blue to red; unused ones follow, faded. More than MAX_CODES codes are cut
+    to the most used. With several codebooks the codes of the first are shown, each with the most used code of every other
+    codebook.
     """
     codes = counts[0].sort(descending=True, stable=True).indices[:MAX_CODES]
     side = min(GRID, *tokenizer.grid)
@@ -88,7 +90,7 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
         indices[..., 0] = part[:, None, None]
         x_hat = tokenizer.decode_indices(indices if len(counts) > 1 else indices[..., 0])
         decoded.append(x_hat[..., middle : middle + f, middle : middle + f].cpu())
-    patches = torch.cat(decoded)
+    patches = pick_shown(torch.cat(decoded), tokenizer.rules.show)
     used = int((counts[0] > 0).sum().clamp(max=MAX_CODES))
     columns = math.ceil(math.sqrt(len(patches)))
     in_use = sort_by_colour(patches[:used], columns)

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.data.pictures import show_picture, tile_images
 from codegrid.engine.folder import PICTURES
 from vqgan.module import VQGAN
@@ -33,9 +32,8 @@ class Reconstructions(Callback):
         with torch.no_grad():
             x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
         rows = []
-        for originals, copies in zip(
-            to_uint8(x).split(self.n), to_uint8(x_hat).split(self.n), strict=True
-        ):
+        pictures = [data.rules.to_picture(images).split(self.n) for images in (x, x_hat)]
+        for originals, copies in zip(*pictures, strict=True):
             if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
                 rows += [originals, copies]
         folder = Path(trainer.default_root_dir) / PICTURES

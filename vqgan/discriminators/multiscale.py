@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.sizes import SizeSetting, check_size
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.discriminators.base import Judgement, stack_logits
 from vqgan.discriminators.patch import PatchGAN, least_size
 
@@ -28,14 +28,13 @@ class MultiScale(nn.Module):
         super().__init__()
         check_int("loss.discriminator.scales", scales, 1)
         check_int("loss.discriminator.depth", depth, 1, "halvings")
-        coarsest, least = (
-            min(check_size("data.image_size", image_size, "pixel")) // 2 ** (scales - 1),
-            least_size(depth),
-        )
+        size = check_size("data.image_size", image_size, "pixel")
+        coarsest, least = min(size) // 2 ** (scales - 1), least_size(depth)
         if coarsest < least:
             raise InputError(
-                f"data.image_size={image_size} leaves {coarsest} pixels at scale {scales} of loss/discriminator=multiscale, where "
-                f"depth={depth} needs {least}; use fewer loss.discriminator.scales, a smaller depth, or loss/discriminator=fine"
+                f"data.image_size={write_size(size)} leaves {coarsest} pixels at scale {scales} of "
+                f"loss/discriminator=multiscale, where depth={depth} needs {least}; use fewer "
+                "loss.discriminator.scales, a smaller depth, or loss/discriminator=fine"
             )
         self.scales = nn.ModuleList(
             [PatchGAN(channels, width, depth, spectral) for _ in range(scales)]

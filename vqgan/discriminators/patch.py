@@ -3,7 +3,7 @@
 from torch import nn
 
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.sizes import SizeSetting, check_size
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.discriminators.base import Layered, layer
 from vqgan.networks.blocks import add_spectral_norm
 
@@ -27,12 +27,11 @@ class PatchGAN(Layered):
         super().__init__()
         check_int("loss.discriminator.width", width, 1, "channels")
         check_int("loss.discriminator.depth", depth, 1, "halvings")
-        if image_size is not None and min(
-            check_size("data.image_size", image_size, "pixel")
-        ) < least_size(depth):
+        size = None if image_size is None else check_size("data.image_size", image_size, "pixel")
+        if size is not None and min(size) < least_size(depth):
             raise InputError(
-                f"data.image_size={image_size} is too small for loss.discriminator.depth={depth}, which needs {least_size(depth)}; "
-                "use a smaller depth, or loss/discriminator=fine"
+                f"data.image_size={write_size(size)} is too small for loss.discriminator.depth={depth}, which needs "
+                f"{least_size(depth)}; use a smaller depth, or loss/discriminator=fine"
             )
         blocks: list[nn.Module] = [
             nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2))

@@ -31,7 +31,10 @@ class Style(nn.Module):
         halvings = max(min(size) // 4, 1).bit_length() - 1
         fitting = tuple(max(side >> halvings, 4) << halvings for side in size)
         if min(size) != 4 << halvings or size != fitting:
-            nearest = [4 << halvings if side == min(size) else side for side in fitting]
+            nearest = [
+                4 << halvings if side == min(size) else fit
+                for side, fit in zip(size, fitting, strict=True)
+            ]
             raise InputError(
                 f"data.image_size={write_size(size)} is no power of two from 4 on, as loss/discriminator=style needs of the "
                 f"shorter side, with the longer one as often divisible by 2; use data.image_size={write_size(nearest)} or "

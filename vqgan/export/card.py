@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codegrid.data.pixels import format_ranges
+from codegrid.data.shown import choose_shown
 from codegrid.engine.card import describe_images, display_command, format_value, is_score
 from codegrid.engine.templates import render_template
 from codegrid.engine.version import Stamp
@@ -51,7 +53,9 @@ def write_readme(
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
         image_size=tokenizer.encoder.image_size,
-        channels=tokenizer.encoder.channels,
+        kind=name_channels(tokenizer.encoder.channels),
+        units=describe_values(tokenizer),
+        example="a.tif" if tokenizer.encoder.channels not in (1, 3) else "a.jpg",
         bits=round(tokenizer.quantizer.bits * tokenizer.grid[0] * tokenizer.grid[1]),
         usages=[name_hub(exporter.usage, hub) for exporter in exporters],
         checks={name: format_check(each) for name, each in checks.items()},
@@ -71,6 +75,27 @@ def write_readme(
         run_id=origin.config.get("id"),
         writer=str(Stamp(start.get("codegrid"))) if start else "Codegrid",
     )
+
+
+def name_channels(channels: int) -> str:
+    """What images of so many channels are called."""
+    return {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
+
+
+def describe_values(tokenizer: Tokenizer) -> str:
+    """How the numbers in [-1, 1] are related to the values of the images, and which channels pictures show, as sentences."""
+    rules, channels = tokenizer.rules, tokenizer.encoder.channels
+    text = "Images are numbers in [-1, 1]: 0 to 255, divided by 127.5, minus 1."
+    if not rules.is_plain:
+        text = (
+            f"Images are numbers in [-1, 1]: {format_ranges(rules.ranges)} in the units of the data ({rules.unit_type}), which "
+            '`decode_codes(codes, output="array")` gives back.'
+        )
+    shown = choose_shown(channels, rules.show)
+    if len(shown) == channels:
+        return text
+    numbers = f"channel{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+    return f"{text} Pictures show {numbers} of {channels}."
 
 
 def name_hub(usage: str, hub: str | None) -> str:

@@ -2,8 +2,7 @@
 
 python decoder.py codes.safetensors pictures     # a PNG file for each grid in the tensor `indices`, as stage=extract has it
 
-from decoder import PictureDecoder
-pictures = PictureDecoder()(indices)   # int64 (B, h, w) or (B, h, w, num_codebooks) -> float32 (B, C, H, W) in [-1, 1]
+pictures = decoder.PictureDecoder()(indices)   # int64 (B, h, w) or (B, h, w, num_codebooks) -> float32 (B, C, H, W) in [-1, 1]
 """
 
 import json
@@ -24,7 +23,8 @@ class PictureDecoder:
     """The layers that config.json lists under `decoder`, with their weights. h and w may be any numbers."""
 
     def __init__(self, folder: str | Path = Path(__file__).parent, device: str = "cpu") -> None:
-        self.layers = json.loads((Path(folder) / "config.json").read_text())["decoder"]
+        facts = json.loads((Path(folder) / "config.json").read_text())
+        self.layers, self.shown = facts["decoder"], [n - 1 for n in facts["shown"]]
         everything = load_file(Path(folder) / "model.safetensors", device)
         self.weights = {k: v for k, v in everything.items() if not k.startswith("encoder.")}
 
@@ -76,5 +76,5 @@ def encode_picture(picture: Tensor) -> bytes:
 if __name__ == "__main__":
     decode, grids = PictureDecoder(), load_file(sys.argv[1])["indices"].long()
     Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
-    for number, grid in enumerate(grids):
-        Path(sys.argv[2], f"{number:05}.png").write_bytes(encode_picture(decode(grid[None])[0]))
+    for number, picture in enumerate(decode(grid[None])[0, decode.shown] for grid in grids):
+        Path(sys.argv[2], f"{number:05}.png").write_bytes(encode_picture(picture))

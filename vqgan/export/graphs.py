@@ -13,7 +13,6 @@ from vqgan.quantizers.lfq import LFQ
 from vqgan.tokenizer import Tokenizer
 
 MIN_TRACED_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
-SPARE = (1, 2)  # rows and columns of the traced grid beyond the tokenizer's, so that both differ
 
 
 class EncoderGraph(nn.Module):
@@ -38,6 +37,11 @@ class DecoderGraph(nn.Module):
         return self.tokenizer.decode_indices(indices).clamp(-1, 1)
 
 
+def widen_grid(h: int, w: int) -> tuple[int, int]:
+    """A grid to trace with, larger than the tokenizer's so that its sides are no constants, and with sides that differ."""
+    return (h + 1, w + 2) if h + 1 != w + 2 else (h + 1, w + 3)
+
+
 def has_free_sides(tokenizer: Tokenizer) -> bool:
     """Whether the graphs take images of any height and width, not only of the tokenizer's."""
     return min(tokenizer.grid) >= MIN_TRACED_SIDE and serves_any_size(tokenizer)
@@ -53,7 +57,7 @@ def export_graphs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
     still = prepare_for_tracing(tokenizer)
     (h, w), f, free = tokenizer.grid, tokenizer.f, has_free_sides(tokenizer)
     if free:
-        h, w = h + SPARE[0], w + SPARE[1]
+        h, w = widen_grid(h, w)
     books = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     images = torch.zeros(2, tokenizer.encoder.channels, h * f, w * f)
     indices = torch.zeros(2, h, w, *books, dtype=torch.int64)

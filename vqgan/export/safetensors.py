@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from codegrid.data.shown import choose_shown
 from codegrid.engine.errors import InputError
 from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
@@ -34,7 +35,8 @@ from decoder import PictureDecoder
 pictures = PictureDecoder()(indices)   # int64 (B, h, w), or (B, h, w, num_codebooks) -> float32 (B, C, H, W) in [-1, 1]
 ```
 
-or `python decoder.py codes.safetensors pictures`, for the files of `stage=extract export=safetensors`. The tensor `codes` of
+or `python decoder.py codes.safetensors pictures`, for the files of `stage=extract export=safetensors`: PNG files of the channels
+that `shown` of `config.json` names. The tensor `codes` of
 `model.safetensors` has the vectors of all codes, (num_codebooks, K, dim)."""
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -50,7 +52,8 @@ or `python decoder.py codes.safetensors pictures`, for the files of `stage=extra
         return {MODEL_WEIGHTS: save(tensors, metadata), DECODER.name: DECODER.read_bytes()}
 
     def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        return {"decoder": describe_decoding(tokenizer)}
+        shown = choose_shown(tokenizer.encoder.channels, tokenizer.rules.show)
+        return {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
         weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from codegrid.data.pixels import RULE_SETTINGS, PixelRules
 from codegrid.engine.folder import CONFIG, METRICS, write_config, write_metrics
 from codegrid.engine.sizes import to_setting
 from codegrid.engine.version import FORMAT, STAMP, VERSION
@@ -76,30 +77,46 @@ def describe_tokenizer(
         "K": tokenizer.K,
         "num_codebooks": tokenizer.num_codebooks,
         "dim": tokenizer.dim,
-        READING: {name: origin.config["data"].get(name) for name in ("value_range", "alpha")},
+        READING: {name: origin.config["data"].get(name) for name in (*RULE_SETTINGS, "fit")},
         **settings,
     }
 
 
 def describe_images_for(tokenizer: Tokenizer, data: Mapping[str, Any]) -> dict[str, Any]:
-    """How a picture becomes the tokenizer's input, in the words of the hub's image processors."""
+    """How a picture becomes the tokenizer's input, in the words of the hub's image processors.
+
+    These have none for the middle of a rectangle: `fit` says how images of other proportions get the size.
+    """
     (height, width), channels = tokenizer.encoder.image_size, tokenizer.encoder.channels
-    size = min(height, width)
+    crops = tokenizer.fit == "crop" and height == width
     is_random = data.get("crop") == "random"  # the centre of a somewhat larger picture then
+    edge = data.get("resize") or (round(height * 9 / 8) if is_random else height)
     return {
-        "size": {
-            "shortest_edge": data.get("resize") or (round(size * 9 / 8) if is_random else size)
-        },
+        "size": {"shortest_edge": edge} if crops else {"height": height, "width": width},
+        "fit": tokenizer.fit,
         "crop_size": {"height": height, "width": width},
         "channels": channels,
         "range": [-1, 1],
         "do_convert_rgb": channels == 3,
         "do_resize": True,
         "resample": 3,  # bicubic, as Pillow numbers it
-        "do_center_crop": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "do_center_crop": crops,
+        **describe_units(tokenizer.rules, channels),
+    }
+
+
+def describe_units(rules: PixelRules, channels: int) -> dict[str, Any]:
+    """How values in the units of the data become [-1, 1]: 8-bit pixels by way of [0, 1], others at once."""
+    if rules.is_plain:
+        mean, std = [0.5] * channels, [0.5] * channels
+    else:
+        ranges = rules.ranges * channels if len(rules.ranges) == 1 else rules.ranges
+        mean = [(low + high) / 2 for low, high in ranges]
+        std = [(high - low) / 2 for low, high in ranges]
+    return {
+        "do_rescale": rules.is_plain,
+        "rescale_factor": 1 / 255 if rules.is_plain else 1,
         "do_normalize": True,
-        "image_mean": [0.5] * channels,
-        "image_std": [0.5] * channels,
+        "image_mean": mean,
+        "image_std": std,
     }

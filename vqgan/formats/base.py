@@ -36,7 +36,7 @@ class Choices:
     """What the command says of a file that its weights can't tell; None where it says nothing.
 
     image_size    pixels of the rows and columns of the images that it is going to serve
-    channels      of these images; None: those of the weights
+    channels      of these images; None: those of the weights. Others get a new first and last layer, which is no format's concern
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
     score         which code is chosen, nearest or inner_product, where formats with the same names differ in that

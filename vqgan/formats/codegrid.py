@@ -43,13 +43,9 @@ class CodegridFormat(Format):
 
 def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
     """Raise InputError for images that an exported tokenizer doesn't take, and for choices that it leaves nobody."""
-    channels, f = facts["channels"], facts["f"]
+    f = facts["f"]
     size = check_size("image_size", facts["image_size"], "pixel")
     wanted = choices.image_size
-    if choices.channels not in (None, channels):
-        raise InputError(
-            f"data.channels={choices.channels}, and {source} is for images of {channels}; use data.channels={channels}"
-        )
     if wanted[0] % f or wanted[1] % f or (wanted != size and not facts["any_size"]):
         sizes = f"a multiple of {f}" if facts["any_size"] else write_size(size)
         raise InputError(

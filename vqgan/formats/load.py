@@ -2,7 +2,8 @@
 
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import isabstract
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 import vqgan.formats
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import SizeSetting, check_size
+from vqgan.channels import describe_new_layers, fold_weights
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
@@ -50,7 +52,8 @@ def make_choices(
 
 
 def load_public(file: PublicFile, choices: Choices) -> Imported:
-    """Build the tokenizer that a public file holds, with all of its weights.
+    """Build the tokenizer that a public file holds, with all of its weights; its first and last layer are new for images of
+    another number of channels.
 
     Raises InputError unless exactly one format recognises the file, and unless every weight has one place.
     """
@@ -60,7 +63,32 @@ def load_public(file: PublicFile, choices: Choices) -> Imported:
     check_names(file, public.title, plan)
     tokenizer = build_tokenizer(plan.model, plan.quantizer, file.source)
     copy_weights(tokenizer, file, public.title, plan)
+    if choices.channels not in (None, tokenizer.encoder.channels):
+        tokenizer, plan = change_channels(tokenizer, file.source, plan, choices.channels)
     return Imported(public.title, tokenizer.eval(), plan)
+
+
+def change_channels(
+    tokenizer: Tokenizer, source: str, plan: Plan, channels: int
+) -> tuple[Tokenizer, Plan]:
+    """A tokenizer and its plan for images of another number of channels, with a remark.
+
+    Raises InputError if its networks have no such setting.
+    """
+    before, model = tokenizer.encoder.channels, deepcopy(plan.model)
+    for part in ("encoder", "decoder"):
+        if "channels" not in model[part]:
+            raise InputError(
+                f"data.channels={channels}, and {source} is for images of {before}, which its {part} can't change; "
+                f"use data.channels={before}"
+            )
+        model[part]["channels"] = channels
+    changed = build_tokenizer(model, plan.quantizer, source)
+    changed.load_state_dict(fold_weights(tokenizer, changed))
+    remark = (
+        f"{describe_new_layers(source, before, channels)}; data.channels={before} keeps its own"
+    )
+    return changed, replace(plan, model=model, remarks=(*plan.remarks, remark))
 
 
 def list_formats() -> list[Format]:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import check_int
 from codegrid.engine.folder import PICTURES
@@ -40,10 +39,12 @@ class Preview:
         if n == 0:
             return
         tokenizer = tokenizer.to(device)
+        self.depth = data.rules.depth
         x = data.preprocess(data.take_evenly("val", n)[0])
         x_hat = reconstruct(tokenizer, x, device)
-        self.scores = measure_closeness(x, x_hat)
-        pairs = zip(to_uint8(x).split(COLUMNS), to_uint8(x_hat).split(COLUMNS), strict=True)
+        self.scores = measure_closeness(x, x_hat, self.depth)
+        pictures = [data.rules.to_picture(images).split(COLUMNS) for images in (x, x_hat)]
+        pairs = zip(*pictures, strict=True)
         self.rows = [row for pair in pairs if len(pair[0]) == len(x[:COLUMNS]) for row in pair]
         self._try_other_pixels(tokenizer, x[:TRIED], x_hat[:TRIED], device)
 
@@ -53,9 +54,9 @@ class Preview:
         own = tokenizer.pixels
         [other] = [pixels for pixels in PIXEL_RANGES if pixels != own]
         tokenizer.pixels = other
-        psnr = measure_closeness(x, reconstruct(tokenizer, x, device))["psnr"]
+        psnr = measure_closeness(x, reconstruct(tokenizer, x, device), self.depth)["psnr"]
         tokenizer.pixels = own
-        own_psnr = measure_closeness(x, x_hat)["psnr"]
+        own_psnr = measure_closeness(x, x_hat, self.depth)["psnr"]
         if psnr > own_psnr + CLEARLY_BETTER:
             self.remarks.append(
                 f"PSNR is {psnr:.1f} dB with pixels={format_range(other)} and {own_psnr:.1f} dB with "
@@ -78,8 +79,8 @@ def reconstruct(tokenizer: Tokenizer, x: Tensor, device: torch.device) -> Tensor
     )
 
 
-def measure_closeness(x: Tensor, x_hat: Tensor) -> dict[str, float]:
-    """PSNR, SSIM and sharpness of reconstructions, to four digits after the point."""
+def measure_closeness(x: Tensor, x_hat: Tensor, depth: int) -> dict[str, float]:
+    """PSNR, SSIM and sharpness of reconstructions at this depth of their pixels, to four digits after the point."""
     scores = Reconstruction()
-    scores.update(x, x_hat)
+    scores.update(x, x_hat, depth)
     return {name: round(float(value), 4) for name, value in scores.compute().items()}

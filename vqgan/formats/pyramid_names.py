@@ -13,7 +13,6 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.pyramid import Place, PyramidDecoder, PyramidEncoder
 
-IMAGE_CHANNELS = (1, 3)  # of this project's images
 CODEBOOK = "quantize.embedding.weight"
 
 
@@ -184,22 +183,11 @@ def require(file: PublicFile, name: str, dims: int = 2) -> Tensor:
 
 
 def check_images(file: PublicFile, choices: Choices, channels: tuple[int, int], f: int) -> None:
-    """Raise InputError unless networks that take and give images of these channels, f pixels a code, serve the images at hand."""
+    """Raise InputError unless networks give the channels that they take, and f, their pixels a code, divides the images at hand."""
     into, out = channels
     if into != out:
         raise InputError(
             f"{file.source} takes images of {into} channels and gives images of {out}; a tokenizer gives what it takes"
-        )
-    if choices.channels is None and into not in IMAGE_CHANNELS:
-        raise InputError(
-            f"{file.source} is for images of {into} channels, and images here have 3 (RGB) or 1 (grey)"
-        )
-    if choices.channels not in (None, into):
-        remedy = f"use data.channels={into}"
-        if into not in IMAGE_CHANNELS:
-            remedy = "it can't serve images here, which have 3 (RGB) or 1 (grey)"
-        raise InputError(
-            f"data.channels={choices.channels} does not fit {file.source}, whose images have {into}; {remedy}"
         )
     size = choices.image_size
     if size[0] % f or size[1] % f:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
-from vqgan.backbones import FrozenNetwork, fetching_weights, to_network_input
+from vqgan.backbones import ColourReader, FrozenNetwork, fetching_weights, to_network_input
 
 WEIGHTS = {
     "vgg": "vgg16-397923af.pth",
@@ -34,10 +34,11 @@ class DiscriminatorFeatures(nn.Module):
         ).mean()
 
 
-class LPIPS(nn.Module):
+class LPIPS(nn.Module, ColourReader):
     """Learned perceptual image patch similarity (Zhang et al. 2018), frozen, by the authors' package.
 
-    `net` is vgg, alex or squeeze. Images below 64 pixels are enlarged to 64; grey images are repeated over three channels.
+    `net` is vgg, alex or squeeze. Images below 64 pixels are enlarged to 64; grey images are repeated over three channels, and
+    of other images it sees the `shown` channels.
     The network is not a submodule, so its weights enter no checkpoint, optimizer or average. Raises InputError if the
     torchvision weights are neither in the torch hub folder nor available for download.
     """
@@ -52,7 +53,8 @@ class LPIPS(nn.Module):
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = network(to_network_input(x), to_network_input(x_hat))
+            seen, seen_hat = (to_network_input(images, self.shown) for images in (x, x_hat))
+            distance: Tensor = network(seen, seen_hat)
         return distance.mean()
 
 

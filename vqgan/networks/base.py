@@ -84,10 +84,12 @@ def scale_settings(
     whose sides stay whole numbers stay: the others are of no resolution of the network."""
     for name in names:
         sides = settings.get(name)
+        if sides is None:
+            continue
         if name in RESOLUTIONS:
-            scaled = [scale_size(each, size, before) for each in sides or ()]
+            scaled = [scale_size(each, size, before) for each in sides]
             settings[name] = [each for each in scaled if each is not None]
-        elif sides is not None and (scaled_size := scale_size(sides, size, before)) is not None:
+        elif (scaled_size := scale_size(sides, size, before)) is not None:
             settings[name] = scaled_size
 
 

@@ -49,7 +49,7 @@ def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]
         "codes": judge.save_code_counts(folder / "codes.npz"),
         "pictures": [str(path) for path in pictures],
     }
-    remark = format_codecs(codecs, result["bits_per_image"])
+    remark = format_codecs(codecs, result["bits_per_image"], absent_codecs)
     log_evaluation(folder, result, list(sheet.values), other, remark)
     run.finish(result)
     return printed_result(result)

@@ -13,6 +13,8 @@ from codegrid.evaluation.report.groups import (
     find_varied,
     group_runs,
     mean_over_seeds,
+    score_info,
+    sort_key,
 )
 from codegrid.evaluation.report.read import ReportedRun
 
@@ -180,10 +182,33 @@ def test_what_images_decide_sets_runs_apart_only_if_pixels_differ() -> None:
     as_before = {
         "classes": ["a", "b"],
         "suffixes": [".png"],
-        "value_range": [0, 65_535],
+        "range": [0, 65_535],
         "alpha": "white",
     }
     earlier, today = run(data=images), run(seed=1, data={**images, **as_before})
     assert find_varied([earlier, today]) == []
-    scaled = run(seed=2, data={**images, **as_before, "value_range": [0, 4095]})
-    assert find_varied([earlier, scaled]) == ["data.value_range"]
+    scaled = run(seed=2, data={**images, **as_before, "range": [0, 4095]})
+    assert find_varied([earlier, scaled]) == ["data.range"]
+
+
+def test_what_settings_of_images_always_were_sets_no_run_apart() -> None:
+    images = {"_target_": "codegrid.data.folder.Folder", "root": "scans"}
+    today = {"depth": 8, "number_type": "uint8", "fit": "crop", "show": None, "tiles": None}
+    assert find_varied([run(data=images), run(seed=1, data={**images, **today})]) == []
+    for changed in ({"depth": 16}, {"fit": "pad"}, {"tiles": 256}):
+        other = run(seed=2, data={**images, **today, **changed})
+        assert find_varied([run(data=images), other]) == [f"data.{next(iter(changed))}"]
+    shown = run(seed=3, data={**images, **today, "show": [3, 2, 1]})
+    assert find_varied([run(data=images), shown]) == []
+
+
+def test_grids_stand_in_the_order_of_their_codes_rectangles_among_squares() -> None:
+    values = ["10×20", 16, "4×8", 4, "24×8", "mine", 8]
+    assert sorted(values, key=sort_key) == [4, "4×8", 8, "24×8", "10×20", 16, "mine"]
+
+
+def test_a_score_says_its_range_unless_it_is_that_of_8_bits() -> None:
+    assert score_info("tokenizer.psnr").unit == "dB"
+    assert score_info("psnr", {"range": [0, 255], "depth": 8}).unit == "dB"
+    deep = score_info("psnr", {"range": [0, 255], "depth": 16})
+    assert deep.axis == "PSNR (dB of the range 0 to 255)"

@@ -274,3 +274,56 @@ def test_data_that_moved_make_no_other_configuration(
 def test_other_images_in_another_place_are_another_configuration(tmp_path: Path) -> None:
     runs = write_moved_runs(tmp_path, ["x", "y", "x"])
     assert [len(group.runs) for group in group_runs(runs)] == [2, 1]
+
+
+IMAGES = {"channels": 5, "range": [0, 4095], "depth": 16, "number_type": "uint16"}
+
+
+def read_one(folder: Path, **images: object) -> ReportedRun:
+    make_sweep(
+        folder, grids=[[6, 10]], Ks=[64], seeds=1, priors=False, evaluated=False, images=images
+    )
+    [run] = find_runs([str(folder)]).runs
+    return run
+
+
+def test_scores_of_a_training_run_have_the_range_and_the_depth_of_its_images(
+    tmp_path: Path,
+) -> None:
+    deep = read_one(tmp_path / "deep", **IMAGES, show=[3, 2, 1])
+    assert (deep.provenance["psnr"]["range"], deep.provenance["psnr"]["depth"]) == ([0, 4095], 16)
+    assert deep.shown == "Shown: channels 3, 2, 1 of 5; from black to white 0 to 4,095."
+    usual = read_one(tmp_path / "usual")
+    assert (usual.provenance["psnr"]["range"], usual.provenance["psnr"]["depth"]) == ([0, 255], 8)
+    assert usual.shown == ""
+    assert flatten_run(deep)["grid"] == "6×10"
+
+
+def test_runs_of_earlier_versions_are_measured_as_todays_of_the_same_images(
+    tmp_path: Path,
+) -> None:
+    today = {"range": [0, 65_535], "depth": 8, "number_type": "uint8", "fit": "crop", "show": None}
+    earlier, later = (
+        read_one(tmp_path / name, **images) for name, images in (("a", {}), ("b", today))
+    )
+    assert earlier.provenance["psnr"] == later.provenance["psnr"]
+
+
+def test_an_evaluation_of_an_earlier_version_has_the_range_of_its_runs_images(
+    tmp_path: Path,
+) -> None:
+    scans = {"value_range": [0, 4095]}
+    make_sweep(tmp_path, grids=[4], Ks=[64], seeds=1, priors=False, images=scans)
+    [run] = find_runs([str(tmp_path)]).runs
+    assert (run.provenance["psnr"]["range"], run.provenance["psnr"]["depth"]) == ([0, 4095], 8)
+    assert run.evaluated
+
+
+def test_settings_of_images_that_can_not_be_are_a_reason_to_leave_a_run_out(
+    tmp_path: Path,
+) -> None:
+    make_sweep(
+        tmp_path, grids=[4], Ks=[64], seeds=1, priors=False, evaluated=False, images={"depth": 12}
+    )
+    [reason] = find_runs([str(tmp_path)]).problems.values()
+    assert reason.startswith("config.yaml has settings of images that can't be: data.depth=12")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks.report import make_sweep
@@ -217,3 +218,46 @@ def test_a_picture_that_is_too_large_is_made_smaller(tmp_path: Path) -> None:
     assert inline_image(tmp_path / "large.png").startswith("data:image/jpeg;base64,")
     assert len(inline_image(tmp_path / "large.png")) < (tmp_path / "large.png").stat().st_size / 2
     assert inline_image(tmp_path / "small.png").startswith("data:image/png;base64,")
+
+
+SCANS = {"channels": 5, "range": [0, 4095], "depth": 16, "number_type": "uint16", "show": [3, 2, 1]}
+
+
+def test_a_report_on_rectangles_of_16_bits_states_range_and_channels(tmp_path: Path) -> None:
+    make_sweep(
+        tmp_path / "sweep",
+        grids=[[6, 10], [12, 20]],
+        Ks=[64, 256],
+        seeds=2,
+        evaluated=False,
+        images=SCANS,
+    )
+    story = Story(find_runs([str(tmp_path / "sweep")]))
+    assert story.head[0].endswith("they differ in grid (6×10, 12×20), K (64, 256).")
+    assert {"map-psnr-grid-K", "learning-psnr"} <= names(story)
+    [table] = [table for table in story.tables if table.name == "configurations-tokenizers"]
+    assert ["PSNR", "dB of the range 0 to 4,095"] in table.heads
+    assert [row[0].text for row, _ in table.rows] == ["6×10", "6×10", "12×20", "12×20"]
+    [chart] = [c for section in story.sections for c in section.charts if c.name == "rate-psnr"]
+    assert "PSNR (dB of the range 0 to 4,095)" in chart.svg()
+    assert {shown.caption for shown in story.shown} == {
+        "Shown: channels 3, 2, 1 of 5; from black to white 0 to 4,095."
+    }
+    page = render_page(story, "scans", datetime(2026, 11, 29))
+    assert "L2 refer to the range 0 to 4,095 in 16 bits a channel." in page
+    assert "<figcaption>Shown: channels 3, 2, 1 of 5" in page
+
+
+def test_runs_of_other_ranges_are_never_on_one_axis(tmp_path: Path) -> None:
+    points = make_sweep(
+        tmp_path, grids=[4, 8], Ks=[64, 256], seeds=1, priors=False, evaluated=False
+    )
+    for point in points[::2]:
+        config = yaml.safe_load((point / "config.yaml").read_text())
+        config["data"] |= SCANS
+        (point / "config.yaml").write_text(yaml.safe_dump(config))
+    story = Story(find_runs([str(tmp_path)]))
+    assert any("PSNR was measured in 2 ways" in note for note in story.notes)
+    page = render_page(story, "both", datetime(2026, 11, 29))
+    assert "of 2 tokenizers refer to the range 0 to 4,095 in 16 bits" in page
+    assert "of 2 tokenizers refer to the range 0 to 255 in 8 bits" in page

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,7 +201,14 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"grid": "16"}, r"sampler\.grid=16 must be rows x columns"),
+        ({"grid": "16x"}, r"sampler\.grid=16x must be rows x columns"),
+        (
+            {"grid": [16, 0]},
+            r"sampler\.grid=16x0 must be rows x columns of codes, such as 16x24 or",
+        ),
+        ({"grid": [2, 2, 2]}, r"sampler\.grid=2x2x2 must be rows x columns"),
+        ({"grid": 1.5}, r"sampler\.grid=1\.5 must be rows x columns"),
+        ({"grid": True}, r"sampler\.grid=True must be rows x columns"),
         ({"grid": "0x8"}, r"sampler\.grid=0x8 must be rows x columns"),
         ({"grid": "8x-8"}, r"sampler\.grid=8x-8 must be"),
         ({"rows": 2}, r"sampler\.rows=2 .* sampler\.init_image="),
@@ -208,6 +216,7 @@ def test_a_masked_priors_region_depends_on_what_comes_after_it() -> None:
         ({"init_image": "a.png"}, r"sampler\.init_image=a\.png needs sampler\.rows=4"),
         ({"init_image": "a.png", "rows": 2, "region": [0, 0, 1, 1]}, "exclude each other"),
         ({"init_image": "a.png", "rows": 2, "grid": "9x9"}, r"leave sampler\.grid=9x9 out"),
+        ({"init_image": "a.png", "rows": 2, "grid": [9, 8]}, r"leave sampler\.grid=9x8 out"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -239,6 +248,16 @@ def test_rows_that_leave_nothing_to_draw_or_are_no_number_are_refused(rows: int)
 def test_regions_that_are_empty_or_reach_over_the_grid_are_refused(region: list[int]) -> None:
     with pytest.raises(InputError, match=r"sampler\.region="):
         make(Sampler, init_image="x", region=region).known((4, 6))
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [("16x24", (16, 24)), ([16, 24], (16, 24)), ((4, 4), (4, 4)), (16, (16, 16)), ("16", (16, 16))],
+)
+def test_a_grid_is_rows_and_columns_in_either_form_or_one_number(
+    grid: Any, size: tuple[int, int]
+) -> None:
+    assert make(Sampler, grid=grid).size((4, 4)) == size
 
 
 @pytest.mark.parametrize("grid", ["1x9", "9x2"])

@@ -37,7 +37,7 @@ has_diffusers = importlib.util.find_spec("diffusers") is not None
 
 def load_public_tokenizer(name: str) -> Tokenizer:
     file = open_public(str(PUBLIC / name), None, None).file
-    return load_public(file, Choices(32, 3)).tokenizer
+    return load_public(file, Choices((32, 32), 3)).tokenizer
 
 
 def check_round_trip(tokenizer: Tokenizer, folder: Path) -> None:

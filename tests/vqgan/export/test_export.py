@@ -5,16 +5,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from codegrid.data.form import Form
+from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG
 from tests.helpers.commands import Command, read_mistake
 from tests.helpers.configs import ROOT
-from tests.helpers.exports import PYRAMID, make_trained
+from tests.helpers.exports import PYRAMID, export_folder, make_trained
 from tests.helpers.runs import save_tokenizer_run
 from vqgan.export.base import compare_codes, compare_pictures, draw_images, serves_any_size
 from vqgan.export.card import write_readme
@@ -24,7 +27,11 @@ from vqgan.export.licences import HUB_LICENCES, describe_licence
 from vqgan.export.origin import Origin
 from vqgan.export.safetensors import load_decoder
 from vqgan.export.writing import UNLISTED, describe_images_for
+from vqgan.formats.base import Choices
+from vqgan.formats.files import open_public
+from vqgan.formats.load import load_public
 from vqgan.load import load_tokenizer
+from vqgan.tokenizer import Tokenizer
 
 RUN = ROOT / "tests" / "fixtures" / "run_of_0_1" / "tokenizer"
 
@@ -243,6 +250,87 @@ def test_the_preprocessor_maps_pixels_to_the_range_of_the_networks(
     scaled = (torch.tensor([0.0, 255.0]) * facts["rescale_factor"] - 0.5) / facts["image_std"][0]
     assert torch.equal(scaled, torch.tensor([-1.0, 1.0]))
     assert json.loads(json.dumps(facts)) == facts
+
+
+UNITS = PixelRules(((-2.0, 2.0), (0.0, 0.5)), depth=16, number_type="float32")
+
+
+@pytest.mark.parametrize(
+    ("rules", "channels", "ends"),
+    [
+        (PixelRules(), 4, ([0.0] * 4, [255.0] * 4)),
+        (PixelRules((0, 4095), depth=16, number_type="uint16"), 5, ([0.0] * 5, [4095.0] * 5)),
+        (UNITS, 2, ([-2.0, 0.0], [2.0, 0.5])),
+    ],
+)
+def test_the_preprocessor_maps_the_range_of_the_data(
+    rules: PixelRules, channels: int, ends: tuple[list[float], ...]
+) -> None:
+    tokenizer = make_trained(f"data.channels={channels}")
+    tokenizer.rules = rules
+    facts = describe_images_for(tokenizer, {})
+    mean, std = (torch.tensor(facts[name]) for name in ("image_mean", "image_std"))
+    for values, expected in zip(ends, (-1.0, 1.0), strict=True):
+        scaled = (torch.tensor(values) * facts["rescale_factor"] - mean) / std
+        assert torch.equal(scaled, torch.full((channels,), expected))
+    assert facts["do_convert_rgb"] is False
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_preprocessor_of_a_rectangle_names_both_sides() -> None:
+    tokenizer = make_trained("data.image_size=[16,24]", "model.grid=[4,6]")
+    tokenizer.fit = "pad"
+    facts = describe_images_for(tokenizer, {"crop": "centre"})
+    assert facts["size"] == facts["crop_size"] == {"height": 16, "width": 24}
+    assert (facts["fit"], facts["do_center_crop"]) == ("pad", False)
+
+
+def test_a_card_says_what_the_numbers_and_the_pictures_of_bands_are() -> None:
+    tokenizer = make_trained("data.channels=5", "data.image_size=[16,24]", "model.grid=[4,6]")
+    tokenizer.rules = PixelRules((0, 4095), depth=16, show=(3, 2, 1), number_type="uint16")
+    exporters = choose_exporters(["safetensors"])
+    readme = write_readme(tokenizer, Origin("scans", {}), exporters, {}, None, "scans", None)
+    assert "An image tokenizer: 16x24 5-channel images become 4x6 codes" in readme
+    assert "0 to 4,095 in the units of the data (uint16)" in readme
+    assert "Pictures show channels 3, 2, 1 of 5. `preprocessor_config.json`" in readme
+    assert 'encode_images(["a.tif"])' in readme
+
+
+@pytest.mark.parametrize("words", [[], [*PYRAMID, "model.start=random"]], ids=["conv", "pyramid"])
+@torch.no_grad()
+def test_rectangles_of_bands_come_back_with_their_rules(tmp_path: Path, words: list[str]) -> None:
+    shape = ["data.channels=5", "data.image_size=[24,16]", "model.grid=[6,4]", "quantizer=ema"]
+    formats = "safetensors,diffusers" if words else "safetensors"
+    data = {
+        "range": [0, 4095],
+        "depth": 16,
+        "show": [3, 2, 1],
+        "number_type": "uint16",
+        "fit": "pad",
+    }
+    tokenizer = export_folder(tmp_path / "out", *words, *shape, formats=formats, **data)
+    again = Tokenizer.from_pretrained(tmp_path / "out")
+    assert again.rules == PixelRules((0, 4095), depth=16, show=(3, 2, 1), number_type="uint16")
+    assert again.form == Form((24, 16), 5, "pad")
+    x = torch.rand(2, 5, 24, 16) * 2 - 1
+    codes = tokenizer.indices(x)
+    assert torch.equal(again.indices(x), codes)
+    assert torch.equal(again.decode_indices(codes), tokenizer.decode_indices(codes))
+    values = again.decode_codes(codes, output="array")
+    assert (values.dtype, values.shape) == (np.uint16, (2, 24, 16, 5))
+    assert again.encode_images(values).shape == (2, 6, 4)
+
+
+@torch.no_grad()
+def test_an_export_of_three_channels_serves_bands(tmp_path: Path) -> None:
+    tokenizer = export_folder(tmp_path / "out")
+    file = open_public(str(tmp_path / "out"), None, None).file
+    imported = load_public(file, Choices((16, 32), 5))
+    grey = torch.rand(1, 1, 16, 32) * 2 - 1
+    z_e = imported.tokenizer.encode(grey.expand(-1, 5, -1, -1)).z_e
+    expected = tokenizer.encode(grey.expand(-1, 3, -1, -1)).z_e
+    torch.testing.assert_close(z_e, expected, atol=1e-4, rtol=1e-4)
+    assert "has 3 channels and the images 5: the first and the last" in imported.plan.remarks[-1]
 
 
 def test_comparisons_refuse_what_is_not_the_tokenizers() -> None:

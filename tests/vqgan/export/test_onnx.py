@@ -22,6 +22,8 @@ from vqgan.export.onnx import MAX_BYTES, ONNXExporter, open_session
         ["quantizer=residual", "quantizer@quantizer.inner=gumbel", "data.channels=1"],
         ["quantizer=fsq"],
         ["quantizer=bsq", *PYRAMID, "+model.pixels=[0,1]"],
+        ["quantizer=ema", "data.channels=5", "data.image_size=[24,16]", "model.grid=[6,4]"],
+        ["quantizer=ema", "data.channels=2", "data.image_size=[20,16]", "model.grid=[5,4]"],
     ],
     ids=" ".join,
 )

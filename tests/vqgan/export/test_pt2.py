@@ -20,6 +20,8 @@ from vqgan.export.pt2 import PT2Exporter
         ["quantizer=ema", "quantizer.entropy.weight=0.1", "quantizer.cosine=true"],
         ["quantizer=residual", "quantizer@quantizer.inner=gumbel", "data.channels=1"],
         ["quantizer=bsq", *PYRAMID, "+model.pixels=[0,1]"],
+        ["quantizer=ema", "data.channels=5", "data.image_size=[24,16]", "model.grid=[6,4]"],
+        ["quantizer=ema", "data.channels=2", "data.image_size=[20,16]", "model.grid=[5,4]"],
     ],
     ids=" ".join,
 )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from codegrid.data.images import to_uint8
+from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError
 from tests.helpers.configs import list_options
 from tests.helpers.exports import PYRAMID, make_trained, write_format
@@ -42,6 +43,8 @@ SWITCHED = [
     ["quantizer=product", "quantizer.num_codebooks=4", "quantizer.inner.cosine=true"],
     ["quantizer=residual", "quantizer@quantizer.inner=fsq", "quantizer.dim=null"],
     ["data.channels=1"],
+    ["data.channels=5", "data.image_size=[16,24]", "model.grid=[4,6]"],
+    [*PYRAMID, "data.channels=2", "data.image_size=[24,16]", "model.grid=[6,4]"],
     ["model.start=random", "model.grid=2"],
     ["model.encoder.stem=1", "model.grid=8"],
     [*PYRAMID, "model.start=random", "model.attention=[8,16]"],
@@ -167,6 +170,26 @@ def test_a_picture_is_written_as_a_png_file(channels: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("show", "chosen"), [(None, [0, 1, 2]), ((5, 2, 1), [4, 1, 0]), ((4,), [3])]
+)
+def test_the_decoder_writes_the_channels_that_pictures_show(
+    tmp_path: Path, show: tuple[int, ...] | None, chosen: list[int]
+) -> None:
+    tokenizer = make_trained("data.channels=5", "data.image_size=[8,24]", "model.grid=[2,6]")
+    tokenizer.rules = PixelRules(show=show)
+    folder = write_format(SafetensorsExporter(), tokenizer, tmp_path / "export")
+    indices = torch.randint(tokenizer.K, (1, 2, 6))
+    save_file({"indices": indices}, tmp_path / "codes.safetensors")
+    words = [folder / "decoder.py", "codes.safetensors", "pictures"]
+    subprocess.run([sys.executable, "-I", *map(str, words)], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        expected = to_uint8(tokenizer.decode_indices(indices))[0, chosen].movedim(0, -1).numpy()
+    pixels = np.array(Image.open(tmp_path / "pictures" / "00000.png")).reshape(expected.shape)
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.slow
 def test_the_decoder_turns_a_file_of_codes_into_pictures_elsewhere(tmp_path: Path) -> None:
     tokenizer = make_trained("quantizer=residual")
     folder = write_format(SafetensorsExporter(), tokenizer, tmp_path / "export")
@@ -189,7 +212,7 @@ def test_the_decoder_turns_a_file_of_codes_into_pictures_elsewhere(tmp_path: Pat
 def test_an_imported_tokenizer_is_exported_like_any_other(name: str, tmp_path: Path) -> None:
     files = {"taming_vq": "last.ckpt", "ldm_vq": "f8.ckpt", "llamagen": "vq_tiny.pt"}
     file = open_public(str(PUBLIC / name / files.get(name, "")), None, None).file
-    tokenizer, exporter = load_public(file, Choices(32, 3)).tokenizer, SafetensorsExporter()
+    tokenizer, exporter = load_public(file, Choices((32, 32), 3)).tokenizer, SafetensorsExporter()
     exporter.check(tokenizer)
     write_format(exporter, tokenizer, tmp_path)
     assert (
@@ -201,7 +224,7 @@ def test_an_imported_tokenizer_is_exported_like_any_other(name: str, tmp_path: P
 def test_a_decoder_modulated_by_its_codes_is_a_sentence(name: str) -> None:
     files = {"movqgan": "movqgan_tiny.ckpt", "open_magvit2": "tiny.ckpt"}
     file = open_public(str(PUBLIC / name / files[name]), None, None).file
-    tokenizer = load_public(file, Choices(32, 3)).tokenizer
+    tokenizer = load_public(file, Choices((32, 32), 3)).tokenizer
     with pytest.raises(InputError, match=r"which decoder\.py of format=safetensors does not know"):
         SafetensorsExporter().check(tokenizer)
 

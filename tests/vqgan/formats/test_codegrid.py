@@ -48,7 +48,7 @@ def test_codes_and_pictures_come_back_to_the_bit(words: list[str]) -> None:
     file = export(tokenizer, *words)
     assert type(choose_format(file)).__name__ == "CodegridFormat"
     channels = tokenizer.encoder.channels
-    again = load_public(file, Choices(16, channels)).tokenizer
+    again = load_public(file, Choices((16, 16), channels)).tokenizer
     x = torch.rand(2, channels, 16, 16) * 2 - 1
     q, other = tokenizer.encode(x), again.encode(x)
     assert torch.equal(other.z_e, q.z_e)
@@ -62,8 +62,8 @@ def test_codes_and_pictures_come_back_to_the_bit(words: list[str]) -> None:
 def test_images_of_another_size_have_the_same_codes() -> None:
     words = [*PYRAMID, "model.attention=[8]"]
     tokenizer = make_trained(*words)
-    again = load_public(export(tokenizer, *words), Choices(32, 3)).tokenizer
-    assert (again.grid, again.encoder.image_size) == ((8, 8), 32)
+    again = load_public(export(tokenizer, *words), Choices((32, 32), 3)).tokenizer
+    assert (again.grid, again.encoder.image_size) == ((8, 8), (32, 32))
     x = torch.rand(1, 3, 16, 24) * 2 - 1
     assert torch.equal(again.indices(x), tokenizer.indices(x))
 
@@ -71,9 +71,12 @@ def test_images_of_another_size_have_the_same_codes() -> None:
 @pytest.mark.parametrize(
     ("choices", "changes", "sentence"),
     [
-        ({"channels": 1}, {}, "data.channels=1, and exported is for images of 3"),
-        ({"image_size": 18}, {}, "data.image_size=18, and exported takes a multiple of 4"),
-        ({"image_size": 32}, {"any_size": False}, "and exported takes 16; use data.image_size=16"),
+        ({"image_size": (18, 18)}, {}, "data.image_size=18, and exported takes a multiple of 4"),
+        (
+            {"image_size": (32, 32)},
+            {"any_size": False},
+            "and exported takes 16; use data.image_size=16",
+        ),
         ({"pixels": (0, 1)}, {}, r"pixels=\(0, 1\) can't be chosen"),
         ({"cosine": True}, {}, "quantizer.cosine=True can't be chosen"),
         (
@@ -89,7 +92,7 @@ def test_what_does_not_fit_is_a_sentence(
     file = export(make_trained())
     file = replace(file, settings={**file.settings, **changes})
     with pytest.raises(InputError, match=sentence):
-        load_public(file, Choices(**{"image_size": 16, "channels": 3, **choices}))
+        load_public(file, Choices(**{"image_size": (16, 16), "channels": 3, **choices}))
 
 
 def test_a_file_that_names_a_class_of_somebody_elses_is_refused() -> None:
@@ -97,5 +100,5 @@ def test_a_file_that_names_a_class_of_somebody_elses_is_refused() -> None:
     quantizer = {**file.settings["quantizer"], "_target_": "os.system"}
     with pytest.raises(InputError, match=r"os\.system"):
         load_public(
-            replace(file, settings={**file.settings, "quantizer": quantizer}), Choices(16, 3)
+            replace(file, settings={**file.settings, "quantizer": quantizer}), Choices((16, 16), 3)
         )

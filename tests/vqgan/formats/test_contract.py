@@ -40,7 +40,7 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
-CHOICES = Choices(image_size=32, channels=3)
+CHOICES = Choices(image_size=(32, 32), channels=3)
 
 
 @cache
@@ -125,7 +125,7 @@ def test_other_sizes_of_images_work(name: str) -> None:
     indices = tokenizer.indices(x)
     assert indices.shape == (1, 3, 5)
     assert tokenizer.decode_indices(indices).shape == x.shape
-    larger = load_public(read_file(name), replace(CHOICES, image_size=64)).tokenizer
+    larger = load_public(read_file(name), replace(CHOICES, image_size=(64, 64))).tokenizer
     assert larger.grid == (64 // f, 64 // f)
     assert torch.equal(larger.indices(x), indices)
 
@@ -168,12 +168,30 @@ def test_weights_are_copied(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_images_of_another_kind_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="data.channels=1"):
-        load_public(read_file(name), replace(CHOICES, channels=1))
+@pytest.mark.parametrize("channels", [1, 5])
+@torch.no_grad()
+def test_images_of_other_channels_get_a_first_and_a_last_layer(name: str, channels: int) -> None:
+    """An image whose channels are equal has the codes of its RGB copy, and the mean of its picture."""
+    own = load_fixture(name).tokenizer
+    imported = load_public(read_file(name), replace(CHOICES, channels=channels))
+    tokenizer = imported.tokenizer
+    grey = read_arrays(name)["images"].mean(1, keepdim=True)
+    rgb, others = (grey.expand(-1, n, -1, -1) for n in (3, channels))
+    z_e, expected = tokenizer.encode_features(others), own.encode_features(rgb)
+    torch.testing.assert_close(z_e, expected, atol=1e-4, rtol=1e-4)
+    codes = own.indices(rgb)
+    picture = own.decode_indices(codes).mean(1, keepdim=True).expand_as(others)
+    torch.testing.assert_close(tokenizer.decode_indices(codes), picture, atol=1e-4, rtol=1e-4)
+    assert tokenizer.encoder.channels == imported.plan.model["decoder"]["channels"] == channels
+    assert f"has 3 channels and the images {channels}: the first" in imported.plan.remarks[-1]
+    assert imported.plan.remarks[-1].endswith("data.channels=3 keeps its own")
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_size_that_f_does_not_divide_is_refused(name: str) -> None:
     f = load_fixture(name).tokenizer.f
     with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
-        load_public(read_file(name), replace(CHOICES, image_size=16 * f + 1))
+        load_public(read_file(name), replace(CHOICES, image_size=(16 * f + 1, 16 * f + 1)))
 
 
 def plan_with(name: str, **choices: Any) -> Plan | str:

@@ -53,7 +53,7 @@ def draw_file(config: dict[str, Any]) -> PublicFile:
 
 def import_file(file: PublicFile, image_size: int = 32, **choices: Any) -> Tokenizer:
     channels = file.settings["in_channels"]
-    return load_public(file, Choices(image_size, channels, **choices)).tokenizer
+    return load_public(file, Choices((image_size, image_size), channels, **choices)).tokenizer
 
 
 @pytest.mark.parametrize("folder", FIXTURES)
@@ -216,7 +216,7 @@ def plan_with(**changes: Any) -> Any:
     """The plan of a small file whose config differs in these settings from its weights'."""
     config = make_config([16, 32], norm_num_groups=8)
     file = draw_file(config)
-    return DiffusersVQ().plan(replace(file, settings={**config, **changes}), Choices(32, 3))
+    return DiffusersVQ().plan(replace(file, settings={**config, **changes}), Choices((32, 32), 3))
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_a_config_may_leave_out_what_has_a_default() -> None:
     config = make_config([32, 64])
     file = draw_file(config)
     short = {key: config[key] for key in ("_class_name", "block_out_channels", "down_block_types")}
-    plan = DiffusersVQ().plan(replace(file, settings=short), Choices(32, 3))
-    assert plan == DiffusersVQ().plan(file, Choices(32, 3))
+    plan = DiffusersVQ().plan(replace(file, settings=short), Choices((32, 32), 3))
+    assert plan == DiffusersVQ().plan(file, Choices((32, 32), 3))
 
 
 @pytest.mark.parametrize(
@@ -267,13 +267,13 @@ def test_a_config_that_can_not_be_built_is_refused(changes: dict[str, Any], sent
 def test_weights_without_a_config_are_refused() -> None:
     file = replace(draw_file(make_config([32, 64])), settings={}, target=None)
     with pytest.raises(InputError, match=r"needs its config.json: the groups .* config=<file>"):
-        DiffusersVQ().plan(file, Choices(32, 3))
+        DiffusersVQ().plan(file, Choices((32, 32), 3))
 
 
 def test_codes_are_compared_as_they_are() -> None:
     file = draw_file(make_config([32]))
     with pytest.raises(InputError, match="quantizer.cosine=true does not fit drawn"):
-        DiffusersVQ().plan(file, Choices(32, 3, cosine=True))
+        DiffusersVQ().plan(file, Choices((32, 32), 3, cosine=True))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_the_range_of_images_is_a_setting_and_what_is_assumed_is_said(
     lookup: bool, pixels: tuple[int, int] | None, expected: list[int], remark: str | None
 ) -> None:
     file = draw_file(make_config([32], lookup_from_codebook=lookup))
-    plan = DiffusersVQ().plan(file, Choices(32, 3, pixels))
+    plan = DiffusersVQ().plan(file, Choices((32, 32), 3, pixels))
     assert plan.model["pixels"] == expected
     assert len(plan.remarks) == (remark is not None)
     assert remark is None or remark in plan.remarks[0]

@@ -30,7 +30,7 @@ FILES = [  # one for each architecture, below tests/fixtures/public
 
 
 def open_fixture(name: str) -> Imported:
-    return load_public(open_public(str(PUBLIC / name), None, None).file, Choices(32, 3))
+    return load_public(open_public(str(PUBLIC / name), None, None).file, Choices((32, 32), 3))
 
 
 def go_on(
@@ -39,7 +39,7 @@ def go_on(
     """The tokenizer of a run on images of this size that starts with an imported one."""
     groups = {"model": imported.plan.model, "quantizer": imported.plan.quantizer}
     save_imported(imported.tokenizer, groups, folder)
-    start = RunStart(Adoption(str(folder), size, channels, False, [], groups))
+    start = RunStart(Adoption(str(folder), (size, size), channels, False, [], groups))
     tokenizer = build_tokenizer(start.groups["model"], start.groups["quantizer"]).eval()
     start.fill(tokenizer, Noise(size, channels=channels))
     return tokenizer, start.groups

@@ -85,7 +85,7 @@ def draw_file(config: dict[str, Any], **settings: Any) -> tuple[PublicFile, dict
 def test_other_sizes_equal_the_forward_pass_written_out(sizes: str, cosine: bool) -> None:
     config = SIZES[sizes]
     file, weights = draw_file(config, codebook_l2_norm=cosine)
-    tokenizer = load_public(file, Choices(24, 3)).tokenizer
+    tokenizer = load_public(file, Choices((24, 24), 3)).tokenizer
     slow = (SlowCosine if cosine else SlowVQModel)(weights, config)
     x = torch.rand(2, 3, 24, 24, dtype=torch.float64) * 2 - 1
     assert_equals_slow(tokenizer, slow, x)
@@ -95,7 +95,7 @@ def test_other_sizes_equal_the_forward_pass_written_out(sizes: str, cosine: bool
 def test_codes_that_are_not_scaled_are_a_mistake_that_shows() -> None:
     config = SIZES["one block"]
     file, weights = draw_file(config, codebook_l2_norm=False)
-    tokenizer = load_public(file, Choices(24, 3)).tokenizer
+    tokenizer = load_public(file, Choices((24, 24), 3)).tokenizer
     slow = SlowCosine(weights, config)
     x = torch.rand(1, 3, 24, 24) * 2 - 1
     assert not torch.equal(tokenizer.indices(x), slow.choose(slow.encode(x)))
@@ -128,8 +128,8 @@ def test_published_models_have_a_place_for_every_weight(
 def test_the_statistic_of_used_codes_may_be_absent() -> None:
     file, _ = draw_file(SIZES["one block"])
     tensors = {name: v for name, v in file.tensors.items() if name != "quantize.codebook_used"}
-    assert LlamaGen().plan(file, Choices(32, 3)).statistics == {"quantize.codebook_used"}
-    assert not LlamaGen().plan(replace(file, tensors=tensors), Choices(32, 3)).statistics
+    assert LlamaGen().plan(file, Choices((32, 32), 3)).statistics == {"quantize.codebook_used"}
+    assert not LlamaGen().plan(replace(file, tensors=tensors), Choices((32, 32), 3)).statistics
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_cosine_codes_come_from_config_or_command_and_an_assumption_is_said(
     own: bool | None, cosine: bool | None, expected: bool, is_assumed: bool
 ) -> None:
     file, _ = draw_file(SIZES["one block"], **({} if own is None else {"codebook_l2_norm": own}))
-    plan = LlamaGen().plan(file, Choices(32, 3, cosine=cosine))
+    plan = LlamaGen().plan(file, Choices((32, 32), 3, cosine=cosine))
     assert plan.quantizer["cosine"] is expected
     assert len(plan.remarks) == is_assumed
 
@@ -155,7 +155,7 @@ def test_cosine_codes_come_from_config_or_command_and_an_assumption_is_said(
 def test_a_command_that_contradicts_the_config_is_refused() -> None:
     file, _ = draw_file(SIZES["one block"], codebook_l2_norm=True)
     with pytest.raises(InputError, match=r"quantizer\.cosine=false contradicts codebook_l2_norm"):
-        LlamaGen().plan(file, Choices(32, 3, cosine=False))
+        LlamaGen().plan(file, Choices((32, 32), 3, cosine=False))
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_a_command_that_contradicts_the_config_is_refused() -> None:
 def test_a_config_of_another_model_is_refused(settings: dict[str, Any], sentence: str) -> None:
     file, _ = draw_file(SIZES["one block"], **settings)
     with pytest.raises(InputError, match=sentence):
-        LlamaGen().plan(file, Choices(32, 3))
+        LlamaGen().plan(file, Choices((32, 32), 3))

@@ -17,7 +17,7 @@ from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.load import choose_format, list_formats, load_public, make_choices
 from vqgan.load import build_tokenizer
 
-CHOICES = Choices(image_size=16, channels=3)
+CHOICES = Choices(image_size=(16, 16), channels=3)
 SMALL = ["model.grid=4", "model.width=8", "quantizer=vq", "quantizer.K=16", "quantizer.dim=8"]
 
 
@@ -158,8 +158,8 @@ def test_pixels_that_are_no_range_are_refused(pixels: Any) -> None:
 
 
 def test_choices_are_plain() -> None:
-    assert make_choices(256, 3, [0, 1], True, None) == Choices(256, 3, (0, 1), True)
-    assert make_choices(256, 3, None, None, None) == Choices(256, 3)
+    assert make_choices(256, 3, [0, 1], True, None) == Choices((256, 256), 3, (0, 1), True)
+    assert make_choices(256, 3, None, None, None) == Choices((256, 256), 3)
     with pytest.raises(InputError, match="quantizer.cosine=yes must be true or false"):
         make_choices(256, 3, None, "yes", None)
     with pytest.raises(InputError, match="quantizer.score=largest must be one of "):

@@ -172,7 +172,7 @@ def test_other_sizes_equal_a_slow_version(
 
 def test_the_published_model_has_these_names_and_shapes() -> None:
     file = empty_file(published_shapes("maskgit/maskgit-vqgan-imagenet-f16-256"))
-    plan = KIND.plan(file, Choices(256, 3))
+    plan = KIND.plan(file, Choices((256, 256), 3))
     with torch.device("meta"):
         tokenizer = import_file(KIND, file, 256)
     assert sum(p.numel() for p in tokenizer.parameters()) == pytest.approx(54.5e6, rel=1e-3)
@@ -181,7 +181,7 @@ def test_the_published_model_has_these_names_and_shapes() -> None:
 
 
 def test_the_range_of_the_command_decides() -> None:
-    plan = KIND.plan(read_fixture(), Choices(32, 3, pixels=(-1, 1)))
+    plan = KIND.plan(read_fixture(), Choices((32, 32), 3, pixels=(-1, 1)))
     assert plan.model["pixels"] == [-1, 1]
 
 
@@ -194,23 +194,23 @@ def test_the_range_of_the_command_decides() -> None:
 )
 def test_the_config_of_another_model_is_refused(settings: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        KIND.plan(read_fixture(settings=settings), Choices(32, 3))
+        KIND.plan(read_fixture(settings=settings), Choices((32, 32), 3))
 
 
 def test_cosine_codes_are_refused() -> None:
     with pytest.raises(InputError, match=r"quantizer.cosine=true does not fit pytorch_model.bin"):
-        KIND.plan(read_fixture(), Choices(32, 3, cosine=True))
+        KIND.plan(read_fixture(), Choices((32, 32), 3, cosine=True))
 
 
 def test_codes_of_another_width_than_the_encoders_are_refused() -> None:
     weights = draw_weights(3, 32, [1, 2], 1, 5, 7)
     weights["quantize.embedding.weight"] = torch.randn(7, 6)
     with pytest.raises(InputError, match="w.bin has codes of 6 numbers and an encoder that gives"):
-        KIND.plan(PublicFile("w.bin", weights), Choices(16, 3))
+        KIND.plan(PublicFile("w.bin", weights), Choices((16, 16), 3))
 
 
 def test_levels_that_are_no_multiples_of_the_first_are_refused() -> None:
     weights = draw_weights(3, 64, [1, 2], 1, 5, 7)
     weights["encoder.conv_in.weight"] = torch.randn(96, 3, 3, 3)
     with pytest.raises(InputError, match="w.bin has levels of 64, 128 channels, and all must be"):
-        KIND.plan(PublicFile("w.bin", weights), Choices(16, 3))
+        KIND.plan(PublicFile("w.bin", weights), Choices((16, 16), 3))

@@ -81,7 +81,7 @@ def draw_file(config: dict[str, Any]) -> tuple[PublicFile, dict[str, Tensor]]:
 def test_other_sizes_equal_the_forward_pass_written_out(sizes: str) -> None:
     config = SIZES[sizes]
     file, weights = draw_file(config)
-    tokenizer = load_public(file, Choices(24, 3)).tokenizer
+    tokenizer = load_public(file, Choices((24, 24), 3)).tokenizer
     x = torch.rand(2, 3, 24, 24, dtype=torch.float64) * 2 - 1
     assert_equals_slow(tokenizer, SlowVQModel(weights, config), x)
 
@@ -90,7 +90,7 @@ def test_a_file_without_a_config_needs_none() -> None:
     file, _ = draw_file(SIZES["small"])
     bare = replace(file, settings={}, target=None)
     assert isinstance(choose_format(bare), MoVQGAN)
-    assert MoVQGAN().plan(bare, Choices(32, 3)) == MoVQGAN().plan(file, Choices(32, 3))
+    assert MoVQGAN().plan(bare, Choices((32, 32), 3)) == MoVQGAN().plan(file, Choices((32, 32), 3))
 
 
 @pytest.mark.parametrize("model", ["67M", "102M", "270M"])
@@ -115,14 +115,14 @@ def test_published_models_have_a_place_for_every_weight(model: str) -> None:
 def test_a_config_of_another_model_is_refused(settings: dict[str, Any], sentence: str) -> None:
     file, _ = draw_file(SIZES["small"])
     with pytest.raises(InputError, match=sentence):
-        MoVQGAN().plan(replace(file, settings=settings), Choices(32, 3))
+        MoVQGAN().plan(replace(file, settings=settings), Choices((32, 32), 3))
 
 
 def test_a_convolution_of_the_codes_is_refused() -> None:
     file, _ = draw_file(SIZES["small"])
     tensors = {**file.tensors, "decoder.norm_out.conv.weight": torch.zeros(4, 4, 3, 3)}
     with pytest.raises(InputError, match=r"add_conv.*not built"):
-        MoVQGAN().plan(replace(file, tensors=tensors), Choices(32, 3))
+        MoVQGAN().plan(replace(file, tensors=tensors), Choices((32, 32), 3))
 
 
 def test_widths_that_32_does_not_divide_are_refused() -> None:
@@ -132,4 +132,4 @@ def test_widths_that_32_does_not_divide_are_refused() -> None:
     for name, value in tensors.items():  # what a model of 48 channels would have
         tensors[name] = value.repeat(2, *[1] * (value.ndim - 1))[:48] if len(value) == 32 else value
     with pytest.raises(InputError, match="48 must be a multiple of 32 channels|=48 times"):
-        MoVQGAN().plan(replace(file, tensors=tensors, settings={}), Choices(32, 3))
+        MoVQGAN().plan(replace(file, tensors=tensors, settings={}), Choices((32, 32), 3))

@@ -209,12 +209,12 @@ def test_published_models_have_these_names_and_shapes(
 
 def test_cosine_codes_are_refused() -> None:
     with pytest.raises(InputError, match="quantizer.cosine=true does not fit tiny.ckpt"):
-        KIND.plan(read_fixture(), Choices(32, 3, cosine=True))
+        KIND.plan(read_fixture(), Choices((32, 32), 3, cosine=True))
 
 
 def test_one_code_an_image_is_refused() -> None:
-    with pytest.raises(InputError, match="model.grid=1 must be a whole number of at least 2"):
-        KIND.plan(read_fixture(), Choices(4, 3))
+    with pytest.raises(InputError, match="model.grid=1 must be at least 2 codes a side"):
+        KIND.plan(read_fixture(), Choices((4, 4), 3))
 
 
 def test_every_code_reaches_every_pixel() -> None:
@@ -234,6 +234,6 @@ def test_an_image_of_one_code_can_not_be_decoded() -> None:
 def test_the_config_of_another_model_is_refused() -> None:
     settings = {"n_embed": 128, "embed_dim": 7, "ddconfig": {"ch": 32}}
     with pytest.raises(InputError, match="n_embed=128 where the weights have 64, embed_dim=7"):
-        KIND.plan(read_fixture(settings=settings), Choices(32, 3))
+        KIND.plan(read_fixture(settings=settings), Choices((32, 32), 3))
     with pytest.raises(InputError, match=r"ch_mult=\[1, 2, 2\] where the weights have \[2, 1, 1\]"):
-        KIND.plan(read_fixture(settings={"ddconfig": {"ch_mult": [1, 2, 2]}}), Choices(32, 3))
+        KIND.plan(read_fixture(settings={"ddconfig": {"ch_mult": [1, 2, 2]}}), Choices((32, 32), 3))

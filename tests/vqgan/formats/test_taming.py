@@ -23,7 +23,7 @@ from vqgan.formats.vq_diffusion import PatchVQGAN
 from vqgan.load import build_tokenizer
 from vqgan.networks.pyramid import Halve
 
-CHOICES = Choices(image_size=32, channels=3)
+CHOICES = Choices(image_size=(32, 32), channels=3)
 SMALL = Sizes(32, (1, 2), 1, (1,), 8, 8, 24)
 FIXTURES: list[tuple[str, type[Format]]] = [
     ("taming_vq/last", TamingVQ),
@@ -118,7 +118,7 @@ def test_the_nearest_code_is_not_that_of_ibq() -> None:
 @torch.no_grad()
 def test_images_may_be_of_any_size_that_f_divides() -> None:
     file = read_public("taming_vq/last")
-    large = load_public(file, Choices(48, 3)).tokenizer
+    large = load_public(file, Choices((48, 48), 3)).tokenizer
     assert large.grid == (12, 12)
     arrays = read_reference("taming_vq/last")
     images = arrays["images"]  # attention sits in the same levels, so smaller images are as before
@@ -142,7 +142,7 @@ DRAWN = [
 @torch.no_grad()
 def test_other_sizes_equal_a_slow_version_written_from_the_names(sizes: Sizes) -> None:
     file = make_public(sizes)
-    tokenizer = load_public(file, Choices(16, sizes.channels)).tokenizer
+    tokenizer = load_public(file, Choices((16, 16), sizes.channels)).tokenizer
     slow = SlowTaming(sizes, file.tensors)
     images = torch.rand(2, sizes.channels, 16, 24) * 2 - 1
     z = slow.encode(images)
@@ -177,7 +177,7 @@ def test_published_models_have_a_place_for_every_weight(name: str, target: str, 
     shapes = {k: v for k, v in published_shapes(name).items() if not k.startswith("model_ema.")}
     file = empty_file(shapes, target=target)
     with torch.device("meta"):
-        plan = choose_format(file).plan(file, Choices(256, 3))
+        plan = choose_format(file).plan(file, Choices((256, 256), 3))
         tokenizer = build_tokenizer(plan.model, plan.quantizer)
     places = dict(tokenizer.named_parameters())
     assert sorted(plan.names.values()) == sorted(shapes)
@@ -202,7 +202,7 @@ def test_open_muse_takes_images_from_0_to_1_and_attends_in_levels_of_several_blo
         }
         file = PublicFile("muse.bin", draw_weights(sizes), settings, "VQGANModel")
         assert isinstance(choose_format(file), OpenMuseVQ)
-        tokenizer = load_public(file, Choices(16, 3)).tokenizer
+        tokenizer = load_public(file, Choices((16, 16), 3)).tokenizer
         slow, images = SlowTaming(sizes, file.tensors), torch.rand(2, 3, 16, 16)
         z = slow.encode(images, unused=(1,) if blocks == 1 else ())
         encoded = tokenizer.double().encode_features(2 * images.double() - 1)
@@ -220,7 +220,7 @@ def without_middle(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_the_middle_may_have_no_attention_while_levels_have() -> None:
     weights = without_middle(draw_weights(SMALL))
     file = PublicFile("muse.bin", weights, {"hidden_channels": 32}, "VQGANModel")
-    tokenizer = load_public(file, Choices(16, 3)).tokenizer
+    tokenizer = load_public(file, Choices((16, 16), 3)).tokenizer
     slow, images = SlowTaming(SMALL, weights), torch.rand(2, 3, 16, 16)
     encoded = tokenizer.double().encode_features(2 * images.double() - 1)
     torch.testing.assert_close(encoded, slow.encode(images, unused=(1,)), atol=1e-9, rtol=1e-9)
@@ -242,7 +242,7 @@ def make_patch_vqgan() -> PublicFile:
 def test_vq_diffusions_running_means_go_on_from_their_counts() -> None:
     file = make_patch_vqgan()
     assert isinstance(choose_format(file), PatchVQGAN)
-    tokenizer = load_public(file, Choices(16, 3)).tokenizer
+    tokenizer = load_public(file, Choices((16, 16), 3)).tokenizer
     slow = SlowTaming(SMALL, file.tensors)
     slow.w["quantize.embedding.weight"] = file.tensors["quantize.embedding"].double()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -302,20 +302,20 @@ def test_averaged_codes_say_that_it_is_ibq() -> None:
     ("choices", "sentence"),
     [
         (
-            Choices(33, 3),
+            Choices((33, 33), 3),
             "data.image_size=33 is not divisible by f=2 of drawn.ckpt; use data.image_size=32 or 34",
         ),
         (
-            Choices(1, 3),
+            Choices((1, 1), 3),
             "data.image_size=1 is not divisible by f=2 of drawn.ckpt; use data.image_size=2",
         ),
         (
-            Choices(32, 1),
+            Choices((32, 32), 1),
             "data.channels=1 does not fit drawn.ckpt, whose images have 3; use data.channels=3",
         ),
-        (Choices(32, 3, cosine=True), "quantizer.cosine=true does not fit drawn.ckpt"),
+        (Choices((32, 32), 3, cosine=True), "quantizer.cosine=true does not fit drawn.ckpt"),
         (
-            Choices(32, 3, score="inner_product"),
+            Choices((32, 32), 3, score="inner_product"),
             "quantizer.score=inner_product does not fit drawn.ckpt: its config says taming.models.vqgan.VQModel",
         ),
     ],
@@ -383,7 +383,7 @@ def test_a_label_map_is_no_image() -> None:
 
 
 def test_images_of_other_channels_are_refused() -> None:
-    sentence = refuse(make_public(replace(SMALL, channels=4)), Choices(32, 3))
+    sentence = refuse(make_public(replace(SMALL, channels=4)), Choices((32, 32), 3))
     assert sentence == (
         "data.channels=3 does not fit drawn.ckpt, whose images have 4; it can't serve images here, which have 3 (RGB) or 1 (grey)"
     )
