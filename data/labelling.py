@@ -99,13 +99,13 @@ class LabelledFiles:
     """Files with what a table says of them.
 
     sources        the files of each folder, with their labels and columns
-    file_column    the column that names them
+    file_column    the column that names them; None if two tables have two such columns
     column_names   the names that numbers stand for in columns of text
     summary        what was read, for the summary of the images
     """
 
     sources: list[FileSource]
-    file_column: str
+    file_column: str | None
     column_names: dict[str, list[str]]
     summary: str
 
@@ -218,7 +218,7 @@ def label_files(
             folder.label_source(labels[i] if labels is not None else None, names, columns[i])
             for i, folder in enumerate(folders)
         ],
-        folders[0].file_column,
+        folders[0].file_column if len({f.file_column for f in folders}) == 1 else None,
         {name: column.names for name, column in columns[0].items() if column.names is not None},
         summarize_tables(folders, columns[0]),
     )
@@ -241,11 +241,7 @@ def open_folders(sources: Sequence[FileSource], settings: Labelling) -> list[Lab
         table = open_table(table_file, setting, [name for _, name in wanted])
         for key, name in wanted:
             table.check_column(key, name)
-        # Both folders are named by the same column, whichever it is.
-        column = folders[0].file_column if folders else settings.file_column
-        if column is not None:
-            table.check_column("data.file_column", column)
-        folders.append(LabelledFolder(source, table, settings, column))
+        folders.append(LabelledFolder(source, table, settings, settings.file_column))
     return folders
 
 

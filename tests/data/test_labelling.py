@@ -14,6 +14,7 @@ from codegrid.data.folder import Folder
 from codegrid.data.identity import compare_images, identify_images, save_image_ids
 from codegrid.data.labelling import Labelling
 from codegrid.data.layouts import FFHQ
+from codegrid.data.source import FileSource, file_stamp
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import IMAGES, append_record
 from tests.helpers.images import make_images
@@ -228,6 +229,19 @@ def test_skip_leaves_out_what_does_not_match_and_logs_it(
     )
     ages = np.concatenate([data.columns(split)["age"] for split in ("train", "val")])
     assert sorted(ages[~np.isnan(ages)]) == [0, 2, 2.5, 3, 3.5]
+    for split in ("train", "val"):
+        source = data.source(split)
+        assert isinstance(source, FileSource)
+        assert source.stamps == [file_stamp(file) for file in source.files]
+
+
+def test_skip_leaves_the_class_folders_of_the_rest_as_they_are(tmp_path: Path) -> None:
+    names = [f"{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)]
+    save(tmp_path / "root", *names)
+    table = write_table(tmp_path / "t.csv", path=names[1:], age=range(5))
+    settings: dict[str, Any] = {"labels": str(table), "label": None, "columns": ["age"]}
+    data = folder(tmp_path / "root", mismatch="skip", **settings)
+    assert labels(data) == {name: name.split("/")[0] for name in names[1:]}
 
 
 def test_equal_rows_of_a_file_count_as_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -350,6 +364,14 @@ def test_a_row_that_names_a_file_in_both_folders_is_refused(splits: Path) -> Non
     val = write_table(splits / "v.csv", path=["1.png", "0.png"], k=["a", ""])
     data = open_splits(splits, labels=str(table), val_labels=str(val))
     assert data.samples("val").labels.tolist() == [-1, 0]
+
+
+def test_two_tables_may_name_their_files_in_two_columns(splits: Path) -> None:
+    val = write_table(splits / "v.csv", image=["0.png", "1.png"], k=["a", "b"])
+    data = open_splits(splits, labels=str(write_train(splits)), val_labels=str(val))
+    assert data.samples("val").labels.tolist() == [0, 1]
+    assert "file_column" not in data.decisions()
+    assert open_splits(splits).decisions()["file_column"] == "path"
 
 
 def test_a_label_that_training_lacks_is_refused(splits: Path) -> None:
