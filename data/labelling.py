@@ -25,6 +25,7 @@ from codegrid.data.tables import (
 )
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
+from codegrid.engine.words import format_word
 
 MISMATCHES = ("stop", "skip")
 NAMED_AT_MOST = 5  # names in a sentence
@@ -256,11 +257,10 @@ def find_table(source: FileSource, settings: Labelling, is_val: bool) -> tuple[P
     table_file = Path(value).expanduser()
     if table_file.is_file():
         return table_file, setting
-    inside = source.root / value
-    way_out = (
-        f"there is data.{key}={inside}" if inside.is_file() else "give the table of the images"
-    )
-    raise InputError(f"{setting} is not a file; {way_out}")
+    inside = source.root / table_file.name
+    if inside.is_file():
+        raise InputError(f"{setting} is not a file; there is {format_word(f'data.{key}', inside)}")
+    raise InputError(f"{setting} is not a file; say where the table is with data.{key}=<file>")
 
 
 def check_match(folders: Sequence[LabelledFolder], mismatch: str) -> None:

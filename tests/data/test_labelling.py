@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from codegrid.data.folder import Folder
-from codegrid.data.identity import compare_images, identify_images
+from codegrid.data.identity import compare_images, identify_images, save_image_ids
 from codegrid.data.labelling import Labelling
 from codegrid.data.layouts import FFHQ
 from codegrid.engine.errors import InputError
+from codegrid.engine.folder import IMAGES, append_record
 from tests.helpers.images import make_images
 
 KINDS = ["wolf", "ant", "bear", "ant", "wolf", "", "bear", "ant"]
@@ -272,7 +273,7 @@ def test_images_without_a_label_are_counted(root: Path, capsys: pytest.CaptureFi
         ({"mismatch": "keep"}, r"^data\.mismatch=keep must be one of stop, skip$"),
         ({"columns": ["age", "age:text"]}, r"^data\.columns names age twice"),
         ({"label": "vector"}, None),
-        ({"labels": "nowhere.csv"}, r"^data\.labels=nowhere\.csv is not a file; give the table of the images$"),
+        ({"labels": "nowhere.csv"}, r"^data\.labels=nowhere\.csv is not a file; say where the table is with data\.labels=<file>$"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_get_a_sentence(
@@ -382,6 +383,38 @@ def test_a_corrected_label_decodes_no_image_again_but_is_another_key(
     assert after.cache_key(split)["labels"] != before.cache_key(split)["labels"]
     assert identify_images(after)[split] != identify_images(before)[split]
     assert compare_images(after, root) is None  # a folder without a record
+
+
+def test_another_label_is_said_of_the_images_of_a_run(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    data = folder(root, columns=["age"])
+    append_record(run, {}, data.describe())
+    save_image_ids(data, run)
+    assert compare_images(folder(root, columns=["age"], **data.decisions()), run) is None
+    text = (root.parent / "labels.csv").read_text()
+    for before, after in (('"3.png","ant"', '"3.png","bear"'), ('"5.png",""', '"5.png","emu"')):
+        assert before in text
+        text = text.replace(before, after)
+    (root.parent / "labels.csv").write_text(text)
+    change = compare_images(folder(root, columns=["age"]), run)
+    assert change is not None
+    assert sum(split.relabelled for split in change.splits) == 2
+    assert "images (1 with another label)" in str(change)
+    assert change.unchanged == 1
+
+
+def test_a_list_without_labels_of_an_earlier_version_is_read(root: Path, tmp_path: Path) -> None:
+    data = folder(root, labels=None, label=None)
+    append_record(tmp_path, {}, data.describe())
+    save_image_ids(data, tmp_path)
+    with np.load(tmp_path / IMAGES) as arrays:
+        earlier = {name: array for name, array in arrays.items() if "labels" not in name}
+    with (tmp_path / IMAGES).open("wb") as opened:
+        np.savez(opened, **earlier)
+    assert compare_images(data, tmp_path) is None
+    change = compare_images(folder(root), tmp_path)
+    assert str(change).startswith("train has 6 images (with other contents or labels")
 
 
 def test_other_columns_are_another_key(root: Path) -> None:
