@@ -17,16 +17,17 @@ import tifffile
 from numpy.typing import NDArray
 
 from codegrid.data.orientation import ORIENTATION, apply_orientation
+from codegrid.data.plain_tiff import BITS, FORMAT, NODATA, SAMPLES, open_plain, peek_tags
 from codegrid.data.values import UnreadableImage, Values, check_channels, check_num_pixels
 
 MAX_BANDS = 16
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
-WIDTH, BITS, SAMPLES, FORMAT, NODATA = 256, 258, 277, 339, 42113  # tags
 UNSIGNED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
 MULTIPLIED, PLAIN_ALPHA = 1, 2  # extra samples that are alpha, with colours multiplied by it or not
 ALPHA_MARKS = (MULTIPLIED, PLAIN_ALPHA)
 REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
+UNNAMED = ("Q", "I")  # axes of pages of which a file does not say what they are
 ROWS, BANDS = "one page a row", "one page a band"
 ALPHA_IS_DATA = "the channel marked alpha is data"
 COLOURS = (1, 3)  # channels that a dataset of plain pictures has
@@ -72,34 +73,14 @@ def is_tiff(content: bytes) -> bool:
 def exceeds_pillow(content: bytes) -> bool:
     """Whether Pillow might lose bits or bands of a TIFF, by the tags of its first page; False for a broken file."""
     try:
-        tags = peek_tags(content)
-    except (struct.error, IndexError):
+        tags, following = peek_tags(content)
+    except struct.error:
         return False
-    deep = max(tags.get(BITS, (1,))) > 8 or set(tags.get(FORMAT, ())) > {UNSIGNED}
-    narrow = tags.get(WIDTH, (0,))[0] <= MAX_BANDS  # the bands of a row of pixels, perhaps
-    return deep or narrow or tags.get(SAMPLES, (1,))[0] > 4
-
-
-def peek_tags(content: bytes) -> dict[int, tuple[int, ...]]:
-    """The tags of the first page of a TIFF that hold 16-bit numbers, and its width. Takes a tenth of the time of opening it."""
-    order = "<" if content[:1] == b"I" else ">"
-    is_big = b"+" in content[2:4]
-    offset_type, count_type, entry = ("Q", "Q", "HHQ8s") if is_big else ("I", "H", "HHI4s")
-    [start] = struct.unpack_from(order + offset_type, content, 8 if is_big else 4)
-    [n] = struct.unpack_from(order + count_type, content, start)
-    start += struct.calcsize(order + count_type)
-    size = struct.calcsize(order + entry)
-    tags = {}
-    for at in range(start, start + min(n, 100) * size, size):
-        tag, kind, count, value = struct.unpack_from(order + entry, content, at)
-        if tag not in (WIDTH, BITS, SAMPLES, FORMAT):
-            continue
-        letter = "H" if kind == 3 else "I"
-        place = at + size - len(value)
-        if count * struct.calcsize(order + letter) > len(value):
-            [place] = struct.unpack_from(order + offset_type, content, place)
-        tags[tag] = struct.unpack_from(f"{order}{min(count, 100)}{letter}", content, place)
-    return tags
+    deep = max(tags.get(BITS, ()), default=1) > 8 or not {*tags.get(FORMAT, ())} <= {UNSIGNED}
+    samples = max(tags.get(SAMPLES, ()), default=1)
+    return (
+        deep or samples > 4 or bool(following and samples == 1)
+    )  # pages that may be bands or rows
 
 
 def open_tiff(file: IO[bytes]) -> Any:
@@ -113,14 +94,18 @@ def open_tiff(file: IO[bytes]) -> Any:
 def read_tiff(content: bytes, channels: int) -> Values | None:
     """The values of a TIFF for data.channels, upright; None if Pillow reads as much of it.
 
-    Several pages of one channel each are bands if `channels` is neither 1 nor 3, or if their number says so; of others the
-    first is read. A channel that the file marks as alpha is data if `channels` counts it. Raises UnreadableImage.
+    Several pages of one channel each are bands if `channels` is not 1, and of 3 if they are three; of others the first is read.
+    A channel that the file marks as alpha is data if `channels` counts it. Raises UnreadableImage.
     """
+    if page := open_plain(content):
+        return read_unless_pillows(lay_out_page(page, 0), channels)
     with open_tiff(io.BytesIO(content)) as file:
-        layout = lay_out(file, channels)
-        if channels in COLOURS and is_pillows(layout):
-            return None
-        return read_layout(layout, channels)
+        return read_unless_pillows(lay_out(file, channels), channels)
+
+
+def read_unless_pillows(layout: Layout, channels: int) -> Values | None:
+    """The values of a picture whose place is known, upright; None if Pillow reads as much of it."""
+    return None if channels in COLOURS and is_pillows(layout) else read_layout(layout, channels)
 
 
 def is_pillows(layout: Layout) -> bool:
@@ -155,7 +140,7 @@ def lay_out(file: Any, channels: int) -> Layout:
     if not file.pages.is_multipage and not is_packed:
         return lay_out_page(first, 0)
     series = file.series[0]
-    if len(series) > 1 and series.keyframe.samplesperpixel == 1:
+    if len(series.get_shape(True)) > 2 and series.keyframe.samplesperpixel == 1:
         return lay_out_pages(series, channels)
     own = [part for part in file.series if not part.keyframe.subfiletype & (REDUCED | MASK)]
     return lay_out_page(series[0], max(len(series), len(own)) - 1)
@@ -172,7 +157,7 @@ def lay_out_page(page: Any, others: int) -> Layout:
 
 def lay_out_pages(series: Any, channels: int) -> Layout:
     """The layout of a series of pages of one sample each, which are bands, rows or pictures of their own."""
-    page, n = series.keyframe, len(series)
+    page, n = series.keyframe, math.prod(series.get_shape(True)[:-2])
     size, width = (page.imagelength, page.imagewidth), page.imagewidth
     is_flat = len(series.get_shape(True)) == 3
     rows = is_flat and width <= MAX_BANDS and (series.kind == "shaped" or width == channels)
@@ -192,15 +177,20 @@ def lay_out_pages(series: Any, channels: int) -> Layout:
 
 
 def pick_bands(series: Any, channels: int) -> list[int]:
-    """The numbers of the pages of a series that are the bands of its first picture; none if they aren't bands."""
+    """The numbers of the pages of a series that are the bands of its first picture; none if they aren't bands.
+
+    Three pages are bands of three channels unless the file says that they are something else, such as slices.
+    """
     shape, axes = series.get_shape(True)[:-2], series.get_axes(True)[:-2]
-    if channels in COLOURS:
+    if channels == 1:
         return []
-    if "C" not in axes:
-        return list(range(len(series))) if len(shape) == 1 else []
-    axis = axes.index("C")
-    step = math.prod(shape[axis + 1 :])
-    return list(range(0, shape[axis] * step, step))
+    if "C" in axes:
+        axis = axes.index("C")
+        step = math.prod(shape[axis + 1 :])
+        return list(range(0, shape[axis] * step, step)) if shape[axis] == 3 or channels != 3 else []
+    if len(shape) != 1 or (channels == 3 and not (shape[0] == 3 and axes in UNNAMED)):
+        return []
+    return list(range(shape[0]))
 
 
 def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codegrid.data.form import Form
-from codegrid.data.pixels import PixelRules, mask_numbers
+from codegrid.data.pixels import PixelRules
 from codegrid.data.resize import fit_pixels
+from codegrid.data.scaling import mask_numbers
 
 # Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
 MAX_PIXELS = 2**28

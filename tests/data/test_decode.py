@@ -21,7 +21,8 @@ from codegrid.data.decode import (
 )
 from codegrid.data.form import Form
 from codegrid.data.orientation import apply_orientation
-from codegrid.data.pixels import FULL_16_BITS, PixelRules
+from codegrid.data.pixels import PixelRules
+from codegrid.data.ranges import FULL_16_BITS
 
 Pixels = NDArray[np.uint8]
 
