@@ -298,10 +298,10 @@ class PriorJudge:
         ]
         if self.m:
             shown = show_pixels(self.samples[:SAMPLES_SHOWN], self.images.rules)
-            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
+            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN, (), caption))
         files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:
-            files.append(save_picture(self.neighbours, folder / "neighbours.png"))
+            files.append(save_picture(self.neighbours, folder / "neighbours.png", caption))
         return files
 
     def describe_model(self) -> dict[str, Any]:
