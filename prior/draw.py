@@ -193,8 +193,8 @@ def open_saver(
         forms["codes"] = CodeFile(folder / "codes.pt", shape, source.labels, source.classes)
     first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
     if first:
-        kept = (min(n, first), channels, *size)
-        forms["first"] = FirstSamples(folder / "first", kept, rules.depth)
+        of_first = (min(n, first), channels, *size)
+        forms["first"] = FirstSamples(folder / "first", of_first, rules.depth)
     return SampleSaver(folder, n, source.about, forms)
 
 
