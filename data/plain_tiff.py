@@ -4,48 +4,59 @@ each other."""
 import math
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Tags of a page.
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION = (
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    270,
-)
-OFFSETS, TURN, SAMPLES, COUNTS, PLANES, PREDICTOR = 273, 274, 277, 279, 284, 317
-TILE_WIDTH, EXTRA, FORMAT, SLICES, NODATA = 322, 338, 339, 32997, 42113
 
-USUAL = {
-    COMPRESSION: 1,
-    FILL_ORDER: 1,
-    TURN: 1,
-    PREDICTOR: 1,
-    SLICES: 1,
-}  # what else is left to tifffile
-UNUSUAL = {TILE_WIDTH, NODATA}
-NEEDED = {WIDTH, LENGTH, PHOTOMETRIC, OFFSETS, COUNTS}
-PLAIN_COLOURS = ((0,), (1,), (2,))  # grey from white or from black, and RGB or bands
-TYPES = {  # by format and bits
+class Tag(IntEnum):
+    """What is known of a page, by the numbers that TIFF has for it."""
+
+    WIDTH = 256
+    LENGTH = 257
+    BITS = 258  # of each sample
+    COMPRESSION = 259
+    PHOTOMETRIC = 262  # how samples become colours
+    FILL_ORDER = 266
+    DESCRIPTION = 270
+    STRIP_OFFSETS = 273
+    TURN = 274  # the orientation
+    SAMPLES = 277  # of a pixel
+    STRIP_COUNTS = 279  # bytes
+    PLANES = 284  # 1: the samples of a pixel lie side by side, 2: in planes
+    PREDICTOR = 317
+    TILE_WIDTH = 322
+    EXTRA_SAMPLES = 338
+    SAMPLE_FORMAT = 339  # 1: unsigned, 2: signed, 3: floating-point
+    SLICES = 32997
+    NO_DATA = 42113
+
+
+# What these tags say if a page is plain, or if it lacks them.
+USUAL_TAGS = {
+    Tag.COMPRESSION: 1, Tag.FILL_ORDER: 1, Tag.TURN: 1, Tag.PREDICTOR: 1, Tag.SLICES: 1,
+}  # fmt: skip
+RARE_TAGS = {Tag.TILE_WIDTH, Tag.NO_DATA}
+NEEDED_TAGS = {Tag.WIDTH, Tag.LENGTH, Tag.PHOTOMETRIC, Tag.STRIP_OFFSETS, Tag.STRIP_COUNTS}
+PLAIN_PHOTOMETRICS = ((0,), (1,), (2,))  # grey from white or from black, and RGB or bands
+SAMPLE_TYPES = {  # by format and bits
     (1, 8): "u1", (1, 16): "u2", (1, 32): "u4", (1, 64): "u8", (2, 8): "i1", (2, 16): "i2", (2, 32): "i4", (2, 64): "i8",
     (3, 16): "f2", (3, 32): "f4", (3, 64): "f8",
 }  # fmt: skip
-LETTERS = {1: "B", 2: "s", 3: "H", 4: "I", 16: "Q"}  # of whole numbers and of text, for struct
+STRUCT_LETTERS = {1: "B", 2: "s", 3: "H", 4: "I", 16: "Q"}  # of whole numbers and of text
 MAX_NUMBERS = 4096  # of a tag
 # Descriptions by which ImageJ and tifffile say that further pages follow that have no tags of their own.
 FURTHER_PAGES = (b"ImageJ=", b'"truncated": true')
 
-Tags = dict[int, tuple[Any, ...]]
+BROKEN = (struct.error, OverflowError)  # what broken tags raise
+
+PageTags = dict[int, tuple[Any, ...]]
 
 
-def peek_tags(content: bytes) -> tuple[Tags, int]:
-    """The tags of the first page of a TIFF, and where the next page is, 0 without one. Raises struct.error for a broken file.
+def peek_tags(content: bytes) -> tuple[PageTags, int]:
+    """The tags of the first page of a TIFF, and where the next page is, 0 without one. Raises one of BROKEN.
 
     Text is one value of a tag. Tags that hold neither it nor whole numbers, or thousands of them, are empty.
     """
@@ -57,10 +68,10 @@ def peek_tags(content: bytes) -> tuple[Tags, int]:
     start += struct.calcsize(order + count_type)
     size = struct.calcsize(order + entry)
     end = start + n * size
-    tags: Tags = {}
+    tags: PageTags = {}
     for at in range(start, min(end, len(content)), size):
         tag, kind, count, value = struct.unpack_from(order + entry, content, at)
-        letter = LETTERS.get(kind)
+        letter = STRUCT_LETTERS.get(kind)
         if letter is None or count > MAX_NUMBERS:
             tags[tag] = ()
             continue
@@ -124,28 +135,32 @@ def open_plain(content: bytes) -> PlainPage | None:
     """The page of a TIFF that holds nothing else and is not packed; None for other files, which tifffile opens."""
     try:
         tags, following = peek_tags(content)
-    except struct.error:
+    except BROKEN:
         return None
-    if following or any(tags.get(tag, (usual,)) != (usual,) for tag, usual in USUAL.items()):
+    if following or any(tags.get(tag, (usual,)) != (usual,) for tag, usual in USUAL_TAGS.items()):
         return None
-    if tags.keys() & UNUSUAL or not tags.keys() >= NEEDED:
+    if tags.keys() & RARE_TAGS or not tags.keys() >= NEEDED_TAGS:
         return None
-    for text in tags.get(DESCRIPTION, (b"",)) or FURTHER_PAGES:
+    for text in tags.get(Tag.DESCRIPTION, (b"",)) or FURTHER_PAGES:
         if any(mark in text for mark in FURTHER_PAGES):
             return None
-    bits, formats, planes = tags.get(BITS, (1,)), tags.get(FORMAT, (1,)), tags.get(PLANES, (1,))
-    samples = tags.get(SAMPLES, (1,))
+    bits, formats, planes = (
+        tags.get(Tag.BITS, (1,)),
+        tags.get(Tag.SAMPLE_FORMAT, (1,)),
+        tags.get(Tag.PLANES, (1,)),
+    )
+    samples = tags.get(Tag.SAMPLES, (1,))
     is_uniform = len({*bits}) == len({*formats}) == len(planes) == len(samples) == 1
     if (
         not is_uniform
-        or (formats[0], bits[0]) not in TYPES
-        or tags[PHOTOMETRIC] not in PLAIN_COLOURS
+        or (formats[0], bits[0]) not in SAMPLE_TYPES
+        or tags[Tag.PHOTOMETRIC] not in PLAIN_PHOTOMETRICS
     ):
         return None
-    dtype = np.dtype(TYPES[formats[0], bits[0]])
-    [width], [length] = tags[WIDTH], tags[LENGTH]
+    dtype = np.dtype(SAMPLE_TYPES[formats[0], bits[0]])
+    [width], [length] = tags[Tag.WIDTH], tags[Tag.LENGTH]
     size = width * length * samples[0] * dtype.itemsize
-    offsets, counts = tags[OFFSETS], tags[COUNTS]
+    offsets, counts = tags[Tag.STRIP_OFFSETS], tags[Tag.STRIP_COUNTS]
     ends = [start + count for start, count in zip(offsets, counts, strict=False)]
     if (
         len(offsets) != len(counts)
@@ -155,7 +170,7 @@ def open_plain(content: bytes) -> PlainPage | None:
     ):
         return None
     order: Literal["<", ">"] = "<" if content[:1] == b"I" else ">"
-    extra = tags.get(EXTRA, ())
+    extra = tags.get(Tag.EXTRA_SAMPLES, ())
     return PlainPage(
         content,
         offsets[0],
@@ -164,7 +179,7 @@ def open_plain(content: bytes) -> PlainPage | None:
         samples[0],
         dtype,
         order,
-        tags[PHOTOMETRIC][0],
+        tags[Tag.PHOTOMETRIC][0],
         extra,
         planes == (2,),
     )

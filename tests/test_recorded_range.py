@@ -47,6 +47,8 @@ def test_a_run_of_sixteen_bits_is_resumed_and_judged_by_the_range_that_it_record
     assert {**read_data("runs/vqgan/scans")} == recorded
     plain = ["accelerator=cpu", "proxy=0", "inception=false", "fetch=false", "references=false"]
     assert command("stage=evaluate", "ckpt=runs/vqgan/scans", "run_dir=judged", *plain) == 0
-    cut = r"1 images have values beyond data\.range=\[0,1023\], from \d+ to 2,\d+, which are cut off"
+    cut = (
+        r"1 images have values beyond data\.range=\[0,1023\], from \d+ to 2,\d+, which are cut off"
+    )
     assert re.search(cut, capsys.readouterr().err)
     assert json.loads(Path("judged/metrics.json").read_text())["psnr"] > 0

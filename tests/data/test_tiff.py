@@ -244,6 +244,12 @@ def test_five_bands_are_no_picture_of_three_channels(layout: str) -> None:
             decode(write_as(layout, draw(48, 80, 5, kind)), Form((48, 80), 3))
 
 
+def test_a_stack_of_small_pages_is_not_taken_for_rows() -> None:
+    stack = draw(10, 12, 5)
+    array = read(write(stack.transpose(2, 0, 1)), 1).array
+    assert np.array_equal(array, stack[..., :1])
+
+
 def test_pages_that_may_be_rows_or_bands_are_a_sentence() -> None:
     content = write(draw(5, 7, 5))
     with pytest.raises(UnreadableImage, match="5 bands or as many rows of 5 bands; save it with"):
@@ -281,6 +287,14 @@ def test_sixteen_bit_palettes_give_their_colours() -> None:
     colours = np.random.default_rng(0).integers(0, 2**16, (3, 2**16), np.uint16)
     content = write(indices, photometric="palette", colormap=colours)
     assert np.array_equal(read(content, 3).array, colours[:, indices].transpose(1, 2, 0))
+
+
+def test_values_of_files_whose_zero_is_white_stay_and_are_noted() -> None:
+    values = draw(20, 30, 1)
+    for packing in ({}, {"compression": "zlib"}):
+        result = read(write(values[..., 0], photometric="miniswhite", **packing), 1)
+        assert np.array_equal(result.array, values)
+        assert result.note == "0 is white in the files, and the lowest value here"
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
