@@ -138,7 +138,9 @@ class ShardSource(Source):
             int(self.ends[-1])
             is_packed = bool(config.get("compression") or config.get("encryption"))
             has_pickles = "pickle" in formats
-            self._kinds = dict(zip(columns, map(str, formats), strict=False))
+            # Items that hold items have more formats than names.
+            flat = len(formats) == len(columns)
+            self._kinds = dict(zip(columns, map(str, formats), strict=True)) if flat else {}
         except Exception as error:  # any text may stand there
             raise InputError(
                 f"{where} has an index.json that is not litdata's ({summarize_error(error)}); write it anew"

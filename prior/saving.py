@@ -252,7 +252,7 @@ class NpyFile(StreamedFile):
             "type": self.dtype.name,
             "range": self.range,  # [low, high] of all channels, or one of each
         }
-        write_atomically(self.file.final.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+        write_atomically(self.file.final.with_suffix(".json"), format_figures(about) + "\n")
         self.file.publish()
         return {"npy": str(self.file.final), "range": self.range}
 
