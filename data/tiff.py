@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from codegrid.data.orientation import ORIENTATION, apply_orientation
-from codegrid.data.plain_tiff import BROKEN, Tag, open_plain, peek_tags
+from codegrid.data.plain_tiff import BROKEN, Tag, open_plain, open_plain_series, peek_tags
 from codegrid.data.values import UnreadableImage, Values, check_channels, check_num_pixels
 
 MOST_BANDS = 16
@@ -100,6 +100,8 @@ def read_tiff(content: bytes, channels: int) -> Values | None:
     """
     if page := open_plain(content):
         return read_unless_pillows(lay_out_page(page, 0), channels)
+    if series := open_plain_series(content):
+        return read_unless_pillows(lay_out_pages(series, channels), channels)
     with open_tiff(io.BytesIO(content)) as file:
         return read_unless_pillows(lay_out(file, channels), channels)
 

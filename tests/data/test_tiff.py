@@ -18,7 +18,7 @@ from PIL import Image
 from codegrid.data.decode import decode
 from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
-from codegrid.data.plain_tiff import open_plain, peek_tags
+from codegrid.data.plain_tiff import PlainSeries, open_plain, open_plain_series, peek_tags
 from codegrid.data.tiff import (
     MissingCodec,
     divide_by_alpha,
@@ -362,15 +362,15 @@ def test_plain_files_are_read_without_tifffile_as_it_reads_them(
     kind: str, rows: int | None, bigtiff: bool, byteorder: str
 ) -> None:
     settings: dict[str, Any] = {"rowsperstrip": rows, "bigtiff": bigtiff, "byteorder": byteorder}
-    for layout in ("samples side by side", "planes"):
+    for layout in ("samples side by side", "planes", "pages"):
         content = write_as(layout, draw(20, 30, 5, kind), **settings)
-        assert open_plain(content)
+        assert open_plain_series(content) if layout == "pages" else open_plain(content)
         with open_tiff(io.BytesIO(content)) as file:
             expected = read_layout(lay_out(file, 5), 5)
         result = read(content, 5)
         assert np.array_equal(result.array, expected.array)
         assert result.array.dtype == expected.array.dtype
-        assert (result.note, result.alpha, result.missing) == ("", False, None)
+        assert (result.note, result.alpha, result.missing) == (expected.note, False, None)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +397,31 @@ def test_pages_without_tags_of_their_own_are_read(layout: str) -> None:
     content = write_as(layout, values, truncate=True)
     assert peek_tags(content)[1] == 0
     assert np.array_equal(read(content, 5).array, values)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compression": "zlib"}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"truncate": True}, {"tile": (16, 16)}],
+    ids=str,
+)  # fmt: skip
+def test_series_that_are_not_plain_are_left_to_tifffile(settings: dict[str, Any]) -> None:
+    values = draw(20, 30, 5)
+    content = write_as("pages", values, **settings)
+    assert open_plain_series(content) is None
+    assert np.array_equal(read(content, 5).array, values)
+    assert open_plain_series(write_as("rows", values)) is None
+    assert open_plain_series(write_as("pages", values)[:-200]) is None
+
+
+def test_pages_that_do_not_follow_each_other_are_read_one_by_one() -> None:
+    values = draw(20, 30, 5)
+    content = write_as("pages", values, rowsperstrip=20, align=4096, contiguous=False)
+    series = open_plain_series(content)
+    assert series
+    pages = [series[i] for i in (4, 0, 3, 1, 2)]
+    mixed = PlainSeries(pages)
+    assert np.array_equal(mixed.asarray(), values.transpose(2, 0, 1)[[4, 0, 3, 1, 2]])
+    assert np.array_equal(series.asarray(), values.transpose(2, 0, 1))
 
 
 def test_pages_strips_out_of_order_and_cut_files_are_not_plain() -> None:
