@@ -23,15 +23,17 @@ from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
     ALPHA_CHOICES,
-    AUTO,
-    FULL_16_BITS,
     PixelRules,
-    RangeSetting,
     ValuesBeyondRange,
     check_depth,
     check_num_channels,
     check_number_type,
     check_show,
+)
+from codegrid.data.ranges import (
+    AUTO,
+    FULL_16_BITS,
+    RangeSetting,
     check_value_range,
     to_range_setting,
     write_ranges,
@@ -266,7 +268,7 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
-        if self.tiles is not None:
+        if self.tiles is not None and self.split_at is None:
             check_num_pictures(n_val, len(names))
         self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
@@ -366,8 +368,9 @@ class ImageDataModule(BatchDataModule):
         )
         rules.is_open = all_are_read and self.range == AUTO
         if rules.is_open and (entry := self._range_entry()) and entry.read() is not None:
-            low, high = entry.read_meta()["notes"]
-            rules.value_range = (low, high)
+            ranges = check_value_range(entry.read_meta()["notes"])
+            assert not isinstance(ranges, str)
+            rules = replace(rules, value_range=ranges)
         return rules
 
     def _range_entry(self) -> CacheEntry | None:
@@ -419,12 +422,12 @@ class ImageDataModule(BatchDataModule):
     def _report_beyond(self) -> None:
         """Log how many of the images that were read just now have values that are cut off."""
         rules = self.rules
-        if rules.is_open or not rules.beyond:
+        if rules.is_open or not (extent := rules.report_beyond()):
             return
-        lows, highs = zip(*rules.beyond, strict=True)
+        low, high = extent
         log_line(
             f"{len(rules.beyond):,} images have values beyond data.range={write_ranges(rules.scaled_ranges)}, from "
-            f"{min(lows):,.6g} to {max(highs):,.6g}, which are cut off"
+            f"{low:,.6g} to {high:,.6g}, which are cut off"
         )
         rules.beyond.clear()
 

@@ -24,7 +24,7 @@ from codegrid.data.order import BatchOrder
 from codegrid.data.pixels import PixelRules
 from codegrid.data.source import RawImage, Source, SourceSubset
 from codegrid.data.store import fingerprint
-from codegrid.data.tiff import COLOURS
+from codegrid.data.tiff import PLAIN_CHANNELS
 from codegrid.data.values import Values, values_to_pixels
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.locks import Lock
@@ -280,7 +280,7 @@ def to_pixels(value: Any, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any]
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise UnreadableImage(f"{array.dtype} pixels, which are no numbers")
-    if form.channels not in COLOURS:
+    if form.channels not in PLAIN_CHANNELS:
         return values_to_pixels(
             take_values(array, choose_axes(array.shape, form.channels)), form, rules
         )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from codegrid.engine.console import best_effort_write
@@ -79,22 +80,28 @@ def encode_png(image: Tensor) -> bytes:
     return content.getvalue()
 
 
-def save_picture(sheet: Tensor, path: Path) -> Path:
-    """Write a (3, H, W) uint8 picture as PNG and create its folder if necessary."""
+def save_picture(sheet: Tensor, path: Path, caption: str = "") -> Path:
+    """Write a (3, H, W) uint8 picture as PNG and create its folder if necessary; a caption is the text "Description" in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)
+    texts = PngInfo()
+    if caption:
+        texts.add_text("Description", caption)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path, "PNG", pnginfo=texts)
     return path
 
 
-def show_picture(trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int) -> Path:
-    """Save a (3, H, W) uint8 picture as folder/name-<step>.png and log it to every logger that takes images."""
+def show_picture(
+    trainer: L.Trainer, sheet: Tensor, folder: Path, name: str, step: int, caption: str = ""
+) -> Path:
+    """Save a (3, H, W) uint8 picture as folder/name-<step>.png and log it, with its caption, to every logger that takes images."""
     file = folder / f"{name}-{step:06d}.png"
     with best_effort_write(file):
-        save_picture(sheet, file)
+        save_picture(sheet, file, caption)
     step = logged_step(trainer)
     for logger in trainer.loggers:  # uint8, because W&B turns float pictures black
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, sheet.numpy(), step)
         elif hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[sheet.permute(1, 2, 0).numpy()], step=step)
+            words = {"caption": [caption]} if caption else {}
+            logger.log_image(key=name, images=[sheet.permute(1, 2, 0).numpy()], step=step, **words)
     return file

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -11,25 +10,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.images import to_depth, to_uint8
+from codegrid.data.ranges import (
+    FULL_8_BITS,
+    FULL_16_BITS,
+    Range,
+    Ranges,
+    as_ranges,
+    check_value_range,
+    choose_common_range,
+    find_outside,
+    to_range_setting,
+)
+from codegrid.data.scaling import (
+    are_short,
+    find_channel_extremes,
+    find_extremes,
+    find_numbers,
+    scale_short,
+)
 from codegrid.data.shown import pick_shown
 from codegrid.engine.errors import InputError
 
-FULL_8_BITS = (0, 2**8 - 1)
-FULL_16_BITS = (0, 2**16 - 1)
 # The settings of a dataset that rules consist of.
 RULE_SETTINGS = ("range", "alpha", "depth", "show", "number_type")
-AUTO, PERCENTILES = "auto", "percentiles"
 DEPTHS = (8, 16)
 ALPHA_CHOICES = ("white", "ignore")
 # Types that values can have in their own units; wider whole numbers are no pixels of a known format.
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 MAX_CHANNELS = 16
-NO_DATA = 1e30  # floating-point files mark pixels without a value by numbers as large as this
 MAX_NOTES = 1000  # images whose values lie outside the range: more are not counted
-
-Range = tuple[float, float]
-Ranges = tuple[Range, ...]
-RangeSetting = str | Sequence[float] | Sequence[Sequence[float]] | None
 
 
 class ValuesBeyondRange(Exception):
@@ -51,7 +60,7 @@ class PixelRules:
                    of one or two
     number_type    the type that decoded values have in the data's own units, one of NUMBER_TYPES; None: not known, uint8
                    for the full range and float32 for others
-    beyond         (lowest, highest) value of images that have values outside the range
+    beyond         (lowest, highest) for each range, of images that have values outside
     """
 
     value_range: Range | Ranges | None = None
@@ -60,7 +69,7 @@ class PixelRules:
     depth: int = 8
     show: tuple[int, ...] | None = None
     number_type: str | None = None
-    beyond: list[Range] = field(default_factory=list, compare=False)
+    beyond: list[Ranges] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if self.value_range and len(self.value_range) == 1:  # one range for all channels
@@ -124,29 +133,38 @@ class PixelRules:
         have here: high - low + 1 values are divided into 256 equal parts.
         """
         ranges = self.scaled_ranges
+        if missing is None and self.depth == 16 and are_short(values, ranges):
+            if len(ranges) == 1:
+                extents = [find_extremes(values)]
+            else:
+                extents = find_channel_extremes(values)
+            self._note(extents)
+            return scale_short(values, ranges, extents)
         if len(ranges) == 1:
-            extremes = find_extremes(values, missing)
+            extremes, numbers = find_numbers(values, missing)
             self._note([extremes])
-            return self._scale_part(values, ranges[0], extremes, missing)
+            return self._scale_part(values, ranges[0], extremes, numbers)
         if values.ndim == 0 or values.shape[-1] != len(ranges):
             raise ValueError(
                 f"{values.shape[-1] if values.ndim > 2 else 1} channels, where data.range has {len(ranges)} pairs"
             )
         parts = [values[..., channel] for channel in range(len(ranges))]
-        limits = [find_extremes(part, missing) for part in parts]
+        limits, masks = zip(*(find_numbers(part, missing) for part in parts), strict=True)
         self._note(limits)
-        scaled = map(self._scale_part, parts, ranges, limits, repeat(missing))
-        return np.stack([*scaled], -1)
+        return np.stack([*map(self._scale_part, parts, ranges, limits, masks)], -1)
 
     def _scale_part(
-        self, values: NDArray[Any], limits: Range, extremes: Range, missing: float | None
+        self,
+        values: NDArray[Any],
+        limits: Range,
+        extremes: Range,
+        numbers: NDArray[np.bool_] | None,
     ) -> NDArray[Any]:
-        """Values of one range as pixels; `extremes` are the lowest and the highest of them."""
+        """Values of one range as pixels; `extremes` and `numbers` are of find_numbers."""
         low, high = limits
         span = high - low
         is_whole = values.dtype.kind in "iu"
-        if not is_whole or missing is not None:
-            numbers = mask_numbers(values, missing)
+        if numbers is not None:
             values = np.where(numbers, values.astype(np.int64) if is_whole else values, low)
         if self.depth == 8 and is_whole and span >= 255 and float(span).is_integer():
             whole = values.astype(np.int64).clip(math.ceil(low), math.floor(high))
@@ -155,7 +173,7 @@ class PixelRules:
             return values
         real = values.astype(np.float64)
         if extremes[0] < low or extremes[1] > high:
-            real = real.clip(low, high)
+            real.clip(low, high, out=real)
         real -= low
         real *= self.top / span
         return np.rint(real, out=real).astype(self.dtype)
@@ -198,21 +216,23 @@ class PixelRules:
     def _note(self, extremes: Sequence[Range]) -> None:
         if self.value_range is None and not self.is_open:
             return
-        ranges = as_ranges(self.value_range or (0, 0))
-        outside = [
-            (lowest, highest)
-            for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
-            if lowest < low or highest > high
-        ]
+        outside = find_outside(as_ranges(self.value_range or (0, 0)), extremes)
         if outside and len(self.beyond) < MAX_NOTES:
-            lows, highs = zip(*outside, strict=True)
-            self.beyond.append((min(lows), max(highs)))  # atomic, so threads need no lock
+            self.beyond.append(tuple(extremes))  # atomic, so threads need no lock
 
-    def widen(self) -> Range:
-        """The range that also holds the values noted in `beyond`."""
-        chosen = as_ranges(self.value_range) if self.value_range else ()
-        lows, highs = zip(*self.beyond, *chosen, strict=True)
-        return choose_range(min(lows), max(highs))
+    def widen(self) -> Ranges:
+        """The ranges that also hold the values noted in `beyond`."""
+        chosen = [as_ranges(self.value_range)] if self.value_range else []
+        return tuple(choose_common_range(each) for each in zip(*self.beyond, *chosen, strict=True))
+
+    def report_beyond(self) -> Range | None:
+        """The lowest and the highest value of the images noted in `beyond`, in channels with values outside; None without any."""
+        ranges = self.scaled_ranges
+        outside = [pair for extremes in self.beyond for pair in find_outside(ranges, extremes)]
+        if not outside:
+            return None
+        lows, highs = zip(*outside, strict=True)
+        return min(lows), max(highs)
 
 
 def read_settings(data: Mapping[str, Any]) -> PixelRules:
@@ -228,101 +248,6 @@ def read_settings(data: Mapping[str, Any]) -> PixelRules:
         show=check_show(data.get("show"), data.get("channels") or MAX_CHANNELS),
         number_type=check_number_type(data.get("number_type")),
     )
-
-
-def as_ranges(value_range: Range | Ranges) -> Ranges:
-    """A range for all channels, or one for each, as ranges."""
-    first = value_range[0]
-    return value_range if isinstance(first, tuple) else (value_range,)  # type: ignore[return-value]
-
-
-def to_range_setting(ranges: Ranges) -> list[Any]:
-    """data.range for these ranges: [low, high], or a list of such pairs where channels differ."""
-    pairs = [list(pair) for pair in ranges]
-    return pairs[0] if len(pairs) == 1 else pairs
-
-
-def write_ranges(ranges: Ranges) -> str:
-    """Ranges as a command has them: [0,4095]."""
-    return str(to_range_setting(ranges)).replace(" ", "")
-
-
-def format_ranges(ranges: Ranges) -> str:
-    """Ranges in a sentence: 0 to 4,095, and where channels differ those of the first four."""
-    texts = [f"{low:,.6g} to {high:,.6g}" for low, high in ranges[:4]]
-    return ", ".join(texts) + (f" and {len(ranges) - 4} more" if len(ranges) > 4 else "")
-
-
-def mask_numbers(values: NDArray[Any], missing: float | None = None) -> NDArray[np.bool_]:
-    """Where values are numbers, neither NaN nor infinite nor a mark of missing data."""
-    numbers = np.ones(values.shape, bool)
-    if values.dtype.kind == "f":
-        numbers = np.isfinite(values) & (np.abs(values) < NO_DATA)
-    return numbers if missing is None else numbers & (values != missing)
-
-
-def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
-    """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
-    if values.dtype.kind == "f" or missing is not None:
-        values = values[mask_numbers(values, missing)]
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-
-
-def choose_range(lowest: float, highest: float) -> Range:
-    """Black and white for values from `lowest` to `highest`.
-
-    White is the smallest 2^b - 1 that holds the highest value, or 2^-b if that is below 1: 4095 for 12-bit values in 16-bit
-    files. Black is 0, or, if there are negative values, the smallest -2^b that holds the lowest. So the brightest pixel is
-    always in the upper half, and a few brighter images do not change the scale.
-    """
-    black = 0.0 if lowest >= 0 else -(2.0 ** math.ceil(math.log2(-lowest)))
-    if highest <= 0:
-        white = 0.0 if black else 1.0
-    elif highest <= 1:
-        white = 2.0 ** math.ceil(math.log2(highest))
-    else:
-        white = float(2 ** math.ceil(highest).bit_length() - 1)
-    return to_plain_number(black), to_plain_number(white)
-
-
-def to_plain_number(value: float) -> float:
-    """A whole number as int, so that configs and messages show 4095 and not 4095.0."""
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def check_value_range(setting: RangeSetting, channels: int | None = None) -> Ranges | str:
-    """data.range as ranges, one for all channels or one for each of `channels`; or AUTO, also for null, or PERCENTILES.
-
-    Raises InputError for anything else.
-    """
-    if setting is None or (isinstance(setting, str) and setting in (AUTO, PERCENTILES)):
-        return setting or AUTO
-    items = [setting] if isinstance(setting, int | float | str) else list(setting)
-    pairs = items if all(isinstance(item, Sequence) for item in items) else [items]
-    ranges = tuple(pair for item in pairs if (pair := _read_pair(item)))
-    if not pairs or len(ranges) < len(pairs):
-        shown = items[0] if len(items) == 1 and not isinstance(items[0], Sequence) else setting
-        raise InputError(
-            f"data.range={shown} must be auto, percentiles, the values that become the lowest and the highest pixel, "
-            "as [0,4095], or such a pair for each channel"
-        )
-    if channels is not None and len(ranges) not in (1, channels):
-        raise InputError(
-            f"data.range has {len(ranges)} pairs for data.channels={channels}; give one pair for all, or one for each"
-        )
-    return ranges
-
-
-def _read_pair(item: Any) -> Range | None:
-    """Two rising numbers as a range; None for anything else."""
-    if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != 2:
-        return None
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in item):
-        return None
-    low, high = item
-    if not -math.inf < low < high < math.inf:
-        return None
-    return to_plain_number(low), to_plain_number(high)
 
 
 def check_num_channels(channels: int) -> None:

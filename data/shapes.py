@@ -168,6 +168,10 @@ class Shapes(ImageDataModule):
 
     def __init__(self, n_train: int, n_val: int, **image_settings: Any) -> None:
         super().__init__(**image_settings)
+        if self.channels not in (1, 3):
+            raise InputError(
+                f"data.channels={self.channels}: shapes are painted in colours; use 3, or 1 for grey"
+            )
         if min(n_train, n_val) < 1:
             raise InputError(f"data.n_train={n_train} and data.n_val={n_val} must be at least 1")
         self.sizes = {"train": n_train, "val": n_val}

@@ -15,15 +15,18 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, format_ranges, write_ranges
+from codegrid.data.pixels import MAX_CHANNELS
+from codegrid.data.ranges import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
+from codegrid.data.tiff import PLAIN_CHANNELS
 from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
 
 BLACK = 16  # of 255: what is darker everywhere is called black
+NARROW = 64  # the part of a range that a channel takes up is called little below 1 by this
 UNEVEN = 10  # classes are called uneven if one has this many times the images of another
 SPLIT_NAME = re.compile(
     r"(?:(?P<train>train(?:ing)?)|(?P<val>valid(?:ation)?|val|dev|eval)|(?P<test>test(?:ing)?))"
@@ -237,8 +240,13 @@ def odd_files(data: ImageSet) -> Iterator[str]:
             name = f".{ending} files" if ending else "files without an ending"
             yield f"{name} are left out, {n:,} of them; {remedy} if they are images of the dataset"
     facts = data.survey.facts
-    if paged := sum(f.has_pages for f in facts):
-        yield f"{paged:,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
+    if paged := [f for f in facts if f.has_pages]:
+        first, n = paged[0], paged[0].num_pages
+        advice = f"; data.channels={n} reads the {n} pages of {first.name} as channels"
+        yield (
+            f"{len(paged):,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
+            f"{advice if 1 < n <= MAX_CHANNELS and n not in PLAIN_CHANNELS else ''}"
+        )
     height, width = data.image_size
     small = sum(f.size[0] < width or f.size[1] < height for f in facts)
     if 2 * small > len(facts):
@@ -251,7 +259,7 @@ def odd_pixels(data: ImageSet) -> Iterator[str]:
     if masks and rules.alpha == "ignore":
         yield (
             f"the fourth channel of {masks.count(False):,} of {len(masks):,} images is no mask, near infrared perhaps, "
-            "and is left out; data.alpha=white blends it with white"
+            "and is left out; data.channels=4 reads it, and data.alpha=white blends it with white"
         )
     elif False in masks:
         yield (
@@ -291,6 +299,7 @@ def odd_values(data: ImageSet) -> Iterator[str]:
             f"{len(plain):,} of {len(facts):,} images have 8 bits, as {plain[0].name}, and others more: 255 in them is as "
             f"bright as {' or '.join(f'{top:,.6g}' for top in tops[:4])} in the others"
         )
+    yield from odd_channels(data)
     if len({f.number_type == "float32" for f in deep if f.number_type}) > 1:
         yield "some images hold floating-point values and others whole numbers, and one data.range serves all"
     if gaps := [f for f in deep if f.num_missing]:
@@ -298,4 +307,22 @@ def odd_values(data: ImageSet) -> Iterator[str]:
             f"{len(gaps):,} of {sum(f.number_type is not None for f in deep):,} images looked at have values that are no "
             f"numbers or mark missing data, as {gaps[0].name} {gaps[0].num_missing:,} of them, which are read as the lowest "
             f"value of data.range"
+        )
+
+
+def odd_channels(data: ImageSet) -> Iterator[str]:
+    """Channels whose values take up little of a range that they share with others."""
+    ranges = data.rules.scaled_ranges
+    counts = {len(f.by_channel) for f in data.survey.facts if f.by_channel}
+    if len(ranges) > 1 or len(counts) != 1 or (channels := counts.pop()) == 1:
+        return
+    ((low, high),) = ranges
+    by_channel = enumerate(data.survey.by_channel(channels), 1)
+    narrow = [(i, b - a) for i, (a, b) in by_channel if 0 < NARROW * (b - a) < high - low]
+    if narrow:
+        numbers = ", ".join(str(i) for i, _ in narrow[:10])
+        subject, verb = ("channels", "take") if len(narrow) > 1 else ("channel", "takes")
+        yield (
+            f"{subject} {numbers} of {channels} {verb} up less than 1/{NARROW} of the range that all share, "
+            f"{low:,.6g} to {high:,.6g}; data.range=percentiles gives each channel its own"
         )

@@ -34,25 +34,22 @@ from codegrid.data.dicom import (
     read_dicom,
     read_dicom_header,
 )
-from codegrid.data.pixels import (
+from codegrid.data.pixels import MAX_CHANNELS, NUMBER_TYPES, PixelRules
+from codegrid.data.ranges import (
     AUTO,
-    MAX_CHANNELS,
-    NUMBER_TYPES,
     PERCENTILES,
-    PixelRules,
     Range,
     Ranges,
     choose_range,
-    find_extremes,
-    mask_numbers,
     to_plain_number,
     write_ranges,
 )
+from codegrid.data.scaling import find_extremes, mask_numbers
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
 from codegrid.data.tiff import (
     ALPHA_IS_DATA,
-    COLOURS,
+    PLAIN_CHANNELS,
     choose_samples,
     is_pillows,
     is_tiff,
@@ -92,11 +89,13 @@ class ImageFacts:
     has_pages   whether a TIFF has further pages
     is_cut      whether only the upper 8 of its 16 bits can be read
     number_type the type of its values, one of NUMBER_TYPES, if it has more than 8 bits and was looked at
+    by_channel  lowest and highest value of each channel, where there are `values`
     sample      some of these values (n, channels), at most SAMPLED_PIXELS pixels
     num_missing how many of its values are no numbers, or mark pixels without data
     name        of the image in messages
     note        how it is read where there was a choice
     channels    of a pixel, without alpha that is no data; None if they fit data.channels in any case
+    num_pages   of a TIFF of grey pages that could be channels; 1 if they are, or for other files
     """
 
     size: tuple[int, int]
@@ -106,11 +105,13 @@ class ImageFacts:
     has_pages: bool = False
     is_cut: bool = False
     number_type: str | None = None
+    by_channel: Ranges = ()
     sample: NDArray[Any] | None = field(default=None, compare=False, repr=False)
     num_missing: int = 0
     name: str = ""
     note: str = ""
     channels: int | None = None
+    num_pages: int = 1
 
     @property
     def is_deep(self) -> bool:
@@ -138,6 +139,14 @@ class Survey:
             return None
         lows, highs = zip(*ranges, strict=True)
         return min(lows), max(highs)
+
+    def by_channel(self, channels: int) -> list[Range]:
+        """The lowest and the highest value of each channel of images that have so many; empty without such images."""
+        counted = [f.by_channel for f in self.facts if len(f.by_channel) == channels]
+        return [
+            (min(low for low, _ in each), max(high for _, high in each))
+            for each in zip(*counted, strict=True)
+        ]
 
     @property
     def is_mostly_deep(self) -> bool:
@@ -275,7 +284,7 @@ def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFac
     with open_tiff(file) as tiff:
         layout = lay_out(tiff, channels)
         page = layout.page.keyframe
-        if channels in COLOURS and is_pillows(layout):
+        if channels in PLAIN_CHANNELS and is_pillows(layout):
             return None
         samples, alpha, note = choose_samples(layout, channels)
         facts = ImageFacts(
@@ -286,7 +295,8 @@ def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFac
         )
         if reads_pixels:
             facts = inspect_values(read_layout(layout, channels))
-        return replace(facts, has_pages=layout.others > 0)
+        num_pages = 1 + layout.others if samples == 1 else 1
+        return replace(facts, has_pages=layout.others > 0, num_pages=num_pages)
 
 
 def inspect_dicom(file: IO[bytes]) -> ImageFacts:
@@ -351,6 +361,7 @@ def inspect_image(
         is_cut=is_cut,
         note=ALPHA_IS_DATA if alpha_is_data else "",
         channels=num_channels,
+        num_pages=getattr(image, "n_frames", 1) if has_pages and mode == "L" else 1,
         **measured,
     )
 
@@ -373,7 +384,7 @@ def can_be_mask(alpha: NDArray[np.uint8]) -> bool:
 
 def check_range_serves(survey: Survey, ranges: Ranges) -> None:
     """Raise InputError if all values of all images that were looked at lie outside data.range, in one of the channels."""
-    deep = [facts for facts in survey.facts if facts.values and facts.sample is not None]
+    deep = [facts for facts in survey.facts if facts.values]
     for channel, (low, high) in enumerate(ranges):
         limits = [limits_of(facts, channel, len(ranges)) for facts in deep]
         if not limits or not all(lowest > high or highest < low for lowest, highest in limits):
@@ -387,12 +398,9 @@ def check_range_serves(survey: Survey, ranges: Ranges) -> None:
 
 
 def limits_of(facts: ImageFacts, channel: int, num_ranges: int) -> Range:
-    """The lowest and the highest value of an image; where there are several ranges, of what was sampled of a channel."""
+    """The lowest and the highest value of an image; of a channel, where there are several ranges."""
     assert facts.values is not None
-    assert facts.sample is not None
-    if num_ranges == 1 or facts.sample.shape[1] != num_ranges:
-        return facts.values
-    return find_extremes(facts.sample[:, channel])
+    return facts.by_channel[channel] if len(facts.by_channel) == num_ranges > 1 else facts.values
 
 
 def name_number_type(kind: np.dtype[Any]) -> str:
@@ -407,8 +415,11 @@ def measure_values(values: NDArray[Any], missing: float | None = None) -> dict[s
     if values.dtype == np.uint8:
         return {}
     numbers = mask_numbers(values, missing)
+    planes = np.moveaxis(values, 2, 0) if values.ndim == 3 else values[None]
+    by_channel = tuple(find_extremes(plane, missing) for plane in planes)
     return {
         "values": find_extremes(values, missing) if numbers.any() else None,
+        "by_channel": by_channel if numbers.any() else (),
         "number_type": name_number_type(values.dtype),
         "sample": sample_values(
             np.where(numbers, values, np.nan) if missing is not None else values
@@ -441,7 +452,7 @@ def cut_ends(values: NDArray[Any]) -> Range:
 def check_channels_serve(survey: Survey, channels: int) -> None:
     """Raise InputError if no image of the sample fits data.channels. A few that don't are unreadable, each by itself."""
     facts = [f for f in survey.facts if f.channels is not None]
-    counts = {f.channels: f for f in facts if f.channels is not None}
+    counts = {f.channels: f for f in reversed(facts) if f.channels is not None}
     if len(facts) < len(survey.facts) or any(fits_channels(n, channels) for n in counts):
         return
     notes = {n: f"{f.name}{f' ({f.note})' if f.note else ''}" for n, f in sorted(counts.items())}
@@ -460,6 +471,18 @@ def check_channels_serve(survey: Survey, channels: int) -> None:
         )
 
 
+def choose_auto_range(survey: Survey, values: Range, channels: int) -> Range | Ranges:
+    """The range of data.range=auto for images of these `values`: one for all channels, or one for each.
+
+    Channels of floating-point numbers may have different units, such as temperature and pressure. Those of whole numbers come
+    from one sensor, and three are taken for colours.
+    """
+    by_channel = survey.by_channel(channels)
+    if survey.number_type == "float32" and channels not in PLAIN_CHANNELS and by_channel:
+        return tuple(choose_range(*extremes) for extremes in by_channel)
+    return choose_range(*values)
+
+
 def choose_rules(
     survey: Survey,
     chosen: PixelRules,
@@ -475,7 +498,7 @@ def choose_rules(
     """
     value_range: Range | Ranges | None = chosen.value_range
     if range_setting == AUTO and survey.values:
-        value_range = choose_range(*survey.values)
+        value_range = choose_auto_range(survey, survey.values, channels)
     if range_setting == PERCENTILES and (ranges := survey.percentiles()):
         lows, highs = zip(*ranges, strict=True)
         value_range = ranges if len(ranges) == channels else (min(lows), max(highs))

@@ -255,7 +255,10 @@ def repeats_own_class(config: DictConfig, earlier: DictConfig, key: str) -> bool
     """Whether a word such as data=mine or data._target_=mydata.Mine only chooses again, and so admits, the class of the user's
     own that the run has."""
     path = key.replace("/", ".").removesuffix("._target_")
-    targets = [OmegaConf.select(each, f"{path}._target_") for each in (config, earlier)]
+    nodes = [OmegaConf.select(each, path) for each in (config, earlier)]
+    if not all(isinstance(node, DictConfig) for node in nodes):  # a list has no part of this name
+        return False
+    targets = [node.get("_target_") for node in nodes]
     return targets[0] is not None and targets[0] == targets[1] and not is_ours(targets[0])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import identify_pixels
-from codegrid.data.images import to_float, to_uint8
+from codegrid.data.images import to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import progress_bar
@@ -29,9 +29,11 @@ from codegrid.evaluation.judging import (
 )
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
+from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
 from prior.likelihood import judge_codes
@@ -282,6 +284,7 @@ class PriorJudge:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
         maps = self.nats.mean(3)
         f = self.trained.tokenizer.f
+        caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
@@ -290,15 +293,15 @@ class PriorJudge:
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)
         files = [
-            save_picture(tile_images(rows, scale=2), folder / "outliers.png"),
+            save_picture(tile_images(rows, scale=2), folder / "outliers.png", caption),
             save_picture(mean_picture, folder / "mean.png"),
         ]
         if self.m:
-            shown = self.images.rules.to_picture(to_float(self.samples[:SAMPLES_SHOWN]))
-            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
+            shown = show_pixels(self.samples[:SAMPLES_SHOWN], self.images.rules)
+            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN, (), caption))
         files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:
-            files.append(save_picture(self.neighbours, folder / "neighbours.png"))
+            files.append(save_picture(self.neighbours, folder / "neighbours.png", caption))
         return files
 
     def describe_model(self) -> dict[str, Any]:

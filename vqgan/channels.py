@@ -25,7 +25,7 @@ def fold_channels(weight: Tensor, shape: torch.Size, before: int, after: int) ->
     return total.expand(sizes).flatten(dim, dim + 1)
 
 
-def fold_weights(source: Tokenizer, target: Tokenizer) -> dict[str, Tensor]:
+def fold_image_layers(source: Tokenizer, target: Tokenizer) -> dict[str, Tensor]:
     """The weights of a tokenizer, with the first and the last layers for the images of another."""
     channels = source.encoder.channels, target.encoder.channels
     shapes: Mapping[str, Tensor] = target.state_dict()

@@ -26,7 +26,12 @@ from codegrid.evaluation.judging import (
 from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
 from codegrid.evaluation.scores import ScoreSheet, describe_floor, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
-from codegrid.evaluation.units import ShownColours, count_pixel_bits, describe_pixels
+from codegrid.evaluation.units import (
+    ShownColours,
+    count_pixel_bits,
+    describe_pixels,
+    describe_shown,
+)
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
@@ -185,9 +190,13 @@ class TokenizerJudge:
             "reconstructions": tile_images(self.reconstruct_rows(spread), scale=2),
             "worst-and-best": tile_images(extremes, scale=2),
         }
+        caption = describe_shown(self.images.rules, self.images.channels)
+        files = [
+            save_picture(sheet, folder / f"{name}.png", caption) for name, sheet in sheets.items()
+        ]
         if self.code_use is not None:
-            sheets["codes"] = draw_histogram(self.code_use.counts)
-        files = [save_picture(sheets[name], folder / f"{name}.png") for name in sheets]
+            histogram = draw_histogram(self.code_use.counts)
+            files.append(save_picture(histogram, folder / "codes.png"))
         return files + save_verdicts(self.validity, folder)
 
     def save_code_counts(self, file: Path) -> str | None:

@@ -104,7 +104,7 @@ class VQGAN(ClockedModule):
         return {"indices": q.indices}
 
     def augment_images(self, images: Tensor) -> Tensor:
-        """uint8 training images -> float in [-1, 1], as the datamodule augments them; float images stay as they are."""
+        """Pixels of training images -> float in [-1, 1], as the datamodule augments them; float images stay as they are."""
         if images.is_floating_point():
             return images
         augmented: Tensor = self.trainer.datamodule.augment(images)  # type: ignore[attr-defined]

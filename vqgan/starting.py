@@ -20,7 +20,7 @@ from codegrid.engine.sizes import write_size
 from codegrid.engine.sweep import ADOPTED_GROUPS
 from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
-from vqgan.channels import describe_new_layers, fold_weights
+from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.load import load_tokenizer, start_images
 from vqgan.quantizers.search import flatten
 from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer
@@ -79,7 +79,7 @@ class RunStart(Start):
         grows = tokenizer.K != source.K
         weights = {
             name: value
-            for name, value in fold_weights(source, tokenizer).items()
+            for name, value in fold_image_layers(source, tokenizer).items()
             if not (grows and name.startswith("quantizer."))
         }
         self.check_shapes(weights, expected)

@@ -482,10 +482,21 @@ class Story:
             yield f"stage=evaluate measures rFID, or its proxy: {command}"
         if not any(run.references for run in self.tokenizers):
             yield "The curves of classical VQ and JPEG come with evaluations of tokenizers: train.py stage=evaluate ckpt=<run>"
-        if not any(name.startswith("map-psnr-grid-K") for name in drawn):
-            yield "A map of grid by K needs at least two of each: train.py -m stage=vqgan model.grid=4,8 quantizer.K=128,512"
+        grids = suggest_grids(self.tokenizers[0].config.get("data"))
+        if grids and not any(name.startswith("map-psnr-grid-K") for name in drawn):
+            yield f"A map of grid by K needs at least two of each: train.py -m stage=vqgan model.grid={grids} quantizer.K=128,512"
         if not any(name.startswith("map-psnr-K-") for name in drawn):
             yield "A map of K by width needs at least two of each: train.py -m stage=vqgan quantizer.K=64,128 quantizer.dim=64,128"
+
+
+def suggest_grids(data: Any) -> str:
+    """Two grids to sweep, as the command line has them; for rectangles two that fit the sides in the settings of the images, and
+    empty if there are none."""
+    size = data.get("image_size") if isinstance(data, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or size[0] == size[1]:
+        return "4,8"
+    fs = [f for f in (16, 8, 4, 2) if size[0] % f == size[1] % f == 0][:2]
+    return ",".join(f"[{size[0] // f},{size[1] // f}]" for f in fs) if len(fs) == 2 else ""
 
 
 def compare_winner(part: ComparablePart, top: Point, name: str, rate: str | None) -> str:

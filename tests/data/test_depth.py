@@ -85,9 +85,9 @@ def test_values_come_back_from_store_and_loader_within_half_a_step(
     for split, part in (("train", values[:-3]), ("val", values[-3:])):
         back = back_to_units(data, split)
         assert (back.dtype, back.shape) == (part.dtype, part.shape)
-        ((least, most),) = data.rules.ranges
-        step = 0 if kind != "float32" else (most - least) / 65_535
-        assert np.abs(back.astype(np.float64) - part).max() <= step * (0.5 + 1e-2)
+        steps = [(high - low) / 65_535 for low, high in data.rules.ranges]
+        half = (0.5 + 1e-2) * np.array(steps) * (kind == "float32")
+        assert (np.abs(back.astype(np.float64) - part) <= half).all()
 
 
 def test_readers_in_processes_give_the_same(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_memory_of_a_batch_counts_the_type_of_tensors(tmp_path: Path) -> None:
 def test_crops_and_flips_of_sixteen_bits_are_those_of_eight(tmp_path: Path, crop: str) -> None:
     values = draw("uint16", 0, 65_535, 3) >> 8 << 8
     root = write(tmp_path / "images", values)
-    seen = []
+    views = []
     for depth in (8, 16):
         settings = {"crop": crop, "resize": list(SIZE), "image_size": [4, 6], "flip": True}
         data = folder(root, 3, depth=depth, **settings)
         pixels, _ = data.take_evenly("train", 5)
         torch.manual_seed(0)
-        seen.append(data.augment(pixels))
-    assert (seen[0] - seen[1]).abs().max() <= 2 / 255
+        views.append(data.augment(pixels))
+    assert (views[0] - views[1]).abs().max() <= 2 / 255
 
 
 def test_unsigned_numbers_become_signed_tensors() -> None:
@@ -166,6 +166,48 @@ def test_a_source_of_eight_bits_alone_serves_sixteen() -> None:
     source.rules = PixelRules(depth=16)
     images, _, _ = source.read_batch([0], Form.square(4, 3))
     assert (images.dtype, set(images.flat)) == (np.uint16, {128 * 257})
+
+
+def draw_weather() -> NDArray[Any]:
+    """Images of two channels in units of their own: degrees and pascals."""
+    random = np.random.default_rng(0)
+    values = [random.uniform(-30, 40, (N, *SIZE)), random.uniform(90_000, 105_000, (N, *SIZE))]
+    return np.stack(values, -1).astype(np.float32)
+
+
+def test_channels_of_floating_point_numbers_have_their_own_ranges(tmp_path: Path) -> None:
+    values = draw_weather()
+    data = folder(write(tmp_path / "images", values), 2)
+    data.prepare_data()
+    assert data.decisions()["range"] == [[-32, 63], [0, 131_071]]
+    error = np.abs(back_to_units(data, "val") - values[-3:])
+    assert (error <= np.array([95, 131_071]) / 65_535 * 0.51).all()
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_value_that_the_sample_misses_widens_the_range_of_its_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    monkeypatch.setattr("codegrid.data.source.spread", lambda n, most: [1])
+    monkeypatch.setattr("codegrid.data.survey.spread", lambda n, most: [0] if n else [])
+    values = draw_weather()
+    values[4, 2, 2, 0], values[0, 2, 2, 0] = 70, -100
+    root = write(tmp_path / "images", values)
+    for _ in range(2):  # the second time from the cache
+        data = folder(root, 2, cache=cache)
+        data.prepare_data()
+        assert data.decisions()["range"] == [[-128, 127], [0, 131_071]]
+        assert np.abs(back_to_units(data, "train") - values[:-3])[..., 0].max() < 255 / 65_535
+    log = capsys.readouterr().err
+    assert log.count("data.range=[[-128,127],[0,131071]]") == 1
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("uint16", 2), ("uint16", 5), ("float32", 3)])
+def test_whole_numbers_and_colours_share_a_range(tmp_path: Path, kind: str, channels: int) -> None:
+    values = draw(kind, 0, 1000, channels)
+    values[..., 0] = values[..., 0] // 100
+    data = folder(write(tmp_path / "images", values), channels)
+    assert data.decisions()["range"] == [0, 1023]
 
 
 def test_percentiles_leave_a_thousandth_out_at_each_end_of_each_channel(tmp_path: Path) -> None:

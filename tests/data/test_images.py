@@ -1,4 +1,6 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from codegrid.data.images import to_depth, to_float, to_model_input, to_uint8
-from codegrid.data.pictures import save_picture, tile_images
+from codegrid.data.pictures import save_picture, show_picture, tile_images
 
 
 def test_to_uint8_inverts_to_float_for_every_value() -> None:
@@ -58,3 +60,24 @@ def test_a_saved_picture_reads_back_exactly_even_grey(tmp_path: Path) -> None:
     read = np.asarray(Image.open(file))
     assert read.shape == (8, 8, 3)
     assert np.array_equal(read[::2, ::2, 1], grey[0, 0].numpy())
+
+
+def test_the_caption_of_a_picture_is_in_its_file(tmp_path: Path) -> None:
+    sheet = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    caption = "Shown: channels 3, 2, 1 of 5; from black to white 0 to 4,095."
+    with Image.open(save_picture(sheet, tmp_path / "a.png", caption)) as picture:
+        assert picture.info["Description"] == caption
+    with Image.open(save_picture(sheet, tmp_path / "b.png")) as picture:
+        assert "Description" not in picture.info
+
+
+def test_a_logger_of_pictures_gets_the_caption_where_there_is_one(tmp_path: Path) -> None:
+    logged: list[dict[str, Any]] = []
+    logger = SimpleNamespace(log_image=lambda **words: logged.append(words))
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
+    trainer: Any = SimpleNamespace(loggers=[logger], fit_loop=loops)
+    sheet = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    for caption in ("Shown: channel 2 of 5.", ""):
+        show_picture(trainer, sheet, tmp_path, "a", 7, caption)
+    assert [words.get("caption") for words in logged] == [["Shown: channel 2 of 5."], None]
+    assert logged[0]["images"][0].shape == (4, 6, 3)

@@ -10,55 +10,20 @@ from torch import Tensor
 
 from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pixels import (
-    AUTO,
-    FULL_16_BITS,
-    PERCENTILES,
     PixelRules,
-    Range,
     check_depth,
     check_number_type,
     check_show,
-    check_value_range,
-    choose_range,
-    format_ranges,
     read_settings,
+)
+from codegrid.data.ranges import (
+    FULL_16_BITS,
+    format_ranges,
     to_range_setting,
 )
+from codegrid.data.scaling import are_short
 from codegrid.data.store import fingerprint
 from codegrid.engine.errors import InputError
-
-
-@pytest.mark.parametrize(
-    ("lowest", "highest", "chosen"),
-    [
-        (0, 4095, (0, 4095)),
-        (0, 4096, (0, 8191)),
-        (12, 1000, (0, 1023)),
-        (0, 65_535, FULL_16_BITS),
-        (0, 70_000, (0, 2**17 - 1)),
-        (0, 3, (0, 3)),
-        (0, 1, (0, 1)),
-        (0.0, 0.8, (0, 1)),
-        (0.0, 0.002, (0, 2**-8)),
-        (0.0, 254.6, (0, 255)),
-        (-1000, 2000, (-1024, 2047)),
-        (-0.9, 0.9, (-1, 1)),
-        (-80, -5, (-128, 0)),
-        (0, 0, (0, 1)),
-    ],
-)
-def test_the_range_is_the_smallest_number_of_bits_that_holds_all_values(
-    lowest: float, highest: float, chosen: Range
-) -> None:
-    assert choose_range(lowest, highest) == chosen
-
-
-@pytest.mark.parametrize("highest", [1e-30, 0.3, 1, 2, 3, 100, 4097, 1e9, 1e20])
-def test_the_largest_value_is_in_the_upper_half_of_the_range(highest: float) -> None:
-    black, white = choose_range(0, highest)
-    assert black == 0
-    assert white / 2 < highest + 1
-    assert highest <= white
 
 
 def test_values_of_sixteen_bits_keep_their_upper_eight() -> None:
@@ -91,8 +56,9 @@ def test_values_that_are_no_numbers_are_black_and_do_not_count() -> None:
 def test_values_beyond_the_range_are_cut_off_and_noted() -> None:
     rules = PixelRules((0, 1023))
     assert rules.scale(np.array([-5, 2000], np.int32)).tolist() == [0, 255]
-    assert rules.beyond == [(-5, 2000)]
-    assert rules.widen() == (-8, 2047)
+    assert rules.beyond == [((-5, 2000),)]
+    assert rules.widen() == ((-8, 2047),)
+    assert rules.report_beyond() == (-5, 2000)
 
 
 def test_rules_of_no_dataset_note_nothing() -> None:
@@ -105,48 +71,6 @@ def test_caches_of_version_0_1_stay_valid_where_its_rules_are_chosen() -> None:
     assert PixelRules().key() == PixelRules(FULL_16_BITS).key() == {}
     assert PixelRules((0, 4095)).key() != PixelRules((0, 1023)).key() != {}
     assert PixelRules(FULL_16_BITS, "ignore").key() != {}
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        4095,
-        "wide",
-        [1],
-        [5, 5],
-        [9, 1],
-        [0, "x"],
-        [True, 3],
-        [0, float("inf")],
-        [[0, 1], [2, 2]],
-        [],
-        [[]],
-    ],
-)
-def test_a_range_that_is_none_is_refused(value: object) -> None:
-    with pytest.raises(
-        InputError, match=r"^data\.range=.* as \[0,4095\], or such a pair for each channel$"
-    ):
-        check_value_range(value)  # type: ignore[arg-type]
-
-
-def test_whole_numbers_stay_whole_in_a_config() -> None:
-    assert repr(check_value_range([0.0, 4095.0])) == "((0, 4095),)"
-
-
-def test_an_open_range_is_that_of_all_values() -> None:
-    assert check_value_range(None) == check_value_range("auto") == AUTO
-    assert check_value_range("percentiles") == PERCENTILES
-
-
-def test_a_range_for_each_channel_is_one_for_each_that_there_is() -> None:
-    pairs = [[0, 255], [-1, 1], [0, 4095]]
-    assert check_value_range(pairs, 3) == ((0, 255), (-1, 1), (0, 4095))
-    assert check_value_range([[0, 255]], 3) == ((0, 255),)
-    with pytest.raises(
-        InputError, match=r"^data\.range has 3 pairs for data\.channels=5; give one"
-    ):
-        check_value_range(pairs, 5)
 
 
 @pytest.mark.parametrize("depth", [12, "16", True, 0])
@@ -248,7 +172,9 @@ def test_a_channel_beyond_its_own_range_is_noted() -> None:
     rules.scale(np.array([[[5, 700]]], np.uint16))
     assert not rules.beyond
     rules.scale(np.array([[[700, 5]]], np.uint16))
-    assert rules.beyond == [(700, 700)]
+    assert rules.beyond == [((700, 700), (5, 5))]
+    assert rules.report_beyond() == (700, 700)
+    assert rules.widen() == ((0, 1023), (0, 1023))
 
 
 def test_ranges_for_other_channels_are_refused() -> None:
@@ -356,3 +282,46 @@ def test_recorded_settings_are_read_back() -> None:
     assert read_settings({**recorded, "number_type": "float32", "channels": 2}) == rules
     assert to_range_setting(rules.ranges) == recorded["range"]
     assert format_ranges(rules.ranges) == "0 to 1, -2 to 2"
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        ((0, 4095),),
+        ((0, 255),),
+        ((0.5, 32_767.5),),
+        ((-1000, 1000),),
+        ((0, 4095), (100, 200), (-5, 32_000), (0, 1), (0, 32_767)),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_quick_scaling_of_short_numbers_equals_slow_scaling_to_a_hundredth_of_a_step(
+    kind: Any, ranges: Any, planar: bool
+) -> None:
+    random = np.random.default_rng(0)
+    for spread in (300, 5000, 65_536):
+        values = (random.integers(0, spread, (40, 30, 5)) - spread // 4).astype(kind)
+        if planar:
+            values = np.ascontiguousarray(values.transpose(2, 0, 1)).transpose(1, 2, 0)
+        rules = PixelRules(ranges if len(ranges) > 1 else ranges[0], depth=16)
+        assert are_short(values, ranges)
+        pixels = rules.scale(values)
+        low, high = np.array(ranges, np.float64).T
+        exact = ((values - low) * (65_535 / (high - low))).clip(0, 65_535)
+        assert np.abs(pixels - exact).max() <= 0.51
+        slow = PixelRules(rules.value_range, depth=16)
+        wide = values.astype(np.int32)  # which is not scaled quickly
+        assert not are_short(wide, ranges)
+        assert np.abs(slow.scale(wide).astype(int) - pixels).max() <= 1
+        assert slow.beyond == rules.beyond
+
+
+def test_whole_numbers_that_were_scaled_quickly_come_back() -> None:
+    for span in (1, 2, 100, 4095, 32_767):
+        rules = PixelRules((0, span), depth=16, number_type="uint16")
+        values = np.arange(span + 1, dtype=np.uint16)[None, :, None]
+        assert are_short(values, rules.scaled_ranges)
+        pixels = rules.scale(values)[..., 0]
+        x = to_float(torch.from_numpy(pixels.astype(np.int32)))[None, None]
+        assert np.array_equal(rules.to_units(x)[0, 0], values[..., 0])

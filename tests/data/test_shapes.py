@@ -113,3 +113,8 @@ def test_shapes_are_drawn_once_and_then_read_from_the_cache(
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(InputError, match="n_val=0 must be at least 1"):
         make_images(Shapes, n_val=0)
+
+
+def test_shapes_have_one_or_three_channels() -> None:
+    with pytest.raises(InputError, match="data.channels=5: shapes are painted in colours; use 3"):
+        make_images(Shapes, channels=5)

@@ -301,6 +301,20 @@ def test_a_range_that_all_values_leave_is_refused(
     describe(root, range=[4000, 9000], cache=cache)  # some are in it
 
 
+@pytest.mark.parametrize(("low", "expected"), [(40, True), (400, False)])
+def test_a_channel_that_takes_up_little_of_a_shared_range_is_odd(
+    root: Path, low: int, expected: bool
+) -> None:
+    root.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(6):
+        planes = random.integers(0, (4096, low, 4096), (16, 16, 3), np.uint16)
+        tifffile.imwrite(root / f"{i}.tif", planes, photometric="rgb")
+    sentence = "channel 2 of 3 takes up less than 1/64 of the range that all share, 0 to 4,095; data.range=percentiles gives"
+    assert (sentence in odd(root)) == expected
+    assert "takes up" not in odd(root, range="percentiles")
+
+
 def test_a_range_that_all_values_of_a_channel_leave_is_refused(root: Path) -> None:
     root.mkdir()
     for i in range(4):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import struct
 import warnings
 import zlib
 from contextlib import suppress
@@ -17,12 +18,15 @@ from PIL import Image
 from codegrid.data.decode import decode
 from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
+from codegrid.data.plain_tiff import open_plain, peek_tags
 from codegrid.data.tiff import (
     MissingCodec,
     divide_by_alpha,
     exceeds_pillow,
     is_tiff,
-    peek_tags,
+    lay_out,
+    open_tiff,
+    read_layout,
     read_tiff,
 )
 from codegrid.data.values import UnreadableImage, Values
@@ -87,17 +91,18 @@ def read(content: bytes, channels: int) -> Values:
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_four_ways_in_which_bands_lie_are_the_same_picture(
-    layout: str, packing: dict[str, Any]
+    layout: str, bands: int, packing: dict[str, Any]
 ) -> None:
-    values = draw(48, 80, 5)
+    values = draw(48, 80, bands)
     content = write_as(layout, values, **packing)
-    result = read(content, 5)
+    result = read(content, bands)
     assert np.array_equal(result.array, values)
     assert result.array.dtype == np.uint16
     assert (result.note, result.alpha) == (LAYOUTS[layout][1], False)
-    assert np.array_equal(decode(content, Form((48, 80), 5), DEEP), values.transpose(2, 0, 1))
+    assert np.array_equal(decode(content, Form((48, 80), bands), DEEP), values.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -181,13 +186,39 @@ def test_a_fourth_channel_without_a_name_is_left_out_of_three() -> None:
     assert result.note == "a fourth channel without a name is left out"
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
 @pytest.mark.parametrize(
-    ("channels", "layout"), [(3, "pages"), (1, "pages"), (3, "samples side by side")]
+    ("pages", "channels", "settings"),
+    [
+        (5, 3, {}),
+        (5, 1, {}),
+        (3, 1, {}),
+        (3, 3, {"imagej": True, "metadata": {"axes": "ZYX"}}),
+        (3, 3, {"ome": True, "metadata": {"axes": "TYX"}}),
+        (4, 3, {"imagej": True, "metadata": {"axes": "CYX"}}),
+    ],
 )
-def test_pages_of_a_stack_are_no_bands_of_a_plain_picture(channels: int, layout: str) -> None:
-    stack = draw(48, 80, 5)
-    content = write(stack.transpose(2, 0, 1))
-    assert np.array_equal(read(content, channels).array, stack[..., :1])
+def test_pages_of_a_stack_are_no_bands_of_a_plain_picture(
+    pages: int, channels: int, settings: dict[str, Any], kind: str
+) -> None:
+    stack = draw(48, 80, pages, kind)
+    content = write(stack.transpose(2, 0, 1), **settings)
+    pixels = decode(content, Form((48, 80), channels), DEEP if kind == "uint16" else PixelRules())
+    assert np.array_equal(pixels, [stack[..., 0]] * channels)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"metadata": None}, {"imagej": True}, {"ome": True}], ids=str
+)
+def test_three_pages_are_three_channels_unless_they_are_said_to_be_something_else(
+    settings: dict[str, Any], kind: str
+) -> None:
+    values = draw(48, 80, 3, kind)
+    axes = {"metadata": {"axes": "CYX"}} if settings and "metadata" not in settings else {}
+    content = write(values.transpose(2, 0, 1), **settings, **axes)
+    pixels = decode(content, Form((48, 80), 3), DEEP if kind == "uint16" else PixelRules())
+    assert np.array_equal(pixels, values.transpose(2, 0, 1))
 
 
 def test_further_pages_of_several_channels_are_not_read() -> None:
@@ -211,6 +242,12 @@ def test_five_bands_are_no_picture_of_three_channels(layout: str) -> None:
     for kind in ("uint8", "uint16"):
         with pytest.raises(UnreadableImage, match=r"^5 channels.*where data.channels=3$"):
             decode(write_as(layout, draw(48, 80, 5, kind)), Form((48, 80), 3))
+
+
+def test_a_stack_of_small_pages_is_not_taken_for_rows() -> None:
+    stack = draw(10, 12, 5)
+    array = read(write(stack.transpose(2, 0, 1)), 1).array
+    assert np.array_equal(array, stack[..., :1])
 
 
 def test_pages_that_may_be_rows_or_bands_are_a_sentence() -> None:
@@ -250,6 +287,14 @@ def test_sixteen_bit_palettes_give_their_colours() -> None:
     colours = np.random.default_rng(0).integers(0, 2**16, (3, 2**16), np.uint16)
     content = write(indices, photometric="palette", colormap=colours)
     assert np.array_equal(read(content, 3).array, colours[:, indices].transpose(1, 2, 0))
+
+
+def test_values_of_files_whose_zero_is_white_stay_and_are_noted() -> None:
+    values = draw(20, 30, 1)
+    for packing in ({}, {"compression": "zlib"}):
+        result = read(write(values[..., 0], photometric="miniswhite", **packing), 1)
+        assert np.array_equal(result.array, values)
+        assert result.note == "0 is white in the files, and the lowest value here"
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -295,7 +340,81 @@ def test_plain_pictures_are_left_to_pillow(packing: dict[str, Any]) -> None:
 def test_tags_are_peeked_at_as_tifffile_reads_them(packing: dict[str, Any]) -> None:
     content = write(draw(48, 80, 5, "int16"), planarconfig="contig", **packing)
     assert is_tiff(content)
-    assert peek_tags(content) == {256: (80,), 258: (16,) * 5, 277: (5,), 339: (2,) * 5}
+    tags, following = peek_tags(content)
+    with open_tiff(io.BytesIO(content)) as file:
+        page = file.pages.first
+        for tag in page.tags.values():
+            if tag.dtype in (3, 4, 16):
+                expected = tag.value if isinstance(tag.value, tuple) else (tag.value,)
+                assert tags[tag.code] == expected, tag.name
+        assert tags.keys() == {tag.code for tag in page.tags.values()}
+    assert following == 0
+    assert peek_tags(write_as("pages", draw(20, 30, 5)))[1] > 0
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("rows", [None, 7, 1])
+@pytest.mark.parametrize(
+    "kind", ["uint8", "uint16", "int16", "int32", "float16", "float32", "float64"]
+)
+def test_plain_files_are_read_without_tifffile_as_it_reads_them(
+    kind: str, rows: int | None, bigtiff: bool, byteorder: str
+) -> None:
+    settings: dict[str, Any] = {"rowsperstrip": rows, "bigtiff": bigtiff, "byteorder": byteorder}
+    for layout in ("samples side by side", "planes"):
+        content = write_as(layout, draw(20, 30, 5, kind), **settings)
+        assert open_plain(content)
+        with open_tiff(io.BytesIO(content)) as file:
+            expected = read_layout(lay_out(file, 5), 5)
+        result = read(content, 5)
+        assert np.array_equal(result.array, expected.array)
+        assert result.array.dtype == expected.array.dtype
+        assert (result.note, result.alpha, result.missing) == ("", False, None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"compression": "zlib"},
+        {"tile": (16, 32)},
+        {"extratags": [(42113, "s", 3, "-9", True)]},
+        {"extratags": [(274, "H", 1, 6, True)]},
+        {"photometric": "ycbcr", "planarconfig": "contig"},
+        {"bitspersample": 12},
+    ],
+    ids=str,
+)
+def test_files_that_are_not_plain_are_left_to_tifffile(settings: dict[str, Any]) -> None:
+    values = draw(48, 80, 3) >> 4
+    values = values[..., 0] if "bitspersample" in settings else values
+    assert open_plain(write(values, **{"planarconfig": "contig", **settings})) is None
+
+
+@pytest.mark.parametrize("layout", ["pages", "rows"])
+def test_pages_without_tags_of_their_own_are_read(layout: str) -> None:
+    values = draw(20, 30, 5)
+    content = write_as(layout, values, truncate=True)
+    assert peek_tags(content)[1] == 0
+    assert np.array_equal(read(content, 5).array, values)
+
+
+def test_pages_strips_out_of_order_and_cut_files_are_not_plain() -> None:
+    assert open_plain(write_as("pages", draw(20, 30, 5))) is None
+    assert open_plain(write_as("rows", draw(20, 30, 5))) is None
+    content = write(draw(48, 80, 5), planarconfig="contig", rowsperstrip=16)
+    assert open_plain(content)
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        offsets = file.pages.first.tags["StripOffsets"]
+        first, second, third = offsets.value
+        at, end = file.pages.first.dataoffsets[0], file.pages.first.dataoffsets[-1] + 1
+    mixed = bytearray(content)
+    mixed[offsets.valueoffset : offsets.valueoffset + 12] = struct.pack(
+        "<III", second, first, third
+    )
+    assert open_plain(bytes(mixed)) is None
+    assert open_plain(content[:end]) is None
+    assert at == first
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -22,8 +22,9 @@ from codegrid.evaluation.features import (
     Inception,
     TorchScriptNetwork,
 )
-from codegrid.evaluation.proxy import Proxy, list_label_classes, train_proxy
+from codegrid.evaluation.proxy import Proxy, cut_square, list_label_classes, train_proxy
 from codegrid.evaluation.scores import ScoreSheet
+from tests.helpers.bands import Bands, UnlabelledBands
 from tests.helpers.images import make_images
 from tests.helpers.stage1 import Noise
 
@@ -83,6 +84,29 @@ def test_images_are_rotated_by_the_turns_that_are_the_targets() -> None:
     _, targets = proxy.classify(x, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 2, 3]))
     assert targets.tolist() == [0, 1, 2, 3]
     assert torch.equal(inputs[0], torch.stack([x[i].rot90(i, (1, 2)) for i in range(4)]))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_proxy_learns_from_rectangles_of_any_channels_and_depth(
+    tmp_path: Path, labelled: bool
+) -> None:
+    data = Bands(tmp_path, size=(24, 40))
+    if not labelled:
+        data.source_kind = UnlabelledBands
+    proxy = train_proxy(data, 2, CPU)
+    assert proxy.uses_rotations == (not labelled)
+    pixels = data.samples("val").__getitems__(range(5))[0]
+    assert pixels.dtype == torch.int32
+    features, logits = proxy(pixels)
+    assert (features.shape, logits is None) == ((5, FeatureNetwork.num_features), not labelled)
+    assert torch.equal(features, proxy.features(pixels.float() / 32_767.5 - 1))
+
+
+def test_the_square_that_is_rotated_is_the_middle_of_a_rectangle() -> None:
+    x = torch.arange(24.0).view(1, 1, 3, 8).expand(2, 1, 3, 8)
+    assert cut_square(x)[0, 0].tolist() == [[2, 3, 4], [10, 11, 12], [18, 19, 20]]
+    square = torch.randn(1, 2, 5, 5)
+    assert torch.equal(cut_square(square), square)
 
 
 def test_all_runs_on_the_same_images_share_a_proxy_whatever_their_batches_and_seeds(

@@ -167,7 +167,12 @@ def test_verdicts_are_counted_by_reason() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "complaint"),
-    [((1, 64, 64), "images of 1 channel"), ((3, 48, 48), "48x48 pixels are no multiple of 64x64")],
+    [
+        ((1, 64, 64), "images of 1 channel have"),
+        ((5, 64, 64), "images of 5 channels have"),
+        ((3, 64, 128), "64x128 pixels are no"),
+        ((3, 48, 48), "48x48 pixels are no multiple of 64x64"),
+    ],
 )
 def test_images_that_cannot_be_judged_are_refused(shape: tuple[int, ...], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
@@ -223,6 +228,17 @@ def test_a_picture_has_white_outlines_of_what_fits_and_red_ones_of_what_does_not
     )
     assert white == [True, False]
     assert red == [False, True]
+
+
+def test_shapes_of_16_bits_are_judged_as_those_of_8(tmp_path: Path) -> None:
+    deep = make_images(Shapes, cache_dir=str(tmp_path), depth=16)
+    images = np.stack([paint((DISK, RED)), paint(), NOISE])
+    sheets = []
+    for data, pixels in ((deep, images.astype(np.int32) * 257), (None, images)):
+        judge, sheet = judge_some(data or make_images(Shapes, cache_dir=str(tmp_path)), 3, pixels)
+        assert np.array_equal(judge.images, images)
+        sheets.append(sheet.values)
+    assert sheets[0] == sheets[1] == {"valid_samples": 0.33333, "empty_samples": 0.33333}
 
 
 def test_the_pictures_of_an_evaluation_show_the_verdicts_if_there_are_any(tmp_path: Path) -> None:

@@ -21,7 +21,15 @@ class BandSource(Source):
         phases = random.random((form.channels, 3, 1, 1)) * 6
         waves = np.sin(rows / 4 + phases[:, 0]) + np.sin(columns / 5 + phases[:, 1])
         top = np.iinfo(self.rules.dtype).max
-        return np.rint((waves / 4 + 0.5) * top).astype(self.rules.dtype), index % 2
+        return np.rint((waves / 4 + 0.5) * top).astype(self.rules.dtype), self.label_of(index)
+
+    def label_of(self, index: int) -> int:
+        return index % 2
+
+
+class UnlabelledBands(BandSource):
+    def label_of(self, index: int) -> int:
+        return -1
 
 
 class Bands(ImageDataModule):
@@ -34,5 +42,7 @@ class Bands(ImageDataModule):
         chosen = {"cache": "ram", "cache_dir": str(tmp_path), "batch_size": 8, **deep, **settings}
         super().__init__(**image_settings(image_size=list(size), channels=channels, **chosen))
 
+    source_kind = BandSource
+
     def open_source(self, split: str) -> Source:
-        return BandSource(32 if split == "train" else 12, split)
+        return self.source_kind(32 if split == "train" else 12, split)

@@ -256,7 +256,8 @@ def test_parts_of_all_channels_need_no_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("show", "named"), [(None, "channels 1, 2, 3 alone"), ((4,), "channel 4 alone")]
+    ("show", "named"),
+    [(None, "see channels 1, 2 and 3 alone of the 5"), ((4,), "see channel 4 alone of the 5")],
 )
 def test_a_sentence_says_which_channels_count(show: Any, named: str) -> None:
     parts = nn.ModuleDict(
@@ -265,9 +266,7 @@ def test_a_sentence_says_which_channels_count(show: Any, named: str) -> None:
     sentence = show_colours(parts, 5, show)
     show_colours(parts, 3, None)
     assert sentence is not None
-    assert sentence.startswith(
-        "loss.perceptual and loss.discriminator read three colours: of the 5"
-    )
+    assert sentence.startswith("loss.perceptual and loss.discriminator read three colours and see")
     assert named in sentence
 
 
@@ -278,7 +277,10 @@ def test_a_run_prints_the_sentence_and_reads_images_by_the_rules_of_its_data(
     data = Bands(5)
     data.rules.show = (3, 2, 1)
     fit(trained, data=data)
-    assert "channels 3, 2, 1 alone count there" in capsys.readouterr().err
+    assert (
+        "loss.perceptual reads three colours and sees channels 3, 2 and 1 alone of the 5"
+        in capsys.readouterr().err
+    )
     assert trained.tokenizer.rules is data.rules
     assert isinstance(trained.perceptual, LPIPS)
     assert trained.perceptual.shown == (3, 2, 1)

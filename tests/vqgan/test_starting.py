@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from codegrid.engine.trust import Trust, admit
 from tests.helpers.configs import compose_plain
 from tests.helpers.runs import save_tokenizer_run
@@ -55,14 +56,15 @@ def save_run(folder: Path, network: str = "conv", *words: str) -> tuple[Tokenize
 
 
 def want(
-    folder: Path, *words: str, size: int = 16, channels: int = 3, grow: bool = False
+    folder: Path, *words: str, size: SizeSetting = 16, channels: int = 3, grow: bool = False
 ) -> Adoption:
     """What a command wants that has these words beside init and its images."""
-    data = [f"data.image_size={size}", f"data.channels={channels}"]
+    sides = check_size("size", size, "pixel")
+    data = [f"data.image_size={write_size(sides)}", f"data.channels={channels}"]
     config = compose_plain("stage=vqgan", *data, *words)
     keys = [word.split("=")[0].split("@")[0] for word in words]
     groups = {name: config[name] for name in ("model", "quantizer")}
-    return Adoption(str(folder), (size, size), channels, grow, keys, groups)
+    return Adoption(str(folder), sides, channels, grow, keys, groups)
 
 
 def begin(wanted: Adoption) -> tuple[Tokenizer, RunStart]:
@@ -143,6 +145,21 @@ def test_grey_images_get_the_codes_and_the_mean_picture_of_their_rgb_copies(
     indices = source.indices(copies)
     picture = source.decode_indices(indices).mean(1, keepdim=True)
     torch.testing.assert_close(grey.decode_indices(indices), picture, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_rectangles_of_bands_get_the_codes_of_equal_channels(tmp_path: Path, network: str) -> None:
+    source, _ = save_run(tmp_path, network)
+    tokenizer, start = begin(want(tmp_path, channels=5, size=(8, 24)))
+    assert tokenizer.grid == (2, 6)
+    assert start.groups["model"]["grid"] == [2, 6]
+    grey = torch.rand(2, 1, 8, 24) * 2 - 1
+    z_e = tokenizer.encode(grey.expand(-1, 5, -1, -1)).z_e
+    expected = source.encode(grey.expand(-1, 3, -1, -1)).z_e
+    torch.testing.assert_close(z_e, expected, atol=1e-4, rtol=1e-4)
+    indices = tokenizer.indices(grey.expand(-1, 5, -1, -1))
+    picture = source.decode_indices(indices).mean(1, keepdim=True).expand(-1, 5, -1, -1)
+    torch.testing.assert_close(tokenizer.decode_indices(indices), picture, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

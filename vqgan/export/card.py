@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegrid.data.pixels import format_ranges
+from codegrid.data.ranges import format_ranges
 from codegrid.data.shown import choose_shown
 from codegrid.engine.card import describe_images, display_command, format_value, is_score
 from codegrid.engine.templates import render_template
@@ -53,7 +53,7 @@ def write_readme(
         tokenizer=tokenizer,
         quantizer=type(tokenizer.quantizer).__name__,
         image_size=tokenizer.encoder.image_size,
-        kind=name_channels(tokenizer.encoder.channels),
+        kind=name_image_kind(tokenizer.encoder.channels),
         units=describe_values(tokenizer),
         example="a.tif" if tokenizer.encoder.channels not in (1, 3) else "a.jpg",
         bits=round(tokenizer.quantizer.bits * tokenizer.grid[0] * tokenizer.grid[1]),
@@ -77,7 +77,7 @@ def write_readme(
     )
 
 
-def name_channels(channels: int) -> str:
+def name_image_kind(channels: int) -> str:
     """What images of so many channels are called."""
     return {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import vqgan.formats
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import SizeSetting, check_size
-from vqgan.channels import describe_new_layers, fold_weights
+from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
@@ -84,7 +84,7 @@ def change_channels(
             )
         model[part]["channels"] = channels
     changed = build_tokenizer(model, plan.quantizer, source)
-    changed.load_state_dict(fold_weights(tokenizer, changed))
+    changed.load_state_dict(fold_image_layers(tokenizer, changed))
     remark = (
         f"{describe_new_layers(source, before, channels)}; data.channels={before} keeps its own"
     )

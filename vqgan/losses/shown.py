@@ -19,10 +19,12 @@ def show_colours(module: nn.Module, channels: int, show: Sequence[int] | None) -
     shown = choose_shown(channels, show)
     if not readers or len(set(shown)) == channels:
         return None
-    numbers = f"channel{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+    *others, last = map(str, shown)
+    numbers = f"channels {', '.join(others)} and {last}" if others else f"channel {last}"
+    verbs = ("read", "see") if len(readers) > 1 else ("reads", "sees")
     return (
-        f"{' and '.join(readers)} read{'' if len(readers) > 1 else 's'} three colours: of the {channels} channels of the images "
-        f"{numbers} alone count there, which data.show chooses"
+        f"{' and '.join(readers)} {verbs[0]} three colours and {verbs[1]} {numbers} alone of the {channels} that images have; "
+        "data.show chooses which"
     )
 
 

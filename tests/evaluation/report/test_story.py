@@ -15,7 +15,7 @@ from benchmarks.report import make_sweep
 from codegrid.evaluation.report.figure import report_style
 from codegrid.evaluation.report.page import inline_image, render_page
 from codegrid.evaluation.report.read import find_runs
-from codegrid.evaluation.report.story import DAGGER, Story
+from codegrid.evaluation.report.story import DAGGER, Story, suggest_grids
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +261,17 @@ def test_runs_of_other_ranges_are_never_on_one_axis(tmp_path: Path) -> None:
     page = render_page(story, "both", datetime(2026, 11, 29))
     assert "of 2 tokenizers refer to the range 0 to 4,095 in 16 bits" in page
     assert "of 2 tokenizers refer to the range 0 to 255 in 8 bits" in page
+
+
+@pytest.mark.parametrize(
+    ("size", "grids"),
+    [
+        (64, "4,8"),
+        ([64, 64], "4,8"),
+        ([48, 80], "[3,5],[6,10]"),
+        ([256, 388], "[64,97],[128,194]"),
+        ([45, 75], ""),
+    ],
+)
+def test_suggested_grids_fit_the_sides_of_the_images(size: Any, grids: str) -> None:
+    assert suggest_grids({"image_size": size}) == grids
