@@ -5,9 +5,13 @@ python -m benchmarks.data --root photos
 Images per second are those of the datamodule's own loader, in batches of 64. Without a cache, as many processes as there are
 cores decode files on each access. For comparison, bare decoding only reads and decodes the same files with the same number of
 processes, with torchvision or Pillow, whichever is faster. Without --root, the files are JPEGs of shapes that the benchmark
-writes. Three rows train the demo's tokenizer for some steps with the default loader: wait_fraction is the share of the time
-in which the step waits for its batch, not counting the first batch. The last line compares, in turns, filling a code cache
-with encoding batches that are already in memory by the same tokenizer.
+writes. Further rows decode files of 256x256 pixels that the benchmark writes, PNG, TIFF and .npy of 8 and 16 bits, to pixels
+of all their bits, beside Pillow, tifffile and NumPy, which only read them; and read tiles of 256x256 out of tiled TIFFs of
+4096x4096 without a cache.
+
+Three rows train the demo's tokenizer for some steps with the default loader: wait_fraction is the share of the time in which the
+step waits for its batch, not counting the first batch. The last line compares, in turns, filling a code cache with encoding
+batches that are already in memory by the same tokenizer.
 """
 
 import argparse
@@ -16,24 +20,30 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from benchmarks.configs import compose_config
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.decode import decode
 from codegrid.data.folder import find_images
+from codegrid.data.form import Form
 from codegrid.data.loading import count_cores
+from codegrid.data.pixels import PixelRules
 from codegrid.data.shapes import draw_shapes
 from codegrid.engine.precision import autocast
 from codegrid.engine.settings import TrainerSettings
@@ -42,9 +52,13 @@ from prior.extract import extract
 from vqgan.load import build_tokenizer, start_images
 from vqgan.stages.train import build_module
 
+Decoder = Callable[[list[Path]], None]
+Row = tuple[str, float | None, float | None, float | None]
+
 COLUMNS = ("source", "images_per_second", "bare_decoding_images_per_second", "wait_fraction")
 CORES = count_cores()
 BATCH = 64
+SIDE = (256, 256)
 
 
 def decode_with_torchvision(files: list[Path]) -> None:
@@ -61,21 +75,122 @@ def decode_with_pillow(files: list[Path]) -> None:
             np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def time_bare_decoding(files: list[Path], rounds: int) -> float:
-    """Images per second of the faster library on all cores, the median over the rounds."""
+def read_with_pillow(files: list[Path]) -> None:
+    """Read with Pillow, of any kind."""
+    for file in files:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
+            np.asarray(image)
+
+
+def read_with_tifffile(files: list[Path]) -> None:
+    """Read with tifffile."""
+    for file in files:
+        tifffile.imread(io.BytesIO(file.read_bytes()), maxworkers=1)
+
+
+def read_with_numpy(files: list[Path]) -> None:
+    """Read with NumPy."""
+    for file in files:
+        np.load(io.BytesIO(file.read_bytes()))
+
+
+def decode_with_codegrid(channels: int, depth: int, files: list[Path]) -> None:
+    """Read and decode as the program does, to pixels of the size of the files."""
+    rules, form = PixelRules((0, 4095) if depth == 16 else None, depth=depth), Form(SIDE, channels)
+    for file in files:
+        decode(file.read_bytes(), form, rules)
+
+
+def time_decoding(files: list[Path], decoders: Sequence[Decoder], rounds: int) -> float:
+    """Images per second of the fastest of these on all cores, the median over the rounds."""
     shares = [files[core::CORES] for core in range(CORES)]
     best = 0.0
     with ProcessPoolExecutor(CORES) as pool:
-        for decode in (decode_with_torchvision, decode_with_pillow):
+        for decode_files in decoders:
             # The first call warms up imports and the page cache.
-            list(pool.map(decode, [share[:50] for share in shares]))
+            list(pool.map(decode_files, [share[:50] for share in shares]))
             speeds = []
             for _ in range(rounds):
                 began = time.perf_counter()
-                list(pool.map(decode, shares))
+                list(pool.map(decode_files, shares))
                 speeds.append(len(files) / (time.perf_counter() - began))
             best = max(best, statistics.median(speeds))
     return best
+
+
+# Kinds of files: ending, channels, bits, and what only reads them.
+KINDS: dict[str, tuple[str, int, int, Decoder]] = {
+    "8-bit PNG": (".png", 1, 8, read_with_pillow),
+    "16-bit PNG": (".png", 1, 16, read_with_pillow),
+    "16-bit TIFF": (".tif", 1, 16, read_with_tifffile),
+    "16-bit TIFF by deflate": (".tif", 1, 16, read_with_tifffile),
+    "16-bit TIFF of 5 bands": (".tif", 5, 16, read_with_tifffile),
+    "16-bit npy": (".npy", 1, 16, read_with_numpy),
+}
+
+
+def draw_scan(i: int, channels: int) -> NDArray[np.uint16]:
+    """Values of 12 bits (h, w, channels) that are smooth, with some noise in the lower bits."""
+    random = np.random.default_rng(i)
+    rows, columns = np.mgrid[: SIDE[0], : SIDE[1], :channels][:2] / 256
+    waves = sum(
+        np.sin(random.uniform(2, 20) * (rows + random.random() * columns)) for _ in range(4)
+    )
+    return np.clip(2048 + 400 * waves + random.normal(0, 8, waves.shape), 0, 4095).astype(np.uint16)
+
+
+def write_scans(folder: Path, kind: str, n: int) -> list[Path]:
+    """Write n files of one of KINDS."""
+    suffix, channels, depth, _ = KINDS[kind]
+    folder.mkdir()
+    files = [folder / f"{i:05d}{suffix}" for i in range(n)]
+    for i, file in enumerate(files):
+        values = draw_scan(i, channels)
+        array = values if depth == 16 else (values >> 4).astype(np.uint8)
+        if channels == 1:
+            array = array[..., 0]
+        if suffix == ".npy":
+            np.save(file, array)
+        elif suffix == ".png":
+            Image.fromarray(array).save(file)
+        else:
+            compression = "zlib" if "deflate" in kind else None
+            bands: Any = {"planarconfig": "contig"} if channels > 1 else {}
+            tifffile.imwrite(
+                file, array, compression=compression, photometric="minisblack", **bands
+            )
+    return files
+
+
+def compare_kinds(rounds: int, n: int, work: Path) -> list[Row]:
+    """A row for each of KINDS."""
+    rows: list[Row] = []
+    for kind, (_, channels, depth, reader) in KINDS.items():
+        files = write_scans(work / kind.replace(" ", "-"), kind, n)
+        ours = time_decoding(files, [partial(decode_with_codegrid, channels, depth)], rounds)
+        rows.append((f"{kind}, 256x256", ours, time_decoding(files, [reader], rounds), None))
+    return rows
+
+
+def time_tiles(rounds: int, n: int, work: Path) -> float:
+    """Tiles of 256x256 per second out of two tiled TIFFs of 4096x4096, in processes without a cache."""
+    root = work / "scenes"
+    root.mkdir()
+    for scene in range(2):
+        segments = (draw_scan(scene * 256 + i, 3) for i in range(256))
+        tifffile.imwrite(
+            root / f"{scene}.tif", segments, shape=(4096, 4096, 3), dtype="uint16", tile=SIDE,
+            photometric="rgb", compression="zlib",
+        )  # fmt: skip
+    words = [
+        "data=folder",
+        f"data.root={root}",
+        "data.n_val=1",
+        "data.tiles=256",
+        "data.image_size=256",
+    ]
+    data = make_data(*words, "data.batch_size=16", "data.cache=none", f"cache_dir={work}/cache")
+    return time_loader(data, rounds, n)
 
 
 def make_data(*overrides: str) -> Any:
@@ -201,13 +316,15 @@ def main() -> None:
         def wait(words: list[str]) -> float:
             return measure_wait(words, options.steps, Path(work))
 
-        bare = time_bare_decoding(files, rounds)
-        rows = [
+        bare = time_decoding(files, [decode_with_torchvision, decode_with_pillow], rounds)
+        rows: list[Row] = [
             ("shapes, drawn", time_drawing(*cache), None, None),
             ("shapes, cache=disk", load(cache, "disk"), None, None),
             ("folder, cache=disk", load(folder, "disk"), None, None),
             ("folder, cache=ram", load(folder, "ram"), None, None),
             ("folder, cache=none", load(folder, "none", options.images), bare, None),
+            *compare_kinds(rounds, min(1000, options.images), Path(work)),
+            ("tiled TIFF, tiles of 256x256", time_tiles(rounds, 512, Path(work)), None, None),
             ("demo on shapes", None, None, wait(cache)),
             ("demo on the folder, cache=disk", None, None, wait(folder)),
             ("demo on the folder, cache=none", None, None, wait([*folder, "data.cache=none"])),

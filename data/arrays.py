@@ -133,7 +133,7 @@ def to_plain_type(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def take_values(array: NDArray[Any], axes: Axes) -> Values:
-    """The values of an array, or of a part of one, that has these axes."""
+    """The values of an array that has these axes."""
     return Values(to_plain_type(axes.to_channels_last(array)), note=axes.note)
 
 
@@ -144,7 +144,11 @@ def read_array(content: bytes, channels: int) -> Values:
         axes = choose_axes(header.shape, channels)
         if header.num_bytes > MAX_ARRAY_BYTES:
             raise UnreadableImage(f"an array {header.shape} of {header.dtype}, more than 8 GiB")
-        values = file.read(header.num_bytes)
+        values: bytes | memoryview
+        if content.startswith(ZIP):
+            values = file.read(header.num_bytes)
+        else:  # without a copy
+            values = memoryview(content)[header.offset : header.offset + header.num_bytes]
     if len(values) < header.num_bytes:
         raise UnreadableImage(
             f"a truncated array: {len(values):,} of {header.num_bytes:,} bytes are there"
@@ -162,13 +166,13 @@ def open_array(file: IO[bytes]) -> Iterator[IO[bytes]]:
         yield file
         return
     try:
-        with zipfile.ZipFile(file) as archive, archive.open(find_picture(archive)) as member:
+        with zipfile.ZipFile(file) as archive, archive.open(choose_member(archive)) as member:
             yield member
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise UnreadableImage(f"a damaged .npz file ({error})") from error
 
 
-def find_picture(archive: zipfile.ZipFile) -> str:
+def choose_member(archive: zipfile.ZipFile) -> str:
     """The member that is the picture: arr_0, or the only array of two or three axes. Raises UnreadableImage."""
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     if "arr_0.npy" in names:

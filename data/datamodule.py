@@ -23,15 +23,17 @@ from codegrid.data.labels import MAX_RECORDED, SORTED, Classes, check_classes
 from codegrid.data.loading import BatchDataModule, count_cores
 from codegrid.data.pixels import (
     ALPHA_CHOICES,
-    AUTO,
-    FULL_16_BITS,
     PixelRules,
-    RangeSetting,
     ValuesBeyondRange,
     check_depth,
     check_num_channels,
     check_number_type,
     check_show,
+)
+from codegrid.data.ranges import (
+    AUTO,
+    FULL_16_BITS,
+    RangeSetting,
     check_value_range,
     to_range_setting,
     write_ranges,
@@ -266,7 +268,7 @@ class ImageDataModule(BatchDataModule):
         Without a `split_seed`, as in runs of earlier versions, the images are numbered and drawn by `seed`, as they were then.
         Raises InputError if a split would be empty.
         """
-        if self.tiles is not None:
+        if self.tiles is not None and self.split_at is None:
             check_num_pictures(n_val, len(names))
         self.splits_by_number = self.split_seed is None
         if self.split_seed is None:
@@ -528,7 +530,7 @@ class ImageDataModule(BatchDataModule):
             arrays["labels"][rows] = labels
             arrays["good"][rows] = [place not in faults for place in range(len(chunk))]
             if "images" in arrays:
-                arrays["images"][rows] = images
+                arrays["images"][rows] = self.rules.deepen(images)
             return {source.image_name(chunk[place]): reason for place, reason in faults.items()}
 
         n = len(source)

@@ -20,7 +20,7 @@ from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, apply_orientation, turn_form
 from codegrid.data.pixels import PixelRules
 from codegrid.data.resize import fit_image
-from codegrid.data.tiff import COLOURS, MissingCodec, exceeds_pillow, is_tiff, read_tiff
+from codegrid.data.tiff import PLAIN_CHANNELS, MissingCodec, exceeds_pillow, is_tiff, read_tiff
 from codegrid.data.values import UnreadableImage as UnreadableImage
 from codegrid.data.values import Values, check_num_pixels, values_to_pixels
 from codegrid.engine.sizes import Size
@@ -44,7 +44,7 @@ def decode(content: bytes, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any
     if not content:
         raise UnreadableImage("empty file")
     try:
-        if content.startswith(JPEG) and form.channels in COLOURS and rules.depth == 8:
+        if content.startswith(JPEG) and form.channels in PLAIN_CHANNELS and rules.depth == 8:
             # If simplejpeg fails, Pillow may still read the file, or it says what is wrong with it.
             with suppress(ValueError):
                 exif = _find_exif(content)
@@ -75,26 +75,24 @@ def read_values(content: bytes, channels: int) -> Values | None:
     return _read_bands(content, channels) if is_tiff(content) else None
 
 
-def measure_image(file: IO[bytes], reads_all: bool = False) -> Size:
-    """The size (rows, columns), upright, of an image that Pillow reads.
+def measure_image(file: IO[bytes]) -> Size:
+    """The size (rows, columns), upright, of an image that Pillow reads, by its header.
 
-    The header alone is read, unless `reads_all`: a PNG may say at its end how it is turned.
+    A PNG may say at its end how it is turned, which is not looked at.
     """
     with open_image(file) as image:
-        if reads_all:
-            image.load()
-        orientation = _read_orientation(image, loads=reads_all)
+        orientation = _read_orientation(image, loads=False)
         return turn_form(Form((image.height, image.width), 1), orientation).size
 
 
 def _read_bands(content: bytes, channels: int) -> Values | None:
     """The values of a TIFF; None if Pillow reads as much of it."""
-    if channels in COLOURS and not exceeds_pillow(content):
+    if channels in PLAIN_CHANNELS and not exceeds_pillow(content):
         return None
     try:
         return read_tiff(content, channels)
     except MissingCodec:
-        if channels not in COLOURS or not _can_load(content):
+        if channels not in PLAIN_CHANNELS or not _can_load(content):
             raise
         return None
 
@@ -211,13 +209,15 @@ def _read_values(
     grey = read_grey_values(image)
     if grey is not None:
         return Values(grey[..., None])
-    if has_deep_colours(image, content) and (rules.reads_all_bits or channels not in COLOURS):
+    if has_deep_colours(image, content) and (
+        rules.reads_all_bits or channels not in PLAIN_CHANNELS
+    ):
         deep = read_deep_colours(content)
         if deep is not None:
             return Values(deep, alpha=deep.shape[2] in (2, 4) and deep.shape[2] != channels)
         if rules.depth > 8:
             raise UnreadableImage("16-bit colours of which Pillow reads 8 bits")
-    if channels not in COLOURS:
+    if channels not in PLAIN_CHANNELS:
         return Values(read_samples_as_data(image, channels))
     if rules.depth == 8:
         return None
@@ -247,7 +247,7 @@ def choose_data_mode(image: Image.Image, channels: int) -> str:
 
 def count_channels(image: Image.Image, content: bytes, channels: int) -> int | None:
     """The channels of an image whose alpha, if it has one, is data; None if the image fits `channels` in any case."""
-    if channels in COLOURS:
+    if channels in PLAIN_CHANNELS:
         return None
     if has_deep_colours(image, content) and content.startswith(PNG):
         return {2: 3, 4: 2, 6: 4}[content[25]]  # colour types

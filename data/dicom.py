@@ -46,7 +46,7 @@ def read_dicom_header(file: IO[bytes], reads_pixels: bool = False) -> Any:
     try:
         dataset = pydicom.dcmread(file, stop_before_pixels=not reads_pixels)
     except Exception as error:  # damaged files make pydicom raise all kinds of exceptions
-        raise UnreadableImage(f"damaged DICOM ({shorten(error)})") from error
+        raise UnreadableImage(f"damaged DICOM ({shorten_error(error)})") from error
     if "Rows" not in dataset or "Columns" not in dataset:
         kind = dataset.get("SOPClassUID", "")
         raise UnreadableImage(
@@ -117,7 +117,7 @@ def decode_frame(dataset: Any) -> NDArray[Any]:
                 f"DICOM compressed by {syntax.name}, which pydicom reads with further packages, such as pylibjpeg "
                 "(see its documentation), or not at all"
             ) from error
-        raise UnreadableImage(f"DICOM ({shorten(error)})") from error
+        raise UnreadableImage(f"DICOM ({shorten_error(error)})") from error
 
 
 def to_native(array: NDArray[Any]) -> NDArray[Any]:
@@ -125,7 +125,7 @@ def to_native(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def shorten(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """What an exception says, in one line."""
     return " ".join(str(error).split())[:120] or type(error).__name__
 

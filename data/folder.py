@@ -103,8 +103,10 @@ def resolve_folder(root: str | None, setting: str, dataset: str) -> Path:
 class TableDataModule(ImageDataModule):
     """Image files whose labels may stand in a table."""
 
-    place_settings: ClassVar[tuple[str, ...]] = ("labels", "val_labels")
-    label_settings = Labelling.settings()
+    place_settings: ClassVar[tuple[str, ...]] = ("labels",)
+    label_settings: ClassVar[Sequence[str]] = [
+        name for name in Labelling.settings() if name != "val_labels"
+    ]
 
     def read_table(self, *sources: FileSource) -> list[FileSource]:
         """The files of a folder, or of one that trains and one that validates, with the labels and columns of their table, if
@@ -140,7 +142,8 @@ class Folder(TableDataModule):
     table `labels` (see Labelling).
     """
 
-    place_settings = ("root", "val_root")
+    place_settings = ("root", "val_root", "val_labels")
+    label_settings = Labelling.settings()
 
     def __init__(
         self,

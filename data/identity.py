@@ -37,23 +37,26 @@ SPLITS = ("train", "val")
 class ImageList:
     """The images of a split: an id and a size in bytes for each, and the ids and the digests of some of them.
 
-    An id is a hash of the image's name, or its number where images have no names; a size is 0 where it is not known.
+    An id is a hash of the image's name, or its number where images have no names; a size is 0 where it is not known. There are
+    labels, hashes of the names of classes, where a table has them.
     """
 
     ids: Ids
     sizes: NDArray[np.int64]
     sampled: Ids
     digests: Ids
+    labels: Ids
 
     @classmethod
     def of(cls, source: Source) -> "ImageList":
         """The images of a source. A function of the id decides which are sampled, so that a few new files change few of them."""
         ids = source.image_ids()
         rows = np.argsort(ids * SCATTER, kind="stable")[:SAMPLED]
-        return cls(ids, source.image_sizes(), ids[rows], digest_images(source, rows))
+        sizes, labels = source.image_sizes(), source.label_ids()
+        return cls(ids, sizes, ids[rows], digest_images(source, rows), labels)
 
     def hash(self, kind: Any) -> str:
-        """A hash of the list, in its order, and of `kind`, what else decides on the images."""
+        """A hash of the list, in its order, and of `kind`, what else decides on the images, such as their labels."""
         content = hashlib.sha256(fingerprint(kind).encode())
         for array in (self.ids, self.sizes, self.sampled, self.digests):
             content.update(np.ascontiguousarray(array).tobytes())
@@ -122,6 +125,9 @@ def unite(current: ImageList, earlier: ImageList) -> ImageList:
         np.concatenate([current.sizes, earlier.sizes[gone]]),
         np.concatenate([current.sampled, earlier.sampled[unsampled]]),
         np.concatenate([current.digests, earlier.digests[unsampled]]),
+        np.concatenate([current.labels, earlier.labels[gone]])
+        if len(current.labels) and len(earlier.labels)
+        else current.labels[:0],
     )
 
 
@@ -136,13 +142,21 @@ def read_image_lists(folder: Path) -> dict[str, ImageList]:
     try:
         with (folder / IMAGES).open("rb") as file, np.load(file) as arrays:
             return {
-                split: ImageList(*(arrays[f"{split}_{name}"] for name in names))
+                split: ImageList(*(read_list(arrays, f"{split}_{name}") for name in names))
                 for split in SPLITS
                 if f"{split}_ids" in arrays
             }
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         log_line(f"{folder / IMAGES} is damaged ({error}), so it can't be said which images differ")
         return {}
+
+
+def read_list(arrays: Mapping[str, Any], name: str) -> NDArray[Any]:
+    """An array of a run folder's list; none of labels in one that an earlier version wrote."""
+    if name.endswith("_labels") and name not in arrays:
+        return np.zeros(0, np.uint64)
+    array: NDArray[Any] = arrays[name]
+    return array
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,7 @@ class SplitChange:
     copied       validation images whose copies the run was trained on, and which are left out of training now
     missing      images of the run that are in neither split
     altered      images of the same name and another size or content
+    relabelled   images of the same name and another label in the table
     """
 
     split: str
@@ -165,6 +180,7 @@ class SplitChange:
     copied: int = 0
     missing: int = 0
     altered: int = 0
+    relabelled: int = 0
     examples: Sequence[str] = ()
 
     @property
@@ -184,6 +200,7 @@ class SplitChange:
             f"added, as {', '.join(self.examples)}": self.added,
             "missing": self.missing,
             "of the same name with another content": self.altered,
+            "with another label": self.relabelled,
             swapped: self.swapped,
             "copies of images that trained before, so that their scores are too good": self.copied,
         }
@@ -284,6 +301,7 @@ def compare_split(
         copied=copied if split == "val" else 0,
         missing=int(gone.sum()),
         altered=len(find_altered(source, earlier)),
+        relabelled=count_relabelled(source, earlier),
         examples=[source.image_name(int(row)) for row in added[:SHOWN_NAMES]],
     )
 
@@ -296,6 +314,15 @@ def find_altered(source: Source, earlier: ImageList) -> Ids:
     sampled, rows, places = np.intersect1d(ids, earlier.sampled, return_indices=True)
     rewritten = sampled[digest_images(source, rows) != earlier.digests[places]]
     return np.union1d(resized, rewritten)
+
+
+def count_relabelled(source: Source, earlier: ImageList) -> int:
+    """The number of images that have another label than in an earlier list, where tables have labels."""
+    labels = source.label_ids()
+    if not len(labels) or not len(earlier.labels):
+        return 0
+    _, here, there = np.intersect1d(source.image_ids(), earlier.ids, return_indices=True)
+    return int((labels[here] != earlier.labels[there]).sum())
 
 
 def check_same_images(images: ImageSet, folder: Path | None, resumes: bool = False) -> None:

@@ -25,6 +25,7 @@ from codegrid.data.tables import (
 )
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
+from codegrid.engine.words import format_word
 
 MISMATCHES = ("stop", "skip")
 NAMED_AT_MOST = 5  # names in a sentence
@@ -98,13 +99,13 @@ class LabelledFiles:
     """Files with what a table says of them.
 
     sources        the files of each folder, with their labels and columns
-    file_column    the column that names them
+    file_column    the column that names them; None if two tables have two such columns
     column_names   the names that numbers stand for in columns of text
     summary        what was read, for the summary of the images
     """
 
     sources: list[FileSource]
-    file_column: str
+    file_column: str | None
     column_names: dict[str, list[str]]
     summary: str
 
@@ -217,7 +218,7 @@ def label_files(
             folder.label_source(labels[i] if labels is not None else None, names, columns[i])
             for i, folder in enumerate(folders)
         ],
-        folders[0].file_column,
+        folders[0].file_column if len({f.file_column for f in folders}) == 1 else None,
         {name: column.names for name, column in columns[0].items() if column.names is not None},
         summarize_tables(folders, columns[0]),
     )
@@ -240,11 +241,7 @@ def open_folders(sources: Sequence[FileSource], settings: Labelling) -> list[Lab
         table = open_table(table_file, setting, [name for _, name in wanted])
         for key, name in wanted:
             table.check_column(key, name)
-        # Both folders are named by the same column, whichever it is.
-        column = folders[0].file_column if folders else settings.file_column
-        if column is not None:
-            table.check_column("data.file_column", column)
-        folders.append(LabelledFolder(source, table, settings, column))
+        folders.append(LabelledFolder(source, table, settings, settings.file_column))
     return folders
 
 
@@ -256,11 +253,10 @@ def find_table(source: FileSource, settings: Labelling, is_val: bool) -> tuple[P
     table_file = Path(value).expanduser()
     if table_file.is_file():
         return table_file, setting
-    inside = source.root / value
-    way_out = (
-        f"there is data.{key}={inside}" if inside.is_file() else "give the table of the images"
-    )
-    raise InputError(f"{setting} is not a file; {way_out}")
+    inside = source.root / table_file.name
+    if inside.is_file():
+        raise InputError(f"{setting} is not a file; there is {format_word(f'data.{key}', inside)}")
+    raise InputError(f"{setting} is not a file; say where the table is with data.{key}=<file>")
 
 
 def check_match(folders: Sequence[LabelledFolder], mismatch: str) -> None:

@@ -24,7 +24,7 @@ from codegrid.data.order import BatchOrder
 from codegrid.data.pixels import PixelRules
 from codegrid.data.source import RawImage, Source, SourceSubset
 from codegrid.data.store import fingerprint
-from codegrid.data.tiff import COLOURS
+from codegrid.data.tiff import PLAIN_CHANNELS
 from codegrid.data.values import Values, values_to_pixels
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.locks import Lock
@@ -138,7 +138,9 @@ class ShardSource(Source):
             int(self.ends[-1])
             is_packed = bool(config.get("compression") or config.get("encryption"))
             has_pickles = "pickle" in formats
-            self._kinds = dict(zip(columns, map(str, formats), strict=False))
+            # Items that hold items have more formats than names.
+            flat = len(formats) == len(columns)
+            self._kinds = dict(zip(columns, map(str, formats), strict=True)) if flat else {}
         except Exception as error:  # any text may stand there
             raise InputError(
                 f"{where} has an index.json that is not litdata's ({summarize_error(error)}); write it anew"
@@ -278,7 +280,7 @@ def to_pixels(value: Any, form: Form, rules: PixelRules = PLAIN) -> NDArray[Any]
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise UnreadableImage(f"{array.dtype} pixels, which are no numbers")
-    if form.channels not in COLOURS:
+    if form.channels not in PLAIN_CHANNELS:
         return values_to_pixels(
             take_values(array, choose_axes(array.shape, form.channels)), form, rules
         )

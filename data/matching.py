@@ -3,7 +3,7 @@
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -41,24 +41,25 @@ class FileNames:
     @cached_property
     def stems(self) -> Places:
         """The files by their paths without endings."""
-        return place_names(posixpath.splitext(name)[0] for name in self.names)
+        return place_names([posixpath.splitext(name)[0] for name in self.names])
 
     @cached_property
     def alone(self) -> Places:
         """The files by their names without folders."""
-        return place_names(name.rpartition("/")[2] for name in self.names)
+        return place_names([name.rpartition("/")[2] for name in self.names])
 
     @cached_property
     def alone_stems(self) -> Places:
         """The files by their names without folders and endings."""
-        return place_names(posixpath.splitext(name.rpartition("/")[2])[0] for name in self.names)
+        names = (name.rpartition("/")[2] for name in self.names)
+        return place_names([posixpath.splitext(name)[0] for name in names])
 
 
-def place_names(names: Iterable[str]) -> Places:
+def place_names(names: Sequence[str]) -> Places:
     """The place of each name, SEVERAL for one that occurs more than once."""
-    places: Places = {}
-    for place, name in enumerate(names):
-        places[name] = SEVERAL if name in places else place
+    places: Places = dict(zip(names, range(len(names)), strict=True))
+    if len(places) < len(names):
+        places |= {name: SEVERAL for name, n in Counter(names).items() if n > 1}
     return places
 
 
@@ -72,9 +73,10 @@ def clean_path(text: str) -> str:
     if not text:
         return ""
     text = normalise_unicode(text)
-    if "\\" in text:
-        text = text.replace("\\", "/")
-    return posixpath.normpath(text)
+    text = text.replace("\\", "/")
+    if "//" in text or "./" in text or text[-1] in "./":
+        return posixpath.normpath(text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -101,27 +103,22 @@ class NameReading:
         )
 
 
-def list_readings(files: FileNames, table_folder: str, values: Sequence[str]) -> list[NameReading]:
-    """The ways in which values may name the files, the likeliest first."""
-    readings = []
-    for has_endings, places, alone in (
-        (True, files.paths, files.alone),
-        (False, files.stems, files.alone_stems),
-    ):
-        ways: list[tuple[str, Callable[[str], str], Places]] = [
-            (f"paths below {files.root}", str, places),
-            ("paths from the folder of the table", make_joiner(table_folder, files.prefix), places),
-            *(
-                (f"paths after {prefix}", make_cutter(prefix), places)
-                for prefix in find_prefixes(values, places, files.prefix)
-            ),
-            ("names of files in any folder", take_name, alone),
-        ]
-        ending = "" if has_endings else ", without endings"
-        readings += [
-            NameReading(f"{how}{ending}", has_endings, read, where) for how, read, where in ways
-        ]
-    return readings
+def list_readings(
+    files: FileNames, table_folder: str, values: Sequence[str], has_endings: bool
+) -> list[NameReading]:
+    """The ways in which values, with the endings of files or without, may name the files, the likeliest first."""
+    places, alone = (files.paths, files.alone) if has_endings else (files.stems, files.alone_stems)
+    ways: list[tuple[str, Callable[[str], str], Places]] = [
+        (f"paths below {files.root}", str, places),
+        ("paths from the folder of the table", make_joiner(table_folder, files.prefix), places),
+        *(
+            (f"paths after {prefix}", make_cutter(prefix), places)
+            for prefix in find_prefixes(values, places, files.prefix)
+        ),
+        ("names of files in any folder", take_name, alone),
+    ]
+    ending = "" if has_endings else ", without endings"
+    return [NameReading(f"{how}{ending}", has_endings, read, where) for how, read, where in ways]
 
 
 def make_joiner(table_folder: str, root: str) -> Callable[[str], str]:
@@ -210,25 +207,34 @@ def choose_reading(
     """
     folder = table.file.parent.resolve().as_posix()
     for most in (SAMPLED_ROWS, None):
-        candidates = []
         read = table.read(columns, most) if columns else []
-        for column, values in zip(columns, read, strict=True):
-            if isinstance(values, list):
-                candidates += read_candidates(column, values, files, folder)
+        texts = {
+            column: values
+            for column, values in zip(columns, read, strict=True)
+            if isinstance(values, list)
+        }
+        n = max(map(len, read), default=0)
+        candidates = read_candidates(texts, files, folder, has_endings=True)
+        # Names without endings count if those with endings leave most rows without a file.
+        if not any(candidate.hits >= RIVAL * n for candidate in candidates):
+            candidates += read_candidates(texts, files, folder, has_endings=False)
         if candidates:
             best = pick_candidate(candidates, table, files)
             return best.column, best.reading
-        if not read or len(read[0]) < SAMPLED_ROWS:
+        if n < SAMPLED_ROWS:
             break
     raise InputError(explain_no_match(table, columns, files))
 
 
 def read_candidates(
-    column: str, values: list[str], files: FileNames, table_folder: str
+    texts: Mapping[str, list[str]], files: FileNames, table_folder: str, has_endings: bool
 ) -> list[Candidate]:
-    """The ways in which a column names at least one file."""
-    readings = list_readings(files, table_folder, values)
-    candidates = [Candidate(column, reading, reading.place(values)) for reading in readings]
+    """The ways in which columns name at least one file."""
+    candidates = [
+        Candidate(column, reading, reading.place(values))
+        for column, values in texts.items()
+        for reading in list_readings(files, table_folder, values, has_endings)
+    ]
     return [candidate for candidate in candidates if candidate.hits]
 
 

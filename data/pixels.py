@@ -10,26 +10,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.images import to_depth, to_uint8
+from codegrid.data.ranges import (
+    FULL_8_BITS,
+    FULL_16_BITS,
+    Range,
+    Ranges,
+    as_ranges,
+    check_value_range,
+    choose_common_range,
+    find_outside,
+    to_range_setting,
+)
+from codegrid.data.scaling import (
+    are_short,
+    find_channel_extremes,
+    find_extremes,
+    find_numbers,
+    scale_short,
+)
 from codegrid.data.shown import pick_shown
 from codegrid.engine.errors import InputError
 
-FULL_8_BITS = (0, 2**8 - 1)
-FULL_16_BITS = (0, 2**16 - 1)
 # The settings of a dataset that rules consist of.
 RULE_SETTINGS = ("range", "alpha", "depth", "show", "number_type")
-AUTO, PERCENTILES = "auto", "percentiles"
 DEPTHS = (8, 16)
 ALPHA_CHOICES = ("white", "ignore")
 # Types that values can have in their own units; wider whole numbers are no pixels of a known format.
 NUMBER_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 MAX_CHANNELS = 16
-NO_DATA = 1e30  # floating-point files mark pixels without a value by numbers as large as this
-SHORT_SPAN = 2**15 - 1  # of a range whose steps are larger than the rounding of float32
 MAX_NOTES = 1000  # images whose values lie outside the range: more are not counted
-
-Range = tuple[float, float]
-Ranges = tuple[Range, ...]
-RangeSetting = str | Sequence[float] | Sequence[Sequence[float]] | None
 
 
 class ValuesBeyondRange(Exception):
@@ -239,177 +248,6 @@ def read_settings(data: Mapping[str, Any]) -> PixelRules:
         show=check_show(data.get("show"), data.get("channels") or MAX_CHANNELS),
         number_type=check_number_type(data.get("number_type")),
     )
-
-
-def as_ranges(value_range: Range | Ranges) -> Ranges:
-    """A range for all channels, or one for each, as ranges."""
-    first = value_range[0]
-    return value_range if isinstance(first, tuple) else (value_range,)  # type: ignore[return-value]
-
-
-def to_range_setting(ranges: Ranges) -> list[Any]:
-    """data.range for these ranges: [low, high], or a list of such pairs where channels differ."""
-    pairs = [list(pair) for pair in ranges]
-    return pairs[0] if len(pairs) == 1 else pairs
-
-
-def write_ranges(ranges: Ranges) -> str:
-    """Ranges as a command has them: [0,4095]."""
-    return str(to_range_setting(ranges)).replace(" ", "")
-
-
-def format_ranges(ranges: Ranges) -> str:
-    """Ranges in a sentence: 0 to 4,095, and where channels differ those of the first four."""
-    texts = [f"{low:,.6g} to {high:,.6g}" for low, high in ranges[:4]]
-    return ", ".join(texts) + (f" and {len(ranges) - 4} more" if len(ranges) > 4 else "")
-
-
-def mask_numbers(values: NDArray[Any], missing: float | None = None) -> NDArray[np.bool_]:
-    """Where values are numbers, neither NaN nor infinite nor a mark of missing data."""
-    numbers = np.ones(values.shape, bool)
-    if values.dtype.kind == "f":
-        numbers = np.isfinite(values) & (np.abs(values) < NO_DATA)
-    return numbers if missing is None else numbers & (values != missing)
-
-
-def find_numbers(
-    values: NDArray[Any], missing: float | None = None
-) -> tuple[Range, NDArray[np.bool_] | None]:
-    """The lowest and the highest number, (0, 0) if there is none, and where numbers are, None if everywhere (mask_numbers)."""
-    if values.size and missing is None:
-        low, high = float(values.min()), float(values.max())  # NaN if there is one
-        if values.dtype.kind != "f" or (low > -NO_DATA and high < NO_DATA):
-            return (low, high), None
-    numbers = mask_numbers(values, missing)
-    chosen = values[numbers]
-    extremes = (float(chosen.min()), float(chosen.max())) if chosen.size else (0.0, 0.0)
-    return extremes, numbers
-
-
-def find_extremes(values: NDArray[Any], missing: float | None = None) -> Range:
-    """The lowest and the highest value; NaN, infinities and marks of missing data don't count. (0, 0) without any other."""
-    return find_numbers(values, missing)[0]
-
-
-def are_short(values: NDArray[Any], ranges: Ranges) -> bool:
-    """Whether `scale_short` is exact enough for these values (h, w, channels)."""
-    return (
-        values.ndim == 3
-        and values.dtype in (np.uint16, np.int16)
-        and len(ranges) in (1, values.shape[2])
-        and all(high - low <= SHORT_SPAN for low, high in ranges)
-    )
-
-
-def find_channel_extremes(values: NDArray[Any]) -> list[Range]:
-    """The lowest and the highest of whole numbers (h, w, channels) in each channel."""
-    height, width, channels = values.shape
-    if not values.flags.c_contiguous:
-        return [find_extremes(values[..., channel]) for channel in range(channels)]
-    rows = values.reshape(height, width * channels)  # in long rows, which numpy is fast at
-    lows, highs = (ends.reshape(width, channels) for ends in (rows.min(axis=0), rows.max(axis=0)))
-    return [*zip(map(float, lows.min(axis=0)), map(float, highs.max(axis=0)), strict=True)]
-
-
-def scale_short(
-    values: NDArray[Any], ranges: Ranges, extents: Sequence[Range]
-) -> NDArray[np.uint16]:
-    """Whole numbers of 16 bits (h, w, channels) as pixels of 16 bits, each the nearest or as near as to a hundredth of a step.
-
-    A third of the time that float64 takes. `extents` are the lowest and highest values, for each range.
-    """
-    height, width, channels = values.shape
-    rows, is_flat = values, values.flags.c_contiguous
-    lows, steps = (
-        np.array(numbers, np.float32)
-        for numbers in zip(
-            *((low, FULL_16_BITS[1] / (high - low)) for low, high in ranges), strict=True
-        )
-    )
-    if is_flat and len(ranges) > 1:
-        rows = values.reshape(height, width * channels)
-        lows, steps = np.tile(lows, width), np.tile(steps, width)
-    scaled = rows.astype(np.float32)
-    if lows.any():
-        scaled -= lows
-    scaled *= steps
-    scaled += np.float32(0.5)
-    beyond = zip(ranges, extents, strict=True)
-    if any(lowest < low or highest > high for (low, high), (lowest, highest) in beyond):
-        np.clip(scaled, 0, FULL_16_BITS[1], out=scaled)
-    return scaled.astype(np.uint16).reshape(values.shape)
-
-
-def find_outside(ranges: Ranges, extremes: Sequence[Range]) -> list[Range]:
-    """Those of the lowest and highest values, for each range, of which one lies outside of it."""
-    return [
-        (lowest, highest)
-        for (low, high), (lowest, highest) in zip(ranges, extremes, strict=True)
-        if lowest < low or highest > high
-    ]
-
-
-def choose_common_range(extremes: Sequence[Range]) -> Range:
-    """Black and white for values of several images, given as the lowest and highest of each."""
-    lows, highs = zip(*extremes, strict=True)
-    return choose_range(min(lows), max(highs))
-
-
-def choose_range(lowest: float, highest: float) -> Range:
-    """Black and white for values from `lowest` to `highest`.
-
-    White is the smallest 2^b - 1 that holds the highest value, or 2^-b if that is below 1: 4095 for 12-bit values in 16-bit
-    files. Black is 0, or, if there are negative values, the smallest -2^b that holds the lowest. So the brightest pixel is
-    always in the upper half, and a few brighter images do not change the scale.
-    """
-    black = 0.0 if lowest >= 0 else -(2.0 ** math.ceil(math.log2(-lowest)))
-    if highest <= 0:
-        white = 0.0 if black else 1.0
-    elif highest <= 1:
-        white = 2.0 ** math.ceil(math.log2(highest))
-    else:
-        white = float(2 ** math.ceil(highest).bit_length() - 1)
-    return to_plain_number(black), to_plain_number(white)
-
-
-def to_plain_number(value: float) -> float:
-    """A whole number as int, so that configs and messages show 4095 and not 4095.0."""
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def check_value_range(setting: RangeSetting, channels: int | None = None) -> Ranges | str:
-    """data.range as ranges, one for all channels or one for each of `channels`; or AUTO, also for null, or PERCENTILES.
-
-    Raises InputError for anything else.
-    """
-    if setting is None or (isinstance(setting, str) and setting in (AUTO, PERCENTILES)):
-        return setting or AUTO
-    items = [setting] if isinstance(setting, int | float | str) else list(setting)
-    pairs = items if all(isinstance(item, Sequence) for item in items) else [items]
-    ranges = tuple(pair for item in pairs if (pair := _read_pair(item)))
-    if not pairs or len(ranges) < len(pairs):
-        shown = items[0] if len(items) == 1 and not isinstance(items[0], Sequence) else setting
-        raise InputError(
-            f"data.range={shown} must be auto, percentiles, the values that become the lowest and the highest pixel, "
-            "as [0,4095], or such a pair for each channel"
-        )
-    if channels is not None and len(ranges) not in (1, channels):
-        raise InputError(
-            f"data.range has {len(ranges)} pairs for data.channels={channels}; give one pair for all, or one for each"
-        )
-    return ranges
-
-
-def _read_pair(item: Any) -> Range | None:
-    """Two rising numbers as a range; None for anything else."""
-    if isinstance(item, str) or not isinstance(item, Sequence) or len(item) != 2:
-        return None
-    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in item):
-        return None
-    low, high = item
-    if not -math.inf < low < high < math.inf:
-        return None
-    return to_plain_number(low), to_plain_number(high)
 
 
 def check_num_channels(channels: int) -> None:

@@ -1,6 +1,5 @@
 """Boxes cut out of pictures, which are read without the rest where their files allow it."""
 
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,23 +22,23 @@ from codegrid.data.arrays import (
     map_array,
     open_array,
     read_header,
-    take_values,
+    to_plain_type,
 )
-from codegrid.data.decode import PNG, decode, measure_image
+from codegrid.data.decode import decode, measure_image
 from codegrid.data.dicom import is_dicom, read_dicom_header
 from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, turn_form
 from codegrid.data.pieces import held_pieces
 from codegrid.data.pixels import PixelRules
+from codegrid.data.plain_tiff import Tag
 from codegrid.data.resize import fit_pixels
 from codegrid.data.tiff import (
     BANDS,
     BLACK_IS_ZERO,
-    NODATA,
     RGB,
     ROWS,
-    Layout,
     MissingCodec,
+    TiffLayout,
     choose_samples,
     describe_codec,
     is_pillows,
@@ -58,11 +57,10 @@ from codegrid.engine.sizes import Size
 
 YCBCR, JPEG_CODES = 6, (6, 7, 34892, 33007)  # a photometric interpretation, and compressions
 OPEN_PICTURES = 64  # whose headers are held in memory
-LATE_MARKS = (b"eXIf", b"XML:com.adobe.xmp")  # of what may be at the end of a PNG
 
 
 @dataclass(frozen=True)
-class Box:
+class PixelBox:
     """A part of a picture: its upper left pixel and its size."""
 
     top: int
@@ -91,7 +89,7 @@ class FileId:
     stamp: tuple[int, int]
 
 
-class Picture(ABC):
+class LargePicture(ABC):
     """A picture in a file, of `size` (rows, columns), upright."""
 
     def __init__(self, file: FileId, size: Size) -> None:
@@ -99,18 +97,18 @@ class Picture(ABC):
         self.size = size
 
     @abstractmethod
-    def read(self, box: Box, form: Form, rules: PixelRules) -> NDArray[Any]:
+    def read(self, box: PixelBox, form: Form, rules: PixelRules) -> NDArray[Any]:
         """A box as pixels of a form. Raises UnreadableImage."""
 
 
-class DirectPicture(Picture):
+class DirectPicture(LargePicture):
     """A picture of which a box is read without the rest."""
 
     @abstractmethod
-    def read_values(self, box: Box) -> Values:
+    def read_values(self, box: PixelBox) -> Values:
         """The values of a box. Raises UnreadableImage."""
 
-    def read(self, box: Box, form: Form, rules: PixelRules) -> NDArray[Any]:
+    def read(self, box: PixelBox, form: Form, rules: PixelRules) -> NDArray[Any]:
         return values_to_pixels(self.read_values(box), form, rules)
 
 
@@ -122,10 +120,9 @@ class ArrayPicture(DirectPicture):
         self.header = header
         self.axes = axes
 
-    def read_values(self, box: Box) -> Values:
+    def read_values(self, box: PixelBox) -> Values:
         array = self.axes.to_channels_last(map_array(self.file.path, self.header))
-        part = np.array(array[box.slices])
-        return take_values(part, Axes(part.shape, -1))
+        return Values(to_plain_type(np.array(array[box.slices])), note=self.axes.note)
 
 
 class MappedTiff(DirectPicture):
@@ -139,7 +136,7 @@ class MappedTiff(DirectPicture):
         self.header = header
         self.order = order
 
-    def read_values(self, box: Box) -> Values:
+    def read_values(self, box: PixelBox) -> Values:
         array = map_array(self.file.path, self.header)
         array = array.transpose([self.order.index(axis) for axis in "RCS"])
         return self.samples.take(np.array(array[box.slices]))
@@ -148,17 +145,17 @@ class MappedTiff(DirectPicture):
 class SegmentedTiff(DirectPicture):
     """A TIFF of tiles or strips, of which those are decoded that a box lies in."""
 
-    def __init__(self, file: FileId, layout: Layout, samples: "Samples") -> None:
+    def __init__(self, file: FileId, layout: TiffLayout, samples: "Samples") -> None:
         super().__init__(file, layout.size)
         self.samples = samples
         self.pages = [Segments(file, number, page) for number, page in enumerate(layout.pages)]
 
-    def read_values(self, box: Box) -> Values:
+    def read_values(self, box: PixelBox) -> Values:
         parts = [page.read(box) for page in self.pages]
         return self.samples.take(np.concatenate(parts, 2))
 
 
-class WholePicture(Picture):
+class WholePicture(LargePicture):
     """A picture that is decoded whole, and stays in memory as long as there is room for it."""
 
     def __init__(self, file: FileId, size: Size, channels: int) -> None:
@@ -166,16 +163,17 @@ class WholePicture(Picture):
         super().__init__(file, size)
         self.channels = channels
 
-    def read(self, box: Box, form: Form, rules: PixelRules) -> NDArray[Any]:
+    def read(self, box: PixelBox, form: Form, rules: PixelRules) -> NDArray[Any]:
         def load() -> NDArray[Any]:
-            content = read_file(self.file.path)
-            if content.startswith(PNG) and any(mark in content for mark in LATE_MARKS):
-                size = measure_image(io.BytesIO(content), reads_all=True)
-                if size != self.size:
-                    raise UnreadableImage(
-                        "a PNG that says at its end how it is turned; save it upright"
-                    )
-            return decode(content, Form(self.size, self.channels), rules)
+            pixels = decode(
+                read_picture_file(self.file.path), Form.of_own_size(self.channels), rules
+            )
+            if pixels.shape[1:] != self.size:  # as of a PNG that says at its end how it is turned
+                height, width = pixels.shape[1:]
+                raise UnreadableImage(
+                    f"{width} x {height} pixels, where its header says {self.size[1]} x {self.size[0]}"
+                )
+            return pixels
 
         key = (self.file, self.channels, rules.depth, str(rules.value_range), rules.alpha)
         whole = held_pieces.get(key, load)
@@ -183,7 +181,7 @@ class WholePicture(Picture):
         return fit_pixels(part, form.size, form.fit).transpose(2, 0, 1)
 
 
-def read_file(path: Path) -> bytes:
+def read_picture_file(path: Path) -> bytes:
     """The content of a file. Raises UnreadableImage."""
     try:
         return path.read_bytes()
@@ -201,12 +199,12 @@ class Samples:
     missing: float | None
 
     @classmethod
-    def of(cls, layout: Layout, channels: int) -> "Samples":
+    def of(cls, layout: TiffLayout, channels: int) -> "Samples":
         """Those for data.channels. Raises UnreadableImage if they don't fit."""
         page = layout.page.keyframe
         use, alpha, note = choose_samples(layout, channels)
         check_channels(use - alpha, channels, note)
-        marked = NODATA in page.tags
+        marked = Tag.NO_DATA in page.tags
         return cls(use, alpha, note, float(page.nodata) if marked else None)
 
     def take(self, array: NDArray[Any]) -> Values:
@@ -243,7 +241,7 @@ class Segments:
         self.is_planar = frame.planarconfig == 2 and self.samples > 1
         self.grid = (-(-self.size[0] // self.shape[0]), -(-self.size[1] // self.shape[1]))
 
-    def read(self, box: Box) -> NDArray[Any]:
+    def read(self, box: PixelBox) -> NDArray[Any]:
         """The values (h, w, samples) of a box."""
         values = np.full((*box.size, self.samples), self.nodata, self.dtype)
         with open(self.file.path, "rb", buffering=0) as opened:
@@ -253,7 +251,7 @@ class Segments:
                 paste(values[..., plane], segment, top - box.top, left - box.left)
         return values
 
-    def find_segments(self, box: Box) -> Iterator[tuple[int, slice, int, int]]:
+    def find_segments(self, box: PixelBox) -> Iterator[tuple[int, slice, int, int]]:
         """The number, the samples, the top and the left of each segment that a box lies in."""
         height, width = self.shape
         rows = range(box.top // height, -(-box.bottom // height))
@@ -293,7 +291,7 @@ def paste(values: NDArray[Any], segment: NDArray[Any], top: int, left: int) -> N
 
 
 @lru_cache(OPEN_PICTURES)
-def open_picture(file: FileId, channels: int) -> Picture:
+def open_picture(file: FileId, channels: int) -> LargePicture:
     """The picture of a file for data.channels; only its header is read. Raises UnreadableImage."""
     if not file.stamp[0]:
         raise UnreadableImage("empty file")
@@ -309,7 +307,7 @@ def open_picture(file: FileId, channels: int) -> Picture:
         raise UnreadableImage(reason) from error
 
 
-def open_by_kind(file: FileId, opened: IO[bytes], channels: int) -> Picture:
+def open_by_kind(file: FileId, opened: IO[bytes], channels: int) -> LargePicture:
     """The picture of an open file, by its first bytes."""
     start = opened.read(132)
     opened.seek(0)
@@ -319,7 +317,7 @@ def open_by_kind(file: FileId, opened: IO[bytes], channels: int) -> Picture:
     if start.startswith(NPY):
         header = read_header(opened)
         axes = choose_axes(header.shape, channels)
-        check_complete(header, file)
+        check_length(header, file)
         return ArrayPicture(file, header, axes)
     if start.startswith(ZIP):
         with open_array(opened) as member:
@@ -331,7 +329,7 @@ def open_by_kind(file: FileId, opened: IO[bytes], channels: int) -> Picture:
     return WholePicture(file, measure_image(opened), channels)
 
 
-def open_layout(file: FileId, layout: Layout, channels: int) -> Picture:
+def open_layout(file: FileId, layout: TiffLayout, channels: int) -> LargePicture:
     """The picture of an open TIFF: mapped, by segments, or whole if it is turned or of colours that need a conversion."""
     page = layout.page.keyframe
     mark = page.tags.get(ORIENTATION)
@@ -342,7 +340,7 @@ def open_layout(file: FileId, layout: Layout, channels: int) -> Picture:
     samples = Samples.of(layout, channels)
     if mapped := map_layout(file, layout):
         header, order = mapped
-        check_complete(header, file)
+        check_length(header, file)
         return MappedTiff(file, size, samples, header, order)
     if layout.way == ROWS:
         return WholePicture(file, size, channels)
@@ -367,7 +365,7 @@ def has_codec(page: Any) -> bool:
     return page.compression in codecs and page.predictor in predictors
 
 
-def map_layout(file: FileId, layout: Layout) -> tuple[ArrayHeader, str] | None:
+def map_layout(file: FileId, layout: TiffLayout) -> tuple[ArrayHeader, str] | None:
     """Where the values of a TIFF lie in its file, and the order of their axes (see MappedTiff); None if in several pieces."""
     page = layout.page.keyframe
     rows, columns = layout.size
@@ -390,7 +388,7 @@ def map_layout(file: FileId, layout: Layout) -> tuple[ArrayHeader, str] | None:
     return ArrayHeader(shape, dtype, False, offset), order
 
 
-def check_complete(header: ArrayHeader, file: FileId) -> None:
+def check_length(header: ArrayHeader, file: FileId) -> None:
     """Raise UnreadableImage if a file is shorter than its header says: a memory map of it would end the process."""
     missing = header.offset + header.num_bytes - file.stamp[0]
     if missing > 0:

@@ -127,6 +127,7 @@ class LiveSamples(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = list(indices) if self.rows is None else self.rows[indices].tolist()
         images, labels, faults = self.source.read_batch(chosen, self.form)
+        images = self.source.rules.deepen(images)
         readable = [
             (images[place], labels[place]) for place in range(len(chosen)) if place not in faults
         ]

@@ -72,6 +72,10 @@ class Source(ABC):
         """The sizes of the images in bytes (n,), 0 where they are not known without opening them."""
         return np.zeros(self.n, np.int64)
 
+    def label_ids(self) -> NDArray[np.uint64]:
+        """A hash of the name of each image's class (n,), where labels lie beside the images, in a table; else nothing (0,)."""
+        return np.zeros(0, np.uint64)
+
     def raw_content(self, index: int) -> bytes | None:
         """Undecoded bytes by which an image differs from others, or None if its source has none that are quick to read."""
         return None
@@ -164,6 +168,11 @@ class FileSource(Source):
 
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)
+
+    def label_ids(self) -> NDArray[np.uint64]:
+        if not self.has_table:
+            return super().label_ids()
+        return hash_names([*self.classes, ""])[self.labels]  # -1, none, is the last
 
     def shares_names(self, other: Source) -> bool:
         return isinstance(other, FileSource) and self.root == other.root

@@ -15,11 +15,12 @@ import numpy as np
 from codegrid.data.endings import REMEDIES
 from codegrid.data.image_set import ImageSet
 from codegrid.data.labels import display_classes
-from codegrid.data.pixels import FULL_16_BITS, MAX_CHANNELS, format_ranges, write_ranges
+from codegrid.data.pixels import MAX_CHANNELS
+from codegrid.data.ranges import FULL_16_BITS, format_ranges, write_ranges
 from codegrid.data.samples import ArraySamples
 from codegrid.data.source import spread
 from codegrid.data.survey import SURVEYED_PIXELS, Survey
-from codegrid.data.tiff import COLOURS
+from codegrid.data.tiff import PLAIN_CHANNELS
 from codegrid.data.tiles import TileSource
 from codegrid.engine.sizes import write_size
 from codegrid.engine.words import format_word
@@ -244,7 +245,7 @@ def odd_files(data: ImageSet) -> Iterator[str]:
         advice = f"; data.channels={n} reads the {n} pages of {first.name} as channels"
         yield (
             f"{len(paged):,} of {len(facts):,} images are TIFFs of several pages, of which the first alone is read"
-            f"{advice if 1 < n <= MAX_CHANNELS and n not in COLOURS else ''}"
+            f"{advice if 1 < n <= MAX_CHANNELS and n not in PLAIN_CHANNELS else ''}"
         )
     height, width = data.image_size
     small = sum(f.size[0] < width or f.size[1] < height for f in facts)

@@ -34,25 +34,22 @@ from codegrid.data.dicom import (
     read_dicom,
     read_dicom_header,
 )
-from codegrid.data.pixels import (
+from codegrid.data.pixels import MAX_CHANNELS, NUMBER_TYPES, PixelRules
+from codegrid.data.ranges import (
     AUTO,
-    MAX_CHANNELS,
-    NUMBER_TYPES,
     PERCENTILES,
-    PixelRules,
     Range,
     Ranges,
     choose_range,
-    find_extremes,
-    mask_numbers,
     to_plain_number,
     write_ranges,
 )
+from codegrid.data.scaling import find_extremes, mask_numbers
 from codegrid.data.source import RawImage, Source, spread
 from codegrid.data.threads import map_in_threads
 from codegrid.data.tiff import (
     ALPHA_IS_DATA,
-    COLOURS,
+    PLAIN_CHANNELS,
     choose_samples,
     is_pillows,
     is_tiff,
@@ -287,7 +284,7 @@ def inspect_tiff(file: IO[bytes], channels: int, reads_pixels: bool) -> ImageFac
     with open_tiff(file) as tiff:
         layout = lay_out(tiff, channels)
         page = layout.page.keyframe
-        if channels in COLOURS and is_pillows(layout):
+        if channels in PLAIN_CHANNELS and is_pillows(layout):
             return None
         samples, alpha, note = choose_samples(layout, channels)
         facts = ImageFacts(
@@ -481,7 +478,7 @@ def choose_auto_range(survey: Survey, values: Range, channels: int) -> Range | R
     from one sensor, and three are taken for colours.
     """
     by_channel = survey.by_channel(channels)
-    if survey.number_type == "float32" and channels not in COLOURS and by_channel:
+    if survey.number_type == "float32" and channels not in PLAIN_CHANNELS and by_channel:
         return tuple(choose_range(*extremes) for extremes in by_channel)
     return choose_range(*values)
 

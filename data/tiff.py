@@ -7,7 +7,6 @@ for each band, and a page for each row of pixels, whose width is the number of b
 import io
 import logging
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -17,10 +16,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from codegrid.data.orientation import ORIENTATION, apply_orientation
-from codegrid.data.plain_tiff import BITS, FORMAT, NODATA, SAMPLES, open_plain, peek_tags
+from codegrid.data.plain_tiff import BROKEN, Tag, open_plain, open_plain_series, peek_tags
 from codegrid.data.values import UnreadableImage, Values, check_channels, check_num_pixels
 
-MAX_BANDS = 16
+MOST_BANDS = 16
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF's
 UNSIGNED = 1
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = range(4)  # photometric interpretations
@@ -30,7 +29,7 @@ REDUCED, MASK = 1, 4  # kinds of pages that are no images of their own
 UNNAMED = ("Q", "I")  # axes of pages of which a file does not say what they are
 ROWS, BANDS = "one page a row", "one page a band"
 ALPHA_IS_DATA = "the channel marked alpha is data"
-COLOURS = (1, 3)  # channels that a dataset of plain pictures has
+PLAIN_CHANNELS = (1, 3)  # channels that a dataset of plain pictures has
 
 # Odd tags are no reason to write on the screen for each file; what can't be read raises.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -41,7 +40,7 @@ class MissingCodec(UnreadableImage):
 
 
 @dataclass(frozen=True)
-class Layout:
+class TiffLayout:
     """Where the values of a picture lie in an open file.
 
     size       (rows, columns)
@@ -74,10 +73,12 @@ def exceeds_pillow(content: bytes) -> bool:
     """Whether Pillow might lose bits or bands of a TIFF, by the tags of its first page; False for a broken file."""
     try:
         tags, following = peek_tags(content)
-    except struct.error:
+    except BROKEN:
         return False
-    deep = max(tags.get(BITS, ()), default=1) > 8 or not {*tags.get(FORMAT, ())} <= {UNSIGNED}
-    samples = max(tags.get(SAMPLES, ()), default=1)
+    deep = max(tags.get(Tag.BITS, ()), default=1) > 8 or not {*tags.get(Tag.SAMPLE_FORMAT, ())} <= {
+        UNSIGNED
+    }
+    samples = max(tags.get(Tag.SAMPLES, ()), default=1)
     return (
         deep or samples > 4 or bool(following and samples == 1)
     )  # pages that may be bands or rows
@@ -99,23 +100,27 @@ def read_tiff(content: bytes, channels: int) -> Values | None:
     """
     if page := open_plain(content):
         return read_unless_pillows(lay_out_page(page, 0), channels)
+    if series := open_plain_series(content):
+        return read_unless_pillows(lay_out_pages(series, channels), channels)
     with open_tiff(io.BytesIO(content)) as file:
         return read_unless_pillows(lay_out(file, channels), channels)
 
 
-def read_unless_pillows(layout: Layout, channels: int) -> Values | None:
+def read_unless_pillows(layout: TiffLayout, channels: int) -> Values | None:
     """The values of a picture whose place is known, upright; None if Pillow reads as much of it."""
-    return None if channels in COLOURS and is_pillows(layout) else read_layout(layout, channels)
+    return (
+        None if channels in PLAIN_CHANNELS and is_pillows(layout) else read_layout(layout, channels)
+    )
 
 
-def is_pillows(layout: Layout) -> bool:
+def is_pillows(layout: TiffLayout) -> bool:
     """Whether Pillow reads all of a picture: plain colours of 8 bits, or colours that it converts to RGB."""
     page = layout.page.keyframe
     plain = page.dtype == np.uint8 and layout.samples <= 4 and not layout.way
     return plain or page.bitspersample < 8 or page.photometric > PALETTE
 
 
-def read_layout(layout: Layout, channels: int) -> Values:
+def read_layout(layout: TiffLayout, channels: int) -> Values:
     """The values of a picture whose place is known, upright. Raises UnreadableImage if `channels` does not fit."""
     page = layout.page.keyframe
     check_num_pixels(layout.size[1], layout.size[0])
@@ -129,11 +134,11 @@ def read_layout(layout: Layout, channels: int) -> Values:
         array = array.astype(np.float32)
     if alpha and page.extrasamples[-1] == MULTIPLIED:
         array = divide_by_alpha(array)
-    mark = page.tags.get(NODATA)
+    mark = page.tags.get(Tag.NO_DATA)
     return Values(array, alpha, note, None if mark is None else float(page.nodata))
 
 
-def lay_out(file: Any, channels: int) -> Layout:
+def lay_out(file: Any, channels: int) -> TiffLayout:
     """Where the picture for data.channels lies in an open TIFF. Raises UnreadableImage if there are two readings."""
     first = file.pages.first
     is_packed = first.is_imagej or '"truncated": true' in first.description
@@ -146,21 +151,23 @@ def lay_out(file: Any, channels: int) -> Layout:
     return lay_out_page(series[0], max(len(series), len(own)) - 1)
 
 
-def lay_out_page(page: Any, others: int) -> Layout:
+def lay_out_page(page: Any, others: int) -> TiffLayout:
     """The layout of a picture on one page, beside others."""
     keyframe = page.keyframe
     if keyframe.imagedepth > 1:
         raise UnreadableImage(f"a volume of {keyframe.imagedepth} slices")
     samples = 3 if keyframe.photometric == PALETTE else keyframe.samplesperpixel
-    return Layout((keyframe.imagelength, keyframe.imagewidth), samples, (page,), others=others)
+    return TiffLayout((keyframe.imagelength, keyframe.imagewidth), samples, (page,), others=others)
 
 
-def lay_out_pages(series: Any, channels: int) -> Layout:
+def lay_out_pages(series: Any, channels: int) -> TiffLayout:
     """The layout of a series of pages of one sample each, which are bands, rows or pictures of their own."""
     page, n = series.keyframe, math.prod(series.get_shape(True)[:-2])
     size, width = (page.imagelength, page.imagewidth), page.imagewidth
     is_flat = len(series.get_shape(True)) == 3
-    rows = is_flat and width <= MAX_BANDS and (series.kind == "shaped" or width == channels)
+    # A picture has more rows and columns than bands, a stack of small pages perhaps not.
+    can_be_rows = series.kind == "shaped" and min(n, size[0]) > width
+    rows = is_flat and width <= MOST_BANDS and (can_be_rows or width == channels)
     bands = pick_bands(series, channels)
     if rows and width == channels == len(bands):
         raise UnreadableImage(
@@ -168,11 +175,11 @@ def lay_out_pages(series: Any, channels: int) -> Layout:
             "save it with one page"
         )
     if rows and len(bands) != channels:
-        return Layout((n, size[0]), width, series, series, ROWS)
+        return TiffLayout((n, size[0]), width, series, series, ROWS)
     if bands:
         if len(bands) == n:
-            return Layout(size, n, series, series, BANDS)
-        return Layout(size, len(bands), [series[number] for number in bands], way=BANDS)
+            return TiffLayout(size, n, series, series, BANDS)
+        return TiffLayout(size, len(bands), [series[number] for number in bands], way=BANDS)
     return lay_out_page(series[0], n - 1)
 
 
@@ -193,14 +200,21 @@ def pick_bands(series: Any, channels: int) -> list[int]:
     return list(range(shape[0]))
 
 
-def choose_samples(layout: Layout, channels: int) -> tuple[int, bool, str]:
+def choose_samples(layout: TiffLayout, channels: int) -> tuple[int, bool, str]:
     """How many samples of a pixel are read for data.channels, whether the last is alpha, and a note where there was a choice."""
     page, samples = layout.page.keyframe, layout.samples
+    if samples == 1 and page.photometric == WHITE_IS_ZERO:
+        return 1, False, "0 is white in the files, and the lowest value here"
     marks = [int(mark) for mark in page.extrasamples]
     if samples == channels:
         is_marked = bool(set(marks) & set(ALPHA_MARKS))
         return samples, False, ALPHA_IS_DATA if is_marked else layout.way
-    if channels in COLOURS and samples - 1 in COLOURS and not layout.way and page.dtype.kind == "u":
+    if (
+        channels in PLAIN_CHANNELS
+        and samples - 1 in PLAIN_CHANNELS
+        and not layout.way
+        and page.dtype.kind == "u"
+    ):
         if marks[-1:] and marks[-1] in ALPHA_MARKS:
             return samples, True, ""
         if page.photometric == RGB:
@@ -215,7 +229,7 @@ def check_complete(page: Any) -> None:
         raise UnreadableImage(f"{len(page.dataoffsets)} of {expected:,} pieces, truncated")
 
 
-def read_samples(layout: Layout) -> NDArray[Any]:
+def read_samples(layout: TiffLayout) -> NDArray[Any]:
     """The values (h, w, samples) of a picture, upright."""
     page = layout.page.keyframe
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from codegrid.data.form import Form
 from codegrid.data.loading import count_cores
 from codegrid.data.pixels import PixelRules
-from codegrid.data.regions import Box, DirectPicture, FileId, Picture, open_picture
+from codegrid.data.regions import DirectPicture, FileId, LargePicture, PixelBox, open_picture
 from codegrid.data.samples import raise_unreadable
 from codegrid.data.source import FileSource, RawImage, Source, spread
 from codegrid.data.split import Names, hash_names
@@ -22,7 +22,7 @@ from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 
-SHAPES = "shapes"  # the array of a cache entry: rows, columns, and whether boxes are read without the rest
+PICTURE_SHAPES = "shapes"  # the array of a cache entry: rows, columns, and whether boxes are read without the rest
 
 
 class TileSource(Source):
@@ -73,14 +73,14 @@ class TileSource(Source):
         row, column = divmod(int(index - self.starts[number]), int(self.grids[number, 1]))
         return number, row, column
 
-    def find_box(self, index: int) -> tuple[Picture, Box]:
+    def find_box(self, index: int) -> tuple[LargePicture, PixelBox]:
         """The picture that a tile is of, and where. Raises UnreadableImage."""
         number, row, column = self.locate(index)
         height, width = self.tile
         picture = open_file(self.whole, number, self.channels)
         if picture.size != tuple(self.sizes[number]):
             raise UnreadableImage("its size has changed since the tiles were counted")
-        return picture, Box(row * height, column * width, self.tile)
+        return picture, PixelBox(row * height, column * width, self.tile)
 
     def read_image(self, index: int, form: Form) -> tuple[NDArray[Any], int]:
         picture, box = self.find_box(index)
@@ -142,7 +142,7 @@ class TileSource(Source):
         return pixels, pixels - self.n * self.tile[0] * self.tile[1]
 
 
-def open_file(source: FileSource, number: int, channels: int) -> Picture:
+def open_file(source: FileSource, number: int, channels: int) -> LargePicture:
     """The picture of a file of a source. Raises UnreadableImage."""
     return open_picture(FileId(source.files[number], source.stamps[number]), channels)
 
@@ -216,7 +216,7 @@ def load_shapes(
     source: FileSource, channels: int, title: str, cache_dir: str | None, patience: float | None
 ) -> tuple[NDArray[np.int64], dict[str, str]]:
     """The shapes (n, 3) of the pictures of a source (see TileSource), and the faults of those without one, name -> reason."""
-    spec = {SHAPES: ((len(source), 3), "int64")}
+    spec = {PICTURE_SHAPES: ((len(source), 3), "int64")}
 
     def fill(arrays: Arrays) -> dict[str, str]:
         faults = {}
@@ -233,16 +233,16 @@ def load_shapes(
                 if isinstance(shape, str):
                     faults[source.image_name(number)] = shape
                 else:
-                    arrays[SHAPES][number] = shape
+                    arrays[PICTURE_SHAPES][number] = shape
         return faults
 
     if cache_dir is None:
-        arrays: Arrays = {SHAPES: np.zeros((len(source), 3), np.int64)}
+        arrays: Arrays = {PICTURE_SHAPES: np.zeros((len(source), 3), np.int64)}
         faults = fill(arrays)
     else:
         key = [source.key, channels]
         arrays, faults = load_or_fill(cache_dir, f"sizes-{title}", key, spec, fill)
-    return np.array(arrays[SHAPES]), dict(faults)
+    return np.array(arrays[PICTURE_SHAPES]), dict(faults)
 
 
 def measure_picture(source: FileSource, number: int, channels: int) -> Sequence[int] | str:

@@ -58,7 +58,7 @@ def export_codes(samples: ArraySamples, metadata: dict[str, Any], file: Path) ->
                 np.savez(opened, **arrays, **extra)  # type: ignore[arg-type]
         else:
             text = {
-                name: json.dumps(value, ensure_ascii=False)
+                name: json.dumps(value, ensure_ascii=False, allow_nan=False)
                 if isinstance(value, list)
                 else str(value)
                 for name, value in metadata.items()

@@ -8,12 +8,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from codegrid.data.form import Form
-from codegrid.data.pixels import PixelRules, mask_numbers
+from codegrid.data.pixels import PixelRules
 from codegrid.data.resize import fit_pixels
+from codegrid.data.scaling import mask_numbers
 
 # Pixels; as RGB they take 800 MB while an image is resized. Large JPEGs are downscaled while they are decoded.
 MAX_PIXELS = 2**28
-LUMA = (19595, 38470, 7471)  # of 2^16: what red, green and blue weigh in grey (ITU-R BT.601)
+GREY_WEIGHTS = (
+    19595,
+    38470,
+    7471,
+)  # of 2^16: what red, green and blue weigh in grey (ITU-R BT.601)
 
 
 class UnreadableImage(Exception):
@@ -107,5 +112,5 @@ def blend_with_white(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 def mix_grey(pixels: NDArray[Any]) -> NDArray[Any]:
     """Pixels (h, w, 3) -> (h, w, 1), weighed and rounded as Pillow does."""
-    mixed = pixels.astype(np.int64) @ np.array(LUMA)
+    mixed = pixels.astype(np.int64) @ np.array(GREY_WEIGHTS)
     return ((mixed + 2**15) >> 16).astype(pixels.dtype)[..., None]

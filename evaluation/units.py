@@ -8,7 +8,8 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_float, to_uint8
-from codegrid.data.pixels import PixelRules, Range, to_range_setting
+from codegrid.data.pixels import PixelRules
+from codegrid.data.ranges import Range, to_range_setting
 from codegrid.data.shown import choose_shown, pick_shown
 from codegrid.evaluation.scores import name_channels, write_range
 

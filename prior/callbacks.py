@@ -15,6 +15,7 @@ from codegrid.data.pictures import show_picture, tile_images
 from codegrid.engine.callbacks.alarms import Alarms, Sign
 from codegrid.engine.errors import check_range
 from codegrid.engine.folder import PICTURES
+from codegrid.evaluation.units import describe_shown
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, PriorModule
@@ -24,11 +25,16 @@ SIDE = 256  # approximate width and height of a loss map in pixels
 
 
 def save_validation_picture(
-    trainer: L.Trainer, module: PriorModule, rows: list[torch.Tensor], name: str, scale: int
+    trainer: L.Trainer,
+    module: PriorModule,
+    rows: list[torch.Tensor],
+    name: str,
+    scale: int,
+    caption: str = "",
 ) -> None:
     """Save and log the rows (n, C, H, W) uint8 as a picture, in pictures/ of the run folder."""
     folder = Path(trainer.default_root_dir) / PICTURES
-    show_picture(trainer, tile_images(rows, scale=scale), folder, name, module.step)
+    show_picture(trainer, tile_images(rows, scale=scale), folder, name, module.step, caption)
 
 
 class SamplePictures(Callback):
@@ -46,8 +52,10 @@ class SamplePictures(Callback):
         labels = torch.arange(n) % classes if classes else None
         codes = sample(module.model, Sampler.unmodified(), n, seed=0, labels=labels)
         decoded = self.tokenizer.to(module.device).decode_indices(codes)
-        images = self.tokenizer.rules.to_picture(decoded)
-        save_validation_picture(trainer, module, list(images.split(self.n)), "samples", scale=2)
+        rules = self.tokenizer.rules
+        images = rules.to_picture(decoded)
+        rows, caption = list(images.split(self.n)), describe_shown(rules, decoded.shape[1])
+        save_validation_picture(trainer, module, rows, "samples", 2, caption)
 
 
 class LossMapPictures(Callback):

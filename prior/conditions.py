@@ -121,7 +121,7 @@ def refuse_label(classes: ClassTable, label: Any) -> InputError:
     names = classes.names
     hint, listed = ";", display_classes(names, NAMES_LISTED)
     if isinstance(label, str):
-        nearest = find_nearest(label, names)
+        nearest = find_nearest_names(label, names)
         likeness, first = nearest[0]
         if likeness >= NEAR:
             hint = f", did you mean {names[first]}?"
@@ -137,7 +137,7 @@ def refuse_label(classes: ClassTable, label: Any) -> InputError:
     )
 
 
-def find_nearest(label: str, names: Sequence[str]) -> list[tuple[float, int]]:
+def find_nearest_names(label: str, names: Sequence[str]) -> list[tuple[float, int]]:
     """The likeness, 0 to 1, and the number of up to NAMES_LISTED names that are most like the label, whatever their capitals."""
     matcher = SequenceMatcher(b=label.casefold())
 

@@ -25,6 +25,7 @@ from codegrid.engine.exit_codes import SIGNALS
 from codegrid.engine.folder import CARD
 from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
+from codegrid.evaluation.units import describe_shown
 from prior.conditions import encode_init_image, show_init_image
 from prior.decoding.generate import generate
 from prior.decoding.pictures import decode_latents, show_pixels
@@ -192,8 +193,8 @@ def open_saver(
         forms["codes"] = CodeFile(folder / "codes.pt", shape, source.labels, source.classes)
     first = max(shown if "grid" in save else 0, MAX_JUDGED if "neighbours" in save else 0)
     if first:
-        kept = (min(n, first), channels, *size)
-        forms["first"] = FirstSamples(folder / "first", kept, rules.depth)
+        of_first = (min(n, first), channels, *size)
+        forms["first"] = FirstSamples(folder / "first", of_first, rules.depth)
     return SampleSaver(folder, n, source.about, forms)
 
 
@@ -254,13 +255,15 @@ def save_pictures(
     first = saver.first_samples()
     figures: dict[str, Any] = {}
     pictures: list[Path] = []
+    tokenizer = source.tokenizer
+    caption = describe_shown(tokenizer.rules, tokenizer.encoder.channels)
     with explain_write_errors(saver.folder):
         if "grid" in save:
-            shown = show_pixels(first, source.tokenizer.rules)
-            pictures.append(save_grid(shown, saver.folder, columns, rows, source.head))
+            shown = show_pixels(first, tokenizer.rules)
+            pictures.append(save_grid(shown, saver.folder, columns, rows, source.head, caption))
         if data is not None:
-            figures, sheet = find_neighbours(first, data, source.tokenizer, source.flip)
-            pictures.append(save_picture(sheet, saver.folder / "neighbours.png"))
+            figures, sheet = find_neighbours(first, data, tokenizer, source.flip)
+            pictures.append(save_picture(sheet, saver.folder / "neighbours.png", caption))
     return figures | ({"pictures": [str(picture) for picture in pictures]} if pictures else {})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import identify_pixels
-from codegrid.data.images import to_float, to_uint8
+from codegrid.data.images import to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import progress_bar
@@ -33,6 +33,7 @@ from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
 from prior.likelihood import judge_codes
@@ -296,11 +297,11 @@ class PriorJudge:
             save_picture(mean_picture, folder / "mean.png"),
         ]
         if self.m:
-            shown = self.images.rules.to_picture(to_float(self.samples[:SAMPLES_SHOWN]))
-            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN))
+            shown = show_pixels(self.samples[:SAMPLES_SHOWN], self.images.rules)
+            files.append(save_grid(shown, folder, SAMPLE_COLUMNS, SAMPLES_SHOWN, (), caption))
         files += save_verdicts(self.validity, folder)
         if self.neighbours is not None:
-            files.append(save_picture(self.neighbours, folder / "neighbours.png"))
+            files.append(save_picture(self.neighbours, folder / "neighbours.png", caption))
         return files
 
     def describe_model(self) -> dict[str, Any]:

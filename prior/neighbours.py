@@ -16,6 +16,7 @@ from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most
 NEIGHBOURS_SHOWN = 16  # samples in the picture
+NUMBERS_AT_ONCE = 2**27  # of queries in float64, a GiB: more are converted again for each batch
 
 
 def check_same_grid(grid: tuple[int, int], own: tuple[int, int]) -> None:
@@ -103,17 +104,24 @@ def nearest_rows(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Te
     Returns distances (n, k) float64, the root mean square over pixels, in ascending order, and the images' indices (n, k),
     counted over all batches.
     """
-    flat = queries.flatten(1).double()  # in which the sums of squares are exact
-    squares = flat.square().sum(1, keepdim=True)
+    flat = queries.flatten(1)
+    at_once = max(1, NUMBERS_AT_ONCE // flat.shape[1])
+    if len(flat) <= at_once:
+        flat = flat.double()  # in which the sums of squares are exact
+    squares = torch.cat(
+        [part.double().square().sum(1, keepdim=True) for part in flat.split(at_once)]
+    )
     best = torch.full((len(flat), k), torch.inf, dtype=torch.float64, device=flat.device)
     indices = torch.zeros(len(flat), k, dtype=torch.int64, device=flat.device)
     first = 0  # the index of the batch's first image
     for batch in batches:
         x = batch.flatten(1).double()
-        distances = squares + x.square().sum(1) - 2 * flat @ x.t()
+        products = torch.cat([part.double() @ x.t() for part in flat.split(at_once)])
+        distances = squares + x.square().sum(1) - 2 * products
         batch_indices = torch.arange(first, first + len(x), device=flat.device)
         best, order = torch.cat([best, distances], 1).topk(k, largest=False)
         candidates = torch.cat([indices, batch_indices.expand(len(flat), -1)], 1)
         indices = candidates.gather(1, order)
         first += len(x)
-    return (best / flat.shape[1]).sqrt(), indices
+    # Sums of millions of squares of 16 bits are rounded, to below 0 for a copy.
+    return (best.clamp(min=0) / flat.shape[1]).sqrt(), indices

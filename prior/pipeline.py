@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from codegrid.engine.errors import InputError
 from codegrid.engine.places import places_of
-from codegrid.engine.sweep import run_once
+from codegrid.engine.sweep import read_metrics, run_once
 from codegrid.evaluation.scores import pipeline_names
 
 COMMON = (  # settings of every stage, by conf/config.yaml
@@ -32,9 +32,8 @@ def run_part(config: Any, folder: Path, ckpt: Path | None = None) -> dict[str, A
     # The pipeline has compared its whole config; a part stands on its neighbour in the folder, wherever that is.
     changeable = ("trainer", "logger", "ckpt")
     with name_group(config.stage):
-        figures = run_once(get_method(config.run), config, folder, changeable)
-    assert figures
-    return figures
+        run_once(get_method(config.run), config, folder, changeable)
+    return read_metrics(folder)  # what an evaluation returns lacks the reasons for absent scores
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def save_grid(
     columns: int,
     rows: int,
     head: Sequence[torch.Tensor] = (),
+    caption: str = "",
 ) -> Path:
     """Save a picture of the first `rows` rows of images (n, C, H, W) uint8, starting with the images of `head`."""
     sheet = torch.cat([*head, images])
@@ -49,4 +50,4 @@ def save_grid(
     shown = list(sheet[: rows * columns].split(columns))
     white = images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)
     shown[-1] = torch.cat([shown[-1], white])
-    return save_picture(tile_images(shown, scale=2), folder / "samples.png")
+    return save_picture(tile_images(shown, scale=2), folder / "samples.png", caption)

@@ -20,7 +20,8 @@ from torch import Tensor
 from codegrid.data.archives import TAR_END, npy_header, npy_size, npz_head, npz_tail, tar_member
 from codegrid.data.part_file import FileMark, PartFile
 from codegrid.data.pictures import encode_png
-from codegrid.data.pixels import PixelRules, to_range_setting
+from codegrid.data.pixels import PixelRules
+from codegrid.data.ranges import to_range_setting
 from codegrid.engine.checkpoint import save_atomically
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
@@ -251,7 +252,7 @@ class NpyFile(StreamedFile):
             "type": self.dtype.name,
             "range": self.range,  # [low, high] of all channels, or one of each
         }
-        write_atomically(self.file.final.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+        write_atomically(self.file.final.with_suffix(".json"), format_figures(about) + "\n")
         self.file.publish()
         return {"npy": str(self.file.final), "range": self.range}
 

@@ -68,6 +68,8 @@ WORDS = {
     "stage=vqgan data=folder data.root=broken data.n_val=1": "can't be read as an image",
     "stage=vqgan data.batch_size=0": "data.batch_size=0 must be at least 1",
     "stage=vqgan data.crop=left": "data.crop=left must be one of centre, random",
+    "stage=vqgan data.tiles=32": "data.tiles=32 is smaller than the 64 pixels",
+    "stage=vqgan data.tiles=64": "data.tiles cuts image files into tiles, and these images are none",
     "stage=vqgan data.cache=tape": "data.cache=tape must be one of none, ram, disk",
     "stage=vqgan data.resize=32": "data.resize=32 must be at least data.image_size=64",
     "stage=vqgan data.image_size=-64": "data.image_size=-64 must be at least 1 pixel",

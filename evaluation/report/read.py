@@ -36,8 +36,12 @@ EARLIER_DATA = {
     "fit": "crop",
     "tiles": None,
     "labels": None,
+    "val_labels": None,
     "label": None,
+    "file_column": None,
     "columns": [],
+    "column_names": None,
+    "mismatch": "stop",
 }
 
 # Recorded by the images of a run: the type of values follows from them. Which channels pictures show changes no image.

@@ -48,11 +48,10 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
             return None
         facts: dict[str, Any] = {"K": tokenizer.K, "grid": list(tokenizer.grid)}
         facts["tokenizer"] = tokenizer.fingerprint()
-        names = name_numbers(images)
         files = []
         for split, samples in codes.items() if config.export else ():
             n = images.size(split)
-            about = {**facts, "views": len(samples) // n, "n": n, **names}
+            about = {**facts, "views": len(samples) // n, "n": n, **name_numbers(images)}
             file = export_codes(samples, about, folder / f"codes-{split}.{config.export}")
             files.append(str(file))
         sizes = {split: len(samples) for split, samples in codes.items()}

@@ -403,6 +403,14 @@ def test_batches_are_uint8_and_reach_the_model_as_floats_channels_last(build: Bu
     assert torch.equal(after, labels)
 
 
+def test_every_dataset_serves_pixels_of_sixteen_bits(build: Build) -> None:
+    (deep, labels), (plain, expected) = (whole(build(depth=depth), "val") for depth in (16, 8))
+    assert deep.dtype == torch.int32
+    off = (to_float(deep) - to_float(plain)).abs() * 127.5
+    assert off.max() <= 2  # JPEGs are decoded by another library
+    assert torch.equal(labels, expected)
+
+
 def test_labels_are_int64_and_have_a_name_or_are_minus_one(build: Build) -> None:
     data = build()
     for split in ("train", "val"):

@@ -21,7 +21,8 @@ from codegrid.data.decode import (
 )
 from codegrid.data.form import Form
 from codegrid.data.orientation import apply_orientation
-from codegrid.data.pixels import FULL_16_BITS, PixelRules
+from codegrid.data.pixels import PixelRules
+from codegrid.data.ranges import FULL_16_BITS
 
 Pixels = NDArray[np.uint8]
 
@@ -523,3 +524,74 @@ def test_to_form_takes_an_image_that_is_in_no_file() -> None:
     assert np.array_equal(
         to_form(Image.fromarray(pixels), Form.square(16, 3)), pixels.transpose(2, 0, 1)
     )
+
+
+ALL_BITS = PixelRules(FULL_16_BITS, depth=16)
+
+
+@pytest.mark.parametrize(("colour", "samples"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_every_channel_of_a_sixteen_bit_png_is_data_if_it_is_counted(
+    colour: int, samples: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 7, samples), np.uint16)
+    content = png(values, colour)
+    form = Form((9, 7), samples)
+    assert np.array_equal(decode(content, form, ALL_BITS), values.transpose(2, 0, 1))
+    assert np.array_equal(decode(content, form), (values >> 8).transpose(2, 0, 1))
+
+
+def test_transparent_colours_of_sixteen_bits_lie_on_white() -> None:
+    values = np.full((4, 4, 4), 20_000, np.uint16)
+    values[..., 3] = np.arange(4) * 21_845  # clear, two steps between, and opaque
+    pixels = decode(png(values, 6), Form.square(4, 3), ALL_BITS)
+    assert pixels[0, 0].tolist() == [65_535, 50_357, 35_178, 20_000]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_eight_bits_become_sixteen_among_deeper_images(kind: str) -> None:
+    content = saved(noise(16, 16), kind)
+    shallow = decode(content, Form.square(16, 3))
+    deep = decode(content, Form.square(16, 3), ALL_BITS)
+    assert deep.dtype == np.uint16
+    assert np.abs(deep / 257 - shallow).max() <= (3 if kind == "JPEG" else 0)  # by another decoder
+
+
+def test_a_palette_with_a_clear_colour_has_four_channels() -> None:
+    indices = np.arange(16, dtype=np.uint8).reshape(4, 4) % 3
+    palette = Image.fromarray(indices).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    pixels = decode(saved(palette, "PNG", transparency=1), Form.square(4, 4))
+    assert np.array_equal(pixels[3], np.where(indices == 1, 0, 255))
+    assert np.array_equal(pixels[0], np.array([10, 40, 70])[indices])
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "words"),
+    [
+        (noise(8, 8), 4, "3 channels"),
+        (noise(8, 8), 2, "3 channels"),
+        (noise(8, 8).convert("L"), 2, "1 channel"),
+        (noise(8, 8).convert("L"), 4, "1 channel"),
+        (noise(8, 8).convert("RGBA"), 5, "4 channels"),
+        (noise(8, 8).convert("RGBA"), 2, "4 channels"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_channels_that_are_not_there_are_never_made_up(
+    kind: str, image: Image.Image, channels: int, words: str
+) -> None:
+    with pytest.raises(UnreadableImage) as raised:
+        decode(saved(image, kind), Form.square(8, channels))
+    assert str(raised.value) == f"{words}, where data.channels={channels}"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_every_fit_is_turned_as_the_exif_tag_says(fit: str, orientation: int) -> None:
+    image = smooth(40, 80)
+    form = Form((32, 60), 3, fit)  # with even margins
+    content = saved(image, "PNG", exif=exif(orientation))
+    upright = saved(ImageOps.exif_transpose(pillow(content)), "PNG", exif=exif(1))
+    assert np.abs(decode(content, form).astype(int) - decode(upright, form)).max() <= 1
+    jpeg = saved(image, "JPEG", exif=exif(orientation), quality=100, subsampling="4:4:4")
+    assert np.abs(decode(jpeg, form).astype(int) - decode(upright, form)).mean() < 3

@@ -123,14 +123,14 @@ def test_memory_of_a_batch_counts_the_type_of_tensors(tmp_path: Path) -> None:
 def test_crops_and_flips_of_sixteen_bits_are_those_of_eight(tmp_path: Path, crop: str) -> None:
     values = draw("uint16", 0, 65_535, 3) >> 8 << 8
     root = write(tmp_path / "images", values)
-    seen = []
+    views = []
     for depth in (8, 16):
         settings = {"crop": crop, "resize": list(SIZE), "image_size": [4, 6], "flip": True}
         data = folder(root, 3, depth=depth, **settings)
         pixels, _ = data.take_evenly("train", 5)
         torch.manual_seed(0)
-        seen.append(data.augment(pixels))
-    assert (seen[0] - seen[1]).abs().max() <= 2 / 255
+        views.append(data.augment(pixels))
+    assert (views[0] - views[1]).abs().max() <= 2 / 255
 
 
 def test_unsigned_numbers_become_signed_tensors() -> None:

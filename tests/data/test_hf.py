@@ -429,7 +429,13 @@ def test_twelve_bit_images_of_a_dataset_are_not_black(
     data = make(files=str(file), n_val=2, streaming=streaming, n_train=8, held_out="last")
     data.prepare_data()
     assert data.decisions()["range"] == [0, 4095]
-    assert data.take_evenly("train", 8)[0].max() > 128
+    assert data.decisions()["depth"] == 16
+    images, _ = next(iter(data.val_dataloader()))
+    x, _ = data.on_after_batch_transfer((images, torch.zeros(2)), 0)
+    values = data.rules.to_units(x)[:, 0, 0, 0]
+    assert values.dtype == np.uint16
+    assert set(values) <= {400 * i for i in range(1, 11)}
+    assert len(set(values)) == 2
 
 
 def grey16(value: int) -> bytes:

@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from codegrid.data.folder import Folder
-from codegrid.data.identity import compare_images, identify_images
+from codegrid.data.identity import compare_images, identify_images, save_image_ids
 from codegrid.data.labelling import Labelling
 from codegrid.data.layouts import FFHQ
+from codegrid.data.source import FileSource, file_stamp
 from codegrid.engine.errors import InputError
+from codegrid.engine.folder import IMAGES, append_record
 from tests.helpers.images import make_images
 
 KINDS = ["wolf", "ant", "bear", "ant", "wolf", "", "bear", "ant"]
@@ -227,6 +229,19 @@ def test_skip_leaves_out_what_does_not_match_and_logs_it(
     )
     ages = np.concatenate([data.columns(split)["age"] for split in ("train", "val")])
     assert sorted(ages[~np.isnan(ages)]) == [0, 2, 2.5, 3, 3.5]
+    for split in ("train", "val"):
+        source = data.source(split)
+        assert isinstance(source, FileSource)
+        assert source.stamps == [file_stamp(file) for file in source.files]
+
+
+def test_skip_leaves_the_class_folders_of_the_rest_as_they_are(tmp_path: Path) -> None:
+    names = [f"{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(3)]
+    save(tmp_path / "root", *names)
+    table = write_table(tmp_path / "t.csv", path=names[1:], age=range(5))
+    settings: dict[str, Any] = {"labels": str(table), "label": None, "columns": ["age"]}
+    data = folder(tmp_path / "root", mismatch="skip", **settings)
+    assert labels(data) == {name: name.split("/")[0] for name in names[1:]}
 
 
 def test_equal_rows_of_a_file_count_as_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +287,7 @@ def test_images_without_a_label_are_counted(root: Path, capsys: pytest.CaptureFi
         ({"mismatch": "keep"}, r"^data\.mismatch=keep must be one of stop, skip$"),
         ({"columns": ["age", "age:text"]}, r"^data\.columns names age twice"),
         ({"label": "vector"}, None),
-        ({"labels": "nowhere.csv"}, r"^data\.labels=nowhere\.csv is not a file; give the table of the images$"),
+        ({"labels": "nowhere.csv"}, r"^data\.labels=nowhere\.csv is not a file; say where the table is with data\.labels=<file>$"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_get_a_sentence(
@@ -351,6 +366,14 @@ def test_a_row_that_names_a_file_in_both_folders_is_refused(splits: Path) -> Non
     assert data.samples("val").labels.tolist() == [-1, 0]
 
 
+def test_two_tables_may_name_their_files_in_two_columns(splits: Path) -> None:
+    val = write_table(splits / "v.csv", image=["0.png", "1.png"], k=["a", "b"])
+    data = open_splits(splits, labels=str(write_train(splits)), val_labels=str(val))
+    assert data.samples("val").labels.tolist() == [0, 1]
+    assert "file_column" not in data.decisions()
+    assert open_splits(splits).decisions()["file_column"] == "path"
+
+
 def test_a_label_that_training_lacks_is_refused(splits: Path) -> None:
     val = write_table(splits / "v.csv", path=["0.png", "1.png"], k=["a", "A"])
     with pytest.raises(
@@ -382,6 +405,38 @@ def test_a_corrected_label_decodes_no_image_again_but_is_another_key(
     assert after.cache_key(split)["labels"] != before.cache_key(split)["labels"]
     assert identify_images(after)[split] != identify_images(before)[split]
     assert compare_images(after, root) is None  # a folder without a record
+
+
+def test_another_label_is_said_of_the_images_of_a_run(root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    data = folder(root, columns=["age"])
+    append_record(run, {}, data.describe())
+    save_image_ids(data, run)
+    assert compare_images(folder(root, columns=["age"], **data.decisions()), run) is None
+    text = (root.parent / "labels.csv").read_text()
+    for before, after in (('"3.png","ant"', '"3.png","bear"'), ('"5.png",""', '"5.png","emu"')):
+        assert before in text
+        text = text.replace(before, after)
+    (root.parent / "labels.csv").write_text(text)
+    change = compare_images(folder(root, columns=["age"]), run)
+    assert change is not None
+    assert sum(split.relabelled for split in change.splits) == 2
+    assert "images (1 with another label)" in str(change)
+    assert change.unchanged == 1
+
+
+def test_a_list_without_labels_of_an_earlier_version_is_read(root: Path, tmp_path: Path) -> None:
+    data = folder(root, labels=None, label=None)
+    append_record(tmp_path, {}, data.describe())
+    save_image_ids(data, tmp_path)
+    with np.load(tmp_path / IMAGES) as arrays:
+        earlier = {name: array for name, array in arrays.items() if "labels" not in name}
+    with (tmp_path / IMAGES).open("wb") as opened:
+        np.savez(opened, **earlier)
+    assert compare_images(data, tmp_path) is None
+    change = compare_images(folder(root), tmp_path)
+    assert str(change).startswith("train has 6 images (with other contents or labels")
 
 
 def test_other_columns_are_another_key(root: Path) -> None:

@@ -135,6 +135,15 @@ def test_two_columns_that_name_other_files_are_refused(root: Path) -> None:
     ]
 
 
+def test_a_column_of_other_files_of_the_folder_is_refused(root: Path) -> None:
+    (root / "t.csv").write_text("image,mask\na.png,a_mask.png\nb.png,b_mask.png\n")
+    files = ["images/a.png", "images/b.png", "masks/a_mask.png", "masks/b_mask.png"]
+    with pytest.raises(
+        InputError, match=r"^the columns image and mask of .*data\.file_column=image$"
+    ):
+        match(root / "t.csv", root, files)
+
+
 def test_a_column_that_names_a_file_by_chance_is_no_rival(root: Path) -> None:
     rows = [f"{i}.png,{i}" for i in range(8)]
     rows[3] = "3.png,5.png"
@@ -171,7 +180,17 @@ def test_an_empty_table_is_refused(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "path"),
-    [("a//b.png", "a/b.png"), (".\\a\\b.png", "a/b.png"), ("a/../b.png", "b.png"), ("", "")],
+    [
+        ("a//b.png", "a/b.png"),
+        ("a/.", "a"),
+        ("a/", "a"),
+        ("a/./b", "a/b"),
+        ("a/..", "."),
+        ("a.", "a."),
+        (".\\a\\b.png", "a/b.png"),
+        ("a/../b.png", "b.png"),
+        ("", ""),
+    ],
 )
 def test_paths_are_cleaned(text: str, path: str) -> None:
     assert clean_path(text) == path

@@ -17,11 +17,11 @@ from codegrid.data.pieces import held_pieces
 from codegrid.data.pixels import PixelRules
 from codegrid.data.regions import (
     ArrayPicture,
-    Box,
     DirectPicture,
     FileId,
+    LargePicture,
     MappedTiff,
-    Picture,
+    PixelBox,
     SegmentedTiff,
     WholePicture,
     open_picture,
@@ -31,11 +31,11 @@ from codegrid.data.values import UnreadableImage
 from tests.helpers.dicoms import dicom_file
 
 BOXES = [
-    Box(0, 0, (16, 16)),
-    Box(5, 7, (33, 40)),
-    Box(44, 60, (16, 20)),
-    Box(0, 0, (60, 80)),
-    Box(31, 15, (1, 2)),
+    PixelBox(0, 0, (16, 16)),
+    PixelBox(5, 7, (33, 40)),
+    PixelBox(44, 60, (16, 20)),
+    PixelBox(0, 0, (60, 80)),
+    PixelBox(31, 15, (1, 2)),
 ]
 RULES = PixelRules((0, 65535), depth=16)
 
@@ -51,11 +51,13 @@ def picture_of(*shape: int, dtype: str = "uint16", seed: int = 0) -> NDArray[Any
     return values.astype(dtype)
 
 
-def opened(path: Path, channels: int) -> Picture:
+def opened(path: Path, channels: int) -> LargePicture:
     return open_picture(FileId(path, file_stamp(path)), channels)
 
 
-def check_boxes(path: Path, channels: int, rules: PixelRules = RULES, close: int = 0) -> Picture:
+def check_boxes(
+    path: Path, channels: int, rules: PixelRules = RULES, close: int = 0
+) -> LargePicture:
     """Each box has the pixels that the same part of the whole picture has."""
     picture = opened(path, channels)
     assert picture.size == (60, 80)
@@ -228,7 +230,7 @@ def test_a_png_that_says_at_its_end_how_it_is_turned_is_refused(tmp_path: Path) 
     chunk, rest = data[start : start + length], data[:start] + data[start + length :]
     (tmp_path / "a.png").write_bytes(rest[:-12] + chunk + rest[-12:])
     picture = opened(tmp_path / "a.png", 3)
-    with pytest.raises(UnreadableImage, match="says at its end how it is turned"):
+    with pytest.raises(UnreadableImage, match="60 x 80 pixels, where its header says 80 x 60"):
         picture.read(BOXES[0], Form((16, 16), 3), PixelRules())
 
 
@@ -239,6 +241,7 @@ def test_a_box_of_a_npy_file_is_mapped(tmp_path: Path, order: Any) -> None:
         np.save(tmp_path / f"{name}.npy", array)
         picture = check_boxes(tmp_path / f"{name}.npy", 2, PixelRules((-512, 511), depth=16))
         assert isinstance(picture, ArrayPicture)
+        assert picture.read_values(BOXES[0]).note == f"arrays with channels {name}"
     np.save(tmp_path / "grey.npy", picture_of(60, 80))
     assert isinstance(check_boxes(tmp_path / "grey.npy", 1), ArrayPicture)
 
@@ -248,7 +251,7 @@ def test_a_box_is_brought_to_its_form(tmp_path: Path) -> None:
     array = picture_of(60, 80, 3, dtype="uint8")
     np.save(tmp_path / "a.npy", array)
     Image.fromarray(array).save(tmp_path / "b.png")
-    box, form = Box(8, 16, (32, 48)), Form((16, 24), 3)
+    box, form = PixelBox(8, 16, (32, 48)), Form((16, 24), 3)
     pixels = [
         opened(tmp_path / name, 3).read(box, form, PixelRules()) for name in ("a.npy", "b.png")
     ]
@@ -270,16 +273,16 @@ def test_only_the_segments_of_a_box_are_read(
             content[offsets[number] : offsets[number] + counts[number]] = bytes(counts[number])
     (tmp_path / "a.tif").write_bytes(content)
     picture = opened(tmp_path / "a.tif", 1)
-    part = picture.read(Box(16, 16, (16, 32)), Form((16, 32), 1), RULES)
+    part = picture.read(PixelBox(16, 16, (16, 32)), Form((16, 32), 1), RULES)
     np.testing.assert_array_equal(part[0], array[16:32, 16:48])
     with pytest.raises(UnreadableImage, match="segment 0: "):
-        picture.read(Box(0, 0, (16, 16)), Form((16, 16), 1), RULES)
+        picture.read(PixelBox(0, 0, (16, 16)), Form((16, 16), 1), RULES)
 
 
 def test_segments_that_a_file_leaves_out_are_no_data(tmp_path: Path) -> None:
     tiles = [np.ones((16, 16), np.uint16), None, None, np.full((16, 16), 4, np.uint16)]
     tifffile.imwrite(tmp_path / "a.tif", iter(tiles), shape=(32, 32), dtype="uint16", tile=(16, 16))
-    part = opened(tmp_path / "a.tif", 1).read(Box(8, 8, (16, 16)), Form((16, 16), 1), RULES)
+    part = opened(tmp_path / "a.tif", 1).read(PixelBox(8, 8, (16, 16)), Form((16, 16), 1), RULES)
     expected = np.zeros((16, 16))
     expected[:8, :8], expected[8:, 8:] = 1, 4
     np.testing.assert_array_equal(part[0], expected)
@@ -296,7 +299,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, settings: dict[str, Any]) -
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
     for name in ("a.tif", "a.npy"):
         with pytest.raises(UnreadableImage, match="truncated"):
-            opened(tmp_path / name, 1).read(Box(44, 64, (16, 16)), Form((16, 16), 1), RULES)
+            opened(tmp_path / name, 1).read(PixelBox(44, 64, (16, 16)), Form((16, 16), 1), RULES)
 
 
 def test_what_is_no_picture_is_refused_by_its_header(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from codegrid.data.decode import decode
 from codegrid.data.form import Form
 from codegrid.data.pixels import PixelRules
-from codegrid.data.plain_tiff import open_plain, peek_tags
+from codegrid.data.plain_tiff import PlainSeries, open_plain, open_plain_series, peek_tags
 from codegrid.data.tiff import (
     MissingCodec,
     divide_by_alpha,
@@ -244,6 +244,12 @@ def test_five_bands_are_no_picture_of_three_channels(layout: str) -> None:
             decode(write_as(layout, draw(48, 80, 5, kind)), Form((48, 80), 3))
 
 
+def test_a_stack_of_small_pages_is_not_taken_for_rows() -> None:
+    stack = draw(10, 12, 5)
+    array = read(write(stack.transpose(2, 0, 1)), 1).array
+    assert np.array_equal(array, stack[..., :1])
+
+
 def test_pages_that_may_be_rows_or_bands_are_a_sentence() -> None:
     content = write(draw(5, 7, 5))
     with pytest.raises(UnreadableImage, match="5 bands or as many rows of 5 bands; save it with"):
@@ -281,6 +287,14 @@ def test_sixteen_bit_palettes_give_their_colours() -> None:
     colours = np.random.default_rng(0).integers(0, 2**16, (3, 2**16), np.uint16)
     content = write(indices, photometric="palette", colormap=colours)
     assert np.array_equal(read(content, 3).array, colours[:, indices].transpose(1, 2, 0))
+
+
+def test_values_of_files_whose_zero_is_white_stay_and_are_noted() -> None:
+    values = draw(20, 30, 1)
+    for packing in ({}, {"compression": "zlib"}):
+        result = read(write(values[..., 0], photometric="miniswhite", **packing), 1)
+        assert np.array_equal(result.array, values)
+        assert result.note == "0 is white in the files, and the lowest value here"
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
@@ -348,15 +362,15 @@ def test_plain_files_are_read_without_tifffile_as_it_reads_them(
     kind: str, rows: int | None, bigtiff: bool, byteorder: str
 ) -> None:
     settings: dict[str, Any] = {"rowsperstrip": rows, "bigtiff": bigtiff, "byteorder": byteorder}
-    for layout in ("samples side by side", "planes"):
+    for layout in ("samples side by side", "planes", "pages"):
         content = write_as(layout, draw(20, 30, 5, kind), **settings)
-        assert open_plain(content)
+        assert open_plain_series(content) if layout == "pages" else open_plain(content)
         with open_tiff(io.BytesIO(content)) as file:
             expected = read_layout(lay_out(file, 5), 5)
         result = read(content, 5)
         assert np.array_equal(result.array, expected.array)
         assert result.array.dtype == expected.array.dtype
-        assert (result.note, result.alpha, result.missing) == ("", False, None)
+        assert (result.note, result.alpha, result.missing) == (expected.note, False, None)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +397,31 @@ def test_pages_without_tags_of_their_own_are_read(layout: str) -> None:
     content = write_as(layout, values, truncate=True)
     assert peek_tags(content)[1] == 0
     assert np.array_equal(read(content, 5).array, values)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compression": "zlib"}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"truncate": True}, {"tile": (16, 16)}],
+    ids=str,
+)  # fmt: skip
+def test_series_that_are_not_plain_are_left_to_tifffile(settings: dict[str, Any]) -> None:
+    values = draw(20, 30, 5)
+    content = write_as("pages", values, **settings)
+    assert open_plain_series(content) is None
+    assert np.array_equal(read(content, 5).array, values)
+    assert open_plain_series(write_as("rows", values)) is None
+    assert open_plain_series(write_as("pages", values)[:-200]) is None
+
+
+def test_pages_that_do_not_follow_each_other_are_read_one_by_one() -> None:
+    values = draw(20, 30, 5)
+    content = write_as("pages", values, rowsperstrip=20, align=4096, contiguous=False)
+    series = open_plain_series(content)
+    assert series
+    pages = [series[i] for i in (4, 0, 3, 1, 2)]
+    mixed = PlainSeries(pages)
+    assert np.array_equal(mixed.asarray(), values.transpose(2, 0, 1)[[4, 0, 3, 1, 2]])
+    assert np.array_equal(series.asarray(), values.transpose(2, 0, 1))
 
 
 def test_pages_strips_out_of_order_and_cut_files_are_not_plain() -> None:

@@ -229,6 +229,17 @@ def test_the_number_held_out_is_one_of_pictures(tmp_path: Path, n_val: int, mess
         cut(scans(tmp_path / "scans", write_tiff), n_val=n_val)
 
 
+def test_a_recorded_boundary_decides_whatever_is_left_of_the_pictures(tmp_path: Path) -> None:
+    root = scans(tmp_path / "scans", write_tiff)
+    first = cut(root, n_val=2)
+    split_at = first.decisions()["split_at"]
+    trained = {first.source("train").image_name(i) for i in range(first.size("train"))}
+    (root / sorted(trained)[0].partition("[")[0]).unlink()
+    second = cut(root, n_val=3, split_at=split_at)
+    left = {second.source("train").image_name(i) for i in range(second.size("train"))}
+    assert left < trained
+
+
 def test_a_single_picture_cannot_be_both_splits(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     write_tiff(tmp_path / "scans" / "a.x", draw(0))

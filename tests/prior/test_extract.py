@@ -171,9 +171,9 @@ def test_unreadable_images_have_no_columns(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Grain, "read_image", read_or_fail)
     data = Tabled(tmp_path, list(range(24)), cache="ram", on_error="skip")
     samples = extract(make_tokenizer().eval(), data, "train", fabric=ALONE)
-    kept = [i for i in range(24) if i not in (0, 7)]
-    assert samples.labels.tolist() == kept
-    assert samples.columns["age"].tolist() == [i / 2 for i in kept]
+    readable = [i for i in range(24) if i not in (0, 7)]
+    assert samples.labels.tolist() == readable
+    assert samples.columns["age"].tolist() == [i / 2 for i in readable]
 
 
 def test_images_are_encoded_once(data: Noise, monkeypatch: pytest.MonkeyPatch) -> None:

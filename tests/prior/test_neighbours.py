@@ -26,8 +26,12 @@ def images(data: Noise) -> torch.Tensor:
     return torch.from_numpy(data.samples("train").values)
 
 
+@pytest.mark.parametrize("at_once", [2**27, 150])
 @pytest.mark.parametrize("batch", [2, 7, 40])
-def test_the_nearest_are_found_whatever_the_batches(batch: int) -> None:
+def test_the_nearest_are_found_whatever_the_batches(
+    batch: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prior.neighbours.NUMBERS_AT_ONCE", at_once)
     queries, others = (
         torch.randint(256, (6, 3, 4, 5), dtype=torch.uint8),
         torch.randint(256, (40, 3, 4, 5), dtype=torch.uint8),
@@ -48,6 +52,14 @@ def test_a_copy_is_at_distance_zero_however_bright_and_large() -> None:
     distances, which = nearest_rows(image, [other, image], 2)
     assert which.tolist() == [[1, 0]]
     assert distances.tolist() == [[0, pytest.approx((1 / 12288) ** 0.5)]]
+
+
+def test_a_copy_of_16_bits_is_near_zero_even_where_sums_of_squares_are_rounded() -> None:
+    values = torch.randint(60_000, 2**16, (2, 16, 512, 300), dtype=torch.int32)
+    distances, indices = nearest_rows(values[:1], [values], 2)
+    assert indices.tolist() == [[0, 1]]
+    assert 0 <= distances[0, 0] < 1e-2
+    assert distances[0, 1] > 1000
 
 
 def test_samples_that_are_copies_are_nearer_than_validation_images_and_come_first(

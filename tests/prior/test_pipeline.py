@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
-from prior.pipeline import COMMON, main_scores, name_group, split_config
+from prior.pipeline import COMMON, main_scores, name_group, run_part, split_config
 from prior.stages.evaluate import evaluate
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.configs import compose_config
@@ -121,6 +121,19 @@ def test_a_pipeline_repeats_the_reason_why_a_score_is_absent_with_the_score() ->
     }
 
 
+def test_a_part_has_the_reasons_that_its_command_does_not_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_quickly(*_: Any) -> dict[str, Any]:
+        figures = {"gfid": None, "absent": {"gfid": "no weights"}}
+        (tmp_path / "metrics.json").write_text(json.dumps(figures))
+        return {"gfid": None}
+
+    monkeypatch.setattr("prior.pipeline.run_once", run_quickly)
+    config = compose_config("stage=evaluate")
+    assert run_part(config, tmp_path)["absent"] == {"gfid": "no weights"}
+
+
 @pytest.mark.slow
 def test_each_part_of_a_pipelines_points_runs_once(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -143,6 +156,7 @@ def test_each_part_of_a_pipelines_points_runs_once(
         names = ("psnr", "perplexity", "bits_per_image")
         assert [figures[name] for name in names] == [20.0, 5.0, 48.0]
         assert figures["nats_per_token"] == prior["nats_per_token"]
+        assert {name for name, v in figures.items() if v is None} <= figures["absent"].keys()
         assert (figures["tokenizer_steps"], figures["prior_steps"]) == (6, 6)
         assert all(Path(picture).is_file() for picture in figures["pictures"])
         assert (

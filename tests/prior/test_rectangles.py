@@ -147,8 +147,8 @@ def test_an_image_is_completed_and_judged_on_the_rectangle_that_the_tokenizer_se
 
 def test_the_picture_of_an_init_image_shows_which_codes_stay(wide: Prior, picture: Path) -> None:
     sampler = make_sampler(init_image=str(picture), region=[1, 0, 3, 5])
-    codes, seen = encode_init_image(picture, wide.tokenizer)
-    head = show_init_image(seen, codes, wide.tokenizer, sampler.known(wide.grid))
+    codes, image = encode_init_image(picture, wide.tokenizer)
+    head = show_init_image(image, codes, wide.tokenizer, sampler.known(wide.grid))
     assert [each.shape for each in head] == 3 * [(1, 3, 16, 24)]
     grey = (head[2] == 128).all(1)[0]
     expected = torch.zeros(16, 24, dtype=torch.bool)
@@ -197,8 +197,8 @@ def test_a_tiff_of_bands_is_completed_and_one_of_other_bands_gets_a_sentence(
 
 def test_an_init_image_of_bands_is_shown_by_three(bands: Prior) -> None:
     values = np.random.default_rng(0).integers(-1000, 3000, (30, 70, 5)).astype(np.int16)
-    codes, seen = encode_init_image(values, bands.tokenizer)
+    codes, image = encode_init_image(values, bands.tokenizer)
     known = torch.arange(24).view(4, 6) < 9
-    assert [each.shape for each in show_init_image(seen, codes, bands.tokenizer, known)] == 3 * [
+    assert [each.shape for each in show_init_image(image, codes, bands.tokenizer, known)] == 3 * [
         (1, 3, 16, 24)
     ]

@@ -121,6 +121,7 @@ def test_a_run_goes_on_that_is_killed_again_and_again(
         ("completed", ["sampler.init_image={photos}/cats/3.png", "sampler.rows=2", "save=grid"]),
         ("unigram", ["save=shards"]),
         ("bands", ["sampler.grid=[5,7]", ALL]),
+        ("kl of bands", ["save=[npy,png]"]),
     ],
 )
 def test_any_model_and_sampler_goes_on(
@@ -134,6 +135,8 @@ def test_any_model_and_sampler_goes_on(
     words = [word.format(photos=photos) for word in words]
     if kind == "kl":
         save_tokenizer_run(tmp_path / "model", "quantizer=kl")
+    elif kind == "kl of bands":
+        save_tokenizer_run(tmp_path / "model", "quantizer=kl", *BANDS)
     elif kind == "unigram":
         save_prior_run(tmp_path / "model", "prior=unigram")
     elif kind == "bands":

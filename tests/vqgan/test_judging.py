@@ -136,10 +136,10 @@ class Seeing(Extractor):
 
     def __init__(self, fetch: bool = False) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        self.seen.append(images)
+        self.inputs.append(images)
         return images.float().mean((2, 3)), None
 
 
@@ -156,7 +156,7 @@ def test_networks_of_three_colours_see_the_shown_channels_in_8_bits(
     x = data.preprocess(data.take_evenly("val", 12)[0])
     numbers = [2] if show == 2 else show or [1, 2, 3]
     expected = to_uint8(x[:, [number - 1 for number in numbers]])
-    assert torch.equal(torch.cat(inception.seen[::2]), expected)
+    assert torch.equal(torch.cat(inception.inputs[::2]), expected)
     assert sheet.provenance["rfid"]["channels"] == numbers
     assert sheet.provenance["lpips"]["channels"] == numbers
     network.shown = None

@@ -13,6 +13,7 @@ from codegrid.data.pictures import draw_bars, show_picture, tile_images
 from codegrid.data.shown import pick_shown
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.loggers import log_histogram
+from codegrid.evaluation.units import describe_shown
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
 
@@ -43,9 +44,11 @@ class CodebookPictures(Callback):
             return
         histogram, atlas = draw_histogram(counts), draw_atlas(module.tokenizer, counts)
         folder = Path(trainer.default_root_dir) / PICTURES
+        tokenizer = module.tokenizer
+        caption = describe_shown(tokenizer.rules, tokenizer.encoder.channels)
         self.files = [
             show_picture(trainer, histogram, folder, "histogram", module.step),
-            show_picture(trainer, atlas, folder, "atlas", module.step),
+            show_picture(trainer, atlas, folder, "atlas", module.step, caption),
         ]
         log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
 

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.pictures import show_picture, tile_images
 from codegrid.engine.folder import PICTURES
+from codegrid.evaluation.units import describe_shown
 from vqgan.module import VQGAN
 
 
@@ -37,6 +38,6 @@ class Reconstructions(Callback):
             if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
                 rows += [originals, copies]
         folder = Path(trainer.default_root_dir) / PICTURES
-        self.file = show_picture(
-            trainer, tile_images(rows, scale=2), folder, "reconstructions", module.step
-        )
+        sheet, caption = tile_images(rows, scale=2), describe_shown(data.rules, data.channels)
+        name, step = "reconstructions", module.step
+        self.file = show_picture(trainer, sheet, folder, name, step, caption)

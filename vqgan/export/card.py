@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegrid.data.pixels import format_ranges
+from codegrid.data.ranges import format_ranges
 from codegrid.data.shown import choose_shown
 from codegrid.engine.card import describe_images, display_command, format_value, is_score
 from codegrid.engine.templates import render_template

@@ -10,6 +10,7 @@ from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import check_int
 from codegrid.engine.folder import PICTURES
 from codegrid.evaluation.reconstruction import Reconstruction
+from codegrid.evaluation.units import describe_shown
 from vqgan.formats.load import format_range
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
@@ -39,7 +40,7 @@ class Preview:
         if n == 0:
             return
         tokenizer = tokenizer.to(device)
-        self.depth = data.rules.depth
+        self.depth, self.caption = data.rules.depth, describe_shown(data.rules, data.channels)
         x = data.preprocess(data.take_evenly("val", n)[0])
         x_hat = reconstruct(tokenizer, x, device)
         self.scores = measure_closeness(x, x_hat, self.depth)
@@ -68,7 +69,8 @@ class Preview:
         if not self.rows:
             return []
         sheet = tile_images(self.rows, scale=max(1, 128 // self.rows[0].shape[-1]))
-        return [str(save_picture(sheet, folder / PICTURES / "reconstructions.png"))]
+        file = folder / PICTURES / "reconstructions.png"
+        return [str(save_picture(sheet, file, self.caption))]
 
 
 @torch.no_grad()
