@@ -65,7 +65,7 @@ def load_tokenizer(ckpt: str | Path, setting: str = "ckpt") -> tuple[Tokenizer, 
     weights = merge_low_rank(weights)  # of a run with lora
     check_weights(weights, tokenizer.state_dict(), file, stamp)
     tokenizer.load_state_dict(weights)
-    read_images_as(tokenizer, config["data"])
+    read_images_as(tokenizer, config.get("data", {}))
     return tokenizer.eval(), config
 
 
