@@ -26,6 +26,7 @@ REMEDIES = {
     **dict.fromkeys(("jxl", "svg", "pdf", "psd", "ai", "eps", "xcf", "exr", "hdr"), "convert them"),
     **dict.fromkeys(("cr2", "cr3", "nef", "arw", "dng", "orf", "rw2", "raf"), "develop them"),
     **dict.fromkeys(("dcm", "dicom"), INSTALL),
+    **dict.fromkeys(("npy", "npz"), "name all endings in data.suffixes"),  # beside pictures
     **dict.fromkeys(("nii", "mha", "nrrd", "mat", "h5"), "convert them"),
     **dict.fromkeys(("mp4", "mov", "avi", "webm", "mkv"), "extract their frames"),
     **dict.fromkeys(("zip", "tar", "gz", "tgz", "rar", "7z"), "unpack them"),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.endings import IMAGE_SUFFIXES, advise_on
+from codegrid.data.endings import ARRAY_SUFFIXES, IMAGE_SUFFIXES, advise_on
 from codegrid.data.labelling import Labelling, label_files
 from codegrid.data.labels import Classes, order_names
 from codegrid.data.loading import count_cores
@@ -158,7 +158,7 @@ class Folder(TableDataModule):
         self.val_root = resolve_folder(val_root, "data.val_root", "folder") if val_root else None
         self.title = self.root.resolve().name
         self.labelling.check(self.val_root is not None)
-        whole = open_class_folders(self.root, self.class_setting, self.suffixes)
+        whole = self._open_whole()
         if not self.labelling.label:
             self._refuse_splits(root, whole.classes)
         self.left_out = whole.left_out
@@ -178,6 +178,15 @@ class Folder(TableDataModule):
         if len(distinct) < len(train):
             self.copied_ids = np.setdiff1d(train.image_ids(), distinct.image_ids())
         self._splits = {"train": distinct, "val": val}
+
+    def _open_whole(self) -> FileSource:
+        """The image files below the root. Beside pictures, arrays are taken for other data, unless data.suffixes names them."""
+        whole = open_class_folders(self.root, self.class_setting, self.suffixes)
+        names = [file.name.lower() for file in whole.files] if self.decides_suffixes else []
+        if len({name.endswith(ARRAY_SUFFIXES) for name in names}) < 2:
+            return whole
+        self.suffixes = [suffix for suffix in self.suffixes if suffix not in ARRAY_SUFFIXES]
+        return open_class_folders(self.root, self.class_setting, self.suffixes)
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:
         """Raise InputError if the class folders are in fact splits."""

@@ -43,7 +43,7 @@ def summarize(data: ImageSet) -> dict[str, Any]:
         "labels": data.label_summary,
         "tiles": describe_tiles(data),
         "sizes": "" if tile_sources(data) else describe_sizes(data.survey),
-        "pixels": describe_pixels(data),
+        "pixels": summarize_values(data),
         "left out": describe_left_out(data),
     }
     odd = [
@@ -129,7 +129,7 @@ def describe_sample(survey: Survey) -> str:
     return f" (in {n:,} of {survey.total:,} images)" if n < survey.total else ""
 
 
-def describe_pixels(data: ImageSet) -> str:
+def summarize_values(data: ImageSet) -> str:
     """Bit depths and colours with their numbers of images, and how more than 8 bits and alpha are read."""
     kinds = Counter(facts.kind for facts in data.survey.facts)
     if not kinds:

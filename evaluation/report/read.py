@@ -239,7 +239,7 @@ def read_run(folder: Path) -> ReportedRun | None:
         pictures=find_pictures(folder, metrics),
         images=read_image_hash(folder),
     )
-    describe_images(run)
+    read_pixel_facts(run)
     run.figures = {name: float(value) for name, value in metrics.items() if is_figure(value)}
     if run.stage == "vqgan" and "bits_per_image" not in run.figures:
         bits = count_bits_per_image(run)
@@ -248,7 +248,7 @@ def read_run(folder: Path) -> ReportedRun | None:
     return run
 
 
-def describe_images(run: ReportedRun) -> None:
+def read_pixel_facts(run: ReportedRun) -> None:
     """Set the range and the depth of a run's images, and what their pictures show, by its config."""
     data = run.config.get("data")
     if run.stage != "vqgan" or not isinstance(data, dict):

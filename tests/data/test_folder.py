@@ -820,6 +820,22 @@ def test_a_folder_of_other_files_says_which_endings_it_has(tmp_path: Path) -> No
         folder(tmp_path)
 
 
+def test_arrays_beside_pictures_are_left_out_unless_they_are_named(tmp_path: Path) -> None:
+    save(tmp_path, *(f"{i}.png" for i in range(4)))
+    np.save(tmp_path / "features.npy", np.zeros((8, 8), np.uint8))
+    data = folder(tmp_path, n_val=1, suffixes=None)
+    assert len(data.source("train")) + len(data.source("val")) == 4
+    assert dict(data.left_out) == {"npy": 1}
+    assert ".npy" not in data.decisions()["suffixes"]
+    both = folder(tmp_path, n_val=1, suffixes=[".npy", ".png"])
+    assert len(both.source("train")) + len(both.source("val")) == 5
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    np.save(tmp_path / "more.npy", np.ones((8, 8), np.uint8))
+    alone = folder(tmp_path, n_val=1, suffixes=None)
+    assert len(alone.source("train")) + len(alone.source("val")) == 2
+
+
 def test_class_folders_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
     save(tmp_path / "root", *(f"{name}/{i}.png" for name in (10, 2, 1) for i in range(2)))
     data = folder(tmp_path / "root", n_val=1)

@@ -53,8 +53,8 @@ class LPIPS(nn.Module, ColourReader):
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
         network = self._network[0].to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            inputs = [to_network_input(images, self.shown) for images in (x, x_hat)]
-            distance: Tensor = network(*inputs)
+            images, images_hat = (to_network_input(each, self.shown) for each in (x, x_hat))
+            distance: Tensor = network(images, images_hat)
         return distance.mean()
 
 
