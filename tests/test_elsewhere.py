@@ -912,7 +912,7 @@ SUMMARY: list[Case] = [
         "a_folder_without_images_says_which_files_it_has",
         other_files,
         SCANS,
-        "or add the endings of its files (1 .nii) to data.suffixes",
+        "if these are its images, 1 .nii: convert them",
         code=2,
     ),
 ]

@@ -309,10 +309,6 @@ def test_averaged_codes_say_that_it_is_ibq() -> None:
             Choices((1, 1), 3),
             "data.image_size=1 is not divisible by f=2 of drawn.ckpt; use data.image_size=2",
         ),
-        (
-            Choices((32, 32), 1),
-            "data.channels=1 does not fit drawn.ckpt, whose images have 3; use data.channels=3",
-        ),
         (Choices((32, 32), 3, cosine=True), "quantizer.cosine=true does not fit drawn.ckpt"),
         (
             Choices((32, 32), 3, score="inner_product"),
@@ -382,11 +378,12 @@ def test_a_label_map_is_no_image() -> None:
     assert "takes images of 3 channels and gives images of 5" in sentence
 
 
-def test_images_of_other_channels_are_refused() -> None:
-    sentence = refuse(make_public(replace(SMALL, channels=4)), Choices((32, 32), 3))
-    assert sentence == (
-        "data.channels=3 does not fit drawn.ckpt, whose images have 4; it can't serve images here, which have 3 (RGB) or 1 (grey)"
-    )
+def test_images_of_other_channels_get_new_outer_layers_which_is_said() -> None:
+    imported = load_public(make_public(replace(SMALL, channels=4)), Choices((32, 32), 3))
+    assert imported.tokenizer.encoder.channels == 3
+    assert imported.tokenizer.indices(torch.zeros(1, 3, 32, 32)).shape == (1, 16, 16)
+    [remark] = [line for line in imported.plan.remarks if "data.channels=4 keeps its own" in line]
+    assert "drawn.ckpt" in remark
 
 
 def test_names_of_other_families_are_not_taken_for_tamings() -> None:
