@@ -81,7 +81,7 @@ SETS: dict[str, tuple[Callable[[Path], None], list[str], tuple[float, float]]] =
     "slices": (write_slices, ["data.image_size=32", "model.grid=4", "data.channels=1"], (0, 4095)),
     "fields": (write_fields, ["data.image_size=32", "model.grid=4", "data.channels=2"], (-64, 63)),
     "sprites": (write_sprites, ["data.image_size=[24,40]", "model.grid=[3,5]", "data.channels=4"], (0, 255)),
-    "table": (write_table, ["data.image_size=16", "model.grid=4", "data.labels=labels.csv", "data.label=land"], (0, 255)),
+    "table": (write_table, ["data.image_size=16", "model.grid=4", "data.labels=images/labels.csv", "data.label=land"], (0, 255)),
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
+from benchmarks.checkouts import UNITS, format_comparison
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.optimizers import main as measure_optimizers
@@ -488,3 +489,9 @@ def test_the_optimizers_benchmark_compares_tokenizers_and_their_priors(
     assert [row["minutes"] for row in rows[2:]] == [0.01, 0.01]
     assert all(row["nats_per_token"] > 0 for row in rows[2:])
     assert lines[-1].startswith("| muon:momentum=0.9 | 0.01 | ")
+
+
+def test_two_checkouts_are_compared_by_medians_and_by_the_ratios_of_each_round() -> None:
+    here, there = dict.fromkeys(UNITS, 3.0), dict.fromkeys(UNITS, 2.0)
+    table = format_comparison([(here, there), (here, here), (there, here)])
+    assert "| memory | 3 | 3 | 1.000 (0.667-1.500) | MiB |" in table
