@@ -34,7 +34,7 @@ import json, sys, time
 from hydra.utils import instantiate
 from benchmarks.configs import compose_config
 rates = {}
-for name, words, n in (("cached", ["data.cache=disk"], 3000), ("decoded", ["data.cache=none", "data.num_workers=0"], 100)):
+for name, words, n in (("cached", ["data.cache=disk"], 3000), ("decoded", ["data.cache=none", "data.num_workers=0"], 1000)):
     config = compose_config("stage=vqgan", "data=folder", f"data.root={sys.argv[1]}", f"cache_dir={sys.argv[2]}", *words)
     data = instantiate(config.data)
     data.prepare_data()

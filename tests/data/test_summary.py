@@ -179,6 +179,18 @@ def test_images_that_are_left_out_by_their_endings_are_odd(
     assert remedy in odd(root, suffixes=[".png"])
 
 
+def test_an_image_smaller_than_a_code_is_named(root: Path) -> None:
+    write(root, {"a": 8})
+    paint(1).resize((5, 3)).save(root / "a" / "speck.png")
+    described = odd(root, image_size=16, held_out="last")
+    assert "a/speck.png of 5 x 3 pixels" not in described
+    described = odd(root, image_size=[24, 40], held_out="last")
+    assert (
+        "a/speck.png of 5 x 3 pixels is enlarged 8 times to data.image_size=[24,40], and 1 of 9"
+        in described
+    )
+
+
 def test_other_files_are_counted_and_not_odd(root: Path) -> None:
     write(root, {"a": 4})
     for name in ("labels.csv", "readme.txt", "a/more.txt", "Thumbs.db", ".DS_Store"):
