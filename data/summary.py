@@ -27,7 +27,7 @@ from codegrid.engine.words import format_word
 
 BLACK = 16  # of 255: what is darker everywhere is called black
 NARROW = 64  # the part of a range that a channel takes up is called little below 1 by this
-TINY = 8  # times that an image is enlarged: one code of f=8 would stand for a single pixel of it
+ENLARGED = 8  # times that an image is enlarged: one code of f=8 would stand for a single pixel of it
 UNEVEN = 10  # classes are called uneven if one has this many times the images of another
 SPLIT_NAME = re.compile(
     r"(?:(?P<train>train(?:ing)?)|(?P<val>valid(?:ation)?|val|dev|eval)|(?P<test>test(?:ing)?))"
@@ -253,11 +253,11 @@ def odd_files(data: ImageSet) -> Iterator[str]:
     if 2 * small > len(facts):
         yield f"{small:,} of {len(facts):,} images are smaller than data.image_size={write_size(data.image_size)} and are enlarged"
     enlarged = [(max(width / f.size[0], height / f.size[1]), f) for f in facts if min(f.size)]
-    if tiny := [(times, f) for times, f in enlarged if times >= TINY]:
+    if tiny := [(times, f) for times, f in enlarged if times >= ENLARGED]:
         times, smallest = max(tiny, key=lambda pair: pair[0])
         yield (
             f"{smallest.name} of {smallest.size[0]} x {smallest.size[1]} pixels is enlarged {times:.0f} times to "
-            f"data.image_size={write_size(data.image_size)}, and {len(tiny):,} of {len(facts):,} images {TINY} times or more: "
+            f"data.image_size={write_size(data.image_size)}, and {len(tiny):,} of {len(facts):,} images {ENLARGED} times or more: "
             "take them out if they are no pictures"
         )
 
