@@ -27,7 +27,7 @@ from codegrid.engine.words import format_word
 
 BLACK = 16  # of 255: what is darker everywhere is called black
 NARROW = 64  # the part of a range that a channel takes up is called little below 1 by this
-ENLARGED = 8  # times that an image is enlarged: one code of f=8 would stand for a single pixel of it
+ENLARGED = 8  # times: one code of f=8 stands for a single pixel of such an image then
 UNEVEN = 10  # classes are called uneven if one has this many times the images of another
 SPLIT_NAME = re.compile(
     r"(?:(?P<train>train(?:ing)?)|(?P<val>valid(?:ation)?|val|dev|eval)|(?P<test>test(?:ing)?))"
