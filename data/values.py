@@ -84,6 +84,11 @@ def scale_values(
     if values.dtype == np.uint8:
         return rules.deepen(values)
     check_range_known(values, rules)
+    if len(rules.scaled_ranges) not in (1, values.shape[-1]):
+        num_pairs = len(rules.scaled_ranges)
+        raise UnreadableImage(
+            f"{values.shape[-1]} channels, where data.range has {num_pairs} pairs"
+        )
     return rules.scale(values, missing)
 
 

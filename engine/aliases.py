@@ -49,6 +49,7 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
 
 MOVED_PACKAGES = ("engine", "data", "evaluation")  # at the top up to format 2, in codegrid since
 FIRST_FORMAT_OF_CODEGRID = 3
+LABELLED_BY_TABLES = ("codegrid.data.folder.Folder", "codegrid.data.layouts.FFHQ")
 
 
 def rename_key(key: str) -> str:
@@ -121,10 +122,14 @@ def _add_reader_timeout(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "reader_timeout": _default_reader_timeout() if is_dataset else None}
 
 
-def _add_depth(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of a dataset with the 8 bits that pixels had in earlier versions, which had no others."""
-    is_dataset = {"_target_", "num_workers", "cache", "image_size"} <= node.keys()
-    return {**node, "depth": 8} if is_dataset and "depth" not in node else node
+def _add_image_settings(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a dataset with what earlier versions did: pixels of 8 bits, cut out of the middle, and no tables."""
+    if not {"_target_", "num_workers", "cache", "image_size"} <= node.keys():
+        return node
+    earlier: dict[str, Any] = {"depth": 8, "fit": "crop"}
+    if node["_target_"] in LABELLED_BY_TABLES and "labels" not in node:
+        earlier |= {"columns": [], "mismatch": "stop"}
+    return {**earlier, **node}
 
 
 def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
@@ -154,7 +159,9 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(_add_score(_add_learners(_add_depth(_add_reader_timeout(upgraded)))))
+        return _add_validity(
+            _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
+        )
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

@@ -27,8 +27,8 @@ def check_kinds(save: str | Sequence[str]) -> list[str]:
 def explain_shown(save: Sequence[str], rules: PixelRules, channels: int) -> str | None:
     """The sentence about files that hold less than the samples: some of their channels, or 8 of 16 bits. None if all is there."""
     shown = choose_shown(channels, rules.show)
-    kinds = [kind for kind in ("grid", "png", "npz", "shards") if kind in save]
-    if not kinds or (len(shown) == channels and rules.depth == 8):
+    kinds = [kind for kind in ("grid", "png", "npz", "shards", "neighbours") if kind in save]
+    if not kinds or (len(set(shown)) == channels and rules.depth == 8):
         return None
     numbers = ", ".join(map(str, shown))
     some = f"channel{'s' if len(shown) > 1 else ''} {numbers} of {channels}"

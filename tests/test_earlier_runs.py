@@ -238,9 +238,17 @@ def test_images_of_earlier_runs_get_todays_time_limit_and_overrides_stay_empty()
     assert own["data"]["reader_timeout"] == 5
 
 
+NEW_SETTINGS = (  # of images, which configs of some earlier versions lack
+    "reader_timeout", "fit", "tiles", "range", "depth", "number_type", "show", "labels", "val_labels", "label", "file_column",
+    "column_names", "columns", "mismatch",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("stage", ["vqgan", "prior", "pipeline", "evaluate"])
-def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
-    config = compose_config(f"stage={stage}", "seed=0")
+@pytest.mark.parametrize("dataset", ["shapes", "folder", "ffhq"])
+def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str, dataset: str) -> None:
+    data = [] if stage in ("prior", "sample", "evaluate") else [f"data={dataset}"]
+    config = compose_config(f"stage={stage}", "seed=0", *data)
     earlier = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
     for node in (
         earlier.get("data"),
@@ -248,7 +256,8 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str) -> None:
         OmegaConf.select(earlier, "evaluate.data"),
     ):
         if node is not None:
-            node.pop("reader_timeout")
+            for name in NEW_SETTINGS:
+                node.pop(name, None)
     for name in ("init", "learn", "lora", "grow"):
         earlier.pop(name, None)
     assert config_difference(config, upgrade_config(earlier)) is None

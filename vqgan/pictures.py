@@ -81,7 +81,7 @@ def read_array_picture(picture: Any, form: Form, rules: PixelRules) -> NDArray[A
             f"a {type(picture).__name__} is no image; give a path, a Pillow image, an array or a tensor"
         )
     check_array(picture, form, rules)
-    values = picture[..., None] if picture.ndim == 2 else picture
+    values = as_plain_pixels(picture[..., None] if picture.ndim == 2 else picture, rules)
     channels = values.shape[2]
     if values.dtype == np.uint8 and channels in (1, 3, 4) and form.channels in (1, 3):
         return to_form(Image.fromarray(values[..., 0] if channels == 1 else values), form, rules)
@@ -90,11 +90,30 @@ def read_array_picture(picture: Any, form: Form, rules: PixelRules) -> NDArray[A
     return values_to_pixels(Values(values, has_alpha), form, rules)
 
 
+def as_plain_pixels(values: NDArray[Any], rules: PixelRules) -> NDArray[Any]:
+    """Whole numbers from 0 to 255 of any type as uint8, if the images in training were of 8 bits; what fits other rules stays.
+
+    Raises InputError for other numbers: those in [0, 1] would become black.
+    """
+    may_be_deep = rules.number_type is None and values.dtype == np.uint16  # of an earlier run
+    if values.dtype == np.uint8 or not rules.is_plain or may_be_deep:
+        return values
+    lowest, highest = values.min(), values.max()
+    if not 0 <= lowest <= highest <= 255 or (values != np.rint(values)).any():
+        raise InputError(
+            f"an array of type {values.dtype} with values from {lowest:g} to {highest:g} must have whole numbers from 0 to 255, "
+            "as the images in training; or give a tensor (C, H, W) in [-1, 1]"
+        )
+    return values.astype(np.uint8)
+
+
 def check_array(picture: NDArray[Any], form: Form, rules: PixelRules) -> None:
     """Raise InputError unless an array has the shape and the type of an image: only grey and colours become each other."""
     channels, wanted = 1 if picture.ndim == 2 else picture.shape[-1], form.channels
     fits = channels == wanted or (channels in (1, 3, 4) and wanted in (1, 3))
-    has_range = picture.dtype.kind != "f" or rules.value_range is not None
+    has_range = picture.dtype.kind != "f" or (
+        rules.value_range is not None and (channels != 4 or wanted == 4)  # floats have no alpha
+    )
     if (
         picture.ndim in (2, 3)
         and picture.size

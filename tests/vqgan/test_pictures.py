@@ -386,6 +386,30 @@ def test_plain_arrays_are_the_pixels_of_the_pictures(tokenizer: Tokenizer) -> No
         assert np.array_equal(array, np.asarray(picture))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.float32])
+def test_arrays_of_other_types_are_the_same_pixels_of_eight_bits_or_are_refused(
+    tokenizer: Tokenizer, dtype: type
+) -> None:
+    # As every run of 8-bit images records its range and type.
+    tokenizer.rules = PixelRules((0, 65535), number_type="uint8")
+    pixels = make_pixels(16, 16)
+    codes = tokenizer.encode_images(pixels)
+    assert torch.equal(tokenizer.encode_images(pixels.astype(dtype)), codes)
+    for wrong in (pixels.astype(dtype) * 4, pixels / 255, pixels - 1.0):
+        with pytest.raises(InputError, match="must have whole numbers from 0 to 255"):
+            tokenizer.encode_images(wrong)
+
+
+def test_an_array_that_a_range_for_each_channel_does_not_fit_is_a_sentence(
+    tokenizer: Tokenizer,
+) -> None:
+    tokenizer.rules = PixelRules(((0, 9), (0, 99), (0, 999)), depth=16, number_type="uint16")
+    with pytest.raises(InputError, match=r"1 channels, where data\.range has 3 pairs"):
+        tokenizer.encode_images(np.zeros((16, 16), np.uint16))
+    with pytest.raises(InputError, match="is no image here"):
+        tokenizer.encode_images(np.zeros((16, 16, 4), np.float32))
+
+
 def test_a_continuous_tokenizer_has_no_codes() -> None:
     usual = make_tokenizer(16, 4, start="random")
     tokenizer = Tokenizer(usual.encoder, Plain(8), usual.decoder, "random")

@@ -55,7 +55,9 @@ def write_readme(
         image_size=tokenizer.encoder.image_size,
         kind=name_image_kind(tokenizer.encoder.channels),
         units=describe_values(tokenizer),
-        example="a.tif" if tokenizer.encoder.channels not in (1, 3) else "a.jpg",
+        example="a.jpg"
+        if tokenizer.encoder.channels in (1, 3) and tokenizer.rules.is_plain
+        else "a.tif",
         bits=round(tokenizer.quantizer.bits * tokenizer.grid[0] * tokenizer.grid[1]),
         usages=[name_hub(exporter.usage, hub) for exporter in exporters],
         checks={name: format_check(each) for name, each in checks.items()},

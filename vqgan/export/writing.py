@@ -6,7 +6,7 @@ from typing import Any
 
 from codegrid.data.pixels import RULE_SETTINGS, PixelRules
 from codegrid.engine.folder import CONFIG, METRICS, write_config, write_metrics
-from codegrid.engine.sizes import to_setting
+from codegrid.engine.sizes import check_size, to_setting
 from codegrid.engine.version import FORMAT, STAMP, VERSION
 from vqgan.export.base import Exporter, make_examples, serves_any_size, to_json
 from vqgan.export.card import PICTURES_FOLDER, README, write_readme
@@ -90,7 +90,8 @@ def describe_images_for(tokenizer: Tokenizer, data: Mapping[str, Any]) -> dict[s
     (height, width), channels = tokenizer.encoder.image_size, tokenizer.encoder.channels
     crops = tokenizer.fit == "crop" and height == width
     is_random = data.get("crop") == "random"  # the centre of a somewhat larger picture then
-    edge = data.get("resize") or (round(height * 9 / 8) if is_random else height)
+    stored = data.get("resize") or (round(height * 9 / 8) if is_random else height)
+    edge = min(check_size("data.resize", stored, "pixel"))
     return {
         "size": {"shortest_edge": edge} if crops else {"height": height, "width": width},
         "fit": tokenizer.fit,
