@@ -304,7 +304,7 @@ class ImageDataModule(BatchDataModule):
         decided: dict[str, Any] = {}
         if self.file_column is not None and self.labelling.file_column is None:
             decided["file_column"] = self.file_column
-        few = {name: v for name, v in self.column_names.items() if len(v) <= MAX_RECORDED}
+        few = {name: v if len(v) <= MAX_RECORDED else [] for name, v in self.column_names.items()}
         if self.labelling.columns and self.labelling.column_names is None:
             decided["column_names"] = few
         return decided
@@ -378,7 +378,7 @@ class ImageDataModule(BatchDataModule):
         if self.cache == "ram":
             return None
         keys = [self.source(split).key for split in ("train", "val")]
-        return CacheEntry(self.cache_dir, f"range-{self.title}", keys, {})
+        return CacheEntry(self.cache_dir, f"range-{self.title}", [*keys, self.channels], {})
 
     def prepare_data(self) -> None:
         super().prepare_data()

@@ -180,12 +180,23 @@ class Folder(TableDataModule):
         self._splits = {"train": distinct, "val": val}
 
     def _open_whole(self) -> FileSource:
-        """The image files below the root. Beside pictures, arrays are taken for other data, unless data.suffixes names them."""
+        """The image files below the root. Of pictures and arrays side by side the fewer ones are taken for other data, which is
+        logged, unless data.suffixes names them."""
         whole = open_class_folders(self.root, self.class_setting, self.suffixes)
-        names = [file.name.lower() for file in whole.files] if self.decides_suffixes else []
-        if len({name.endswith(ARRAY_SUFFIXES) for name in names}) < 2:
+        if not self.decides_suffixes:
             return whole
-        self.suffixes = [suffix for suffix in self.suffixes if suffix not in ARRAY_SUFFIXES]
+        num_arrays = sum(file.name.lower().endswith(ARRAY_SUFFIXES) for file in whole.files)
+        num_pictures = len(whole) - num_arrays
+        if not num_arrays or not num_pictures:
+            return whole
+        takes_arrays = num_arrays > num_pictures
+        self.suffixes = [s for s in self.suffixes if (s in ARRAY_SUFFIXES) == takes_arrays]
+        few, many = f"{num_arrays:,} arrays (.npy, .npz)", f"{num_pictures:,} pictures"
+        if takes_arrays:
+            few, many = many, few
+        log_line(
+            f"{few} beside {many} in {self.root} are left out; data.suffixes names the endings of all images"
+        )
         return open_class_folders(self.root, self.class_setting, self.suffixes)
 
     def _refuse_splits(self, root: str | None, classes: list[str]) -> None:

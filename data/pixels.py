@@ -142,7 +142,8 @@ class PixelRules:
             return scale_short(values, ranges, extents)
         if len(ranges) == 1:
             extremes, numbers = find_numbers(values, missing)
-            self._note([extremes])
+            if numbers is None or numbers.any():
+                self._note([extremes])
             return self._scale_part(values, ranges[0], extremes, numbers)
         if values.ndim == 0 or values.shape[-1] != len(ranges):
             raise ValueError(
@@ -150,7 +151,12 @@ class PixelRules:
             )
         parts = [values[..., channel] for channel in range(len(ranges))]
         limits, masks = zip(*(find_numbers(part, missing) for part in parts), strict=True)
-        self._note(limits)
+        self._note(
+            [
+                each if mask is None or mask.any() else chosen  # without numbers none is outside
+                for each, mask, chosen in zip(limits, masks, ranges, strict=True)
+            ]
+        )
         return np.stack([*map(self._scale_part, parts, ranges, limits, masks)], -1)
 
     def _scale_part(

@@ -30,21 +30,23 @@ from codegrid.data.form import Form
 from codegrid.data.orientation import ORIENTATION, turn_form
 from codegrid.data.pieces import held_pieces
 from codegrid.data.pixels import PixelRules
-from codegrid.data.plain_tiff import Tag
 from codegrid.data.resize import fit_pixels
 from codegrid.data.tiff import (
     BANDS,
     BLACK_IS_ZERO,
+    MULTIPLIED,
     RGB,
     ROWS,
     MissingCodec,
     TiffLayout,
     choose_samples,
     describe_codec,
+    divide_by_alpha,
     is_pillows,
     is_tiff,
     lay_out,
     open_tiff,
+    read_no_data,
 )
 from codegrid.data.values import (
     UnreadableImage,
@@ -197,6 +199,7 @@ class Samples:
     alpha: bool
     note: str
     missing: float | None
+    is_multiplied: bool
 
     @classmethod
     def of(cls, layout: TiffLayout, channels: int) -> "Samples":
@@ -204,12 +207,14 @@ class Samples:
         page = layout.page.keyframe
         use, alpha, note = choose_samples(layout, channels)
         check_channels(use - alpha, channels, note)
-        marked = Tag.NO_DATA in page.tags
-        return cls(use, alpha, note, float(page.nodata) if marked else None)
+        is_multiplied = alpha and page.extrasamples[-1] == MULTIPLIED
+        return cls(use, alpha, note, read_no_data(page), is_multiplied)
 
     def take(self, array: NDArray[Any]) -> Values:
         """Values (h, w, samples) of a part of the picture."""
         native = array[..., : self.use].astype(array.dtype.newbyteorder("="), copy=False)
+        if self.is_multiplied:
+            native = divide_by_alpha(native)
         return Values(native, self.alpha, self.note, self.missing)
 
 

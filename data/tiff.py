@@ -134,8 +134,7 @@ def read_layout(layout: TiffLayout, channels: int) -> Values:
         array = array.astype(np.float32)
     if alpha and page.extrasamples[-1] == MULTIPLIED:
         array = divide_by_alpha(array)
-    mark = page.tags.get(Tag.NO_DATA)
-    return Values(array, alpha, note, None if mark is None else float(page.nodata))
+    return Values(array, alpha, note, read_no_data(page))
 
 
 def lay_out(file: Any, channels: int) -> TiffLayout:
@@ -257,6 +256,19 @@ def read_samples(layout: TiffLayout) -> NDArray[Any]:
     orientation = page.tags.get(ORIENTATION)
     turned = apply_orientation(planes, int(orientation.value) if orientation else 1)
     return turned.transpose(1, 2, 0)
+
+
+def read_no_data(page: Any) -> float | None:
+    """The value by which a page marks pixels without data, as GDAL writes it; None without one, and for what is no finite number.
+
+    tifffile's own `nodata` is 0 where the text does not fit the type of the values, and 0 is a value.
+    """
+    mark = page.tags.get(Tag.NO_DATA)
+    try:
+        value = math.nan if mark is None else float(str(mark.value).strip("\0 ").replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def divide_by_alpha(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """Large pictures cut into tiles, each of which is an image of a dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from codegrid.data.store import Arrays, fingerprint, load_or_fill
 from codegrid.data.threads import map_in_threads
 from codegrid.data.values import UnreadableImage
 from codegrid.engine.console import log_line, progress_bar
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 
 PICTURE_SHAPES = "shapes"  # the array of a cache entry: rows, columns, and whether boxes are read without the rest
@@ -56,7 +56,10 @@ class TileSource(Source):
             name: np.repeat(values, self.counts, 0) for name, values in whole.columns.items()
         }
         self.label_key = whole.label_key
-        if not self.is_direct.all():
+        self.use_threads = bool(
+            self.is_direct.all()
+        )  # else several whole pictures would be decoded at once
+        if not self.use_threads:
             self.shard_sizes = self.counts.tolist()
 
     @property
@@ -87,8 +90,10 @@ class TileSource(Source):
         label = -1 if self.labels is None else int(self.labels[index])
         try:
             return picture.read(box, form, self.rules), label
-        except OSError as error:
-            raise UnreadableImage(error.strerror or str(error)) from error
+        except UnreadableImage:
+            raise
+        except Exception as error:  # of the disk, and of many decoders
+            raise UnreadableImage(summarize_error(error)) from error
 
     def open_raw(self, index: int) -> RawImage | None:
         picture, box = self.find_box(index)
@@ -242,7 +247,23 @@ def load_shapes(
     else:
         key = [source.key, channels]
         arrays, faults = load_or_fill(cache_dir, f"sizes-{title}", key, spec, fill)
-    return np.array(arrays[PICTURE_SHAPES]), dict(faults)
+    return measure_again(source, channels, np.array(arrays[PICTURE_SHAPES]), faults)
+
+
+def measure_again(
+    source: FileSource, channels: int, shapes: NDArray[np.int64], faults: Mapping[str, str]
+) -> tuple[NDArray[np.int64], dict[str, str]]:
+    """The shapes and faults of pictures with those that had none measured now: what was wrong may lie outside of the file,
+    such as a missing package or a permission, and be mended since."""
+    remaining = {}
+    numbers = [n for n in range(len(source)) if source.image_name(n) in faults] if faults else []
+    for number in numbers:
+        shape = measure_picture(source, number, channels)
+        if isinstance(shape, str):
+            remaining[source.image_name(number)] = shape
+        else:
+            shapes[number] = shape
+    return shapes, remaining
 
 
 def measure_picture(source: FileSource, number: int, channels: int) -> Sequence[int] | str:

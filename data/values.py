@@ -49,14 +49,17 @@ def values_to_pixels(values: Values, form: Form, rules: PixelRules) -> NDArray[A
     """
     colours = values.array.shape[2] - values.alpha
     check_channels(colours, form.channels, values.note)
-    pixels = scale_values(values.array[..., :colours], rules, values.missing)
+    array = values.array[..., :colours]
+    if (colours, form.channels, len(rules.scaled_ranges)) == (1, 3, 3):  # a range for each colour
+        array = np.repeat(array, 3, 2)
+    pixels = scale_values(array, rules, values.missing)
     if values.alpha and rules.alpha == "white":
         pixels = blend_with_white(pixels, values.array[..., -1])
     pixels = fit_pixels(pixels, form.size, form.fit)
     if (colours, form.channels) == (3, 1):
         pixels = mix_grey(pixels)
     pixels = pixels.transpose(2, 0, 1)
-    return np.repeat(pixels, 3, 0) if (colours, form.channels) == (1, 3) else pixels
+    return np.repeat(pixels, 3, 0) if (len(pixels), form.channels) == (1, 3) else pixels
 
 
 def fits_channels(colours: int, channels: int) -> bool:

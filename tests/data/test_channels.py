@@ -57,6 +57,32 @@ def pixels_of(data: Folder) -> list[Array]:
     return [image.numpy() for image in images]
 
 
+def test_a_range_that_was_found_for_other_channels_is_not_taken(tmp_path: Path) -> None:
+    for i in range(6):
+        values = np.random.default_rng(i).random((24, 40, 5)) * [1, 10, 100, 1000, 10000]
+        (tmp_path / "root").mkdir(exist_ok=True)
+        tifffile.imwrite(
+            tmp_path / "root" / f"{i}.tif",
+            values.transpose(2, 0, 1).astype("float32"),
+            photometric="minisblack",
+        )
+    for channels in (1, 5, 1):
+        data = open_folder(tmp_path / "root", channels=channels)
+        data.prepare_data()
+        assert len(data.rules.ranges) == channels
+
+
+def test_grey_files_among_colours_serve_where_each_colour_has_a_range(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    for i in range(6):
+        values = draw(i, 3)
+        tifffile.imwrite(tmp_path / "root" / f"{i}.tif", values[..., 0] if i % 2 else values)
+    data = open_folder(tmp_path / "root", channels=3, range="percentiles")
+    data.prepare_data()
+    assert len(data.rules.ranges) == 3
+    assert len(pixels_of(data)) > 0
+
+
 def test_the_alpha_of_sprites_is_a_fourth_channel_if_it_is_counted(tmp_path: Path) -> None:
     write_sprites(tmp_path / "sprites", 3)
     data = open_folder(tmp_path / "sprites", channels=4)

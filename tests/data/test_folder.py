@@ -829,9 +829,13 @@ def test_arrays_beside_pictures_are_left_out_unless_they_are_named(tmp_path: Pat
     assert ".npy" not in data.decisions()["suffixes"]
     both = folder(tmp_path, n_val=1, suffixes=[".npy", ".png"])
     assert len(both.source("train")) + len(both.source("val")) == 5
-    for file in tmp_path.glob("*.png"):
-        file.unlink()
+    for i in range(1, 4):
+        (tmp_path / f"{i}.png").unlink()
     np.save(tmp_path / "more.npy", np.ones((8, 8), np.uint8))
+    alone = folder(tmp_path, n_val=1, suffixes=None)
+    assert len(alone.source("train")) + len(alone.source("val")) == 2
+    assert dict(alone.left_out) == {"png": 1}
+    (tmp_path / "0.png").unlink()
     alone = folder(tmp_path, n_val=1, suffixes=None)
     assert len(alone.source("train")) + len(alone.source("val")) == 2
 

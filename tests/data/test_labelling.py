@@ -172,6 +172,17 @@ def test_the_names_of_columns_are_recorded_and_stay(root: Path) -> None:
     assert folder(root, columns=["age", "site"]).column_names["site"][0] == "bern"
 
 
+def test_a_column_of_very_many_names_serves_later_commands(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("codegrid.data.datamodule.MAX_RECORDED", 1)
+    first = folder(root, columns=["site"])
+    decided = first.decisions()
+    assert decided["column_names"] == {"site": []}
+    later = folder(root, columns=["site"], **decided)
+    assert later.column_names == first.column_names
+
+
 def test_a_column_of_numbers_that_became_text_is_refused(root: Path) -> None:
     decided = folder(root, columns=["age"]).decisions()
     text = (root.parent / "labels.csv").read_text().replace('"2.0"', '"old"')

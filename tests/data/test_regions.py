@@ -146,6 +146,14 @@ def test_a_tiff_with_alpha_is_blended_as_the_whole_one(tmp_path: Path) -> None:
         assert isinstance(check_boxes(tmp_path / f"{dtype}.tif", 4, rules), SegmentedTiff)
 
 
+def test_colours_that_are_multiplied_by_alpha_are_divided_as_in_the_whole(tmp_path: Path) -> None:
+    array = picture_of(60, 80, 4, dtype="uint16")
+    tifffile.imwrite(
+        tmp_path / "a.tif", array, photometric="rgb", extrasamples=["assocalpha"], tile=(16, 16)
+    )
+    assert isinstance(check_boxes(tmp_path / "a.tif", 3), SegmentedTiff)
+
+
 def test_float_values_and_marks_of_no_data_are_read_in_boxes(tmp_path: Path) -> None:
     array = picture_of(60, 80, dtype="float32") - 500
     array[3:9] = -9999

@@ -311,6 +311,28 @@ def test_the_mark_of_missing_data_is_handed_over() -> None:
     assert read(write(values, planarconfig="contig"), 5).missing is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "missing"),
+    [
+        ("float32", "-3.4028234663852886e+38", -3.4028234663852886e38),
+        ("float32", "nan", None),
+        ("float32", "none", None),
+        ("int16", "-99999", -99999),
+        ("uint16", "0", 0),
+    ],
+)
+def test_a_mark_of_missing_data_that_does_not_fit_the_type_is_not_taken_for_0(
+    kind: str, text: str, missing: float | None
+) -> None:
+    values = np.arange(40).reshape(5, 8).astype(kind)
+    tags = [(42113, "s", len(text), text, True)]
+    content = write(values, extratags=tags)
+    assert read(content, 1).missing == missing
+    if missing != 0:
+        pixels = decode(content, Form((5, 8), 1), PixelRules((-64, 63), depth=16, number_type=kind))
+        assert pixels[0, 0, 0] == round(64 / 127 * 65535), "0 is a value"
+
+
 def test_pyramids_and_masks_are_no_further_pages() -> None:
     buffer = io.BytesIO()
     values = draw(48, 80, 5)
