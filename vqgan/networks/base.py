@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 
-SIZES = ("image_size", "grid")  # a list of one is [rows, columns]; others list resolutions
+SIDE_PAIRS = ("image_size", "grid")  # a list of one is [rows, columns]; others list resolutions
 
 
 class ImageEncoder(nn.Module, ABC):
@@ -86,7 +86,7 @@ def scale_settings(
         sides = settings.get(name)
         if sides is None:
             continue
-        if isinstance(sides, Sequence) and name not in SIZES:
+        if isinstance(sides, Sequence) and name not in SIDE_PAIRS:
             scaled = [scale_size(each, size, before) for each in sides]
             settings[name] = [each for each in scaled if each is not None]
         elif (scaled_size := scale_size(sides, size, before)) is not None:
