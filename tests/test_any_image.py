@@ -102,8 +102,12 @@ def test_images_of_any_kind_go_through_all_stages_and_come_back_in_their_own_uni
     write(tmp_path / "images")
     data = ["data=folder", "data.root=images", "data.n_val=8", *settings]
     run(tmp_path, "stage=vqgan", *SMALL, *data, "run_dir=runs/tokenizer")
-    run(tmp_path, "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *TINY_PRIOR)
-    label = ["label='forest, old'"] if name == "table" else []
+    of_classes = name == "table"
+    run(
+        tmp_path, "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *TINY_PRIOR,
+        f"conditional={str(of_classes).lower()}",
+    )  # fmt: skip
+    label = ["label='forest, old'"] if of_classes else []
     drawn = run(
         tmp_path, "stage=sample", "ckpt=runs/prior", "n=3", "save=[grid,npy]", "run_dir=drawn",
         "accelerator=cpu", *label,

@@ -685,7 +685,10 @@ def test_points_in_processes_of_their_own_fail_and_are_run_again(launcher: str) 
     ]
     done = launch(*words(*more))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.count("5: error: image size 16 is not divisible by model.grid=5") == 1
+    assert (
+        done.stderr.count("5: error: data.image_size=16 is not model.grid=5 times one whole number")
+        == 1
+    )
     assert list(results()) == ["0_model.grid-4", "2_model.grid-2"]
     line = json.loads(Path("runs/sweeps/mine/2_model.grid-2/record.jsonl").read_text())["command"]
     assert line.startswith("train.py ")

@@ -113,7 +113,9 @@ def test_the_installed_command_works_in_a_folder_with_files_of_the_same_names(
     before = sorted(project.rglob("*"))
     mistaken = start(project, installed / "codegrid", "stage=vqgan", "model.grid=7")
     assert mistaken.returncode == 2
-    assert mistaken.stderr.startswith("error: image size 64 is not divisible by model.grid=7")
+    assert mistaken.stderr.startswith(
+        "error: data.image_size=64 is not model.grid=7 times one whole number"
+    )
     assert sorted(project.rglob("*")) == before
 
 
