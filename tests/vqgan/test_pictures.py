@@ -400,12 +400,13 @@ def test_arrays_of_other_types_are_the_same_pixels_of_eight_bits_or_are_refused(
             tokenizer.encode_images(wrong)
 
 
-def test_an_array_that_a_range_for_each_channel_does_not_fit_is_a_sentence(
+def test_grey_is_taken_for_three_colours_with_a_range_each_and_floats_have_no_alpha(
     tokenizer: Tokenizer,
 ) -> None:
     tokenizer.rules = PixelRules(((0, 9), (0, 99), (0, 999)), depth=16, number_type="uint16")
-    with pytest.raises(InputError, match=r"1 channels, where data\.range has 3 pairs"):
-        tokenizer.encode_images(np.zeros((16, 16), np.uint16))
+    grey = np.zeros((16, 16), np.uint16)
+    rgb = np.zeros((16, 16, 3), np.uint16)
+    assert torch.equal(tokenizer.encode_images(grey), tokenizer.encode_images(rgb))
     with pytest.raises(InputError, match="is no image here"):
         tokenizer.encode_images(np.zeros((16, 16, 4), np.float32))
 
