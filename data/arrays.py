@@ -168,7 +168,9 @@ def open_array(file: IO[bytes]) -> Iterator[IO[bytes]]:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(choose_member(archive)) as member:
             yield member
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except NotImplementedError as error:  # a compression that zipfile doesn't know
+        raise UnreadableImage(f"a .npz file that can't be unpacked ({error})") from error
+    except (zipfile.BadZipFile, EOFError) as error:
         raise UnreadableImage(f"a damaged .npz file ({error})") from error
 
 

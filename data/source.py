@@ -66,6 +66,10 @@ class Source(ABC):
 
     def image_ids(self) -> NDArray[np.uint64]:
         """What an image is known by wherever it lies (n,): a hash of its name, or its number where there are no names."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint64]:
         return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
@@ -158,13 +162,6 @@ class FileSource(Source):
             self.columns = dict(columns)
             self.label_key = fingerprint([self.labels, self.classes, hash_columns(columns)])
             self.content_key["table"] = self.label_key
-
-    def image_ids(self) -> NDArray[np.uint64]:
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> NDArray[np.uint64]:
-        return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
         return np.array([size for size, _ in self.stamps], np.int64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from codegrid.data.pixels import PixelRules
 from codegrid.data.regions import DirectPicture, FileId, LargePicture, PixelBox, open_picture
 from codegrid.data.samples import raise_unreadable
 from codegrid.data.source import FileSource, RawImage, Source, spread
-from codegrid.data.split import Names, hash_names
+from codegrid.data.split import Names
 from codegrid.data.store import Arrays, fingerprint, load_or_fill
 from codegrid.data.threads import map_in_threads
 from codegrid.data.values import UnreadableImage
@@ -123,13 +122,6 @@ class TileSource(Source):
             for row in range(rows)
             for column in range(columns)
         ]
-
-    def image_ids(self) -> NDArray[np.uint64]:
-        return self._ids
-
-    @cached_property
-    def _ids(self) -> NDArray[np.uint64]:
-        return hash_names(self.names())
 
     def image_sizes(self) -> NDArray[np.int64]:
         """The sizes of the files in bytes."""

@@ -130,6 +130,15 @@ def test_an_npz_file_holds_arr_0_or_one_picture(compressed: bool) -> None:
         np.testing.assert_array_equal(read_array(content, 1).array[:, :, 0], picture)
 
 
+def with_compression(content: bytes, method: int) -> bytes:
+    """A .npz file whose member says that it is compressed by this method, in both of its headers."""
+    changed = bytearray(content)
+    changed[8:10] = method.to_bytes(2, "little")
+    directory = content.index(b"PK\x01\x02")
+    changed[directory + 10 : directory + 12] = method.to_bytes(2, "little")
+    return bytes(changed)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -140,6 +149,7 @@ def test_an_npz_file_holds_arr_0_or_one_picture(compressed: bool) -> None:
         (npz(spacing=np.ones(3)), "no array of two or three axes (spacing (3,))"),
         (npz(), "no array of two or three axes (empty)"),
         (npz(image=ramp(20, 24))[:200], "a damaged .npz file"),
+        (with_compression(npz(image=ramp(20, 24)), 99), "a .npz file that can't be unpacked"),
         (npz(image=ramp(20, 24)).replace(b"NUMPY", b"XXXXX"), "a damaged .np"),
         (npy(ramp(20, 24))[:-1], "a truncated array: 959 of 960 bytes are there"),
         (npy(ramp(20, 24))[:30], "a damaged .npy file"),
