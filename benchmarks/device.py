@@ -27,6 +27,8 @@ import torch  # noqa: E402
 
 from benchmarks.device_facts import describe_machine, measure_peaks, run_tests  # noqa: E402
 from benchmarks.device_report import RESERVE, Report, Section  # noqa: E402
+from benchmarks.device_runs import train_both_stages  # noqa: E402
+from benchmarks.device_sampling import measure_peers, measure_sampling  # noqa: E402
 from benchmarks.device_steps import measure_syncs, measure_training  # noqa: E402
 
 # name -> what it measures, its share of the time, and its function; most important first
@@ -45,6 +47,13 @@ SECTIONS: dict[str, tuple[str, float, Section]] = {
         25,
         measure_syncs,
     ),
+    "sampling": ("Encoding, decoding, and drawing codes.", 60, measure_sampling),
+    "peers": (
+        "Other libraries in the same bare loop of forward, backward and AdamW.",
+        35,
+        measure_peers,
+    ),
+    "runs": ("Both stages by train.py, on the built-in shapes.", 180, train_both_stages),
 }
 
 

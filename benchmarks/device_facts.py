@@ -119,8 +119,8 @@ def measure_transfers(bench: Bench) -> None:
             source = source.pin_memory() if pinned else source
             target = torch.empty(2**26, dtype=torch.uint8, device="cuda")
             seconds = bench.time_calls(
-                lambda s=source, t=target: t.copy_(s, non_blocking=True),
-                0.2,  # type: ignore[misc]
+                lambda s=source, t=target: t.copy_(s, non_blocking=True),  # type: ignore[misc]
+                0.2,
             )
             bench.add(name, gb_per_s=source.nbytes / seconds / 1e9, ms=1000 * seconds, mib=64)
     with bench.guard("launch"):

@@ -3,7 +3,7 @@
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,7 +264,7 @@ class Meter(Callback):
         if self.profiles:
             yield from self.profile_steps(1 if tiny else 3)
 
-    def time_steps(self, n: int) -> Iterator[None]:
+    def time_steps(self, n: int) -> Generator[None, None, tuple[float, float]]:
         """Seconds of n steps, and seconds until the host had issued them."""
         self.bench.synchronize()
         began = perf_counter()
@@ -272,7 +272,7 @@ class Meter(Callback):
             yield
         issued = perf_counter() - began
         self.bench.synchronize()
-        return perf_counter() - began, issued  # type: ignore[return-value]
+        return perf_counter() - began, issued
 
     def profile_steps(self, n: int) -> Iterator[None]:
         """The table of the operations that take most time in n steps."""
