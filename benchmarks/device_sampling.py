@@ -90,6 +90,7 @@ def measure_draws(bench: Bench, side: int, batch: int, is_compiled: bool) -> Non
 
 def measure_tokenizers(bench: Bench) -> None:
     """Rows of encoding and decoding, in the precision that evaluation has."""
+    cases: dict[str, tuple[list[str], tuple[int, ...]]]
     if bench.tiny:
         cases = {"conv 32 px": ([*RANDOM, "data.image_size=32", "model.grid=4"], (2,))}
     else:
@@ -274,9 +275,7 @@ def measure_transformers(bench: Bench) -> None:
         peer = make_peer_transformer(bench, side**2).eval()
         begin = torch.full((batch, 1), num_codes, device=bench.device)
         seconds = bench.time_calls(
-            lambda: peer.generate(begin, side**2, cache_kv=True),
-            1.0,
-            most=2,  # type: ignore[operator]
+            lambda: peer.generate(begin, side**2, cache_kv=True), 1.0, most=2
         )
         label = f"transformer of {side**2} codes, sampling, x-transformers"
         bench.add(label, batch=batch, images_per_s=batch / seconds)
@@ -287,7 +286,7 @@ def prior_loss(model: PriorModel, codes: Tensor) -> Tensor:
     return weighted_mean(negative_log_likelihood(prediction), prediction)
 
 
-def make_peer_transformer(bench: Bench, T: int) -> nn.Module:
+def make_peer_transformer(bench: Bench, T: int) -> Any:
     """x-transformers' decoder with the options that it recommends, as in benchmarks.sampling."""
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
@@ -299,4 +298,4 @@ def make_peer_transformer(bench: Bench, T: int) -> nn.Module:
     wrapped = TransformerWrapper(
         num_tokens=num_codes + 1, max_seq_len=T + 1, attn_layers=layers, use_abs_pos_emb=False
     )
-    return AutoregressiveWrapper(wrapped).to(bench.device)
+    return AutoregressiveWrapper(wrapped).to(bench.device)  # type: ignore[no-any-return]

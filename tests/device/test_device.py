@@ -157,6 +157,75 @@ def test_half_precision_trains_near_float32(device: str, precision: str) -> None
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
+def test_a_tokenizer_encodes_and_decodes_as_on_the_cpu(device: str) -> None:
+    tokenizer = make_still_tokenizer().eval()
+    x = torch.randn(64, 3, 16, 16).clamp(-1, 1)
+    with torch.no_grad():
+        q = tokenizer.encode(x)
+        x_hat = tokenizer.decode(q.z_q)
+        other = copy.deepcopy(tokenizer).to(device)
+        moved = other.encode(x.to(device))
+        decoded = other.decode(q.z_q.to(device))
+    assert q.indices is not None
+    assert moved.indices is not None
+    assert (moved.indices.cpu() == q.indices).float().mean() > 0.99
+    torch.testing.assert_close(decoded.cpu(), x_hat, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt", "rar", "maskgit", "lstm", "pixelcnn", "rq", "diffusion"])
+def test_a_prior_draws_the_codes_that_it_draws_on_the_cpu(device: str, name: str) -> None:
+    model = make_prior(name, grid=(4, 4))
+    codes = sample(model, Sampler.unmodified(), 32, seed=1)
+    other = sample(copy.deepcopy(model).to(device), Sampler.unmodified(), 32, seed=1)
+    assert other.device.type == device
+    assert (other.cpu() == codes).float().mean() > 0.95  # rounding can move a draw to the next code
+
+
+@pytest.mark.parametrize("kind", [KVSteps, CompiledKVSteps])
+def test_cached_steps_equal_all_at_once(device: str, kind: Any) -> None:
+    blocks = make_blocks()
+    T = STEP_GRID[0] * STEP_GRID[1]
+    x = torch.randn(5, T, WIDTH)
+    expected = run_at_once(blocks, x)
+    blocks, angles = blocks.to(device), rotary(STEP_GRID, WIDTH // HEADS).to(device)
+    steps = kind(blocks, angles, 5)
+    steps.restart()
+    with torch.no_grad():
+        outputs = torch.stack([steps(x[:, t].to(device)) for t in range(T)], 1)
+    torch.testing.assert_close(outputs.cpu(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_compiled_sampling_draws_the_same_codes(device: str) -> None:
+    model = make_prior("gpt", grid=(4, 4)).to(device)
+    plain = sample(model, make(Sampler), 10, seed=1, batch_size=4)
+    quick = sample(model, make(Sampler, compile=True), 10, seed=1, batch_size=4)
+    assert (quick == plain).float().mean() > 0.95
+
+
+def test_compiled_blocks_train_as_eager_ones(device: str) -> None:
+    ends = []
+    for is_compiled in (False, True):
+        module, data = make_prior_module(steps=3, optimizer=gradient_descent)  # type: ignore[arg-type]
+        if is_compiled:
+            compile_parts(module.blocks)
+        fit_on(device, module, data)
+        ends.append(module)
+    assert_same_weights(ends[1].model, ends[0].model)
+
+
+def test_a_compiled_tokenizer_trains_as_an_eager_one(device: str) -> None:
+    tokenizer = make_still_tokenizer()
+    ends = []
+    for is_compiled in (False, True):
+        module = make_module(steps=3, tokenizer=copy.deepcopy(tokenizer))
+        module.make_optimizers = dict.fromkeys(module.make_optimizers, gradient_descent)  # type: ignore[arg-type]
+        if is_compiled:
+            compile_parts(module.costly)
+        fit_on(device, module, make_still_images())
+        ends.append(module)
+    assert_same_weights(ends[1], ends[0])
+
+
 @pytest.mark.parametrize("stage", ["vqgan", "vqvae", "prior"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     device: str, stage: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
@@ -227,72 +296,3 @@ def test_a_checkpoint_of_this_device_samples_on_the_cpu(
     for name in ("cpu", kind):
         save = ["save=npz", "n=4", f"accelerator={name}", f"run_dir=samples-{name}"]
         assert command("stage=sample", "ckpt=b", *save) == 0
-
-
-def test_a_tokenizer_encodes_and_decodes_as_on_the_cpu(device: str) -> None:
-    tokenizer = make_still_tokenizer().eval()
-    x = torch.randn(64, 3, 16, 16).clamp(-1, 1)
-    with torch.no_grad():
-        q = tokenizer.encode(x)
-        x_hat = tokenizer.decode(q.z_q)
-        other = copy.deepcopy(tokenizer).to(device)
-        moved = other.encode(x.to(device))
-        decoded = other.decode(q.z_q.to(device))
-    assert q.indices is not None
-    assert moved.indices is not None
-    assert (moved.indices.cpu() == q.indices).float().mean() > 0.99
-    torch.testing.assert_close(decoded.cpu(), x_hat, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["gpt", "rar", "maskgit", "lstm", "pixelcnn", "rq", "diffusion"])
-def test_a_prior_draws_the_codes_that_it_draws_on_the_cpu(device: str, name: str) -> None:
-    model = make_prior(name, grid=(4, 4))
-    codes = sample(model, Sampler.unmodified(), 32, seed=1)
-    other = sample(copy.deepcopy(model).to(device), Sampler.unmodified(), 32, seed=1)
-    assert other.device.type == device
-    assert (other.cpu() == codes).float().mean() > 0.95  # rounding can move a draw to the next code
-
-
-def test_cached_steps_equal_all_at_once(device: str) -> None:
-    blocks = make_blocks()
-    T = STEP_GRID[0] * STEP_GRID[1]
-    x = torch.randn(5, T, WIDTH)
-    expected = run_at_once(blocks, x)
-    blocks, angles = blocks.to(device), rotary(STEP_GRID, WIDTH // HEADS).to(device)
-    with torch.no_grad():
-        for kind in (KVSteps, CompiledKVSteps):
-            steps = kind(blocks, angles, 5)
-            steps.restart()
-            outputs = torch.stack([steps(x[:, t].to(device)) for t in range(T)], 1)
-            torch.testing.assert_close(outputs.cpu(), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_compiled_sampling_draws_the_same_codes(device: str) -> None:
-    model = make_prior("gpt", grid=(4, 4)).to(device)
-    plain = sample(model, make(Sampler), 10, seed=1, batch_size=4)
-    quick = sample(model, make(Sampler, compile=True), 10, seed=1, batch_size=4)
-    assert (quick == plain).float().mean() > 0.95
-
-
-def test_compiled_blocks_train_as_eager_ones(device: str) -> None:
-    ends = []
-    for is_compiled in (False, True):
-        module, data = make_prior_module(steps=3, optimizer=gradient_descent)  # type: ignore[arg-type]
-        if is_compiled:
-            compile_parts(module.blocks)
-        fit_on(device, module, data)
-        ends.append(module)
-    assert_same_weights(ends[1].model, ends[0].model)
-
-
-def test_a_compiled_tokenizer_trains_as_an_eager_one(device: str) -> None:
-    tokenizer = make_still_tokenizer()
-    ends = []
-    for is_compiled in (False, True):
-        module = make_module(steps=3, tokenizer=copy.deepcopy(tokenizer))
-        module.make_optimizers = dict.fromkeys(module.make_optimizers, gradient_descent)  # type: ignore[arg-type]
-        if is_compiled:
-            compile_parts(module.costly)
-        fit_on(device, module, make_still_images())
-        ends.append(module)
-    assert_same_weights(ends[1], ends[0])
