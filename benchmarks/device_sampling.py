@@ -298,4 +298,4 @@ def make_peer_transformer(bench: Bench, T: int) -> Any:
     wrapped = TransformerWrapper(
         num_tokens=num_codes + 1, max_seq_len=T + 1, attn_layers=layers, use_abs_pos_emb=False
     )
-    return AutoregressiveWrapper(wrapped).to(bench.device)  # type: ignore[no-any-return]
+    return AutoregressiveWrapper(wrapped).to(bench.device)
