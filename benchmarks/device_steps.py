@@ -1,5 +1,6 @@
 """Training steps on a device for benchmarks.device: how fast they are, what they compute and hold, and where they wait."""
 
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -89,21 +90,8 @@ def list_cases(tiny: bool) -> list[StepCase]:
     ]
 
 
-def list_variants(tiny: bool) -> list[tuple[str, str]]:
-    """Further rows: the name of a case, and what is changed about it."""
-    if tiny:
-        return [("conv 32 px", "contiguous"), ("gpt, 16 codes", "float32")]
-    compiled = [
-        "gpt base, 256 codes", "conv 64 px", "conv f16 256 px", "taming_f16 256 px",
-        "gpt base, 64 codes",
-    ]  # fmt: skip
-    contiguous = ["conv f16 256 px", "taming_f16 256 px"]
-    return [
-        ("conv 64 px", "float32"),
-        *((name, "contiguous") for name in contiguous),
-        *((name, "compiled") for name in compiled),
-        ("gpt base, 256 codes", "float32"),
-    ]
+# The cases that are compiled too, most important first.
+COMPILED = ("gpt base, 256 codes", "conv f16 256 px", "conv 64 px")
 
 
 class RepeatedBatch:
@@ -134,7 +122,9 @@ class Training:
             trainer.fit(self.module, self.data)
 
 
-def build_training(case: StepCase, variant: str, device: str, around: bool = False) -> Training:
+def build_training(
+    case: StepCase, device: str, compiled: bool = False, around: bool = False
+) -> Training:
     """The module of a case on batches of its own; `around` adds the callbacks of conf/callbacks."""
     stage = "prior" if case.is_prior else "vqgan"
     batch = f"batch_size={case.batch}" if case.is_prior else f"data.batch_size={case.batch}"
@@ -142,16 +132,12 @@ def build_training(case: StepCase, variant: str, device: str, around: bool = Fal
         f"stage={stage}", batch, "trainer.max_steps=1000000", *case.words,
         f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
     ]  # fmt: skip
-    if variant == "float32":
-        words.append("trainer.precision=32-true")
     config = compose_config(*words)
     settings = TrainerSettings.read(config.trainer)
     torch.manual_seed(0)
     build = build_prior if case.is_prior else build_tokenizer_training
     training = build(case, config, settings, device)
-    if variant == "contiguous":
-        training.module.to(memory_format=torch.contiguous_format)
-    if variant == "compiled":
+    if compiled:
         compile_training(training.module)
     if around:
         callbacks = instantiate(config.callbacks).values()
@@ -216,9 +202,8 @@ class FlopCount(TorchDispatchMode):
 class Meter(Callback):
     """Measures steps in one run of a trainer: their time, then the operations of one, then the kernels of three."""
 
-    def __init__(self, bench: Bench, seconds: float, counts: bool, profiles: bool) -> None:
-        self.bench, self.turn = bench, seconds
-        self.counts, self.profiles = counts, profiles
+    def __init__(self, bench: Bench, seconds: float, counts: bool) -> None:
+        self.bench, self.turn, self.counts = bench, seconds, counts
         self.figures: Row = {}
         self.table = ""
         self.millions = 0.0  # parameters
@@ -261,8 +246,7 @@ class Meter(Callback):
             with FlopCount() as counter:
                 yield
             self.figures["tflop"] = counter.total / 1e12
-        if self.profiles:
-            yield from self.profile_steps(1 if tiny else 3)
+        yield from self.profile_steps(1 if tiny else 3)
 
     def time_steps(self, n: int) -> Generator[None, None, tuple[float, float]]:
         """Seconds of n steps, and seconds until the host had issued them."""
@@ -302,31 +286,47 @@ class Meter(Callback):
 
 
 def measure_training(bench: Bench) -> None:
-    """Rows of all cases, eager, and then of their variants."""
+    """Rows of all cases, as they are by default."""
+    for case in list_cases(bench.tiny):
+        measure_case(bench, case, compiled=False)
+
+
+def measure_compiled(bench: Bench, name: str) -> None:
+    """The row of a case with trainer.compile=true."""
     cases = {case.name: case for case in list_cases(bench.tiny)}
-    for case in cases.values():
-        measure_case(bench, case, "eager")
-    for name, variant in list_variants(bench.tiny):
-        measure_case(bench, cases[name], variant)
+    measure_case(bench, cases[name], compiled=True)
 
 
-def measure_case(bench: Bench, case: StepCase, variant: str) -> None:
+def compile_case(device: str, name: str) -> None:
+    """Make a few compiled steps of a case, which leaves the compiled code in torch's cache on the disk."""
+    warnings.simplefilter("ignore")
+    began = perf_counter()
+    [case] = [case for case in list_cases(tiny=False) if case.name == name]
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    build_training(case, device, compiled=True).fit(Stop())
+    print(f"{perf_counter() - began:.0f} s")
+
+
+def measure_case(bench: Bench, case: StepCase, compiled: bool) -> None:
     """One row: how fast the steps of a case are, with what share of the card's peak."""
     if bench.left < 2:
         return
-    name = f"{case.name}, {variant}"
-    is_eager = variant == "eager"
-    meter = Meter(bench, 0.2 if bench.tiny else 1.5, is_eager, profiles=variant != "float32")
+    name = f"{case.name}, {'compiled' if compiled else 'eager'}"
+    meter = Meter(bench, 0.2 if bench.tiny else 1.5, counts=not compiled)
     began = perf_counter()
     with bench.guard(name):
-        training = build_training(case, variant, bench.device)
+        training = build_training(case, bench.device, compiled)
         training.fit(meter)
         del training
     if not meter.figures:  # it failed before anything was measured
         return
     figures = meter.figures
     tflop = figures.pop("tflop", None) or bench.facts.get(f"tflop {case.name}")
-    if is_eager:
+    if not compiled:
         bench.remember(**{f"tflop {case.name}": tflop})
     images = 1000 * case.batch / figures["ms"]
     row: Row = {"batch": case.batch, "images_per_s": images}
@@ -370,8 +370,9 @@ class SyncRecorder(Callback):
 
     def show(self, message: Any, *_: Any, **__: Any) -> None:
         """In place of warnings.showwarning: the call stack is still that of the operation that waits."""
-        if "synchroniz" in str(message):
-            self.places[find_line(traceback.extract_stack())] += 1
+        place = find_line(traceback.extract_stack())
+        if "synchroniz" in str(message) and "set_sync_debug_mode" not in place:
+            self.places[place] += 1
 
 
 def find_line(stack: traceback.StackSummary) -> str:
@@ -397,12 +398,15 @@ def measure_syncs(bench: Bench) -> None:
     if bench.device != "cuda":
         bench.add("all", error="torch reports where it waits for a GPU, and the device is the CPU")
         return
-    for case in list_cases(bench.tiny):
+    # The adversarial step first, which does most, then those that other modules have.
+    cases = {case.name: case for case in list_cases(bench.tiny)}
+    for name in ("conv 64 px, GAN", "gpt base, 64 codes", "conv 64 px", "taming_f16 256 px, GAN"):
         if bench.left < 3:
             return
+        case = cases[name]
         with bench.guard(case.name):
             small = StepCase(case.name, case.words, min(case.batch, 16), case.K, case.side)
-            recorder = record_syncs(build_training(small, "eager", bench.device, around=True))
+            recorder = record_syncs(build_training(small, bench.device, around=True))
             total = sum(recorder.places.values())
             bench.add(case.name, times=total, per_step=total / recorder.steps, place="all")
             for place, times in recorder.places.most_common(12):
@@ -422,3 +426,7 @@ def record_syncs(training: Training) -> SyncRecorder:
             torch.cuda.set_sync_debug_mode("default")
             warnings.showwarning = usual
     return recorder
+
+
+if __name__ == "__main__":
+    compile_case(*sys.argv[1:])

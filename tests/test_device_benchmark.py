@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -14,17 +15,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.device_facts import list_outcomes, read_results
+from benchmarks.device_facts import read_results
 from benchmarks.device_report import Bench, Report, format_table
 from benchmarks.device_runs import average_load
 from benchmarks.device_steps import (
+    COMPILED,
     FlopCount,
     StepCase,
     SyncRecorder,
     build_training,
     find_line,
     list_cases,
-    list_variants,
 )
 from tests.helpers.stage2 import lightning_warnings
 
@@ -127,11 +128,10 @@ def test_flop_are_counted_forward_and_backward_also_where_a_gradient_is_taken_of
     assert counter.total == 3 * 2 * 3 * 6 * 5
 
 
-def test_a_variant_is_of_a_case_that_is_measured_before() -> None:
-    for tiny in (False, True):
-        names = [case.name for case in list_cases(tiny)]
-        assert len(set(names)) == len(names)
-        assert {name for name, _ in list_variants(tiny)} <= set(names)
+def test_what_is_compiled_is_a_case_that_is_measured_before() -> None:
+    names = [case.name for case in list_cases(tiny=False)]
+    assert len(set(names)) == len(names)
+    assert set(COMPILED) <= set(names)
 
 
 @lightning_warnings
@@ -150,7 +150,7 @@ def test_waits_are_counted_by_the_line_of_the_program(monkeypatch: pytest.Monkey
     exec(compile(source, "/x/site-packages/torch/_tensor.py", "exec"), names)
     monkeypatch.setattr(torch.Tensor, "__float__", names["wait"])
     case = StepCase("small", tuple(list_cases(True)[-1].words), 2, 16, 2)
-    training = build_training(case, "eager", "cpu")
+    training = build_training(case, "cpu")
     recorder = SyncRecorder(1, 2)
     step = type(training.module).training_step
 
@@ -179,15 +179,28 @@ def test_the_line_of_the_program_is_named_with_that_of_the_package_below_it() ->
     assert line == "vqgan/module.py:7 step: look(x) [in torch/_tensor.py:9 item]"
 
 
-def test_results_of_tests_are_read_from_their_file_or_from_what_was_printed(tmp_path: Path) -> None:
-    file = tmp_path / "tests.xml"
-    file.write_text(
-        '<testsuites><testsuite><testcase name="a" time="0.5"/><testcase name="b" time="1">'
-        '<failure message="assert 1&#10; == 2">long</failure></testcase></testsuite></testsuites>'
-    )
-    assert read_results(file) == [("a", 0.5, ""), ("b", 1.0, "failure: assert 1 == 2")]
-    text = "tests/device/test_device.py::a[x] PASSED   [ 4%]\ntests/device/test_device.py::b FAILED"
-    assert list_outcomes(text) == [("a[x]", "passed"), ("b", "failed")]
+def test_each_test_leaves_a_row_as_soon_as_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks: dict[str, Any] = runpy.run_path(str(ROOT / "tests/device/conftest.py"))
+    report, rows = hooks["pytest_runtest_logreport"], tmp_path / "rows.jsonl"
+    assert read_results(rows) == []
+    monkeypatch.setenv("CODEGRID_TEST_ROWS", str(rows))
+    skipped = (str(tmp_path), 3, "Skipped: not here")
+    for name, when, outcome, why in (
+        ("a", "setup", "passed", None), ("a", "call", "passed", None),
+        ("b", "call", "failed", ">   assert 1 == x\nE   assert 1 == 2\n"), ("c", "setup", "skipped", skipped),
+    ):  # fmt: skip
+        report(
+            pytest.TestReport(
+                f"tests/x.py::{name}", ("", 0, ""), {}, outcome, why, when, duration=0.5
+            )
+        )  # type: ignore[arg-type]
+    assert read_results(rows) == [
+        {"name": "a", "result": "passed", "seconds": 0.5},
+        {"name": "b", "error": "failed: assert 1 == 2"},
+        {"name": "c", "error": "skipped: Skipped: not here"},
+    ]
 
 
 def test_the_load_of_a_gpu_is_averaged_over_the_time_in_which_it_worked() -> None:

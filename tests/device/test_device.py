@@ -230,7 +230,8 @@ def test_a_compiled_tokenizer_trains_as_an_eager_one(device: str) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     device: str, stage: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With torch's deterministic operations: others add in an order that differs from run to run."""
+    """With torch's deterministic operations: others add in an order that differs from run to run. Where one has no such variant
+    the runs are compared up to rounding, and the test is skipped with its name."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     kind = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
 
@@ -245,26 +246,43 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     }[stage]
     if stage == "prior":
         assert command("stage=vqgan", "run_dir=tokenizer", *on_device(TINY)) == 0
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     try:
-        assert command("run_dir=whole", *words) == 0
-        interrupt_at(4, lambda: command("run_dir=halves", *words))
-        assert command(words[0], "resume=halves") == 0
+        whole, halves = train_twice(command, words, "exact")
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        torch.use_deterministic_algorithms(False)
+        whole, halves = train_twice(command, words, "near")
+        for name, value in whole["state_dict"].items():
+            torch.testing.assert_close(halves["state_dict"][name], value, rtol=0.05, atol=0.02)
+        pytest.skip(f"near, and not to the bit: {str(error).splitlines()[0]}")
     finally:
         torch.use_deterministic_algorithms(False)
-    one, two = (
-        torch.load(Path(run, "checkpoints/last.ckpt"), map_location="cpu", weights_only=True)
-        for run in ("whole", "halves")
-    )
-    assert two["clock"]["step"] == one["clock"]["step"] == 6
     differing = [
         name
-        for name, value in one["state_dict"].items()
-        if not torch.equal(value, two["state_dict"][name])
+        for name, value in whole["state_dict"].items()
+        if not torch.equal(value, halves["state_dict"][name])
     ]
     assert not differing
     if device == "cuda":
-        assert torch.equal(one["random"][0]["cuda"], two["random"][0]["cuda"])
+        assert torch.equal(whole["random"][0]["cuda"], halves["random"][0]["cuda"])
+
+
+def train_twice(
+    command: Callable[..., int], words: list[str], name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last checkpoint of a run, and that of the same run with an interruption at step 4."""
+    whole, halves = (Path(f"{name}-{part}") for part in ("whole", "halves"))
+    assert command(f"run_dir={whole}", *words) == 0
+    interrupt_at(4, lambda: command(f"run_dir={halves}", *words))
+    assert command(words[0], f"resume={halves}") == 0
+    one, two = (
+        torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+        for run in (whole, halves)
+    )
+    assert two["clock"]["step"] == one["clock"]["step"] == 6
+    return one, two
 
 
 def interrupt_at(step: int, run: Callable[[], int]) -> None:
