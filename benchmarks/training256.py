@@ -275,6 +275,18 @@ def measure_psnr(variant: Variant) -> float:
     return float(scores.compute()["psnr"])
 
 
+def report_quality(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
+    """Print what a model has reached by now as a row; its seconds of training."""
+    module = variant.module
+    row = {
+        "bench": "training256_quality", "model": name, "px": options.px, "images": options.images,
+        "settings": list_settings(name, options), "params": module.count_parameters(), "limit": limit, "steps": module.step,
+        "seconds": round(module.seconds, 1), "psnr": round(measure_psnr(variant), 3),
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return module.seconds
+
+
 def learn(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
     """Train to the end of a variant's budget with a row at each quarter of its updates; the seconds that it took."""
     seconds = report_quality(name, variant, limit, options)

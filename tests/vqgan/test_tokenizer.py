@@ -6,8 +6,8 @@ import torch
 from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
-from vqgan.networks.decoder import Decoder
 from vqgan.networks.blocks import ResBlock
+from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder, plan_depths, plan_downsampling, plan_widths
 from vqgan.networks.patches import Patches, to_patches
 from vqgan.quantizers.search import nearest
