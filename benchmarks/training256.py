@@ -1,17 +1,21 @@
-"""Compares model=conv at 256 pixels with diffusers' VQModel and with model=pyramid, which is the same network: speed and memory.
+"""Compares model=conv at 256 pixels with diffusers' VQModel and with model=pyramid of the same network: speed and memory.
 
 pip install diffusers && python -m benchmarks.training256
 
-Images of 256x256 pixels, a grid of 16x16, K=1024, loss=vqvae, AdamW. diffusers' VQModel has widths 40, 40, 80, 80 and 160 and
-one block a level; `pyramid` has the same parameters and start=random. The models take turns in one process, and a row is printed
-after each turn; figures are medians over the steps of all turns but the first step of a turn. Decoding is from indices. Peak
-memory is that of a fresh process which takes a few steps, beyond what it has after its imports.
-
-Words after the flags are settings of model=conv, such as model.width=48. With --quality it is compared with model=pyramid
-instead, at start=patches both and with the same quantizer, by the PSNR of validation images: after equal updates, then after
-equal time of training. --images photographs are crops of those that scikit-image ships, with one photograph in five held out.
+Images of 256x256 pixels, a grid of 16x16, K=1024, loss=vqvae, AdamW, batches of 4, float32. `conv` is model=conv_f16, or what the
+settings of train.py say that follow the flags, as in `-- model=conv model.width=48`. diffusers' VQModel has widths 40, 40, 80, 80
+and 160 and one block a level; `pyramid` is model=pyramid with the same weights, from a random start. The models take turns in one
+process, and a row is printed after each turn. Figures are medians over the steps of all turns but the first of each turn. Decoding
+is from indices. Peak memory is that of a turn of training in a fresh process, beyond what it has after its imports; --no-memory
+leaves it out. With --compile, encoder and decoder of all three are compiled.
 
 Prints one JSON line per model in the end: bench, model, px, params, images_per_second, decode_images_per_second, peak_mib.
+
+With --quality UPDATES, `conv` and `pyramid`, both with start=patches and the same quantizer, are trained on the same batches for
+as many updates each, and then `conv` for as long as `pyramid` took. PSNR is of validation images, at the start and after each
+quarter. --images photographs are crops of the photographs that scikit-image ships, and the validation images are crops of one that
+is not among those of training; --images shapes are those of data=shapes. --pyramid has settings of `pyramid`, such as
+optimizer.lr=1e-3. The machine should be idle otherwise, because minutes are counted.
 """
 
 import argparse
@@ -141,13 +145,21 @@ class Diffusers(Subject):
         return images
 
 
+def list_settings(name: str, options: argparse.Namespace) -> list[str]:
+    """The settings of a model that are its own."""
+    if name == "conv":
+        has_model = any(word.startswith("model=") for word in options.words)
+        return [*options.words] if has_model else ["model=conv_f16", *options.words]
+    return [*SAME, *options.pyramid] if name == "pyramid" else []
+
+
 def make_subject(name: str, options: argparse.Namespace) -> Subject:
     """The model of a row."""
     torch.manual_seed(0)
     if name == "diffusers":
         return Diffusers(options)
-    words = ["model=conv", *options.words] if name == "conv" else [*SAME, "model.start=random"]
-    return Ours(words, options)
+    start = ["model.start=random"] if name == "pyramid" else []  # diffusers' network has no other
+    return Ours([*list_settings(name, options), *start], options)
 
 
 def time_decoding(subject: Subject, options: argparse.Namespace) -> list[float]:
@@ -246,8 +258,9 @@ def start_learner(
             f"data.val_root={folder / 'val'}",
         ]
         images = {}
-    own = ["model=conv", *options.words] if name == "conv" else [*SAME, *options.pyramid]
-    return Variant([*shared, *own, *words], options.batch, 0, options.compile, images)
+    return Variant(
+        [*shared, *list_settings(name, options), *words], options.batch, 0, options.compile, images
+    )
 
 
 @torch.no_grad()
@@ -262,20 +275,26 @@ def measure_psnr(variant: Variant) -> float:
     return float(scores.compute()["psnr"])
 
 
-def teach(
-    name: str, variant: Variant, steps: int, limit: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Train to the end of a variant's budget and print a row for each quarter of it; the figures of the end."""
-    ends = [round(steps * part / 4) for part in (1, 2, 3, 4)] if limit == "steps" else [10**9]
-    for end in ends:
+def report_quality(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
+    """Print what a model has reached by now as a row; its seconds of training."""
+    module = variant.module
+    row = {
+        "bench": "training256_quality", "model": name, "px": options.px, "images": options.images,
+        "settings": list_settings(name, options), "params": module.count_parameters(), "limit": limit, "steps": module.step,
+        "seconds": round(module.seconds, 1), "psnr": round(measure_psnr(variant), 3),
+    }  # fmt: skip
+    print(json.dumps(row), flush=True)
+    return module.seconds
+
+
+def learn(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
+    """Train to the end of a variant's budget with a row at each quarter of its updates; the seconds that it took."""
+    seconds = report_quality(name, variant, limit, options)
+    quarters = [round(options.quality * part / 4) for part in (1, 2, 3, 4)]
+    for end in quarters if limit == "steps" else [sys.maxsize]:
         variant.take_turn(Path("."), UntilDone(end))
-        row = {
-            "bench": "training256_quality", "model": name, "px": options.px, "images": options.images, "limit": limit,
-            "params": variant.module.count_parameters(), "steps": variant.module.step,
-            "seconds": round(variant.module.seconds, 1), "psnr": round(measure_psnr(variant), 3),
-        }  # fmt: skip
-        print(json.dumps(row), flush=True)
-    return row
+        seconds = report_quality(name, variant, limit, options)
+    return seconds
 
 
 def compare_quality(options: argparse.Namespace) -> None:
@@ -288,13 +307,11 @@ def compare_quality(options: argparse.Namespace) -> None:
         seconds = 0.0
         for name in options.models:
             variant = start_learner(name, [updates], options, folder)
-            seconds = max(
-                seconds, teach(name, variant, options.quality, "steps", options)["seconds"]
-            )
+            seconds = max(seconds, learn(name, variant, "steps", options))
         if len(options.models) > 1:
             budget = ["trainer.max_steps=null", f"trainer.max_minutes={seconds / 60}"]
             variant = start_learner("conv", budget, options, folder)
-            teach("conv", variant, 0, "minutes", options)
+            learn("conv", variant, "minutes", options)
 
 
 def compare_speed(options: argparse.Namespace) -> None:
@@ -325,7 +342,7 @@ def compare_speed(options: argparse.Namespace) -> None:
         trained, decoded = (round(rate, 3) for rate in rates)
         row = {
             "bench": "training256", "model": name, "px": PX, "params": subject.params, "batch": options.batch,
-            "precision": options.precision, "compile": options.compile, "settings": options.words if name == "conv" else [],
+            "precision": options.precision, "compile": options.compile, "settings": list_settings(name, options),
             "images_per_second": trained, "decode_images_per_second": decoded,
             "peak_mib": round(measure_peak(name, options)) if options.memory else None,
         }  # fmt: skip

@@ -43,6 +43,7 @@ PIXEL_RANGES = ((-1, 1), (0, 1))
 RANDOM_START_IMAGES = (
     512  # images that go through a random encoder; the networks cost more than patches
 )
+RANDOM_START_PIXELS = 64 * 64**2  # of the images that go through it at once
 MAX_START_VECTORS = 100_000  # enough for k-means
 
 
@@ -335,7 +336,7 @@ class Tokenizer(nn.Module):
             # The networks still add zero.
             z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
         else:
-            parts = x[:RANDOM_START_IMAGES].split(64)
+            parts = x[:RANDOM_START_IMAGES].split(choose_start_batch(x))
             z = torch.cat([flatten(self.encode_features(part)) for part in parts])
         # Every n-th vector, so that all images are represented.
         self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
@@ -343,6 +344,12 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
+
+
+def choose_start_batch(x: Tensor) -> int:
+    """How many images of x (n, C, H, W) go through a random encoder at once: 64 as long as they are of at most 64x64 pixels,
+    and fewer of larger ones, or the start would take many times the memory of training."""
+    return min(max(RANDOM_START_PIXELS // (x.shape[2] * x.shape[3]), 1), 64)
 
 
 def join_widths(in_width: int, out_width: int, kernel: int) -> nn.Module:
