@@ -42,7 +42,9 @@ TRAINING: dict[str, tuple[int, list[str]]] = {  # name of the row -> batch, sett
     "f16 with a discriminator": (1, F16_GAN),
     "f16 with a discriminator, checkpoint_activations": (1, [*F16_GAN, RECOMPUTING]),
 }
-PICTURES: dict[str, dict[str, Any]] = {  # name of the row -> arguments of encode_images and decode_codes
+PICTURES: dict[
+    str, dict[str, Any]
+] = {  # name of the row -> arguments of encode_images and decode_codes
     "f16, a large picture by tiles": {"tile": "auto"},
     "f16, a large picture at once": {},
 }
@@ -53,7 +55,9 @@ def train(batch: int, words: list[str], options: argparse.Namespace) -> Callable
 
     def take_turn() -> None:
         precision = f"trainer.precision={options.precision}"
-        variant = Variant([precision, *SHAPE, *words], batch, options.steps, images={"n_train": 64, "n_val": 1})
+        variant = Variant(
+            [precision, *SHAPE, *words], batch, options.steps, images={"n_train": 64, "n_val": 1}
+        )
         variant.take_turn(Path("."))
 
     return take_turn
@@ -64,7 +68,9 @@ def code_picture(settings: dict[str, Any], options: argparse.Namespace) -> Calla
 
     def encode_and_decode() -> None:
         config = compose_config("stage=vqgan", *SHAPE, *F16)
-        tokenizer: Tokenizer = build_module(config, TrainerSettings.read(config.trainer)).tokenizer.eval()
+        tokenizer: Tokenizer = build_module(
+            config, TrainerSettings.read(config.trainer)
+        ).tokenizer.eval()
         picture = torch.rand(3, options.picture, options.picture) * 2 - 1
         codes = tokenizer.encode_images(picture, size="own", **settings)
         tokenizer.decode_codes(codes, output="tensor", **settings)
@@ -77,7 +83,11 @@ def _measure_row(name: str, options: argparse.Namespace, answer: Any) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     compose_config("stage=vqgan")  # Hydra's imports
-    run = train(*TRAINING[name], options) if name in TRAINING else code_picture(PICTURES[name], options)
+    run = (
+        train(*TRAINING[name], options)
+        if name in TRAINING
+        else code_picture(PICTURES[name], options)
+    )
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
     before = read_resident("VmRSS")
     began = time.perf_counter()
@@ -113,7 +123,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     about = {"bench": "memory", "precision": options.precision}
-    print("| row | MiB beyond the imports | MiB of the process | seconds |\n|---|---|---|---|", flush=True)
+    print(
+        "| row | MiB beyond the imports | MiB of the process | seconds |\n|---|---|---|---|",
+        flush=True,
+    )
     rows = []
     for name in options.rows:
         rows.append(row := measure_row(name, options))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.activations import checkpoint_activations
+from codegrid.engine.activations import Stretch, checkpoint_activations, join_neighbours
 from codegrid.engine.clock import Budget, Now, Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
@@ -24,6 +24,7 @@ from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
+from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
@@ -255,10 +256,19 @@ class VQGAN(ClockedModule):
         return count_plain(self.tokenizer)
 
     @property
-    def recomputed(self) -> list[nn.Module]:
+    def recomputed(self) -> list[nn.Module | Stretch]:
         """The parts whose activations the backward pass may compute again. The decoder's last convolution is none of them, so
         lambda's gradients there compute nothing again."""
-        return [*self.tokenizer.encoder.recomputed, *self.tokenizer.decoder.recomputed]
+        return [
+            part
+            for network, shrinks in (
+                (self.tokenizer.encoder, True),
+                (self.tokenizer.decoder, False),
+            )
+            for part in join_neighbours(
+                network.layers, network.recomputed, filter(enlarges, network.recomputed), shrinks
+            )
+        ]
 
     @property
     def costly(self) -> list[nn.Module]:

@@ -23,7 +23,9 @@ from vqgan.networks.base import ImageDecoder, ImageEncoder
 AUTO = "auto"
 AUTO_TILE = 512  # pixels of a side, or those of the images in training if these are larger
 LEAST_TILE = 4  # codes of a side
-LEAST_CORE = 1 / 4  # of a tile's side where tiles agree exactly; where that leaves less, they are blended
+LEAST_CORE = (
+    1 / 4
+)  # of a tile's side where tiles agree exactly; where that leaves less, they are blended
 BLENDED = 1 / 8  # of a tile's side, on each side of a core, where tiles are blended
 PASSES = 2  # over all tiles that estimate the statistics of the normalisations
 
@@ -76,7 +78,9 @@ def choose_tile(tokenizer: Tiled, tile: int | str) -> int:
         raise InputError(f"tile={tile} must be {AUTO}, or pixels of a side")
     check_int("tile", tile, 1, "pixel")
     if tile < LEAST_TILE * f:
-        raise InputError(f"tile={tile} must be at least {LEAST_TILE * f} pixels, {LEAST_TILE} codes of f={f}")
+        raise InputError(
+            f"tile={tile} must be at least {LEAST_TILE * f} pixels, {LEAST_TILE} codes of f={f}"
+        )
     return tile // f * f
 
 
@@ -115,7 +119,9 @@ def plan_spans(side: int, tile: int, margin: int) -> list[Span]:
         return [Span(0, side, 0, side)]
     count = -(-(side - 2 * margin) // (tile - 2 * margin))
     starts = [round(i * (side - tile) / (count - 1)) for i in range(count)]
-    borders = [(start + before + tile) // 2 for before, start in zip(starts, starts[1:], strict=False)]
+    borders = [
+        (start + before + tile) // 2 for before, start in zip(starts, starts[1:], strict=False)
+    ]
     cores = zip([0, *borders], [*borders, side], strict=True)
     return [Span(start, start + tile, *core) for start, core in zip(starts, cores, strict=True)]
 
@@ -198,7 +204,12 @@ def measure_moments(x: Tensor, num_groups: int) -> tuple[int, Tensor, Tensor]:
 
 
 def apply_moments(
-    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> Tensor:
     """Group normalisation of x (B, C, h, w) by a mean and a variance of each group, (B, groups)."""
     width = x.shape[1] // mean.shape[1]
@@ -208,10 +219,14 @@ def apply_moments(
     shift = -mean.repeat_interleave(width, 1) * scale
     if bias is not None:
         shift = shift + bias.float()
-    return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+    return torch.addcmul(
+        shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype)
+    )
 
 
-def measure_reach(run: Network, part: Tensor, units: tuple[int, int], norms: SharedNorms) -> int | None:
+def measure_reach(
+    run: Network, part: Tensor, units: tuple[int, int], norms: SharedNorms
+) -> int | None:
     """How many codes beyond a code its values reach in a network's output, by NaN in place of one code of the input `part`.
 
     None if they reach the edge of the part, as attention's do.
@@ -290,13 +305,13 @@ class Tiling:
         assert whole is not None
         return whole
 
-    def choose_margin(
-        self, x: Tensor, grid: Sequence[int], norms: SharedNorms
-    ) -> tuple[int, bool]:
+    def choose_margin(self, x: Tensor, grid: Sequence[int], norms: SharedNorms) -> tuple[int, bool]:
         """By how many codes tiles reach beyond their cores, and whether what lies beyond that changes no core."""
         sides = [min(side, self.tile) for side in grid]
         starts = [(side - n) // 2 for side, n in zip(grid, sides, strict=True)]
-        spans = [Span(start, start + n, start, start + n) for start, n in zip(starts, sides, strict=True)]
+        spans = [
+            Span(start, start + n, start, start + n) for start, n in zip(starts, sides, strict=True)
+        ]
         middle = Tile(*spans)
         part = middle.cut(x, self.units[0])
         with norms.run(middle):

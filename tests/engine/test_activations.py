@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from codegrid.engine import activations
-from codegrid.engine.activations import Recomputation, checkpoint_activations
+from codegrid.engine.activations import Recomputation, checkpoint_activations, join_neighbours
 from codegrid.engine.callbacks.eager import EagerValidation
 from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.compile import compile_parts
@@ -29,6 +29,7 @@ from tests.helpers.stage1 import fit, lightning_warnings, make_module
 from tests.helpers.stage2 import make_code_data, make_trainer
 from vqgan.losses.gate import Gate
 from vqgan.module import VQGAN, prepare_layers
+from vqgan.networks.blocks import ResBlock
 from vqgan.networks.pyramid import PyramidDecoder, PyramidEncoder
 from vqgan.networks.spatial import SpatialDecoder
 from vqgan.quantizers.vq import VQ
@@ -158,34 +159,49 @@ def test_these_tests_see_other_dropout_in_the_backward_pass(
         assert_same(*(train_prior("gpt", recomputes) for recomputes in (False, True)))
 
 
-class CallCount(Counter[str]):
-    """How often each part runs its own forward pass."""
-
-    def watch(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        for kind in {type(part) for part in module.recomputed}:
-            original = kind.forward
-
-            def forward(part: nn.Module, *inputs: Any, original: Any = original) -> Any:
-                self[str(id(part))] += 1
-                return original(part, *inputs)
-
-            monkeypatch.setattr(kind, "forward", forward)
-
-
-def test_each_part_runs_twice_in_a_step_and_once_in_a_validation(
+def test_each_block_runs_twice_in_a_step_and_once_in_a_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """lambda's two gradients at the last layer, and those of the losses at x_hat, compute nothing again."""
     module = make_module(make(Gate, start=0.0, ramp=0.0, warmup=0.0), steps=1, freeze_codes=False)
-    calls = CallCount()
-    calls.watch(module, monkeypatch)
+    calls: Counter[int] = Counter()
+    original = ResBlock.forward
+
+    def forward(block: ResBlock, x: Tensor) -> Tensor:
+        calls[id(block)] += 1
+        return original(block, x)
+
+    monkeypatch.setattr(ResBlock, "forward", forward)
     checkpoint_activations(module)
     fit(module, limit_val_batches=0)
-    assert list(calls.values()) == [2] * len(module.recomputed)
+    blocks = sum(isinstance(part, ResBlock) for part in module.tokenizer.modules())
+    assert list(calls.values()) == [2] * blocks
     calls.clear()
     with torch.no_grad():
         module.tokenizer.decode(module.tokenizer.encode(torch.zeros(1, 3, 16, 16)).z_q)
-    assert list(calls.values()) == [1] * len(module.recomputed)
+    assert list(calls.values()) == [1] * blocks
+
+
+def list_ends(parts: list[Any]) -> list[tuple[int, int]]:
+    return [(part.start, part.stop) for part in parts]
+
+
+def test_maps_are_kept_where_they_are_smallest() -> None:
+    """entry, block, halve, block, norm and, in a decoder, entry, block, double, block, norm."""
+    layers = nn.Sequential(*(nn.Linear(1, 1) for _ in range(5)))
+    blocks = [layers[1], layers[3]]
+    assert list_ends(join_neighbours(layers, blocks, [], shrinks=True)) == [(0, 3), (3, 5)]
+    assert list_ends(join_neighbours(layers, blocks, [], shrinks=False)) == [(0, 2), (2, 4)]
+    assert list_ends(join_neighbours(layers, layers[1:4], [layers[2]], shrinks=False)) == [
+        (0, 2),
+        (2, 5),
+    ]
+    inner = nn.Sequential(nn.Sequential(layers[1]), layers[3])
+    assert (
+        join_neighbours(inner, blocks, [], shrinks=True) == blocks
+    )  # one of them is no layer of the chain
+    chain = nn.ModuleList(layers)
+    assert join_neighbours(chain, blocks, [], shrinks=True) == blocks
 
 
 def test_autograd_saves_less() -> None:
@@ -262,7 +278,8 @@ def test_compiled_blocks_compute_their_activations_again(graphs: CompileCounterW
 
 
 def test_copies_and_files_compute_their_own_activations_again() -> None:
-    block = make_module().recomputed[0]
+    block = ResBlock(8)
+    nn.init.ones_(block.conv2.weight)
     expected = block(torch.ones(1, 8, 4, 4))
     names = list(block.state_dict())
     block.forward = Recomputation(block)
