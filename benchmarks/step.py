@@ -30,7 +30,7 @@ from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.load import start_images
-from vqgan.module import VQGAN
+from vqgan.module import VQGAN, prepare_layers
 from vqgan.stages.train import build_module
 
 IMAGES = {"n_train": 256, "n_val": 1}
@@ -106,6 +106,7 @@ class Variant:
         self.data: ImageDataModule = instantiate(config.data, **images, cache="ram")
         self.module: VQGAN = build_module(config, self.settings)
         self.module.tokenizer.initialise(start_images(self.data))
+        prepare_layers(self.module, self.settings)
         if compiled:
             compile_parts(self.module.costly)
         self.callbacks: list[Callback] = []
