@@ -17,7 +17,9 @@ class ImageEncoder(nn.Module, ABC):
 
     image_size     (rows, columns) of pixels
     grid           (rows, columns) of codes
-    f              pixels per grid position, in each direction
+    f              pixels per grid position, in each direction; without places, those of the patches that it takes
+    is_spatial     whether each code has a place, f x f pixels of the image; otherwise the codes are a sequence, grid (1, n),
+                   of which each describes the whole image
     exit_kernel    side of the convolution that leads from its output to z_e; 0: its output is z_e
     layers         the part that takes most of the time, for torch.compile
     recomputed     the parts of `layers` whose activations the backward pass may compute again; no part lies in another
@@ -27,6 +29,7 @@ class ImageEncoder(nn.Module, ABC):
     """
 
     exit_kernel = 1
+    is_spatial = True
     sized_settings: tuple[str, ...] = ()
 
     image_size: Size
