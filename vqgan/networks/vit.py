@@ -154,7 +154,9 @@ class ViTBlock(nn.Module):
         self.mlp = FeedForward(width, mlp_ratio, gated)
         for layer in (self.qkv, self.proj, self.mlp.up, self.mlp.down):
             nn.init.zeros_(layer.bias)
-        with torch.no_grad():  # so that the sum over the stack starts at the size of one block's branch
+        with (
+            torch.no_grad()
+        ):  # so that the sum over the stack starts at the size of one block's branch
             for layer in (self.proj, self.mlp.down):
                 layer.weight /= (2 * depth) ** 0.5
 
@@ -238,7 +240,8 @@ class ViTEncoder(ImageEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.sized_settings:
-            check_served_size("images", "pixels", (x.shape[2], x.shape[3]), self.image_size)
+            size = x.shape[2], x.shape[3]
+            check_served_size("images", "pixels", size, self.image_size, "resize or crop them")
         maps = self.embed(x)
         h, w = maps.shape[2:]
         tokens = self.positions(to_tokens(maps), h, w)
@@ -291,7 +294,7 @@ class ViTDecoder(ImageDecoder):
     def forward(self, h: Tensor) -> Tensor:
         rows, columns = h.shape[2:]
         if not self.sized_settings:
-            check_served_size("codes", "codes", (rows, columns), self.grid)
+            check_served_size("grids", "codes", (rows, columns), self.grid, "give that many")
         if self.mask is None or self.order is None:
             tokens = self.positions(to_tokens(h), rows, columns)
         else:
@@ -303,9 +306,9 @@ class ViTDecoder(ImageDecoder):
         return x_hat
 
 
-def check_served_size(what: str, unit: str, size: Size, own: Size) -> None:
+def check_served_size(what: str, unit: str, size: Size, own: Size, remedy: str) -> None:
     """Raise InputError for another size than the only one that a network serves."""
     if tuple(size) != own:
         raise InputError(
-            f"{what} of {size[0]}x{size[1]} {unit}: this vision transformer serves {own[0]}x{own[1]} alone"
+            f"{what} of {size[0]}x{size[1]} {unit}: this vision transformer serves {own[0]}x{own[1]} alone; {remedy}"
         )
