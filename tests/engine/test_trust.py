@@ -73,7 +73,10 @@ def test_a_checkpoints_config_can_not_read_this_machines_environment(
 
 
 def test_a_checkpoints_config_builds_only_the_expected_kind_of_class() -> None:
-    with pytest.raises(InputError, match=r"has vqgan.quantizers.ema.EMA, which is not derived from .*Linear; derive"):
+    with pytest.raises(
+        InputError,
+        match=r"has vqgan.quantizers.ema.EMA, which is not derived from .*Linear; derive",
+    ):
         build_trusted(EMA, nn.Linear)
     assert build_trusted(EMA, Quantizer).K == 8  # type: ignore[type-abstract]
 
