@@ -46,7 +46,7 @@ SECTIONS: dict[str, tuple[str, float, Section]] = {
     "facts": ("The card, the machine and the versions.", 5, describe_machine),
     "peaks": ("The rates that no step exceeds.", 8, measure_peaks),
     "tests": ("`pytest -m device`: the device computes what the CPU computes.", 55, run_tests),
-    "training": (f"Steps of training, with batches on the device. {COLUMNS}", 80, measure_training),
+    "training": (f"Steps of training, with batches on the device. {COLUMNS}", 90, measure_training),
     **{
         f"compiled {name}": (
             f"The same with trainer.compile=true. {COLUMNS}", 30, partial(measure_compiled, name=name)

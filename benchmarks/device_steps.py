@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -27,13 +27,12 @@ from benchmarks.device_report import Bench, Row
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.samples import ArraySamples
 from codegrid.data.tokens import CodeDataModule
-from codegrid.engine.compile import compile_parts
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from prior.module import PriorModule
-from prior.training import compile_blocks
-from vqgan.module import VQGAN
+from prior.training import prepare_blocks
+from vqgan.module import prepare_layers
 from vqgan.stages.train import build_module
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +42,8 @@ OPEN = [
 ]  # fmt: skip
 RANDOM = ["model.start=random", "quantizer.kmeans=false"]  # the speed is the same
 F16 = ["data.image_size=256", "model.grid=16", "quantizer.K=1024", *RANDOM]
+VIT = ["model=vit", "model.width=512", "model.depth=8", "model.heads=8"]  # ViT-VQGAN's small
+CHECKPOINTED = "trainer.checkpoint_activations=true"
 TAMING = [
     "model=taming_f16", "data.image_size=256", "quantizer=vq", "quantizer.K=16384",
     "quantizer.dim=256", *RANDOM,
@@ -51,13 +52,17 @@ TAMING = [
 
 @dataclass(frozen=True)
 class StepCase:
-    """A module in training: the words of train.py that describe it, its batch, and the codes of a prior."""
+    """A module in training: the words of train.py that describe it, its batch, and the codes of a prior.
+
+    Its batches lie on the device, unless it `reads` them as a run does.
+    """
 
     name: str
     words: tuple[str, ...]
     batch: int
     K: int = 0  # of the codes that a prior learns
     side: int = 0  # of their grid
+    reads: bool = False
 
     @property
     def is_prior(self) -> bool:
@@ -73,25 +78,33 @@ def list_cases(tiny: bool) -> list[StepCase]:
         return [
             StepCase("conv 32 px", ("loss=vqvae", *small), 4),
             StepCase("conv 32 px, GAN", (*OPEN, *small), 4),
-            StepCase("pyramid 32 px", ("loss=vqvae", *pyramid), 2),
+            StepCase("pyramid 32 px, checkpointed", ("loss=vqvae", CHECKPOINTED, *pyramid), 2),
+            StepCase("conv 32 px, read from memory", ("loss=vqvae", *small), 4, reads=True),
             StepCase("gpt, 16 codes", sizes, 4, 32, 4),
         ]
     base = ("prior/size=base",)
+    taming_gan = (*OPEN, *TAMING)
     return [
         StepCase("conv 64 px", ("loss=vqvae", *RANDOM), 256),
-        StepCase("conv f16 256 px", ("loss=vqvae", *F16), 128),
+        StepCase("conv_f16 256 px", ("loss=vqvae", "model=conv_f16", *F16), 128),
         StepCase("gpt base, 256 codes", base, 64, 16384, 16),
         StepCase("taming_f16 256 px", ("loss=vqvae", *TAMING), 32),
-        StepCase("gpt base, 64 codes", base, 256, 16384, 8),
+        StepCase("taming_f16 256 px, GAN", taming_gan, 16),
         StepCase("conv 64 px, GAN", (*OPEN, *RANDOM), 256),
-        StepCase("conv f16 256 px, GAN", (*OPEN, *F16), 64),
-        StepCase("taming_f16 256 px, GAN", (*OPEN, *TAMING), 16),
+        StepCase("conv 64 px, muon", ("loss=vqvae", "optimizer=muon", *RANDOM), 256),
+        StepCase("gpt base, 64 codes", base, 256, 16384, 8),
+        StepCase("conv_f16 256 px, GAN", (*OPEN, "model=conv_f16", *F16), 64),
+        StepCase("conv 64 px, read from memory", ("loss=vqvae", *RANDOM), 256, reads=True),
+        StepCase("taming_f16 256 px, GAN, checkpointed", (CHECKPOINTED, *taming_gan), 16),
+        StepCase("vit f16 256 px", ("loss=vqvae", *VIT, *F16), 64),
+        StepCase("gpt base, 256 codes, checkpointed", (CHECKPOINTED, *base), 64, 16384, 16),
         StepCase("conv 64 px, batch 16", ("loss=vqvae", *RANDOM), 16),
+        StepCase("conv f16 256 px", ("loss=vqvae", *F16), 128),
     ]
 
 
 # The cases that are compiled too, most important first.
-COMPILED = ("gpt base, 256 codes", "conv f16 256 px", "conv 64 px")
+COMPILED = ("gpt base, 256 codes", "conv_f16 256 px", "conv 64 px")
 
 
 class RepeatedBatch:
@@ -132,35 +145,29 @@ def build_training(
         f"stage={stage}", batch, "trainer.max_steps=1000000", *case.words,
         f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
     ]  # fmt: skip
-    config = compose_config(*words)
+    config = compose_config(*words, f"trainer.compile={str(compiled).lower()}")
     settings = TrainerSettings.read(config.trainer)
     torch.manual_seed(0)
     build = build_prior if case.is_prior else build_tokenizer_training
     training = build(case, config, settings, device)
-    if compiled:
-        compile_training(training.module)
     if around:
         callbacks = instantiate(config.callbacks).values()
         training.callbacks = [c for c in callbacks if c is not None]
     return training
 
 
-def compile_training(module: ClockedModule) -> None:
-    """As trainer.compile does."""
-    if isinstance(module, PriorModule):
-        compile_blocks(module)
-    elif isinstance(module, VQGAN):
-        compile_parts(module.costly)
-
-
 def build_tokenizer_training(
     case: StepCase, config: Any, settings: TrainerSettings, device: str
 ) -> Training:
-    data: ImageDataModule = instantiate(config.data, n_train=case.batch, n_val=1, cache="ram")
-    images, labels = data.samples("train").__getitems__(range(case.batch))
-    batch = images.to(device), labels.to(device)
-    data.train_dataloader = lambda: RepeatedBatch(batch)  # type: ignore[method-assign,assignment,return-value]
-    return Training(build_module(config, settings), data, settings)
+    n = 8 * case.batch if case.reads else case.batch
+    data: ImageDataModule = instantiate(config.data, n_train=n, n_val=1, cache="ram")
+    module = build_module(config, settings)
+    prepare_layers(module, settings)
+    if not case.reads:
+        images, labels = data.samples("train").__getitems__(range(case.batch))
+        batch = images.to(device), labels.to(device)
+        data.train_dataloader = lambda: RepeatedBatch(batch)  # type: ignore[method-assign,assignment,return-value]
+    return Training(module, data, settings)
 
 
 def build_prior(case: StepCase, config: Any, settings: TrainerSettings, device: str) -> Training:
@@ -172,6 +179,7 @@ def build_prior(case: StepCase, config: Any, settings: TrainerSettings, device: 
         config.label_drop, config.label_smoothing, clip=settings.clip,
         accumulate=settings.accumulate,
     )  # fmt: skip
+    prepare_blocks(module, settings)
     grids = np.random.default_rng(0).integers(0, case.K, (case.batch, *grid)).astype(np.uint16)
     samples = ArraySamples(grids, np.zeros(case.batch, np.int64))
     data = CodeDataModule(samples, samples, case.batch, 0)
@@ -260,29 +268,40 @@ class Meter(Callback):
 
     def profile_steps(self, n: int) -> Iterator[None]:
         """The table of the operations that take most time in n steps."""
-        on_gpu = self.bench.device == "cuda"
-        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=kinds) as profiler:
+        with start_profile(self.bench.device) as profiler:
             for _ in range(n):
                 yield
             self.bench.synchronize()
-        averages = profiler.key_averages()
-        order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        self.table = averages.table(sort_by=order, row_limit=15, max_name_column_width=90)
-        if on_gpu:
-            # Kernels and copies themselves; operators have the same time once more.
-            kernels = [
-                event
-                for event in averages
-                if event.device_type == torch.autograd.DeviceType.CUDA
-                and not getattr(event, "is_user_annotation", False)
-            ]
-            total = sum(e.self_device_time_total for e in kernels) / 1e3 / n
-            self.figures |= {
-                "kernel_ms": total,
-                "kernels": sum(e.count for e in kernels) // n,
-                "gpu_busy": min(1.0, total / self.figures["ms"]),
-            }
+        self.table, kernels = read_profile(profiler, self.bench.device)
+        if kernels:
+            total, count = (figure / n for figure in kernels)
+            busy = min(1.0, total / self.figures["ms"])
+            self.figures |= {"kernel_ms": total, "kernels": int(count), "gpu_busy": busy}
+
+
+def start_profile(device: str) -> profile:
+    """torch's profiler of the host, and of a GPU."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    return profile(activities=kinds)
+
+
+def read_profile(profiler: profile, device: str) -> tuple[str, tuple[float, float] | None]:
+    """The table of the operations that take most time; on a GPU also milliseconds of all kernels, and their number."""
+    on_gpu = device == "cuda"
+    averages = profiler.key_averages()
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    table = averages.table(sort_by=order, row_limit=15, max_name_column_width=90)
+    if not on_gpu:
+        return table, None
+    # Kernels and copies themselves; operators have the same time once more.
+    kernels = [
+        event
+        for event in averages
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)
+    ]
+    total = sum(event.self_device_time_total for event in kernels) / 1e3
+    return table, (total, sum(event.count for event in kernels))
 
 
 def measure_training(bench: Bench) -> None:
@@ -400,12 +419,13 @@ def measure_syncs(bench: Bench) -> None:
         return
     # The adversarial step first, which does most, then those that other modules have.
     cases = {case.name: case for case in list_cases(bench.tiny)}
-    for name in ("conv 64 px, GAN", "gpt base, 64 codes", "conv 64 px", "taming_f16 256 px, GAN"):
+    chosen = ("conv 64 px, GAN", "gpt base, 64 codes", "conv 64 px", "taming_f16 256 px, GAN")
+    for name in cases if bench.tiny else chosen:
         if bench.left < 3:
             return
         case = cases[name]
         with bench.guard(case.name):
-            small = StepCase(case.name, case.words, min(case.batch, 16), case.K, case.side)
+            small = replace(case, batch=min(case.batch, 16))
             recorder = record_syncs(build_training(small, bench.device, around=True))
             total = sum(recorder.places.values())
             bench.add(case.name, times=total, per_step=total / recorder.steps, place="all")

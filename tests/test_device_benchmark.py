@@ -27,7 +27,10 @@ from benchmarks.device_steps import (
     find_line,
     list_cases,
 )
+from codegrid.engine.settings import TrainerSettings
+from tests.helpers.configs import compose_config
 from tests.helpers.stage2 import lightning_warnings
+from vqgan.stages.train import build_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,6 +135,19 @@ def test_what_is_compiled_is_a_case_that_is_measured_before() -> None:
     names = [case.name for case in list_cases(tiny=False)]
     assert len(set(names)) == len(names)
     assert set(COMPILED) <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list_cases(tiny=False), ids=lambda case: case.name)
+def test_every_case_is_a_config_of_the_program(case: StepCase) -> None:
+    stage = "prior" if case.is_prior else "vqgan"
+    config = compose_config(f"stage={stage}", *case.words)
+    settings = TrainerSettings.read(config.trainer)
+    assert settings.checkpoint_activations == ("checkpointed" in case.name)
+    if not case.is_prior:
+        module = build_module(config, settings)
+        assert set(module.tokenizer.encoder.image_size) == {config.data.image_size}
+        assert (module.adversary is not None) == ("GAN" in case.name)
 
 
 @lightning_warnings
