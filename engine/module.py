@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.clock import Budget, CommonClock, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
@@ -52,6 +52,8 @@ class ClockedModule(L.LightningModule, ABC):
         # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device once training begins.
         self.broken = torch.tensor(-1)
         self._last_tick = 0.0
+        self._own_seconds = 0.0  # of this rank, where the ranks share a clock
+        self._common_clock: CommonClock | None = None  # of several ranks
         self._scaler: torch.amp.GradScaler | None = None
 
     @property
@@ -73,6 +75,9 @@ class ClockedModule(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         self._last_tick = time.monotonic()
         self.broken = self.broken.to(self.device)
+        if self.trainer.world_size > 1:
+            self._own_seconds = self.seconds
+            self._common_clock = CommonClock(self.step, self.seconds)
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if self.now.progress >= 1:  # resumed when only the last validation was missing
             self.trainer.should_stop = True
@@ -86,15 +91,25 @@ class ClockedModule(L.LightningModule, ABC):
     def tick(self) -> None:
         """Count one more update and its time, and stop when the budget is spent."""
         moment = time.monotonic()
+        passed = moment - self._last_tick
         self.step += 1
-        self.seconds += moment - self._last_tick
         self._last_tick = moment
-        if (
-            self.trainer.world_size > 1
-        ):  # one clock for all ranks, or one would stop before the others
-            self.seconds = float(broadcast(torch.tensor(self.seconds, device=self.device)))
+        if self._common_clock is None:
+            self.seconds += passed
+        else:  # one clock for all ranks, or one would stop before the others
+            self._own_seconds += passed
+            self.seconds = self._common_clock.tick(self.step, self._own_seconds, self._ask_main)
         if self.now.progress >= 1:
             self.trainer.should_stop = True
+
+    @property
+    def ranks_meet(self) -> bool:
+        """Whether ranks exchange what only one of them knows, such as a signal, before the next update: about once a second."""
+        return self._common_clock is None or self._common_clock.meets
+
+    def _ask_main(self, seconds: float) -> float:
+        """The main rank's value on every rank. Waits for the device."""
+        return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
     def micro_batches(self, batch: Tensor) -> list[tuple[Tensor, float]]:
         """The batch in `accumulate` parts, each with its share of the batch."""

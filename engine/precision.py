@@ -1,7 +1,8 @@
 """The precision that models run in unless a setting says otherwise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -19,6 +20,13 @@ def best_precision() -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """The precision that training chooses by itself, for code that runs outside Lightning's Trainer."""
     return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, float32 tensors of the device stay float32. The device "meta", which has no autocast, does so anyway."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from codegrid.engine.distributed import choose_devices, cluster_plugins
 from codegrid.engine.fsdp import ShardedStrategy
+from codegrid.engine.lightning_doors import skip_sigterm_exchange
 from codegrid.engine.precision import best_precision
 from codegrid.engine.settings import TrainerSettings
 
@@ -33,7 +34,7 @@ def make_trainer(
     n = settings.num_processes
     is_sharded = n > 1 and settings.strategy == "fsdp2"
     strategy: Any = "ddp_find_unused_parameters_true" if n > 1 else "auto"
-    return L.Trainer(
+    trainer = L.Trainer(
         max_epochs=-1,
         max_steps=-1,
         accelerator=settings.device.type,
@@ -54,6 +55,8 @@ def make_trainer(
         logger=list(loggers),
         default_root_dir=folder,
     )
+    skip_sigterm_exchange(trainer)
+    return trainer
 
 
 def plugin_arguments(settings: TrainerSettings) -> dict[str, Any]:

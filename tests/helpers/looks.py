@@ -55,6 +55,7 @@ class HostLooks(TorchDispatchMode):
         if reason and not is_fetching():
             sentence = f"{reason} at {calling_line()}"
             if self.raises:
+                self.is_on = False  # Lightning tidies up
                 raise Look(sentence)
             self.looks.append(sentence)
         is_leaving = operation is torch.ops.aten._to_copy.default and args[0].is_meta
@@ -137,23 +138,19 @@ class MetaAccelerator(Accelerator):
 
 
 class WatchedStrategy(SingleDeviceStrategy):
-    """Training on one device, watched from each batch's arrival on the device to the next batch's."""
+    """Training on one device, each batch watched from its arrival on the device to the arrival of the next."""
 
-    def __init__(self, looks: HostLooks, accelerator: Accelerator, warmup: int) -> None:
-        """The first `warmup` batches are not watched: in them Lightning registers what is logged, and optimizers begin."""
+    def __init__(self, looks: HostLooks, accelerator: Accelerator, watched: range) -> None:
         super().__init__(torch.device(looks.device), accelerator=accelerator)
-        self.looks, self.left = looks, warmup
+        self.looks, self.watched, self.batch = looks, watched, 0
         looks.is_on = False
 
     def batch_to_device(self, *args: Any, **kwargs: Any) -> Any:
         self.looks.is_on = False
         moved = super().batch_to_device(*args, **kwargs)
-        self.left -= 1
-        self.looks.is_on = self.left < 0
+        self.looks.is_on = self.batch in self.watched
+        self.batch += 1
         return moved
-
-    def on_train_end(self) -> None:
-        self.looks.is_on = False
 
     def teardown(self) -> None:
         """Leave the weights where they are: those of the device "meta" have no values to move to the CPU."""
@@ -164,13 +161,18 @@ def watch_training(
     module: L.LightningModule,
     data: L.LightningDataModule,
     callbacks: Iterable[Callback] = (),
-    warmup: int = 1,
+    watched: range = range(1, 2),
     **settings: Any,
 ) -> L.Trainer:
-    """Train with Lightning's trainer on the device of `looks`, without loggers and validations, which look at values by design."""
+    """Train by Lightning's trainer on the device of `looks`, without validations, and without loggers unless `settings` have them:
+    both look at values by design.
+
+    `watched` are the numbers of the batches. The first is none of them: in it Lightning registers what is logged, and optimizers
+    begin. On a CPU the module should train longer, since the last step is logged. Optimizers need foreach=True on the device "meta", which has no fused kernels.
+    """
     accelerator = CPUAccelerator() if looks.device == "cpu" else MetaAccelerator()
     trainer = L.Trainer(
-        max_epochs=-1, strategy=WatchedStrategy(looks, accelerator, warmup), enable_checkpointing=False,
+        max_epochs=-1, strategy=WatchedStrategy(looks, accelerator, watched), enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         use_distributed_sampler=False, callbacks=list(callbacks), **{"logger": False, **settings},
     )  # fmt: skip
