@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.engine.precision import without_autocast
 from prior.decoding.products import pack_linear
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
@@ -209,7 +210,7 @@ def product_dtype(device: torch.device) -> torch.dtype:
 
 def minimal_length(width: int, device: torch.device) -> Tensor:
     """The length that stands for RMSNorm's default epsilon: it is added to that of a vector in quadrature."""
-    return torch.tensor((width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
+    return torch.full((), (width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
 
 
 def normalise(x: Tensor, least: Tensor) -> Tensor:
