@@ -130,12 +130,20 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def resume(folder: Path) -> list[int]:
+class ValidatedSteps(LoggedSteps):
+    """The step of each call of log_metrics with figures of a validation."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if any(name.startswith("val/") for name in metrics):
+            self.steps.append(step)
+
+
+def resume(folder: Path, logger: Logger | bool = False) -> list[int]:
     """The validation batches of step 4 in the resumed run."""
     validations = ValidationBatches()
 
     trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=-1, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
         callbacks=[Checkpoints(HEADER, 100), validations], default_root_dir=folder,
     )  # fmt: skip
@@ -147,6 +155,16 @@ def test_a_requested_validation_is_run_whole(interrupted: Path) -> None:
     batches = resume(interrupted)
     assert batches == list(range(len(batches)))
     assert len(batches) > 1
+
+
+def test_a_validation_that_broke_off_is_logged_under_the_step_of_an_uninterrupted_run(
+    interrupted: Path, tmp_path: Path
+) -> None:
+    whole, resumed = ValidatedSteps(), ValidatedSteps()
+    fit(make_module(), [Checkpoints(HEADER, 100)], default_root_dir=tmp_path / "whole", logger=whole)
+    resume(interrupted, resumed)
+    assert whole.steps[0] == 3
+    assert resumed.steps == whole.steps
 
 
 def test_lightning_by_itself_still_skips_a_part_of_a_validation_that_broke_off(
