@@ -53,7 +53,9 @@ class CommonClock:
 
     def __init__(self, step: int, seconds: float) -> None:
         self.seconds = seconds
-        self.meets = True  # whether the ranks exchange what only one of them knows, before the next update
+        self.meets = (
+            True  # whether ranks exchange what one of them alone knows, before the next update
+        )
         self._last_meeting = (step, seconds)
         self._next_meeting = step + 1
         self._pace = 0.0  # seconds of an update

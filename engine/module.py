@@ -148,7 +148,8 @@ class ClockedModule(L.LightningModule, ABC):
         norm = self.clip_gradients_of(optimizer)
         is_finite &= norm.isfinite()
         scale = self.loss_scale
-        if isinstance(scale, Tensor):  # the scaler skips an update that overflows and halves the scale
+        if isinstance(scale, Tensor):
+            # The scaler skips an update that overflows, and halves the scale.
             is_finite = scale > 2**-10
         is_fine = is_finite | (self.broken >= 0)
         self.broken = self.broken.masked_fill(~is_fine, self.step)
@@ -189,7 +190,7 @@ class ClockedModule(L.LightningModule, ABC):
 
     @property
     def loss_scale(self) -> Tensor | float:
-        """The factor of losses before they go backward, so that float16 holds their gradients: the scaler's own tensor, else 1.0."""
+        """The factor of losses before they go backward, so that float16 holds their gradients: a tensor of the device; else 1.0."""
         if self._scaler is None:
             return 1.0
         scale: Tensor = self._scaler.scale(torch.ones((), device=self.device))

@@ -55,7 +55,9 @@ def check_tokenizer(tokenizer: Tokenizer, size: int) -> None:
 
 @pytest.mark.parametrize("model", list_options("model"))
 def test_every_tokenizers_networks_run_on_a_gpu(model: str) -> None:
-    narrow = [*PUBLISHED[model], "model.width=32", "model.z_channels=8"] if model in PUBLISHED else []
+    narrow = (
+        [*PUBLISHED[model], "model.width=32", "model.z_channels=8"] if model in PUBLISHED else []
+    )
     codes = ["quantizer.K=16", "quantizer.dim=8"]
     check_tokenizer(read_tokenizer(f"model={model}", "data.image_size=32", *narrow, *codes), 32)
 

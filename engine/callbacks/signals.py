@@ -31,9 +31,9 @@ class Signals(Callback):
     of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once. While the run waits for a batch
     it ends at once, as complete as between two updates.
 
-    Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another one did, the
-    launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch after
-    `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
+    Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another
+    one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch
+    after `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
     on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals gives all signals back to
     their earlier handlers, with one that came too late to end the run.
     """

@@ -23,6 +23,7 @@ LOOKING = {  # operations whose result, or its shape, the host must know before 
     "_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive", "equal",
     "is_nonzero", "allclose", "linalg_cholesky", "linalg_eigh",
 }  # fmt: skip
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 MASKS = (torch.bool, torch.uint8)
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +69,7 @@ class HostLooks(TorchDispatchMode):
 def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
     """What makes the host wait for the device in an operation; empty if nothing does."""
     name = operation.overloadpacket.__name__
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = tensors_of((args, kwargs))
     kinds = {x.device.type for x in tensors}
     target = kwargs.get("device")
     target_type = device if target is None else torch.device(target).type
@@ -76,9 +77,8 @@ def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
         return ""  # the host's own affair
     if name in LOOKING and device in kinds:
         return name
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        if any(x.dtype in MASKS for x in tree_leaves(args[1]) if isinstance(x, Tensor)):
-            return f"{name} by a mask"
+    if name in INDEXING and any(x.dtype in MASKS for x in tensors_of(args[1])):
+        return f"{name} by a mask"
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         return "repeat_interleave without output_size"
     if device == "cpu":
@@ -88,6 +88,10 @@ def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
     if tensors and target is not None and kinds != {target_type}:
         return f"a copy from {', '.join(sorted(kinds))} to {target_type}"
     return f"{name} of tensors on {' and '.join(sorted(kinds))}" if len(kinds) > 1 else ""
+
+
+def tensors_of(arguments: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
 
 
 def is_fetching() -> bool:
@@ -168,7 +172,8 @@ def watch_training(
     both look at values by design.
 
     `watched` are the numbers of the batches. The first is none of them: in it Lightning registers what is logged, and optimizers
-    begin. On a CPU the module should train longer, since the last step is logged. Optimizers need foreach=True on the device "meta", which has no fused kernels.
+    begin. On a CPU the module should train longer, since the last step is logged. On the device "meta" optimizers need
+    foreach=True, since there are no fused kernels.
     """
     accelerator = CPUAccelerator() if looks.device == "cpu" else MetaAccelerator()
     trainer = L.Trainer(

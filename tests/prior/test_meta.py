@@ -3,10 +3,10 @@ values of the CPU no operation looks at one."""
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -24,7 +24,6 @@ from codegrid.engine.module import MakeOptimizer
 from codegrid.engine.muon import Muon
 from prior.callbacks import PriorDoctor
 from prior.models.counted import Counted
-from prior.models.gpt import GPT
 from prior.module import PriorModule
 from tests.helpers.looks import HostLooks, Look, watch_training
 from tests.helpers.parts import make
@@ -88,7 +87,9 @@ def test_neither_does_a_plain_step_without_classes_and_clipping(
     device: str, optimizer: str
 ) -> None:
     fused = device == "cpu"
-    chosen = adamw(fused=fused, foreach=not fused) if optimizer == "adamw" else make(Muon, fused=fused)
+    chosen = (
+        adamw(fused=fused, foreach=not fused) if optimizer == "adamw" else make(Muon, fused=fused)
+    )
     watch(device, make_trained("gpt", chosen, classes=0, **PLAIN))
 
 
@@ -165,12 +166,20 @@ def test_what_must_look_does_so_at_logged_steps_and_every_n_updates_only(tmp_pat
     looks = HostLooks("cpu", raises=False)
     counter = CountLooks(looks)
     doctor, progress = make(PriorDoctor, every=6), Progress({"train/loss": "loss"})
-    callbacks = [Checkpoints(ABOUT, every=8), make(WeightAverage), doctor, progress, Throughput(), Signals(), counter]
+    callbacks = [
+        Checkpoints(ABOUT, every=8),
+        make(WeightAverage),
+        doctor,
+        progress,
+        Throughput(),
+        Signals(),
+        counter,
+    ]
     watch_training(
         looks, module, make_code_data("gpt", 16), callbacks, default_root_dir=tmp_path,
         logger=CSVSeries(str(tmp_path), "csv"), log_every_n_steps=5, watched=range(13),
     )  # fmt: skip
-    per_step = [after - before for before, after in zip(counter.counts, counter.counts[1:])]
+    per_step = [after - before for before, after in pairwise(counter.counts)]
     assert [step for step, n in enumerate(per_step) if n] == [5, 6, 8, 10, 12]
     files = {Path(look.partition(" at ")[2].partition(":")[0]).name for look in looks.looks}
     # Lightning's conversion of what is logged, and of ours: the bar, check() and what a checkpoint holds.
