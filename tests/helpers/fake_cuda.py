@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.helpers.looks import HostLooks
+from vqgan.quantizers.base import Quantizer
 
 
 @contextmanager
@@ -37,5 +38,7 @@ def move_to_fake_cuda(module: nn.Module) -> nn.Module:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = move(buffer)
+        if isinstance(part, Quantizer):
+            part._remember_updates(0)  # a new buffer has no value to read
     module.to = lambda *_, **__: module  # type: ignore[method-assign]  # it is there; torch could not swap fake weights
     return module
