@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -21,9 +22,9 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Inside, float32 stays float32 under any precision setting; on a device that has no autocast it does so anyway."""
-    if not torch.amp.is_autocast_available(device.type):  # type: ignore[attr-defined]
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, float32 tensors of the device stay float32. The device "meta", which has no autocast, does so anyway."""
+    if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -8,9 +8,9 @@ import torch
 from codegrid.engine.clock import Budget, Schedule
 from prior.module import PriorModule
 from tests.helpers.looks import HostLooks, watch_training
+from tests.helpers.parts import make
 from tests.helpers.priors import PRIORS, build_prior
 from tests.helpers.stage2 import UNEVEN_GRID, UNEVEN_K, lightning_warnings, make_code_data
-from tests.helpers.parts import make
 
 pytestmark = lightning_warnings
 LEARNED = [name for name in PRIORS if name not in ("uniform", "unigram", "bigram")]
