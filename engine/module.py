@@ -49,7 +49,7 @@ class ClockedModule(L.LightningModule, ABC):
         self.seconds = 0.0
         self.is_updating = False  # whether an update has begun and not ended
         self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
-        # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device once training begins.
+        # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device from the first update on.
         self.broken = torch.tensor(-1)
         self._last_tick = 0.0
         self._own_seconds = 0.0  # of this rank, where the ranks share a clock
@@ -74,7 +74,6 @@ class ClockedModule(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._last_tick = time.monotonic()
-        self.broken = self.broken.to(self.device)
         if self.trainer.world_size > 1:
             self._own_seconds = self.seconds
             self._common_clock = CommonClock(self.step, self.seconds)
@@ -152,7 +151,7 @@ class ClockedModule(L.LightningModule, ABC):
             # The scaler skips an update that overflows, and halves the scale.
             is_finite = scale > 2**-10
         is_fine = is_finite | (self.broken >= 0)
-        self.broken = self.broken.masked_fill(~is_fine, self.step)
+        self.broken = self.broken.to(self.device).masked_fill(~is_fine, self.step)
         optimizer.step()
         player = self.players[which]
         rate_now = optimizer.param_groups[0]["lr"]

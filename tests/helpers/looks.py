@@ -53,7 +53,7 @@ class HostLooks(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         reason = find_look(self.device, operation, args, kwargs) if self.is_on else ""
-        if reason and not is_fetching():
+        if reason and not is_excused(reason):
             sentence = f"{reason} at {calling_line()}"
             if self.raises:
                 self.is_on = False  # Lightning tidies up
@@ -94,9 +94,13 @@ def tensors_of(arguments: Any) -> list[Tensor]:
     return [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
 
 
-def is_fetching() -> bool:
-    """Whether Lightning is fetching the next batch, which is the host's affair."""
-    return any("fetchers.py" in frame.filename for frame in traceback.extract_stack())
+def is_excused(reason: str) -> bool:
+    """Whether Lightning is fetching the next batch, which is the host's affair, or copies the tensors that it has made for a term
+    that is logged for the first time: later they are on the device of the term."""
+    frames = traceback.extract_stack()
+    is_logging = any(f.name == "log" and f.filename.endswith("result.py") for f in frames)
+    is_new_term = is_logging and reason.startswith("a copy from cpu")
+    return is_new_term or any("fetchers.py" in f.filename for f in frames)
 
 
 def calling_line() -> str:
