@@ -25,7 +25,7 @@ from vqgan.tokenizer import Tokenizer
 FAKED = [name for name, case in PRIORS.items() if case.kind not in (LSTM, Bigram)]
 AUTOREGRESSIVE = [name for name in FAKED if issubclass(PRIORS[name].kind, Autoregressive)]
 PUBLISHED = {  # models of published sizes as small as their f and their parts allow
-    "llamagen_f16": ["model.grid=2"],
+    "llamagen_f16": ["model.grid=2", "model.depth=1"],
     "movqgan_f8": ["model.grid=4", "model.depth=1"],
     "pyramid": ["model.grid=4"],
     "taming_f16": ["model.grid=2", "model.depth=1"],
@@ -72,9 +72,12 @@ def test_every_quantizer_runs_on_a_gpu(quantizer: str) -> None:
 
 @pytest.mark.parametrize("name", list_options("loss/discriminator"))
 def test_every_discriminator_runs_on_a_gpu(name: str) -> None:
-    known = {"frozen": ["loss.discriminator.backbone.pretrained=false"]}.get(name, [])
+    backbone = "loss.discriminator.backbone"
+    squeezed = [f"{backbone}.name=squeezenet1_1", f"{backbone}.pretrained=false"]
     overrides = ["stage=vqgan", "loss=vqgan", f"loss/discriminator={name}", "data.image_size=32"]
-    config = compose_config(*overrides, "loss.discriminator.width=8", *known)
+    config = compose_config(
+        *overrides, "loss.discriminator.width=8", *(squeezed if name == "frozen" else [])
+    )
     discriminator = instantiate(config.loss.discriminator)
     with fake_cuda():
         if isinstance(discriminator, FrozenFeatures):  # it moves to the images by itself
@@ -85,9 +88,13 @@ def test_every_discriminator_runs_on_a_gpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["lpips", "backbone"])
 def test_every_perceptual_network_runs_on_a_gpu(name: str) -> None:
-    inner = "pretrained=false" if name == "lpips" else "backbone.pretrained=false"
-    overrides = ["stage=vqgan", f"loss/perceptual={name}", f"loss.perceptual.{inner}"]
-    perceptual = instantiate(compose_config(*overrides).loss.perceptual)
+    small = {
+        "lpips": ["net=squeeze", "pretrained=false"],
+        "backbone": ["backbone.name=squeezenet1_1", "backbone.pretrained=false"],
+    }
+    overrides = [f"loss.perceptual.{setting}" for setting in small[name]]
+    config = compose_config("stage=vqgan", f"loss/perceptual={name}", *overrides)
+    perceptual = instantiate(config.loss.perceptual)
     hidden = perceptual._network[0] if name == "lpips" else perceptual.backbone.network
     with fake_cuda():
         move_to_fake_cuda(hidden)  # it moves to the images by itself

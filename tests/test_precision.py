@@ -1,4 +1,4 @@
-"""What has to be float32 under any precision setting is computed in float32: read off the operations of real calls under bfloat16."""
+"""What has to be float32 under any precision is computed in float32: read off the operations of real calls under bfloat16."""
 
 from collections.abc import Callable
 from typing import Any
