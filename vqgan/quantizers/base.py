@@ -120,7 +120,7 @@ class Quantizer(nn.Module, ABC):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move to another device with what is noted of `updates`."""
         number = self._remembered_updates()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if number is not None:
             self._remember_updates(number)
         return self
