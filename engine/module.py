@@ -49,6 +49,7 @@ class ClockedModule(L.LightningModule, ABC):
         self.seconds = 0.0
         self.is_updating = False  # whether an update has begun and not ended
         self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
+        self._terms: dict[str, Tensor] = {}  # the same, for the log: no callback empties it
         # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device from the first update on.
         self.broken = torch.tensor(-1)
         self._last_tick = 0.0
@@ -100,6 +101,7 @@ class ClockedModule(L.LightningModule, ABC):
             self.seconds = self._common_clock.tick(self.step, self._own_seconds, self._ask_main)
         if self.now.progress >= 1:
             self.trainer.should_stop = True
+        self._log_noted_terms()
 
     @property
     def ranks_meet(self) -> bool:
@@ -228,21 +230,31 @@ class ClockedModule(L.LightningModule, ABC):
         return optimizer
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Log terms under train/, float32 and detached, and keep them as this module's `vitals`, all on the module's device.
+        """Note terms of this update, float32, detached and on the module's device, as this module's `vitals`, and for the next
+        step that is logged.
 
         The device is not waited for: a copy of a Python number would be, so it is written by the device itself.
         """
         for name, value in terms.items():
-            self.vitals[name] = (
-                value.detach().float()
+            self.vitals[name] = self._terms[name] = (
+                value.detach().to(torch.float32, copy=True)
                 if isinstance(value, Tensor)
                 else torch.full((), value, dtype=torch.float32, device=self.device)
             )
-        self.log_dict({f"train/{name}": self.vitals[name] for name in terms})
+
+    def _log_noted_terms(self) -> None:
+        """Log the last value of each term under train/, if this step is logged. Lightning takes a millisecond for a few terms, so
+        it gets none of the other steps'."""
+        trainer = self.trainer
+        if self.step % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
+            self.log_dict({f"train/{name}": value for name, value in self._terms.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"] = {"step": self.step, "seconds": self.seconds}
+        checkpoint["terms"] = {name: float(value) for name, value in self._terms.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["clock"]["step"]
         self.seconds = checkpoint["clock"]["seconds"]
+        terms = checkpoint.get("terms", {})  # earlier versions have none
+        self._terms = {name: torch.tensor(value) for name, value in terms.items()}
