@@ -248,7 +248,7 @@ class ViTEncoder(ImageEncoder):
         if self.latents is None:
             return to_maps(self.layers(tokens), h, w)
         n = self.latents.shape[1]
-        latents = self.latents.expand(len(x), -1, -1).to(tokens.dtype)
+        latents = self.latents.expand(x.shape[0], -1, -1).to(tokens.dtype)
         return to_maps(self.layers(torch.cat([tokens, latents], 1))[:, -n:], 1, n)
 
 
@@ -299,7 +299,7 @@ class ViTDecoder(ImageDecoder):
             tokens = self.positions(to_tokens(h), rows, columns)
         else:
             rows, columns = self.patches
-            masks = self.positions(self.mask.expand(len(h), rows * columns, -1), rows, columns)
+            masks = self.positions(self.mask.expand(h.shape[0], rows * columns, -1), rows, columns)
             tokens = torch.cat([masks.to(h.dtype), to_tokens(h) + self.order.to(h.dtype)], 1)
         features = self.layers(tokens)[:, : rows * columns]
         x_hat: Tensor = self.shuffle(self.last(to_maps(features, rows, columns)))
