@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, divides, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
-from vqgan.networks.blocks import Down, zero_init
+from vqgan.networks.blocks import Down, LayerNorm, zero_init
 
 LAYOUTS = ("grid", "sequence")
 POSITIONS = ("sine", "learned")
@@ -148,7 +148,7 @@ class ViTBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: int, gated: bool, depth: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.mlp = FeedForward(width, mlp_ratio, gated)
@@ -183,7 +183,7 @@ def stack_vit(
             f"model.width={width} must be a multiple of 4 and of model.heads={heads}; use model.width={64 * heads}"
         )
     blocks = [ViTBlock(width, heads, mlp_ratio, gated, depth) for _ in range(depth)]
-    return nn.Sequential(*blocks, nn.LayerNorm(width), *ends)
+    return nn.Sequential(*blocks, LayerNorm(width), *ends)
 
 
 def to_tokens(maps: Tensor) -> Tensor:
