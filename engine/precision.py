@@ -28,6 +28,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def choose_format(device: torch.device) -> torch.memory_format:
+    """The memory format in which networks of convolutions and GroupNorm are fastest: channels_last on a CPU. A GPU's convolutions
+    like it too, but its GroupNorm copies into contiguous tensors and the next convolution back, docs/speed.md."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
 @contextmanager
 def deterministic_float32() -> Iterator[None]:
     """Inside, a GPU's convolutions don't round to TensorFloat-32 and always use the same algorithm."""
