@@ -54,7 +54,7 @@ def run_by_tiles(
     if max(x.shape[-2:]) <= codes * units[0]:
         return run(x)
     encoder = tokenizer.encoder
-    if tuple(n * tokenizer.f for n in encoder.grid) != encoder.image_size:
+    if not encoder.is_spatial:
         raise InputError(
             f"tile={tile}: codes of {type(encoder).__name__} are not codes of a place in the image; leave tile out"
         )
