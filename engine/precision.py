@@ -1,7 +1,7 @@
 """The precision that models run in unless a setting says otherwise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +19,19 @@ def best_precision() -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """The precision that training chooses by itself, for code that runs outside Lightning's Trainer."""
     return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, float32 stays float32 under any precision setting; on a device that has no autocast it does so anyway."""
+    if not torch.amp.is_autocast_available(device.type):  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def choose_format(device: torch.device) -> torch.memory_format:
+    """The memory format in which networks of convolutions and GroupNorm are fastest: channels_last on a CPU. A GPU's convolutions
+    like it too, but its GroupNorm copies into contiguous tensors and the next convolution back, docs/speed.md."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 @contextmanager

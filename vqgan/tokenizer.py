@@ -18,7 +18,7 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.sizes import Size, SizeSetting, write_size
+from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches
@@ -79,6 +79,11 @@ class Tokenizer(nn.Module):
         self.out = join_widths(quantizer.dim, decoder.in_channels, decoder.entry_kernel)
         self.patches: Patches | None = None
         if start == "patches":
+            if not encoder.is_spatial:
+                raise InputError(
+                    f"model.start=patches needs a code for each patch, and those of model.grid={write_size(encoder.grid)} are a "
+                    "sequence without places; use model.start=random"
+                )
             if not isinstance(self.into, nn.Conv2d):
                 raise InputError(
                     f"model.start=patches needs an encoder whose output a convolution follows, and "
@@ -157,12 +162,16 @@ class Tokenizer(nn.Module):
         sizes: set[Size] = set()
         remaining = list_pictures(images)
         while batch := list(islice(remaining, batch_size)):
-            x = [pad_to_multiples(read_picture(image, form, self.rules), self.f) for image in batch]
+            x = [self.pad(read_picture(image, form, self.rules)) for image in batch]
             sizes |= {(each.shape[1], each.shape[2]) for each in x}
             check_own_sizes(sizes)
             self.check_served(x[0])
             codes.append(self.indices(torch.stack(x).to(device)).cpu())
         return torch.cat(codes) if codes else torch.empty(0, *self.code_shape, dtype=torch.int64)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """An image (C, H, W) with sides that f divides; the same one where codes have no places."""
+        return pad_to_multiples(image, self.f) if self.is_spatial else image
 
     def check_served(self, image: Tensor) -> None:
         """Raise InputError for an image (C, H, W) of another size than that of training where the networks serve no other."""
@@ -193,13 +202,25 @@ class Tokenizer(nn.Module):
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
-        rows, columns = choose_cut(tuple(codes.shape[1:3]), self.f, size)
+        rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
         device = next(self.parameters()).device
         parts = [self.decode_indices(part.to(device)) for part in codes.long().split(batch_size)]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
         return to_pictures(x, self.rules) if output == "pil" else x
+
+    def choose_cut(self, grid: Sequence[int], size: SizeSetting | None) -> Size:
+        """The rows and columns of a decoded image that are the encoded one. Raises InputError for a size that has other codes."""
+        if self.is_spatial:
+            return choose_cut(grid, self.f, size)
+        own = self.encoder.image_size
+        wanted = own if size is None else check_size("size", size, "pixel")
+        if wanted != own:
+            raise InputError(
+                f"size={write_size(wanted)}: these codes are images of {write_size(own)} pixels; leave size out"
+            )
+        return own
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
@@ -247,8 +268,17 @@ class Tokenizer(nn.Module):
         return self.encoder.grid
 
     @property
+    def is_spatial(self) -> bool:
+        """Whether each code has a place of f x f pixels; otherwise they are a sequence, and the grid is (1, n)."""
+        return self.encoder.is_spatial
+
+    @property
     def f(self) -> int:
-        """Downsampling factor: pixels per grid position, in each direction."""
+        """Downsampling factor: pixels per grid position, in each direction. Raises InputError where codes have no places."""
+        if not self.is_spatial:
+            raise InputError(
+                f"the {self.grid[1]} codes of this tokenizer are a sequence without places, so it has no f"
+            )
         return self.encoder.f
 
     @property
@@ -276,7 +306,7 @@ class Tokenizer(nn.Module):
 
     def check_images(self, x: Tensor) -> None:
         """Raise InputError unless x is a batch of images that the networks take: of any size that f divides."""
-        channels, f = self.encoder.channels, self.f
+        channels, f = self.encoder.channels, self.encoder.f
         if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
             raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
-from vqgan.networks.blocks import zero_init
+from vqgan.networks.blocks import GroupNorm, zero_init
 
 ATTENTIONS = ("softmax", "linear")
 
@@ -186,9 +186,9 @@ def find_levels(
     )
 
 
-def norm_of_groups(width: int, groups: int) -> nn.GroupNorm:
+def norm_of_groups(width: int, groups: int) -> GroupNorm:
     """GroupNorm of this many groups of channels."""
-    return nn.GroupNorm(groups, width, eps=1e-6)
+    return GroupNorm(groups, width, eps=1e-6)
 
 
 class PyramidBlock(nn.Module):
@@ -260,6 +260,8 @@ class Halve(nn.Conv2d):
 
 class Double(nn.Conv2d):
     """Each pixel becomes 2x2 equal ones, then a 3x3 convolution."""
+
+    enlarges_first = True
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
