@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,11 +201,14 @@ def measure_peak(name: str, options: argparse.Namespace) -> float:
     return mib
 
 
-class UntilDone(Callback):
-    """Ends a turn of training when the module has made `steps` updates."""
+class Quarters(Callback):
+    """Reports after each quarter of `updates`, with the seconds of training, without those of its own measurements."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, updates: int, report: Callable[[float], None]) -> None:
+        self.report = report
+        self.ends = {round(updates * part / 4) for part in (1, 2, 3, 4)}
+        self.pauses = 0.0
+        self.seconds = 0.0
 
     def on_train_batch_end(
         self,
@@ -215,8 +219,11 @@ class UntilDone(Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(module, ClockedModule)
-        if module.step >= self.steps:
-            trainer.should_stop = True
+        self.seconds = module.seconds - self.pauses
+        if module.step in self.ends:
+            began = time.monotonic()
+            self.report(self.seconds)
+            self.pauses += time.monotonic() - began
 
 
 def cut_photographs(folder: Path, px: int, crops: int) -> None:
@@ -275,26 +282,23 @@ def measure_psnr(variant: Variant) -> float:
     return float(scores.compute()["psnr"])
 
 
-def report_quality(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
-    """Print what a model has reached by now as a row; its seconds of training."""
-    module = variant.module
-    row = {
-        "bench": "training256_quality", "model": name, "px": options.px, "images": options.images,
-        "settings": list_settings(name, options), "params": module.count_parameters(), "limit": limit, "steps": module.step,
-        "seconds": round(module.seconds, 1), "psnr": round(measure_psnr(variant), 3),
-    }  # fmt: skip
-    print(json.dumps(row), flush=True)
-    return module.seconds
-
-
 def learn(name: str, variant: Variant, limit: str, options: argparse.Namespace) -> float:
-    """Train to the end of a variant's budget with a row at each quarter of its updates; the seconds that it took."""
-    seconds = report_quality(name, variant, limit, options)
-    quarters = [round(options.quality * part / 4) for part in (1, 2, 3, 4)]
-    for end in quarters if limit == "steps" else [sys.maxsize]:
-        variant.take_turn(Path("."), UntilDone(end))
-        seconds = report_quality(name, variant, limit, options)
-    return seconds
+    """Train to the end of a variant's budget, with a row at each quarter of its updates; the seconds that it took."""
+
+    def report(seconds: float) -> None:
+        row = {
+            "bench": "training256_quality", "model": name, "px": options.px, "images": options.images,
+            "settings": list_settings(name, options), "params": variant.module.count_parameters(), "limit": limit,
+            "steps": variant.module.step, "seconds": round(seconds, 1), "psnr": round(measure_psnr(variant), 3),
+        }  # fmt: skip
+        print(json.dumps(row), flush=True)
+
+    report(0.0)
+    quarters = Quarters(options.quality if limit == "steps" else 0, report)
+    variant.take_turn(Path("."), quarters)
+    if limit == "minutes":
+        report(quarters.seconds)
+    return quarters.seconds
 
 
 def compare_quality(options: argparse.Namespace) -> None:

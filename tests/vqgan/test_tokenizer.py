@@ -53,7 +53,9 @@ def test_a_list_of_depths_goes_from_the_image_to_the_grid(
 
 
 def test_a_list_of_depths_that_does_not_fit_the_resolutions_is_refused() -> None:
-    with pytest.raises(InputError, match=r"depth=\[1, 2\] must have 3 numbers, one for each res"):
+    with pytest.raises(
+        InputError, match=r"\[1, 2\] must have a number for each of the 3 res.*depth=2 for all"
+    ):
         plan_depths("model.encoder.depth", [1, 2], 3)
     with pytest.raises(InputError, match=r"depth=-1 must be a whole number of at least 0"):
         plan_depths("model.encoder.depth", [1, -1], 2)

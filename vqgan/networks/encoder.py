@@ -48,8 +48,8 @@ def plan_depths(name: str, depth: int | Sequence[int], levels: int) -> list[int]
         check_int(name, number, 0, "block")
     if len(depths) != levels:
         raise InputError(
-            f"{name}={depths} must have {levels} numbers, one for each resolution from the stem's to the grid's, "
-            "or be one number for all"
+            f"{name}={depths} must have a number for each of the {levels} resolutions from the stem's to the grid's; "
+            f"use {name}={depths[-1] if depths else 1} for all of them, or that many numbers"
         )
     return depths
 
