@@ -321,9 +321,9 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> N
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
 
-    import codegrid.engine.checkpoint
+    import codegrid.engine.writer
 
-    save, steps = codegrid.engine.checkpoint.save_atomically, []
+    save, steps = codegrid.engine.writer.save_atomically, []
 
     def refuse(content: Any, file: Path, previous: Path | None = None) -> None:
         if file.name == LAST.name:
@@ -332,7 +332,7 @@ def fill_disk(folder: Path) -> dict[str, Any]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(content, file, previous)
 
-    codegrid.engine.checkpoint.save_atomically = refuse
+    codegrid.engine.writer.save_atomically = refuse
     tried = {}
     for how in (replicated, sharded):
         steps.clear()
