@@ -53,7 +53,9 @@ class Checkpoints(Callback):
         self._validated = 0  # the step of the last complete validation
         self._saved = (0, 0)  # the step of the last save, and the last validation then
         self._written = (0, 0)  # the same of the last save that is on the disk
-        self._is_pending = False  # whether the last save may be under way, and its outcome is unknown
+        self._is_pending = (
+            False  # whether the last save may be under way, and its outcome is unknown
+        )
         self._training = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -120,7 +122,10 @@ class Checkpoints(Callback):
         """Wait for the save under way; its error if it failed, on all ranks, which must all call it."""
         if not self._is_pending:
             return None
-        saved, self._saved = self._saved, self._written  # also if something else than the disk fails
+        saved, self._saved = (
+            self._saved,
+            self._written,
+        )  # also if something else than the disk fails
         self._is_pending = False
         error = run_on_main(lambda: writer_of(trainer).take_error(self.file))
         if error is None:

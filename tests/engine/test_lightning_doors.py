@@ -161,7 +161,9 @@ def test_a_validation_that_broke_off_is_logged_under_the_step_of_an_uninterrupte
     interrupted: Path, tmp_path: Path
 ) -> None:
     whole, resumed = ValidatedSteps(), ValidatedSteps()
-    fit(make_module(), [Checkpoints(HEADER, 100)], default_root_dir=tmp_path / "whole", logger=whole)
+    fit(
+        make_module(), [Checkpoints(HEADER, 100)], default_root_dir=tmp_path / "whole", logger=whole
+    )
     resume(interrupted, resumed)
     assert whole.steps[0] == 3
     assert resumed.steps == whole.steps
