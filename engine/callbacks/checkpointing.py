@@ -183,13 +183,20 @@ class Checkpoints(Callback):
         alone = trainer.world_size == 1 and not isinstance(exception, StopNow)
         together = isinstance(exception, Stop) or alone  # else other ranks may not be here
         if not (self._training and is_whole and together and trainer.state.fn == "fit"):
-            writer_of(trainer).finish()
-            if self._is_pending and (error := writer_of(trainer).take_error(self.file)):
-                self.report(error, self._saved[0])
+            self.finish_alone(trainer)
             return
         self.settle(trainer)
         if module.step > 0 and (module.step, self._validated) != self._saved:
             self.save_finally(trainer, ())  # whoever ends a program has little patience
+
+    def finish_alone(self, trainer: L.Trainer) -> None:
+        """Wait for the save under way without the other ranks, and report it if it failed."""
+        writer = writer_of(trainer)
+        if writer.is_writing:
+            log_line("a checkpoint is being written; the run ends when it is on the disk")
+        writer.finish()
+        if self._is_pending and (error := writer.take_error(self.file)):
+            self.report(error, self._saved[0])
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ClockedModule)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -50,14 +51,15 @@ def test_batches_arrive_whole_while_the_device_computes_and_the_host_does_not_wa
 ) -> None:
     data = Numbers(8, 0, seed=0)
     batches = iter(data.train_dataloader())
-    work = torch.ones(512, 512, device=device)
+    side = 2048 if device == "cuda" else 32
+    work = torch.ones(side, side, device=device)
     lowest, highest, expected = [], [], []
     for _ in range(BATCHES):
         batch = next(batches)
         expected.append(batch[1].clone())
         values, labels = data.transfer_batch_to_device(batch, torch.device(device), 0)
         for _ in range(20):  # so that the device lags behind the host
-            work = work @ work / 512
+            work = work @ work / side
         lowest.append(values.amin(1) - labels)
         highest.append(values.amax(1) - labels)
         del batch, values, labels  # its memory is free for the next batches
@@ -101,8 +103,6 @@ class Keep(Callback):
 def test_a_checkpoint_from_the_device_is_of_the_moment_of_its_save(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning as L
-
     monkeypatch.setattr(writing, "save_atomically", Slow())
     keep = Keep(6)
     trainer = L.Trainer(

@@ -22,7 +22,7 @@ from codegrid.engine.callbacks.signals import Stop, StopNow
 from codegrid.engine.checkpoint import make_header, save_atomically
 from codegrid.engine.folder import BEST, LAST, PREVIOUS
 from codegrid.engine.writer import AtomicCheckpointIO, copy_state, count_bytes
-from tests.helpers.stage1 import fit, lightning_warnings, make_module
+from tests.helpers.stage1 import Noise, fit, lightning_warnings, make_module
 
 pytestmark = lightning_warnings
 
@@ -211,15 +211,34 @@ class BreakOff(Callback):
             raise self.error
 
 
+@pytest.mark.slow
+def test_readers_can_start_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    data = Noise(16, cache="none", batch_size=4, num_workers=2)
+    module = make_module()
+    callbacks = [Checkpoints(HEADER, 3), At(5, disk.released.set)]
+    plugins = [AtomicCheckpointIO(is_async=True)]
+    fit(module, callbacks, data, default_root_dir=tmp_path, plugins=plugins)  # validates at 4
+    assert module.step == 8
+    assert disk.writes(LAST)[:2] == [("begins", 3), ("ends", 3)]
+
+
 @pytest.mark.parametrize("error", [Stop(143), ValueError("mine"), StopNow(130)])
 def test_a_run_that_breaks_off_waits_for_the_write_and_saves_what_is_newer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
 ) -> None:
     disk = SlowDisk(monkeypatch)
     later = threading.Timer(0.2, disk.released.set)
     with pytest.raises(type(error)):
         train(tmp_path, True, At(4, later.start), BreakOff(4, error))
     is_saved = not isinstance(error, StopNow)
+    waits = "a checkpoint is being written; the run ends when it is on the disk"
+    assert (waits in capsys.readouterr().err) == (not is_saved)
     last = [("begins", 4), ("ends", 4)] if is_saved else []
     assert disk.writes(LAST) == [("begins", 3), ("ends", 3), *last]
     assert torch.load(tmp_path / LAST, weights_only=True)["clock"]["step"] == (4 if is_saved else 3)
