@@ -87,6 +87,10 @@ class AtomicCheckpointIO(CheckpointIO):
         write, self._write = self._write, None
         write.result()
 
+    def teardown(self) -> None:
+        """Wait for the write under way; Lightning calls it when training is over, however it ends."""
+        self.finish()
+
     def take_error(self, file: Path) -> OSError | None:
         """The error of the last write to a file, once, after waiting for it; None if it succeeded."""
         self.finish()

@@ -345,6 +345,18 @@ def test_what_is_no_fault_of_the_disk_is_raised_once_and_the_next_write_works(
     assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {"a": 1}
 
 
+def test_lightnings_teardown_waits_for_the_write() -> None:
+    writer, done = AtomicCheckpointIO(is_async=True), []
+
+    def save(content: int) -> None:
+        time.sleep(0.05)
+        done.append(content)
+
+    writer.write(1, save)
+    writer.teardown()
+    assert done == [1]
+
+
 def test_an_error_of_the_disk_belongs_to_its_file(tmp_path: Path) -> None:
     writer = AtomicCheckpointIO(is_async=True)
     (tmp_path / "file").write_text("no folder")
