@@ -8,7 +8,7 @@ from codegrid.engine.environment import STATM, read_system_file
 
 MEMINFO = Path("/proc/meminfo")
 OWN_GROUPS = Path("/proc/self/cgroup")
-GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 FILES_OF_GROUP = {  # of both versions of control groups: limit, use, and the key of cached files that make way
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -37,7 +37,7 @@ def free_in_groups() -> Iterator[int]:
         if controllers not in ("", "memory"):
             continue
         version = 1 if controllers else 2
-        root = GROUPS / controllers
+        root = CONTROL_GROUPS / controllers
         own = root / place.lstrip("/")
         # A container sees its own group as the root, whatever it is called outside.
         for group in (own, *(parent for parent in own.parents if parent.is_relative_to(root))):

@@ -62,7 +62,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _copy(self, content: Any) -> Any:
         """A copy of a state; None, which is reported once, if memory has no room for it and for training beside it."""
-        needed = count_bytes(content)
+        needed = count_state_bytes(content)
         free = free_memory()
         if free is None or 2 * needed <= free:
             return copy_state(content)
@@ -149,7 +149,7 @@ def copy_tensor(tensor: Tensor, storages: dict[int, torch.UntypedStorage]) -> Te
     return copied.requires_grad_(tensor.requires_grad)
 
 
-def count_bytes(content: Any) -> int:
+def count_state_bytes(content: Any) -> int:
     """The memory of all tensors in containers, each storage once."""
     storages = [tensor.untyped_storage() for tensor in find_tensors(content) if is_plain(tensor)]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

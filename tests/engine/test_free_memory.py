@@ -15,7 +15,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable: 8000 kB\n")
     monkeypatch.setattr(module, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(module, "OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(module, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(module, "CONTROL_GROUPS", tmp_path / "groups")
     return tmp_path
 
 

@@ -21,7 +21,7 @@ from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.callbacks.signals import Stop, StopNow
 from codegrid.engine.checkpoint import make_header, save_atomically
 from codegrid.engine.folder import BEST, LAST, PREVIOUS
-from codegrid.engine.writer import AtomicCheckpointIO, copy_state, count_bytes
+from codegrid.engine.writer import AtomicCheckpointIO, copy_state, count_state_bytes
 from tests.helpers.stage1 import Noise, fit, lightning_warnings, make_module
 
 pytestmark = lightning_warnings
@@ -82,7 +82,7 @@ def test_tensors_that_share_memory_share_it_in_a_copy_and_are_counted_once() -> 
     copied = copy_state({"a": weight, "b": weight[2:4]})
     copied["a"][2] = 1
     assert copied["b"].tolist() == [1, 0]
-    assert count_bytes({"a": weight, "b": [weight[2:4], weight]}) == 40
+    assert count_state_bytes({"a": weight, "b": [weight[2:4], weight]}) == 40
 
 
 def test_tensors_that_are_more_than_their_memory_are_copied_too() -> None:
