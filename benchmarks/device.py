@@ -17,6 +17,7 @@ import argparse  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -29,32 +30,40 @@ from benchmarks.device_facts import describe_machine, measure_peaks, run_tests  
 from benchmarks.device_report import RESERVE, Report, Section  # noqa: E402
 from benchmarks.device_runs import train_both_stages  # noqa: E402
 from benchmarks.device_sampling import measure_peers, measure_sampling  # noqa: E402
-from benchmarks.device_steps import measure_syncs, measure_training  # noqa: E402
+from benchmarks.device_steps import (  # noqa: E402
+    COMPILED,
+    measure_compiled,
+    measure_syncs,
+    measure_training,
+)  # fmt: skip
 
+COLUMNS = (
+    "of_peak is the share of the rate of bfloat16 matrix products; host_ms is what the host needs to issue a step, kernel_ms what "
+    "the device needs for it."
+)
 # name -> what it measures, its share of the time, and its function; most important first
 SECTIONS: dict[str, tuple[str, float, Section]] = {
-    "facts": ("The card, the machine and the versions.", 8, describe_machine),
-    "peaks": ("The rates that no step exceeds.", 12, measure_peaks),
-    "tests": ("`pytest -m device`: the device computes what the CPU computes.", 60, run_tests),
-    "training": (
-        "Steps of training, with batches on the device. of_peak is the share of the rate of bfloat16 matrix products; "
-        "host_ms is what the host needs to issue a step, kernel_ms what the device needs for it.",
-        150,
-        measure_training,
-    ),
+    "facts": ("The card, the machine and the versions.", 5, describe_machine),
+    "peaks": ("The rates that no step exceeds.", 8, measure_peaks),
+    "tests": ("`pytest -m device`: the device computes what the CPU computes.", 55, run_tests),
+    "training": (f"Steps of training, with batches on the device. {COLUMNS}", 90, measure_training),
+    **{
+        f"compiled {name}": (
+            f"The same with trainer.compile=true. {COLUMNS}", 30, partial(measure_compiled, name=name)
+        )
+        for name in COMPILED
+    },
     "syncs": (
         "Lines at which the host waits for the device, in 20 steps of which one is logged.",
-        25,
+        15,
         measure_syncs,
     ),
     "sampling": ("Encoding, decoding, and drawing codes.", 60, measure_sampling),
     "peers": (
-        "Other libraries in the same bare loop of forward, backward and AdamW.",
-        35,
-        measure_peers,
+        "Other libraries in the same bare loop of forward, backward and AdamW.", 35, measure_peers
     ),
-    "runs": ("Both stages by train.py, on the built-in shapes.", 180, train_both_stages),
-}
+    "runs": ("Both stages by train.py, on the built-in shapes.", 120, train_both_stages),
+}  # fmt: skip
 
 
 def parse_options() -> argparse.Namespace:
@@ -65,7 +74,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU if there is one")
     parser.add_argument("--out", type=Path, default=Path("runs/device"), help="a folder")
     parser.add_argument("--tiny", action="store_true", help="sizes that take seconds anywhere")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="these sections alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted({name.split()[0] for name in SECTIONS}), help="these sections alone",
+    )  # fmt: skip
     options = parser.parse_args()
     if options.minutes <= 0:
         parser.error(f"--minutes {options.minutes} must be above 0")
@@ -98,7 +109,9 @@ def main() -> None:
     end = STARTED + 60 * options.minutes - RESERVE
     print(f"the imports took {time.monotonic() - STARTED:.0f} s", flush=True)
     start = choose_start(report, settings)
-    names = [name for name in SECTIONS if not options.only or name in options.only]
+    names = [name for name in SECTIONS if not options.only or name.split()[0] in options.only]
+    if options.tiny:  # a CPU compiles for minutes
+        names = [name for name in names if not name.startswith("compiled")]
     shares = {name: SECTIONS[name][1] for name in names}
     for name in names:
         title, share, section = SECTIONS[name]

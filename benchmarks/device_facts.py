@@ -1,20 +1,20 @@
 """What a device is and what it can do at most, for benchmarks.device; and the tests that run on it."""
 
 import importlib.metadata
+import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.device_report import Bench
+from benchmarks.device_steps import COMPILED
 from codegrid.engine.environment import git_revision, installed_memory, processor_name
 
 ROOT = Path(__file__).parents[1]
@@ -146,29 +146,57 @@ def measure_convolution(bench: Bench) -> None:
 
 
 def run_tests(bench: Bench) -> None:
-    """`pytest -m device` on this device: one row for each test that did not pass, and one for all."""
-    results = bench.out / "tests.xml"
+    """`pytest -m device` on this device, a row for each test. Meanwhile, what is measured later is compiled into torch's cache."""
+    results = bench.out / "tests.jsonl"
     command = [
         sys.executable, "-m", "pytest", "-m", "device", "tests/device", "-p", "no:cacheprovider",
-        "-W", "default", "-vv", "--tb=short", f"--junitxml={results}",
+        "-W", "default", "-vv", "--tb=short",
     ]  # fmt: skip
     if bench.tiny:
         command += ["-k", "a_step_of_stage"]
-    environment = os.environ | {"CODEGRID_TEST_DEVICE": bench.device}
-    environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic products
+    environment = os.environ | {
+        "CODEGRID_TEST_DEVICE": bench.device,
+        "CODEGRID_TEST_ROWS": str(results),
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic products
+    }
+    compilers = {} if bench.tiny else start_compilers(bench)
     with bench.guard("tests"):
         text, ended = run_limited(command, environment, bench.left - 8)
         bench.write("tests", text[-40_000:])
-        if ended and results.exists():
-            for case, seconds, sentence in read_results(results):
-                bad = {"error": sentence} if sentence else {"result": "passed", "seconds": seconds}
-                bench.add(case, **bad)
-        else:
-            for case, result in list_outcomes(text):
-                bench.add(case, **({"result": result} if result == "passed" else {"error": result}))
+        for row in read_results(results):
+            bench.add(**row)
         if not ended:
             bench.add("tests", error="they were cut off; profile.txt has what they printed")
         results.unlink(missing_ok=True)
+    with bench.guard("compiling"):
+        wait_for_compilers(bench, compilers)
+
+
+def start_compilers(bench: Bench) -> dict[str, subprocess.Popen[str]]:
+    """A process for each case that is compiled later, which compiles it: torch's cache on the disk has it from then on."""
+    return {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.device_steps", bench.device, name],
+            cwd=ROOT, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for name in COMPILED
+    }  # fmt: skip
+
+
+def wait_for_compilers(bench: Bench, compilers: Mapping[str, subprocess.Popen[str]]) -> None:
+    """Wait until all have ended, or the section nearly has; a row each."""
+    for name, process in compilers.items():
+        with bench.guard(f"compiling {name}"):
+            try:
+                text, _ = process.communicate(timeout=max(bench.left - 3, 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                bench.add(f"compiling {name}", error="it was cut off")
+                continue
+            if process.returncode:
+                bench.write(f"compiling {name}", text[-5_000:])
+                raise RuntimeError(f"it ended with {process.returncode}")
+            bench.add(f"compiling {name}", result=text.splitlines()[-1])
 
 
 def run_limited(
@@ -193,20 +221,13 @@ def run_limited(
     return text, False
 
 
-def read_results(file: Path) -> list[tuple[str, float, str]]:
-    """Name, seconds and, unless it passed, a sentence for each test of a JUnit file."""
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The rows of the tests that ended: what failed or was skipped has a sentence."""
     rows = []
-    for case in ElementTree.parse(file).getroot().iter("testcase"):
-        problems: list[Any] = [part for part in case if part.tag in ("failure", "error", "skipped")]
-        sentence = ""
-        if problems:
-            text = problems[0].get("message") or problems[0].text or problems[0].tag
-            sentence = f"{problems[0].tag}: {' '.join(text.split())[:300]}"
-        rows.append((case.get("name", "?"), float(case.get("time", 0)), sentence))
+    for line in file.read_text().splitlines() if file.exists() else []:
+        row = json.loads(line)
+        why = row.pop("why")
+        if row["result"] != "passed":
+            row = {"name": row["name"], "error": f"{row['result']}: {why}"}
+        rows.append(row)
     return rows
-
-
-def list_outcomes(text: str) -> list[tuple[str, str]]:
-    """Test and result in the lines that pytest -vv printed before it was cut off."""
-    pattern = re.compile(r"::(\S+) (PASSED|FAILED|ERROR|SKIPPED)")
-    return [(match[1], match[2].lower()) for match in pattern.finditer(text)]

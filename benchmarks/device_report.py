@@ -1,5 +1,6 @@
 """The rows of benchmarks.device: each section measures in a process of its own, and what it sends is printed and saved at once."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -60,6 +61,7 @@ class Bench:
         except Exception as error:
             self.add(name, error=describe_error(error))
         finally:
+            gc.collect()  # a trainer and its module refer to each other
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 

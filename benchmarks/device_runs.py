@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks.device_report import Bench, Row
 
 ROOT = Path(__file__).parents[1]
-START_UP = 25.0  # seconds that a command may need beside its training
+START_UP = 20.0  # seconds that a command may need beside its training
 FIGURES = {
     "vqgan": ("psnr", "ssim", "perplexity", "codes_used", "steps"),
     "prior": ("nats_per_token", "bigram_nats_per_token", "top1", "steps"),
@@ -33,11 +34,9 @@ def train_both_stages(bench: Bench) -> None:
     """Train a tokenizer, then a prior on its codes, and draw samples; a row and a picture each."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        spare = (3 if bench.tiny else 4) * START_UP
-        minutes = max(0.02 if bench.tiny else 0.2, (bench.left - spare) / 60)
-        share = 0.02 if bench.tiny else 0.6 * minutes
+        minutes = choose_minutes(bench, 3, 0.55)
         words = [
-            "stage=vqgan", "experiment=demo_tokenizer", f"trainer.max_minutes={share:.3f}",
+            "stage=vqgan", "experiment=demo_tokenizer", f"trainer.max_minutes={minutes:.3f}",
             f"cache_dir={folder / 'cache'}",
         ]  # fmt: skip
         if bench.device == "cuda":
@@ -46,9 +45,9 @@ def train_both_stages(bench: Bench) -> None:
         if not (folder / "tokenizer" / "metrics.json").exists():
             return
         copy_picture(folder / "tokenizer", "reconstructions", bench.out / "reconstructions.png")
-        share = 0.02 if bench.tiny else 0.4 * minutes
+        minutes = choose_minutes(bench, 2, 1.0)
         words = [
-            "stage=prior", "experiment=demo_prior", f"trainer.max_minutes={share:.3f}",
+            "stage=prior", "experiment=demo_prior", f"trainer.max_minutes={minutes:.3f}",
             f"ckpt={folder / 'tokenizer'}",
         ]  # fmt: skip
         if bench.device == "cuda":
@@ -62,6 +61,13 @@ def train_both_stages(bench: Bench) -> None:
         copy_picture(folder / "samples", "", bench.out / "samples.png")
 
 
+def choose_minutes(bench: Bench, commands: int, share: float) -> float:
+    """How long a command may train: a share of what is left beside the starts of it and of those after it."""
+    if bench.tiny:
+        return 0.02
+    return max(0.1, share * (bench.left - commands * START_UP) / 60)
+
+
 def run_stage(bench: Bench, stage: str, words: list[str], folder: Path) -> None:
     """One row: a command of train.py, the last figures that it reached, its speed, and how busy the GPU was."""
     kind = "gpu" if bench.device == "cuda" else "cpu"
@@ -70,6 +76,7 @@ def run_stage(bench: Bench, stage: str, words: list[str], folder: Path) -> None:
     words = [*words, "=".join(own), *extra, f"run_dir={folder}"]
     with bench.guard(f"stage={stage}"), watch_gpu(bench) as load:
         command = [sys.executable, "train.py", *words]
+        began = time.monotonic()
         environment = os.environ | {"WANDB_MODE": "disabled"}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -81,7 +88,7 @@ def run_stage(bench: Bench, stage: str, words: list[str], folder: Path) -> None:
             raise RuntimeError(f"it ended with {done.returncode}: {lines[-1]}")
         metrics = json.loads((folder / "metrics.json").read_text())
         figures = {key: metrics[key] for key in FIGURES.get(stage, ()) if key in metrics}
-        row: Row = {**figures, **read_speed(folder)}
+        row: Row = {**figures, **read_speed(folder), "command_s": time.monotonic() - began}
     if folder.joinpath("metrics.json").exists():
         bench.add(f"stage={stage}", **row, **load)
 

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from benchmarks.configs import compose_config
-from benchmarks.device_report import Bench
-from benchmarks.device_steps import F16, GIB, RANDOM, TAMING, FlopCount
+from benchmarks.device_report import Bench, Row
+from benchmarks.device_steps import F16, GIB, RANDOM, TAMING, FlopCount, read_profile, start_profile
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.precision import autocast
 from prior.decoding.generate import generate
@@ -52,6 +52,8 @@ def measure_sampling(bench: Bench) -> None:
         cases = [(16, 64, False), (16, 64, True), (16, 1, False), (16, 512, True), (16, 512, False)]
         cases += [(16, 1, True), (8, 64, False), (8, 64, True)]
     measure_tokenizers(bench)
+    with bench.guard("profile of drawing"):
+        profile_draws(bench, 2 if bench.tiny else 64)
     for side, batch, is_compiled in cases:
         how = "compiled" if is_compiled else "eager"
         if bench.left > 2:
@@ -88,21 +90,46 @@ def measure_draws(bench: Bench, side: int, batch: int, is_compiled: bool) -> Non
     )
 
 
+@torch.no_grad()
+def profile_draws(bench: Bench, batch: int) -> None:
+    """The row and the table of 16 positions, eager: what the host does for each, and what the device."""
+    model = make_gpt(bench, 4).eval()
+    with autocast(torch.device(bench.device)):
+        draws = generate(model, Sampler.unmodified(), 3 * batch, seed=0, batch_size=batch)
+        next(draws)
+        bench.synchronize()
+        began = perf_counter()
+        next(draws)
+        bench.synchronize()
+        ms = 1000 * (perf_counter() - began)
+        with start_profile(bench.device) as profiler:
+            next(draws)
+            bench.synchronize()
+    table, kernels = read_profile(profiler, bench.device)
+    name = f"gpt, 16 codes, batch {batch}, eager, profiled"
+    bench.write(name, table)
+    figures: Row = {"batch": batch, "images_per_s": 1000 * batch / ms, "ms_per_position": ms / 16}
+    if kernels:
+        total, count = (figure / 16 for figure in kernels)
+        figures |= {"kernel_ms_per_position": total, "kernels_per_position": int(count)}
+    bench.add(name, **figures)
+
+
 def measure_tokenizers(bench: Bench) -> None:
     """Rows of encoding and decoding, in the precision that evaluation has."""
+    cases: dict[str, tuple[list[str], tuple[int, ...]]]
     if bench.tiny:
         cases = {"conv 32 px": ([*RANDOM, "data.image_size=32", "model.grid=4"], (2,))}
     else:
         cases = {
             "conv 64 px": (RANDOM, (512, 1)),
-            "conv f16 256 px": (F16, (64, 1)),
+            "conv_f16 256 px": (["model=conv_f16", *F16], (64, 1)),
             "taming_f16 256 px": (TAMING, (64, 1)),
         }
     for name, (words, batches) in cases.items():
         config = compose_config("stage=vqgan", *words)
         with bench.guard(name):
             tokenizer = build_tokenizer(config.model, config.quantizer).eval().to(bench.device)
-            tokenizer.to(memory_format=torch.channels_last)
             for batch in batches:
                 measure_tokenizer(bench, name, tokenizer, batch, config.data.image_size)
 
@@ -110,7 +137,6 @@ def measure_tokenizers(bench: Bench) -> None:
 @torch.no_grad()
 def measure_tokenizer(bench: Bench, name: str, tokenizer: Tokenizer, batch: int, size: int) -> None:
     x = torch.rand(batch, 3, size, size, device=bench.device) * 2 - 1
-    x = x.to(memory_format=torch.channels_last)
     codes = tokenizer.indices(x)
     calls: dict[str, Callable[[], Any]] = {
         "encode": lambda: tokenizer.indices(x),
@@ -274,9 +300,7 @@ def measure_transformers(bench: Bench) -> None:
         peer = make_peer_transformer(bench, side**2).eval()
         begin = torch.full((batch, 1), num_codes, device=bench.device)
         seconds = bench.time_calls(
-            lambda: peer.generate(begin, side**2, cache_kv=True),
-            1.0,
-            most=2,  # type: ignore[operator]
+            lambda: peer.generate(begin, side**2, cache_kv=True), 1.0, most=2
         )
         label = f"transformer of {side**2} codes, sampling, x-transformers"
         bench.add(label, batch=batch, images_per_s=batch / seconds)
@@ -287,7 +311,7 @@ def prior_loss(model: PriorModel, codes: Tensor) -> Tensor:
     return weighted_mean(negative_log_likelihood(prediction), prediction)
 
 
-def make_peer_transformer(bench: Bench, T: int) -> nn.Module:
+def make_peer_transformer(bench: Bench, T: int) -> Any:
     """x-transformers' decoder with the options that it recommends, as in benchmarks.sampling."""
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 

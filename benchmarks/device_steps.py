@@ -1,11 +1,12 @@
 """Training steps on a device for benchmarks.device: how fast they are, what they compute and hold, and where they wait."""
 
+import sys
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -26,13 +27,12 @@ from benchmarks.device_report import Bench, Row
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.samples import ArraySamples
 from codegrid.data.tokens import CodeDataModule
-from codegrid.engine.compile import compile_parts
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from prior.module import PriorModule
-from prior.training import compile_blocks
-from vqgan.module import VQGAN
+from prior.training import prepare_blocks
+from vqgan.module import prepare_layers
 from vqgan.stages.train import build_module
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,8 @@ OPEN = [
 ]  # fmt: skip
 RANDOM = ["model.start=random", "quantizer.kmeans=false"]  # the speed is the same
 F16 = ["data.image_size=256", "model.grid=16", "quantizer.K=1024", *RANDOM]
+VIT = ["model=vit", "model.width=512", "model.depth=8", "model.heads=8"]  # ViT-VQGAN's small
+CHECKPOINTED = "trainer.checkpoint_activations=true"
 TAMING = [
     "model=taming_f16", "data.image_size=256", "quantizer=vq", "quantizer.K=16384",
     "quantizer.dim=256", *RANDOM,
@@ -50,13 +52,17 @@ TAMING = [
 
 @dataclass(frozen=True)
 class StepCase:
-    """A module in training: the words of train.py that describe it, its batch, and the codes of a prior."""
+    """A module in training: the words of train.py that describe it, its batch, and the codes of a prior.
+
+    Its batches lie on the device, unless it `reads` them as a run does.
+    """
 
     name: str
     words: tuple[str, ...]
     batch: int
     K: int = 0  # of the codes that a prior learns
     side: int = 0  # of their grid
+    reads: bool = False
 
     @property
     def is_prior(self) -> bool:
@@ -72,38 +78,33 @@ def list_cases(tiny: bool) -> list[StepCase]:
         return [
             StepCase("conv 32 px", ("loss=vqvae", *small), 4),
             StepCase("conv 32 px, GAN", (*OPEN, *small), 4),
-            StepCase("pyramid 32 px", ("loss=vqvae", *pyramid), 2),
+            StepCase("pyramid 32 px, checkpointed", ("loss=vqvae", CHECKPOINTED, *pyramid), 2),
+            StepCase("conv 32 px, read from memory", ("loss=vqvae", *small), 4, reads=True),
             StepCase("gpt, 16 codes", sizes, 4, 32, 4),
         ]
     base = ("prior/size=base",)
+    taming_gan = (*OPEN, *TAMING)
     return [
         StepCase("conv 64 px", ("loss=vqvae", *RANDOM), 256),
-        StepCase("conv f16 256 px", ("loss=vqvae", *F16), 128),
+        StepCase("conv_f16 256 px", ("loss=vqvae", "model=conv_f16", *F16), 128),
         StepCase("gpt base, 256 codes", base, 64, 16384, 16),
         StepCase("taming_f16 256 px", ("loss=vqvae", *TAMING), 32),
-        StepCase("gpt base, 64 codes", base, 256, 16384, 8),
+        StepCase("taming_f16 256 px, GAN", taming_gan, 16),
         StepCase("conv 64 px, GAN", (*OPEN, *RANDOM), 256),
-        StepCase("conv f16 256 px, GAN", (*OPEN, *F16), 64),
-        StepCase("taming_f16 256 px, GAN", (*OPEN, *TAMING), 16),
+        StepCase("conv 64 px, muon", ("loss=vqvae", "optimizer=muon", *RANDOM), 256),
+        StepCase("gpt base, 64 codes", base, 256, 16384, 8),
+        StepCase("conv_f16 256 px, GAN", (*OPEN, "model=conv_f16", *F16), 64),
+        StepCase("conv 64 px, read from memory", ("loss=vqvae", *RANDOM), 256, reads=True),
+        StepCase("taming_f16 256 px, GAN, checkpointed", (CHECKPOINTED, *taming_gan), 16),
+        StepCase("vit f16 256 px", ("loss=vqvae", *VIT, *F16), 64),
+        StepCase("gpt base, 256 codes, checkpointed", (CHECKPOINTED, *base), 64, 16384, 16),
         StepCase("conv 64 px, batch 16", ("loss=vqvae", *RANDOM), 16),
+        StepCase("conv f16 256 px", ("loss=vqvae", *F16), 128),
     ]
 
 
-def list_variants(tiny: bool) -> list[tuple[str, str]]:
-    """Further rows: the name of a case, and what is changed about it."""
-    if tiny:
-        return [("conv 32 px", "contiguous"), ("gpt, 16 codes", "float32")]
-    compiled = [
-        "gpt base, 256 codes", "conv 64 px", "conv f16 256 px", "taming_f16 256 px",
-        "gpt base, 64 codes",
-    ]  # fmt: skip
-    contiguous = ["conv f16 256 px", "taming_f16 256 px"]
-    return [
-        ("conv 64 px", "float32"),
-        *((name, "contiguous") for name in contiguous),
-        *((name, "compiled") for name in compiled),
-        ("gpt base, 256 codes", "float32"),
-    ]
+# The cases that are compiled too, most important first.
+COMPILED = ("gpt base, 256 codes", "conv_f16 256 px", "conv 64 px")
 
 
 class RepeatedBatch:
@@ -134,7 +135,9 @@ class Training:
             trainer.fit(self.module, self.data)
 
 
-def build_training(case: StepCase, variant: str, device: str, around: bool = False) -> Training:
+def build_training(
+    case: StepCase, device: str, compiled: bool = False, around: bool = False
+) -> Training:
     """The module of a case on batches of its own; `around` adds the callbacks of conf/callbacks."""
     stage = "prior" if case.is_prior else "vqgan"
     batch = f"batch_size={case.batch}" if case.is_prior else f"data.batch_size={case.batch}"
@@ -142,39 +145,29 @@ def build_training(case: StepCase, variant: str, device: str, around: bool = Fal
         f"stage={stage}", batch, "trainer.max_steps=1000000", *case.words,
         f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
     ]  # fmt: skip
-    if variant == "float32":
-        words.append("trainer.precision=32-true")
-    config = compose_config(*words)
+    config = compose_config(*words, f"trainer.compile={str(compiled).lower()}")
     settings = TrainerSettings.read(config.trainer)
     torch.manual_seed(0)
     build = build_prior if case.is_prior else build_tokenizer_training
     training = build(case, config, settings, device)
-    if variant == "contiguous":
-        training.module.to(memory_format=torch.contiguous_format)
-    if variant == "compiled":
-        compile_training(training.module)
     if around:
         callbacks = instantiate(config.callbacks).values()
         training.callbacks = [c for c in callbacks if c is not None]
     return training
 
 
-def compile_training(module: ClockedModule) -> None:
-    """As trainer.compile does."""
-    if isinstance(module, PriorModule):
-        compile_blocks(module)
-    elif isinstance(module, VQGAN):
-        compile_parts(module.costly)
-
-
 def build_tokenizer_training(
     case: StepCase, config: Any, settings: TrainerSettings, device: str
 ) -> Training:
-    data: ImageDataModule = instantiate(config.data, n_train=case.batch, n_val=1, cache="ram")
-    images, labels = data.samples("train").__getitems__(range(case.batch))
-    batch = images.to(device), labels.to(device)
-    data.train_dataloader = lambda: RepeatedBatch(batch)  # type: ignore[method-assign,assignment,return-value]
-    return Training(build_module(config, settings), data, settings)
+    n = 8 * case.batch if case.reads else case.batch
+    data: ImageDataModule = instantiate(config.data, n_train=n, n_val=1, cache="ram")
+    module = build_module(config, settings)
+    prepare_layers(module, settings)
+    if not case.reads:
+        images, labels = data.samples("train").__getitems__(range(case.batch))
+        batch = images.to(device), labels.to(device)
+        data.train_dataloader = lambda: RepeatedBatch(batch)  # type: ignore[method-assign,assignment,return-value]
+    return Training(module, data, settings)
 
 
 def build_prior(case: StepCase, config: Any, settings: TrainerSettings, device: str) -> Training:
@@ -186,6 +179,7 @@ def build_prior(case: StepCase, config: Any, settings: TrainerSettings, device: 
         config.label_drop, config.label_smoothing, clip=settings.clip,
         accumulate=settings.accumulate,
     )  # fmt: skip
+    prepare_blocks(module, settings)
     grids = np.random.default_rng(0).integers(0, case.K, (case.batch, *grid)).astype(np.uint16)
     samples = ArraySamples(grids, np.zeros(case.batch, np.int64))
     data = CodeDataModule(samples, samples, case.batch, 0)
@@ -216,9 +210,8 @@ class FlopCount(TorchDispatchMode):
 class Meter(Callback):
     """Measures steps in one run of a trainer: their time, then the operations of one, then the kernels of three."""
 
-    def __init__(self, bench: Bench, seconds: float, counts: bool, profiles: bool) -> None:
-        self.bench, self.turn = bench, seconds
-        self.counts, self.profiles = counts, profiles
+    def __init__(self, bench: Bench, seconds: float, counts: bool) -> None:
+        self.bench, self.turn, self.counts = bench, seconds, counts
         self.figures: Row = {}
         self.table = ""
         self.millions = 0.0  # parameters
@@ -261,8 +254,7 @@ class Meter(Callback):
             with FlopCount() as counter:
                 yield
             self.figures["tflop"] = counter.total / 1e12
-        if self.profiles:
-            yield from self.profile_steps(1 if tiny else 3)
+        yield from self.profile_steps(1 if tiny else 3)
 
     def time_steps(self, n: int) -> Generator[None, None, tuple[float, float]]:
         """Seconds of n steps, and seconds until the host had issued them."""
@@ -276,57 +268,84 @@ class Meter(Callback):
 
     def profile_steps(self, n: int) -> Iterator[None]:
         """The table of the operations that take most time in n steps."""
-        on_gpu = self.bench.device == "cuda"
-        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=kinds) as profiler:
+        with start_profile(self.bench.device) as profiler:
             for _ in range(n):
                 yield
             self.bench.synchronize()
-        averages = profiler.key_averages()
-        order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-        self.table = averages.table(sort_by=order, row_limit=15, max_name_column_width=90)
-        if on_gpu:
-            # Kernels and copies themselves; operators have the same time once more.
-            kernels = [
-                event
-                for event in averages
-                if event.device_type == torch.autograd.DeviceType.CUDA
-                and not getattr(event, "is_user_annotation", False)
-            ]
-            total = sum(e.self_device_time_total for e in kernels) / 1e3 / n
-            self.figures |= {
-                "kernel_ms": total,
-                "kernels": sum(e.count for e in kernels) // n,
-                "gpu_busy": min(1.0, total / self.figures["ms"]),
-            }
+        self.table, kernels = read_profile(profiler, self.bench.device)
+        if kernels:
+            total, count = (figure / n for figure in kernels)
+            busy = min(1.0, total / self.figures["ms"])
+            self.figures |= {"kernel_ms": total, "kernels": int(count), "gpu_busy": busy}
+
+
+def start_profile(device: str) -> profile:
+    """torch's profiler of the host, and of a GPU."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    return profile(activities=kinds)
+
+
+def read_profile(profiler: profile, device: str) -> tuple[str, tuple[float, float] | None]:
+    """The table of the operations that take most time; on a GPU also milliseconds of all kernels, and their number."""
+    on_gpu = device == "cuda"
+    averages = profiler.key_averages()
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    table = averages.table(sort_by=order, row_limit=15, max_name_column_width=90)
+    if not on_gpu:
+        return table, None
+    # Kernels and copies themselves; operators have the same time once more.
+    kernels = [
+        event
+        for event in averages
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)
+    ]
+    total = sum(event.self_device_time_total for event in kernels) / 1e3
+    return table, (total, sum(event.count for event in kernels))
 
 
 def measure_training(bench: Bench) -> None:
-    """Rows of all cases, eager, and then of their variants."""
+    """Rows of all cases, as they are by default."""
+    for case in list_cases(bench.tiny):
+        measure_case(bench, case, compiled=False)
+
+
+def measure_compiled(bench: Bench, name: str) -> None:
+    """The row of a case with trainer.compile=true."""
     cases = {case.name: case for case in list_cases(bench.tiny)}
-    for case in cases.values():
-        measure_case(bench, case, "eager")
-    for name, variant in list_variants(bench.tiny):
-        measure_case(bench, cases[name], variant)
+    measure_case(bench, cases[name], compiled=True)
 
 
-def measure_case(bench: Bench, case: StepCase, variant: str) -> None:
+def compile_case(device: str, name: str) -> None:
+    """Make a few compiled steps of a case, which leaves the compiled code in torch's cache on the disk."""
+    warnings.simplefilter("ignore")
+    began = perf_counter()
+    [case] = [case for case in list_cases(tiny=False) if case.name == name]
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    build_training(case, device, compiled=True).fit(Stop())
+    print(f"{perf_counter() - began:.0f} s")
+
+
+def measure_case(bench: Bench, case: StepCase, compiled: bool) -> None:
     """One row: how fast the steps of a case are, with what share of the card's peak."""
     if bench.left < 2:
         return
-    name = f"{case.name}, {variant}"
-    is_eager = variant == "eager"
-    meter = Meter(bench, 0.2 if bench.tiny else 1.5, is_eager, profiles=variant != "float32")
+    name = f"{case.name}, {'compiled' if compiled else 'eager'}"
+    meter = Meter(bench, 0.2 if bench.tiny else 1.5, counts=not compiled)
     began = perf_counter()
     with bench.guard(name):
-        training = build_training(case, variant, bench.device)
+        training = build_training(case, bench.device, compiled)
         training.fit(meter)
         del training
     if not meter.figures:  # it failed before anything was measured
         return
     figures = meter.figures
     tflop = figures.pop("tflop", None) or bench.facts.get(f"tflop {case.name}")
-    if is_eager:
+    if not compiled:
         bench.remember(**{f"tflop {case.name}": tflop})
     images = 1000 * case.batch / figures["ms"]
     row: Row = {"batch": case.batch, "images_per_s": images}
@@ -370,8 +389,9 @@ class SyncRecorder(Callback):
 
     def show(self, message: Any, *_: Any, **__: Any) -> None:
         """In place of warnings.showwarning: the call stack is still that of the operation that waits."""
-        if "synchroniz" in str(message):
-            self.places[find_line(traceback.extract_stack())] += 1
+        place = find_line(traceback.extract_stack())
+        if "synchroniz" in str(message) and "set_sync_debug_mode" not in place:
+            self.places[place] += 1
 
 
 def find_line(stack: traceback.StackSummary) -> str:
@@ -397,12 +417,16 @@ def measure_syncs(bench: Bench) -> None:
     if bench.device != "cuda":
         bench.add("all", error="torch reports where it waits for a GPU, and the device is the CPU")
         return
-    for case in list_cases(bench.tiny):
+    # The adversarial step first, which does most, then those that other modules have.
+    cases = {case.name: case for case in list_cases(bench.tiny)}
+    chosen = ("conv 64 px, GAN", "gpt base, 64 codes", "conv 64 px", "taming_f16 256 px, GAN")
+    for name in cases if bench.tiny else chosen:
         if bench.left < 3:
             return
+        case = cases[name]
         with bench.guard(case.name):
-            small = StepCase(case.name, case.words, min(case.batch, 16), case.K, case.side)
-            recorder = record_syncs(build_training(small, "eager", bench.device, around=True))
+            small = replace(case, batch=min(case.batch, 16))
+            recorder = record_syncs(build_training(small, bench.device, around=True))
             total = sum(recorder.places.values())
             bench.add(case.name, times=total, per_step=total / recorder.steps, place="all")
             for place, times in recorder.places.most_common(12):
@@ -422,3 +446,7 @@ def record_syncs(training: Training) -> SyncRecorder:
             torch.cuda.set_sync_debug_mode("default")
             warnings.showwarning = usual
     return recorder
+
+
+if __name__ == "__main__":
+    compile_case(*sys.argv[1:])

@@ -195,7 +195,8 @@ def build_trusted(
         built = instantiate(config)
     if not isinstance(built, kind):
         raise InputError(
-            f"{source} has {config['_target_']} for a {kind.__name__.lower()}; don't trust the file"
+            f"{source} has {config['_target_']}, which is not derived from {kind.__module__}.{kind.__name__}; derive your own "
+            "class from it, or don't trust the file"
         )
     return built
 

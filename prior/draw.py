@@ -26,7 +26,7 @@ from codegrid.engine.folder import CARD
 from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
 from codegrid.evaluation.units import describe_shown
-from prior.conditions import encode_init_image, show_init_image
+from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
@@ -79,6 +79,8 @@ class SampleSource:
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a sample."""
         h, w = self.grid
+        if not self.tokenizer.is_spatial:
+            return self.tokenizer.encoder.channels, *self.tokenizer.encoder.image_size
         return self.tokenizer.encoder.channels, h * self.tokenizer.f, w * self.tokenizer.f
 
 
@@ -112,6 +114,7 @@ def prior_source(
     model, tokenizer = trained.model, trained.tokenizer
     labels = trained.choose_labels(label, n, sampler)
     grid = sampler.size(model.grid)
+    check_places(sampler, tokenizer)
     known = sampler.known(grid)
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None
@@ -150,6 +153,7 @@ def tokenizer_source(
             f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={ckpt} is a tokenizer"
         )
     tokenizer = tokenizer.to(device)
+    check_places(sampler, tokenizer)
     grid = sampler.size(tokenizer.grid)
 
     def draw(start: int) -> Drawn:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
+from codegrid.engine.activations import checkpoint_activations
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint
@@ -17,6 +18,7 @@ from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
 from prior.load import read_classes
@@ -75,6 +77,14 @@ def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> No
     """Fit a prior that counts instead of descending; nothing for the others."""
     if isinstance(model, Counted):
         model.count(sequences(train), sequences(val))
+
+
+def prepare_blocks(module: PriorModule, training: TrainerSettings) -> None:
+    """What conf/trainer asks of a prior's blocks before it trains. Raises InputError for a prior without any."""
+    if training.checkpoint_activations:
+        checkpoint_activations(module)
+    if training.compile:
+        compile_blocks(module)
 
 
 def compile_blocks(module: PriorModule) -> None:

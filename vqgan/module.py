@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codegrid.engine.activations import Stretch, checkpoint_activations, join_neighbours
 from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
+from codegrid.engine.settings import TrainerSettings
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
@@ -21,6 +24,7 @@ from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
+from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
@@ -252,6 +256,21 @@ class VQGAN(ClockedModule):
         return count_plain(self.tokenizer)
 
     @property
+    def recomputed(self) -> list[nn.Module | Stretch]:
+        """The parts whose activations the backward pass may compute again. The decoder's last convolution is none of them, so
+        lambda's gradients there compute nothing again."""
+        return [
+            part
+            for network, shrinks in (
+                (self.tokenizer.encoder, True),
+                (self.tokenizer.decoder, False),
+            )
+            for part in join_neighbours(
+                network.layers, network.recomputed, filter(enlarges, network.recomputed), shrinks
+            )
+        ]
+
+    @property
     def costly(self) -> list[nn.Module]:
         """What is worth compiling: the layers that take most of the time, without the decoder's last, whose gradients lambda
         needs on their own. The discriminator's passes vary too much: with gradients to its weights, without, and R1's."""
@@ -278,3 +297,11 @@ class VQGAN(ClockedModule):
         super().on_load_checkpoint(checkpoint)
         self.discriminator_step = checkpoint["clock"]["judged"]
         self.discriminator_start = checkpoint["clock"]["judging_since"]
+
+
+def prepare_layers(module: VQGAN, training: TrainerSettings) -> None:
+    """What conf/trainer asks of the networks' layers before they train."""
+    if training.checkpoint_activations:
+        checkpoint_activations(module)
+    if training.compile:
+        compile_parts(module.costly)

@@ -39,8 +39,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
             model, optimizer, run.training.budget, schedule, config.label_drop,
             config.label_smoothing, clip=run.training.clip, accumulate=run.training.accumulate,
         )  # fmt: skip
-        if run.training.compile:
-            training.compile_blocks(module)
+        training.prepare_blocks(module, run.training)
         around = [c for c in instantiate(config.callbacks).values() if c is not None]
         data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]

@@ -157,78 +157,6 @@ def test_half_precision_trains_near_float32(device: str, precision: str) -> None
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
-@pytest.mark.parametrize("stage", ["vqgan", "vqvae", "prior"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    device: str, stage: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With torch's deterministic operations: others add in an order that differs from run to run."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    kind = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
-
-    def on_device(words: list[str]) -> list[str]:
-        return [word for word in words if not word.startswith("trainer.accelerator")] + [kind]
-
-    gate = ["loss.gate.start=2", "loss.gate.ramp=2", "loss.gate.warmup=1"]
-    words = {
-        "vqgan": ["stage=vqgan", *on_device(TINY_GAN), *gate],
-        "vqvae": ["stage=vqgan", "loss=vqvae", *on_device(TINY)],
-        "prior": ["stage=prior", "ckpt=tokenizer", *on_device(TINY_PRIOR)],
-    }[stage]
-    if stage == "prior":
-        assert command("stage=vqgan", "run_dir=tokenizer", *on_device(TINY)) == 0
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert command("run_dir=whole", *words) == 0
-        interrupt_at(4, lambda: command("run_dir=halves", *words))
-        assert command(words[0], "resume=halves") == 0
-    finally:
-        torch.use_deterministic_algorithms(False)
-    one, two = (
-        torch.load(Path(run, "checkpoints/last.ckpt"), map_location="cpu", weights_only=True)
-        for run in ("whole", "halves")
-    )
-    assert two["clock"]["step"] == one["clock"]["step"] == 6
-    differing = [
-        name
-        for name, value in one["state_dict"].items()
-        if not torch.equal(value, two["state_dict"][name])
-    ]
-    assert not differing
-    if device == "cuda":
-        assert torch.equal(one["random"][0]["cuda"], two["random"][0]["cuda"])
-
-
-def interrupt_at(step: int, run: Callable[[], int]) -> None:
-    """Run something that an exception ends after that step."""
-    tick = ClockedModule.tick
-
-    def interrupted(self: ClockedModule) -> None:
-        tick(self)
-        if self.step == step:
-            raise RuntimeError("the power failed")
-
-    ClockedModule.tick = interrupted  # type: ignore[method-assign]
-    try:
-        with pytest.raises(RuntimeError, match="the power failed"):
-            run()
-    finally:
-        ClockedModule.tick = tick  # type: ignore[method-assign]
-
-
-def test_a_checkpoint_of_this_device_samples_on_the_cpu(
-    device: str, command: Callable[..., int]
-) -> None:
-    kind = "gpu" if device == "cuda" else "cpu"
-    words = [w for w in TINY if not w.startswith("trainer.accelerator")]
-    assert command("stage=vqgan", *words, f"trainer.accelerator={kind}", "run_dir=a") == 0
-    words = [w for w in TINY_PRIOR if not w.startswith("trainer.accelerator")]
-    kinds = f"trainer.accelerator={kind}"
-    assert command("stage=prior", "ckpt=a", *words, kinds, "run_dir=b") == 0
-    for name in ("cpu", kind):
-        save = ["save=npz", "n=4", f"accelerator={name}", f"run_dir=samples-{name}"]
-        assert command("stage=sample", "ckpt=b", *save) == 0
-
-
 def test_a_tokenizer_encodes_and_decodes_as_on_the_cpu(device: str) -> None:
     tokenizer = make_still_tokenizer().eval()
     x = torch.randn(64, 3, 16, 16).clamp(-1, 1)
@@ -253,18 +181,18 @@ def test_a_prior_draws_the_codes_that_it_draws_on_the_cpu(device: str, name: str
     assert (other.cpu() == codes).float().mean() > 0.95  # rounding can move a draw to the next code
 
 
-def test_cached_steps_equal_all_at_once(device: str) -> None:
+@pytest.mark.parametrize("kind", [KVSteps, CompiledKVSteps])
+def test_cached_steps_equal_all_at_once(device: str, kind: Any) -> None:
     blocks = make_blocks()
     T = STEP_GRID[0] * STEP_GRID[1]
     x = torch.randn(5, T, WIDTH)
     expected = run_at_once(blocks, x)
     blocks, angles = blocks.to(device), rotary(STEP_GRID, WIDTH // HEADS).to(device)
+    steps = kind(blocks, angles, 5)
+    steps.restart()
     with torch.no_grad():
-        for kind in (KVSteps, CompiledKVSteps):
-            steps = kind(blocks, angles, 5)
-            steps.restart()
-            outputs = torch.stack([steps(x[:, t].to(device)) for t in range(T)], 1)
-            torch.testing.assert_close(outputs.cpu(), expected, rtol=1e-3, atol=1e-4)
+        outputs = torch.stack([steps(x[:, t].to(device)) for t in range(T)], 1)
+    torch.testing.assert_close(outputs.cpu(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_compiled_sampling_draws_the_same_codes(device: str) -> None:
@@ -296,3 +224,93 @@ def test_a_compiled_tokenizer_trains_as_an_eager_one(device: str) -> None:
         fit_on(device, module, make_still_images())
         ends.append(module)
     assert_same_weights(ends[1], ends[0])
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "vqvae", "prior"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    device: str, stage: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's deterministic operations: others add in an order that differs from run to run. Where one has no such variant
+    the runs are compared up to rounding, and the test is skipped with its name."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    kind = f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"
+
+    def on_device(words: list[str]) -> list[str]:
+        return [word for word in words if not word.startswith("trainer.accelerator")] + [kind]
+
+    gate = ["loss.gate.start=2", "loss.gate.ramp=2", "loss.gate.warmup=1"]
+    words = {
+        "vqgan": ["stage=vqgan", *on_device(TINY_GAN), *gate],
+        "vqvae": ["stage=vqgan", "loss=vqvae", *on_device(TINY)],
+        "prior": ["stage=prior", "ckpt=tokenizer", *on_device(TINY_PRIOR)],
+    }[stage]
+    if stage == "prior":
+        assert command("stage=vqgan", "run_dir=tokenizer", *on_device(TINY)) == 0
+    torch.use_deterministic_algorithms(True)
+    try:
+        whole, halves = train_twice(command, words, "exact")
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        torch.use_deterministic_algorithms(False)
+        whole, halves = train_twice(command, words, "near")
+        for name, value in whole["state_dict"].items():
+            torch.testing.assert_close(halves["state_dict"][name], value, rtol=0.05, atol=0.02)
+        pytest.skip(f"near, and not to the bit: {str(error).splitlines()[0]}")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    differing = [
+        name
+        for name, value in whole["state_dict"].items()
+        if not torch.equal(value, halves["state_dict"][name])
+    ]
+    assert not differing
+    if device == "cuda":
+        assert torch.equal(whole["random"][0]["cuda"], halves["random"][0]["cuda"])
+
+
+def train_twice(
+    command: Callable[..., int], words: list[str], name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last checkpoint of a run, and that of the same run with an interruption at step 4."""
+    whole, halves = (Path(f"{name}-{part}") for part in ("whole", "halves"))
+    assert command(f"run_dir={whole}", *words) == 0
+    interrupt_at(4, lambda: command(f"run_dir={halves}", *words))
+    assert command(words[0], f"resume={halves}") == 0
+    one, two = (
+        torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+        for run in (whole, halves)
+    )
+    assert two["clock"]["step"] == one["clock"]["step"] == 6
+    return one, two
+
+
+def interrupt_at(step: int, run: Callable[[], int]) -> None:
+    """Run something that an exception ends after that step."""
+    tick = ClockedModule.tick
+
+    def interrupted(self: ClockedModule) -> None:
+        tick(self)
+        if self.step == step:
+            raise RuntimeError("the power failed")
+
+    ClockedModule.tick = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(RuntimeError, match="the power failed"):
+            run()
+    finally:
+        ClockedModule.tick = tick  # type: ignore[method-assign]
+
+
+def test_a_checkpoint_of_this_device_samples_on_the_cpu(
+    device: str, command: Callable[..., int]
+) -> None:
+    kind = "gpu" if device == "cuda" else "cpu"
+    words = [w for w in TINY if not w.startswith("trainer.accelerator")]
+    assert command("stage=vqgan", *words, f"trainer.accelerator={kind}", "run_dir=a") == 0
+    words = [w for w in TINY_PRIOR if not w.startswith("trainer.accelerator")]
+    kinds = f"trainer.accelerator={kind}"
+    assert command("stage=prior", "ckpt=a", *words, kinds, "run_dir=b") == 0
+    for name in ("cpu", kind):
+        save = ["save=npz", "n=4", f"accelerator={name}", f"run_dir=samples-{name}"]
+        assert command("stage=sample", "ckpt=b", *save) == 0
