@@ -13,7 +13,7 @@ from torch import Tensor
 from codegrid.engine.checkpoint import save_atomically
 from codegrid.engine.console import log_line
 from codegrid.engine.folder import PREVIOUS
-from codegrid.engine.free_memory import free_memory
+from codegrid.engine.host_memory import free_host_memory
 
 MIB = 2**20  # bytes
 
@@ -63,7 +63,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def _copy(self, content: Any) -> Any:
         """A copy of a state; None, which is reported once, if memory has no room for it and for training beside it."""
         needed = count_state_bytes(content)
-        free = free_memory()
+        free = free_host_memory()
         if free is None or 2 * needed <= free:
             return copy_state(content)
         if not self._has_reported:

@@ -371,7 +371,7 @@ def test_without_room_for_a_copy_training_waits_for_the_write_which_is_reported_
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = {"a": torch.zeros(2**20)}
-    monkeypatch.setattr(writing, "free_memory", lambda: 7 * 2**20)
+    monkeypatch.setattr(writing, "free_host_memory", lambda: 7 * 2**20)
     writer, done = AtomicCheckpointIO(is_async=True), []
     for _ in range(2):
         writer.write(state, done.append)
@@ -379,7 +379,7 @@ def test_without_room_for_a_copy_training_waits_for_the_write_which_is_reported_
     message = capsys.readouterr().err
     assert message.count("checkpoints are written while training waits") == 1
     assert "takes 4 MiB, and 7 MiB of memory are free" in message
-    monkeypatch.setattr(writing, "free_memory", lambda: 8 * 2**20)
+    monkeypatch.setattr(writing, "free_host_memory", lambda: 8 * 2**20)
     writer.write(state, done.append)
     writer.finish()
     assert done[2] is not state

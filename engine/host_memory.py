@@ -6,7 +6,7 @@ from pathlib import Path
 
 from codegrid.engine.environment import STATM, read_system_file
 
-MEMINFO = Path("/proc/meminfo")
+SYSTEM_MEMORY = Path("/proc/meminfo")
 OWN_GROUPS = Path("/proc/self/cgroup")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 FILES_OF_GROUP = {  # of both versions of control groups: limit, use, and the key of cached files that make way
@@ -15,7 +15,7 @@ FILES_OF_GROUP = {  # of both versions of control groups: limit, use, and the ke
 }
 
 
-def free_memory() -> int | None:
+def free_host_memory() -> int | None:
     """Bytes that this process can still use: the machine's, its container's or job's, and those of ulimit -v, whichever
     are fewest; None if the system doesn't say."""
     amounts = [*free_on_machine(), *free_in_groups(), *free_address_space()]
@@ -24,7 +24,7 @@ def free_memory() -> int | None:
 
 def free_on_machine() -> Iterator[int]:
     """Bytes that the system has for new work, cached files aside."""
-    for line in read_system_file(MEMINFO).splitlines():
+    for line in read_system_file(SYSTEM_MEMORY).splitlines():
         name, _, amount = line.partition(":")
         if name == "MemAvailable":
             yield int(amount.split()[0]) * 1024
