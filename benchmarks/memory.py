@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which optimizers and checkpoints import when they first run
 
 from benchmarks.configs import compose_config
 from benchmarks.quantizers import read_resident

@@ -70,7 +70,7 @@ def checkpoint_activations(module: Recomputable) -> None:
             f"trainer.checkpoint_activations=true computes activations of residual or transformer blocks again, and "
             f"{type(module).__name__} has none; use trainer.checkpoint_activations=false"
         )
-    chains: dict[nn.Sequential, list[Stretch]] = {}
+    chains: dict[nn.Module, list[Stretch]] = {}
     for part in module.recomputed:
         if isinstance(part, Stretch):
             chains.setdefault(part.chain, []).append(part)
@@ -87,13 +87,14 @@ def join_neighbours(
     where they are smallest.
 
     Where a network `shrinks` maps, a layer belongs to the part before it, else to the part after it, and those after the last
-    part keep their activations: they go backward first, when all others are still kept. Parts that are not the chain's own layers
-    stay by themselves.
+    part keep their activations: they go backward first, when all others are still kept. The light parts are computed again by
+    themselves, inside of what they belong to. Parts that are not the chain's own layers stay by themselves.
     """
+    light = list(light)
     heavy = {id(part) for part in parts} - {id(part) for part in light}
     places = [n for n, layer in enumerate(layers.children()) if id(layer) in heavy]
     if type(layers) is not nn.Sequential or not places or len(places) < len(heavy):
         return list(parts)
     stops = [*places[1:], len(layers)] if shrinks else [n + 1 for n in places]
     ends = zip([0, *stops], stops, strict=False)
-    return [Stretch(layers, start, stop) for start, stop in ends]
+    return [*light, *(Stretch(layers, start, stop) for start, stop in ends)]

@@ -176,7 +176,7 @@ class LikelihoodMetric(Metric):
         predicted = prediction.weights > 0
         for n, k in enumerate((1, 5)):
             hits = ((k - above) / tied).clamp(0, 1)
-            self.hits[n] += hits[predicted].sum(dtype=torch.float64)
+            self.hits[n] += (hits * predicted).sum(dtype=torch.float64)
         self.tokens += predicted.sum()
         nats = negative_log_likelihood(prediction) * prediction.weights
         self.nats += nats.sum(0, dtype=torch.float64)

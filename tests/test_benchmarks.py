@@ -140,12 +140,12 @@ def test_pauses_for_measurements_are_no_time_of_training(monkeypatch: pytest.Mon
         reported.append(seconds)
         clock[0] += 100
 
-    module = make_module()
+    module, trainer = make_module(), L.Trainer(logger=False, accelerator="cpu")
     quarters = Quarters(8, measure)
     for _ in range(8):
         clock[0] += 1
         module.step, module.seconds = module.step + 1, clock[0]
-        quarters.on_train_batch_end(L.Trainer(logger=False), module, None, None, 0)
+        quarters.on_train_batch_end(trainer, module, None, None, 0)
     assert reported == [2, 4, 6, 8]
     assert quarters.seconds == 8
 

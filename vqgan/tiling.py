@@ -1,20 +1,19 @@
 """Large pictures through a network tile by tile, in memory that does not grow with the picture.
 
-What a tile lacks is what lies outside of it. Convolutions read a known distance beyond a position, so tiles that overlap by it
-agree to the rounding. Normalisations over all positions (GroupNorm) read the whole picture: their means and variances are
-estimated in a pass over all tiles and are then the same for all of them, so no tile differs from its neighbour. Attention, and
-whatever else reads further than the tiles overlap, sees its own tile alone; there the overlaps are blended.
+A tile lacks what lies outside of it. Where a network reads no further than a known distance, as convolutions do, tiles overlap by
+it, and the result is that of the whole picture up to rounding. Attention and normalisations over all positions (GroupNorm), which
+the networks of this program have, read the whole picture. There each tile is a picture of its own, as large as those of training
+or larger, and neighbours are blended where they overlap, with ramps that leave no edge. Statistics from other tiles would not
+help: those of one pass over all tiles do not fit each other, and in deep networks their errors grow from layer to layer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import write_size
@@ -27,7 +26,6 @@ LEAST_CORE = (
     1 / 4
 )  # of a tile's side where tiles agree exactly; where that leaves less, they are blended
 BLENDED = 1 / 8  # of a tile's side, on each side of a core, where tiles are blended
-PASSES = 2  # over all tiles that estimate the statistics of the normalisations
 
 Network = Callable[[Tensor], Tensor]
 
@@ -56,7 +54,7 @@ def run_by_tiles(
     if max(x.shape[-2:]) <= codes * units[0]:
         return run(x)
     encoder = tokenizer.encoder
-    if tuple(n * tokenizer.f for n in encoder.grid) != encoder.image_size:
+    if not encoder.is_spatial:
         raise InputError(
             f"tile={tile}: codes of {type(encoder).__name__} are not codes of a place in the image; leave tile out"
         )
@@ -104,14 +102,6 @@ class Tile:
         rows, columns = (slice(s.start * unit, s.stop * unit) for s in (self.rows, self.columns))
         return x[..., rows, columns]
 
-    def cut_core(self, x: Tensor) -> Tensor:
-        """The core of a map of this tile, of whatever resolution."""
-        cuts = []
-        for span, side in zip((self.rows, self.columns), x.shape[-2:], strict=True):
-            ends = (span.core_start - span.start, span.core_stop - span.start)
-            cuts.append(slice(*(end * side // (span.stop - span.start) for end in ends)))
-        return x[..., cuts[0], cuts[1]]
-
 
 def plan_spans(side: int, tile: int, margin: int) -> list[Span]:
     """Spans of `tile` codes that cover a side and overlap by twice the margin at least; one span if the side is no longer."""
@@ -119,9 +109,7 @@ def plan_spans(side: int, tile: int, margin: int) -> list[Span]:
         return [Span(0, side, 0, side)]
     count = -(-(side - 2 * margin) // (tile - 2 * margin))
     starts = [round(i * (side - tile) / (count - 1)) for i in range(count)]
-    borders = [
-        (start + before + tile) // 2 for before, start in zip(starts, starts[1:], strict=False)
-    ]
+    borders = [(start + before + tile) // 2 for before, start in pairwise(starts)]
     cores = zip([0, *borders], [*borders, side], strict=True)
     return [Span(start, start + tile, *core) for start, core in zip(starts, cores, strict=True)]
 
@@ -132,104 +120,10 @@ def plan_tiles(grid: Sequence[int], tile: int, margin: int) -> list[Tile]:
     return [Tile(row, column) for row in rows for column in columns]
 
 
-class SharedNorms(TorchFunctionMode):
-    """Runs tiles with the same means and variances in each group normalisation, those of the whole picture.
-
-    The n-th normalisation that a network calls is the same one in each tile. `sums` are those of the pass that runs: positions,
-    means and mean squares times positions, (B, groups) each, of the tiles' cores.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.moments: list[tuple[Tensor, Tensor]] | None = None  # mean and variance of each
-        self.sums: list[tuple[int, Tensor, Tensor]] = []
-        self._tile: Tile | None = None  # whose statistics are added up
-        self._number = 0
-
-    @contextmanager
-    def run(self, tile: Tile | None = None) -> Iterator[None]:
-        """Inside, a network runs on one tile; with `tile` its statistics are added to the sums."""
-        self._tile, self._number = tile, 0
-        with self:
-            yield
-
-    def settle(self) -> None:
-        """Use the statistics of the tiles that ran since the last call from now on."""
-        self.moments = [
-            ((total / n).float(), (squares / n - (total / n).square()).clamp(min=0).float())
-            for n, total, squares in self.sums
-        ]
-        self.sums = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.group_norm:
-            return self._normalise(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _normalise(
-        self,
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        number, self._number = self._number, self._number + 1
-        if self._tile is not None:
-            self._add(number, measure_moments(self._tile.cut_core(x), num_groups))
-        if self.moments is None:
-            _, mean, square = measure_moments(x, num_groups)
-            mean, variance = mean.float(), (square - mean.square()).float()
-        else:
-            mean, variance = self.moments[number]
-        return apply_moments(x, mean, variance, weight, bias, eps)
-
-    def _add(self, number: int, moments: tuple[int, Tensor, Tensor]) -> None:
-        n, mean, square = moments
-        if number == len(self.sums):
-            self.sums.append((n, n * mean, n * square))
-        else:
-            before, total, squares = self.sums[number]
-            self.sums[number] = (before + n, total + n * mean, squares + n * square)
-
-
-def measure_moments(x: Tensor, num_groups: int) -> tuple[int, Tensor, Tensor]:
-    """The positions of a map (B, C, h, w), and the mean and mean square of each group of channels, (B, groups) float64."""
-    rows = x.reshape(len(x), num_groups, -1)
-    variance, mean = torch.var_mean(rows.float(), 2, correction=0)
-    mean = mean.double()
-    return rows.shape[2], mean, variance.double() + mean.square()
-
-
-def apply_moments(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """Group normalisation of x (B, C, h, w) by a mean and a variance of each group, (B, groups)."""
-    width = x.shape[1] // mean.shape[1]
-    scale = (variance + eps).rsqrt().repeat_interleave(width, 1)
-    if weight is not None:
-        scale = scale * weight.float()
-    shift = -mean.repeat_interleave(width, 1) * scale
-    if bias is not None:
-        shift = shift + bias.float()
-    return torch.addcmul(
-        shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype)
-    )
-
-
-def measure_reach(
-    run: Network, part: Tensor, units: tuple[int, int], norms: SharedNorms
-) -> int | None:
+def measure_reach(run: Network, part: Tensor, units: tuple[int, int]) -> int | None:
     """How many codes beyond a code its values reach in a network's output, by NaN in place of one code of the input `part`.
 
-    None if they reach the edge of the part, as attention's do.
+    None if they reach the edge of the part, as they do through attention and through normalisations over all positions.
     """
     unit_in, unit_out = units
     grid = [side // unit_in for side in part.shape[-2:]]
@@ -237,8 +131,7 @@ def measure_reach(
     part = part[:1].clone()
     rows, columns = (slice(c * unit_in, (c + 1) * unit_in) for c in centre)
     part[..., rows, columns] = torch.nan
-    with norms.run():
-        changed = run(part).isnan().flatten(0, 1).any(0)
+    changed = run(part).isnan().flatten(0, 1).any(0)
     reach = 0
     for axis, (c, side) in enumerate(zip(centre, grid, strict=True)):
         places = changed.any(1 - axis).nonzero()[:, 0] // unit_out
@@ -282,21 +175,13 @@ class Tiling:
         return torch.cat([self.run_sample(sample[None]) for sample in x])
 
     def run_sample(self, x: Tensor) -> Tensor:
+        """The network's output for one sample (1, C, H, W)."""
         unit_in, unit_out = self.units
         grid = [side // unit_in for side in x.shape[-2:]]
-        norms = SharedNorms()
-        margin, is_exact = self.choose_margin(x, grid, norms)
-        tiles = plan_tiles(grid, self.tile, margin)
-        has_norms, norms.moments = bool(norms.moments), None
-        for _ in range(PASSES if has_norms else 0):
-            for tile in tiles:
-                with norms.run(tile):
-                    self.run(tile.cut(x, unit_in))
-            norms.settle()
+        margin, is_exact = self.choose_margin(x, grid)
         whole: Tensor | None = None
-        for tile in tiles:
-            with norms.run():
-                y = self.run(tile.cut(x, unit_in))
+        for tile in plan_tiles(grid, self.tile, margin):
+            y = self.run(tile.cut(x, unit_in))
             if whole is None:
                 whole = y.new_zeros(*y.shape[:2], *(side * unit_out for side in grid))
             ramp = 0 if is_exact else margin
@@ -305,19 +190,14 @@ class Tiling:
         assert whole is not None
         return whole
 
-    def choose_margin(self, x: Tensor, grid: Sequence[int], norms: SharedNorms) -> tuple[int, bool]:
+    def choose_margin(self, x: Tensor, grid: Sequence[int]) -> tuple[int, bool]:
         """By how many codes tiles reach beyond their cores, and whether what lies beyond that changes no core."""
         sides = [min(side, self.tile) for side in grid]
         starts = [(side - n) // 2 for side, n in zip(grid, sides, strict=True)]
         spans = [
             Span(start, start + n, start, start + n) for start, n in zip(starts, sides, strict=True)
         ]
-        middle = Tile(*spans)
-        part = middle.cut(x, self.units[0])
-        with norms.run(middle):
-            self.run(part)
-        norms.settle()
-        reach = measure_reach(self.run, part, self.units, norms)
+        reach = measure_reach(self.run, Tile(*spans).cut(x, self.units[0]), self.units)
         if reach is not None and self.tile - 2 * reach >= self.tile * LEAST_CORE:
             return reach, True
         return max(round(self.tile * BLENDED), 1), False

@@ -25,6 +25,7 @@ from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN, Training
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder
+from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.tokenizer import Tokenizer
 
@@ -91,8 +92,9 @@ def fit(
     data: ImageDataModule | None = None,
     **settings: Any,
 ) -> L.Trainer:
+    settings.setdefault("logger", False)
     trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=-1, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
@@ -107,7 +109,12 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 
 def make_tokenizer(
-    size: Any = 16, grid: Any = 4, start: str = "patches", channels: int = 3, dim: int = 8
+    size: Any = 16,
+    grid: Any = 4,
+    start: str = "patches",
+    channels: int = 3,
+    dim: int = 8,
+    quantizer: Quantizer | None = None,
 ) -> Tokenizer:
     parts = {
         "image_size": size,
@@ -118,4 +125,5 @@ def make_tokenizer(
         "stem": 4,
         "max_width_mult": 4,
     }
-    return Tokenizer(Encoder(**parts), make(EMA, 16, dim), Decoder(**parts), start)
+    encoder = Encoder(**parts)  # first, as random weights are drawn in the order of the parts
+    return Tokenizer(encoder, quantizer or make(EMA, 16, dim), Decoder(**parts), start)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.collectives import run_on_main
+from codegrid.engine.precision import choose_memory_format
 from codegrid.engine.run import Run
 from codegrid.engine.settings import TrainerSettings
 from vqgan.callbacks.codes import CodebookPictures
@@ -54,4 +54,4 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     rules = training.budget, training.clip, training.accumulate, learners
     tokenizer = build_tokenizer(config.model, config.quantizer)
     module = VQGAN(tokenizer, reconstruction, Training(optimizer, schedule, *rules), adversary)
-    return module.to(memory_format=torch.channels_last)
+    return module.to(memory_format=choose_memory_format(training.device))  # type: ignore[call-overload]
