@@ -32,6 +32,8 @@ from tests.helpers.configs import compose_config
 from tests.helpers.stage2 import lightning_warnings
 from vqgan.stages.train import build_module
 
+# Python 3.12 and later warn of forks of processes with threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 ROOT = Path(__file__).parents[1]
 
 
