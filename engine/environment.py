@@ -22,6 +22,8 @@ from codegrid.engine.version import VERSION
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 GIT_SECONDS = 10  # after which the revision stays unknown
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
@@ -121,11 +123,28 @@ def processor_name() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device, within the limit of its control group; None if the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = read_system_file(MEMINFO).splitlines()
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit, used = (read_system_file(CGROUP / name).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
+        free.append(int(limit) - int(used))
+    return min(free, default=None)
+
+
 def resident_memory() -> float:
     """GiB of memory that this process holds; without Linux's /proc, the most it has held so far."""
     words = read_system_file(STATM).split()
     if len(words) > 1:
         return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
+    return peak_resident_memory()
+
+
+def peak_resident_memory() -> float:
+    """GiB of memory that this process has held at most."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -25,6 +25,7 @@ from codegrid.engine.checkpoint import check_restorable, find_resumable, make_he
 from codegrid.engine.collectives import is_main, run_on_main
 from codegrid.engine.console import log_line
 from codegrid.engine.distributed import launch
+from codegrid.engine.dry_run import rehearse_training
 from codegrid.engine.environment import describe_origin, find_device
 from codegrid.engine.errors import InputError
 from codegrid.engine.figures import clean_figures
@@ -166,6 +167,18 @@ class Run:
     def resume(self) -> Path | None:
         """The folder of the run that is resumed; None for a new run."""
         return Path(self.config.resume) if self.config.resume else None
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether the run only says what it would do, and writes nothing."""
+        return bool(self.config.get("dry_run"))
+
+    def rehearse(
+        self, module: ClockedModule, data: Any, callbacks: Iterable[Callback]
+    ) -> dict[str, Any] | None:
+        """What training a module would cost and whether an update works, in place of `start` and `fit`; nothing is written."""
+        settings, stage = self.training, self.config.stage
+        return rehearse_training(stage, module, data, settings, self.device, callbacks)
 
     @property
     def finished(self) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from numpy.typing import NDArray
 
@@ -69,6 +70,18 @@ def list_classes(
 def sequences(codes: ArraySamples) -> NDArray[Any]:
     """Grids of codes as sequences (n, L) in raster order."""
     return codes.values.reshape(len(codes), -1)
+
+
+def draw_blank_codes(tokenizer: Tokenizer, images: ImageDataModule, n: int) -> ArraySamples:
+    """Random codes of n images with all labels of the images' classes, in place of theirs, for a run that only tries a step."""
+    assert tokenizer.K is not None
+    random = np.random.default_rng(0)
+    _, labels = images.read_first(1)  # which opens the images, and decides their classes
+    known = images.source("train").labels
+    numbers = np.arange(len(images.classes)) if images.classes else labels.numpy() if known is None else np.unique(known)
+    rows = max(n, len(numbers))
+    grids = random.integers(0, tokenizer.K, (rows, *tokenizer.code_shape))
+    return ArraySamples(grids, np.resize(numbers, rows))
 
 
 def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> None:

@@ -27,9 +27,12 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         tokenizer, described = load_tokenizer(find_tokenizer(config.ckpt, run.resume))
         require_codes(tokenizer, f"ckpt={config.ckpt} has no codes to learn")
         images = load_images(described["data"], config.data, config.ckpt, run.resume)
-        fabric = run.launch()
-        train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
-        val = extract(tokenizer, images, "val", fabric=fabric)
+        if run.is_dry:
+            train = val = training.draw_blank_codes(tokenizer, images, config.batch_size)
+        else:
+            fabric = run.launch()
+            train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
+            val = extract(tokenizer, images, "val", fabric=fabric)
         data = CodeDataModule(train, val, config.batch_size, config.seed)
         classes = training.list_classes(images, config.conditional, train, val, run.resume)
         model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
@@ -39,9 +42,11 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
             model, optimizer, run.training.budget, schedule, config.label_drop,
             config.label_smoothing, clip=run.training.clip, accumulate=run.training.accumulate,
         )  # fmt: skip
+        around = [c for c in instantiate(config.callbacks).values() if c is not None]
+        if run.is_dry:
+            return run.rehearse(module, data, around)
         if run.training.compile:
             training.compile_blocks(module)
-        around = [c for c in instantiate(config.callbacks).values() if c is not None]
         data.check_batch_fits(fabric.world_size)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
         folder = run.start(images.title, images.describe(), tags, module)

@@ -30,6 +30,8 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         module = build_module(run.config, run.training)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_recorded(run.resume)
+        if run.is_dry:
+            return run.rehearse(module, data, around)
         data.prepare_data()
         start.fill(module.tokenizer, data)
         module.learners.adapt(module.tokenizer)

@@ -1,0 +1,187 @@
+"""A module's training step outside Lightning's Trainer, on real tensors or on fake ones: nothing is logged or saved."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.optim import Optimizer
+
+from codegrid.engine.callbacks.ema import WeightAverage
+from codegrid.engine.clock import Mark
+from codegrid.engine.module import ClockedModule
+from codegrid.engine.step_trace import StepTrace
+
+Batch = tuple[Tensor, Tensor]  # samples and labels, as a datamodule's read_first returns them
+HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass
+class StandIn:
+    """What a module asks Lightning's Trainer for while it trains on one device."""
+
+    datamodule: Any
+    world_size: int = 1
+    global_rank: int = 0
+    strategy: None = None
+    precision_plugin: None = None
+    should_stop: bool = False
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What an update costs.
+
+    peak        bytes that are alive at most, the state included
+    flops       operations of matrix products, convolutions and attention, forward and backward
+    part_flops  those of the forward pass, by parts
+    part_bytes  what the forward pass of each part leaves for the backward pass
+    """
+
+    peak: int
+    flops: int
+    part_flops: Mapping[str, int]
+    part_bytes: Mapping[str, int]
+
+
+class Rehearsal:
+    """Trains a module by its own training step and counts what that costs.
+
+    With `is_fake` a copy is trained whose tensors have shapes, types and a device, but no memory; without, the module itself.
+    `precision` is one of PRECISIONS but auto; of the `callbacks` those that average the weights take part.
+    """
+
+    def __init__(
+        self,
+        module: ClockedModule,
+        data: Any,
+        callbacks: Iterable[Any],
+        device: torch.device,
+        precision: str,
+        is_fake: bool,
+    ) -> None:
+        self.device, self.precision = device, precision
+        self.trainer: Any = StandIn(data)  # the module has a weak reference to it
+        self.averages = [copy.copy(each) for each in callbacks if isinstance(each, WeightAverage)]
+        self.mode = FakeTensorMode() if is_fake else None
+        module.trainer = self.trainer
+        module.on_fit_start()
+        self.module = copy_as_fake(module, self.mode, device) if self.mode else module.to(device)
+        self.trace = StepTrace(device.type, list_parts(self.module))
+        with self.inside():
+            self.trace.watch(chain(self.module.parameters(), self.module.buffers()))
+            self.optimizers = self.make_optimizers()
+            self.module.on_train_start()
+            for average in self.averages:
+                average.on_train_start(self.trainer, self.module)
+
+    def make_optimizers(self) -> list[Optimizer]:
+        """The module's optimizers, which from here on it works with."""
+        made: Any = self.module.configure_optimizers()
+        optimizers: list[Optimizer] = made if isinstance(made, list) else [made]
+        for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
+            # What torch chooses by itself on a GPU, but not for fake tensors.
+            if self.mode and self.device.type == "cuda" and group.get("foreach", True) is None:
+                group["foreach"] = not group.get("fused")
+        replacements = {
+            "optimizers": lambda: optimizers,
+            "manual_backward": lambda loss: loss.backward(),
+            "log_dict": lambda *_, **__: None,
+        }
+        for name, replacement in replacements.items():
+            setattr(self.module, name, replacement)
+        return optimizers
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Inside, everything is computed as in training, and counted."""
+        self.module.trainer = self.trainer
+        with self.mode or nullcontext(), self.trace.follow():
+            yield
+
+    def step(self, phase: Mark, batch: Batch) -> StepCost:
+        """The cost of an update on a batch in the phase of the run that begins at a mark."""
+        trace = self.trace
+        with self.inside():
+            trace.restart()
+            self.train(phase, batch)
+        return StepCost(trace.peak, trace.flops, dict(trace.part_flops), trace.part_bytes)
+
+    def train(self, phase: Mark, batch: Batch) -> None:
+        """An update on a batch in the phase of the run that begins at a mark."""
+        half = HALVES.get(self.precision)
+        moved = tuple(part.to(self.device) for part in batch)
+        self.trace.watch(moved)
+        self.module.enter(phase)
+        with torch.autocast(self.device.type, half, enabled=half is not None):
+            self.module.training_step(moved, 0)
+        for average in self.averages:
+            average.follow(self.module)
+
+    def blank(self, batch: Batch, n: int) -> Batch:
+        """A batch of n samples like those of another one, without their content."""
+        with self.mode or nullcontext():
+            samples, labels = (torch.zeros(n, *x.shape[1:], dtype=x.dtype) for x in batch)
+        return samples, labels
+
+    def measure_state(self) -> dict[str, int]:
+        """Bytes of what lasts from one update to the next, by kinds."""
+        weights = [*self.module.parameters(), *self.module.buffers()]
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        moments = chain.from_iterable(
+            values.values() for optimizer in self.optimizers for values in optimizer.state.values()
+        )
+        averaged = chain.from_iterable(average.values.values() for average in self.averages)
+        kinds: dict[str, Iterable[Any]] = {
+            "weights": weights,
+            "gradients": trained,
+            "moments": moments,
+            "average": averaged,
+        }
+        return {name: sum(count_bytes(x) for x in tensors) for name, tensors in kinds.items()}
+
+
+def count_bytes(x: Any) -> int:
+    """The bytes of a tensor; none of anything else."""
+    return x.numel() * x.element_size() if isinstance(x, Tensor) else 0
+
+
+def list_parts(module: ClockedModule) -> dict[str, list[nn.Module]]:
+    """The parts of a module, name -> modules whose calls are this part: those of what it learns, then what helps it.
+
+    A list of layers is one part. Helpers without parameters are left out.
+    """
+    helpers = {
+        name: part
+        for name, part in module.named_children()
+        if part is not module.learned and next(part.parameters(), None) is not None
+    }
+    parts = {**dict(module.learned.named_children()), **helpers}
+    return {
+        name: list(part.children()) if isinstance(part, nn.ModuleList) else [part]
+        for name, part in parts.items()
+    }
+
+
+def copy_as_fake(
+    module: ClockedModule, mode: FakeTensorMode, device: torch.device
+) -> ClockedModule:
+    """A copy of a module on a device, with fake tensors in place of its own."""
+    copies: dict[int, Any] = {}
+    with mode:
+        for x in chain(module.parameters(), module.buffers()):
+            fake = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=device)
+            is_parameter = isinstance(x, nn.Parameter)
+            copies[id(x)] = nn.Parameter(fake, x.requires_grad) if is_parameter else fake
+    with FakeCopyMode(mode):
+        copied = copy.deepcopy(module, copies)
+    # Module.to would exchange tensors, which fake ones refuse; nothing but this attribute is left to change.
+    setattr(copied, "_device", device)
+    return copied
+
+
