@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.configs import compose_config
-from codegrid.data.shapes import Shapes
+from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.settings import TrainerSettings
@@ -30,6 +31,7 @@ from vqgan.load import start_images
 from vqgan.module import VQGAN
 from vqgan.stages.train import build_module
 
+IMAGES = {"n_train": 256, "n_val": 1}
 OPEN = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]
 VARIANTS: dict[str, list[str]] = {  # name of the row -> overrides
     "loss=vqvae": ["loss=vqvae"],
@@ -84,8 +86,14 @@ class Variant:
     """One row: a module that trains for a few steps per turn."""
 
     def __init__(
-        self, overrides: list[str], batch: int, steps: int, compiled: bool = False
+        self,
+        overrides: list[str],
+        batch: int,
+        steps: int,
+        compiled: bool = False,
+        images: Mapping[str, int] = IMAGES,
     ) -> None:
+        """`images` are settings of the data, which are cached in memory."""
         words = [
             "stage=vqgan",
             f"data.batch_size={batch}",
@@ -93,7 +101,7 @@ class Variant:
         ]
         config = compose_config(*words)
         self.settings = TrainerSettings.read(config.trainer)
-        self.data: Shapes = instantiate(config.data, n_train=256, n_val=1, cache="ram")
+        self.data: ImageDataModule = instantiate(config.data, **images, cache="ram")
         self.module: VQGAN = build_module(config, self.settings)
         self.module.tokenizer.initialise(start_images(self.data))
         if compiled:

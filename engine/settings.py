@@ -27,6 +27,7 @@ class TrainerSettings:
     devices                   devices per machine: a number, "auto" or -1 for all, or a list of GPUs
     clip                      the largest gradient norm; 0 for any
     accumulate                micro-batches per update
+    checkpoint_activations    whether the backward pass computes the activations of blocks again
     """
 
     max_steps: int | None
@@ -42,6 +43,7 @@ class TrainerSettings:
     clip: float
     compile: bool
     accumulate: int
+    checkpoint_activations: bool
 
     @classmethod
     def read(cls, trainer: DictConfig) -> "TrainerSettings":
@@ -67,6 +69,10 @@ class TrainerSettings:
                 )
         if self.strategy not in STRATEGIES:
             raise InputError(f"trainer.strategy={self.strategy} must be auto, ddp or fsdp2")
+        if not isinstance(self.checkpoint_activations, bool):
+            raise InputError(
+                f"trainer.checkpoint_activations={self.checkpoint_activations} must be true or false"
+            )
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise InputError(
                 "trainer.precision=16-mixed scales losses, which trainer.strategy=fsdp2 does not; "

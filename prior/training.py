@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
+from codegrid.engine.activations import checkpoint_activations
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint
@@ -18,8 +19,11 @@ from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.run import Run
+from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
+from prior.extract import extract
 from prior.load import read_classes
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
@@ -72,6 +76,19 @@ def sequences(codes: ArraySamples) -> NDArray[Any]:
     return codes.values.reshape(len(codes), -1)
 
 
+def load_codes(
+    run: Run, tokenizer: Tokenizer, images: ImageDataModule
+) -> tuple[ArraySamples, ArraySamples]:
+    """The codes to train on and to validate on, encoded once by all ranks together; random ones for a dry run."""
+    config = run.config
+    if run.is_dry:
+        blank = draw_blank_codes(tokenizer, images, config.batch_size)
+        return blank, blank
+    fabric = run.launch()
+    train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
+    return train, extract(tokenizer, images, "val", fabric=fabric)
+
+
 def draw_blank_codes(tokenizer: Tokenizer, images: ImageDataModule, n: int) -> ArraySamples:
     """Random codes of n images with all labels of the images' classes, in place of theirs, for a run that only tries a step."""
     assert tokenizer.K is not None
@@ -88,6 +105,14 @@ def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> No
     """Fit a prior that counts instead of descending; nothing for the others."""
     if isinstance(model, Counted):
         model.count(sequences(train), sequences(val))
+
+
+def prepare_blocks(module: PriorModule, training: TrainerSettings) -> None:
+    """What conf/trainer asks of a prior's blocks before it trains. Raises InputError for a prior without any."""
+    if training.checkpoint_activations:
+        checkpoint_activations(module)
+    if training.compile:
+        compile_blocks(module)
 
 
 def compile_blocks(module: PriorModule) -> None:

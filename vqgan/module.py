@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codegrid.engine.activations import checkpoint_activations
 from codegrid.engine.clock import Budget, Mark, Now, Schedule
+from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
+from codegrid.engine.settings import TrainerSettings
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
@@ -262,6 +265,12 @@ class VQGAN(ClockedModule):
         return count_plain(self.tokenizer)
 
     @property
+    def recomputed(self) -> list[nn.Module]:
+        """The parts whose activations the backward pass may compute again. The decoder's last convolution is none of them, so
+        lambda's gradients there compute nothing again."""
+        return [*self.tokenizer.encoder.recomputed, *self.tokenizer.decoder.recomputed]
+
+    @property
     def costly(self) -> list[nn.Module]:
         """What is worth compiling: the layers that take most of the time, without the decoder's last, whose gradients lambda
         needs on their own. The discriminator's passes vary too much: with gradients to its weights, without, and R1's."""
@@ -288,3 +297,12 @@ class VQGAN(ClockedModule):
         super().on_load_checkpoint(checkpoint)
         self.discriminator_step = checkpoint["clock"]["judged"]
         self.discriminator_start = checkpoint["clock"]["judging_since"]
+
+
+def prepare_layers(module: VQGAN, training: TrainerSettings) -> None:
+    """What the run's config asks of the networks' layers before they train."""
+    module.learners.adapt(module.tokenizer)
+    if training.checkpoint_activations:
+        checkpoint_activations(module)
+    if training.compile:
+        compile_parts(module.costly)

@@ -10,7 +10,6 @@ from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.collectives import is_main, run_on_main
 from codegrid.engine.run import Run
 from prior import training
-from prior.extract import extract
 from prior.load import copy_origin, find_tokenizer, prior_header
 from prior.module import PriorModule
 from vqgan.load import load_images, load_tokenizer, make_tags, require_codes
@@ -27,12 +26,7 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         tokenizer, described = load_tokenizer(find_tokenizer(config.ckpt, run.resume))
         require_codes(tokenizer, f"ckpt={config.ckpt} has no codes to learn")
         images = load_images(described["data"], config.data, config.ckpt, run.resume)
-        if run.is_dry:
-            train = val = training.draw_blank_codes(tokenizer, images, config.batch_size)
-        else:
-            fabric = run.launch()
-            train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
-            val = extract(tokenizer, images, "val", fabric=fabric)
+        train, val = training.load_codes(run, tokenizer, images)
         data = CodeDataModule(train, val, config.batch_size, config.seed)
         classes = training.list_classes(images, config.conditional, train, val, run.resume)
         model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
@@ -42,12 +36,11 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
             model, optimizer, run.training.budget, schedule, config.label_drop,
             config.label_smoothing, clip=run.training.clip, accumulate=run.training.accumulate,
         )  # fmt: skip
+        training.prepare_blocks(module, run.training)
         around = [c for c in instantiate(config.callbacks).values() if c is not None]
         if run.is_dry:
             return run.rehearse(module, data, around)
-        if run.training.compile:
-            training.compile_blocks(module)
-        data.check_batch_fits(fabric.world_size)
+        data.check_batch_fits(run.training.num_processes)
         tags = [*make_tags(config.stage, images.title, tokenizer), type(model).__name__.lower()]
         folder = run.start(images.title, images.describe(), tags, module)
         run_on_main(lambda: copy_origin(tokenizer, described, images, folder))

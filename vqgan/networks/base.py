@@ -20,6 +20,7 @@ class ImageEncoder(nn.Module, ABC):
     f              pixels per grid position, in each direction
     exit_kernel    side of the convolution that leads from its output to z_e; 0: its output is z_e
     layers         the part that takes most of the time, for torch.compile
+    recomputed     the parts of `layers` whose activations the backward pass may compute again; no part lies in another
 
     A class whose weights serve images of any size that f divides names, in `sized_settings`, those of its settings that count
     pixels or codes a side: they follow the size of the images.
@@ -35,6 +36,10 @@ class ImageEncoder(nn.Module, ABC):
     f: int
     layers: nn.Module
 
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        return list_blocks(self.layers)
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -44,6 +49,7 @@ class ImageDecoder(nn.Module, ABC):
 
     entry_kernel    side of the convolution that leads from z_q to its input; 0: its input is z_q
     layers          the part that takes most of the time, for torch.compile
+    recomputed      as in ImageEncoder
     last            its last convolution, at whose weights lambda compares the losses
 
     `sized_settings` are as in ImageEncoder.
@@ -56,8 +62,31 @@ class ImageDecoder(nn.Module, ABC):
     layers: nn.Module
     last: nn.Conv2d
 
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        return list_blocks(self.layers)
+
     @abstractmethod
     def forward(self, h: Tensor) -> Tensor: ...
+
+
+def list_blocks(layers: nn.Module) -> list[nn.Module]:
+    """The children that save more than their input for the backward pass: those with two or more layers with weights, such as
+    residual blocks, and those that enlarge the map before their convolution. Without such children, the module itself."""
+    blocks = [part for part in layers.children() if count_weighted(part) > 1 or enlarges(part)]
+    return blocks or [layers]
+
+
+def count_weighted(part: nn.Module) -> int:
+    """The number of layers in a part, itself among them, that have weights of their own."""
+    return sum(
+        1 for layer in part.modules() if next(layer.parameters(recurse=False), None) is not None
+    )
+
+
+def enlarges(part: nn.Module) -> bool:
+    """Whether a part says that it enlarges the map before its convolution, which would save the large one."""
+    return bool(getattr(part, "enlarges_first", False))
 
 
 def measure_f(image_size: SizeSetting, grid: SizeSetting) -> int:

@@ -261,6 +261,8 @@ class Halve(nn.Conv2d):
 class Double(nn.Conv2d):
     """Each pixel becomes 2x2 equal ones, then a 3x3 convolution."""
 
+    enlarges_first = True
+
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
 
