@@ -73,8 +73,13 @@ class Checkpoints(Callback):
             self._logged = {}
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.should_stop:
-            self.save_if_due(trainer)  # before the validation too, which may take long
+        """Save before the validation too, which may take long, and log it under the update that it follows."""
+        if trainer.state.fn != "fit":
+            return
+        assert isinstance(module, ClockedModule)
+        align_logged_step(trainer, module.step - 1)  # Lightning counts on where a run resumes here
+        if not trainer.should_stop:
+            self.save_if_due(trainer)
 
     def save_if_due(self, trainer: L.Trainer) -> None:
         """Save every `every` updates; if the disk refuses, report it and continue."""

@@ -130,14 +130,22 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def resume(folder: Path) -> list[int]:
-    """The validation batches of step 4 in the resumed run."""
+class ValidatedSteps(LoggedSteps):
+    """The step of each call of log_metrics with figures of a validation."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if any(name.startswith("val/") for name in metrics):
+            self.steps.append(step)
+
+
+def resume(folder: Path, *callbacks: Callback, logger: Logger | bool = False) -> list[int]:
+    """The validation batches of step 4 in the resumed run, which saves after every second update."""
     validations = ValidationBatches()
 
     trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=-1, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
-        callbacks=[Checkpoints(HEADER, 100), validations], default_root_dir=folder,
+        callbacks=[*callbacks, Checkpoints(HEADER, 2), validations], default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(make_module(), make_noise(), ckpt_path=folder / LAST)
     return [batch for step, batch in validations.batches if step == 4]
@@ -147,6 +155,35 @@ def test_a_requested_validation_is_run_whole(interrupted: Path) -> None:
     batches = resume(interrupted)
     assert batches == list(range(len(batches)))
     assert len(batches) > 1
+
+
+class BreakOffAt(Callback):
+    """Ends the run before the update that would follow `step` updates."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if module.step == self.step:
+            raise RuntimeError("broken off")
+
+
+def test_a_validation_is_logged_under_the_same_step_after_a_run_is_resumed_twice(
+    tmp_path: Path,
+) -> None:
+    """Lightning counts a batch twice that was about to start when a checkpoint was written, and its logged step depends on it."""
+    whole, resumed = ValidatedSteps(), ValidatedSteps()
+    fit(make_module(), [Checkpoints(HEADER, 2)], default_root_dir=tmp_path / "whole", logger=whole)
+    folder = tmp_path / "interrupted"
+    with pytest.raises(RuntimeError, match="broken off"):
+        fit(make_module(), [Checkpoints(HEADER, 2), BreakOffAt(2)], default_root_dir=folder)
+    with pytest.raises(RuntimeError, match="broken off"):
+        resume(folder, BreakOff())
+    resume(folder, logger=resumed)
+    assert whole.steps == [3, 7]
+    assert resumed.steps == whole.steps
 
 
 def test_lightning_by_itself_still_skips_a_part_of_a_validation_that_broke_off(

@@ -91,8 +91,9 @@ def fit(
     data: ImageDataModule | None = None,
     **settings: Any,
 ) -> L.Trainer:
+    settings.setdefault("logger", False)
     trainer = L.Trainer(
-        max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_epochs=-1, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, val_check_interval=4, check_val_every_n_epoch=1, num_sanity_val_steps=0,
         callbacks=list(callbacks), **settings,
     )  # fmt: skip
