@@ -1,5 +1,6 @@
 """What the processes of a run exchange. Without several processes each function returns at once."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -68,6 +69,20 @@ def own_entry(values: list[Value], default: Value) -> Value:
     """This rank's entry of what `all_gather` returned, perhaps in an earlier run of fewer ranks."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     return values[rank] if rank < len(values) else default
+
+
+def share_seed(device: torch.device) -> int | None:
+    """The seed of the main rank, on every rank; None on one device. Each rank waits for its device to read it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    seed = torch.full((), torch.initial_seed() % 2**63, dtype=torch.int64, device=device)
+    return int(broadcast(seed))
+
+
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """Random numbers on the CPU, other ones for each sequence of numbers."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def separate_random_streams() -> None:

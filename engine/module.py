@@ -49,9 +49,8 @@ class ClockedModule(L.LightningModule, ABC):
         self.seconds = 0.0
         self.is_updating = False  # whether an update has begun and not ended
         self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
-        self.broken = torch.tensor(
-            -1
-        )  # first step with a NaN or infinite loss or gradient; -1: none
+        # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device once training begins.
+        self.broken = torch.tensor(-1)
         self._last_tick = 0.0
         self._scaler: torch.amp.GradScaler | None = None
 
@@ -85,6 +84,7 @@ class ClockedModule(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._last_tick = time.monotonic()
+        self.broken = self.broken.to(self.device)
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if self.now.progress >= 1:  # resumed when only the last validation was missing
             self.trainer.should_stop = True
@@ -142,19 +142,30 @@ class ClockedModule(L.LightningModule, ABC):
             is_finite &= loss.detach().isfinite().all()
             with self._local_gradients() if n < self.accumulate else nullcontext():
                 self.manual_backward(loss)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        scale = self.loss_scale
-        largest = scale * self.clip if self.clip else math.inf
-        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, largest)) / scale
+        norm = self.clip_gradients_of(optimizer)
         is_finite &= norm.isfinite()
-        if self._scaler is not None:  # it skips an update that overflows and halves the scale
-            is_finite = torch.tensor(scale > 2**-10, device=self.device)
+        scale = self.loss_scale
+        if isinstance(scale, Tensor):  # the scaler skips an update that overflows and halves the scale
+            is_finite = scale > 2**-10
         is_fine = is_finite | (self.broken >= 0)
-        self.broken = torch.where(is_fine, self.broken.to(self.device), self.step)
+        self.broken = self.broken.masked_fill(~is_fine, self.step)
         optimizer.step()
         player = self.players[which]
-        rate_now = torch.tensor(optimizer.param_groups[0]["lr"])
+        rate_now = optimizer.param_groups[0]["lr"]
         self.log_terms({f"lr_{player}": rate_now, f"grad_{player}": norm})
+        return norm
+
+    def clip_gradients_of(self, optimizer: Any) -> Tensor:
+        """Scale the gradients of all parameters down to the norm `clip`; returns their norm before, both without loss scaling."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        largest = self.clip or math.inf
+        scale = self.loss_scale
+        if not isinstance(scale, Tensor):
+            return full_tensor(nn.utils.clip_grad_norm_(parameters, largest))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # clip_grad_norm_ takes a Python number only, for which the host would wait for the scale.
+        norm = full_tensor(nn.utils.get_total_norm(gradients)) / scale
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         return norm
 
     def _local_gradients(self) -> AbstractContextManager[None]:
@@ -174,9 +185,12 @@ class ClockedModule(L.LightningModule, ABC):
             )
 
     @property
-    def loss_scale(self) -> float:
-        """The factor of losses before they go backward, so that float16 holds their gradients; else 1."""
-        return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+    def loss_scale(self) -> Tensor | float:
+        """The factor of losses before they go backward, so that float16 holds their gradients: the scaler's own tensor, else 1.0."""
+        if self._scaler is None:
+            return 1.0
+        scale: Tensor = self._scaler.scale(torch.ones((), device=self.device))
+        return scale
 
     def optimizer(
         self,
@@ -210,9 +224,17 @@ class ClockedModule(L.LightningModule, ABC):
             settings.setdefault("initial_lr", settings["lr"] * rate)
         return optimizer
 
-    def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Log terms under train/, float32 and detached, and keep them as this module's `vitals`."""
-        self.vitals |= {name: value.detach().float() for name, value in terms.items()}
+    def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
+        """Log terms under train/, float32 and detached, and keep them as this module's `vitals`, all on the module's device.
+
+        The device is not waited for: a copy of a Python number would be, so it is written by the device itself.
+        """
+        for name, value in terms.items():
+            self.vitals[name] = (
+                value.detach().float()
+                if isinstance(value, Tensor)
+                else torch.full((), value, dtype=torch.float32, device=self.device)
+            )
         self.log_dict({f"train/{name}": self.vitals[name] for name in terms})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor, shard_like
+from codegrid.engine.precision import without_autocast
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of a x + b x^3 + c x^5: steep at 0, near 1 elsewhere
 LEAST_NORM = 1e-7  # the least norm that a matrix is divided by
@@ -204,7 +205,7 @@ def orthogonalise(x: Tensor, iterations: int, dtype: str = "auto") -> Tensor:
     With dtype="auto", a GPU computes it in bfloat16, which is accurate enough (Jordan et al. 2024), and a CPU in float32; under
     autocast too.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         x = x.float()
         x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=LEAST_NORM)
         if dtype == "bfloat16" or (dtype == "auto" and x.is_cuda):

@@ -1,7 +1,7 @@
 """The precision that models run in unless a setting says otherwise."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +19,13 @@ def best_precision() -> str:
 def autocast(device: torch.device) -> torch.autocast:
     """The precision that training chooses by itself, for code that runs outside Lightning's Trainer."""
     return torch.autocast(device.type, torch.bfloat16, enabled=best_precision() == "bf16-mixed")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, float32 stays float32 under any precision setting; on a device that has no autocast it does so anyway."""
+    if not torch.amp.is_autocast_available(device.type):  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from codegrid.data.shown import pick_shown
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import without_autocast
 
 MIN_SIDE = 64  # pixels; below, most networks have no room for their deep layers
 # Mean and standard deviation of the colours in [0, 1].
@@ -63,7 +64,7 @@ class FrozenNetwork(ColourReader):
     def features(self, x: Tensor) -> list[Tensor]:
         """x (B, C, H, W) in [-1, 1] -> one map (B, channels[i], h_i, w_i) per layer, with a gradient to the shown channels of x
         only."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             # eval() again, because a copy of a traced network is in training mode.
             network = self.network.to(x.device).eval()
             maps: list[Tensor] = network(to_network_input(x, self.shown))

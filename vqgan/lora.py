@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import without_autocast
 
 UPDATED = "weight"  # the parameter of a layer that gets an update; its bias stays as it is
 UPDATED_PLACE = f"parametrizations.{UPDATED}"  # torch's name of where the parts of that weight are
@@ -31,7 +32,7 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The frozen weight (out, ...) -> the one that the layer uses, float32 under any precision."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             return add_update(weight, self.up, self.down)
 
 

@@ -122,7 +122,7 @@ class VQGAN(ClockedModule):
         terms = self.reconstruction.terms(part.x, part.x_hat)
         if self.adversary is not None and self.is_adversarial:
             gate = self.adversary.gate.weight(self.now)
-            self.log_terms({"gate": torch.tensor(gate)})
+            self.log_terms({"gate": torch.full((), gate, device=self.device)})
             terms |= self.adversary.terms(part, gate, self.shares_judgements)
         last = learning_weight(self.tokenizer.decoder.last)
         gradient, shares = self.balancer.balance(

@@ -25,6 +25,7 @@ from vqgan.losses.weight import AdaptiveWeight
 from vqgan.module import VQGAN, Training
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder
+from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.tokenizer import Tokenizer
 
@@ -108,7 +109,12 @@ lightning_warnings = pytest.mark.filterwarnings(
 
 
 def make_tokenizer(
-    size: Any = 16, grid: Any = 4, start: str = "patches", channels: int = 3, dim: int = 8
+    size: Any = 16,
+    grid: Any = 4,
+    start: str = "patches",
+    channels: int = 3,
+    dim: int = 8,
+    quantizer: Quantizer | None = None,
 ) -> Tokenizer:
     parts = {
         "image_size": size,
@@ -119,4 +125,5 @@ def make_tokenizer(
         "stem": 4,
         "max_width_mult": 4,
     }
-    return Tokenizer(Encoder(**parts), make(EMA, 16, dim), Decoder(**parts), start)
+    quantizer = make(EMA, 16, dim) if quantizer is None else quantizer
+    return Tokenizer(Encoder(**parts), quantizer, Decoder(**parts), start)

@@ -36,7 +36,7 @@ class Balancer:
         x_hat: Tensor,
         last: Tensor,
         share: float = 1.0,
-        loss_scale: float = 1.0,
+        loss_scale: Tensor | float = 1.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The gradient at x_hat of all losses together, and share_<name> of each loss for the log.
 

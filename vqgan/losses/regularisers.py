@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.collectives import all_reduce_mean
 from codegrid.engine.errors import check_int, check_range
+from codegrid.engine.precision import without_autocast
 from vqgan.discriminators.base import Judgement
 
 
@@ -63,7 +64,7 @@ class R1(nn.Module):
 
     def forward(self, discriminator: nn.Module, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> a scalar."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = x.detach().float().requires_grad_()
             judgement: Judgement = discriminator(x)
             score = judgement.logits.flatten(1).mean(1).sum()

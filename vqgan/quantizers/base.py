@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ class Quantizer(nn.Module, ABC):
     training_settings: tuple[str, ...] = ()
     grows = False
     updates: Tensor
+    _counted: tuple[Tensor, int, int] | None = None  # `updates`, its version, and what it held then
 
     def __init__(
         self, K: int | None, dim: int, num_codebooks: int = 1, in_dim: int | None = None
@@ -87,11 +89,45 @@ class Quantizer(nn.Module, ABC):
         self.in_dim = in_dim or dim
         # Schedules of the bottleneck follow this count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._remember_updates(0)
 
     @property
     def bits(self) -> float:
         """Bits per grid position: num_codebooks * log2(K); nan for a continuous bottleneck."""
         return self.num_codebooks * math.log2(self.K) if self.K else math.nan
+
+    @property
+    def num_updates(self) -> int:
+        """`updates` as a number, for schedules. It waits for the device only where something else than `update` has set it, as
+        a checkpoint does."""
+        if (number := self._remembered_updates()) is None:
+            number = int(self.updates)
+            self._remember_updates(number)
+        return number
+
+    def _remember_updates(self, number: int) -> None:
+        """Note on the host what `updates` holds on its device, and which version of it that is."""
+        if not self.updates.is_inference():  # such a tensor counts no versions
+            self._counted = self.updates, self.updates._version, number
+
+    def _remembered_updates(self) -> int | None:
+        """What `updates` holds; None if it has been set since that was noted."""
+        if self._counted is None or self.updates.is_inference():
+            return None
+        buffer, version, number = self._counted
+        return number if buffer is self.updates and version == buffer._version else None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """Move to another device with what is noted of `updates`."""
+        number = self._remembered_updates()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if number is not None:
+            self._remember_updates(number)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, whose buffers count versions of their own."""
+        return {**self.__dict__, "_counted": None}
 
     @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:
@@ -141,7 +177,10 @@ class Quantizer(nn.Module, ABC):
 
         `rate` is the current learning rate divided by its peak.
         """
+        number = self._remembered_updates()
         self.updates += 1
+        if number is not None:
+            self._remember_updates(number + 1)
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:
         """Parameters with their own learning rate -> that rate divided by the optimizer's."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
+from codegrid.evaluation.codebook import count_codes
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import rotate, straight_through
@@ -17,6 +18,7 @@ from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import best_match, flatten, unflatten
 
+LEAST_REVIVED = 1024  # codes that one update can revive, if there are as many
 GROWTH_STEP = 0.2  # as the step of `split`: a small one wins up to half of the cluster
 
 
@@ -104,9 +106,9 @@ class Codebook(Quantizer):
         terms = {"commitment": commitment.detach()}
         if codes.requires_grad:
             loss = loss + F.mse_loss(z_q, z.detach())
-        if self.entropy is not None and self.entropy.weight_at(self.updates):
+        if self.entropy is not None and self.entropy.weight_at(self.num_updates):
             per_sample, of_codebook = self.entropy.from_distances(self.distances(z, codes))
-            loss = loss + self.entropy.loss(per_sample, of_codebook, self.updates)
+            loss = loss + self.entropy.loss(per_sample, of_codebook, self.num_updates)
             terms["entropy_sample"] = per_sample.detach()
             terms["entropy_codebook"] = of_codebook.detach()
         estimate = rotate if self.rotation else straight_through
@@ -182,18 +184,30 @@ class Codebook(Quantizer):
         assert q.indices is not None
         z = flatten(q.z_e.detach())
         indices = q.indices.flatten()
-        counts = all_reduce(torch.bincount(indices, minlength=self.K).to(self.counts))
+        counts = all_reduce(count_codes(indices, self.K).to(self.counts))
         per_output = self.K / counts.sum()  # so that counts are 1 on average for any batch and grid
         self.counts.lerp_(counts * per_output, 1 - self.decay)
         self.move_codes(z, indices, per_output)
-        # Counts, and therefore the dead codes, are the same on every rank.
-        dead = (self.counts < self.revive * min(1.0, 5 * rate)).nonzero()[:, 0]
-        sources = torch.randint(len(z), (len(dead),), device=z.device)
+        if self.revive:
+            self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate))
+
+    def revive_codes(self, z: Tensor, indices: Tensor, least: float) -> None:
+        """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,).
+
+        So many rows are drawn, the least used, however many codes are dead: to count these would wait for the device. Beyond
+        that number the rest has its turn in the next updates.
+        """
+        counts, rows = self.counts.topk(max_revived(self.K), largest=False, sorted=False)
+        is_dead = counts < least  # the same on every rank, as the counts are
+        sources = torch.randint(len(z), rows.shape, device=z.device)
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)
-        # Broadcast even if no code is dead, so that no rank waits for another.
         replacements = broadcast(replacements)
-        if len(dead):
-            self.set_codes(dead, replacements, torch.ones_like(self.counts[dead]))
+        tables = [t for t in self.state_dict(keep_vars=True).values() if t.shape[:1] == (self.K,)]
+        before = [table[rows] for table in tables]
+        self.set_codes(rows, replacements, torch.ones_like(counts))
+        for table, values in zip(tables, before, strict=True):
+            mask = is_dead.view(-1, *[1] * (table.ndim - 1))
+            table[rows] = torch.where(mask, table[rows], values)
 
     def move_codes(self, z: Tensor, indices: Tensor, per_output: Tensor) -> None:
         """Move codes without gradients by the assignments of a batch: z (n, dim), indices (n,).
@@ -203,6 +217,11 @@ class Codebook(Quantizer):
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.parameters(), self.codebook_lr) if self.codebook_lr != 1 else {}
+
+
+def max_revived(K: int) -> int:
+    """How many of K codes one update can revive: far more than die in one, once the first have."""
+    return min(K, max(LEAST_REVIVED, K // 8))
 
 
 def split_crowded(counts: Tensor, K: int) -> tuple[Tensor, Tensor]:

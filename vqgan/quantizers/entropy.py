@@ -34,11 +34,9 @@ class Entropy(nn.Module):
         self.temperature = temperature
         self.diversity = diversity
 
-    def weight_at(self, updates: Tensor) -> float:
-        """The weight after so many updates, a scalar tensor."""
-        if self.weight.first == self.weight.last:
-            return self.weight.last  # without int(), which waits for the device
-        return self.weight(int(updates))
+    def weight_at(self, updates: int) -> float:
+        """The weight after so many updates."""
+        return self.weight(updates)
 
     def from_distances(self, squared: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances (n, K) -> mean_n H(p_n) and H(mean_n p_n)."""
@@ -60,7 +58,7 @@ class Entropy(nn.Module):
         p = (p_first.t() @ p_second).flatten() / len(logits)
         return of_bits.sum(1).mean(), entropy(p)
 
-    def loss(self, per_sample: Tensor, of_codebook: Tensor, updates: Tensor) -> Tensor:
+    def loss(self, per_sample: Tensor, of_codebook: Tensor, updates: int) -> Tensor:
         """The weighted difference of the two entropies."""
         return self.weight_at(updates) * (per_sample - self.diversity * of_codebook)
 

@@ -55,13 +55,13 @@ class Gumbel(Quantizer):
         else:
             indices = logits.argmax(1)
             z_q = self.codebook[indices]
-        terms = {"kl": kl.detach(), "temperature": torch.tensor(temperature)}
+        terms = {"kl": kl.detach(), "temperature": torch.full_like(kl.detach(), temperature)}
         grid = indices.view(z_e.shape[0], *z_e.shape[2:])
         return Quantized(z_e, unflatten(z_q, z_e), grid, self.kl_weight * kl, terms)
 
     def current_temperature(self) -> float:
         if isinstance(self.temperature, Anneal):
-            return self.temperature(int(self.updates))
+            return self.temperature(self.num_updates)
         return self.temperature
 
     def lookup(self, indices: Tensor) -> Tensor:

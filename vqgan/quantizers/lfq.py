@@ -40,12 +40,12 @@ class LFQ(Lattice):
         commitment = (u - code).square().mean()
         loss = self.beta * commitment
         terms = {"commitment": commitment.detach()}
-        if self.entropy is not None and self.entropy.weight_at(self.updates):
+        if self.entropy is not None and self.entropy.weight_at(self.num_updates):
             # The squared distances to the two values of a bit differ by 4 * u * magnitude.
             scale = 4 * self.magnitude / self.entropy.temperature
             logits = u.movedim(1, -1).flatten(0, -2) * scale
             per_sample, of_codebook = self.entropy.from_bits(logits)
-            loss = loss + self.entropy.loss(per_sample, of_codebook, self.updates)
+            loss = loss + self.entropy.loss(per_sample, of_codebook, self.num_updates)
             terms["entropy_sample"] = per_sample.detach()
             terms["entropy_codebook"] = of_codebook.detach()
         z_q = straight_through(self.unstandardise(u), self.unstandardise(code))

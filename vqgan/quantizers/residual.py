@@ -7,7 +7,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from codegrid.engine.collectives import broadcast
+from codegrid.engine.collectives import seeded_generator, share_seed
 from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.gradients import straight_through
@@ -42,6 +42,8 @@ class Residual(MultiCodebook):
             )
         self.dim = self.in_dim = first.dim
         self.dropout = dropout
+        self._seed: int | None = None  # that all ranks share, if there are several
+        self._draws = 0  # of depths since the last update, on several ranks
 
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
@@ -65,12 +67,19 @@ class Residual(MultiCodebook):
         return output
 
     def sample_depth(self, device: torch.device) -> int:
-        """How many codebooks this batch uses. The same on every rank, since `update` needs all ranks in each codebook."""
+        """How many codebooks this batch uses. The same on every rank, since `update` needs all ranks in each codebook: ranks
+        share a seed from the first batch on, for a number from the main rank would have to be waited for each time."""
         if not (self.training and self.num_codebooks > 1 and self.dropout):
             return self.num_codebooks
-        random = [torch.rand(()), torch.randint(1, self.num_codebooks, ()).float()]
-        chance, depth = broadcast(torch.stack(random).to(device)).tolist()
-        return int(depth) if chance < self.dropout else self.num_codebooks
+        if self._seed is None:
+            self._seed = share_seed(device)
+        random = None  # of this process
+        if self._seed is not None:
+            random = seeded_generator(self._seed, self.num_updates, self._draws)
+            self._draws += 1
+        chance = torch.rand((), generator=random)
+        depth = torch.randint(1, self.num_codebooks, (), generator=random)
+        return int(depth) if float(chance) < self.dropout else self.num_codebooks
 
     @torch.no_grad()
     def code_residual(self, residual: Tensor, first: int) -> Tensor:
@@ -81,6 +90,11 @@ class Residual(MultiCodebook):
             indices.append(require_indices(q))
             residual = residual - q.z_q
         return torch.stack(indices, -1)
+
+    @torch.no_grad()
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        super().update(q, rate)
+        self._draws = 0
 
     def lookup(self, indices: Tensor) -> Tensor:
         pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
