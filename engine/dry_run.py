@@ -10,6 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
 )
 
 from codegrid.engine.console import log_line
@@ -29,6 +31,15 @@ CARDS = (8, 11, 16, 24, 40, 80)  # GiB
 USABLE = 0.9  # share of a card that tensors can have; the rest goes to gaps between them
 CONTEXT = 0.5  # GiB of a card that the driver and its libraries take
 SMALLER, LARGER = 8, 8  # other batches by which memory is extrapolated, as factors of the run's own
+
+
+# What fake tensors raise where an operation needs values, or has no rule for them.
+UNTRACEABLE = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,7 @@ class Forecast:
     def memory(self, n: int) -> float:
         """Bytes at the peak with batches of n: between two points, or beyond the last ones, on a line through both."""
         sizes = sorted(self.points)
-        low, high = next(
-            (pair for pair in pairwise(sizes) if n <= pair[1]), (sizes[-2], sizes[-1])
-        )
+        low, high = next((pair for pair in pairwise(sizes) if n <= pair[1]), (sizes[-2], sizes[-1]))
         slope = (self.points[high] - self.points[low]) / (high - low)
         return self.points[low] + slope * (n - low)
 
@@ -95,7 +104,9 @@ def rehearse_training(
         "nothing is written"
     )
     if not any(p.requires_grad for p in module.parameters()):
-        log_line(f"{type(module.learned).__name__} has nothing to train: it is fitted by counting, then validated")
+        log_line(
+            f"{type(module.learned).__name__} has nothing to train: it is fitted by counting, then validated"
+        )
         return {"dry_run": True, "parameters": module.count_parameters()}
     around = [*callbacks]
     forecast = forecast_training(module, data, batch, around, device, precision)
@@ -118,10 +129,10 @@ def forecast_training(
     settings = module, data, callbacks, device, precision
     try:
         return make_forecast(Rehearsal(*settings, is_fake=True), batch)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+    except UNTRACEABLE as error:
         log_line(
-            f"the training step looks at values of tensors ({error.func}), so memory is counted while the module trains on "
-            "images without content"
+            f"the training step can't be followed without values ({type(error).__name__}: {error}), so memory is counted "
+            "while it trains on a batch without content"
         )
         return make_forecast(Rehearsal(*settings, is_fake=False), batch)
 
@@ -181,6 +192,8 @@ def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list
         size = sum(p.numel() for part in modules for p in part.parameters())
         flops = max(cost.part_flops.get(name, 0) for cost in forecast.phases.values()) / n
         saved = max(cost.part_bytes.get(name, 0) for cost in forecast.phases.values()) / n
+        if not (size or flops or saved):
+            continue
         lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MIB:>10.2f}")
     kinds = ", ".join(f"{name} {size / GIB:.3f}" for name, size in forecast.state.items() if size)
     lines.append(f"GiB from one update to the next: {kinds}")
@@ -197,9 +210,7 @@ def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list
 
 def fit_cards(forecast: Forecast) -> dict[int, int]:
     """The largest batch that fits on cards, by their GiB; 0 for none."""
-    return {
-        size: forecast.largest_batch((USABLE * size - CONTEXT) * GIB) for size in CARDS
-    }
+    return {size: forecast.largest_batch((USABLE * size - CONTEXT) * GIB) for size in CARDS}
 
 
 def describe_trial(trial: Mapping[str, Any]) -> str:

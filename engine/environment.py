@@ -129,7 +129,9 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     lines = read_system_file(MEMINFO).splitlines()
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    limit, used = (read_system_file(CGROUP / name).strip() for name in ("memory.max", "memory.current"))
+    limit, used = (
+        read_system_file(CGROUP / name).strip() for name in ("memory.max", "memory.current")
+    )
     if limit.isdigit() and used.isdigit():
         free.append(int(limit) - int(used))
     return min(free, default=None)

@@ -145,7 +145,9 @@ class ClockedModule(L.LightningModule, ABC):
         norm = self.clip_gradients_of(optimizer)
         is_finite &= norm.isfinite()
         scale = self.loss_scale
-        if isinstance(scale, Tensor):  # the scaler skips an update that overflows and halves the scale
+        if isinstance(
+            scale, Tensor
+        ):  # the scaler skips an update that overflows and halves the scale
             is_finite = scale > 2**-10
         is_fine = is_finite | (self.broken >= 0)
         self.broken = self.broken.masked_fill(~is_fine, self.step)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.clock import Mark
@@ -71,10 +72,14 @@ class Rehearsal:
         self.mode = FakeTensorMode() if is_fake else None
         module.trainer = self.trainer
         module.on_fit_start()
-        self.module = copy_as_fake(module, self.mode, device) if self.mode else module.to(device)
+        if self.mode:
+            self.module, tensors = copy_as_fake(module, self.mode, device)
+        else:
+            self.module = module.to(device)
+            tensors = [*module.parameters(), *module.buffers()]
         self.trace = StepTrace(device.type, list_parts(self.module))
         with self.inside():
-            self.trace.watch(chain(self.module.parameters(), self.module.buffers()))
+            self.trace.watch(tensors)
             self.optimizers = self.make_optimizers()
             self.module.on_train_start()
             for average in self.averages:
@@ -154,13 +159,9 @@ def count_bytes(x: Any) -> int:
 def list_parts(module: ClockedModule) -> dict[str, list[nn.Module]]:
     """The parts of a module, name -> modules whose calls are this part: those of what it learns, then what helps it.
 
-    A list of layers is one part. Helpers without parameters are left out.
+    A list of layers is one part.
     """
-    helpers = {
-        name: part
-        for name, part in module.named_children()
-        if part is not module.learned and next(part.parameters(), None) is not None
-    }
+    helpers = {name: part for name, part in module.named_children() if part is not module.learned}
     parts = {**dict(module.learned.named_children()), **helpers}
     return {
         name: list(part.children()) if isinstance(part, nn.ModuleList) else [part]
@@ -168,20 +169,35 @@ def list_parts(module: ClockedModule) -> dict[str, list[nn.Module]]:
     }
 
 
+class FakeCopies(TorchFunctionMode):
+    """Inside, a deep copy of anything has fake tensors on a device in place of its own, which are in `tensors`."""
+
+    def __init__(self, mode: FakeTensorMode, device: torch.device) -> None:
+        super().__init__()
+        self.mode, self.device = mode, device
+        self.tensors: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function not in (torch.Tensor.__deepcopy__, torch.Tensor.clone):  # a parameter clones
+            return function(*args, **(kwargs or {}))
+        x: Tensor = args[0]
+        memo = args[1] if function is torch.Tensor.__deepcopy__ else {}
+        if id(x) not in memo:
+            with self.mode:
+                fake = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=self.device)
+            memo[id(x)] = fake
+            self.tensors.append(fake)
+        return memo[id(x)]
+
+
 def copy_as_fake(
     module: ClockedModule, mode: FakeTensorMode, device: torch.device
-) -> ClockedModule:
-    """A copy of a module on a device, with fake tensors in place of its own."""
-    copies: dict[int, Any] = {}
-    with mode:
-        for x in chain(module.parameters(), module.buffers()):
-            fake = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=device)
-            is_parameter = isinstance(x, nn.Parameter)
-            copies[id(x)] = nn.Parameter(fake, x.requires_grad) if is_parameter else fake
-    with FakeCopyMode(mode):
-        copied = copy.deepcopy(module, copies)
+) -> tuple[ClockedModule, list[Tensor]]:
+    """A copy of a module on a device whose tensors are fake, and these tensors, those of networks that it hides too."""
+    with FakeCopies(mode, device) as copies:
+        copied = copy.deepcopy(module)
     # Module.to would exchange tensors, which fake ones refuse; nothing but this attribute is left to change.
     setattr(copied, "_device", device)
-    return copied
-
-
+    return copied, copies.tensors

@@ -95,7 +95,13 @@ def draw_blank_codes(tokenizer: Tokenizer, images: ImageDataModule, n: int) -> A
     random = np.random.default_rng(0)
     _, labels = images.read_first(1)  # which opens the images, and decides their classes
     known = images.source("train").labels
-    numbers = np.arange(len(images.classes)) if images.classes else labels.numpy() if known is None else np.unique(known)
+    numbers = (
+        np.arange(len(images.classes))
+        if images.classes
+        else labels.numpy()
+        if known is None
+        else np.unique(known)
+    )
     rows = max(n, len(numbers))
     grids = random.integers(0, tokenizer.K, (rows, *tokenizer.code_shape))
     return ArraySamples(grids, np.resize(numbers, rows))
