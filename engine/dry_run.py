@@ -1,12 +1,13 @@
-"""dry_run=true of a stage that trains: what an update costs, whether it works, and which batches fit into which memory."""
+"""dry_run=true: what an update or a batch costs, whether it works, and which batches fit into which memory."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -14,22 +15,20 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.console import log_line
-from codegrid.engine.environment import (
-    GIB,
-    free_memory,
-    peak_resident_memory,
-    resident_memory,
-)
+from codegrid.engine.environment import GIB, free_memory, read_peak_memory, reset_peak_memory
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.precision import best_precision
 from codegrid.engine.rehearsal import Batch, Rehearsal, StepCost, list_parts
 from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.step_trace import StepTrace
 
 MIB = 2**20
 CARDS = (8, 11, 16, 24, 40, 80)  # GiB
 USABLE = 0.9  # share of a card that tensors can have; the rest goes to gaps between them
 CONTEXT = 0.5  # GiB of a card that the driver and its libraries take
+SLOW = 10.0  # seconds of an update, after which no second one is tried
 SMALLER, LARGER = 8, 8  # other batches by which memory is extrapolated, as factors of the run's own
 
 
@@ -86,7 +85,6 @@ class Forecast:
 
 
 def rehearse_training(
-    stage: str,
     module: ClockedModule,
     data: Any,
     settings: TrainerSettings,
@@ -99,22 +97,19 @@ def rehearse_training(
     """
     precision = best_precision() if settings.precision == "auto" else settings.precision
     batch: Batch = data.read_first(data.batch_size)
-    log_line(
-        f"dry run of stage={stage} on {device.type}, precision {precision}, {data.batch_setting}={data.batch_size}; "
-        "nothing is written"
-    )
+    log_line(f"batches of {data.batch_setting}={data.batch_size}, precision {precision}")
     if not any(p.requires_grad for p in module.parameters()):
         log_line(
             f"{type(module.learned).__name__} has nothing to train: it is fitted by counting, then validated"
         )
-        return {"dry_run": True, "parameters": module.count_parameters()}
+        return {"parameters": module.count_parameters()}
     around = [*callbacks]
     forecast = forecast_training(module, data, batch, around, device, precision)
     for line in describe_forecast(forecast, module, len(batch[0])):
         log_line(line)
     trial = try_updates(forecast, module, data, batch, around, device, precision)
     log_line(describe_trial(trial))
-    return {"dry_run": True, **summarize_forecast(forecast, module), **trial}
+    return {**summarize_forecast(forecast, module), **trial}
 
 
 def forecast_training(
@@ -163,26 +158,58 @@ def try_updates(
     device: torch.device,
     precision: str,
 ) -> dict[str, Any]:
-    """Two updates on the run's first images in the costliest phase, if the device has the memory: the seconds of the second
-    one, and the GiB at the peak."""
+    """Updates on the run's first samples in the costliest phase, if the device has the memory: two, or one if that is slow; the
+    seconds of the last one, and the GiB at the peak."""
     free = free_memory(device)
     if free is not None and forecast.peak > free:
         return {"free_gib": round(free / GIB, 2), "seconds": None, "measured_gib": None}
-    before = resident_memory()
+    before = reset_peak_memory(device)
     rehearsal = Rehearsal(module, data, callbacks, device, precision, is_fake=False)
     phase = rehearsal.module.phases[forecast.costliest]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    rehearsal.train(phase, batch)
+    seconds = time_update(rehearsal, phase, batch)
+    if seconds < SLOW:
+        seconds = time_update(rehearsal, phase, batch)
+    peak = read_peak_memory(device)
+    measured = None if before is None or peak is None else round((peak - before) / GIB, 3)
+    return {"seconds": round(seconds, 3), "measured_gib": measured}
+
+
+def time_update(rehearsal: Rehearsal, phase: Mark, batch: Batch) -> float:
+    """The seconds of an update."""
     start = time.monotonic()
     rehearsal.train(phase, batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        measured = torch.cuda.max_memory_allocated(device) / GIB
-    else:
-        measured = peak_resident_memory() - before
+    if rehearsal.device.type == "cuda":
+        torch.cuda.synchronize(rehearsal.device)
+    return time.monotonic() - start
+
+
+def preview_batch(
+    device: torch.device, models: Mapping[str, nn.Module], n: int, work: Callable[[], Any]
+) -> dict[str, Any]:
+    """Do the work of n samples on these models, name -> model, and print their parts and what it took; the figures."""
+    parts = {
+        f"{name}.{child}": list(part.children()) if isinstance(part, nn.ModuleList) else [part]
+        for name, model in models.items()
+        for child, part in model.named_children()
+    }
+    trace = StepTrace(device.type, parts)
+    start = time.monotonic()
+    with trace.follow():
+        for model in models.values():
+            trace.watch(chain(model.parameters(), model.buffers()))
+        work()
     seconds = time.monotonic() - start
-    return {"seconds": round(seconds, 3), "measured_gib": round(measured, 3)}
+    log_line(f"{'':22}{'parameters':>12}{'GFLOP':>10}   for each sample")
+    for name, modules in parts.items():
+        size = sum(p.numel() for part in modules for p in part.parameters())
+        flops = trace.part_flops[name] / n
+        if size or flops:
+            log_line(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}")
+    log_line(f"a batch of {n} was tried: {seconds:.2f} s, {trace.peak / GIB:.3f} GiB at the peak")
+    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    gflops = round(trace.flops / 1e9, 1)
+    costs = {"seconds": round(seconds, 3), "memory_gib": round(trace.peak / GIB, 3)}
+    return {"parameters": sizes, "batch": n, "gflops": gflops, **costs}
 
 
 def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list[str]:
@@ -217,10 +244,9 @@ def describe_trial(trial: Mapping[str, Any]) -> str:
     """Whether updates were tried and what they took, as a line for the terminal."""
     if trial["seconds"] is None:
         return f"no update was tried: {trial['free_gib']} GiB are free, which is less than the peak"
-    return (
-        f"two updates were tried: the second took {trial['seconds']:.2f} s, and {trial['measured_gib']:.3f} GiB were "
-        "measured at the peak"
-    )
+    measured = trial["measured_gib"]
+    memory = "" if measured is None else f", and {measured:.3f} GiB were measured at the peak"
+    return f"updates were tried: the last one took {trial['seconds']:.2f} s{memory}"
 
 
 def summarize_forecast(forecast: Forecast, module: ClockedModule) -> dict[str, Any]:

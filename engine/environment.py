@@ -22,6 +22,8 @@ from codegrid.engine.version import VERSION
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak in STATUS
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 GIT_SECONDS = 10  # after which the revision stays unknown
@@ -142,15 +144,31 @@ def resident_memory() -> float:
     words = read_system_file(STATM).split()
     if len(words) > 1:
         return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / GIB
-    return peak_resident_memory()
-
-
-def peak_resident_memory() -> float:
-    """GiB of memory that this process has held at most."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes, or KiB
+
+
+def reset_peak_memory(device: torch.device) -> int | None:
+    """Forget the most memory so far, for `read_peak_memory`. Returns the bytes held now, beyond which a peak counts: 0 on a GPU,
+    where the peak is of tensors alone; None if the system can't forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return None
+    return read_peak_memory(device)
+
+
+def read_peak_memory(device: torch.device) -> int | None:
+    """The most bytes since `reset_peak_memory`: allocated on a GPU, or held by this process; None if the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = read_system_file(STATUS).splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def find_device(accelerator: str) -> torch.device:

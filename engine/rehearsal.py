@@ -199,5 +199,5 @@ def copy_as_fake(
     with FakeCopies(mode, device) as copies:
         copied = copy.deepcopy(module)
     # Module.to would exchange tensors, which fake ones refuse; nothing but this attribute is left to change.
-    setattr(copied, "_device", device)
+    copied._device = device
     return copied, copies.tensors

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.activations import checkpoint_activations
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.clock import Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.module import MakeOptimizer
 from codegrid.engine.run import Run
 from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
@@ -30,6 +33,7 @@ from prior.models.counted import Counted
 from prior.module import PriorModule
 from vqgan.tokenizer import Tokenizer
 
+PriorParts = tuple[PriorModule, CodeDataModule, ClassTable, list[Callback]]
 SIZES = ("width", "depth", "heads", "codebook_depth")
 
 
@@ -74,6 +78,26 @@ def list_classes(
 def sequences(codes: ArraySamples) -> NDArray[Any]:
     """Grids of codes as sequences (n, L) in raster order."""
     return codes.values.reshape(len(codes), -1)
+
+
+def make_module(
+    model: PriorModel,
+    optimizer: MakeOptimizer,
+    schedule: Schedule,
+    labels: Mapping[str, float],
+    settings: TrainerSettings,
+) -> PriorModule:
+    """A prior in training; `labels` has label_drop and label_smoothing."""
+    return PriorModule(
+        model,
+        optimizer,
+        settings.budget,
+        schedule,
+        labels["label_drop"],
+        labels["label_smoothing"],
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+    )
 
 
 def load_codes(
