@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,10 @@ class Rehearsal:
         is_fake: bool,
     ) -> None:
         self.device, self.precision = device, precision
-        self.trainer: Any = StandIn(data)  # the module has a weak reference to it
+        self.trainer = cast(Any, StandIn(data))  # the module has a weak reference to it
         self.averages = [copy.copy(each) for each in callbacks if isinstance(each, WeightAverage)]
         self.mode = FakeTensorMode() if is_fake else None
-        module.trainer = self.trainer
+        attach(module, self.trainer)
         module.on_fit_start()
         if self.mode:
             self.module, tensors = copy_as_fake(module, self.mode, device)
@@ -105,7 +105,7 @@ class Rehearsal:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Inside, everything is computed as in training, and counted."""
-        self.module.trainer = self.trainer
+        attach(self.module, self.trainer)
         with self.mode or nullcontext(), self.trace.follow():
             yield
 
@@ -149,6 +149,11 @@ class Rehearsal:
             "average": averaged,
         }
         return {name: sum(count_bytes(x) for x in tensors) for name, tensors in kinds.items()}
+
+
+def attach(module: ClockedModule, trainer: Any) -> None:
+    """Let a module take this for its trainer."""
+    module.trainer = trainer
 
 
 def count_bytes(x: Any) -> int:

@@ -109,6 +109,8 @@ class Run:
         weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
         command is repeated with the same run_dir.
         """
+        if not isinstance(config.get("dry_run", False), bool):
+            raise InputError(f"dry_run={config.dry_run} must be true or false")
         trust = Trust.read(config)
         config = settle_trust(config, trust)
         if "trainer" not in config:

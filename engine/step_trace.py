@@ -90,8 +90,8 @@ class StepTrace(TorchDispatchMode):
         weights = chain.from_iterable(chain(m.parameters(), m.buffers()) for m in modules)
         self._weights = {weight.untyped_storage()._cdata for weight in weights}
         with ExitStack() as stack:
-            for name, modules in self.parts.items():
-                for module in modules:
+            for name, part in self.parts.items():
+                for module in part:
                     for handle in self._hook(name, module):
                         stack.callback(handle.remove)
             stack.enter_context(self)

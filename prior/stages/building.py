@@ -39,5 +39,5 @@ def rehearse_parts(
     figures = run.preview(data.title, "train and evaluate a tokenizer and a prior in")
     figures["tokenizer"] = get_method(parts["tokenizer"].run)(parts["tokenizer"])
     with Run.open(parts["prior"]) as part:
-        figures["prior"] = rehearse_prior(part, data, tokenizer)
+        figures["prior"] = rehearse_prior(part, tokenizer, data)
     return figures
