@@ -7,9 +7,11 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -159,7 +161,7 @@ def run_tests(bench: Bench) -> None:
         "CODEGRID_TEST_ROWS": str(results),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic products
     }
-    compilers = {} if bench.tiny else start_compilers(bench)
+    compilers = [Compiler.start(bench.device, name) for name in COMPILED if not bench.tiny]
     with bench.guard("tests"):
         text, ended = run_limited(command, environment, bench.left - 8)
         bench.write("tests", text[-40_000:])
@@ -168,35 +170,43 @@ def run_tests(bench: Bench) -> None:
         if not ended:
             bench.add("tests", error="they were cut off; profile.txt has what they printed")
         results.unlink(missing_ok=True)
-    with bench.guard("compiling"):
-        wait_for_compilers(bench, compilers)
+    for compiler in compilers:
+        compiler.wait(bench)
 
 
-def start_compilers(bench: Bench) -> dict[str, subprocess.Popen[str]]:
-    """A process for each case that is compiled later, which compiles it: torch's cache on the disk has it from then on."""
-    return {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.device_steps", bench.device, name],
-            cwd=ROOT, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+@dataclass
+class Compiler:
+    """A process that compiles a case that is measured later: torch's cache on the disk has it from then on."""
+
+    name: str
+    printed: IO[str]  # a file: a pipe that nobody reads meanwhile would fill up
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, device: str, name: str) -> "Compiler":
+        printed = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        command = [sys.executable, "-m", "benchmarks.device_steps", device, name]
+        process = subprocess.Popen(
+            command, cwd=ROOT, text=True, stdout=printed, stderr=subprocess.STDOUT
         )
-        for name in COMPILED
-    }  # fmt: skip
+        return cls(name, printed, process)
 
-
-def wait_for_compilers(bench: Bench, compilers: Mapping[str, subprocess.Popen[str]]) -> None:
-    """Wait until all have ended, or the section nearly has; a row each."""
-    for name, process in compilers.items():
-        with bench.guard(f"compiling {name}"):
-            try:
-                text, _ = process.communicate(timeout=max(bench.left - 3, 0.1))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                bench.add(f"compiling {name}", error="it was cut off")
-                continue
-            if process.returncode:
-                bench.write(f"compiling {name}", text[-5_000:])
-                raise RuntimeError(f"it ended with {process.returncode}")
-            bench.add(f"compiling {name}", result=text.splitlines()[-1])
+    def wait(self, bench: Bench) -> None:
+        """Wait until it has ended, or the section nearly has, and add a row."""
+        label = f"compiling {self.name}"
+        try:
+            self.process.wait(max(bench.left - 3, 0.1))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            bench.add(label, error="it was cut off")
+            return
+        self.printed.seek(0)
+        text = self.printed.read()
+        if self.process.returncode:
+            bench.write(label, text[-5_000:])
+            bench.add(label, error=f"it ended with {self.process.returncode}; see profile.txt")
+        else:
+            bench.add(label, result=text.splitlines()[-1])
 
 
 def run_limited(
