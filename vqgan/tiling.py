@@ -19,7 +19,7 @@ from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 
-AUTO = "auto"
+AUTOMATIC = "auto"
 AUTO_TILE = 512  # pixels of a side, or those of the images in training if these are larger
 LEAST_TILE = 4  # codes of a side
 LEAST_CORE = (
@@ -70,10 +70,10 @@ def run_by_tiles(
 def choose_tile(tokenizer: Tiled, tile: int | str) -> int:
     """The pixels of a tile's side, a multiple of f. Raises InputError for a tile that can't work."""
     f = tokenizer.f
-    if tile == AUTO:
+    if tile == AUTOMATIC:
         return max(AUTO_TILE // f, *tokenizer.encoder.grid, LEAST_TILE) * f
     if isinstance(tile, str):
-        raise InputError(f"tile={tile} must be {AUTO}, or pixels of a side")
+        raise InputError(f"tile={tile} must be {AUTOMATIC}, or pixels of a side")
     check_int("tile", tile, 1, "pixel")
     if tile < LEAST_TILE * f:
         raise InputError(
