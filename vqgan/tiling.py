@@ -36,9 +36,6 @@ class Tiled(Protocol):
     encoder: ImageEncoder
     decoder: ImageDecoder
 
-    @property
-    def f(self) -> int: ...
-
 
 def run_by_tiles(
     tokenizer: Tiled, run: Network, x: Tensor, units: tuple[int, int], tile: int | str | None
@@ -50,14 +47,14 @@ def run_by_tiles(
     """
     if tile is None:
         return run(x)
-    codes = choose_tile(tokenizer, tile) // tokenizer.f
-    if max(x.shape[-2:]) <= codes * units[0]:
-        return run(x)
     encoder = tokenizer.encoder
     if not encoder.is_spatial:
         raise InputError(
             f"tile={tile}: codes of {type(encoder).__name__} are not codes of a place in the image; leave tile out"
         )
+    codes = choose_tile(tokenizer, tile) // encoder.f
+    if max(x.shape[-2:]) <= codes * units[0]:
+        return run(x)
     for network in (encoder, tokenizer.decoder):
         if not network.sized_settings:
             raise InputError(
@@ -69,7 +66,7 @@ def run_by_tiles(
 
 def choose_tile(tokenizer: Tiled, tile: int | str) -> int:
     """The pixels of a tile's side, a multiple of f. Raises InputError for a tile that can't work."""
-    f = tokenizer.f
+    f = tokenizer.encoder.f
     if tile == AUTOMATIC:
         return max(AUTO_TILE // f, *tokenizer.encoder.grid, LEAST_TILE) * f
     if isinstance(tile, str):

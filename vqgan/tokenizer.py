@@ -349,7 +349,7 @@ class Tokenizer(nn.Module):
         With `tile` as in encode_images the encoder takes large images by tiles. Raises InputError if the tokenizer is
         continuous.
         """
-        z_e = run_by_tiles(self, self.encode_input, x, (self.f, 1), tile)
+        z_e = run_by_tiles(self, self.encode_input, x, (self.encoder.f, 1), tile)
         indices = self.quantizer(z_e).indices
         if indices is None:
             raise InputError(NO_CODES_MESSAGE)
@@ -358,7 +358,7 @@ class Tokenizer(nn.Module):
     def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
         """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
         z_q = self.quantizer.lookup(indices)
-        return run_by_tiles(self, self.decode, z_q, (1, self.f), tile)
+        return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
