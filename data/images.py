@@ -7,6 +7,7 @@ in arrays and files.
 import torch
 from torch import Tensor
 
+from codegrid.engine.precision import choose_memory_format
 from codegrid.engine.sizes import Size
 
 DEEP_TYPES = (torch.int32, torch.uint16)  # of pixels of 16 bits
@@ -30,8 +31,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_model_input(images: Tensor) -> Tensor:
-    """Pixels (B, C, H, W) of either depth -> float in [-1, 1], in channels_last memory format."""
-    return to_float(images).contiguous(memory_format=torch.channels_last)
+    """Pixels (B, C, H, W) of either depth -> float in [-1, 1], in the memory format of `choose_memory_format`."""
+    return to_float(images).contiguous(memory_format=choose_memory_format(images.device))
 
 
 def crop_at(images: Tensor, corners: Tensor, size: Size) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, CommonClock, Now, Schedule
+from codegrid.engine.clock import Budget, CommonClock, Mark, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
@@ -61,6 +61,18 @@ class ClockedModule(L.LightningModule, ABC):
     @property
     def now(self) -> Now:
         return self.budget.now(self.step, self.seconds)
+
+    @property
+    def phases(self) -> Mapping[str, Mark]:
+        """The parts of a run whose updates differ in what they compute, by names, and when each begins."""
+        return {"training": 0}
+
+    def enter(self, mark: Mark) -> None:
+        """Set the clock to a moment of the run, as a step or a fraction, for an update that is tried outside a run."""
+        steps, minutes = self.budget.max_steps or 0, self.budget.max_minutes or 0
+        is_step = isinstance(mark, int)
+        self.step = int(mark) if is_step else math.ceil(mark * steps)
+        self.seconds = 0.0 if is_step else mark * 60 * minutes
 
     @property
     @abstractmethod

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+
+HAS_AVX2_ALONE = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def best_precision() -> str:
@@ -26,6 +29,24 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def choose_memory_format(device: torch.device) -> torch.memory_format:
+    """The memory format in which networks of convolutions and GroupNorm are fastest, docs/speed.md.
+
+    channels_last on a CPU, but contiguous for training on one with AVX2 and without AVX-512, whose backward passes are slower
+    otherwise. A GPU's convolutions like channels_last too, but its GroupNorm copies into contiguous tensors and the next
+    convolution back.
+    """
+    if device.type == "cpu" and not (HAS_AVX2_ALONE and torch.is_grad_enabled()):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def lay_out(x: Tensor) -> Tensor:
+    """A map (B, C, h, w) of any strides as the convolutions behind it should have it: contiguous where that is the format to
+    choose, for they would run in the strides of their input; as it is elsewhere."""
+    return x.contiguous() if choose_memory_format(x.device) is torch.contiguous_format else x
 
 
 @contextmanager

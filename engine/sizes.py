@@ -30,6 +30,11 @@ def to_setting(size: Size) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
+def divides(n: int, size: Size) -> bool:
+    """Whether a number divides both sides."""
+    return size[0] % n == 0 == size[1] % n
+
+
 def round_to_multiples(size: Size, f: int) -> list[Size]:
     """The next smaller and the next larger size that f divides; the smaller one only if it has pixels."""
     below = tuple(side // f * f for side in size)

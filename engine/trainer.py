@@ -15,6 +15,7 @@ from codegrid.engine.fsdp import ShardedStrategy
 from codegrid.engine.lightning_doors import skip_sigterm_exchange
 from codegrid.engine.precision import best_precision
 from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.writer import AtomicCheckpointIO
 
 
 def make_trainer(
@@ -60,8 +61,11 @@ def make_trainer(
 
 
 def plugin_arguments(settings: TrainerSettings) -> dict[str, Any]:
-    """Lightning's arguments for precision and processes; it would silently replace float16 on a CPU."""
-    plugins: list[Any] = [*cluster_plugins(settings.num_processes)]
+    """Lightning's arguments for precision, processes and files; it would silently replace float16 on a CPU."""
+    plugins: list[Any] = [
+        *cluster_plugins(settings.num_processes),
+        AtomicCheckpointIO(settings.save_async),
+    ]
     precision = best_precision() if settings.precision == "auto" else settings.precision
     if precision != "16-mixed":
         return {"precision": precision, "plugins": plugins}

@@ -14,6 +14,7 @@ from torch import Tensor
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
+from prior.decoding.sampling import Sampler
 from vqgan.pictures import Picture, read_picture
 from vqgan.tokenizer import Tokenizer
 
@@ -22,6 +23,21 @@ NEAR = 0.6  # how like a name has to be to what was typed, 0 to 1, to be asked f
 
 
 @torch.no_grad()
+def check_places(sampler: Sampler, tokenizer: Tokenizer) -> None:
+    """Raise InputError for settings that need codes with places, if the tokenizer's have none."""
+    if tokenizer.is_spatial:
+        return
+    for name, remedy in (
+        ("grid", "leave it out"),
+        ("init_image", "leave it out, with sampler.rows and sampler.region"),
+    ):
+        if (value := getattr(sampler, name)) is not None:
+            raise InputError(
+                f"sampler.{name}={value} needs codes with places, and the {tokenizer.grid[1]} codes of this tokenizer are a "
+                f"sequence, of which each describes the whole image; {remedy}"
+            )
+
+
 def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """The codes of a picture, (h, w) or (h, w, num_codebooks), and what the tokenizer sees of it, (1, 3 or 1, H, W) uint8.
 

@@ -26,11 +26,12 @@ from codegrid.engine.folder import CARD
 from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
 from codegrid.evaluation.units import describe_shown
-from prior.conditions import encode_init_image, show_init_image
+from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
+from prior.models.base import PriorModel
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.samples import explain_shown, save_grid
 from prior.saving import (
@@ -60,7 +61,8 @@ class SampleSource:
     `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
     learned them mirrored; `labels` (n,) are the samples' classes, if it has any, and `classes` the names of all; `head` are
-    pictures to show before the samples. `about` identifies the model and the codes that it completes.
+    pictures to show before the samples. `about` identifies the model and the codes that it completes; `model` is the prior, if
+    there is one.
     """
 
     tokenizer: Tokenizer
@@ -74,11 +76,14 @@ class SampleSource:
     labels: Tensor | None = None
     classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
+    model: PriorModel | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a sample."""
         h, w = self.grid
+        if not self.tokenizer.is_spatial:
+            return self.tokenizer.encoder.channels, *self.tokenizer.encoder.image_size
         return self.tokenizer.encoder.channels, h * self.tokenizer.f, w * self.tokenizer.f
 
 
@@ -112,6 +117,7 @@ def prior_source(
     model, tokenizer = trained.model, trained.tokenizer
     labels = trained.choose_labels(label, n, sampler)
     grid = sampler.size(model.grid)
+    check_places(sampler, tokenizer)
     known = sampler.known(grid)
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None
@@ -137,6 +143,7 @@ def prior_source(
         labels,
         trained.classes.names,
         head,
+        model,
     )
 
 
@@ -150,6 +157,7 @@ def tokenizer_source(
             f"sampler.init_image={sampler.init_image} needs a prior, and ckpt={ckpt} is a tokenizer"
         )
     tokenizer = tokenizer.to(device)
+    check_places(sampler, tokenizer)
     grid = sampler.size(tokenizer.grid)
 
     def draw(start: int) -> Drawn:

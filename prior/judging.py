@@ -44,6 +44,7 @@ from prior.samples import save_grid
 
 SAMPLES_SHOWN = 64
 SAMPLE_COLUMNS = 16
+STRIP = 8  # pixels a code of a sequence, in its mean map
 
 NO_SAMPLES = "no samples are drawn with samples=0"
 
@@ -283,13 +284,15 @@ class PriorJudge:
     def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
         maps = self.nats.mean(3)
-        f = self.trained.tokenizer.f
+        tokenizer = self.trained.tokenizer
+        f = tokenizer.f if tokenizer.is_spatial else STRIP  # codes without places lie on no image
         caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
             rows.append(self.images.rules.to_picture(x))
-            rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
+            if tokenizer.is_spatial:
+                rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)
         files = [

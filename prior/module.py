@@ -59,6 +59,11 @@ class PriorModule(ClockedModule):
         """The model's transformer blocks; empty if it has none."""
         return [part for part in self.model.modules() if isinstance(part, Block)]
 
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        """The parts whose activations the backward pass may compute again."""
+        return self.model.recomputed
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
         labels = self.drop_labels(labels)

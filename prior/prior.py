@@ -17,7 +17,7 @@ from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
-from prior.conditions import choose_labels, encode_init_image, list_labels
+from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
@@ -328,6 +328,7 @@ class Prior:
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
         labels = self.choose_labels(label, total, sampler)
+        check_places(sampler, self.tokenizer)
         sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
         init_codes = None
         if pictures is not None:

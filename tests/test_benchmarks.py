@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,9 @@ from benchmarks.products import main as measure_products
 from benchmarks.quantizers import COLUMNS, measure_ours
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
+from benchmarks.training256 import GRID as GRID_256
+from benchmarks.training256 import PHOTOGRAPHS, PX, SAME, Quarters, cut_photographs
+from benchmarks.training256 import main as compare_at_256
 from benchmarks.validity import main as judge_validity
 from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
@@ -29,8 +33,8 @@ from codegrid.evaluation.features import FeatureNetwork
 from tests.helpers.commands import TINY, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
-from tests.helpers.stage1 import make_tokenizer
-from vqgan.load import start_images
+from tests.helpers.stage1 import make_module, make_tokenizer
+from vqgan.load import build_tokenizer, start_images
 from vqgan.quantizers.base import Quantized
 from vqgan.tokenizer import Tokenizer
 
@@ -105,6 +109,61 @@ def test_a_mistake_in_the_command_that_judges_gets_a_sentence(
 
 
 CPU = torch.device("cpu")
+DIFFUSERS_WEIGHTS = (
+    5_033_323  # of VQModel with the benchmark's settings, its 1024 codes of 64 numbers among them
+)
+
+
+def test_the_pyramid_at_256_pixels_has_the_weights_of_the_network_it_is_compared_with() -> None:
+    words = [f"data.image_size={PX}", f"model.grid={GRID_256}", "quantizer=vq", "quantizer.K=1024"]
+    config = compose_config("stage=vqgan", *words, *SAME, "model.start=random")
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config.model, config.quantizer)
+    assert sum(p.numel() for p in tokenizer.parameters()) == DIFFUSERS_WEIGHTS
+
+
+def test_crops_of_validation_are_of_other_photographs_and_always_the_same(tmp_path: Path) -> None:
+    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["val"])
+    for name in ("once", "again"):
+        cut_photographs(tmp_path / name, px=16, crops=9)
+    once, again = (sorted((tmp_path / name).rglob("*.png")) for name in ("once", "again"))
+    assert [path.parent.name for path in once] == ["train"] * 9 + ["val"]
+    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
+
+
+def test_pauses_for_measurements_are_no_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.training256.time.monotonic", lambda: clock[0])
+    reported: list[float] = []
+
+    def measure(seconds: float) -> None:
+        reported.append(seconds)
+        clock[0] += 100
+
+    module, trainer = make_module(), L.Trainer(logger=False, accelerator="cpu")
+    quarters = Quarters(8, measure)
+    for _ in range(8):
+        clock[0] += 1
+        module.step, module.seconds = module.step + 1, clock[0]
+        quarters.on_train_batch_end(trainer, module, None, None, 0)
+    assert reported == [2, 4, 6, 8]
+    assert quarters.seconds == 8
+
+
+@pytest.mark.slow
+def test_the_benchmark_at_256_pixels_prints_each_turn_and_ends_with_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--models", "conv", "--batch", "1", "--rounds", "2", "--steps", "1", "--no-memory"]
+    small = ["model=conv_f16", "model.width=8"]
+    monkeypatch.setattr(sys, "argv", ["training256", *words, "--", *small])
+    compare_at_256()
+    *table, row = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1:3] for line in table[2:]] == [[" 1 ", " conv "], [" 2 ", " conv "]]
+    figures = json.loads(row)
+    assert (figures["bench"], figures["model"], figures["px"]) == ("training256", "conv", 256)
+    assert figures["images_per_second"] > 0
+    assert figures["decode_images_per_second"] > 0
 
 
 @pytest.fixture

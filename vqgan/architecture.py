@@ -71,7 +71,7 @@ def fit_model(model: dict[str, Any], tokenizer: Tokenizer, wanted: Adoption) -> 
     }
     if wanted.image_size != before:
         for part, network in networks.items():
-            check_new_size(network, tokenizer.f, before, wanted)
+            check_new_size(network, tokenizer.encoder.f, before, wanted)
             scale_settings(model[part], network.sized_settings, wanted.image_size, before)
         names = {name for network in networks.values() for name in network.sized_settings}
         scale_settings(model, sorted(names), wanted.image_size, before)

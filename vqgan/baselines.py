@@ -34,12 +34,12 @@ JPEG_BITS_NOTE = (
 
 
 def measure_codecs(
-    data: ImageDataModule, split: str, K: int | None, num_codebooks: int, grid: Size
+    data: ImageDataModule, split: str, K: int | None, num_codebooks: int, grid: Size | None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One row per codec with its figures on a split, and the name of each missing codec with the reason.
 
-    Classical VQ has as many bits as a tokenizer with `num_codebooks` codebooks of K codes on the grid. Figures are
-    cached in the images' cache folder.
+    Classical VQ has as many bits as a tokenizer with `num_codebooks` codebooks of K codes on the grid; there is none
+    for codes without places, grid None. Figures are cached in the images' cache folder.
     """
     key = {
         "version": CODECS_VERSION,
@@ -53,6 +53,8 @@ def measure_codecs(
     codes = 0 if K is None else K**num_codebooks
     if not codes:
         absent["classical VQ"] = "the tokenizer is continuous: there are no bits to be equal to"
+    elif grid is None:
+        absent["classical VQ"] = "it has a code for each patch, and the tokenizer's have no places"
     elif codes > MAX_KMEANS_CODES:
         absent["classical VQ"] = (
             f"the {codes:,} codes a position are more than the {MAX_KMEANS_CODES:,} that k-means is run for"

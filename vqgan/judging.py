@@ -213,8 +213,8 @@ def compare_codecs(
     """The scores of classical VQ at the tokenizer's bits and of JPEG, and the reasons why some are absent."""
     if not settings.references:
         return [], {"references": "left out with references=false"}
-    K, num_codebooks, grid = tokenizer.K, tokenizer.num_codebooks, tokenizer.grid
-    return measure_codecs(images, settings.split, K, num_codebooks, grid)
+    grid = tokenizer.grid if tokenizer.is_spatial else None
+    return measure_codecs(images, settings.split, tokenizer.K, tokenizer.num_codebooks, grid)
 
 
 def load_lpips(net: str | None, fetch: bool) -> tuple[LPIPS | None, str]:

@@ -34,7 +34,7 @@ START_IMAGES = 2_000  # enough patches for principal components and k-means
 def build_tokenizer(
     model: Mapping[str, Any],
     quantizer: Mapping[str, Any],
-    source: str | Path = "the checkpoint",
+    source: str | Path = "this command",
     stamp: Stamp | None = None,
 ) -> Tokenizer:
     """An untrained tokenizer from the `model` and `quantizer` groups of a config; `source` and `stamp` are for messages."""

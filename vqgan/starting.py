@@ -113,8 +113,8 @@ class RunStart(Start):
         init, source, encoder = self.wanted.init, self.source, tokenizer.encoder
         codes = "no codes" if source.K is None else f"{source.K} codes"
         yield (
-            f"init={init}: {type(source.encoder).__name__} with {codes}, {write_size(encoder.image_size)} pixels to a grid of "
-            f"{'x'.join(map(str, tokenizer.grid))} (f={tokenizer.f})"
+            f"init={init}: {type(source.encoder).__name__} with {codes}, {write_size(encoder.image_size)} pixels to "
+            f"{describe_grid(tokenizer)}"
         )
         if encoder.channels != source.encoder.channels:
             yield describe_new_layers(f"init={init}", source.encoder.channels, encoder.channels)
@@ -145,6 +145,13 @@ def choose_start(run: Run, data: ImageDataModule) -> Start:
     for name in ADOPTED_GROUPS:
         config[name] = start.groups[name]
     return start
+
+
+def describe_grid(tokenizer: Tokenizer) -> str:
+    """The codes of an image in words."""
+    if not tokenizer.is_spatial:
+        return f"a sequence of {tokenizer.grid[1]}"
+    return f"a grid of {'x'.join(map(str, tokenizer.grid))} (f={tokenizer.f})"
 
 
 def describe_start(of: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:

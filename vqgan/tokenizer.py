@@ -18,7 +18,8 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.sizes import Size, SizeSetting, write_size
+from codegrid.engine.precision import lay_out
+from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
 from vqgan.networks.patches import Patches
@@ -34,6 +35,7 @@ from vqgan.pictures import (
 )
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
+from vqgan.tiling import run_by_tiles
 
 STARTS = ("patches", "random")
 OUTPUTS = ("pil", "tensor", "array")  # of decode_codes
@@ -42,6 +44,7 @@ PIXEL_RANGES = ((-1, 1), (0, 1))
 RANDOM_START_IMAGES = (
     512  # images that go through a random encoder; the networks cost more than patches
 )
+RANDOM_START_PIXELS = 64 * 64**2  # of the images that go through it at once
 MAX_START_VECTORS = 100_000  # enough for k-means
 
 
@@ -78,6 +81,11 @@ class Tokenizer(nn.Module):
         self.out = join_widths(quantizer.dim, decoder.in_channels, decoder.entry_kernel)
         self.patches: Patches | None = None
         if start == "patches":
+            if not encoder.is_spatial:
+                raise InputError(
+                    f"model.start=patches needs a code for each patch, and those of model.grid={write_size(encoder.grid)} are a "
+                    "sequence without places; use model.start=random"
+                )
             if not isinstance(self.into, nn.Conv2d):
                 raise InputError(
                     f"model.start=patches needs an encoder whose output a convolution follows, and "
@@ -133,6 +141,7 @@ class Tokenizer(nn.Module):
         batch_size: int = ENCODED_AT_ONCE,
         size: SizeSetting | str | None = None,
         fit: str | None = None,
+        tile: int | str | None = None,
     ) -> Tensor:
         """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
 
@@ -143,6 +152,8 @@ class Tokenizer(nn.Module):
                 "own": none, an image of any size is encoded as it is. Sides that f doesn't divide are padded at the bottom
                 and at the right by a mirror image; decode_codes(size=) cuts it off
         fit     how an image of other proportions gets the size, crop, pad or stretch; None: as in training
+        tile    pixels of a side that the networks take at once, for large images: memory then grows no more with the image, see
+                vqgan/tiling.py; "auto": 512, or the sides of the images in training if these are longer; None: the whole image
 
         Raises InputError for what is no image, for images of several sizes with size="own", and if the tokenizer is
         continuous.
@@ -156,12 +167,16 @@ class Tokenizer(nn.Module):
         sizes: set[Size] = set()
         remaining = list_pictures(images)
         while batch := list(islice(remaining, batch_size)):
-            x = [pad_to_multiples(read_picture(image, form, self.rules), self.f) for image in batch]
+            x = [self.pad(read_picture(image, form, self.rules)) for image in batch]
             sizes |= {(each.shape[1], each.shape[2]) for each in x}
             check_own_sizes(sizes)
             self.check_served(x[0])
-            codes.append(self.indices(torch.stack(x).to(device)).cpu())
+            codes.append(self.indices(torch.stack(x).to(device), tile).cpu())
         return torch.cat(codes) if codes else torch.empty(0, *self.code_shape, dtype=torch.int64)
+
+    def pad(self, image: Tensor) -> Tensor:
+        """An image (C, H, W) with sides that f divides; the same one where codes have no places."""
+        return pad_to_multiples(image, self.f) if self.is_spatial else image
 
     def check_served(self, image: Tensor) -> None:
         """Raise InputError for an image (C, H, W) of another size than that of training where the networks serve no other."""
@@ -178,12 +193,14 @@ class Tokenizer(nn.Module):
         output: str = "pil",
         batch_size: int = ENCODED_AT_ONCE,
         size: SizeSetting | None = None,
+        tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
         """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
         size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+        tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
         tokenizer is continuous.
@@ -192,13 +209,27 @@ class Tokenizer(nn.Module):
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
-        rows, columns = choose_cut(tuple(codes.shape[1:3]), self.f, size)
+        rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
         device = next(self.parameters()).device
-        parts = [self.decode_indices(part.to(device)) for part in codes.long().split(batch_size)]
+        parts = [
+            self.decode_indices(part.to(device), tile) for part in codes.long().split(batch_size)
+        ]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
         return to_pictures(x, self.rules) if output == "pil" else x
+
+    def choose_cut(self, grid: Sequence[int], size: SizeSetting | None) -> Size:
+        """The rows and columns of a decoded image that are the encoded one. Raises InputError for a size that has other codes."""
+        if self.is_spatial:
+            return choose_cut(grid, self.f, size)
+        own = self.encoder.image_size
+        wanted = own if size is None else check_size("size", size, "pixel")
+        if wanted != own:
+            raise InputError(
+                f"size={write_size(wanted)}: these codes are images of {write_size(own)} pixels; leave size out"
+            )
+        return own
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
@@ -246,8 +277,17 @@ class Tokenizer(nn.Module):
         return self.encoder.grid
 
     @property
+    def is_spatial(self) -> bool:
+        """Whether each code has a place of f x f pixels; otherwise they are a sequence, and the grid is (1, n)."""
+        return self.encoder.is_spatial
+
+    @property
     def f(self) -> int:
-        """Downsampling factor: pixels per grid position, in each direction."""
+        """Downsampling factor: pixels per grid position, in each direction. Raises InputError where codes have no places."""
+        if not self.is_spatial:
+            raise InputError(
+                f"the {self.grid[1]} codes of this tokenizer are a sequence without places, so it has no f"
+            )
         return self.encoder.f
 
     @property
@@ -275,7 +315,7 @@ class Tokenizer(nn.Module):
 
     def check_images(self, x: Tensor) -> None:
         """Raise InputError unless x is a batch of images that the networks take: of any size that f divides."""
-        channels, f = self.encoder.channels, self.f
+        channels, f = self.encoder.channels, self.encoder.f
         if x.ndim != 4 or x.shape[1] != channels or not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
             raise InputError(
@@ -295,6 +335,7 @@ class Tokenizer(nn.Module):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
+        z_q = lay_out(z_q)  # a lookup leaves the channels last
         x_hat = self.decoder(self.out(z_q))
         if self.pixels != (-1, 1):
             x_hat = 2 * x_hat.float() - 1
@@ -302,19 +343,22 @@ class Tokenizer(nn.Module):
             x_hat = x_hat + self.patches.decode(z_q)
         return x_hat.float()
 
-    def indices(self, x: Tensor) -> Tensor:
+    def indices(self, x: Tensor, tile: int | str | None = None) -> Tensor:
         """x (B, C, H, W) -> indices int64, (B, h, w), or (B, h, w, num_codebooks) for several codebooks.
 
-        Raises InputError if the tokenizer is continuous.
+        With `tile` as in encode_images the encoder takes large images by tiles. Raises InputError if the tokenizer is
+        continuous.
         """
-        indices = self.encode(x).indices
+        z_e = run_by_tiles(self, self.encode_input, x, (self.f, 1), tile)
+        indices = self.quantizer(z_e).indices
         if indices is None:
             raise InputError(NO_CODES_MESSAGE)
         return indices
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
-        return self.decode(self.quantizer.lookup(indices))
+    def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
+        z_q = self.quantizer.lookup(indices)
+        return run_by_tiles(self, self.decode, z_q, (1, self.f), tile)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
@@ -324,7 +368,7 @@ class Tokenizer(nn.Module):
             # The networks still add zero.
             z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
         else:
-            parts = x[:RANDOM_START_IMAGES].split(64)
+            parts = x[:RANDOM_START_IMAGES].split(choose_start_batch(x))
             z = torch.cat([flatten(self.encode_features(part)) for part in parts])
         # Every n-th vector, so that all images are represented.
         self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
@@ -332,6 +376,12 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
+
+
+def choose_start_batch(x: Tensor) -> int:
+    """How many images of x (n, C, H, W) go through a random encoder at once: 64 as long as they are of at most 64x64 pixels,
+    and fewer of larger ones, or the start would take many times the memory of training."""
+    return min(max(RANDOM_START_PIXELS // (x.shape[2] * x.shape[3]), 1), 64)
 
 
 def join_widths(in_width: int, out_width: int, kernel: int) -> nn.Module:

@@ -17,11 +17,12 @@ def read_blocks(page: str, language: str) -> list[str]:
 
 
 def load_example(page: str) -> dict[str, Any]:
-    """The page's only YAML block, after importing its only Python block as the module that the YAML's `_target_` names."""
+    """The page's only YAML block, after importing its only Python block as the module that the YAML's first `_target_` names."""
     [source] = read_blocks(page, "python")
     [settings] = read_blocks(page, "yaml")
     config: dict[str, Any] = yaml.safe_load(settings)
-    name = config["_target_"].rpartition(".")[0]
+    [target, *_] = re.findall(r"_target_: (\S+)", settings)
+    name = target.rpartition(".")[0]
     module = ModuleType(name)
     sys.modules[name] = module
     exec(compile(source, page, "exec"), module.__dict__)

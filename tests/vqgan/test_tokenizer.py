@@ -6,10 +6,12 @@ import torch
 from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
 from tests.helpers.stage1 import make_tokenizer
+from vqgan.networks.blocks import ResBlock
 from vqgan.networks.decoder import Decoder
-from vqgan.networks.encoder import Encoder, plan_downsampling, plan_widths
+from vqgan.networks.encoder import Encoder, plan_depths, plan_downsampling, plan_widths
 from vqgan.networks.patches import Patches, to_patches
 from vqgan.quantizers.search import nearest
+from vqgan.tokenizer import choose_start_batch
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,48 @@ def test_the_depth_follows_from_the_image_size_and_the_grid(
 
 def test_widths_double_up_to_the_maximum() -> None:
     assert plan_widths(8, [4, 2, 2, 2], max_width_mult=4) == [8, 16, 32, 32]
+
+
+@pytest.mark.parametrize("depth", [1, [1, 1]])
+def test_one_depth_for_all_resolutions_and_a_list_of_it_are_the_same_network(depth: object) -> None:
+    for network in (Encoder, Decoder):
+        torch.manual_seed(0)
+        expected = make(network, 16, 3, 2, width=8, depth=1, stem=4, max_width_mult=4)
+        torch.manual_seed(0)
+        actual = make(network, 16, 3, 2, width=8, depth=depth, stem=4, max_width_mult=4)
+        assert list(actual.state_dict()) == list(expected.state_dict())
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(actual.parameters(), expected.parameters(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("network", [Encoder, Decoder])
+def test_a_list_of_depths_goes_from_the_image_to_the_grid(
+    network: type[Encoder] | type[Decoder],
+) -> None:
+    built = make(network, 16, 3, 2, width=8, depth=[0, 2], stem=4, max_width_mult=4)
+    blocks = [layer for layer in built.layers if isinstance(layer, ResBlock)]
+    assert [block.conv1.in_channels for block in blocks] == [16, 16]  # the grid's width
+
+
+def test_a_list_of_depths_that_does_not_fit_the_resolutions_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"\[1, 2\] must have a number for each of the 3 res.*depth=2 for all"
+    ):
+        plan_depths("model.encoder.depth", [1, 2], 3)
+    with pytest.raises(InputError, match=r"depth=-1 must be a whole number of at least 0"):
+        plan_depths("model.encoder.depth", [1, -1], 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "images"),
+    [((16, 16), 64), ((64, 64), 64), ((128, 128), 16), ((256, 128), 8), ((2048, 512), 1)],
+)
+def test_a_random_start_takes_the_memory_of_64_images_of_64_pixels(
+    size: tuple[int, int], images: int
+) -> None:
+    assert choose_start_batch(torch.empty(1, 3, *size)) == images
 
 
 @pytest.mark.parametrize(("stem", "last_step"), [(1, 1), (2, 2), (4, 2), (8, 4)])

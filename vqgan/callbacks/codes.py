@@ -26,7 +26,7 @@ MIN_BAR_HEIGHT = 48  # pixels of one codebook's bars among several
 
 class CodebookPictures(Callback):
     """After each validation: how often each code was used in it, as a picture and as a histogram in the loggers, and an atlas
-    of what the codes decode to.
+    of what the codes decode to, unless they have no places: such a code by itself is no picture.
 
     With several codebooks the logged histogram and the atlas show the first. A bottleneck without codes has no pictures.
     `files` are the last pictures, in the folder `pictures` of the run.
@@ -42,14 +42,15 @@ class CodebookPictures(Callback):
         counts = module.codebook_use.total()  # a sum over ranks, so each rank has to call it
         if not trainer.is_global_zero:
             return
-        histogram, atlas = draw_histogram(counts), draw_atlas(module.tokenizer, counts)
         folder = Path(trainer.default_root_dir) / PICTURES
         tokenizer = module.tokenizer
         caption = describe_shown(tokenizer.rules, tokenizer.encoder.channels)
         self.files = [
-            show_picture(trainer, histogram, folder, "histogram", module.step),
-            show_picture(trainer, atlas, folder, "atlas", module.step, caption),
+            show_picture(trainer, draw_histogram(counts), folder, "histogram", module.step)
         ]
+        if tokenizer.is_spatial:
+            atlas = draw_atlas(tokenizer, counts)
+            self.files.append(show_picture(trainer, atlas, folder, "atlas", module.step, caption))
         log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import check_int
 from vqgan.backbones import FrozenNetwork
 from vqgan.discriminators.base import Judgement, stack_logits
-from vqgan.networks.blocks import add_spectral_norm
+from vqgan.networks.blocks import GroupNorm, add_spectral_norm
 
 
 class FrozenFeatures(nn.Module):
@@ -30,7 +30,7 @@ class FrozenFeatures(nn.Module):
 def head(channels: int, width: int) -> nn.Sequential:
     """A map (B, channels, h, w) of any scale -> logits (B, 1, h, w)."""
     layers = nn.Sequential(
-        nn.GroupNorm(1, channels, affine=False),  # spectral norm does not correct a layer's scale
+        GroupNorm(1, channels, affine=False),  # spectral norm does not correct a layer's scale
         nn.Conv2d(channels, width, 1),
         nn.LeakyReLU(0.2),
         nn.Conv2d(width, width, 3, padding=1),

@@ -75,6 +75,8 @@ class Exporter(ABC):
 
 def serves_any_size(tokenizer: Tokenizer) -> bool:
     """Whether the networks take images of other sizes than those of training, and grids that are not square."""
+    if not tokenizer.is_spatial:
+        return False
     (h, w), f = tokenizer.grid, tokenizer.f
     images = torch.zeros(1, tokenizer.encoder.channels, (h + 1) * f, (w + 2) * f)
     try:
@@ -87,9 +89,10 @@ def serves_any_size(tokenizer: Tokenizer) -> bool:
 
 def make_examples(tokenizer: Tokenizer) -> list[Example]:
     """Two images of the tokenizer's size, and one of another where it takes any."""
-    (h, w), f, channels = tokenizer.grid, tokenizer.f, tokenizer.encoder.channels
-    shapes = [(2, channels, h * f, w * f)]
+    channels = tokenizer.encoder.channels
+    shapes = [(2, channels, *tokenizer.encoder.image_size)]
     if serves_any_size(tokenizer):
+        (h, w), f = tokenizer.grid, tokenizer.f
         shapes.append((1, channels, (h + 1) * f, (w + 2) * f))
     return [Example.compute(tokenizer, shape) for shape in shapes]
 

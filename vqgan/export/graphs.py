@@ -55,11 +55,13 @@ def select_examples(tokenizer: Tokenizer, examples: list[Example]) -> list[Examp
 def export_graphs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
     """The graphs "encoder" and "decoder". Batch, height and width are free, or the batch alone where the networks take one size."""
     still = prepare_for_tracing(tokenizer)
-    (h, w), f, free = tokenizer.grid, tokenizer.f, has_free_sides(tokenizer)
+    (h, w), f, free = tokenizer.grid, tokenizer.encoder.f, has_free_sides(tokenizer)
+    height, width = tokenizer.encoder.image_size
     if free:
         h, w = widen_grid(h, w)
+        height, width = h * f, w * f
     books = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
-    images = torch.zeros(2, tokenizer.encoder.channels, h * f, w * f)
+    images = torch.zeros(2, tokenizer.encoder.channels, height, width)
     indices = torch.zeros(2, h, w, *books, dtype=torch.int64)
     batch = Dim("batch")
     rows, columns = (Dim(name, min=MIN_TRACED_SIDE) for name in ("rows", "columns"))

@@ -73,7 +73,7 @@ def describe_tokenizer(
         "channels": tokenizer.encoder.channels,
         "any_size": serves_any_size(tokenizer),
         "grid": list(tokenizer.grid),
-        "f": tokenizer.f,
+        "f": tokenizer.f if tokenizer.is_spatial else None,
         "K": tokenizer.K,
         "num_codebooks": tokenizer.num_codebooks,
         "dim": tokenizer.dim,

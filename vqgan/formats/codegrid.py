@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 from codegrid.engine.errors import InputError
-from codegrid.engine.sizes import check_size, write_size
+from codegrid.engine.sizes import check_size, divides, write_size
 from codegrid.engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
@@ -46,7 +46,7 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
     f = facts["f"]
     size = check_size("image_size", facts["image_size"], "pixel")
     wanted = choices.image_size
-    if wanted[0] % f or wanted[1] % f or (wanted != size and not facts["any_size"]):
+    if wanted != size and not (facts["any_size"] and divides(f, wanted)):
         sizes = f"a multiple of {f}" if facts["any_size"] else write_size(size)
         raise InputError(
             f"data.image_size={write_size(wanted)}, and {source} takes {sizes}; use data.image_size={write_size(size)}"

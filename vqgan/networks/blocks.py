@@ -4,10 +4,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from codegrid.engine.precision import without_autocast
 
-def group_norm(width: int) -> nn.GroupNorm:
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm (Wu & He 2018) whose output has the type of its input; means and variances are float32 in any case.
+
+    Autocast does so on a CPU. On a GPU it would compute in float32, and store twice the bytes of it and of all that follows up
+    to the next convolution.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalise_groups(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def normalise_groups(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.group_norm, in the type of x (B, C, ...)."""
+    if not x.is_cuda:
+        return F.group_norm(x, groups, weight, bias, eps)
+    with without_autocast(x.device):  # a GPU's kernel takes one type for all that it reads
+        weight, bias = (part if part is None else part.to(x.dtype) for part in (weight, bias))
+        return F.group_norm(x, groups, weight, bias, eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016) of the last axis whose output has the type of its input, as GroupNorm's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cuda:
+            return super().forward(input)
+        with without_autocast(input.device):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+def group_norm(width: int) -> GroupNorm:
     """GroupNorm over groups of 32 channels, or over all channels if 32 does not divide the width."""
-    return nn.GroupNorm(width // 32 if width % 32 == 0 else 1, width)
+    return GroupNorm(width // 32 if width % 32 == 0 else 1, width)
 
 
 def zero_init(conv: nn.Conv2d) -> nn.Conv2d:

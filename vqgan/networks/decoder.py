@@ -1,12 +1,13 @@
 """Feature grids to images: the mirror image of the encoder."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from codegrid.engine.errors import check_int
 from codegrid.engine.sizes import SizeSetting
 from vqgan.networks.base import ImageDecoder
 from vqgan.networks.blocks import ResBlock, Up, group_norm, zero_init
-from vqgan.networks.encoder import plan_downsampling, plan_widths
+from vqgan.networks.encoder import plan_depths, plan_downsampling, plan_widths
 
 
 class Decoder(ImageDecoder):
@@ -25,17 +26,17 @@ class Decoder(ImageDecoder):
         channels: int,
         grid: SizeSetting,
         width: int,
-        depth: int,
+        depth: int | Sequence[int],
         stem: int,
         max_width_mult: int,
     ) -> None:
         super().__init__()
-        check_int("model.decoder.depth", depth, 0, "block")
         steps = plan_downsampling(image_size, grid, stem)
         widths = plan_widths(width, steps, max_width_mult)
+        depths = plan_depths("model.decoder.depth", depth, len(steps))
         layers: list[nn.Module] = []
         for i in reversed(range(len(widths))):
-            layers += [ResBlock(widths[i]) for _ in range(depth)]
+            layers += [ResBlock(widths[i]) for _ in range(depths[i])]
             if i:
                 layers.append(Up(widths[i], widths[i - 1], steps[i]))
         layers += [group_norm(width), nn.SiLU()]

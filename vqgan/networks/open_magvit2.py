@@ -1,10 +1,9 @@
 """The tokenizer of Open-MAGVIT2 (Luo et al. 2024): a pyramid without attention whose codes modulate every level at once."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
-from vqgan.networks.blocks import Up
+from vqgan.networks.blocks import Up, normalise_groups
 from vqgan.networks.unbiased import UNBIASED_GROUPS, UnbiasedBlock, UnbiasedDecoder, UnbiasedEncoder
 from vqgan.quantizers.precision import float32
 
@@ -33,7 +32,7 @@ class AdaptiveNorm(nn.Module):
         """h (B, width, H, W), z_q (B, z_channels, h, w) -> (B, width, H, W)."""
         mean, std = measure_channels(z_q)
         scale, shift = self.gamma(std)[:, :, None, None], self.beta(mean)[:, :, None, None]
-        return F.group_norm(h, UNBIASED_GROUPS, eps=MODULATION_EPS) * scale + shift
+        return normalise_groups(h, UNBIASED_GROUPS, eps=MODULATION_EPS) * scale + shift
 
 
 class ModulatedLayers(nn.Sequential):

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.precision import lay_out
 from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
-from vqgan.networks.blocks import zero_init
+from vqgan.networks.blocks import GroupNorm, zero_init
 
 ATTENTIONS = ("softmax", "linear")
 
@@ -186,9 +187,9 @@ def find_levels(
     )
 
 
-def norm_of_groups(width: int, groups: int) -> nn.GroupNorm:
+def norm_of_groups(width: int, groups: int) -> GroupNorm:
     """GroupNorm of this many groups of channels."""
-    return nn.GroupNorm(groups, width, eps=1e-6)
+    return GroupNorm(groups, width, eps=1e-6)
 
 
 class PyramidBlock(nn.Module):
@@ -226,7 +227,7 @@ class PositionAttention(nn.Module):
         ):  # torch.onnx translates attention only with an axis of heads
             rows = [row[:, None] for row in rows]
         mixed = F.scaled_dot_product_attention(*rows)  # (B, h*w, width), or (B, 1, h*w, width)
-        y: Tensor = x + self.out(mixed.transpose(-1, -2).reshape(x.shape))
+        y: Tensor = x + self.out(lay_out(mixed.transpose(-1, -2).reshape(x.shape)))
         return y
 
 
@@ -260,6 +261,8 @@ class Halve(nn.Conv2d):
 
 class Double(nn.Conv2d):
     """Each pixel becomes 2x2 equal ones, then a 3x3 convolution."""
+
+    enlarges_first = True
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
