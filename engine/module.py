@@ -17,6 +17,7 @@ from codegrid.engine.clock import Budget, CommonClock, Mark, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
+from codegrid.engine.lightning_doors import logged_step
 
 # One that treats matrices apart also has choose_matrices(module, ends) -> set of parameters; these come in groups of their own
 # that have matrix=True.
@@ -258,7 +259,8 @@ class ClockedModule(L.LightningModule, ABC):
         """Log the last value of each term under train/, if this step is logged. Lightning takes a millisecond for a few terms, so
         it gets none of the other steps'."""
         trainer = self.trainer
-        if self.step % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
+        n = logged_step(trainer) + 1
+        if n % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
             self.log_dict({f"train/{name}": value for name, value in self._terms.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
