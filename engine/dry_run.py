@@ -20,11 +20,11 @@ from codegrid.engine.console import log_line
 from codegrid.engine.environment import GIB, free_memory, read_peak_memory, reset_peak_memory
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.precision import best_precision
-from codegrid.engine.rehearsal import Batch, Rehearsal, StepCost, list_parts
+from codegrid.engine.rehearsal import Rehearsal, StepCost, TrainingBatch, list_parts
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.step_trace import StepTrace
 
-MIB = 2**20
+MEBIBYTE = 2**20
 CARDS = (8, 11, 16, 24, 40, 80)  # GiB
 USABLE = 0.9  # share of a card that tensors can have; the rest goes to gaps between them
 CONTEXT = 0.5  # GiB of a card that the driver and its libraries take
@@ -96,7 +96,7 @@ def rehearse_training(
     `data` is the datamodule of the run.
     """
     precision = best_precision() if settings.precision == "auto" else settings.precision
-    batch: Batch = data.read_first(data.batch_size)
+    batch: TrainingBatch = data.read_first(data.batch_size)
     log_line(f"batches of {data.batch_setting}={data.batch_size}, precision {precision}")
     if not any(p.requires_grad for p in module.parameters()):
         log_line(
@@ -115,7 +115,7 @@ def rehearse_training(
 def forecast_training(
     module: ClockedModule,
     data: Any,
-    batch: Batch,
+    batch: TrainingBatch,
     callbacks: Sequence[Any],
     device: torch.device,
     precision: str,
@@ -132,7 +132,7 @@ def forecast_training(
         return make_forecast(Rehearsal(*settings, is_fake=False), batch)
 
 
-def make_forecast(rehearsal: Rehearsal, batch: Batch) -> Forecast:
+def make_forecast(rehearsal: Rehearsal, batch: TrainingBatch) -> Forecast:
     """The forecast of a rehearsal: each phase with the run's batch, then other batches in the costliest phase."""
     n, accumulate = len(batch[0]), rehearsal.module.accumulate
     phases = rehearsal.module.phases
@@ -153,7 +153,7 @@ def try_updates(
     forecast: Forecast,
     module: ClockedModule,
     data: Any,
-    batch: Batch,
+    batch: TrainingBatch,
     callbacks: Sequence[Any],
     device: torch.device,
     precision: str,
@@ -174,7 +174,7 @@ def try_updates(
     return {"seconds": round(seconds, 3), "measured_gib": measured}
 
 
-def time_update(rehearsal: Rehearsal, phase: Mark, batch: Batch) -> float:
+def time_update(rehearsal: Rehearsal, phase: Mark, batch: TrainingBatch) -> float:
     """The seconds of an update."""
     start = time.monotonic()
     rehearsal.train(phase, batch)
@@ -221,7 +221,7 @@ def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list
         saved = max(cost.part_bytes.get(name, 0) for cost in forecast.phases.values()) / n
         if not (size or flops or saved):
             continue
-        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MIB:>10.2f}")
+        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MEBIBYTE:>10.2f}")
     kinds = ", ".join(f"{name} {size / GIB:.3f}" for name, size in forecast.state.items() if size)
     lines.append(f"GiB from one update to the next: {kinds}")
     for name, cost in forecast.phases.items():

@@ -22,8 +22,8 @@ from codegrid.engine.version import VERSION
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
-STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak in STATUS
+PROCESS_STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak in PROCESS_STATUS
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 GIT_SECONDS = 10  # after which the revision stays unknown
@@ -167,7 +167,7 @@ def read_peak_memory(device: torch.device) -> int | None:
     """The most bytes since `reset_peak_memory`: allocated on a GPU, or held by this process; None if the system doesn't say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    lines = read_system_file(STATUS).splitlines()
+    lines = read_system_file(PROCESS_STATUS).splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 

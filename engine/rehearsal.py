@@ -18,8 +18,10 @@ from codegrid.engine.clock import Mark
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.step_trace import StepTrace
 
-Batch = tuple[Tensor, Tensor]  # samples and labels, as a datamodule's read_first returns them
-HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TrainingBatch = tuple[
+    Tensor, Tensor
+]  # samples and labels, as a datamodule's read_first returns them
+HALF_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass
@@ -32,6 +34,7 @@ class StandIn:
     strategy: None = None
     precision_plugin: None = None
     should_stop: bool = False
+    log_every_n_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Rehearsal:
 
     def make_optimizers(self) -> list[Optimizer]:
         """The module's optimizers, which from here on it works with."""
-        made: Any = self.module.configure_optimizers()
-        optimizers: list[Optimizer] = made if isinstance(made, list) else [made]
+        configured: Any = self.module.configure_optimizers()
+        optimizers: list[Optimizer] = configured if isinstance(configured, list) else [configured]
         for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
             # What torch chooses by itself on a GPU, but not for fake tensors.
             if self.mode and self.device.type == "cuda" and group.get("foreach", True) is None:
@@ -109,7 +112,7 @@ class Rehearsal:
         with self.mode or nullcontext(), self.trace.follow():
             yield
 
-    def step(self, phase: Mark, batch: Batch) -> StepCost:
+    def step(self, phase: Mark, batch: TrainingBatch) -> StepCost:
         """The cost of an update on a batch in the phase of the run that begins at a mark."""
         trace = self.trace
         with self.inside():
@@ -117,9 +120,9 @@ class Rehearsal:
             self.train(phase, batch)
         return StepCost(trace.peak, trace.flops, dict(trace.part_flops), trace.part_bytes)
 
-    def train(self, phase: Mark, batch: Batch) -> None:
+    def train(self, phase: Mark, batch: TrainingBatch) -> None:
         """An update on a batch in the phase of the run that begins at a mark."""
-        half = HALVES.get(self.precision)
+        half = HALF_TYPES.get(self.precision)
         moved = tuple(part.to(self.device) for part in batch)
         self.trace.watch(moved)
         self.module.enter(phase)
@@ -128,7 +131,7 @@ class Rehearsal:
         for average in self.averages:
             average.follow(self.module)
 
-    def blank(self, batch: Batch, n: int) -> Batch:
+    def blank(self, batch: TrainingBatch, n: int) -> TrainingBatch:
         """A batch of n samples like those of another one, without their content."""
         with self.mode or nullcontext():
             samples, labels = (torch.zeros(n, *x.shape[1:], dtype=x.dtype) for x in batch)
@@ -148,7 +151,7 @@ class Rehearsal:
             "moments": moments,
             "average": averaged,
         }
-        return {name: sum(count_bytes(x) for x in tensors) for name, tensors in kinds.items()}
+        return {name: sum(tensor_bytes(x) for x in tensors) for name, tensors in kinds.items()}
 
 
 def attach(module: ClockedModule, trainer: Any) -> None:
@@ -156,7 +159,7 @@ def attach(module: ClockedModule, trainer: Any) -> None:
     module.trainer = trainer
 
 
-def count_bytes(x: Any) -> int:
+def tensor_bytes(x: Any) -> int:
     """The bytes of a tensor; none of anything else."""
     return x.numel() * x.element_size() if isinstance(x, Tensor) else 0
 

@@ -12,7 +12,7 @@ from codegrid.evaluation.settings import EvaluationSettings
 from vqgan.load import load_images
 from vqgan.tokenizer import Tokenizer
 
-TRIED = 16  # images of a stage without batches
+PREVIEWED = 16  # images of a stage without batches
 
 
 def reconstruct_first(
@@ -44,7 +44,7 @@ def preview_evaluation_of(
 
 def preview_import(run: Run, tokenizer: Tokenizer, data: ImageDataModule) -> dict[str, Any]:
     """What stage=import would do with a tokenizer that it has read."""
-    work = reconstruct_first(run, tokenizer, data, TRIED)
+    work = reconstruct_first(run, tokenizer, data, PREVIEWED)
     shape = f"{tokenizer.K} codes" if tokenizer.K else "a continuous bottleneck"
     would = f"write a {type(tokenizer.encoder).__name__} with {shape} as the run"
-    return run.preview(data.title, would, {"tokenizer": tokenizer}, TRIED, work)
+    return run.preview(data.title, would, {"tokenizer": tokenizer}, PREVIEWED, work)
