@@ -263,6 +263,7 @@ def print_comparison(
                 **cost,
             }
         )
+        print(json.dumps(rows[-1]), flush=True)
     if pictures:
         first = rows[0]["seed"]
         picture = draw_reconstructions([tokenizers[loss, first] for loss in LOSSES], data, device)
@@ -271,9 +272,7 @@ def print_comparison(
     print(
         f"the classifier labels {accuracy:.1%} of the validation images correctly; chance is {chance:.1%}"
     )
-    print(f"noise floor of frechet_proxy: {judge.measure_floor():.4f}\n\n{format_table(rows)}\n")
-    for row in rows:
-        print(json.dumps(row))
+    print(f"noise floor of frechet_proxy: {judge.measure_floor():.4f}\n\n{format_table(rows)}")
 
 
 if __name__ == "__main__":

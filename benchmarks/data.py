@@ -162,14 +162,12 @@ def write_scans(folder: Path, kind: str, n: int) -> list[Path]:
     return files
 
 
-def compare_kinds(rounds: int, n: int, work: Path) -> list[Row]:
+def compare_kinds(rounds: int, n: int, work: Path) -> Iterator[Row]:
     """A row for each of KINDS."""
-    rows: list[Row] = []
     for kind, (_, channels, depth, reader) in KINDS.items():
         files = write_scans(work / kind.replace(" ", "-"), kind, n)
         ours = time_decoding(files, [partial(decode_with_codegrid, channels, depth)], rounds)
-        rows.append((f"{kind}, 256x256", ours, time_decoding(files, [reader], rounds), None))
-    return rows
+        yield f"{kind}, 256x256", ours, time_decoding(files, [reader], rounds), None
 
 
 def time_tiles(rounds: int, n: int, work: Path) -> float:
@@ -291,6 +289,36 @@ def write_jpegs(folder: Path, n: int) -> None:
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
+def measure_rows(options: argparse.Namespace, work: Path) -> Iterator[Row]:
+    """The rows of the table, each as soon as it is measured."""
+    rounds = options.rounds
+    root = options.root or work / "shapes"
+    if options.root is None:
+        write_jpegs(root, options.images)
+    files = find_images(root)[: options.images]
+    cache = [f"cache_dir={work}/cache"]
+    folder = ["data=folder", f"data.root={root}", "data.n_val=100", *cache]
+
+    def load(words: list[str], cache_mode: str, n: int = 20_000) -> float:
+        data = make_data(*words, f"data.batch_size={BATCH}", f"data.cache={cache_mode}")
+        return time_loader(data, rounds, n)
+
+    def wait(words: list[str]) -> float:
+        return measure_wait(words, options.steps, work)
+
+    bare = time_decoding(files, [decode_with_torchvision, decode_with_pillow], rounds)
+    yield "shapes, drawn", time_drawing(*cache), None, None
+    yield "shapes, cache=disk", load(cache, "disk"), None, None
+    yield "folder, cache=disk", load(folder, "disk"), None, None
+    yield "folder, cache=ram", load(folder, "ram"), None, None
+    yield "folder, cache=none", load(folder, "none", options.images), bare, None
+    yield from compare_kinds(rounds, min(1000, options.images), work)
+    yield "tiled TIFF, tiles of 256x256", time_tiles(rounds, 512, work), None, None
+    yield "demo on shapes", None, None, wait(cache)
+    yield "demo on the folder, cache=disk", None, None, wait(folder)
+    yield "demo on the folder, cache=none", None, None, wait([*folder, "data.cache=none"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -300,48 +328,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8_000, help="images per round")
     parser.add_argument("--steps", type=int, default=60, help="training steps for wait_fraction")
     options = parser.parse_args()
-    rounds = options.rounds
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as work, redirect_stderr(io.StringIO()):
-        root = options.root or Path(work) / "shapes"
-        if options.root is None:
-            write_jpegs(root, options.images)
-        files = find_images(root)[: options.images]
-        cache = [f"cache_dir={work}/cache"]
-        folder = ["data=folder", f"data.root={root}", "data.n_val=100", *cache]
-
-        def load(words: list[str], cache_mode: str, n: int = 20_000) -> float:
-            data = make_data(*words, f"data.batch_size={BATCH}", f"data.cache={cache_mode}")
-            return time_loader(data, rounds, n)
-
-        def wait(words: list[str]) -> float:
-            return measure_wait(words, options.steps, Path(work))
-
-        bare = time_decoding(files, [decode_with_torchvision, decode_with_pillow], rounds)
-        rows: list[Row] = [
-            ("shapes, drawn", time_drawing(*cache), None, None),
-            ("shapes, cache=disk", load(cache, "disk"), None, None),
-            ("folder, cache=disk", load(folder, "disk"), None, None),
-            ("folder, cache=ram", load(folder, "ram"), None, None),
-            ("folder, cache=none", load(folder, "none", options.images), bare, None),
-            *compare_kinds(rounds, min(1000, options.images), Path(work)),
-            ("tiled TIFF, tiles of 256x256", time_tiles(rounds, 512, Path(work)), None, None),
-            ("demo on shapes", None, None, wait(cache)),
-            ("demo on the folder, cache=disk", None, None, wait(folder)),
-            ("demo on the folder, cache=none", None, None, wait([*folder, "data.cache=none"])),
-        ]
-        codes, alone = compare_extraction(rounds, Path(work))
+        for row in measure_rows(options, Path(work)):
+            rows.append(row)
+            values = [row[0], *(value and round(value, 5 if value < 1 else 1) for value in row[1:])]
+            figures = dict(zip(COLUMNS, values, strict=True))
+            print(json.dumps({"bench": "data", **figures}), flush=True)
+        codes, alone = compare_extraction(options.rounds, Path(work))
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name, speed, limit, share in rows:
         speeds = [f"{value:,.0f}" if value else "-" for value in (speed, limit)]
         print("| " + " | ".join([name, *speeds, "-" if share is None else f"{share:.2%}"]) + " |")
-    for name, speed, limit, share in rows:
-        values = (
-            name,
-            speed and round(speed, 1),
-            limit and round(limit, 1),
-            None if share is None else round(share, 5),
-        )
-        print(json.dumps({"bench": "data", **dict(zip(COLUMNS, values, strict=True))}))
     ratio = {
         "images_per_second": round(codes, 1),
         "encoding_images_per_second": round(alone, 1),

@@ -13,13 +13,14 @@ For each training step of both stages, on synthetic data in memory:
     the rest    self time of the other operations, as torch.profiler sees them, by kind, in percent of the step
 
 The products alone are the bound of a step that keeps its layers: their speed is that of the library that computes them.
-The steps and their products take turns, so that what else the machine does meets both. Prints a table, then one JSON line
-per step.
+The steps and their products take turns, so that what else the machine does meets both. Reports on stderr how far
+it is, and prints a table in the end, then one JSON line per step.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -239,9 +240,11 @@ def main() -> None:
                 words = [precision, *PRIORS[name]]
                 variant = PriorVariant(words, 2 * options.batch, options.turn)
             measured.append(Measured.prepare(name, variant, Path(folder)))
-        for _ in range(options.rounds):
+            print(f"prepared {name}", file=sys.stderr, flush=True)
+        for n in range(options.rounds):
             for each in measured:
                 each.take_turn(Path(folder))
+            print(f"round {n + 1} of {options.rounds}", file=sys.stderr, flush=True)
         rows = [each.row() for each in measured]
     print(
         "| step | ms | products ms | share | GFLOP | products GFLOP/s | the rest, % of the step |"

@@ -2,9 +2,9 @@
 
 pip install vector-quantize-pytorch monai && python -m benchmarks.quantizers
 
-Prints a table, then one JSON line per row. Milliseconds are medians over interleaved rounds. matmul is only the product of
-encoder outputs and codes, which every exact search contains. extra_mib is the peak memory of one of our steps beyond its
-input and state; on CPUs it is measured in a separate process.
+Prints one JSON line per row as soon as it is measured, then a table. Milliseconds are medians over interleaved rounds. matmul is
+only the product of encoder outputs and codes, which every exact search contains. extra_mib is the peak memory of one of our steps
+beyond its input and state; on CPUs it is measured in a separate process.
 """
 
 import argparse
@@ -195,8 +195,12 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rows = [measure(sizes, options.rounds, options.device) for sizes in SIZES]
+    rows = []
+    for sizes in SIZES:
+        rows.append(measure(sizes, options.rounds, options.device))
+        print(json.dumps({"bench": "quantizers", **rows[-1]}), flush=True)
     rows.append(measure_ours(LARGE, options.device))
+    print(json.dumps({"bench": "quantizers", **rows[-1]}), flush=True)
     ratio_columns = ("times vector-quantize-pytorch", "times MONAI", "of matmul")
     print("| " + " | ".join((*COLUMNS, *ratio_columns)) + " |")
     for row in rows:
@@ -208,8 +212,6 @@ def main() -> None:
         cells = ["-" if value is None else str(value) for value in row.values()]
         cells += ["-" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
         print("| " + " | ".join(cells) + " |")
-    for row in rows:
-        print(json.dumps({"bench": "quantizers", **row}))
 
 
 if __name__ == "__main__":

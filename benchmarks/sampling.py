@@ -2,18 +2,19 @@
 
 pip install x-transformers monai && python -m benchmarks.sampling
 
-K=512, width 256, 8 blocks, 8 heads. Prints a table of images per second in sampling and one of tokens per second in training,
-then one JSON line per row. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper
-with its key-value cache; MONAI samples by the loop of its VQVAETransformerInferer, which has no cache. Both run in the
-precision that we use, or in their default with --peers float32. `bound` is the time of the products with the weight matrices
-only, one after the other, for the same number of rows, with torch's public functions. With --compile, our model is compiled
-as by sampler.compile and trainer.compile. The other libraries' models are compiled as a whole, and only for training: their
-sequences grow with each sampled code.
+K=512, width 256, 8 blocks, 8 heads. Prints a JSON line for each row when it is measured, and in the end a table of images per
+second in sampling and one of tokens per second in training. A row can take minutes: the first call of each model is reported on
+stderr. Figures are medians over interleaved rounds. x-transformers samples by its AutoregressiveWrapper with its key-value cache;
+MONAI samples by the loop of its VQVAETransformerInferer, which has no cache. Both run in the precision that we use, or in their
+default with --peers float32. `bound` is the time of the products with the weight matrices only, one after the other, for the same
+number of rows, with torch's public functions. With --compile, our model is compiled as by sampler.compile and trainer.compile.
+The other libraries' models are compiled as a whole, and only for training: their sequences grow with each sampled code.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -230,7 +231,17 @@ def time_interleaved(
                     torch.cuda.synchronize()
                 runs += 1
             times[name].append((time.perf_counter() - began) / runs)
+            if len(times[name]) == 1:
+                print(f"{name}: {times[name][0]:.3g} s a call", file=sys.stderr, flush=True)
     return {name: statistics.median(seconds[1:] or seconds) for name, seconds in times.items()}
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """Print a row as a line of JSON, at once."""
+    rounded = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()
+    }
+    print(json.dumps(rounded), flush=True)
 
 
 def print_table(rows: list[dict[str, Any]], unit: str) -> None:
@@ -286,19 +297,15 @@ def main() -> None:
             seconds = time_interleaved(samplers, options.rounds, options.device)
             row = {"bench": "sampling", "T": T, "batch": batch, **common}
             rows.append({**row, **{name: batch / seconds[name] for name in NAMES}})
+            print_row(rows[-1])
     for T in options.tokens if options.only != "sampling" else []:
         updates = make_updates(T, 32, *settings)
         seconds = time_interleaved(updates, options.rounds, options.device)
         row = {"bench": "prior_training", "T": T, "batch": 32, **common}
         rows.append({**row, **{name: 32 * T / seconds[name] for name in NAMES}})
+        print_row(rows[-1])
     for bench, unit in (("sampling", "images/s"), ("prior_training", "tokens/s")):
         print_table([row for row in rows if row["bench"] == bench], unit)
-    for row in rows:
-        rounded = {
-            key: round(value, 3) if isinstance(value, float) else value
-            for key, value in row.items()
-        }
-        print(json.dumps(rounded))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main() -> None:
         return (tokenizer.decode(q.z_q) - x).square().mean() + q.loss
 
     about = {"model": f"tokenizer, width {options.width}", "of": "an image"}
-    print(json.dumps({**about, **count(tokenizer, reconstruct)}))
+    print(json.dumps({**about, **count(tokenizer, reconstruct)}), flush=True)
     codebook: Tensor = tokenizer.code_space["codebook"]
     codes = torch.randint(options.K, (1, grid * grid))
     for name in options.sizes:
@@ -99,7 +99,7 @@ def main() -> None:
             )
 
         about = {"model": f"{options.prior}, {name}", "of": f"a grid of {grid * grid} codes"}
-        print(json.dumps({**about, **count(model, learn)}))
+        print(json.dumps({**about, **count(model, learn)}), flush=True)
 
 
 if __name__ == "__main__":

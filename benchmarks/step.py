@@ -3,12 +3,14 @@
 python -m benchmarks.step --batch 32 --precision 32-true
 
 An indented row changes one setting of the row above that is not indented. The variants take turns of a few steps each. The
-figures are medians over all steps of a variant, and the ratio is to the step of loss=vqvae. The images are in memory.
+figures are medians over all steps of a variant, and the ratio is to the step of loss=vqvae. The images are in memory. The medians
+so far are reported on stderr after each turn.
 """
 
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -28,7 +30,7 @@ from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.load import start_images
-from vqgan.module import VQGAN
+from vqgan.module import VQGAN, prepare_layers
 from vqgan.stages.train import build_module
 
 IMAGES = {"n_train": 256, "n_val": 1}
@@ -104,6 +106,7 @@ class Variant:
         self.data: ImageDataModule = instantiate(config.data, **images, cache="ram")
         self.module: VQGAN = build_module(config, self.settings)
         self.module.tokenizer.initialise(start_images(self.data))
+        prepare_layers(self.module, self.settings)
         if compiled:
             compile_parts(self.module.costly)
         self.callbacks: list[Callback] = []
@@ -139,9 +142,12 @@ def main() -> None:
         name: Variant([precision, *overrides], options.batch, options.steps, options.compile)
         for name, overrides in VARIANTS.items()
     }
-    for _ in range(options.rounds):
-        for variant in variants.values():
+    for n in range(options.rounds):
+        for name, variant in variants.items():
             variant.take_turn(Path("."))
+            ms = statistics.median(variant.stopwatch.times)
+            line = f"round {n + 1} of {options.rounds}: {name.strip()}, {ms:.0f} ms"
+            print(line, file=sys.stderr, flush=True)
     medians = {name: statistics.median(v.stopwatch.times) for name, v in variants.items()}
     first = next(iter(medians.values()))
     print("| step | ms | images/s | times loss=vqvae |\n|---|---|---|---|")

@@ -4,6 +4,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -23,6 +24,7 @@ from codegrid.data.readers import (
     pipe_batch,
     share_batch,
 )
+from codegrid.data.transfer import CopyStream
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_range
 
@@ -71,6 +73,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
         self.patience = reader_timeout or None  # seconds, None for no limit
         self._samples: dict[str, Any] = {}
         self._reported: set[str] = set()
+        self._copy_stream: CopyStream | None = None
 
     @abstractmethod
     def load_samples(self, split: str) -> Any:
@@ -167,6 +170,19 @@ class BatchDataModule(L.LightningDataModule, ABC):
         )
         return self.make_loader("train", order)
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """The batch on the device; a GPU copies it while it computes the update before."""
+        to_device = partial(
+            super().transfer_batch_to_device, device=device, dataloader_idx=dataloader_idx
+        )
+        if device.type != "cuda":
+            return to_device(batch)
+        if self._copy_stream is None or self._copy_stream.device != device:
+            self._copy_stream = CopyStream(device)
+        return self._copy_stream.copy(batch, to_device)
+
     def check_batch_fits(self, world_size: int) -> None:
         """Raise InputError if the training samples do not fill one batch on each of `world_size` ranks."""
         self.batch_order(
@@ -202,6 +218,12 @@ class BatchDataModule(L.LightningDataModule, ABC):
         return self.make_loader(
             split, [list(range(start, min(start + chunk_size, n))) for start in starts]
         )
+
+    def read_first(self, n: int) -> Batch:
+        """A batch as the training step gets it, of the first n training samples, repeated if there are fewer. Nothing is
+        written."""
+        samples = self.samples("train")
+        return samples.__getitems__([i % len(samples) for i in range(n)])
 
     def size(self, split: str) -> int:
         """The number of samples of a split."""

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from hydra.utils import instantiate
-from lightning.fabric.plugins import CheckpointIO
 from omegaconf import OmegaConf
 
 from codegrid.engine.aliases import upgrade_config
@@ -291,37 +290,3 @@ def save_atomically(content: Any, file: Path, previous: Path | None = None) -> N
             os.fsync(folder)  # or a power failure may lose the names
         finally:
             os.close(folder)
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint plugin: writes with save_atomically, keeping the file before; reads without running code.
-
-    An OSError is kept for `take_error` instead of raised: Lightning waits for all ranks after a save, and only the main
-    one writes.
-    """
-
-    def __init__(self) -> None:
-        self._error: OSError | None = None
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        file = Path(path)
-        try:
-            save_atomically(checkpoint, file, file.with_name(PREVIOUS.name))
-        except OSError as error:
-            self._error = error
-
-    def take_error(self) -> OSError | None:
-        """The error of the last save, once; None if it succeeded."""
-        error, self._error = self._error, None
-        return error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)

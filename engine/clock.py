@@ -1,6 +1,7 @@
 """How long a run lasts and where in it we are: the clock of every gate, schedule and stopping rule."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from codegrid.engine.errors import InputError, check_int, check_range
@@ -37,6 +38,42 @@ class Budget:
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
         return Now(step, min(1.0, max(by_steps, by_time)))
+
+
+MEETING_EVERY = 1.0  # seconds between two exchanges of the ranks, or an update if that takes longer
+MAX_UPDATES_APART = 100
+
+
+class CommonClock:
+    """The seconds of training that all ranks count alike: those of the main rank, exchanged about once a second.
+
+    An exchange waits for the device and for all ranks. The updates in between count with the pace of those before, on every
+    rank the same, and the clock never runs backward.
+    """
+
+    def __init__(self, step: int, seconds: float) -> None:
+        self.seconds = seconds
+        self.meets = (
+            True  # whether ranks exchange what one of them alone knows, before the next update
+        )
+        self._last_meeting = (step, seconds)
+        self._next_meeting = step + 1
+        self._pace = 0.0  # seconds of an update
+
+    def tick(self, step: int, seconds: float, exchange: Callable[[float], float]) -> float:
+        """The common seconds after update number `step`; `seconds` are this rank's own, and `exchange` returns the main one's."""
+        self.meets = step >= self._next_meeting
+        if not self.meets:
+            self.seconds += self._pace
+            return self.seconds
+        main_seconds = exchange(seconds)
+        last_step, last_seconds = self._last_meeting
+        self._pace = max(0.0, main_seconds - last_seconds) / (step - last_step)
+        apart = int(MEETING_EVERY / max(self._pace, MEETING_EVERY / MAX_UPDATES_APART))
+        self._next_meeting = step + max(1, apart)
+        self._last_meeting = (step, main_seconds)
+        self.seconds = max(self.seconds, main_seconds)
+        return self.seconds
 
 
 class Schedule:

@@ -30,3 +30,13 @@ def request_validation(checkpoint: dict[str, Any]) -> None:
         validation = fit_loop["epoch_loop.val_loop.batch_progress"][count]
         training["completed"] = training["processed"]
         validation.update(ready=1, started=1, processed=0, completed=0)  # within its first batch
+
+
+def skip_sigterm_exchange(trainer: L.Trainer) -> None:
+    """Drop Lightning's exchange between several processes before each batch, for which the host waits for the device.
+
+    It spreads a SIGTERM of the main process; callbacks/signals.py takes that signal over and exchanges it about once a second.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    assert callable(loop._broadcast_sigterm_tensor)
+    loop._broadcast_sigterm_tensor = lambda: None

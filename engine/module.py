@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.clock import Budget, CommonClock, Mark, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
@@ -49,14 +49,29 @@ class ClockedModule(L.LightningModule, ABC):
         self.seconds = 0.0
         self.is_updating = False  # whether an update has begun and not ended
         self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
-        # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device once training begins.
+        self._terms: dict[str, Tensor] = {}  # the same, for the log: no callback empties it
+        # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device from the first update on.
         self.broken = torch.tensor(-1)
         self._last_tick = 0.0
+        self._own_seconds = 0.0  # of this rank, where the ranks share a clock
+        self._common_clock: CommonClock | None = None  # of several ranks
         self._scaler: torch.amp.GradScaler | None = None
 
     @property
     def now(self) -> Now:
         return self.budget.now(self.step, self.seconds)
+
+    @property
+    def phases(self) -> Mapping[str, Mark]:
+        """The parts of a run whose updates differ in what they compute, by names, and when each begins."""
+        return {"training": 0}
+
+    def enter(self, mark: Mark) -> None:
+        """Set the clock to a moment of the run, as a step or a fraction, for an update that is tried outside a run."""
+        steps, minutes = self.budget.max_steps or 0, self.budget.max_minutes or 0
+        is_step = isinstance(mark, int)
+        self.step = int(mark) if is_step else math.ceil(mark * steps)
+        self.seconds = 0.0 if is_step else mark * 60 * minutes
 
     @property
     @abstractmethod
@@ -72,7 +87,9 @@ class ClockedModule(L.LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._last_tick = time.monotonic()
-        self.broken = self.broken.to(self.device)
+        if self.trainer.world_size > 1:
+            self._own_seconds = self.seconds
+            self._common_clock = CommonClock(self.step, self.seconds)
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if self.now.progress >= 1:  # resumed when only the last validation was missing
             self.trainer.should_stop = True
@@ -86,15 +103,26 @@ class ClockedModule(L.LightningModule, ABC):
     def tick(self) -> None:
         """Count one more update and its time, and stop when the budget is spent."""
         moment = time.monotonic()
+        passed = moment - self._last_tick
         self.step += 1
-        self.seconds += moment - self._last_tick
         self._last_tick = moment
-        if (
-            self.trainer.world_size > 1
-        ):  # one clock for all ranks, or one would stop before the others
-            self.seconds = float(broadcast(torch.tensor(self.seconds, device=self.device)))
+        if self._common_clock is None:
+            self.seconds += passed
+        else:  # one clock for all ranks, or one would stop before the others
+            self._own_seconds += passed
+            self.seconds = self._common_clock.tick(self.step, self._own_seconds, self._ask_main)
         if self.now.progress >= 1:
             self.trainer.should_stop = True
+        self._log_noted_terms()
+
+    @property
+    def ranks_meet(self) -> bool:
+        """Whether ranks exchange what only one of them knows, such as a signal, before the next update: about once a second."""
+        return self._common_clock is None or self._common_clock.meets
+
+    def _ask_main(self, seconds: float) -> float:
+        """The main rank's value on every rank. Waits for the device."""
+        return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
     def micro_batches(self, batch: Tensor) -> list[tuple[Tensor, float]]:
         """The batch in `accumulate` parts, each with its share of the batch."""
@@ -133,10 +161,11 @@ class ClockedModule(L.LightningModule, ABC):
         norm = self.clip_gradients_of(optimizer)
         is_finite &= norm.isfinite()
         scale = self.loss_scale
-        if isinstance(scale, Tensor):  # the scaler skips an update that overflows and halves the scale
+        if isinstance(scale, Tensor):
+            # The scaler skips an update that overflows, and halves the scale.
             is_finite = scale > 2**-10
         is_fine = is_finite | (self.broken >= 0)
-        self.broken = self.broken.masked_fill(~is_fine, self.step)
+        self.broken = self.broken.to(self.device).masked_fill(~is_fine, self.step)
         optimizer.step()
         player = self.players[which]
         rate_now = optimizer.param_groups[0]["lr"]
@@ -174,7 +203,7 @@ class ClockedModule(L.LightningModule, ABC):
 
     @property
     def loss_scale(self) -> Tensor | float:
-        """The factor of losses before they go backward, so that float16 holds their gradients: the scaler's own tensor, else 1.0."""
+        """The factor of losses before they go backward, so that float16 holds their gradients: a tensor of the device; else 1.0."""
         if self._scaler is None:
             return 1.0
         scale: Tensor = self._scaler.scale(torch.ones((), device=self.device))
@@ -213,21 +242,31 @@ class ClockedModule(L.LightningModule, ABC):
         return optimizer
 
     def log_terms(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Log terms under train/, float32 and detached, and keep them as this module's `vitals`, all on the module's device.
+        """Note terms of this update, float32, detached and on the module's device, as this module's `vitals`, and for the next
+        step that is logged.
 
         The device is not waited for: a copy of a Python number would be, so it is written by the device itself.
         """
         for name, value in terms.items():
-            self.vitals[name] = (
-                value.detach().float()
+            self.vitals[name] = self._terms[name] = (
+                value.detach().to(torch.float32, copy=True)
                 if isinstance(value, Tensor)
                 else torch.full((), value, dtype=torch.float32, device=self.device)
             )
-        self.log_dict({f"train/{name}": self.vitals[name] for name in terms})
+
+    def _log_noted_terms(self) -> None:
+        """Log the last value of each term under train/, if this step is logged. Lightning takes a millisecond for a few terms, so
+        it gets none of the other steps'."""
+        trainer = self.trainer
+        if self.step % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
+            self.log_dict({f"train/{name}": value for name, value in self._terms.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["clock"] = {"step": self.step, "seconds": self.seconds}
+        checkpoint["terms"] = {name: float(value) for name, value in self._terms.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = checkpoint["clock"]["step"]
         self.seconds = checkpoint["clock"]["seconds"]
+        terms = checkpoint.get("terms", {})  # earlier versions have none
+        self._terms = {name: torch.tensor(value) for name, value in terms.items()}

@@ -26,7 +26,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Inside, float32 stays float32 under any precision setting; on a device that has no autocast it does so anyway."""
-    if not torch.amp.is_autocast_available(device.type):  # type: ignore[attr-defined]
+    if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -24,9 +24,11 @@ class TrainerSettings:
 
     max_steps, max_minutes    the budget; whichever ends first
     val_every, save_every, log_every    in updates
+    save_async                whether training continues while a checkpoint is written
     devices                   devices per machine: a number, "auto" or -1 for all, or a list of GPUs
     clip                      the largest gradient norm; 0 for any
     accumulate                micro-batches per update
+    checkpoint_activations    whether the backward pass computes the activations of blocks again
     """
 
     max_steps: int | None
@@ -34,6 +36,7 @@ class TrainerSettings:
     val_every: int
     save_every: int
     log_every: int
+    save_async: bool
     accelerator: str
     devices: int | str | list[int]
     strategy: str
@@ -42,6 +45,7 @@ class TrainerSettings:
     clip: float
     compile: bool
     accumulate: int
+    checkpoint_activations: bool
 
     @classmethod
     def read(cls, trainer: DictConfig) -> "TrainerSettings":
@@ -65,8 +69,14 @@ class TrainerSettings:
                 raise InputError(
                     f"trainer.{name}={steps} must be a whole number of at least 1 step"
                 )
+        if not isinstance(self.save_async, bool):
+            raise InputError(f"trainer.save_async={self.save_async} must be true or false")
         if self.strategy not in STRATEGIES:
             raise InputError(f"trainer.strategy={self.strategy} must be auto, ddp or fsdp2")
+        if not isinstance(self.checkpoint_activations, bool):
+            raise InputError(
+                f"trainer.checkpoint_activations={self.checkpoint_activations} must be true or false"
+            )
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise InputError(
                 "trainer.precision=16-mixed scales losses, which trainer.strategy=fsdp2 does not; "

@@ -12,8 +12,10 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from codegrid.engine.distributed import choose_devices, cluster_plugins
 from codegrid.engine.fsdp import ShardedStrategy
+from codegrid.engine.lightning_doors import skip_sigterm_exchange
 from codegrid.engine.precision import best_precision
 from codegrid.engine.settings import TrainerSettings
+from codegrid.engine.writer import AtomicCheckpointIO
 
 
 def make_trainer(
@@ -33,7 +35,7 @@ def make_trainer(
     n = settings.num_processes
     is_sharded = n > 1 and settings.strategy == "fsdp2"
     strategy: Any = "ddp_find_unused_parameters_true" if n > 1 else "auto"
-    return L.Trainer(
+    trainer = L.Trainer(
         max_epochs=-1,
         max_steps=-1,
         accelerator=settings.device.type,
@@ -54,11 +56,16 @@ def make_trainer(
         logger=list(loggers),
         default_root_dir=folder,
     )
+    skip_sigterm_exchange(trainer)
+    return trainer
 
 
 def plugin_arguments(settings: TrainerSettings) -> dict[str, Any]:
-    """Lightning's arguments for precision and processes; it would silently replace float16 on a CPU."""
-    plugins: list[Any] = [*cluster_plugins(settings.num_processes)]
+    """Lightning's arguments for precision, processes and files; it would silently replace float16 on a CPU."""
+    plugins: list[Any] = [
+        *cluster_plugins(settings.num_processes),
+        AtomicCheckpointIO(settings.save_async),
+    ]
     precision = best_precision() if settings.precision == "auto" else settings.precision
     if precision != "16-mixed":
         return {"precision": precision, "plugins": plugins}

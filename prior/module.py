@@ -59,6 +59,11 @@ class PriorModule(ClockedModule):
         """The model's transformer blocks; empty if it has none."""
         return [part for part in self.model.modules() if isinstance(part, Block)]
 
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        """The parts whose activations the backward pass may compute again."""
+        return self.model.recomputed
+
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         indices, labels = batch
         labels = self.drop_labels(labels)
@@ -171,7 +176,7 @@ class LikelihoodMetric(Metric):
         predicted = prediction.weights > 0
         for n, k in enumerate((1, 5)):
             hits = ((k - above) / tied).clamp(0, 1)
-            self.hits[n] += hits[predicted].sum(dtype=torch.float64)
+            self.hits[n] += (hits * predicted).sum(dtype=torch.float64)
         self.tokens += predicted.sum()
         nats = negative_log_likelihood(prediction) * prediction.weights
         self.nats += nats.sum(0, dtype=torch.float64)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 

@@ -1,6 +1,6 @@
 """The training step of stage 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.activations import Stretch, checkpoint_activations, join_neighbours
+from codegrid.engine.clock import Budget, Mark, Now, Schedule
+from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
+from codegrid.engine.settings import TrainerSettings
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
@@ -21,6 +24,7 @@ from vqgan.losses.groups import Adversary, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
+from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
@@ -216,6 +220,16 @@ class VQGAN(ClockedModule):
         progress = (self.now.progress - self.discriminator_start) / left if left else 1.0
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
+    @property
+    def phases(self) -> Mapping[str, Mark]:
+        if self.adversary is None or not self.learners.any:
+            return super().phases
+        return self.adversary.gate.phases
+
+    def enter(self, mark: Mark) -> None:
+        super().enter(mark)
+        self.discriminator_step = 0  # at which all that is due every n updates is due
+
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
@@ -252,6 +266,21 @@ class VQGAN(ClockedModule):
         return count_plain(self.tokenizer)
 
     @property
+    def recomputed(self) -> list[nn.Module | Stretch]:
+        """The parts whose activations the backward pass may compute again. The decoder's last convolution is none of them, so
+        lambda's gradients there compute nothing again."""
+        return [
+            part
+            for network, shrinks in (
+                (self.tokenizer.encoder, True),
+                (self.tokenizer.decoder, False),
+            )
+            for part in join_neighbours(
+                network.layers, network.recomputed, filter(enlarges, network.recomputed), shrinks
+            )
+        ]
+
+    @property
     def costly(self) -> list[nn.Module]:
         """What is worth compiling: the layers that take most of the time, without the decoder's last, whose gradients lambda
         needs on their own. The discriminator's passes vary too much: with gradients to its weights, without, and R1's."""
@@ -278,3 +307,12 @@ class VQGAN(ClockedModule):
         super().on_load_checkpoint(checkpoint)
         self.discriminator_step = checkpoint["clock"]["judged"]
         self.discriminator_start = checkpoint["clock"]["judging_since"]
+
+
+def prepare_layers(module: VQGAN, training: TrainerSettings) -> None:
+    """What the run's config asks of the networks' layers before they train."""
+    module.learners.adapt(module.tokenizer)
+    if training.checkpoint_activations:
+        checkpoint_activations(module)
+    if training.compile:
+        compile_parts(module.costly)

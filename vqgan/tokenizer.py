@@ -35,6 +35,7 @@ from vqgan.pictures import (
 )
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
 from vqgan.quantizers.search import flatten
+from vqgan.tiling import run_by_tiles
 
 STARTS = ("patches", "random")
 OUTPUTS = ("pil", "tensor", "array")  # of decode_codes
@@ -140,6 +141,7 @@ class Tokenizer(nn.Module):
         batch_size: int = ENCODED_AT_ONCE,
         size: SizeSetting | str | None = None,
         fit: str | None = None,
+        tile: int | str | None = None,
     ) -> Tensor:
         """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
 
@@ -150,6 +152,8 @@ class Tokenizer(nn.Module):
                 "own": none, an image of any size is encoded as it is. Sides that f doesn't divide are padded at the bottom
                 and at the right by a mirror image; decode_codes(size=) cuts it off
         fit     how an image of other proportions gets the size, crop, pad or stretch; None: as in training
+        tile    pixels of a side that the networks take at once, for large images: memory then grows no more with the image, see
+                vqgan/tiling.py; "auto": 512, or the sides of the images in training if these are longer; None: the whole image
 
         Raises InputError for what is no image, for images of several sizes with size="own", and if the tokenizer is
         continuous.
@@ -167,7 +171,7 @@ class Tokenizer(nn.Module):
             sizes |= {(each.shape[1], each.shape[2]) for each in x}
             check_own_sizes(sizes)
             self.check_served(x[0])
-            codes.append(self.indices(torch.stack(x).to(device)).cpu())
+            codes.append(self.indices(torch.stack(x).to(device), tile).cpu())
         return torch.cat(codes) if codes else torch.empty(0, *self.code_shape, dtype=torch.int64)
 
     def pad(self, image: Tensor) -> Tensor:
@@ -189,12 +193,14 @@ class Tokenizer(nn.Module):
         output: str = "pil",
         batch_size: int = ENCODED_AT_ONCE,
         size: SizeSetting | None = None,
+        tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
         """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
         size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+        tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
         tokenizer is continuous.
@@ -205,7 +211,9 @@ class Tokenizer(nn.Module):
         self.check_codes(codes)
         rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
         device = next(self.parameters()).device
-        parts = [self.decode_indices(part.to(device)) for part in codes.long().split(batch_size)]
+        parts = [
+            self.decode_indices(part.to(device), tile) for part in codes.long().split(batch_size)
+        ]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
@@ -335,19 +343,22 @@ class Tokenizer(nn.Module):
             x_hat = x_hat + self.patches.decode(z_q)
         return x_hat.float()
 
-    def indices(self, x: Tensor) -> Tensor:
+    def indices(self, x: Tensor, tile: int | str | None = None) -> Tensor:
         """x (B, C, H, W) -> indices int64, (B, h, w), or (B, h, w, num_codebooks) for several codebooks.
 
-        Raises InputError if the tokenizer is continuous.
+        With `tile` as in encode_images the encoder takes large images by tiles. Raises InputError if the tokenizer is
+        continuous.
         """
-        indices = self.encode(x).indices
+        z_e = run_by_tiles(self, self.encode_input, x, (self.f, 1), tile)
+        indices = self.quantizer(z_e).indices
         if indices is None:
             raise InputError(NO_CODES_MESSAGE)
         return indices
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q)."""
-        return self.decode(self.quantizer.lookup(indices))
+    def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
+        z_q = self.quantizer.lookup(indices)
+        return run_by_tiles(self, self.decode, z_q, (1, self.f), tile)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

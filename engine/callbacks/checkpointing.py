@@ -12,12 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from codegrid.engine.callbacks.signals import Stop, StopNow
-from codegrid.engine.checkpoint import (
-    AtomicCheckpointIO,
-    find_damage,
-    read_checkpoint,
-    save_atomically,
-)
+from codegrid.engine.checkpoint import find_damage, read_checkpoint, save_atomically
 from codegrid.engine.collectives import all_gather, own_entry, run_on_main
 from codegrid.engine.console import best_effort_write, log_line
 from codegrid.engine.errors import InputError
@@ -25,6 +20,7 @@ from codegrid.engine.folder import BEST, LAST
 from codegrid.engine.lightning_doors import align_logged_step, request_validation
 from codegrid.engine.loggers import truncate_logs
 from codegrid.engine.module import ClockedModule
+from codegrid.engine.writer import AtomicCheckpointIO
 
 PAUSES = (10, 30, 60, 120, 240)  # seconds between attempts to write the last state of a run
 
@@ -37,6 +33,9 @@ class Checkpoints(Callback):
     nothing; files that the run appends to are truncated to the checkpoint's step. It also holds the state of the random
     streams, which Lightning leaves out, and the run's header. If a run breaks off during a validation, the resumed run
     repeats that validation from its start.
+
+    Under trainer.save_async training continues while a thread writes. The next checkpoint, the end of the run and whatever
+    breaks it off wait for that write, so there is one at a time.
 
     If a checkpoint can't be written, the run reports it, continues, and tries again at the next one. At the end of the run
     it retries for some minutes, then writes to the system's folder for temporary files, and fails with a sentence.
@@ -53,11 +52,16 @@ class Checkpoints(Callback):
         self._logged: dict[str, float] = {}
         self._validated = 0  # the step of the last complete validation
         self._saved = (0, 0)  # the step of the last save, and the last validation then
+        self._written = (0, 0)  # the same of the last save that is on the disk
+        self._is_pending = (
+            False  # whether the last save may be under way, and its outcome is unknown
+        )
         self._training = False
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self.file = Path(trainer.default_root_dir) / LAST
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if not isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO(is_async=False)
 
     # Writing.
 
@@ -65,6 +69,8 @@ class Checkpoints(Callback):
         """Save if it is time: this is after an update with its logs and its validation, and before the next."""
         assert isinstance(module, ClockedModule)
         align_logged_step(trainer, module.step)
+        if trainer.world_size == 1 and not writer_of(trainer).is_writing:
+            self.settle(trainer)  # a failure is reported now; several ranks meet at the next save
         self.save_if_due(trainer)
         if (
             self._logged
@@ -89,29 +95,51 @@ class Checkpoints(Callback):
         if module.step % self.every or is_saved or not module.step:
             return
         try:
-            self.save(trainer)
+            self.save(trainer, waits=not writer_of(trainer).is_async)
         except OSError as error:
-            last = (
-                f"the last one is of step {self._saved[0]}"
-                if self._saved[0]
-                else "there is none yet"
-            )
-            log_line(
-                f"step {module.step}: {self.file} can't be written ({error.strerror or error}); {last}. "
-                f"The run continues and tries again after {self.every} more steps"
-            )
+            self.report(error, module.step)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Write the state as it is. Raises OSError on all ranks: each has a part in it, and all must agree on the next try."""
+    def save(self, trainer: L.Trainer, waits: bool = True) -> None:
+        """Save the state as it is, after the save before. Raises OSError on all ranks if it `waits` and the file can't be
+        written: each has a part in it, and all must agree on the next try."""
         module = trainer.lightning_module
         assert isinstance(module, ClockedModule)
         module.check()  # a broken model must not replace a good one
-        writer = trainer.strategy.checkpoint_io
-        assert isinstance(writer, AtomicCheckpointIO)
+        self.settle(trainer)  # before the state is gathered, or memory would hold two
+        self._is_pending = True
         trainer.save_checkpoint(self.file)
-        if error := run_on_main(writer.take_error):
-            raise error
         self._saved = (module.step, self._validated)
+        if waits and (error := self.wait(trainer)):
+            raise error
+
+    def settle(self, trainer: L.Trainer) -> None:
+        """Wait for the save under way, and report it if it failed. All ranks must call it."""
+        step, _ = self._saved
+        if error := self.wait(trainer):
+            self.report(error, step)
+
+    def wait(self, trainer: L.Trainer) -> OSError | None:
+        """Wait for the save under way; its error if it failed, on all ranks, which must all call it."""
+        if not self._is_pending:
+            return None
+        saved, self._saved = (
+            self._saved,
+            self._written,
+        )  # also if something else than the disk fails
+        self._is_pending = False
+        error = run_on_main(lambda: writer_of(trainer).take_error(self.file))
+        if error is None:
+            self._saved = self._written = saved
+        return error
+
+    def report(self, error: OSError, step: int) -> None:
+        """Print that the checkpoint of this step can't be written."""
+        last = self._written[0]
+        before = f"the last one is of step {last}" if last else "there is none yet"
+        log_line(
+            f"step {step}: {self.file} can't be written ({error.strerror or error}); {before}. "
+            "The run continues and tries again at the next checkpoint"
+        )
 
     def save_finally(self, trainer: L.Trainer, pauses: Sequence[float]) -> None:
         """Save what would otherwise be lost with this process: retry after each of the pauses, then write elsewhere."""
@@ -152,11 +180,23 @@ class Checkpoints(Callback):
     ) -> None:
         assert isinstance(module, ClockedModule)
         is_whole = not module.is_updating and module.broken < 0
-        is_new = module.step > 0 and (module.step, self._validated) != self._saved
         alone = trainer.world_size == 1 and not isinstance(exception, StopNow)
         together = isinstance(exception, Stop) or alone  # else other ranks may not be here
-        if self._training and is_whole and is_new and together and trainer.state.fn == "fit":
+        if not (self._training and is_whole and together and trainer.state.fn == "fit"):
+            self.finish_alone(trainer)
+            return
+        self.settle(trainer)
+        if module.step > 0 and (module.step, self._validated) != self._saved:
             self.save_finally(trainer, ())  # whoever ends a program has little patience
+
+    def finish_alone(self, trainer: L.Trainer) -> None:
+        """Wait for the save under way without the other ranks, and report it if it failed."""
+        writer = writer_of(trainer)
+        if writer.is_writing:
+            log_line("a checkpoint is being written; the run ends when it is on the disk")
+        writer.finish()
+        if self._is_pending and (error := writer.take_error(self.file)):
+            self.report(error, self._saved[0])
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ClockedModule)
@@ -188,7 +228,7 @@ class Checkpoints(Callback):
         self._validation_due = bool(checkpoint.get("unjudged"))
         self._logged = checkpoint.get("logged", {})
         self._validated = 0 if self._validation_due else step
-        self._saved = (step, self._validated)
+        self._saved = self._written = (step, self._validated)
         if self._validation_due:
             request_validation(checkpoint)
 
@@ -253,5 +293,15 @@ class BestCheckpoint(Callback):
                 "figures": self.figures,
                 "clock": {"step": module.step, "seconds": module.seconds},
             }
-            with best_effort_write(self.file):
-                save_atomically(content, self.file)
+            writer_of(trainer).write(content, self.save)
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Write the file; if it can't be written, report it."""
+        with best_effort_write(self.file):
+            save_atomically(content, self.file)
+
+
+def writer_of(trainer: L.Trainer) -> AtomicCheckpointIO:
+    """What writes a run's checkpoints; in a run without Checkpoints, what writes at once."""
+    writer = trainer.strategy.checkpoint_io
+    return writer if isinstance(writer, AtomicCheckpointIO) else AtomicCheckpointIO(is_async=False)

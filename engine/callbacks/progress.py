@@ -12,11 +12,15 @@ from codegrid.engine.module import ClockedModule
 
 
 class Progress(Callback):
-    """A bar over the whole run, by the module's own clock, with the figures in `labels` (log name -> label)."""
+    """A bar over the whole run, by the module's own clock, with the figures in `labels` (log name -> label).
+
+    The figures are those of the last logged step and the last validation: reading one waits for the device.
+    """
 
     def __init__(self, labels: dict[str, str]) -> None:
         self.labels = labels
         self._bar: tqdm[Any] | None = None
+        self._figures: dict[str, float] = {}
         self._last_refresh = 0.0
         self._samples = 0
         self._start = 0.0
@@ -41,35 +45,45 @@ class Progress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        assert isinstance(module, ClockedModule)
         self._samples += len(batch[0]) * trainer.world_size
+        is_logged = module.step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if self._bar is not None and (is_logged or trainer.should_stop):
+            self._read(trainer)
         moment = time.monotonic()
         if self._bar is not None and moment - self._last_refresh > refresh_interval():
             self._last_refresh = moment
-            self._refresh(trainer, module)
+            self._refresh(module)
 
-    def _refresh(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._read(trainer)
+
+    def _read(self, trainer: L.Trainer) -> None:
+        metrics = trainer.callback_metrics
+        self._figures = {name: float(metrics[name]) for name in self.labels if name in metrics}
+
+    def _refresh(self, module: L.LightningModule) -> None:
         assert self._bar is not None
         assert isinstance(module, ClockedModule)
-        metrics = trainer.callback_metrics
         rate = self._samples / max(time.monotonic() - self._start, 1e-9)
         words = [f"step {module.step}", f"{rate:.0f} images/s"]
-        for name, label in self.labels.items():
-            if name in metrics:
-                words.append(f"{label} {float(metrics[name]):.4g}")
+        for name, value in self._figures.items():
+            words.append(f"{self.labels[name]} {value:.4g}")
         self._bar.set_postfix_str(", ".join(words), refresh=False)
         self._bar.n = module.now.progress
         self._bar.refresh()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._close(trainer, module)
+        self._close(module)
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
-        self._close(trainer, module)
+        self._close(module)
 
-    def _close(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def _close(self, module: L.LightningModule) -> None:
         if self._bar is not None:
-            self._refresh(trainer, module)
+            self._refresh(module)
             self._bar.close()
             self._bar = None

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from codegrid.engine.exit_codes import SIGNALS
+from codegrid.engine.module import ClockedModule
 from codegrid.engine.waits import ends_waits, is_waiting
 
 GRACE = 10.0  # seconds that a run of several processes may wait for a batch after a signal
@@ -30,9 +31,9 @@ class Signals(Callback):
     of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once. While the run waits for a batch
     it ends at once, as complete as between two updates.
 
-    Several processes agree on the moment, and only the main one exits with the signal's code: if another one did, the
-    launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch after
-    `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
+    Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another
+    one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch
+    after `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
     on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals gives all signals back to
     their earlier handlers, with one that came too late to end the run.
     """
@@ -108,7 +109,8 @@ class Signals(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         """End the run if a signal was received: between two updates, after the checkpoint callback's turn."""
-        if trainer.world_size > 1 and not self._agree(trainer):
+        assert isinstance(module, ClockedModule)
+        if trainer.world_size > 1 and not (module.ranks_meet and self._agree(trainer)):
             return
         if self.received is not None:
             self._end(SIGNALS[self.received] if trainer.is_global_zero else 0)

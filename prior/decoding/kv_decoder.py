@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.engine.precision import without_autocast
 from prior.decoding.products import pack_linear
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
@@ -31,7 +32,7 @@ class KVSteps(nn.Module):
         device = angles.device
         self.dtype = product_dtype(device)
         size = 2 * angles.shape[-1]
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), without_autocast(device):
             weights = [fold_weights(block) for block in blocks if isinstance(block, Block)]
             self.products = [[pack_linear(w.to(self.dtype)) for w in parts] for parts in weights]
             self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
@@ -60,7 +61,7 @@ class KVSteps(nn.Module):
         if self.t == self.past.shape[-2]:
             self.make_room()
         self.hidden[..., self.t] = 0
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = self._step(x.float(), self.turns[self.t])
         self.t += 1
         return x
@@ -103,7 +104,7 @@ class CompiledKVSteps(nn.Module):
         self.n, self.dtype = n, product_dtype(device)
         self.t = 0  # the next position
         stack = [block for block in blocks if isinstance(block, Block)]
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), without_autocast(device):
             self.layers = nn.ModuleList(
                 CompiledLayer(block, self.dtype, n, len(angles)) for block in stack
             )
@@ -122,7 +123,7 @@ class CompiledKVSteps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (n or fewer, width) at the next position -> the last block's output there, float32, without gradients."""
         padded = F.pad(x.float(), (0, 0, 0, self.n - len(x)))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             y: Tensor = self.compiled_step(padded)
             y = y[: len(x)].clone()  # the next replay of a CUDA graph overwrites its output
         self.t += 1
@@ -209,7 +210,7 @@ def product_dtype(device: torch.device) -> torch.dtype:
 
 def minimal_length(width: int, device: torch.device) -> Tensor:
     """The length that stands for RMSNorm's default epsilon: it is added to that of a vector in quadrature."""
-    return torch.tensor((width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
+    return torch.full((), (width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
 
 
 def normalise(x: Tensor, least: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.models.inputs import CodeEmbedding
+from prior.models.transformer import Block
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
@@ -53,6 +54,11 @@ class PriorModel(nn.Module, ABC):
         ends: list[nn.Module] = [p for p in self.modules() if isinstance(p, CodeEmbedding)]
         head = getattr(self, "head", None)
         return ends if head is None else [*ends, head]
+
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        """The parts whose activations the backward pass may compute again: the transformer blocks, if it has any."""
+        return [part for part in self.modules() if isinstance(part, Block)]
 
     @abstractmethod
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.console import log_line
+from codegrid.engine.precision import without_autocast
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -83,9 +84,9 @@ class LSTM(Autoregressive):
         """The recurrent layers on x (B, T, width): outputs (B, T, width) and the state after them. In float32 where this
         machine has no LSTM in the precision of the run."""
         kind = x.device.type
-        is_mixed = torch.is_autocast_enabled(kind)
+        is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         if is_mixed and not has_lstm(kind, torch.get_autocast_dtype(kind)):
-            with torch.autocast(kind, enabled=False):
+            with without_autocast(x.device):
                 outputs, state = self.lstm(x.float(), state)
         else:
             outputs, state = self.lstm(x, state)

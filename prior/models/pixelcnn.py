@@ -56,6 +56,10 @@ class PixelCNN(Autoregressive):
         for p in self.head.parameters():
             nn.init.zeros_(p)
 
+    @property
+    def recomputed(self) -> list[nn.Module]:
+        return list(self.horizontal)
+
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         x = rearrange(self.read(codes), "b (h w) c -> b c h w", w=self.grid[1])
         # The first layer's mask A is a shift of its input: no position holds its own code then, and all masks are B.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import without_autocast
 
 
 def head_size(width: int, heads: int) -> int:
@@ -138,12 +139,13 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """y = x / rms(x), times the weight."""
+    """y = x / rms(x), times the weight, in float32: autocast would round the products of vecdot to bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         x = x.float()
-        square = torch.linalg.vecdot(x, x)[..., None] / x.shape[-1]
+        with without_autocast(x.device):
+            square = torch.linalg.vecdot(x, x)[..., None] / x.shape[-1]
         scale = square.add_(torch.finfo(x.dtype).eps).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale, weight)
@@ -154,7 +156,8 @@ class _Normalise(torch.autograd.Function):
         y, scale, weight = ctx.saved_tensors
         inward = slope * weight
         # The norm undoes any change of length, so the part of the gradient along y vanishes.
-        along = torch.linalg.vecdot(inward, y)[..., None] / y.shape[-1]
+        with without_autocast(y.device):
+            along = torch.linalg.vecdot(inward, y)[..., None] / y.shape[-1]
         of_x = torch.addcmul(inward, y, along, value=-1).mul_(scale)
         of_weight = (slope * y).flatten(0, -2).sum(0)
         return of_x, of_weight

@@ -152,6 +152,22 @@ def test_a_loader_draws_no_number_from_the_models_stream() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_batch_stays_as_it_is_on_the_cpu() -> None:
+    batch = next(iter(Numbers(4, 0, seed=0).val_dataloader()))
+    moved = Numbers(4, 0, seed=0).transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert [a is b for a, b in zip(moved, batch, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_a_gpu_are_pinned_unless_they_come_through_pipes(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert Numbers(4, workers, seed=0).train_dataloader().pin_memory
+    monkeypatch.setattr("codegrid.data.loading.free_shared_memory", lambda: 0)
+    assert Numbers(4, workers, seed=0).train_dataloader().pin_memory == (not workers)
+
+
 def test_chunks_are_those_that_were_asked_for() -> None:
     chunks = [
         labels.tolist() for _, labels in Numbers(4, 0, seed=0).iterate_chunks("val", 3, [3, 0, 2])

@@ -28,6 +28,7 @@ from codegrid.engine.checkpoint import (
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import BEST, DAMAGED, LAST, PREVIOUS
 from codegrid.engine.version import FORMAT, VERSION
+from codegrid.engine.writer import AtomicCheckpointIO
 from tests.helpers.configs import SMALL, compose_plain
 from tests.helpers.stage1 import fit, lightning_warnings, make_module
 from vqgan.load import build_tokenizer, load_tokenizer
@@ -339,18 +340,23 @@ class FullDisk:
         self.fsync(descriptor)
 
 
-def train(folder: Path, monkeypatch: pytest.MonkeyPatch, disk: FullDisk) -> None:
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, disk: FullDisk, is_async: bool) -> None:
     """Train for 8 steps, saved at 3, 6 and the end; each save syncs its file, then its folder."""
     monkeypatch.setattr("os.fsync", disk)
     monkeypatch.setattr("tempfile.tempdir", str(folder / "elsewhere"))
     header = make_header("vqgan", compose_plain("stage=vqgan"))
-    fit(make_module(), [Checkpoints(header, 3, pauses=(0, 0))], default_root_dir=folder)
+    callbacks = [Checkpoints(header, 3, pauses=(0, 0))]
+    fit(make_module(), callbacks, default_root_dir=folder, plugins=[AtomicCheckpointIO(is_async)])
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 def test_a_full_disk_is_reported_and_the_next_save_tries_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_async: bool,
 ) -> None:
-    train(tmp_path, monkeypatch, FullDisk(3, 1))
+    train(tmp_path, monkeypatch, FullDisk(3, 1), is_async)
     message = capsys.readouterr().err
     assert "step 6:" in message
     assert (
@@ -362,22 +368,24 @@ def test_a_full_disk_is_reported_and_the_next_save_tries_again(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 def test_the_last_state_is_retried_and_then_written_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
     with pytest.raises(
         InputError, match=r"the run's last state is in .*elsewhere.*last\.ckpt: move it to"
     ):
-        train(tmp_path, monkeypatch, FullDisk(5, 3))
+        train(tmp_path, monkeypatch, FullDisk(5, 3), is_async)
     [elsewhere] = (tmp_path / "elsewhere").rglob("last.ckpt")
     assert read_checkpoint(elsewhere, "vqgan")["clock"]["step"] == 8
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 6
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 def test_the_last_state_is_saved_if_the_disk_has_space_again_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
-    train(tmp_path, monkeypatch, FullDisk(5, 2))
+    train(tmp_path, monkeypatch, FullDisk(5, 2), is_async)
     assert read_checkpoint(tmp_path, "vqgan")["clock"]["step"] == 8
     assert not (tmp_path / "elsewhere").exists()
 

@@ -1,10 +1,11 @@
 """The budget of a run and the learning-rate schedule."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
-from codegrid.engine.clock import Budget, Now, Schedule, StableSchedule
+from codegrid.engine.clock import Budget, CommonClock, Now, Schedule, StableSchedule
 from codegrid.engine.errors import InputError
 
 
@@ -61,3 +62,41 @@ def test_a_cooldown_over_the_whole_run_or_none_of_it() -> None:
 def test_a_cooldown_longer_than_the_run_is_refused() -> None:
     with pytest.raises(InputError, match=r"schedule\.cooldown=2 must be a number from 0 to 1"):
         StableSchedule(warmup=0, floor=0, cooldown=2)
+
+
+def count_together(paces: list[float], steps: int) -> tuple[list[list[float]], list[list[int]]]:
+    """The seconds of each rank after each update, and the updates after which it meets the others; rank 0 is the main one."""
+    clocks = [CommonClock(0, 0.0) for _ in paces]
+    seconds: list[list[float]] = [[] for _ in paces]
+    meetings: list[list[int]] = [[] for _ in paces]
+    for step in range(1, steps + 1):
+        main = step * paces[0]
+        for rank, pace in enumerate(paces):
+            seconds[rank].append(clocks[rank].tick(step, step * pace, lambda _own, main=main: main))
+            if clocks[rank].meets:
+                meetings[rank].append(step)
+    return seconds, meetings
+
+
+def test_ranks_of_different_pace_count_the_main_ranks_seconds_and_meet_after_the_same_updates() -> (
+    None
+):
+    (main, other), (meetings, of_other) = count_together([0.25, 0.4], 12)
+    assert main == other == pytest.approx([0.25 * step for step in range(1, 13)])
+    assert meetings == of_other == [1, 5, 9]
+
+
+@pytest.mark.parametrize(("pace", "apart"), [(3.0, 1), (0.5, 2), (0.001, 100), (0.0, 100)])
+def test_ranks_meet_about_once_a_second(pace: float, apart: int) -> None:
+    _, [meetings] = count_together([pace], 201)
+    assert {b - a for a, b in pairwise(meetings)} == {apart}
+
+
+def test_the_common_clock_never_runs_backward() -> None:
+    """Updates that get faster are counted too slow until the next meeting, and then the clock waits."""
+    clock, real, seconds = CommonClock(7, 100.0), 100.0, [100.0]
+    for step in range(8, 200):
+        real += 0.3 if step % 7 else 0.01
+        seconds.append(clock.tick(step, real, lambda own: own))
+    assert all(b >= a for a, b in pairwise(seconds))
+    assert seconds[-1] == pytest.approx(real, abs=1.0)

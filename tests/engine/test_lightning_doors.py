@@ -1,5 +1,6 @@
 """The behaviour of Lightning that engine/lightning_doors.py relies on, which no documented interface promises."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from packaging.version import Version
 
 from codegrid.engine.callbacks.checkpointing import Checkpoints
 from codegrid.engine.folder import LAST
-from codegrid.engine.lightning_doors import align_logged_step, logged_step, request_validation
+from codegrid.engine.lightning_doors import (
+    align_logged_step,
+    logged_step,
+    request_validation,
+    skip_sigterm_exchange,
+)
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 
 pytestmark = lightning_warnings
@@ -204,3 +210,14 @@ def test_a_checkpoint_has_the_counters_that_request_validation_sets(interrupted:
     counts = {"ready", "started", "processed", "completed"}
     assert set(loop["epoch_loop.batch_progress"]["current"]) == counts
     assert set(loop["epoch_loop.val_loop.batch_progress"]["current"]) == counts
+
+
+def test_lightning_exchanges_a_sigterm_before_each_batch_of_several_processes_unless_that_is_off() -> (
+    None
+):
+    trainer = fit(make_module(steps=1))
+    loop: Any = trainer.fit_loop.epoch_loop
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(loop.advance)
+    assert "sigterm_tensor.item()" in inspect.getsource(loop._broadcast_sigterm_tensor)
+    skip_sigterm_exchange(trainer)
+    assert loop._broadcast_sigterm_tensor() is None

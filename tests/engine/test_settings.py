@@ -48,6 +48,7 @@ def test_settings_can_not_be_changed_after_they_are_read() -> None:
         (["trainer.val_every=0"], "trainer.val_every=0 must be a whole number of at least 1 step"),
         (["trainer.save_every=1.5"], "trainer.save_every=1.5 must be a whole number"),
         (["trainer.log_every=often"], "trainer.log_every=often must be a whole number"),
+        (["trainer.save_async=often"], "trainer.save_async=often must be true or false"),
         (["trainer.strategy=deepspeed"], "trainer.strategy=deepspeed must be auto, ddp or fsdp2"),
         (
             ["trainer.strategy=fsdp2", "trainer.precision=16-mixed"],

@@ -115,7 +115,7 @@ def test_only_the_main_process_exits_with_the_code_of_the_signal(is_main: bool, 
         strategy = Strategy()
 
     signals = Signals()
-    module: Any = None
+    module = make_module()
     signals.handle(signal.SIGTERM, None)
     with pytest.raises(Stop) as stop:
         signals.on_train_batch_start(Trainer(), module)  # type: ignore[arg-type]

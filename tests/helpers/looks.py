@@ -23,6 +23,7 @@ LOOKING = {  # operations whose result, or its shape, the host must know before 
     "_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "unique_consecutive", "equal",
     "is_nonzero", "allclose", "linalg_cholesky", "linalg_eigh",
 }  # fmt: skip
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 MASKS = (torch.bool, torch.uint8)
 ROOT = Path(__file__).parents[2]
 
@@ -52,9 +53,10 @@ class HostLooks(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         reason = find_look(self.device, operation, args, kwargs) if self.is_on else ""
-        if reason and not is_fetching():
+        if reason and not is_excused(reason):
             sentence = f"{reason} at {calling_line()}"
             if self.raises:
+                self.is_on = False  # Lightning tidies up
                 raise Look(sentence)
             self.looks.append(sentence)
         is_leaving = operation is torch.ops.aten._to_copy.default and args[0].is_meta
@@ -67,7 +69,7 @@ class HostLooks(TorchDispatchMode):
 def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
     """What makes the host wait for the device in an operation; empty if nothing does."""
     name = operation.overloadpacket.__name__
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors = tensors_of((args, kwargs))
     kinds = {x.device.type for x in tensors}
     target = kwargs.get("device")
     target_type = device if target is None else torch.device(target).type
@@ -75,9 +77,8 @@ def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
         return ""  # the host's own affair
     if name in LOOKING and device in kinds:
         return name
-    if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-        if any(x.dtype in MASKS for x in tree_leaves(args[1]) if isinstance(x, Tensor)):
-            return f"{name} by a mask"
+    if name in INDEXING and any(x.dtype in MASKS for x in tensors_of(args[1])):
+        return f"{name} by a mask"
     if name == "repeat_interleave" and kwargs.get("output_size") is None:
         return "repeat_interleave without output_size"
     if device == "cpu":
@@ -89,9 +90,17 @@ def find_look(device: str, operation: Any, args: Any, kwargs: Any) -> str:
     return f"{name} of tensors on {' and '.join(sorted(kinds))}" if len(kinds) > 1 else ""
 
 
-def is_fetching() -> bool:
-    """Whether Lightning is fetching the next batch, which is the host's affair."""
-    return any("fetchers.py" in frame.filename for frame in traceback.extract_stack())
+def tensors_of(arguments: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
+
+
+def is_excused(reason: str) -> bool:
+    """Whether Lightning is fetching the next batch, which is the host's affair, or copies the tensors that it has made for a term
+    that is logged for the first time: later they are on the device of the term."""
+    frames = traceback.extract_stack()
+    is_logging = any(f.name == "log" and f.filename.endswith("result.py") for f in frames)
+    is_new_term = is_logging and reason.startswith("a copy from cpu")
+    return is_new_term or any("fetchers.py" in f.filename for f in frames)
 
 
 def calling_line() -> str:
@@ -137,23 +146,19 @@ class MetaAccelerator(Accelerator):
 
 
 class WatchedStrategy(SingleDeviceStrategy):
-    """Training on one device, watched from each batch's arrival on the device to the next batch's."""
+    """Training on one device, each batch watched from its arrival on the device to the arrival of the next."""
 
-    def __init__(self, looks: HostLooks, accelerator: Accelerator, warmup: int) -> None:
-        """The first `warmup` batches are not watched: in them Lightning registers what is logged, and optimizers begin."""
+    def __init__(self, looks: HostLooks, accelerator: Accelerator, watched: range) -> None:
         super().__init__(torch.device(looks.device), accelerator=accelerator)
-        self.looks, self.left = looks, warmup
+        self.looks, self.watched, self.batch = looks, watched, 0
         looks.is_on = False
 
     def batch_to_device(self, *args: Any, **kwargs: Any) -> Any:
         self.looks.is_on = False
         moved = super().batch_to_device(*args, **kwargs)
-        self.left -= 1
-        self.looks.is_on = self.left < 0
+        self.looks.is_on = self.batch in self.watched
+        self.batch += 1
         return moved
-
-    def on_train_end(self) -> None:
-        self.looks.is_on = False
 
     def teardown(self) -> None:
         """Leave the weights where they are: those of the device "meta" have no values to move to the CPU."""
@@ -164,13 +169,19 @@ def watch_training(
     module: L.LightningModule,
     data: L.LightningDataModule,
     callbacks: Iterable[Callback] = (),
-    warmup: int = 1,
+    watched: range = range(1, 2),
     **settings: Any,
 ) -> L.Trainer:
-    """Train with Lightning's trainer on the device of `looks`, without loggers and validations, which look at values by design."""
+    """Train by Lightning's trainer on the device of `looks`, without validations, and without loggers unless `settings` have them:
+    both look at values by design.
+
+    `watched` are the numbers of the batches. The first is none of them: in it Lightning registers what is logged, and optimizers
+    begin. On a CPU the module should train longer, since the last step is logged. On the device "meta" optimizers need
+    foreach=True, since there are no fused kernels.
+    """
     accelerator = CPUAccelerator() if looks.device == "cpu" else MetaAccelerator()
     trainer = L.Trainer(
-        max_epochs=-1, strategy=WatchedStrategy(looks, accelerator, warmup), enable_checkpointing=False,
+        max_epochs=-1, strategy=WatchedStrategy(looks, accelerator, watched), enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         use_distributed_sampler=False, callbacks=list(callbacks), **{"logger": False, **settings},
     )  # fmt: skip

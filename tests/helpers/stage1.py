@@ -125,5 +125,5 @@ def make_tokenizer(
         "stem": 4,
         "max_width_mult": 4,
     }
-    quantizer = make(EMA, 16, dim) if quantizer is None else quantizer
-    return Tokenizer(Encoder(**parts), quantizer, Decoder(**parts), start)
+    encoder = Encoder(**parts)  # first, as random weights are drawn in the order of the parts
+    return Tokenizer(encoder, quantizer or make(EMA, 16, dim), Decoder(**parts), start)

@@ -21,6 +21,7 @@ from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.collectives import is_main
 from codegrid.engine.folder import LAST
 from codegrid.engine.fsdp import ShardedStrategy, reshard, sharded_parts, unshard
+from codegrid.engine.writer import AtomicCheckpointIO
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import PriorModule
@@ -81,7 +82,8 @@ def run(
     module, numbers = prior(name, **update), make_code_data(name, batch_size)
     before = [BestCheckpoint(ABOUT, NATS), WeightAverage(0.5)]
     callbacks = [*before, Checkpoints(ABOUT, 3, pauses=(0, 0)), *more]
-    settings = {"devices": 2, "strategy": ranks} if ranks else {}
+    settings: dict[str, Any] = {"devices": 2, "strategy": ranks} if ranks else {}
+    settings["plugins"] = [AtomicCheckpointIO(is_async=True)]
     fit = make_trainer(
         val_every=3, callbacks=callbacks, default_root_dir=folder, inference_mode=False, **settings
     )
@@ -321,9 +323,9 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(tmp_path: Path) -> N
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Runs in which the disk is full for the first checkpoint, and twice for the last."""
 
-    import codegrid.engine.checkpoint
+    import codegrid.engine.writer
 
-    save, steps = codegrid.engine.checkpoint.save_atomically, []
+    save, steps = codegrid.engine.writer.save_atomically, []
 
     def refuse(content: Any, file: Path, previous: Path | None = None) -> None:
         if file.name == LAST.name:
@@ -332,7 +334,7 @@ def fill_disk(folder: Path) -> dict[str, Any]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(content, file, previous)
 
-    codegrid.engine.checkpoint.save_atomically = refuse
+    codegrid.engine.writer.save_atomically = refuse
     tried = {}
     for how in (replicated, sharded):
         steps.clear()

@@ -5,7 +5,7 @@ does; and on the CPU under the watch of HostLooks, where branches by values are 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from tests.helpers.stage1 import (
     make_module,
     make_noise,
     make_tokenizer,
-    paper_weight,
 )
 from vqgan.backbones import Torchvision
 from vqgan.callbacks.doctor import TokenizerDoctor
@@ -35,7 +34,7 @@ from vqgan.discriminators.grain import Grain
 from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.discriminators.style import Style
-from vqgan.learning import Learners, choose_learners
+from vqgan.learning import choose_learners
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.augment import DiffAugment
 from vqgan.losses.gate import Gate
@@ -45,13 +44,11 @@ from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 from vqgan.module import VQGAN
 from vqgan.quantizers.base import Quantizer
-from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ema import EMA
-from vqgan.quantizers.residual import Residual
 
 pytestmark = lightning_warnings
 
-STEPS = 6
+STEPS = 5
 NARROW = "quantizer.K=16 quantizer.dim=8"
 ANNEALED = "quantizer.entropy.weight=0.1 quantizer.entropy.first=0 quantizer.entropy.updates=4"
 QUANTIZERS = [  # name and overrides
@@ -61,7 +58,7 @@ QUANTIZERS = [  # name and overrides
     f"vq {NARROW} quantizer.rotation=true quantizer.codebook_lr=10", f"ema {NARROW} quantizer.temperature=1.0",
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
     f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.dropout=0.5",
-    f"product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null",
+    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null",
 ]  # fmt: skip
 DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {
     "patch": lambda: make(PatchGAN, 3, 8, 1),
@@ -73,7 +70,6 @@ DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {
     "frozen": lambda: FrozenFeatures(squeezenet(), 8),
 }
 GAMES = (Hinge, Vanilla, NonSaturating, LeastSquares)
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def squeezenet() -> Torchvision:
@@ -92,9 +88,9 @@ def read_quantizer(overrides: str) -> Any:
     return compose_config("stage=vqgan", f"quantizer={name}", *words).quantizer
 
 
-def across_the_gate(**parts: Any) -> VQGAN:
-    """Steps of the generator alone, with a discriminator that trains, and with its gradient, first at half its weight."""
-    gate = Gate(start=3, ramp=2, warmup=1)
+def across_the_gate(warmup: int = 1, **parts: Any) -> VQGAN:
+    """Steps of the generator alone, with a discriminator that trains, and with its gradient, at first without its weight."""
+    gate = Gate(start=3, ramp=2, warmup=warmup)
     return make_module(gate, STEPS, **{"lecam": make(LeCam, 0.1), "r1": R1(0.1, every=2), **parts})
 
 
@@ -106,34 +102,64 @@ def build_quantized(overrides: str) -> VQGAN:
 
 
 def watch(
-    trained: VQGAN, device: str, precision: str = "32-true", callbacks: tuple[Callback, ...] = ()
-) -> None:
-    """Train under the watch of HostLooks, with the doctor, who looks at the first step and at the last, unwatched."""
+    trained: VQGAN, device: str, callbacks: Sequence[Callback] = (), **settings: Any
+) -> list[str]:
+    """Train under the watch of HostLooks, with the doctor, who looks at values every hundred steps; the optimizers' kernels are
+    those that look at nothing: fused ones, which "meta" hasn't, and foreach ones, which count their steps on the host."""
     looks = HostLooks(device)
-    settings: dict[str, Any] = {"precision": precision}
-    if precision == "16-mixed":
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        settings = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+    kernel = {"foreach": True} if device == "meta" else {"fused": True}
+    trained.make_optimizers = {
+        player: make if isinstance(make, Muon) else partial(torch.optim.AdamW, lr=1e-3, **kernel)
+        for player, make in trained.make_optimizers.items()
+    }
     doctor = TokenizerDoctor(every=100, patience=1)
     watch_training(looks, trained, make_noise(), [*callbacks, doctor], **settings)
     assert trained.step == STEPS
+    return looks.looks
 
 
-DEVICES = ("meta", "cpu")
+QUICK = ("ema quantizer.K=16 quantizer.dim=8", "grain", "codes learn on")
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("overrides", QUANTIZERS)
+def list_cases(names: Iterable[str]) -> list[Any]:
+    """Each name on each device; all but a few are slow."""
+    return [
+        pytest.param(name, device, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in names
+        for device in ("meta", "cpu")
+    ]
+
+
+@pytest.mark.parametrize(("overrides", "device"), list_cases(QUANTIZERS))
 def test_a_step_looks_at_no_value_of_any_bottleneck(overrides: str, device: str) -> None:
     if device == "cpu" and "dropout" in overrides:
         pytest.skip("the depth is drawn on the host, which a watch on the CPU can't tell")
     watch(build_quantized(overrides), device)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_every_bottleneck_and_discriminator_is_watched() -> None:
+    assert set(list_options("quantizer")) == {overrides.split()[0] for overrides in QUANTIZERS}
+    assert set(list_options("loss/discriminator")) == {name.split()[0] for name in DISCRIMINATORS}
+
+
+@pytest.mark.parametrize(("name", "device"), list_cases(DISCRIMINATORS))
 def test_a_step_looks_at_no_value_of_any_discriminator(name: str, device: str) -> None:
-    watch(across_the_gate(discriminator=DISCRIMINATORS[name]()), device)
+    # A frozen network comes to the device with the first batch, which isn't watched.
+    warmup = 3 if name == "frozen" else 1
+    watch(across_the_gate(warmup, discriminator=DISCRIMINATORS[name]()), device)
+
+
+def adapted() -> VQGAN:
+    """A tokenizer of which low-rank updates learn."""
+    trained = across_the_gate(learners=choose_learners("all", True, True, lora=2))
+    trained.learners.adapt(trained.tokenizer)
+    return trained
+
+
+def by_muon() -> VQGAN:
+    trained = across_the_gate()
+    trained.make_optimizers = dict.fromkeys((0, 1), make(Muon, fused=False))
+    return trained
 
 
 VARIANTS: dict[str, Callable[[], VQGAN]] = {
@@ -146,15 +172,103 @@ VARIANTS: dict[str, Callable[[], VQGAN]] = {
     "no clipping": partial(across_the_gate, clip=0.0),
     "lpips": lambda: across_the_gate(perceptual=lpips()),
     "backbone": lambda: across_the_gate(perceptual=Backbone(squeezenet())),
-    "all of the pixels": lambda: across_the_gate(pixel=Pixel(1.0, 1.0, 1.0)),
+    "all losses of pixels": lambda: across_the_gate(pixel=Pixel(1.0, 1.0, 1.0)),
     "decoder alone": partial(across_the_gate, learners=choose_learners("decoder", True, True)),
     "discriminator alone": partial(
         across_the_gate, learners=choose_learners("discriminator", True, True)
     ),
+    "low rank": adapted,
+    "muon": by_muon,
 }
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "device"), list_cases(VARIANTS))
 def test_a_step_looks_at_no_value_of_any_part(name: str, device: str) -> None:
-    watch(VARIANTS[name](), device)
+    if (name, device) == ("muon", "cpu"):
+        pytest.skip("its AdamW counts steps on the host, which a watch on the CPU can't tell")
+    watch(VARIANTS[name](), device, [WeightAverage(0.9)])
+
+
+@pytest.mark.parametrize("overrides", [QUANTIZERS[7], pytest.param("fsq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_looks_at_no_value_under_bfloat16(overrides: str, accumulate: int) -> None:
+    """On "meta" there is no autocast."""
+    tokenizer = build_quantized(overrides).tokenizer
+    trained = across_the_gate(tokenizer=tokenizer, accumulate=accumulate, freeze_codes=False)
+    watch(trained, "cpu", plugins=[MixedPrecision("bf16-mixed", "cpu")])
+
+
+@pytest.mark.slow
+def test_a_step_looks_at_no_value_under_float16() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    watch(across_the_gate(freeze_codes=False), "cpu", plugins=[plugin])
+
+
+# What the watch must catch.
+
+
+def look_by_item(quantizer: EMA) -> None:
+    if float(quantizer.counts.min()) < -1:
+        quantizer.counts.fill_(1)
+
+
+def look_by_rows(quantizer: EMA) -> None:
+    quantizer.counts[(quantizer.counts < 0.5).nonzero()[:, 0]] = 1.0
+
+
+def look_by_mask(quantizer: EMA) -> None:
+    quantizer.counts.add_(quantizer.counts[quantizer.counts > 0].sum())
+
+
+def leave_on_the_host(quantizer: EMA) -> None:
+    quantizer.counts.copy_(torch.ones(len(quantizer.counts)))
+
+
+def send_a_number(quantizer: EMA) -> None:
+    quantizer.counts.mul_(torch.tensor([1.0], device=quantizer.counts.device))
+
+
+def count_by_bincount(quantizer: EMA) -> None:
+    quantizer.counts.add_(torch.bincount(quantizer.updates[None], minlength=16)[:16])
+
+
+PLANTED = {
+    "item": (look_by_item, ("meta", "cpu")),
+    "rows": (look_by_rows, ("meta", "cpu")),
+    "mask": (look_by_mask, ("meta", "cpu")),
+    "a tensor on the host": (leave_on_the_host, ("meta",)),
+    "a number for the device": (send_a_number, ("meta",)),
+    "bincount": (count_by_bincount, ("meta", "cpu")),
+}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "device"),
+    [
+        pytest.param(mistake, device, marks=[] if name == "item" else pytest.mark.slow)
+        for name, (mistake, devices) in PLANTED.items()
+        for device in devices
+    ],
+)
+def test_a_look_or_a_stray_tensor_is_caught(
+    mistake: Callable[[EMA], None], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = EMA.move_codes
+
+    def move_and_err(self: EMA, *arguments: Any) -> None:
+        move(self, *arguments)
+        mistake(self)
+
+    monkeypatch.setattr(EMA, "move_codes", move_and_err)
+    looks = HostLooks(device, raises=device == "meta")
+    kernel = {"foreach": True} if device == "meta" else {"fused": True}
+    trained = make_module(steps=3)
+    trained.make_optimizers = dict.fromkeys((0, 1), partial(torch.optim.AdamW, lr=1e-3, **kernel))
+    if device == "meta":
+        with pytest.raises((Look, RuntimeError, NotImplementedError)):
+            watch_training(looks, trained, make_noise())
+    else:
+        watch_training(looks, trained, make_noise())
+        assert looks.looks
+        assert all("test_meta.py" in look for look in looks.looks)

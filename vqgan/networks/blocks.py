@@ -33,6 +33,17 @@ def normalise_groups(
         return F.group_norm(x, groups, weight, bias, eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm (Ba et al. 2016) of the last axis whose output has the type of its input, as GroupNorm's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cuda:
+            return super().forward(input)
+        with without_autocast(input.device):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 def group_norm(width: int) -> GroupNorm:
     """GroupNorm over groups of 32 channels, or over all channels if 32 does not divide the width."""
     return GroupNorm(width // 32 if width % 32 == 0 else 1, width)

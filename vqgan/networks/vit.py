@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting, check_size, divides, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
-from vqgan.networks.blocks import Down, zero_init
+from vqgan.networks.blocks import Down, LayerNorm, zero_init
 
 LAYOUTS = ("grid", "sequence")
 POSITIONS = ("sine", "learned")
@@ -148,7 +148,7 @@ class ViTBlock(nn.Module):
     def __init__(self, width: int, heads: int, mlp_ratio: int, gated: bool, depth: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.mlp = FeedForward(width, mlp_ratio, gated)
@@ -183,7 +183,7 @@ def stack_vit(
             f"model.width={width} must be a multiple of 4 and of model.heads={heads}; use model.width={64 * heads}"
         )
     blocks = [ViTBlock(width, heads, mlp_ratio, gated, depth) for _ in range(depth)]
-    return nn.Sequential(*blocks, nn.LayerNorm(width), *ends)
+    return nn.Sequential(*blocks, LayerNorm(width), *ends)
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class ViTEncoder(ImageEncoder):
         if self.latents is None:
             return to_maps(self.layers(tokens), h, w)
         n = self.latents.shape[1]
-        latents = self.latents.expand(len(x), -1, -1).to(tokens.dtype)
+        latents = self.latents.expand(x.shape[0], -1, -1).to(tokens.dtype)
         return to_maps(self.layers(torch.cat([tokens, latents], 1))[:, -n:], 1, n)
 
 
@@ -299,7 +299,7 @@ class ViTDecoder(ImageDecoder):
             tokens = self.positions(to_tokens(h), rows, columns)
         else:
             rows, columns = self.patches
-            masks = self.positions(self.mask.expand(len(h), rows * columns, -1), rows, columns)
+            masks = self.positions(self.mask.expand(h.shape[0], rows * columns, -1), rows, columns)
             tokens = torch.cat([masks.to(h.dtype), to_tokens(h) + self.order.to(h.dtype)], 1)
         features = self.layers(tokens)[:, : rows * columns]
         x_hat: Tensor = self.shuffle(self.last(to_maps(features, rows, columns)))

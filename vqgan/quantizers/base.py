@@ -120,14 +120,20 @@ class Quantizer(nn.Module, ABC):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """Move to another device with what is noted of `updates`."""
         number = self._remembered_updates()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         if number is not None:
             self._remember_updates(number)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, whose buffers count versions of their own."""
-        return {**self.__dict__, "_counted": None}
+        """For copies, whose buffers count versions of their own: the number alone."""
+        return {**self.__dict__, "_counted": self._remembered_updates()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        number = state.get("_counted")
+        super().__setstate__({**state, "_counted": None})
+        if number is not None:
+            self._remember_updates(number)
 
     @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:

@@ -18,7 +18,7 @@ from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import best_match, flatten, unflatten
 
-LEAST_REVIVED = 1024  # codes that one update can revive, if there are as many
+LEAST_REVIVED = 64  # codes that one update can revive, if there are as many
 GROWTH_STEP = 0.2  # as the step of `split`: a small one wins up to half of the cluster
 
 
@@ -203,11 +203,11 @@ class Codebook(Quantizer):
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)
         replacements = broadcast(replacements)
         tables = [t for t in self.state_dict(keep_vars=True).values() if t.shape[:1] == (self.K,)]
-        before = [table[rows] for table in tables]
+        before = [table.index_select(0, rows) for table in tables]
         self.set_codes(rows, replacements, torch.ones_like(counts))
         for table, values in zip(tables, before, strict=True):
             mask = is_dead.view(-1, *[1] * (table.ndim - 1))
-            table[rows] = torch.where(mask, table[rows], values)
+            table.index_copy_(0, rows, torch.where(mask, table.index_select(0, rows), values))
 
     def move_codes(self, z: Tensor, indices: Tensor, per_output: Tensor) -> None:
         """Move codes without gradients by the assignments of a batch: z (n, dim), indices (n,).
@@ -220,8 +220,9 @@ class Codebook(Quantizer):
 
 
 def max_revived(K: int) -> int:
-    """How many of K codes one update can revive: far more than die in one, once the first have."""
-    return min(K, max(LEAST_REVIVED, K // 8))
+    """How many of K codes one update can revive: more than die in one, since a revived code lives for some 70 updates by the
+    decay of its count, even if nothing chooses it."""
+    return min(K, max(LEAST_REVIVED, K // 32))
 
 
 def split_crowded(counts: Tensor, K: int) -> tuple[Tensor, Tensor]:

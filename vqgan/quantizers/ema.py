@@ -29,8 +29,10 @@ class EMA(Codebook):
 
     def move_codes(self, z: Tensor, indices: Tensor, per_output: Tensor) -> None:
         sums = all_reduce(torch.zeros_like(self.sums).index_add_(0, indices, z))
-        self.sums.lerp_(sums * per_output, 1 - self.decay)
-        self.codebook.copy_(self.project(self.sums / self.counts[:, None]))
+        self.sums.lerp_(sums.mul_(per_output), 1 - self.decay)
+        torch.div(self.sums, self.counts[:, None], out=self.codebook)
+        if self.cosine:
+            self.codebook.copy_(self.project(self.codebook))
 
     def set_codes(self, rows: Tensor | slice, codes: Tensor, counts: Tensor) -> None:
         codes = self.project(codes)

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.collectives import run_on_main
-from codegrid.engine.compile import compile_parts
 from codegrid.engine.precision import choose_memory_format
 from codegrid.engine.run import Run
 from codegrid.engine.settings import TrainerSettings
@@ -17,7 +16,7 @@ from vqgan.callbacks.reconstructions import Reconstructions
 from vqgan.learning import choose_learners
 from vqgan.load import build_tokenizer, make_tags
 from vqgan.losses.groups import group_losses
-from vqgan.module import VQGAN, Training
+from vqgan.module import VQGAN, Training, prepare_layers
 from vqgan.starting import choose_start
 
 
@@ -30,11 +29,12 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         module = build_module(run.config, run.training)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_recorded(run.resume)
-        data.prepare_data()
-        start.fill(module.tokenizer, data)
-        module.learners.adapt(module.tokenizer)
-        if run.training.compile:
-            compile_parts(module.costly)
+        if not run.is_dry:
+            data.prepare_data()
+            start.fill(module.tokenizer, data)
+        prepare_layers(module, run.training)
+        if run.is_dry:
+            return run.rehearse(data.title, module, data, around)
         data.check_batch_fits(run.launch().world_size)
         tags = [*make_tags(config.stage, data.title, module.tokenizer), *start.tags]
         folder = run.start(data.title, data.describe(), tags, module)

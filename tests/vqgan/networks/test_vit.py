@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from codegrid.engine.errors import InputError
 from prior.conditions import check_places
@@ -16,6 +17,7 @@ from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_nois
 from vqgan.architecture import Adoption, adopt_architecture
 from vqgan.baselines import measure_codecs
 from vqgan.losses.gate import Gate
+from vqgan.networks.blocks import LayerNorm
 from vqgan.networks.vit import (
     FeedForward,
     TokenLayout,
@@ -234,3 +236,13 @@ def test_another_size_after_init_is_served_or_refused(
         return
     with pytest.raises(InputError, match="the ViTEncoder of .* serves 16 pixels alone; use data"):
         adopt_architecture(tokenizer, described, wanted)
+
+
+def test_layer_norm_keeps_the_type_of_tokens_on_a_gpu() -> None:
+    """Autocast would make it float32, and with it the input of each linear layer; fake tensors stand for a GPU's."""
+    torchs, x = torch.nn.LayerNorm(8), torch.randn(2, 3, 8)
+    assert torch.equal(LayerNorm(8)(x), torchs(x))
+    with FakeTensorMode(), torch.device("cuda"):
+        norm, tokens = LayerNorm(8), torch.randn(2, 3, 8, dtype=torch.bfloat16)
+        assert norm(tokens).dtype == torch.bfloat16
+        assert norm(tokens).device.type == "cuda"
