@@ -56,4 +56,4 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     rules = training.budget, training.clip, training.accumulate, learners
     tokenizer = build_tokenizer(config.model, config.quantizer)
     module = VQGAN(tokenizer, reconstruction, Training(optimizer, schedule, *rules), adversary)
-    return module.to(memory_format=choose_memory_format(training.device))  # type: ignore[call-overload]
+    return module.to(memory_format=choose_memory_format(training.device))
