@@ -18,7 +18,7 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.precision import lay_out
+from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
@@ -335,7 +335,7 @@ class Tokenizer(nn.Module):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
-        z_q = lay_out(z_q)  # a lookup leaves the channels last
+        z_q = to_memory_format(z_q)  # a lookup leaves the channels last
         x_hat = self.decoder(self.out(z_q))
         if self.pixels != (-1, 1):
             x_hat = 2 * x_hat.float() - 1
