@@ -3,8 +3,9 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -18,9 +19,7 @@ from codegrid.engine.clock import Mark
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.step_trace import StepTrace
 
-TrainingBatch = tuple[
-    Tensor, Tensor
-]  # samples and labels, as a datamodule's read_first returns them
+TrainingBatch = tuple[Tensor, Tensor]  # samples and labels, of a datamodule's read_first
 HALF_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -35,6 +34,9 @@ class StandIn:
     precision_plugin: None = None
     should_stop: bool = False
     log_every_n_steps: int = 1
+    fit_loop: Any = field(
+        default_factory=lambda: SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0))
+    )
 
 
 @dataclass(frozen=True)
