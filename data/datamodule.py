@@ -38,7 +38,7 @@ from codegrid.data.ranges import (
     to_range_setting,
     write_ranges,
 )
-from codegrid.data.samples import ArraySamples, LiveSamples, raise_unreadable
+from codegrid.data.samples import ArraySamples, LiveSamples, from_numpy, raise_unreadable
 from codegrid.data.source import Source, hold_out
 from codegrid.data.split import Names, Rows, split_by_name
 from codegrid.data.store import Arrays, CacheEntry, fingerprint, load_or_fill
@@ -513,6 +513,18 @@ class ImageDataModule(BatchDataModule):
         # A corrected table of labels is no reason to decode the images again.
         key = {part: value for part, value in self.cache_key(split).items() if part != LABELS}
         return load_or_fill(self.cache_dir, name, key, spec, fill)
+
+    def read_first(self, n: int) -> tuple[Tensor, Tensor]:
+        """Read from the source; a cache is neither read nor filled."""
+        source = self.source("train")
+        _ = self.rules  # decided before the first image is read
+        self._check_images()
+        rows = range(min(n, len(source)))
+        images, labels, faults = source.read_batch(rows, self.form)
+        if faults and (self.on_error == "stop" or len(faults) == len(rows)):
+            raise_unreadable({source.image_name(row): reason for row, reason in faults.items()})
+        places = torch.arange(n) % len(rows)
+        return from_numpy(images)[places], torch.from_numpy(labels)[places]
 
     def _check_images(self) -> None:
         """Raise InputError if no image fits data.channels, or if data.range is one that the values of all lie outside of."""

@@ -219,6 +219,12 @@ class BatchDataModule(L.LightningDataModule, ABC):
             split, [list(range(start, min(start + chunk_size, n))) for start in starts]
         )
 
+    def read_first(self, n: int) -> Batch:
+        """A batch as the training step gets it, of the first n training samples, repeated if there are fewer. Nothing is
+        written."""
+        samples = self.samples("train")
+        return samples.__getitems__([i % len(samples) for i in range(n)])
+
     def size(self, split: str) -> int:
         """The number of samples of a split."""
         return len(self.samples(split))

@@ -28,6 +28,9 @@ class CodeDataModule(BatchDataModule):
     def load_samples(self, split: str) -> ArraySamples:
         return self.codes[split]
 
+    def read_first(self, n: int) -> tuple[Tensor, Tensor]:
+        return self.on_after_batch_transfer(super().read_first(n), 0)
+
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,10 @@ from codegrid.engine.version import VERSION
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
+PROCESS_STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak in PROCESS_STATUS
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
 GIT_SECONDS = 10  # after which the revision stays unknown
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
@@ -121,6 +125,20 @@ def processor_name() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device, within the limit of its control group; None if the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = read_system_file(MEMINFO).splitlines()
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit, used = (
+        read_system_file(CGROUP / name).strip() for name in ("memory.max", "memory.current")
+    )
+    if limit.isdigit() and used.isdigit():
+        free.append(int(limit) - int(used))
+    return min(free, default=None)
+
+
 def resident_memory() -> float:
     """GiB of memory that this process holds; without Linux's /proc, the most it has held so far."""
     words = read_system_file(STATM).split()
@@ -130,6 +148,27 @@ def resident_memory() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GIB if sys.platform == "darwin" else peak * 1024 / GIB  # bytes, or KiB
+
+
+def reset_peak_memory(device: torch.device) -> int | None:
+    """Forget the most memory so far, for `read_peak_memory`. Returns the bytes held now, beyond which a peak counts: 0 on a GPU,
+    where the peak is of tensors alone; None if the system can't forget."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return 0
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return None
+    return read_peak_memory(device)
+
+
+def read_peak_memory(device: torch.device) -> int | None:
+    """The most bytes since `reset_peak_memory`: allocated on a GPU, or held by this process; None if the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = read_system_file(PROCESS_STATUS).splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def find_device(accelerator: str) -> torch.device:

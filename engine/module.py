@@ -13,10 +13,11 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, CommonClock, Now, Schedule
+from codegrid.engine.clock import Budget, CommonClock, Mark, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
+from codegrid.engine.lightning_doors import logged_step
 
 # One that treats matrices apart also has choose_matrices(module, ends) -> set of parameters; these come in groups of their own
 # that have matrix=True.
@@ -60,6 +61,18 @@ class ClockedModule(L.LightningModule, ABC):
     @property
     def now(self) -> Now:
         return self.budget.now(self.step, self.seconds)
+
+    @property
+    def phases(self) -> Mapping[str, Mark]:
+        """The parts of a run whose updates differ in what they compute, by names, and when each begins."""
+        return {"training": 0}
+
+    def enter(self, mark: Mark) -> None:
+        """Set the clock to a moment of the run, as a step or a fraction, for an update that is tried outside a run."""
+        steps, minutes = self.budget.max_steps or 0, self.budget.max_minutes or 0
+        is_step = isinstance(mark, int)
+        self.step = int(mark) if is_step else math.ceil(mark * steps)
+        self.seconds = 0.0 if is_step else mark * 60 * minutes
 
     @property
     @abstractmethod
@@ -246,7 +259,8 @@ class ClockedModule(L.LightningModule, ABC):
         """Log the last value of each term under train/, if this step is logged. Lightning takes a millisecond for a few terms, so
         it gets none of the other steps'."""
         trainer = self.trainer
-        if self.step % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
+        n = logged_step(trainer) + 1
+        if n % trainer.log_every_n_steps == 0 or trainer.should_stop:  # type: ignore[attr-defined]
             self.log_dict({f"train/{name}": value for name, value in self._terms.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

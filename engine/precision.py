@@ -43,7 +43,7 @@ def choose_memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def lay_out(x: Tensor) -> Tensor:
+def to_memory_format(x: Tensor) -> Tensor:
     """A map (B, C, h, w) of any strides as the convolutions behind it should have it: contiguous where that is the format to
     choose, for they would run in the strides of their input; as it is elsewhere."""
     return x.contiguous() if choose_memory_format(x.device) is torch.contiguous_format else x

@@ -63,6 +63,7 @@ def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
         if not OmegaConf.is_config(config[name]):
             earlier[name] = config[name]
     earlier.trust = config.trust
+    earlier.dry_run = config.get("dry_run", False)
     OmegaConf.set_struct(earlier, True)
     earlier.resume = config.resume
     earlier.run_dir = config.resume
@@ -107,6 +108,7 @@ def resolve_repeated(config: DictConfig) -> DictConfig:
     for key in (*changes, *list_followers(config, changes)):
         OmegaConf.update(merged, key, OmegaConf.select(config, key))
     merged.resume = merged.run_dir = folder
+    merged.dry_run = config.get("dry_run", False)
     resolved: DictConfig = merged
     return resolved
 
@@ -139,7 +141,7 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     changes = []
     # Settings come before the groups that they are in, so that a refusal names the setting.
     for key in sorted(keys, key=lambda key: -key.count(".")):
-        if key in ("resume", "stage", "trainer", "trust"):
+        if key in ("resume", "stage", "trainer", "trust", "dry_run"):
             continue
         if is_changeable(earlier, key):
             changes.append(key)

@@ -1,7 +1,7 @@
 """A run of one stage: its settings, device, processes, folder and loggers; training; the record it leaves."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from codegrid.engine.callbacks.alarms import Alarms
 from codegrid.engine.callbacks.checkpointing import Checkpoints
@@ -25,6 +26,7 @@ from codegrid.engine.checkpoint import check_restorable, find_resumable, make_he
 from codegrid.engine.collectives import is_main, run_on_main
 from codegrid.engine.console import log_line
 from codegrid.engine.distributed import launch
+from codegrid.engine.dry_run import preview_batch, rehearse_training
 from codegrid.engine.environment import describe_origin, find_device
 from codegrid.engine.errors import InputError
 from codegrid.engine.figures import clean_figures
@@ -33,6 +35,7 @@ from codegrid.engine.folder import (
     METRICS,
     Before,
     append_record,
+    choose_folder,
     lock_folder,
     make_run_folder,
     remove_unused,
@@ -52,7 +55,7 @@ from codegrid.engine.resume import (
     write_places,
 )
 from codegrid.engine.settings import TrainerSettings, check_opening, check_training_config
-from codegrid.engine.sweep import read_metrics
+from codegrid.engine.sweep import read_metrics, sweep_folder
 from codegrid.engine.trainer import make_trainer
 from codegrid.engine.trust import Trust, admit, describe_trust, settle_trust
 from codegrid.engine.version import name_version, stamp_config
@@ -106,6 +109,8 @@ class Run:
         weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
         command is repeated with the same run_dir.
         """
+        if not isinstance(config.get("dry_run", False), bool):
+            raise InputError(f"dry_run={config.dry_run} must be true or false")
         trust = Trust.read(config)
         config = settle_trust(config, trust)
         if "trainer" not in config:
@@ -166,6 +171,47 @@ class Run:
     def resume(self) -> Path | None:
         """The folder of the run that is resumed; None for a new run."""
         return Path(self.config.resume) if self.config.resume else None
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether the run only says what it would do, and writes nothing."""
+        return bool(self.config.get("dry_run"))
+
+    def rehearse(
+        self, name: str, module: ClockedModule, data: Any, callbacks: Iterable[Callback]
+    ) -> dict[str, Any]:
+        """What training a module would cost and whether an update works, in place of `start` and `fit`; nothing is written."""
+        folder = self._announce(name, "train in")
+        figures = rehearse_training(module, data, self.training, self.device, callbacks)
+        return {"dry_run": True, "would_write": str(folder), **figures}
+
+    def preview(
+        self,
+        name: str,
+        would: str,
+        models: Mapping[str, nn.Module] | None = None,
+        n: int = 0,
+        work: Callable[[], Any] | None = None,
+    ) -> dict[str, Any]:
+        """What a stage that does not train `would` do, as the predicate of a sentence that ends with its folder. With `work`, that
+        of n samples on these models, name -> model, is tried. Nothing is written."""
+        folder = self._announce(name, would)
+        if models is None or work is None:
+            return {"dry_run": True, "would_write": str(folder)}
+        figures = preview_batch(self.device, models, n, work)
+        return {"dry_run": True, "would_write": str(folder), **figures}
+
+    def _announce(self, name: str, would: str) -> Path:
+        """Print what the stage would do and in which folder, which is returned."""
+        config = self.config
+        folder = self.resume or choose_folder(
+            config.stage, str(config.name or name), config.run_dir
+        )
+        place = "its folder of the sweep" if sweep_folder() else folder
+        log_line(
+            f"dry run on {self.device.type}: stage={config.stage} would {would} {place}; nothing is written"
+        )
+        return folder
 
     @property
     def finished(self) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import traceback
@@ -47,7 +48,7 @@ from codegrid.engine.words import clean_key, quote_text
 RunFunction = Callable[[DictConfig], dict[str, Any] | None]
 
 # Settings in which two configs of the same run may differ.
-APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", STAMP)
+APART = ("id", "resume", "run_dir", "sweep", "objective", "trust", "own", "dry_run", STAMP)
 
 # Settings that a run's images decide if they are left open, and that its config then has.
 DECIDED = (
@@ -142,6 +143,7 @@ class Sweep(Callback):
     def __init__(self, folder: str, swept: Sequence[str]) -> None:
         self.folder, self.swept = Path(folder), list(swept)
         self.before: dict[Path, int] = {}
+        self.borrowed: str | None = None  # the folder of a sweep that writes nothing
 
     def failures(self) -> dict[Path, int]:
         """Files of failed points, and when each was written (ns)."""
@@ -153,7 +155,16 @@ class Sweep(Callback):
         if mistake := explain_storage(OmegaConf.select(config, "hydra.sweeper.storage")):
             print(f"error: {mistake}", file=sys.stderr)
             raise SystemExit(MISTAKE)  # Hydra catches all other exceptions of a callback
-        if (folder := expand_home(str(self.folder))) != str(self.folder):  # written in a file
+        if config.dry_run and config.objective:
+            print(
+                f"error: objective={config.objective} is measured by training, which dry_run=true does not; leave one out",
+                file=sys.stderr,
+            )
+            raise SystemExit(MISTAKE)
+        folder = expand_home(str(self.folder))
+        if config.dry_run:  # Hydra makes folders of the points, which are removed at the end
+            folder = self.borrowed = tempfile.mkdtemp()
+        if folder != str(self.folder):  # written in a file
             self.folder = Path(folder)
             config.hydra.sweep.dir = folder
             for_jobs = f"hydra.sweep.dir={quote_text(folder)}"
@@ -177,9 +188,11 @@ class Sweep(Callback):
         failed = [
             file for file, moment in self.failures().items() if self.before.get(file) != moment
         ]
+        texts = {file.stem: file.read_text().strip().splitlines() for file in failed}
+        if self.borrowed:
+            shutil.rmtree(self.borrowed)
         if failed:
             unwritten = ["its error could not be written"]  # the disk was full
-            texts = {file.stem: file.read_text().strip().splitlines() for file in failed}
             lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
             summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
             print("\n".join([summary, *lines]), file=sys.stderr)

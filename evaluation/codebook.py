@@ -31,7 +31,7 @@ class CodebookUse(Metric):
         """indices: int64 of any shape, in [0, K); with several codebooks (..., num_codebooks)."""
         columns = indices.reshape(-1, self.num_codebooks).unbind(1)
         for counts, codes in zip(self.counts, columns, strict=True):
-            counts += count_codes(codes, self.K)
+            counts += count_uses(codes, self.K)
 
     def total(self) -> Tensor:
         """The count of each code (num_codebooks, K), summed over all ranks; every rank must call it."""
@@ -50,7 +50,7 @@ class CodebookUse(Metric):
         }
 
 
-def count_codes(indices: Tensor, K: int) -> Tensor:
+def count_uses(indices: Tensor, K: int) -> Tensor:
     """How often each code occurs, (K,) int64, for indices (n,) in [0, K); torch.bincount waits for the device to find the
     largest index."""
     return torch.zeros(K, dtype=torch.int64, device=indices.device).scatter_add_(

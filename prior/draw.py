@@ -31,6 +31,7 @@ from prior.decoding.generate import generate
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
+from prior.models.base import PriorModel
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.samples import explain_shown, save_grid
 from prior.saving import (
@@ -60,7 +61,8 @@ class SampleSource:
     `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
     learned them mirrored; `labels` (n,) are the samples' classes, if it has any, and `classes` the names of all; `head` are
-    pictures to show before the samples. `about` identifies the model and the codes that it completes.
+    pictures to show before the samples. `about` identifies the model and the codes that it completes; `model` is the prior, if
+    there is one.
     """
 
     tokenizer: Tokenizer
@@ -74,6 +76,7 @@ class SampleSource:
     labels: Tensor | None = None
     classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
+    model: PriorModel | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -140,6 +143,7 @@ def prior_source(
         labels,
         trained.classes.names,
         head,
+        model,
     )
 
 

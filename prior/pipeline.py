@@ -14,7 +14,7 @@ from codegrid.engine.sweep import read_metrics, run_once
 from codegrid.evaluation.scores import pipeline_names
 
 COMMON = (  # settings of every stage, by conf/config.yaml
-    "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "trust", "cache_dir",
+    "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "dry_run", "trust", "cache_dir",
 )  # fmt: skip
 OWN = ("prior", "prior_lr", "stage2", "evaluate")  # a pipeline's settings beside its tokenizer's
 PART_GROUPS = {
@@ -91,3 +91,23 @@ def main_scores(of_tokenizer: Mapping[str, Any], of_prior: Mapping[str, Any]) ->
         "exact": of_prior["exact"],
         "absent": absent,
     }  # exact: nats are no upper bound
+
+
+def pipeline_result(
+    tokenizer: Mapping[str, Any],
+    prior: Mapping[str, Any],
+    of_tokenizer: Mapping[str, Any],
+    of_prior: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The main figures of a pipeline, from those of its parts: both trainings and both evaluations."""
+    return {
+        "K": tokenizer["K"],
+        "grid": tokenizer["grid"],
+        **main_scores(of_tokenizer, of_prior),
+        "unigram_nats_per_token": prior["unigram_nats_per_token"],
+        "seconds": round(tokenizer["seconds"] + prior["seconds"], 1),
+        "tokenizer_steps": tokenizer["steps"],
+        "prior_steps": prior["steps"],
+        "alarms": tokenizer["alarms"] + prior["alarms"],
+        "pictures": [tokenizer["pictures"][-1], prior["pictures"][0]],
+    }

@@ -4,29 +4,36 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from numpy.typing import NDArray
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
+from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.activations import checkpoint_activations
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint
+from codegrid.engine.clock import Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.module import MakeOptimizer
+from codegrid.engine.run import Run
 from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
+from prior.extract import extract
 from prior.load import read_classes
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
 from prior.module import PriorModule
 from vqgan.tokenizer import Tokenizer
 
+PriorParts = tuple[PriorModule, CodeDataModule, ClassTable, list[Callback]]
 SIZES = ("width", "depth", "heads", "codebook_depth")
 
 
@@ -71,6 +78,57 @@ def list_classes(
 def sequences(codes: ArraySamples) -> NDArray[Any]:
     """Grids of codes as sequences (n, L) in raster order."""
     return codes.values.reshape(len(codes), -1)
+
+
+def make_module(
+    model: PriorModel,
+    optimizer: MakeOptimizer,
+    schedule: Schedule,
+    labels: Mapping[str, float],
+    settings: TrainerSettings,
+) -> PriorModule:
+    """A prior in training; `labels` has label_drop and label_smoothing."""
+    return PriorModule(
+        model,
+        optimizer,
+        settings.budget,
+        schedule,
+        labels["label_drop"],
+        labels["label_smoothing"],
+        clip=settings.clip,
+        accumulate=settings.accumulate,
+    )
+
+
+def load_codes(
+    run: Run, tokenizer: Tokenizer, images: ImageDataModule
+) -> tuple[ArraySamples, ArraySamples]:
+    """The codes to train on and to validate on, encoded once by all ranks together; random ones for a dry run."""
+    config = run.config
+    if run.is_dry:
+        blank = draw_blank_codes(tokenizer, images, config.batch_size)
+        return blank, blank
+    fabric = run.launch()
+    train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
+    return train, extract(tokenizer, images, "val", fabric=fabric)
+
+
+def draw_blank_codes(tokenizer: Tokenizer, images: ImageDataModule, n: int) -> ArraySamples:
+    """Random codes of n images with all labels of the images' classes, in place of theirs, for a run that only tries a step."""
+    assert tokenizer.K is not None
+    random = np.random.default_rng(0)
+    _, labels = images.read_first(1)  # which opens the images, and decides their classes
+    known = images.source("train").labels
+    numbers = (
+        np.arange(len(images.classes))
+        if images.classes
+        else labels.numpy()
+        if known is None
+        else np.unique(known)
+    )
+    rows = max(n, len(numbers))
+    grids = random.integers(0, tokenizer.K, (rows, *tokenizer.code_shape))
+    return ArraySamples(grids, np.resize(numbers, rows))
 
 
 def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> None:

@@ -66,9 +66,16 @@ class FrozenNetwork(ColourReader):
         only."""
         with without_autocast(x.device):
             # eval() again, because a copy of a traced network is in training mode.
-            network = self.network.to(x.device).eval()
+            network = follow_device(self.network, x).eval()
             maps: list[Tensor] = network(to_network_input(x, self.shown))
         return maps
+
+
+def follow_device(network: nn.Module, x: Tensor) -> nn.Module:
+    """A network that is part of no module, moved to where x is."""
+    parameter = next(network.parameters(), None)
+    is_there = parameter is not None and parameter.device == x.device
+    return network if is_there else network.to(x.device)
 
 
 class Torchvision(FrozenNetwork):

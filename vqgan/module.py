@@ -1,6 +1,6 @@
 """The training step of stage 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codegrid.engine.activations import Stretch, checkpoint_activations, join_neighbours
-from codegrid.engine.clock import Budget, Now, Schedule
+from codegrid.engine.clock import Budget, Mark, Now, Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
@@ -220,6 +220,16 @@ class VQGAN(ClockedModule):
         progress = (self.now.progress - self.discriminator_start) / left if left else 1.0
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
+    @property
+    def phases(self) -> Mapping[str, Mark]:
+        if self.adversary is None or not self.learners.any:
+            return super().phases
+        return self.adversary.gate.phases
+
+    def enter(self, mark: Mark) -> None:
+        super().enter(mark)
+        self.discriminator_step = 0  # at which all that is due every n updates is due
+
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
@@ -300,7 +310,8 @@ class VQGAN(ClockedModule):
 
 
 def prepare_layers(module: VQGAN, training: TrainerSettings) -> None:
-    """What conf/trainer asks of the networks' layers before they train."""
+    """What the run's config asks of the networks' layers before they train."""
+    module.learners.adapt(module.tokenizer)
     if training.checkpoint_activations:
         checkpoint_activations(module)
     if training.compile:

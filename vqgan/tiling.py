@@ -19,7 +19,7 @@ from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 
-AUTO = "auto"
+AUTOMATIC = "auto"
 AUTO_TILE = 512  # pixels of a side, or those of the images in training if these are larger
 LEAST_TILE = 4  # codes of a side
 LEAST_CORE = (
@@ -36,9 +36,6 @@ class Tiled(Protocol):
     encoder: ImageEncoder
     decoder: ImageDecoder
 
-    @property
-    def f(self) -> int: ...
-
 
 def run_by_tiles(
     tokenizer: Tiled, run: Network, x: Tensor, units: tuple[int, int], tile: int | str | None
@@ -50,14 +47,14 @@ def run_by_tiles(
     """
     if tile is None:
         return run(x)
-    codes = choose_tile(tokenizer, tile) // tokenizer.f
-    if max(x.shape[-2:]) <= codes * units[0]:
-        return run(x)
     encoder = tokenizer.encoder
     if not encoder.is_spatial:
         raise InputError(
             f"tile={tile}: codes of {type(encoder).__name__} are not codes of a place in the image; leave tile out"
         )
+    codes = choose_tile(tokenizer, tile) // encoder.f
+    if max(x.shape[-2:]) <= codes * units[0]:
+        return run(x)
     for network in (encoder, tokenizer.decoder):
         if not network.sized_settings:
             raise InputError(
@@ -69,11 +66,11 @@ def run_by_tiles(
 
 def choose_tile(tokenizer: Tiled, tile: int | str) -> int:
     """The pixels of a tile's side, a multiple of f. Raises InputError for a tile that can't work."""
-    f = tokenizer.f
-    if tile == AUTO:
+    f = tokenizer.encoder.f
+    if tile == AUTOMATIC:
         return max(AUTO_TILE // f, *tokenizer.encoder.grid, LEAST_TILE) * f
     if isinstance(tile, str):
-        raise InputError(f"tile={tile} must be {AUTO}, or pixels of a side")
+        raise InputError(f"tile={tile} must be {AUTOMATIC}, or pixels of a side")
     check_int("tile", tile, 1, "pixel")
     if tile < LEAST_TILE * f:
         raise InputError(

@@ -18,7 +18,7 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.precision import lay_out
+from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.blocks import zero_init
@@ -335,7 +335,7 @@ class Tokenizer(nn.Module):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
-        z_q = lay_out(z_q)  # a lookup leaves the channels last
+        z_q = to_memory_format(z_q)  # a lookup leaves the channels last
         x_hat = self.decoder(self.out(z_q))
         if self.pixels != (-1, 1):
             x_hat = 2 * x_hat.float() - 1
@@ -349,7 +349,7 @@ class Tokenizer(nn.Module):
         With `tile` as in encode_images the encoder takes large images by tiles. Raises InputError if the tokenizer is
         continuous.
         """
-        z_e = run_by_tiles(self, self.encode_input, x, (self.f, 1), tile)
+        z_e = run_by_tiles(self, self.encode_input, x, (self.encoder.f, 1), tile)
         indices = self.quantizer(z_e).indices
         if indices is None:
             raise InputError(NO_CODES_MESSAGE)
@@ -358,7 +358,7 @@ class Tokenizer(nn.Module):
     def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
         """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
         z_q = self.quantizer.lookup(indices)
-        return run_by_tiles(self, self.decode, z_q, (1, self.f), tile)
+        return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:

@@ -20,6 +20,8 @@ def report(config: DictConfig) -> dict[str, Any] | None:
         roots = list_roots(run.config.runs)
         reported = find_finished_runs(roots)
         name = Path(roots[0]).resolve().name
+        if run.is_dry:
+            return run.preview(name, f"report on {len(reported.runs)} runs in")
         story = Story(reported)
         folder = run.start(name)
         charts = [chart for section in story.sections for chart in section.charts]

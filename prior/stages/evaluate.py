@@ -18,6 +18,7 @@ from codegrid.evaluation.judging import (
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.judging import PriorJudge, summarize_likelihoods
 from prior.load import load_prior
+from prior.previews import preview_evaluation
 from vqgan.load import load_images
 from vqgan.losses.perceptual import check_lpips
 from vqgan.stages.evaluate import evaluate_tokenizer
@@ -30,29 +31,28 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     with Run.open(config, ckpt=EVALUATE_NEEDS, resumes="has nothing to resume") as run:
         settings = EvaluationSettings.read(run.config, run.device)
         check_lpips(settings.lpips)
+        if run.is_dry:
+            return preview_evaluation(run, settings)
         if read_checkpoint(settings.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
             return evaluate_tokenizer(run, settings)
         trained = load_prior(settings.ckpt)
         images = load_images(trained.data, run.config.data, settings.ckpt)
-        about_sampler: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
-        judge = PriorJudge(
-            trained, instantiate(run.config.sampler), about_sampler, images, settings
-        )
+        about: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
+        judge = PriorJudge(trained, instantiate(run.config.sampler), about, images, settings)
         other = read_comparison(settings, "prior")
         folder = run.start(trained.name)
         with deterministic_float32():
             sheet = judge.measure_all()
         ends = judge.rank_by_likelihood()
-        of = (trained.config.get("id"), "prior", trained.tokenizer_of)
+        of = (trained.config.get("id"), "prior", trained.tokenizer_of, judge.n)
         result = {
-            **describe_evaluation(settings, folder, *of, judge.n),
+            **describe_evaluation(settings, folder, *of),
             **judge.describe_model(),
             **sheet.values,
             **name_images(images, settings.split, ends),
             **sheet.describe(),
             **judge.save_files(folder, ends),
         }
-        remarks = summarize_likelihoods(result)
-        log_evaluation(folder, result, list(sheet.values), other, *remarks)
+        log_evaluation(folder, result, list(sheet.values), other, *summarize_likelihoods(result))
         run.finish(result)
         return printed_result(result)

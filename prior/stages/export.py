@@ -29,17 +29,18 @@ def export_model(config: DictConfig) -> dict[str, Any]:
             raise InputError(
                 f"resume={run.resume} is a whole export; add hub=<owner/name> to push it, or leave resume out"
             )
-        result = read_export(run.resume, config.ckpt) if run.resume else write_model(config)
-        if destination is not None:
+        result = read_export(run.resume, config.ckpt) if run.resume else write_model(run)
+        if destination is not None and not run.is_dry:
             result["hub"] = Push(Path(result["run"]), destination).run()
         return result
 
 
-def write_model(config: DictConfig) -> dict[str, Any]:
+def write_model(run: Run) -> dict[str, Any]:
     """The folder of what `ckpt` names: a tokenizer, or a prior with its tokenizer; the figures of the export."""
+    config = run.config
     exporters = choose_exporters(config.format)
     if read_checkpoint(config.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
-        return export_tokenizer(config)
+        return export_tokenizer(run)
     trained = load_prior(config.ckpt)
     origin = read_prior_origin(config.ckpt, trained)
-    return write_folder(config, join_prior(exporters, trained), trained.tokenizer, origin)
+    return write_folder(run, join_prior(exporters, trained), trained.tokenizer, origin)

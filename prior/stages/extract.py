@@ -12,6 +12,7 @@ from codegrid.engine.distributed import check_call, cluster_plugins
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.run import Run
 from prior.extract import extract, name_numbers
+from prior.previews import preview_codes
 from vqgan.load import load_images, load_tokenizer
 
 ENCODED_WITH = "the tokenizer to encode with; add ckpt=<run folder of stage=vqgan>"
@@ -26,18 +27,17 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         if config.export not in (None, *EXPORT_FORMATS):
             raise InputError(f"export={config.export} must be one of {', '.join(EXPORT_FORMATS)}")
         check_int("batch_size", config.batch_size, 1, "image")
-        fabric = Fabric(
-            accelerator=run.device.type,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            plugins=cluster_plugins(config.devices),
-        )
-        check_call(fabric.world_size)
-        fabric.launch()
         tokenizer, described = load_tokenizer(config.ckpt)
         images = load_images(described["data"], config.data, config.ckpt)
-        start = time.monotonic()
-        views = (config.flip, config.crops)
+        if run.is_dry:
+            return preview_codes(run, tokenizer, images)
+        fabric = Fabric(
+            accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes,
+            plugins=cluster_plugins(config.devices),
+        )  # fmt: skip
+        check_call(fabric.world_size)
+        fabric.launch()
+        start, views = time.monotonic(), (config.flip, config.crops)
         codes = {
             "train": extract(tokenizer, images, "train", *views, config.batch_size, fabric=fabric),
             "val": extract(tokenizer, images, "val", batch_size=config.batch_size, fabric=fabric),

@@ -8,9 +8,11 @@ from omegaconf import DictConfig
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
-from prior.pipeline import main_scores, run_part, split_config
+from prior.pipeline import pipeline_result, run_part, split_config
+from prior.stages.building import rehearse_parts
 from vqgan.load import build_tokenizer, require_codes
 from vqgan.starting import choose_start
+from vqgan.tokenizer import Tokenizer
 
 
 def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
@@ -22,32 +24,21 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
         data: ImageDataModule = instantiate(run.config.data)
         choose_start(run, data)
         parts = split_config(run.config)
-        check_parts(parts)
+        untrained = check_parts(parts)
+        if run.is_dry:
+            return rehearse_parts(run, data, parts, untrained)
         folder = run.start(data.title)
         tokenizer = run_part(parts["tokenizer"], folder / "tokenizer")
         prior = run_part(parts["prior"], folder / "prior", ckpt=folder / "tokenizer")
         evaluate = parts["evaluate"]
         of_tokenizer = run_part(evaluate, folder / "evaluate_tokenizer", ckpt=folder / "tokenizer")
         of_prior = run_part(evaluate, folder / "evaluate_prior", ckpt=folder / "prior")
-        return run.finish(
-            {
-                "run": str(folder),
-                "id": run.config.id,
-                "K": tokenizer["K"],
-                "grid": tokenizer["grid"],
-                **main_scores(of_tokenizer, of_prior),
-                "unigram_nats_per_token": prior["unigram_nats_per_token"],
-                "seconds": round(tokenizer["seconds"] + prior["seconds"], 1),
-                "tokenizer_steps": tokenizer["steps"],
-                "prior_steps": prior["steps"],
-                "alarms": tokenizer["alarms"] + prior["alarms"],
-                "pictures": [tokenizer["pictures"][-1], prior["pictures"][0]],
-            }
-        )
+        result = pipeline_result(tokenizer, prior, of_tokenizer, of_prior)
+        return run.finish({"run": str(folder), "id": run.config.id, **result})
 
 
-def check_parts(parts: dict[str, DictConfig]) -> None:
-    """Build both models, since a mistake is best noticed before hours of training."""
+def check_parts(parts: dict[str, DictConfig]) -> Tokenizer:
+    """Build both models, since a mistake is best noticed before hours of training; the untrained tokenizer."""
     for name in ("tokenizer", "prior"):
         training = Run.open(parts[name].copy()).training
         if training.num_processes > 1:
@@ -57,3 +48,4 @@ def check_parts(parts: dict[str, DictConfig]) -> None:
     tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
     instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
+    return tokenizer

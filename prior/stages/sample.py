@@ -10,6 +10,7 @@ from codegrid.engine.run import Run
 from prior.decoding.sampling import Sampler
 from prior.draw import draw_all, open_saver, open_source, save_pictures
 from prior.neighbours import check_same_grid
+from prior.previews import preview_samples
 from prior.samples import check_kinds
 from prior.saving import check_finished, check_journal
 from vqgan.load import load_images
@@ -36,6 +37,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)
             data = load_images(source.data, config.data, config.ckpt)
+        if run.is_dry:
+            return preview_samples(run, source)
+        if data is not None:
             data.prepare_data()
         if run.resume:
             check_journal(run.resume, source.about)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine import precision
-from codegrid.engine.precision import choose_memory_format, lay_out
+from codegrid.engine.precision import choose_memory_format, to_memory_format
 from codegrid.engine.settings import TrainerSettings
 from tests.helpers.configs import compose_config
 from vqgan.load import build_tokenizer
@@ -43,9 +43,9 @@ def test_maps_stay_as_they_are_where_channels_last_is_the_format(
 ) -> None:
     monkeypatch.setattr(precision, "HAS_AVX2_ALONE", False)
     x = torch.randn(2, 3, 4, 4)
-    assert lay_out(x) is x
+    assert to_memory_format(x) is x
     last = x.contiguous(memory_format=torch.channels_last)
-    assert lay_out(last) is last
+    assert to_memory_format(last) is last
 
 
 def list_strided(module: nn.Module, x: Tensor) -> list[str]:
@@ -73,8 +73,8 @@ def test_training_with_avx2_alone_has_contiguous_maps_in_every_convolution(
     x = torch.randn(2, 3, 16, 16)
     assert list_strided(build_tokenizer(config.model, config.quantizer), x) == []
     # Without the change of strides a lookup's reach the decoder, and attention's the rest of the encoder.
-    monkeypatch.setattr("vqgan.tokenizer.lay_out", lambda z: z)
-    monkeypatch.setattr("vqgan.networks.pyramid.lay_out", lambda z: z)
+    monkeypatch.setattr("vqgan.tokenizer.to_memory_format", lambda z: z)
+    monkeypatch.setattr("vqgan.networks.pyramid.to_memory_format", lambda z: z)
     strided = list_strided(build_tokenizer(config.model, config.quantizer), x)
     assert "out" in strided
     assert any(each.startswith("encoder") for each in strided) == (name == "pyramid")

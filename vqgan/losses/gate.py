@@ -36,6 +36,20 @@ class Gate:
         """Whether its gradient reaches the generator."""
         return self._clock(now) >= self.start
 
+    @property
+    def phases(self) -> dict[str, Mark]:
+        """The phases of a run by names, and when each begins; the last when the gate is fully open."""
+        phases: dict[str, Mark] = {
+            "before the gate": 0,
+            "discriminator warms up": max(self.start - self.warmup, type(self.start)(0)),
+            "gate open": self.start + self.ramp,
+        }
+        if not self.warmup:
+            del phases["discriminator warms up"]
+        if self.start <= self.warmup:
+            del phases["before the gate"]
+        return phases
+
     def phase(self, now: Now) -> float:
         """Progress, 0 to 1, within the part of the run before the opening or after it."""
         if not self.open(now):

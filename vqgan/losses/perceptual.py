@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import without_autocast
-from vqgan.backbones import ColourReader, FrozenNetwork, fetching_weights, to_network_input
+from vqgan.backbones import (
+    ColourReader,
+    FrozenNetwork,
+    fetching_weights,
+    follow_device,
+    to_network_input,
+)
 
 WEIGHTS = {
     "vgg": "vgg16-397923af.pth",
@@ -52,7 +58,7 @@ class LPIPS(nn.Module, ColourReader):
 
     def forward(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """Both (B, C, H, W) in [-1, 1] -> a scalar."""
-        network = self._network[0].to(x.device)
+        network = follow_device(self._network[0], x)
         with without_autocast(x.device):
             inputs = [to_network_input(images, self.shown) for images in (x, x_hat)]
             distance: Tensor = network(*inputs)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int
-from codegrid.engine.precision import lay_out
+from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
 from vqgan.networks.blocks import GroupNorm, zero_init
@@ -227,7 +227,7 @@ class PositionAttention(nn.Module):
         ):  # torch.onnx translates attention only with an axis of heads
             rows = [row[:, None] for row in rows]
         mixed = F.scaled_dot_product_attention(*rows)  # (B, h*w, width), or (B, 1, h*w, width)
-        y: Tensor = x + self.out(lay_out(mixed.transpose(-1, -2).reshape(x.shape)))
+        y: Tensor = x + self.out(to_memory_format(mixed.transpose(-1, -2).reshape(x.shape)))
         return y
 
 

@@ -126,8 +126,14 @@ class Quantizer(nn.Module, ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, whose buffers count versions of their own."""
-        return {**self.__dict__, "_counted": None}
+        """For copies, whose buffers count versions of their own: the number alone."""
+        return {**self.__dict__, "_counted": self._remembered_updates()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        number = state.get("_counted")
+        super().__setstate__({**state, "_counted": None})
+        if number is not None:
+            self._remember_updates(number)
 
     @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
-from codegrid.evaluation.codebook import count_codes
+from codegrid.evaluation.codebook import count_uses
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import rotate, straight_through
@@ -184,7 +184,7 @@ class Codebook(Quantizer):
         assert q.indices is not None
         z = flatten(q.z_e.detach())
         indices = q.indices.flatten()
-        counts = all_reduce(count_codes(indices, self.K).to(self.counts))
+        counts = all_reduce(count_uses(indices, self.K).to(self.counts))
         per_output = self.K / counts.sum()  # so that counts are 1 on average for any batch and grid
         self.counts.lerp_(counts * per_output, 1 - self.decay)
         self.move_codes(z, indices, per_output)

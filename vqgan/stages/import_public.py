@@ -12,6 +12,7 @@ from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public, make_choices
 from vqgan.formats.preview import Preview
 from vqgan.formats.record import describe_import, report_import, save_imported
+from vqgan.previews import preview_import
 
 
 def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
@@ -31,6 +32,8 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         contents = open_public(config["from"], config.config, config.ema, config.revision)
         imported = load_public(contents.file, choices)
         data.check_recorded(run.resume)
+        if run.is_dry:
+            return preview_import(run, imported.tokenizer, data)
         data.prepare_data()
         preview = Preview(imported.tokenizer, data, config.show, run.device)
         config.model, config.quantizer = imported.plan.model, imported.plan.quantizer

@@ -29,10 +29,12 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         module = build_module(run.config, run.training)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_recorded(run.resume)
-        data.prepare_data()
-        start.fill(module.tokenizer, data)
-        module.learners.adapt(module.tokenizer)
+        if not run.is_dry:
+            data.prepare_data()
+            start.fill(module.tokenizer, data)
         prepare_layers(module, run.training)
+        if run.is_dry:
+            return run.rehearse(data.title, module, data, around)
         data.check_batch_fits(run.launch().world_size)
         tags = [*make_tags(config.stage, data.title, module.tokenizer), *start.tags]
         folder = run.start(data.title, data.describe(), tags, module)
@@ -54,4 +56,4 @@ def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     rules = training.budget, training.clip, training.accumulate, learners
     tokenizer = build_tokenizer(config.model, config.quantizer)
     module = VQGAN(tokenizer, reconstruction, Training(optimizer, schedule, *rules), adversary)
-    return module.to(memory_format=choose_memory_format(training.device))  # type: ignore[call-overload]
+    return module.to(memory_format=choose_memory_format(training.device))

@@ -29,8 +29,8 @@ def test_group_norm_of_bfloat16_images_has_float32_means_and_variances() -> None
 
 def test_group_norm_on_a_gpu_gets_weights_of_the_type_of_its_images() -> None:
     """Its kernel refuses others; fake tensors stand for a GPU's."""
-    with FakeTensorMode():
-        norm = GroupNorm(4, 32).cuda()
+    with FakeTensorMode(), torch.device("cuda"):
+        norm = GroupNorm(4, 32)
         x = torch.randn(2, 32, 5, 7, device="cuda", dtype=torch.bfloat16)
         assert norm(x).dtype == torch.bfloat16
         assert norm(x).device.type == "cuda"

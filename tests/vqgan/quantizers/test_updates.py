@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codegrid.engine.collectives import seeded_generator, share_seed
-from codegrid.evaluation.codebook import count_codes
+from codegrid.evaluation.codebook import count_uses
 from tests.helpers.parts import make
 from vqgan.quantizers.anneal import Anneal
 from vqgan.quantizers.codebook import Codebook, max_revived
@@ -23,7 +23,7 @@ K, DIM = 128, 4
 
 def test_codes_are_counted_as_bincount_counts_them() -> None:
     indices = torch.randint(5, (40,))
-    assert torch.equal(count_codes(indices, 7), torch.bincount(indices, minlength=7))
+    assert torch.equal(count_uses(indices, 7), torch.bincount(indices, minlength=7))
 
 
 def set_in_inference(quantizer: VQ) -> None:

@@ -1,0 +1,78 @@
+"""dry_run=true of the stages that work with a trained prior, or with codes: what they would do, and a batch of their work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
+from codegrid.engine.precision import autocast
+from codegrid.engine.run import Run
+from codegrid.evaluation.settings import EvaluationSettings
+from prior.draw import SampleSource, draw_batch
+from prior.judging import judge_codes
+from prior.load import load_prior
+from vqgan.load import load_images, load_tokenizer
+from vqgan.previews import preview_evaluation_of
+from vqgan.tokenizer import Tokenizer
+
+
+def preview_samples(run: Run, source: SampleSource) -> dict[str, Any]:
+    """What stage=sample would do; a batch is drawn, unless that would have to compile the model first."""
+    n = min(run.config.batch_size, run.config.n)
+    models: dict[str, nn.Module] = {"tokenizer": source.tokenizer}
+    if source.model is not None:
+        models["prior"] = source.model
+    would = f"draw {run.config.n:,} samples, {run.config.batch_size} at a time, in"
+    if run.config.sampler.compile:
+        return run.preview(source.name, would)
+    return run.preview(
+        source.name, would, models, n, lambda: draw_batch(source, source.draw(0), 0, n)
+    )
+
+
+def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
+    """What stage=evaluate would do with the tokenizer or the prior that `ckpt` names; a batch of the images is scored."""
+    ckpt = settings.ckpt
+    if read_checkpoint(ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
+        tokenizer, described = load_tokenizer(ckpt)
+        name = find_checkpoint(ckpt).parent.parent.name
+        return preview_evaluation_of(run, tokenizer, described, name)
+    trained = load_prior(ckpt)
+    images = load_images(trained.data, run.config.data, ckpt)
+    number = len(images.source(settings.split))
+    would = (
+        f"judge the codes of {number:,} {settings.split} images, {settings.batch_size} at a time, and "
+        f"{min(settings.samples, number):,} samples, in"
+    )
+    models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": trained.model}
+    n = settings.batch_size
+    x = images.preprocess(images.read_first(n)[0]).to(run.device)
+    trained.to(run.device)
+
+    def work() -> None:
+        with torch.no_grad(), settings.autocast():
+            judge_codes(trained.model, trained.tokenizer.indices(x), torch.full((n,), -1))
+
+    return run.preview(trained.name, would, models, n, work)
+
+
+def preview_codes(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:
+    """What stage=extract would do; a batch is encoded."""
+    n, views = run.config.batch_size, run.config.crops * (1 + bool(run.config.flip))
+    sizes = {split: len(images.source(split)) for split in ("train", "val")}
+    shape = "x".join(map(str, tokenizer.code_shape))
+    would = (
+        f"encode {sizes['train']:,} training images, {views} views of each, and {sizes['val']:,} validation images into "
+        f"codes of {shape} in cache_dir={images.cache_dir}, as far as they are not there, and write its record to"
+    )
+    x = images.preprocess(images.read_first(n)[0]).to(run.device)
+    tokenizer = tokenizer.to(run.device)
+
+    def work() -> None:
+        with torch.no_grad(), autocast(run.device):
+            tokenizer.indices(x)
+
+    return run.preview(images.title, would, {"tokenizer": tokenizer}, n, work)

@@ -1,0 +1,43 @@
+"""What stage=prior trains, built for its own command and for dry runs."""
+
+from typing import Any
+
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig
+
+from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.run import Run
+from prior import training
+from vqgan.tokenizer import Tokenizer
+
+
+def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> training.PriorParts:
+    """The module that a run trains, its codes, their classes, and the callbacks of the run's config."""
+    config = run.config
+    train, val = training.load_codes(run, tokenizer, images)
+    classes = training.list_classes(images, config.conditional, train, val, run.resume)
+    model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
+    training.count_codes(model, train, val)
+    optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
+    module = training.make_module(model, optimizer, schedule, config, run.training)
+    training.prepare_blocks(module, run.training)
+    around = [c for c in instantiate(config.callbacks).values() if c is not None]
+    return module, CodeDataModule(train, val, config.batch_size, config.seed), classes, around
+
+
+def rehearse_prior(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:
+    """The dry run of a prior, on random codes."""
+    module, data, _, around = build_parts(run, tokenizer, images)
+    return run.rehearse(images.title, module, data, around)
+
+
+def rehearse_parts(
+    run: Run, data: ImageDataModule, parts: dict[str, DictConfig], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The dry runs of both trainings, that of the prior on random codes."""
+    figures = run.preview(data.title, "train and evaluate a tokenizer and a prior in")
+    figures["tokenizer"] = get_method(parts["tokenizer"].run)(parts["tokenizer"])
+    with Run.open(parts["prior"]) as part:
+        figures["prior"] = rehearse_prior(part, tokenizer, data)
+    return figures

@@ -1,0 +1,125 @@
+"""dry_run=true of every stage, as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import (
+    QUICK,
+    TINY,
+    TINY_GAN,
+    TINY_PRIOR,
+    Command,
+    lightning_warnings,
+    read_mistake,
+)
+from tests.helpers.configs import ROOT
+
+pytestmark = [pytest.mark.slow, lightning_warnings]
+
+QUIET = {
+    "MALLOC_MMAP_THRESHOLD_": "262144",
+    "MALLOC_TRIM_THRESHOLD_": "262144",
+}  # freed memory is returned at once
+STEPS = [
+    "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=4", "logger=csv", "callbacks.doctor=null",
+    "data.n_train=64", "data.n_val=8",
+]  # fmt: skip
+
+
+def list_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def read_result(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    result: dict[str, object] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    return result
+
+
+def test_every_stage_says_what_it_would_do_and_writes_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage=vqgan", *TINY, "run_dir=tokenizer") == 0
+    assert command("stage=prior", "ckpt=tokenizer", *TINY_PRIOR, "run_dir=prior") == 0
+    capsys.readouterr()
+    before = list_files(tmp_path)
+    tiny_parts = [f"stage2.{word}" if "prior." not in word else word for word in TINY_PRIOR]
+    commands = [
+        ["stage=vqgan", *TINY_GAN],
+        ["stage=vqgan", "resume=tokenizer"],
+        ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR],
+        ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR, "conditional=true"],
+        ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR[3:], "prior=bigram"],
+        ["stage=sample", "ckpt=prior", "n=4"],
+        ["stage=evaluate", "ckpt=tokenizer", *QUICK],
+        ["stage=evaluate", "ckpt=prior", *QUICK],
+        ["stage=extract", "ckpt=tokenizer"],
+        ["stage=export", "ckpt=tokenizer"],
+        ["stage=report", "runs=tokenizer"],
+        ["stage=pipeline", *TINY, *[w for w in tiny_parts if not w.startswith("stage2.logger")]],
+    ]
+    for words in commands:
+        assert command(*words, "dry_run=true") == 0, (words, capsys.readouterr().err)
+        assert read_result(capsys)["dry_run"] is True, words
+        assert list_files(tmp_path) == before, words
+
+
+def test_each_point_of_a_sweep_is_tried_and_nothing_is_written(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", "stage=vqgan", *TINY, "quantizer.K=8,32", "dry_run=true") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [json.loads(line)["dry_run"] for line in lines] == [True, True]
+    assert not list_files(tmp_path)
+
+
+def test_a_dry_run_has_no_objective(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "stage=vqgan", *TINY, "quantizer.K=8,32", "dry_run=true", "objective=psnr"]
+    assert command(*words) != 0
+    assert "objective=psnr is measured by training" in read_mistake(capsys)
+
+
+def test_a_dry_run_finds_the_mistakes_of_a_run(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage=vqgan", "data=folder", "data.root=nowhere", "dry_run=true") != 0
+    assert "nowhere" in read_mistake(capsys)
+    assert command("stage=vqgan", *TINY, "dry_run=perhaps") != 0
+    assert "dry_run=perhaps must be true or false" in read_mistake(capsys)
+
+
+def run_apart(*words: str) -> dict[str, float]:
+    """The last line of a Python command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | QUIET,
+    )
+    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stage=vqgan", "loss=vqvae", "data.batch_size=64", "model.width=128"],
+        ["stage=vqgan", "data.batch_size=96", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0"],
+        ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=8", "data.image_size=128", "model.grid=8"],
+    ],
+    ids=["conv", "gan", "pyramid"],
+)  # fmt: skip
+def test_memory_is_forecast_within_a_tenth(words: list[str], tmp_path: Path) -> None:
+    """Measured as the peak of a process that trains, beyond what its imports take."""
+    cache = f"cache_dir={tmp_path}/cache"
+    forecast = run_apart("train.py", *words, *STEPS, cache, "dry_run=true")["memory_gib"]
+    measured = run_apart(
+        "-m", "tests.helpers.peak_memory", *words, *STEPS, cache, f"run_dir={tmp_path}/run"
+    )
+    assert forecast == pytest.approx(measured["gib"], rel=0.1)

@@ -1,0 +1,47 @@
+"""The recipes of conf/experiment at their full size: each trains for two steps, with its discriminator where it has one."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import start
+
+pytestmark = pytest.mark.slow
+RECIPES = {  # name -> pixels a side, codes a side, K, and the tokenizer's millions of parameters
+    "imagenet256_f16": (256, 16, 16384, 72),
+    "faces256_f16": (256, 16, 1024, 72),
+    "small_data_256": (256, 16, 1024, 12),
+    "cifar10_f4": (32, 8, 512, 5),
+    "celeba64_f4": (64, 16, 512, 5),
+}
+GAN = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]  # open from the first step
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_at_its_full_size(recipe: str, tmp_path: Path) -> None:
+    """Painted shapes stand for its images, and random weights for LPIPS's: neither can be downloaded here."""
+    size, grid, K, millions = RECIPES[recipe]
+    words = [*(GAN if recipe.endswith("256_f16") or recipe == "small_data_256" else [])]
+    if recipe.endswith("256_f16"):
+        words.append("loss.perceptual.pretrained=false")
+    run = start(
+        "stage=vqgan", f"experiment={recipe}", "data=shapes", f"data.image_size={size}",
+        "data.n_train=8", "data.n_val=2", "data.batch_size=2", "data.cache=ram", "logger=csv", "run_dir=run",
+        "trainer.accelerator=cpu", "trainer.accumulate=1", "trainer.max_steps=2", "trainer.log_every=1", *words,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert run.wait(1800) == 0, run.log[-3000:]
+    report = json.loads(run.output.read_text().splitlines()[-1])
+    assert report["K"] == K
+    assert report["grid"] == [grid, grid]
+    assert round(report["parameters"] / 1e6) == millions
+    assert report["steps"] == 2
+    [file] = (tmp_path / "run/csv").rglob("metrics.csv")
+    with file.open(newline="") as lines:
+        updates = [row for row in csv.DictReader(lines) if row["train/rec"]]
+    assert len(updates) == 2
+    if words:
+        assert all(float(row["train/lambda"]) >= 0 for row in updates)
+        assert float(updates[1]["train/discriminator"]) > 0
