@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -96,5 +96,4 @@ def join_neighbours(
     if type(layers) is not nn.Sequential or not places or len(places) < len(heavy):
         return list(parts)
     stops = [*places[1:], len(layers)] if shrinks else [n + 1 for n in places]
-    ends = zip([0, *stops], stops, strict=False)
-    return [*light, *(Stretch(layers, start, stop) for start, stop in ends)]
+    return [*light, *(Stretch(layers, start, stop) for start, stop in pairwise([0, *stops]))]
