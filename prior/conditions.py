@@ -22,7 +22,6 @@ NAMES_LISTED = 10  # classes that a sentence names
 NEAR = 0.6  # how like a name has to be to what was typed, 0 to 1, to be asked for
 
 
-@torch.no_grad()
 def check_places(sampler: Sampler, tokenizer: Tokenizer) -> None:
     """Raise InputError for settings that need codes with places, if the tokenizer's have none."""
     if tokenizer.is_spatial:
@@ -38,6 +37,7 @@ def check_places(sampler: Sampler, tokenizer: Tokenizer) -> None:
             )
 
 
+@torch.no_grad()
 def encode_init_image(picture: Picture, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """The codes of a picture, (h, w) or (h, w, num_codebooks), and what the tokenizer sees of it, (1, 3 or 1, H, W) uint8.
 

@@ -116,8 +116,8 @@ def prior_source(
     trained = load_prior(ckpt).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = trained.choose_labels(label, n, sampler)
-    grid = sampler.size(model.grid)
     check_places(sampler, tokenizer)
+    grid = sampler.size(model.grid)
     known = sampler.known(grid)
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None

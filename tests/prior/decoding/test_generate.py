@@ -128,6 +128,19 @@ def test_a_large_grid_follows_the_conditional_distribution_of_each_window() -> N
     assert torch.equal(codes, canvas)
 
 
+def test_an_image_is_encoded_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer().eval()
+    own, modes = tokenizer.indices, []
+
+    def indices(x: torch.Tensor) -> torch.Tensor:
+        modes.append(torch.is_grad_enabled())
+        return own(x)
+
+    monkeypatch.setattr(tokenizer, "indices", indices)
+    encode_init_image(torch.zeros(3, 16, 16), tokenizer)
+    assert modes == [False]
+
+
 @pytest.mark.parametrize("name", PRIORS)
 class TestEveryPrior:
     def test_larger_grids_depend_on_the_seed_and_not_on_the_batch_size(self, name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from codegrid.engine.errors import InputError
+from prior import draw
 from prior.conditions import check_places
 from prior.decoding.sampling import Sampler
 from tests.helpers.parts import make
@@ -206,6 +207,16 @@ def test_what_needs_places_is_refused_for_a_sequence(settings: dict, sentence: s
     check_places(sampler, make_tokenizer(4))
     with pytest.raises(InputError, match=sentence):
         check_places(sampler, make_tokenizer())
+
+
+def test_a_larger_grid_is_refused_for_a_sequence_before_its_size_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draw, "load_tokenizer", lambda _: (make_tokenizer(), {}))
+    sampler = Sampler.unmodified()
+    sampler.grid = [1, 3]  # less than the 5 codes: [1, 5] would be refused next
+    with pytest.raises(InputError, match="needs codes with places"):
+        draw.tokenizer_source("run", sampler, 1, 0, 1, torch.device("cpu"))
 
 
 def test_classical_vq_is_no_reference_of_a_sequence() -> None:
