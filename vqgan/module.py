@@ -301,12 +301,14 @@ class VQGAN(ClockedModule):
         checkpoint["clock"] |= {
             "judged": self.discriminator_step,
             "judging_since": self.discriminator_start,
+            "draws": self.tokenizer.quantizer.draws,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.discriminator_step = checkpoint["clock"]["judged"]
         self.discriminator_start = checkpoint["clock"]["judging_since"]
+        self.tokenizer.quantizer.draws = checkpoint["clock"].get("draws", 0)  # none in older files
 
 
 def prepare_layers(module: VQGAN, training: TrainerSettings) -> None:

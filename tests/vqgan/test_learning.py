@@ -13,6 +13,7 @@ from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise, make_tokenizer
 from vqgan.learning import LEARNERS, choose_learners
 from vqgan.losses.gate import Gate
+from vqgan.module import VQGAN
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder
 from vqgan.quantizers.base import Quantizer
@@ -241,3 +242,25 @@ def test_a_tokenizer_without_patches_rests_as_well() -> None:
     make_module(tokenizer=tokenizer, learners=LEARNERS["decoder"])
     resting = {name for name, p in tokenizer.named_parameters() if not p.requires_grad}
     assert {side_of(name) for name in resting} == {"encoder"}
+
+
+@pytest.mark.parametrize("drops", [("draws",), ()], ids=["an older file", "a file"])
+def test_depths_of_several_ranks_go_on_after_a_resumption_without_updates(drops: tuple) -> None:
+    def make_ranked() -> tuple[VQGAN, Residual]:
+        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, 6, 8, dropout=0.9).train()
+        quantizer._seed = 7  # as ranks share it
+        return make_module(tokenizer=make_tokenizer(quantizer=quantizer)), quantizer
+
+    def draw(quantizer: Residual) -> list[int]:
+        return [quantizer.sample_depth(torch.device("cpu")) for _ in range(12)]
+
+    (module, quantizer), (resumed, its_quantizer) = make_ranked(), make_ranked()
+    before = draw(quantizer)
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    after = draw(quantizer)
+    assert before != after
+    for name in drops:
+        del checkpoint["clock"][name]
+    resumed.on_load_checkpoint(checkpoint)
+    assert draw(its_quantizer) == (before if drops else after)

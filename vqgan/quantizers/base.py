@@ -69,10 +69,13 @@ class Quantizer(nn.Module, ABC):
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
     grows                whether it can take over a smaller codebook of its kind
+    draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
+                         codes have no updates
     """
 
     training_settings: tuple[str, ...] = ()
     grows = False
+    draws = 0
     updates: Tensor
     _counted: tuple[Tensor, int, int] | None = None  # `updates`, its version, and what it held then
 

@@ -43,7 +43,6 @@ class Residual(MultiCodebook):
         self.dim = self.in_dim = first.dim
         self.dropout = dropout
         self._seed: int | None = None  # that all ranks share, if there are several
-        self._draws = 0  # of depths since the last update, on several ranks
 
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
@@ -75,8 +74,8 @@ class Residual(MultiCodebook):
             self._seed = share_seed(device)
         random = None  # of this process
         if self._seed is not None:
-            random = seeded_generator(self._seed, self.num_updates, self._draws)
-            self._draws += 1
+            random = seeded_generator(self._seed, self.num_updates, self.draws)
+            self.draws += 1
         chance = torch.rand((), generator=random)
         depth = torch.randint(1, self.num_codebooks, (), generator=random)
         return int(depth) if float(chance) < self.dropout else self.num_codebooks
@@ -94,7 +93,7 @@ class Residual(MultiCodebook):
     @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
-        self._draws = 0
+        self.draws = 0
 
     def lookup(self, indices: Tensor) -> Tensor:
         pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
