@@ -26,9 +26,7 @@ from codegrid.engine.version import Stamp
 from vqgan.lora import merge_low_rank
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.quantizers.base import Quantizer
-from vqgan.tokenizer import Tokenizer
-
-START_IMAGES = 2_000  # enough patches for principal components and k-means
+from vqgan.tokenizer import START_IMAGES, Tokenizer
 
 
 def build_tokenizer(
@@ -126,7 +124,7 @@ def make_tags(stage: str, title: str, tokenizer: Tokenizer) -> list[str]:
     return [tag[:MAX_TAG] for tag in tags]
 
 
-def start_images(data: ImageDataModule) -> torch.Tensor:
-    """Training images from all over the set, (n, C, H, W) in [-1, 1]."""
-    images, _ = data.take_evenly("train", START_IMAGES)
+def start_images(data: ImageDataModule, n: int = START_IMAGES) -> torch.Tensor:
+    """Training images from all over the set, (n, C, H, W) in [-1, 1], or all if there are fewer."""
+    images, _ = data.take_evenly("train", n)
     return data.preprocess(images)

@@ -49,7 +49,7 @@ class ImageStart(Start):
     """Linear maps and codes are fitted to training images."""
 
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
-        tokenizer.initialise(start_images(data))
+        tokenizer.initialise(start_images(data, tokenizer.start_images))
 
 
 class ResumedStart(Start):

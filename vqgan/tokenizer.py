@@ -1,6 +1,7 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
+from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
@@ -45,7 +47,11 @@ RANDOM_START_IMAGES = (
     512  # images that go through a random encoder; the networks cost more than patches
 )
 RANDOM_START_PIXELS = 64 * 64**2  # of the images that go through it at once
+START_IMAGES = 2_000  # enough patches for principal components and k-means
+LEAST_START_IMAGES = 256  # of large images, which have many codes each
+SMALL_IMAGE = 64**2  # pixels, up to which a start costs little memory
 MAX_START_VECTORS = 100_000  # enough for k-means
+LONG_START = 10  # seconds
 
 
 class Tokenizer(nn.Module):
@@ -368,14 +374,45 @@ class Tokenizer(nn.Module):
             # The networks still add zero.
             z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
         else:
-            parts = x[:RANDOM_START_IMAGES].split(choose_start_batch(x))
-            z = torch.cat([flatten(self.encode_features(part)) for part in parts])
+            if len(x) > RANDOM_START_IMAGES:
+                x = x[choose_evenly(len(x), RANDOM_START_IMAGES)]
+            z = self.encode_start(x)
         # Every n-th vector, so that all images are represented.
         self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
+
+    def encode_start(self, x: Tensor) -> Tensor:
+        """What the networks make of x (n, C, H, W), (n * h * w, in_dim of the quantizer); says so if it takes long."""
+        z: list[Tensor] = []
+        begun = time.monotonic()
+        for part in x.split(choose_start_batch(x)):
+            z.append(flatten(self.encode_features(part)))
+            seconds = (time.monotonic() - begun) * (len(x) / len(part) - 1)
+            if len(z) == 1 and seconds > LONG_START:
+                log_line(
+                    f"the codes start among what the encoder makes of {len(x)} images, which takes about {seconds:.0f} seconds"
+                )
+        return torch.cat(z)
+
+    @property
+    def start_images(self) -> int:
+        """How many training images `initialise` asks for: of large ones only as many as have enough codes, for the memory and the
+        time that they take."""
+        most = RANDOM_START_IMAGES if self.patches is None else START_IMAGES
+        pixels = self.encoder.image_size[0] * self.encoder.image_size[1]
+        if pixels <= SMALL_IMAGE:
+            return most
+        enough = -(-MAX_START_VECTORS // (self.grid[0] * self.grid[1]))
+        in_memory = 4 * START_IMAGES * SMALL_IMAGE // pixels
+        return min(most, max(LEAST_START_IMAGES, min(enough, in_memory)))
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
+
+
+def choose_evenly(n: int, most: int) -> Tensor:
+    """The numbers of at most so many of n images, evenly from all over: neighbours may be of one class."""
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).long()
 
 
 def choose_start_batch(x: Tensor) -> int:

@@ -71,6 +71,52 @@ def test_a_random_start_takes_the_memory_of_64_images_of_64_pixels(
     assert choose_start_batch(torch.empty(1, 3, *size)) == images
 
 
+@pytest.mark.parametrize(
+    ("start", "size", "grid", "images"),
+    [
+        ("patches", 16, 4, 2000),
+        ("patches", 64, 32, 2000),  # to the bit as ever
+        ("patches", 128, 8, 1563),
+        ("patches", 128, 32, 256),
+        ("patches", 256, 8, 500),
+        ("random", 64, 32, 512),
+        ("random", 128, 8, 512),
+        ("random", 128, 16, 391),
+        ("random", 128, 32, 256),
+    ],
+)
+def test_a_start_takes_fewer_images_the_more_pixels_and_codes_they_have(
+    start: str, size: int, grid: int, images: int
+) -> None:
+    assert make_tokenizer(size, grid, start).start_images == images
+
+
+def test_a_random_start_sees_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqgan.tokenizer.RANDOM_START_IMAGES", 8)
+    t, seen = make_tokenizer(start="random", channels=1), []
+    monkeypatch.setattr(t, "encode_start", lambda x: seen.append(x) or torch.randn(40, t.dim))
+    x = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 1, 16, 16)
+    t.initialise(x)
+    assert seen[0][:, 0, 0, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 29]
+    t.initialise(x[:8])
+    assert torch.equal(seen[1], x[:8])
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.1, False), (5.0, True)])
+def test_a_long_start_says_so(
+    seconds: float,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ticks = (seconds * n for n in range(100))
+    monkeypatch.setattr("vqgan.tokenizer.time.monotonic", lambda: next(ticks))
+    z = make_tokenizer(start="random").encode_start(torch.randn(200, 3, 16, 16))
+    assert len(z) == 200 * 16
+    sentence = "makes of 200 images, which takes about 11 seconds"
+    assert (sentence in capsys.readouterr().err) == said
+
+
 @pytest.mark.parametrize(("stem", "last_step"), [(1, 1), (2, 2), (4, 2), (8, 4)])
 def test_four_pixels_a_side_are_decoded_in_two_steps(stem: int, last_step: int) -> None:
     decoder = make(Decoder, 48, 3, 2, width=8, stem=stem, max_width_mult=4)
