@@ -28,7 +28,11 @@ class Stretch:
 
 
 class Recomputable(Protocol):
-    """A module that names the parts whose activations its backward pass may compute again; no part lies in another."""
+    """A module that names what it trains, and the parts of it whose activations the backward pass may compute again; no part
+    lies in another."""
+
+    @property
+    def learned(self) -> nn.Module: ...
 
     @property
     def recomputed(self) -> Sequence[nn.Module | Stretch]: ...
@@ -65,11 +69,7 @@ def checkpoint_activations(module: Recomputable) -> None:
     A training step computes these parts twice and keeps their inputs alone; losses and gradients stay as they are. Raises
     InputError for a module without such parts.
     """
-    if not module.recomputed:
-        raise InputError(
-            f"trainer.checkpoint_activations=true computes activations of residual or transformer blocks again, and "
-            f"{type(module).__name__} has none; use trainer.checkpoint_activations=false"
-        )
+    check_recomputed(module.recomputed, module.learned)
     chains: dict[nn.Module, list[Stretch]] = {}
     for part in module.recomputed:
         if isinstance(part, Stretch):
@@ -78,6 +78,15 @@ def checkpoint_activations(module: Recomputable) -> None:
             part.forward = Recomputation(part)
     for chain, stretches in chains.items():
         chain.forward = Recomputation(chain, stretches)
+
+
+def check_recomputed(parts: Sequence[nn.Module | Stretch], model: nn.Module) -> None:
+    """Raise InputError for a model that names no parts whose activations may be computed again."""
+    if not parts:
+        raise InputError(
+            f"trainer.checkpoint_activations=true computes activations of residual or transformer blocks again, and "
+            f"{type(model).__name__} has none; use trainer.checkpoint_activations=false"
+        )
 
 
 def join_neighbours(

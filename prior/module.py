@@ -57,7 +57,7 @@ class PriorModule(ClockedModule):
     @property
     def blocks(self) -> list[Block]:
         """The model's transformer blocks; empty if it has none."""
-        return [part for part in self.model.modules() if isinstance(part, Block)]
+        return list_transformer_blocks(self.model)
 
     @property
     def recomputed(self) -> list[nn.Module]:
@@ -202,3 +202,8 @@ def decayed_weights(module: nn.Module) -> set[nn.Parameter]:
         for name, p in part.named_parameters(recurse=False)
         if name.startswith("weight") and p.ndim > 1
     }
+
+
+def list_transformer_blocks(model: PriorModel) -> list[Block]:
+    """The transformer blocks of a prior; empty if it has none."""
+    return [part for part in model.modules() if isinstance(part, Block)]

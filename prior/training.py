@@ -12,7 +12,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
 from codegrid.data.tokens import CodeDataModule
-from codegrid.engine.activations import checkpoint_activations
+from codegrid.engine.activations import checkpoint_activations, check_recomputed
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint
@@ -30,10 +30,11 @@ from prior.extract import extract
 from prior.load import read_classes
 from prior.models.base import PriorModel
 from prior.models.counted import Counted
-from prior.module import PriorModule
+from prior.module import PriorModule, list_transformer_blocks
 from vqgan.tokenizer import Tokenizer
 
 PriorParts = tuple[PriorModule, CodeDataModule, ClassTable, list[Callback]]
+BLANK_LABELS = 512  # that a dry run reads, with their images
 SIZES = ("width", "depth", "heads", "codebook_depth")
 
 
@@ -106,29 +107,44 @@ def load_codes(
     """The codes to train on and to validate on, encoded once by all ranks together; random ones for a dry run."""
     config = run.config
     if run.is_dry:
-        blank = draw_blank_codes(tokenizer, images, config.batch_size)
+        labels = choose_blank_labels(images, config.conditional)
+        blank = draw_blank_codes(tokenizer, labels, config.batch_size)
         return blank, blank
     fabric = run.launch()
     train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
     return train, extract(tokenizer, images, "val", fabric=fabric)
 
 
-def draw_blank_codes(tokenizer: Tokenizer, images: ImageDataModule, n: int) -> ArraySamples:
-    """Random codes of n images with all labels of the images' classes, in place of theirs, for a run that only tries a step."""
+def choose_blank_labels(images: ImageDataModule, conditional: bool) -> NDArray[Any]:
+    """The labels that the images' classes have, for a dry run, which does not read all images.
+
+    Where only the images have labels, those of the first ones; if these are of one class, that and another one.
+    """
+    _, labels = images.read_first(1)  # which opens the images, and decides their classes
+    source = images.source("train")
+    if images.classes:
+        return np.arange(len(images.classes))
+    if source.labels is not None:
+        return np.unique(source.labels)
+    if not conditional:
+        return labels.numpy()
+    seen = np.unique(images.read_first(min(BLANK_LABELS, len(source)))[1].numpy())
+    if len(seen) == 1 and seen[0] >= 0 and len(source) > BLANK_LABELS:
+        log_line(
+            f"the first {BLANK_LABELS} images of {images.title} are of one class, and how many classes there are is known once "
+            "all are read; the dry run takes two"
+        )
+        seen = np.append(seen, seen + 1)
+    return seen
+
+
+def draw_blank_codes(tokenizer: Tokenizer, labels: NDArray[Any], n: int) -> ArraySamples:
+    """Random codes of n images, or more, with all of the labels, for a run that only tries a step."""
     assert tokenizer.K is not None
     random = np.random.default_rng(0)
-    _, labels = images.read_first(1)  # which opens the images, and decides their classes
-    known = images.source("train").labels
-    numbers = (
-        np.arange(len(images.classes))
-        if images.classes
-        else labels.numpy()
-        if known is None
-        else np.unique(known)
-    )
-    rows = max(n, len(numbers))
+    rows = max(n, len(labels))
     grids = random.integers(0, tokenizer.K, (rows, *tokenizer.code_shape))
-    return ArraySamples(grids, np.resize(numbers, rows))
+    return ArraySamples(grids, np.resize(labels, rows))
 
 
 def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> None:
@@ -139,21 +155,23 @@ def count_codes(model: PriorModel, train: ArraySamples, val: ArraySamples) -> No
 
 def prepare_blocks(module: PriorModule, training: TrainerSettings) -> None:
     """What conf/trainer asks of a prior's blocks before it trains. Raises InputError for a prior without any."""
+    check_blocks(module.model, training)
     if training.checkpoint_activations:
         checkpoint_activations(module)
     if training.compile:
-        compile_blocks(module)
+        compile_parts(module.blocks)
 
 
-def compile_blocks(module: PriorModule) -> None:
-    """Compile the transformer blocks. Raises InputError for a prior without any."""
-    if not module.blocks:
+def check_blocks(model: PriorModel, training: TrainerSettings) -> None:
+    """Raise InputError if conf/trainer asks for blocks that a prior does not have."""
+    if training.checkpoint_activations:
+        check_recomputed(model.recomputed, model)
+    if training.compile and not list_transformer_blocks(model):
         raise InputError(
             "trainer.compile=true compiles transformer blocks, "
-            f"and {type(module.model).__name__} has none; use trainer.compile=false, "
+            f"and {type(model).__name__} has none; use trainer.compile=false, "
             "or prior=gpt, rar, rq, maskgit or diffusion"
         )
-    compile_parts(module.blocks)
 
 
 def display_callbacks(model: PriorModel, tokenizer: Tokenizer) -> list[Callback]:

@@ -1,7 +1,9 @@
 """What stage=prior trains, built for its own command and for dry runs."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 
@@ -9,12 +11,18 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.run import Run
 from prior import training
+from prior.pipeline import name_group
 from vqgan.tokenizer import Tokenizer
 
 
 def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> training.PriorParts:
     """The module that a run trains, its codes, their classes, and the callbacks of the run's config."""
     config = run.config
+    if run.training.checkpoint_activations or run.training.compile:
+        with torch.random.fork_rng(devices=[]):  # a mistake is noticed before all images are encoded
+            trial = instantiate(config.prior, **tokenizer.code_space, classes=0)
+        training.check_blocks(trial, run.training)
+        del trial
     train, val = training.load_codes(run, tokenizer, images)
     classes = training.list_classes(images, config.conditional, train, val, run.resume)
     model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
@@ -37,7 +45,11 @@ def rehearse_parts(
 ) -> dict[str, Any]:
     """The dry runs of both trainings, that of the prior on random codes."""
     figures = run.preview(data.title, "train and evaluate a tokenizer and a prior in")
-    figures["tokenizer"] = get_method(parts["tokenizer"].run)(parts["tokenizer"])
-    with Run.open(parts["prior"]) as part:
+    for name in ("tokenizer", "prior"):
+        if not (folder := Path(figures["would_write"], name)).exists():  # as of a resumed pipeline
+            parts[name].run_dir = str(folder)
+    with name_group(parts["tokenizer"].stage):
+        figures["tokenizer"] = get_method(parts["tokenizer"].run)(parts["tokenizer"])
+    with name_group(parts["prior"].stage), Run.open(parts["prior"]) as part:
         figures["prior"] = rehearse_prior(part, tokenizer, data)
     return figures

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
-from prior.pipeline import pipeline_result, run_part, split_config
+from prior.pipeline import name_group, pipeline_result, run_part, split_config
 from prior.stages.building import rehearse_parts
+from prior.training import check_blocks
 from vqgan.load import build_tokenizer, require_codes
 from vqgan.starting import choose_start
 from vqgan.tokenizer import Tokenizer
@@ -39,13 +40,15 @@ def run_pipeline(config: DictConfig) -> dict[str, Any] | None:
 
 def check_parts(parts: dict[str, DictConfig]) -> Tokenizer:
     """Build both models, since a mistake is best noticed before hours of training; the untrained tokenizer."""
-    for name in ("tokenizer", "prior"):
-        training = Run.open(parts[name].copy()).training
+    trainings = {name: Run.open(parts[name].copy()).training for name in ("tokenizer", "prior")}
+    for training in trainings.values():
         if training.num_processes > 1:
             devices = f"trainer.devices={training.devices}"
             raise InputError(f"{devices} but stage=pipeline has one; run its stages one by one")
         training.check_budget()
     tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
-    instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
+    model = instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
+    with name_group("prior"):
+        check_blocks(model, trainings["prior"])
     return tokenizer
