@@ -53,7 +53,7 @@ def run_by_tiles(
             f"tile={tile}: codes of {type(encoder).__name__} are not codes of a place in the image; leave tile out"
         )
     codes = choose_tile(tokenizer, tile) // encoder.f
-    if max(x.shape[-2:]) <= codes * units[0]:
+    if not len(x) or max(x.shape[-2:]) <= codes * units[0]:
         return run(x)
     for network in (encoder, tokenizer.decoder):
         if not network.sized_settings:

@@ -329,9 +329,11 @@ class Tokenizer(nn.Module):
             )
         h, w = x.shape[2:]
         if h % f or w % f:
-            fitting = f"{max(h // f, 1) * f}x{max(w // f, 1) * f}"
+            rows, columns = max(h // f, 1) * f, max(w // f, 1) * f
+            if not self.encoder.sized_settings:  # which serve no other
+                rows, columns = self.encoder.image_size
             raise InputError(
-                f"images of {h}x{w} pixels must have sides that f={f} divides; crop or resize them to {fitting}"
+                f"images of {h}x{w} pixels must have sides that f={f} divides; crop or resize them to {rows}x{columns}"
             )
 
     def encode_features(self, x: Tensor) -> Tensor:
@@ -355,6 +357,7 @@ class Tokenizer(nn.Module):
         With `tile` as in encode_images the encoder takes large images by tiles. Raises InputError if the tokenizer is
         continuous.
         """
+        self.check_images(x)  # tiles would leave out the rest of sides that f does not divide
         z_e = run_by_tiles(self, self.encode_input, x, (self.encoder.f, 1), tile)
         indices = self.quantizer(z_e).indices
         if indices is None:

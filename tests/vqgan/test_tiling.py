@@ -200,3 +200,15 @@ def test_networks_of_one_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         InputError, match=r"PyramidDecoder serves images of 32 pixels alone; leave tile out"
     ):
         tokenizer.decode_codes(torch.zeros(1, 16, 16, dtype=torch.int64), tile=32)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_sides_that_f_does_not_divide_are_refused_by_tiles_as_without(tile: int | None) -> None:
+    with pytest.raises(InputError, match="sides that f=.* crop or resize them to 64x64"):
+        make_pyramid().indices(torch.zeros(1, 3, 65, 67), tile)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_no_codes_become_no_images(tile: int | None) -> None:
+    codes = torch.zeros(0, 16, 16, dtype=torch.int64)
+    assert make_pyramid().decode_indices(codes, tile).shape == (0, 3, 64, 64)

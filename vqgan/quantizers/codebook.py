@@ -197,7 +197,9 @@ class Codebook(Quantizer):
         So many rows are drawn, the least used, however many codes are dead: to count these would wait for the device. Beyond
         that number the rest has its turn in the next updates.
         """
-        counts, rows = self.counts.topk(max_revived(self.K), largest=False, sorted=False)
+        _, rows = self.counts.topk(max_revived(self.K), largest=False, sorted=False)
+        rows = broadcast(rows)  # of equal counts, other hardware may choose other rows
+        counts = self.counts.index_select(0, rows)
         is_dead = counts < least  # the same on every rank, as the counts are
         sources = torch.randint(len(z), rows.shape, device=z.device)
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)

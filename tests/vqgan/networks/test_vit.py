@@ -181,6 +181,7 @@ def test_images_become_sequences_and_back() -> None:
         (lambda: tokenizer.decode_codes(codes, size=12), "images of 16 pixels; leave size out"),
         (lambda: tokenizer.decode_codes(codes.repeat(1, 1, 2)), "serves 1x5 alone; give that many"),
         (lambda: tokenizer.indices(torch.zeros(1, 1, 32, 32)), "serves 16x16 alone; resize"),
+        (lambda: tokenizer.indices(torch.zeros(1, 1, 35, 33)), "crop or resize them to 16x16"),
         (lambda: tokenizer.f, "5 codes of this tokenizer are a sequence without places"),
     ):
         with pytest.raises(InputError, match=sentence):

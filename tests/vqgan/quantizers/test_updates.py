@@ -148,3 +148,19 @@ def test_one_process_drops_codebooks_by_its_own_random_numbers() -> None:
     depths = [quantizer.sample_depth(torch.device("cpu")) for _ in range(20)]
     assert depths == [int(depth) if chance < 0.5 else 4 for chance, depth in chances]
     assert share_seed(torch.device("cpu")) is None
+
+
+def test_the_rows_of_the_main_rank_are_revived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal counts, ranks on other hardware may choose others."""
+    quantizer = make(EMA, K, DIM)
+    quantizer.counts.zero_()
+    quantizer.counts[5] = 9.0
+    chosen = torch.arange(max_revived(K))
+    monkeypatch.setattr(
+        "vqgan.quantizers.codebook.broadcast", lambda x: x if x.is_floating_point() else chosen
+    )
+    before = quantizer.codes().clone()
+    quantizer.revive_codes(torch.randn(50, DIM), torch.randint(K, (50,)), 0.5)
+    changed = (quantizer.codes() != before).any(1).nonzero().flatten().tolist()
+    assert changed == [row for row in chosen.tolist() if row != 5]
+    assert quantizer.counts[5] == 9
