@@ -92,8 +92,9 @@ def enlarges(part: nn.Module) -> bool:
     return bool(getattr(part, "enlarges_first", False))
 
 
-def measure_f(image_size: SizeSetting, grid: SizeSetting) -> int:
-    """Pixels per grid position, the same in both directions. Raises InputError unless the grid divides the image."""
+def measure_f(image_size: SizeSetting, grid: SizeSetting, of_sequences: str = "model=vit") -> int:
+    """Pixels per grid position, the same in both directions. Raises InputError unless the grid divides the image; `of_sequences`
+    is the setting with which one row is a sequence of codes."""
     size = check_size("data.image_size", image_size, "pixel")
     codes = check_size("model.grid", grid, "code")
     f = size[0] // codes[0]
@@ -102,7 +103,7 @@ def measure_f(image_size: SizeSetting, grid: SizeSetting) -> int:
     divisors = [n for n in range(1, min(size) + 1) if divides(n, size)]
     best = min(divisors, key=lambda n: (abs(size[0] // n - codes[0]), abs(size[1] // n - codes[1])))
     wanted = max(round(size[0] / codes[0]), 1)
-    sequence = "; a sequence of codes needs model=vit" if codes[0] == 1 < codes[1] else ""
+    sequence = f"; a sequence of codes needs {of_sequences}" if codes[0] == 1 < codes[1] else ""
     raise InputError(
         f"data.image_size={write_size(size)} is not model.grid={write_size(codes)} times one whole number; "
         f"use model.grid={write_size([side // best for side in size])} or "

@@ -48,7 +48,7 @@ def plan_tokens(
             )
         side = choose_patch(size, patch)
         return TokenLayout((size[0] // side, size[1] // side), side, codes[1])
-    f = measure_f(size, codes)
+    f = measure_f(size, codes, of_sequences="model.layout=sequence")
     if patch not in (None, f):
         raise InputError(
             f"model.patch={patch} must be f={f}, for each patch has a code of model.grid={write_size(codes)}; use "
@@ -73,10 +73,21 @@ def choose_layout(size: Size, codes: Size) -> str:
 
 
 def choose_patch(size: Size, patch: int | None) -> int:
-    """The side of the patches that a sequence of codes describes. Raises InputError unless it divides the image."""
+    """The side of the patches that a sequence of codes describes. Raises InputError unless it divides the image, and where no
+    divisor is within a factor of two of the usual side."""
     sides = [n for n in range(1, min(size) + 1) if divides(n, size)]
     if patch is None:
-        return min(sides, key=lambda n: abs(n - min(size) / USUAL_PATCHES))
+        usual = max(min(size) / USUAL_PATCHES, 1)
+        best = min(sides, key=lambda n: abs(n - usual))
+        if not usual / 2 <= best <= 2 * usual:
+            near = sorted(sorted(sides, key=lambda n: abs(n - usual))[:3])
+            count = size[0] // best * (size[1] // best)
+            raise InputError(
+                f"data.image_size={write_size(size)} has no divisor near {usual:.0f} pixels, a sixteenth, for the patches that a "
+                f"sequence of codes describes; choose model.patch={' or '.join(map(str, near))}, of which {best} gives "
+                f"{count:,} patches, or another data.image_size"
+            )
+        return best
     check_int("model.patch", patch, 1, "pixel")
     if patch not in sides:
         best = min(sides, key=lambda n: abs(n - patch))

@@ -121,8 +121,9 @@ def test_one_row_is_a_sequence_where_it_is_no_grid_of_the_images(
         ({"image_size": (16, 64), "grid": (1, 4)}, r"4 codes without places with model.layout=seq"),
         ({"grid": (4, 2), "layout": "sequence"}, r"of one row; use model.grid=\[1,8\]"),
         ({"layout": "list"}, r"model.layout=list must be null, grid or sequence"),
-        ({"grid": (1, 5), "layout": "grid"}, r"is not model.grid=\[1,5\] times .* needs model=vit"),
+        ({"grid": (1, 5), "layout": "grid"}, r"is not model.grid=\[1,5\] times .* needs model.layout=seq"),
         ({"patch": 2}, r"model.patch=2 must be f=4, .*; use model.patch=null"),
+        ({"grid": (1, 5), "image_size": 97}, r"=97 has no .* model.patch=1 or 97, of which 1 gives 9,409"),
         ({"grid": (1, 5), "patch": 5}, r"model.patch=5 doesn't divide .*=16; use model.patch=4"),
         ({"positions": "none"}, r"model.positions=none must be sine or learned"),
         ({"heads": 3}, r"model.width=16 must be a multiple of 4 and of model.heads=3; use .*=192"),
@@ -168,7 +169,7 @@ def test_it_trains_across_the_gate(grid: Any, start: str, settings: dict) -> Non
 
 
 def test_images_become_sequences_and_back() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer, coarse = make_tokenizer(), make_tokenizer(patch=4)
     picture = Image.new("L", (40, 20), 90)
     codes = tokenizer.encode_images([picture, picture])
     assert codes.shape == (2, 1, 5)
@@ -181,7 +182,7 @@ def test_images_become_sequences_and_back() -> None:
         (lambda: tokenizer.decode_codes(codes, size=12), "images of 16 pixels; leave size out"),
         (lambda: tokenizer.decode_codes(codes.repeat(1, 1, 2)), "serves 1x5 alone; give that many"),
         (lambda: tokenizer.indices(torch.zeros(1, 1, 32, 32)), "serves 16x16 alone; resize"),
-        (lambda: tokenizer.indices(torch.zeros(1, 1, 35, 33)), "crop or resize them to 16x16"),
+        (lambda: coarse.indices(torch.zeros(1, 1, 35, 33)), "crop or resize them to 16x16"),
         (lambda: tokenizer.f, "5 codes of this tokenizer are a sequence without places"),
     ):
         with pytest.raises(InputError, match=sentence):
