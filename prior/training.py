@@ -12,7 +12,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.data.samples import ArraySamples
 from codegrid.data.tokens import CodeDataModule
-from codegrid.engine.activations import checkpoint_activations, check_recomputed
+from codegrid.engine.activations import check_recomputed, checkpoint_activations
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.callbacks.progress import Progress
 from codegrid.engine.checkpoint import read_checkpoint

@@ -301,7 +301,10 @@ def test_a_prior_without_blocks_is_refused(name: str) -> None:
         make_prior(name), partial(torch.optim.AdamW, lr=1e-2), Budget(3), Schedule(0, floor=0.02),
         label_drop=0.0, label_smoothing=0.0,
     )  # fmt: skip
-    with pytest.raises(InputError, match=rf"{type(module.model).__name__} has none; use trainer\.checkpoint_activations=false"):
+    with pytest.raises(
+        InputError,
+        match=rf"{type(module.model).__name__} has none; use trainer\.checkpoint_activations=false",
+    ):
         prepare_blocks(module, RECOMPUTES)
     prepare_blocks(module, read_training())
 

@@ -121,9 +121,15 @@ def test_one_row_is_a_sequence_where_it_is_no_grid_of_the_images(
         ({"image_size": (16, 64), "grid": (1, 4)}, r"4 codes without places with model.layout=seq"),
         ({"grid": (4, 2), "layout": "sequence"}, r"of one row; use model.grid=\[1,8\]"),
         ({"layout": "list"}, r"model.layout=list must be null, grid or sequence"),
-        ({"grid": (1, 5), "layout": "grid"}, r"is not model.grid=\[1,5\] times .* needs model.layout=seq"),
+        (
+            {"grid": (1, 5), "layout": "grid"},
+            r"is not model.grid=\[1,5\] times .* needs model.layout=seq",
+        ),
         ({"patch": 2}, r"model.patch=2 must be f=4, .*; use model.patch=null"),
-        ({"grid": (1, 5), "image_size": 97}, r"=97 has no .* model.patch=1 or 97, of which 1 gives 9,409"),
+        (
+            {"grid": (1, 5), "image_size": 97},
+            r"=97 has no .* model.patch=1 or 97, of which 1 gives 9,409",
+        ),
         ({"grid": (1, 5), "patch": 5}, r"model.patch=5 doesn't divide .*=16; use model.patch=4"),
         ({"positions": "none"}, r"model.positions=none must be sine or learned"),
         ({"heads": 3}, r"model.width=16 must be a multiple of 4 and of model.heads=3; use .*=192"),
