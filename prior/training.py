@@ -128,14 +128,15 @@ def choose_blank_labels(images: ImageDataModule, conditional: bool) -> NDArray[A
         return np.unique(source.labels)
     if not conditional:
         return labels.numpy()
-    seen = np.unique(images.read_first(min(BLANK_LABELS, len(source)))[1].numpy())
-    if len(seen) == 1 and seen[0] >= 0 and len(source) > BLANK_LABELS:
+    occurring = np.unique(images.read_first(min(BLANK_LABELS, len(source)))[1].numpy())
+    classes = occurring[occurring >= 0]  # the others are images of no class
+    if len(classes) == 1 and len(source) > BLANK_LABELS:
         log_line(
             f"the first {BLANK_LABELS} images of {images.title} are of one class, and how many classes there are is known once "
             "all are read; the dry run takes two"
         )
-        seen = np.append(seen, seen + 1)
-    return seen
+        occurring = np.append(occurring, classes + 1)
+    return occurring
 
 
 def draw_blank_codes(tokenizer: Tokenizer, labels: NDArray[Any], n: int) -> ArraySamples:

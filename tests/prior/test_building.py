@@ -60,6 +60,7 @@ MANY = BLANK_LABELS + 1
     [
         (Labelled([5, 5, 3, 9]), True, [3, 5, 9], False, 4),
         (Labelled([4] * MANY), True, [4, 5], True, BLANK_LABELS),
+        (Labelled([4, -1] * MANY), True, [-1, 4, 5], True, BLANK_LABELS),
         (Labelled([4] * 6), True, [4], False, 6),  # all are read: it is refused, as in the run
         (Labelled([-1] * MANY), True, [-1], False, BLANK_LABELS),
         (Labelled([4] * MANY), False, [4], False, 1),

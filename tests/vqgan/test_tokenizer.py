@@ -93,19 +93,19 @@ def test_a_start_takes_fewer_images_the_more_pixels_and_codes_they_have(
 
 def test_a_random_start_sees_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqgan.tokenizer.RANDOM_START_IMAGES", 8)
-    t, seen = make_tokenizer(start="random", channels=1), []
-    monkeypatch.setattr(t, "encode_start", lambda x: seen.append(x) or torch.randn(40, t.dim))
+    t, inputs = make_tokenizer(start="random", channels=1), []
+    monkeypatch.setattr(t, "encode_start", lambda x: inputs.append(x) or torch.randn(40, t.dim))
     x = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 1, 16, 16)
     t.initialise(x)
-    assert seen[0][:, 0, 0, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 29]
+    assert inputs[0][:, 0, 0, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 29]
     t.initialise(x[:8])
-    assert torch.equal(seen[1], x[:8])
+    assert torch.equal(inputs[1], x[:8])
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.1, False), (5.0, True)])
+@pytest.mark.parametrize(("seconds", "announced"), [(0.1, False), (5.0, True)])
 def test_a_long_start_says_so(
     seconds: float,
-    said: bool,
+    announced: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_long_start_says_so(
     z = make_tokenizer(start="random").encode_start(torch.randn(200, 3, 16, 16))
     assert len(z) == 200 * 16
     sentence = "makes of 200 images, which takes about 11 seconds"
-    assert (sentence in capsys.readouterr().err) == said
+    assert (sentence in capsys.readouterr().err) == announced
 
 
 @pytest.mark.parametrize(("stem", "last_step"), [(1, 1), (2, 2), (4, 2), (8, 4)])
