@@ -137,7 +137,8 @@ def make_forecast(rehearsal: Rehearsal, batch: TrainingBatch) -> Forecast:
     n, accumulate = len(batch[0]), rehearsal.module.accumulate
     phases = rehearsal.module.phases
     blank = rehearsal.blank(batch, n)
-    rehearsal.step([*phases.values()][-1], blank)  # after which optimizers have their moments
+    for mark in phases.values():  # each may be the only one in which a part learns and gets moments
+        rehearsal.step(mark, blank)
     costs = {name: rehearsal.step(mark, blank) for name, mark in phases.items()}
     costliest = max(costs, key=lambda name: costs[name].peak)
     sizes = {max(accumulate, n // SMALLER), LARGER * n if rehearsal.mode else n}
