@@ -17,14 +17,14 @@ from torch._subclasses.fake_tensor import (
 
 from codegrid.engine.clock import Mark
 from codegrid.engine.console import log_line
-from codegrid.engine.environment import GIB, free_memory, read_peak_memory, reset_peak_memory
+from codegrid.engine.environment import GIB, MIB, read_peak_memory, reset_peak_memory
+from codegrid.engine.host_memory import free_memory
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.precision import best_precision
 from codegrid.engine.rehearsal import Rehearsal, StepCost, TrainingBatch, list_parts
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.step_trace import StepTrace
 
-MEBIBYTE = 2**20
 CARDS = (8, 11, 16, 24, 40, 80)  # GiB
 USABLE = 0.9  # share of a card that tensors can have; the rest goes to gaps between them
 CONTEXT = 0.5  # GiB of a card that the driver and its libraries take
@@ -222,7 +222,7 @@ def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list
         saved = max(cost.part_bytes.get(name, 0) for cost in forecast.phases.values()) / n
         if not (size or flops or saved):
             continue
-        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MEBIBYTE:>10.2f}")
+        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MIB:>10.2f}")
     kinds = ", ".join(f"{name} {size / GIB:.3f}" for name, size in forecast.state.items() if size)
     lines.append(f"GiB from one update to the next: {kinds}")
     for name, cost in forecast.phases.items():

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from codegrid.engine.checkpoint import save_atomically
 from codegrid.engine.console import log_line
+from codegrid.engine.environment import MIB
 from codegrid.engine.folder import PREVIOUS
 from codegrid.engine.host_memory import free_host_memory
-
-MIB = 2**20  # bytes
 
 
 class AtomicCheckpointIO(CheckpointIO):
