@@ -9,6 +9,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.run import Run
 from prior import training
+from prior.extract import check_crops
 from vqgan.tokenizer import Tokenizer
 
 
@@ -28,7 +29,11 @@ def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> trai
 
 def rehearse_prior(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:
     """The dry run of a prior, on random codes."""
+    config = run.config
+    check_crops(images, config.crops)
     module, data, _, around = build_parts(run, tokenizer, images)
+    codes = len(images.source("train")) * config.crops * (1 + bool(config.flip))
+    data.check_batch_fits(run.training.num_processes, codes)
     return run.rehearse(images.title, module, data, around)
 
 
