@@ -33,9 +33,9 @@ class Signals(Callback):
 
     Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another
     one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them has waited for the same
-    batch for `GRACE` seconds since the signal, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
-    on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals gives all signals back to
-    their earlier handlers, with one that came too late to end the run.
+    batch for `GRACE` seconds since the signal, the others wait for it within an update, and it ends without saving. If
+    Lightning requeues SLURM jobs on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals
+    gives all signals back to their earlier handlers, with one that came too late to end the run.
     """
 
     def __init__(self) -> None:
