@@ -33,8 +33,7 @@ def rehearse_prior(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> d
     check_crops(images, config.crops)
     module, data, _, around = build_parts(run, tokenizer, images)
     codes = len(images.source("train")) * config.crops * (1 + bool(config.flip))
-    data.check_batch_fits(run.training.num_processes, codes)
-    return run.rehearse(images.title, module, data, around)
+    return run.rehearse(images.title, module, data, around, codes)
 
 
 def rehearse_parts(
