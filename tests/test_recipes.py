@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 RECIPES = {  # name -> pixels a side, codes a side, K, and the tokenizer's millions of parameters
     "imagenet256_f16": (256, 16, 16384, 72),
     "faces256_f16": (256, 16, 1024, 72),
-    "small_data_256": (256, 16, 1024, 12),
+    "small_data_256": (256, 16, 1024, 4),
     "cifar10_f4": (32, 8, 512, 5),
     "celeba64_f4": (64, 16, 512, 5),
 }

@@ -15,7 +15,14 @@ from codegrid.evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_tokenizer
 from vqgan.callbacks import codes
-from vqgan.callbacks.codes import CodebookPictures, draw_atlas, draw_histogram, sort_by_colour
+from vqgan.callbacks.codes import (
+    MAX_CODES,
+    CodebookPictures,
+    count_shown,
+    draw_atlas,
+    draw_histogram,
+    sort_by_colour,
+)
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.none import Plain
 from vqgan.quantizers.residual import Residual
@@ -74,6 +81,17 @@ def test_codes_out_of_use_come_last_and_are_faded() -> None:
     counts[0, :4] = 7
     last = draw_atlas(tokenizer, counts)[:, -1, -1].float()
     assert (last >= 191).all()  # 0.75 - 0.25 * 1 = 0.5 of [-1, 1]
+
+
+def test_an_atlas_of_a_heavy_decoder_has_fewer_codes_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = make_tokenizer()
+    weights = sum(p.numel() for p in tokenizer.decoder.parameters())
+    assert count_shown(tokenizer, 4) == MAX_CODES
+    monkeypatch.setattr(f"{draw_atlas.__module__}.CPU_WORK", 5.5 * weights * 4**2)
+    assert count_shown(tokenizer, 4) == 5
+    assert count_shown(tokenizer.to("meta"), 4) == MAX_CODES
 
 
 def test_a_large_codebooks_atlas_has_the_most_used_codes(monkeypatch: pytest.MonkeyPatch) -> None:

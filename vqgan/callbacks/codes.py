@@ -18,6 +18,7 @@ from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
 
 MAX_CODES = 1_024  # in an atlas
+CPU_WORK = 1e11  # parameters times grid positions that a CPU decodes for an atlas, about a minute's
 GRID = 7  # codes a side of the grid that is decoded for each code
 SHEET = 560  # pixels a side of an atlas, about
 HEIGHT = 200  # pixels of a histogram's bars; several codebooks share twice as many
@@ -80,12 +81,13 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     was used.
 
     A code's patch is the middle of a decoded grid that holds nothing else, in the channels that pictures show. Codes in use are
-    in rows from dark to bright, and within a row from blue to red; unused ones follow, faded. More than MAX_CODES codes are cut
-    to the most used. With several codebooks the codes of the first are shown, each with the most used code of every other
+    in rows from dark to bright, and within a row from blue to red; unused ones follow, faded. More codes than `count_shown`
+    are cut to the most used. With several codebooks the codes of the first are shown, each with the most used code of every other
     codebook.
     """
-    codes = counts[0].sort(descending=True, stable=True).indices[:MAX_CODES]
     side = min(GRID, *tokenizer.grid)
+    shown = count_shown(tokenizer, side)
+    codes = counts[0].sort(descending=True, stable=True).indices[:shown]
     f = tokenizer.f
     middle = side // 2 * f
     decoded = []
@@ -95,7 +97,7 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
         x_hat = tokenizer.decode_indices(indices if len(counts) > 1 else indices[..., 0])
         decoded.append(x_hat[..., middle : middle + f, middle : middle + f].cpu())
     patches = pick_shown(torch.cat(decoded), tokenizer.rules.show)
-    used = int((counts[0] > 0).sum().clamp(max=MAX_CODES))
+    used = int((counts[0] > 0).sum().clamp(max=shown))
     columns = math.ceil(math.sqrt(len(patches)))
     in_use = sort_by_colour(patches[:used], columns)
     faded = 0.75 + 0.25 * sort_by_colour(patches[used:], columns)
@@ -103,6 +105,16 @@ def draw_atlas(tokenizer: Tokenizer, counts: Tensor) -> Tensor:
     blank = rows[-1].new_full((columns - len(rows[-1]), *patches.shape[1:]), 255)
     rows[-1] = torch.cat([rows[-1], blank])
     return tile_images(rows, gap=1, scale=max(1, round(SHEET / (columns * (f + 1)))))
+
+
+def count_shown(tokenizer: Tokenizer, side: int) -> int:
+    """How many codes an atlas shows: on a CPU as many as a large decoder can decode in about a minute, each on a grid of
+    side x side."""
+    parameters = list(tokenizer.decoder.parameters())
+    if parameters[0].device.type != "cpu":
+        return MAX_CODES
+    weights = sum(p.numel() for p in parameters)
+    return min(MAX_CODES, max(1, int(CPU_WORK / (weights * side**2))))
 
 
 def sort_by_colour(patches: Tensor, columns: int) -> Tensor:
