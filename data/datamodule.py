@@ -63,9 +63,9 @@ READ_CHUNK = 256  # images that a thread reads at a time
 class ImageDataModule(BatchDataModule):
     """Batches (images, label), label (B,) int64, -1 for images without a label.
 
-    Validation images are (B, channels, *image_size) float32 in [-1, 1], channels last. Training images are uint8
-    (B, channels, *stored_size), or int32 if their pixels have 16 bits (see data/images.py); the training step passes them to
-    `augment`, which returns the same form.
+    Validation images are (B, channels, *image_size) float32 in [-1, 1], in the memory format of `choose_memory_format`.
+    Training images are uint8 (B, channels, *stored_size), or int32 if their pixels have 16 bits (see data/images.py); the
+    training step passes them to `augment`, which returns the same form.
 
     A dataset is a subclass with `open_source`. It passes the settings below on as keywords; conf/images/default.yaml
     holds their defaults.
@@ -605,7 +605,7 @@ class ImageDataModule(BatchDataModule):
         return torch.stack(drawn, 1)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Pixels (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1], channels last."""
+        """Pixels (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1] (see to_model_input)."""
         rows, columns = (
             slice((have - size) // 2, (have - size) // 2 + size)
             for have, size in zip(images.shape[-2:], self.image_size, strict=True)

@@ -183,10 +183,13 @@ class BatchDataModule(L.LightningDataModule, ABC):
             self._copy_stream = CopyStream(device)
         return self._copy_stream.copy(batch, to_device)
 
-    def check_batch_fits(self, world_size: int) -> None:
-        """Raise InputError if the training samples do not fill one batch on each of `world_size` ranks."""
+    def check_batch_fits(self, world_size: int, n: int | None = None) -> None:
+        """Raise InputError if the training samples do not fill one batch on each of `world_size` ranks.
+
+        `n` is their number, for a caller who has it without loading them.
+        """
         self.batch_order(
-            self.size("train"),
+            self.size("train") if n is None else n,
             self.batch_size,
             self.seed,
             world_size=world_size,

@@ -17,14 +17,14 @@ from torch._subclasses.fake_tensor import (
 
 from codegrid.engine.clock import Mark
 from codegrid.engine.console import log_line
-from codegrid.engine.environment import GIB, free_memory, read_peak_memory, reset_peak_memory
+from codegrid.engine.environment import GIB, MIB, read_peak_memory, reset_peak_memory
+from codegrid.engine.host_memory import free_memory
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.precision import best_precision
 from codegrid.engine.rehearsal import Rehearsal, StepCost, TrainingBatch, list_parts
 from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.step_trace import StepTrace
 
-MEBIBYTE = 2**20
 CARDS = (8, 11, 16, 24, 40, 80)  # GiB
 USABLE = 0.9  # share of a card that tensors can have; the rest goes to gaps between them
 CONTEXT = 0.5  # GiB of a card that the driver and its libraries take
@@ -48,11 +48,13 @@ class Forecast:
     phases   the cost of an update with the run's batch in each phase of the run
     state    bytes of what lasts from one update to the next, by kinds
     points   batch size -> bytes at the peak, for several batches in the costliest phase
+    is_real  whether it was counted while the model trained on the device, for want of fake tensors
     """
 
     phases: Mapping[str, StepCost]
     state: Mapping[str, int]
     points: Mapping[int, int]
+    is_real: bool = False
 
     @property
     def costliest(self) -> str:
@@ -108,7 +110,8 @@ def rehearse_training(
     for line in describe_forecast(forecast, module, len(batch[0])):
         log_line(line)
     trial = try_updates(forecast, module, data, batch, around, device, precision)
-    log_line(describe_trial(trial))
+    for line in describe_trial(trial):
+        log_line(line)
     return {**summarize_forecast(forecast, module), **trial}
 
 
@@ -137,7 +140,8 @@ def make_forecast(rehearsal: Rehearsal, batch: TrainingBatch) -> Forecast:
     n, accumulate = len(batch[0]), rehearsal.module.accumulate
     phases = rehearsal.module.phases
     blank = rehearsal.blank(batch, n)
-    rehearsal.step([*phases.values()][-1], blank)  # after which optimizers have their moments
+    for mark in phases.values():  # each may be the only one in which a part learns and gets moments
+        rehearsal.step(mark, blank)
     costs = {name: rehearsal.step(mark, blank) for name, mark in phases.items()}
     costliest = max(costs, key=lambda name: costs[name].peak)
     sizes = {max(accumulate, n // SMALLER), LARGER * n if rehearsal.mode else n}
@@ -146,7 +150,7 @@ def make_forecast(rehearsal: Rehearsal, batch: TrainingBatch) -> Forecast:
     points = {n: costs[costliest].peak} | {
         size: rehearsal.step(phases[costliest], other).peak for size, other in others.items()
     }
-    return Forecast(costs, rehearsal.measure_state(), points)
+    return Forecast(costs, rehearsal.measure_state(), points, is_real=rehearsal.mode is None)
 
 
 def try_updates(
@@ -159,10 +163,13 @@ def try_updates(
     precision: str,
 ) -> dict[str, Any]:
     """Updates on the run's first samples in the costliest phase, if the device has the memory: two, or one if that is slow; the
-    seconds of the last one, and the GiB at the peak."""
+    seconds of the last one, the GiB at the peak, and whether loss and gradient were numbers. None if the forecast `is_real`."""
+    untried = {"seconds": None, "measured_gib": None, "finite": None}
+    if forecast.is_real:
+        return untried
     free = free_memory(device)
     if free is not None and forecast.peak > free:
-        return {"free_gib": round(free / GIB, 2), "seconds": None, "measured_gib": None}
+        return {"free_gib": round(free / GIB, 2), **untried}
     before = reset_peak_memory(device)
     rehearsal = Rehearsal(module, data, callbacks, device, precision, is_fake=False)
     phase = rehearsal.module.phases[forecast.costliest]
@@ -171,7 +178,9 @@ def try_updates(
         seconds = time_update(rehearsal, phase, batch)
     peak = read_peak_memory(device)
     measured = None if before is None or peak is None else round((peak - before) / GIB, 3)
-    return {"seconds": round(seconds, 3), "measured_gib": measured}
+    # float16 overflows in the first updates of a run, whose loss scale then falls; here there is none.
+    finite = None if precision == "16-mixed" else int(rehearsal.module.broken) < 0
+    return {"seconds": round(seconds, 3), "measured_gib": measured, "finite": finite}
 
 
 def time_update(rehearsal: Rehearsal, phase: Mark, batch: TrainingBatch) -> float:
@@ -221,7 +230,7 @@ def describe_forecast(forecast: Forecast, module: ClockedModule, n: int) -> list
         saved = max(cost.part_bytes.get(name, 0) for cost in forecast.phases.values()) / n
         if not (size or flops or saved):
             continue
-        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MEBIBYTE:>10.2f}")
+        lines.append(f"  {name:20}{size:>12,}{flops / 1e9:>10.3f}{saved / MIB:>10.2f}")
     kinds = ", ".join(f"{name} {size / GIB:.3f}" for name, size in forecast.state.items() if size)
     lines.append(f"GiB from one update to the next: {kinds}")
     for name, cost in forecast.phases.items():
@@ -240,13 +249,22 @@ def fit_cards(forecast: Forecast) -> dict[int, int]:
     return {size: forecast.largest_batch((USABLE * size - CONTEXT) * GIB) for size in CARDS}
 
 
-def describe_trial(trial: Mapping[str, Any]) -> str:
-    """Whether updates were tried and what they took, as a line for the terminal."""
+def describe_trial(trial: Mapping[str, Any]) -> list[str]:
+    """Whether updates were tried and what they took, as lines for the terminal."""
+    if "free_gib" in trial:
+        free = trial["free_gib"]
+        return [f"no update was tried: {free} GiB are free, which is less than the peak"]
     if trial["seconds"] is None:
-        return f"no update was tried: {trial['free_gib']} GiB are free, which is less than the peak"
+        return ["no further update was tried: those that were counted have trained on this device"]
     measured = trial["measured_gib"]
     memory = "" if measured is None else f", and {measured:.3f} GiB were measured at the peak"
-    return f"updates were tried: the last one took {trial['seconds']:.2f} s{memory}"
+    lines = [f"updates were tried: the last one took {trial['seconds']:.2f} s{memory}"]
+    if trial["finite"] is False:
+        lines.append(
+            "the loss or its gradient was no number (NaN or Inf) in an update that was tried; such a run ends with its first "
+            "checkpoint: try a lower optimizer.lr or trainer.precision=32-true"
+        )
+    return lines
 
 
 def summarize_forecast(forecast: Forecast, module: ClockedModule) -> dict[str, Any]:

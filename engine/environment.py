@@ -19,13 +19,12 @@ from codegrid.engine.sweep import sweep_folder
 from codegrid.engine.trust import flatten_config
 from codegrid.engine.version import VERSION
 
+MIB = 2**20
 GIB = 2**30
 CPUINFO = Path("/proc/cpuinfo")
 STATM = Path("/proc/self/statm")
 PROCESS_STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 resets the peak in PROCESS_STATUS
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 GIT_SECONDS = 10  # after which the revision stays unknown
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "wandb", "torchmetrics")
 
@@ -123,20 +122,6 @@ def processor_name() -> str:
     lines = read_system_file(CPUINFO).splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still have on a device, within the limit of its control group; None if the system doesn't say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    lines = read_system_file(MEMINFO).splitlines()
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    limit, used = (
-        read_system_file(CGROUP / name).strip() for name in ("memory.max", "memory.current")
-    )
-    if limit.isdigit() and used.isdigit():
-        free.append(int(limit) - int(used))
-    return min(free, default=None)
 
 
 def resident_memory() -> float:

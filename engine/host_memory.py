@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from codegrid.engine.environment import STATM, read_system_file
 
 SYSTEM_MEMORY = Path("/proc/meminfo")
@@ -20,6 +22,14 @@ def free_host_memory() -> int | None:
     are fewest; None if the system doesn't say."""
     amounts = [*free_on_machine(), *free_in_groups(), *free_address_space()]
     return max(0, min(amounts)) if amounts else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still have on a device; None if the system doesn't say."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps of earlier work counts as taken
+        return torch.cuda.mem_get_info(device)[0]
+    return free_host_memory()
 
 
 def free_on_machine() -> Iterator[int]:

@@ -1,5 +1,6 @@
 """What Lightning has no public seam for. Each door is one function; tests/engine/test_lightning_doors.py names the version."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,11 @@ def align_logged_step(trainer: L.Trainer, step: int) -> None:
     change the loggers' axis, but not which steps are logged.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def stand_in_loop() -> Any:
+    """What stands in for a trainer's fit_loop where there is none: it has the count of the two functions above."""
+    return SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0))
 
 
 def request_validation(checkpoint: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.clock import Mark
+from codegrid.engine.lightning_doors import stand_in_loop
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.step_trace import StepTrace
 
@@ -34,9 +34,7 @@ class StandIn:
     precision_plugin: None = None
     should_stop: bool = False
     log_every_n_steps: int = 1
-    fit_loop: Any = field(
-        default_factory=lambda: SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=0))
-    )
+    fit_loop: Any = field(default_factory=stand_in_loop)
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,11 @@ class Run:
         return bool(self.config.get("dry_run"))
 
     def rehearse(
-        self, name: str, module: ClockedModule, data: Any, callbacks: Iterable[Callback]
+        self, name: str, module: ClockedModule, data: Any, callbacks: Iterable[Callback], n: int
     ) -> dict[str, Any]:
-        """What training a module would cost and whether an update works, in place of `start` and `fit`; nothing is written."""
+        """What training a module on n samples would cost and whether an update works, in place of `start` and `fit`; nothing is
+        written. Raises InputError if they do not fill a batch."""
+        data.check_batch_fits(self.training.num_processes, n)
         folder = self._announce(name, "train in")
         figures = rehearse_training(module, data, self.training, self.device, callbacks)
         return {"dry_run": True, "would_write": str(folder), **figures}

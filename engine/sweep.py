@@ -194,8 +194,12 @@ class Sweep(Callback):
         if failed:
             unwritten = ["its error could not be written"]  # the disk was full
             lines = [f"  {name}: {(text or unwritten)[-1]}" for name, text in texts.items()]
-            summary = f"{len(failed)} point(s) failed; the same command runs them again and skips what is finished"
-            print("\n".join([summary, *lines]), file=sys.stderr)
+            outlook = (
+                "a dry run keeps nothing, so the same command tries all points again"
+                if self.borrowed
+                else "the same command runs them again and skips what is finished"
+            )
+            print("\n".join([f"{len(failed)} point(s) failed; {outlook}", *lines]), file=sys.stderr)
             raise SystemExit(MISTAKE)
 
 

@@ -1,9 +1,10 @@
 """Waits that a signal may end at once: for a batch, between two updates, the state of a run is complete."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_depth = [0]  # how many waits this process is in
+_starts: list[float] = []  # when each wait began that this process is in, the outermost first
 _enders: list[
     Callable[[], None]
 ] = []  # of the run that trains; they end it if it has received a signal
@@ -12,17 +13,17 @@ _enders: list[
 @contextmanager
 def interruptible_wait() -> Iterator[None]:
     """Let a signal end the run while the body waits, also one that came just before."""
-    _depth[0] += 1
+    _starts.append(time.monotonic())
     try:
         end_if_signalled()
         yield
     finally:
-        _depth[0] -= 1
+        _starts.pop()
 
 
-def is_waiting() -> bool:
-    """Whether this process is in such a wait."""
-    return _depth[0] > 0
+def waiting_since() -> float | None:
+    """When the wait began that this process is in, by time.monotonic; None if it is in none."""
+    return _starts[0] if _starts else None
 
 
 def end_if_signalled() -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from codegrid.engine.checkpoint import save_atomically
 from codegrid.engine.console import log_line
+from codegrid.engine.environment import MIB
+from codegrid.engine.errors import summarize_error
 from codegrid.engine.folder import PREVIOUS
 from codegrid.engine.host_memory import free_host_memory
-
-MIB = 2**20  # bytes
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -61,16 +61,22 @@ class AtomicCheckpointIO(CheckpointIO):
         thread.shutdown(wait=False)  # it ends after this write, which a program's end waits for
 
     def _copy(self, content: Any) -> Any:
-        """A copy of a state; None, which is reported once, if memory has no room for it and for training beside it."""
+        """A copy of a state; None, which is reported once, if memory has no room for it and for training beside it, or
+        none after all."""
         needed = count_state_bytes(content)
         free = free_host_memory()
         if free is None or 2 * needed <= free:
-            return copy_state(content)
+            try:
+                return copy_state(content)
+            except (MemoryError, RuntimeError) as error:  # of torch's allocator
+                why = f" and can't be made ({summarize_error(error)})"
+        else:
+            why = f", and {free / MIB:,.0f} MiB of memory are free, too little for both"
         if not self._has_reported:
             self._has_reported = True
             log_line(
-                f"checkpoints are written while training waits: a copy of the state takes {needed / MIB:,.0f} MiB, and "
-                f"{free / MIB:,.0f} MiB of memory are free, too little for both; trainer.save_async=false does the same"
+                f"checkpoints are written while training waits: a copy of the state takes {needed / MIB:,.0f} MiB{why}; "
+                "trainer.save_async=false does the same"
             )
         return None
 

@@ -26,6 +26,17 @@ PIECE = 256  # images per unit of work, which is either done or not
 SAVE_EVERY = 5.0  # seconds; a killed extraction loses at most that much work
 
 
+def check_crops(data: ImageDataModule, crops: int) -> None:
+    """Raise InputError if images can't have this many crops."""
+    if crops < 1:
+        raise InputError(f"crops={crops} must be at least 1, the middle of the image")
+    if crops > 1 and data.stored_size == data.image_size:
+        raise InputError(
+            f"crops={crops} need room to move, and these images are {write_size(data.stored_size)} pixels a side, all that the "
+            "model sees; train the tokenizer with data.crop=random, or use crops=1"
+        )
+
+
 def extract(
     tokenizer: Tokenizer,
     data: ImageDataModule,
@@ -45,13 +56,7 @@ def extract(
     """
     if tokenizer.K is None:
         raise InputError(NO_CODES_MESSAGE)
-    if crops < 1:
-        raise InputError(f"crops={crops} must be at least 1, the middle of the image")
-    if crops > 1 and data.stored_size == data.image_size:
-        raise InputError(
-            f"crops={crops} need room to move, and these images are {write_size(data.stored_size)} pixels a side, all that the "
-            "model sees; train the tokenizer with data.crop=random, or use crops=1"
-        )
+    check_crops(data, crops)
     n = data.size(split)
     entry = code_entry(tokenizer, data, split, n, flip, crops)
     if not _is_complete(entry, fabric):

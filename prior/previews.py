@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
+from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
+from prior.decoding.generate import check_compile_sampler
 from prior.draw import SampleSource, draw_batch
-from prior.judging import judge_codes
+from prior.extract import check_crops
+from prior.judging import check_sampler, judge_codes
 from prior.load import load_prior
 from vqgan.load import load_images, load_tokenizer
 from vqgan.previews import preview_evaluation_of
@@ -42,6 +46,11 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
         return preview_evaluation_of(run, tokenizer, described, name)
     trained = load_prior(ckpt)
     images = load_images(trained.data, run.config.data, ckpt)
+    sampler = instantiate(run.config.sampler)
+    check_sampler(sampler, trained.model)
+    check_compile_sampler(trained.model, sampler, run.device.type)
+    read_comparison(settings, "prior")
+    load_own_features(settings, images)
     number = len(images.source(settings.split))
     would = (
         f"judge the codes of {number:,} {settings.split} images, {settings.batch_size} at a time, and "
@@ -61,6 +70,7 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
 
 def preview_codes(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:
     """What stage=extract would do; a batch is encoded."""
+    check_crops(images, run.config.crops)
     n, views = run.config.batch_size, run.config.crops * (1 + bool(run.config.flip))
     sizes = {split: len(images.source(split)) for split in ("train", "val")}
     shape = "x".join(map(str, tokenizer.code_shape))

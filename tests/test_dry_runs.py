@@ -88,8 +88,33 @@ def test_a_dry_run_finds_the_mistakes_of_a_run(
 ) -> None:
     assert command("stage=vqgan", "data=folder", "data.root=nowhere", "dry_run=true") != 0
     assert "nowhere" in read_mistake(capsys)
+    assert command("stage=vqgan", *TINY, "data.batch_size=65", "dry_run=true") != 0
+    assert "64 training samples don't fill one batch of 65" in read_mistake(capsys)
     assert command("stage=vqgan", *TINY, "dry_run=perhaps") != 0
     assert "dry_run=perhaps must be true or false" in read_mistake(capsys)
+
+
+def test_a_dry_run_with_trained_models_finds_the_mistakes_of_a_run(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("stage=vqgan", *TINY, "run_dir=tokenizer") == 0
+    assert command("stage=prior", "ckpt=tokenizer", *TINY_PRIOR, "run_dir=prior") == 0
+    capsys.readouterr()
+    before = list_files(tmp_path)
+    mistakes = {
+        "128 training samples don't fill one batch of 129": [
+            "stage=prior", "ckpt=tokenizer", *TINY_PRIOR, "batch_size=129",
+        ],
+        "crops=2 need room": ["stage=extract", "ckpt=tokenizer", "crops=2"],
+        "leave sampler.grid out": ["stage=evaluate", "ckpt=prior", *QUICK, "sampler.grid=8"],
+        "needs a prior of classes": ["stage=evaluate", "ckpt=prior", *QUICK, "sampler.guidance=2"],
+        "nowhere": ["stage=evaluate", "ckpt=tokenizer", *QUICK, "compare_to=nowhere"],
+        "an export overwrites nothing": ["stage=export", "ckpt=tokenizer", "run_dir=prior"],
+    }  # fmt: skip
+    for sentence, words in mistakes.items():
+        assert command(*words, "dry_run=true") != 0, words
+        assert sentence in read_mistake(capsys), words
+        assert list_files(tmp_path) == before, words
 
 
 def run_apart(*words: str) -> dict[str, float]:
@@ -110,7 +135,7 @@ def run_apart(*words: str) -> dict[str, float]:
     "words",
     [
         ["stage=vqgan", "loss=vqvae", "data.batch_size=64", "model.width=128"],
-        ["stage=vqgan", "data.batch_size=96", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0"],
+        ["stage=vqgan", "data.batch_size=64", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0"],
         ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=8", "data.image_size=128", "model.grid=8"],
     ],
     ids=["conv", "gan", "pyramid"],

@@ -245,6 +245,18 @@ def test_a_sweep_with_more_values_runs_the_new_points_only(
     assert played.names == ["0_seed-0", "1_seed-1", "0_seed-3"]
 
 
+def test_a_dry_run_skips_nothing_and_does_not_say_so(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.ends = {0: ValueError("the disk is full")}
+    for _ in range(2):
+        assert command(*TWO, "dry_run=true") == 2
+        errors = capsys.readouterr().err
+        assert "1 point(s) failed; a dry run keeps nothing" in errors
+        assert "skips" not in errors
+    assert len(played.names) == 4
+
+
 def test_a_point_that_failed_is_reported_and_run_again(
     command: Command, played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -252,7 +264,7 @@ def test_a_point_that_failed_is_reported_and_run_again(
     assert command(*TWO) == 2
     assert played.names == ["0_seed-0", "1_seed-1"], "the others are made"
     errors = capsys.readouterr().err
-    assert "1 point(s) failed" in errors
+    assert "1 point(s) failed; the same command runs them again and skips" in errors
     assert "0_seed-0: ValueError: the disk is full" in errors
     assert "Traceback" in (tmp_path / "runs/sweeps/mine/failed/0_seed-0.txt").read_text()
     played.ends = {}

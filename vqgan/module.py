@@ -224,7 +224,7 @@ class VQGAN(ClockedModule):
     def phases(self) -> Mapping[str, Mark]:
         if self.adversary is None or not self.learners.any:
             return super().phases
-        return self.adversary.gate.phases
+        return self.adversary.gate.list_phases(self.budget)
 
     def enter(self, mark: Mark) -> None:
         super().enter(mark)

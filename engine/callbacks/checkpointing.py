@@ -22,6 +22,11 @@ from codegrid.engine.loggers import truncate_logs
 from codegrid.engine.module import ClockedModule
 from codegrid.engine.writer import AtomicCheckpointIO
 
+# What a run does after a save that failed.
+TRIES_AGAIN = "The run continues and tries again at the next checkpoint"
+SAVES_AT_END = "The run ends and saves its last state"
+ENDS_UNSAVED = "The run ends without another try"
+
 PAUSES = (10, 30, 60, 120, 240)  # seconds between attempts to write the last state of a run
 
 
@@ -70,7 +75,7 @@ class Checkpoints(Callback):
         assert isinstance(module, ClockedModule)
         align_logged_step(trainer, module.step)
         if trainer.world_size == 1 and not writer_of(trainer).is_writing:
-            self.settle(trainer)  # a failure is reported now; several ranks meet at the next save
+            self.settle(trainer, TRIES_AGAIN)  # at once; several ranks meet at the next save
         self.save_if_due(trainer)
         if (
             self._logged
@@ -95,28 +100,28 @@ class Checkpoints(Callback):
         if module.step % self.every or is_saved or not module.step:
             return
         try:
-            self.save(trainer, waits=not writer_of(trainer).is_async)
+            self.save(trainer, TRIES_AGAIN, waits=not writer_of(trainer).is_async)
         except OSError as error:
-            self.report(error, module.step)
+            self.report(error, module.step, TRIES_AGAIN)
 
-    def save(self, trainer: L.Trainer, waits: bool = True) -> None:
-        """Save the state as it is, after the save before. Raises OSError on all ranks if it `waits` and the file can't be
-        written: each has a part in it, and all must agree on the next try."""
+    def save(self, trainer: L.Trainer, outlook: str, waits: bool = True) -> None:
+        """Save the state as it is, after the save before, which is reported with the `outlook` if it failed. Raises OSError on
+        all ranks if it `waits` and the file can't be written: each has a part in it, and all must agree on the next try."""
         module = trainer.lightning_module
         assert isinstance(module, ClockedModule)
         module.check()  # a broken model must not replace a good one
-        self.settle(trainer)  # before the state is gathered, or memory would hold two
+        self.settle(trainer, outlook)  # before the state is gathered, or memory would hold two
         self._is_pending = True
         trainer.save_checkpoint(self.file)
         self._saved = (module.step, self._validated)
         if waits and (error := self.wait(trainer)):
             raise error
 
-    def settle(self, trainer: L.Trainer) -> None:
-        """Wait for the save under way, and report it if it failed. All ranks must call it."""
+    def settle(self, trainer: L.Trainer, outlook: str) -> None:
+        """Wait for the save under way, and report it with the `outlook` if it failed. All ranks must call it."""
         step, _ = self._saved
         if error := self.wait(trainer):
-            self.report(error, step)
+            self.report(error, step, outlook)
 
     def wait(self, trainer: L.Trainer) -> OSError | None:
         """Wait for the save under way; its error if it failed, on all ranks, which must all call it."""
@@ -132,20 +137,19 @@ class Checkpoints(Callback):
             self._saved = self._written = saved
         return error
 
-    def report(self, error: OSError, step: int) -> None:
-        """Print that the checkpoint of this step can't be written."""
+    def report(self, error: OSError, step: int, outlook: str) -> None:
+        """Print that the checkpoint of this step can't be written, and the outlook: what the run does now."""
         last = self._written[0]
         before = f"the last one is of step {last}" if last else "there is none yet"
         log_line(
-            f"step {step}: {self.file} can't be written ({error.strerror or error}); {before}. "
-            "The run continues and tries again at the next checkpoint"
+            f"step {step}: {self.file} can't be written ({error.strerror or error}); {before}. {outlook}"
         )
 
     def save_finally(self, trainer: L.Trainer, pauses: Sequence[float]) -> None:
         """Save what would otherwise be lost with this process: retry after each of the pauses, then write elsewhere."""
         for pause in (*pauses, None):
             try:
-                return self.save(trainer)
+                return self.save(trainer, SAVES_AT_END)
             except OSError as error:
                 reason = f"{self.file} can't be written ({error.strerror or error})"
             if pause is not None:
@@ -157,7 +161,7 @@ class Checkpoints(Callback):
         run_id = self.header["config"].get("id")
         self.file = Path(tempfile.gettempdir()) / f"codegrid-{run_id}" / LAST
         try:
-            self.save(trainer)
+            self.save(trainer, SAVES_AT_END)
         except OSError as error:
             raise InputError(
                 f"{reason}, nor can {self.file} ({error.strerror or error}); "
@@ -185,7 +189,7 @@ class Checkpoints(Callback):
         if not (self._training and is_whole and together and trainer.state.fn == "fit"):
             self.finish_alone(trainer)
             return
-        self.settle(trainer)
+        self.settle(trainer, SAVES_AT_END)
         if module.step > 0 and (module.step, self._validated) != self._saved:
             self.save_finally(trainer, ())  # whoever ends a program has little patience
 
@@ -196,7 +200,7 @@ class Checkpoints(Callback):
             log_line("a checkpoint is being written; the run ends when it is on the disk")
         writer.finish()
         if self._is_pending and (error := writer.take_error(self.file)):
-            self.report(error, self._saved[0])
+            self.report(error, self._saved[0], ENDS_UNSAVED)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ClockedModule)

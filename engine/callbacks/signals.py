@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from codegrid.engine.exit_codes import SIGNALS
 from codegrid.engine.module import ClockedModule
-from codegrid.engine.waits import ends_waits, is_waiting
+from codegrid.engine.waits import ends_waits, waiting_since
 
 GRACE = 10.0  # seconds that a run of several processes may wait for a batch after a signal
 
@@ -32,10 +32,10 @@ class Signals(Callback):
     it ends at once, as complete as between two updates.
 
     Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another
-    one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them still waits for a batch
-    after `GRACE` seconds, the others wait for it within an update, and it ends without saving. If Lightning requeues SLURM jobs
-    on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals gives all signals back to
-    their earlier handlers, with one that came too late to end the run.
+    one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them has waited for the same
+    batch for `GRACE` seconds since the signal, the others wait for it within an update, and it ends without saving. If
+    Lightning requeues SLURM jobs on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals
+    gives all signals back to their earlier handlers, with one that came too late to end the run.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Signals(Callback):
         if self.received is None:
             self._moment = time.monotonic()
         self.received = signal.Signals(number)
-        if is_waiting():
+        if waiting_since() is not None:
             self.end_wait()
 
     def end_wait(self) -> None:
@@ -102,7 +102,9 @@ class Signals(Callback):
         if self.received is None or self._trainer is None:
             return
         if self._trainer.world_size > 1:
-            if time.monotonic() - self._moment > GRACE:
+            # A signal before a long pause, such as a save, leaves the ranks time to agree after it.
+            since = max(self._moment, waiting_since() or self._moment)
+            if time.monotonic() - since > GRACE:
                 raise StopNow(SIGNALS[self.received])
         elif self._requeue is None or self._trainer.training:
             self._end(SIGNALS[self.received])

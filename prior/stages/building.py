@@ -11,6 +11,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.run import Run
 from prior import training
+from prior.extract import check_crops
 from prior.pipeline import name_group
 from vqgan.tokenizer import Tokenizer
 
@@ -38,8 +39,11 @@ def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> trai
 
 def rehearse_prior(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:
     """The dry run of a prior, on random codes."""
+    config = run.config
+    check_crops(images, config.crops)
     module, data, _, around = build_parts(run, tokenizer, images)
-    return run.rehearse(images.title, module, data, around)
+    codes = len(images.source("train")) * config.crops * (1 + bool(config.flip))
+    return run.rehearse(images.title, module, data, around, codes)
 
 
 def rehearse_parts(

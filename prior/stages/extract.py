@@ -29,13 +29,13 @@ def extract_codes(config: DictConfig) -> dict[str, Any] | None:
         check_int("batch_size", config.batch_size, 1, "image")
         tokenizer, described = load_tokenizer(config.ckpt)
         images = load_images(described["data"], config.data, config.ckpt)
-        if run.is_dry:
-            return preview_codes(run, tokenizer, images)
         fabric = Fabric(
             accelerator=run.device.type, devices=config.devices, num_nodes=config.num_nodes,
             plugins=cluster_plugins(config.devices),
         )  # fmt: skip
         check_call(fabric.world_size)
+        if run.is_dry:
+            return preview_codes(run, tokenizer, images)
         fabric.launch()
         start, views = time.monotonic(), (config.flip, config.crops)
         codes = {

@@ -9,6 +9,7 @@ from PIL import Image
 
 from codegrid.data.images import to_depth, to_float, to_model_input, to_uint8
 from codegrid.data.pictures import save_picture, show_picture, tile_images
+from codegrid.engine.lightning_doors import stand_in_loop
 
 
 def test_to_uint8_inverts_to_float_for_every_value() -> None:
@@ -74,8 +75,7 @@ def test_the_caption_of_a_picture_is_in_its_file(tmp_path: Path) -> None:
 def test_a_logger_of_pictures_gets_the_caption_where_there_is_one(tmp_path: Path) -> None:
     logged: list[dict[str, Any]] = []
     logger = SimpleNamespace(log_image=lambda **words: logged.append(words))
-    loops = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
-    trainer: Any = SimpleNamespace(loggers=[logger], fit_loop=loops)
+    trainer: Any = SimpleNamespace(loggers=[logger], fit_loop=stand_in_loop())
     sheet = torch.zeros(3, 4, 6, dtype=torch.uint8)
     for caption in ("Shown: channel 2 of 5.", ""):
         show_picture(trainer, sheet, tmp_path, "a", 7, caption)

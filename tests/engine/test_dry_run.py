@@ -1,11 +1,12 @@
 """What a dry run forecasts."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.callbacks.ema import WeightAverage
-from codegrid.engine.dry_run import Forecast, make_forecast
+from codegrid.engine.dry_run import Forecast, describe_trial, make_forecast, try_updates
 from codegrid.engine.rehearsal import Rehearsal, StepCost, list_parts
 from tests.helpers.stage1 import make_module, make_noise
 from tests.helpers.stage2 import make_prior_module
@@ -23,7 +24,8 @@ def measure(module: VQGAN, is_fake: bool, n: int = 8) -> dict[str, StepCost]:
     rehearsal = rehearse(module, is_fake)
     batch = make_noise().read_first(n)
     batch = rehearsal.blank(batch, n)
-    rehearsal.step([*module.phases.values()][-1], batch)
+    for mark in module.phases.values():
+        rehearsal.step(mark, batch)
     return {name: rehearsal.step(mark, batch) for name, mark in module.phases.items()}
 
 
@@ -55,6 +57,42 @@ def test_a_real_rehearsal_trains() -> None:
     rehearsal = rehearse(module, is_fake=False)
     rehearsal.train(0, make_noise().read_first(4))
     assert not torch.equal(module.tokenizer.decoder.last.weight, before)
+
+
+def test_the_first_phase_is_counted_with_the_moments_of_all_that_learns_in_it() -> None:
+    module = make_module(Gate(0.5, ramp=0.0, warmup=0.0))  # after which the codes are frozen
+    batch = make_noise().read_first(8)
+    forecast = make_forecast(rehearse(module, is_fake=True), batch)
+    steady = rehearse(module, is_fake=True)
+    costs = [steady.step(0, steady.blank(batch, 8)).peak for _ in range(3)]
+    assert costs[0] < costs[1] == costs[2]
+    peak = forecast.phases["before the gate"].peak
+    discriminator = module.adversary.discriminator  # type: ignore[union-attr]
+    gradients = 4 * sum(p.numel() for p in discriminator.parameters())
+    assert costs[1] <= peak < costs[1] + 3.1 * gradients, "the discriminator's, and its two moments"
+
+
+@pytest.mark.parametrize("scale", [1.0, torch.inf])
+def test_a_trial_says_whether_loss_and_gradient_are_numbers(scale: float) -> None:
+    module = make_module()
+    batch = make_noise().read_first(4)
+    forecast = make_forecast(rehearse(module, is_fake=True), batch)
+    with torch.no_grad():
+        module.tokenizer.decoder.last.weight.mul_(scale)
+    about = module, make_noise(), batch, [], CPU
+    trial = try_updates(forecast, *about, "32-true")
+    assert trial["finite"] is (scale == 1)
+    assert ("no number" in describe_trial(trial)[-1]) == (scale != 1)
+    assert try_updates(forecast, *about, "16-mixed")["finite"] is None
+
+
+def test_a_forecast_on_real_tensors_is_not_tried_again() -> None:
+    module, batch = make_module(), make_noise().read_first(4)
+    forecast = make_forecast(rehearse(module, is_fake=False), batch)
+    step = module.step
+    trial = try_updates(forecast, module, make_noise(), batch, [], CPU, "32-true")
+    assert (trial["seconds"], module.step) == (None, step)
+    assert describe_trial(trial)[0].startswith("no further update was tried")
 
 
 def test_memory_that_a_step_takes_in_addition_is_noticed() -> None:

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -18,6 +19,7 @@ from codegrid.engine.lightning_doors import (
     logged_step,
     request_validation,
     skip_sigterm_exchange,
+    stand_in_loop,
 )
 from tests.helpers.stage1 import fit, lightning_warnings, make_module, make_noise
 
@@ -93,6 +95,13 @@ def test_an_aligned_step_moves_the_loggers_axis() -> None:
 
 def test_an_aligned_step_decides_which_steps_are_logged() -> None:
     assert fit_logged(AlignAt(1), log_every=3).steps == [2, 5, 6]  # every third, and the last
+
+
+def test_a_stand_in_has_the_count_too() -> None:
+    trainer: Any = SimpleNamespace(fit_loop=stand_in_loop())
+    assert logged_step(trainer) == 0
+    align_logged_step(trainer, 7)
+    assert logged_step(trainer) == 7
 
 
 class ValidationBatches(Callback):

@@ -211,3 +211,26 @@ def test_one_of_several_processes_waits_some_seconds_more_for_the_others(
                 signals.end_wait()
         assert stop.value.code == 143
         signals.received = None
+
+
+def test_a_signal_before_a_long_pause_does_not_end_the_next_wait_at_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Trainer:
+        world_size = 2
+        training = True
+
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Signals() as signals:
+        signals.setup(Trainer(), None, "fit")  # type: ignore[arg-type]
+        signals.handle(signal.SIGTERM, None)
+        now[0] += 60  # a save; the ranks agree on the signal at one of the next updates
+        for _ in range(5):
+            with interruptible_wait():
+                now[0] += signals_module.GRACE - 1
+                signals.end_wait()
+        with pytest.raises(StopNow), interruptible_wait():
+            now[0] += signals_module.GRACE + 1
+            signals.end_wait()
+        signals.received = None

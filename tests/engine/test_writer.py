@@ -254,8 +254,12 @@ def test_a_state_that_is_being_written_is_not_saved_twice(
     assert disk.writes(LAST) == [("begins", 3), ("ends", 3)]
 
 
-def test_a_failed_write_is_repeated_by_a_run_that_breaks_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("error", [Stop(143), StopNow(130)])
+def test_a_failed_write_is_repeated_by_a_run_that_breaks_off_between_two_updates(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
 ) -> None:
     steps: list[int] = []
 
@@ -266,14 +270,17 @@ def test_a_failed_write_is_repeated_by_a_run_that_breaks_off(
         save_atomically(content, file, previous)
 
     monkeypatch.setattr(writing, "save_atomically", refuse)
-    with pytest.raises(Stop):
-        train(tmp_path, True, BreakOff(6, Stop(143)))
-    assert steps == [3, 6, 6]
-    assert torch.load(tmp_path / LAST, weights_only=True)["clock"]["step"] == 6
-    assert torch.load(tmp_path / PREVIOUS, weights_only=True)["clock"]["step"] == 3
+    with pytest.raises(type(error)):
+        train(tmp_path, True, BreakOff(6, error))
+    is_saved = not isinstance(error, StopNow)
+    assert steps == ([3, 6, 6] if is_saved else [3, 6])
+    last = torch.load(tmp_path / LAST, weights_only=True)["clock"]["step"]
+    assert last == (6 if is_saved else 3)
     message = capsys.readouterr().err
     assert "step 6:" in message
-    assert "the last one is of step 3. The run continues" in message
+    outlook = "and saves its last state" if is_saved else "without another try"
+    assert f"the last one is of step 3. The run ends {outlook}" in message
+    assert "continues" not in message
 
 
 def test_the_best_weights_are_those_of_their_validation_and_wait_for_the_write_before(
@@ -384,6 +391,24 @@ def test_without_room_for_a_copy_training_waits_for_the_write_which_is_reported_
     writer.finish()
     assert done[2] is not state
     assert torch.equal(done[2]["a"], state["a"])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("you tried to allocate 4 bytes")])
+def test_a_copy_that_fails_makes_training_wait_for_the_write(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def refuse(content: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(writing, "copy_state", refuse)
+    state = {"a": torch.zeros(2**20)}
+    writer, done = AtomicCheckpointIO(is_async=True), []
+    for _ in range(2):
+        writer.write(state, done.append)
+    assert [saved is state for saved in done] == [True, True]
+    message = capsys.readouterr().err
+    assert message.count("takes 4 MiB and can't be made") == 1
+    assert not writer.is_writing
 
 
 @pytest.mark.slow

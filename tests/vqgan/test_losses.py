@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from codegrid.engine.clock import Now
+from codegrid.engine.clock import Budget, Now
 from codegrid.engine.errors import InputError
 from tests.helpers.configs import ROOT
 from tests.helpers.pages import load_example
@@ -184,6 +184,34 @@ def test_a_gates_phase_runs_from_0_to_1_before_the_opening_and_again_after_it() 
         assert fractions.phase(at(step, step / 100)) == pytest.approx(phase)
         assert steps.phase(at(step, step / 100)) == pytest.approx(phase)
     assert Gate(start=1.0, ramp=0.0, warmup=0.0).phase(at(9, 1.0)) == 1
+
+
+BEFORE, WARMUP, OPENED = "before the gate", "discriminator warms up", "gate open"
+
+
+@pytest.mark.parametrize(
+    ("gate", "budget", "phases"),
+    [
+        (Gate(100, ramp=50, warmup=20), Budget(101), {BEFORE: 0, WARMUP: 80, OPENED: 150}),
+        (Gate(100, ramp=0, warmup=20), Budget(100), {BEFORE: 0, WARMUP: 80}),
+        (Gate(100, ramp=0, warmup=20), Budget(80), {BEFORE: 0}),
+        (Gate(100, ramp=0, warmup=0), Budget(80), {BEFORE: 0}),
+        (Gate(100, ramp=0, warmup=20), Budget(max_minutes=1), {BEFORE: 0, WARMUP: 80, OPENED: 100}),
+        (Gate(20, ramp=0, warmup=20), Budget(20), {WARMUP: 0}),
+        (Gate(0, ramp=0, warmup=0), Budget(1), {OPENED: 0}),
+        (Gate(0.5, ramp=0.25, warmup=0.5), Budget(4), {WARMUP: 0.0, OPENED: 0.75}),
+        (Gate(0.9, ramp=0.0, warmup=0.0), Budget(10), {BEFORE: 0, OPENED: 0.9}),
+        (Gate(0.9, ramp=0.0, warmup=0.0), Budget(9), {BEFORE: 0}),
+        (Gate(1.0, ramp=0.0, warmup=0.0), Budget(max_minutes=1), {BEFORE: 0}),
+    ],
+)
+def test_the_phases_of_a_gate_are_those_that_a_run_reaches(
+    gate: Gate, budget: Budget, phases: dict[str, float]
+) -> None:
+    assert gate.list_phases(budget) == phases
+    if budget.max_steps:
+        now = [budget.now(step, 0) for step in range(budget.max_steps)]
+        assert any(map(gate.open, now)) == (OPENED in phases)
 
 
 def test_a_gate_without_a_ramp_is_a_step() -> None:

@@ -39,10 +39,10 @@ def write_folder(
     config = run.config
     for exporter in exporters:
         exporter.check(tokenizer)
+    target = choose_target(config.stage, config.name or origin.name, config.run_dir)
     if run.is_dry:
         formats = " and ".join(exporter.name for exporter in exporters)
         return run.preview(origin.name, f"write {origin.name} as {formats} to")
-    target = choose_target(config.stage, config.name or origin.name, config.run_dir)
     text = stamp_config(OmegaConf.to_yaml(config, resolve=True))
     result = write_export(tokenizer, origin, exporters, config.licence, target, text, config.hub)
     for name, figures in result["checks"].items():

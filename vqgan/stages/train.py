@@ -34,7 +34,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
             start.fill(module.tokenizer, data)
         prepare_layers(module, run.training)
         if run.is_dry:
-            return run.rehearse(data.title, module, data, around)
+            return run.rehearse(data.title, module, data, around, len(data.source("train")))
         data.check_batch_fits(run.launch().world_size)
         tags = [*make_tags(config.stage, data.title, module.tokenizer), *start.tags]
         folder = run.start(data.title, data.describe(), tags, module)
