@@ -20,9 +20,7 @@ def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> trai
     """The module that a run trains, its codes, their classes, and the callbacks of the run's config."""
     config = run.config
     if run.training.checkpoint_activations or run.training.compile:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a mistake is noticed before all images are encoded
+        with torch.random.fork_rng(devices=[]):  # before all images are encoded
             trial = instantiate(config.prior, **tokenizer.code_space, classes=0)
         training.check_blocks(trial, run.training)
         del trial
