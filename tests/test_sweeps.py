@@ -614,7 +614,8 @@ def test_joblib_runs_one_point_per_gpu_at_once_unless_n_jobs_is_set(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     for jobs, used in ((-1, 3), (5, 5)):
-        config = OmegaConf.create({"hydra": {"launcher": {"_target_": "joblib", "n_jobs": jobs}}})
+        launcher = {"_target_": "joblib", "n_jobs": jobs}
+        config = OmegaConf.create({"dry_run": False, "hydra": {"launcher": launcher}})
         sweep.Sweep(str(tmp_path), []).on_multirun_start(config)
         assert config.hydra.launcher.n_jobs == used
 

@@ -306,10 +306,10 @@ class Lossless(Tokenizer):
     def K(self) -> int:
         return self.top + 1
 
-    def indices(self, x: torch.Tensor) -> torch.Tensor:
+    def indices(self, x: torch.Tensor, tile: int | str | None = None) -> torch.Tensor:
         return ((x.double() + 1) / 2 * self.top).round().long().movedim(1, -1)
 
-    def decode_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def decode_indices(self, indices: torch.Tensor, tile: int | str | None = None) -> torch.Tensor:
         return (indices.movedim(-1, 1).double() / self.top * 2 - 1).float()
 
 
