@@ -45,14 +45,15 @@ MAX_UPDATES_APART = 100
 
 
 class CommonClock:
-    """The seconds of training that all ranks count alike: those of the main rank, exchanged about once a second.
+    """The seconds of training that all ranks count alike: those of the main rank, exchanged after `every` seconds or more.
 
     An exchange waits for the device and for all ranks. The updates in between count with the pace of those before, on every
     rank the same, and the clock never runs backward.
     """
 
-    def __init__(self, step: int, seconds: float) -> None:
+    def __init__(self, step: int, seconds: float, every: float = MEETING_EVERY) -> None:
         self.seconds = seconds
+        self.every = every
         self.meets = (
             True  # whether ranks exchange what one of them alone knows, before the next update
         )
@@ -69,7 +70,7 @@ class CommonClock:
         main_seconds = exchange(seconds)
         last_step, last_seconds = self._last_meeting
         self._pace = max(0.0, main_seconds - last_seconds) / (step - last_step)
-        apart = int(MEETING_EVERY / max(self._pace, MEETING_EVERY / MAX_UPDATES_APART))
+        apart = int(self.every / max(self._pace, MEETING_EVERY / MAX_UPDATES_APART))
         self._next_meeting = step + max(1, apart)
         self._last_meeting = (step, main_seconds)
         self.seconds = max(self.seconds, main_seconds)

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codegrid.engine.clock import Budget, CommonClock, Mark, Now, Schedule
+from codegrid.engine.clock import MEETING_EVERY, Budget, CommonClock, Mark, Now, Schedule
 from codegrid.engine.collectives import broadcast, separate_random_streams
 from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.fsdp import full_tensor
@@ -90,7 +90,10 @@ class ClockedModule(L.LightningModule, ABC):
         self._last_tick = time.monotonic()
         if self.trainer.world_size > 1:
             self._own_seconds = self.seconds
-            self._common_clock = CommonClock(self.step, self.seconds)
+            waits = (
+                self.device.type != "cpu"
+            )  # where no device has to be waited for, ranks meet at each update
+            self._common_clock = CommonClock(self.step, self.seconds, MEETING_EVERY if waits else 0)
         self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if self.now.progress >= 1:  # resumed when only the last validation was missing
             self.trainer.should_stop = True
@@ -118,7 +121,8 @@ class ClockedModule(L.LightningModule, ABC):
 
     @property
     def ranks_meet(self) -> bool:
-        """Whether ranks exchange what only one of them knows, such as a signal, before the next update: about once a second."""
+        """Whether ranks exchange what only one of them knows, such as a signal, before the next update: about once a second
+        on GPUs."""
         return self._common_clock is None or self._common_clock.meets
 
     def _ask_main(self, seconds: float) -> float:

@@ -31,11 +31,12 @@ class Signals(Callback):
     of a validation; the checkpoint callback then saves it. A second Ctrl-C ends it at once. While the run waits for a batch
     it ends at once, as complete as between two updates.
 
-    Several processes agree on the moment, about once a second, and only the main one exits with the signal's code: if another
-    one did, the launcher (Lightning, srun) would kill the main process while it saves. If one of them has waited for the same
-    batch for `GRACE` seconds since the signal, the others wait for it within an update, and it ends without saving. If
-    Lightning requeues SLURM jobs on SIGUSR1, its handler is called, between two updates as well. As a context manager, Signals
-    gives all signals back to their earlier handlers, with one that came too late to end the run.
+    Several processes agree on the moment, on GPUs about once a second, and at the end of training. Only the main one exits
+    with the signal's code: if another one did, the launcher (Lightning, srun) would kill the main process while it saves. If
+    one of them has waited for the same batch for `GRACE` seconds since the signal, the others wait for it within an update,
+    and it ends without saving. If Lightning requeues SLURM jobs on SIGUSR1, its handler is called, between two updates as
+    well. As a context manager, Signals gives all signals back to their earlier handlers, with one that came too late to end
+    the run.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,10 @@ class Signals(Callback):
             return
         if self.received is not None:
             self._end(SIGNALS[self.received] if trainer.is_global_zero else 0)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._agree(trainer)  # or one rank alone would be ended by a signal of the last updates
 
     def _end(self, code: int) -> NoReturn:
         """End the run, which the checkpoint callback saves, after Lightning has requeued its job if it does."""
