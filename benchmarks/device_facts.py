@@ -34,7 +34,7 @@ def query_gpu(fields: str) -> dict[str, str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(fields.split(","), map(str.strip, done.stdout.split(",")), strict=False))
+    return dict(zip(fields.split(","), map(str.strip, done.stdout.split(",")), strict=True))
 
 
 def package_versions() -> dict[str, str]:

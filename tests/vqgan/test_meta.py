@@ -266,7 +266,7 @@ def test_a_look_or_a_stray_tensor_is_caught(
     trained = make_module(steps=3)
     trained.make_optimizers = dict.fromkeys((0, 1), partial(torch.optim.AdamW, lr=1e-3, **kernel))
     if device == "meta":
-        with pytest.raises((Look, RuntimeError, NotImplementedError)):
+        with pytest.raises((Look, RuntimeError)):  # torch's own refusals are RuntimeErrors
             watch_training(looks, trained, make_noise())
     else:
         watch_training(looks, trained, make_noise())
