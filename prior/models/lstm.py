@@ -104,14 +104,16 @@ class LSTM(Autoregressive):
 
 @cache
 def has_lstm(kind: str, dtype: torch.dtype) -> bool:
-    """Whether torch has an LSTM of this precision here: a processor's depends on its instructions. If not, logs it once."""
+    """Whether torch has an LSTM of this precision here, to sample and to train: a processor's depends on its instructions, and
+    some have the one without the other. If not, logs it once."""
     if kind != "cpu":
         return True
     with torch.random.fork_rng(devices=[]):  # the weights' random numbers are none of the run's
         layer = nn.LSTM(8, 8)
     try:
-        with torch.no_grad(), torch.autocast(kind, dtype):
-            layer(torch.zeros(1, 1, 8))
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, dtype):
+            outputs, _ = layer(torch.zeros(1, 1, 8))
+        outputs.float().sum().backward()
     except RuntimeError:
         log_line(f"prior=lstm runs in float32: this processor has no LSTM in {dtype}")
         return False

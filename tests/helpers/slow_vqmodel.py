@@ -199,10 +199,19 @@ class SlowVQModel:
         h = self.norm("encoder.conv_norm_out", h, h)
         return self.conv("quant_conv", self.conv("encoder.conv_out", h * h.sigmoid()))
 
+    def measure(self, z_e: Tensor) -> Tensor:
+        """Squared distances of each position to all codes, (B, h, w, K)."""
+        differences = z_e.movedim(1, -1)[..., None, :] - self.weights["quantize.embedding.weight"]
+        return differences.square().sum(-1)
+
     def choose(self, z_e: Tensor) -> Tensor:
         """The nearest code of each position, (B, h, w)."""
-        distances = z_e.movedim(1, -1)[..., None, :] - self.weights["quantize.embedding.weight"]
-        return distances.square().sum(-1).argmin(-1)
+        return self.measure(z_e).argmin(-1)
+
+    def find_ties(self, z_e: Tensor) -> Tensor:
+        """Where the squared distances to the two nearest codes differ by less than float32 resolves in |z_e|^2, (B, h, w)."""
+        nearest = self.measure(z_e).topk(2, largest=False).values
+        return nearest[..., 1] - nearest[..., 0] < 1e-6 * z_e.square().sum(1)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Indices (B, h, w) -> images in the model's own range."""
@@ -228,7 +237,9 @@ def assert_equals_slow(tokenizer: Tokenizer, slow: SlowVQModel, x: Tensor) -> No
     z_e = precise.encode(x)
     indices = precise.choose(z_e)
     assert len(indices.unique()) > 1
-    assert torch.equal(tokenizer.indices(outside.float()), indices)
+    ties = precise.find_ties(z_e)
+    assert ties.float().mean() < 0.1
+    assert torch.equal(tokenizer.indices(outside.float())[~ties], indices[~ties])
     tokenizer.double()
     torch.testing.assert_close(tokenizer.encode_features(outside), z_e, atol=1e-9, rtol=1e-9)
     x_hat = precise.decode(indices)
