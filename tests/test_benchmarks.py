@@ -1,7 +1,5 @@
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
+from benchmarks.adversarial import main as measure_adversarial
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.checkouts import UNITS, format_comparison
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
@@ -286,14 +285,19 @@ def test_the_table_leaves_out_a_change_relative_to_0() -> None:
 
 
 @pytest.mark.slow
-def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) -> None:
-    small = [
-        word
-        for word in TINY
-        if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))
-    ]
-    words = [
-        *small,
+def test_the_adversarial_benchmark_ends_with_one_line_per_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "benchmarks.adversarial.subprocess.run",
+        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
+    )
+    monkeypatch.setenv(
+        "https_proxy", "http://127.0.0.1:9"
+    )  # so that LPIPS's weights aren't downloaded
+    skipped = ("trainer.max_steps", "trainer.val_every", "logger")
+    words = [word for word in TINY if not word.startswith(skipped)]
+    words += [
         f"cache_dir={tmp_path / 'cache'}",
         "--steps=4",
         "--seeds",
@@ -302,16 +306,12 @@ def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) ->
     ]
     words += ["--vqgan", "loss/discriminator=grain"]
     files = ["--keep", str(tmp_path / "runs"), "--pictures", str(tmp_path / "sheet.png")]
+    monkeypatch.setattr("sys.argv", ["adversarial", *words, *files])
     printed = []
     for _ in range(2):  # the second call measures the same runs again
-        process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.adversarial", *words, *files],
-            cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True,
-            env={**os.environ, "https_proxy": "http://127.0.0.1:9"},  # so that LPIPS's weights aren't downloaded
-        )  # fmt: skip
-        printed.append(
-            [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-        )
+        measure_adversarial()
+        lines = capsys.readouterr().out.splitlines()
+        printed.append([json.loads(line) for line in lines if line.startswith("{")])
     assert [(row["loss"], row["seed"]) for row in printed[0]] == [("vqvae", 1), ("vqgan", 1)]
     assert all(tuple(row) == ("bench", "data", "loss", "seed", *FIGURES) for row in printed[0])
     assert printed[0] == printed[1]
