@@ -10,14 +10,20 @@ from torch import Tensor
 from codegrid.engine.errors import InputError
 
 MAX_LEVELS = 64  # values of a channel that are one digit
-POWER_STEPS = 8  # of the power iterations
+MAX_AXES = 32  # main axes of all codes by which they are compared
+POWER_STEPS = 2  # power iterations towards the main axis of a node
 
 
 def order_by_likeness(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     """The codes of vectors (K, dim) in an order in which near codes stand together.
 
-    A balanced binary tree: each node is cut at its median along its main axis, which power iterations approximate.
+    A balanced binary tree: each node is cut at its median along its main axis, which power iterations from the channel with the
+    largest variance approximate.
     """
+    if vectors.shape[1] > MAX_AXES:
+        centred = vectors - vectors.mean(0)
+        _, axes = np.linalg.eigh(centred.T @ centred)
+        vectors = centred @ axes[:, -MAX_AXES:]
     K, dim = vectors.shape
     order = np.arange(K)
     size = 1 << max(1, (K - 1).bit_length())
@@ -26,8 +32,8 @@ def order_by_likeness(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
         node = np.arange(K) // size
         counts = np.bincount(node)[:, None]
         x = vectors[order]
-        x = x - (np.add.reduceat(x, starts) / counts)[node]
-        axes = np.random.default_rng(0).standard_normal((1, dim)).repeat(len(starts), 0)
+        x = x - (np.add.reduceat(x, starts) / counts)[node].astype(x.dtype)
+        axes = np.eye(dim, dtype=x.dtype)[np.add.reduceat(x * x, starts).argmax(1)]
         for _ in range(POWER_STEPS):
             axes = np.add.reduceat(x * (x * axes[node]).sum(1, keepdims=True), starts)
             axes /= np.linalg.norm(axes, axis=1, keepdims=True) + np.finfo(np.float32).tiny
