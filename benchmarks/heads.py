@@ -52,7 +52,8 @@ def make_head(name: str, options: argparse.Namespace) -> Head:
     settings = compose_config("stage=prior", *HEADS[name]).prior.head
     head: Any = instantiate(settings)(options.width, torch.randn(options.K, DIM))
     torch.nn.init.normal_(head.weight, std=0.02)
-    return head.to(options.device)  # type: ignore[no-any-return]
+    moved: Head = head.to(options.device)
+    return moved
 
 
 def make_step(name: str, options: argparse.Namespace) -> Callable[[], float]:

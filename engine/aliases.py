@@ -173,9 +173,7 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
                 value, where, stamp
             )
         return _add_validity(
-            _add_head(
-                _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
-            )
+            _add_head(_add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded)))))
         )
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]

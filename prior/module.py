@@ -54,7 +54,9 @@ class PriorModule(ClockedModule):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model, self.blocks)
-            if hasattr(self.model, "features"):  # called instead of `forward`: a head needs no logits
+            if hasattr(
+                self.model, "features"
+            ):  # called instead of `forward`: a head needs no logits
                 register_fsdp_forward_method(self.model, "features")
 
     @property

@@ -83,7 +83,7 @@ class Bits(nn.Module, Head):
         return logp.index_select(1, self.ranks)
 
     def predict_digit(self, hidden: Tensor, prefixes: Tensor, j: int) -> Tensor:
-        """log p (n, ..., levels) of digit j, by what is known (n, ..., hidden) and the number (...) that the digits before spell."""
+        """log p (n, ..., levels) of digit j, by what is known (n, ..., hidden) and the number (...) of the digits before."""
         logits = F.linear(F.silu(hidden + self.place[j]), self.weight[j]).float()
         return self.weigh(logits, prefixes, j).log_softmax(-1)
 
@@ -144,7 +144,9 @@ class Bits(nn.Module, Head):
         With a set `visible` (n, digits), the digits in it are known instead, and the others' mean stands for all.
         """
         ranks = self.ranks[targets]
-        prefixes = [ranks // (s * level) for s, level in zip(self.strides, self.levels, strict=True)]
+        prefixes = [
+            ranks // (s * level) for s, level in zip(self.strides, self.levels, strict=True)
+        ]
         digits = torch.stack(
             [ranks // s % level for s, level in zip(self.strides, self.levels, strict=True)], 1
         )

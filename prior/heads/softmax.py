@@ -25,9 +25,7 @@ class Softmax(nn.Linear, Head):
 
     groups: Tensor
 
-    def __init__(
-        self, width: int, vectors: Tensor, *, group_share: float, group_size: int
-    ) -> None:
+    def __init__(self, width: int, vectors: Tensor, *, group_share: float, group_size: int) -> None:
         """vectors (K, dim): what the tokenizer decodes the codes from."""
         super().__init__(width, len(vectors), bias=False)
         nn.init.zeros_(self.weight)  # an untrained prior is uniform
@@ -87,3 +85,8 @@ class Softmax(nn.Linear, Head):
     def is_small(self, targets: Tensor) -> bool:
         """Whether the logits of these targets may be in memory all at once."""
         return targets.numel() * self.out_features <= MAX_LOGITS
+
+
+def plain_softmax(width: int, vectors: Tensor) -> Softmax:
+    """The head of conf/prior/head/softmax.yaml, for priors that are built without naming one."""
+    return Softmax(width, vectors, group_share=0.0, group_size=16)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError
 from prior.heads.base import Head
 from prior.heads.several import HeadPerCodebook
-from prior.heads.softmax import Softmax
+from prior.heads.softmax import plain_softmax
 from prior.models.base import PriorModel
 from prior.models.transformer import RMSNorm, Stack, head_size, initialise_blocks, rotary
 
@@ -25,8 +24,9 @@ class TransformerSettings:
     depth: int  # blocks
     heads: int  # of each block
     dropout: float  # of the summed inputs, attention, and what each block adds
-    # The file of conf/prior/head: it takes the width and the vectors (K, dim) of a codebook. Runs of version 0.1 name none.
-    head: Callable[[int, Tensor], Head] = partial(Softmax, group_share=0.0, group_size=16)
+    head: Callable[[int, Tensor], Head] = (
+        plain_softmax  # from the width and the vectors of a codebook
+    )
 
     def __post_init__(self) -> None:
         if not callable(self.head):

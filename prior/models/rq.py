@@ -86,6 +86,6 @@ class RQ(Transformer, Autoregressive):
             v = over_places(x + place)
             x = torch.zeros_like(x)
             over_books.restart()
-            for book, read, head in zip(self.book, self.read, self.head, strict=True):
+            for book, read, head in zip(self.book, self.read, self.head.heads, strict=True):
                 code = yield head.logits(self.norm(over_books(v + book)))
                 v = x = x + read(code)

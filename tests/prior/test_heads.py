@@ -84,7 +84,9 @@ def test_the_default_head_has_the_weights_and_names_that_it_always_had() -> None
     named = build_prior(PRIORS["gpt"], head=partial(make_head, Softmax))
     assert plain.state_dict().keys() == named.state_dict().keys()
     assert "head.weight" in plain.state_dict()
-    assert not [name for name in plain.state_dict() if name.startswith("head") and name != "head.weight"]
+    assert not [
+        name for name in plain.state_dict() if name.startswith("head") and name != "head.weight"
+    ]
     for name, value in plain.state_dict().items():
         assert torch.equal(named.state_dict()[name], value), name
 
@@ -98,7 +100,9 @@ def test_configs_of_earlier_runs_get_the_head_that_they_had() -> None:
 
 
 def test_a_word_for_a_head_is_a_sentence() -> None:
-    with pytest.raises(InputError, match="prior.head=bits is no head; choose one with prior/head=bits"):
+    with pytest.raises(
+        InputError, match="prior.head=bits is no head; choose one with prior/head=bits"
+    ):
         build_prior(PRIORS["gpt"], head="bits")
 
 
@@ -139,7 +143,9 @@ def test_a_masked_prior_draws_and_judges_with_and_without_logits_alike() -> None
     assert torch.equal(plain[0], logits[0])
     torch.testing.assert_close(plain[1], logits[1], rtol=1e-4, atol=1e-5)
     own = model(codes, masked).gather(1, places[..., None].expand(-1, -1, 6)).log_softmax(-1)
-    torch.testing.assert_close(plain[1], own.gather(2, plain[0][..., None])[..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        plain[1], own.gather(2, plain[0][..., None])[..., 0], rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -148,7 +154,9 @@ def test_the_bound_of_a_masked_prior_is_estimated_through_its_head() -> None:
     codes = torch.tensor([[2, 0, 1]]).expand(4000, -1)
     assert isinstance(model, Masked)
     prediction = model.bound(codes, None, torch.rand(4000, 4, dtype=torch.float64))
-    nats = (prediction.head.nats(prediction.features, prediction.targets) * prediction.weights).mean(1)
+    nats = (
+        prediction.head.nats(prediction.features, prediction.targets) * prediction.weights
+    ).mean(1)
     expected = exact_bound(model, codes[:1])[0]
     assert abs(nats.mean() - expected) < 4 * nats.std() / 4000**0.5
 
@@ -210,7 +218,13 @@ def test_training_with_masked_bits_is_resumed_to_the_bit(tmp_path: Path) -> None
 
 
 def test_a_run_with_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
-    words = ["prior.width=16", "prior.depth=1", "prior.heads=2", "prior/head=bits", "prior.head.hidden=8"]
+    words = [
+        "prior.width=16",
+        "prior.depth=1",
+        "prior.heads=2",
+        "prior/head=bits",
+        "prior.head.hidden=8",
+    ]
     save_prior_run(tmp_path / "run", *words)
     trained = load_prior(tmp_path / "run")
     assert isinstance(trained.model.head, Bits)

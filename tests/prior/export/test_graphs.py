@@ -15,7 +15,17 @@ from prior.models.gpt import GPT
 from tests.helpers.exports import needs_onnx
 from tests.helpers.priors import PRIORS, build_prior, documented_prior, make_prior
 
-NETWORKS = ["gpt", "gpt-embedding", "gpt-bits", "rar", "rq", "maskgit", "diffusion", "pixelcnn", "lstm"]
+NETWORKS = [
+    "gpt",
+    "gpt-embedding",
+    "gpt-bits",
+    "rar",
+    "rq",
+    "maskgit",
+    "diffusion",
+    "pixelcnn",
+    "lstm",
+]
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt-embedding", "rar"])

@@ -124,7 +124,9 @@ def test_codes_are_drawn_as_often_as_they_are_likely_with_and_without_their_logi
     chi_square = ((counts - expected).square() / expected)[many].sum()
     assert chi_square < many.sum() + 4 * (2 * many.sum()) ** 0.5
     assert counts[~many].sum() < 5 * (~many).sum() + 20
-    from_logits = head.draw_from_logits(head.logits(x[:1]).expand(n, -1), uniform, Sampler.unmodified())
+    from_logits = head.draw_from_logits(
+        head.logits(x[:1]).expand(n, -1), uniform, Sampler.unmodified()
+    )
     assert (drawn != from_logits).float().mean() < 1e-3  # where rounding decides
 
 
@@ -208,7 +210,9 @@ def test_the_loss_of_masked_digits_is_the_mean_over_all_orders() -> None:
             for order in orders
             for k in range(3)
         ]
-        torch.testing.assert_close(loss.double(), 3 * torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            loss.double(), 3 * torch.stack(expected).mean(), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_sets_of_known_digits_have_every_size_as_often() -> None:
@@ -241,7 +245,9 @@ def test_a_group_shares_all_digits_but_the_last() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(nats, head.nats(x, targets))
     half = make_head(vectors, group_share=0.5)
-    torch.testing.assert_close(half.losses(x, targets)[0], (expected + nats) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        half.losses(x, targets)[0], (expected + nats) / 2, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -292,7 +298,10 @@ def test_in_bfloat16_log_p_is_float32_and_sums_to_1() -> None:
     [
         ({"hidden": 0}, r"prior\.head\.hidden=0 must be a whole number of at least 1"),
         ({"group_share": 2}, r"prior\.head\.group_share=2 must be a number from 0 to 1"),
-        ({"group_size": 1}, r"prior\.head\.group_size=1 must be a whole number of at least 2 codes"),
+        (
+            {"group_size": 1},
+            r"prior\.head\.group_size=1 must be a whole number of at least 2 codes",
+        ),
     ],
     ids=str,
 )

@@ -59,7 +59,10 @@ def agrees(head: Softmax, smoothing: float) -> bool:
     x, targets = make_batch()
     loss, nats = head.losses(x, targets, smoothing)
     expected = slow_losses(head, x, targets, smoothing)
-    pairs = [(loss, expected), *zip(gradients(loss, x, head), gradients(expected, x, head), strict=True)]
+    pairs = [
+        (loss, expected),
+        *zip(gradients(loss, x, head), gradients(expected, x, head), strict=True),
+    ]
     share, head.group_share = head.group_share, 0.0
     pairs.append((nats, slow_losses(head, x, targets, 0.0)))
     head.group_share = share
