@@ -31,16 +31,16 @@ class HeadPerCodebook(nn.ModuleList, Head):
         return logits.view(*x.shape[:-1], logits.shape[-1])
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        parts = [head.nats(*part, smoothing) for head, *part in self.by_codebook(x, targets)]
+        parts = [head.nats(z, t, smoothing) for head, z, t in self.by_codebook(x, targets)]
         return join(parts, targets)
 
     def losses(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        parts = [head.losses(*part, smoothing) for head, *part in self.by_codebook(x, targets)]
+        parts = [head.losses(z, t, smoothing) for head, z, t in self.by_codebook(x, targets)]
         loss, nats = (join(values, targets) for values in zip(*parts, strict=True))
         return loss, nats
 
     def judge(self, x: Tensor, targets: Tensor) -> Judged:
-        parts = [head.judge(*part) for head, *part in self.by_codebook(x, targets)]
+        parts = [head.judge(z, t) for head, z, t in self.by_codebook(x, targets)]
         columns = zip(*((part.nats, part.above, part.tied) for part in parts), strict=True)
         return Judged(*(join(values, targets) for values in columns))
 

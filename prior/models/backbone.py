@@ -12,6 +12,7 @@ from prior.heads.base import Head
 from prior.heads.several import HeadPerCodebook
 from prior.heads.softmax import plain_softmax
 from prior.models.base import PriorModel
+from prior.models.inputs import CodeEmbedding
 from prior.models.transformer import RMSNorm, Stack, head_size, initialise_blocks, rotary
 
 
@@ -70,9 +71,10 @@ class Transformer(PriorModel):
 
     def make_head(self, settings: TransformerSettings) -> Head:
         """The head of each codebook, which `read` has the vectors of."""
-        if self.num_codebooks == 1:
-            return settings.head(settings.width, self.read.vectors)
-        return HeadPerCodebook(settings.head(settings.width, read.vectors) for read in self.read)
+        if isinstance(self.read, nn.ModuleList):
+            vectors = [read.vectors for read in self.read if isinstance(read, CodeEmbedding)]
+            return HeadPerCodebook(settings.head(settings.width, v) for v in vectors)
+        return settings.head(settings.width, self.read.vectors)
 
     @property
     def readout(self) -> Head:
