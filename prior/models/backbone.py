@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
-from prior.heads.base import Head
+from prior.heads.base import LOGITS, Head
 from prior.heads.several import HeadPerCodebook
 from prior.heads.softmax import plain_softmax
 from prior.models.base import PriorModel
@@ -78,7 +78,7 @@ class Transformer(PriorModel):
 
     @property
     def readout(self) -> Head:
-        return self.head
+        return self.head if self.has_features else LOGITS
 
     def logits(self, x: Tensor) -> Tensor:
         """The last block's output (..., width) -> logits (..., K) float32."""

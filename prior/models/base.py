@@ -65,6 +65,12 @@ class PriorModel(nn.Module, ABC):
         return ends if head is None else [*ends, head]
 
     @property
+    def has_features(self) -> bool:
+        """Whether the class has `features` of its own, for its `readout`; otherwise it has logits alone."""
+        features = getattr(type(self), "features", None)
+        return features not in (None, Autoregressive.features)
+
+    @property
     def readout(self) -> Head:
         """What turns the prior's features into the distribution of codes; `LOGITS` if they are logits."""
         return LOGITS

@@ -37,7 +37,7 @@ DIM = 4
 
 def make_head(kind: type[Head], width: int, vectors: torch.Tensor) -> Head:
     """A small head, with conf/'s values for what is not small."""
-    return make(kind, width, vectors, **({"hidden": 24} if issubclass(kind, Bits) else {}))
+    return make(kind, width, vectors, **({"hidden": 64} if issubclass(kind, Bits) else {}))
 
 
 TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}

@@ -24,7 +24,8 @@ from prior.heads.several import HeadPerCodebook
 from prior.heads.softmax import Softmax
 from prior.likelihood import learning_losses, weighted_mean
 from prior.load import load_prior
-from prior.models.base import PriorModel
+from prior.models.base import Autoregressive, PriorModel
+from prior.models.gpt import GPT
 from prior.models.masked import Masked
 from prior.module import PriorModule, decayed_weights
 from tests.helpers.configs import compose_config, list_options
@@ -176,6 +177,24 @@ def test_nats_in_the_log_are_those_of_the_code_whatever_is_learned(name: str) ->
         assert not torch.allclose(losses, nats)
         assert not nats.requires_grad
         weighted_mean(losses, prediction).backward()
+
+
+class WithoutFeatures(GPT):
+    """A prior of the user's own, as the documentation had them, which predicts logits and nothing else."""
+
+    features = Autoregressive.features
+
+    def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.head.logits(GPT.features(self, codes, labels)) * 2
+
+
+def test_a_transformer_with_a_forward_alone_is_trained_on_its_logits() -> None:
+    model = make_prior("gpt", Bits)
+    codes = torch.randint(model.K, (4, model.L))
+    doubled = 2 * model.judge(codes, None).logits
+    model.__class__ = WithoutFeatures
+    torch.testing.assert_close(model.judge(codes, None).logits, doubled)
+    assert sample(model, Sampler.unmodified(), 2, seed=0).shape == (2, 2, 3)
 
 
 def test_only_the_linear_maps_of_a_head_decay() -> None:
