@@ -49,6 +49,13 @@ RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of
 
 MOVED_PACKAGES = ("engine", "data", "evaluation")  # at the top up to format 2, in codegrid since
 FIRST_FORMAT_OF_CODEGRID = 3
+WITH_HEADS = [
+    f"prior.models.{name}"
+    for name in ("gpt.GPT", "rar.RAR", "rq.RQ", "maskgit.MaskGIT", "diffusion.Diffusion")
+]
+EARLIER_HEAD = {
+    "_target_": "prior.heads.softmax.Softmax", "_partial_": True, "group_share": 0.0, "group_size": 16
+}  # fmt: skip
 LABELLED_BY_TABLES = ("codegrid.data.folder.Folder", "codegrid.data.layouts.FFHQ")
 
 
@@ -145,6 +152,12 @@ def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "score": "nearest"} if is_ibq and "score" not in node else node
 
 
+def _add_head(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a transformer prior with a logit of each code, the only head of earlier versions."""
+    has_head = node.get("_target_") in WITH_HEADS
+    return {**node, "head": EARLIER_HEAD} if has_head and "head" not in node else node
+
+
 def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
@@ -160,7 +173,7 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
                 value, where, stamp
             )
         return _add_validity(
-            _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
+            _add_head(_add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded)))))
         )
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]

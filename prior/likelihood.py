@@ -1,18 +1,25 @@
 """What codes and predictions cost, in nats."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from prior.heads.base import Judged
 from prior.models.base import Prediction, PriorModel
 
 
 def negative_log_likelihood(prediction: Prediction, smoothing: float = 0.0) -> Tensor:
     """-log p of each target (B, L); a share `smoothing` of the target is spread over all codes (Szegedy et al. 2016, section 7)."""
-    logits, targets = prediction.logits.flatten(0, 1).float(), prediction.targets.flatten()
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing).view_as(
-        prediction.targets
-    )
+    return prediction.head.nats(prediction.features, prediction.targets, smoothing)
+
+
+def learning_losses(prediction: Prediction, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """What an update minimises at each target (B, L), as the head has it, and the target's nats, without gradients."""
+    return prediction.head.losses(prediction.features, prediction.targets, smoothing)
+
+
+def judge_prediction(prediction: Prediction) -> Judged:
+    """The nats and the ranks of the targets (B, L)."""
+    return prediction.head.judge(prediction.features, prediction.targets)
 
 
 def weighted_mean(per_code: Tensor, prediction: Prediction) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -13,7 +14,7 @@ from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.errors import check_range
 from codegrid.engine.fsdp import ShardedStrategy, reshard, unshard
 from codegrid.engine.module import ClockedModule, MakeOptimizer
-from prior.likelihood import negative_log_likelihood, weighted_mean
+from prior.likelihood import judge_prediction, learning_losses, weighted_mean
 from prior.models.base import Prediction, PriorModel
 from prior.models.transformer import Block
 
@@ -53,6 +54,10 @@ class PriorModule(ClockedModule):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model, self.blocks)
+            if hasattr(
+                self.model, "features"
+            ):  # called instead of `forward`: a head needs no logits
+                register_fsdp_forward_method(self.model, "features")
 
     @property
     def blocks(self) -> list[Block]:
@@ -82,15 +87,12 @@ class PriorModule(ClockedModule):
         return labels.masked_fill(dropped, -1)
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a micro-batch; the log gets it without label smoothing, as nats."""
+        """The loss of a micro-batch; the log gets the nats, without label smoothing and the like."""
         codes = indices.flatten(1)
         prediction = self.model.learn(codes, self.used(labels), self.now.progress)
-        nats = weighted_mean(negative_log_likelihood(prediction), prediction)
-        self.log_terms({"loss": nats})
-        if not self.label_smoothing:
-            return nats
-        smoothed = negative_log_likelihood(prediction, self.label_smoothing)
-        return weighted_mean(smoothed, prediction)
+        losses, nats = learning_losses(prediction, self.label_smoothing)
+        self.log_terms({"loss": weighted_mean(nats, prediction)})
+        return weighted_mean(losses, prediction)
 
     def used(self, labels: Tensor) -> Tensor | None:
         """The labels, or None if the model has no classes."""
@@ -170,15 +172,13 @@ class LikelihoodMetric(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, prediction: Prediction) -> None:
-        target = prediction.logits.gather(-1, prediction.targets[..., None])
-        above = (prediction.logits > target).sum(-1)
-        tied = (prediction.logits == target).sum(-1)  # the target itself included
+        judged = judge_prediction(prediction)
         predicted = prediction.weights > 0
         for n, k in enumerate((1, 5)):
-            hits = ((k - above) / tied).clamp(0, 1)
+            hits = ((k - judged.above) / judged.tied).clamp(0, 1)
             self.hits[n] += (hits * predicted).sum(dtype=torch.float64)
         self.tokens += predicted.sum()
-        nats = negative_log_likelihood(prediction) * prediction.weights
+        nats = judged.nats * prediction.weights
         self.nats += nats.sum(0, dtype=torch.float64)
         self.grids += len(predicted)
 

@@ -1,3 +1,4 @@
+import argparse
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.checkouts import UNITS, format_comparison
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
+from benchmarks.heads import HEADS, make_step
 from benchmarks.optimizers import main as measure_optimizers
 from benchmarks.optimizers import read_comparison
 from benchmarks.products import PRIORS, ProductRecorder, divide_rest
@@ -48,6 +50,13 @@ def test_all_bottlenecks_are_compared_at_equal_bits() -> None:
             assert GRID**2 * num_codebooks * math.log2(quantizer.K) == 576
         else:
             assert "K" not in quantizer
+
+
+def test_every_head_of_a_prior_is_measured_by_a_step_on_random_codes() -> None:
+    size = {"K": 16, "T": 4, "batch": 8, "width": 8, "precision": "32-true", "device": "cpu"}
+    for name in HEADS:
+        nats = make_step(name, argparse.Namespace(**size))()
+        assert nats == pytest.approx(math.log(16), abs=0.5), name
 
 
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:

@@ -148,7 +148,9 @@ WIRED = (
 )  # not one object each
 
 BUILT = [
-    option for option in OPTIONS if option.parts[0] not in WIRED and "size" not in option.parts
+    option
+    for option in OPTIONS
+    if option.parts[0] not in WIRED and not {"size", "head"} & set(option.parts)
 ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
+from prior.heads.base import LOGITS, Head
 from prior.models.inputs import CodeEmbedding
 from prior.models.transformer import Block
 
@@ -19,14 +20,22 @@ StepDecoder = Callable[[Tensor | None], Tensor]
 
 @dataclass
 class Prediction:
-    """logits (B, L, K) for the codes `targets` (B, L), and their `weights` (B, L), 0 for codes that the prior could read.
+    """What the `head` reads, `features` (B, L, width), for the codes `targets` (B, L), and their `weights` (B, L), 0 for codes
+    that the prior could read.
 
-    The mean over L of weights * -log p(target) is the nats per token that count.
+    A prior without a head has the logits (B, L, K) themselves as features. The mean over L of weights * -log p(target) is
+    the nats per token that count.
     """
 
-    logits: Tensor
+    features: Tensor
     targets: Tensor
     weights: Tensor
+    head: Head = LOGITS
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of all codes (B, L, K), which are much more than their likelihood needs where K is large."""
+        return self.head.logits(self.features)
 
 
 class PriorModel(nn.Module, ABC):
@@ -54,6 +63,17 @@ class PriorModel(nn.Module, ABC):
         ends: list[nn.Module] = [p for p in self.modules() if isinstance(p, CodeEmbedding)]
         head = getattr(self, "head", None)
         return ends if head is None else [*ends, head]
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the class has `features` of its own, for its `readout`; otherwise it has logits alone."""
+        features = getattr(type(self), "features", None)
+        return features not in (None, Autoregressive.features)
+
+    @property
+    def readout(self) -> Head:
+        """What turns the prior's features into the distribution of codes; `LOGITS` if they are logits."""
+        return LOGITS
 
     @property
     def recomputed(self) -> list[nn.Module]:
@@ -106,6 +126,11 @@ class Autoregressive(PriorModel):
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
 
+    def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `forward`, (B, L, width) for the prior's `readout`: the logits, if it has no head."""
+        logits: Tensor = self(codes, labels)
+        return logits
+
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
     ) -> StepDecoder:
@@ -115,8 +140,14 @@ class Autoregressive(PriorModel):
         """
         return UncachedDecoder(self, n, labels)
 
+    def feature_decoder(
+        self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
+    ) -> StepDecoder:
+        """As `decoder`, with the features (n, width) for a `readout` that draws without logits."""
+        return self.decoder(n, labels, cache)
+
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
-        return predict_all(self(self.replace_codes(codes), labels), codes)
+        return predict_all(self.features(self.replace_codes(codes), labels), codes, self.readout)
 
     def replace_codes(self, codes: Tensor) -> Tensor:
         """The codes as the model reads them in training, a share `token_dropout` of them random."""
@@ -126,7 +157,7 @@ class Autoregressive(PriorModel):
         return torch.where(lost, torch.randint_like(codes, self.K), codes)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
-        return predict_all(self(codes, labels), codes)
+        return predict_all(self.features(codes, labels), codes, self.readout)
 
     def fill(
         self,
@@ -147,7 +178,9 @@ class Autoregressive(PriorModel):
         is_known = known.tolist()
         last = max((t for t in range(self.L) if not is_known[t]), default=-1)
         doubled, guide = double_for_guidance(labels, sampler)
-        decode = self.decoder(len(codes) * (1 + guide), doubled, cache)
+        draws_directly = not guide and self.readout.draws_directly(sampler)
+        make_decoder = self.feature_decoder if draws_directly else self.decoder
+        decode = make_decoder(len(codes) * (1 + guide), doubled, cache)
         for t in range(last + 1):
             before = codes[:, t - 1] if t else None
             logits = decode(before.repeat(2) if guide and before is not None else before)
@@ -156,7 +189,10 @@ class Autoregressive(PriorModel):
             if guide:
                 conditional, unconditional = logits.chunk(2)
                 logits = guided(conditional, unconditional, sampler.scale(t / self.L))
-            codes[:, t] = sampler.draw(logits, uniform[:, t])
+            if draws_directly:  # the decoder's features instead
+                codes[:, t] = self.readout.draw(logits, uniform[:, t])
+            else:
+                codes[:, t] = self.readout.draw_from_logits(logits, uniform[:, t], sampler)
         return codes
 
 
@@ -185,9 +221,9 @@ def single_codebook(codebook: Tensor) -> Tensor:
     return codebook
 
 
-def predict_all(logits: Tensor, codes: Tensor) -> Prediction:
-    """The prediction of all codes, each with weight 1."""
-    return Prediction(logits, codes, torch.ones(codes.shape, device=codes.device))
+def predict_all(features: Tensor, codes: Tensor, head: Head = LOGITS) -> Prediction:
+    """The prediction of all codes, each with weight 1, from what the head reads."""
+    return Prediction(features, codes, torch.ones(codes.shape, device=codes.device), head)
 
 
 def double_for_guidance(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:

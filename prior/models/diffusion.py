@@ -26,7 +26,8 @@ class Diffusion(Masked):
         spread = offset + self.L * torch.arange(n, device=codes.device)
         m = 1 + (spread // n % self.L)[:, None]
         masked = random_subset(torch.rand(codes.shape, device=codes.device), m)
-        return Prediction(self(codes, masked, labels), codes, masked * self.L / m)
+        features = self.features(codes, masked, labels)
+        return Prediction(features, codes, masked * self.L / m, self.readout)
 
     def fill(
         self,

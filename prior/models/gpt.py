@@ -37,20 +37,30 @@ class GPT(Transformer, Autoregressive):
         self.add_backbone(settings, {"blocks": settings.depth})
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.predict(codes, labels, *self.places())
+        return self.head.logits(self.features(codes, labels))
+
+    def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.run_blocks(codes, labels, *self.places())
 
     def places(self) -> tuple[Tensor, Tensor]:
         """The position of each step: vectors (T, width), added to what the steps read, and angles for the blocks."""
         return self.place, self.angles
 
-    def predict(
+    def run_blocks(
         self, codes: Tensor, labels: Tensor | None, places: Tensor, angles: Tensor
     ) -> Tensor:
-        """The logits (B, T, K) of codes (B, T) in any order, whose positions are in `places` and `angles`."""
+        """The features (B, T, width) of codes (B, T) in any order, whose positions are in `places` and `angles`."""
         x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
-        return self.logits(self.blocks(self.drop(x + places), angles))
+        features: Tensor = self.norm(self.blocks(self.drop(x + places), angles))
+        return features
 
     def decoder(
+        self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
+    ) -> StepDecoder:
+        step = self.feature_decoder(n, labels, cache)
+        return lambda before: self.head.logits(step(before))
+
+    def feature_decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
     ) -> StepDecoder:
         places, angles = self.places()
@@ -58,6 +68,7 @@ class GPT(Transformer, Autoregressive):
 
         def decode(before: Tensor | None) -> Tensor:
             x = self.begin(n, labels) if before is None else self.read(before)
-            return self.logits(steps(x + places[steps.t]))
+            features: Tensor = self.norm(steps(x + places[steps.t]))
+            return features
 
         return decode

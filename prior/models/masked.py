@@ -37,9 +37,14 @@ class Masked(Transformer):
 
     def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
         """codes (B, L), of which those `masked` (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
+        return self.head.logits(self.features(codes, masked, labels))
+
+    def features(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `forward`, what the head reads (B, L, width)."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
         x = x + self.place + self.label(codes.shape[0], labels)[:, None]
-        return self.logits(self.blocks(self.drop(x), self.angles))
+        features: Tensor = self.norm(self.blocks(self.drop(x), self.angles))
+        return features
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
         # A grid's masks depend on its codes only, not on the batch that it comes in.
@@ -56,12 +61,14 @@ class Masked(Transformer):
         m = (uniform[:, :1] * self.L).long()
         m = torch.where(m == 0, self.L, m)  # the set of all codes has no complement
         masked = random_subset(uniform[:, 1:], m)
-        logits = torch.where(
-            masked[..., None], self(codes, masked, labels), self(codes, ~masked, labels)
+        features = torch.where(
+            masked[..., None],
+            self.features(codes, masked, labels),
+            self.features(codes, ~masked, labels),
         )
         size = torch.where(masked, m, self.L - m)
         sets = 1 + (m < self.L).long()
-        return Prediction(logits, codes, self.L / (size * sets).float())
+        return Prediction(features, codes, self.L / (size * sets).float(), self.readout)
 
     def propose(
         self,
@@ -72,21 +79,27 @@ class Masked(Transformer):
         sampler: Sampler,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Codes (n, r) for the places (n, r), and the logits (n, r, K) that they were drawn from.
+        """Codes (n, r) for the places (n, r), and log p (n, r) of each at the sampler's temperature.
 
         Each code is drawn independently of the others, by the number of its place in uniform (n, L).
         """
         doubled, guide = double_for_guidance(labels, sampler)
+        copies = 1 + guide
+        features = self.features(codes.repeat(copies, 1), masked.repeat(copies, 1), doubled)
+        at_places = places.repeat(copies, 1)[..., None].expand(-1, -1, features.shape[-1])
+        features = features.gather(1, at_places)
+        own = uniform.gather(1, places).flatten()
+        if not guide and self.head.draws_directly(sampler):
+            drawn = self.head.draw(features.flatten(0, 1), own).view_as(places)
+            return drawn, -self.head.nats(features, drawn)
+        logits = self.head.logits(features)
         if guide:
-            logits = self(codes.repeat(2, 1), masked.repeat(2, 1), doubled)
             conditional, unconditional = logits.chunk(2)
             drawn_share = 1 - masked[0].count_nonzero().item() / self.L
             logits = guided(conditional, unconditional, sampler.scale(drawn_share))
-        else:
-            logits = self(codes, masked, labels)
-        logits = logits.gather(1, places[..., None].expand(-1, -1, self.K))
-        drawn = sampler.draw(logits.flatten(0, 1), uniform.gather(1, places).flatten())
-        return drawn.view_as(places), logits
+        drawn = self.head.draw_from_logits(logits.flatten(0, 1), own, sampler).view_as(places)
+        logp = (logits / sampler.temperature).log_softmax(-1)
+        return drawn, logp.gather(-1, drawn[..., None])[..., 0]
 
 
 def random_subset(uniform: Tensor, m: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class MaskGIT(Masked):
         uniform = torch.rand(codes.shape, device=codes.device)
         masked = random_subset(uniform, (share * self.L).ceil())
         weights = masked * (masked.numel() / masked.sum())
-        return Prediction(self(codes, masked, labels), codes, weights)
+        features = self.features(codes, masked, labels)
+        return Prediction(features, codes, weights, self.readout)
 
     def fill(
         self,
@@ -44,9 +45,7 @@ class MaskGIT(Masked):
         steps = min(sampler.steps or STEPS, len(unknown))
         for step in range(1, steps + 1):
             uniform, luck = numbers.uniform(2, self.L).unbind(1)
-            drawn, logits = self.propose(codes, masked, places, uniform, sampler, labels)
-            logp = (logits / sampler.temperature).log_softmax(-1)
-            confidence = logp.gather(-1, drawn[..., None])[..., 0]
+            drawn, confidence = self.propose(codes, masked, places, uniform, sampler, labels)
             gumbel = -luck.gather(1, places).clamp(min=1e-300).log().neg().log()
             weight = sampler.choice_temperature * (1 - step / steps)
             order = (confidence + weight * gumbel).argsort(1, descending=True)

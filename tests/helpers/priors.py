@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from prior.decoding.sampling import Numbers
+from prior.heads.base import Head
+from prior.heads.bits import Bits
 from prior.models.base import PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
@@ -30,6 +33,13 @@ from tests.helpers.configs import ROOT
 from tests.helpers.parts import make
 
 DIM = 4
+
+
+def make_head(kind: type[Head], width: int, vectors: torch.Tensor) -> Head:
+    """A small head, with conf/'s values for what is not small."""
+    return make(kind, width, vectors, **({"hidden": 64} if issubclass(kind, Bits) else {}))
+
+
 TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}
 
 
@@ -47,6 +57,7 @@ class Case:
 PRIORS = {  # one line per prior, or more for variants; every file of conf/prior must have one
     "gpt": Case(GPT, TRANSFORMER),
     "gpt-embedding": Case(GPT, {**TRANSFORMER, "inputs": "embedding"}),
+    "gpt-bits": Case(GPT, {**TRANSFORMER, "head": partial(make_head, Bits)}),
     "pixelcnn": Case(PixelCNN, {"width": 8, "depth": 2, "kernel": 3}),
     "pixelcnn-embedding": Case(
         PixelCNN, {"width": 8, "depth": 2, "kernel": 5, "inputs": "embedding"}
@@ -142,11 +153,15 @@ def likelihoods(
 
 
 def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Record the codes and the mask of each forward pass from now on in the returned list."""
+    """Record the codes and the mask of each pass through the network from now on in the returned list."""
     runs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    model.register_forward_pre_hook(
-        lambda _, arguments: runs.append((arguments[0].clone(), arguments[1].clone()))
-    )
+    run = model.features
+
+    def record(codes: torch.Tensor, masked: torch.Tensor, *labels: Any) -> torch.Tensor:
+        runs.append((codes.clone(), masked.clone()))
+        return run(codes, masked, *labels)
+
+    model.features = record  # type: ignore[method-assign]
     return runs
 
 
