@@ -157,14 +157,10 @@ def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
     return {"order": None, "corrector": 0, "remask": 0.0, **node} if is_sampler else node
 
 
-EARLIER_SETTINGS = (
-    _add_reader_timeout,
-    _add_image_settings,
-    _add_learners,
-    _add_score,
-    _add_validity,
+ADDITIONS = (
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _add_validity,
     _add_sampler_settings,
-)
+)  # fmt: skip
 
 
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
@@ -175,7 +171,7 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        for add in EARLIER_SETTINGS:
+        for add in ADDITIONS:
             upgraded = add(upgraded)
         return upgraded
     if isinstance(node, list):

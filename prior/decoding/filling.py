@@ -37,8 +37,8 @@ class Filling:
             self.uniform = self.numbers.uniform(uniform.shape[1])
         return uniform
 
-    def rank(self, places: Tensor, proposed: Tensor, logits: Tensor, progress: float) -> None:
-        """Sort `missing` by the codes (n, c) proposed for these places and their logits (n, c, K); here the order is settled.
+    def rank(self, places: Tensor, logp: Tensor, progress: float) -> None:
+        """Sort `missing` by log p (n, c) of the codes proposed for these places (n, c); here the order is settled.
 
         `progress` in (0, 1] is the share of the steps that are done after this one.
         """
@@ -71,7 +71,6 @@ class ConfidenceFilling(Filling):
     def __init__(self, places: Tensor, numbers: Numbers, sampler: Sampler, L: int) -> None:
         super().__init__(places, torch.empty(0), numbers, sampler)
         self.shape = (2, L)
-        self.temperature = sampler.temperature
         self.noise = sampler.choice_temperature
         self.logp = torch.zeros(len(places), L, device=places.device)  # of the last code proposed
         self.confidence = self.logp
@@ -83,8 +82,7 @@ class ConfidenceFilling(Filling):
         uniform, self.luck = self.numbers.uniform(*self.shape).unbind(1)
         return uniform
 
-    def rank(self, places: Tensor, proposed: Tensor, logits: Tensor, progress: float) -> None:
-        logp = (logits / self.temperature).log_softmax(-1).gather(-1, proposed[..., None])[..., 0]
+    def rank(self, places: Tensor, logp: Tensor, progress: float) -> None:
         self.logp.scatter_(1, places, logp.float())
         gumbel = -self.luck.clamp(min=1e-300).log().neg().log()
         self.confidence = self.logp + self.noise * (1 - progress) * gumbel

@@ -117,8 +117,8 @@ class Masked(Transformer):
             places = filling.candidates(count)
             uniform = filling.next_uniform()
             share = 1 - filling.missing.shape[1] / self.L
-            drawn, logits = self.propose(codes, masked, places, uniform, sampler, labels, share)
-            filling.rank(places, drawn, logits, progress)
+            drawn, logp = self.propose(codes, masked, places, uniform, sampler, labels, share)
+            filling.rank(places, logp, progress)
             proposed = codes.scatter(1, places, drawn)
             remasked = filling.remask(again)  # before this step's own codes can be among them
             accepted = filling.accept(count)
@@ -131,8 +131,8 @@ class Masked(Transformer):
                 masked.scatter_(1, places, True)
                 uniform = numbers.uniform(self.L)
                 share = 1 - (filling.missing.shape[1] + renewed) / self.L
-                drawn, logits = self.propose(codes, masked, places, uniform, sampler, labels, share)
-                filling.rank(places, drawn, logits, progress)
+                drawn, logp = self.propose(codes, masked, places, uniform, sampler, labels, share)
+                filling.rank(places, logp, progress)
                 codes.scatter_(1, places, drawn)
                 masked.scatter_(1, places, False)
         return codes
@@ -147,7 +147,7 @@ class Masked(Transformer):
         labels: Tensor | None,
         drawn_share: float,
     ) -> tuple[Tensor, Tensor]:
-        """Codes (n, r) for the places (n, r), and the logits (n, r, K) that they were drawn from.
+        """Codes (n, r) for the places (n, r), and log p (n, r) of each at the sampler's temperature.
 
         Each code is drawn independently of the others, by the number of its place in uniform (n, L). `drawn_share` is the
         share of the codes that are not masked, for guidance.
@@ -160,8 +160,10 @@ class Masked(Transformer):
         else:
             logits = self(codes, masked, labels)
         logits = logits.gather(1, places[..., None].expand(-1, -1, self.K))
-        drawn = sampler.draw(logits.flatten(0, 1), uniform.gather(1, places).flatten())
-        return drawn.view_as(places), logits
+        own = uniform.gather(1, places).flatten()
+        drawn = sampler.draw(logits.flatten(0, 1), own).view_as(places)
+        logp = (logits / sampler.temperature).log_softmax(-1)
+        return drawn, logp.gather(-1, drawn[..., None])[..., 0]
 
 
 def random_subset(uniform: Tensor, m: Tensor) -> Tensor:

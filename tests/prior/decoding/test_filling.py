@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ HIDDEN = -1
 
 State = tuple[int, ...]  # codes, HIDDEN where they are masked
 Law = dict[State, float]
+Conditionals = dict[State, list[list[float]]]  # of each state, p of each code at each place
 
 
 def masked(name: str, **settings: object) -> Masked:
@@ -74,22 +75,29 @@ class TestQueue:
         assert filling.missing.tolist() == [[2, 1, 0], [3, 1, 2]]
 
 
-def draw_places(model: Masked, law: Law, places: Sequence[int]) -> Law:
-    """The law after the codes at these places, which are masked, are drawn independently of each other."""
-    states = list(law)
+def read_conditionals(model: Masked) -> Conditionals:
+    """p of each code at each place, for all states of a grid of four codes."""
+    states = list(product(range(HIDDEN, model.K), repeat=model.L))
     codes = torch.tensor(states)
     with torch.no_grad():
         p = model(codes.clamp(min=0), codes == HIDDEN).double().softmax(-1)
+    return dict(zip(states, p.tolist(), strict=True))
+
+
+def draw_places(p: Conditionals, law: Law, places: Sequence[int]) -> Law:
+    """The law after the codes at these places, which are masked, are drawn independently of each other."""
     after: Law = {}
-    for i, state in enumerate(states):
+    for state, weight in law.items():
         assert all(state[t] == HIDDEN for t in places)
-        for drawn in product(range(model.K), repeat=len(places)):
-            new = list(state)
-            weight = law[state]
-            for t, code in zip(places, drawn, strict=True):
-                new[t] = code
-                weight *= p[i, t, code].item()
-            after[tuple(new)] = after.get(tuple(new), 0.0) + weight
+        grids: Law = {state: weight}
+        for t in places:
+            grids = {
+                (*grid[:t], code, *grid[t + 1 :]): grids[grid] * p[state][t][code]
+                for grid in grids
+                for code in range(len(p[state][t]))
+            }
+        for grid, share in grids.items():
+            after[grid] = after.get(grid, 0.0) + share
     return after
 
 
@@ -102,21 +110,21 @@ def hide_places(law: Law, places: Sequence[int]) -> Law:
 
 
 def exact_law(
-    model: Masked, order: Sequence[int], steps: Sequence[tuple[int, int]], corrector: int
+    p: Conditionals, order: Sequence[int], steps: Sequence[tuple[int, int]], corrector: int
 ) -> Law:
     """The probability of every grid if `order` is settled; of each step, how many codes it accepts and masks again."""
-    law: Law = {(HIDDEN,) * model.L: 1.0}
+    law: Law = {(HIDDEN,) * len(order): 1.0}
     missing = list(order)
     drawn: list[int] = []
     for accepted, again in steps:
         places, missing = missing[:accepted], missing[accepted:]
-        law = draw_places(model, law, places)
+        law = draw_places(p, law, places)
         law = hide_places(law, drawn[:again])
         missing += drawn[:again]
         drawn = drawn[again:] + places
         size = min(accepted, len(drawn) // 2)
         for _ in range(corrector):
-            law = draw_places(model, hide_places(law, drawn[:size]), drawn[:size])
+            law = draw_places(p, hide_places(law, drawn[:size]), drawn[:size])
             drawn = drawn[size:] + drawn[:size]
     return law
 
@@ -135,10 +143,11 @@ def mean_law(
 ) -> Tensor:
     """p (K^4,) of all grids, averaged over the orders."""
     orders = orders_of(name, model.grid)
-    p = torch.zeros(model.K**model.L, dtype=torch.float64)
+    conditionals = read_conditionals(model)
+    grids = [tuple(grid) for grid in every_grid(model).tolist()]
+    p = torch.zeros(len(grids), dtype=torch.float64)
     for order in orders:
-        law = exact_law(model, order, steps, corrector)
-        grids = [tuple(grid) for grid in every_grid(model).tolist()]
+        law = exact_law(conditionals, order, steps, corrector)
         p += torch.tensor([law[grid] for grid in grids], dtype=torch.float64) / len(orders)
     return p
 
@@ -161,7 +170,7 @@ CASES = [  # steps, corrector, remask, and what each step accepts and masks agai
     (2, 2, 0.0, [(2, 0), (2, 0)]),
     (1, 1, 0.0, [(4, 0)]),
     (4, 0, 1.0, [(1, 0), (2, 1), (2, 1), (1, 0)]),
-    (8, 1, 0.5, [(0, 0), (1, 0), (0, 0), (2, 1), (1, 1), (1, 0), (1, 1), (1, 0)]),
+    (6, 1, 0.5, [(0, 0), (1, 0), (1, 0), (1, 1), (2, 1), (1, 0)]),
 ]
 
 
@@ -181,7 +190,7 @@ def test_grids_are_drawn_as_often_as_their_probability_says(
     assert list(plan_steps(model.schedule(sampler, 4), remask)) == plan
     p = mean_law(model, order, plan, corrector)
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
-    assert chi_square(draw_flat(model, sampler, 10_000), p, 3) < 4
+    assert chi_square(draw_flat(model, sampler, 5000), p, 3) < 4
 
 
 class Table(Diffusion):
@@ -208,7 +217,7 @@ def test_a_corrector_leaves_the_distribution_of_a_consistent_prior_as_it_is(
 ) -> None:
     draw_by_one_stream(monkeypatch)
     model = Table().eval()
-    drawn = draw_flat(model, make(Sampler, order=order, steps=4, corrector=corrector), 10_000)
+    drawn = draw_flat(model, make(Sampler, order=order, steps=4, corrector=corrector), 5000)
     assert chi_square(drawn, model.p, 3) < 4
 
 
@@ -221,13 +230,13 @@ def test_correctors_and_remasking_bring_codes_drawn_at_once_closer_to_the_distri
     def distance(steps: list[tuple[int, int]], corrector: int = 0) -> float:
         return float((mean_law(model, order, steps, corrector) - model.p).abs().sum())
 
-    at_once = [(4, 0)]
-    distances = [distance(at_once, corrector) for corrector in (0, 1, 2, 6)]
-    assert all(after < 0.8 * before for before, after in zip(distances, distances[1:]))
-    in_pairs = [(2, 0), (2, 0)]
+    at_once, in_pairs, last_alone = [(4, 0)], [(2, 0), (2, 0)], [(3, 0), (1, 0)]
+    assert distance(at_once, corrector=1) < 0.5 * distance(at_once)
     assert distance([(2, 0), (2, 2), (2, 2), (2, 0)]) < 0.8 * distance(in_pairs)
-    assert distance([(1, 0)] * 4) < 1e-6
-    assert distance([(1, 0)] * 4, corrector=2) < 1e-6
+    # Correctors that draw one code reach the distribution itself.
+    distances = [distance(last_alone, corrector) for corrector in (0, 1, 2, 6)]
+    assert all(after < 0.3 * before for before, after in pairwise(distances))
+    assert distances[-1] < 1e-3
 
 
 def draw_slowly(model: Masked, sampler: Sampler, known: dict[int, int], i: int) -> list[int]:
@@ -366,7 +375,8 @@ class TestOrders:
         for accepted, again in plan:
             expected.append(missing)
             missing += again - accepted
-            expected.append(missing + min(accepted, (8 - missing) // 2))
+            if renewed := min(accepted, (8 - missing) // 2):
+                expected.append(missing + renewed)
         assert any(again for _, again in plan)
         assert [hidden.sum(1).tolist() for _, hidden in runs] == [[n] * 8 for n in expected]
 
