@@ -1,8 +1,8 @@
 """Compares the orders in which prior=maskgit and diffusion fill in masked codes: quality of samples against passes of the network.
 
-python train.py -m stage=prior prior=maskgit,diffusion prior/size=tiny ckpt=runs/vqgan/shapes trainer.max_steps=null trainer.max_minutes=4
-python -m benchmarks.orders --ckpt runs/sweeps/<date>/0                     the three orders, 4 to 64 passes an image
-python -m benchmarks.orders --ckpt runs/prior/shapes --orders halton --correctors 0 1 2 --remasks 0 0.1 0.3
+python train.py stage=prior prior=maskgit experiment=demo_prior ckpt=runs/vqgan/shapes run_dir=runs/prior/masked
+python -m benchmarks.orders --ckpt runs/prior/masked                     the three orders, 4 to 64 passes an image
+python -m benchmarks.orders --ckpt runs/prior/masked --orders halton --correctors 0 1 2 --remasks 0 0.1 0.3
 
 Every row draws `--samples` images of one seed with one order, one number of corrector steps and one share that is masked again.
 All rows of a column take as many passes of the network: with one corrector step, half as many steps. Words such as

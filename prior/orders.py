@@ -20,8 +20,8 @@ def shuffled(n: int, T: int, share: float = 1.0, device: torch.device | str = "c
 
 
 @cache
-def halton(grid: tuple[int, int]) -> Tensor:
-    """The positions of a grid (h, w) as the Halton sequence of bases 2 and 3 first visits them, (T,) int64 on the CPU.
+def halton(grid: tuple[int, int]) -> tuple[int, ...]:
+    """The T positions of a grid (h, w) in the order in which the Halton sequence of bases 2 and 3 first visits them.
 
     Positions that follow one another lie far apart, and those up to any step are spread evenly (Besnier et al. 2025).
     """
@@ -31,7 +31,7 @@ def halton(grid: tuple[int, int]) -> Tensor:
     points = np.arange(1, boxes + 1)
     visits = scaled_inverse(points, 2, h) * w + scaled_inverse(points, 3, w)
     first = np.unique(visits, return_index=True)[1]
-    return torch.from_numpy(visits[np.sort(first)])
+    return tuple(visits[np.sort(first)].tolist())
 
 
 def power_from(base: int, least: int) -> int:
@@ -43,7 +43,7 @@ def power_from(base: int, least: int) -> int:
 
 
 def scaled_inverse(points: NDArray[np.int64], base: int, side: int) -> NDArray[np.int64]:
-    """The cells of [0, side) that the radical inverses of these numbers, times `side`, lie in: their digits mirrored at the point."""
+    """The radical inverses of these numbers, their digits mirrored at the point, times `side` and rounded down."""
     mirrored = np.zeros_like(points)
     scale = 1
     while (points >= scale).any():

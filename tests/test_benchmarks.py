@@ -569,7 +569,9 @@ def test_each_order_has_a_line_as_it_is_and_one_for_each_way_to_draw_codes_again
     ]
 
 
-def test_orders_are_ranked_at_each_number_of_passes_and_by_their_mean_where_all_were_measured() -> None:
+def test_orders_are_ranked_at_each_number_of_passes_and_by_their_mean_where_all_were_measured() -> (
+    None
+):
     plain = {"corrector": 0, "remask": 0.0}
     rows = [
         {"passes": 4, "order": "halton", **plain, "ratio": 2.0},

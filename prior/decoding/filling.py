@@ -107,19 +107,18 @@ def begin_filling(
     Each sample has a random order of its own, or begins somewhere else in the Halton sequence.
     """
     n, L = codes.shape
-    missing = ~known.cpu()
+    is_known = known.tolist()
+    walk = halton(grid) if order == "halton" else range(L)
+    places = torch.tensor([t for t in walk if not is_known[t]], device=codes.device).long()
     if order == "confidence":
-        places = missing.nonzero()[:, 0].to(codes.device).repeat(n, 1)
-        return ConfidenceFilling(places, numbers, sampler, L)
+        return ConfidenceFilling(places.repeat(n, 1), numbers, sampler, L)
     chance, uniform = numbers.uniform(2, L).unbind(1)
-    if order == "halton":
-        walk = halton(grid)
-        walk = walk[missing[walk]].to(codes.device)
-        start = (chance[:, :1] * len(walk)).long()
-        steps = start + torch.arange(len(walk), device=codes.device)
-        return Filling(walk[steps % max(len(walk), 1)], uniform, numbers, sampler)
-    unknown = missing.nonzero()[:, 0].to(codes.device)
-    return Filling(unknown[chance[:, unknown].argsort(1)], uniform, numbers, sampler)
+    if order == "random":
+        return Filling(places[chance[:, places].argsort(1)], uniform, numbers, sampler)
+    m = len(places)
+    start = (chance[:, :1] * m).long()
+    steps = start + torch.arange(m, device=codes.device)
+    return Filling(places[steps % max(m, 1)], uniform, numbers, sampler)
 
 
 def plan_steps(missing: Sequence[int], remask: float) -> Iterator[tuple[int, int]]:

@@ -79,7 +79,11 @@ def check_order_sampler(model: PriorModel, sampler: Sampler) -> None:
     """Raise InputError for settings of priors that fill in masked codes, if this prior is none; conf/'s own order is none."""
     if model.any_order:
         return
-    neutral = {"order": (None, read_defaults("sampler/default")["order"]), "corrector": (0,), "remask": (0,)}
+    neutral = {
+        "order": (None, read_defaults("sampler/default")["order"]),
+        "corrector": (0,),
+        "remask": (0,),
+    }
     for name, values in neutral.items():
         value = getattr(sampler, name)
         if value not in values:

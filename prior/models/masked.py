@@ -106,9 +106,9 @@ class Masked(Transformer):
         stays as it is (Gibbs sampling).
         """
         codes = codes.clone()
-        masked = ~known.to(codes.device).repeat(len(codes), 1)
         order = sampler.order or self.own_order
         filling = begin_filling(order, self.grid, codes, known, numbers, sampler)
+        masked = torch.zeros_like(codes, dtype=torch.bool).scatter_(1, filling.missing, True)
         missing = self.schedule(sampler, filling.missing.shape[1])
         for step, (count, again) in enumerate(plan_steps(missing, sampler.remask), 1):
             if not count:

@@ -50,12 +50,12 @@ def first_visits(h: int, w: int) -> list[int]:
 def test_a_halton_order_visits_each_place_when_the_sequence_first_does(
     grid: tuple[int, int],
 ) -> None:
-    assert halton(grid).tolist() == first_visits(*grid)
+    assert list(halton(grid)) == first_visits(*grid)
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (16, 24), (30, 40), (64, 64)])
 def test_a_halton_order_of_a_large_grid_visits_every_place_once(grid: tuple[int, int]) -> None:
-    assert halton(grid).sort().values.equal(torch.arange(grid[0] * grid[1]))
+    assert sorted(halton(grid)) == list(range(grid[0] * grid[1]))
 
 
 def test_places_of_a_halton_order_are_spread_evenly_wherever_it_begins_and_stops() -> None:
@@ -67,6 +67,6 @@ def test_places_of_a_halton_order_are_spread_evenly_wherever_it_begins_and_stops
         walks = [visited[i : i + 256] - visited[i] for i in range(0, 256, 16)]
         return float(torch.stack([(walk - expected).abs().amax(1) for walk in walks]).mean())
 
-    assert mean_excess(halton((16, 16))) < 1.5
+    assert mean_excess(torch.tensor(halton((16, 16)))) < 1.5
     assert mean_excess(shuffled(1, 256)[0]) > 2.5
     assert mean_excess(torch.arange(256)) > 10

@@ -1,4 +1,4 @@
-"""Which codes masked priors draw next and again: against slow references, and against the distributions of all grids of four codes."""
+"""Which codes masked priors draw next and again: against a slow reference, and the distributions of all grids of four codes."""
 
 import math
 from collections.abc import Sequence
@@ -133,7 +133,7 @@ def orders_of(name: str, grid: tuple[int, int]) -> list[list[int]]:
     """All orders, equally likely, in which a grid is filled in."""
     T = grid[0] * grid[1]
     if name == "halton":
-        walk = halton(grid).tolist()
+        walk = list(halton(grid))
         return [walk[start:] + walk[:start] for start in range(T)]
     return [list(order) for order in permutations(range(T))]
 
@@ -323,7 +323,7 @@ class TestOrders:
         sampler = make(Sampler, order="halton", steps=11)
         model.fill(codes, known, Numbers(0, range(64)), sampler, None)
         missing = sum(hidden.long() for _, hidden in runs)  # the later drawn, the larger
-        walk = [t for t in halton((3, 4)).tolist() if t != 5]
+        walk = [t for t in halton((3, 4)) if t != 5]
         starts = set()
         for ranks in missing:  # type: ignore[union-attr]
             visited = ranks.argsort()[1:].tolist()  # the first is known
