@@ -164,6 +164,18 @@ def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "validity": 0} if evaluates and "validity" not in node else node
 
 
+def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a sampler with what earlier versions did: each prior's own order, and no code drawn twice."""
+    is_sampler = node.get("_target_") == "prior.decoding.sampling.Sampler"
+    return {"order": None, "corrector": 0, "remask": 0.0, **node} if is_sampler else node
+
+
+ADDITIONS = (
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _add_validity,
+    _add_sampler_settings, _add_head,
+)  # fmt: skip
+
+
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
     if isinstance(node, Mapping):
         upgraded = {}
@@ -172,9 +184,9 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(
-            _add_head(_add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded)))))
-        )
+        for add in ADDITIONS:
+            upgraded = add(upgraded)
+        return upgraded
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

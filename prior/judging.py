@@ -32,7 +32,7 @@ from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import check_compile_sampler, check_order_sampler, generate
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -145,6 +145,7 @@ class PriorJudge:
     ) -> None:
         check_sampler(sampler, trained.model)
         check_compile_sampler(trained.model, sampler, settings.device.type)
+        check_order_sampler(trained.model, sampler)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings
@@ -174,6 +175,8 @@ class PriorJudge:
         add_likelihood_scores(sheet, self.trained, self.nats)
         # Compiling changes nothing but rounding.
         chosen = {name: v for name, v in self.sampler_settings.items() if name != "compile"}
+        if not self.trained.model.any_order:
+            chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
         sheet.common = {**sheet.common, **about}
         for feature_set in feature_sets:

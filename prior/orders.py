@@ -1,6 +1,10 @@
 """Orders of a grid's positions: permutations of the raster order."""
 
+from functools import cache
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -13,3 +17,36 @@ def shuffled(n: int, T: int, share: float = 1.0, device: torch.device | str = "c
     """n orders (n, T) int64: each is, with probability `share`, a random permutation, all equally likely, else raster."""
     random = torch.rand(n, T, device=device).argsort(1)
     return torch.where(torch.rand(n, 1, device=device) < share, random, raster(n, T, device))
+
+
+@cache
+def halton(grid: tuple[int, int]) -> tuple[int, ...]:
+    """The T positions of a grid (h, w) in the order in which the Halton sequence of bases 2 and 3 first visits them.
+
+    Positions that follow one another lie far apart, and those up to any step are spread evenly (Besnier et al. 2025).
+    """
+    h, w = grid
+    # So many points in a row have one in each box of 1 / 2^a x 1 / 3^b, and each position holds such a box.
+    boxes = power_from(2, 2 * h) * power_from(3, 2 * w)
+    points = np.arange(1, boxes + 1)
+    visits = scaled_inverse(points, 2, h) * w + scaled_inverse(points, 3, w)
+    first = np.unique(visits, return_index=True)[1]
+    return tuple(visits[np.sort(first)].tolist())
+
+
+def power_from(base: int, least: int) -> int:
+    """The smallest power of `base` that is at least `least`."""
+    power = 1
+    while power < least:
+        power *= base
+    return power
+
+
+def scaled_inverse(points: NDArray[np.int64], base: int, side: int) -> NDArray[np.int64]:
+    """The radical inverses of these numbers, their digits mirrored at the point, times `side` and rounded down."""
+    mirrored = np.zeros_like(points)
+    scale = 1
+    while (points >= scale).any():
+        mirrored = mirrored * base + points // scale % base
+        scale *= base
+    return mirrored * side // scale

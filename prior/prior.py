@@ -18,7 +18,7 @@ from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import check_compile_sampler, check_order_sampler, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
 from prior.likelihood import judge_codes
@@ -48,7 +48,10 @@ class SamplingSettings(TypedDict, total=False):
     guidance            with classes: above 1, samples are more typical of their class (Ho & Salimans 2022); 1: none
     guidance_power      above 0, guidance grows from 1 over the grid
     steps               of priors that draw many codes in one step; 0: the prior's own
-    choice_temperature  of maskgit: noise in the choice of codes to accept (Chang et al. 2022)
+    order               of maskgit and diffusion: halton, random or confidence (Besnier et al. 2025); None: the prior's own
+    choice_temperature  of order="confidence": noise in the choice of codes to accept (Chang et al. 2022)
+    corrector           of maskgit and diffusion: steps after each step that draw as many codes again
+    remask              of maskgit and diffusion: share of the codes that can be masked again in a step and are, 0 to 1
     compile             compile the steps of gpt, rar and rq
     """
 
@@ -62,7 +65,10 @@ class SamplingSettings(TypedDict, total=False):
     guidance: float
     guidance_power: float
     steps: int
+    order: str | None
     choice_temperature: float
+    corrector: int
+    remask: float
     compile: bool
 
 
@@ -310,6 +316,7 @@ class Prior:
                 "train one with conditional=true"
             )
         check_compile_sampler(self.model, sampler, self.device.type)
+        check_order_sampler(self.model, sampler)
         return labels
 
     @torch.no_grad()

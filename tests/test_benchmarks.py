@@ -19,6 +19,8 @@ from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.heads import HEADS, make_step
 from benchmarks.optimizers import main as measure_optimizers
 from benchmarks.optimizers import read_comparison
+from benchmarks.orders import find_best, format_ratios, list_variants
+from benchmarks.orders import main as compare_orders
 from benchmarks.products import PRIORS, ProductRecorder, divide_rest
 from benchmarks.products import main as measure_products
 from benchmarks.quantizers import COLUMNS, measure_ours
@@ -31,9 +33,11 @@ from benchmarks.validity import main as judge_validity
 from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
 from codegrid.evaluation.features import FeatureNetwork
+from prior.decoding.sampling import ORDERS
 from tests.helpers.commands import TINY, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
+from tests.helpers.runs import SMALL_PRIOR, save_prior_run
 from tests.helpers.stage1 import make_module, make_tokenizer
 from vqgan.load import build_tokenizer, start_images
 from vqgan.quantizers.base import Quantized
@@ -563,3 +567,51 @@ def test_two_checkouts_are_compared_by_medians_and_by_the_ratios_of_each_round()
     here, there = dict.fromkeys(UNITS, 3.0), dict.fromkeys(UNITS, 2.0)
     table = format_comparison([(here, there), (here, here), (there, here)])
     assert "| memory | 3 | 3 | 1.000 (0.667-1.500) | MiB |" in table
+
+
+def test_each_order_has_a_line_as_it_is_and_one_for_each_way_to_draw_codes_again() -> None:
+    lines = list_variants(["halton", "random"], [0, 2], [0.1, 0.0])
+    assert [tuple(line.values()) for line in lines] == [
+        (order, *redrawn)
+        for order in ("halton", "random")
+        for redrawn in ((0, 0.0), (2, 0.0), (0, 0.1))
+    ]
+
+
+def test_orders_are_ranked_at_each_number_of_passes_and_by_their_mean_where_all_were_measured() -> (
+    None
+):
+    plain = {"corrector": 0, "remask": 0.0}
+    rows = [
+        {"passes": 4, "order": "halton", **plain, "ratio": 2.0},
+        {"passes": 4, "order": "random", **plain, "ratio": 8.0},
+        {"passes": 16, "order": "halton", **plain, "ratio": 2.0},
+        {"passes": 16, "order": "random", **plain, "ratio": 1.5},
+        {"passes": 16, "order": "random", "corrector": 1, "remask": 0.0, "ratio": 1.25},
+    ]
+    assert format_ratios(rows).splitlines()[2:] == [
+        "| halton | 2.00 | 2.00 |",
+        "| random | 8.00 | 1.50 |",
+        "| random, corrector=1 | - | 1.25 |",
+    ]
+    assert find_best(rows) == {"4": "halton", "16": "random, corrector=1", "mean": "halton"}
+
+
+def test_the_orders_benchmark_draws_as_many_passes_in_each_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [f"cache_dir={tmp_path / 'cache'}"]
+    save_prior_run(tmp_path / "run", "prior=maskgit", *SMALL_PRIOR, tokenizer_words=small)
+    flags = ["--passes", "2", "3", "--correctors", "1", "--samples", "8", "--classifier", "1"]
+    words = ["--ckpt", str(tmp_path / "run"), *flags, "sampler.top_p=0.9"]
+    monkeypatch.setattr(sys, "argv", ["orders", *words])
+    compare_orders()
+    lines = capsys.readouterr().out.splitlines()
+    first, *rows, last = [json.loads(line) for line in lines if line.startswith("{")]
+    assert first["floor"] > 0
+    assert [(row["passes"], row["steps"], row["order"], row["corrector"]) for row in rows] == [
+        *((2, steps, order, 2 - steps) for order in ORDERS for steps in (2, 1)),
+        *((3, 3, order, 0) for order in ORDERS),
+    ]
+    assert all(row["ratio"] > 0 and row["images_per_second"] > 0 for row in rows)
+    assert last["best"] == find_best(rows)

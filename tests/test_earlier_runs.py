@@ -180,6 +180,16 @@ def test_pixels_of_earlier_runs_have_eight_bits() -> None:
     assert upgrade_config({"data": {**images, "depth": None}})["data"]["depth"] is None
 
 
+def test_samplers_of_earlier_runs_have_the_order_of_their_prior() -> None:
+    sampler = {"_target_": "prior.decoding.sampling.Sampler", "steps": 8}
+    added = {"order": None, "corrector": 0, "remask": 0.0}
+    assert upgrade_config({"evaluate": {"sampler": sampler}}) == {
+        "evaluate": {"sampler": {**added, **sampler}}
+    }
+    chosen = {**sampler, "order": "halton", "corrector": 1, "remask": 0.1}
+    assert upgrade_config({"sampler": chosen}) == {"sampler": chosen}
+
+
 def test_a_renamed_key_on_the_command_line_gets_a_sentence() -> None:
     words, sentences = rename_words(
         ["-m", "stage=vqgan", "quantizer.books=2,4", "+loss.codes_rest=false"]

@@ -7,8 +7,8 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from prior.decoding.sampling import Numbers, Sampler
-from prior.models.base import Autoregressive
+from prior.decoding.sampling import ORDERS, Numbers, Sampler
+from prior.models.base import Autoregressive, PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
 from prior.models.lstm import LSTM
@@ -135,12 +135,33 @@ def test_codes_are_drawn_on_a_gpu_without_looking_at_them(name: str) -> None:
     known = torch.zeros(model.L, dtype=torch.bool)
     settings = {"temperature": 0.9, "top_k": 3, "top_p": 0.9, "min_p": 0.01, "guidance": 2.0}
     sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
-    with fake_cuda(), torch.no_grad():
-        move_to_fake_cuda(model)
-        codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
-        labels = torch.zeros(4, dtype=torch.int64, device="cuda") if model.classes else None
-        drawn = model.fill(codes, known, FakeNumbers(), sampler, labels)
-        assert (drawn.shape, drawn.device.type) == (codes.shape, "cuda")
+    with fake_cuda():
+        fill_on_gpu(model, known, sampler)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["maskgit", "diffusion"])
+def test_masked_codes_are_filled_in_on_a_gpu_with_a_single_copy_to_it(
+    name: str, order: str
+) -> None:
+    """The places that are filled in; all steps, those that draw codes again too, leave the host free."""
+    model = make_prior(name, **labels_of(name))
+    settings = {"order": order, "steps": 4, "corrector": 1, "remask": 0.5, "guidance": 2.0}
+    sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
+    known = torch.arange(model.L) == 1
+    with fake_cuda(raises=False) as looks:
+        fill_on_gpu(model, known, sampler)
+    [look] = looks.looks
+    assert "places = torch.tensor(" in look
+
+
+@torch.no_grad()
+def fill_on_gpu(model: PriorModel, known: Tensor, sampler: Sampler) -> None:
+    move_to_fake_cuda(model)
+    codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
+    labels = torch.zeros(4, dtype=torch.int64, device="cuda") if model.classes else None
+    drawn = model.fill(codes, known, FakeNumbers(), sampler, labels)
+    assert (drawn.shape, drawn.device.type) == (codes.shape, "cuda")
 
 
 def labels_of(name: str) -> dict[str, Any]:

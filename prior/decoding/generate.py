@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from codegrid.engine.compile import check_compile
+from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler
@@ -72,6 +73,24 @@ def check_compile_sampler(model: PriorModel, sampler: Sampler, kind: str) -> Non
             "sampler.compile=false"
         )
     check_compile("sampler.compile", sampler.compile, kind)
+
+
+def check_order_sampler(model: PriorModel, sampler: Sampler) -> None:
+    """Raise InputError for settings of priors that fill in masked codes, if this prior is none; conf/'s own order is none."""
+    if model.any_order:
+        return
+    neutral = {
+        "order": (None, read_defaults("sampler/default")["order"]),
+        "corrector": (0,),
+        "remask": (0,),
+    }
+    for name, values in neutral.items():
+        value = getattr(sampler, name)
+        if value not in values:
+            raise InputError(
+                f"sampler.{name}={value} is for priors that fill in masked codes, prior=maskgit and diffusion, and "
+                f"{type(model).__name__} has an order of its own; leave sampler.{name} out"
+            )
 
 
 def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:

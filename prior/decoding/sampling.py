@@ -16,9 +16,10 @@ from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting
 
 REAL_SETTINGS = (
-    "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature"
+    "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature", "remask"
 )  # fmt: skip
-WHOLE_SETTINGS = ("top_k", "steps")
+WHOLE_SETTINGS = ("top_k", "steps", "corrector")
+ORDERS = ("confidence", "random", "halton")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -56,8 +57,10 @@ class Sampler:
     With labels, `guidance` moves the logits before that: 1 not at all, 0 to those without a label. With `guidance_power`
     above 0, guidance starts at 1 and grows with that power of the share of positions already drawn.
 
-    Priors that draw many codes in one step take `steps` steps (0: the prior's default). Priors that accept the most
-    confident codes first add Gumbel noise to log p, `choice_temperature` times, falling to 0 with the steps.
+    Priors that fill in masked codes, many in one step, take `steps` steps (0: the prior's default), in an `order` of ORDERS
+    (None: the prior's own). The order of confidence adds Gumbel noise to log p, `choice_temperature` times, falling to 0 with
+    the steps. After each step, `corrector` steps draw as many codes again, and in each step the share `remask` of as many
+    codes as possible is masked again.
 
     `grid` replaces the prior's own grid: "16x24" or [16, 24], rows and columns, or one number for a square. Of the image in
     the file `init_image`, the upper `rows` rows of codes stay, or all codes outside the `region` [top, left, bottom, right],
@@ -74,6 +77,9 @@ class Sampler:
     guidance_power: float
     steps: int
     choice_temperature: float
+    order: str | None
+    corrector: int
+    remask: float
     grid: str | SizeSetting | None
     init_image: str | None
     rows: int | None
@@ -84,9 +90,9 @@ class Sampler:
     def unmodified(cls) -> "Sampler":
         """Samples of the prior's own distribution: temperature 1, no truncation, no guidance, the prior's own grid and steps.
 
-        The order in which MaskGIT accepts codes is not part of that distribution; its noise is as in conf/sampler.
+        The order in which masked codes are filled in is not part of that distribution; it is as in conf/sampler.
         """
-        return cls(
+        return make_sampler(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
@@ -94,7 +100,8 @@ class Sampler:
             guidance=1.0,
             guidance_power=0.0,
             steps=0,
-            choice_temperature=25.0,
+            corrector=0,
+            remask=0.0,
             grid=None,
             init_image=None,
             rows=None,
@@ -128,6 +135,18 @@ class Sampler:
         if self.choice_temperature < 0:
             raise InputError(
                 f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
+            )
+        if self.order is not None and self.order not in ORDERS:
+            raise InputError(
+                f"sampler.order={self.order} must be {', '.join(ORDERS[:-1])} or {ORDERS[-1]}, or null, the prior's own order"
+            )
+        if self.corrector < 0:
+            raise InputError(
+                f"sampler.corrector={self.corrector} must be at least 0, corrector steps after each step; 0 turns them off"
+            )
+        if not 0 <= self.remask <= 1:
+            raise InputError(
+                f"sampler.remask={self.remask} must be from 0 to 1, a share of the codes that can be masked again; 0 keeps all"
             )
         if self.grid is not None:
             read_grid(self.grid)

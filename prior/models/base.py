@@ -47,6 +47,7 @@ class PriorModel(nn.Module, ABC):
 
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
+    any_order = False  # whether sampler.order, corrector and remask apply
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
         """codebook (num_codebooks, K, dim): the vectors that the tokenizer decodes its codes from."""

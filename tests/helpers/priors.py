@@ -152,6 +152,14 @@ def likelihoods(
     return logp.sum(1).exp()
 
 
+def chi_square(codes: torch.Tensor, p: torch.Tensor, K: int) -> float:
+    """How many standard deviations the counts of all grids are from those expected."""
+    counts = (codes @ K ** torch.arange(codes.shape[1] - 1, -1, -1)).bincount(minlength=len(p))
+    expected = len(codes) * p
+    assert expected.min() > 5
+    return float(((counts - expected).square() / expected).sum() - len(p) + 1) / (2 * len(p)) ** 0.5
+
+
 def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Record the codes and the mask of each pass through the network from now on in the returned list."""
     runs: list[tuple[torch.Tensor, torch.Tensor]] = []
