@@ -18,7 +18,7 @@ from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import check_compile_sampler, check_parallel_sampler, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
 from prior.likelihood import judge_codes
@@ -50,6 +50,7 @@ class SamplingSettings(TypedDict, total=False):
     steps               of priors that draw many codes in one step; 0: the prior's own
     choice_temperature  of maskgit: noise in the choice of codes to accept (Chang et al. 2022)
     compile             compile the steps of gpt, rar and rq
+    parallel            of gpt and rar: positions drawn in one pass, from the same distribution; "auto": as many as pay
     """
 
     seed: int
@@ -64,6 +65,7 @@ class SamplingSettings(TypedDict, total=False):
     steps: int
     choice_temperature: float
     compile: bool
+    parallel: int | Literal["auto"]
 
 
 @dataclass(repr=False, eq=False)
@@ -309,6 +311,7 @@ class Prior:
                 f"sampler.guidance={sampler.guidance} needs a prior of classes; "
                 "train one with conditional=true"
             )
+        check_parallel_sampler(self.model, sampler)
         check_compile_sampler(self.model, sampler, self.device.type)
         return labels
 

@@ -1,89 +1,239 @@
-"""Transformer blocks one position at a time, with cached keys and values: the inner loop of sampling, laid out for speed."""
+"""Transformer blocks with cached keys and values, a position or a window of positions at a time: the inner loop of sampling,
+laid out for speed."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.precision import without_autocast
-from prior.decoding.products import pack_linear
+from prior.decoding.products import pack_linear, pack_swiglu
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
-ROOM = 64  # positions that the cache grows by
+ROOM = 16  # positions that a cache grows by, at least, and a multiple of which it holds
+
+Product = Callable[[Tensor], Tensor]
+Packed = TypeVar("Packed")
 
 
-class KVSteps(nn.Module):
-    """Causal blocks with a cache of the keys and values so far; takes the next position's input and returns its output.
+@dataclass
+class PackedBlock:
+    """The products of a block, with the scales before them in the weights; `mlp` is gate, up and the activation."""
+
+    qkv: Product
+    proj: Product
+    mlp: Product
+    down: Product
+
+
+class PackedBlocks:
+    """A stack of causal blocks as products with packed weights, in autocast's type if it is on.
 
     A step is a dozen small operations per block, so their number counts. The norms' scales, the square root of the width and
-    the attention's scale are folded into the weights that follow, and these are packed once, in autocast's type if it is on.
+    the attention's scale are folded into the weights that follow.
+    """
+
+    def __init__(self, blocks: nn.ModuleList, angles: Tensor) -> None:
+        """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward."""
+        device = angles.device
+        stack = [block for block in blocks if isinstance(block, Block)]
+        self.dtype = product_dtype(device)
+        self.width, self.heads = stack[0].qkv.in_features, stack[0].heads
+        self.size = self.width // self.heads
+        with torch.no_grad(), without_autocast(device):
+            self.blocks = [self._pack(block) for block in stack]
+            self.turns = torch.polar(torch.ones_like(angles), angles)
+        self.least = minimal_length(self.width, device)
+
+    def _pack(self, block: Block) -> PackedBlock:
+        qkv, proj, gate_up, down = (w.to(self.dtype) for w in fold_weights(block))
+        mlp = pack_swiglu(*gate_up.chunk(2))
+        return PackedBlock(pack_linear(qkv), pack_linear(proj), mlp, pack_linear(down))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (..., width) divided by its length, in the type of the products."""
+        return normalise(x, self.least).to(self.dtype)
+
+    def make_cache(self, n: int, T: int) -> "KVCache":
+        """An empty cache for n samples of T positions."""
+        shape = (n, self.heads, T, self.size)
+        return KVCache(len(self.blocks), shape, self.dtype, self.turns.device)
+
+
+class KVCache:
+    """Keys and values of all blocks: `past`, (2, n, heads, length, size) for each, of which `length` grows up to T.
+
+    oneDNN copies what is not contiguous, so a cache that is filled in part has to be laid out anew when it grows. The storage
+    for all positions is taken once, with that of one block more to lay out the next one in; fresh memory costs the system a
+    page fault every 4 KiB. Positions that are not filled hold numbers of earlier samples, or 0: they have to be masked.
+    """
+
+    def __init__(
+        self, depth: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """shape (n, heads, T, size), n and T at most."""
+        self.capacity, self.heads, self.T, self.size = shape
+        area = 2 * self.capacity * self.heads * self.T * self.size
+        storages = [torch.zeros(area, dtype=dtype, device=device) for _ in range(depth + 1)]
+        self.spare = storages.pop()
+        self.storages = storages
+        self.restart(self.capacity)
+
+    def restart(self, n: int) -> None:
+        """Empty the cache for n samples, up to its capacity."""
+        self.n, self.length = n, min(ROOM, self.T)
+        self.past = [self._lay_out(storage) for storage in self.storages]
+
+    def make_room(self, filled: int, needed: int) -> None:
+        """Grow to `needed` positions or more, of which the first `filled` stay."""
+        room = max(needed, filled + filled // 4)
+        self.length = min(-(-room // ROOM) * ROOM, self.T)
+        self._move(lambda past: past[:, :, :, :filled], filled)
+
+    def select(self, samples: Tensor) -> None:
+        """Keep these samples only, in this order; samples (m,) int64."""
+        self.n = len(samples)
+        self._move(lambda past: past.index_select(1, samples), self.length)
+
+    def _lay_out(self, storage: Tensor) -> Tensor:
+        shape = (2, self.n, self.heads, self.length, self.size)
+        return storage[: 2 * self.n * self.heads * self.length * self.size].view(shape)
+
+    def _move(self, take: Callable[[Tensor], Tensor], filled: int) -> None:
+        """Lay out each block's cache in the spare storage, with what `take` takes of it as the first `filled` positions."""
+        for i, past in enumerate(self.past):
+            self.past[i] = self._lay_out(self.spare)
+            self.past[i][:, :, :, :filled] = take(past)
+            self.storages[i], self.spare = self.spare, self.storages[i]
+
+
+class KVSteps:
+    """Causal blocks one position at a time: takes the next position's input and returns its output.
+
     Attention reads the whole cache with the empty positions masked: a slice of it would be copied before each product.
     """
 
-    turns: Tensor
-    least: Tensor
-    past: Tensor
-    hidden: Tensor
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        angles: Tensor,
+        n: int,
+        packed: PackedBlocks | None = None,
+    ) -> None:
+        """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward; n samples; `packed` are these blocks if they are there."""
+        self.packed = PackedBlocks(blocks, angles) if packed is None else packed
+        self.capacity = n
+        self.cache = self.packed.make_cache(n, len(angles))
+        self.restart()
 
-    def __init__(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> None:
-        """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward; n samples."""
-        super().__init__()
-        device = angles.device
-        self.dtype = product_dtype(device)
-        size = 2 * angles.shape[-1]
-        with torch.no_grad(), without_autocast(device):
-            weights = [fold_weights(block) for block in blocks if isinstance(block, Block)]
-            self.products = [[pack_linear(w.to(self.dtype)) for w in parts] for parts in weights]
-            self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
-        width = len(weights[0][1])
-        self.n, self.heads, self.size = n, width // size, size
+    def restart(self, n: int | None = None) -> None:
+        """Start again at the first position, with n samples, up to its capacity, or with as many as before."""
         self.t = 0  # the next position
-        self.register_buffer("least", minimal_length(width, device))
-        shape = (len(self.products), 2, n, self.heads, 0, size)  # blocks, keys and values, ...
-        self.register_buffer("past", torch.empty(shape, dtype=self.dtype, device=device))
-        self.register_buffer("hidden", torch.empty(1, 1, 0, dtype=self.dtype, device=device))
+        self.cache.restart(self.cache.n if n is None else n)
+        self._look()
 
-    def restart(self) -> None:
-        """Start again at the first position."""
-        self.t = 0
-        self.hidden.fill_(-torch.inf)
-
-    def make_room(self) -> None:
-        """Extend the cache by `ROOM` positions, or by as many as the grid has left."""
-        more = min(ROOM, len(self.turns) - self.past.shape[-2])
-        self.past = F.pad(self.past, (0, 0, 0, more))
-        self.hidden = F.pad(self.hidden, (0, more), value=-torch.inf)
+    def _look(self) -> None:
+        """Take the cache as attention reads it: keys (n * heads, size, length), values, and a mask that hides what is empty."""
+        past = self.cache.past
+        self.keys = [each[0].flatten(0, 1).mT for each in past]
+        self.values = [each[1].flatten(0, 1) for each in past]
+        self.hidden = past[0].new_full((1, 1, self.cache.length), -torch.inf)
+        self.hidden[..., : self.t] = 0
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """x (n, width) at the next position -> the last block's output there (n, width) float32, without gradients."""
-        if self.t == self.past.shape[-2]:
-            self.make_room()
+        if self.t == self.cache.length:
+            self.cache.make_room(self.t, self.t + 1)
+            self._look()
         self.hidden[..., self.t] = 0
         with without_autocast(x.device):
-            x = self._step(x.float(), self.turns[self.t])
+            x = self._step(x.float(), self.packed.turns[self.t])
         self.t += 1
         return x
 
     def _step(self, x: Tensor, turn: Tensor) -> Tensor:
-        t = self.t
-        for (qkv_in, proj, gate_up, down), past in zip(self.products, self.past, strict=True):
-            qkv = qkv_in(normalise(x, self.least).to(self.dtype)).view(
-                self.n, 3, self.heads, self.size
-            )
+        t, n, packed, size = self.t, len(x), self.packed, self.packed.size
+        cached = zip(packed.blocks, self.cache.past, self.keys, self.values, strict=True)
+        for block, past, keys, values in cached:
+            qkv = block.qkv(packed.normalise(x)).view(n, 3, packed.heads, size)
             pairs = qkv[:, :2].unflatten(-1, (-1, 2))
-            if self.dtype == torch.float32:
+            if qkv.dtype == torch.float32:
                 torch.view_as_complex(pairs).mul_(turn)
             else:
                 pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turn))
             past[:, :, :, t] = qkv[:, 1:].transpose(0, 1)
-            k, v = past.flatten(1, 2)  # keys and values
-            scores = torch.baddbmm(self.hidden, qkv[:, 0].reshape(-1, 1, self.size), k.mT)
-            x = x + proj(torch.bmm(scores.softmax(-1), v).view(self.n, -1))
-            gate, up = gate_up(normalise(x, self.least).to(self.dtype)).chunk(2, -1)
-            x = x + down(F.silu(gate).mul_(up))
+            scores = torch.baddbmm(self.hidden, qkv[:, 0].reshape(-1, 1, size), keys)
+            x = x + block.proj(torch.bmm(scores.softmax(-1), values).view(n, -1))
+            x += block.down(block.mlp(packed.normalise(x)))
         return x
+
+
+class KVWindows:
+    """Causal blocks on a window of positions at a time, which starts at a position of its own for each sample.
+
+    A window may begin before the end of the last one: what it holds replaces what was cached for its positions.
+    """
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,
+        angles: Tensor,
+        n: int,
+        window: int,
+        packed: PackedBlocks | None = None,
+    ) -> None:
+        """As in `KVSteps`, for windows of up to `window` positions, which may reach so far beyond the last position."""
+        self.packed = PackedBlocks(blocks, angles) if packed is None else packed
+        self.capacity, self.window = n, window
+        beyond = self.packed.turns[-1:].expand(window, *self.packed.turns.shape[1:])
+        self.turns = torch.cat([self.packed.turns, beyond])
+        self.cache = self.packed.make_cache(n, len(self.turns))
+
+    def restart(self, n: int) -> None:
+        """Forget all positions; n samples, up to its capacity."""
+        self.cache.restart(n)
+
+    def select(self, samples: Tensor) -> None:
+        """Keep these samples only, (m,) int64."""
+        self.cache.select(samples)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, first: Tensor, end: int) -> Tensor:
+        """x (n, W, width) at the positions first (n,) to first + W - 1 -> the last block's output there, float32.
+
+        All positions before `first` must have been in a window. `end` is the largest first + W, known to the host.
+        """
+        n, W, width = x.shape
+        cache, heads, size = self.cache, self.packed.heads, self.packed.size
+        if end > cache.length:
+            cache.make_room(cache.length, end)
+        places = first[:, None] + torch.arange(W, device=x.device)
+        empty = torch.arange(cache.length, device=x.device) > places[..., None]  # (n, W, length)
+        mask = torch.zeros(empty.shape, dtype=self.packed.dtype, device=x.device)
+        mask.masked_fill_(empty, -torch.inf)
+        mask = mask[:, None].expand(-1, heads, -1, -1).reshape(n * heads, W, -1)
+        rows = torch.arange(n * heads, device=x.device).view(n, heads, 1) * cache.length
+        slots = (rows + places[:, None]).flatten()
+        turns = self.turns[places].permute(2, 0, 3, 1, 4)  # (1 or 2, n, 1, W, size / 2)
+        with without_autocast(x.device):
+            x = x.float().reshape(n * W, width)
+            turned = x.new_empty(3, n, heads, W, size)
+            for block, past in zip(self.packed.blocks, cache.past, strict=True):
+                qkv = block.qkv(self.packed.normalise(x)).view(n, W, 3, heads, size)
+                turned.copy_(qkv.permute(2, 0, 3, 1, 4))
+                torch.view_as_complex(turned[:2].unflatten(-1, (-1, 2))).mul_(turns)
+                q, kv = turned[0].to(qkv.dtype), turned[1:].to(qkv.dtype)
+                past.view(2, -1, size).index_copy_(1, slots, kv.flatten(1, 3))
+                keys, values = past.flatten(1, 2)
+                scores = torch.baddbmm(mask, q.flatten(0, 1), keys.mT)
+                attended = torch.bmm(scores.softmax(-1), values).view(n, heads, W, size)
+                x = x + block.proj(attended.transpose(1, 2).reshape(n * W, width))
+                x += block.down(block.mlp(self.packed.normalise(x)))
+        return x.view(n, W, width)
 
 
 class CompiledKVSteps(nn.Module):
@@ -101,7 +251,7 @@ class CompiledKVSteps(nn.Module):
         """As in `KVSteps`, for n samples at most; smaller batches are padded with zeros."""
         super().__init__()
         device = angles.device
-        self.n, self.dtype = n, product_dtype(device)
+        self.capacity, self.dtype = n, product_dtype(device)
         self.t = 0  # the next position
         stack = [block for block in blocks if isinstance(block, Block)]
         with torch.no_grad(), without_autocast(device):
@@ -114,15 +264,15 @@ class CompiledKVSteps(nn.Module):
         options: dict[str, Any] = {"mode": "reduce-overhead"} if device.type == "cuda" else {}
         self.compiled_step = torch.compile(self._step, fullgraph=True, dynamic=False, **options)
 
-    def restart(self) -> None:
-        """Start again at the first position."""
+    def restart(self, n: int | None = None) -> None:
+        """Start again at the first position; whatever n is, there is room for `capacity` samples."""
         self.t = 0
         self.place.zero_()
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x (n or fewer, width) at the next position -> the last block's output there, float32, without gradients."""
-        padded = F.pad(x.float(), (0, 0, 0, self.n - len(x)))
+        padded = F.pad(x.float(), (0, 0, 0, self.capacity - len(x)))
         with without_autocast(x.device):
             y: Tensor = self.compiled_step(padded)
             y = y[: len(x)].clone()  # the next replay of a CUDA graph overwrites its output
@@ -176,27 +326,72 @@ class CompiledLayer(nn.Module):
 
 
 class StepCache:
-    """Compiled steps, one CompiledKVSteps per stack of blocks, which the batches and windows of one `generate` share.
+    """What the batches and windows of one `generate` share: packed weights, caches for as many samples as came together so far,
+    and with `compiled` the graphs of CompiledKVSteps. `passes` counts the forward passes, each once for every sample in it.
 
     The blocks' weights must not change while the cache is in use, and only one decoder at a time may use it.
     """
 
-    def __init__(self) -> None:
-        self._steps: dict[nn.ModuleList, CompiledKVSteps] = {}
+    def __init__(self, compiled: bool = True) -> None:
+        self.compiled = compiled
+        self.passes = 0
+        self._packed: dict[Any, Any] = {}
+        self._steps: dict[nn.ModuleList, KVSteps | CompiledKVSteps] = {}
+        self._windows: dict[nn.ModuleList, KVWindows] = {}
 
-    def steps(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> CompiledKVSteps:
+    def pack(self, key: Any, make: Callable[[], Packed]) -> Packed:
+        """What `make` makes of the module `key`: once."""
+        if key not in self._packed:
+            self._packed[key] = make()
+        packed: Packed = self._packed[key]
+        return packed
+
+    def steps(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> KVSteps | CompiledKVSteps:
         """The steps of n samples at the first position: those of an earlier call if they have room for n."""
-        if blocks not in self._steps or self._steps[blocks].n < n:
-            self._steps[blocks] = CompiledKVSteps(blocks, angles, n)
-        self._steps[blocks].restart()
-        return self._steps[blocks]
+        steps = self._steps.get(blocks)
+        if steps is None or steps.capacity < n:
+            steps = self._steps[blocks] = self._make_steps(blocks, angles, n)
+        steps.restart(n)
+        return steps
+
+    def _make_steps(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> KVSteps | CompiledKVSteps:
+        if self.compiled:
+            return CompiledKVSteps(blocks, angles, n)
+        return KVSteps(blocks, angles, n, self._pack_blocks(blocks, angles))
+
+    def windows(self, blocks: nn.ModuleList, angles: Tensor, n: int, window: int) -> KVWindows:
+        """Windows of n samples, of which none has a position yet."""
+        windows = self._windows.get(blocks)
+        if windows is None or windows.capacity < n or windows.window < window:
+            packed = self._pack_blocks(blocks, angles)
+            self._windows[blocks] = windows = KVWindows(blocks, angles, n, window, packed)
+        windows.restart(n)
+        return windows
+
+    def _pack_blocks(self, blocks: nn.ModuleList, angles: Tensor) -> PackedBlocks:
+        return self.pack(blocks, lambda: PackedBlocks(blocks, angles))
 
 
 def make_steps(
     blocks: nn.ModuleList, angles: Tensor, n: int, cache: StepCache | None = None
 ) -> KVSteps | CompiledKVSteps:
-    """The steps of n samples at the first position: compiled ones out of the `cache`, or new ones without it."""
+    """The steps of n samples at the first position: out of the `cache`, or new ones without it."""
     return KVSteps(blocks, angles, n) if cache is None else cache.steps(blocks, angles, n)
+
+
+def pack_head(norm: nn.RMSNorm, head: nn.Linear) -> Product:
+    """A function from the last block's output x (n, width) to its logits head(norm(x)) (n, K) float32, without gradients."""
+    weight = head.weight
+    dtype, least = product_dtype(weight.device), minimal_length(weight.shape[1], weight.device)
+    with torch.no_grad(), without_autocast(weight.device):
+        folded = weight * (norm.weight * weight.shape[1] ** 0.5)
+        multiply = pack_linear(folded.to(dtype))
+
+    def predict(x: Tensor) -> Tensor:
+        with torch.no_grad(), without_autocast(x.device):
+            return multiply(normalise(x, least).to(dtype)).float()
+
+    return predict
 
 
 def product_dtype(device: torch.device) -> torch.dtype:

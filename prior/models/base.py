@@ -16,6 +16,9 @@ from prior.models.transformer import Block
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
 
+# Takes the logits (n, K) at position t, and t, and returns codes (n,).
+Draw = Callable[[Tensor, int], Tensor]
+
 
 @dataclass
 class Prediction:
@@ -37,6 +40,7 @@ class PriorModel(nn.Module, ABC):
     """
 
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
+    parallel = False  # whether sampler.parallel can draw many positions in one pass
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
@@ -84,7 +88,8 @@ class PriorModel(nn.Module, ABC):
     ) -> Tensor:
         """Return the codes (n, L) with all that are not `known` (L,) redrawn by the random `numbers` of these n samples.
 
-        `cache` holds the compiled steps of a `stepwise` prior and is passed where sampler.compile is on; others ignore it.
+        `cache` has what the batches and windows of one `generate` share: packed weights and memory, the compiled steps of a
+        `stepwise` prior, and the count of passes. Others ignore it.
         """
 
 
@@ -143,7 +148,7 @@ class Autoregressive(PriorModel):
                 "at a time, use sampler.steps=0"
             )
         codes = codes.clone()
-        uniform = numbers.uniform(self.L)
+        draw = self.start_draws(numbers, sampler)
         is_known = known.tolist()
         last = max((t for t in range(self.L) if not is_known[t]), default=-1)
         doubled, guide = double_for_guidance(labels, sampler)
@@ -156,8 +161,15 @@ class Autoregressive(PriorModel):
             if guide:
                 conditional, unconditional = logits.chunk(2)
                 logits = guided(conditional, unconditional, sampler.scale(t / self.L))
-            codes[:, t] = sampler.draw(logits, uniform[:, t])
+            codes[:, t] = draw(logits, t)
+        if cache is not None:
+            cache.passes += len(codes) * (last + 1)
         return codes
+
+    def start_draws(self, numbers: Numbers, sampler: Sampler) -> Draw:
+        """How the codes of one `fill` are drawn from their logits."""
+        uniform = numbers.uniform(self.L)
+        return lambda logits, t: sampler.draw(logits, uniform[:, t])
 
 
 class UncachedDecoder:

@@ -1,13 +1,23 @@
 """A causal transformer over code grids in raster order."""
 
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from prior.decoding.kv_decoder import StepCache, make_steps
+from prior.decoding.kv_decoder import Product, StepCache, make_steps, pack_head, product_dtype
+from prior.decoding.parallel import Windows, choose_pace
+from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.models.backbone import Transformer, TransformerSettings
-from prior.models.base import Autoregressive, StepDecoder, single_codebook
+from prior.models.base import (
+    Autoregressive,
+    Draw,
+    StepDecoder,
+    double_for_guidance,
+    single_codebook,
+)
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
 from prior.models.transformer import Stack
 
@@ -17,6 +27,7 @@ class GPT(Transformer, Autoregressive):
     positions."""
 
     stepwise = True
+    parallel = True
     blocks: Stack
 
     def __init__(
@@ -55,9 +66,74 @@ class GPT(Transformer, Autoregressive):
     ) -> StepDecoder:
         places, angles = self.places()
         steps = make_steps(self.blocks, angles, n, cache)
+        read, predict = self.pack_ends(n, cache)
 
         def decode(before: Tensor | None) -> Tensor:
-            x = self.begin(n, labels) if before is None else self.read(before)
-            return self.logits(steps(x + places[steps.t]))
+            x = self.begin(n, labels) if before is None else read(before)
+            return predict(steps(x + places[steps.t]))
 
         return decode
+
+    def pack_ends(self, n: int, cache: StepCache | None) -> tuple[Product, Product]:
+        """Functions that read codes and that predict logits, as `read` and `logits` do, laid out to draw n samples."""
+        cache = StepCache() if cache is None else cache
+        read: Product = self.read
+        if self.K <= n * self.T:  # or the table would have vectors that nobody reads
+            table = cache.pack(self.read, self.read.tabulate)
+            read = partial(F.embedding, weight=table)
+        head = self.head
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            return read, self.logits
+        return read, cache.pack(head, lambda: pack_head(self.norm, head))
+
+    def start_draws(self, numbers: Numbers, sampler: Sampler) -> Draw:
+        if sampler.parallel == 1:
+            return super().start_draws(numbers, sampler)
+        noise = GumbelNoise(numbers.fork(), self.T, self.K, 1, self.place.device)
+        n = len(noise.streams)
+        return lambda logits, t: sampler.draw_coupled(logits, noise.at([t] * n, 1)[:, 0])
+
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+        cache: StepCache | None = None,
+    ) -> Tensor:
+        doubled, is_guided = double_for_guidance(labels, sampler)
+        n, device = len(codes) * (1 + is_guided), codes.device
+        pace = choose_pace(sampler, n, self.T, device, product_dtype(device))
+        if pace.window == 1 or sampler.steps:  # which is refused there
+            return super().fill(codes, known, numbers, sampler, labels, cache)
+        cache = StepCache() if cache is None else cache
+        decode = GPTWindows(self, n, doubled, cache, pace.window)
+        noise = GumbelNoise(numbers.fork(), self.T, self.K, pace.window, device)
+        windows = Windows(decode, codes, known, noise, sampler, is_guided, pace)
+        filled = windows.fill()
+        cache.passes += windows.passes
+        return filled
+
+
+class GPTWindows:
+    """The logits of windows of positions (prior/decoding/parallel.py)."""
+
+    def __init__(
+        self, model: GPT, n: int, labels: Tensor | None, cache: StepCache, window: int
+    ) -> None:
+        places, angles = model.places()
+        self.places = F.pad(places, (0, 0, 0, window))
+        self.steps = cache.windows(model.blocks, angles, n, window)
+        self.read, self.predict = model.pack_ends(n, cache)
+        self.start = model.begin(n, labels) + places[0]
+
+    def __call__(self, before: Tensor, first: Tensor, end: int) -> Tensor:
+        n, W = before.shape
+        x = self.read(before) + self.places[first[:, None] + torch.arange(W, device=first.device)]
+        if end == W:  # all are at their first position
+            x[:, 0] = self.start
+        return self.predict(self.steps(x, first, end).flatten(0, 1)).view(n, W, -1)
+
+    def select(self, samples: Tensor) -> None:
+        self.steps.select(samples)
