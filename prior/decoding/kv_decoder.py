@@ -15,7 +15,7 @@ from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
 ROOM = 16  # positions that a cache grows by, at least, and a multiple of which it holds
 
-Product = Callable[[Tensor], Tensor]
+Multiply = Callable[[Tensor], Tensor]
 Packed = TypeVar("Packed")
 
 
@@ -23,10 +23,10 @@ Packed = TypeVar("Packed")
 class PackedBlock:
     """The products of a block, with the scales before them in the weights; `mlp` is gate, up and the activation."""
 
-    qkv: Product
-    proj: Product
-    mlp: Product
-    down: Product
+    qkv: Multiply
+    proj: Multiply
+    mlp: Multiply
+    down: Multiply
 
 
 class PackedBlocks:
@@ -379,7 +379,7 @@ def make_steps(
     return KVSteps(blocks, angles, n) if cache is None else cache.steps(blocks, angles, n)
 
 
-def pack_head(norm: nn.RMSNorm, head: nn.Linear) -> Product:
+def pack_head(norm: nn.RMSNorm, head: nn.Linear) -> Multiply:
     """A function from the last block's output x (n, width) to its logits head(norm(x)) (n, K) float32, without gradients."""
     weight = head.weight
     dtype, least = product_dtype(weight.device), minimal_length(weight.shape[1], weight.device)

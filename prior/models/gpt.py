@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior.decoding.kv_decoder import Product, StepCache, make_steps, pack_head, product_dtype
+from prior.decoding.kv_decoder import Multiply, StepCache, make_steps, pack_head, product_dtype
 from prior.decoding.parallel import Windows, choose_pace
 from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.models.backbone import Transformer, TransformerSettings
@@ -74,10 +74,10 @@ class GPT(Transformer, Autoregressive):
 
         return decode
 
-    def pack_ends(self, n: int, cache: StepCache | None) -> tuple[Product, Product]:
+    def pack_ends(self, n: int, cache: StepCache | None) -> tuple[Multiply, Multiply]:
         """Functions that read codes and that predict logits, as `read` and `logits` do, laid out to draw n samples."""
         cache = StepCache() if cache is None else cache
-        read: Product = self.read
+        read: Multiply = self.read
         if self.K <= n * self.T:  # or the table would have vectors that nobody reads
             table = cache.pack(self.read, self.read.tabulate)
             read = partial(F.embedding, weight=table)
