@@ -32,35 +32,27 @@ class PackedBlock:
 class PackedBlocks:
     """A stack of causal blocks as products with packed weights, in autocast's type if it is on.
 
-    A step is a dozen small operations per block, so their number counts. The norms' scales, the square root of the width and
-    the attention's scale are folded into the weights that follow.
+    The norms' scales, the square root of the width and the attention's scale are folded into the weights that follow. `turns`
+    (T, 3, 1, size / 2) turn the queries and the keys of each position, and leave the values.
     """
 
     def __init__(self, blocks: nn.ModuleList, angles: Tensor) -> None:
         """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward."""
-        device = angles.device
+        self.device = angles.device
         stack = [block for block in blocks if isinstance(block, Block)]
-        self.dtype = product_dtype(device)
+        self.dtype = product_dtype(self.device)
         self.width, self.heads = stack[0].qkv.in_features, stack[0].heads
         self.size = self.width // self.heads
-        with torch.no_grad(), without_autocast(device):
+        with torch.no_grad(), without_autocast(self.device):
             self.blocks = [self._pack(block) for block in stack]
-            self.turns = torch.polar(torch.ones_like(angles), angles)
-        self.least = minimal_length(self.width, device)
+            turns = torch.polar(torch.ones_like(angles), angles).expand(-1, 2, -1, -1)
+            self.turns = torch.cat([turns, torch.ones_like(turns[:, :1])], 1)
+        self.least = minimal_length(self.width, self.device)
 
     def _pack(self, block: Block) -> PackedBlock:
         qkv, proj, gate_up, down = (w.to(self.dtype) for w in fold_weights(block))
         mlp = pack_swiglu(*gate_up.chunk(2))
         return PackedBlock(pack_linear(qkv), pack_linear(proj), mlp, pack_linear(down))
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """x (..., width) divided by its length, in the type of the products."""
-        return normalise(x, self.least).to(self.dtype)
-
-    def make_cache(self, n: int, T: int) -> "KVCache":
-        """An empty cache for n samples of T positions."""
-        shape = (n, self.heads, T, self.size)
-        return KVCache(len(self.blocks), shape, self.dtype, self.turns.device)
 
 
 class KVCache:
@@ -110,7 +102,76 @@ class KVCache:
             self.storages[i], self.spare = self.spare, self.storages[i]
 
 
-class KVSteps:
+class CachedBlocks:
+    """Packed blocks on `window` positions of each of n samples at once, with a cache of the positions before.
+
+    A step of sampling is some twenty small operations per block, so their number counts, and that of the views between them:
+    what a block computes goes through the same memory in each block and step, of which all views are taken once.
+    """
+
+    def __init__(self, packed: PackedBlocks, n: int, T: int) -> None:
+        """For n samples, or fewer, of T positions."""
+        self.packed, self.capacity = packed, n
+        shape = (n, packed.heads, T, packed.size)
+        self.cache = KVCache(len(packed.blocks), shape, packed.dtype, packed.device)
+        self.allot(n, 1)
+
+    def allot(self, n: int, window: int) -> None:
+        """Take the memory of a block for n samples and this window, and its views."""
+        packed = self.packed
+        heads, size, width = packed.heads, packed.size, packed.width
+        low = {"dtype": packed.dtype, "device": packed.device}
+        self.n, self.window = n, window
+        self.x = torch.zeros(n * window, width, device=packed.device)
+        self.normalised = torch.zeros(n * window, width, **low)
+        self.qkv = torch.zeros(n * window, 3 * width, device=packed.device)
+        self.pairs = torch.view_as_complex(self.qkv.view(n, window, 3, heads, size // 2, 2))
+        self.by_head = self.qkv.view(n, window, 3, heads, size).permute(2, 0, 3, 1, 4)
+        self.turned = torch.zeros(3, n, heads, window, size, **low)
+        self.queries = self.turned[0].flatten(0, 1)
+        self.entries = self.turned[1:]  # of the cache
+        self.attended = torch.zeros(n * heads, window, size, **low)
+        self.by_position = self.attended.view(n, heads, window, size).transpose(1, 2)
+        # Of one position they lie as they should.
+        self.joined = self.by_position.contiguous() if window > 1 else self.by_position
+        self.flat = self.joined.view(n * window, width)
+
+    def look(self) -> None:
+        """Take the cache as attention reads it: keys (n * heads, size, length), and values."""
+        self.keys = [past[0].flatten(0, 1).mT for past in self.cache.past]
+        self.values = [past[1].flatten(0, 1) for past in self.cache.past]
+
+    def run(
+        self, x: Tensor, turns: Tensor, mask: Tensor, store: Callable[[Tensor, Tensor], object]
+    ) -> Tensor:
+        """x (n * window, width) -> the last block's output, float32, a new tensor without gradients.
+
+        turns (..., 3, 1, size / 2) of the positions; mask, added to the scores (n * heads, window, length); `store` puts keys and
+        values (2, n, heads, window, size) in their places in a block's cache.
+        """
+        with torch.inference_mode(), without_autocast(self.packed.device):
+            self.x.copy_(x)
+            cached = zip(self.packed.blocks, self.cache.past, self.keys, self.values, strict=True)
+            for block, past, keys, values in cached:
+                self.qkv.copy_(block.qkv(self.normalise()))
+                self.pairs.mul_(turns)
+                self.turned.copy_(self.by_head)
+                store(past, self.entries)
+                scores = torch.baddbmm(mask, self.queries, keys)
+                torch.bmm(scores.softmax(-1), values, out=self.attended)
+                if self.window > 1:
+                    self.joined.copy_(self.by_position)
+                self.x.add_(block.proj(self.flat))
+                self.x.add_(block.down(block.mlp(self.normalise())))
+        return self.x.clone()  # outside of inference mode, where it may be used as any other
+
+    def normalise(self) -> Tensor:
+        """x divided by its length (`normalise`), in the type of the products."""
+        length = torch.linalg.vector_norm(self.x, dim=-1, keepdim=True).hypot_(self.packed.least)
+        return torch.div(self.x, length, out=self.normalised)
+
+
+class KVSteps(CachedBlocks):
     """Causal blocks one position at a time: takes the next position's input and returns its output.
 
     Attention reads the whole cache with the empty positions masked: a slice of it would be copied before each product.
@@ -124,55 +185,35 @@ class KVSteps:
         packed: PackedBlocks | None = None,
     ) -> None:
         """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward; n samples; `packed` are these blocks if they are there."""
-        self.packed = PackedBlocks(blocks, angles) if packed is None else packed
-        self.capacity = n
-        self.cache = self.packed.make_cache(n, len(angles))
+        super().__init__(packed or PackedBlocks(blocks, angles), n, len(angles))
         self.restart()
 
     def restart(self, n: int | None = None) -> None:
         """Start again at the first position, with n samples, up to its capacity, or with as many as before."""
         self.t = 0  # the next position
-        self.cache.restart(self.cache.n if n is None else n)
-        self._look()
+        self.cache.restart(self.n if n is None else n)
+        if n is not None and n != self.n:
+            self.allot(n, 1)
+        self.look()
 
-    def _look(self) -> None:
-        """Take the cache as attention reads it: keys (n * heads, size, length), values, and a mask that hides what is empty."""
-        past = self.cache.past
-        self.keys = [each[0].flatten(0, 1).mT for each in past]
-        self.values = [each[1].flatten(0, 1) for each in past]
-        self.hidden = past[0].new_full((1, 1, self.cache.length), -torch.inf)
+    def look(self) -> None:
+        super().look()
+        self.hidden = self.cache.past[0].new_full((1, 1, self.cache.length), -torch.inf)
         self.hidden[..., : self.t] = 0
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """x (n, width) at the next position -> the last block's output there (n, width) float32, without gradients."""
-        if self.t == self.cache.length:
-            self.cache.make_room(self.t, self.t + 1)
-            self._look()
-        self.hidden[..., self.t] = 0
-        with without_autocast(x.device):
-            x = self._step(x.float(), self.packed.turns[self.t])
+        t = self.t
+        if t == self.cache.length:
+            self.cache.make_room(t, t + 1)
+            self.look()
+        self.hidden[..., t] = 0
         self.t += 1
-        return x
-
-    def _step(self, x: Tensor, turn: Tensor) -> Tensor:
-        t, n, packed, size = self.t, len(x), self.packed, self.packed.size
-        cached = zip(packed.blocks, self.cache.past, self.keys, self.values, strict=True)
-        for block, past, keys, values in cached:
-            qkv = block.qkv(packed.normalise(x)).view(n, 3, packed.heads, size)
-            pairs = qkv[:, :2].unflatten(-1, (-1, 2))
-            if qkv.dtype == torch.float32:
-                torch.view_as_complex(pairs).mul_(turn)
-            else:
-                pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turn))
-            past[:, :, :, t] = qkv[:, 1:].transpose(0, 1)
-            scores = torch.baddbmm(self.hidden, qkv[:, 0].reshape(-1, 1, size), keys)
-            x = x + block.proj(torch.bmm(scores.softmax(-1), values).view(n, -1))
-            x += block.down(block.mlp(packed.normalise(x)))
-        return x
+        turns = self.packed.turns[t]
+        return self.run(x, turns, self.hidden, lambda past, entries: past[:, :, :, t : t + 1].copy_(entries))
 
 
-class KVWindows:
+class KVWindows(CachedBlocks):
     """Causal blocks on a window of positions at a time, which starts at a position of its own for each sample.
 
     A window may begin before the end of the last one: what it holds replaces what was cached for its positions.
@@ -186,54 +227,47 @@ class KVWindows:
         window: int,
         packed: PackedBlocks | None = None,
     ) -> None:
-        """As in `KVSteps`, for windows of up to `window` positions, which may reach so far beyond the last position."""
-        self.packed = PackedBlocks(blocks, angles) if packed is None else packed
-        self.capacity, self.window = n, window
-        beyond = self.packed.turns[-1:].expand(window, *self.packed.turns.shape[1:])
-        self.turns = torch.cat([self.packed.turns, beyond])
-        self.cache = self.packed.make_cache(n, len(self.turns))
+        """As in `KVSteps`. Windows may reach by up to `window` positions beyond the last one."""
+        packed = packed or PackedBlocks(blocks, angles)
+        self.beyond = window
+        self.turns = torch.cat([packed.turns, packed.turns[-1:].expand(window, -1, -1, -1)])
+        super().__init__(packed, n, len(self.turns))
+        self.look()
 
     def restart(self, n: int) -> None:
         """Forget all positions; n samples, up to its capacity."""
         self.cache.restart(n)
+        self.look()
 
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
         self.cache.select(samples)
+        self.look()
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, first: Tensor, end: int) -> Tensor:
         """x (n, W, width) at the positions first (n,) to first + W - 1 -> the last block's output there, float32.
 
         All positions before `first` must have been in a window. `end` is the largest first + W, known to the host.
         """
-        n, W, width = x.shape
-        cache, heads, size = self.cache, self.packed.heads, self.packed.size
-        if end > cache.length:
-            cache.make_room(cache.length, end)
+        n, W, _ = x.shape
+        if (n, W) != (self.n, self.window):
+            self.allot(n, W)
+        if end > self.cache.length:
+            self.cache.make_room(self.cache.length, end)
+            self.look()
+        heads, size, length = self.packed.heads, self.packed.size, self.cache.length
         places = first[:, None] + torch.arange(W, device=x.device)
-        empty = torch.arange(cache.length, device=x.device) > places[..., None]  # (n, W, length)
+        empty = torch.arange(length, device=x.device) > places[..., None]  # (n, W, length)
         mask = torch.zeros(empty.shape, dtype=self.packed.dtype, device=x.device)
-        mask.masked_fill_(empty, -torch.inf)
-        mask = mask[:, None].expand(-1, heads, -1, -1).reshape(n * heads, W, -1)
-        rows = torch.arange(n * heads, device=x.device).view(n, heads, 1) * cache.length
-        slots = (rows + places[:, None]).flatten()
-        turns = self.turns[places].permute(2, 0, 3, 1, 4)  # (1 or 2, n, 1, W, size / 2)
-        with without_autocast(x.device):
-            x = x.float().reshape(n * W, width)
-            turned = x.new_empty(3, n, heads, W, size)
-            for block, past in zip(self.packed.blocks, cache.past, strict=True):
-                qkv = block.qkv(self.packed.normalise(x)).view(n, W, 3, heads, size)
-                turned.copy_(qkv.permute(2, 0, 3, 1, 4))
-                torch.view_as_complex(turned[:2].unflatten(-1, (-1, 2))).mul_(turns)
-                q, kv = turned[0].to(qkv.dtype), turned[1:].to(qkv.dtype)
-                past.view(2, -1, size).index_copy_(1, slots, kv.flatten(1, 3))
-                keys, values = past.flatten(1, 2)
-                scores = torch.baddbmm(mask, q.flatten(0, 1), keys.mT)
-                attended = torch.bmm(scores.softmax(-1), values).view(n, heads, W, size)
-                x = x + block.proj(attended.transpose(1, 2).reshape(n * W, width))
-                x += block.down(block.mlp(self.packed.normalise(x)))
-        return x.view(n, W, width)
+        mask = mask.masked_fill_(empty, -torch.inf)[:, None].expand(-1, heads, -1, -1)
+        rows = torch.arange(n * heads, device=x.device).view(n, heads, 1) * length
+        slots = (rows + places[:, None]).flatten()  # (n * heads * W,)
+
+        def store(past: Tensor, entries: Tensor) -> None:
+            past.view(2, -1, size).index_copy_(1, slots, entries.view(2, -1, size))
+
+        y = self.run(x.flatten(0, 1), self.turns[places], mask.reshape(n * heads, W, length), store)
+        return y.view(n, W, -1)
 
 
 class CompiledKVSteps(nn.Module):
@@ -362,7 +396,7 @@ class StepCache:
     def windows(self, blocks: nn.ModuleList, angles: Tensor, n: int, window: int) -> KVWindows:
         """Windows of n samples, of which none has a position yet."""
         windows = self._windows.get(blocks)
-        if windows is None or windows.capacity < n or windows.window < window:
+        if windows is None or windows.capacity < n or windows.beyond < window:
             packed = self._pack_blocks(blocks, angles)
             self._windows[blocks] = windows = KVWindows(blocks, angles, n, window, packed)
         windows.restart(n)

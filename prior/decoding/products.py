@@ -17,7 +17,7 @@ def pack_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     weight = weight.detach()
     if has_packed_products(weight):
         try:
-            multiply = torch.ops.mkldnn._linear_pointwise
+            multiply = torch.ops.mkldnn._linear_pointwise.default
             packed = torch.ops.mkldnn._reorder_linear_weight(weight)
             multiply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
             return lambda x: multiply(x, packed, None, "none", [], "")
@@ -34,12 +34,13 @@ def pack_swiglu(gate: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
     gate, up = gate.detach(), up.detach()
     if has_packed_products(gate):
         try:
-            multiply = torch.ops.mkldnn._linear_pointwise
+            multiply = torch.ops.mkldnn._linear_pointwise.default
+            multiply_by = torch.ops.mkldnn._linear_pointwise.binary
             gates, ups = (torch.ops.mkldnn._reorder_linear_weight(w) for w in (gate, up))
 
             def activate(x: Tensor) -> Tensor:
                 gated = multiply(x, gates, None, "swish", [], "")
-                y: Tensor = multiply.binary(x, gated, ups, None, "mul")
+                y: Tensor = multiply_by(x, gated, ups, None, "mul")
                 return y
 
             activate(gate.new_zeros(1, gate.shape[1]))
