@@ -33,6 +33,7 @@ from prior.load import load_prior
 from prior.models.gpt import GPT
 
 MODULES = ("prior.decoding.generate", "prior.decoding.sampling", "prior.models.gpt", "prior.models.rar")
+TURN = 1.0  # seconds, at least
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -130,11 +131,11 @@ def count_passes(subject: Subject, sampler: Sampler, n: int, parallel: int | str
 def time_in_turns(
     draws: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Name -> median seconds of a call. All take a turn of a second or more in each round; the first round warms up."""
+    """Name -> median seconds of a call. All take a turn of TURN seconds or more in each round; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in draws}
     for _ in range(rounds + 1):
         for name, draw in draws.items():
-            calls, began, until = 0, clock(), time.perf_counter() + 1
+            calls, began, until = 0, clock(), time.perf_counter() + TURN
             while not calls or time.perf_counter() < until:
                 draw()
                 calls += 1

@@ -123,10 +123,15 @@ class Windows:
         codes = self.sampler.draw_coupled(logits, self.noise.at(self.first, window))
         codes = torch.where(self.known[places], drafts, codes)
         self.canvas.scatter_(1, places, codes)
-        agreed = (codes == drafts)[:, :-1].long().cumprod(1).sum(1).tolist()
+        agreed = self.count_agreed(codes, drafts)
         self.passes += sum(position < self.end for position in self.first)
         moved = zip(self.first, agreed, strict=True)
         self.first = [min(position + 1 + more, self.end) for position, more in moved]
+
+    def count_agreed(self, codes: Tensor, drafts: Tensor) -> list[int]:
+        """How many of each sample's drafts were read as they were drawn then, from the first on: the wait for the device."""
+        counts: list[int] = (codes == drafts)[:, :-1].long().cumprod(1).sum(1).tolist()
+        return counts
 
     def predict(self, before: Tensor, first: Tensor, places: Tensor) -> Tensor:
         """The logits (n, W, K) at the places (n, W), guided if guidance is on."""
