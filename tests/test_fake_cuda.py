@@ -164,13 +164,14 @@ def test_a_window_is_drawn_on_a_gpu_without_looking_at_it(
     sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
     agreed = iter([[1, 0], [2, 3], [0, 0], [3, 3], [3, 3], [3, 3]])
     monkeypatch.setattr(Windows, "count_agreed", lambda *_: next(agreed))
-    noise = FakeNoise([], model.L, model.K, 4, "cuda")
-    with fake_cuda(), torch.no_grad():
+    noise = FakeNoise([], model.L, model.K, 8, "cuda")
+    known = torch.zeros(model.L, dtype=torch.bool)
+    # The positions of the next windows are copied to the GPU, which is no look.
+    with fake_cuda(raises=False), torch.no_grad():
         move_to_fake_cuda(model)
         codes = torch.zeros(2, model.L, dtype=torch.int64, device="cuda")
         doubled = torch.tensor([0, 1, -1, -1]).to("cuda")
         decode = GPTWindows(model, 4, doubled, StepCache(), 4)  # type: ignore[arg-type]
-        known = torch.zeros(model.L, dtype=torch.bool)
         windows = Windows(decode, codes, known, noise, sampler, True, Pace(4, 0.0, 0.0))
         assert windows.fill().device.type == "cuda"
         assert windows.passes > 2

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.precision import without_autocast
-from prior.decoding.products import pack_linear, pack_swiglu
+from prior.decoding.products import pack_linear
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
 
 ROOM = 16  # positions that a cache grows by, at least, and a multiple of which it holds
@@ -21,11 +21,11 @@ Packed = TypeVar("Packed")
 
 @dataclass
 class PackedBlock:
-    """The products of a block, with the scales before them in the weights; `mlp` is gate, up and the activation."""
+    """The products of a block, with the scales before them in the weights."""
 
     qkv: Multiply
     proj: Multiply
-    mlp: Multiply
+    gate_up: Multiply
     down: Multiply
 
 
@@ -50,17 +50,16 @@ class PackedBlocks:
         self.least = minimal_length(self.width, self.device)
 
     def _pack(self, block: Block) -> PackedBlock:
-        qkv, proj, gate_up, down = (w.to(self.dtype) for w in fold_weights(block))
-        mlp = pack_swiglu(*gate_up.chunk(2))
-        return PackedBlock(pack_linear(qkv), pack_linear(proj), mlp, pack_linear(down))
+        return PackedBlock(*(pack_linear(w.to(self.dtype)) for w in fold_weights(block)))
 
 
 class KVCache:
     """Keys and values of all blocks: `past`, (2, n, heads, length, size) for each, of which `length` grows up to T.
 
-    oneDNN copies what is not contiguous, so a cache that is filled in part has to be laid out anew when it grows. The storage
-    for all positions is taken once, with that of one block more to lay out the next one in; fresh memory costs the system a
-    page fault every 4 KiB. Positions that are not filled hold numbers of earlier samples, or 0: they have to be masked.
+    Attention is at the speed of the memory, and reads what is contiguous twice as fast as the first positions of each head in a
+    cache for all of them. So a cache is laid out anew when it grows. The storage for all positions is taken once, with that of
+    one block more to lay out the next one in; fresh memory costs the system a page fault every 4 KiB. Positions that are not
+    filled hold numbers of earlier samples, or 0: they have to be masked.
     """
 
     def __init__(
@@ -128,41 +127,31 @@ class CachedBlocks:
         self.pairs = torch.view_as_complex(self.qkv.view(n, window, 3, heads, size // 2, 2))
         self.by_head = self.qkv.view(n, window, 3, heads, size).permute(2, 0, 3, 1, 4)
         self.turned = torch.zeros(3, n, heads, window, size, **low)
-        self.queries = self.turned[0].flatten(0, 1)
-        self.entries = self.turned[1:]  # of the cache
-        self.attended = torch.zeros(n * heads, window, size, **low)
-        self.by_position = self.attended.view(n, heads, window, size).transpose(1, 2)
-        # Of one position they lie as they should.
-        self.joined = self.by_position.contiguous() if window > 1 else self.by_position
-        self.flat = self.joined.view(n * window, width)
-
-    def look(self) -> None:
-        """Take the cache as attention reads it: keys (n * heads, size, length), and values."""
-        self.keys = [past[0].flatten(0, 1).mT for past in self.cache.past]
-        self.values = [past[1].flatten(0, 1) for past in self.cache.past]
+        self.queries, self.entries = self.turned[0], self.turned[1:]  # entries of the cache
 
     def run(
         self, x: Tensor, turns: Tensor, mask: Tensor, store: Callable[[Tensor, Tensor], object]
     ) -> Tensor:
         """x (n * window, width) -> the last block's output, float32, a new tensor without gradients.
 
-        turns (..., 3, 1, size / 2) of the positions; mask, added to the scores (n * heads, window, length); `store` puts keys and
+        turns (..., 3, 1, size / 2) of the positions; mask (n or 1, 1, window, length), added to the scores; `store` puts keys and
         values (2, n, heads, window, size) in their places in a block's cache.
         """
         with torch.inference_mode(), without_autocast(self.packed.device):
             self.x.copy_(x)
-            cached = zip(self.packed.blocks, self.cache.past, self.keys, self.values, strict=True)
-            for block, past, keys, values in cached:
+            for block, past in zip(self.packed.blocks, self.cache.past, strict=True):
                 self.qkv.copy_(block.qkv(self.normalise()))
                 self.pairs.mul_(turns)
                 self.turned.copy_(self.by_head)
                 store(past, self.entries)
-                scores = torch.baddbmm(mask, self.queries, keys)
-                torch.bmm(scores.softmax(-1), values, out=self.attended)
-                if self.window > 1:
-                    self.joined.copy_(self.by_position)
-                self.x.add_(block.proj(self.flat))
-                self.x.add_(block.down(block.mlp(self.normalise())))
+                keys, values = past.unbind(0)
+                attended = F.scaled_dot_product_attention(
+                    self.queries, keys, values, mask, scale=1.0
+                )
+                # On a CPU it lies in memory as the reshape has it.
+                self.x.add_(block.proj(attended.transpose(1, 2).reshape(self.x.shape)))
+                gate, up = block.gate_up(self.normalise()).chunk(2, -1)
+                self.x.add_(block.down(F.silu(gate).mul_(up)))
         return self.x.clone()  # outside of inference mode, where it may be used as any other
 
     def normalise(self) -> Tensor:
@@ -172,10 +161,7 @@ class CachedBlocks:
 
 
 class KVSteps(CachedBlocks):
-    """Causal blocks one position at a time: takes the next position's input and returns its output.
-
-    Attention reads the whole cache with the empty positions masked: a slice of it would be copied before each product.
-    """
+    """Causal blocks one position at a time: takes the next position's input and returns its output."""
 
     def __init__(
         self,
@@ -194,11 +180,11 @@ class KVSteps(CachedBlocks):
         self.cache.restart(self.n if n is None else n)
         if n is not None and n != self.n:
             self.allot(n, 1)
-        self.look()
+        self._hide()
 
-    def look(self) -> None:
-        super().look()
-        self.hidden = self.cache.past[0].new_full((1, 1, self.cache.length), -torch.inf)
+    def _hide(self) -> None:
+        """Mask the positions of the cache that are empty."""
+        self.hidden = self.cache.past[0].new_full((1, 1, 1, self.cache.length), -torch.inf)
         self.hidden[..., : self.t] = 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -206,7 +192,7 @@ class KVSteps(CachedBlocks):
         t = self.t
         if t == self.cache.length:
             self.cache.make_room(t, t + 1)
-            self.look()
+            self._hide()
         self.hidden[..., t] = 0
         self.t += 1
         turns = self.packed.turns[t]
@@ -232,17 +218,14 @@ class KVWindows(CachedBlocks):
         self.beyond = window
         self.turns = torch.cat([packed.turns, packed.turns[-1:].expand(window, -1, -1, -1)])
         super().__init__(packed, n, len(self.turns))
-        self.look()
 
     def restart(self, n: int) -> None:
         """Forget all positions; n samples, up to its capacity."""
         self.cache.restart(n)
-        self.look()
 
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
         self.cache.select(samples)
-        self.look()
 
     def __call__(self, x: Tensor, first: Tensor, end: int) -> Tensor:
         """x (n, W, width) at the positions first (n,) to first + W - 1 -> the last block's output there, float32.
@@ -254,20 +237,18 @@ class KVWindows(CachedBlocks):
             self.allot(n, W)
         if end > self.cache.length:
             self.cache.make_room(self.cache.length, end)
-            self.look()
         heads, size, length = self.packed.heads, self.packed.size, self.cache.length
         places = first[:, None] + torch.arange(W, device=x.device)
         empty = torch.arange(length, device=x.device) > places[..., None]  # (n, W, length)
         mask = torch.zeros(empty.shape, dtype=self.packed.dtype, device=x.device)
-        mask = mask.masked_fill_(empty, -torch.inf)[:, None].expand(-1, heads, -1, -1)
+        mask = mask.masked_fill_(empty, -torch.inf)[:, None]
         rows = torch.arange(n * heads, device=x.device).view(n, heads, 1) * length
         slots = (rows + places[:, None]).flatten()  # (n * heads * W,)
 
         def store(past: Tensor, entries: Tensor) -> None:
             past.view(2, -1, size).index_copy_(1, slots, entries.view(2, -1, size))
 
-        y = self.run(x.flatten(0, 1), self.turns[places], mask.reshape(n * heads, W, length), store)
-        return y.view(n, W, -1)
+        return self.run(x.flatten(0, 1), self.turns[places], mask, store).view(n, W, -1)
 
 
 class CompiledKVSteps(nn.Module):

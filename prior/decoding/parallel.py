@@ -79,7 +79,7 @@ def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
 class Windows:
     """The grids of n samples, drawn window by window.
 
-    `canvas` (n, T + window) has the codes that are final, those before `first` (n,), and behind them the drafts.
+    `canvas` (n, T and what windows may reach beyond) has the codes that are final, those before `first` (n,), and then drafts.
     """
 
     def __init__(
@@ -95,10 +95,12 @@ class Windows:
         self.decode, self.noise, self.sampler, self.is_guided = decode, noise, sampler, is_guided
         self.pace = pace
         self.n, self.T = codes.shape
-        self.canvas = F.pad(codes, (0, pace.window))
-        self.known = F.pad(known, (0, pace.window)).to(codes.device)
-        self.end = max((t for t, is_known in enumerate(known.tolist()) if not is_known), default=-1) + 1
-        scales = [sampler.scale(t / self.T) for t in range(self.T + pace.window)]
+        beyond = 2 * pace.window - 1  # of the last position
+        self.canvas = F.pad(codes, (0, beyond))
+        is_known = known.tolist()
+        self.known = torch.tensor(is_known + beyond * [False], device=codes.device)
+        self.end = max((t + 1 for t in range(self.T) if not is_known[t]), default=0)
+        scales = [sampler.scale(t / self.T) for t in range(self.T + beyond)]
         self.scales = torch.tensor(scales, device=codes.device)
         self.result = codes.clone()
         self.samples = torch.arange(self.n, device=codes.device)  # the numbers of those on the canvas
@@ -115,22 +117,27 @@ class Windows:
 
     def advance(self, window: int) -> None:
         """One pass: draw at `window` positions of each sample, and move on to the first code that is not final."""
+        reach = 2 * window - 1  # with the drafts that the next window may need
         first = torch.tensor(self.first, device=self.canvas.device)
-        places = first[:, None] + torch.arange(window, device=first.device)
+        places = first[:, None] + torch.arange(reach, device=first.device)
         drafts = self.canvas.gather(1, places)
         last = self.canvas.gather(1, (first - 1).clamp(min=0)[:, None])
-        logits = self.predict(torch.cat([last, drafts[:, :-1]], 1), first, places)
-        codes = self.sampler.draw_coupled(logits, self.noise.at(self.first, window))
-        codes = torch.where(self.known[places], drafts, codes)
+        before = torch.cat([last, drafts[:, : window - 1]], 1)
+        logits = self.predict(before, first, places[:, :window])
+        noise = self.noise.at(self.first, reach)
+        inside = self.sampler.draw_coupled(logits, noise[:, :window])
+        # Nothing is predicted there yet, but neighbours are alike.
+        beyond = self.sampler.draw_coupled(logits[:, -1:], noise[:, window:])
+        codes = torch.where(self.known[places], drafts, torch.cat([inside, beyond], 1))
         self.canvas.scatter_(1, places, codes)
-        agreed = self.count_agreed(codes, drafts)
+        agreed = self.count_agreed(codes[:, : window - 1], drafts[:, : window - 1])
         self.passes += sum(position < self.end for position in self.first)
         moved = zip(self.first, agreed, strict=True)
         self.first = [min(position + 1 + more, self.end) for position, more in moved]
 
     def count_agreed(self, codes: Tensor, drafts: Tensor) -> list[int]:
         """How many of each sample's drafts were read as they were drawn then, from the first on: the wait for the device."""
-        counts: list[int] = (codes == drafts)[:, :-1].long().cumprod(1).sum(1).tolist()
+        counts: list[int] = (codes == drafts).long().cumprod(1).sum(1).tolist()
         return counts
 
     def predict(self, before: Tensor, first: Tensor, places: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class GPT(Transformer, Autoregressive):
             return super().fill(codes, known, numbers, sampler, labels, cache)
         cache = StepCache() if cache is None else cache
         decode = GPTWindows(self, n, doubled, cache, pace.window)
-        noise = GumbelNoise(numbers.fork(), self.T, self.K, pace.window, device)
+        noise = GumbelNoise(numbers.fork(), self.T, self.K, 2 * pace.window, device)
         windows = Windows(decode, codes, known, noise, sampler, is_guided, pace)
         filled = windows.fill()
         cache.passes += windows.passes

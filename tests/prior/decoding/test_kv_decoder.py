@@ -82,7 +82,7 @@ def test_batches_and_windows_of_a_generate_share_packed_weights(
     for parallel in (1, 4):
         packed.clear()
         sample(model, make(Sampler, grid="3x5", parallel=parallel), 5, seed=0, batch_size=2)
-        assert len(packed) == 3 * 2 + 1  # of each of two blocks, and the head
+        assert len(packed) == 4 * 2 + 1  # of each of two blocks, and the head
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prior.decoding.products import pack_linear, pack_swiglu
+from prior.decoding.products import pack_linear
 
 CHECKED = ("2.15",)  # versions of torch whose private products were checked
 
@@ -77,29 +77,3 @@ def test_a_product_keeps_the_weight_that_it_was_made_of() -> None:
     multiply = pack_linear(torch.nn.Parameter(weight.clone()))
     torch.testing.assert_close(multiply(x), expected, rtol=1e-5, atol=1e-5)
     assert not multiply(x).requires_grad
-
-
-@TYPES
-def test_a_swiglu_is_that_of_its_products(dtype: torch.dtype) -> None:
-    x, gate = draw_factors(dtype)
-    up = gate.flip(0)
-    y = pack_swiglu(gate, up)(x)
-    assert y.dtype == dtype
-    exact = F.silu(x.double() @ gate.double().T) * (x.double() @ up.double().T)
-    assert (y.double() - exact).norm() < (1e-6 if dtype == torch.float32 else 1e-2) * exact.norm()
-    torch.testing.assert_close(pack_swiglu(gate, up)(x[:7]), y[:7], rtol=1e-6, atol=1e-6)
-
-
-def test_a_swiglu_uses_torchs_private_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, gate = draw_factors(torch.float32)
-    activate = pack_swiglu(gate, gate)
-    monkeypatch.setattr(F, "silu", fails)
-    product = x @ gate.T
-    torch.testing.assert_close(activate(x), product.square() * product.sigmoid())
-
-
-def test_without_them_a_swiglu_is_computed_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, gate = draw_factors(torch.float32)
-    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
-    expected = F.silu(x @ gate.T) * (x @ gate.flip(0).T)
-    torch.testing.assert_close(pack_swiglu(gate, gate.flip(0))(x), expected, rtol=1e-5, atol=1e-5)
