@@ -4,10 +4,10 @@ git worktree add ../older <commit>
 python -m benchmarks.drawing --other ../older                                              code by code, weights that nobody trained
 python -m benchmarks.drawing --other ../older --ckpt runs/prior/a runs/prior/b --batches 1 4 16    windows too
 
-Without --ckpt: prior=gpt with K=512, width 256, 8 blocks and 8 heads, of 64 and of 256 codes. With --ckpt: the trained priors of these
-runs (gpt or rar), since the passes that windows take depend on what a prior has learned; --sampler changes how they draw. All
-builds run in this process and take turns of at least a second. Prints a JSON line for each row when it is measured, and in the end
-a table: images per second (medians), passes per image, and the ratio to the other checkout's build, or to code by code here.
+Without --ckpt: prior=gpt with K=512, width 256, 8 blocks and 8 heads, of 64 and of 256 codes. With --ckpt: the trained priors (gpt or
+rar) of these runs, since the passes that windows take depend on what a prior has learned; --sampler changes how they draw. All builds
+run in this process and take turns of at least a second. Prints a JSON line for each row when it is measured, and in the end a table:
+images per second (medians), passes per image, and the ratio to the other checkout's build, or to code by code here.
 """
 
 import argparse
@@ -32,7 +32,12 @@ from prior.decoding.sampling import Sampler, make_sampler
 from prior.load import load_prior
 from prior.models.gpt import GPT
 
-MODULES = ("prior.decoding.generate", "prior.decoding.sampling", "prior.models.gpt", "prior.models.rar")
+MODULES = (
+    "prior.decoding.generate",
+    "prior.decoding.sampling",
+    "prior.models.gpt",
+    "prior.models.rar",
+)
 TURN = 1.0  # seconds, at least
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -57,7 +62,9 @@ def load_subject(ckpt: str) -> Subject:
     """The trained prior of a run."""
     trained = load_prior(ckpt)
     if not isinstance(trained.model, GPT):
-        sys.exit(f"--ckpt {ckpt} holds a {type(trained.model).__name__}; windows are for prior=gpt and rar")
+        sys.exit(
+            f"--ckpt {ckpt} holds a {type(trained.model).__name__}; windows are for prior=gpt and rar"
+        )
     return Subject(trained.name, trained.model.eval(), dict(trained.config["prior"]))
 
 
@@ -143,7 +150,9 @@ def time_in_turns(
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def measure(subject: Subject, n: int, sampler: Sampler, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(
+    subject: Subject, n: int, sampler: Sampler, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """The rows of one prior and one batch."""
     windows = options.windows if options.ckpt else []
     rows = []
@@ -155,7 +164,13 @@ def measure(subject: Subject, n: int, sampler: Sampler, options: argparse.Namesp
         for name in draws:
             by = name.removeprefix("parallel=")
             parallel = int(by) if by.isdigit() else "auto" if by == "auto" else 1
-            row = {"bench": "drawing", "prior": subject.name, "T": subject.model.T, "batch": n, "how": name}
+            row = {
+                "bench": "drawing",
+                "prior": subject.name,
+                "T": subject.model.T,
+                "batch": n,
+                "how": name,
+            }
             row |= {"images_per_s": n / seconds[name], "ratio": base / seconds[name]}
             row |= {"passes": count_passes(subject, sampler, n, parallel)}
             print_row(row)
@@ -200,7 +215,9 @@ def main() -> None:
         subjects = [load_subject(ckpt) for ckpt in options.ckpt]
     else:
         subjects = [make_random(T) for T in options.tokens]
-    rows = [row for s in subjects for n in options.batches for row in measure(s, n, sampler, options)]
+    rows = [
+        row for s in subjects for n in options.batches for row in measure(s, n, sampler, options)
+    ]
     print(f"\n{format_rows(rows)}")
     for row in rows:
         print_row(row)

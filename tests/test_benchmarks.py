@@ -581,7 +581,12 @@ def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(
     lines = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in lines if line.startswith("{")]
     assert rows[:4] == rows[4:]
-    assert [row["how"] for row in rows[:4]] == ["code by code", "parallel=4", "parallel=auto", "other"]
+    assert [row["how"] for row in rows[:4]] == [
+        "code by code",
+        "parallel=4",
+        "parallel=auto",
+        "other",
+    ]
     assert all(row["images_per_s"] > 0 for row in rows)
     assert [row["passes"] for row in (rows[0], rows[3])] == [16, 16]
     assert 1 < rows[1]["passes"] <= 16

@@ -119,7 +119,7 @@ class CachedBlocks:
         """Take the memory of a block for n samples and this window, and its views."""
         packed = self.packed
         heads, size, width = packed.heads, packed.size, packed.width
-        low = {"dtype": packed.dtype, "device": packed.device}
+        low: dict[str, Any] = {"dtype": packed.dtype, "device": packed.device}
         self.n, self.window = n, window
         self.x = torch.zeros(n * window, width, device=packed.device)
         self.normalised = torch.zeros(n * window, width, **low)
@@ -196,7 +196,9 @@ class KVSteps(CachedBlocks):
         self.hidden[..., t] = 0
         self.t += 1
         turns = self.packed.turns[t]
-        return self.run(x, turns, self.hidden, lambda past, entries: past[:, :, :, t : t + 1].copy_(entries))
+        return self.run(
+            x, turns, self.hidden, lambda past, entries: past[:, :, :, t : t + 1].copy_(entries)
+        )
 
 
 class KVWindows(CachedBlocks):
@@ -369,7 +371,9 @@ class StepCache:
         steps.restart(n)
         return steps
 
-    def _make_steps(self, blocks: nn.ModuleList, angles: Tensor, n: int) -> KVSteps | CompiledKVSteps:
+    def _make_steps(
+        self, blocks: nn.ModuleList, angles: Tensor, n: int
+    ) -> KVSteps | CompiledKVSteps:
         if self.compiled:
             return CompiledKVSteps(blocks, angles, n)
         return KVSteps(blocks, angles, n, self._pack_blocks(blocks, angles))

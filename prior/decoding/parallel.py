@@ -103,7 +103,9 @@ class Windows:
         scales = [sampler.scale(t / self.T) for t in range(self.T + beyond)]
         self.scales = torch.tensor(scales, device=codes.device)
         self.result = codes.clone()
-        self.samples = torch.arange(self.n, device=codes.device)  # the numbers of those on the canvas
+        self.samples = torch.arange(
+            self.n, device=codes.device
+        )  # the numbers of those on the canvas
         self.first = [0] * self.n
         self.passes = 0  # of all samples together
 

@@ -326,7 +326,7 @@ class GumbelNoise:
             while self.drawn[i] < min(position + window, self.T):
                 self._draw(i)
         if all(position == first[0] for position in first) and window == 1:
-            noise = self.blocks[:, first[0] % (2 * self.block), None]
+            noise = self.blocks[:, first[0] % (2 * self.block), None].clone()
         else:
             places = torch.tensor(first)[:, None] + torch.arange(window)
             rows = torch.arange(len(first))[:, None]

@@ -78,7 +78,7 @@ class GPT(Transformer, Autoregressive):
         """Functions that read codes and that predict logits, as `read` and `logits` do, laid out to draw n samples."""
         cache = StepCache() if cache is None else cache
         read: Multiply = self.read
-        if self.K <= n * self.T:  # or the table would have vectors that nobody reads
+        if n * self.T >= self.K:  # or the table would have vectors that nobody reads
             table = cache.pack(self.read, self.read.tabulate)
             read = partial(F.embedding, weight=table)
         head = self.head

@@ -124,7 +124,9 @@ def test_known_codes_stay_and_are_read(models: dict[str, GPT], name: str) -> Non
     init = torch.randint(7, (2, 4))
     sampler = make(Sampler, init_image="x", region=[0, 2, 2, 4], parallel=3)
     drawn = sample(model, sampler, 6, seed=1, init_codes=init).flatten(1)
-    region = torch.tensor([-1 if t % 4 >= 2 else int(code) for t, code in enumerate(init.flatten())])
+    region = torch.tensor(
+        [-1 if t % 4 >= 2 else int(code) for t, code in enumerate(init.flatten())]
+    )
     assert torch.equal(
         drawn, torch.stack([draw_by_definition(model, {}, 1, i, region, None) for i in range(6)])
     )
@@ -257,7 +259,10 @@ def test_windows_that_auto_ends_leave_the_codes_as_they_are(
         ({"parallel": 2.5}, r"sampler\.parallel=2\.5 must be auto"),
         ({"parallel": "many"}, r"sampler\.parallel=many must be auto"),
         ({"parallel": 4096}, r"sampler\.parallel=4096 must be .* from 1 to 1024"),
-        ({"parallel": 8, "compile": True}, r"sampler\.parallel=8 and sampler\.compile=true exclude"),
+        (
+            {"parallel": 8, "compile": True},
+            r"sampler\.parallel=8 and sampler\.compile=true exclude",
+        ),
     ],
 )
 def test_windows_that_are_none_are_refused(settings: dict[str, Any], says: str) -> None:
@@ -268,7 +273,9 @@ def test_windows_that_are_none_are_refused(settings: dict[str, Any], says: str) 
 @pytest.mark.parametrize("name", ["lstm", "maskgit", "bigram", "rq"])
 def test_priors_that_have_no_windows_say_so_and_leave_auto_alone(name: str) -> None:
     model = make_prior(name)
-    with pytest.raises(InputError, match=r"sampler\.parallel=8 .* with prior=gpt and rar, and \w+ can't"):
+    with pytest.raises(
+        InputError, match=r"sampler\.parallel=8 .* with prior=gpt and rar, and \w+ can't"
+    ):
         check_parallel_sampler(model, make(Sampler, parallel=8))
     auto = make(Sampler, parallel="auto")
     check_parallel_sampler(model, auto)
