@@ -24,7 +24,8 @@ CARD_SETTINGS = (  # the settings on a card, as far as a run has them; config.ya
     "prior.width", "prior.depth", "prior.inputs", "conditional", "flip", "crops", "sampler.temperature", "sampler.top_k",
     "sampler.top_p", "sampler.min_p", "sampler.guidance", "split", "n", "optimizer._target_", "optimizer.lr",
     "optimizer.matrix_lr", "data.batch_size", "batch_size", "trainer.accumulate", "trainer.compile",
-    "trainer.checkpoint_activations", "sampler.compile", "trainer.max_steps", "trainer.max_minutes", "callbacks.average.decay",
+    "trainer.checkpoint_activations", "sampler.compile", "sampler.parallel", "trainer.max_steps", "trainer.max_minutes",
+    "callbacks.average.decay",
 )  # fmt: skip
 
 CARD_VERSIONS = (

@@ -28,6 +28,7 @@ from codegrid.engine.resume import resume_command
 from codegrid.evaluation.units import describe_shown
 from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
@@ -62,7 +63,7 @@ class SampleSource:
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
     learned them mirrored; `labels` (n,) are the samples' classes, if it has any, and `classes` the names of all; `head` are
     pictures to show before the samples. `about` identifies the model and the codes that it completes; `model` is the prior, if
-    there is one.
+    there is one, and `cache` counts its passes where sampler.parallel may make them fewer.
     """
 
     tokenizer: Tokenizer
@@ -77,6 +78,7 @@ class SampleSource:
     classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
     model: PriorModel | None = None
+    cache: StepCache | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -127,8 +129,11 @@ def prior_source(
         head = show_init_image(image, init_codes, tokenizer, known)
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
 
+    cache = StepCache(sampler.compile)
+
     def draw(start: int) -> Drawn:
-        for codes in generate(model, sampler, n, seed, batch_size, labels, init_codes, start):
+        settings = (n, seed, batch_size, labels, init_codes, start, cache)
+        for codes in generate(model, sampler, *settings):
             yield codes, tokenizer.quantizer.lookup(codes)
 
     return SampleSource(
@@ -144,6 +149,7 @@ def prior_source(
         trained.classes.names,
         head,
         model,
+        cache if sampler.parallel != 1 else None,
     )
 
 
@@ -206,8 +212,11 @@ def open_saver(
     return SampleSaver(folder, n, source.about, forms)
 
 
-def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
-    """Draw the samples that the saver lacks and save them, a batch at a time."""
+def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> dict[str, float]:
+    """Draw the samples that the saver lacks and save them, a batch at a time.
+
+    Returns the forward passes that a sample took, on average, if the source counts them.
+    """
     start = saver.resume()
     drawn = source.draw(start)
     with (
@@ -219,6 +228,8 @@ def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
             batch = draw_batch(source, drawn, saver.done, batch_size, "npy" in saver.forms)
             saver.save(batch)
             bar.update(len(batch.images))
+    passes = 0 if source.cache is None else source.cache.passes
+    return {"passes_per_sample": passes / (saver.n - start)} if passes else {}
 
 
 @torch.no_grad()

@@ -32,7 +32,12 @@ from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.decoding.generate import check_compile_sampler, check_order_sampler, generate
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -144,6 +149,7 @@ class PriorJudge:
         settings: EvaluationSettings,
     ) -> None:
         check_sampler(sampler, trained.model)
+        check_parallel_sampler(trained.model, sampler)
         check_compile_sampler(trained.model, sampler, settings.device.type)
         check_order_sampler(trained.model, sampler)
         self.trained = trained
@@ -173,8 +179,9 @@ class PriorJudge:
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Compiling changes nothing but rounding.
-        chosen = {name: v for name, v in self.sampler_settings.items() if name != "compile"}
+        # Neither changes the distribution of samples.
+        same = ("compile", "parallel")
+        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
         if not self.trained.model.any_order:
             chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}

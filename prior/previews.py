@@ -13,7 +13,7 @@ from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.decoding.generate import check_compile_sampler
+from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
 from prior.judging import check_sampler, judge_codes
@@ -48,6 +48,7 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     images = load_images(trained.data, run.config.data, ckpt)
     sampler = instantiate(run.config.sampler)
     check_sampler(sampler, trained.model)
+    check_parallel_sampler(trained.model, sampler)
     check_compile_sampler(trained.model, sampler, run.device.type)
     read_comparison(settings, "prior")
     load_own_features(settings, images)

@@ -18,7 +18,12 @@ from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import check_compile_sampler, check_order_sampler, generate
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler
 from prior.likelihood import judge_codes
@@ -53,6 +58,7 @@ class SamplingSettings(TypedDict, total=False):
     corrector           of maskgit and diffusion: steps after each step that draw as many codes again
     remask              of maskgit and diffusion: share of the codes that can be masked again in a step and are, 0 to 1
     compile             compile the steps of gpt, rar and rq
+    parallel            of gpt and rar: positions drawn in one pass, from the same distribution; "auto": as many as pay
     """
 
     seed: int
@@ -70,6 +76,7 @@ class SamplingSettings(TypedDict, total=False):
     corrector: int
     remask: float
     compile: bool
+    parallel: int | Literal["auto"]
 
 
 @dataclass(repr=False, eq=False)
@@ -315,6 +322,7 @@ class Prior:
                 f"sampler.guidance={sampler.guidance} needs a prior of classes; "
                 "train one with conditional=true"
             )
+        check_parallel_sampler(self.model, sampler)
         check_compile_sampler(self.model, sampler, self.device.type)
         check_order_sampler(self.model, sampler)
         return labels

@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.adversarial import main as measure_adversarial
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
-from benchmarks.checkouts import UNITS, format_comparison
+from benchmarks.checkouts import UNITS, format_comparison, import_modules
+from benchmarks.drawing import main as compare_drawing
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.heads import HEADS, make_step
@@ -615,3 +616,39 @@ def test_the_orders_benchmark_draws_as_many_passes_in_each_column(
     ]
     assert all(row["ratio"] > 0 and row["images_per_second"] > 0 for row in rows)
     assert last["best"] == find_best(rows)
+
+
+def test_modules_of_another_checkout_stand_beside_ours() -> None:
+    import prior.decoding.sampling as ours
+
+    [theirs] = import_modules(ROOT, "prior.decoding.sampling")
+    assert theirs.__file__ == ours.__file__
+    assert theirs.Sampler is not ours.Sampler
+    assert theirs.InputError is not ours.InputError
+    assert sys.modules["prior.decoding.sampling"] is ours
+    assert str(ROOT) not in sys.path[:1]
+
+
+def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_prior_run(tmp_path / "model", classes=2)
+    flags = ["--rounds", "1", "--batches", "2", "--windows", "4", "auto", "--sampler", "top_p=0.9"]
+    words = ["--ckpt", str(tmp_path / "model"), "--other", str(ROOT), *flags]
+    monkeypatch.setattr("benchmarks.drawing.TURN", 0.0)
+    monkeypatch.setattr("sys.argv", ["drawing", *words])
+    compare_drawing()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert rows[:4] == rows[4:]
+    assert [row["how"] for row in rows[:4]] == [
+        "code by code",
+        "parallel=4",
+        "parallel=auto",
+        "other",
+    ]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    assert [row["passes"] for row in (rows[0], rows[3])] == [16, 16]
+    assert 1 < rows[1]["passes"] <= 16
+    assert rows[3]["ratio"] == 1
+    assert any(line.startswith("| model | 16 | 2 | parallel=4 | ") for line in lines)

@@ -10,7 +10,7 @@ from codegrid.engine.compile import check_compile
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
-from prior.decoding.sampling import Numbers, Sampler
+from prior.decoding.sampling import AUTO, Numbers, Sampler
 from prior.models.base import PriorModel
 
 
@@ -35,6 +35,7 @@ def generate(
     labels: Tensor | None = None,
     init_codes: Tensor | None = None,
     start: int = 0,
+    cache: StepCache | None = None,
 ) -> Iterator[Tensor]:
     """Yield samples `start` to n - 1 in batches of codes (b, h, w) int64, or (b, h, w, num_codebooks), on the model's device.
 
@@ -42,6 +43,8 @@ def generate(
     it is of class labels[i]. The codes `init_codes`, (h, w) or (h, w, num_codebooks) for all samples or (n, ...) for each,
     stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window, each conditioned on
     the codes already in it (VQGAN, Esser et al. 2021, section 3.3, in strides of half a window instead of one code).
+
+    A `cache` that is passed counts the forward passes of priors that draw code by code.
     """
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
@@ -49,7 +52,7 @@ def generate(
     empty = torch.zeros(1, *code_shape, dtype=torch.int64, device=device)
     initial = empty if init_codes is None else init_codes.to(device).reshape(-1, *code_shape)
     initial = initial.expand(n, *code_shape)
-    cache = StepCache() if sampler.compile else None
+    cache = StepCache(sampler.compile) if cache is None else cache
     for first in range(start, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         batch_labels = None if labels is None else labels[first : indices.stop].to(device)
@@ -91,6 +94,15 @@ def check_order_sampler(model: PriorModel, sampler: Sampler) -> None:
                 f"sampler.{name}={value} is for priors that fill in masked codes, prior=maskgit and diffusion, and "
                 f"{type(model).__name__} has an order of its own; leave sampler.{name} out"
             )
+
+
+def check_parallel_sampler(model: PriorModel, sampler: Sampler) -> None:
+    """Raise InputError if `sampler.parallel` is a number of positions and this prior draws code by code only."""
+    if sampler.parallel not in (1, AUTO) and not model.parallel:
+        raise InputError(
+            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar and "
+            f"prior/head=softmax, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
+        )
 
 
 def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:

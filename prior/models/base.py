@@ -17,6 +17,9 @@ from prior.models.transformer import Block
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
 
+# Takes the logits (n, K) at position t, and t, and returns codes (n,).
+Draw = Callable[[Tensor, int], Tensor]
+
 
 @dataclass
 class Prediction:
@@ -46,6 +49,7 @@ class PriorModel(nn.Module, ABC):
     """
 
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
+    parallel = False  # whether sampler.parallel can draw many positions in one pass
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
     any_order = False  # whether sampler.order, corrector and remask apply
 
@@ -105,7 +109,8 @@ class PriorModel(nn.Module, ABC):
     ) -> Tensor:
         """Return the codes (n, L) with all that are not `known` (L,) redrawn by the random `numbers` of these n samples.
 
-        `cache` holds the compiled steps of a `stepwise` prior and is passed where sampler.compile is on; others ignore it.
+        `cache` has what the batches and windows of one `generate` share: packed weights and memory, the compiled steps of a
+        `stepwise` prior, and the count of passes. Others ignore it.
         """
 
 
@@ -175,11 +180,11 @@ class Autoregressive(PriorModel):
                 "at a time, use sampler.steps=0"
             )
         codes = codes.clone()
-        uniform = numbers.uniform(self.L)
         is_known = known.tolist()
         last = max((t for t in range(self.L) if not is_known[t]), default=-1)
         doubled, guide = double_for_guidance(labels, sampler)
         draws_directly = not guide and self.readout.draws_directly(sampler)
+        draw = self.start_draws(numbers, sampler, draws_directly)
         make_decoder = self.feature_decoder if draws_directly else self.decoder
         decode = make_decoder(len(codes) * (1 + guide), doubled, cache)
         for t in range(last + 1):
@@ -190,11 +195,17 @@ class Autoregressive(PriorModel):
             if guide:
                 conditional, unconditional = logits.chunk(2)
                 logits = guided(conditional, unconditional, sampler.scale(t / self.L))
-            if draws_directly:  # the decoder's features instead
-                codes[:, t] = self.readout.draw(logits, uniform[:, t])
-            else:
-                codes[:, t] = self.readout.draw_from_logits(logits, uniform[:, t], sampler)
+            codes[:, t] = draw(logits, t)
+        if cache is not None:
+            cache.passes += len(codes) * (last + 1)
         return codes
+
+    def start_draws(self, numbers: Numbers, sampler: Sampler, directly: bool) -> Draw:
+        """How the codes of one `fill` are drawn from their logits, or `directly` from the features of `feature_decoder`."""
+        uniform, readout = numbers.uniform(self.L), self.readout
+        if directly:
+            return lambda features, t: readout.draw(features, uniform[:, t])
+        return lambda logits, t: readout.draw_from_logits(logits, uniform[:, t], sampler)
 
 
 class UncachedDecoder:

@@ -45,9 +45,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
             check_journal(run.resume, source.about)
         folder = run.start(source.name)  # before what may take hours
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
-        draw_all(source, saver, batch_size)
+        counts = draw_all(source, saver, batch_size)
         files = saver.finish()
         files |= save_pictures(saver, source, save, data, config.columns, config.rows)
-        result = run.finish({"run": str(folder), "n": n, "seed": seed, **files})
+        result = run.finish({"run": str(folder), "n": n, "seed": seed, **counts, **files})
         saver.remove_parts()
         return result

@@ -121,6 +121,9 @@ class OneStream(Numbers):
     def uniform(self, *shape: int) -> torch.Tensor:
         return torch.from_numpy(self.stream.random((self.n, *shape))).to(self.device)
 
+    def fork(self) -> list[np.random.Generator]:
+        return [self.stream] * self.n
+
 
 def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prior.decoding.generate.Numbers", OneStream)
