@@ -24,6 +24,9 @@ RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "prune.least": "min_others",
     "data.value_range": "range",
 }
+SWITCHES = {  # end of the key of an old switch -> end of the new key, and what true and false are called there
+    ".rotation": (".gradient", {"true": "rotation", "false": "straight_through"}),
+}
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
     "prior.evaluate.evaluate": "prior.stages.evaluate.evaluate",
@@ -68,6 +71,8 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
         key, equals, value = word.partition("=")
         prefix = key[: len(key) - len(key.lstrip("+~"))]
         new = prefix + rename_key(key.removeprefix(prefix))
+        if new == key:
+            new, value = rename_switch(key, value)
         if new != key:
             sentences.append(
                 f"{key.removeprefix(prefix)} is called {new.removeprefix(prefix)} now; "
@@ -75,6 +80,15 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
             )
         renamed.append(f"{new}{equals}{value}")
     return renamed, sentences
+
+
+def rename_switch(key: str, value: str) -> tuple[str, str]:
+    """A key of a quantizer and its value, or values, on the command line, as they are called today."""
+    for old, (new, names) in SWITCHES.items():
+        if "quantizer." in key and key.endswith(old):
+            values = [names.get(word.strip().lower(), word) for word in value.split(",")]
+            return key.removesuffix(old) + new, ",".join(values)
+    return key, value
 
 
 def upgrade_config(config: Any, stamp: Stamp | None = None) -> Any:
@@ -145,10 +159,28 @@ def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "score": "nearest"} if is_ibq and "score" not in node else node
 
 
+def _complete_quantizer(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a quantizer with codes, as it was before it had a choice of gradients, activations and its begin."""
+    if not str(node.get("_target_")).startswith("vqgan.quantizers.") or "K" not in node:
+        return node
+    earlier: dict[str, Any] = {"from": 0}
+    if node["_target_"] == "vqgan.quantizers.fsq.FSQ":
+        earlier |= {"activation": "tanh", "gradient": "straight_through"}
+    if "rotation" in node:
+        _, names = SWITCHES[".rotation"]
+        earlier["gradient"] = names[str(bool(node["rotation"])).lower()]
+    return earlier | {key: value for key, value in node.items() if key != "rotation"}
+
+
 def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
     return {**node, "validity": 0} if evaluates and "validity" not in node else node
+
+
+ADDITIONS = (
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_validity,
+)  # fmt: skip
 
 
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
@@ -159,9 +191,9 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(
-            _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
-        )
+        for add in ADDITIONS:
+            upgraded = add(upgraded)
+        return upgraded
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

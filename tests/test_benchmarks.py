@@ -50,6 +50,18 @@ def test_all_bottlenecks_are_compared_at_equal_bits() -> None:
             assert "K" not in quantizer
 
 
+def test_an_arm_of_the_comparison_has_settings_of_its_file_and_others() -> None:
+    words, num_codebooks = choose_words("fsq:levels=[8,8,8]:from=0.1:data.batch_size=8", bits=576)
+    assert words == [
+        "quantizer=fsq", "quantizer.levels=[8,8,8]", "quantizer.from=0.1", "data.batch_size=8", "quantizer.K=512",
+    ]  # fmt: skip
+    assert num_codebooks == 1
+    assert choose_words("ema:gradient=rotation:entropy.weight=0.1", bits=576)[0][1:3] == [
+        "quantizer.gradient=rotation",
+        "quantizer.entropy.weight=0.1",
+    ]
+
+
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
     row = measure_ours((1, 2, 32, 4), "cpu")
     assert tuple(row) == COLUMNS
