@@ -165,7 +165,7 @@ def _complete_quantizer(node: dict[Any, Any]) -> dict[Any, Any]:
         return node
     earlier: dict[str, Any] = {"from": 0}
     if node["_target_"] == "vqgan.quantizers.fsq.FSQ":
-        earlier |= {"activation": "tanh", "gradient": "straight_through"}
+        earlier |= {"activation": "tanh", "gradient": "straight_through", "decay": 0.9}
     if "rotation" in node:
         _, names = SWITCHES[".rotation"]
         earlier["gradient"] = names[str(bool(node["rotation"])).lower()]

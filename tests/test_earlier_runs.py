@@ -201,7 +201,8 @@ def test_an_earlier_name_on_the_command_line_still_works(
 
 
 def test_upgrading_a_current_config_changes_nothing() -> None:
-    config = {"quantizer": {"_target_": "vqgan.quantizers.vq.VQ", "K": 8}, "callbacks": [{"a": 1}]}
+    codes = {"_target_": "vqgan.quantizers.vq.VQ", "K": 8, "from": 0}
+    config = {"quantizer": codes, "callbacks": [{"a": 1}]}
     assert upgrade_config(config) == config
 
 
@@ -265,7 +266,7 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str, dataset: 
 
 
 def test_an_earlier_quantizer_ibq_chooses_the_nearest_code_at_any_depth() -> None:
-    ibq = {"_target_": "vqgan.quantizers.ibq.IBQ", "K": 8}
+    ibq = {"_target_": "vqgan.quantizers.ibq.IBQ", "K": 8, "from": 0}
     upgraded = upgrade_config({"quantizer": {"inner": ibq}})
     assert upgraded["quantizer"]["inner"] == {**ibq, "score": "nearest"}
     other = {**ibq, "score": "inner_product"}
@@ -306,7 +307,8 @@ def test_the_codes_of_earlier_configs_come_into_use_at_once(quantizer: str) -> N
     config = compose_config("stage=vqgan", f"quantizer={quantizer}", "seed=0")
     earlier = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
     for node in (earlier.quantizer, earlier.quantizer.get("inner") or {}):
-        for name in ("from", "activation", "gradient"):
+        names = ("from", "activation", "gradient", "decay")
+        for name in names if "levels" in node else names[:3]:
             node.pop(name, None)
         if "beta" in node:
             node["rotation"] = False

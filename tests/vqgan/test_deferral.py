@@ -116,7 +116,9 @@ def test_a_continuous_update_trains_both_networks_but_no_code() -> None:
     before = {name: p.clone() for name, p in deferred.tokenizer.named_parameters()}
     fit(deferred, [StopAt(2)])
     same = {
-        name for name, p in deferred.tokenizer.named_parameters() if torch.equal(p, before[name])
+        name
+        for name, p in deferred.tokenizer.named_parameters()
+        if p.ndim > 1 and torch.equal(p, before[name])
     }
     assert same == {"quantizer.codebook"}
 

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from codegrid.engine.clock import Mark
@@ -13,6 +14,8 @@ from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.gradients import choose_estimator
 from vqgan.quantizers.lattice import Lattice
 from vqgan.quantizers.precision import float32
+from vqgan.quantizers.quantiles import Quantiles
+from vqgan.quantizers.search import flatten
 
 PUBLISHED_LEVELS = {  # Mentzer et al. 2023, table 1: approximate number of codes -> levels
     2**8: (8, 6, 5),
@@ -22,6 +25,7 @@ PUBLISHED_LEVELS = {  # Mentzer et al. 2023, table 1: approximate number of code
     2**16: (8, 8, 8, 5, 5, 5),
 }
 MAX_LEVELS = 8  # per channel
+QUANTILES = "quantiles"
 
 class Activation(ABC):
     """How a channel becomes a number that is rounded, and what its levels are to the decoder.
@@ -97,10 +101,13 @@ class FSQ(Lattice):
     that multiply to exactly K. `levels` sets them explicitly. There is no loss: the gradient of the reconstruction
     passes through the rounding as `gradient` says, and through the activation.
 
+    With activation="quantiles" nothing is bounded or rounded: the cells are those of `Quantiles`, with thresholds and codes that
+    follow the outputs by `decay`.
+
     Raises InputError if no levels multiply to K, if `levels` don't, and for an activation or gradient that there isn't.
     """
 
-    training_settings = ("gradient",)
+    training_settings = ("gradient", "decay")
 
     def __init__(
         self,
@@ -109,6 +116,7 @@ class FSQ(Lattice):
         dim: int | None,
         activation: str,
         gradient: str,
+        decay: float,
         **when: Mark,
     ) -> None:
         product = math.prod(levels) if levels is not None else K
@@ -122,33 +130,63 @@ class FSQ(Lattice):
                 f"use quantizer.K={product}, or quantizer.levels=null for levels that fit"
             )
         super().__init__(levels if levels is not None else choose_levels(K), dim, **when)
-        if activation not in ACTIVATIONS:
+        if activation not in (*ACTIVATIONS, QUANTILES):
             raise InputError(
-                f"quantizer.activation={activation} must be one of {', '.join(ACTIVATIONS)}"
+                f"quantizer.activation={activation} must be one of {', '.join((*ACTIVATIONS, QUANTILES))}"
             )
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS.get(activation)
+        self.quantiles = (
+            Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
+        )
         self.estimate = choose_estimator(gradient)
 
+    @float32
     @torch.no_grad()
     def initialise(self, z: Tensor) -> None:
         super().initialise(z)
-        self.spread *= self.activation.spread
+        if self.activation is not None:
+            self.spread *= self.activation.spread
+        if self.quantiles is not None:
+            rows = z[:, : self.dim].float()
+            self.quantiles.initialise((rows - self.centre) / self.spread)
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
-        half = self.levels // 2
         z = self.standardise(z_e).movedim(1, -1)
+        if self.quantiles is not None:
+            indices = self.quantiles.indices(z.detach().flatten(0, -2)).view(z.shape[:-1])
+            z_q = self.estimate(z_e, self.lookup(indices))
+        else:
+            indices, z_bounded = self.round(z)
+            z_q = self.estimate(z_bounded, self.lookup(indices))
+        return Quantized(z_e, z_q, indices, z_e.new_zeros(()))
+
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised z (B, h, w, dim) -> indices (B, h, w), and what is rounded to their codes (B, dim, h, w)."""
+        assert self.activation is not None
+        half = self.levels // 2
         bounded = self.activation.bound(z, self.levels)
         # Where a distribution function is 0 or 1 to float32, rounding may leave the levels by one.
         digits = torch.minimum(bounded.detach().round() + half, self.levels - 1).clamp(min=0)
-        indices = self.to_index(digits)
-        z_bounded = self.unstandardise(self.activation.scale(bounded, self.levels).movedim(-1, 1))
-        z_q = self.estimate(z_bounded, self.lookup(indices))
-        return Quantized(z_e, z_q, indices, z_e.new_zeros(()))
+        scaled = self.activation.scale(bounded, self.levels)
+        return self.to_index(digits), self.unstandardise(scaled.movedim(-1, 1))
 
     def coordinates(self, digits: Tensor) -> Tensor:
+        if self.quantiles is not None:
+            return F.embedding(self.to_index(digits), self.quantiles.codes)
+        assert self.activation is not None
         return self.activation.scale(digits - self.levels // 2, self.levels)
+
+    @float32
+    @torch.no_grad()
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        super().update(q, rate)
+        if self.quantiles is not None:
+            assert q.indices is not None
+            rows = flatten(self.standardise(q.z_e.detach()))
+            # Late in a run outputs hardly move, and batches only add noise.
+            self.quantiles.follow(rows, q.indices.flatten(), min(1.0, 5 * rate))
 
 
 def choose_levels(K: int | None) -> tuple[int, ...]:

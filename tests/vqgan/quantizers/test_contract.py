@@ -17,7 +17,8 @@ from vqgan.quantizers.base import Quantizer
 
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
-    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}", "fsq", "fsq quantizer.activation=tanh",
+    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}", "fsq", "fsq quantizer.activation=tanh", "fsq quantizer.activation=quantiles",
+    "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=quantiles quantizer.dim=null",
     "fsq quantizer.activation=logistic quantizer.gradient=rotation", "fsq quantizer.activation=normal quantizer.gradient=diveq",
     "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
     f"residual {NARROW}", f"product {NARROW}",
@@ -226,7 +227,8 @@ REFUSED = {
     "quantizer=fsq quantizer.K=509": "K=509 is no product of levels from 2 to 8, which fsq needs; the nearest are 504 and 512",
     "quantizer=fsq quantizer.levels=[8,8,4]": "[8, 8, 4] multiply to 256, not to quantizer.K=512; use quantizer.K=256",
     "quantizer=fsq quantizer.levels=[8,1] quantizer.K=8": "quantizer.levels=1 must be a whole number of at least 2",
-    "quantizer=fsq quantizer.activation=relu": "quantizer.activation=relu must be one of tanh, logistic, normal",
+    "quantizer=fsq quantizer.activation=relu": "quantizer.activation=relu must be one of tanh, logistic, normal, quantiles",
+    "quantizer=fsq quantizer.activation=quantiles quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
     "quantizer=fsq quantizer.gradient=none": "quantizer.gradient=none must be one of straight_through, rotation, diveq",
     "quantizer=fsq quantizer.dim=64": "quantizer.dim=64 must be null or 3, the channels that K=512 takes here",
     "quantizer=lfq quantizer.K=500": "K=500 is no power of two, which one bit a channel needs; the nearest are 256 and 512",
