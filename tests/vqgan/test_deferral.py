@@ -125,7 +125,10 @@ def test_a_continuous_update_trains_both_networks_but_no_code() -> None:
 
 def train_in_parts(module: VQGAN, folder: Path, stop: int = STEPS) -> None:
     """Train up to a step, from the checkpoint in a folder if there is one."""
-    callbacks: list[Callback] = [Checkpoints(make_header("vqgan", {}), stop, pauses=(0, 0)), StopAt(stop)]
+    callbacks: list[Callback] = [
+        Checkpoints(make_header("vqgan", {}), stop, pauses=(0, 0)),
+        StopAt(stop),
+    ]
     trainer = make_trainer(callbacks=callbacks, default_root_dir=folder)
     torch.manual_seed(0)
     last = folder / LAST
@@ -183,7 +186,9 @@ def test_codes_that_would_never_come_into_use_are_refused(begin: Mark) -> None:
 
 @pytest.mark.parametrize("begin", [-1, 1.0, 1.5, "soon", True, None, math.nan])
 def test_what_is_no_moment_of_a_run_is_refused(begin: Any) -> None:
-    with pytest.raises(InputError, match=rf"quantizer.from={begin} must be a step .* or a fraction"):
+    with pytest.raises(
+        InputError, match=rf"quantizer.from={begin} must be a step .* or a fraction"
+    ):
         make(FSQ, 16, **{"from": begin})
 
 

@@ -86,8 +86,8 @@ class Quantizer(nn.Module, ABC):
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
     grows                whether it can take over a smaller codebook of its kind
-    begin                when the codes come into use: a step (int) or a fraction of the run (float); until then the decoder sees what
-                         `bypass` returns. It is the setting `from`
+    begin                when the codes come into use, the setting `from`: a step (int) or a fraction of the run (float); until
+                         then the decoder sees what `bypass` returns
     draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
                          codes have no updates
     """
@@ -237,9 +237,7 @@ class Standardised(Quantizer):
     centre: Tensor
     spread: Tensor
 
-    def __init__(
-        self, K: int | None, dim: int, in_dim: int | None = None, **when: Mark
-    ) -> None:
+    def __init__(self, K: int | None, dim: int, in_dim: int | None = None, **when: Mark) -> None:
         super().__init__(K, dim, in_dim=in_dim, **when)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))

@@ -27,6 +27,7 @@ PUBLISHED_LEVELS = {  # Mentzer et al. 2023, table 1: approximate number of code
 MAX_LEVELS = 8  # per channel
 QUANTILES = "quantiles"
 
+
 class Activation(ABC):
     """How a channel becomes a number that is rounded, and what its levels are to the decoder.
 
@@ -135,9 +136,7 @@ class FSQ(Lattice):
                 f"quantizer.activation={activation} must be one of {', '.join((*ACTIVATIONS, QUANTILES))}"
             )
         self.activation = ACTIVATIONS.get(activation)
-        self.quantiles = (
-            Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
-        )
+        self.quantiles = Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
         self.estimate = choose_estimator(gradient)
 
     @float32

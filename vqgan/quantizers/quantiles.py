@@ -11,7 +11,9 @@ from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import count_uses
 
-SAMPLES_PER_BIN = 4  # outputs in a bin on average, with which a batch moves thresholds at the full rate
+SAMPLES_PER_BIN = (
+    4  # outputs in a bin on average, with which a batch moves thresholds at the full rate
+)
 
 
 class Quantiles(nn.Module):
@@ -123,7 +125,7 @@ def batch_quantiles(values: Tensor, groups: Tensor, n: int, level: int) -> tuple
 
 
 def cell_means(rows: Tensor, indices: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the vectors (n, dim) in each cell, or its code (K, dim) if there are none, and their number (K,); of all ranks."""
+    """The mean of all ranks' vectors (n, dim) in each cell, or its code (K, dim) if there are none, and their number (K,)."""
     counts = all_reduce(count_uses(indices, len(codes)).to(codes))
     sums = all_reduce(torch.zeros_like(codes).index_add_(0, indices, rows))
     means = sums / counts.clamp(min=1)[:, None]

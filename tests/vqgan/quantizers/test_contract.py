@@ -17,16 +17,19 @@ from vqgan.quantizers.base import Quantizer
 
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
-    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}", "fsq", "fsq quantizer.activation=tanh", "fsq quantizer.activation=quantiles",
+    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}",
+    "fsq", "fsq quantizer.activation=tanh", "fsq quantizer.activation=quantiles",
     "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=quantiles quantizer.dim=null",
-    "fsq quantizer.activation=logistic quantizer.gradient=rotation", "fsq quantizer.activation=normal quantizer.gradient=diveq",
+    "fsq quantizer.activation=logistic quantizer.gradient=rotation",
+    "fsq quantizer.activation=normal quantizer.gradient=diveq",
     "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
     f"residual {NARROW}", f"product {NARROW}",
     "residual quantizer@quantizer.inner=fsq quantizer.dim=null", "residual quantizer@quantizer.inner=simvq quantizer.dim=8",
     "residual quantizer@quantizer.inner=ibq quantizer.dim=8", "residual quantizer@quantizer.inner=gumbel quantizer.dim=8",
     "residual quantizer.dropout=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
     f"vq quantizer.cosine=true {NARROW}", f"ema quantizer.cosine=true {NARROW}", f"ibq quantizer.cosine=true {NARROW}",
-    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.gradient=rotation {NARROW}", f"ema quantizer.gradient=rotation {NARROW}",
+    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.gradient=rotation {NARROW}",
+    f"ema quantizer.gradient=rotation {NARROW}",
     f"vq quantizer.gradient=diveq {NARROW}", f"simvq quantizer.gradient=diveq {NARROW}",
     "residual quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq quantizer.dim=8",
     f"vq quantizer.entropy.weight=0.1 {NARROW}", f"ema quantizer.temperature=1.0 {NARROW}", "vq quantizer.dim=1",

@@ -60,7 +60,9 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
 
 
 @pytest.mark.parametrize("levels", [[8, 5, 5, 5], [3, 2, 4]])
-@pytest.mark.parametrize(("activation", "theirs", "slope"), [("normal", "normal", 1), ("logistic", "sigmoid", 1.6)])
+@pytest.mark.parametrize(
+    ("activation", "theirs", "slope"), [("normal", "normal", 1), ("logistic", "sigmoid", 1.6)]
+)
 def test_bins_of_a_distribution_agree_with_vector_quantize_pytorch(
     levels: list[int], activation: str, theirs: str, slope: float
 ) -> None:

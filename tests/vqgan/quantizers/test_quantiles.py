@@ -56,7 +56,9 @@ def test_a_digit_counts_the_thresholds_that_its_channel_exceeds_given_the_digits
     for row, index in zip(rows, indices, strict=True):
         assert quantizer.to_digits(index).tolist() == slow_digits(quantiles, row)
     alone = [(rows[:, c, None] > quantiles.thresholds(c)[0]).sum(1) for c in range(3)]
-    assert not torch.equal(quantizer.to_index(torch.stack(alone, 1)), indices)  # as if none mattered
+    assert not torch.equal(
+        quantizer.to_index(torch.stack(alone, 1)), indices
+    )  # as if none mattered
 
 
 def test_quantiles_of_a_batch_are_those_of_each_group() -> None:
