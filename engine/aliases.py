@@ -24,6 +24,9 @@ RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "prune.least": "min_others",
     "data.value_range": "range",
 }
+SWITCHES = {  # end of the key of an old switch -> end of the new key, and what true and false are called there
+    ".rotation": (".gradient", {"true": "rotation", "false": "straight_through"}),
+}
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
     "prior.evaluate.evaluate": "prior.stages.evaluate.evaluate",
@@ -75,6 +78,8 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
         key, equals, value = word.partition("=")
         prefix = key[: len(key) - len(key.lstrip("+~"))]
         new = prefix + rename_key(key.removeprefix(prefix))
+        if new == key:
+            new, value = rename_switch(key, value)
         if new != key:
             sentences.append(
                 f"{key.removeprefix(prefix)} is called {new.removeprefix(prefix)} now; "
@@ -82,6 +87,15 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
             )
         renamed.append(f"{new}{equals}{value}")
     return renamed, sentences
+
+
+def rename_switch(key: str, value: str) -> tuple[str, str]:
+    """A key of a quantizer and its value, or values, on the command line, as they are called today."""
+    for old, (new, names) in SWITCHES.items():
+        if "quantizer." in key and key.endswith(old):
+            values = [names.get(word.strip().lower(), word) for word in value.split(",")]
+            return key.removesuffix(old) + new, ",".join(values)
+    return key, value
 
 
 def upgrade_config(config: Any, stamp: Stamp | None = None) -> Any:
@@ -158,6 +172,19 @@ def _add_head(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "head": EARLIER_HEAD} if has_head and "head" not in node else node
 
 
+def _complete_quantizer(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a quantizer with codes, as it was before it had a choice of gradients, activations and its begin."""
+    if not str(node.get("_target_")).startswith("vqgan.quantizers.") or "K" not in node:
+        return node
+    earlier: dict[str, Any] = {"from": 0}
+    if node["_target_"] == "vqgan.quantizers.fsq.FSQ":
+        earlier |= {"activation": "tanh", "gradient": "straight_through", "decay": 0.9}
+    if "rotation" in node:
+        _, names = SWITCHES[".rotation"]
+        earlier["gradient"] = names[str(bool(node["rotation"])).lower()]
+    return earlier | {key: value for key, value in node.items() if key != "rotation"}
+
+
 def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
@@ -165,13 +192,14 @@ def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of a sampler with what earlier versions did: each prior's own order, and no code drawn twice."""
+    """The settings of a sampler with what earlier versions did: code by code in each prior's own order, and no code drawn twice."""
     is_sampler = node.get("_target_") == "prior.decoding.sampling.Sampler"
-    return {"order": None, "corrector": 0, "remask": 0.0, **node} if is_sampler else node
+    added = {"order": None, "corrector": 0, "remask": 0.0, "parallel": 1}
+    return {**added, **node} if is_sampler else node
 
 
 ADDITIONS = (
-    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _add_validity,
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_validity,
     _add_sampler_settings, _add_head,
 )  # fmt: skip
 

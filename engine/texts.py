@@ -54,7 +54,10 @@ TEXTS = (
     "hydra.sweeper.storage",
     "hydra.sweeper.study_name",
 )
-TOP_LEVEL = ("init",)  # elsewhere it may be a setting of a class of the user's own
+TOP_LEVEL = (
+    "from",
+    "init",
+)  # elsewhere settings of other meaning: of quantizers, and of classes of the user's own
 LISTS = (
     "runs",
     "data.classes",

@@ -64,6 +64,18 @@ def test_every_head_of_a_prior_is_measured_by_a_step_on_random_codes() -> None:
         assert nats == pytest.approx(math.log(16), abs=0.5), name
 
 
+def test_an_arm_of_the_comparison_has_settings_of_its_file_and_others() -> None:
+    words, num_codebooks = choose_words("fsq:levels=[8,8,8]:from=0.1:data.batch_size=8", bits=576)
+    assert words == [
+        "quantizer=fsq", "quantizer.levels=[8,8,8]", "quantizer.from=0.1", "data.batch_size=8", "quantizer.K=512",
+    ]  # fmt: skip
+    assert num_codebooks == 1
+    assert choose_words("ema:gradient=rotation:entropy.weight=0.1", bits=576)[0][1:3] == [
+        "quantizer.gradient=rotation",
+        "quantizer.entropy.weight=0.1",
+    ]
+
+
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
     row = measure_ours((1, 2, 32, 4), "cpu")
     assert tuple(row) == COLUMNS

@@ -44,6 +44,8 @@ def adopt_architecture(
     Raises InputError if the tokenizer can't serve such images, and if the command asks for another architecture.
     """
     groups: dict[str, Any] = deepcopy({name: described[name] for name in ADOPTED_GROUPS})
+    if "from" in groups["quantizer"]:
+        groups["quantizer"]["from"] = 0  # its codes are in use
     fit_model(groups["model"], tokenizer, wanted)
     if wanted.grow:
         grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)

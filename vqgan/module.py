@@ -12,6 +12,7 @@ from codegrid.engine.activations import Stretch, checkpoint_activations, join_ne
 from codegrid.engine.clock import Budget, Mark, Now, Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.engine.settings import TrainerSettings
 from codegrid.evaluation.codebook import CodebookUse
@@ -26,9 +27,11 @@ from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
 from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
+from vqgan.starting import take_vectors
 from vqgan.tokenizer import Tokenizer
 
 GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
+PLACING = 4  # times as many vectors as a growing codebook needs, for a start of all codes
 
 
 @dataclass
@@ -83,6 +86,13 @@ class VQGAN(ClockedModule):
         }
         self.discriminator_step = 0
         self.discriminator_start = 0.0  # the run's progress at the discriminator's first update
+        if not self.budget.reaches(self.begin):
+            raise InputError(
+                f"quantizer.from={self.begin} is not before the last of trainer.max_steps={self.budget.max_steps} updates, so "
+                "the codes would never come into use; use a smaller one"
+            )
+        # Whether the decoder sees codes, which come into use later if quantizer.from is above 0.
+        self.quantizes = not tokenizer.quantizer.begin
         self.scores = Reconstruction()
         self.codebook_use = (
             CodebookUse(tokenizer.K, tokenizer.num_codebooks) if tokenizer.K else None
@@ -91,6 +101,8 @@ class VQGAN(ClockedModule):
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
+        if not self.quantizes and (self.now.reached(self.begin) or self.codes_are_frozen):
+            self.place_codes()
         x = self.augment_images(batch[0])
         parts = [MicroBatch(images, share) for images, share in self.micro_batches(x)]
         if self.learners.any:
@@ -102,10 +114,18 @@ class VQGAN(ClockedModule):
         if self.discriminator_trains:
             self.update_discriminator(parts)
         q = join_micro_batches([part.q for part in parts])
-        if not self.codes_are_frozen:
+        if self.quantizes and not self.codes_are_frozen:
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
         return {"indices": q.indices}
+
+    def place_codes(self) -> None:
+        """Fit the codes to what the encoder makes of training images by now, and let the decoder see them from here on."""
+        tokenizer, data = self.tokenizer, self.trainer.datamodule  # type: ignore[attr-defined]
+        assert tokenizer.K is not None
+        tokenizer.quantizer.initialise(take_vectors(tokenizer, data, PLACING * tokenizer.K))
+        self.quantizes = True
+        log_line(f"step {self.step}: the codes come into use, placed among the encoder's outputs")
 
     def augment_images(self, images: Tensor) -> Tensor:
         """Pixels of training images -> float in [-1, 1], as the datamodule augments them; float images stay as they are."""
@@ -117,7 +137,7 @@ class VQGAN(ClockedModule):
     def generator_loss(self, part: MicroBatch) -> Tensor:
         """The part's share of reconstruction + bottleneck + lambda * adversarial (eq. 6): a scalar with their gradient."""
         with torch.set_grad_enabled(not self.encoding_is_frozen):
-            part.q = self.tokenizer.encode(part.x)
+            part.q = self.tokenizer.encode(part.x, self.quantizes)
         x_hat = self.tokenizer.decode(part.q.z_q)
         part.x_hat = x_hat.detach().requires_grad_()
         terms = self.reconstruction.terms(part.x, part.x_hat)
@@ -221,13 +241,22 @@ class VQGAN(ClockedModule):
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
     @property
+    def begin(self) -> Mark:
+        """When the codes come into use."""
+        return self.tokenizer.quantizer.begin
+
+    @property
     def phases(self) -> Mapping[str, Mark]:
-        if self.adversary is None or not self.learners.any:
-            return super().phases
-        return self.adversary.gate.list_phases(self.budget)
+        phases = super().phases
+        if self.adversary is not None and self.learners.any:
+            phases = self.adversary.gate.list_phases(self.budget)
+        if not self.begin:
+            return phases
+        return {"continuous": 0} | {name: mark or self.begin for name, mark in phases.items()}
 
     def enter(self, mark: Mark) -> None:
         super().enter(mark)
+        self.quantizes = self.now.reached(self.begin)
         self.discriminator_step = 0  # at which all that is due every n updates is due
 
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
@@ -256,6 +285,8 @@ class VQGAN(ClockedModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        # Codes of a run that is resumed, or that this one starts with, have been in use.
+        self.quantizes |= self.tokenizer.quantizer.num_updates > 0
         self.learners.stop_noise(self.tokenizer)
 
     @property

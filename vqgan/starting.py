@@ -164,5 +164,5 @@ def take_vectors(tokenizer: Tokenizer, data: ImageDataModule, K: int) -> Tensor:
     """What the encoder makes of training images, (n, in_dim of the quantizer): enough for K codes."""
     n = -(-VECTORS_PER_CODE * K // (tokenizer.grid[0] * tokenizer.grid[1]))
     images, _ = data.take_evenly("train", min(n, RANDOM_START_IMAGES))
-    x = data.preprocess(images)
+    x = data.preprocess(images.to(next(tokenizer.parameters()).device))
     return torch.cat([flatten(tokenizer.encode_input(part)) for part in x.split(16)])

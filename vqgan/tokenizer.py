@@ -304,9 +304,11 @@ class Tokenizer(nn.Module):
         """
         return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
 
-    def encode(self, x: Tensor) -> Quantized:
-        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
-        q: Quantized = self.quantizer(self.encode_input(x))
+    def encode(self, x: Tensor, quantize: bool = True) -> Quantized:
+        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck; without `quantize` it has no indices,
+        and z_q is z_e."""
+        z_e = self.encode_input(x)
+        q: Quantized = self.quantizer(z_e) if quantize else self.quantizer.bypass(z_e)
         return q
 
     def encode_input(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from codegrid.engine.aliases import upgrade_names
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import check_size, divides, write_size
 from codegrid.engine.version import STAMP, Stamp, check_format
@@ -35,7 +36,7 @@ class CodegridFormat(Format):
         counters = file.tensors.keys() - weights
         return Plan(
             model,
-            deepcopy(dict(facts["quantizer"])),
+            upgrade_names({"quantizer": facts["quantizer"]}, Stamp.read(facts[STAMP]))["quantizer"],
             {name: name for name in weights - {TABLE}},
             statistics=frozenset({TABLE, *counters}),
         )

@@ -2,13 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError, check_int
 
@@ -51,6 +52,22 @@ def join_micro_batches(outputs: list[Quantized]) -> Quantized:
     return Quantized(z_e, z_q, joined, outputs[0].loss, parts=parts)
 
 
+def check_begin(settings: Mapping[str, Any]) -> Mark:
+    """The moment `from`, of which the settings consist, or 0 if there are none; a step or a fraction of the run.
+
+    Raises TypeError for other settings, and InputError if it is no moment before the end of a run.
+    """
+    if unknown := settings.keys() - {"from"}:
+        raise TypeError(f"a quantizer has no setting {', '.join(sorted(unknown))}")
+    begin: Mark = settings.get("from", 0)
+    is_number = isinstance(begin, int | float) and not isinstance(begin, bool)
+    if not is_number or begin < 0 or (isinstance(begin, float) and not begin < 1):
+        raise InputError(
+            f"quantizer.from={begin} must be a step (whole) or a fraction of the run (with a point) from 0 to below 1"
+        )
+    return begin
+
+
 NO_CODES_MESSAGE = (
     "this tokenizer is continuous (quantizer=none or kl) and has no codes; "
     "train one with quantizer=ema"
@@ -63,12 +80,14 @@ class Quantizer(nn.Module, ABC):
     K is the number of codes per codebook, None for a continuous bottleneck. `num_codebooks` is the number of codes per
     grid position, each from its own codebook. `in_dim` is the number of channels expected from the encoder.
 
-    `forward` is pure. State changes only in `initialise` or `grow_from`, once before training, and in `update`, after each
-    step.
+    `forward` is pure. State changes only in `initialise` or `grow_from`, once before training (and `initialise` again where
+    the codes come into use, if that is later), and in `update`, after each step.
 
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
     grows                whether it can take over a smaller codebook of its kind
+    begin                when the codes come into use, the setting `from`: a step (int) or a fraction of the run (float); until
+                         then the decoder sees what `bypass` returns
     draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
                          codes have no updates
     """
@@ -80,11 +99,18 @@ class Quantizer(nn.Module, ABC):
     _counted: tuple[Tensor, int, int] | None = None  # `updates`, its version, and what it held then
 
     def __init__(
-        self, K: int | None, dim: int, num_codebooks: int = 1, in_dim: int | None = None
+        self,
+        K: int | None,
+        dim: int,
+        num_codebooks: int = 1,
+        in_dim: int | None = None,
+        **when: Mark,
     ) -> None:
+        """`when` may have the setting `from`, a word that is no name of a parameter in Python."""
         super().__init__()
         if K is not None:
             check_int("quantizer.K", K, 2, "codes")
+        self.begin = check_begin(when)
         check_int("quantizer.dim", dim, 1)
         self.K = K
         self.dim = dim
@@ -141,6 +167,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, z_e: Tensor) -> Quantized:
         """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, num_codebooks)."""
+
+    def bypass(self, z_e: Tensor) -> Quantized:
+        """z_e (B, in_dim, h, w) as it is compared with the codes, in place of the codes, without indices or loss."""
+        z = z_e.float()
+        return Quantized(z, z, None, z.new_zeros(()))
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices from `forward` -> z_q (B, dim, h, w), in eval mode the same bits as `forward` returned.
@@ -206,8 +237,8 @@ class Standardised(Quantizer):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, K: int | None, dim: int, in_dim: int | None = None) -> None:
-        super().__init__(K, dim, in_dim=in_dim)
+    def __init__(self, K: int | None, dim: int, in_dim: int | None = None, **when: Mark) -> None:
+        super().__init__(K, dim, in_dim=in_dim, **when)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import count_uses
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.entropy import Entropy
-from vqgan.quantizers.gradients import rotate, straight_through
+from vqgan.quantizers.gradients import choose_estimator
 from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import best_match, flatten, unflatten
@@ -28,7 +29,8 @@ class Codebook(Quantizer):
     beta          weight of the commitment loss, the mean square of z_e - sg(z_q); the codebook loss has weight 1
     cosine        scales encoder outputs and codes to length 1 before anything else
                   (Yu et al. 2022, ViT-VQGAN, section 3.2)
-    rotation      uses the rotation trick's gradient instead of the straight-through one (Fifty et al. 2024)
+    gradient      from the decoder to z_e: straight_through; rotation, the rotation trick's (Fifty et al. 2024); or diveq, which
+                  moves the codes too, so there is no codebook loss (Vali et al. 2026; their beta is 0)
     temperature   above 0, draws codes in training with p = softmax(-d^2 / temperature)
                   (Lee et al. 2022, RQ-VAE, eq. 10)
     entropy       regularises the assignments; holds n x K distances while its weight is above 0
@@ -45,7 +47,7 @@ class Codebook(Quantizer):
     """
 
     training_settings = (
-        "beta", "rotation", "temperature", "entropy", "kmeans", "revive", "split", "decay", "codebook_lr",
+        "beta", "gradient", "temperature", "entropy", "kmeans", "revive", "split", "decay", "codebook_lr",
     )  # fmt: skip
     grows = True
     K: int
@@ -58,7 +60,7 @@ class Codebook(Quantizer):
         *,
         beta: float,
         cosine: bool,
-        rotation: bool,
+        gradient: str,
         temperature: float,
         entropy: Entropy | None,
         kmeans: bool,
@@ -66,8 +68,9 @@ class Codebook(Quantizer):
         split: float,
         decay: float,
         codebook_lr: float,
+        **when: Mark,
     ) -> None:
-        super().__init__(K, dim)
+        super().__init__(K, dim, **when)
         check_range("quantizer.beta", beta, 0)
         check_range("quantizer.temperature", temperature, 0)
         check_range("quantizer.codebook_lr", codebook_lr, 0)
@@ -76,7 +79,8 @@ class Codebook(Quantizer):
         check_range("quantizer.decay", decay, 0, 1)
         self.beta = beta
         self.cosine = cosine
-        self.rotation = rotation
+        self.gradient = gradient
+        self.estimate = choose_estimator(gradient)
         self.temperature = temperature
         self.entropy = entropy
         self.kmeans = kmeans
@@ -86,6 +90,11 @@ class Codebook(Quantizer):
         self.codebook_lr = codebook_lr
         # Running counts, 1 on average. If they started at 0, every code would count as dead.
         self.register_buffer("counts", torch.ones(K))
+
+    @property
+    def decoder_moves_codes(self) -> bool:
+        """Whether the codes have the decoder's gradient themselves, and no loss of their own."""
+        return self.gradient == "diveq"
 
     @abstractmethod
     def codes(self) -> Tensor:
@@ -104,17 +113,20 @@ class Codebook(Quantizer):
         commitment = F.mse_loss(z, z_q.detach())
         loss = self.beta * commitment
         terms = {"commitment": commitment.detach()}
-        if codes.requires_grad:
+        if codes.requires_grad and not self.decoder_moves_codes:
             loss = loss + F.mse_loss(z_q, z.detach())
         if self.entropy is not None and self.entropy.weight_at(self.num_updates):
             per_sample, of_codebook = self.entropy.from_distances(self.distances(z, codes))
             loss = loss + self.entropy.loss(per_sample, of_codebook, self.num_updates)
             terms["entropy_sample"] = per_sample.detach()
             terms["entropy_codebook"] = of_codebook.detach()
-        estimate = rotate if self.rotation else straight_through
-        z_q = estimate(z, z_q.detach())
+        z_q = self.estimate(z, z_q if self.decoder_moves_codes else z_q.detach())
         grid = indices.view(z_e.shape[0], *z_e.shape[2:])
         return Quantized(unflatten(z, z_e), unflatten(z_q, z_e), grid, loss, terms)
+
+    @float32
+    def bypass(self, z_e: Tensor) -> Quantized:
+        return super().bypass(unflatten(self.project(flatten(z_e.float())), z_e))
 
     @float32
     def lookup(self, indices: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Standardised
 
@@ -21,7 +22,7 @@ class Lattice(Standardised):
     basis: Tensor
     levels: Tensor
 
-    def __init__(self, levels: Sequence[int], dim: int | None) -> None:
+    def __init__(self, levels: Sequence[int], dim: int | None, **when: Mark) -> None:
         levels = tuple(levels)
         for level in levels:
             check_int("quantizer.levels", level, 2)
@@ -29,7 +30,7 @@ class Lattice(Standardised):
             raise InputError(
                 f"quantizer.dim={dim} must be null or {len(levels)}, the channels that K={math.prod(levels)} takes here"
             )
-        super().__init__(math.prod(levels), len(levels))
+        super().__init__(math.prod(levels), len(levels), **when)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)

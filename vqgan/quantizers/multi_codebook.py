@@ -7,6 +7,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Quantized, Quantizer
 
@@ -26,10 +27,11 @@ class MultiCodebook(Quantizer):
         num_codebooks: int,
         dim: int | None,
         inner_dim: int | None,
+        **when: Mark,
     ) -> None:
         """`inner(K=..., dim=...)` builds one bottleneck; with inner_dim=None it sets its own width.
 
-        Raises InputError if the inner bottleneck has no codebook or several.
+        Raises InputError if the inner bottleneck has no codebook or several, or a `from` of its own.
         """
         check_int("quantizer.num_codebooks", num_codebooks, 1)
         quantizers = [inner(K=K, dim=inner_dim) for _ in range(num_codebooks)]
@@ -38,7 +40,12 @@ class MultiCodebook(Quantizer):
             raise InputError(
                 f"quantizer.inner={type(first).__name__} must have exactly one codebook; use one such as ema or fsq"
             )
-        super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks)
+        if first.begin:
+            raise InputError(
+                f"quantizer.inner.from={first.begin} must be 0: all codebooks come into use together; "
+                f"use quantizer.from={first.begin}"
+            )
+        super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks, **when)
         self.inner = nn.ModuleList(quantizers)
         self.grows = first.grows
 

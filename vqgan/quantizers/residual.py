@@ -7,6 +7,7 @@ from operator import add
 import torch
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import seeded_generator, share_seed
 from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized, Quantizer
@@ -31,9 +32,10 @@ class Residual(MultiCodebook):
         num_codebooks: int,
         dim: int | None,
         dropout: float,
+        **when: Mark,
     ) -> None:
         check_range("quantizer.dropout", dropout, 0, 1)
-        super().__init__(inner, K, num_codebooks, dim, dim)
+        super().__init__(inner, K, num_codebooks, dim, dim, **when)
         first = self.inner_quantizers[0]
         if getattr(first, "cosine", False):
             raise InputError(

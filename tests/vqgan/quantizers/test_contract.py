@@ -17,13 +17,21 @@ from vqgan.quantizers.base import Quantizer
 
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
-    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}", "fsq", "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
+    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}",
+    "fsq", "fsq quantizer.activation=tanh", "fsq quantizer.activation=quantiles",
+    "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=quantiles quantizer.dim=null",
+    "fsq quantizer.activation=logistic quantizer.gradient=rotation",
+    "fsq quantizer.activation=normal quantizer.gradient=diveq",
+    "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
     f"residual {NARROW}", f"product {NARROW}",
     "residual quantizer@quantizer.inner=fsq quantizer.dim=null", "residual quantizer@quantizer.inner=simvq quantizer.dim=8",
     "residual quantizer@quantizer.inner=ibq quantizer.dim=8", "residual quantizer@quantizer.inner=gumbel quantizer.dim=8",
     "residual quantizer.dropout=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
     f"vq quantizer.cosine=true {NARROW}", f"ema quantizer.cosine=true {NARROW}", f"ibq quantizer.cosine=true {NARROW}",
-    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.rotation=true {NARROW}", f"ema quantizer.rotation=true {NARROW}",
+    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.gradient=rotation {NARROW}",
+    f"ema quantizer.gradient=rotation {NARROW}",
+    f"vq quantizer.gradient=diveq {NARROW}", f"simvq quantizer.gradient=diveq {NARROW}",
+    "residual quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq quantizer.dim=8",
     f"vq quantizer.entropy.weight=0.1 {NARROW}", f"ema quantizer.temperature=1.0 {NARROW}", "vq quantizer.dim=1",
     f"vq quantizer.codebook_lr=10 quantizer.kmeans=false quantizer.revive=0 {NARROW}",
 ]  # fmt: skip
@@ -111,6 +119,20 @@ class TestContract:
             or "product" in variant
             or "gumbel" in variant
         )
+
+    def test_bypassed_outputs_have_the_shape_of_codes_and_a_gradient(self, variant: str) -> None:
+        quantizer = build(variant)
+        if quantizer.K is None:
+            return
+        x = make_z_e(quantizer).requires_grad_()
+        q = quantizer.bypass(x)
+        assert q.z_q.shape == (2, quantizer.dim, 4, 4)
+        assert q.z_q.dtype == torch.float32
+        assert q.indices is None
+        assert q.loss == 0
+        (q.z_q * torch.randn_like(q.z_q)).sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
 
     def test_loss_and_decoder_reach_every_parameter(self, variant: str) -> None:
         quantizer = build(variant)
@@ -208,6 +230,9 @@ REFUSED = {
     "quantizer=fsq quantizer.K=509": "K=509 is no product of levels from 2 to 8, which fsq needs; the nearest are 504 and 512",
     "quantizer=fsq quantizer.levels=[8,8,4]": "[8, 8, 4] multiply to 256, not to quantizer.K=512; use quantizer.K=256",
     "quantizer=fsq quantizer.levels=[8,1] quantizer.K=8": "quantizer.levels=1 must be a whole number of at least 2",
+    "quantizer=fsq quantizer.activation=relu": "quantizer.activation=relu must be one of tanh, logistic, normal, quantiles",
+    "quantizer=fsq quantizer.activation=quantiles quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
+    "quantizer=fsq quantizer.gradient=none": "quantizer.gradient=none must be one of straight_through, rotation, diveq",
     "quantizer=fsq quantizer.dim=64": "quantizer.dim=64 must be null or 3, the channels that K=512 takes here",
     "quantizer=lfq quantizer.K=500": "K=500 is no power of two, which one bit a channel needs; the nearest are 256 and 512",
     "quantizer=bsq quantizer.K=3": "quantizer.K=3 is no power of two, which one bit a channel needs; the nearest are 2 and 4",
@@ -216,6 +241,11 @@ REFUSED = {
     "quantizer=residual quantizer.dropout=2": "quantizer.dropout=2 must be a number from 0 to 1",
     "quantizer=residual quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in residual",
     "quantizer=residual quantizer@quantizer.inner=fsq": "quantizer.dim=64 must be null or 3",
+    "quantizer=vq quantizer.gradient=reinmax": "quantizer.gradient=reinmax must be one of straight_through, rotation, diveq",
+    "quantizer=ema quantizer.gradient=diveq": "those of ema are running means; use quantizer=vq, or quantizer.gradient=rotation",
+    "quantizer=ibq quantizer.gradient=diveq": "can't be set for ibq, which has a gradient of its own; leave it out",
+    "quantizer=gumbel quantizer.from=1.0": "quantizer.from=1.0 must be a step (whole) or a fraction of the run",
+    "quantizer=residual quantizer.inner.from=0.1": "all codebooks come into use together; use quantizer.from=0.1",
 }
 
 
