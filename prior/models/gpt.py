@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prior.decoding.kv_decoder import StepCache, make_steps
+from prior.decoding.kv_decoder import StepCache
 from prior.models.backbone import Transformer, TransformerSettings
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -17,6 +17,7 @@ class GPT(Transformer, Autoregressive):
     positions."""
 
     stepwise = True
+    takes_front = True
     blocks: Stack
 
     def __init__(
@@ -48,16 +49,17 @@ class GPT(Transformer, Autoregressive):
     ) -> Tensor:
         """The logits (B, T, K) of codes (B, T) in any order, whose positions are in `places` and `angles`."""
         x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
-        return self.logits(self.blocks(self.drop(x + places), angles))
+        return self.logits(self.run_stack(self.blocks, x + places, angles, labels))
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
     ) -> StepDecoder:
         places, angles = self.places()
-        steps = make_steps(self.blocks, angles, n, cache)
+        steps = self.start_steps(self.blocks, angles, n, labels, cache)
+        first = steps.t
 
         def decode(before: Tensor | None) -> Tensor:
             x = self.begin(n, labels) if before is None else self.read(before)
-            return self.logits(steps(x + places[steps.t]))
+            return self.logits(steps(x + places[steps.t - first]))
 
         return decode

@@ -22,6 +22,7 @@ class Masked(Transformer):
     """
 
     exact = False
+    takes_front = True
     blocks: Stack
 
     def __init__(
@@ -36,10 +37,10 @@ class Masked(Transformer):
         self.add_backbone(settings, {"blocks": settings.depth}, causal=False)
 
     def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, L), of which those `masked` (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
+        """codes (B, L), of which those `masked` (B, L) are not read, labels (B, ...) -> logits (B, L, K) float32."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
         x = x + self.place + self.label(codes.shape[0], labels)[:, None]
-        return self.logits(self.blocks(self.drop(x), self.angles))
+        return self.logits(self.run_stack(self.blocks, x, self.angles, labels))
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
         # A grid's masks depend on its codes only, not on the batch that it comes in.
