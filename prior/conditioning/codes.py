@@ -1,5 +1,6 @@
 """The codes of another image as a condition: maps to pictures, low to high resolution, one modality to another."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,28 @@ class CodeCondition(Condition):
         return f"the {h}x{w} codes of another image"
 
     def read(self, value: Any) -> Tensor:
-        """Images in any form that Tokenizer.encode_images takes, or a folder of them."""
+        """Images in any form that Tokenizer.encode_images takes, or a folder of them; or a tensor (m, length) int64 of their codes,
+        as codes.pt has them."""
+        if isinstance(value, Tensor) and value.ndim == 2 and value.dtype == torch.int64:
+            return self.check_labels(value.cpu())
         if isinstance(value, str | Path) and Path(value).expanduser().is_dir():
             value = list_pictures_in(Path(value).expanduser())
         device = next(self.tokenizer.parameters()).device
         with autocast(device):
             codes = self.tokenizer.encode_images(value)
         return codes.flatten(1)
+
+    def check_labels(self, labels: Tensor) -> Tensor:
+        """Labels (m, length) themselves; raises InputError unless they are codes, or -1 throughout for none."""
+        length = math.prod(self.tokenizer.code_shape)
+        if labels.shape[1] != length:
+            raise InputError(
+                f"condition has codes of shape {list(labels.shape)}, and this prior learned {self.summarize()}; give (m, {length})"
+            )
+        codes = labels[(labels >= 0).any(1)].view(-1, *self.tokenizer.code_shape)
+        if len(codes):
+            self.tokenizer.check_codes(codes)
+        return labels
 
     @torch.no_grad()
     def show(self, labels: Tensor, size: Sequence[int]) -> Tensor | None:

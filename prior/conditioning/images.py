@@ -134,7 +134,7 @@ class FileLabels(VectorLabels):
         self.condition = condition or VectorCondition([VectorPart("vector", size)], of_columns=False)
         if self.condition.size != size:
             raise InputError(
-                f"{self.setting} has vectors of {size} numbers, and the prior learned {self.condition.summarize()}; give the file "
+                f"{self.setting} has vectors of {size} number{'s' if size > 1 else ''}, and the prior learned {self.condition.summarize()}; give the file "
                 "that it was trained with"
             )
 
