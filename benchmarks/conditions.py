@@ -2,17 +2,18 @@
 
 python -m benchmarks.conditions --ckpt runs/prior/of_outlines --n 200
 
-Rows are printed as they are measured, and as JSON lines at the end. `nats` of the first n validation images are given with each image's own condition, with
-none, and with that of the next image. Samples are drawn for the conditions of these images, at each guidance of --guidance, with
-the same random numbers; `none` is without a condition. They are judged where that needs no network:
+Rows are printed as they are measured, and as JSON lines at the end. `nats` of the first n validation images are given with
+each image's own condition, with none, and with that of the image before. Samples are drawn for the conditions of these images, at
+each guidance of --guidance, with the same random numbers; `none` is without a condition. They are judged where that needs no
+network:
 
 outlines   the prior of data=shapes conditioned on the codes of data=outlines: F1 of the pixels of a sample's outlines and of
            the outlines asked for, where pixels up to --tolerance apart agree
 counts     the prior of data=shapes conditioned on the column count or kinds: the mean difference between the number of shapes
            that the judge of evaluation/validity.py sees and the number asked for, and the correlation of the two
 
-`reconstructions` are the same figures for the validation images themselves as the tokenizer decodes them, which samples can't beat by
-much: shapes cover each other, and a tokenizer moves edges.
+`reconstructions` are the same figures for the validation images themselves as the tokenizer decodes them, which samples can't
+beat by much: shapes cover each other, and a tokenizer moves edges.
 """
 
 import argparse

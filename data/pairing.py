@@ -30,12 +30,13 @@ def pair_names(names: Sequence[str], others: Sequence[str]) -> NDArray[np.int64]
     ways in which all have a partner, or else in the one in which the most have.
     """
     cleaned, cleaned_others = list(map(clean_path, names)), list(map(clean_path, others))
-    best = np.full(len(names), NONE)
+    best, most = np.full(len(names), NONE), (0, 0)
     for read in READINGS.values():
         places = place_names([read(other) for other in cleaned_others])
         rows = np.array([places.get(read(name), NONE) for name in cleaned], np.int64)
-        if (rows >= 0).sum() > (best >= 0).sum():
-            best = rows
+        score = int((rows >= 0).sum()), int((rows == SEVERAL).sum())
+        if score > most:
+            best, most = rows, score
         if (best >= 0).all():
             break
     return best
@@ -57,7 +58,7 @@ def pair_images(
     rows = pair_names(list(map(str, names)), list(map(str, same)))
     lacking = np.flatnonzero(rows == NONE)
     if len(lacking) and others.source("train").shares_names(others.source("val")):
-        beyond = pair_names([str(names[row]) for row in lacking], list(map(str, rest)))
+        beyond = pair_names([str(names[row]) for row in lacking.tolist()], list(map(str, rest)))
         rows[lacking] = np.where(beyond >= 0, beyond + len(same), beyond)
     for fault, what in ((NONE, "have no partner among"), (SEVERAL, "have several partners among")):
         if (wrong := np.flatnonzero(rows == fault)).size:

@@ -39,10 +39,8 @@ class MappedArray:
 class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
     """Samples (value, label) from `values` (n, ...) and `labels` (n, ...), restricted to `rows` if they are not None.
 
-    Labels are whole numbers, or vectors of float32.
-
-    `columns` are further values of the images, (images, ...): where there are several views of each, sample i is of image
-    i modulo their number.
+    Labels are whole numbers, or vectors of float32. `columns` are further values of the images, (images, ...). Where there are
+    several views of each image, sample i is of image i modulo their number; labels may be those of the images too.
     """
 
     columns: Mapping[str, NDArray[Any]] = {}
@@ -86,7 +84,7 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = np.asarray(indices) if self.rows is None else self.rows[indices]
-        labels = self.labels[rows]
+        labels = self.labels[rows % len(self.labels)]
         label_type = np.float32 if labels.dtype.kind == "f" else np.int64
         return from_numpy(self.values[rows]), torch.from_numpy(labels.astype(label_type))
 

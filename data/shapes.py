@@ -26,7 +26,9 @@ MIN_ASPECT = 0.35  # of 1
 CENTRES = (0.12, 0.88)  # where centres of shapes lie, from edge to edge of the image
 LEAST_LEVEL = 102  # of the brightest channel of a shape's colour, in 8 bits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
-LEAST_STEP = 24  # between neighbouring pixels of 8 bits, in any channel, from which on there is an outline
+LEAST_STEP = (
+    24  # between neighbouring pixels of 8 bits, in any channel, from which on there is an outline
+)
 _SPLIT_STREAMS = {"train": 0, "val": 1}
 
 Array = NDArray[np.float32]
@@ -213,7 +215,9 @@ class ShapeSource(Source):
         counts, parameters = _draw_parameters(self.seed, self.split, range(self.n))
         return {name: COLUMNS[name](counts, parameters) for name in self.further}
 
-    def draw(self, indices: Sequence[int], side: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def draw(
+        self, indices: Sequence[int], side: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images (n, 3, side, side) and labels (n,)."""
         return draw_shapes(self.seed, self.split, indices, side)
 
@@ -237,7 +241,9 @@ class OutlineSource(ShapeSource):
     def make_key(self, n: int, seed: int, split: str) -> dict[str, Any]:
         return {"outlines": OUTLINES_VERSION, **super().make_key(n, seed, split)}
 
-    def draw(self, indices: Sequence[int], side: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def draw(
+        self, indices: Sequence[int], side: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         images, labels = super().draw(indices, side)
         return draw_outlines(images), labels
 

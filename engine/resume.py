@@ -38,7 +38,10 @@ from codegrid.engine.words import clean_key, format_word
 ALSO_CHANGEABLE = (
     "ckpt", "condition", "batch_size", "sampler.init_image", "name", "hub", "private", "replace",
 )  # fmt: skip
-MOVABLE = ("ckpt", "condition")  # what may lie elsewhere when a run resumes; its stage checks that it is the same
+MOVABLE = (
+    "ckpt",
+    "condition",
+)  # what may lie elsewhere when a run resumes; its stage checks that it is the same
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:

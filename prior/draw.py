@@ -110,8 +110,8 @@ class SampleSource:
     `draw(start)` yields the batches of the samples from number `start` on. `grid` (h, w) is that of a sample, and `code_shape`
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
     learned them mirrored; `labels` (n, ...) are the samples' classes or what else they are conditioned on by `condition`, if there
-    are any, and `classes` the names of all; `head` are pictures to show before the samples. `about` identifies the model and the codes that it completes; `model` is the prior, if
-    there is one.
+    are any, and `classes` the names of all; `head` are pictures to show before the samples. `about` identifies the model and the
+    codes that it completes; `model` is the prior, if there is one.
     """
 
     tokenizer: Tokenizer

@@ -81,7 +81,7 @@ def copy_origin(
     folder: Path,
     labels: ImageLabels | None = None,
 ) -> None:
-    """Save what a prior stands on in its run folder: a list of its images, its tokenizer, and that of its condition if it has one."""
+    """Save what a prior stands on in its run folder: a list of its images, its tokenizer, and its condition's if there is one."""
     save_image_ids(images, folder)
     copy_tokenizer(tokenizer, described, folder)
     if labels is not None and isinstance(labels.condition, CodeCondition):

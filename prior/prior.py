@@ -330,8 +330,10 @@ class Prior:
         check_compile_sampler(self.model, sampler, self.device.type)
         return labels
 
-    def _pick_labels(self, label: Any, condition: Any, n: int) -> Tensor | None:
-        """The labels (n, ...) of n samples or images: the classes that `label` names, or those that `condition` gives, in turn."""
+    def _pick_labels(
+        self, label: Any, condition: Any, n: int, in_turn: bool = True
+    ) -> Tensor | None:
+        """The labels (n, ...) of n samples or images: the classes that `label` names, or those that `condition` gives."""
         if self.condition is None:
             if condition is not None:
                 needed = "classes, named by label" if len(self.classes) else "none"
@@ -342,10 +344,10 @@ class Prior:
             return choose_labels(self.classes, label, n)
         if label is not None:
             raise InputError(
-                f"label={label} is of priors of classes, and this one is conditioned on {self.condition.summarize()}; give condition "
-                "instead"
+                f"label={label} is of priors of classes, and this one is conditioned on {self.condition.summarize()}; give "
+                "condition instead"
             )
-        return self.condition.choose(self.model, condition, n)
+        return self.condition.choose(self.model, condition, n, in_turn)
 
     @torch.no_grad()
     def _draw(
@@ -406,7 +408,7 @@ class Prior:
         """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none."""
         self._require_label(label)
         if self.condition is not None or condition is not None:
-            return self._pick_labels(label, condition, n)
+            return self._pick_labels(label, condition, n, in_turn=False)
         several = list_labels(label)
         if len(several) not in (1, n):
             raise InputError(

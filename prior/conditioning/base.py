@@ -43,9 +43,13 @@ class Condition(ABC):
 
     def to(self, device: torch.device | str) -> None:
         """Move networks to a device, in place."""
+        return
 
-    def choose(self, model: PriorModel, value: Any, n: int) -> Tensor:
-        """The labels (n, ...) of n samples: those that `value` gives, in turn. Raises InputError for values that are none."""
+    def choose(self, model: PriorModel, value: Any, n: int, in_turn: bool = True) -> Tensor:
+        """The labels (n, ...) of n samples or images: those that `value` gives, in turn, or else one for all or n.
+
+        Raises InputError for values that are none.
+        """
         if value is None:
             raise InputError(
                 f"this prior is conditioned on {self.summarize()}; give condition=..., or condition={NONE} for samples of no "
@@ -58,6 +62,10 @@ class Condition(ABC):
         labels = self.read(value)
         if not len(labels):
             raise InputError("condition is an empty list; give at least one, or leave it out")
+        if not in_turn and len(labels) not in (1, n):
+            raise InputError(
+                f"condition has {len(labels)} for {n} images; give one for all, or one for each"
+            )
         return labels[torch.arange(n) % len(labels)]
 
 

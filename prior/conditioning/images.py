@@ -1,4 +1,4 @@
-"""The labels of the images of a split: what a prior is conditioned on, read from a table, from a file, or by encoding other images."""
+"""The labels of the images of a split: what a prior is conditioned on, from a table, from a file, or by encoding other images."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -48,7 +48,7 @@ class ImageLabels(ABC):
     def read(
         self, split: str, flip: bool = False, crops: int = 1, *, fabric: Fabric
     ) -> NDArray[Any]:
-        """The labels (views * n, ...) of a split's n readable images, in the order of `extract`: view by view."""
+        """The labels of a split's n readable images: (n, ...), or (views * n, ...) in the order of `extract` if views differ."""
 
     @abstractmethod
     def draw_blank(self, n: int) -> NDArray[Any]:
@@ -56,13 +56,15 @@ class ImageLabels(ABC):
 
     def fit(self, train: NDArray[Any]) -> None:
         """Let the condition learn what it must of the training images' labels."""
+        return
 
     def check(self, flip: bool, crops: int) -> None:
         """Raise InputError if images can't have labels in these views, or lack some. No image is read."""
+        return
 
 
 class VectorLabels(ImageLabels):
-    """Vectors of numbers; all views of an image have its own."""
+    """Vectors of numbers, the same for all views of an image."""
 
     condition: VectorCondition
 
@@ -73,7 +75,7 @@ class VectorLabels(ImageLabels):
     def read(
         self, split: str, flip: bool = False, crops: int = 1, *, fabric: Fabric
     ) -> NDArray[Any]:
-        return np.tile(self.read_split(split), (crops * (1 + flip), 1))
+        return self.read_split(split)
 
     def draw_blank(self, n: int) -> NDArray[Any]:
         random = np.random.default_rng(0)
@@ -98,7 +100,8 @@ class ColumnLabels(VectorLabels):
         columns = images.source("train").columns
         if lacking := [name for name in names if name not in columns]:
             raise InputError(
-                f"the images of {images.title} have no column {lacking[0]}, which the condition needs; add data.columns=[{lacking[0]}]"
+                f"the images of {images.title} have no column {lacking[0]}, which the condition needs; add "
+                f"data.columns=[{lacking[0]}]"
             )
         parts = [
             describe_column(name, columns[name], images.column_names.get(name)) for name in names
@@ -131,11 +134,13 @@ class FileLabels(VectorLabels):
         self.images, self.setting = images, f"condition={value}"
         self.file = load_vectors(Path(value).expanduser(), self.setting)
         size = self.file.vectors.shape[1]
-        self.condition = condition or VectorCondition([VectorPart("vector", size)], of_columns=False)
+        self.condition = condition or VectorCondition(
+            [VectorPart("vector", size)], of_columns=False
+        )
         if self.condition.size != size:
             raise InputError(
-                f"{self.setting} has vectors of {size} number{'s' if size > 1 else ''}, and the prior learned {self.condition.summarize()}; give the file "
-                "that it was trained with"
+                f"{self.setting} has vectors of {size} number{'s' if size > 1 else ''}, and the prior learned "
+                f"{self.condition.summarize()}; give the file that it was trained with"
             )
 
     def check(self, flip: bool, crops: int) -> None:
@@ -262,8 +267,8 @@ class ConditionSetting:
         columns = [condition] if isinstance(condition, str | int) else condition
         if not isinstance(columns, Sequence) or not columns or isinstance(condition, bool):
             raise InputError(
-                f"condition={condition} must be classes, a column of the images' table or several, as [age,site], a file of vectors "
-                "(.npy, .npz), or the run folder of a tokenizer of other images"
+                f"condition={condition} must be classes, a column of the images' table or several, as [age,site], a file of "
+                "vectors (.npy, .npz), or the run folder of a tokenizer of other images"
             )
         return cls(columns=tuple(map(str, columns)))
 

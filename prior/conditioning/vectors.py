@@ -21,7 +21,7 @@ LEAST_DEVIATION = 1e-6  # of numbers that differ; others are not scaled
 
 @dataclass(frozen=True)
 class VectorPart:
-    """A part of a vector: `size` numbers of a column, or its text, with 1 at the place of its name among `names` and 0 elsewhere."""
+    """A part of a vector: `size` numbers of a column; or its text, 1 at the place of its name among `names` and 0 elsewhere."""
 
     name: str
     size: int
@@ -145,7 +145,9 @@ class VectorCondition(Condition):
                     f"condition.{name} is none of the columns that were learned{suggest(str(name), names) or ';'} there is "
                     f"{', '.join(names)}"
                 )
-        read = {part.name: part.read(values[part.name]) for part in self.parts if part.name in values}
+        read = {
+            part.name: part.read(values[part.name]) for part in self.parts if part.name in values
+        }
         lengths = {len(part) for part in read.values()} - {1}
         if len(lengths) > 1:
             raise InputError(
@@ -180,7 +182,9 @@ def read_numbers(value: Any, size: int, what: str, summary: str = "") -> NDArray
     with np.errstate(over="ignore"):
         numbers = array.astype(np.float32)
     if np.isinf(numbers).any():
-        raise InputError(f"{what} has infinite numbers; give finite ones, or null for a missing one")
+        raise InputError(
+            f"{what} has infinite numbers; give finite ones, or null for a missing one"
+        )
     return numbers
 
 

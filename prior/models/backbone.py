@@ -60,9 +60,7 @@ class Transformer(PriorModel):
     def make_head(self, width: int) -> nn.Module:
         return nn.Linear(width, self.K, bias=False)
 
-    def run_stack(
-        self, stack: Stack, x: Tensor, angles: Tensor, labels: Tensor | None
-    ) -> Tensor:
+    def run_stack(self, stack: Stack, x: Tensor, angles: Tensor, labels: Tensor | None) -> Tensor:
         """A stack on what the positions read, x (B, T, width), after the codes in front if there are any -> (B, T, width)."""
         if self.front is None:
             x = stack(self.drop(x), angles)

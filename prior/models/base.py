@@ -80,7 +80,8 @@ class PriorModel(nn.Module, ABC):
         """
         if not self.takes_front:
             raise InputError(
-                f"{type(self).__name__} can't read the codes of another image; use prior=gpt, rar, rq, maskgit, diffusion or lstm"
+                f"{type(self).__name__} can't read the codes of another image; use prior=gpt, rar, rq, maskgit, diffusion, lstm or "
+                "pixelcnn"
             )
         for embedding in self._label_embeddings():
             embedding.ignore_labels()

@@ -44,7 +44,9 @@ class CodeEmbedding(nn.Module):
     @property
     def width(self) -> int:
         """The width of the vectors that it returns."""
-        return int(self.read.weight.shape[isinstance(self.read, nn.Embedding)])
+        weight = self.read.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[isinstance(self.read, nn.Embedding)]
 
     @property
     def inputs(self) -> str:

@@ -57,7 +57,9 @@ def test_images_of_folders_are_paired_across_their_splits(tmp_path: Path) -> Non
 def test_images_without_a_partner_are_named(tmp_path: Path) -> None:
     photos = write_folder(tmp_path / "photos", [f"{i}.png" for i in range(8)], 0)
     maps = write_folder(tmp_path / "maps", [f"{i}.png" for i in range(6)], 1)
-    with pytest.raises(InputError, match=r"train images have no partner among those of .*=maps: 6.png"):
+    with pytest.raises(
+        InputError, match="images have no partner among those of condition=runs/maps: 6.png"
+    ):
         for split in ("train", "val"):
             pair_images(photos, maps, split, "condition=runs/maps")
 

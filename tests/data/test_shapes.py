@@ -130,7 +130,10 @@ def test_columns_count_the_shapes_of_an_image(tmp_path: object) -> None:
     parts = [np.random.default_rng((3, 0, index)) for index in range(40)]
     for stream, of_kind in zip(parts, columns["kinds"], strict=True):
         count, drawn = stream.integers(1, 6), stream.random((5, 8), np.float32)
-        assert of_kind.tolist() == np.bincount((drawn[:count, 0] * 5).astype(int), minlength=5).tolist()
+        assert (
+            of_kind.tolist()
+            == np.bincount((drawn[:count, 0] * 5).astype(int), minlength=5).tolist()
+        )
     with pytest.raises(InputError, match="data.columns=kind is not a column .* did you mean kinds"):
         make_images(Shapes, columns=["kind"])
 

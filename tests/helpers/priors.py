@@ -104,9 +104,13 @@ CONDITIONS = ("vectors", "codes", "two codebooks")  # of another image
 
 
 def make_conditioned(name: str, kind: str, **settings: Any) -> PriorModel:
-    """As make_prior, conditioned on vectors of numbers or on the codes of another image."""
+    """As make_prior, conditioned on vectors of numbers or on the codes of another image, with weights that pass them on."""
     model = build_prior(PRIORS[name], **settings)
     condition_on(model, kind)
+    for part_name, part in model.named_modules():
+        if isinstance(part, Block) or part_name in ("front", "map_front"):
+            for p in part.parameters():
+                p.data *= 10 if p.ndim > 1 else 1
     return randomised(model).eval()
 
 

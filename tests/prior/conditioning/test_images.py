@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from PIL import Image
 
 from codegrid.data.folder import Folder
+from codegrid.data.samples import ArraySamples
 from codegrid.data.shapes import Outlines, Shapes
 from codegrid.engine.errors import InputError
 from prior.conditioning.images import (
@@ -64,8 +65,9 @@ def test_columns_become_vectors_that_all_views_share(shapes: Shapes) -> None:
     vectors = labels.read("train", flip=True, crops=2, fabric=ALONE)
     columns = shapes.columns("train")
     expected = np.concatenate([columns["count"][:, None], columns["kinds"]], 1)
-    assert vectors.shape == (48, 6)
-    assert np.array_equal(vectors, np.tile(expected, (4, 1)))
+    assert np.array_equal(vectors, expected)
+    samples = ArraySamples(np.zeros((48, 4, 4), np.uint16), vectors)
+    assert np.array_equal(samples.__getitems__(range(48))[1], np.tile(expected, (4, 1)))
     assert labels.condition.summarize() == "vectors of 6 numbers: count (1), kinds (5)"
     assert labels.draw_blank(7).shape == (7, 6)
     with pytest.raises(InputError, match=r"shapes have no column age, .* add data.columns=\[age\]"):
@@ -84,7 +86,9 @@ def test_rows_of_a_file_are_those_of_the_names_in_order_or_of_its_names(tmp_path
     vectors = np.array([[int(file.stem), 1.0] for file in files])
     np.save(tmp_path / "rows.npy", vectors)
     names = [f"{i}.jpg" for i in (*range(14), 99)]
-    np.savez(tmp_path / "names.npz", names=names, vectors=np.array([[i, 1] for i in (*range(14), 99)]))
+    np.savez(
+        tmp_path / "names.npz", names=names, vectors=np.array([[i, 1] for i in (*range(14), 99)])
+    )
     for file in ("rows.npy", "names.npz"):
         labels = FileLabels(photos, str(tmp_path / file))
         labels.check(flip=False, crops=1)
@@ -107,10 +111,14 @@ def test_rows_of_numbered_images_are_those_to_train_on_and_then_those_to_validat
 def test_files_that_do_not_fit_the_images_are_refused(shapes: Shapes, tmp_path: Path) -> None:
     file = tmp_path / "rows.npy"
     np.save(file, np.arange(16.0))
-    with pytest.raises(InputError, match="has 16 rows for 17 images, 12 to train on and 5 to validate"):
+    with pytest.raises(
+        InputError, match="has 16 rows for 17 images, 12 to train on and 5 to validate"
+    ):
         FileLabels(shapes, str(file)).check(flip=False, crops=1)
     np.savez(tmp_path / "names.npz", names=[str(i) for i in range(11)], vectors=np.zeros((11, 2)))
-    with pytest.raises(InputError, match="of 12 train images 1 have none or several rows there, such as 11"):
+    with pytest.raises(
+        InputError, match="of 12 train images 1 have none or several rows there, such as 11"
+    ):
         FileLabels(shapes, str(tmp_path / "names.npz")).check(flip=False, crops=1)
     np.save(file, np.full(17, np.inf))
     with pytest.raises(InputError, match="has infinite numbers for 5 images, such as 0"):
@@ -127,7 +135,7 @@ def test_codes_are_those_of_the_partner_and_of_its_mirror_image(tmp_path: Path) 
     labels = PairedLabels(shapes, outlines, tokenizer, {}, "condition=runs/outlines")
     labels.check(flip=True, crops=1)
     read = labels.read("train", flip=True, fabric=ALONE)
-    x = outlines.preprocess(torch.from_numpy(np.asarray(outlines.samples("train").values)))
+    x = outlines.preprocess(outlines.samples("train").__getitems__(range(12))[0])
     both = torch.cat([tokenizer.indices(x), tokenizer.indices(x.flip(3))]).flatten(1)
     assert read.shape == (24, 16)
     assert np.array_equal(read, both.numpy())

@@ -63,7 +63,10 @@ def test_numbers_of_a_vector_of_one_are_one_each() -> None:
         ({"site": "Ulm", "age": 40}, [[40, NAN, NAN, 0, 1, 0]]),
         ({"site": 7}, [[NAN, NAN, NAN, 0, 0, 1]]),
         ({"size": [1, 2]}, [[NAN, 1, 2, NAN, NAN, NAN]]),
-        ({"site": ["Bonn", None], "age": 1}, [[1, NAN, NAN, 1, 0, 0], [1, NAN, NAN, NAN, NAN, NAN]]),
+        (
+            {"site": ["Bonn", None], "age": 1},
+            [[1, NAN, NAN, 1, 0, 0], [1, NAN, NAN, NAN, NAN, NAN]],
+        ),
         ({"age": [1, 2], "site": ["Ulm", "Ulm"]}, [[1, NAN, NAN, 0, 1, 0], [2, NAN, NAN, 0, 1, 0]]),
     ],
 )
@@ -94,7 +97,10 @@ def test_what_is_no_vector_is_refused(value: Any, sentence: str) -> None:
     ("value", "sentence"),
     [
         ({"ago": 3}, "condition.ago is none of the columns that were learned, did you mean age"),
-        ({"site": "Köln"}, "condition.site=Köln is none of the names that were learned; there is Bonn"),
+        (
+            {"site": "Köln"},
+            "condition.site=Köln is none of the names that were learned; there is Bonn",
+        ),
         ({"site": "Bon"}, "did you mean Bonn"),
         ({"age": "old"}, "condition.age=old must be numbers; this prior learned 1 number"),
         ({"age": [1, 2, 3], "site": ["Ulm", "Bonn"]}, "columns of 2 and 3 values"),
@@ -145,7 +151,9 @@ def test_mean_and_deviation_are_of_the_numbers_that_are_there() -> None:
 def test_text_becomes_a_number_for_each_name() -> None:
     part = describe_column("site", np.array([0, 1, -1]), SITES)
     assert same(part.encode(np.array([2, -1, 0, 5])), [[0, 0, 1], [NAN] * 3, [1, 0, 0], [NAN] * 3])
-    assert same(describe_column("age", np.zeros(4), None).encode(np.array([1.0, NAN])), [[1], [NAN]])
+    assert same(
+        describe_column("age", np.zeros(4), None).encode(np.array([1.0, NAN])), [[1], [NAN]]
+    )
     with pytest.raises(InputError, match="condition=caption is a column of 1,001 different texts"):
         describe_column("caption", np.zeros(3), [str(i) for i in range(1001)])
 
