@@ -123,7 +123,7 @@ def test_other_conditions_are_refused_when_a_run_resumes_or_draws_on(
     vectors = np.load("rows.npy")
     np.save("rows.npy", vectors + 1)
     capsys.readouterr()
-    assert command("stage=prior", "resume=prior", "trainer.max_steps=6") == 1
+    assert command("stage=prior", "resume=prior", "trainer.max_steps=6") == 2
     assert "other vectors or codes as their condition" in capsys.readouterr().err
     np.save("moved.npy", vectors)
     assert command("stage=prior", "resume=prior", "condition=moved.npy", "trainer.max_steps=6") == 0
@@ -133,7 +133,7 @@ def test_other_conditions_are_refused_when_a_run_resumes_or_draws_on(
     (runs / "out" / "metrics.json").unlink()
     np.save("one.npy", vectors[2:4])
     capsys.readouterr()
-    assert command(*draw, "batch_size=3") == 1
+    assert command(*draw, "batch_size=3") == 2
     assert "were drawn with another condition" in capsys.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_dry_runs_write_nothing_and_exports_hold_what_they_can(
     codes = trained.sample(4, condition=value, guidance=2.0, output="codes")
     assert torch.equal(again.sample(4, condition=value, guidance=2.0, output="codes"), codes)
     capsys.readouterr()
-    assert command("stage=export", "ckpt=codes", "run_dir=other") == 1
+    assert command("stage=export", "ckpt=codes", "run_dir=other") == 2
     assert "reads the 4x4 codes of another image needs the tokenizer" in read_mistake(capsys)
 
 
@@ -167,13 +167,13 @@ def test_mistakes_about_conditions_are_one_sentence(
 ) -> None:
     def refuse(*words: str) -> str:
         capsys.readouterr()
-        assert command(*words) == 1
+        assert command(*words) == 2
         return read_mistake(capsys)
 
     assert "neither a file of vectors" in refuse(*TRAIN, "condition=age")
     assert "data.columns=age is not a column" in refuse(*TRAIN, "condition=age")
     assert "condition=gone.npy is not there" in refuse(*TRAIN, "condition=gone.npy")
-    assert "condition=./gone does not exist" in refuse(*TRAIN, "condition=./gone")
+    assert "condition=./gone has no checkpoint" in refuse(*TRAIN, "condition=./gone")
     assert "are two conditions" in refuse(*TRAIN, "condition=count", "conditional=true")
     assert "Bigram can't read the codes" in refuse(
         "stage=prior", "ckpt=shapes", "prior=bigram", "trainer.accelerator=cpu", "logger=csv",
