@@ -80,7 +80,7 @@ def readable_names(images: ImageDataModule, split: str) -> Names:
     """The names of the samples of a split, or their numbers where images have none; all, as long as no image was read."""
     names = images.source(split).names()
     rows = images.samples(split).rows if split in images.loaded_splits else None
-    return names if rows is None else [names[row] for row in rows.tolist()]  # type: ignore[return-value]
+    return names if rows is None else [names[row] for row in rows.tolist()]
 
 
 def is_numbered(names: Names) -> bool:

@@ -149,7 +149,7 @@ def _count_kinds(counts: NDArray[np.int64], parameters: Array) -> Array:
     return of_kind.sum(1).astype(np.float32)
 
 
-COLUMNS: Mapping[str, Callable[[NDArray[np.int64], Array], Array]] = {
+SHAPE_COLUMNS: Mapping[str, Callable[[NDArray[np.int64], Array], Array]] = {
     "count": _count_shapes,
     "kinds": _count_kinds,
 }
@@ -197,7 +197,7 @@ class ShapeSource(Source):
     use_threads = False  # slower, because numpy's operations are too small here
 
     def __init__(self, n: int, seed: int, split: str, further: Sequence[str] = ()) -> None:
-        """`further` are those of COLUMNS that stay with the images."""
+        """`further` are those of SHAPE_COLUMNS that stay with the images."""
         super().__init__(n, self.make_key(n, seed, split))
         self.seed = seed
         self.split = split
@@ -213,7 +213,7 @@ class ShapeSource(Source):
         if not self.further:
             return {}
         counts, parameters = _draw_parameters(self.seed, self.split, range(self.n))
-        return {name: COLUMNS[name](counts, parameters) for name in self.further}
+        return {name: SHAPE_COLUMNS[name](counts, parameters) for name in self.further}
 
     def draw(
         self, indices: Sequence[int], side: int
@@ -249,7 +249,7 @@ class OutlineSource(ShapeSource):
 
 
 class DrawnShapes(ImageDataModule):
-    """Images that are drawn from shapes. The label is the number of shapes minus one; COLUMNS says more about each image."""
+    """Images that are drawn from shapes. The label is the number of shapes minus one; SHAPE_COLUMNS says more about each image."""
 
     label_settings: ClassVar[Sequence[str]] = ("columns", "column_names")
     source_class: ClassVar[type[ShapeSource]] = ShapeSource
@@ -265,8 +265,8 @@ class DrawnShapes(ImageDataModule):
             raise InputError(f"data.n_train={n_train} and data.n_val={n_val} must be at least 1")
         self.sizes = {"train": n_train, "val": n_val}
         for name in self.labelling.columns:
-            if name not in COLUMNS:
-                raise refuse_column("data.columns", name, f"data={self.title}", list(COLUMNS))
+            if name not in SHAPE_COLUMNS:
+                raise refuse_column("data.columns", name, f"data={self.title}", list(SHAPE_COLUMNS))
 
     def open_source(self, split: str) -> Source:
         return self.source_class(self.sizes[split], self.seed, split, self.labelling.columns)

@@ -29,7 +29,7 @@ from codegrid.engine.folder import CARD
 from codegrid.engine.precision import autocast
 from codegrid.engine.resume import resume_command
 from codegrid.evaluation.units import describe_shown
-from prior.conditioning.base import NONE, Condition
+from prior.conditioning.base import NO_CONDITION, Condition
 from prior.conditioning.images import hash_labels, open_recorded_labels
 from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
@@ -87,7 +87,9 @@ class Wanted:
         is_split = self.condition in (None, "val", "train")
         if trained.condition is None or self.label is not None or not is_split:
             return trained.choose_labels(self.label, self.condition, n, sampler)
-        blank = trained.choose_labels(None, NONE, n, sampler)  # raises for settings of the sampler
+        blank = trained.choose_labels(
+            None, NO_CONDITION, n, sampler
+        )  # raises for settings of the sampler
         if self.is_dry:
             return blank
         images = load_images(trained.data, self.data, ckpt)

@@ -17,7 +17,7 @@ from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
-from prior.conditioning.base import Condition, check_guidance, shorten
+from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_compile_sampler, generate
 from prior.decoding.pictures import decode_latents
@@ -338,8 +338,8 @@ class Prior:
             if condition is not None:
                 needed = "classes, named by label" if len(self.classes) else "none"
                 raise InputError(
-                    f"condition={shorten(condition)} needs a prior that was trained with a condition, and this one has {needed}; "
-                    "train one with condition=<columns, file or run>"
+                    f"condition={shorten_value(condition)} needs a prior that was trained with a condition, and this one has "
+                    f"{needed}; train one with condition=<columns, file or run>"
                 )
             return choose_labels(self.classes, label, n)
         if label is not None:

@@ -27,7 +27,7 @@ from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
 from prior.conditioning.base import Condition
-from prior.conditioning.images import ImageLabels, hash_labels
+from prior.conditioning.images import ConditionSetting, ImageLabels, hash_labels
 from prior.extract import extract
 from prior.load import read_classes
 from prior.models.base import PriorModel
@@ -107,7 +107,6 @@ def load_codes(
     run: Run,
     tokenizer: Tokenizer,
     images: ImageDataModule,
-    conditional: bool,
     labels: ImageLabels | None = None,
 ) -> tuple[ArraySamples, ArraySamples]:
     """The codes to train on and to validate on, encoded once by all ranks together, with their `labels` if a condition has
@@ -117,7 +116,8 @@ def load_codes(
     if labels is not None:
         labels.check(*views)
     if run.is_dry:
-        blank_labels = choose_blank_labels(images, conditional)
+        of_classes = ConditionSetting.of_run(config).classes
+        blank_labels = choose_blank_labels(images, of_classes)
         blank = draw_blank_codes(tokenizer, blank_labels, config.batch_size)
         if labels is not None:
             blank.labels = labels.draw_blank(len(blank))

@@ -13,7 +13,7 @@ from prior.decoding.sampling import Sampler
 from prior.models.base import PriorModel
 
 MAX_SHOWN = 60  # characters of a value in a sentence
-NONE = "none"  # condition=none: samples of no condition, as label=-1
+NO_CONDITION = "none"  # condition=none: samples of no condition, as label=-1
 
 
 class Condition(ABC):
@@ -52,10 +52,10 @@ class Condition(ABC):
         """
         if value is None:
             raise InputError(
-                f"this prior is conditioned on {self.summarize()}; give condition=..., or condition={NONE} for samples of no "
-                "condition"
+                f"this prior is conditioned on {self.summarize()}; give condition=..., or condition={NO_CONDITION} for samples "
+                "of no condition"
             )
-        if isinstance(value, str) and value == NONE:
+        if isinstance(value, str) and value == NO_CONDITION:
             blank = model.blank_labels(n)
             assert blank is not None
             return blank
@@ -78,7 +78,7 @@ def check_guidance(sampler: Sampler, model: PriorModel) -> None:
         )
 
 
-def shorten(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     """A value in a sentence, cut off if it is long."""
     text = " ".join(str(value).split())
     return f"{text[:MAX_SHOWN]}..." if len(text) > MAX_SHOWN else text

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.pairing import pair_images, pair_names, readable_names
@@ -178,13 +179,13 @@ class FileLabels(VectorLabels):
         if not source.shares_names(other):
             return np.arange(first, first + counts[split])
         everything = [*names["train"], *names["val"]]
-        order = sorted(range(n), key=lambda row: sort_key(everything[row]))
+        order = sorted(range(n), key=lambda row: order_key(everything[row]))
         rows = np.empty(n, np.int64)
         rows[order] = np.arange(n)
         return rows[first : first + counts[split]]
 
 
-def sort_key(name: str | int) -> Any:
+def order_key(name: str | int) -> Any:
     """What the images of a dataset are sorted by: their numbers, or the parts of their paths."""
     return name if isinstance(name, int) else tuple(name.split("/"))
 
@@ -250,6 +251,13 @@ class ConditionSetting:
     classes: bool = False
 
     @classmethod
+    def of_run(cls, config: Mapping[str, Any]) -> "ConditionSetting":
+        """The setting in the config of a run of stage=prior, as Hydra composed it or as a checkpoint has it."""
+        condition: Any = config.get("condition")
+        plain = OmegaConf.to_container(condition) if OmegaConf.is_config(condition) else condition
+        return cls.read(plain, bool(config.get("conditional")))
+
+    @classmethod
     def read(cls, condition: Any, conditional: bool = False) -> "ConditionSetting":
         """The settings condition and conditional. Raises InputError for what names nothing, and for two conditions."""
         if condition is None:
@@ -262,7 +270,7 @@ class ConditionSetting:
             )
         if is_file(condition, VECTOR_FILES):
             return cls(file=str(condition))
-        if isinstance(condition, str) and is_run(condition):
+        if isinstance(condition, str) and names_run(condition):
             return cls(run=condition)
         columns = [condition] if isinstance(condition, str | int) else condition
         if not isinstance(columns, Sequence) or not columns or isinstance(condition, bool):
@@ -273,7 +281,7 @@ class ConditionSetting:
         return cls(columns=tuple(map(str, columns)))
 
 
-def is_run(value: str) -> bool:
+def names_run(value: str) -> bool:
     """Whether a text names a run or a checkpoint instead of a column."""
     path = Path(value).expanduser()
     return path.is_dir() or path.suffix == ".ckpt" or "/" in value
@@ -298,12 +306,14 @@ def add_columns(
 
 def load_conditioned_images(
     data: Mapping[str, Any],
-    places: Mapping[str, Any],
-    setting: ConditionSetting,
-    ckpt: str | Path,
+    config: Mapping[str, Any],
     resumes: Path | None = None,
 ) -> ImageDataModule:
-    """`load_images` with the columns that the condition names. Raises InputError for a column that isn't there."""
+    """`load_images` for the config of a run of stage=prior, with the columns that its condition names.
+
+    Raises InputError for a column that isn't there.
+    """
+    setting, places, ckpt = ConditionSetting.of_run(config), config["data"], config["ckpt"]
     if not setting.columns:
         return load_images(data, places, ckpt, resumes)
     try:
@@ -319,16 +329,13 @@ def load_conditioned_images(
 
 
 def open_labels(
-    setting: ConditionSetting,
-    images: ImageDataModule,
-    places: Mapping[str, Any],
-    folder: Path | None = None,
+    config: Mapping[str, Any], images: ImageDataModule, folder: Path | None
 ) -> ImageLabels | None:
-    """The labels of images by the setting of a run that trains a prior; None for classes and for no condition.
+    """The labels of images by the config of a run that trains a prior; None for classes and for no condition.
 
-    `places` say where the other images of a tokenizer's run are. `folder` is that of a run that resumes, with its copy of the
-    condition's tokenizer.
+    `folder` is that of a run that resumes, with its copy of the condition's tokenizer.
     """
+    setting, places = ConditionSetting.of_run(config), config.get("condition_data") or {}
     if setting.columns:
         return ColumnLabels(images, [split_kind(entry)[0] for entry in setting.columns])
     if setting.file is not None:

@@ -39,9 +39,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         images = load_images(trained.data, run.config.data, settings.ckpt)
         about: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
         labels = open_image_labels(trained, images, settings.ckpt, run.config)
-        judge = PriorJudge(
-            trained, instantiate(run.config.sampler), about, images, settings, labels
-        )
+        judge = PriorJudge(trained, instantiate(about), about, images, settings, labels)
         other = read_comparison(settings, "prior")
         folder = run.start(trained.name)
         with deterministic_float32():

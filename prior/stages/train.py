@@ -8,9 +8,10 @@ from codegrid.engine.callbacks.checkpointing import BestCheckpoint
 from codegrid.engine.collectives import is_main, run_on_main
 from codegrid.engine.run import Run
 from prior import training
-from prior.conditioning.images import load_conditioned_images
+from prior.conditioning.images import load_conditioned_images, open_labels
 from prior.load import copy_origin, find_tokenizer
-from prior.stages.building import build_parts, open_condition, read_condition, rehearse_prior
+from prior.stages.building import build_parts
+from prior.stages.rehearsing import rehearse_prior
 from vqgan.load import load_tokenizer, make_tags, require_codes
 
 LEARNED_FROM = "the tokenizer whose codes it learns; add ckpt=<run folder of stage=vqgan>"
@@ -24,12 +25,10 @@ def train_prior(config: DictConfig) -> dict[str, Any] | None:
         run.seed()
         tokenizer, described = load_tokenizer(find_tokenizer(config.ckpt, run.resume))
         require_codes(tokenizer, f"ckpt={config.ckpt} has no codes to learn")
-        images = load_conditioned_images(
-            described["data"], config.data, read_condition(config), config.ckpt, run.resume
-        )
+        images = load_conditioned_images(described["data"], config, run.resume)
         if run.is_dry:
             return rehearse_prior(run, tokenizer, images)
-        labels = open_condition(run, images)
+        labels = open_labels(config, images, run.resume)
         module, data, header, around = build_parts(run, tokenizer, images, labels)
         data.check_batch_fits(run.training.num_processes)
         tags = [
