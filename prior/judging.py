@@ -32,6 +32,8 @@ from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
+from prior.conditioning.base import check_guidance
+from prior.conditioning.images import ImageLabels, open_recorded_labels
 from prior.decoding.generate import (
     check_compile_sampler,
     check_order_sampler,
@@ -61,10 +63,14 @@ def check_sampler(sampler: Sampler, model: PriorModel) -> None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
             )
-    if not model.classes and sampler.guidance != 1:
-        raise InputError(
-            f"sampler.guidance={sampler.guidance} needs a prior of classes; train one with conditional=true"
-        )
+    check_guidance(sampler, model)
+
+
+def open_image_labels(
+    trained: Prior, images: ImageDataModule, ckpt: str, changes: Mapping[str, Any]
+) -> ImageLabels | None:
+    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none."""
+    return open_recorded_labels(trained.condition, trained.config, images, ckpt, changes)
 
 
 @torch.no_grad()
@@ -119,7 +125,7 @@ def iterate_samples(
     labels: Tensor | None,
     settings: EvaluationSettings,
 ) -> Iterator[Tensor]:
-    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a prior of classes draws those of `labels` (m,)."""
+    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a conditional prior draws those of `labels` (m, ...)."""
     tokenizer = trained.tokenizer
     batches = generate(trained.model, sampler, m, settings.seed, settings.batch_size, labels)
     with progress_bar(m, "samples") as bar:
@@ -136,7 +142,8 @@ def iterate_samples(
 class PriorJudge:
     """Measures a prior on a split: the likelihood of its images' codes, and samples compared with the images.
 
-    `sampler_settings` are the settings of the sampler, for the provenance. Raises InputError, before any work is done, if the
+    `sampler_settings` are the settings of the sampler, for the provenance; `labels` are those of the images, for a prior of another
+    condition than classes. Raises InputError, before any work is done, if the
     sampler's samples can't be compared with the images, or if images that will be needed are missing.
     """
 
@@ -147,6 +154,7 @@ class PriorJudge:
         sampler_settings: Mapping[str, Any],
         images: ImageDataModule,
         settings: EvaluationSettings,
+        labels: ImageLabels | None = None,
     ) -> None:
         check_sampler(sampler, trained.model)
         check_parallel_sampler(trained.model, sampler)
@@ -157,14 +165,16 @@ class PriorJudge:
         self.sampler_settings = sampler_settings
         self.images = images
         self.settings = settings
+        self.labels = labels
+        if labels is not None:
+            labels.check(flip=False, crops=1)
         self.n = images.size(settings.split)
         self.m = min(settings.samples, self.n)
         if self.m and settings.neighbours:
             images.size("train")
         self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
         self.own = load_own_features(settings, images)
-        trained.model.to(settings.device)
-        trained.tokenizer.to(settings.device)
+        trained.to(settings.device)
 
     def measure_all(self) -> ScoreSheet:
         """All scores of the split and of the samples; the latter are absent if none are drawn."""
@@ -194,16 +204,20 @@ class PriorJudge:
         return sheet
 
     def encode_images(self) -> ArraySamples:
-        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes."""
+        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes or their
+        other labels."""
+        fabric = Fabric(
+            accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
+        )
         codes = extract(
             self.trained.tokenizer,
             self.images,
             self.settings.split,
             batch_size=self.settings.batch_size,
-            fabric=Fabric(
-                accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
-            ),
+            fabric=fabric,
         )
+        if self.labels is not None:
+            codes.labels = self.labels.read(self.settings.split, fabric=fabric)
         if self.trained.model.classes:
             what = f"images of {self.images.title}"
             codes.labels = self.trained.classes.number(codes.labels, what)
@@ -222,12 +236,12 @@ class PriorJudge:
     def add_samples(self, feature_sets: Sequence[FeatureSet]) -> Tensor:
         """Draw the samples and add them to the feature sets; return the pixels of the first ones (at most m, C, H, W).
 
-        A prior of classes draws the classes of the images.
+        A conditional prior draws the classes of the images, or what else it is conditioned on.
         """
         labels = None
-        if self.trained.model.classes:
+        if self.trained.model.is_conditional:
             evenly = np.linspace(0, self.n - 1, self.m).astype(int)
-            labels = torch.from_numpy(np.asarray(self.codes.labels)[evenly])
+            labels = self.codes.__getitems__(evenly.tolist())[1]
         first: list[Tensor] = []
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:

@@ -26,6 +26,10 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG, read_record
 from codegrid.engine.trust import current_trust
 from codegrid.engine.version import Stamp, refuse_version
+from prior.conditioning.base import Condition
+from prior.conditioning.codes import CodeCondition
+from prior.conditioning.images import CONDITION_COPY, ImageLabels, add_columns
+from prior.conditioning.vectors import VectorCondition
 from prior.models.base import PriorModel
 from prior.prior import Prior
 from vqgan.load import load_tokenizer
@@ -71,23 +75,32 @@ def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
 
 
 def copy_origin(
-    tokenizer: Tokenizer, described: dict[str, Any], images: ImageDataModule, folder: Path
+    tokenizer: Tokenizer,
+    described: dict[str, Any],
+    images: ImageDataModule,
+    folder: Path,
+    labels: ImageLabels | None = None,
 ) -> None:
-    """Save what a prior stands on in its run folder: a list of its images, and its tokenizer."""
+    """Save what a prior stands on in its run folder: a list of its images, its tokenizer, and its condition's if there is one."""
     save_image_ids(images, folder)
     copy_tokenizer(tokenizer, described, folder)
+    if labels is not None and isinstance(labels.condition, CodeCondition):
+        assert labels.origin is not None
+        copy_tokenizer(labels.condition.tokenizer, labels.origin, folder, CONDITION_COPY)
 
 
-def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
-    """Save the tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
+def copy_tokenizer(
+    tokenizer: Tokenizer, described: dict[str, Any], folder: Path, name: str = TOKENIZER_COPY
+) -> None:
+    """Save a tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
 
     `described` is the config of the tokenizer's run. An existing copy stays.
     """
-    if (folder / TOKENIZER_COPY).exists():
+    if (folder / name).exists():
         return
     header = make_header("vqgan", described)
     state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
-    save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
+    save_atomically({"codegrid": header, "state_dict": state}, folder / name)
 
 
 def read_places(folder: Path, config: dict[str, Any]) -> Mapping[str, Any]:
@@ -107,6 +120,28 @@ def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, An
     return data | {
         name: value for name, value in named.items() if name in data and name not in common
     }
+
+
+def load_condition(description: Mapping[str, Any] | None, folder: Path) -> Condition | None:
+    """The condition that a prior's header describes, None for classes and for none; `folder` is the run folder.
+
+    Raises InputError if the tokenizer of a condition is missing or another one.
+    """
+    if description is None:
+        return None
+    if description["kind"] == "vectors":
+        return VectorCondition.from_description(description)
+    copied = folder / CONDITION_COPY
+    if not copied.is_file():
+        raise InputError(
+            f"{copied} is missing: the prior reads the codes of other images by the tokenizer in it; restore the run folder"
+        )
+    tokenizer, _ = load_tokenizer(copied, "condition")
+    if description["tokenizer"] != tokenizer.fingerprint():
+        raise InputError(
+            f"{copied} is not the tokenizer whose codes this prior reads; restore the run folder"
+        )
+    return CodeCondition(tokenizer)
 
 
 def load_prior(ckpt: str | Path) -> Prior:
@@ -132,6 +167,9 @@ def load_prior(ckpt: str | Path) -> Prior:
     described_prior = header["config"]["prior"]
     current_trust().check_choice("prior", described_prior["_target_"])
     model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
+    condition = load_condition(header.get("condition"), folder)
+    if condition is not None:
+        condition.attach(model)
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
     check_weights(weights, model.state_dict(), file, stamp)
     model.load_state_dict(weights)
@@ -140,7 +178,12 @@ def load_prior(ckpt: str | Path) -> Prior:
         tokenizer=tokenizer,
         name=folder.name,
         config=header["config"],
-        data=move_images(described["data"], read_places(folder, header["config"])),
+        data=add_columns(
+            move_images(described["data"], read_places(folder, header["config"])),
+            condition.columns if isinstance(condition, VectorCondition) else [],
+            condition,
+        ),
         classes=read_classes(header),
         tokenizer_of=described.get("id"),
+        condition=condition,
     )

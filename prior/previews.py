@@ -16,7 +16,7 @@ from codegrid.evaluation.settings import EvaluationSettings
 from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
-from prior.judging import check_sampler, judge_codes
+from prior.judging import check_sampler, judge_codes, open_image_labels
 from prior.load import load_prior
 from vqgan.load import load_images, load_tokenizer
 from vqgan.previews import preview_evaluation_of
@@ -50,6 +50,8 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     check_sampler(sampler, trained.model)
     check_parallel_sampler(trained.model, sampler)
     check_compile_sampler(trained.model, sampler, run.device.type)
+    if (labels := open_image_labels(trained, images, ckpt, run.config)) is not None:
+        labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")
     load_own_features(settings, images)
     number = len(images.source(settings.split))
@@ -64,7 +66,7 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
 
     def work() -> None:
         with torch.no_grad(), settings.autocast():
-            judge_codes(trained.model, trained.tokenizer.indices(x), torch.full((n,), -1))
+            judge_codes(trained.model, trained.tokenizer.indices(x), trained.model.blank_labels(n))
 
     return run.preview(trained.name, would, models, n, work)
 

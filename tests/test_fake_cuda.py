@@ -19,7 +19,7 @@ from prior.models.lstm import LSTM
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.fake_cuda import fake_cuda, move_to_fake_cuda
 from tests.helpers.looks import Look
-from tests.helpers.priors import PRIORS, make_prior
+from tests.helpers.priors import PRIORS, make_conditioned, make_prior
 from vqgan.discriminators.frozen import FrozenFeatures
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -121,6 +121,25 @@ def test_every_prior_runs_on_a_gpu(name: str) -> None:
         for prediction in predicted:
             parts = prediction.logits, prediction.targets, prediction.weights
             assert {x.device.type for x in parts} == {"cuda"}
+
+
+@pytest.mark.parametrize("condition", ["vectors", "two codebooks"])
+@pytest.mark.parametrize("name", ["gpt", "rq"])
+def test_conditions_are_read_on_a_gpu(name: str, condition: str) -> None:
+    model = make_conditioned(name, condition)
+    known = torch.zeros(model.L, dtype=torch.bool)
+    sampler = Sampler(**{**vars(Sampler.unmodified()), "guidance": 2.0})
+    with fake_cuda(), torch.no_grad():
+        move_to_fake_cuda(model)
+        codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
+        size, is_vector = model.vector_size, model.front is None
+        labels = (
+            torch.zeros(4, size, device="cuda")
+            if is_vector
+            else torch.zeros(4, model.front.L, dtype=torch.int64, device="cuda")  # type: ignore[union-attr]
+        )
+        assert model.learn(codes, labels, 0.5).logits.device.type == "cuda"
+        assert model.fill(codes, known, FakeNumbers(), sampler, labels).device.type == "cuda"
 
 
 class FakeNumbers(Numbers):

@@ -100,8 +100,8 @@ def check_parallel_sampler(model: PriorModel, sampler: Sampler) -> None:
     """Raise InputError if `sampler.parallel` is a number of positions and this prior draws code by code only."""
     if sampler.parallel not in (1, AUTO) and not model.parallel:
         raise InputError(
-            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar and "
-            f"prior/head=softmax, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
+            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar, "
+            f"prior/head=softmax and no codes of another image, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
         )
 
 

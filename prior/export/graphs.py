@@ -106,7 +106,7 @@ class Signature:
 
 def describe_graph(model: PriorModel) -> Signature:
     """The graph that a prior has. Raises InputError for one that has none."""
-    labels: dict[str, int | None] = {"labels": 0} if model.classes else {}
+    labels: dict[str, int | None] = {"labels": 0} if model.is_conditional else {}
     if isinstance(model, GPT):
         inputs = {"codes": 0, "position": None, "cache": 2}
         return Signature("step", {**inputs, **labels}, ("logits", "next_cache"))
@@ -139,6 +139,10 @@ def start_inputs(model: PriorModel, n: int) -> dict[str, Tensor]:
         inputs = {"codes": codes}
     if model.classes:
         inputs["labels"] = torch.arange(n) % (model.classes + 1) - 1  # -1, no class, is one
+    if model.vector_size:
+        vectors = torch.linspace(-2, 2, n * model.vector_size).view(n, model.vector_size)
+        vectors[0] = torch.nan  # no vector is one
+        inputs["labels"] = vectors
     return inputs
 
 

@@ -11,7 +11,8 @@ from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.heads.base import LOGITS, Head
-from prior.models.inputs import CodeEmbedding
+from prior.models.front import Front, scaled_rotary
+from prior.models.inputs import CodeEmbedding, LabelEmbedding, blank_like
 from prior.models.transformer import Block
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
@@ -45,9 +46,17 @@ class PriorModel(nn.Module, ABC):
     """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `num_codebooks` codebooks of K codes.
 
     Codes are flat, (B, L) int64 in [0, K), L = h * w * num_codebooks: positions in raster order, and at each position one
-    code per codebook. labels (B,) are in [0, classes), or -1 for no class; a prior without classes takes None.
+    code per codebook.
+
+    A label is what the prior is conditioned on for one image. labels are
+
+    (B,) int64           in [0, classes), -1 for no class
+    (B, size) float32    after `read_vectors`: vectors of numbers, NaN for what is missing, all NaN for no vector
+    (B, front.L) int64   after `read_front`: the codes of another image, all -1 for none
+    None                 none at all, as for a prior that is conditioned on nothing
     """
 
+    takes_front = False  # whether codes of another image can stand in front of its own
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
     parallel = False  # whether sampler.parallel can draw many positions in one pass
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
@@ -61,6 +70,56 @@ class PriorModel(nn.Module, ABC):
         self.classes = classes
         self.T = grid[0] * grid[1]
         self.L = self.T * self.num_codebooks
+        self.vector_size = 0  # numbers of a label that is a vector
+        self.front: Front | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it takes labels."""
+        return bool(self.classes or self.vector_size) or self.front is not None
+
+    def read_vectors(self, mean: Tensor, deviation: Tensor) -> None:
+        """Learn p(codes | vector) from now on; mean and deviation (size,) are those of the training vectors.
+
+        Raises InputError for a prior that reads no labels.
+        """
+        for embedding in self._label_embeddings():
+            embedding.read_vectors(mean, deviation)
+        self.vector_size = len(mean)
+
+    def read_front(self, codebook: Tensor, grid: tuple[int, int]) -> None:
+        """Learn p(codes | codes of another image) from now on; codebook (num_codebooks, K, dim) and grid of its tokenizer.
+
+        Raises InputError for a prior that has no place for them.
+        """
+        if not self.takes_front:
+            raise InputError(
+                f"{type(self).__name__} can't read the codes of another image; use prior=gpt, rar, rq, maskgit, diffusion, lstm or "
+                "pixelcnn"
+            )
+        for embedding in self._label_embeddings():
+            embedding.ignore_labels()
+        own = next(part for part in self.modules() if isinstance(part, CodeEmbedding))
+        block = next((part for part in self.modules() if isinstance(part, Block)), None)
+        size = own.width // block.heads if block else 0
+        angles = scaled_rotary(grid, self.grid, size)
+        self.front = Front(codebook, (grid[0], grid[1]), own.width, own.inputs, angles)
+
+    def _label_embeddings(self) -> list[LabelEmbedding]:
+        embeddings = [part for part in self.modules() if isinstance(part, LabelEmbedding)]
+        if not embeddings:
+            raise InputError(
+                f"{type(self).__name__} can't be conditioned on anything; leave condition out, or use prior=gpt"
+            )
+        return embeddings
+
+    def blank_labels(self, n: int) -> Tensor | None:
+        """n labels that say nothing, on the CPU; None for a prior that takes none."""
+        if self.vector_size:
+            return torch.full((n, self.vector_size), torch.nan)
+        if self.front is not None:
+            return torch.full((n, self.front.L), -1)
+        return torch.full((n,), -1) if self.classes else None
 
     @property
     def ends(self) -> list[nn.Module]:
@@ -130,7 +189,7 @@ class Autoregressive(PriorModel):
 
     @abstractmethod
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
+        """codes (B, L), labels (B, ...) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
 
     def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `forward`, (B, L, width) for the prior's `readout`: the logits, if it has no head."""
@@ -241,8 +300,8 @@ def predict_all(features: Tensor, codes: Tensor, head: Head = LOGITS) -> Predict
 def double_for_guidance(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:
     """The labels to draw by, and whether guidance is on.
 
-    With guidance every sample is there twice: the labels (2n,) are those passed, then n times -1.
+    With guidance every sample is there twice: the labels (2n, ...) are those passed, then n that say nothing.
     """
     if labels is None or sampler.guidance == 1:
         return labels, False
-    return torch.cat([labels, torch.full_like(labels, -1)]), True
+    return torch.cat([labels, blank_like(labels)]), True

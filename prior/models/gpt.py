@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior.decoding.kv_decoder import Multiply, StepCache, make_steps, pack_head, product_dtype
+from prior.decoding.kv_decoder import Multiply, StepCache, pack_head, product_dtype
 from prior.decoding.parallel import Windows, choose_pace
 from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.heads.softmax import Softmax
@@ -28,6 +28,7 @@ class GPT(Transformer, Autoregressive):
     positions."""
 
     stepwise = True
+    takes_front = True
     blocks: Stack
 
     def __init__(
@@ -49,8 +50,8 @@ class GPT(Transformer, Autoregressive):
 
     @property
     def parallel(self) -> bool:
-        """Windows draw from logits, which other heads compute from all codes' digits."""
-        return isinstance(self.head, Softmax)
+        """Windows begin with a prior's own codes, and draw from logits, which other heads compute from all codes' digits."""
+        return isinstance(self.head, Softmax) and self.front is None
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.head.logits(self.features(codes, labels))
@@ -67,7 +68,7 @@ class GPT(Transformer, Autoregressive):
     ) -> Tensor:
         """The features (B, T, width) of codes (B, T) in any order, whose positions are in `places` and `angles`."""
         x = torch.cat([self.begin(len(codes), labels)[:, None], self.read(codes[:, :-1])], 1)
-        features: Tensor = self.norm(self.blocks(self.drop(x + places), angles))
+        features: Tensor = self.norm(self.run_stack(self.blocks, x + places, angles, labels))
         return features
 
     def decoder(
@@ -90,11 +91,12 @@ class GPT(Transformer, Autoregressive):
     ) -> StepDecoder:
         """Steps that read the code before by `read` and return what `predict` makes of the last block's output."""
         places, angles = self.places()
-        steps = make_steps(self.blocks, angles, n, cache)
+        steps = self.start_steps(self.blocks, angles, n, labels, cache)
+        first = steps.t
 
         def decode(before: Tensor | None) -> Tensor:
             x = self.begin(n, labels) if before is None else read(before)
-            return predict(steps(x + places[steps.t]))
+            return predict(steps(x + places[steps.t - first]))
 
         return decode
 

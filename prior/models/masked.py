@@ -27,6 +27,7 @@ class Masked(Transformer):
     exact = False
     any_order = True
     own_order: str  # in which codes are drawn with sampler.order=null
+    takes_front = True
     blocks: Stack
 
     def __init__(
@@ -41,14 +42,14 @@ class Masked(Transformer):
         self.add_backbone(settings, {"blocks": settings.depth}, causal=False)
 
     def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, L), of which those `masked` (B, L) are not read, labels (B,) -> logits (B, L, K) float32."""
+        """codes (B, L), of which those `masked` (B, L) are not read, labels (B, ...) -> logits (B, L, K) float32."""
         return self.head.logits(self.features(codes, masked, labels))
 
     def features(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `forward`, what the head reads (B, L, width)."""
         x = torch.where(masked[..., None], self.unread, self.read(codes))
         x = x + self.place + self.label(codes.shape[0], labels)[:, None]
-        features: Tensor = self.norm(self.blocks(self.drop(x), self.angles))
+        features: Tensor = self.norm(self.run_stack(self.blocks, x, self.angles, labels))
         return features
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:

@@ -16,7 +16,7 @@ from codegrid.evaluation.judging import (
     read_comparison,
 )
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.judging import PriorJudge, summarize_likelihoods
+from prior.judging import PriorJudge, open_image_labels, summarize_likelihoods
 from prior.load import load_prior
 from prior.previews import preview_evaluation
 from vqgan.load import load_images
@@ -38,7 +38,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         trained = load_prior(settings.ckpt)
         images = load_images(trained.data, run.config.data, settings.ckpt)
         about: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
-        judge = PriorJudge(trained, instantiate(run.config.sampler), about, images, settings)
+        labels = open_image_labels(trained, images, settings.ckpt, run.config)
+        judge = PriorJudge(trained, instantiate(about), about, images, settings, labels)
         other = read_comparison(settings, "prior")
         folder = run.start(trained.name)
         with deterministic_float32():

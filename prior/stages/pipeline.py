@@ -9,7 +9,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
 from prior.pipeline import name_group, pipeline_result, run_part, split_config
-from prior.stages.building import rehearse_parts
+from prior.stages.rehearsing import rehearse_parts
 from prior.training import check_blocks
 from vqgan.load import build_tokenizer, require_codes
 from vqgan.starting import choose_start

@@ -3,12 +3,12 @@
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
 from prior.decoding.sampling import Sampler
-from prior.draw import draw_all, open_saver, open_source, save_pictures
+from prior.draw import Wanted, draw_all, open_saver, open_source, save_pictures
 from prior.neighbours import check_same_grid
 from prior.previews import preview_samples
 from prior.samples import check_kinds
@@ -32,7 +32,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         save = check_kinds(config.save)
         sampler: Sampler = instantiate(config.sampler)
         n, seed, batch_size = config.n, config.seed, config.batch_size
-        source = open_source(config.ckpt, sampler, n, seed, batch_size, config.label, run.device)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        wanted = Wanted.read(plain, run.is_dry)
+        source = open_source(config.ckpt, sampler, n, seed, batch_size, wanted, run.device)
         data = None
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)

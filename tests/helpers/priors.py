@@ -110,6 +110,37 @@ def make_prior(name: str, **settings: Any) -> PriorModel:
     return randomised(build_prior(PRIORS[name], **settings)).eval()
 
 
+VECTOR_SIZE, FRONT_GRID, FRONT_K = 3, (1, 2), 4
+CONDITIONS = ("vectors", "codes", "two codebooks")  # of another image
+
+
+def make_conditioned(name: str, kind: str, **settings: Any) -> PriorModel:
+    """As make_prior, conditioned on vectors of numbers or on the codes of another image, with weights that pass them on."""
+    model = build_prior(PRIORS[name], **settings)
+    condition_on(model, kind)
+    for part_name, part in model.named_modules():
+        if isinstance(part, Block) or part_name in ("front", "map_front"):
+            for p in part.parameters():
+                p.data *= 10 if p.ndim > 1 else 1
+    return randomised(model).eval()
+
+
+def condition_on(model: PriorModel, kind: str) -> None:
+    if kind == "vectors":
+        model.read_vectors(torch.tensor([0.0, 1.0, -1.0]), torch.tensor([1.0, 2.0, 1.0]))
+    else:
+        num_codebooks = 1 if kind == "codes" else 2
+        model.read_front(torch.randn(num_codebooks, FRONT_K, DIM), FRONT_GRID)
+
+
+def make_conditions(model: PriorModel, n: int, seed: int = 0) -> torch.Tensor:
+    """n labels, all different from each other with a probability near 1; those of codes need not be."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.front is None:
+        return torch.randn(n, model.vector_size, generator=generator)
+    return torch.randint(FRONT_K, (n, model.front.L), generator=generator)
+
+
 class OneStream(Numbers):
     """One stream of random numbers for all samples, for tests whose many samples would take seconds with a stream each."""
 

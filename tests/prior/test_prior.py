@@ -318,7 +318,7 @@ def test_wrong_images_labels_and_codes_are_sentences(
 
 def test_every_setting_of_the_sampler_is_offered_with_the_default_of_conf() -> None:
     names = {field.name for field in fields(Sampler)}
-    offered = get_type_hints(SamplingSettings).keys() - {"seed", "label", "batch_size"}
+    offered = get_type_hints(SamplingSettings).keys() - {"seed", "label", "condition", "batch_size"}
     assert offered == names - {*COMPLETED, "grid"}
     assert read_defaults("sampler/default").keys() - {"_target_"} == names
     assert make_sampler() == Sampler.unmodified()
