@@ -116,9 +116,10 @@ def prior_source(
     trained = load_prior(ckpt).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = trained.choose_labels(label, n, sampler)
-    check_places(sampler, tokenizer)
+    check_places(sampler, tokenizer, model.grid)
     grid = sampler.size(model.grid)
     known = sampler.known(grid)
+    places = grid if model.grid == tokenizer.grid else tokenizer.grid
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     init_codes: Tensor | None = None
     head: list[Tensor] = []
@@ -126,20 +127,21 @@ def prior_source(
         init_codes, image = encode_init_image(sampler.init_image, tokenizer)
         head = show_init_image(image, init_codes, tokenizer, known)
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
+        init_codes = tokenizer.quantizer.restrict(init_codes[None], known.to(device))
 
     def draw(start: int) -> Drawn:
         for codes in generate(model, sampler, n, seed, batch_size, labels, init_codes, start):
-            yield codes, tokenizer.quantizer.lookup(codes)
+            yield codes, tokenizer.quantizer.lookup_on(codes, places)
 
     return SampleSource(
         tokenizer,
         draw,
-        grid,
+        places,
         trained.name,
         trained.data,
         trained.config["flip"],
         about,
-        (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
+        tokenizer.quantizer.code_shape(places),
         labels,
         trained.classes.names,
         head,

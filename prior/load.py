@@ -26,7 +26,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG, read_record
 from codegrid.engine.trust import current_trust
 from codegrid.engine.version import Stamp, refuse_version
-from prior.models.base import PriorModel
+from prior.models.base import PriorModel, describe_codes
 from prior.prior import Prior
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -128,9 +128,9 @@ def load_prior(ckpt: str | Path) -> Prior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    code_space = {**tokenizer.code_space, "classes": header["classes"]}
     described_prior = header["config"]["prior"]
     current_trust().check_choice("prior", described_prior["_target_"])
+    code_space = {**describe_codes(described_prior, tokenizer), "classes": header["classes"]}
     model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
     check_weights(weights, model.state_dict(), file, stamp)

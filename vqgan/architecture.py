@@ -11,6 +11,8 @@ from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
+from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.scales import resize_scales
 from vqgan.tokenizer import Tokenizer
 
 ABSENT = object()
@@ -45,6 +47,9 @@ def adopt_architecture(
     """
     groups: dict[str, Any] = deepcopy({name: described[name] for name in ADOPTED_GROUPS})
     fit_model(groups["model"], tokenizer, wanted)
+    if wanted.image_size != tokenizer.encoder.image_size:
+        f = tokenizer.encoder.f
+        resize_scales(groups["quantizer"], (wanted.image_size[0] // f, wanted.image_size[1] // f))
     if wanted.grow:
         grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)
     asked = [
@@ -150,7 +155,7 @@ def refuse_setting(
 def is_of_training(quantizer: Quantizer, name: str) -> bool:
     """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
     group, *words = name.split(".")
-    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook):
+    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScale):
         quantizer, words = quantizer.inner_quantizers[0], words[1:]
     return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
 

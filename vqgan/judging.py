@@ -85,8 +85,7 @@ class TokenizerJudge:
         self.fidelity = Fidelity(images.image_size).to(settings.device)
         self.code_use: CodebookUse | None = None
         if tokenizer.K is not None:
-            use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
-            self.code_use = use.to(settings.device)
+            self.code_use = tokenizer.quantizer.make_code_use().to(settings.device)
         self.validity = ValidityJudge(images, settings.validity)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
@@ -213,7 +212,7 @@ def compare_codecs(
     """The scores of classical VQ at the tokenizer's bits and of JPEG, and the reasons why some are absent."""
     if not settings.references:
         return [], {"references": "left out with references=false"}
-    grid = tokenizer.grid if tokenizer.is_spatial else None
+    grid = tokenizer.grid if tokenizer.is_gridded else None
     return measure_codecs(images, settings.split, tokenizer.K, tokenizer.num_codebooks, grid)
 
 

@@ -14,7 +14,6 @@ from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.engine.settings import TrainerSettings
-from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
@@ -84,9 +83,7 @@ class VQGAN(ClockedModule):
         self.discriminator_step = 0
         self.discriminator_start = 0.0  # the run's progress at the discriminator's first update
         self.scores = Reconstruction()
-        self.codebook_use = (
-            CodebookUse(tokenizer.K, tokenizer.num_codebooks) if tokenizer.K else None
-        )
+        self.codebook_use = tokenizer.quantizer.make_code_use() if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 

@@ -36,7 +36,6 @@ from vqgan.pictures import (
     to_pictures,
 )
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
-from vqgan.quantizers.search import flatten
 from vqgan.tiling import run_by_tiles
 
 STARTS = ("patches", "random")
@@ -80,6 +79,7 @@ class Tokenizer(nn.Module):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
+        quantizer.bind(encoder.grid if encoder.is_spatial else None)
         if tuple(pixels) not in PIXEL_RANGES:
             raise InputError(f"model.pixels={list(pixels)} must be [-1, 1] or [0, 1]")
         self.pixels = tuple(pixels)
@@ -113,6 +113,7 @@ class Tokenizer(nn.Module):
         pixels: tuple[int, int] | None = None,
         cosine: bool | None = None,
         score: str | None = None,
+        scales: Sequence[SizeSetting] | None = None,
     ) -> "Tokenizer":
         """The tokenizer that `ckpt` names, in eval mode on the CPU.
 
@@ -131,12 +132,13 @@ class Tokenizer(nn.Module):
         pixels      the range of the networks' images, (-1, 1) or (0, 1)
         cosine      whether outputs and codes are compared at length 1
         score       which code is chosen, "nearest" or "inner_product"
+        scales      the sides of the grids of VAR's tokenizer, smallest first
 
         Raises InputError, with one sentence, for whatever can't be read, and where two readings remain. Reading runs no code
         of the files, and builds no classes but this program's and those in `trust`.
         """
         module = resolve_name("vqgan.pretrained")  # by name: it builds this class
-        reading = module.Reading(image_size, config, ema, pixels, cosine, score)
+        reading = module.Reading(image_size, config, ema, pixels, cosine, score, scales)
         tokenizer: Tokenizer = module.load_pretrained(ckpt, revision, trust, reading)
         return tokenizer
 
@@ -215,15 +217,26 @@ class Tokenizer(nn.Module):
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
-        rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
+        grid = self.find_grid(codes, size)
+        rows, columns = self.choose_cut(grid, size)
         device = next(self.parameters()).device
         parts = [
-            self.decode_indices(part.to(device), tile) for part in codes.long().split(batch_size)
+            self.decode_indices(part.to(device), tile, grid)
+            for part in codes.long().split(batch_size)
         ]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
         return to_pictures(x, self.rules) if output == "pil" else x
+
+    def find_grid(self, codes: Tensor, size: SizeSetting | None) -> Size:
+        """The grid of codes (B, h, w ...); of codes that are a row of several scales that of images of this size, or the model's."""
+        if self.is_gridded or not self.is_spatial:
+            return codes.shape[1], codes.shape[2]
+        if size is None:
+            return self.grid
+        height, width = check_size("size", size, "pixel")
+        return -(-height // self.f), -(-width // self.f)
 
     def choose_cut(self, grid: Sequence[int], size: SizeSetting | None) -> Size:
         """The rows and columns of a decoded image that are the encoded one. Raises InputError for a size that has other codes."""
@@ -259,8 +272,8 @@ class Tokenizer(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of an image's codes: (h, w), or (h, w, num_codebooks) for several codebooks."""
-        return (*self.grid, self.num_codebooks) if self.num_codebooks > 1 else self.grid
+        """The shape of an image's codes: (h, w), (h, w, num_codebooks) for several codebooks, or (1, L) for several scales."""
+        return self.quantizer.code_shape(self.grid)
 
     @property
     def K(self) -> int | None:
@@ -288,6 +301,11 @@ class Tokenizer(nn.Module):
         return self.encoder.is_spatial
 
     @property
+    def is_gridded(self) -> bool:
+        """Whether the codes are a grid over the image, so that the code of each place is known; those of several scales are none."""
+        return self.is_spatial and self.quantizer.is_gridded
+
+    @property
     def f(self) -> int:
         """Downsampling factor: pixels per grid position, in each direction. Raises InputError where codes have no places."""
         if not self.is_spatial:
@@ -302,7 +320,7 @@ class Tokenizer(nn.Module):
 
         Raises InputError if the tokenizer is continuous.
         """
-        return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
+        return {"codebook": self.quantizer.codebooks(), "grid": self.code_shape[:2]}
 
     def encode(self, x: Tensor) -> Quantized:
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
@@ -364,9 +382,12 @@ class Tokenizer(nn.Module):
             raise InputError(NO_CODES_MESSAGE)
         return indices
 
-    def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
-        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
-        z_q = self.quantizer.lookup(indices)
+    def decode_indices(
+        self, indices: Tensor, tile: int | str | None = None, grid: Size | None = None
+    ) -> Tensor:
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images, `grid` that
+        of z_q where it is not the model's and the codes are a row of several scales."""
+        z_q = self.quantizer.lookup(indices) if grid is None else self.quantizer.lookup_on(indices, grid)
         return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()
@@ -375,20 +396,19 @@ class Tokenizer(nn.Module):
         if self.patches is not None:
             self.patches.initialise(x)
             # The networks still add zero.
-            z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
+            z = torch.cat([self.patches.encode(part) for part in x.split(64)])
         else:
             if len(x) > RANDOM_START_IMAGES:
                 x = x[choose_evenly(len(x), RANDOM_START_IMAGES)]
             z = self.encode_start(x)
-        # Every n-th vector, so that all images are represented.
-        self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
+        self.quantizer.initialise_maps(z, MAX_START_VECTORS)
 
     def encode_start(self, x: Tensor) -> Tensor:
-        """What the networks make of x (n, C, H, W), (n * h * w, in_dim of the quantizer); says so if it takes long."""
+        """What the networks make of x (n, C, H, W), (n, in_dim of the quantizer, h, w); says so if it takes long."""
         z: list[Tensor] = []
         begun = time.monotonic()
         for part in x.split(choose_start_batch(x)):
-            z.append(flatten(self.encode_features(part)))
+            z.append(self.encode_features(part))
             seconds = (time.monotonic() - begun) * (len(x) / len(part) - 1)
             if len(z) == 1 and seconds > LONG_START:
                 log_line(

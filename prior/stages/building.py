@@ -12,6 +12,7 @@ from codegrid.data.tokens import CodeDataModule
 from codegrid.engine.run import Run
 from prior import training
 from prior.extract import check_crops
+from prior.models.base import describe_codes
 from prior.pipeline import name_group
 from vqgan.tokenizer import Tokenizer
 
@@ -21,12 +22,13 @@ def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> trai
     config = run.config
     if run.training.checkpoint_activations or run.training.compile:
         with torch.random.fork_rng(devices=[]):  # before all images are encoded
-            trial = instantiate(config.prior, **tokenizer.code_space, classes=0)
+            trial = instantiate(config.prior, **describe_codes(config.prior, tokenizer), classes=0)
         training.check_blocks(trial, run.training)
         del trial
     train, val = training.load_codes(run, tokenizer, images)
     classes = training.list_classes(images, config.conditional, train, val, run.resume)
-    model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
+    space = describe_codes(config.prior, tokenizer)
+    model = instantiate(config.prior, **space, classes=len(classes))
     training.count_codes(model, train, val)
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
     module = training.make_module(model, optimizer, schedule, config, run.training)

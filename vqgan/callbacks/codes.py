@@ -27,7 +27,7 @@ MIN_BAR_HEIGHT = 48  # pixels of one codebook's bars among several
 
 class CodebookPictures(Callback):
     """After each validation: how often each code was used in it, as a picture and as a histogram in the loggers, and an atlas
-    of what the codes decode to, unless they have no places: such a code by itself is no picture.
+    of what the codes decode to, unless they are no grid: such a code by itself is no picture.
 
     With several codebooks the logged histogram and the atlas show the first. A bottleneck without codes has no pictures.
     `files` are the last pictures, in the folder `pictures` of the run.
@@ -49,7 +49,7 @@ class CodebookPictures(Callback):
         self.files = [
             show_picture(trainer, draw_histogram(counts), folder, "histogram", module.step)
         ]
-        if tokenizer.is_spatial:
+        if tokenizer.is_gridded:
             atlas = draw_atlas(tokenizer, counts)
             self.files.append(show_picture(trainer, atlas, folder, "atlas", module.step, caption))
         log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")

@@ -9,6 +9,7 @@ from codegrid.engine.sizes import check_size, divides, write_size
 from codegrid.engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
+from vqgan.quantizers.scales import resize_scales
 
 CLASS_NAME = "CodegridTokenizer"  # in config.json, by which it is told from other configs
 FACTS = "config.json"
@@ -31,11 +32,14 @@ class CodegridFormat(Format):
         before = check_size("image_size", facts["image_size"], "pixel")
         for settings in (model, model["encoder"], model["decoder"]):
             scale_settings(settings, SIZED, choices.image_size, before)
+        quantizer = deepcopy(dict(facts["quantizer"]))
+        if f := facts["f"]:
+            resize_scales(quantizer, (choices.image_size[0] // f, choices.image_size[1] // f))
         weights = {name for name, value in file.tensors.items() if value.is_floating_point()}
         counters = file.tensors.keys() - weights
         return Plan(
             model,
-            deepcopy(dict(facts["quantizer"])),
+            quantizer,
             {name: name for name in weights - {TABLE}},
             statistics=frozenset({TABLE, *counters}),
         )
@@ -55,6 +59,7 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
         "pixels": choices.pixels,
         "quantizer.cosine": choices.cosine,
         "quantizer.score": choices.score,
+        "quantizer.scales": choices.scales,
     }
     for name, value in chosen.items():
         if value is not None:
