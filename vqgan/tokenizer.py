@@ -1,6 +1,7 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -151,7 +152,7 @@ class Tokenizer(nn.Module):
         fit: str | None = None,
         tile: int | str | None = None,
     ) -> Tensor:
-        """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
+        """Images -> their codes, (B, h, w) int64 on the CPU, (B, h, w, num_codebooks), or (B, 1, L) of several scales.
 
         An image is a path, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor (C, H, W) of whole
         numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of training were.
@@ -203,11 +204,13 @@ class Tokenizer(nn.Module):
         size: SizeSetting | None = None,
         tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
-        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of several scales, of all or of the first ones ->
+        Pillow images of the channels that are shown.
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
-        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes of
+                  several scales don't tell it, so those of images of another size than in training need it
         tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
@@ -274,6 +277,12 @@ class Tokenizer(nn.Module):
     def code_shape(self) -> tuple[int, ...]:
         """The shape of an image's codes: (h, w), (h, w, num_codebooks) for several codebooks, or (1, L) for several scales."""
         return self.quantizer.code_shape(self.grid)
+
+    @property
+    def size_facts(self) -> dict[str, Any]:
+        """What metrics.json says of the codes: K, the grid, and the codes of an image, if there are any."""
+        count = {"codes_per_image": math.prod(self.code_shape)} if self.K else {}
+        return {"K": self.K, "grid": list(self.grid), **count}
 
     @property
     def K(self) -> int | None:

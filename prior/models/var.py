@@ -194,26 +194,39 @@ class VAR(Transformer):
             touched = [part.flatten() for part in self.read.scales.touched(known)]
             filled = self.fill(row, torch.cat(touched), numbers, sampler, labels, cache)
             return filled.view_as(codes)
+        return self.fill_windows(len(row), grid, numbers, sampler, labels).view_as(codes)
+
+    def fill_windows(
+        self,
+        n: int,
+        grid: tuple[int, int],
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+    ) -> Tensor:
+        """Codes (n, L of the grid) of pictures with this grid, which is at least the prior's own, as `fill_grid` says."""
         self.check_steps(sampler)
-        uniform = self.read.scales.split(numbers.uniform(row.shape[1]), grid)
-        z_hats = [self.read.start(len(row), grid)]
+        length = sum(self.read.scales.lengths(grid))
+        uniform = self.read.scales.split(numbers.uniform(length), grid)
+        z_hats = [self.read.start(n, grid)]
         drawn: list[Tensor] = []
         for k, size in enumerate(self.read.scales.sizes_on(grid)):
-            own = torch.full((len(row), *size), -1, dtype=torch.int64, device=row.device)
+            own = torch.full((n, *size), -1, dtype=torch.int64, device=z_hats[0].device)
             for rows, columns in windows(size, self.sizes[k]):
                 corner = [
-                    place_window(cells.start, n, self.sizes[k][axis], grid[axis], self.grid[axis])
-                    for axis, (cells, n) in enumerate(zip((rows, columns), size, strict=True))
+                    place_window(cells.start, side, self.sizes[k][axis], grid[axis], self.grid[axis])
+                    for axis, (cells, side) in enumerate(zip((rows, columns), size, strict=True))
                 ]
                 logits, guide = self.predict_window(z_hats, corner, sampler, labels)
                 luck = uniform[k][:, rows, columns].flatten(1)
-                fresh = self.draw(logits, luck, sampler, guide, k / len(self.sizes))
+                share = self.spans[k].start / self.L
+                fresh = self.draw(logits, luck, sampler, guide, share)
                 window = own[:, rows, columns]
                 fresh = fresh.view_as(window)
                 own[:, rows, columns] = torch.where(window < 0, fresh, window)
             drawn.append(own.flatten(1))
             z_hats.append(self.read.add(z_hats[-1], own, k))
-        return torch.cat(drawn, 1).view_as(codes)
+        return torch.cat(drawn, 1)
 
     def predict_window(
         self,

@@ -17,6 +17,7 @@ from vqgan.formats.pyramid_names import CODEBOOK, SideSizes, SizeReader, name_we
 from vqgan.formats.var import HITS, JOINT_PARTS, KERNEL, RESIDUAL, STYLE
 from vqgan.networks.pyramid import LinearAttention, PyramidDecoder, PyramidEncoder
 from vqgan.quantizers.codebook import Codebook
+from vqgan.quantizers.ibq import IBQ
 from vqgan.quantizers.multiscale import MultiScale
 from vqgan.tokenizer import Tokenizer
 
@@ -35,7 +36,7 @@ class VARExporter(Exporter):
 import json
 
 settings = json.load(open("var/vae.json"))
-settings["v_patch_nums"] = tuple(settings["v_patch_nums"])
+networks = settings.pop("ch_mult"), settings.pop("num_res_blocks")   # (1, 1, 2, 2, 4) and 2 in VAR's code, which has no setting for them
 vae = VQVAE(**settings, test_mode=True)
 vae.load_state_dict(torch.load("var/vae.pth", weights_only=True))
 codes = vae.img_to_idxBl(images)   # float32 (B, 3, H, W) in [-1, 1] -> a list of (B, n * n), one scale after the other
@@ -71,6 +72,8 @@ def find_var_misfit(tokenizer: Tokenizer) -> str | None:
     encoder, decoder, quantizer = tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer
     if not isinstance(quantizer, MultiScale) or not isinstance(quantizer.codebook_of(0), Codebook):
         return f"it has codes of several scales (quantizer=multiscale), which {type(quantizer).__name__} has not"
+    if isinstance(inner := quantizer.codebook_of(0), IBQ) and inner.score != "nearest":
+        return f"it chooses the nearest of its codes, not by quantizer.inner.score={inner.score}"
     if not quantizer.shared:
         return "its scales share one codebook (quantizer.shared=true)"
     if any(rows != columns for rows, columns in quantizer.scales.sizes):

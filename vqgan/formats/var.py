@@ -126,27 +126,27 @@ def choose_scales(
     """
     number = len(file.tensors[HITS]) if HITS in file.tensors else None
     remarks: list[str] = []
-    given: Sequence[SizeSetting] | None = choices.scales or file.settings.get("v_patch_nums")
-    if choices.scales is None and given is not None:
-        own = check_sizes(given)
+    sides: Sequence[SizeSetting] | None = choices.scales or file.settings.get("v_patch_nums")
+    if choices.scales is None and sides is not None:
+        own = check_sizes(sides)
         if own[-1] != grid:
             remarks.append(
                 f"its scales are {write_sizes(own)}, which are scaled to the {write_size(grid)} codes a side of these images"
             )
         return scale_sizes(own, grid), remarks
-    if given is None:
-        given = PUBLISHED_SCALES.get(max(grid))
-        if given is None or (number not in (None, len(given))):
+    if sides is None:
+        sides = PUBLISHED_SCALES.get(max(grid))
+        if sides is None or (number not in (None, len(sides))):
             has = "" if number is None else f"the {number} "
             raise InputError(
                 f"{file.source} does not say the sides of {has}grids that an image of {write_size(grid)} codes a side has; name "
                 f"its config with v_patch_nums by config=<file>, or give them: quantizer.scales=[1,2,...,{max(grid)}]"
             )
         remarks.append(
-            f"v_patch_nums={write_sizes(check_sizes(given))}, as published models have it, for no config says it"
+            f"v_patch_nums={write_sizes(check_sizes(sides))}, as published models have it, for no config says it"
         )
-        return scale_sizes(check_sizes(given), grid), remarks
-    sizes = check_sizes(given)
+        return scale_sizes(check_sizes(sides), grid), remarks
+    sizes = check_sizes(sides)
     if sizes[-1] != grid:
         raise InputError(
             f"quantizer.scales={write_sizes(sizes)} must end with {write_size(grid)}, the codes a side of these images"

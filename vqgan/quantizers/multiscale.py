@@ -185,15 +185,15 @@ class MultiScale(Quantizer):
         places = known[None, None].to(target)
         z_hat = torch.zeros_like(target)
         rows: list[Tensor] = []
-        for k, given in enumerate(self.scales.split(indices.flatten(1))):
-            size = (given.shape[1], given.shape[2])
+        for k, own in enumerate(self.scales.split(indices.flatten(1))):
+            size = (own.shape[1], own.shape[2])
             share = self.scales.shrink(places, size)
             touched = share > TOUCH
             means = self.scales.shrink((target - z_hat) * places, size) / share.clamp(min=TOUCH)
             codes = require_indices(self.codebook_of(k)(means))
             vectors = self.codebook_of(k).lookup(codes) * touched
             z_hat = self.scales.add(z_hat, vectors, k)
-            rows.append(torch.where(touched[:, 0], codes, given).flatten(1))
+            rows.append(torch.where(touched[:, 0], codes, own).flatten(1))
         return torch.cat(rows, 1)[:, None]
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:

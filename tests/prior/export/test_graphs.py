@@ -15,7 +15,7 @@ from prior.models.gpt import GPT
 from tests.helpers.exports import needs_onnx
 from tests.helpers.priors import PRIORS, build_prior, documented_prior, make_prior
 
-NETWORKS = ["gpt", "gpt-embedding", "rar", "rq", "maskgit", "diffusion", "pixelcnn", "lstm"]
+NETWORKS = ["gpt", "gpt-embedding", "rar", "rq", "maskgit", "diffusion", "pixelcnn", "lstm", "var"]
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt-embedding", "rar"])
@@ -68,7 +68,7 @@ def test_a_traced_graph_is_the_prior_for_any_number_of_samples(name: str, classe
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["gpt", "rar", "rq", "maskgit", "pixelcnn", "lstm"])
+@pytest.mark.parametrize("name", ["gpt", "rar", "rq", "maskgit", "pixelcnn", "lstm", "var"])
 def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(name: str, tmp_path: Path) -> None:
     trained: Any = SimpleNamespace(model=make_prior(name, classes=3))
     for exporter in (ONNXPrior(), PT2Prior()):
