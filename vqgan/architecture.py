@@ -11,7 +11,7 @@ from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.scales import resize_scales
 from vqgan.tokenizer import Tokenizer
 
@@ -155,7 +155,7 @@ def refuse_setting(
 def is_of_training(quantizer: Quantizer, name: str) -> bool:
     """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
     group, *words = name.split(".")
-    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScale):
+    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual):
         quantizer, words = quantizer.inner_quantizers[0], words[1:]
     return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
 

@@ -35,7 +35,7 @@ from codegrid.evaluation.units import (
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
-from vqgan.callbacks.codes import draw_histogram
+from vqgan.callbacks.codes import draw_histogram, part_name
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
@@ -194,7 +194,7 @@ class TokenizerJudge:
             save_picture(sheet, folder / f"{name}.png", caption) for name, sheet in sheets.items()
         ]
         if self.code_use is not None:
-            histogram = draw_histogram(self.code_use.counts)
+            histogram = draw_histogram(self.code_use.counts, part_name(self.code_use))
             files.append(save_picture(histogram, folder / "codes.png"))
         return files + save_verdicts(self.validity, folder)
 

@@ -13,7 +13,7 @@ from tests.helpers.parts import make
 from tests.helpers.priors import DIM, PRIORS, build_prior, make_scales, randomised
 from tests.helpers.stage1 import make_tokenizer
 from vqgan.quantizers.ema import EMA
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.scales import Scales
 
 K = 5
@@ -160,7 +160,7 @@ def test_a_prior_reads_what_the_tokenizer_adds_up() -> None:
 
 
 def make_multiscale_tokenizer(shared: bool = True) -> object:
-    quantizer = MultiScale(
+    quantizer = MultiScaleResidual(
         lambda K, dim: make(EMA, K, dim), 16, DIM, None, shared, convolutions=2, strength=0.5
     )
     return make_tokenizer(dim=DIM, quantizer=quantizer)

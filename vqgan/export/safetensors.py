@@ -14,7 +14,7 @@ from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
 from vqgan.formats.codegrid import TABLE
 from vqgan.quantizers.base import Quantizer
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
 from vqgan.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ that `shown` of `config.json` names. The tensor `codes` of
         shown = choose_shown(tokenizer.encoder.channels, tokenizer.rules.show)
         facts = {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
         quantizer = tokenizer.quantizer
-        return {**facts, "scales": quantizer.describe_scales()} if isinstance(quantizer, MultiScale) else facts
+        return {**facts, "scales": quantizer.describe_scales()} if isinstance(quantizer, MultiScaleResidual) else facts
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
         weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()

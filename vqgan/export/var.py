@@ -14,16 +14,16 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public
 from vqgan.formats.pyramid_names import CODEBOOK, SideSizes, SizeReader, name_weights
-from vqgan.formats.var import HITS, JOINT_PARTS, KERNEL, RESIDUAL, STYLE
+from vqgan.formats.var import HITS, JOINT_PARTS, CODE_KERNEL, VAR_RESIDUAL, VAR_STYLE
 from vqgan.networks.pyramid import LinearAttention, PyramidDecoder, PyramidEncoder
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ibq import IBQ
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.tokenizer import Tokenizer
 
-FOLDER = "var"
-VAR_WEIGHTS = f"{FOLDER}/vae.pth"
-VAR_CONFIG = f"{FOLDER}/vae.json"
+VAR_FOLDER = "var"
+VAR_WEIGHTS = f"{VAR_FOLDER}/vae.pth"
+VAR_CONFIG = f"{VAR_FOLDER}/vae.json"
 
 
 class VARExporter(Exporter):
@@ -70,7 +70,7 @@ codes = vae.img_to_idxBl(images)   # float32 (B, 3, H, W) in [-1, 1] -> a list o
 def find_var_misfit(tokenizer: Tokenizer) -> str | None:
     """What VAR's VQVAE has no place for, as a clause; None for a tokenizer that it can hold."""
     encoder, decoder, quantizer = tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer
-    if not isinstance(quantizer, MultiScale) or not isinstance(quantizer.codebook_of(0), Codebook):
+    if not isinstance(quantizer, MultiScaleResidual) or not isinstance(quantizer.codebook_of(0), Codebook):
         return f"it has codes of several scales (quantizer=multiscale), which {type(quantizer).__name__} has not"
     if isinstance(inner := quantizer.codebook_of(0), IBQ) and inner.score != "nearest":
         return f"it chooses the nearest of its codes, not by quantizer.inner.score={inner.score}"
@@ -83,7 +83,7 @@ def find_var_misfit(tokenizer: Tokenizer) -> str | None:
         return f"its networks are those of model=pyramid, which {kinds} are not"
     if tokenizer.patches is not None:
         return "it has no linear map of patches beside its networks (model.start=patches)"
-    if (encoder.exit_kernel, decoder.entry_kernel) != (KERNEL, KERNEL):
+    if (encoder.exit_kernel, decoder.entry_kernel) != (CODE_KERNEL, CODE_KERNEL):
         return "its convolutions beside the codes are 3x3 (model=var_f16, or exit_kernel and entry_kernel)"
     if tuple(tokenizer.pixels) != (-1, 1):
         return "its images are in [-1, 1] (model.pixels)"
@@ -108,12 +108,12 @@ def find_var_misfit(tokenizer: Tokenizer) -> str | None:
 def name_var_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The weights by the names of VAR's code; queries, keys and values in one convolution."""
     state, quantizer = tokenizer.state_dict(), tokenizer.quantizer
-    assert isinstance(quantizer, MultiScale)
+    assert isinstance(quantizer, MultiScaleResidual)
     inner = quantizer.codebook_of(0)
     assert isinstance(inner, Codebook)
     tensors: dict[str, Tensor] = {}
     joint: dict[str, dict[str, Tensor]] = {}
-    for own, public in name_weights(tokenizer.encoder, tokenizer.decoder, STYLE).items():
+    for own, public in name_weights(tokenizer.encoder, tokenizer.decoder, VAR_STYLE).items():
         part = own.split(".")[-2]
         if public.split(".")[-2] == "qkv":
             joint.setdefault(public, {})[part] = state[own]
@@ -125,13 +125,13 @@ def name_var_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     scales = quantizer.scales
     tensors[HITS] = torch.zeros(len(scales.sizes), quantizer.K)
     for i in range(scales.num_convolutions):
-        start = f"{RESIDUAL}{name_convolution(quantizer, i)}"
+        start = f"{VAR_RESIDUAL}{name_convolution(quantizer, i)}"
         tensors[f"{start}.weight"] = state[f"quantizer.scales.kernel_{i}"].clone()
         tensors[f"{start}.bias"] = state[f"quantizer.scales.bias_{i}"].clone()
     return tensors
 
 
-def name_convolution(quantizer: MultiScale, number: int) -> str:
+def name_convolution(quantizer: MultiScaleResidual, number: int) -> str:
     """What VAR's code calls a convolution: one for all scales, one for several neighbours, or one a scale."""
     n = quantizer.scales.num_convolutions
     if n == 1:
@@ -142,7 +142,7 @@ def name_convolution(quantizer: MultiScale, number: int) -> str:
 def describe_vqvae(tokenizer: Tokenizer) -> dict[str, Any]:
     """The arguments of VAR's VQVAE."""
     quantizer = tokenizer.quantizer
-    assert isinstance(quantizer, MultiScale)
+    assert isinstance(quantizer, MultiScaleResidual)
     encoder, _ = read_var_sizes(tokenizer, name_var_tensors(tokenizer))
     scales = quantizer.scales
     n = scales.num_convolutions
@@ -153,7 +153,7 @@ def describe_vqvae(tokenizer: Tokenizer) -> dict[str, Any]:
         "ch_mult": encoder.mults,
         "num_res_blocks": encoder.blocks,
         "using_znorm": False,
-        "quant_conv_ks": KERNEL,
+        "quant_conv_ks": CODE_KERNEL,
         "quant_resi": scales.strength if n else 0.0,
         "share_quant_resi": 0 if n == len(scales.sizes) and n > 1 else n,
         "v_patch_nums": [to_setting(size) for size in scales.sizes],
@@ -164,4 +164,4 @@ def read_var_sizes(
     tokenizer: Tokenizer, tensors: dict[str, Tensor]
 ) -> tuple[SideSizes, SideSizes]:
     """The sizes of encoder and decoder, as an import reads them."""
-    return SizeReader(PublicFile("the export", tensors), STYLE).read()
+    return SizeReader(PublicFile("the export", tensors), VAR_STYLE).read()

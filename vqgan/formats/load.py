@@ -20,7 +20,7 @@ from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
 from vqgan.quantizers.ibq import CODE_SCORES
-from vqgan.quantizers.scales import check_sizes
+from vqgan.quantizers.scales import check_scales
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
 MAX_NAMED = 10  # names of weights in a sentence
@@ -59,7 +59,7 @@ def make_choices(
         pixels,
         cosine,
         score,
-        None if scales is None else tuple(map(to_setting, check_sizes(scales))),
+        None if scales is None else tuple(map(to_setting, check_scales(scales))),
     )
 
 

@@ -27,16 +27,16 @@ from vqgan.formats.taming import (
     name_layer,
     refuse_cosine,
 )
-from vqgan.quantizers.scales import check_sizes, scale_sizes, write_sizes
+from vqgan.quantizers.scales import check_scales, scale_sizes, write_sizes
 
 HITS = "quantize.ema_vocab_hit_SV"  # (scales, K): how often each scale chose a code
-RESIDUAL = "quantize.quant_resi."
+VAR_RESIDUAL = "quantize.quant_resi."
 JOINT_PARTS = ("q", "k", "v")  # in this order in the rows of qkv
-STYLE = NameStyle(
+VAR_STYLE = NameStyle(
     name_layer,
     {"shortcut": "nin_shortcut", "out": "proj_out"} | dict.fromkeys(JOINT_PARTS, "qkv"),
 )
-KERNEL = 3  # of the convolutions beside the codes
+CODE_KERNEL = 3  # of the convolutions beside the codes
 STRENGTH = 0.5  # quant_resi of published models
 # v_patch_nums of published models, by the side of the last grid: of 256 and of 512 pixels.
 PUBLISHED_SCALES = {
@@ -60,12 +60,12 @@ class VARVQVAE(Format):
             raise InputError(
                 f"{file.source} compares codes by their direction (using_znorm), which is not built here for several scales"
             )
-        encoder, decoder = SizeReader(file, STYLE).read()
+        encoder, decoder = SizeReader(file, VAR_STYLE).read()
         check_latents(file, encoder)
         check_images(file, choices, (encoder.channels, decoder.channels), encoder.f)
         K, dim = require(file, CODEBOOK).shape
         convolutions = name_convolutions(file)
-        check_config(file, config, {"vocab_size": K, "quant_conv_ks": KERNEL})
+        check_config(file, config, {"vocab_size": K, "quant_conv_ks": CODE_KERNEL})
         check_config(file, config, encoder.in_words(TAMING_WORDS))
         grid = (choices.image_size[0] // encoder.f, choices.image_size[1] // encoder.f)
         scales, remarks = choose_scales(file, choices, grid)
@@ -75,8 +75,8 @@ class VARVQVAE(Format):
         model = describe_pyramid(
             encoder, decoder, choices.image_size, choices.pixels or (-1, 1)
         )
-        model["encoder"]["exit_kernel"] = model["decoder"]["entry_kernel"] = KERNEL
-        names = name_pyramid(model, STYLE)
+        model["encoder"]["exit_kernel"] = model["decoder"]["entry_kernel"] = CODE_KERNEL
+        names = name_pyramid(model, VAR_STYLE)
         transforms = split_attention(names)
         return Plan(
             model,
@@ -91,15 +91,15 @@ class VARVQVAE(Format):
 def name_convolutions(file: PublicFile) -> dict[str, str]:
     """The names of the convolutions behind enlarged codes: shared by neighbouring scales, one for all, or one a scale."""
     names: dict[str, str] = {}
-    for start in (f"{RESIDUAL}qresi_ls.", RESIDUAL):
+    for start in (f"{VAR_RESIDUAL}qresi_ls.", VAR_RESIDUAL):
         i = 0
         while f"{start}{i}.weight" in file.tensors:
             names[f"quantizer.scales.kernel_{i}"] = f"{start}{i}.weight"
             names[f"quantizer.scales.bias_{i}"] = f"{start}{i}.bias"
             i += 1
-    if f"{RESIDUAL}qresi.weight" in file.tensors:
-        names["quantizer.scales.kernel_0"] = f"{RESIDUAL}qresi.weight"
-        names["quantizer.scales.bias_0"] = f"{RESIDUAL}qresi.bias"
+    if f"{VAR_RESIDUAL}qresi.weight" in file.tensors:
+        names["quantizer.scales.kernel_0"] = f"{VAR_RESIDUAL}qresi.weight"
+        names["quantizer.scales.bias_0"] = f"{VAR_RESIDUAL}qresi.bias"
     return names
 
 
@@ -128,7 +128,7 @@ def choose_scales(
     remarks: list[str] = []
     sides: Sequence[SizeSetting] | None = choices.scales or file.settings.get("v_patch_nums")
     if choices.scales is None and sides is not None:
-        own = check_sizes(sides)
+        own = check_scales(sides)
         if own[-1] != grid:
             remarks.append(
                 f"its scales are {write_sizes(own)}, which are scaled to the {write_size(grid)} codes a side of these images"
@@ -143,10 +143,10 @@ def choose_scales(
                 f"its config with v_patch_nums by config=<file>, or give them: quantizer.scales=[1,2,...,{max(grid)}]"
             )
         remarks.append(
-            f"v_patch_nums={write_sizes(check_sizes(sides))}, as published models have it, for no config says it"
+            f"v_patch_nums={write_sizes(check_scales(sides))}, as published models have it, for no config says it"
         )
-        return scale_sizes(check_sizes(sides), grid), remarks
-    sizes = check_sizes(sides)
+        return scale_sizes(check_scales(sides), grid), remarks
+    sizes = check_scales(sides)
     if sizes[-1] != grid:
         raise InputError(
             f"quantizer.scales={write_sizes(sizes)} must end with {write_size(grid)}, the codes a side of these images"
@@ -160,7 +160,7 @@ def describe_quantizer(
     """The `quantizer` group, for so many tensors of convolutions, two each."""
     inner = read_quantizer("vq", K=K, dim=dim, kmeans=False)
     return {
-        "_target_": "vqgan.quantizers.multiscale.MultiScale",
+        "_target_": "vqgan.quantizers.multiscale.MultiScaleResidual",
         "K": K,
         "dim": dim,
         "scales": [to_setting(size) for size in scales],

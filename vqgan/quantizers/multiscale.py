@@ -22,7 +22,7 @@ from vqgan.quantizers.scales import TOUCH, Scales
 from vqgan.quantizers.search import flatten, nearest, unflatten
 
 
-class MultiScale(Quantizer):
+class MultiScaleResidual(Quantizer):
     """A residual quantizer over grids of growing sizes (Tian et al. 2024, VAR, algorithm 1).
 
     What the scales so far leave of z_e shrinks to the next grid, the nearest codes there are enlarged again and added: see

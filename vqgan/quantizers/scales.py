@@ -44,7 +44,7 @@ class Scales(nn.Module):
         self.dim, self.convolutions, self.strength = dim, convolutions, strength
         self.sizes: tuple[Size, ...] = ()
         if sizes is not None:
-            self._settle(check_sizes(sizes))
+            self._settle(check_scales(sizes))
 
     def bind(self, grid: Size) -> None:
         """Take the model's grid, once: choose the sizes by it, or compare it with those that were set.
@@ -164,7 +164,7 @@ class Scales(nn.Module):
         return copy
 
 
-def check_sizes(sizes: Sequence[SizeSetting]) -> tuple[Size, ...]:
+def check_scales(sizes: Sequence[SizeSetting]) -> tuple[Size, ...]:
     """The setting `scales` as rows and columns. Raises InputError unless they grow."""
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not len(sizes):
         raise InputError(
@@ -213,7 +213,7 @@ def resize_size(size: Size, grid: Size, before: Size) -> Size:
 def resize_scales(quantizer: dict[str, Any], grid: Size) -> None:
     """Change the setting `scales` of a `quantizer` group, if it has one, to those of another grid, in place."""
     if quantizer.get("scales"):
-        sizes = scale_sizes(check_sizes(quantizer["scales"]), grid)
+        sizes = scale_sizes(check_scales(quantizer["scales"]), grid)
         quantizer["scales"] = [to_setting(size) for size in sizes]
 
 

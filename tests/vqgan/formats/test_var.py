@@ -14,7 +14,7 @@ from vqgan.formats.files import open_public
 from vqgan.formats.load import choose_format, load_public
 from vqgan.formats.var import HITS, VARVQVAE
 from vqgan.load import build_tokenizer
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.tokenizer import Tokenizer
 
 FIXTURE = PUBLIC / "var_vqvae/vae_tiny.pth"
@@ -42,7 +42,7 @@ def plan_with(file: PublicFile, choices: Choices = CHOICES, **changes: Any) -> P
 def test_the_map_and_what_a_prior_reads_are_those_of_vars_own_code(tokenizer: Tokenizer) -> None:
     reference = read_arrays(FIXTURE.with_suffix(".npz"))
     quantizer = tokenizer.quantizer
-    assert isinstance(quantizer, MultiScale)
+    assert isinstance(quantizer, MultiScaleResidual)
     q = tokenizer.encode(reference["images"])
     torch.testing.assert_close(q.z_q, reference["f_hat"], atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -113,7 +113,7 @@ def test_convolutions_are_read_in_every_layout(file: PublicFile, layout: str, n:
         tensors[f"{start}{layout.format(i)}.bias"] = torch.randn(8)
     settings = {**file.settings, "share_quant_resi": n, "quant_resi": 0.25}
     quantizer = load_public(replace(file, tensors=tensors, settings=settings), CHOICES).tokenizer.quantizer
-    assert isinstance(quantizer, MultiScale)
+    assert isinstance(quantizer, MultiScaleResidual)
     assert quantizer.scales.num_convolutions == n
     assert quantizer.scales.strength == 0.25
     for i in range(n):

@@ -14,7 +14,7 @@ from vqgan.callbacks.doctor import find_narrow_scale
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.codebook import draw_rows
 from vqgan.quantizers.ema import EMA
-from vqgan.quantizers.multiscale import MultiScale
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.vq import VQ
 
 K, DIM = 16, 4
@@ -24,23 +24,23 @@ def inner(kind: Any, **settings: Any) -> Any:
     return lambda K, dim: make(kind, K, dim, **settings)
 
 
-def make_quantizer(kind: Any = EMA, **settings: Any) -> MultiScale:
+def make_quantizer(kind: Any = EMA, **settings: Any) -> MultiScaleResidual:
     torch.manual_seed(0)
     of_inner = settings.pop("inner", {})
     defaults = {"scales": [1, 2, 4], "shared": True, "convolutions": 2, "strength": 0.5}
-    quantizer = MultiScale(inner(kind, **of_inner), K, DIM, **{**defaults, **settings})
+    quantizer = MultiScaleResidual(inner(kind, **of_inner), K, DIM, **{**defaults, **settings})
     quantizer.bind((4, 4))
     return quantizer
 
 
-def randomise(quantizer: MultiScale) -> MultiScale:
+def randomise(quantizer: MultiScaleResidual) -> MultiScaleResidual:
     with torch.no_grad():
         for p in quantizer.scales.parameters():
             p += 0.2 * torch.randn_like(p)
     return quantizer
 
 
-def encode_slowly(quantizer: MultiScale, z: Tensor) -> tuple[Tensor, Tensor]:
+def encode_slowly(quantizer: MultiScaleResidual, z: Tensor) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of VAR, one image and one position at a time: codes (B, L) and z_hat."""
     table, rows, maps = quantizer.codebooks()[0], [], []
     for f in z:
@@ -195,14 +195,14 @@ def test_the_use_of_codes_is_counted_for_each_scale() -> None:
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[MultiScale, Tensor]:
+def fitted() -> tuple[MultiScaleResidual, Tensor]:
     quantizer = make_quantizer(convolutions=0).eval()
     z = torch.randn(200, DIM, 4, 4) + 2 * torch.randn(200, DIM, 1, 1)
     quantizer.initialise_maps(z, 10_000)
     return quantizer, z
 
 
-def test_what_is_not_known_leaves_no_trace_in_the_codes(fitted: tuple[MultiScale, Tensor]) -> None:
+def test_what_is_not_known_leaves_no_trace_in_the_codes(fitted: tuple[MultiScaleResidual, Tensor]) -> None:
     quantizer, z = fitted
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[:2] = True
@@ -216,7 +216,7 @@ def test_what_is_not_known_leaves_no_trace_in_the_codes(fitted: tuple[MultiScale
 
 
 def test_the_known_part_of_a_picture_stays_near_whatever_is_drawn_beside_it(
-    fitted: tuple[MultiScale, Tensor],
+    fitted: tuple[MultiScaleResidual, Tensor],
 ) -> None:
     quantizer, z = fitted
     known = torch.ones(4, 4, dtype=torch.bool)
