@@ -233,7 +233,7 @@ def describe_codes(settings: Mapping[str, Any], tokenizer: Tokenizer) -> dict[st
                 "prior=var predicts codes scale by scale, and this tokenizer's have one grid; train one with quantizer=multiscale, "
                 "or use prior=gpt"
             )
-        return {**space, "grid": tokenizer.grid, "scales": scales.frozen()}
+        return {**space, "grid": tokenizer.grid, "scales": scales}
     if scales is not None and len(space["codebook"]) > 1:
         raise InputError(
             "quantizer.shared=false gives each scale codes of its own, which only prior=var tells apart; use prior=var"

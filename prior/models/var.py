@@ -23,10 +23,10 @@ class MapEmbedding(nn.Module):
     vectors: Tensor
 
     def __init__(self, vectors: Tensor, scales: Scales, width: int) -> None:
-        """vectors (1 or scales, K, dim) of the tokenizer's codes; `scales` without gradients."""
+        """vectors (1 or scales, K, dim) of the tokenizer's codes, and its scales, of which this takes a copy without gradients."""
         super().__init__()
         self.register_buffer("vectors", vectors.detach().clone().float())
-        self.scales = scales
+        self.scales = scales.frozen()
         self.read = nn.Linear(vectors.shape[-1], width)
         # As CodeEmbedding: outputs of a length of about 1 per channel, whatever that of the vectors.
         length = self.vectors.square().sum(-1).mean().sqrt().clamp(min=1e-3)

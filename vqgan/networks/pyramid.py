@@ -345,7 +345,7 @@ class PyramidEncoder(ImageEncoder):
         attention_kind: str = "softmax",
         resample_conv: bool = True,
         groups: int = 32,
-        exit_kernel: int = 1,
+        exit_kernel: int | None = None,
     ) -> None:
         super().__init__()
         check_int("model.z_channels", z_channels, 1, "channel")
@@ -360,7 +360,8 @@ class PyramidEncoder(ImageEncoder):
         self.grid = check_size("model.grid", grid, "code")
         self.f = measure_f(image_size, grid)
         self.out_channels = z_channels
-        self.exit_kernel = check_kernel("model.encoder.exit_kernel", exit_kernel)
+        if exit_kernel is not None:
+            self.exit_kernel = check_kernel("model.encoder.exit_kernel", exit_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.layers(x)
@@ -373,6 +374,7 @@ class PyramidDecoder(ImageDecoder):
     The other settings are those of the encoder. With `tanh`, pixels are bounded by it; `entry_kernel` as in ImageDecoder.
     """
 
+    entry_kernel = 1
     sized_settings = ("image_size", "grid", "attention")
 
     def __init__(
@@ -391,7 +393,7 @@ class PyramidDecoder(ImageDecoder):
         resample_conv: bool = True,
         groups: int = 32,
         tanh: bool = False,
-        entry_kernel: int = 1,
+        entry_kernel: int | None = None,
     ) -> None:
         super().__init__()
         layout = plan_layout(
@@ -403,7 +405,8 @@ class PyramidDecoder(ImageDecoder):
         self.last = zero_init(nn.Conv2d(end_width, channels, 3, padding=1))
         self.in_channels = z_channels
         self.tanh = tanh
-        self.entry_kernel = check_kernel("model.decoder.entry_kernel", entry_kernel)
+        if entry_kernel is not None:
+            self.entry_kernel = check_kernel("model.decoder.entry_kernel", entry_kernel)
 
     def forward(self, h: Tensor) -> Tensor:
         x_hat: Tensor = self.last(self.layers(h))

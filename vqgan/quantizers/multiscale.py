@@ -162,7 +162,7 @@ class MultiScaleResidual(Quantizer):
 
     @float32
     def lookup_on(self, indices: Tensor, grid: Size) -> Tensor:
-        z_hat = torch.zeros(len(indices), self.dim, *grid, device=indices.device)
+        z_hat = torch.zeros(indices.shape[0], self.dim, *grid, device=indices.device)
         for k, codes in enumerate(self.scales.split(indices.flatten(1), grid)):
             z_hat = self.add_codes(z_hat, codes, k)
         return z_hat

@@ -61,6 +61,12 @@ class Scales(nn.Module):
 
     def _settle(self, sizes: tuple[Size, ...]) -> None:
         self.sizes = sizes
+        used = {self.convolution_of(k) for k in range(len(sizes))} if self.num_convolutions else set()
+        if len(used) < self.num_convolutions:
+            raise InputError(
+                f"quantizer.convolutions={self.convolutions} for {len(sizes)} scales would leave some without a scale; use "
+                f"{len(sizes)}, one for each, or {max(len(sizes) // 2, 1)}"
+            )
         for i in range(self.num_convolutions):
             kernel = nn.init.dirac_(torch.empty(self.dim, self.dim, 3, 3))
             self.register_parameter(f"kernel_{i}", nn.Parameter(kernel))
@@ -222,7 +228,7 @@ def choose_convolution(scale: int, num_scales: int, num_convolutions: int) -> in
 
     Some scales lie halfway between two ticks, where float64 decides as there.
     """
-    margin = 1 / ((3 if num_convolutions == 4 else 2) * num_convolutions)
+    margin = 1 / (3 if num_convolutions == 4 else 2) / num_convolutions
     ticks = np.linspace(margin, 1 - margin, num_convolutions)
     return int(np.argmin(np.abs(ticks - scale / max(num_scales - 1, 1))))
 

@@ -73,6 +73,11 @@ def test_as_many_convolutions_as_scales_are_one_each(n: int) -> None:
     assert [choose_convolution(k, n, n) for k in range(n)] == list(range(n))
 
 
+def test_a_convolution_that_no_scale_would_have_is_refused() -> None:
+    with pytest.raises(InputError, match="convolutions=9 for 10 scales would leave some without"):
+        Scales(DIM, [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], 9, 0.5)
+
+
 def test_maps_shrink_to_the_means_of_cells() -> None:
     z, scales = torch.randn(2, DIM, 7, 7), make_scales(1, 3, 7)
     for size in ((1, 1), (3, 3), (2, 5)):  # the last is none of its own
