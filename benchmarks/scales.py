@@ -2,11 +2,12 @@
 
 python -m benchmarks.scales --minutes 0.6
 
-Trains each tokenizer on the built-in shapes at 64x64 pixels by `python train.py stage=vqgan loss=vqvae` and a prior on its codes by
-`stage=prior`, one after the other; the machine should be idle otherwise. `ema` has one grid of 8x8 codes and prior=gpt; `multiscale` has
-grids from 1x1 to 8x8 and prior=var; `by_output` is the same without the equal shares of the scales in counts and revival; `two` has
-grids of 4x4 and 8x8 with a codebook each. `perplexity_1x1` and so on are those of the codes of one scale on the validation images, out of
-K=512, and `passes` the runs of the network that a sample takes. --only trains some of them. All takes about eight minutes.
+Trains each tokenizer on the built-in shapes at 64x64 pixels by `python train.py stage=vqgan loss=vqvae` and a prior on its codes
+by `stage=prior`, one after the other; the machine should be idle otherwise. `ema` has one grid of 8x8 codes and prior=gpt;
+`multiscale` has grids from 1x1 to 8x8 and prior=var; `by_output` is the same without the equal shares of the scales in counts and
+revival; `two` has grids of 4x4 and 8x8 with a codebook each. `perplexity_1x1` and so on are those of the codes of one scale on the
+validation images, out of K=512, and `passes` the runs of the network that a sample takes. --only trains some of them. All takes
+about eight minutes.
 """
 
 import argparse
@@ -66,7 +67,9 @@ def run_command(arm: str, *words: str) -> dict[str, Any]:
     """The result of one command; that of the tokenizer of `by_output` counts every output alike."""
     program = ["-c", SHARE_ALIKE] if arm == BY_OUTPUT and "stage=vqgan" in words else ["train.py"]
     command = [sys.executable, *program, *words, "logger=csv"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     [line] = [text for text in done.stdout.splitlines() if text.startswith("{")]
     result: dict[str, Any] = json.loads(line)
     return result
@@ -105,14 +108,29 @@ def measure_sampling(run: Path, n: int) -> dict[str, float]:
 def train_arm(arm: str, minutes: float, extra: list[str], folder: Path) -> dict[str, Any]:
     """Train a tokenizer and its prior; returns their row."""
     words, prior = ARMS[arm]
-    clock = ["trainer.max_steps=null", f"trainer.max_minutes={minutes}", "trainer.val_every=1000000"]
+    clock = [
+        "trainer.max_steps=null",
+        f"trainer.max_minutes={minutes}",
+        "trainer.val_every=1000000",
+    ]
     runs = {stage: folder / f"{arm}-{stage}" for stage in ("vqgan", "prior")}
     common = [*clock, *extra]
     tokenizer = run_command(
-        arm, "stage=vqgan", "loss=vqvae", "model.grid=8", *words, *common, f"run_dir={runs['vqgan']}"
+        arm,
+        "stage=vqgan",
+        "loss=vqvae",
+        "model.grid=8",
+        *words,
+        *common,
+        f"run_dir={runs['vqgan']}",
     )
     trained = run_command(
-        arm, "stage=prior", f"prior={prior}", f"ckpt={runs['vqgan']}", *common, f"run_dir={runs['prior']}"
+        arm,
+        "stage=prior",
+        f"prior={prior}",
+        f"ckpt={runs['vqgan']}",
+        *common,
+        f"run_dir={runs['prior']}",
     )
     return {
         "arm": arm,
@@ -122,7 +140,9 @@ def train_arm(arm: str, minutes: float, extra: list[str], folder: Path) -> dict[
         **count_by_scale(runs["vqgan"]),
         "prior": prior,
         "bits_per_image": round(trained["bits_per_image"], 1),
-        "unigram_bits": round(trained["unigram_nats_per_token"] * tokenizer["codes_per_image"] / math.log(2), 1),
+        "unigram_bits": round(
+            trained["unigram_nats_per_token"] * tokenizer["codes_per_image"] / math.log(2), 1
+        ),
         "prior_steps": trained["steps"],
         **measure_sampling(runs["prior"], 64),
     }

@@ -47,18 +47,31 @@ def test_several_scales_go_through_all_stages(
     assert command(*draw, f"sampler.init_image={photo}", "sampler.rows=2", "run_dir=half") == 0
     codes = torch.load(tmp_path / "half/codes.pt", weights_only=True)["codes"]
     assert codes.shape == (3, 1, LENGTH)
-    assert command("stage=export", "ckpt=runs/prior/shapes", "run_dir=exported", "format=[safetensors,pt2]") == 0
+    assert (
+        command(
+            "stage=export", "ckpt=runs/prior/shapes", "run_dir=exported", "format=[safetensors,pt2]"
+        )
+        == 0
+    )
     again = Prior.from_pretrained(tmp_path / "exported")
     here = Prior.from_pretrained(tmp_path / "runs/prior/shapes")
     assert torch.equal(again.sample(4, output="codes"), here.sample(4, output="codes"))
     capsys.readouterr()
     # To a prior in raster order the codes are a row.
     words = [word for word in TINY_PRIOR if "max_steps" not in word]
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *words, "trainer.max_steps=2", "run_dir=row") == 0
+    assert (
+        command(
+            "stage=prior", "ckpt=runs/vqgan/shapes", *words, "trainer.max_steps=2", "run_dir=row"
+        )
+        == 0
+    )
     row = ["stage=sample", "ckpt=row", "n=2", "accelerator=cpu"]
     assert command(*row, "run_dir=of_row") == 0
     assert command(*row, "sampler.grid=8", "run_dir=no") != 0
-    assert "the codes of several scales are a row to this prior; use prior=var" in capsys.readouterr().err
+    assert (
+        "the codes of several scales are a row to this prior; use prior=var"
+        in capsys.readouterr().err
+    )
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", "resume=runs/prior/shapes") == 0
 
 

@@ -155,7 +155,9 @@ def refuse_setting(
 def is_of_training(quantizer: Quantizer, name: str) -> bool:
     """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
     group, *words = name.split(".")
-    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual):
+    while (
+        words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual)
+    ):
         quantizer, words = quantizer.inner_quantizers[0], words[1:]
     return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
 

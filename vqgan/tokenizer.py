@@ -204,13 +204,13 @@ class Tokenizer(nn.Module):
         size: SizeSetting | None = None,
         tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
-        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of several scales, of all or of the first ones ->
-        Pillow images of the channels that are shown.
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of all scales or of the first ones -> Pillow
+        images of the channels that are shown.
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
-        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes of
-                  several scales don't tell it, so those of images of another size than in training need it
+        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes
+                  of several scales don't tell it, so those of images of another size than in training need it
         tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
@@ -233,7 +233,7 @@ class Tokenizer(nn.Module):
         return to_pictures(x, self.rules) if output == "pil" else x
 
     def find_grid(self, codes: Tensor, size: SizeSetting | None) -> Size:
-        """The grid of codes (B, h, w ...); of codes that are a row of several scales that of images of this size, or the model's."""
+        """The grid of codes (B, h, w ...); of a row of several scales that of images of this size, or the model's."""
         if self.is_gridded or not self.is_spatial:
             return codes.shape[1], codes.shape[2]
         if size is None:
@@ -311,7 +311,7 @@ class Tokenizer(nn.Module):
 
     @property
     def is_gridded(self) -> bool:
-        """Whether the codes are a grid over the image, so that the code of each place is known; those of several scales are none."""
+        """Whether the codes are one grid over the image; those of several scales are a row."""
         return self.is_spatial and self.quantizer.is_gridded
 
     @property
@@ -396,7 +396,11 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images, `grid` that
         of z_q where it is not the model's and the codes are a row of several scales."""
-        z_q = self.quantizer.lookup(indices) if grid is None else self.quantizer.lookup_on(indices, grid)
+        z_q = (
+            self.quantizer.lookup(indices)
+            if grid is None
+            else self.quantizer.lookup_on(indices, grid)
+        )
         return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()

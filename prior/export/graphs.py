@@ -71,7 +71,7 @@ def step_block(
 
 
 class GridGraph(nn.Module):
-    """All logits of a prior that predicts code by code, or scale by scale: those of a position depend on the codes before it only."""
+    """All logits of a prior that predicts code by code or scale by scale: those of a position depend on codes before it only."""
 
     def __init__(self, model: Autoregressive | VAR) -> None:
         super().__init__()

@@ -214,7 +214,9 @@ class VAR(Transformer):
             own = torch.full((n, *size), -1, dtype=torch.int64, device=z_hats[0].device)
             for rows, columns in windows(size, self.sizes[k]):
                 corner = [
-                    place_window(cells.start, side, self.sizes[k][axis], grid[axis], self.grid[axis])
+                    place_window(
+                        cells.start, side, self.sizes[k][axis], grid[axis], self.grid[axis]
+                    )
                     for axis, (cells, side) in enumerate(zip((rows, columns), size, strict=True))
                 ]
                 logits, guide = self.predict_window(z_hats, corner, sampler, labels)
@@ -260,7 +262,8 @@ class VAR(Transformer):
         """Raise InputError for a number of steps that is not that of the scales."""
         if sampler.steps not in (0, len(self.sizes)):
             raise InputError(
-                f"sampler.steps={sampler.steps}: this prior draws its {len(self.sizes)} scales in one step each; use sampler.steps=0"
+                f"sampler.steps={sampler.steps}: this prior draws its {len(self.sizes)} scales in one step each; "
+                "use sampler.steps=0"
             )
 
 

@@ -94,7 +94,13 @@ def test_a_larger_grid_has_larger_scales() -> None:
 
 @pytest.mark.parametrize(
     ("start", "n", "size", "whole", "part", "place"),
-    [(0, 4, 2, 16, 8, 0), (2, 4, 2, 16, 8, 8), (1, 4, 2, 16, 8, 4), (0, 2, 2, 9, 8, 0), (1, 3, 2, 9, 8, 1)],
+    [
+        (0, 4, 2, 16, 8, 0),
+        (2, 4, 2, 16, 8, 8),
+        (1, 4, 2, 16, 8, 4),
+        (0, 2, 2, 9, 8, 0),
+        (1, 3, 2, 9, 8, 1),
+    ],
 )
 def test_a_window_of_a_scale_lies_on_its_part_of_the_grid(
     start: int, n: int, size: int, whole: int, part: int, place: int
@@ -124,7 +130,8 @@ def test_nats_of_a_place_are_the_mean_over_the_codes_that_describe_it() -> None:
 def test_steps_are_those_of_the_scales() -> None:
     model = make_var()
     assert torch.equal(
-        sample(model, make(Sampler, steps=4), 3, seed=0), sample(model, Sampler.unmodified(), 3, seed=0)
+        sample(model, make(Sampler, steps=4), 3, seed=0),
+        sample(model, Sampler.unmodified(), 3, seed=0),
     )
     with pytest.raises(InputError, match="this prior draws its 4 scales in one step each"):
         sample(model, make(Sampler, steps=8), 3, seed=0)
@@ -175,7 +182,15 @@ def test_codes_that_a_prior_can_not_learn_are_refused() -> None:
     assert space["grid"] == (1, 30)  # a row to every other prior
     assert "scales" not in space
     with pytest.raises(InputError, match="are not those of scales"):
-        make(VAR, torch.randn(1, K, DIM), (4, 4), scales=make_scales((2, 2)), width=16, depth=1, heads=2)
+        make(
+            VAR,
+            torch.randn(1, K, DIM),
+            (4, 4),
+            scales=make_scales((2, 2)),
+            width=16,
+            depth=1,
+            heads=2,
+        )
 
 
 def test_scales_learn_nothing_in_a_prior() -> None:

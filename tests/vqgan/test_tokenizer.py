@@ -94,7 +94,9 @@ def test_a_start_takes_fewer_images_the_more_pixels_and_codes_they_have(
 def test_a_random_start_sees_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqgan.tokenizer.RANDOM_START_IMAGES", 8)
     t, inputs = make_tokenizer(start="random", channels=1), []
-    monkeypatch.setattr(t, "encode_start", lambda x: inputs.append(x) or torch.randn(40, t.dim, 1, 1))
+    monkeypatch.setattr(
+        t, "encode_start", lambda x: inputs.append(x) or torch.randn(40, t.dim, 1, 1)
+    )
     x = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 1, 16, 16)
     t.initialise(x)
     assert inputs[0][:, 0, 0, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 29]

@@ -49,7 +49,11 @@ class CodebookPictures(Callback):
         caption = describe_shown(tokenizer.rules, tokenizer.encoder.channels)
         self.files = [
             show_picture(
-                trainer, draw_histogram(counts, part_name(module.codebook_use)), folder, "histogram", module.step
+                trainer,
+                draw_histogram(counts, part_name(module.codebook_use)),
+                folder,
+                "histogram",
+                module.step,
             )
         ]
         if tokenizer.is_gridded:

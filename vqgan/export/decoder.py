@@ -50,7 +50,9 @@ class PictureDecoder:
             h = F.interpolate(vectors.unflatten(2, (rows, columns)), sizes[-1], mode="bicubic")
             if self.scales["convolutions"]:
                 i = self.scales["convolutions"][k]
-                kernel, bias = (self.weights[f"quantizer.scales.{p}_{i}"] for p in ("kernel", "bias"))
+                kernel, bias = (
+                    self.weights[f"quantizer.scales.{p}_{i}"] for p in ("kernel", "bias")
+                )
                 h = h * (1 - share) + F.conv2d(h, kernel, bias, padding=1) * share
             z_q = z_q + h
         return z_q

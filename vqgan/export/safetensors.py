@@ -56,7 +56,11 @@ that `shown` of `config.json` names. The tensor `codes` of
         shown = choose_shown(tokenizer.encoder.channels, tokenizer.rules.show)
         facts = {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
         quantizer = tokenizer.quantizer
-        return {**facts, "scales": quantizer.describe_scales()} if isinstance(quantizer, MultiScaleResidual) else facts
+        return (
+            {**facts, "scales": quantizer.describe_scales()}
+            if isinstance(quantizer, MultiScaleResidual)
+            else facts
+        )
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
         weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()

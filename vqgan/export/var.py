@@ -14,7 +14,7 @@ from vqgan.formats.base import Choices, PublicFile
 from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public
 from vqgan.formats.pyramid_names import CODEBOOK, SideSizes, SizeReader, name_weights
-from vqgan.formats.var import HITS, JOINT_PARTS, CODE_KERNEL, VAR_RESIDUAL, VAR_STYLE
+from vqgan.formats.var import CODE_KERNEL, HITS, JOINT_PARTS, VAR_RESIDUAL, VAR_STYLE
 from vqgan.networks.pyramid import LinearAttention, PyramidDecoder, PyramidEncoder
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ibq import IBQ
@@ -36,7 +36,7 @@ class VARExporter(Exporter):
 import json
 
 settings = json.load(open("var/vae.json"))
-networks = settings.pop("ch_mult"), settings.pop("num_res_blocks")   # (1, 1, 2, 2, 4) and 2 in VAR's code, which has no setting for them
+networks = settings.pop("ch_mult"), settings.pop("num_res_blocks")   # (1, 1, 2, 2, 4) and 2, without a setting in VAR's code
 vae = VQVAE(**settings, test_mode=True)
 vae.load_state_dict(torch.load("var/vae.pth", weights_only=True))
 codes = vae.img_to_idxBl(images)   # float32 (B, 3, H, W) in [-1, 1] -> a list of (B, n * n), one scale after the other
@@ -44,7 +44,9 @@ codes = vae.img_to_idxBl(images)   # float32 (B, 3, H, W) in [-1, 1] -> a list o
 
     def check(self, tokenizer: Tokenizer) -> None:
         if misfit := find_var_misfit(tokenizer):
-            raise InputError(f"format=var writes VAR's VQVAE, and {misfit}; leave var out of format")
+            raise InputError(
+                f"format=var writes VAR's VQVAE, and {misfit}; leave var out of format"
+            )
 
     def encode_files(self, tokenizer: Tokenizer) -> dict[str, bytes]:
         content = io.BytesIO()
@@ -70,7 +72,9 @@ codes = vae.img_to_idxBl(images)   # float32 (B, 3, H, W) in [-1, 1] -> a list o
 def find_var_misfit(tokenizer: Tokenizer) -> str | None:
     """What VAR's VQVAE has no place for, as a clause; None for a tokenizer that it can hold."""
     encoder, decoder, quantizer = tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer
-    if not isinstance(quantizer, MultiScaleResidual) or not isinstance(quantizer.codebook_of(0), Codebook):
+    if not isinstance(quantizer, MultiScaleResidual) or not isinstance(
+        quantizer.codebook_of(0), Codebook
+    ):
         return f"it has codes of several scales (quantizer=multiscale), which {type(quantizer).__name__} has not"
     if isinstance(inner := quantizer.codebook_of(0), IBQ) and inner.score != "nearest":
         return f"it chooses the nearest of its codes, not by quantizer.inner.score={inner.score}"
@@ -160,8 +164,6 @@ def describe_vqvae(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def read_var_sizes(
-    tokenizer: Tokenizer, tensors: dict[str, Tensor]
-) -> tuple[SideSizes, SideSizes]:
+def read_var_sizes(tokenizer: Tokenizer, tensors: dict[str, Tensor]) -> tuple[SideSizes, SideSizes]:
     """The sizes of encoder and decoder, as an import reads them."""
     return SizeReader(PublicFile("the export", tensors), VAR_STYLE).read()

@@ -71,10 +71,10 @@ class VARVQVAE(Format):
         scales, remarks = choose_scales(file, choices, grid)
         strength = abs(float(config.get("quant_resi", STRENGTH)))
         if convolutions and "quant_resi" not in config:
-            remarks.append(f"quant_resi={STRENGTH}, as published models have it, for no config says it")
-        model = describe_pyramid(
-            encoder, decoder, choices.image_size, choices.pixels or (-1, 1)
-        )
+            remarks.append(
+                f"quant_resi={STRENGTH}, as published models have it, for no config says it"
+            )
+        model = describe_pyramid(encoder, decoder, choices.image_size, choices.pixels or (-1, 1))
         model["encoder"]["exit_kernel"] = model["decoder"]["entry_kernel"] = CODE_KERNEL
         names = name_pyramid(model, VAR_STYLE)
         transforms = split_attention(names)

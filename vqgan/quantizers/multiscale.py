@@ -229,7 +229,9 @@ class MultiScaleResidual(Quantizer):
         z = z.float()
         z_hat = torch.zeros_like(z)
         sizes = self.scales.sizes
-        shares = [self.K * (k + 1) // len(sizes) - self.K * k // len(sizes) for k in range(len(sizes))]
+        shares = [
+            self.K * (k + 1) // len(sizes) - self.K * k // len(sizes) for k in range(len(sizes))
+        ]
         tables: list[Tensor] = []
         counts: list[Tensor] = []
         for k, size in enumerate(sizes):

@@ -61,7 +61,9 @@ class Scales(nn.Module):
 
     def _settle(self, sizes: tuple[Size, ...]) -> None:
         self.sizes = sizes
-        used = {self.convolution_of(k) for k in range(len(sizes))} if self.num_convolutions else set()
+        used = (
+            {self.convolution_of(k) for k in range(len(sizes))} if self.num_convolutions else set()
+        )
         if len(used) < self.num_convolutions:
             raise InputError(
                 f"quantizer.convolutions={self.convolutions} for {len(sizes)} scales would leave some without a scale; use "
@@ -116,7 +118,8 @@ class Scales(nn.Module):
         if not maps or sum(part.shape[1] * part.shape[2] for part in maps) != codes.shape[1]:
             ends = np.cumsum(self.lengths(grid)).tolist()
             raise InputError(
-                f"a row of {codes.shape[1]} codes is none of this tokenizer: its first scales have {', '.join(map(str, ends))} codes"
+                f"a row of {codes.shape[1]} codes is none of this tokenizer: its first scales have "
+                f"{', '.join(map(str, ends))} codes"
             )
         return maps
 
@@ -234,9 +237,7 @@ def choose_convolution(scale: int, num_scales: int, num_convolutions: int) -> in
 
 
 @torch.no_grad()
-def resize_matrix(
-    mode: str, n_in: int, n_out: int, device: torch.device | None = None
-) -> Tensor:
+def resize_matrix(mode: str, n_in: int, n_out: int, device: torch.device | None = None) -> Tensor:
     """The matrix (n_out, n_in) float32 that resizes one side of a map, "area" or "bicubic", as F.interpolate does."""
     rows = torch.eye(n_in, device=device)[None, :, :, None]
     options = {} if mode == "area" else {"align_corners": False}

@@ -89,7 +89,9 @@ def test_scales_come_from_the_config_the_command_or_what_is_published(file: Publ
     assert plan_with(file).quantizer["scales"] == [1, 2, 3, 5, 8]
     bare = replace(CHOICES, scales=(1, 2, 4, 8))
     assert plan_with(file, bare, v_patch_nums=None).quantizer["scales"] == [1, 2, 4, 8]
-    with pytest.raises(InputError, match=r"the sides of the 5 grids .* quantizer.scales=\[1,2,...,8\]"):
+    with pytest.raises(
+        InputError, match=r"the sides of the 5 grids .* quantizer.scales=\[1,2,...,8\]"
+    ):
         plan_with(file, v_patch_nums=None)
     with pytest.raises(InputError, match="must end with 8, the codes a side of these images"):
         plan_with(file, replace(CHOICES, scales=(1, 2, 4)), v_patch_nums=None)
@@ -112,7 +114,9 @@ def test_convolutions_are_read_in_every_layout(file: PublicFile, layout: str, n:
         tensors[f"{start}{layout.format(i)}.weight"] = torch.randn(8, 8, 3, 3)
         tensors[f"{start}{layout.format(i)}.bias"] = torch.randn(8)
     settings = {**file.settings, "share_quant_resi": n, "quant_resi": 0.25}
-    quantizer = load_public(replace(file, tensors=tensors, settings=settings), CHOICES).tokenizer.quantizer
+    quantizer = load_public(
+        replace(file, tensors=tensors, settings=settings), CHOICES
+    ).tokenizer.quantizer
     assert isinstance(quantizer, MultiScaleResidual)
     assert quantizer.scales.num_convolutions == n
     assert quantizer.scales.strength == 0.25
@@ -139,7 +143,9 @@ def test_a_config_of_other_weights_is_refused(
 
 def test_scales_are_no_choice_of_other_formats() -> None:
     other = open_public(str(PUBLIC / "llamagen/vq_tiny.pt"), None, None).file
-    with pytest.raises(InputError, match=r"quantizer.scales=\(1, 2\) does not fit vq_tiny.pt|leave it out"):
+    with pytest.raises(
+        InputError, match=r"quantizer.scales=\(1, 2\) does not fit vq_tiny.pt|leave it out"
+    ):
         load_public(other, replace(CHOICES, scales=(1, 2)))
 
 

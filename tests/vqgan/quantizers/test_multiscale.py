@@ -84,8 +84,7 @@ def test_the_first_scales_alone_are_decoded_and_each_brings_the_map_nearer() -> 
     indices = quantizer(z).indices
     assert quantizer.prefixes == [1, 5, 21]
     errors = [
-        float((quantizer.lookup(indices[..., :n]) - z).square().mean())
-        for n in quantizer.prefixes
+        float((quantizer.lookup(indices[..., :n]) - z).square().mean()) for n in quantizer.prefixes
     ]
     assert errors[0] > errors[1] > errors[2]
     with pytest.raises(InputError, match="a row of 6 codes is none of this tokenizer"):
@@ -202,7 +201,9 @@ def fitted() -> tuple[MultiScaleResidual, Tensor]:
     return quantizer, z
 
 
-def test_what_is_not_known_leaves_no_trace_in_the_codes(fitted: tuple[MultiScaleResidual, Tensor]) -> None:
+def test_what_is_not_known_leaves_no_trace_in_the_codes(
+    fitted: tuple[MultiScaleResidual, Tensor],
+) -> None:
     quantizer, z = fitted
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[:2] = True
