@@ -255,7 +255,8 @@ class VAR(Transformer):
     ) -> Tensor:
         """Codes (n, m) for the logits (n, m, K) of positions, or (2n, m, K) for guidance, by numbers (n, m)."""
         if guide:
-            logits = guided(*logits.chunk(2), sampler.scale(drawn_share))
+            conditional, unconditional = logits.chunk(2)
+            logits = guided(conditional, unconditional, sampler.scale(drawn_share))
         return sampler.draw(logits.flatten(0, 1), uniform.flatten()).view_as(uniform)
 
     def check_steps(self, sampler: Sampler) -> None:

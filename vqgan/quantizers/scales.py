@@ -165,8 +165,8 @@ class Scales(nn.Module):
         return [self.shrink(places, size)[0, 0] > TOUCH for size in sizes]
 
     def frozen(self) -> "Scales":
-        """A copy whose convolutions do not learn."""
-        copy = deepcopy(self)
+        """A copy whose convolutions do not learn, in training mode as every new module is."""
+        copy = deepcopy(self).train()
         for name, value in list(copy.named_parameters()):
             delattr(copy, name)
             copy.register_buffer(name, value.detach().clone())
