@@ -20,14 +20,12 @@ from vqgan.tokenizer import Tokenizer
 def build_parts(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> training.PriorParts:
     """The module that a run trains, its codes, their classes, and the callbacks of the run's config."""
     config = run.config
+    space = describe_codes(config.prior, tokenizer)
     if run.training.checkpoint_activations or run.training.compile:
         with torch.random.fork_rng(devices=[]):  # before all images are encoded
-            trial = instantiate(config.prior, **describe_codes(config.prior, tokenizer), classes=0)
-        training.check_blocks(trial, run.training)
-        del trial
+            training.check_blocks(instantiate(config.prior, **space, classes=0), run.training)
     train, val = training.load_codes(run, tokenizer, images)
     classes = training.list_classes(images, config.conditional, train, val, run.resume)
-    space = describe_codes(config.prior, tokenizer)
     model = instantiate(config.prior, **space, classes=len(classes))
     training.count_codes(model, train, val)
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)

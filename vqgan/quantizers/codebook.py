@@ -203,9 +203,11 @@ class Codebook(Quantizer):
         if self.revive:
             self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate), lengths)
 
-    def revive_codes(self, z: Tensor, indices: Tensor, least: float, lengths: list[int]) -> None:
+    def revive_codes(
+        self, z: Tensor, indices: Tensor, least: float, lengths: Sequence[int] | None = None
+    ) -> None:
         """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,), of which
-        the parts with these lengths have the same chance.
+        parts with these lengths have the same chance.
 
         So many rows are drawn, the least used, however many codes are dead: to count these would wait for the device. Beyond
         that number the rest has its turn in the next updates.
@@ -214,7 +216,7 @@ class Codebook(Quantizer):
         rows = broadcast(rows)  # of equal counts, other hardware may choose other rows
         counts = self.counts.index_select(0, rows)
         is_dead = counts < least  # the same on every rank, as the counts are
-        sources = draw_rows(len(rows), lengths, z.device)
+        sources = draw_rows(len(rows), lengths or [len(z)], z.device)
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)
         replacements = broadcast(replacements)
         tables = [t for t in self.state_dict(keep_vars=True).values() if t.shape[:1] == (self.K,)]
@@ -235,7 +237,7 @@ class Codebook(Quantizer):
         return dict.fromkeys(self.parameters(), self.codebook_lr) if self.codebook_lr != 1 else {}
 
 
-def draw_rows(n: int, lengths: list[int], device: torch.device) -> Tensor:
+def draw_rows(n: int, lengths: Sequence[int], device: torch.device) -> Tensor:
     """n random rows of a table whose parts, one after the other, have these lengths; all parts have the same chance."""
     if len(lengths) == 1:
         return torch.randint(lengths[0], (n,), device=device)
