@@ -28,6 +28,7 @@ from benchmarks.configs import CONF
 
 GRID = 8
 NUM_CODEBOOKS = 3  # for the bottlenecks that have several
+SCALES = (1, 2, 4, 8)  # sides of the grids of multiscale, whose codes have fewer bits each
 EXTRA_WORDS = {"product": ["quantizer.dim=63"]}  # the width must be divisible by NUM_CODEBOOKS
 SWITCHES = {str(key) for key in OmegaConf.load(CONF / "codebook" / "switches.yaml")}
 COLUMNS = (
@@ -58,6 +59,9 @@ def choose_words(arm: str, bits: int) -> tuple[list[str], int]:
     if "K" not in settings:
         return words, 0
     num_codebooks = 1
+    if "scales" in settings:
+        K = int(2 ** (bits / sum(side**2 for side in SCALES)))
+        return [*words, f"quantizer.scales=[{','.join(map(str, SCALES))}]", f"quantizer.K={K}"], 1
     if "num_codebooks" in settings:
         num_codebooks = NUM_CODEBOOKS
         words.append(f"quantizer.num_codebooks={num_codebooks}")

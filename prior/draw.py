@@ -171,9 +171,10 @@ def prior_source(
     trained = load_prior(ckpt).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = wanted.choose_labels(trained, n, sampler, ckpt)
-    check_places(sampler, tokenizer)
+    check_places(sampler, tokenizer, model.grid)
     grid = sampler.size(model.grid)
     known = sampler.known(grid)
+    places = grid if model.grid == tokenizer.grid else tokenizer.grid
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     if trained.condition is not None and labels is not None:
         about["condition"] = hash_labels(labels.numpy())
@@ -183,23 +184,24 @@ def prior_source(
         init_codes, image = encode_init_image(sampler.init_image, tokenizer)
         head = show_init_image(image, init_codes, tokenizer, known)
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
+        init_codes = tokenizer.quantizer.restrict(init_codes[None], known.to(device))
 
     cache = StepCache(sampler.compile)
 
     def draw(start: int) -> Drawn:
         settings = (n, seed, batch_size, labels, init_codes, start, cache)
         for codes in generate(model, sampler, *settings):
-            yield codes, tokenizer.quantizer.lookup(codes)
+            yield codes, tokenizer.quantizer.lookup_on(codes, places)
 
     return SampleSource(
         tokenizer,
         draw,
-        grid,
+        places,
         trained.name,
         trained.data,
         trained.config["flip"],
         about,
-        (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
+        tokenizer.quantizer.code_shape(places),
         labels,
         trained.classes.names,
         head,

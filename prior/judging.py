@@ -281,12 +281,16 @@ class PriorJudge:
         show = self.settings.show
         return {"most_likely": order[:show], "least_likely": order.flip(0)[:show]}
 
+    def map_places(self) -> Tensor:
+        """The mean nats of the codes of each place, (n, h, w)."""
+        return self.trained.model.map_nats(self.nats.flatten(1))
+
     def white_level(self) -> float:
         """The nats of a code that are white in the maps, taken from all maps so that their shades can be compared.
 
         Neither a single improbable code nor the large weights of a bound's few codes stretch the scale.
         """
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         level = min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
         return level or 1.0  # codes that are certain have no nats, and their maps are black
 
@@ -307,15 +311,16 @@ class PriorJudge:
 
     def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         tokenizer = self.trained.tokenizer
-        f = tokenizer.f if tokenizer.is_spatial else STRIP  # codes without places lie on no image
+        has_places = tokenizer.is_spatial and maps.shape[1:] == tokenizer.grid
+        f = tokenizer.f if has_places else STRIP  # codes without places lie on no image
         caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
             rows.append(self.images.rules.to_picture(x))
-            if tokenizer.is_spatial:
+            if has_places:
                 rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)

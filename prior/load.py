@@ -30,7 +30,7 @@ from prior.conditioning.base import Condition
 from prior.conditioning.codes import CodeCondition
 from prior.conditioning.images import CONDITION_COPY, ImageLabels, add_columns
 from prior.conditioning.vectors import VectorCondition
-from prior.models.base import PriorModel
+from prior.models.base import PriorModel, describe_codes
 from prior.prior import Prior
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -163,9 +163,9 @@ def load_prior(ckpt: str | Path) -> Prior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    code_space = {**tokenizer.code_space, "classes": header["classes"]}
     described_prior = header["config"]["prior"]
     current_trust().check_choice("prior", described_prior["_target_"])
+    code_space = {**describe_codes(described_prior, tokenizer), "classes": header["classes"]}
     model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
     condition = load_condition(header.get("condition"), folder)
     if condition is not None:

@@ -133,7 +133,7 @@ class PriorModule(ClockedModule):
         reshard(self.model)
         val, train = self.val_likelihood.compute(), self.train_likelihood.compute()
         nats_per_token = val["nats"].mean()
-        self.loss_map = val["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
+        self.loss_map = self.model.map_nats(val["nats"])
         figures = {
             "nats_per_token": nats_per_token,
             "bits_per_image": nats_per_token * self.model.L / math.log(2),

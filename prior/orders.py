@@ -1,4 +1,4 @@
-"""Orders of a grid's positions: permutations of the raster order."""
+"""Orders of a grid's positions: permutations of the raster order, and windows that cover it."""
 
 from functools import cache
 
@@ -50,3 +50,15 @@ def scaled_inverse(points: NDArray[np.int64], base: int, side: int) -> NDArray[n
         mirrored = mirrored * base + points // scale % base
         scale *= base
     return mirrored * side // scale
+
+
+def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the windows that cover a grid, in raster order, half a window apart, the last ones at the border."""
+
+    def cover(whole: int, part: int) -> list[slice]:
+        starts = (*range(0, whole - part, max(part // 2, 1)), whole - part)
+        return [slice(start, start + part) for start in starts]
+
+    return [
+        (rows, columns) for rows in cover(grid[0], size[0]) for columns in cover(grid[1], size[1])
+    ]

@@ -314,13 +314,13 @@ class Prior:
         batch = read_batch_size(batch_size)
         if codes.ndim == 0 or len(codes):
             self.tokenizer.check_codes(codes)
-        if tuple(codes.shape[1:3]) != self.grid:
-            h, w = self.grid
+        h, w, _ = self.model.code_shape
+        if tuple(codes.shape[1:3]) != (h, w):
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
             )
         labels = self._label_images(label, condition, len(codes))
-        parts = [torch.empty(0, *self.grid, self.model.num_codebooks)]
+        parts = [torch.empty(0, *self.model.code_shape)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
             with torch.autocast(self.device.type, enabled=False), deterministic_float32():
@@ -383,12 +383,16 @@ class Prior:
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
             labels = self.condition.choose(self.model, condition, len(pictures))
             labels = labels.repeat_interleave(n, 0)
-        check_places(sampler, self.tokenizer)
-        sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
+        check_places(sampler, self.tokenizer, self.grid)
+        grid = sampler.size(self.grid)
+        known = sampler.known(grid)  # raises for what does not fit the grid
+        places = grid if self.grid == self.tokenizer.grid else self.tokenizer.grid
         init_codes = None
         if pictures is not None:
             each = [encode_init_image(picture, self.tokenizer)[0] for picture in pictures]
-            init_codes = torch.stack(each).repeat_interleave(n, 0)
+            whole = torch.stack(each)
+            restricted = self.tokenizer.quantizer.restrict(whole, known.to(whole.device))
+            init_codes = restricted.repeat_interleave(n, 0)
         rules = self.tokenizer.rules
         codes: list[Tensor] = []
         images: list[Tensor] = []
@@ -399,7 +403,7 @@ class Prior:
                 if output == "codes":
                     codes.append(batch.cpu())
                     continue
-                latents = self.tokenizer.quantizer.lookup(batch)
+                latents = self.tokenizer.quantizer.lookup_on(batch, places)
                 for part in decode_latents(self.tokenizer, latents, batch_size):
                     if output == "pil":
                         shown += to_pictures(part, rules)

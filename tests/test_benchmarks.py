@@ -52,6 +52,9 @@ def test_all_bottlenecks_are_compared_at_equal_bits() -> None:
         quantizer = compose_config("stage=vqgan", *words).quantizer
         if num_codebooks:
             assert num_codebooks == quantizer.get("num_codebooks", 1)
+            if name == "multiscale":  # of K codes, which is no power of two
+                assert 570 < sum(n**2 for n in quantizer.scales) * math.log2(quantizer.K) <= 576
+                continue
             assert GRID**2 * num_codebooks * math.log2(quantizer.K) == 576
         else:
             assert "K" not in quantizer

@@ -11,6 +11,8 @@ from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
+from vqgan.quantizers.multiscale import MultiScaleResidual
+from vqgan.quantizers.scales import resize_scales
 from vqgan.tokenizer import Tokenizer
 
 ABSENT = object()
@@ -47,6 +49,9 @@ def adopt_architecture(
     if "from" in groups["quantizer"]:
         groups["quantizer"]["from"] = 0  # its codes are in use
     fit_model(groups["model"], tokenizer, wanted)
+    if wanted.image_size != tokenizer.encoder.image_size:
+        f = tokenizer.encoder.f
+        resize_scales(groups["quantizer"], (wanted.image_size[0] // f, wanted.image_size[1] // f))
     if wanted.grow:
         grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)
     asked = [
@@ -152,7 +157,9 @@ def refuse_setting(
 def is_of_training(quantizer: Quantizer, name: str) -> bool:
     """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
     group, *words = name.split(".")
-    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook):
+    while (
+        words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual)
+    ):
         quantizer, words = quantizer.inner_quantizers[0], words[1:]
     return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
 

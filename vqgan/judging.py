@@ -35,7 +35,7 @@ from codegrid.evaluation.units import (
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
-from vqgan.callbacks.codes import draw_histogram
+from vqgan.callbacks.codes import draw_histogram, part_name
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
@@ -85,8 +85,7 @@ class TokenizerJudge:
         self.fidelity = Fidelity(images.image_size).to(settings.device)
         self.code_use: CodebookUse | None = None
         if tokenizer.K is not None:
-            use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
-            self.code_use = use.to(settings.device)
+            self.code_use = tokenizer.quantizer.make_code_use().to(settings.device)
         self.validity = ValidityJudge(images, settings.validity)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
@@ -195,7 +194,7 @@ class TokenizerJudge:
             save_picture(sheet, folder / f"{name}.png", caption) for name, sheet in sheets.items()
         ]
         if self.code_use is not None:
-            histogram = draw_histogram(self.code_use.counts)
+            histogram = draw_histogram(self.code_use.counts, part_name(self.code_use))
             files.append(save_picture(histogram, folder / "codes.png"))
         return files + save_verdicts(self.validity, folder)
 
@@ -213,7 +212,7 @@ def compare_codecs(
     """The scores of classical VQ at the tokenizer's bits and of JPEG, and the reasons why some are absent."""
     if not settings.references:
         return [], {"references": "left out with references=false"}
-    grid = tokenizer.grid if tokenizer.is_spatial else None
+    grid = tokenizer.grid if tokenizer.is_gridded else None
     return measure_codecs(images, settings.split, tokenizer.K, tokenizer.num_codebooks, grid)
 
 

@@ -15,7 +15,6 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.engine.settings import TrainerSettings
-from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
@@ -94,9 +93,7 @@ class VQGAN(ClockedModule):
         # Whether the decoder sees codes, which come into use later if quantizer.from is above 0.
         self.quantizes = not tokenizer.quantizer.begin
         self.scores = Reconstruction()
-        self.codebook_use = (
-            CodebookUse(tokenizer.K, tokenizer.num_codebooks) if tokenizer.K else None
-        )
+        self.codebook_use = tokenizer.quantizer.make_code_use() if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 

@@ -34,6 +34,7 @@ class Reading:
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
     score: str | None = None
+    scales: Sequence[SizeSetting] | None = None
 
     def check_unset(self, source: str | Path) -> None:
         """Raise InputError for a setting, since a run has all of them."""
@@ -78,7 +79,8 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
         reading.image_size or find_image_size(facts, contents.file.settings, source),
         "pixel",
     )
-    choices = make_choices(size, None, reading.pixels, reading.cosine, reading.score)
+    codes = reading.cosine, reading.score, reading.scales
+    choices = make_choices(size, None, reading.pixels, *codes)
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
         log_line(f"{source}: {remark}")

@@ -1,6 +1,7 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -36,7 +37,6 @@ from vqgan.pictures import (
     to_pictures,
 )
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
-from vqgan.quantizers.search import flatten
 from vqgan.tiling import run_by_tiles
 
 STARTS = ("patches", "random")
@@ -80,6 +80,7 @@ class Tokenizer(nn.Module):
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
+        quantizer.bind(encoder.grid if encoder.is_spatial else None)
         if tuple(pixels) not in PIXEL_RANGES:
             raise InputError(f"model.pixels={list(pixels)} must be [-1, 1] or [0, 1]")
         self.pixels = tuple(pixels)
@@ -113,6 +114,7 @@ class Tokenizer(nn.Module):
         pixels: tuple[int, int] | None = None,
         cosine: bool | None = None,
         score: str | None = None,
+        scales: Sequence[SizeSetting] | None = None,
     ) -> "Tokenizer":
         """The tokenizer that `ckpt` names, in eval mode on the CPU.
 
@@ -131,12 +133,13 @@ class Tokenizer(nn.Module):
         pixels      the range of the networks' images, (-1, 1) or (0, 1)
         cosine      whether outputs and codes are compared at length 1
         score       which code is chosen, "nearest" or "inner_product"
+        scales      the sides of the grids of VAR's tokenizer, smallest first
 
         Raises InputError, with one sentence, for whatever can't be read, and where two readings remain. Reading runs no code
         of the files, and builds no classes but this program's and those in `trust`.
         """
         module = resolve_name("vqgan.pretrained")  # by name: it builds this class
-        reading = module.Reading(image_size, config, ema, pixels, cosine, score)
+        reading = module.Reading(image_size, config, ema, pixels, cosine, score, scales)
         tokenizer: Tokenizer = module.load_pretrained(ckpt, revision, trust, reading)
         return tokenizer
 
@@ -149,7 +152,7 @@ class Tokenizer(nn.Module):
         fit: str | None = None,
         tile: int | str | None = None,
     ) -> Tensor:
-        """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
+        """Images -> their codes, (B, h, w) int64 on the CPU, (B, h, w, num_codebooks), or (B, 1, L) of several scales.
 
         An image is a path, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor (C, H, W) of whole
         numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of training were.
@@ -201,11 +204,13 @@ class Tokenizer(nn.Module):
         size: SizeSetting | None = None,
         tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
-        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of all scales or of the first ones -> Pillow
+        images of the channels that are shown.
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
-        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes
+                  of several scales don't tell it, so those of images of another size than in training need it
         tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
@@ -215,15 +220,26 @@ class Tokenizer(nn.Module):
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
-        rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
+        grid = self.find_grid(codes, size)
+        rows, columns = self.choose_cut(grid, size)
         device = next(self.parameters()).device
         parts = [
-            self.decode_indices(part.to(device), tile) for part in codes.long().split(batch_size)
+            self.decode_indices(part.to(device), tile, grid)
+            for part in codes.long().split(batch_size)
         ]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
         return to_pictures(x, self.rules) if output == "pil" else x
+
+    def find_grid(self, codes: Tensor, size: SizeSetting | None) -> Size:
+        """The grid of codes (B, h, w ...); of a row of several scales that of images of this size, or the model's."""
+        if self.is_gridded or not self.is_spatial:
+            return codes.shape[1], codes.shape[2]
+        if size is None:
+            return self.grid
+        height, width = check_size("size", size, "pixel")
+        return -(-height // self.f), -(-width // self.f)
 
     def choose_cut(self, grid: Sequence[int], size: SizeSetting | None) -> Size:
         """The rows and columns of a decoded image that are the encoded one. Raises InputError for a size that has other codes."""
@@ -259,8 +275,14 @@ class Tokenizer(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of an image's codes: (h, w), or (h, w, num_codebooks) for several codebooks."""
-        return (*self.grid, self.num_codebooks) if self.num_codebooks > 1 else self.grid
+        """The shape of an image's codes: (h, w), (h, w, num_codebooks) for several codebooks, or (1, L) for several scales."""
+        return self.quantizer.code_shape(self.grid)
+
+    @property
+    def size_facts(self) -> dict[str, Any]:
+        """What metrics.json says of the codes: K, the grid, and the codes of an image, if there are any."""
+        count = {"codes_per_image": math.prod(self.code_shape)} if self.K else {}
+        return {"K": self.K, "grid": list(self.grid), **count}
 
     @property
     def K(self) -> int | None:
@@ -288,6 +310,11 @@ class Tokenizer(nn.Module):
         return self.encoder.is_spatial
 
     @property
+    def is_gridded(self) -> bool:
+        """Whether the codes are one grid over the image; those of several scales are a row."""
+        return self.is_spatial and self.quantizer.is_gridded
+
+    @property
     def f(self) -> int:
         """Downsampling factor: pixels per grid position, in each direction. Raises InputError where codes have no places."""
         if not self.is_spatial:
@@ -302,7 +329,7 @@ class Tokenizer(nn.Module):
 
         Raises InputError if the tokenizer is continuous.
         """
-        return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
+        return {"codebook": self.quantizer.codebooks(), "grid": self.code_shape[:2]}
 
     def encode(self, x: Tensor, quantize: bool = True) -> Quantized:
         """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck; without `quantize` it has no indices,
@@ -366,9 +393,16 @@ class Tokenizer(nn.Module):
             raise InputError(NO_CODES_MESSAGE)
         return indices
 
-    def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
-        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
-        z_q = self.quantizer.lookup(indices)
+    def decode_indices(
+        self, indices: Tensor, tile: int | str | None = None, grid: Size | None = None
+    ) -> Tensor:
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images, `grid` that
+        of z_q where it is not the model's and the codes are a row of several scales."""
+        z_q = (
+            self.quantizer.lookup(indices)
+            if grid is None
+            else self.quantizer.lookup_on(indices, grid)
+        )
         return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()
@@ -377,20 +411,19 @@ class Tokenizer(nn.Module):
         if self.patches is not None:
             self.patches.initialise(x)
             # The networks still add zero.
-            z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
+            z = torch.cat([self.patches.encode(part) for part in x.split(64)])
         else:
             if len(x) > RANDOM_START_IMAGES:
                 x = x[choose_evenly(len(x), RANDOM_START_IMAGES)]
             z = self.encode_start(x)
-        # Every n-th vector, so that all images are represented.
-        self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
+        self.quantizer.initialise_maps(z, MAX_START_VECTORS)
 
     def encode_start(self, x: Tensor) -> Tensor:
-        """What the networks make of x (n, C, H, W), (n * h * w, in_dim of the quantizer); says so if it takes long."""
+        """What the networks make of x (n, C, H, W), (n, in_dim of the quantizer, h, w); says so if it takes long."""
         z: list[Tensor] = []
         begun = time.monotonic()
         for part in x.split(choose_start_batch(x)):
-            z.append(flatten(self.encode_features(part)))
+            z.append(self.encode_features(part))
             seconds = (time.monotonic() - begun) * (len(x) / len(part) - 1)
             if len(z) == 1 and seconds > LONG_START:
                 log_line(

@@ -305,7 +305,9 @@ def read_image_hash(folder: Path) -> str:
 
 def count_bits_per_image(run: ReportedRun) -> float | None:
     """Bits of an image's codes at equal length: positions * codebooks * log2 K; None without codes."""
-    K = run.metrics.get("K")
+    K, codes = run.metrics.get("K"), run.metrics.get("codes_per_image")
+    if K is not None and codes is not None and is_figure(K) and is_figure(codes):
+        return float(codes * math.log2(K))
     grid = run.metrics.get("grid")
     if K is None or not is_figure(K) or not isinstance(grid, list) or not all(map(is_figure, grid)):
         return None

@@ -41,14 +41,14 @@ def generate(
 
     The model must be in eval mode. Sample i depends on the seed and i only, not on the batch size; with a prior of classes
     it is of class labels[i]. The codes `init_codes`, (h, w) or (h, w, num_codebooks) for all samples or (n, ...) for each,
-    stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window, each conditioned on
-    the codes already in it (VQGAN, Esser et al. 2021, section 3.3, in strides of half a window instead of one code).
+    stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window: see
+    `PriorModel.fill_grid`. Of a prior that predicts scales, codes are (1, L), and in batches (b, 1, L).
 
     A `cache` that is passed counts the forward passes of priors that draw code by code.
     """
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
-    code_shape = (*grid, model.num_codebooks)
+    code_shape = model.shape_on(grid)
     empty = torch.zeros(1, *code_shape, dtype=torch.int64, device=device)
     initial = empty if init_codes is None else init_codes.to(device).reshape(-1, *code_shape)
     initial = initial.expand(n, *code_shape)
@@ -59,12 +59,7 @@ def generate(
         numbers = Numbers(seed, indices, device)
         codes = initial[first : indices.stop].clone()
         known = sampler.known(grid)
-        for rows, columns in windows(grid, model.grid):
-            window = codes[:, rows, columns]
-            fixed = known[rows, columns].flatten().repeat_interleave(model.num_codebooks)
-            filled = model.fill(window.flatten(1), fixed, numbers, sampler, batch_labels, cache)
-            codes[:, rows, columns] = filled.view_as(window)
-            known[rows, columns] = True
+        codes = model.fill_grid(codes, known, numbers, sampler, batch_labels, cache)
         yield codes if model.num_codebooks > 1 else codes[..., 0]
 
 
@@ -100,18 +95,6 @@ def check_parallel_sampler(model: PriorModel, sampler: Sampler) -> None:
     """Raise InputError if `sampler.parallel` is a number of positions and this prior draws code by code only."""
     if sampler.parallel not in (1, AUTO) and not model.parallel:
         raise InputError(
-            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar, "
-            f"prior/head=softmax and no codes of another image, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
+            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar, prior/head=softmax "
+            f"and no codes of another image, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
         )
-
-
-def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of the windows that cover a grid, in raster order, half a window apart, the last ones at the border."""
-
-    def cover(whole: int, part: int) -> list[slice]:
-        starts = (*range(0, whole - part, max(part // 2, 1)), whole - part)
-        return [slice(start, start + part) for start in starts]
-
-    return [
-        (rows, columns) for rows in cover(grid[0], size[0]) for columns in cover(grid[1], size[1])
-    ]

@@ -58,7 +58,7 @@ class Transformer(PriorModel):
     ) -> None:
         """Add vectors and angles of the positions, the stacks of blocks (name -> depth), the last norm and the head."""
         width, heads, dropout = settings.width, settings.heads, settings.dropout
-        angles = rotary(self.grid, head_size(width, heads))
+        angles = self.make_angles(head_size(width, heads))
         self.register_buffer("angles", angles, persistent=False)
         # Rotary angles are relative: without these vectors all positions of an empty grid would look alike.
         self.place = nn.Parameter(torch.zeros(self.T, width))
@@ -106,6 +106,10 @@ class Transformer(PriorModel):
         for x in self.front(n, labels).unbind(1):
             steps(x)
         return steps
+
+    def make_angles(self, size: int) -> Tensor:
+        """The rotary angles of the positions, (T, 1, 1, size / 2)."""
+        return rotary(self.grid, size)
 
     def logits(self, x: Tensor) -> Tensor:
         """The last block's output (..., width) -> logits (..., K) float32."""

@@ -1,8 +1,9 @@
 """What every prior is: a distribution over grids of codes that can be trained, evaluated and sampled."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from prior.heads.base import LOGITS, Head
 from prior.models.front import Front, scaled_rotary
 from prior.models.inputs import CodeEmbedding, LabelEmbedding, blank_like
 from prior.models.transformer import Block
+from prior.orders import windows
+from vqgan.tokenizer import Tokenizer
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
@@ -122,6 +125,19 @@ class PriorModel(nn.Module, ABC):
         return torch.full((n,), -1) if self.classes else None
 
     @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """Rows, columns and codebooks of the codes that `flatten` makes L of."""
+        return self.shape_on(self.grid)
+
+    def shape_on(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """The same for images of another grid."""
+        return (*grid, self.num_codebooks)
+
+    def map_nats(self, nats: Tensor) -> Tensor:
+        """A value for each code (..., L) -> its mean over the codes of each place, (..., h, w)."""
+        return nats.unflatten(-1, self.code_shape).mean(-1)
+
+    @property
     def ends(self) -> list[nn.Module]:
         """The layers that read codes, and the `head` that predicts them if the prior has one."""
         ends: list[nn.Module] = [p for p in self.modules() if isinstance(p, CodeEmbedding)]
@@ -172,6 +188,30 @@ class PriorModel(nn.Module, ABC):
         `stepwise` prior, and the count of passes. Others ignore it.
         """
 
+    def fill_grid(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+        cache: StepCache | None = None,
+    ) -> Tensor:
+        """Return the codes (n, *shape_on(grid)) with those of all places that are not `known` (*grid) redrawn, as `fill` does.
+
+        A grid larger than the prior's own is drawn window by window, each conditioned on the codes already in it (VQGAN, Esser et
+        al. 2021, section 3.3, in strides of half a window instead of one code).
+        """
+        codes, known = codes.clone(), known.clone()
+        grid = (known.shape[0], known.shape[1])
+        for rows, columns in windows(grid, self.grid):
+            window = codes[:, rows, columns]
+            fixed = known[rows, columns].flatten().repeat_interleave(self.num_codebooks)
+            filled = self.fill(window.flatten(1), fixed, numbers, sampler, labels, cache)
+            codes[:, rows, columns] = filled.view_as(window)
+            known[rows, columns] = True
+        return codes
+
 
 class Autoregressive(PriorModel):
     """p(codes) = product over t of p(code_t | codes before t) (VQGAN, Esser et al. 2021, eq. 8).
@@ -216,10 +256,7 @@ class Autoregressive(PriorModel):
 
     def replace_codes(self, codes: Tensor) -> Tensor:
         """The codes as the model reads them in training, a share `token_dropout` of them random."""
-        if not self.token_dropout:
-            return codes
-        lost = torch.rand(codes.shape, device=codes.device) < self.token_dropout
-        return torch.where(lost, torch.randint_like(codes, self.K), codes)
+        return replace_randomly(codes, self.K, self.token_dropout)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
         return predict_all(self.features(codes, labels), codes, self.readout)
@@ -280,6 +317,35 @@ class UncachedDecoder:
             self.t += 1
         logits: Tensor = self.model(self.codes, self.labels)[:, self.t]
         return logits
+
+
+def replace_randomly(codes: Tensor, K: int, share: float) -> Tensor:
+    """Codes of which a share is replaced by random ones."""
+    if not share:
+        return codes
+    lost = torch.rand(codes.shape, device=codes.device) < share
+    return torch.where(lost, torch.randint_like(codes, K), codes)
+
+
+def describe_codes(settings: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a prior with the `prior` group `settings` takes from its tokenizer: codebook, grid, and scales if it has that setting.
+
+    Raises InputError if the codes are none that it can learn.
+    """
+    space, quantizer = tokenizer.code_space, tokenizer.quantizer
+    scales = getattr(quantizer, "scales", None)
+    if "scales" in settings:
+        if scales is None:
+            raise InputError(
+                "prior=var predicts codes scale by scale, and this tokenizer's have one grid; train one with quantizer=multiscale, "
+                "or use prior=gpt"
+            )
+        return {**space, "grid": tokenizer.grid, "scales": scales}
+    if scales is not None and len(space["codebook"]) > 1:
+        raise InputError(
+            "quantizer.shared=false gives each scale codes of its own, which only prior=var tells apart; use prior=var"
+        )
+    return space
 
 
 def single_codebook(codebook: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A small instance of every prior, for the tests that all priors must pass."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from codegrid.engine.sizes import SizeSetting
 from prior.decoding.sampling import Numbers
 from prior.heads.base import Head
 from prior.heads.bits import Bits
@@ -29,8 +30,10 @@ from prior.models.rq import RQ
 from prior.models.transformer import Block, rotary, rotary_directions
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
+from prior.models.var import VAR
 from tests.helpers.configs import ROOT
 from tests.helpers.parts import make
+from vqgan.quantizers.scales import Scales
 
 DIM = 4
 
@@ -72,6 +75,7 @@ PRIORS = {  # one line per prior, or more for variants; every file of conf/prior
     "unigram": Case(Unigram, num_codebooks=2, has_labels=False, reads_codes=False),
     "bigram": Case(Bigram, num_codebooks=2, has_labels=False),
     "diffusion": Case(Diffusion, TRANSFORMER),
+    "var": Case(VAR, TRANSFORMER),
 }
 
 BOOKS = {name: case.num_codebooks for name, case in PRIORS.items() if case.num_codebooks > 1}
@@ -93,7 +97,19 @@ def build_prior(
 ) -> PriorModel:
     """The untrained prior, with conf/'s values for settings that neither the case nor the test passes."""
     codebook = torch.randn(case.num_codebooks, K, DIM)
+    if case.kind is VAR:
+        settings.setdefault("scales", make_scales(grid))
     return make_model(case.kind, codebook, grid, classes=classes, **{**case.settings, **settings})
+
+
+def make_scales(grid: tuple[int, int], sizes: Sequence[SizeSetting] | None = None) -> Scales:
+    """The scales of a tokenizer with this grid, with random convolutions."""
+    scales = Scales(DIM, sizes, convolutions=2, strength=0.5)
+    scales.bind(grid)
+    with torch.no_grad():
+        for p in scales.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return scales.frozen()
 
 
 def make_model(

@@ -60,6 +60,7 @@ QUANTIZERS = [  # name and overrides
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
     f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.dropout=0.5",
     "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=quantiles",
+    f"multiscale {NARROW}", f"multiscale {NARROW} quantizer.shared=false",
 ]  # fmt: skip
 DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {
     "patch": lambda: make(PatchGAN, 3, 8, 1),
@@ -97,6 +98,7 @@ def across_the_gate(warmup: int = 1, **parts: Any) -> VQGAN:
 
 def build_quantized(overrides: str) -> VQGAN:
     quantizer: Quantizer = instantiate(read_quantizer(overrides))
+    quantizer.bind((4, 4))
     quantizer.initialise(torch.randn(400, quantizer.in_dim))
     tokenizer = make_tokenizer(dim=quantizer.dim, quantizer=quantizer)
     return make_module(steps=STEPS, tokenizer=tokenizer)

@@ -17,6 +17,8 @@ from vqgan.module import VQGAN
 TOKENS_PER_CODE = (
     10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
 )
+LEAST_OF_SCALE = 1.5  # perplexity of one scale of a multi-scale tokenizer
+ENOUGH_OF_SCALE = 100  # codes by which it is judged
 SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
     "rec": "loss.pixel.l2",
     "perceptual": "loss.perceptual_weight",
@@ -27,7 +29,8 @@ SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
 class TokenizerDoctor(Alarms):
     """Examines a run of stage 1 every `every` updates, and reports what `patience` examinations in a row agree on.
 
-    * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
+    * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K; of several
+      scales also if one of them has a perplexity under LEAST_OF_SCALE
     * lambda is at its cap, or `factor` times more or less than when the gate was first fully open
     * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
     * a loss term has under `least_share` of the gradient at the reconstruction
@@ -81,7 +84,7 @@ class TokenizerDoctor(Alarms):
         if use is None or indices is None:
             return
         if self._codes is None:
-            self._codes = CodebookUse(use.K, use.num_codebooks).to(module.device)
+            self._codes = module.tokenizer.quantizer.make_code_use().to(module.device)
             if self._counts is not None:
                 self._codes.counts.copy_(self._counts)
         self._codes.update(indices)
@@ -111,7 +114,7 @@ class TokenizerDoctor(Alarms):
         self.codebook_figures = figures
         least_perplexity = max(codes.K / 100, 1.5)
         if figures["usage"] >= self.least_used and figures["perplexity"] >= least_perplexity:
-            return None
+            return find_narrow_scale(codes)
         used, perplexity = figures["codes_used"], figures["perplexity"]
         return Sign(
             "codes",
@@ -192,3 +195,17 @@ class TokenizerDoctor(Alarms):
             self.codebook_figures = state_dict["counted"]
             self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
             self._usual_lambda = state_dict["usual"]
+
+
+def find_narrow_scale(codes: CodebookUse) -> Sign | None:
+    """The sign that one scale of several makes use of hardly more than one code."""
+    if not codes.lengths:
+        return None
+    for number, (perplexity, count) in enumerate(codes.count_perplexities()):
+        if count >= ENOUGH_OF_SCALE and perplexity < LEAST_OF_SCALE:
+            return Sign(
+                "codes",
+                f"scale {number + 1} of {len(codes.lengths)} has collapsed: the perplexity of its codes is {perplexity:.1f}",
+                "quantizer.inner.kmeans=true quantizer.inner.revive=0.5, or quantizer.scales without it",
+            )
+    return None

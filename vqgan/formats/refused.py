@@ -18,14 +18,6 @@ class Refusal:
     reason: str
 
 
-def is_multiscale(file: PublicFile) -> bool:
-    """VAR's: one codebook, and convolutions between the grids of an image."""
-    return any(
-        name.startswith("quantize.quant_resi.") or name == "quantize.ema_vocab_hit_SV"
-        for name in file.tensors
-    )
-
-
 def is_one_dimensional(file: PublicFile) -> bool:
     """TiTok's and its successors': tokens that attend to patches."""
     return file.tensors.keys() >= {"latent_tokens", "encoder.patch_embed.weight"}
@@ -47,11 +39,6 @@ def is_generator(file: PublicFile) -> bool:
 
 
 REFUSALS = (
-    Refusal(
-        is_multiscale,
-        "is VAR's multi-scale tokenizer, which has several grids of codes for each image, and a tokenizer here has one; "
-        "import one such as LlamaGen's or taming-transformers'",
-    ),
     Refusal(
         is_one_dimensional,
         "is TiTok, whose codes are a row without places in the image, and a tokenizer here has a grid of codes; "

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import Size
+from codegrid.evaluation.codebook import CodebookUse
+from vqgan.quantizers.search import flatten
 
 
 @dataclass
@@ -68,6 +71,12 @@ def check_begin(settings: Mapping[str, Any]) -> Mark:
     return begin
 
 
+def require_indices(q: Quantized) -> Tensor:
+    """The indices of a bottleneck that has codes."""
+    assert q.indices is not None
+    return q.indices
+
+
 NO_CODES_MESSAGE = (
     "this tokenizer is continuous (quantizer=none or kl) and has no codes; "
     "train one with quantizer=ema"
@@ -88,12 +97,15 @@ class Quantizer(nn.Module, ABC):
     grows                whether it can take over a smaller codebook of its kind
     begin                when the codes come into use, the setting `from`: a step (int) or a fraction of the run (float); until
                          then the decoder sees what `bypass` returns
+    is_gridded           whether indices are (B, h, w) or (B, h, w, num_codebooks), codes of places; otherwise see `code_shape`
+    lengths              the numbers of codes in the parts of a row (B, 1, L), whose use is counted apart; empty for one part
     draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
                          codes have no updates
     """
 
     training_settings: tuple[str, ...] = ()
     grows = False
+    is_gridded = True
     draws = 0
     updates: Tensor
     _counted: tuple[Tensor, int, int] | None = None  # `updates`, its version, and what it held then
@@ -119,6 +131,23 @@ class Quantizer(nn.Module, ABC):
         # Schedules of the bottleneck follow this count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._remember_updates(0)
+
+    def bind(self, grid: Size | None) -> None:
+        """Take the model's grid, once before anything else; None where codes have no places. Raises InputError for one that
+        doesn't fit."""
+
+    def code_shape(self, grid: Size) -> tuple[int, ...]:
+        """The shape of the codes of a map z_e (dim, *grid)."""
+        return (*grid, self.num_codebooks) if self.num_codebooks > 1 else grid
+
+    @property
+    def lengths(self) -> list[int]:
+        return []
+
+    def make_code_use(self) -> CodebookUse:
+        """What counts how often the codes are used."""
+        assert self.K is not None
+        return CodebookUse(self.K, self.num_codebooks, self.lengths)
 
     @property
     def bits(self) -> float:
@@ -180,6 +209,14 @@ class Quantizer(nn.Module, ABC):
         """
         raise InputError(NO_CODES_MESSAGE)
 
+    def lookup_on(self, indices: Tensor, grid: Size) -> Tensor:
+        """As `lookup`, for the codes of a map of any grid (h, w), which the shape of a row doesn't tell."""
+        return self.lookup(indices)
+
+    def restrict(self, indices: Tensor, known: Tensor) -> Tensor:
+        """Codes of images of which only the places (h, w) bool are `known`, from the codes of the whole images."""
+        return indices
+
     @torch.no_grad()
     def codebooks(self) -> Tensor:
         """All code vectors, (num_codebooks, K, width of a codebook), on the CPU.
@@ -206,6 +243,11 @@ class Quantizer(nn.Module, ABC):
 
     def initialise(self, z: Tensor) -> None:
         """Fit codes and scales to encoder outputs z (n, in_dim), once before the first step."""
+
+    def initialise_maps(self, z: Tensor, most: int) -> None:
+        """As `initialise`, by at most so many outputs, evenly from all over the maps z (n, in_dim, h, w)."""
+        rows = flatten(z)
+        self.initialise(rows[:: max(1, len(rows) // most)])
 
     def grow_from(self, smaller: "Quantizer", z: Tensor) -> None:
         """Take over the codes of a smaller codebook of the same kind, and split those that most of the encoder outputs

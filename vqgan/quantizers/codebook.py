@@ -3,6 +3,7 @@
 import heapq
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import count_uses
-from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import choose_estimator
 from vqgan.quantizers.kmeans import kmeans as run_kmeans
@@ -189,22 +190,36 @@ class Codebook(Quantizer):
                 own = self.state_dict()[name]
                 (own[: smaller.K] if value.dim() else own).copy_(value)  # to the bit
 
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        self.update_from([q], rate)
+
     @float32
     @torch.no_grad()
-    def update(self, q: Quantized, rate: float = 1.0) -> None:
-        super().update(q, rate)
-        assert q.indices is not None
-        z = flatten(q.z_e.detach())
-        indices = q.indices.flatten()
-        counts = all_reduce(count_uses(indices, self.K).to(self.counts))
-        per_output = self.K / counts.sum()  # so that counts are 1 on average for any batch and grid
-        self.counts.lerp_(counts * per_output, 1 - self.decay)
-        self.move_codes(z, indices, per_output)
+    def update_from(self, parts: Sequence[Quantized], rate: float = 1.0) -> None:
+        """As `update`, by several outputs of one forward pass, such as those of several scales. Each counts as much as the others,
+        however many vectors it has."""
+        super().update(parts[0], rate)
+        z = torch.cat([flatten(q.z_e.detach()) for q in parts])
+        each = [require_indices(q).flatten() for q in parts]
+        indices = torch.cat(each)
+        lengths = [len(own) for own in each]
+        counts = all_reduce(torch.stack([count_uses(own, self.K) for own in each]).to(self.counts))
+        # So that counts are 1 on average for any batch and grid.
+        per_output = self.K / counts.sum(1) / len(parts)
+        self.counts.lerp_((counts * per_output[:, None]).sum(0), 1 - self.decay)
+        if len(parts) == 1:
+            self.move_codes(z, indices, per_output[0])
+        else:
+            shares = [share.expand(n) for share, n in zip(per_output, lengths, strict=True)]
+            self.move_codes(z * torch.cat(shares)[:, None], indices, torch.ones_like(per_output[0]))
         if self.revive:
-            self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate))
+            self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate), lengths)
 
-    def revive_codes(self, z: Tensor, indices: Tensor, least: float) -> None:
-        """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,).
+    def revive_codes(
+        self, z: Tensor, indices: Tensor, least: float, lengths: Sequence[int] | None = None
+    ) -> None:
+        """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,), of which
+        parts with these lengths have the same chance.
 
         So many rows are drawn, the least used, however many codes are dead: to count these would wait for the device. Beyond
         that number the rest has its turn in the next updates.
@@ -213,7 +228,7 @@ class Codebook(Quantizer):
         rows = broadcast(rows)  # of equal counts, other hardware may choose other rows
         counts = self.counts.index_select(0, rows)
         is_dead = counts < least  # the same on every rank, as the counts are
-        sources = torch.randint(len(z), rows.shape, device=z.device)
+        sources = draw_rows(len(rows), lengths or [len(z)], z.device)
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)
         replacements = broadcast(replacements)
         tables = [t for t in self.state_dict(keep_vars=True).values() if t.shape[:1] == (self.K,)]
@@ -226,11 +241,25 @@ class Codebook(Quantizer):
     def move_codes(self, z: Tensor, indices: Tensor, per_output: Tensor) -> None:
         """Move codes without gradients by the assignments of a batch: z (n, dim), indices (n,).
 
-        Each encoder output counts `per_output`, so that a code's count is 1 on average.
+        Each encoder output counts `per_output`, so that a code's count is 1 on average. Outputs that don't count alike are
+        multiplied by what they count.
         """
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.parameters(), self.codebook_lr) if self.codebook_lr != 1 else {}
+
+
+def draw_rows(n: int, lengths: Sequence[int], device: torch.device) -> Tensor:
+    """n random rows of a table whose parts, one after the other, have these lengths; all parts have the same chance."""
+    if len(lengths) == 1:
+        return torch.randint(lengths[0], (n,), device=device)
+    each = -(-n // len(lengths))
+    rows: list[Tensor] = []
+    first = 0
+    for length in lengths:
+        rows.append(first + torch.randint(length, (each,), device=device))
+        first += length
+    return torch.stack(rows, 1).flatten()[:n]
 
 
 def max_revived(K: int) -> int:

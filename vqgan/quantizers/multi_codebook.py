@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
-from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 
 
 class MultiCodebook(Quantizer):
@@ -81,9 +81,3 @@ class MultiCodebook(Quantizer):
         # Bottlenecks skipped by dropout have no part and are not updated.
         for inner, part in zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True):
             inner.update(part, rate)
-
-
-def require_indices(q: Quantized) -> Tensor:
-    """The indices of a bottleneck that has codes."""
-    assert q.indices is not None
-    return q.indices

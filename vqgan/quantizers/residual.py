@@ -10,9 +10,9 @@ from torch import Tensor
 from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import seeded_generator, share_seed
 from codegrid.engine.errors import InputError, check_range
-from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.gradients import straight_through
-from vqgan.quantizers.multi_codebook import MultiCodebook, require_indices
+from vqgan.quantizers.multi_codebook import MultiCodebook
 
 
 class Residual(MultiCodebook):

@@ -42,7 +42,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         line = Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"})
         pictures, codes = Reconstructions(), CodebookPictures()
         figures = run.fit(module, data, [*around, line, pictures, codes])
-        shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
+        shape = module.tokenizer.size_facts
         files = [str(file) for file in (pictures.file, *codes.files)]
         return run.finish({**figures, **shape, **start.origin, "pictures": files})
 

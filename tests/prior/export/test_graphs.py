@@ -31,6 +31,7 @@ NETWORKS = [
     "diffusion",
     "pixelcnn",
     "lstm",
+    "var",
 ]
 
 
@@ -112,7 +113,9 @@ def test_a_traced_graph_is_the_prior_for_any_number_of_samples(name: str, classe
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["gpt", "gpt-bits", "rar", "rq", "maskgit", "pixelcnn", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["gpt", "gpt-bits", "rar", "rq", "maskgit", "pixelcnn", "lstm", "var"]
+)
 def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(name: str, tmp_path: Path) -> None:
     trained: Any = SimpleNamespace(model=make_prior(name, classes=3))
     for exporter in (ONNXPrior(), PT2Prior()):

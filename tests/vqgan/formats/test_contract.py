@@ -38,6 +38,7 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "llamagen/vq_tiny.pt": "LlamaGen",
     "llamagen/training.pt": "LlamaGen",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
+    "var_vqvae/vae_tiny.pth": "VARVQVAE",
 }
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
 CHOICES = Choices(image_size=(32, 32), channels=3)
@@ -59,16 +60,18 @@ def read_arrays(name: str) -> dict[str, Tensor]:
     beside = file.with_suffix(".npz")
     arrays = np.load(beside if beside.is_file() else file.with_name("reference.npz"))
     prefix = "ema_" if file.parent.name in AVERAGED else ""
-    return {
+    keys = ("images", "z_e", "indices", "reconstruction", "chosen_indices", "chosen_decoded")
+    if "tokens" in arrays.files:  # codes of several scales, (B, L) there and (B, 1, L) here
+        rows = {
+            key: torch.from_numpy(arrays[key.replace("indices", "tokens")])[:, None]
+            for key in ("indices", "chosen_indices")
+        }
+    else:
+        rows = {}
+    return rows | {
         key: torch.from_numpy(arrays[prefix + key if prefix + key in arrays.files else key])
-        for key in (
-            "images",
-            "z_e",
-            "indices",
-            "reconstruction",
-            "chosen_indices",
-            "chosen_decoded",
-        )
+        for key in keys
+        if key not in rows
     }
 
 
@@ -123,8 +126,8 @@ def test_other_sizes_of_images_work(name: str) -> None:
     f = tokenizer.f
     x = torch.rand(1, 3, 3 * f, 5 * f) * 2 - 1
     indices = tokenizer.indices(x)
-    assert indices.shape == (1, 3, 5)
-    assert tokenizer.decode_indices(indices).shape == x.shape
+    assert indices.shape == (1, *tokenizer.quantizer.code_shape((3, 5)))
+    assert tokenizer.decode_indices(indices, grid=(3, 5)).shape == x.shape
     larger = load_public(read_file(name), replace(CHOICES, image_size=(64, 64))).tokenizer
     assert larger.grid == (64 // f, 64 // f)
     assert torch.equal(larger.indices(x), indices)

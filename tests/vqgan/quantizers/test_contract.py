@@ -34,6 +34,10 @@ VARIANTS = [  # name and overrides; each is built from its config, with K=16 if 
     "residual quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq quantizer.dim=8",
     f"vq quantizer.entropy.weight=0.1 {NARROW}", f"ema quantizer.temperature=1.0 {NARROW}", "vq quantizer.dim=1",
     f"vq quantizer.codebook_lr=10 quantizer.kmeans=false quantizer.revive=0 {NARROW}",
+    f"multiscale {NARROW}", f"multiscale quantizer@quantizer.inner=vq quantizer.convolutions=2 {NARROW}",
+    f"multiscale quantizer.scales=[2,4] quantizer.shared=false quantizer.convolutions=0 {NARROW}",
+    f"multiscale quantizer@quantizer.inner=simvq quantizer.convolutions=0 {NARROW}",
+    "multiscale quantizer@quantizer.inner=fsq quantizer.shared=false quantizer.dim=null",
 ]  # fmt: skip
 EXAMPLE = "docs/extending/quantizer.md"  # its code blocks are a quantizer, which must pass too
 
@@ -59,6 +63,7 @@ def build(variant: str) -> Quantizer:
     has_codes = "K" in read_settings(variant)
     settings = read_settings(f"{variant} quantizer.K=16" if has_codes else variant)
     quantizer: Quantizer = instantiate(settings)
+    quantizer.bind((4, 4))
     quantizer.initialise(3 * torch.randn(600, quantizer.in_dim) + 1)
     return quantizer
 
@@ -88,13 +93,14 @@ class TestContract:
         if quantizer.K is None:
             assert q.indices is None
             return
-        assert q.indices.shape == (
-            (2, 4, 4) if quantizer.num_codebooks == 1 else (2, 4, 4, quantizer.num_codebooks)
-        )
+        assert q.indices.shape == (2, *quantizer.code_shape((4, 4)))
+        if quantizer.is_gridded:
+            several = (quantizer.num_codebooks,) if quantizer.num_codebooks > 1 else ()
+            assert q.indices.shape == (2, 4, 4, *several)
         assert q.indices.dtype == torch.int64
         assert q.indices.min() >= 0
         assert q.indices.max() < quantizer.K == 16
-        assert quantizer.bits == 4 * quantizer.num_codebooks
+        assert quantizer.bits * 16 == pytest.approx(4 * q.indices[0].numel())
 
     def test_lookup_inverts_the_indices_to_the_bit(self, variant: str) -> None:
         quantizer = build(variant).eval()
@@ -246,6 +252,12 @@ REFUSED = {
     "quantizer=ibq quantizer.gradient=diveq": "can't be set for ibq, which has a gradient of its own; leave it out",
     "quantizer=gumbel quantizer.from=1.0": "quantizer.from=1.0 must be a step (whole) or a fraction of the run",
     "quantizer=residual quantizer.inner.from=0.1": "all codebooks come into use together; use quantizer.from=0.1",
+    "quantizer=multiscale quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in multiscale",
+    "quantizer=multiscale quantizer@quantizer.inner=fsq quantizer.dim=null": "quantizer.shared=true needs learned codes",
+    "quantizer=multiscale quantizer.scales=[4,2]": "quantizer.scales=[4,2] must not shrink: 2 comes after 4",
+    "quantizer=multiscale quantizer.scales=8": "quantizer.scales=8 must be the sides of the grids, smallest first",
+    "quantizer=multiscale quantizer.convolutions=-1": "quantizer.convolutions=-1 must be a whole number of at least 0",
+    "quantizer=multiscale quantizer.strength=2": "quantizer.strength=2 must be a number from 0 to 1",
 }
 
 
@@ -267,6 +279,7 @@ def test_how_codes_learn_changes_nothing_of_what_they_are(variant: str) -> None:
         if isinstance(settings.get(name), float)
     }
     other: Quantizer = instantiate(settings | numbers).eval()
+    other.bind((4, 4))
     other.load_state_dict(quantizer.state_dict())
     z_e = make_z_e(quantizer)
     q, others = quantizer(z_e), other(z_e)
