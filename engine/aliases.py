@@ -139,6 +139,28 @@ def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "learn": "all", "grow": False}
 
 
+@cache
+def _read_conf(name: str) -> Any:
+    return OmegaConf.to_container(
+        OmegaConf.load(Path(__file__).parents[1] / "conf" / f"{name}.yaml"), resolve=False
+    )
+
+
+def _add_code_losses(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a tokenizer's run with what prepares it for a prior, all of it off, which earlier versions did not have."""
+    loss = node.get("loss")
+    is_earlier = isinstance(loss, dict) and "perceptual_weight" in loss and "perturb" not in loss
+    if node.get("stage") not in ("vqgan", "pipeline") or not is_earlier:
+        return node
+    model = _read_conf("loss/code_model/neighbours")
+    return {
+        **node,
+        "loss": {**loss, **_read_conf("loss/on_codes/default"), "code_model": model},
+        "codes": None,
+        "redraw": _read_conf("stage/vqgan")["redraw"],
+    }
+
+
 def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of quantizer=ibq with its choice of a code, which earlier versions did not have."""
     is_ibq = node.get("_target_") == "vqgan.quantizers.ibq.IBQ"
@@ -159,9 +181,8 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(
-            _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
-        )
+        with_images = _add_image_settings(_add_reader_timeout(upgraded))
+        return _add_validity(_add_score(_add_code_losses(_add_learners(with_images))))
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

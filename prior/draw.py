@@ -30,7 +30,7 @@ from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
-from prior.load import load_prior
+from prior.load import load_prior, refuse_decoder
 from prior.models.base import PriorModel
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.samples import explain_shown, save_grid
@@ -89,6 +89,7 @@ class SampleSource:
 
 def open_source(
     ckpt: str,
+    decoder: str | None,
     sampler: Sampler,
     n: int,
     seed: int,
@@ -99,12 +100,14 @@ def open_source(
     """Load what `ckpt` names, and prepare to draw n samples from it in batches. Raises InputError for what can't be drawn."""
     stage = read_checkpoint(ckpt, "prior", "vqgan")["codegrid"]["stage"]
     if stage == "prior":
-        return prior_source(ckpt, sampler, n, seed, batch_size, label, device)
+        return prior_source(ckpt, decoder, sampler, n, seed, batch_size, label, device)
+    refuse_decoder(ckpt, decoder)
     return tokenizer_source(ckpt, sampler, n, seed, batch_size, device)
 
 
 def prior_source(
     ckpt: str,
+    decoder: str | None,
     sampler: Sampler,
     n: int,
     seed: int,
@@ -112,8 +115,8 @@ def prior_source(
     label: Any,
     device: torch.device,
 ) -> SampleSource:
-    """Codes from a prior; `label` is what choose_labels takes."""
-    trained = load_prior(ckpt).to(device)
+    """Codes from a prior; `label` is what choose_labels takes, `decoder` what load_prior does."""
+    trained = load_prior(ckpt, decoder).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = trained.choose_labels(label, n, sampler)
     check_places(sampler, tokenizer)

@@ -1,7 +1,7 @@
 """What a tokenizer starts with: images, or the tokenizer of another run (`init`) with its architecture and weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
 from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.load import load_tokenizer, start_images
+from vqgan.losses.code_changes import CodeChange
 from vqgan.quantizers.search import flatten
 from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer
 
@@ -43,6 +44,9 @@ class Start(ABC):
     @abstractmethod
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Set the weights of a tokenizer, in place, before its first update."""
+
+    def check_changes(self, changes: Sequence[CodeChange]) -> None:
+        """Raise InputError for changes of other codes than those that the run starts with."""
 
 
 class ImageStart(Start):
@@ -90,6 +94,10 @@ class RunStart(Start):
         for sentence in self.describe(tokenizer):
             log_line(sentence)
         del self.source  # the run does not need a second tokenizer
+
+    def check_changes(self, changes: Sequence[CodeChange]) -> None:
+        for change in changes:
+            change.check_codes(self.source)
 
     def check_shapes(self, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         """Raise InputError if a weight depends on the image in a way that its network's settings don't say."""

@@ -13,6 +13,8 @@ from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.models.inputs import CodeEmbedding
 from prior.models.transformer import Block
 
+MAX_DRAWN = 2**24  # logits that are drawn from at a time
+
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
 
@@ -71,6 +73,13 @@ class PriorModel(nn.Module, ABC):
         Its nats are -log p(codes | label), or, if the prior is not `exact`, an unbiased estimate of an upper bound on it.
         Deterministic: the same codes always get the same prediction.
         """
+
+    def redraw(
+        self, codes: Tensor, labels: Tensor | None, uniform: Tensor, sampler: Sampler
+    ) -> Tensor:
+        """Each of the codes (n, L) drawn anew in one pass, by its number of `uniform` (n, L), given those of `codes` that the
+        prior reads when it predicts it."""
+        return draw_all_codes(self.judge(codes, labels).logits, uniform, sampler)
 
     @abstractmethod
     def fill(
@@ -183,6 +192,13 @@ def single_codebook(codebook: Tensor) -> Tensor:
             "use prior=rq"
         )
     return codebook
+
+
+def draw_all_codes(logits: Tensor, uniform: Tensor, sampler: Sampler) -> Tensor:
+    """Codes (n, L) from logits (n, L, K) and numbers (n, L) in [0, 1), at most MAX_DRAWN logits at a time."""
+    rows = max(1, MAX_DRAWN // logits.shape[-1])
+    parts = zip(logits.flatten(0, 1).split(rows), uniform.flatten().split(rows), strict=True)
+    return torch.cat([sampler.draw(*part) for part in parts]).view_as(uniform)
 
 
 def predict_all(logits: Tensor, codes: Tensor) -> Prediction:
