@@ -60,7 +60,12 @@ class Redraw(CodeChange):
                 "use images of the size that the prior learned"
             )
 
-    def check_codes(self, tokenizer: Tokenizer) -> None:
+    def check_codes(self, tokenizer: Tokenizer, channels: int | None = None) -> None:
+        own = tokenizer.encoder.channels
+        if channels not in (None, own):
+            raise InputError(
+                f"data.channels={channels}, and codes={self.ckpt} draws codes of images of {own} channels; use data.channels={own}"
+            )
         if tokenizer.fingerprint_codes() != self.codes_fingerprint:
             raise InputError(
                 f"codes={self.ckpt} learned the codes of another tokenizer than the one that init=... names; name the run that "

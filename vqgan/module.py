@@ -288,8 +288,6 @@ class VQGAN(ClockedModule):
     def on_train_start(self) -> None:
         super().on_train_start()
         self.learners.stop_noise(self.tokenizer)
-        for change in self.code_changes:
-            change.check_codes(self.tokenizer)
 
     @property
     def learned(self) -> Tokenizer:

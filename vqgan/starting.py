@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.engine.checkpoint import describe_names
+from codegrid.engine.checkpoint import describe_names, find_resumable
 from codegrid.engine.console import log_line
 from codegrid.engine.environment import keys_of_experiment, read_overrides
 from codegrid.engine.errors import InputError
@@ -57,10 +58,18 @@ class ImageStart(Start):
 
 
 class ResumedStart(Start):
-    """A checkpoint of this run has all weights. `of` is the id of the run that `init` named at first, None without one."""
+    """A checkpoint of this run, in `folder`, has all weights. `of` is the id of the run that `init` named at first, None without
+    one."""
 
-    def __init__(self, of: str | None) -> None:
+    def __init__(self, folder: Path, of: str | None) -> None:
+        self.folder = folder
         self.origin, self.tags = describe_start(of)
+
+    def check_changes(self, changes: Sequence[CodeChange]) -> None:
+        if changes:
+            tokenizer, _ = load_tokenizer(find_resumable(self.folder), setting="resume")
+            for change in changes:
+                change.check_codes(tokenizer)
 
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Leave everything to the checkpoint."""
@@ -97,7 +106,7 @@ class RunStart(Start):
 
     def check_changes(self, changes: Sequence[CodeChange]) -> None:
         for change in changes:
-            change.check_codes(self.source)
+            change.check_codes(self.source, self.wanted.channels)
 
     def check_shapes(self, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         """Raise InputError if a weight depends on the image in a way that its network's settings don't say."""
@@ -134,7 +143,7 @@ def choose_start(run: Run, data: ImageDataModule) -> Start:
     """How the tokenizer of a run starts. With `init`, the run's config gets the architecture of the tokenizer that it names."""
     config = run.config
     if run.resume:
-        return ResumedStart(read_record(run.resume, "of"))
+        return ResumedStart(run.resume, read_record(run.resume, "of"))
     if not config.init:
         if config.grow:
             raise InputError("grow=true is for a run that starts with init=...; leave grow out")

@@ -179,8 +179,6 @@ def redrawing() -> VQGAN:
         change = Redraw(folder, share=0.5, passes=2, **draws)
     learners = choose_learners("decoder", True, True)
     on_codes = CodeTraining([change])
-    # The prior comes to the device with the first batch, and its codes are not compared there: "meta" has no values.
-    change.check_codes = lambda tokenizer: None  # type: ignore[method-assign]
     return across_the_gate(tokenizer=tokenizer.train(), learners=learners, on_codes=on_codes)
 
 

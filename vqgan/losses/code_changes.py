@@ -20,8 +20,9 @@ class CodeChange(ABC):
         """Raise InputError for a tokenizer whose codes can't be changed so, while these parts of it learn; its weights may not
         be set yet."""
 
-    def check_codes(self, tokenizer: Tokenizer) -> None:
-        """Raise InputError for a tokenizer, by its weights, of other codes than this one changes."""
+    def check_codes(self, tokenizer: Tokenizer, channels: int | None = None) -> None:
+        """Raise InputError for a tokenizer, by its weights, of other codes than this one changes, also where it is to serve
+        images of other `channels`."""
 
     @abstractmethod
     def __call__(
