@@ -1,4 +1,4 @@
-"""Measures what it gains to fit tokenizer and prior to each other: perturbed codes, cheap codes, decoders that learn a prior's draws.
+"""Measures what it gains to fit a tokenizer to its prior: perturbed codes, cheap codes, decoders that learn what a prior draws.
 
 python -m benchmarks.fitting --seeds 0 1 2 --keep runs/fitting
 python -m benchmarks.fitting data.image_size=24 model.grid=6 --data folder --root tiny-imagenet-24 --keep runs/fitting-photos
@@ -26,15 +26,14 @@ The distances are not those of the literature and are comparable only within one
 many training images and the validation images. Each *_ratio is the figure divided by that of the run of the same seed that it
 is compared with: plain, and for redraw `more`.
 
-Settings of train.py come first or after the value of another flag and apply to plain, perturb and cost, those of data to all;
---prior, --decoder and --redraw take settings for the others. Prints one JSON line per run as soon as it is measured, then a table of means over the
-seeds. With --keep, a call that is repeated continues with the runs that are missing.
+Settings of train.py come first or after the value of another flag and apply to plain, perturb and cost, those of data to
+all; --prior, --decoder and --redraw take settings for the others. Prints one JSON line per run as soon as it is measured, then
+a table of means over the seeds. With --keep, a call that is repeated continues with the runs that are missing.
 """
 
 import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ from benchmarks.adversarial import Judge, format_spread, iterate_validation, tra
 from benchmarks.fine_tuning import discard_incomplete, name_run
 from benchmarks.priors import measure_distance
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.images import to_model_input, to_uint8
+from codegrid.data.images import to_uint8
 from codegrid.engine.checkpoint import build_trusted
 from codegrid.engine.environment import find_device
 from codegrid.evaluation.codebook import CodebookUse
@@ -201,9 +200,7 @@ def measure_nats(run: Path) -> float:
     return round(bits * math.log(2), 2)
 
 
-def add_ratios(
-    rows: Sequence[dict[str, Any]], trials: Mapping[str, Trial]
-) -> list[dict[str, Any]]:
+def add_ratios(rows: Sequence[dict[str, Any]], trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
     """The rows with their ratios to the rows of the same seed that they are compared with, and with the change of PSNR in dB."""
     by_name = {(row["run"], row["seed"]): row for row in rows}
     extended = []
@@ -211,7 +208,9 @@ def add_ratios(
         other = by_name.get((trials[row["run"]].compare, row["seed"]))
         ratios: dict[str, float] = {}
         if other is not None:
-            ratios = {f"{key}_ratio": round(row[key] / other[key], 4) for key in RATIOS if other[key]}
+            ratios = {
+                f"{key}_ratio": round(row[key] / other[key], 4) for key in RATIOS if other[key]
+            }
             ratios["psnr_change"] = round(row["psnr"] - other["psnr"], 3)
         extended.append({**row, **ratios})
     return extended
@@ -301,4 +300,4 @@ def run_plan(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -141,16 +141,16 @@ def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
 
 @cache
 def _read_conf(name: str) -> Any:
-    return OmegaConf.to_container(
-        OmegaConf.load(Path(__file__).parents[1] / "conf" / f"{name}.yaml"), resolve=False
-    )
+    file = Path(__file__).parents[1] / "conf" / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
 
 
 def _add_code_losses(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of a tokenizer's run with what prepares it for a prior, all of it off, which earlier versions did not have."""
     loss = node.get("loss")
-    is_earlier = isinstance(loss, dict) and "perceptual_weight" in loss and "perturb" not in loss
-    if node.get("stage") not in ("vqgan", "pipeline") or not is_earlier:
+    if node.get("stage") not in ("vqgan", "pipeline") or not isinstance(loss, dict):
+        return node
+    if "perceptual_weight" not in loss or "perturb" in loss:
         return node
     model = _read_conf("loss/code_model/neighbours")
     return {

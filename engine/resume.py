@@ -35,7 +35,16 @@ from codegrid.engine.version import STAMP, Stamp, check_format, refuse_version
 from codegrid.engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
-ALSO_CHANGEABLE = ("ckpt", "decoder", "batch_size", "sampler.init_image", "name", "hub", "private", "replace")
+ALSO_CHANGEABLE = (
+    "ckpt",
+    "decoder",
+    "batch_size",
+    "sampler.init_image",
+    "name",
+    "hub",
+    "private",
+    "replace",
+)
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:

@@ -89,31 +89,31 @@ class SampleSource:
 
 def open_source(
     ckpt: str,
-    decoder: str | None,
     sampler: Sampler,
     n: int,
     seed: int,
     batch_size: int,
     label: Any,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
     """Load what `ckpt` names, and prepare to draw n samples from it in batches. Raises InputError for what can't be drawn."""
     stage = read_checkpoint(ckpt, "prior", "vqgan")["codegrid"]["stage"]
     if stage == "prior":
-        return prior_source(ckpt, decoder, sampler, n, seed, batch_size, label, device)
+        return prior_source(ckpt, sampler, n, seed, batch_size, label, device, decoder)
     refuse_decoder(ckpt, decoder)
     return tokenizer_source(ckpt, sampler, n, seed, batch_size, device)
 
 
 def prior_source(
     ckpt: str,
-    decoder: str | None,
     sampler: Sampler,
     n: int,
     seed: int,
     batch_size: int,
     label: Any,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
     """Codes from a prior; `label` is what choose_labels takes, `decoder` what load_prior does."""
     trained = load_prior(ckpt, decoder).to(device)

@@ -39,44 +39,39 @@ class Redraw(CodeChange):
         check_int("redraw.passes", passes, 1, "pass")
         self.share, self.passes = share, passes
         self.sampler = make_sampler(temperature=temperature, top_k=top_k, top_p=top_p)
-        self.ckpt = ckpt
+        self.source = f"codes={ckpt}"
         prior = load_prior(ckpt)
         self.model = prior.model.requires_grad_(False)
         self.code_shape = prior.tokenizer.code_shape
-        self.codes_fingerprint = prior.tokenizer.fingerprint_codes()
+        self.channels = prior.tokenizer.encoder.channels
+        self.fingerprint = prior.tokenizer.fingerprint_codes()
         self.has_classes = len(prior.classes) > 0
         self._labels = torch.tensor([-1, *prior.classes.labels])  # of its classes, in their order
 
     def check(self, tokenizer: Tokenizer, learners: Learners) -> None:
+        super().check(tokenizer, learners)
         if learners.encoder or learners.codes or not learners.any:
             raise InputError(
-                f"codes={self.ckpt} draws codes of the tokenizer that init=... names, which have to stay as they are while the "
+                f"{self.source} draws codes of the tokenizer that init=... names, which have to stay as they are while the "
                 "decoder learns them; add learn=decoder"
             )
         if tokenizer.code_shape != self.code_shape:
             sizes = ["x".join(map(str, shape)) for shape in (self.code_shape, tokenizer.code_shape)]
             raise InputError(
-                f"codes={self.ckpt} draws {sizes[0]} codes an image, and the images of this run have {sizes[1]}; "
+                f"{self.source} draws {sizes[0]} codes an image, and the images of this run have {sizes[1]}; "
                 "use images of the size that the prior learned"
             )
-
-    def check_codes(self, tokenizer: Tokenizer, channels: int | None = None) -> None:
-        own = tokenizer.encoder.channels
-        if channels not in (None, own):
+        if tokenizer.encoder.channels != self.channels:
             raise InputError(
-                f"data.channels={channels}, and codes={self.ckpt} draws codes of images of {own} channels; use data.channels={own}"
-            )
-        if tokenizer.fingerprint_codes() != self.codes_fingerprint:
-            raise InputError(
-                f"codes={self.ckpt} learned the codes of another tokenizer than the one that init=... names; name the run that "
-                "the prior was trained on, or one that started from it with learn=decoder"
+                f"{self.source} draws codes of images of {self.channels} channels, and these have {tokenizer.encoder.channels}; "
+                f"use data.channels={self.channels}"
             )
 
     @torch.no_grad()
     def __call__(
         self, quantizer: Quantizer, q: Quantized, indices: Tensor, labels: Tensor | None
     ) -> Tensor:
-        model = follow_device(self.model, indices)
+        model: PriorModel = follow_device(self.model, indices)  # type: ignore[assignment]
         codes = indices.flatten(1)
         classes = None if labels is None else self.number_labels(labels)
         shares = self.share * torch.rand(len(codes), 1, device=codes.device)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -568,7 +569,9 @@ def test_what_fits_codes_to_a_prior_is_compared_with_runs_of_the_same_start(tmp_
     trials = list_fitting_trials(0.1, 0.01, ["redraw.share=0.7"], ["redraw", "cost"])
     assert list(trials) == ["plain", "cost", "more", "redraw"]
     words = ["data.image_size=16", "model.grid=4", "quantizer.K=64"]
-    plan = FittingPlan(trials, ["data=shapes"], 8, 7, 6, words, ["prior.width=16"], ["learn=decoder"])
+    plan = FittingPlan(
+        trials, ["data=shapes"], 8, 7, 6, words, ["prior.width=16"], ["learn=decoder"]
+    )
     commands = {name: plan.tokenizer_command(name, 3, tmp_path) for name in trials}
     for command in commands.values():
         config = compose_config(*command[1:])
@@ -600,9 +603,24 @@ def test_the_benchmark_of_fitting_prints_a_row_for_each_run_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    small = ["data.image_size=16", "data.n_train=64", "data.n_val=16", "data.batch_size=8", "model.grid=4"]
+    small = [
+        "data.image_size=16",
+        "data.n_train=64",
+        "data.n_val=16",
+        "data.batch_size=8",
+        "model.grid=4",
+    ]
     small += ["model.width=8", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu"]
-    steps = ["--steps", "4", "--prior-steps", "4", "--decoder-steps", "4", "--classifier-steps", "4"]
+    steps = [
+        "--steps",
+        "4",
+        "--prior-steps",
+        "4",
+        "--decoder-steps",
+        "4",
+        "--classifier-steps",
+        "4",
+    ]
     words = [*small, *steps, "--samples", "16", "--keep", str(tmp_path), "--prior", *TINY_PRIOR]
     words += ["--decoder", "loss.discriminator.width=8", "trainer.accelerator=cpu"]
     monkeypatch.setattr(sys, "argv", ["fitting", *words, "--only", "redraw"])

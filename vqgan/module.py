@@ -29,7 +29,8 @@ from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
 from vqgan.tokenizer import Tokenizer
 
-GENERATOR, DISCRIMINATOR, CODE_MODEL = 0, 1, 2  # the order of the optimizers, of which a run has those that it needs
+# The order of the optimizers, of which a run has those that it needs.
+GENERATOR, DISCRIMINATOR, CODE_MODEL = 0, 1, 2
 
 
 @dataclass

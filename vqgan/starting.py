@@ -46,8 +46,15 @@ class Start(ABC):
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Set the weights of a tokenizer, in place, before its first update."""
 
+    def read_codes(self) -> Tokenizer | None:
+        """A tokenizer of the codes that the run starts with; None if they are new."""
+        return None
+
     def check_changes(self, changes: Sequence[CodeChange]) -> None:
         """Raise InputError for changes of other codes than those that the run starts with."""
+        if changes and (tokenizer := self.read_codes()) is not None:
+            for change in changes:
+                change.check_codes(tokenizer)
 
 
 class ImageStart(Start):
@@ -65,11 +72,9 @@ class ResumedStart(Start):
         self.folder = folder
         self.origin, self.tags = describe_start(of)
 
-    def check_changes(self, changes: Sequence[CodeChange]) -> None:
-        if changes:
-            tokenizer, _ = load_tokenizer(find_resumable(self.folder), setting="resume")
-            for change in changes:
-                change.check_codes(tokenizer)
+    def read_codes(self) -> Tokenizer:
+        tokenizer, _ = load_tokenizer(find_resumable(self.folder), setting="resume")
+        return tokenizer
 
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Leave everything to the checkpoint."""
@@ -104,9 +109,8 @@ class RunStart(Start):
             log_line(sentence)
         del self.source  # the run does not need a second tokenizer
 
-    def check_changes(self, changes: Sequence[CodeChange]) -> None:
-        for change in changes:
-            change.check_codes(self.source, self.wanted.channels)
+    def read_codes(self) -> Tokenizer:
+        return self.source
 
     def check_shapes(self, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         """Raise InputError if a weight depends on the image in a way that its network's settings don't say."""

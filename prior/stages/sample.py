@@ -32,8 +32,8 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         save = check_kinds(config.save)
         sampler: Sampler = instantiate(config.sampler)
         n, seed, batch_size = config.n, config.seed, config.batch_size
-        ckpts = config.ckpt, config.decoder
-        source = open_source(*ckpts, sampler, n, seed, batch_size, config.label, run.device)
+        drawn_by = sampler, n, seed, batch_size, config.label, run.device
+        source = open_source(config.ckpt, *drawn_by, config.decoder)
         data = None
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)

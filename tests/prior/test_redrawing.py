@@ -19,7 +19,7 @@ from prior.redrawing import Redraw, redraw_codes
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
 from tests.helpers.priors import PRIORS, make_prior
 from tests.helpers.runs import save_prior_run
-from tests.helpers.stage1 import fit, make_module
+from tests.helpers.stage1 import fit, make_module, make_tokenizer
 from vqgan.learning import LEARNERS
 from vqgan.load import load_tokenizer
 from vqgan.losses.groups import group_code_losses
@@ -49,7 +49,7 @@ def test_as_many_passes_as_codes_draw_what_fill_draws_code_by_code(
         drawn = redraw_codes(model, codes, is_drawn, uniform, model.L, sampler)
         once = redraw_codes(model, codes, is_drawn, uniform, 1, sampler)
     assert torch.equal(drawn, expected)
-    if PRIORS[name].reads_codes and not settings:
+    if name in ("gpt", "rar") and not settings:  # whose codes depend on each other enough
         assert not torch.equal(once, expected)
 
 
@@ -141,7 +141,7 @@ def test_the_decoder_learns_and_the_prior_is_no_part_of_the_run(prior_run: Path)
     learners = LEARNERS["decoder"]
     on_codes = group_code_losses(tokenizer, learners, change, perturb=0.1, perturb_nearest=2)
     assert on_codes.changes[0] is change
-    module = make_module(steps=3, tokenizer=tokenizer, learners=learners, on_codes=on_codes)
+    module = make_module(steps=3, tokenizer=tokenizer.train(), learners=learners, on_codes=on_codes)
     weights = module.tokenizer.fingerprint()
     fit(module)
     assert module.tokenizer.fingerprint_codes() == codes
@@ -166,8 +166,15 @@ def test_other_codes_than_the_priors_are_refused(prior_run: Path) -> None:
     tokenizer.into.weight.data += 1
     with pytest.raises(InputError, match="learned the codes of another tokenizer"):
         change.check_codes(tokenizer)
-    with pytest.raises(InputError, match=r"data\.channels=1.* use data\.channels=3"):
-        change.check_codes(tokenizer, channels=1)
+    for other, sentence in (
+        (make_tokenizer(channels=1), r"images of 3 channels.* use data\.channels=3"),
+        (
+            make_tokenizer(size=24, grid=6),
+            "draws 4x4 codes an image, and the images of this run have 6x6",
+        ),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            change.check(other, LEARNERS["decoder"])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +204,7 @@ def test_a_prior_decodes_by_another_decoder_of_the_same_codes_alone(
     assert torch.equal(prior.sample(3, output="codes"), codes)
     after = prior.sample(3, output="tensor")
     assert not torch.equal(after, before)
-    assert torch.equal(after, other.decode_codes(codes, output="tensor"))
+    torch.testing.assert_close(after, other.decode_codes(codes, output="tensor"), atol=0.1, rtol=0)
     other.quantizer.codebook += 1  # type: ignore[operator]
     with pytest.raises(InputError, match="this tokenizer has other codes than those"):
         load_prior(prior_run).use_decoder(other)
@@ -234,7 +241,9 @@ def test_a_decoder_trains_on_a_priors_codes_resumes_to_the_bit_and_draws_its_sam
     draw = ["stage=sample", "ckpt=runs/prior", "n=4", "save=[npz]", "accelerator=cpu"]
     assert command(*draw, "decoder=runs/tuned", "run_dir=runs/samples") == 0
     assert command(*draw, "run_dir=runs/plain") == 0
-    drawn = [torch.load(runs / name / "codes.pt", weights_only=True) for name in ("samples", "plain")]
+    drawn = [
+        torch.load(runs / name / "codes.pt", weights_only=True) for name in ("samples", "plain")
+    ]
     assert torch.equal(drawn[0]["codes"], drawn[1]["codes"])
     capsys.readouterr()
     assert command(*vqvae, "seed=5", "run_dir=runs/other") == 0

@@ -130,7 +130,7 @@ def test_a_decoder_that_learned_from_near_codes_decodes_them_better() -> None:
     """The purpose of it: of two runs of the same batches, the perturbed one has the smaller error on perturbed codes."""
     errors = []
     for on_codes in (None, CodeTraining([Perturb(0.5, nearest=4)])):
-        module = make_module(steps=60, on_codes=on_codes)
+        module = make_module(steps=24, on_codes=on_codes)
         module.learners = Learners(encoder=False, codes=False, decoder=True)
         module.learners.rest(module.tokenizer)
         fit(module)

@@ -19,9 +19,9 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.muon import Muon
+from prior.redrawing import Redraw
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.looks import HostLooks, Look, watch_training
-from prior.redrawing import Redraw
 from tests.helpers.parts import make
 from tests.helpers.runs import save_prior_run
 from tests.helpers.stage1 import (

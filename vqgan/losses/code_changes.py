@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codegrid.engine.errors import check_int, check_range
+from codegrid.engine.errors import InputError, check_int, check_range
 from vqgan.learning import Learners
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.tokenizer import Tokenizer
@@ -14,15 +14,27 @@ from vqgan.tokenizer import Tokenizer
 
 class CodeChange(ABC):
     """Replaces some of the codes that the decoder sees in training. The image that it has to reconstruct stays, and so do the
-    codes that the bottleneck learns from."""
+    codes that the bottleneck learns from.
+
+    source         what the command names it by
+    fingerprint    Tokenizer.fingerprint_codes of the only codes that it can change; None: any
+    """
+
+    source = "loss.perturb"
+    fingerprint: str | None = None
 
     def check(self, tokenizer: Tokenizer, learners: Learners) -> None:
-        """Raise InputError for a tokenizer whose codes can't be changed so, while these parts of it learn; its weights may not
-        be set yet."""
+        """Raise InputError for a tokenizer, whose weights may not be set yet, that has other codes than this changes, or while
+        these parts of it learn."""
+        assert tokenizer.K is not None
 
-    def check_codes(self, tokenizer: Tokenizer, channels: int | None = None) -> None:
-        """Raise InputError for a tokenizer, by its weights, of other codes than this one changes, also where it is to serve
-        images of other `channels`."""
+    def check_codes(self, tokenizer: Tokenizer) -> None:
+        """Raise InputError for a tokenizer whose weights make other codes than this changes."""
+        if self.fingerprint not in (None, tokenizer.fingerprint_codes()):
+            raise InputError(
+                f"{self.source} learned the codes of another tokenizer than the one that init=... names; name the run that the "
+                "prior was trained on, or one that started from it with learn=decoder"
+            )
 
     @abstractmethod
     def __call__(

@@ -27,21 +27,23 @@ class CodeModel(nn.Module, ABC):
         self.head = nn.ModuleList(nn.Linear(width, K) for _ in range(num_codebooks))
         self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_codebooks))
         self.place = nn.Parameter(0.02 * torch.randn(T, width))
-        for read in self.read:
-            nn.init.normal_(read.weight, std=0.02)  # type: ignore[arg-type]
+        for table in self.read.parameters():
+            nn.init.normal_(table, std=0.02)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
 
     @property
     def tables(self) -> list[Tensor]:
         """The vectors of all codes (K, width), one table per codebook."""
-        return [read.weight for read in self.read]
+        return [read.weight for read in self.read if isinstance(read, nn.Embedding)]
 
     def forward(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """The vectors (B, T, width) of each codebook's codes -> the logits (B, T, K) of each codebook."""
         x = self.summarise(torch.stack(list(vectors)).sum(0))
         logits = []
-        parts = zip(vectors, self.norm, self.head, strict=False)  # dropout may skip the last codebooks
+        parts = zip(
+            vectors, self.norm, self.head, strict=False
+        )  # dropout may skip the last codebooks
         for own, norm, head in parts:
             logits.append(head(norm(x)))
             x = x + own
