@@ -4,10 +4,11 @@ git worktree add ../older <commit>
 python -m benchmarks.drawing --other ../older                                              code by code, weights that nobody trained
 python -m benchmarks.drawing --other ../older --ckpt runs/prior/a runs/prior/b --batches 1 4 16    windows too
 
-Without --ckpt: prior=gpt with K=512, width 256, 8 blocks and 8 heads, of 64 and of 256 codes. With --ckpt: the trained priors (gpt or
-rar) of these runs, since the passes that windows take depend on what a prior has learned; --sampler changes how they draw. All builds
-run in this process and take turns of at least a second. Prints a JSON line for each row when it is measured, and in the end a table:
-images per second (medians), passes per image, and the ratio to the other checkout's build, or to code by code here.
+Without --ckpt: prior=gpt with K=512, width 256, 8 blocks and 8 heads, of 64 and of 256 codes. With --ckpt: the trained priors
+(gpt or rar) of these runs, since the passes that windows take depend on what a prior has learned; --sampler changes how they
+draw. All builds run in this process and take turns of at least a second. Prints a JSON line for each row when it is measured,
+and in the end a table: images per second (medians), passes per image, and the ratio to the other checkout's build, or to code by
+code here.
 """
 
 import argparse

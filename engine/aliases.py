@@ -160,6 +160,28 @@ def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "learn": "all", "grow": False}
 
 
+@cache
+def _read_conf(name: str) -> Any:
+    file = Path(__file__).parents[1] / "conf" / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+
+
+def _add_code_losses(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a tokenizer's run with what prepares it for a prior, all of it off, which earlier versions did not have."""
+    loss = node.get("loss")
+    if node.get("stage") not in ("vqgan", "pipeline") or not isinstance(loss, dict):
+        return node
+    if "perceptual_weight" not in loss or "perturb" in loss:
+        return node
+    model = _read_conf("loss/code_model/neighbours")
+    return {
+        **node,
+        "loss": {**loss, **_read_conf("loss/on_codes/default"), "code_model": model},
+        "codes": None,
+        "redraw": _read_conf("stage/vqgan")["redraw"],
+    }
+
+
 def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of quantizer=ibq with its choice of a code, which earlier versions did not have."""
     is_ibq = node.get("_target_") == "vqgan.quantizers.ibq.IBQ"
@@ -200,7 +222,7 @@ def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
 
 ADDITIONS = (
     _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_validity,
-    _add_sampler_settings, _add_head,
+    _add_sampler_settings, _add_head, _add_code_losses,
 )  # fmt: skip
 
 

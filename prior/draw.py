@@ -36,7 +36,7 @@ from prior.decoding.generate import generate
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
-from prior.load import load_prior
+from prior.load import load_prior, refuse_decoder
 from prior.models.base import PriorModel
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.prior import Prior
@@ -150,11 +150,13 @@ def open_source(
     batch_size: int,
     wanted: Wanted,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
     """Load what `ckpt` names, and prepare to draw n samples from it in batches. Raises InputError for what can't be drawn."""
     stage = read_checkpoint(ckpt, "prior", "vqgan")["codegrid"]["stage"]
     if stage == "prior":
-        return prior_source(ckpt, sampler, n, seed, batch_size, wanted, device)
+        return prior_source(ckpt, sampler, n, seed, batch_size, wanted, device, decoder)
+    refuse_decoder(ckpt, decoder)
     return tokenizer_source(ckpt, sampler, n, seed, batch_size, device)
 
 
@@ -166,9 +168,10 @@ def prior_source(
     batch_size: int,
     wanted: Wanted,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
-    """Codes from a prior."""
-    trained = load_prior(ckpt).to(device)
+    """Codes from a prior; `decoder` is what load_prior takes."""
+    trained = load_prior(ckpt, decoder).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = wanted.choose_labels(trained, n, sampler, ckpt)
     check_places(sampler, tokenizer, model.grid)

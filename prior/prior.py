@@ -133,6 +133,20 @@ class Prior:
             self.condition.to(device)
         return self
 
+    def use_decoder(self, tokenizer: Tokenizer, name: str = "this tokenizer") -> "Prior":
+        """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
+
+        Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
+        Raises InputError, with `name` in its sentence, if it has other codes.
+        """
+        if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
+            raise InputError(
+                f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
+                "with init=<the prior's tokenizer> learn=decoder"
+            )
+        self.tokenizer = tokenizer.to(self.device)
+        return self
+
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.model.parameters())
         h, w = self.grid

@@ -3,6 +3,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -17,6 +18,11 @@ from benchmarks.checkouts import UNITS, format_comparison, import_modules
 from benchmarks.drawing import main as compare_drawing
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
+from benchmarks.fitting import Plan as FittingPlan
+from benchmarks.fitting import add_ratios
+from benchmarks.fitting import format_rows as format_fitting
+from benchmarks.fitting import list_trials as list_fitting_trials
+from benchmarks.fitting import main as measure_fitting
 from benchmarks.heads import HEADS, make_step
 from benchmarks.optimizers import main as measure_optimizers
 from benchmarks.optimizers import read_comparison
@@ -35,7 +41,7 @@ from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
 from codegrid.evaluation.features import FeatureNetwork
 from prior.decoding.sampling import ORDERS
-from tests.helpers.commands import TINY, launch
+from tests.helpers.commands import TINY, TINY_PRIOR, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run
@@ -667,3 +673,75 @@ def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(
     assert 1 < rows[1]["passes"] <= 16
     assert rows[3]["ratio"] == 1
     assert any(line.startswith("| model | 16 | 2 | parallel=4 | ") for line in lines)
+
+
+FITTING = ("plain", "perturb", "cost", "more", "redraw")
+
+
+def test_what_fits_codes_to_a_prior_is_compared_with_runs_of_the_same_start(tmp_path: Path) -> None:
+    trials = list_fitting_trials(0.1, 0.01, ["redraw.share=0.7"], ["redraw", "cost"])
+    assert list(trials) == ["plain", "cost", "more", "redraw"]
+    words = ["data.image_size=16", "model.grid=4", "quantizer.K=64"]
+    plan = FittingPlan(
+        trials, ["data=shapes"], 8, 7, 6, words, ["prior.width=16"], ["learn=decoder"]
+    )
+    commands = {name: plan.tokenizer_command(name, 3, tmp_path) for name in trials}
+    for command in commands.values():
+        config = compose_config(*command[1:])
+        assert (config.data.image_size, config.seed) == (16, 3)
+    assert set(commands["cost"]) - set(commands["plain"]) == {"loss.code_cost=0.01"}
+    codes = f"codes={tmp_path / 'plain-prior-3'}"
+    assert set(commands["redraw"]) - set(commands["more"]) == {codes, "redraw.share=0.7"}
+    assert f"init={tmp_path / 'plain-3'}" in commands["more"]
+    assert not [word for word in commands["more"] if word.startswith(("model.", "quantizer."))]
+    prior = compose_config(*plan.prior_command("cost", 3, tmp_path)[1:])
+    assert (prior.ckpt, prior.trainer.max_steps) == (str(tmp_path / "cost-3"), 7)
+
+
+def test_ratios_of_fitting_are_to_the_run_of_the_same_seed() -> None:
+    trials = list_fitting_trials(0.1, 0.01, [], FITTING)
+    one = {"psnr": 20.0, "rfid": 2.0, "pfid": 4.0, "gfid": 8.0, "nats": 100.0, "codes": 50.0}
+    rows: list[dict[str, Any]] = []
+    for seed, factor in ((0, 0.5), (1, 0.25)):
+        rows.append({"run": "more", "seed": seed, **one})
+        rows.append({"run": "redraw", "seed": seed, **one, "gfid": 8 * factor, "psnr": 19.5})
+    more, redraw, _, other = add_ratios(rows, trials)
+    assert "gfid_ratio" not in more
+    assert (redraw["gfid_ratio"], redraw["psnr_change"], other["gfid_ratio"]) == (0.5, -0.5, 0.25)
+    assert "| redraw | more | 19.50 ± 0.00 |" in format_fitting(add_ratios(rows, trials), trials)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_fitting_prints_a_row_for_each_run_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    small = [
+        "data.image_size=16",
+        "data.n_train=64",
+        "data.n_val=16",
+        "data.batch_size=8",
+        "model.grid=4",
+    ]
+    small += ["model.width=8", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu"]
+    steps = [
+        "--steps",
+        "4",
+        "--prior-steps",
+        "4",
+        "--decoder-steps",
+        "4",
+        "--classifier-steps",
+        "4",
+    ]
+    words = [*small, *steps, "--samples", "16", "--keep", str(tmp_path), "--prior", *TINY_PRIOR]
+    words += ["--decoder", "loss.discriminator.width=8", "trainer.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["fitting", *words, "--only", "redraw"])
+    measure_fitting()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith('{"bench": "fitting", "run"')]
+    assert [row["run"] for row in rows] == ["plain", "more", "redraw"]
+    assert rows[2].keys() >= {"gfid_ratio", "pfid_ratio", "rfid_ratio", "psnr_change"}
+    assert json.loads(lines[-1])["rows"] == 3
+    measure_fitting()  # the runs are there
+    assert capsys.readouterr().out.splitlines()[1:4] == lines[1:4]

@@ -20,7 +20,8 @@ from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
 from vqgan.lora import count_plain, learning_weight
 from vqgan.losses.balancer import Balancer
-from vqgan.losses.groups import Adversary, ReconstructionLoss
+from vqgan.losses.code_changes import replace_codes
+from vqgan.losses.groups import Adversary, CodeTraining, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
@@ -29,7 +30,8 @@ from vqgan.quantizers.base import join_micro_batches
 from vqgan.starting import take_vectors
 from vqgan.tokenizer import Tokenizer
 
-GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
+# The order of the optimizers, of which a run has those that it needs.
+GENERATOR, DISCRIMINATOR, CODE_MODEL = 0, 1, 2
 PLACING = 4  # times as many vectors as a growing codebook needs, for a start of all codes
 
 
@@ -50,10 +52,9 @@ class VQGAN(ClockedModule):
     """A tokenizer trained by reconstruction, and with an adversary also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
 
     Without an adversary it is a VQ-VAE. The gate, the learning rates and the end of the run all follow this module's own
-    clock; `discriminator_step` counts the discriminator's updates.
+    clock; `discriminator_step` counts the discriminator's updates. `on_codes` prepares codes and decoder for a prior.
     """
 
-    players = ("generator", "discriminator")
     undefined = UNDEFINED
     discriminator: nn.Module | None
 
@@ -63,6 +64,7 @@ class VQGAN(ClockedModule):
         reconstruction: ReconstructionLoss,
         training: Training,
         adversary: Adversary | None = None,
+        on_codes: CodeTraining | None = None,
     ) -> None:
         super().__init__(training.budget, training.schedule, training.clip, training.accumulate)
         self.tokenizer, self.reconstruction, self.adversary = tokenizer, reconstruction, adversary
@@ -78,10 +80,15 @@ class VQGAN(ClockedModule):
             self.lecam = LeCam(
                 weight=0.0, decay=0.99
             )  # checkpoints have it without an adversary too
+        on_codes = on_codes or CodeTraining()
+        self.code_changes, self.code_cost = on_codes.changes, on_codes.cost
+        names = {GENERATOR: "generator", DISCRIMINATOR: "discriminator", CODE_MODEL: "code_model"}
+        self.players = tuple(names[player] for player in self.networks)
         generator_optimizer = training.optimizer
         self.make_optimizers = {
             GENERATOR: generator_optimizer,
             DISCRIMINATOR: (adversary and adversary.optimizer) or generator_optimizer,
+            CODE_MODEL: self.code_cost.make_optimizer if self.code_cost else generator_optimizer,
         }
         self.discriminator_step = 0
         self.discriminator_start = 0.0  # the run's progress at the discriminator's first update
@@ -101,7 +108,11 @@ class VQGAN(ClockedModule):
         if not self.quantizes and (self.now.reached(self.begin) or self.codes_are_frozen):
             self.place_codes()
         x = self.augment_images(batch[0])
-        parts = [MicroBatch(images, share) for images, share in self.micro_batches(x)]
+        labels = batch[1].tensor_split(self.accumulate)
+        parts = [
+            MicroBatch(images, share, own)
+            for (images, share), own in zip(self.micro_batches(x), labels, strict=True)
+        ]
         if self.learners.any:
             self.descend(GENERATOR, map(self.generator_loss, parts), self.rate, self.betas)
         else:
@@ -110,6 +121,9 @@ class VQGAN(ClockedModule):
             self.log_terms(self.balancer.update())  # lambda for the next update
         if self.discriminator_trains:
             self.update_discriminator(parts)
+        if self.counts_cost(parts[0]):
+            which = self.players.index("code_model")
+            self.descend(which, map(self.code_model_loss, parts), self.rate)
         q = join_micro_batches([part.q for part in parts])
         if self.quantizes and not self.codes_are_frozen:
             self.tokenizer.quantizer.update(q, self.rate)
@@ -135,7 +149,10 @@ class VQGAN(ClockedModule):
         """The part's share of reconstruction + bottleneck + lambda * adversarial (eq. 6): a scalar with their gradient."""
         with torch.set_grad_enabled(not self.encoding_is_frozen):
             part.q = self.tokenizer.encode(part.x, self.quantizes)
-        x_hat = self.tokenizer.decode(part.q.z_q)
+        quantizer = self.tokenizer.quantizer
+        x_hat = self.tokenizer.decode(
+            replace_codes(self.code_changes, quantizer, part.q, part.labels)
+        )
         part.x_hat = x_hat.detach().requires_grad_()
         terms = self.reconstruction.terms(part.x, part.x_hat)
         if self.adversary is not None and self.is_adversarial:
@@ -148,7 +165,10 @@ class VQGAN(ClockedModule):
         )
         losses = {name: term.loss for name, term in terms.items()}
         self.log_terms({"quantizer": part.q.loss, **part.q.terms, **losses, **shares})
-        return part.share * ((x_hat * gradient).sum() + part.q.loss)
+        on_codes = part.q.loss
+        if self.code_cost is not None and self.counts_cost(part):
+            on_codes = on_codes + self.code_cost(quantizer, part.q)
+        return part.share * ((x_hat * gradient).sum() + on_codes)
 
     @torch.no_grad()
     def reconstruct(self, parts: Sequence[MicroBatch]) -> None:
@@ -174,6 +194,13 @@ class VQGAN(ClockedModule):
         loss, terms = self.adversary.loss(part, self.discriminator_step)
         self.log_terms(terms)
         return part.share * loss
+
+    def code_model_loss(self, part: MicroBatch) -> Tensor:
+        """The part's share of the mean nats of its codes under the model that says what they cost, a scalar."""
+        assert self.code_cost is not None
+        nats = self.code_cost.learn(self.tokenizer.quantizer, part.q)
+        self.log_terms({"code_nats": nats})
+        return part.share * nats
 
     # What holds at this moment of the run.
 
@@ -205,6 +232,11 @@ class VQGAN(ClockedModule):
         if self.freezes_codes and self.is_adversarial:
             return True
         return not (self.learners.encoder or self.learners.codes)
+
+    def counts_cost(self, part: MicroBatch) -> bool:
+        """Whether what codes cost is a loss of the encoder in this update."""
+        has_codes = part.q.indices is not None
+        return self.code_cost is not None and has_codes and not self.encoding_is_frozen
 
     @property
     def shares_judgements(self) -> bool:
@@ -314,14 +346,22 @@ class VQGAN(ClockedModule):
         needs on their own. The discriminator's passes vary too much: with gradients to its weights, without, and R1's."""
         return [self.tokenizer.encoder.layers, self.tokenizer.decoder.layers]
 
+    @property
+    def networks(self) -> dict[int, nn.Module]:
+        """What has an optimizer, in the order of the optimizers."""
+        everything = {
+            GENERATOR: self.tokenizer,
+            DISCRIMINATOR: self.discriminator,
+            CODE_MODEL: self.code_cost,
+        }
+        return {player: network for player, network in everything.items() if network is not None}
+
     def configure_optimizers(self) -> list[Optimizer]:
         rates = self.tokenizer.quantizer.lr_multipliers()
-        networks = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         ends = [self.tokenizer.quantizer, self.tokenizer.decoder.last]
         return [
             self.optimizer(self.make_optimizers[player], network, rates, ends=ends)
-            for player, network in networks.items()
-            if network is not None
+            for player, network in self.networks.items()
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -447,6 +447,13 @@ class Tokenizer(nn.Module):
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
 
+    def fingerprint_codes(self) -> str:
+        """The same of the weights that make the codes of an image alone. Tokenizers that share it differ in their decoders."""
+        parts = [self.encoder, self.into, self.quantizer]
+        if self.patches is not None:
+            parts.append(self.patches.into)
+        return hash_weights(nn.ModuleList(parts))
+
 
 def choose_evenly(n: int, most: int) -> Tensor:
     """The numbers of at most so many of n images, evenly from all over: neighbours may be of one class."""

@@ -18,6 +18,8 @@ from prior.models.transformer import Block
 from prior.orders import windows
 from vqgan.tokenizer import Tokenizer
 
+MAX_DRAWN = 2**24  # logits that are drawn from at a time
+
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
 
@@ -171,6 +173,13 @@ class PriorModel(nn.Module, ABC):
         Its nats are -log p(codes | label), or, if the prior is not `exact`, an unbiased estimate of an upper bound on it.
         Deterministic: the same codes always get the same prediction.
         """
+
+    def redraw(
+        self, codes: Tensor, labels: Tensor | None, uniform: Tensor, sampler: Sampler
+    ) -> Tensor:
+        """Each of the codes (n, L) drawn anew in one pass, by its number of `uniform` (n, L), given those of `codes` that the
+        prior reads when it predicts it."""
+        return draw_all_codes(self.judge(codes, labels), uniform, sampler, self.K)
 
     @abstractmethod
     def fill(
@@ -356,6 +365,22 @@ def single_codebook(codebook: Tensor) -> Tensor:
             "use prior=rq"
         )
     return codebook
+
+
+def draw_all_codes(prediction: Prediction, uniform: Tensor, sampler: Sampler, K: int) -> Tensor:
+    """Codes (n, L) for a prediction of all of them and numbers (n, L) in [0, 1), at most about MAX_DRAWN logits at a time."""
+    head = prediction.head
+    samples = max(1, MAX_DRAWN // (uniform.shape[1] * K))
+    drawn = []
+    for features, own in zip(
+        prediction.features.split(samples), uniform.split(samples), strict=True
+    ):
+        if head.draws_directly(sampler):
+            drawn.append(head.draw(features.flatten(0, 1), own.flatten()).view_as(own))
+        else:
+            logits = head.logits(features).flatten(0, 1)
+            drawn.append(head.draw_from_logits(logits, own.flatten(), sampler).view_as(own))
+    return torch.cat(drawn)
 
 
 def predict_all(features: Tensor, codes: Tensor, head: Head = LOGITS) -> Prediction:

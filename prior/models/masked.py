@@ -11,7 +11,7 @@ from prior.decoding.filling import begin_filling, plan_steps
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.models.backbone import Transformer, TransformerSettings
-from prior.models.base import Prediction, double_for_guidance, single_codebook
+from prior.models.base import Prediction, double_for_guidance, draw_all_codes, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
 from prior.models.transformer import Stack
 
@@ -56,6 +56,13 @@ class Masked(Transformer):
         # A grid's masks depend on its codes only, not on the batch that it comes in.
         seeds = [zlib.crc32(grid.tobytes()) for grid in codes.cpu().numpy()]
         return self.bound(codes, labels, Numbers(0, seeds, codes.device).uniform(1 + self.L))
+
+    def redraw(
+        self, codes: Tensor, labels: Tensor | None, uniform: Tensor, sampler: Sampler
+    ) -> Tensor:
+        """Given a random set of the others, of any size, or given its complement."""
+        masks = torch.rand(len(codes), 1 + self.L, device=codes.device)
+        return draw_all_codes(self.bound(codes, labels, masks), uniform, sampler, self.K)
 
     def bound(self, codes: Tensor, labels: Tensor | None, uniform: Tensor) -> Prediction:
         """An unbiased estimate of an upper bound on -log p, by numbers (B, 1 + L) float64, uniform in [0, 1).

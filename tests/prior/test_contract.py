@@ -194,6 +194,22 @@ class TestEveryPrior:
             codes,
         )
 
+    def test_no_code_is_redrawn_by_what_it_was(self, name: str) -> None:
+        """Or the prior would draw what it is shown."""
+        model = make_prior(name)
+        codes, uniform = torch.randint(K, (40, model.L)), torch.rand(40, model.L)
+
+        def redraw(codes: torch.Tensor) -> torch.Tensor:
+            torch.manual_seed(1)  # of what a masked prior reads
+            return model.redraw(codes, None, uniform, Sampler.unmodified())
+
+        drawn = redraw(codes)
+        assert drawn.shape == codes.shape
+        for t in range(model.L):
+            other = codes.clone()
+            other[:, t] = (other[:, t] + 1) % K
+            assert torch.equal(redraw(other)[:, t], drawn[:, t])
+
     def test_sampling_leaves_the_model_in_its_mode(self, name: str) -> None:
         model = make_prior(name).train()
         sample(model, Sampler.unmodified(), 2, seed=0)

@@ -356,9 +356,10 @@ def test_a_run_says_what_it_started_with(tmp_path: Path) -> None:
     save_run(tmp_path, "conv", "id=abc123")
     _, start = begin(want(tmp_path))
     assert (start.origin, start.tags) == ({"of": "abc123"}, ("init=abc123",))
-    resumed = ResumedStart("abc123")
+    resumed = ResumedStart(Path("run"), "abc123")
     assert (resumed.origin, resumed.tags) == (start.origin, start.tags)
-    assert (ResumedStart(None).origin, ResumedStart(None).tags) == ({}, ())
+    begun = ResumedStart(Path("run"), None)
+    assert (begun.origin, begun.tags) == ({}, ())
     assert (ImageStart().origin, ImageStart().tags) == ({}, ())
 
 

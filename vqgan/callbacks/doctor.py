@@ -91,7 +91,7 @@ class TokenizerDoctor(Alarms):
 
     def examine(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
         """The signs of trouble, by the means of all terms since the last examination."""
-        yield from self.examine_codes()
+        yield from self.examine_codes(module)
         if means.get("gate") == 1.0 and "lambda" in means:
             yield from self.examine_lambda(module, means["lambda"])
         if "discriminator" in means:
@@ -99,17 +99,17 @@ class TokenizerDoctor(Alarms):
         if means.get("gate", 1.0) == 1.0:
             yield from self.examine_shares(means)
 
-    def examine_codes(self) -> Iterator[Sign]:
+    def examine_codes(self, module: VQGAN) -> Iterator[Sign]:
         codes = self._codes
         if codes is not None:
             enough = TOKENS_PER_CODE * codes.K * codes.num_codebooks
             if codes.counts.sum() >= enough:
-                self._collapse = self.find_collapse(codes)
+                self._collapse = self.find_collapse(codes, module.code_cost is not None)
                 codes.reset()
         if self._collapse is not None:
             yield self._collapse
 
-    def find_collapse(self, codes: CodebookUse) -> Sign | None:
+    def find_collapse(self, codes: CodebookUse, has_cost: bool) -> Sign | None:
         figures = {name: float(value) for name, value in codes.compute().items()}
         self.codebook_figures = figures
         least_perplexity = max(codes.K / 100, 1.5)
@@ -119,7 +119,8 @@ class TokenizerDoctor(Alarms):
         return Sign(
             "codes",
             f"the codebook has collapsed: {used:.0f} of {codes.K} codes in use, perplexity {perplexity:.1f}",
-            "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
+            ("a lower loss.code_cost, " if has_cost else "")
+            + "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
         )
 
     def examine_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:

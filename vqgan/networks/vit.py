@@ -156,6 +156,8 @@ class FeedForward(nn.Module):
 class ViTBlock(nn.Module):
     """Pre-norm attention of all tokens to all, and a feed-forward network. `depth` is that of the stack that it stands in."""
 
+    is_causal = False
+
     def __init__(self, width: int, heads: int, mlp_ratio: int, gated: bool, depth: int) -> None:
         super().__init__()
         self.heads = heads
@@ -175,7 +177,7 @@ class ViTBlock(nn.Module):
         """x (B, N, width) -> (B, N, width)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, heads, N, size) each
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
         y: Tensor = x + self.mlp(self.norm2(x))
         return y

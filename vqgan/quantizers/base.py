@@ -14,7 +14,11 @@ from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size
 from codegrid.evaluation.codebook import CodebookUse
+from vqgan.quantizers.gradients import straight_through
+from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import flatten
+
+MAX_SCORES = 2**22  # distances that are held at a time
 
 
 @dataclass
@@ -218,15 +222,50 @@ class Quantizer(nn.Module, ABC):
         return indices
 
     @torch.no_grad()
-    def codebooks(self) -> Tensor:
-        """All code vectors, (num_codebooks, K, width of a codebook), on the CPU.
+    def code_vectors(self) -> Tensor:
+        """All code vectors, (num_codebooks, K, width of a codebook), on the device of the bottleneck.
 
         Raises InputError if the bottleneck is continuous.
         """
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         all_indices = torch.arange(self.K, device=self.updates.device)
-        return self.lookup(all_indices[:, None, None])[None, :, :, 0, 0].cpu()
+        return self.lookup(all_indices[:, None, None])[None, :, :, 0, 0]
+
+    def codebooks(self) -> Tensor:
+        """The same on the CPU, as later stages take them."""
+        return self.code_vectors().cpu()
+
+    def compared(self, q: Quantized) -> Tensor:
+        """What of an output of `forward` is compared with the code vectors, (B, dim, h, w): the nearest one is the code, or
+        almost always. Its gradient reaches the encoder."""
+        return q.z_e
+
+    def list_parts(self, q: Quantized) -> list[tuple["Quantizer", Quantized]]:
+        """The bottlenecks of one codebook in an output of `forward`, each with its own output, in the order of the indices."""
+        return [(self, q)]
+
+    def replace(self, q: Quantized, indices: Tensor) -> Tensor:
+        """The input of the decoder for other `indices`, of the shape of q.indices: what `lookup` returns, with the gradient of
+        q.z_q (B, dim, h, w)."""
+        return straight_through(q.z_q, self.lookup(indices).detach())
+
+    @float32
+    @torch.no_grad()
+    def draw_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """For each index (n,) of a single codebook another one, drawn from the `nearest` codes that lie closest to its own."""
+        [codes] = self.code_vectors().float()
+        offsets = codes.square().sum(1)
+        nearest = min(nearest, len(codes) - 1)
+        drawn = []
+        for rows in indices.split(max(1, MAX_SCORES // len(codes))):
+            # Squared distances, up to a number for each row.
+            scores = torch.addmm(offsets, codes[rows], codes.t(), alpha=-2)
+            scores.scatter_(1, rows[:, None], math.inf)
+            candidates = scores.topk(nearest, largest=False, sorted=False).indices
+            chosen = torch.randint(nearest, (len(rows), 1), device=rows.device)
+            drawn.append(candidates.gather(1, chosen)[:, 0])
+        return torch.cat(drawn)
 
     def sample_latents(
         self, n: int, grid: tuple[int, int], seed: int, batch_size: int, start: int = 0

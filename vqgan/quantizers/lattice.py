@@ -47,5 +47,16 @@ class Lattice(Standardised):
         """The inverse of `to_index`."""
         return indices[..., None] // self.basis % self.levels
 
+    @torch.no_grad()
+    def draw_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """One step up or down in one channel, for the nearest points of a lattice are these, at any K; at either end of a
+        channel the step leads inward. There are so few that `nearest` does not choose among them."""
+        channel = torch.randint(self.dim, (len(indices), 1), device=indices.device)
+        digits = self.to_digits(indices).gather(1, channel)[:, 0]
+        top = self.levels[channel[:, 0]] - 1
+        step = 2 * torch.randint_like(digits, 2) - 1
+        step = torch.where(digits == 0, 1, torch.where(digits == top, -1, step))
+        return indices + step * self.basis[channel[:, 0]]
+
     def lookup(self, indices: Tensor) -> Tensor:
         return self.unstandardise(self.coordinates(self.to_digits(indices)).movedim(-1, 1))

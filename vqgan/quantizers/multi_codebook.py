@@ -54,8 +54,12 @@ class MultiCodebook(Quantizer):
         """The inner bottlenecks in the order of their indices."""
         return [inner for inner in self.inner if isinstance(inner, Quantizer)]
 
-    def codebooks(self) -> Tensor:
-        return torch.cat([inner.codebooks() for inner in self.inner_quantizers])
+    def code_vectors(self) -> Tensor:
+        return torch.cat([inner.code_vectors() for inner in self.inner_quantizers])
+
+    def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
+        """Those that dropout has not skipped."""
+        return list(zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True))
 
     def combine(self, z_e: Tensor, z_q: Tensor, parts: list[Quantized]) -> Quantized:
         """The outputs of the inner bottlenecks as one."""

@@ -98,9 +98,13 @@ class Residual(MultiCodebook):
         self.draws = 0
 
     def lookup(self, indices: Tensor) -> Tensor:
-        pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
+        """The sum of the codes of all codebooks, or of the first ones if there are only indices of these."""
+        pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=False)
         parts = [inner.lookup(own_indices) for inner, own_indices in pairs]
         return reduce(add, parts, torch.zeros_like(parts[0]))
+
+    def replace(self, q: Quantized, indices: Tensor) -> Tensor:
+        return super().replace(q, indices[..., : len(q.parts)])
 
     def grow_from(self, smaller: Quantizer, z: Tensor) -> None:
         """Let each codebook grow by the residuals of z (n, dim) after the smaller ones before it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.pages import load_example
 from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.lattice import Lattice
 
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
@@ -107,6 +108,47 @@ class TestContract:
         q = quantizer(make_z_e(quantizer))
         if q.indices is not None:
             assert torch.equal(quantizer.lookup(q.indices), q.z_q)
+
+    def test_a_near_code_is_another_one_close_by(self, variant: str) -> None:
+        """Of a lattice one step away in one channel; else among the nearest by a plain sort of all distances."""
+        quantizer = build(variant)
+        q = quantizer(make_z_e(quantizer, 8))
+        if q.indices is None:
+            return
+        books = q.indices.reshape(-1, quantizer.num_codebooks).unbind(1)
+        for (part, _), indices in zip(quantizer.list_parts(q), books, strict=False):
+            near = part.draw_near(indices, 3)
+            assert near.shape == indices.shape
+            [codes] = part.code_vectors()
+            for code, other in zip(indices.tolist(), near.tolist(), strict=True):
+                if isinstance(part, Lattice):
+                    digits = part.to_digits(torch.tensor([code, other]))
+                    assert digits.diff(dim=0).abs().sum() == 1
+                else:
+                    distances = (codes - codes[code]).square().sum(1)
+                    nearest = [k for k in distances.argsort().tolist() if k != code][:3]
+                    assert other in nearest
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_codes_are_replaced_to_the_bit_with_the_gradient_of_the_first(
+        self, variant: str, training: bool
+    ) -> None:
+        quantizer = build(variant).train(training)
+        x = make_z_e(quantizer).requires_grad_()
+        q = quantizer(x)
+        if q.indices is None:
+            return
+        assert torch.equal(quantizer.replace(q, q.indices), q.z_q)
+        others = torch.randint_like(q.indices, 16)
+        replaced = quantizer.replace(q, others)
+        if len(q.parts) in (0, quantizer.num_codebooks):  # dropout skips no codebook
+            assert torch.equal(replaced, quantizer.lookup(others))
+        slope = torch.randn_like(q.z_q)
+        expected, gradient = (
+            torch.autograd.grad((z_q * slope).sum(), x, retain_graph=True, materialize_grads=True)
+            for z_q in (q.z_q, replaced)
+        )
+        assert torch.equal(gradient[0], expected[0])
 
     def test_evaluation_is_deterministic(self, variant: str) -> None:
         quantizer = build(variant).eval()
