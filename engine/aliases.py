@@ -12,6 +12,7 @@ from codegrid.engine.version import STAMP, Stamp
 
 RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
+    "quantizer.dropout": "nested",
     "prior.book_depth": "codebook_depth",
     "loss.codes_rest": "freeze_codes",
     "adaptive.most": "max_weight",
@@ -145,10 +146,28 @@ def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "score": "nearest"} if is_ibq and "score" not in node else node
 
 
-def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
+def _add_tokens(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a vision transformer with a number of tokens, which earlier versions had as a grid of one row."""
+    is_vit = str(node.get("_target_")).startswith("vqgan.networks.vit.ViT")
+    return {**node, "tokens": None} if is_vit and "tokens" not in node else node
+
+
+def _add_evaluation(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes and the curve of rates, which earlier
+    versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
-    return {**node, "validity": 0} if evaluates and "validity" not in node else node
+    earlier = {"validity": 0, "rates": False}
+    return {**node, **{k: v for k, v in earlier.items() if k not in node}} if evaluates else node
+
+
+ADDITIONS = (
+    _add_reader_timeout,
+    _add_image_settings,
+    _add_learners,
+    _add_score,
+    _add_tokens,
+    _add_evaluation,
+)  # what files of earlier versions lack
 
 
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
@@ -159,9 +178,9 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(
-            _add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded))))
-        )
+        for add in ADDITIONS:
+            upgraded = add(upgraded)
+        return upgraded
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

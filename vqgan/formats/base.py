@@ -40,6 +40,7 @@ class Choices:
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
     score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
+    head_width    channels of an attention head, where only the names of published sizes say them
     """
 
     image_size: Size
@@ -47,6 +48,7 @@ class Choices:
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
     score: str | None = None
+    head_width: int | None = None
 
 
 @dataclass(frozen=True)

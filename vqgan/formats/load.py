@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import vqgan.formats
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import SizeSetting, check_size
 from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
@@ -34,7 +34,12 @@ class Imported:
 
 
 def make_choices(
-    image_size: SizeSetting, channels: int | None, pixels: Any, cosine: Any, score: Any
+    image_size: SizeSetting,
+    channels: int | None,
+    pixels: Any,
+    cosine: Any,
+    score: Any,
+    head_width: Any = None,
 ) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
@@ -46,9 +51,10 @@ def make_choices(
         raise InputError(f"quantizer.cosine={cosine} must be true or false")
     if score not in (None, *CODE_SCORES):
         raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
-    return Choices(
-        check_size("data.image_size", image_size, "pixel"), channels, pixels, cosine, score
-    )
+    if head_width is not None:
+        check_int("model.head_width", head_width, 1, "channel")
+    size = check_size("data.image_size", image_size, "pixel")
+    return Choices(size, channels, pixels, cosine, score, head_width)
 
 
 def load_public(file: PublicFile, choices: Choices) -> Imported:
@@ -128,6 +134,7 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
         "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
         "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
+        "model.head_width": (choices.head_width, plan.model.get("head_width")),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ class Quantized:
 def join_micro_batches(outputs: list[Quantized]) -> Quantized:
     """The outputs for the micro-batches of one update, joined as far as `Quantizer.update` reads them.
 
-    If dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
+    If nested dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -68,12 +68,17 @@ class Quantizer(nn.Module, ABC):
 
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
+    nested               the share of training images that are decoded from a prefix of their codes
+    prefixes             the numbers of leading codes, along the last axis of the indices, that `lookup` takes without those
+                         behind them; each is a rate at which one tokenizer serves. Empty if it takes all codes only
     grows                whether it can take over a smaller codebook of its kind
     draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
                          codes have no updates
     """
 
     training_settings: tuple[str, ...] = ()
+    nested: float = 0.0
+    prefixes: Sequence[int] = ()
     grows = False
     draws = 0
     updates: Tensor

@@ -25,7 +25,6 @@ def file_of(**shapes: tuple[int, ...]) -> PublicFile:
     ("path", "sentence"),
     [
         ("var_vqvae/vae_tiny.pth", "vae_tiny.pth is VAR's multi-scale tokenizer"),
-        ("titok/tokenizer.bin", "tokenizer.bin is TiTok, whose codes are a row"),
     ],
 )
 def test_tokenizers_without_one_grid_of_codes_are_refused(path: str, sentence: str) -> None:
@@ -37,8 +36,8 @@ def test_tokenizers_without_one_grid_of_codes_are_refused(path: str, sentence: s
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_of_the_published_models_those_without_one_grid_are_refused(model: str) -> None:
     file = empty_file(published_shapes(model))
-    if model.startswith(("titok/", "var/")):
-        with pytest.raises(InputError, match="is TiTok|is VAR's"):
+    if model.startswith("var/"):
+        with pytest.raises(InputError, match="is VAR's"):
             refuse_known(file)
     else:
         refuse_known(file)
