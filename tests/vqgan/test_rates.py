@@ -25,7 +25,6 @@ from tests.helpers.stage1 import Noise, lightning_warnings, make_tokenizer
 from vqgan.judging import TokenizerJudge
 from vqgan.networks.vit import ViTDecoder, ViTEncoder
 from vqgan.quantizers.ema import EMA
-from vqgan.quantizers.fsq import FSQ
 from vqgan.quantizers.kl import KL
 from vqgan.quantizers.residual import Residual
 from vqgan.quantizers.vq import VQ
@@ -257,7 +256,7 @@ def test_a_setting_that_is_no_list_of_numbers_is_refused(rates: Any) -> None:
 
 def measure_slowly(x: Tensor, x_hat: Tensor) -> float:
     """The mean over images of each image's PSNR, of whole pixels."""
-    a, b = (np.array(to_uint8(each), np.float64) for each in (x, x_hat))
+    a, b = (to_uint8(each).numpy().astype(np.float64) for each in (x, x_hat))
     errors = ((a - b) ** 2).mean((1, 2, 3))
     return float(np.mean(10 * np.log10(255**2 / errors)))
 
@@ -340,33 +339,39 @@ def test_a_run_without_nested_codes_has_no_curve(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sequence", "residual"])
 def test_nested_dropout_makes_the_first_codes_better_images(kind: str) -> None:
-    """On eight smooth images, after as many updates with it as without."""
-    x = F.interpolate(make_images(8)[:, :, ::5, ::5], 16, mode="bicubic").clamp(-1, 1)
+    """On sixteen smooth images, after as many updates with it as without."""
+    corners = torch.rand(16, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    x = F.interpolate(corners, 16, mode="bilinear", align_corners=True)
     errors: dict[float, list[float]] = {}
     for nested in (0.0, 0.7):
-        if kind == "sequence":
-            fsq = make(FSQ, 64, None)
-            tokenizer = make_sequence(nested, fsq, width=32, depth=1)
-        else:
+        quantizer = None
+        if kind == "residual":
             torch.manual_seed(0)
-            inner = partial(make, EMA, kmeans=False, revive=0.0)
-            tokenizer = make_tokenizer(quantizer=Residual(inner, 4, N, 8, nested))
-        tokenizer.initialise(x)
-        optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-        for _ in range(150):
-            q = tokenizer.train().encode(x)
-            loss = F.mse_loss(tokenizer.decode(q.z_q), x) + q.loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            tokenizer.quantizer.update(q)
+            quantizer = make(Residual, partial(make, EMA), 4, N, 8, nested=nested)
+            tokenizer = make_tokenizer(quantizer=quantizer)
+        else:
+            tokenizer = make_sequence(nested, width=32)
+        learn(tokenizer, x, *((40, 1e-2) if quantizer else (120, 3e-3)))
         with torch.no_grad():
             codes = tokenizer.eval().indices(x)
-            firsts = [codes[:, :, :n] if kind == "sequence" else codes[..., :n] for n in (1, 2, N)]
+            firsts = [codes[..., :n] if quantizer else codes[:, :, :n] for n in (1, 2, N)]
             errors[nested] = [float(F.mse_loss(tokenizer.decode_indices(c), x)) for c in firsts]
-    assert errors[0.7][0] < 0.8 * errors[0.0][0]
-    assert errors[0.7][1] < errors[0.0][1]
-    assert errors[0.7][0] > errors[0.7][1] > errors[0.7][2]
+    assert errors[0.7][0] < 0.75 * errors[0.0][0]
+    assert errors[0.7][1] < 0.75 * errors[0.0][1]
+    assert errors[0.7][0] > errors[0.7][2]
+
+
+def learn(tokenizer: Tokenizer, x: Tensor, steps: int, rate: float) -> None:
+    """So many updates on these images."""
+    tokenizer.initialise(x)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), rate)
+    for _ in range(steps):
+        q = tokenizer.train().encode(x)
+        loss = F.mse_loss(tokenizer.decode(q.z_q), x) + q.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tokenizer.quantizer.update(q)
 
 
 SEQUENCE = [

@@ -31,7 +31,9 @@ def make_rates(last: float) -> list[dict[str, Any]]:
 
 def make_story(folder: Path, *curved: int, **sweep: Any) -> Story:
     """The story of runs of which those with these numbers have curves, each of its own PSNR."""
-    points = make_sweep(folder, **{"grids": [4], "Ks": [64, 256], "priors": False, **sweep})
+    points = make_sweep(
+        folder, **{"grids": [4], "Ks": [64, 256], "priors": False, "points": 2, **sweep}
+    )
     for i in curved:
         change(points[i] / "evaluate_tokenizer", rates=make_rates(20.0 + i))
     return Story(find_runs([str(folder)]))

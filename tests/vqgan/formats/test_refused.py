@@ -73,4 +73,4 @@ def test_a_generator_without_its_tokenizer_is_refused(name: str) -> None:
 def test_other_networks_have_no_sentence_of_their_own() -> None:
     with pytest.raises(InputError, match="no tokenizer of a known format") as caught:
         choose_format(file_of(features__0__weight=(8, 3, 3, 3)))
-    assert "TiTok" not in str(caught.value)
+    assert "is a TiTok" not in str(caught.value)
