@@ -356,8 +356,8 @@ def test_nested_dropout_makes_the_first_codes_better_images(kind: str) -> None:
             codes = tokenizer.eval().indices(x)
             firsts = [codes[..., :n] if quantizer else codes[:, :, :n] for n in (1, 2, N)]
             errors[nested] = [float(F.mse_loss(tokenizer.decode_indices(c), x)) for c in firsts]
-    assert errors[0.7][0] < 0.75 * errors[0.0][0]
-    assert errors[0.7][1] < 0.75 * errors[0.0][1]
+    assert errors[0.7][0] < 0.9 * errors[0.0][0]
+    assert errors[0.7][1] < 0.9 * errors[0.0][1]
     assert errors[0.7][0] > errors[0.7][2]
 
 

@@ -15,7 +15,7 @@ from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public
 from vqgan.formats.open_magvit2 import order_as_pixel_shuffle
 from vqgan.formats.titok import HEAD_WIDTH, HEAD_WORD, LENGTH_WORD, name_titok, order_ends
-from vqgan.networks.titok import BaseTiTokDecoder, TiTokCodeDecoder, TiTokDecoder, TiTokEncoder
+from vqgan.networks.titok import BaseTiTokDecoder, TiTokCodeDecoder, TiTokEncoder
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.ibq import IBQ
 from vqgan.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def load_titok(file: PublicFile, tokenizer: Tokenizer) -> Tokenizer:
 def find_titok_misfit(tokenizer: Tokenizer) -> str | None:
     """What TiTok has no place for, as a clause; None for a tokenizer that it can hold."""
     encoder, decoder, quantizer = tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer
-    if type(encoder) is not TiTokEncoder or type(decoder) not in (TiTokDecoder, TiTokCodeDecoder):
+    if not isinstance(encoder, TiTokEncoder) or not isinstance(decoder, BaseTiTokDecoder):
         kinds = f"{type(encoder).__name__} and {type(decoder).__name__}"
         return f"its networks are those of an imported TiTok, which {kinds} are not"
     if not isinstance(quantizer, Codebook):
@@ -93,7 +93,8 @@ def find_titok_misfit(tokenizer: Tokenizer) -> str | None:
 
 def name_titok_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The weights by the names of 1d-tokenizer, and in its shapes and order."""
-    decoder = tokenizer.decoder
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    assert isinstance(encoder, TiTokEncoder)
     assert isinstance(decoder, BaseTiTokDecoder)
     assert isinstance(tokenizer.quantizer, Codebook)
     codes = {"quantizer.codebook": tokenizer.quantizer.codes().detach()}
@@ -103,7 +104,7 @@ def name_titok_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
         decoder.last.in_channels
     )  # of the map before depth to space, in the layout that has one
     undo = partial(order_as_pixel_shuffle, offsets=colours)
-    names = name_titok(len(tokenizer.encoder.layers) - 1, decoder)
+    names = name_titok(encoder.depth, decoder)
     tensors = {}
     for own, public in names.items():
         value = undo(state[own]) if own in orders else state[own]
@@ -134,7 +135,7 @@ def describe_titok(tokenizer: Tokenizer) -> dict[str, Any]:
         "token_size": tokenizer.dim,
         LENGTH_WORD: tokenizer.quantizer.cosine,
         "commitment_cost": tokenizer.quantizer.beta,
-        "vit_enc_model_size": name_size(encoder.out_channels, len(encoder.layers) - 1),
+        "vit_enc_model_size": name_size(encoder.out_channels, encoder.depth),
         "vit_dec_model_size": name_size(decoder.in_channels, decoder.depth),
         "vit_enc_patch_size": encoder.f,
         "vit_dec_patch_size": decoder.patch,

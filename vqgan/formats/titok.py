@@ -21,7 +21,7 @@ from vqgan.networks.pyramid import Place
 from vqgan.networks.titok import BaseTiTokDecoder, TiTokCodeDecoder, TiTokDecoder, TiTokEncoder
 
 LATENTS = "latent_tokens"
-LOGITS = "decoder.ffn.2.weight"  # of a VQGAN's codes, in the first layout alone
+CODE_LOGITS = "decoder.ffn.2.weight"  # of a VQGAN's codes, in the first layout alone
 PIXEL_CODEBOOK = "pixel_quantize.embedding.weight"
 PIXEL_NETWORK = "pixel_decoder"
 HEAD_WIDTH = 64  # channels, of all published models
@@ -47,7 +47,7 @@ class TiTok(Format):
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
         encoder, decoder = (SideReader(file, side) for side in ("encoder", "decoder"))
         K, dim = require(file, CODEBOOK).shape
-        is_legacy = LOGITS in file.tensors
+        is_legacy = CODE_LOGITS in file.tensors
         patch, channels = read_patches(file)
         check_served(file, choices, (encoder.side * patch, encoder.side * patch))
         check_images(file, choices, (channels, read_outputs(file, is_legacy)), patch)
@@ -63,11 +63,12 @@ class TiTok(Format):
         check_config(file, config, sizes)
         head_width, about_heads = choose_head_width(file, choices, config)
         cosine, about_lengths = choose_lengths(file, choices, config, is_legacy)
-        shared = {"image_size": encoder.side * patch, "channels": channels, "grid": [1, tokens]}
+        size = encoder.side * patch
+        shared = {"image_size": size, "channels": channels, "grid": [1, tokens]}
         own = {**shared, "patch": patch, **encoder.describe(head_width), "mixes": is_legacy}
         kind, ends = describe_ends(file, is_legacy)
-        decoder_patch = shared["image_size"] // decoder.side
-        other = {**shared, "patch": decoder_patch, **decoder.describe(head_width), **ends}
+        patched = {**shared, "patch": size // decoder.side}
+        other = {**patched, **decoder.describe(head_width), **ends}
         model = {
             "grid": [1, tokens],
             "head_width": head_width,

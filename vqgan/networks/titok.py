@@ -85,6 +85,7 @@ class TiTokEncoder(ImageEncoder):
         self.join = JoinedTokens(count_patches(image_size, patch), self.grid[1], width)
         self.mixes = mixes
         self.heads = heads
+        self.depth = depth
         self.image_size = check_size("data.image_size", image_size, "pixel")
         self.channels = channels
         self.f = patch
