@@ -55,7 +55,7 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
         "pixels": choices.pixels,
         "quantizer.cosine": choices.cosine,
         "quantizer.score": choices.score,
-        "model.head_width": choices.head_width,
+        "head_width": choices.head_width,
     }
     for name, value in chosen.items():
         if value is not None:

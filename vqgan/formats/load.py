@@ -52,7 +52,7 @@ def make_choices(
     if score not in (None, *CODE_SCORES):
         raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
     if head_width is not None:
-        check_int("model.head_width", head_width, 1, "channel")
+        check_int("head_width", head_width, 1, "channel")
     size = check_size("data.image_size", image_size, "pixel")
     return Choices(size, channels, pixels, cosine, score, head_width)
 
@@ -134,7 +134,7 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
         "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
         "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
-        "model.head_width": (choices.head_width, plan.model.get("head_width")),
+        "head_width": (choices.head_width, plan.model.get("head_width")),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):

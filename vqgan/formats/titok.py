@@ -128,7 +128,7 @@ class SideReader:
         """The settings of a network whose heads have so many channels. Raises InputError for a width that is no multiple."""
         if self.width % head_width:
             raise InputError(
-                f"model.head_width={head_width} doesn't divide the {self.width} channels of the {self.name} of "
+                f"head_width={head_width} doesn't divide the {self.width} channels of the {self.name} of "
                 f"{self.file.source}; use another"
             )
         heads = self.width // head_width
@@ -169,8 +169,8 @@ def choose_head_width(
     stated = config.get(HEAD_WORD)
     if stated is not None and choices.head_width not in (None, stated):
         raise InputError(
-            f"model.head_width={choices.head_width} contradicts {HEAD_WORD}={stated} in the config of {file.source}; "
-            "leave model.head_width out"
+            f"head_width={choices.head_width} contradicts {HEAD_WORD}={stated} in the config of {file.source}; "
+            "leave head_width out"
         )
     if stated is not None or choices.head_width is not None:
         return int(stated or choices.head_width or 0), ()
@@ -178,7 +178,7 @@ def choose_head_width(
     if any(width % HEAD_WIDTH for width in widths):
         raise InputError(
             f"{file.source} has transformers of {' and '.join(map(str, widths))} channels, and nothing says how many an attention "
-            f"head has: the published ones have {HEAD_WIDTH}; add model.head_width=8, for example"
+            f"head has: the published ones have {HEAD_WIDTH}; add head_width=8, for example"
         )
     is_published = config.get("vit_enc_model_size") is not None
     remark = f"attention heads of {HEAD_WIDTH} channels are assumed, as all published TiToks have"

@@ -28,9 +28,8 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
             raise InputError("stage=import needs the weights; add from=<file, folder or hub id>")
         data: ImageDataModule = instantiate(config.data)
         cosine, score = config.quantizer.get("cosine"), config.quantizer.get("score")
-        head_width = config.model.get("head_width")
         choices = make_choices(
-            data.image_size, data.channels, config.pixels, cosine, score, head_width
+            data.image_size, data.channels, config.pixels, cosine, score, config.head_width
         )
         contents = open_public(config["from"], config.config, config.ema, config.revision)
         imported = load_public(contents.file, choices)

@@ -237,7 +237,7 @@ def test_a_choice_is_followed_or_refused(name: str) -> None:
         else:
             assert bool(plan.quantizer.get("cosine")) == cosine
     if name not in SEQUENCES:
-        with pytest.raises(InputError, match=r"model.head_width=8 does not fit|can't be chosen"):
+        with pytest.raises(InputError, match=r"head_width=8 does not fit|can't be chosen"):
             load_public(read_file(name), replace(CHOICES, head_width=8))
     for score in CODE_SCORES:
         plan = plan_with(name, score=score)

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from codegrid.engine.errors import InputError
+from tests.helpers.commands import QUICK, Command
 from tests.helpers.public import (
     PUBLIC,
     assert_parity,
@@ -265,7 +266,7 @@ def test_the_published_models_have_these_names_and_shapes(model: str) -> None:
     [
         ("titok", {}, {"image_size": (64, 64)}, r"serves 32 pixels alone; use data.image_size=32"),
         ("titok", {}, {"head_width": None}, r"of 32 and 32 channels, and nothing says .*=8, for"),
-        ("titok", {}, {"head_width": 5}, r"model.head_width=5 doesn't divide the 32 channels"),
+        ("titok", {}, {"head_width": 5}, r"head_width=5 doesn't divide the 32 channels"),
         ("titok", {"vit_head_width": 16}, {}, r"head_width=8 contradicts vit_head_width=16"),
         ("titok", {"codebook_size": 9}, {}, r"codebook_size=9 where the weights have 48"),
         ("titok", {"is_legacy": True}, {}, r"is_legacy=True where the weights have False"),
@@ -340,3 +341,23 @@ def test_it_trains_further_with_nested_dropout(tmp_path: Path) -> None:
     fit(make_module(steps=2, tokenizer=tokenizer.train()), data=data)
     moved = {n for n, v in tokenizer.state_dict().items() if not torch.equal(v, before[n])}
     assert {"decoder.last.weight", "encoder.row", "decoder.join.positions", "decoder.mask"} <= moved
+
+
+@pytest.mark.slow
+def test_an_import_is_evaluated_at_many_rates_and_written_back(
+    command: Command, tmp_path: Path
+) -> None:
+    images = ["data.image_size=32", "data.n_train=32", "data.n_val=8"]
+    source = [f"from={PUBLIC / 'titok'}", "head_width=8", "name=titok", "accelerator=cpu"]
+    assert command("stage=import", *source, *images) == 0
+    imported = tmp_path / "runs" / "import" / "titok"
+    figures = json.loads((imported / "metrics.json").read_text())
+    assert (figures["grid"], figures["format"]) == ([1, 8], KIND.title)
+    assert command("stage=import", f"run_dir={imported}", *source, *images) == 0  # repeats nothing
+    judge = ["stage=evaluate", f"ckpt={imported}", *QUICK, "references=false", "rates=[1,3]"]
+    assert command(*judge) == 0
+    evaluation = json.loads((tmp_path / "runs/evaluate/titok/metrics.json").read_text())
+    assert [row["codes"] for row in evaluation["rates"]] == [1, 3, 8]
+    assert command("stage=export", f"ckpt={imported}", "format=titok", "run_dir=out") == 0
+    again = Tokenizer.from_pretrained("out")
+    assert again.fingerprint() == Tokenizer.from_pretrained(imported).fingerprint()
