@@ -12,6 +12,7 @@ from codegrid.engine.version import STAMP, Stamp
 
 RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
+    "quantizer.dropout": "nested",
     "prior.book_depth": "codebook_depth",
     "loss.codes_rest": "freeze_codes",
     "adaptive.most": "max_weight",
@@ -207,10 +208,18 @@ def _complete_quantizer(node: dict[Any, Any]) -> dict[Any, Any]:
     return earlier | {key: value for key, value in node.items() if key != "rotation"}
 
 
-def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
+def _add_tokens(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a vision transformer with a number of tokens, which earlier versions had as a grid of one row."""
+    is_vit = str(node.get("_target_")).startswith("vqgan.networks.vit.ViT")
+    return {**node, "tokens": None} if is_vit and "tokens" not in node else node
+
+
+def _add_evaluation(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes and the curve of rates, which earlier
+    versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
-    return {**node, "validity": 0} if evaluates and "validity" not in node else node
+    earlier = {"validity": 0, "rates": False}
+    return {**node, **{k: v for k, v in earlier.items() if k not in node}} if evaluates else node
 
 
 def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
@@ -221,7 +230,7 @@ def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 ADDITIONS = (
-    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_validity,
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_evaluation, _add_tokens,
     _add_sampler_settings, _add_head, _add_code_losses,
 )  # fmt: skip
 

@@ -31,6 +31,7 @@ from benchmarks.orders import main as compare_orders
 from benchmarks.products import PRIORS, ProductRecorder, divide_rest
 from benchmarks.products import main as measure_products
 from benchmarks.quantizers import COLUMNS, measure_ours
+from benchmarks.rates import format_means, list_numbers_of, list_runs
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
 from benchmarks.training256 import GRID as GRID_256
@@ -48,6 +49,7 @@ from tests.helpers.runs import SMALL_PRIOR, save_prior_run
 from tests.helpers.stage1 import make_module, make_tokenizer
 from vqgan.load import build_tokenizer, start_images
 from vqgan.quantizers.base import Quantized
+from vqgan.rates import list_rates
 from vqgan.tokenizer import Tokenizer
 
 
@@ -83,6 +85,42 @@ def test_an_arm_of_the_comparison_has_settings_of_its_file_and_others() -> None:
         "quantizer.gradient=rotation",
         "quantizer.entropy.weight=0.1",
     ]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("sequence", 144), ("residual", 384)])
+def test_runs_of_nested_codes_are_compared_with_those_of_one_rate(kind: str, bits: int) -> None:
+    runs = dict(list_runs(kind, 0.5, own=[1, 4, 99]))
+    built = {}
+    for name, words in runs.items():
+        config = compose_config("stage=vqgan", *words)
+        built[name] = build_tokenizer(config.model, config.quantizer)
+    nested, plain = built["nested"], built["plain"]
+    assert nested.nested or nested.quantizer.nested
+    assert plain.nested == plain.quantizer.nested == 0
+    assert nested.fingerprint() != plain.fingerprint()  # other random weights of the same shapes
+    assert nested.state_dict().keys() == plain.state_dict().keys()
+    assert math.prod(nested.grid) * nested.quantizer.bits == bits
+    assert math.prod(built["own 1"].code_shape) * 9 / bits in (1 / 16, 16 * 9 / 384)
+    assert "own 99" not in built
+    assert all(list_rates(nested, list_numbers_of(kind, name)) for name in ("nested", "plain"))
+    assert list_numbers_of(kind, "own 1") == []
+
+
+def test_rows_of_the_rates_benchmark_are_means_over_seeds() -> None:
+    rows = [
+        {
+            "kind": "residual",
+            "run": "nested",
+            "steps": 10,
+            "bits_per_image": 96.0,
+            "psnr": p,
+            "ssim": 0.5,
+        }
+        for p in (18.0, 19.0)
+    ]
+    assert format_means(rows).splitlines()[-1] == (
+        "| residual | 96 | nested | 18.50 ± 0.71 | 0.500 | 10 |"
+    )
 
 
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:

@@ -61,10 +61,10 @@ def adopt_architecture(
     ]
     for key, name, value in asked:
         current = select_key(groups, name)
-        if current != value and not is_of_training(tokenizer.quantizer, name):
+        if differs(name, value, current) and not is_of_training(tokenizer, name):
             raise refuse_setting(tokenizer.quantizer, wanted, key, name, value, current)
     for _, name, value in asked:
-        if is_of_training(tokenizer.quantizer, name):
+        if is_of_training(tokenizer, name):
             set_key(groups, name, value)
     return groups
 
@@ -154,9 +154,20 @@ def refuse_setting(
     )
 
 
-def is_of_training(quantizer: Quantizer, name: str) -> bool:
-    """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
+def differs(name: str, value: Any, current: Any) -> bool:
+    """Whether a setting of the command asks for something else than the tokenizer has. Null asks for nothing where an earlier
+    version had no such setting, and where the choice follows from the others."""
+    if value is None and (current is ABSENT or name == "model.start"):
+        return False
+    return bool(current != value)
+
+
+def is_of_training(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether a setting below `model` or `quantizer` says how the tokenizer learns instead of what it is."""
     group, *words = name.split(".")
+    if group == "model":
+        return len(words) == 1 and words[0] in tokenizer.training_settings
+    quantizer = tokenizer.quantizer
     while (
         words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual)
     ):

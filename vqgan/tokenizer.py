@@ -20,7 +20,7 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.console import log_line
-from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
@@ -58,10 +58,17 @@ class Tokenizer(nn.Module):
     """Encoder -> 1x1 convolution -> quantizer -> convolution -> decoder.
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
-    quantization. With start="random" there are only the networks. `pixels` is the range of the images that the networks take
-    and give; images outside are in [-1, 1] in any case. `rules` and `fit` say how the images of training became pixels of their
-    size, as encode_images reads its own.
+    quantization. With start="random" there are only the networks; None is "patches" where codes have places. `pixels` is the
+    range of the images that the networks take and give; images outside are in [-1, 1] in any case. `rules` and `fit` say how
+    the images of training became pixels of their size, as encode_images reads its own.
+
+    The first codes of a sequence, or those of the first codebooks of quantizer=residual, are an image by themselves: decode_codes
+    takes codes[:, :, :n] or codes[..., :n]. With nested dropout (Rippel et al. 2014) they learn to be one: `nested` is the share
+    of training images that are decoded from the first n codes of a sequence, n uniform in 1 ... all - 1. A code that is left out
+    counts as zero.
     """
+
+    training_settings = ("nested",)
 
     rules: PixelRules = PLAIN
     fit: str = FIT_CHOICES[0]
@@ -71,12 +78,16 @@ class Tokenizer(nn.Module):
         encoder: ImageEncoder,
         quantizer: Quantizer,
         decoder: ImageDecoder,
-        start: str,
+        start: str | None,
         pixels: Sequence[float] = (-1, 1),
+        nested: float = 0.0,
     ) -> None:
         super().__init__()
+        if start is None:
+            start = STARTS[0] if encoder.is_spatial else STARTS[1]
         if start not in STARTS:
-            raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
+            raise InputError(f"model.start={start} must be null or one of {', '.join(STARTS)}")
+        check_nested(nested, encoder)
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
@@ -84,6 +95,7 @@ class Tokenizer(nn.Module):
         if tuple(pixels) not in PIXEL_RANGES:
             raise InputError(f"model.pixels={list(pixels)} must be [-1, 1] or [0, 1]")
         self.pixels = tuple(pixels)
+        self.nested = nested
         self.into = join_widths(encoder.out_channels, quantizer.in_dim, encoder.exit_kernel)
         self.out = join_widths(quantizer.dim, decoder.in_channels, decoder.entry_kernel)
         self.patches: Patches | None = None
@@ -115,6 +127,7 @@ class Tokenizer(nn.Module):
         cosine: bool | None = None,
         score: str | None = None,
         scales: Sequence[SizeSetting] | None = None,
+        head_width: int | None = None,
     ) -> "Tokenizer":
         """The tokenizer that `ckpt` names, in eval mode on the CPU.
 
@@ -134,12 +147,13 @@ class Tokenizer(nn.Module):
         cosine      whether outputs and codes are compared at length 1
         score       which code is chosen, "nearest" or "inner_product"
         scales      the sides of the grids of VAR's tokenizer, smallest first
+        head_width  channels of an attention head (TiTok)
 
         Raises InputError, with one sentence, for whatever can't be read, and where two readings remain. Reading runs no code
         of the files, and builds no classes but this program's and those in `trust`.
         """
         module = resolve_name("vqgan.pretrained")  # by name: it builds this class
-        reading = module.Reading(image_size, config, ema, pixels, cosine, score, scales)
+        reading = module.Reading(image_size, config, ema, pixels, cosine, score, scales, head_width)
         tokenizer: Tokenizer = module.load_pretrained(ckpt, revision, trust, reading)
         return tokenizer
 
@@ -207,6 +221,8 @@ class Tokenizer(nn.Module):
         """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of all scales or of the first ones -> Pillow
         images of the channels that are shown.
 
+        Of a sequence, and of the codebooks of quantizer=residual, the first n are enough: codes[:, :, :n] or codes[..., :n].
+
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
         size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes
@@ -254,11 +270,15 @@ class Tokenizer(nn.Module):
         return own
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
+        """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks), or the first of
+        those codebooks."""
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         shape = ["B", "h", "w", *map(str, self.code_shape[2:])]
-        if codes.ndim != len(shape) or codes.shape[3:] != self.code_shape[2:] or not len(codes):
+        fits = codes.ndim == len(shape) and (
+            codes.shape[3:] == self.code_shape[2:] or codes.shape[-1] in self.quantizer.prefixes
+        )
+        if not fits or not codes.numel():
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be ({', '.join(shape)}), at least one grid"
             )
@@ -371,14 +391,29 @@ class Tokenizer(nn.Module):
         return z
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
+        """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped.
+
+        Of a sequence the first n codes are enough, (B, dim, 1, n).
+        """
         z_q = to_memory_format(z_q)  # a lookup leaves the channels last
+        if not self.is_spatial:
+            z_q = self.fill_sequence(z_q)
         x_hat = self.decoder(self.out(z_q))
         if self.pixels != (-1, 1):
             x_hat = 2 * x_hat.float() - 1
         if self.patches is not None:
             x_hat = x_hat + self.patches.decode(z_q)
         return x_hat.float()
+
+    def fill_sequence(self, z_q: Tensor) -> Tensor:
+        """The first codes of a sequence (B, dim, 1, n) -> (B, dim, *grid), zero where a code is left out; in training nested
+        dropout leaves out more."""
+        missing = self.grid[1] - z_q.shape[3]
+        if missing > 0:
+            z_q = F.pad(z_q, (0, missing))
+        if self.nested and self.decoder.training:
+            z_q = z_q * draw_lengths(z_q, self.nested)
+        return z_q
 
     def indices(self, x: Tensor, tile: int | str | None = None) -> Tensor:
         """x (B, C, H, W) -> indices int64, (B, h, w), or (B, h, w, num_codebooks) for several codebooks.
@@ -453,6 +488,27 @@ class Tokenizer(nn.Module):
         if self.patches is not None:
             parts.append(self.patches.into)
         return hash_weights(nn.ModuleList(parts))
+
+
+def check_nested(nested: float, encoder: ImageEncoder) -> None:
+    """Raise InputError for a share that is none, and for codes of which none comes first."""
+    check_range("model.nested", nested, 0, 1)
+    if nested and (encoder.is_spatial or encoder.grid[1] == 1):
+        raise InputError(
+            f"model.nested={nested} leaves out the last codes of a sequence, and model.grid={write_size(encoder.grid)} is no "
+            "sequence of several codes; use model=vit model.tokens=32, or nest the codes of each place: quantizer=residual "
+            f"quantizer.nested={nested}"
+        )
+
+
+def draw_lengths(z_q: Tensor, share: float) -> Tensor:
+    """Which codes of sequences z_q (B, dim, 1, n) stay, as ones and zeros (B, 1, 1, n): all of a sequence, or, of this share of
+    the sequences, the first 1 to n - 1."""
+    B, n, device = z_q.shape[0], z_q.shape[3], z_q.device
+    short = torch.randint(1, n, (B,), device=device)
+    lengths = torch.where(torch.rand(B, device=device) < share, short, n)
+    stays = torch.arange(n, device=device) < lengths[:, None]
+    return stays[:, None, None].to(z_q.dtype)
 
 
 def choose_evenly(n: int, most: int) -> Tensor:

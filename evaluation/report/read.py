@@ -83,6 +83,7 @@ class ReportedRun:
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
+    rates: list[dict[str, Any]] = field(default_factory=list)  # of nested codes, with their scores
     pixels: Mapping[str, Any] = field(
         default_factory=lambda: USUAL_PIXELS
     )  # the range and the depth of its images
@@ -346,6 +347,8 @@ def apply_evaluation(run: ReportedRun, evaluation: ReportedRun) -> None:
     run.pictures = [*evaluation.pictures, *run.pictures]
     references = evaluation.metrics.get("references") or []
     run.references = [codec for codec in references if isinstance(codec, dict)] or run.references
+    rates = evaluation.metrics.get("rates") or []
+    run.rates = [row for row in rates if isinstance(row, dict)] or run.rates
     run.evaluated = True
 
 

@@ -24,7 +24,7 @@ def settings(**changed: Any) -> EvaluationSettings:
     chosen = {
         "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
         "inception": False, "proxy": 2, "features": None, "lpips": None, "fetch": False, "references": False, "samples": 9,
-        "neighbours": True, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
+        "neighbours": True, "rates": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
     }  # fmt: skip
     return EvaluationSettings(**chosen)
 

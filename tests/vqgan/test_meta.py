@@ -66,7 +66,7 @@ QUANTIZERS = [  # name and overrides
     f"vq {NARROW} quantizer.gradient=rotation quantizer.codebook_lr=10",
     f"vq {NARROW} quantizer.gradient=diveq", f"ema {NARROW} quantizer.temperature=1.0",
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
-    f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.dropout=0.5",
+    f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.nested=0.5",
     "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=quantiles",
     f"multiscale {NARROW}", f"multiscale {NARROW} quantizer.shared=false",
 ]  # fmt: skip
@@ -143,8 +143,8 @@ def list_cases(names: Iterable[str]) -> list[Any]:
 
 @pytest.mark.parametrize(("overrides", "device"), list_cases(QUANTIZERS))
 def test_a_step_looks_at_no_value_of_any_bottleneck(overrides: str, device: str) -> None:
-    if device == "cpu" and "dropout" in overrides:
-        pytest.skip("the depth is drawn on the host, which a watch on the CPU can't tell")
+    if device == "cpu" and "nested" in overrides:
+        pytest.skip("the depths are drawn on the host, which a watch on the CPU can't tell")
     watch(build_quantized(overrides), device)
 
 

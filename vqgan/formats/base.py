@@ -41,6 +41,7 @@ class Choices:
     cosine        whether outputs and codes are scaled to length 1 before they are compared
     score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
     scales        the sides of the grids of several scales
+    head_width    channels of an attention head, where only the names of published sizes say them
     """
 
     image_size: Size
@@ -49,6 +50,7 @@ class Choices:
     cosine: bool | None = None
     score: str | None = None
     scales: tuple[SizeSetting, ...] | None = None
+    head_width: int | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
         "quantizer.cosine": choices.cosine,
         "quantizer.score": choices.score,
         "quantizer.scales": choices.scales,
+        "head_width": choices.head_width,
     }
     for name, value in chosen.items():
         if value is not None:

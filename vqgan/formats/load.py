@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import vqgan.formats
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import SizeSetting, check_size, to_setting
 from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
@@ -42,6 +42,7 @@ def make_choices(
     cosine: Any,
     score: Any,
     scales: Any = None,
+    head_width: Any = None,
 ) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
@@ -53,6 +54,8 @@ def make_choices(
         raise InputError(f"quantizer.cosine={cosine} must be true or false")
     if score not in (None, *CODE_SCORES):
         raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
+    if head_width is not None:
+        check_int("head_width", head_width, 1, "channel")
     return Choices(
         check_size("data.image_size", image_size, "pixel"),
         channels,
@@ -60,6 +63,7 @@ def make_choices(
         cosine,
         score,
         None if scales is None else tuple(map(to_setting, check_scales(scales))),
+        head_width,
     )
 
 
@@ -141,6 +145,7 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
         "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
         "quantizer.scales": (choices.scales, tuple(quantizer.get("scales") or ())),
+        "head_width": (choices.head_width, plan.model.get("head_width")),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):

@@ -188,6 +188,15 @@ def group_code_losses(
             raise InputError(
                 f"loss.{name}={value} is about codes, and this tokenizer is continuous (quantizer=none or kl); use loss.{name}=0"
             )
+        if value and not tokenizer.quantizer.is_gridded:
+            raise InputError(
+                f"loss.{name}={value} is for codes of one grid, and those of quantizer=multiscale are of several; use loss.{name}=0"
+            )
+    if cost and tokenizer.quantizer.nested:
+        raise InputError(
+            f"loss.code_cost={cost} is the cost of all codes of an image, and quantizer.nested={tokenizer.quantizer.nested} leaves "
+            "some out; use loss.code_cost=0 or quantizer.nested=0"
+        )
     changes = [] if redraw is None else [redraw]
     if share:
         changes.append(Perturb(share, losses["perturb_nearest"]))

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -44,7 +44,7 @@ class Quantized:
 def join_micro_batches(outputs: list[Quantized]) -> Quantized:
     """The outputs for the micro-batches of one update, joined as far as `Quantizer.update` reads them.
 
-    If dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
+    If nested dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -98,6 +98,9 @@ class Quantizer(nn.Module, ABC):
 
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
+    nested               the share of training images that are decoded from a prefix of their codes
+    prefixes             the numbers of leading codes, along the last axis of the indices, that `lookup` takes without those
+                         behind them; each is a rate at which one tokenizer serves. Empty if it takes all codes only
     grows                whether it can take over a smaller codebook of its kind
     begin                when the codes come into use, the setting `from`: a step (int) or a fraction of the run (float); until
                          then the decoder sees what `bypass` returns
@@ -108,6 +111,8 @@ class Quantizer(nn.Module, ABC):
     """
 
     training_settings: tuple[str, ...] = ()
+    nested: float = 0.0
+    prefixes: Sequence[int] = ()
     grows = False
     is_gridded = True
     draws = 0

@@ -61,9 +61,12 @@ class MultiCodebook(Quantizer):
         """Those that dropout has not skipped."""
         return list(zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True))
 
-    def combine(self, z_e: Tensor, z_q: Tensor, parts: list[Quantized]) -> Quantized:
-        """The outputs of the inner bottlenecks as one."""
-        indices = torch.stack([require_indices(part) for part in parts], -1)
+    def combine(
+        self, z_e: Tensor, z_q: Tensor, parts: list[Quantized], indices: Tensor | None = None
+    ) -> Quantized:
+        """The outputs of the inner bottlenecks as one; `indices` if theirs are not those of all images."""
+        if indices is None:
+            indices = torch.stack([require_indices(part) for part in parts], -1)
         loss = reduce(add, (part.loss for part in parts)) / len(parts)
         terms = {
             f"{name}_{i}": value
@@ -82,6 +85,6 @@ class MultiCodebook(Quantizer):
     @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
-        # Bottlenecks skipped by dropout have no part and are not updated.
+        # Bottlenecks skipped by nested dropout have no part and are not updated.
         for inner, part in zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True):
             inner.update(part, rate)

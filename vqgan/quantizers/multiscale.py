@@ -174,9 +174,10 @@ class MultiScaleResidual(Quantizer):
             z_hat = self.add_codes(z_hat, codes, k)
         return z_hat
 
-    def codebooks(self) -> Tensor:
-        """All code vectors on the CPU: (1, K, dim) if one codebook is shared, otherwise (scales, K, dim)."""
-        return torch.cat([inner.codebooks() for inner in self.inner_quantizers])
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        """All code vectors: (1, K, dim) if one codebook is shared, otherwise (scales, K, dim)."""
+        return torch.cat([inner.code_vectors() for inner in self.inner_quantizers])
 
     @float32
     @torch.no_grad()

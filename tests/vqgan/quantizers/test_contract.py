@@ -27,7 +27,7 @@ VARIANTS = [  # name and overrides; each is built from its config, with K=16 if 
     f"residual {NARROW}", f"product {NARROW}",
     "residual quantizer@quantizer.inner=fsq quantizer.dim=null", "residual quantizer@quantizer.inner=simvq quantizer.dim=8",
     "residual quantizer@quantizer.inner=ibq quantizer.dim=8", "residual quantizer@quantizer.inner=gumbel quantizer.dim=8",
-    "residual quantizer.dropout=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
+    "residual quantizer.nested=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
     f"vq quantizer.cosine=true {NARROW}", f"ema quantizer.cosine=true {NARROW}", f"ibq quantizer.cosine=true {NARROW}",
     f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.gradient=rotation {NARROW}",
     f"ema quantizer.gradient=rotation {NARROW}",
@@ -189,7 +189,7 @@ class TestContract:
         idle = [
             name for name, p in quantizer.named_parameters() if p.grad is None or not p.grad.any()
         ]
-        assert idle == [] or "dropout" in variant
+        assert idle == [] or "nested" in variant
 
     def test_buffers_ask_for_no_gradient(self, variant: str) -> None:
         assert not any(buffer.requires_grad for buffer in build(variant).buffers())
@@ -213,7 +213,9 @@ class TestContract:
         states = []
         for cast in (False, True):
             torch.manual_seed(1)
-            quantizer = build(variant).eval()  # in training dropout and drawn codes would differ
+            quantizer = build(
+                variant
+            ).eval()  # in training nested dropout and drawn codes would differ
             q = quantizer(make_z_e(quantizer, 8))
             torch.manual_seed(2)
             with torch.autocast("cpu", torch.bfloat16, enabled=cast):
@@ -286,7 +288,7 @@ REFUSED = {
     "quantizer=bsq quantizer.K=3": "quantizer.K=3 is no power of two, which one bit a channel needs; the nearest are 2 and 4",
     "quantizer=product quantizer.dim=65": "quantizer.dim=65 is not divisible by quantizer.num_codebooks=2; use quantizer.dim=64",
     "quantizer=product quantizer.num_codebooks=0": "quantizer.num_codebooks=0 must be a whole number of at least 1",
-    "quantizer=residual quantizer.dropout=2": "quantizer.dropout=2 must be a number from 0 to 1",
+    "quantizer=residual quantizer.nested=2": "quantizer.nested=2 must be a number from 0 to 1",
     "quantizer=residual quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in residual",
     "quantizer=residual quantizer@quantizer.inner=fsq": "quantizer.dim=64 must be null or 3",
     "quantizer=vq quantizer.gradient=reinmax": "quantizer.gradient=reinmax must be one of straight_through, rotation, diveq",

@@ -33,7 +33,7 @@ def make_quantizers() -> dict[str, Quantizer]:
         "ema revived": make(EMA, K, DIM, revive=0.9, decay=0.5),
         "vq revived": make(VQ, K, DIM, revive=0.9, decay=0.5),
         "residual revived": make(Residual, partial(make, EMA), K, 2, DIM),
-        "residual revived dropped": make(Residual, partial(make, EMA), K, 4, DIM, dropout=0.7),
+        "residual revived nested": make(Residual, partial(make, EMA), K, 4, DIM, nested=0.7),
     }
 
 
