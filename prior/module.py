@@ -55,9 +55,8 @@ class PriorModule(ClockedModule):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model, self.blocks)
-            if hasattr(
-                self.model, "features"
-            ):  # called instead of `forward`: a head needs no logits
+            # Called instead of `forward`, since heads need no logits. Once: wrapped twice, it leaves shards behind.
+            if self.model.has_features and "features" not in vars(self.model):
                 register_fsdp_forward_method(self.model, "features")
 
     @property
