@@ -152,11 +152,29 @@ def mean_law(
     return p
 
 
-def soften(model: Masked) -> Masked:
-    """No grid is so rare that it can't be counted."""
-    for p in model.head.parameters():
-        p.data /= 2
-    return model
+class Table(Diffusion):
+    """A prior whose conditionals are those of one distribution, in which neighbouring codes mostly agree."""
+
+    def __init__(self) -> None:
+        codebook = torch.randn(1, 3, DIM)
+        super().__init__(codebook, (2, 2), **TRANSFORMER, inputs="codes", dropout=0.0)
+        self.grids = every_grid(self)
+        a, b, c, d = self.grids.unbind(1)
+        agreement = (a == b).double() + (b == d) + (d == c) + (c == a)
+        self.p = (0.9 * agreement + 0.2 * self.grids.sum(1)).softmax(0)
+
+    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
+        agrees = (masked[:, None] | (codes[:, None] == self.grids)).all(2)  # (B, K^4)
+        one_hot = torch.nn.functional.one_hot(self.grids, 3).double()
+        return torch.einsum("bg,gtk->btk", agrees * self.p, one_hot).log().float()
+
+
+class Inconsistent(Table):
+    """The same, but the first place disagrees with its neighbours, so it matters what is drawn last."""
+
+    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
+        sharpness = torch.tensor([-0.7, 1.2, 1.2, 1.2])
+        return super().forward(codes, masked, labels) * sharpness[:, None]
 
 
 def draw_flat(model: Masked, sampler: Sampler, n: int) -> Tensor:
@@ -185,29 +203,12 @@ def test_grids_are_drawn_as_often_as_their_probability_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw_by_one_stream(monkeypatch)
-    model = soften(masked("diffusion", K=3, grid=(2, 2)))
+    model = Inconsistent().eval()
     sampler = make(Sampler, order=order, steps=steps, corrector=corrector, remask=remask)
     assert list(plan_steps(model.schedule(sampler, 4), remask)) == plan
     p = mean_law(model, order, plan, corrector)
     assert p.sum().item() == pytest.approx(1, abs=1e-6)
     assert chi_square(draw_flat(model, sampler, 5000), p, 3) < 4
-
-
-class Table(Diffusion):
-    """A prior whose conditionals are those of one distribution, in which neighbouring codes mostly agree."""
-
-    def __init__(self) -> None:
-        codebook = torch.randn(1, 3, DIM)
-        super().__init__(codebook, (2, 2), **TRANSFORMER, inputs="codes", dropout=0.0)
-        self.grids = every_grid(self)
-        a, b, c, d = self.grids.unbind(1)
-        agreement = (a == b).double() + (b == d) + (d == c) + (c == a)
-        self.p = (0.9 * agreement + 0.2 * self.grids.sum(1)).softmax(0)
-
-    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
-        agrees = (masked[:, None] | (codes[:, None] == self.grids)).all(2)  # (B, K^4)
-        one_hot = torch.nn.functional.one_hot(self.grids, 3).double()
-        return torch.einsum("bg,gtk->btk", agrees * self.p, one_hot).log().float()
 
 
 @pytest.mark.parametrize("order", SETTLED)
