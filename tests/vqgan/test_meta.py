@@ -55,11 +55,11 @@ QUANTIZERS = [  # name and overrides
     "none", "kl", "fsq quantizer.K=16", f"gumbel {NARROW} quantizer.temperature.updates=4", f"simvq {NARROW}", f"ibq {NARROW}",
     f"vq {NARROW}", f"ema {NARROW}", f"residual {NARROW}", f"product {NARROW}", "bsq quantizer.K=16", "lfq quantizer.K=16",
     f"lfq quantizer.K=16 {ANNEALED}", f"vq {NARROW} {ANNEALED}", f"ema {NARROW} quantizer.cosine=true",
-    f"vq {NARROW} quantizer.gradient=rotation quantizer.codebook_lr=10", 
+    f"vq {NARROW} quantizer.gradient=rotation quantizer.codebook_lr=10",
     f"vq {NARROW} quantizer.gradient=diveq", f"ema {NARROW} quantizer.temperature=1.0",
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
     f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.dropout=0.5",
-    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=quantiles",
+    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=normal",
 ]  # fmt: skip
 DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {
     "patch": lambda: make(PatchGAN, 3, 8, 1),
