@@ -88,7 +88,11 @@ def test_the_codes_are_placed_among_what_the_encoder_makes_of_images_by_then() -
 
 def test_until_then_the_decoder_sees_what_would_be_compared_with_codes() -> None:
     x = torch.rand(2, 3, 16, 16) * 2 - 1
-    cosine, bits, levels = make(EMA, 16, 8, cosine=True), make(BSQ, 16), make(FSQ, 16)
+    cosine, bits, levels = (
+        make(EMA, 16, 8, cosine=True),
+        make(BSQ, 16),
+        make(FSQ, 16, activation="normal"),
+    )
     for quantizer in (cosine, bits, levels):
         tokenizer = make_tokenizer(quantizer=quantizer)
         tokenizer.initialise(x)

@@ -67,7 +67,7 @@ QUANTIZERS = [  # name and overrides
     f"vq {NARROW} quantizer.gradient=diveq", f"ema {NARROW} quantizer.temperature=1.0",
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
     f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.nested=0.5",
-    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=quantiles",
+    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=normal",
     f"multiscale {NARROW}", f"multiscale {NARROW} quantizer.shared=false",
 ]  # fmt: skip
 DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {

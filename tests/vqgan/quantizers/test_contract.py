@@ -19,8 +19,8 @@ from vqgan.quantizers.lattice import Lattice
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
     "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}",
-    "fsq", "fsq quantizer.activation=tanh", "fsq quantizer.activation=quantiles",
-    "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=quantiles quantizer.dim=null",
+    "fsq", "fsq quantizer.activation=tanh",
+    "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=normal quantizer.dim=null",
     "fsq quantizer.activation=logistic quantizer.gradient=rotation",
     "fsq quantizer.activation=normal quantizer.gradient=diveq",
     "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",

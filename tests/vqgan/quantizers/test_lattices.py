@@ -15,7 +15,12 @@ from vqgan.quantizers.lfq import BSQ, LFQ
 
 @pytest.mark.parametrize(
     "lattice",
-    [make(FSQ, None, [5, 4, 3]), make(FSQ, 240), make(LFQ, 32), make(BSQ, 32)],
+    [
+        make(FSQ, None, [5, 4, 3], activation="tanh"),
+        make(FSQ, 240, activation="normal"),
+        make(LFQ, 32),
+        make(BSQ, 32),
+    ],
     ids=lambda q: f"{type(q).__name__}{q.K}",
 )
 def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
