@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.engine.module import ClockedModule
 from prior import Prior
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_warnings
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run
@@ -100,3 +101,35 @@ def test_a_prior_in_python_draws_completes_and_judges(trained: Prior) -> None:
     touched = torch.cat([part.flatten() for part in scales.touched(known)])
     assert (drawn[:, 0, touched] == drawn[0, 0, touched]).all()
     assert (drawn[:, 0, ~touched] != drawn[0, 0, ~touched]).any()
+
+
+@pytest.mark.slow
+def test_both_stages_resume_to_the_bit(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick = ClockedModule.tick
+
+    def fail(self: ClockedModule) -> None:
+        tick(self)
+        if self.step == 4:
+            raise RuntimeError("the power failed")
+
+    def train(run_dir: str, *words: str) -> dict[str, torch.Tensor]:
+        """The weights of a run, which are those of one that breaks off and is resumed."""
+        assert command(*words, f"run_dir={run_dir}") == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(ClockedModule, "tick", fail)
+            with pytest.raises(RuntimeError, match="the power failed"):
+                command(*words, f"run_dir={run_dir}-halves")
+        origin = [word for word in words if word.startswith("ckpt=")]
+        assert command(words[0], *origin, f"resume={run_dir}-halves") == 0
+        whole, halves = (
+            torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for run in (run_dir, f"{run_dir}-halves")
+        )
+        assert whole.keys() == halves.keys()
+        assert all(torch.equal(value, halves[name]) for name, value in whole.items())
+        return whole
+
+    revived = ["quantizer.inner.revive=0.9", "trainer.precision=32-true"]
+    weights = train("tokenizer", "stage=vqgan", *SCALES, *revived)
+    assert any("scales.kernel_1" in name for name in weights)
+    train("prior", "stage=prior", "ckpt=tokenizer", *VAR_PRIOR, "trainer.precision=32-true")
