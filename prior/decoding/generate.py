@@ -10,7 +10,7 @@ from codegrid.engine.compile import check_compile
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
-from prior.decoding.sampling import AUTO, Numbers, Sampler
+from prior.decoding.sampling import AUTO_PARALLEL, Numbers, Sampler
 from prior.models.base import PriorModel
 
 
@@ -93,7 +93,7 @@ def check_order_sampler(model: PriorModel, sampler: Sampler) -> None:
 
 def check_parallel_sampler(model: PriorModel, sampler: Sampler) -> None:
     """Raise InputError if `sampler.parallel` is a number of positions and this prior draws code by code only."""
-    if sampler.parallel not in (1, AUTO) and not model.parallel:
+    if sampler.parallel not in (1, AUTO_PARALLEL) and not model.parallel:
         raise InputError(
             f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar, prior/head=softmax "
             f"and no codes of another image, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior.decoding.sampling import AUTO, GumbelNoise, Sampler, guided
+from prior.decoding.sampling import AUTO_PARALLEL, GumbelNoise, Sampler, guided
 
 MIN_AUTO = 8  # positions in the windows that `auto` chooses: shorter ones hardly pay
 MAX_AUTO = 16  # longer ones take as many passes
@@ -60,7 +60,7 @@ class Pace:
 
 def choose_pace(sampler: Sampler, n: int, T: int, device: torch.device, dtype: torch.dtype) -> Pace:
     """The windows of n samples of T codes, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
-    if sampler.parallel != AUTO:
+    if sampler.parallel != AUTO_PARALLEL:
         return Pace(min(int(sampler.parallel), T), 0.0, 0.0)
     free = count_free_rows(device, dtype)
     window = min(free // n, MAX_AUTO, T)

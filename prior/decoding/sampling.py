@@ -20,7 +20,7 @@ REAL_SETTINGS = (
 )  # fmt: skip
 WHOLE_SETTINGS = ("top_k", "steps", "corrector")
 ORDERS = ("confidence", "random", "halton")
-AUTO = "auto"
+AUTO_PARALLEL = "auto"
 MAX_WINDOW = 1024  # positions in one pass
 
 
@@ -193,7 +193,7 @@ class Sampler:
 
     def check_parallel(self) -> None:
         """Raise InputError if `parallel` is neither "auto" nor a number of positions, or if it contradicts `compile`."""
-        if self.parallel == AUTO:
+        if self.parallel == AUTO_PARALLEL:
             return
         is_whole = isinstance(self.parallel, Integral) and not isinstance(self.parallel, bool)
         if not is_whole or not 1 <= int(self.parallel) <= MAX_WINDOW:

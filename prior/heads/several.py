@@ -32,19 +32,19 @@ class HeadPerCodebook(nn.ModuleList, Head):
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         parts = [head.nats(z, t, smoothing) for head, z, t in self.by_codebook(x, targets)]
-        return join(parts, targets)
+        return join_books(parts, targets)
 
     def losses(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         parts = [head.losses(z, t, smoothing) for head, z, t in self.by_codebook(x, targets)]
-        loss, nats = (join(values, targets) for values in zip(*parts, strict=True))
+        loss, nats = (join_books(values, targets) for values in zip(*parts, strict=True))
         return loss, nats
 
     def judge(self, x: Tensor, targets: Tensor) -> Judged:
         parts = [head.judge(z, t) for head, z, t in self.by_codebook(x, targets)]
         columns = zip(*((part.nats, part.above, part.tied) for part in parts), strict=True)
-        return Judged(*(join(values, targets) for values in columns))
+        return Judged(*(join_books(values, targets) for values in columns))
 
 
-def join(values: Sequence[Tensor], targets: Tensor) -> Tensor:
+def join_books(values: Sequence[Tensor], targets: Tensor) -> Tensor:
     """The values (n,) of each codebook in the order and the shape of the targets (..., L)."""
     return torch.stack(list(values), 1).view_as(targets)

@@ -87,7 +87,7 @@ def normal(z: Tensor) -> Tensor:
     return (1 + torch.erf(z * 0.5**0.5)) / 2
 
 
-ACTIVATIONS: dict[str, Activation] = {
+SMOOTH_ACTIVATIONS: dict[str, Activation] = {
     "tanh": Tanh(),
     "logistic": Bins(logistic),
     "normal": Bins(normal),
@@ -131,11 +131,11 @@ class FSQ(Lattice):
                 f"use quantizer.K={product}, or quantizer.levels=null for levels that fit"
             )
         super().__init__(levels if levels is not None else choose_levels(K), dim, **when)
-        if activation not in (*ACTIVATIONS, QUANTILES):
+        if activation not in (*SMOOTH_ACTIVATIONS, QUANTILES):
             raise InputError(
-                f"quantizer.activation={activation} must be one of {', '.join((*ACTIVATIONS, QUANTILES))}"
+                f"quantizer.activation={activation} must be one of {', '.join((*SMOOTH_ACTIVATIONS, QUANTILES))}"
             )
-        self.activation = ACTIVATIONS.get(activation)
+        self.activation = SMOOTH_ACTIVATIONS.get(activation)
         self.quantiles = Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
         self.estimate = choose_estimator(gradient)
 

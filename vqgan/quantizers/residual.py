@@ -70,8 +70,8 @@ class Residual(MultiCodebook):
             if n is not None:  # the other images
                 with torch.no_grad():
                     coded.append(inner(residual[n:]))
-            indices.append(join([require_indices(q) for q in coded]))
-            residual = residual - join([q.z_q.detach() for q in coded])
+            indices.append(join_images([require_indices(q) for q in coded]))
+            residual = residual - join_images([q.z_q.detach() for q in coded])
         z_q = straight_through(carrier, sum_q)
         return self.combine(z_e, z_q, parts, torch.stack(indices, -1))
 
@@ -145,7 +145,7 @@ class Residual(MultiCodebook):
                 residual = residual - inner(residual[:, :, None, None]).z_q[:, :, 0, 0]
 
 
-def join(parts: list[Tensor]) -> Tensor:
+def join_images(parts: list[Tensor]) -> Tensor:
     """The rows of one or several tensors in one."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

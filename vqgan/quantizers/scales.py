@@ -15,7 +15,7 @@ from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, wri
 from vqgan.quantizers.precision import float32
 
 GROWTH = 1.25  # of a side from one scale to the next, as between the larger scales of VAR
-LEAST_STEP = 1.125  # a scale that the last one would exceed by less is left out
+LEAST_GROWTH = 1.125  # a scale that the last one would exceed by less is left out
 TOUCH = 1e-6  # of a code's area: less is rounding
 
 
@@ -199,7 +199,7 @@ def plan_sizes(grid: Size) -> tuple[Size, ...]:
     sides = [1]
     while sides[-1] < longer:
         side = max(sides[-1] + 1, int(GROWTH * sides[-1] + 0.5))
-        sides.append(longer if side * LEAST_STEP >= longer else side)
+        sides.append(longer if side * LEAST_GROWTH >= longer else side)
     return tuple(resize_size((side, side), grid, (longer, longer)) for side in sides)
 
 
