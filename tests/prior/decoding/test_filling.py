@@ -11,6 +11,7 @@ from torch import Tensor
 from prior.decoding.filling import Filling, plan_steps
 from prior.decoding.generate import sample
 from prior.decoding.sampling import ORDERS, Numbers, Sampler
+from prior.heads.base import LOGITS
 from prior.models.diffusion import Diffusion
 from prior.models.masked import Masked
 from prior.orders import halton
@@ -158,12 +159,14 @@ class Table(Diffusion):
     def __init__(self) -> None:
         codebook = torch.randn(1, 3, DIM)
         super().__init__(codebook, (2, 2), **TRANSFORMER, inputs="codes", dropout=0.0)
+        del self.head
+        self.head = LOGITS
         self.grids = every_grid(self)
         a, b, c, d = self.grids.unbind(1)
         agreement = (a == b).double() + (b == d) + (d == c) + (c == a)
         self.p = (0.9 * agreement + 0.2 * self.grids.sum(1)).softmax(0)
 
-    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
+    def features(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
         agrees = (masked[:, None] | (codes[:, None] == self.grids)).all(2)  # (B, K^4)
         one_hot = torch.nn.functional.one_hot(self.grids, 3).double()
         return torch.einsum("bg,gtk->btk", agrees * self.p, one_hot).log().float()
@@ -172,9 +175,9 @@ class Table(Diffusion):
 class Inconsistent(Table):
     """The same, but the first place disagrees with its neighbours, so it matters what is drawn last."""
 
-    def forward(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
+    def features(self, codes: Tensor, masked: Tensor, labels: Tensor | None = None) -> Tensor:
         sharpness = torch.tensor([-0.7, 1.2, 1.2, 1.2])
-        return super().forward(codes, masked, labels) * sharpness[:, None]
+        return super().features(codes, masked, labels) * sharpness[:, None]
 
 
 def draw_flat(model: Masked, sampler: Sampler, n: int) -> Tensor:
