@@ -36,7 +36,7 @@ from codegrid.engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
 ALSO_CHANGEABLE = (
-    "ckpt", "condition", "batch_size", "sampler.init_image", "name", "hub", "private", "replace",
+    "ckpt", "condition", "decoder", "batch_size", "sampler.init_image", "name", "hub", "private", "replace",
 )  # fmt: skip
 MOVABLE = (
     "ckpt",

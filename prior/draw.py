@@ -33,9 +33,10 @@ from prior.conditioning.base import NO_CONDITION, Condition
 from prior.conditioning.images import hash_labels, open_recorded_labels
 from prior.conditions import check_places, encode_init_image, show_init_image
 from prior.decoding.generate import generate
+from prior.decoding.kv_decoder import StepCache
 from prior.decoding.pictures import decode_latents, show_pixels
 from prior.decoding.sampling import Sampler
-from prior.load import load_prior
+from prior.load import load_prior, refuse_decoder
 from prior.models.base import PriorModel
 from prior.neighbours import MAX_JUDGED, find_neighbours
 from prior.prior import Prior
@@ -113,7 +114,8 @@ class SampleSource:
     the shape of its codes, if it has any. `data` is the config of the images the model was trained on, `flip` whether it also
     learned them mirrored; `labels` (n, ...) are the samples' classes or what else they are conditioned on by `condition`, if there
     are any, and `classes` the names of all; `head` are pictures to show before the samples. `about` identifies the model and the
-    codes that it completes; `model` is the prior, if there is one.
+    codes that it completes; `model` is the prior, if there is one, and `cache` counts its passes where sampler.parallel may make
+    them fewer.
     """
 
     tokenizer: Tokenizer
@@ -128,6 +130,7 @@ class SampleSource:
     classes: Sequence[str] = ()
     head: list[Tensor] = field(default_factory=list)
     model: PriorModel | None = None
+    cache: StepCache | None = None
     condition: Condition | None = None
 
     @property
@@ -147,11 +150,13 @@ def open_source(
     batch_size: int,
     wanted: Wanted,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
     """Load what `ckpt` names, and prepare to draw n samples from it in batches. Raises InputError for what can't be drawn."""
     stage = read_checkpoint(ckpt, "prior", "vqgan")["codegrid"]["stage"]
     if stage == "prior":
-        return prior_source(ckpt, sampler, n, seed, batch_size, wanted, device)
+        return prior_source(ckpt, sampler, n, seed, batch_size, wanted, device, decoder)
+    refuse_decoder(ckpt, decoder)
     return tokenizer_source(ckpt, sampler, n, seed, batch_size, device)
 
 
@@ -163,14 +168,16 @@ def prior_source(
     batch_size: int,
     wanted: Wanted,
     device: torch.device,
+    decoder: str | None = None,
 ) -> SampleSource:
-    """Codes from a prior."""
-    trained = load_prior(ckpt).to(device)
+    """Codes from a prior; `decoder` is what load_prior takes."""
+    trained = load_prior(ckpt, decoder).to(device)
     model, tokenizer = trained.model, trained.tokenizer
     labels = wanted.choose_labels(trained, n, sampler, ckpt)
-    check_places(sampler, tokenizer)
+    check_places(sampler, tokenizer, model.grid)
     grid = sampler.size(model.grid)
     known = sampler.known(grid)
+    places = grid if model.grid == tokenizer.grid else tokenizer.grid
     about: dict[str, Any] = {"model": f"{hash_weights(model)}-{tokenizer.fingerprint()}"}
     if trained.condition is not None and labels is not None:
         about["condition"] = hash_labels(labels.numpy())
@@ -180,24 +187,29 @@ def prior_source(
         init_codes, image = encode_init_image(sampler.init_image, tokenizer)
         head = show_init_image(image, init_codes, tokenizer, known)
         about["init_image"] = zlib.crc32(init_codes.cpu().numpy().tobytes())
+        init_codes = tokenizer.quantizer.restrict(init_codes[None], known.to(device))
+
+    cache = StepCache(sampler.compile)
 
     def draw(start: int) -> Drawn:
-        for codes in generate(model, sampler, n, seed, batch_size, labels, init_codes, start):
-            yield codes, tokenizer.quantizer.lookup(codes)
+        settings = (n, seed, batch_size, labels, init_codes, start, cache)
+        for codes in generate(model, sampler, *settings):
+            yield codes, tokenizer.quantizer.lookup_on(codes, places)
 
     return SampleSource(
         tokenizer,
         draw,
-        grid,
+        places,
         trained.name,
         trained.data,
         trained.config["flip"],
         about,
-        (*grid, model.num_codebooks) if model.num_codebooks > 1 else grid,
+        tokenizer.quantizer.code_shape(places),
         labels,
         trained.classes.names,
         head,
         model,
+        cache if sampler.parallel != 1 else None,
         trained.condition,
     )
 
@@ -261,8 +273,11 @@ def open_saver(
     return SampleSaver(folder, n, source.about, forms)
 
 
-def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
-    """Draw the samples that the saver lacks and save them, a batch at a time."""
+def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> dict[str, float]:
+    """Draw the samples that the saver lacks and save them, a batch at a time.
+
+    Returns the forward passes that a sample took, on average, if the source counts them.
+    """
     start = saver.resume()
     drawn = source.draw(start)
     with (
@@ -274,6 +289,8 @@ def draw_all(source: SampleSource, saver: SampleSaver, batch_size: int) -> None:
             batch = draw_batch(source, drawn, saver.done, batch_size, "npy" in saver.forms)
             saver.save(batch)
             bar.update(len(batch.images))
+    passes = 0 if source.cache is None else source.cache.passes
+    return {"passes_per_sample": passes / (saver.n - start)} if passes else {}
 
 
 @torch.no_grad()

@@ -34,7 +34,12 @@ from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from prior.conditioning.base import check_guidance
 from prior.conditioning.images import ImageLabels, open_recorded_labels
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -152,7 +157,9 @@ class PriorJudge:
         labels: ImageLabels | None = None,
     ) -> None:
         check_sampler(sampler, trained.model)
+        check_parallel_sampler(trained.model, sampler)
         check_compile_sampler(trained.model, sampler, settings.device.type)
+        check_order_sampler(trained.model, sampler)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings
@@ -182,8 +189,11 @@ class PriorJudge:
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Compiling changes nothing but rounding.
-        chosen = {name: v for name, v in self.sampler_settings.items() if name != "compile"}
+        # Neither changes the distribution of samples.
+        same = ("compile", "parallel")
+        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
+        if not self.trained.model.any_order:
+            chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
         sheet.common = {**sheet.common, **about}
         for feature_set in feature_sets:
@@ -271,12 +281,16 @@ class PriorJudge:
         show = self.settings.show
         return {"most_likely": order[:show], "least_likely": order.flip(0)[:show]}
 
+    def map_places(self) -> Tensor:
+        """The mean nats of the codes of each place, (n, h, w)."""
+        return self.trained.model.map_nats(self.nats.flatten(1))
+
     def white_level(self) -> float:
         """The nats of a code that are white in the maps, taken from all maps so that their shades can be compared.
 
         Neither a single improbable code nor the large weights of a bound's few codes stretch the scale.
         """
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         level = min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
         return level or 1.0  # codes that are certain have no nats, and their maps are black
 
@@ -297,15 +311,16 @@ class PriorJudge:
 
     def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         tokenizer = self.trained.tokenizer
-        f = tokenizer.f if tokenizer.is_spatial else STRIP  # codes without places lie on no image
+        has_places = tokenizer.is_spatial and maps.shape[1:] == tokenizer.grid
+        f = tokenizer.f if has_places else STRIP  # codes without places lie on no image
         caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
             rows.append(self.images.rules.to_picture(x))
-            if tokenizer.is_spatial:
+            if has_places:
                 rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)

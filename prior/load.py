@@ -30,7 +30,7 @@ from prior.conditioning.base import Condition
 from prior.conditioning.codes import CodeCondition
 from prior.conditioning.images import CONDITION_COPY, ImageLabels, add_columns
 from prior.conditioning.vectors import VectorCondition
-from prior.models.base import PriorModel
+from prior.models.base import PriorModel, describe_codes
 from prior.prior import Prior
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -144,10 +144,11 @@ def load_condition(description: Mapping[str, Any] | None, folder: Path) -> Condi
     return CodeCondition(tokenizer)
 
 
-def load_prior(ckpt: str | Path) -> Prior:
+def load_prior(ckpt: str | Path, decoder: str | None = None) -> Prior:
     """Load the prior of a stage=prior run, with averaged weights if the checkpoint has them, and its tokenizer.
 
-    ckpt is a run folder or a checkpoint. Raises InputError if the tokenizer is missing or not the one it was trained on.
+    ckpt is a run folder or a checkpoint, and so is `decoder`, of a tokenizer of the same codes that decodes in place of the
+    prior's own. Raises InputError if the tokenizer is missing or not the one it was trained on, or if the other has other codes.
     """
     checkpoint = read_checkpoint(ckpt, "prior")
     header, file = checkpoint["codegrid"], find_checkpoint(ckpt)
@@ -163,9 +164,9 @@ def load_prior(ckpt: str | Path) -> Prior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    code_space = {**tokenizer.code_space, "classes": header["classes"]}
     described_prior = header["config"]["prior"]
     current_trust().check_choice("prior", described_prior["_target_"])
+    code_space = {**describe_codes(described_prior, tokenizer), "classes": header["classes"]}
     model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
     condition = load_condition(header.get("condition"), folder)
     if condition is not None:
@@ -173,7 +174,7 @@ def load_prior(ckpt: str | Path) -> Prior:
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
     check_weights(weights, model.state_dict(), file, stamp)
     model.load_state_dict(weights)
-    return Prior(
+    trained = Prior(
         model=model.eval(),
         tokenizer=tokenizer,
         name=folder.name,
@@ -187,3 +188,16 @@ def load_prior(ckpt: str | Path) -> Prior:
         tokenizer_of=described.get("id"),
         condition=condition,
     )
+    if decoder is not None:
+        other, described = load_tokenizer(decoder, setting="decoder")
+        trained.use_decoder(other.eval(), f"decoder={decoder}")
+        trained.tokenizer_of = described.get("id")
+    return trained
+
+
+def refuse_decoder(ckpt: str, decoder: str | None) -> None:
+    """Raise InputError for a decoder that takes the place of none, as `ckpt` is a tokenizer."""
+    if decoder is not None:
+        raise InputError(
+            f"decoder={decoder} is for a prior, and ckpt={ckpt} is a tokenizer, with a decoder of its own; leave decoder out"
+        )

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
@@ -13,7 +14,7 @@ from codegrid.engine.clock import Budget, Schedule
 from codegrid.engine.errors import check_range
 from codegrid.engine.fsdp import ShardedStrategy, reshard, unshard
 from codegrid.engine.module import ClockedModule, MakeOptimizer
-from prior.likelihood import negative_log_likelihood, weighted_mean
+from prior.likelihood import judge_prediction, learning_losses, weighted_mean
 from prior.models.base import Prediction, PriorModel
 from prior.models.inputs import blank_value
 from prior.models.transformer import Block
@@ -54,6 +55,9 @@ class PriorModule(ClockedModule):
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, ShardedStrategy):
             self.trainer.strategy.shard(self.model, self.blocks)
+            # Called instead of `forward`, since heads need no logits. Once: wrapped twice, it leaves shards behind.
+            if self.model.has_features and "features" not in vars(self.model):
+                register_fsdp_forward_method(self.model, "features")
 
     @property
     def blocks(self) -> list[Block]:
@@ -84,15 +88,12 @@ class PriorModule(ClockedModule):
         return labels.masked_fill(whole, blank_value(labels))
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a micro-batch; the log gets it without label smoothing, as nats."""
+        """The loss of a micro-batch; the log gets the nats, without label smoothing and the like."""
         codes = indices.flatten(1)
         prediction = self.model.learn(codes, self.used(labels), self.now.progress)
-        nats = weighted_mean(negative_log_likelihood(prediction), prediction)
-        self.log_terms({"loss": nats})
-        if not self.label_smoothing:
-            return nats
-        smoothed = negative_log_likelihood(prediction, self.label_smoothing)
-        return weighted_mean(smoothed, prediction)
+        losses, nats = learning_losses(prediction, self.label_smoothing)
+        self.log_terms({"loss": weighted_mean(nats, prediction)})
+        return weighted_mean(losses, prediction)
 
     def used(self, labels: Tensor) -> Tensor | None:
         """The labels, or None if the model takes none."""
@@ -131,7 +132,7 @@ class PriorModule(ClockedModule):
         reshard(self.model)
         val, train = self.val_likelihood.compute(), self.train_likelihood.compute()
         nats_per_token = val["nats"].mean()
-        self.loss_map = val["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
+        self.loss_map = self.model.map_nats(val["nats"])
         figures = {
             "nats_per_token": nats_per_token,
             "bits_per_image": nats_per_token * self.model.L / math.log(2),
@@ -172,15 +173,13 @@ class LikelihoodMetric(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, prediction: Prediction) -> None:
-        target = prediction.logits.gather(-1, prediction.targets[..., None])
-        above = (prediction.logits > target).sum(-1)
-        tied = (prediction.logits == target).sum(-1)  # the target itself included
+        judged = judge_prediction(prediction)
         predicted = prediction.weights > 0
         for n, k in enumerate((1, 5)):
-            hits = ((k - above) / tied).clamp(0, 1)
+            hits = ((k - judged.above) / judged.tied).clamp(0, 1)
             self.hits[n] += (hits * predicted).sum(dtype=torch.float64)
         self.tokens += predicted.sum()
-        nats = negative_log_likelihood(prediction) * prediction.weights
+        nats = judged.nats * prediction.weights
         self.nats += nats.sum(0, dtype=torch.float64)
         self.grids += len(predicted)
 

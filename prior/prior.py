@@ -19,7 +19,12 @@ from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
@@ -51,8 +56,12 @@ class SamplingSettings(TypedDict, total=False):
     guidance            with a condition: above 1, samples are more typical of it (Ho & Salimans 2022); 1: none
     guidance_power      above 0, guidance grows from 1 over the grid
     steps               of priors that draw many codes in one step; 0: the prior's own
-    choice_temperature  of maskgit: noise in the choice of codes to accept (Chang et al. 2022)
+    order               of maskgit and diffusion: halton, random or confidence (Besnier et al. 2025); None: the prior's own
+    choice_temperature  of order="confidence": noise in the choice of codes to accept (Chang et al. 2022)
+    corrector           of maskgit and diffusion: steps after each step that draw as many codes again
+    remask              of maskgit and diffusion: share of the codes that can be masked again in a step and are, 0 to 1
     compile             compile the steps of gpt, rar and rq
+    parallel            of gpt and rar: positions drawn in one pass, from the same distribution; "auto": as many as pay
     """
 
     seed: int
@@ -66,8 +75,12 @@ class SamplingSettings(TypedDict, total=False):
     guidance: float
     guidance_power: float
     steps: int
+    order: str | None
     choice_temperature: float
+    corrector: int
+    remask: float
     compile: bool
+    parallel: int | Literal["auto"]
 
 
 @dataclass(repr=False, eq=False)
@@ -118,6 +131,20 @@ class Prior:
         self.tokenizer.to(device)
         if self.condition is not None:
             self.condition.to(device)
+        return self
+
+    def use_decoder(self, tokenizer: Tokenizer, name: str = "this tokenizer") -> "Prior":
+        """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
+
+        Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
+        Raises InputError, with `name` in its sentence, if it has other codes.
+        """
+        if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
+            raise InputError(
+                f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
+                "with init=<the prior's tokenizer> learn=decoder"
+            )
+        self.tokenizer = tokenizer.to(self.device)
         return self
 
     def __repr__(self) -> str:
@@ -301,13 +328,13 @@ class Prior:
         batch = read_batch_size(batch_size)
         if codes.ndim == 0 or len(codes):
             self.tokenizer.check_codes(codes)
-        if tuple(codes.shape[1:3]) != self.grid:
-            h, w = self.grid
+        h, w, _ = self.model.code_shape
+        if tuple(codes.shape[1:3]) != (h, w):
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
             )
         labels = self._label_images(label, condition, len(codes))
-        parts = [torch.empty(0, *self.grid, self.model.num_codebooks)]
+        parts = [torch.empty(0, *self.model.code_shape)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
             with torch.autocast(self.device.type, enabled=False), deterministic_float32():
@@ -327,7 +354,9 @@ class Prior:
                 f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
                 "whole picture; leave sampler.grid out"
             )
+        check_parallel_sampler(self.model, sampler)
         check_compile_sampler(self.model, sampler, self.device.type)
+        check_order_sampler(self.model, sampler)
         return labels
 
     def _pick_labels(
@@ -368,12 +397,16 @@ class Prior:
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
             labels = self.condition.choose(self.model, condition, len(pictures))
             labels = labels.repeat_interleave(n, 0)
-        check_places(sampler, self.tokenizer)
-        sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
+        check_places(sampler, self.tokenizer, self.grid)
+        grid = sampler.size(self.grid)
+        known = sampler.known(grid)  # raises for what does not fit the grid
+        places = grid if self.grid == self.tokenizer.grid else self.tokenizer.grid
         init_codes = None
         if pictures is not None:
             each = [encode_init_image(picture, self.tokenizer)[0] for picture in pictures]
-            init_codes = torch.stack(each).repeat_interleave(n, 0)
+            whole = torch.stack(each)
+            restricted = self.tokenizer.quantizer.restrict(whole, known.to(whole.device))
+            init_codes = restricted.repeat_interleave(n, 0)
         rules = self.tokenizer.rules
         codes: list[Tensor] = []
         images: list[Tensor] = []
@@ -384,7 +417,7 @@ class Prior:
                 if output == "codes":
                     codes.append(batch.cpu())
                     continue
-                latents = self.tokenizer.quantizer.lookup(batch)
+                latents = self.tokenizer.quantizer.lookup_on(batch, places)
                 for part in decode_latents(self.tokenizer, latents, batch_size):
                     if output == "pil":
                         shown += to_pictures(part, rules)

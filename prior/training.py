@@ -255,7 +255,6 @@ def prior_result(
         "best_step": best.step,
         "last_nats_per_token": figures["nats_per_token"],
         **{name: round(value, 4) for name, value in compared.items()},
-        "K": tokenizer.K,
-        "grid": list(tokenizer.grid),
+        **tokenizer.size_facts,
         "pictures": pictures,
     }

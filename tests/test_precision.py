@@ -10,6 +10,7 @@ from torch import Tensor
 from codegrid.engine.muon import orthogonalise
 from prior.decoding.sampling import Sampler
 from prior.likelihood import negative_log_likelihood, weighted_mean
+from prior.models.base import Prediction
 from prior.models.counted import Counted
 from prior.models.transformer import RMSNorm, rotary, rotary_directions, rotate_pairs
 from tests.helpers.configs import compose_config, list_options
@@ -88,15 +89,18 @@ def test_logits_and_likelihoods_are_float32(name: str) -> None:
         prediction = model.learn(codes, None, 0.5)
     assert prediction.logits.dtype == prediction.weights.dtype == torch.float32
 
+    # The head's product with its weights is that of a linear layer, in the precision of the run.
+    of_logits = Prediction(prediction.logits, prediction.targets, prediction.weights)
+
     def judge() -> Tensor:
-        return weighted_mean(negative_log_likelihood(prediction, 0.1), prediction)
+        return weighted_mean(negative_log_likelihood(of_logits, 0.1), of_logits)
 
     assert computed_low(judge) == set()
 
 
 def test_logits_in_bfloat16_are_raised_to_float32_before_their_likelihood() -> None:
-    prediction = make_prior("gpt").learn(torch.zeros(2, 6, dtype=torch.int64), None, 0.5)
-    prediction.logits = prediction.logits.bfloat16()
+    learned = make_prior("gpt").learn(torch.zeros(2, 6, dtype=torch.int64), None, 0.5)
+    prediction = Prediction(learned.logits.bfloat16(), learned.targets, learned.weights)
     assert computed_low(negative_log_likelihood, prediction) == set()
     softmax = torch.nn.functional.log_softmax
     with torch.autocast("cpu", enabled=False):

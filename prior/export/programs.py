@@ -87,8 +87,8 @@ class GraphFormat(PriorFormat):
     def describe_use(self, trained: Prior) -> str:
         model = trained.model
         signature = describe_graph(model)
-        books = f", {model.num_codebooks}" if model.num_codebooks > 1 else ""
-        h, w = model.grid
+        h, w, num_codebooks = model.code_shape
+        books = f", {num_codebooks}" if num_codebooks > 1 else ""
         shapes = {
             "codes": "(B,)" if signature.kind == "step" else f"(B, {h}, {w}{books})",
             "last": model.T - 1,

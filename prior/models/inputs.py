@@ -41,6 +41,11 @@ class CodeEmbedding(nn.Module):
         embedded: Tensor = self.read(x)
         return embedded
 
+    @torch.no_grad()
+    def tabulate(self) -> Tensor:
+        """The vectors (K, width) of all codes, in the precision in which they are read here."""
+        return self(torch.arange(len(self.vectors), device=self.vectors.device))
+
     @property
     def width(self) -> int:
         """The width of the vectors that it returns."""

@@ -45,7 +45,8 @@ class RAR(GPT):
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         order = shuffled(len(codes), self.T, self.randomness(progress), codes.device)
         ordered = codes.gather(1, order)
-        return predict_all(self(self.replace_codes(ordered), labels, order), ordered)
+        features = self.features(self.replace_codes(ordered), labels, order)
+        return predict_all(features, ordered, self.readout)
 
     def randomness(self, progress: float) -> float:
         """The probability r of a random order, at `progress` in [0, 1] of the run."""
@@ -56,7 +57,12 @@ class RAR(GPT):
         self, codes: Tensor, labels: Tensor | None = None, order: Tensor | None = None
     ) -> Tensor:
         """codes (B, T), arranged in `order` (B, T), by default raster -> their logits (B, T, K) float32."""
-        return self.predict(codes, labels, *self.places(order))
+        return self.head.logits(self.features(codes, labels, order))
+
+    def features(
+        self, codes: Tensor, labels: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
+        return self.run_blocks(codes, labels, *self.places(order))
 
     def places(self, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Vectors (..., T, width) and angles for the steps of `order` (..., T).

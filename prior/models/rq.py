@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prior.decoding.kv_decoder import StepCache, make_steps
+from prior.heads.several import HeadPerCodebook
 from prior.models.backbone import Transformer, TransformerSettings
 from prior.models.base import Autoregressive, StepDecoder
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -27,7 +28,7 @@ class RQ(Transformer, Autoregressive):
     over_places: Stack
     over_books: Stack
     read: nn.ModuleList
-    head: nn.ModuleList
+    head: HeadPerCodebook
     book_angles: Tensor
 
     def __init__(
@@ -55,11 +56,10 @@ class RQ(Transformer, Autoregressive):
         book_angles = rotary((1, self.num_codebooks), width // settings.heads)
         self.register_buffer("book_angles", book_angles, persistent=False)
 
-    def make_head(self, width: int) -> nn.Module:
-        heads = (nn.Linear(width, self.K, bias=False) for _ in range(self.num_codebooks))
-        return nn.ModuleList(heads)
-
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.head.logits(self.features(codes, labels))
+
+    def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         by_book = codes.view(codes.shape[0], self.T, self.num_codebooks).unbind(2)
         vectors = [read(code) for read, code in zip(self.read, by_book, strict=True)]
         sums = torch.stack(vectors, 2).cumsum(2)  # (B, T, num_codebooks, width)
@@ -69,8 +69,7 @@ class RQ(Transformer, Autoregressive):
         v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)
         v = self.drop(v + self.book).flatten(0, 1)  # (B * T, num_codebooks, width)
         v = self.norm(self.over_books(v, self.book_angles))
-        logits = [head(x) for head, x in zip(self.head, v.unbind(1), strict=True)]
-        return torch.stack(logits, 1).view(codes.shape[0], self.L, self.K).float()
+        return v.view(codes.shape[0], self.L, v.shape[-1])
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
@@ -88,6 +87,6 @@ class RQ(Transformer, Autoregressive):
             v = over_places(x + place)
             x = torch.zeros_like(x)
             over_books.restart()
-            for book, read, head in zip(self.book, self.read, self.head, strict=True):
-                code = yield head(self.norm(over_books(v + book))).float()
+            for book, read, head in zip(self.book, self.read, self.head.heads, strict=True):
+                code = yield head.logits(self.norm(over_books(v + book)))
                 v = x = x + read(code)

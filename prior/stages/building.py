@@ -9,6 +9,7 @@ from codegrid.engine.run import Run
 from prior import training
 from prior.conditioning.images import ConditionSetting, ImageLabels
 from prior.load import prior_header
+from prior.models.base import describe_codes
 from vqgan.tokenizer import Tokenizer
 
 
@@ -17,9 +18,10 @@ def build_parts(
 ) -> training.PriorParts:
     """The module that a run trains, its codes, what a checkpoint records of them, and the callbacks of the run's config."""
     config = run.config
+    space = describe_codes(config.prior, tokenizer)
     if run.training.checkpoint_activations or run.training.compile:
         with torch.random.fork_rng(devices=[]):  # before all images are encoded
-            trial = instantiate(config.prior, **tokenizer.code_space, classes=0)
+            trial = instantiate(config.prior, **space, classes=0)
         training.check_blocks(trial, run.training)
         del trial
     train, val = training.load_codes(run, tokenizer, images, labels)
@@ -27,7 +29,7 @@ def build_parts(
     classes = training.list_classes(images, of_classes, train, val, run.resume)
     header = prior_header(tokenizer, classes)
     header |= training.describe_condition(labels, train, run.resume)
-    model = instantiate(config.prior, **tokenizer.code_space, classes=len(classes))
+    model = instantiate(config.prior, **space, classes=len(classes))
     if labels is not None:
         labels.condition.attach(model)
     training.count_codes(model, train, val)

@@ -33,8 +33,8 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         sampler: Sampler = instantiate(config.sampler)
         n, seed, batch_size = config.n, config.seed, config.batch_size
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        wanted = Wanted.read(plain, run.is_dry)
-        source = open_source(config.ckpt, sampler, n, seed, batch_size, wanted, run.device)
+        drawn_by = sampler, n, seed, batch_size, Wanted.read(plain, run.is_dry), run.device
+        source = open_source(config.ckpt, *drawn_by, config.decoder)
         data = None
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)
@@ -47,9 +47,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
             check_journal(run.resume, source.about)
         folder = run.start(source.name)  # before what may take hours
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
-        draw_all(source, saver, batch_size)
+        counts = draw_all(source, saver, batch_size)
         files = saver.finish()
         files |= save_pictures(saver, source, save, data, config.columns, config.rows)
-        result = run.finish({"run": str(folder), "n": n, "seed": seed, **files})
+        result = run.finish({"run": str(folder), "n": n, "seed": seed, **counts, **files})
         saver.remove_parts()
         return result

@@ -1,8 +1,9 @@
 """A small instance of every prior, for the tests that all priors must pass."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from codegrid.engine.sizes import SizeSetting
 from prior.decoding.sampling import Numbers
+from prior.heads.base import Head
+from prior.heads.bits import Bits
 from prior.models.base import PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
@@ -26,10 +30,19 @@ from prior.models.rq import RQ
 from prior.models.transformer import Block, rotary, rotary_directions
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
+from prior.models.var import VAR
 from tests.helpers.configs import ROOT
 from tests.helpers.parts import make
+from vqgan.quantizers.scales import Scales
 
 DIM = 4
+
+
+def make_head(kind: type[Head], width: int, vectors: torch.Tensor) -> Head:
+    """A small head, with conf/'s values for what is not small."""
+    return make(kind, width, vectors, **({"hidden": 64} if issubclass(kind, Bits) else {}))
+
+
 TRANSFORMER = {"width": 16, "depth": 2, "heads": 2}
 
 
@@ -47,6 +60,7 @@ class Case:
 PRIORS = {  # one line per prior, or more for variants; every file of conf/prior must have one
     "gpt": Case(GPT, TRANSFORMER),
     "gpt-embedding": Case(GPT, {**TRANSFORMER, "inputs": "embedding"}),
+    "gpt-bits": Case(GPT, {**TRANSFORMER, "head": partial(make_head, Bits)}),
     "pixelcnn": Case(PixelCNN, {"width": 8, "depth": 2, "kernel": 3}),
     "pixelcnn-embedding": Case(
         PixelCNN, {"width": 8, "depth": 2, "kernel": 5, "inputs": "embedding"}
@@ -61,6 +75,7 @@ PRIORS = {  # one line per prior, or more for variants; every file of conf/prior
     "unigram": Case(Unigram, num_codebooks=2, has_labels=False, reads_codes=False),
     "bigram": Case(Bigram, num_codebooks=2, has_labels=False),
     "diffusion": Case(Diffusion, TRANSFORMER),
+    "var": Case(VAR, TRANSFORMER),
 }
 
 BOOKS = {name: case.num_codebooks for name, case in PRIORS.items() if case.num_codebooks > 1}
@@ -82,7 +97,19 @@ def build_prior(
 ) -> PriorModel:
     """The untrained prior, with conf/'s values for settings that neither the case nor the test passes."""
     codebook = torch.randn(case.num_codebooks, K, DIM)
+    if case.kind is VAR:
+        settings.setdefault("scales", make_scales(grid))
     return make_model(case.kind, codebook, grid, classes=classes, **{**case.settings, **settings})
+
+
+def make_scales(grid: tuple[int, int], sizes: Sequence[SizeSetting] | None = None) -> Scales:
+    """The scales of a tokenizer with this grid, with random convolutions."""
+    scales = Scales(DIM, sizes, convolutions=2, strength=0.5)
+    scales.bind(grid)
+    with torch.no_grad():
+        for p in scales.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return scales.frozen()
 
 
 def make_model(
@@ -141,6 +168,9 @@ class OneStream(Numbers):
     def uniform(self, *shape: int) -> torch.Tensor:
         return torch.from_numpy(self.stream.random((self.n, *shape))).to(self.device)
 
+    def fork(self) -> list[np.random.Generator]:
+        return [self.stream] * self.n
+
 
 def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prior.decoding.generate.Numbers", OneStream)
@@ -172,12 +202,24 @@ def likelihoods(
     return logp.sum(1).exp()
 
 
+def chi_square(codes: torch.Tensor, p: torch.Tensor, K: int) -> float:
+    """How many standard deviations the counts of all grids are from those expected."""
+    counts = (codes @ K ** torch.arange(codes.shape[1] - 1, -1, -1)).bincount(minlength=len(p))
+    expected = len(codes) * p
+    assert expected.min() > 5
+    return float(((counts - expected).square() / expected).sum() - len(p) + 1) / (2 * len(p)) ** 0.5
+
+
 def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Record the codes and the mask of each forward pass from now on in the returned list."""
+    """Record the codes and the mask of each pass through the network from now on in the returned list."""
     runs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    model.register_forward_pre_hook(
-        lambda _, arguments: runs.append((arguments[0].clone(), arguments[1].clone()))
-    )
+    run = model.features
+
+    def record(codes: torch.Tensor, masked: torch.Tensor, *labels: Any) -> torch.Tensor:
+        runs.append((codes.clone(), masked.clone()))
+        return run(codes, masked, *labels)
+
+    model.features = record  # type: ignore[method-assign]
     return runs
 
 

@@ -21,7 +21,18 @@ from tests.helpers.priors import (
     make_prior,
 )
 
-NETWORKS = ["gpt", "gpt-embedding", "rar", "rq", "maskgit", "diffusion", "pixelcnn", "lstm"]
+NETWORKS = [
+    "gpt",
+    "gpt-embedding",
+    "gpt-bits",
+    "rar",
+    "rq",
+    "maskgit",
+    "diffusion",
+    "pixelcnn",
+    "lstm",
+    "var",
+]
 
 
 @pytest.mark.parametrize("name", ["gpt", "gpt-embedding", "rar"])
@@ -102,7 +113,9 @@ def test_a_traced_graph_is_the_prior_for_any_number_of_samples(name: str, classe
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["gpt", "rar", "rq", "maskgit", "pixelcnn", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["gpt", "gpt-bits", "rar", "rq", "maskgit", "pixelcnn", "lstm", "var"]
+)
 def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(name: str, tmp_path: Path) -> None:
     trained: Any = SimpleNamespace(model=make_prior(name, classes=3))
     for exporter in (ONNXPrior(), PT2Prior()):
@@ -122,7 +135,7 @@ def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(name: str, tmp_p
 
 @pytest.mark.parametrize("name", sorted(set(PRIORS) - set(NETWORKS)))
 def test_a_prior_that_counts_is_no_graph(name: str) -> None:
-    if name in ("maskgit-embedding", "pixelcnn-embedding", "lstm-embedding"):
+    if name.endswith(("-embedding", "-bits")):
         describe_graph(make_prior(name))
         return
     trained: Any = SimpleNamespace(model=make_prior(name))
