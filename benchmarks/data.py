@@ -50,7 +50,7 @@ from codegrid.engine.settings import TrainerSettings
 from codegrid.engine.trainer import make_trainer
 from prior.extract import extract
 from vqgan.load import build_tokenizer, start_images
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 Decoder = Callable[[list[Path]], None]
 Row = tuple[str, float | None, float | None, float | None]

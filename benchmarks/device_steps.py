@@ -33,7 +33,7 @@ from codegrid.engine.trainer import make_trainer
 from prior.module import PriorModule
 from prior.training import prepare_blocks
 from vqgan.module import prepare_layers
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

@@ -29,7 +29,7 @@ from benchmarks.quantizers import read_resident
 from benchmarks.step import OPEN, Variant
 from benchmarks.training256 import DIM, GRID, PX, SAME, K
 from codegrid.engine.settings import TrainerSettings
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 from vqgan.tokenizer import Tokenizer
 
 SHAPE = [f"data.image_size={PX}", f"model.grid={GRID}", f"quantizer.K={K}"]

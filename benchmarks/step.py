@@ -31,7 +31,7 @@ from codegrid.engine.trainer import make_trainer
 from vqgan.callbacks.doctor import TokenizerDoctor
 from vqgan.load import start_images
 from vqgan.module import VQGAN, prepare_layers
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 IMAGES = {"n_train": 256, "n_val": 1}
 OPEN = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]

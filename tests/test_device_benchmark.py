@@ -30,7 +30,7 @@ from benchmarks.device_steps import (
 from codegrid.engine.settings import TrainerSettings
 from tests.helpers.configs import compose_config
 from tests.helpers.stage2 import lightning_warnings
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 # Python 3.12 and later warn of forks of processes with threads.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")

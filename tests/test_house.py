@@ -194,7 +194,7 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
 )
 def test_every_loss_makes_a_module(loss: str) -> None:
     from codegrid.engine.settings import TrainerSettings
-    from vqgan.stages.train import build_module
+    from vqgan.stages.building import build_module
 
     chosen = compose_config("stage=vqgan", *f"loss={loss}".split())
     with warnings.catch_warnings():

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from prior.decoding.sampling import AUTO, GumbelNoise, Sampler, guided
 
-MIN_AUTO = 4  # positions in the windows that `auto` chooses: shorter ones hardly pay
+MIN_AUTO = 8  # positions in the windows that `auto` chooses: shorter ones hardly pay
 MAX_AUTO = 16  # longer ones take as many passes
-ALLOWED_LOSS = 0.03  # of the steps of drawing code by code, before windows that don't pay are ended
+ALLOWED_LOSS = 0.05  # of the steps of drawing code by code, before windows that don't pay are ended
 
 
 class WindowDecoder(Protocol):
@@ -73,7 +73,7 @@ def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
     """How many rows a pass has that takes twice as long as that of one row, about: it has to read all weights in any case."""
     if device.type != "cpu":
         return 512
-    return 64 if dtype == torch.bfloat16 else 16
+    return 32 if dtype == torch.bfloat16 else 16
 
 
 class Windows:

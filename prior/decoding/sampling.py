@@ -139,22 +139,7 @@ class Sampler:
             raise InputError(
                 f"sampler.steps={self.steps} must be at least 0; 0 leaves it to the prior"
             )
-        if self.choice_temperature < 0:
-            raise InputError(
-                f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
-            )
-        if self.order is not None and self.order not in ORDERS:
-            raise InputError(
-                f"sampler.order={self.order} must be {', '.join(ORDERS[:-1])} or {ORDERS[-1]}, or null, the prior's own order"
-            )
-        if self.corrector < 0:
-            raise InputError(
-                f"sampler.corrector={self.corrector} must be at least 0, corrector steps after each step; 0 turns them off"
-            )
-        if not 0 <= self.remask <= 1:
-            raise InputError(
-                f"sampler.remask={self.remask} must be from 0 to 1, a share of the codes that can be masked again; 0 keeps all"
-            )
+        self.check_order()
         self.check_parallel()
         if self.grid is not None:
             read_grid(self.grid)
@@ -186,6 +171,25 @@ class Sampler:
             if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
                 whole = "whole " if kind is Integral else ""
                 raise InputError(f"sampler.{name}={value} must be a {whole}number")
+
+    def check_order(self) -> None:
+        """Raise InputError for settings of priors that fill in masked codes that are impossible for all of them."""
+        if self.choice_temperature < 0:
+            raise InputError(
+                f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
+            )
+        if self.order is not None and self.order not in ORDERS:
+            raise InputError(
+                f"sampler.order={self.order} must be {', '.join(ORDERS[:-1])} or {ORDERS[-1]}, or null, the prior's own order"
+            )
+        if self.corrector < 0:
+            raise InputError(
+                f"sampler.corrector={self.corrector} must be at least 0, corrector steps after each step; 0 turns them off"
+            )
+        if not 0 <= self.remask <= 1:
+            raise InputError(
+                f"sampler.remask={self.remask} must be from 0 to 1, a share of the codes that can be masked again; 0 keeps all"
+            )
 
     def check_parallel(self) -> None:
         """Raise InputError if `parallel` is neither "auto" nor a number of positions, or if it contradicts `compile`."""

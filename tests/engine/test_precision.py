@@ -9,7 +9,7 @@ from codegrid.engine.precision import choose_memory_format, to_memory_format
 from codegrid.engine.settings import TrainerSettings
 from tests.helpers.configs import compose_config
 from vqgan.load import build_tokenizer
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 CPU = torch.device("cpu")
 WORDS = ("stage=vqgan", "data.image_size=16", "model.grid=4", "quantizer.K=16", "quantizer.dim=8")

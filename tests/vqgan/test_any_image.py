@@ -29,7 +29,7 @@ from vqgan.losses.shown import show_colours
 from vqgan.module import VQGAN
 from vqgan.networks.maskgit_vqgan import MaskGITDecoder, MaskGITEncoder
 from vqgan.networks.open_magvit2 import MAGVIT2Decoder, MAGVIT2Encoder
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 from vqgan.tokenizer import Tokenizer
 
 # torch reads gradients while it traces. It hides the warning, but not where warnings are errors.

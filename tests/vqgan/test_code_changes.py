@@ -78,7 +78,7 @@ def test_codes_are_changed_one_change_after_the_other() -> None:
     assert replace_codes([], quantizer, q, None) is q.z_q
 
 
-class Seen(CodeChange):
+class Recorder(CodeChange):
     """Changes nothing, and notes the labels and the codes that it is asked about."""
 
     def __init__(self) -> None:
@@ -96,17 +96,17 @@ class Seen(CodeChange):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_change_that_changes_nothing_trains_as_none_does_to_the_bit(accumulate: int) -> None:
     """So the codes are looked up again without a trace, and each micro-batch comes with its labels."""
-    seen = Seen()
+    recorder = Recorder()
     plain, changed = (
         make_module(steps=3, accumulate=accumulate, on_codes=on_codes)
-        for on_codes in (None, CodeTraining([seen]))
+        for on_codes in (None, CodeTraining([recorder]))
     )
     fit(plain)
     fit(changed)
     for name, value in plain.state_dict().items():
         assert torch.equal(changed.state_dict()[name], value), name
-    assert len(seen.labels) == 3 * accumulate
-    for labels, indices in zip(seen.labels, seen.indices, strict=True):
+    assert len(recorder.labels) == 3 * accumulate
+    for labels, indices in zip(recorder.labels, recorder.indices, strict=True):
         assert labels is not None
         assert len(labels) == len(indices) == 4 // accumulate
 

@@ -16,7 +16,7 @@ from codegrid.engine.trainer import plugin_arguments
 from tests.helpers.configs import ROOT, compose_config
 from tests.helpers.stage1 import fit, lightning_warnings, make_noise
 from vqgan.load import start_images
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 pytestmark = lightning_warnings
 

@@ -180,6 +180,7 @@ def redrawing() -> VQGAN:
         tokenizer, _ = load_tokenizer(Path(folder, "tokenizer"))
         draws = {"temperature": 0.9, "top_k": 4, "top_p": 0.9}
         change = Redraw(folder, share=0.5, passes=2, **draws)
+    assert tokenizer.quantizer.num_updates == 0  # noted on the host, as by a first batch
     learners = choose_learners("decoder", True, True)
     on_codes = CodeTraining([change])
     return across_the_gate(tokenizer=tokenizer.train(), learners=learners, on_codes=on_codes)

@@ -40,10 +40,11 @@ class CodeCost(nn.Module):
         """The weighted expected nats of a code, a scalar with a gradient to the encoder alone."""
         p = [self.assign_softly(*part) for part in quantizer.list_parts(q)]
         indices = list_codes(quantizer, q)
+        tables = self.model.tables[: len(indices)]  # dropout may skip the last codebooks
         with frozen(self.model):
             vectors = [
                 soft_lookup(own_p, own.flatten(), table).view(*own.shape, -1)
-                for own_p, own, table in zip(p, indices, self.model.tables, strict=False)
+                for own_p, own, table in zip(p, indices, tables, strict=True)
             ]
             nats = [-logits.log_softmax(-1).flatten(0, 1) for logits in self.model(vectors)]
         costs = [(own_p * own).sum(1).mean() for own_p, own in zip(p, nats, strict=True)]
@@ -63,8 +64,8 @@ class CodeCost(nn.Module):
     def learn(self, quantizer: Quantizer, q: Quantized) -> Tensor:
         """The mean nats of a code, a scalar with a gradient to the model alone."""
         indices = list_codes(quantizer, q)
-        tables = self.model.tables
-        vectors = [F.embedding(own, table) for own, table in zip(indices, tables, strict=False)]
+        tables = self.model.tables[: len(indices)]
+        vectors = [F.embedding(own, table) for own, table in zip(indices, tables, strict=True)]
         nats = [
             F.cross_entropy(logits.flatten(0, 1), own.flatten())
             for logits, own in zip(self.model(vectors), indices, strict=True)

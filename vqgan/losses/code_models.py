@@ -38,14 +38,11 @@ class CodeModel(nn.Module, ABC):
         return [read.weight for read in self.read if isinstance(read, nn.Embedding)]
 
     def forward(self, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """The vectors (B, T, width) of each codebook's codes -> the logits (B, T, K) of each codebook."""
+        """The vectors (B, T, width) of the codes of each codebook, or of the first ones -> the logits (B, T, K) of each."""
         x = self.summarise(torch.stack(list(vectors)).sum(0))
         logits = []
-        parts = zip(
-            vectors, self.norm, self.head, strict=False
-        )  # dropout may skip the last codebooks
-        for own, norm, head in parts:
-            logits.append(head(norm(x)))
+        for i, own in enumerate(vectors):
+            logits.append(self.head[i](self.norm[i](x)))
             x = x + own
         return logits
 

@@ -118,8 +118,9 @@ class Residual(MultiCodebook):
     def replace(self, q: Quantized, indices: Tensor) -> Tensor:
         """As the base class does; the codebooks that an image does not use stay out."""
         z_q = torch.zeros_like(q.z_q)
+        books = indices.unbind(-1)[: len(q.parts)]
         for inner, part, own in zip(
-            self.inner_quantizers, q.parts, indices.unbind(-1), strict=False
+            self.inner_quantizers[: len(q.parts)], q.parts, books, strict=True
         ):
             n = len(part.z_e)  # the first images use this codebook
             z_q[:n] += inner.lookup(own[:n])
