@@ -29,7 +29,7 @@ from tests.helpers.priors import (
 )
 
 K = 5
-NAMES = ["gpt", "gpt-embedding", "rar", "rq", "lstm", "maskgit", "diffusion", "pixelcnn"]
+NAMES = ["gpt", "gpt-embedding", "rar", "rq", "lstm", "maskgit", "diffusion", "pixelcnn", "var"]
 CASES = [
     (name, kind)
     for name in NAMES

@@ -1,6 +1,7 @@
 """Priors of vectors and of other images' codes, from stage=prior to samples, as commands and in Python."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.conditions import compare_lines, measure
 from codegrid.engine.checkpoint import read_checkpoint
 from codegrid.engine.errors import InputError
 from prior import Prior
@@ -76,6 +78,11 @@ def test_a_conditioned_prior_is_trained_drawn_from_and_evaluated(
     nats = np.load("judged/likelihoods.npz")
     of_val = torch.from_numpy(nats["labels"])
     assert len(of_val) == 12
+    if kind == "codes":
+        options = Namespace(ckpt="prior", n=5, guidance=[2.0], tolerance=1)
+        rows = list(measure(options))
+        assert [row["row"] for row in rows] == [*["nats"] * 3, "reconstructions", *["samples"] * 2]
+        assert 0 < rows[3]["f1"] <= 1
     if kind == "columns":
         again = trained.nats(list(validation_images(trained)), condition=of_val, per_position=True)
         assert np.allclose(again, nats["nats"], atol=1e-4)
@@ -208,3 +215,14 @@ def test_images_are_completed_each_by_its_own_condition(runs: Path, command: Com
     assert expected.shape == (4, 16)
     with pytest.raises(InputError, match="leave sampler.grid out"):
         trained.sample(1, condition=others[0], grid=6)
+
+
+def test_lines_agree_that_lie_next_to_each_other() -> None:
+    lines = np.zeros((3, 12, 12), bool)
+    lines[:, 5, 2:10] = True
+    wanted = np.zeros_like(lines)
+    wanted[0, 5, 2:10] = wanted[1, 6, 2:10] = wanted[2, 8, 2:10] = True
+    assert compare_lines(lines, wanted, 1).tolist() == [1, 1, 0]
+    half = lines.copy()
+    half[:, 5, 6:] = False
+    assert compare_lines(half, lines, 0)[0] == pytest.approx(2 / 3)
