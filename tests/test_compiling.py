@@ -33,7 +33,7 @@ from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prio
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
 from vqgan.load import start_images
-from vqgan.stages.train import build_module
+from vqgan.stages.building import build_module
 
 # torch reads gradients while it traces. It hides the warning, but not where warnings are errors.
 pytestmark = [

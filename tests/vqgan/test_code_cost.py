@@ -161,6 +161,17 @@ def test_the_cost_reaches_the_encoder_alone_and_learning_the_model_alone(
     assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.parametrize("activation", ["tanh", "logistic", "normal"])
+def test_the_nearest_code_to_what_fsq_compares_is_the_chosen_one(activation: str) -> None:
+    """Far out too, where the outputs themselves are beyond all codes."""
+    quantizer = make_initialised(make(FSQ, K=16, activation=activation))
+    q = quantizer(4 * torch.randn(8, quantizer.in_dim, 4, 4))
+    [codes] = quantizer.code_vectors()
+    rows = quantizer.compared(q).movedim(1, -1).flatten(0, 2)
+    assert q.indices is not None
+    assert torch.equal(torch.cdist(rows, codes).argmin(1), q.indices.flatten())
+
+
 class Planted(CodeModel):
     """The first code always costs the same; the second is sure to be that of the first, or, `is_biased`, always code 0."""
 

@@ -171,6 +171,13 @@ class FSQ(Lattice):
         scaled = self.activation.scale(bounded, self.levels)
         return self.to_index(digits), self.unstandardise(scaled.movedim(-1, 1))
 
+    @float32
+    def compared(self, q: Quantized) -> Tensor:
+        """What is rounded, where outputs are bounded first."""
+        if self.activation is None:
+            return q.z_e
+        return self.round(self.standardise(q.z_e).movedim(1, -1))[1]
+
     def coordinates(self, digits: Tensor) -> Tensor:
         if self.quantiles is not None:
             return F.embedding(self.to_index(digits), self.quantiles.codes)
