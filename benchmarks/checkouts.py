@@ -9,6 +9,7 @@ The machine should be idle. Prints a table of medians and of the ratios of each 
 """
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -80,6 +82,29 @@ def run_code(checkout: Path, code: str, *words: str) -> dict[str, float]:
         sys.exit(f"{checkout}: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def import_modules(checkout: Path, *names: str) -> list[ModuleType]:
+    """Modules of another checkout, imported beside those of this one: each keeps to the modules of its own checkout.
+
+    What they import later, inside of functions, is this checkout's.
+    """
+    ours = {name: module for name, module in sys.modules.items() if is_codegrids(name)}
+    for name in ours:
+        del sys.modules[name]
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.pop(0)
+        for name in [name for name in sys.modules if is_codegrids(name)]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+
+
+def is_codegrids(name: str) -> bool:
+    """Whether a module is one of Codegrid's packages, or in one."""
+    return name.split(".")[0] in ("codegrid", "prior", "vqgan")
 
 
 def format_comparison(

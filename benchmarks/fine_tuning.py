@@ -48,7 +48,6 @@ from benchmarks.adversarial import Judge, format_spread, iterate_validation, tra
 from benchmarks.configs import compose_config
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.environment import find_device
-from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.proxy import train_proxy
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -202,7 +201,7 @@ class Meter:
         """That of the codes of all images; None for a continuous bottleneck."""
         if tokenizer.K is None:
             return None
-        use = CodebookUse(tokenizer.K, tokenizer.num_codebooks).to(self.device)
+        use = tokenizer.quantizer.make_code_use().to(self.device)
         for x in iterate_validation(self.data, self.device):
             use.update(tokenizer.indices(x))
         return round(float(use.compute()["perplexity"]), 2)

@@ -30,6 +30,7 @@ from codegrid.evaluation.proxy import train_proxy
 from prior.decoding.generate import generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
+from prior.prior import Prior
 from vqgan.load import load_tokenizer
 
 # In the order of the table, for tokenizers with one codebook. --only takes any other file of conf/prior too.
@@ -38,18 +39,15 @@ METRICS = ("nats_per_token", "top1", "top5", "steps")
 SAMPLES_PER_ROW = 12  # of the picture
 
 
-def draw_images(run: Path, n: int, batch_size: int) -> tuple[Tensor, float]:
-    """n samples (n, C, H, W) uint8 from the prior of a run, and how many grids of codes it drew per second."""
-    device = find_device("auto")
-    loaded = load_prior(run)
-    model = loaded.model.to(device)
-    tokenizer = loaded.tokenizer.to(device)
-    sampler = Sampler.unmodified()
-    next(generate(model, sampler, 2, seed=1))  # leaves the cost of the first call out
+def draw_images(
+    trained: Prior, sampler: Sampler, n: int, batch_size: int, seed: int = 0
+) -> tuple[Tensor, float]:
+    """n samples (n, C, H, W) uint8 of a prior on its device, and how many grids of codes it drew per second."""
+    model, tokenizer = trained.model, trained.tokenizer
     images = []
     seconds = 0.0
     began = time.perf_counter()
-    for codes in generate(model, sampler, n, seed=0, batch_size=batch_size):
+    for codes in generate(model, sampler, n, seed, batch_size):
         seconds += time.perf_counter() - began
         with torch.no_grad():
             images.append(to_uint8(tokenizer.decode_indices(codes)).cpu())
@@ -114,7 +112,10 @@ def main() -> None:
             ]
             run = train_run(command, folder / name)
             metrics = json.loads((run / "metrics.json").read_text())
-            images, speed = draw_images(run, options.samples, options.batch)
+            trained = load_prior(run).to(device)
+            sampler = Sampler.unmodified()
+            draw_images(trained, sampler, 2, 2, seed=1)  # leaves the cost of the first call out
+            images, speed = draw_images(trained, sampler, options.samples, options.batch)
             row = {"prior": name, **{key: metrics.get(key) for key in METRICS}}
             row |= {
                 "images_per_second": round(speed, 1),

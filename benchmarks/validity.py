@@ -32,7 +32,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.figures import format_figures
 from codegrid.evaluation.validity import MIN_IOU, judge_images, summarize_verdicts
 from codegrid.evaluation.validity_picture import draw_verdicts
-from prior.draw import draw_batch, open_source
+from prior.draw import Wanted, draw_batch, open_source
 from prior.load import load_prior
 from vqgan.load import load_images, load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ BATCH = 100  # images at once
 def draw_samples(ckpt: str, n: int, seed: int, words: list[str]) -> NDArray[np.uint8]:
     """n samples (n, C, H, W) of a prior, those of stage=sample; `words` are settings of the sampler."""
     sampler = instantiate(compose_config("stage=sample", *words).sampler)
-    source = open_source(ckpt, sampler, n, seed, BATCH, None, find_device("auto"))
+    source = open_source(ckpt, sampler, n, seed, BATCH, Wanted(), find_device("auto"))
     check_shapes(ckpt, source.data)
     drawn = source.draw(0)
     batches = [draw_batch(source, drawn, first, BATCH).images for first in range(0, n, BATCH)]

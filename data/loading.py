@@ -85,6 +85,11 @@ class BatchDataModule(L.LightningDataModule, ABC):
             self._samples[split] = self.load_samples(split)
         return self._samples[split]
 
+    @property
+    def loaded_splits(self) -> list[str]:
+        """The splits whose samples are loaded."""
+        return list(self._samples)
+
     def prepare_data(self) -> None:
         self.samples("train")
         self.samples("val")

@@ -37,10 +37,10 @@ class MappedArray:
 
 
 class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
-    """Samples (value, label) from `values` (n, ...) and `labels` (n,), restricted to `rows` if they are not None.
+    """Samples (value, label) from `values` (n, ...) and `labels` (n, ...), restricted to `rows` if they are not None.
 
-    `columns` are further values of the images, (images, ...): where there are several views of each, sample i is of image
-    i modulo their number.
+    Labels are whole numbers, or vectors of float32. `columns` are further values of the images, (images, ...). Where there are
+    several views of each image, sample i is of image i modulo their number; labels may be those of the images too.
     """
 
     columns: Mapping[str, NDArray[Any]] = {}
@@ -72,7 +72,8 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
     def sample_bytes(self) -> int:
         """The size of a sample in memory."""
         value = from_numpy(self.values[:0])
-        return math.prod(self.values.shape[1:]) * value.itemsize + 8
+        label = math.prod(self.labels.shape[1:]) * 8
+        return math.prod(self.values.shape[1:]) * value.itemsize + label
 
     def __len__(self) -> int:
         return len(self.values if self.rows is None else self.rows)
@@ -83,7 +84,9 @@ class ArraySamples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = np.asarray(indices) if self.rows is None else self.rows[indices]
-        return from_numpy(self.values[rows]), torch.from_numpy(self.labels[rows].astype(np.int64))
+        labels = self.labels[rows % len(self.labels)]
+        label_type = np.float32 if labels.dtype.kind == "f" else np.int64
+        return from_numpy(self.values[rows]), torch.from_numpy(labels.astype(label_type))
 
 
 class LiveSamples(Dataset[tuple[Tensor, Tensor]]):

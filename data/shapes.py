@@ -2,11 +2,12 @@
 
 After A. Kak, "Codebook-Based Learning" (Purdue, 2025): rectangles, triangles, disks, ovals and stars in random places,
 orientations and colours. A shape is rotated by moving each of its pixels to its new, rounded place without interpolation.
-This leaves tiny holes, which a good tokenizer must reproduce.
+This leaves tiny holes, which a good tokenizer must reproduce. A second dataset has the outlines of the same images.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +15,20 @@ from numpy.typing import NDArray
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.form import Form
 from codegrid.data.source import ImageBatch, Source
+from codegrid.data.tables import refuse_column
 from codegrid.engine.errors import InputError
 
 MAX_SHAPES = 5  # in one image
 SHAPES_VERSION = 1  # part of the cache key: increase it when drawing gives other pixels
+OUTLINES_VERSION = 1  # the same of outlines
 RADIUS = (12.0, 28.0)  # half the extent of a shape, in pixels of a 64x64 image
 MIN_ASPECT = 0.35  # of 1
 CENTRES = (0.12, 0.88)  # where centres of shapes lie, from edge to edge of the image
 LEAST_LEVEL = 102  # of the brightest channel of a shape's colour, in 8 bits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
+LEAST_STEP = (
+    24  # between neighbouring pixels of 8 bits, in any channel, from which on there is an outline
+)
 _SPLIT_STREAMS = {"train": 0, "val": 1}
 
 Array = NDArray[np.float32]
@@ -130,6 +136,54 @@ def _paint(counts: NDArray[np.int64], parameters: Array, size: int) -> NDArray[n
     return canvas[:, margin:-margin, margin:-margin, :3].transpose(0, 3, 1, 2)
 
 
+def _count_shapes(counts: NDArray[np.int64], parameters: Array) -> Array:
+    """The number of shapes (n,), those that others cover included."""
+    return counts.astype(np.float32)
+
+
+def _count_kinds(counts: NDArray[np.int64], parameters: Array) -> Array:
+    """The number of shapes of each kind (n, 5), in the order of SHAPES."""
+    kinds = (parameters[..., 0] * len(SHAPES)).astype(int)
+    present = np.arange(MAX_SHAPES) < counts[:, None]
+    of_kind = (kinds[..., None] == np.arange(len(SHAPES))) & present[..., None]
+    return of_kind.sum(1).astype(np.float32)
+
+
+SHAPE_COLUMNS: Mapping[str, Callable[[NDArray[np.int64], Array], Array]] = {
+    "count": _count_shapes,
+    "kinds": _count_kinds,
+}
+
+
+def draw_outlines(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (n, 3, h, w) -> white lines one pixel wide, on black, where neighbouring pixels differ.
+
+    The holes that rotation leaves are closed first, bright ones opened: by the largest of 3 x 3 pixels, then the smallest, and the
+    other way round.
+    """
+    for reduce in (np.maximum, np.minimum, np.minimum, np.maximum):
+        images = _reduce_neighbours(images, reduce)
+    steps = np.zeros((images.shape[0], *images.shape[2:]), bool)
+    signed = images.astype(np.int16)
+    down = np.abs(np.diff(signed, axis=2)).max(1) >= LEAST_STEP
+    right = np.abs(np.diff(signed, axis=3)).max(1) >= LEAST_STEP
+    steps[:, :-1] |= down
+    steps[:, :, :-1] |= right
+    return np.broadcast_to(steps[:, None] * np.uint8(255), images.shape).copy()
+
+
+def _reduce_neighbours(images: NDArray[np.uint8], reduce: np.ufunc) -> NDArray[np.uint8]:
+    """The largest or smallest of the 3 x 3 pixels around each, as many of them as lie in the image."""
+    for axis in (2, 3):
+        padded = np.pad(images, [(0, 0)] * axis + [(1, 1)] + [(0, 0)] * (3 - axis), mode="edge")
+        n = images.shape[axis]
+        before, here, after = (
+            np.take(padded, range(start, start + n), axis=axis) for start in range(3)
+        )
+        images = reduce(reduce(before, here), after)
+    return images
+
+
 def _to_rgb(uniform: Array) -> NDArray[np.uint8]:
     """Uniform hue and brightness (..., 2) -> RGB (..., 3), never too dark to be visible on black."""
     hue, value = uniform[..., :1] * 6, 0.4 + 0.6 * uniform[..., 1:]
@@ -142,14 +196,34 @@ class ShapeSource(Source):
 
     use_threads = False  # slower, because numpy's operations are too small here
 
-    def __init__(self, n: int, seed: int, split: str) -> None:
-        super().__init__(n, {"shapes": SHAPES_VERSION, "seed": seed, "split": split, "n": n})
+    def __init__(self, n: int, seed: int, split: str, further: Sequence[str] = ()) -> None:
+        """`further` are those of SHAPE_COLUMNS that stay with the images."""
+        super().__init__(n, self.make_key(n, seed, split))
         self.seed = seed
         self.split = split
+        self.further = further
+        self.numbering = {"shapes": SHAPES_VERSION, "seed": seed}
+
+    def make_key(self, n: int, seed: int, split: str) -> dict[str, Any]:
+        """What the images depend on."""
+        return {"shapes": SHAPES_VERSION, "seed": seed, "split": split, "n": n}
+
+    @cached_property
+    def columns(self) -> Mapping[str, NDArray[Any]]:  # type: ignore[override]
+        if not self.further:
+            return {}
+        counts, parameters = _draw_parameters(self.seed, self.split, range(self.n))
+        return {name: SHAPE_COLUMNS[name](counts, parameters) for name in self.further}
+
+    def draw(
+        self, indices: Sequence[int], side: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images (n, 3, side, side) and labels (n,)."""
+        return draw_shapes(self.seed, self.split, indices, side)
 
     def read_batch(self, indices: Sequence[int], form: Form) -> ImageBatch:
         side = max(form.size)  # of the square whose middle a rectangle is
-        images, labels = draw_shapes(self.seed, self.split, indices, side)
+        images, labels = self.draw(indices, side)
         top, left = ((side - length) // 2 for length in form.size)
         images = images[:, :, top : top + form.size[0], left : left + form.size[1]]
         if form.channels == 1:
@@ -161,9 +235,24 @@ class ShapeSource(Source):
         return images[0], int(labels[0])
 
 
-class Shapes(ImageDataModule):
-    """Shapes on black, drawn in seconds. The label is the number of shapes minus one."""
+class OutlineSource(ShapeSource):
+    """The outlines of the images of a ShapeSource."""
 
+    def make_key(self, n: int, seed: int, split: str) -> dict[str, Any]:
+        return {"outlines": OUTLINES_VERSION, **super().make_key(n, seed, split)}
+
+    def draw(
+        self, indices: Sequence[int], side: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        images, labels = super().draw(indices, side)
+        return draw_outlines(images), labels
+
+
+class DrawnShapes(ImageDataModule):
+    """Images that are drawn from shapes. The label is the number of shapes minus one; SHAPE_COLUMNS says more about each image."""
+
+    label_settings: ClassVar[Sequence[str]] = ("columns", "column_names")
+    source_class: ClassVar[type[ShapeSource]] = ShapeSource
     classes = [f"{n} shape{'s' if n > 1 else ''}" for n in range(1, MAX_SHAPES + 1)]
 
     def __init__(self, n_train: int, n_val: int, **image_settings: Any) -> None:
@@ -175,6 +264,19 @@ class Shapes(ImageDataModule):
         if min(n_train, n_val) < 1:
             raise InputError(f"data.n_train={n_train} and data.n_val={n_val} must be at least 1")
         self.sizes = {"train": n_train, "val": n_val}
+        for name in self.labelling.columns:
+            if name not in SHAPE_COLUMNS:
+                raise refuse_column("data.columns", name, f"data={self.title}", list(SHAPE_COLUMNS))
 
     def open_source(self, split: str) -> Source:
-        return ShapeSource(self.sizes[split], self.seed, split)
+        return self.source_class(self.sizes[split], self.seed, split, self.labelling.columns)
+
+
+class Shapes(DrawnShapes):
+    """Shapes on black, drawn in seconds."""
+
+
+class Outlines(DrawnShapes):
+    """The outlines of the images of Shapes with the same seed, white on black; image i of each is of the same shapes."""
+
+    source_class = OutlineSource

@@ -41,6 +41,7 @@ class Source(ABC):
                        or int64, -1 for none, which the datamodule's `column_names` name
     label_key          identifies labels and columns that lie beside the images, in a table, and that the `key` therefore leaves
                        out: the images need not be decoded again when it changes; None if the key has all
+    numbering          what the numbers of images without names stand for: two sources with the same show the same by a number
     rules              how pixels that are not plain 8-bit colours are read; the datamodule sets them for all its sources,
                        and `read_image` passes them to `decode` or `to_form`
     starts_late        the first images may take as long as reading everything before them
@@ -55,6 +56,7 @@ class Source(ABC):
     has_names = False
     starts_late = False
     shard_sizes: list[int] | None = None
+    numbering: Any = None
 
     def __init__(self, n: int, key: Any) -> None:
         self.n = n

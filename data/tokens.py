@@ -17,7 +17,8 @@ EXPORT_FORMATS = ("npz", "safetensors")
 
 
 class CodeDataModule(BatchDataModule):
-    """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K); label (B,) int64."""
+    """Batches (indices, label): indices (B, h, w), or (B, h, w, num_codebooks), int64 in [0, K); label (B,) int64, or what else
+    a prior is conditioned on: (B, size) float32 or (B, length) int64."""
 
     group = ""  # conf/stage/prior.yaml has batch_size at its root
 

@@ -12,6 +12,7 @@ from codegrid.engine.version import STAMP, Stamp
 
 RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "quantizer.books": "num_codebooks",
+    "quantizer.dropout": "nested",
     "prior.book_depth": "codebook_depth",
     "loss.codes_rest": "freeze_codes",
     "adaptive.most": "max_weight",
@@ -23,6 +24,9 @@ RENAMED_KEYS = {  # last parts of an old key -> last part of the new one
     "beside": "compare_to",
     "prune.least": "min_others",
     "data.value_range": "range",
+}
+SWITCHES = {  # end of the key of an old switch -> end of the new key, and what true and false are called there
+    ".rotation": (".gradient", {"true": "rotation", "false": "straight_through"}),
 }
 RENAMED_TARGETS = {  # classes and functions that config.yaml and checkpoints of version 0.1 name
     "prior.callbacks.Doctor": "prior.callbacks.PriorDoctor",
@@ -75,6 +79,8 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
         key, equals, value = word.partition("=")
         prefix = key[: len(key) - len(key.lstrip("+~"))]
         new = prefix + rename_key(key.removeprefix(prefix))
+        if new == key:
+            new, value = rename_switch(key, value)
         if new != key:
             sentences.append(
                 f"{key.removeprefix(prefix)} is called {new.removeprefix(prefix)} now; "
@@ -82,6 +88,15 @@ def rename_words(words: list[str]) -> tuple[list[str], list[str]]:
             )
         renamed.append(f"{new}{equals}{value}")
     return renamed, sentences
+
+
+def rename_switch(key: str, value: str) -> tuple[str, str]:
+    """A key of a quantizer and its value, or values, on the command line, as they are called today."""
+    for old, (new, names) in SWITCHES.items():
+        if "quantizer." in key and key.endswith(old):
+            values = [names.get(word.strip().lower(), word) for word in value.split(",")]
+            return key.removesuffix(old) + new, ",".join(values)
+    return key, value
 
 
 def upgrade_config(config: Any, stamp: Stamp | None = None) -> Any:
@@ -146,6 +161,28 @@ def _add_learners(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "learn": "all", "grow": False}
 
 
+@cache
+def _read_conf(name: str) -> Any:
+    file = Path(__file__).parents[1] / "conf" / f"{name}.yaml"
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+
+
+def _add_code_losses(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a tokenizer's run with what prepares it for a prior, all of it off, which earlier versions did not have."""
+    loss = node.get("loss")
+    if node.get("stage") not in ("vqgan", "pipeline") or not isinstance(loss, dict):
+        return node
+    if "perceptual_weight" not in loss or "perturb" in loss:
+        return node
+    model = _read_conf("loss/code_model/neighbours")
+    return {
+        **node,
+        "loss": {**loss, **_read_conf("loss/on_codes/default"), "code_model": model},
+        "codes": None,
+        "redraw": _read_conf("stage/vqgan")["redraw"],
+    }
+
+
 def _add_score(node: dict[Any, Any]) -> dict[Any, Any]:
     """The settings of quantizer=ibq with its choice of a code, which earlier versions did not have."""
     is_ibq = node.get("_target_") == "vqgan.quantizers.ibq.IBQ"
@@ -158,10 +195,44 @@ def _add_head(node: dict[Any, Any]) -> dict[Any, Any]:
     return {**node, "head": EARLIER_HEAD} if has_head and "head" not in node else node
 
 
-def _add_validity(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, which earlier versions did not have."""
+def _complete_quantizer(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a quantizer with codes, as it was before it had a choice of gradients, activations and its begin."""
+    if not str(node.get("_target_")).startswith("vqgan.quantizers.") or "K" not in node:
+        return node
+    earlier: dict[str, Any] = {"from": 0}
+    if node["_target_"] == "vqgan.quantizers.fsq.FSQ":
+        earlier |= {"activation": "tanh", "gradient": "straight_through", "decay": 0.9}
+    if "rotation" in node:
+        _, names = SWITCHES[".rotation"]
+        earlier["gradient"] = names[str(bool(node["rotation"])).lower()]
+    return earlier | {key: value for key, value in node.items() if key != "rotation"}
+
+
+def _add_tokens(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a vision transformer with a number of tokens, which earlier versions had as a grid of one row."""
+    is_vit = str(node.get("_target_")).startswith("vqgan.networks.vit.ViT")
+    return {**node, "tokens": None} if is_vit and "tokens" not in node else node
+
+
+def _add_evaluation(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes and the curve of rates, which earlier
+    versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
-    return {**node, "validity": 0} if evaluates and "validity" not in node else node
+    earlier = {"validity": 0, "rates": False}
+    return {**node, **{k: v for k, v in earlier.items() if k not in node}} if evaluates else node
+
+
+def _add_sampler_settings(node: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings of a sampler with what earlier versions did: code by code in each prior's own order, and no code drawn twice."""
+    is_sampler = node.get("_target_") == "prior.decoding.sampling.Sampler"
+    added = {"order": None, "corrector": 0, "remask": 0.0, "parallel": 1}
+    return {**added, **node} if is_sampler else node
+
+
+ADDITIONS = (
+    _add_reader_timeout, _add_image_settings, _add_learners, _add_score, _complete_quantizer, _add_evaluation, _add_tokens,
+    _add_sampler_settings, _add_head, _add_code_losses,
+)  # fmt: skip
 
 
 def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
@@ -172,9 +243,9 @@ def _upgrade(node: Any, path: str, stamp: Stamp) -> Any:
             upgraded[where.rpartition(".")[2] if isinstance(key, str) else key] = _upgrade(
                 value, where, stamp
             )
-        return _add_validity(
-            _add_head(_add_score(_add_learners(_add_image_settings(_add_reader_timeout(upgraded)))))
-        )
+        for add in ADDITIONS:
+            upgraded = add(upgraded)
+        return upgraded
     if isinstance(node, list):
         return [_upgrade(value, path, stamp) for value in node]
     if isinstance(node, str) and path.rpartition(".")[2] in ("_target_", "run"):

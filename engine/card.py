@@ -18,13 +18,15 @@ from codegrid.engine.trust import format_trust
 CARD_TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 CARD_SETTINGS = (  # the settings on a card, as far as a run has them; config.yaml has all
-    "ckpt", "init", "learn", "lora", "seed", "data._target_", "data.root", "data.image_size", "data.crop", "data.flip",
-    "model.grid", "model.width", "model.start", "quantizer._target_", "quantizer.K", "quantizer.num_codebooks", "quantizer.dim",
-    "loss.discriminator._target_", "loss.perceptual._target_", "loss.gate.start", "loss.freeze_codes", "prior._target_",
-    "prior.width", "prior.depth", "prior.inputs", "conditional", "flip", "crops", "sampler.temperature", "sampler.top_k",
-    "sampler.top_p", "sampler.min_p", "sampler.guidance", "split", "n", "optimizer._target_", "optimizer.lr",
+    "ckpt", "decoder", "init", "learn", "lora", "codes", "seed", "data._target_", "data.root", "data.image_size", "data.crop",
+    "data.flip", "model.grid", "model.tokens", "model.nested", "model.width", "model.start", "quantizer._target_", "quantizer.K",
+    "quantizer.num_codebooks", "quantizer.nested", "quantizer.dim", "loss.discriminator._target_", "loss.perceptual._target_",
+    "loss.gate.start", "loss.freeze_codes", "prior._target_", "prior.width", "prior.depth", "prior.inputs", "conditional",
+    "condition", "flip", "crops", "sampler.temperature", "sampler.top_k", "sampler.top_p", "sampler.min_p", "sampler.guidance",
+    "split", "n", "optimizer._target_", "optimizer.lr",
     "optimizer.matrix_lr", "data.batch_size", "batch_size", "trainer.accumulate", "trainer.compile",
-    "trainer.checkpoint_activations", "sampler.compile", "trainer.max_steps", "trainer.max_minutes", "callbacks.average.decay",
+    "trainer.checkpoint_activations", "sampler.compile", "sampler.parallel", "trainer.max_steps", "trainer.max_minutes",
+    "callbacks.average.decay",
 )  # fmt: skip
 
 CARD_VERSIONS = (
@@ -133,6 +135,8 @@ def main_settings(config: Mapping[str, Any]) -> dict[str, str]:
         if value is not None:
             text = str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
             settings[key.removesuffix("._target_")] = text
+    if "model.tokens" in settings:  # which replace the grid
+        settings.pop("model.grid", None)
     return settings
 
 

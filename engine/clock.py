@@ -16,6 +16,10 @@ class Now:
     step: int
     progress: float
 
+    def reached(self, mark: Mark) -> bool:
+        """Whether a moment of the run is here or over."""
+        return self.step >= mark if isinstance(mark, int) else self.progress >= mark
+
 
 class Budget:
     """`max_steps` updates or `max_minutes` of training, whichever ends first; at least one of them is set.
@@ -38,6 +42,13 @@ class Budget:
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
         return Now(step, min(1.0, max(by_steps, by_time)))
+
+    def reaches(self, mark: Mark) -> bool:
+        """Whether a run makes an update at a moment or after it, as far as its steps decide that."""
+        steps = self.max_steps
+        if isinstance(mark, int):
+            return steps is None or mark < steps
+        return mark < 1 if steps is None else mark <= (steps - 1) / steps
 
 
 MEETING_EVERY = 1.0  # seconds between two exchanges of the ranks, or an update if that takes longer

@@ -26,6 +26,7 @@ DOCTOR = "doctor.txt"
 PICTURES = "pictures"
 SAMPLES = "samples.jsonl"  # the batches of samples on disk: see prior/saving.py
 IMAGES = "images.npz"  # which images the run was trained on: see data/identity.py
+RATES = "rates.csv"  # the rate-distortion curve of an evaluation
 PRUNE_SERIES = "prune.jsonl"  # the validations of a sweep's point, for the other points to read
 CSV = Path("csv") / "version_0" / "metrics.csv"
 CHECKPOINTS = Path("checkpoints")

@@ -18,7 +18,13 @@ from codegrid.engine.errors import InputError, explain_import, find_mistake
 CONF_PLACES = Path(__file__).parents[1] / "conf" / "places" / "default.yaml"
 STAGE_PLACES = ("cache_dir", "accelerator", "devices", "num_nodes", "compare_to")  # of any stage
 TRAINER_PLACES = ("accelerator", "devices", "num_nodes", "strategy")
-KEY_OF_DATA = re.compile(r"\+*(\w+\.)*data\.[\w.]+=")  # data.root=..., evaluate.data.root=...
+KEY_OF_DATA = re.compile(
+    r"\+*(\w+\.)*(condition_)?data\.[\w.]+="
+)  # data.root=..., evaluate.data.root=...
+DATA_PLACES = (
+    "data",
+    "condition_data",
+)  # groups of a later stage that replace settings of a tokenizer's data
 KEY_OF_QUANTIZER = re.compile(r"\+*quantizer\.[\w.]+=")
 LOADED_BY = ("ckpt", "resume")  # a command with one of these takes its data from a run
 STARTED_BY = ("init",)  # and with this one its quantizer
@@ -65,9 +71,7 @@ def _is_place(config: DictConfig, words: Sequence[str]) -> bool:
         return name in places_of(parent)
     if parents and parents[-1] == "trainer":
         return name in TRAINER_PLACES
-    if (
-        parents and parents[-1] == "data"
-    ):  # in a later stage: what replaces settings of the tokenizer's data
+    if parents and parents[-1] in DATA_PLACES:
         return True
     return "run" in parent and name in STAGE_PLACES
 

@@ -35,7 +35,13 @@ from codegrid.engine.version import STAMP, Stamp, check_format, refuse_version
 from codegrid.engine.words import clean_key, format_word
 
 # What a run that repeats may change beside its places; what the files contain is checked, and the images don't depend on batches.
-ALSO_CHANGEABLE = ("ckpt", "batch_size", "sampler.init_image", "name", "hub", "private", "replace")
+ALSO_CHANGEABLE = (
+    "ckpt", "condition", "decoder", "batch_size", "sampler.init_image", "name", "hub", "private", "replace",
+)  # fmt: skip
+MOVABLE = (
+    "ckpt",
+    "condition",
+)  # what may lie elsewhere when a run resumes; its stage checks that it is the same
 
 
 def resolve_resumed(config: DictConfig, has_parts: bool) -> DictConfig:
@@ -168,10 +174,10 @@ def is_named(resume: str, overrides: Sequence[str]) -> bool:
 def is_changeable(earlier: DictConfig, key: str) -> bool:
     """Whether a resumed run, or a part of a resumed pipeline, may take another value.
 
-    The stage itself checks that a `ckpt` in another place is the same model.
+    The stage itself checks that what a run stands on is the same in another place.
     """
     words = set(key.split("."))
-    return key == "ckpt" or bool({"trainer", "logger"} & words) or is_place(earlier, key)
+    return key in MOVABLE or bool({"trainer", "logger"} & words) or is_place(earlier, key)
 
 
 def differing_keys(config: DictConfig, earlier: DictConfig) -> list[str]:
@@ -209,7 +215,7 @@ def write_places(folder: Path, config: DictConfig) -> None:
     moved = [
         key
         for key in differing_keys(config, upgraded)
-        if (key == "ckpt" or is_place(config, key))
+        if (key in MOVABLE or is_place(config, key))
         and not {"trainer", "logger"} & set(key.split("."))
     ]
     for key in moved:

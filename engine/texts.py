@@ -13,8 +13,10 @@ from codegrid.engine.errors import InputError
 PATHS = (
     "cache_dir",
     "ckpt",
+    "codes",
     "compare_to",
     "config",
+    "decoder",
     "features",
     "from",
     "init",
@@ -54,7 +56,8 @@ TEXTS = (
     "hydra.sweeper.storage",
     "hydra.sweeper.study_name",
 )
-TOP_LEVEL = ("init",)  # elsewhere it may be a setting of a class of the user's own
+# Elsewhere they may be settings of other meaning: of quantizers, and of classes of the user's own.
+TOP_LEVEL = ("from", "init", "codes", "decoder")
 LISTS = (
     "runs",
     "data.classes",
@@ -65,8 +68,10 @@ LISTS = (
 # What exists already, or nothing: `false` has always meant null here.
 OPTIONAL = (
     "ckpt",
+    "codes",
     "compare_to",
     "config",
+    "decoder",
     "features",
     "from",
     "init",

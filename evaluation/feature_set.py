@@ -1,6 +1,7 @@
 """The features of two sets of images, and the scores that compare them."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -47,6 +48,13 @@ class FeatureSet:
         self.features[side].append(features)
         if side == "judged" and logits is not None:
             self.logits.append(logits)
+
+    def share_reference(self) -> "FeatureSet":
+        """A set of other judged images, which is compared with the same reference images as this one."""
+        other = copy(self)
+        other.features = {"reference": self.features["reference"], "judged": []}
+        other.logits = []
+        return other
 
     def both_sides(self) -> tuple[Tensor, Tensor]:
         """All features of the reference (n, D) and of the judged images (m, D)."""
@@ -140,6 +148,9 @@ class AbsentFeatureSet(FeatureSet):
         self.reason = reason
 
     def add(self, side: str, images: Tensor) -> None: ...
+
+    def share_reference(self) -> FeatureSet:
+        return self
 
     def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
         for name in (frechet_name, "kid"):

@@ -124,6 +124,9 @@ UNDEFINED = {
 }
 
 
+CURVE_SCORES = ("psnr", "ssim", "rfid_proxy")  # of a run at its rates, beside bits per image
+
+
 def names_in_group(group: str) -> list[str]:
     """The names of a group's scores, without those in the proxy's features."""
     return [

@@ -1,6 +1,6 @@
 """The settings of stage=evaluate, typed and checked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class EvaluationSettings:
     lpips: str | None
     fetch: bool
     references: bool
+    rates: bool | Sequence[int]
     samples: int
     neighbours: bool
     validity: int
@@ -44,6 +45,9 @@ class EvaluationSettings:
             raise InputError(
                 f"precision={self.precision} must be one of {', '.join(EVALUATION_PRECISIONS)}"
             )
+        if not isinstance(self.rates, bool):
+            for n in list_numbers(self.rates):
+                check_int("rates", n, 1)
         check_int("show", self.show, 1, "image")
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")
@@ -64,3 +68,10 @@ class EvaluationSettings:
         if self.precision == "auto":
             return autocast(self.device)
         return torch.autocast(self.device.type, enabled=False)
+
+
+def list_numbers(rates: Any) -> list[Any]:
+    """The numbers of a list; InputError for anything else."""
+    if isinstance(rates, str) or not isinstance(rates, Sequence):
+        raise InputError(f"rates={rates} must be true, false, or numbers of codes such as [1,2,4]")
+    return list(rates)

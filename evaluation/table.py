@@ -1,11 +1,12 @@
 """An evaluation as a table for the terminal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.scores import (
+    CURVE_SCORES,
     EvaluationResult,
     find_score,
     name_channels,
@@ -109,3 +110,16 @@ def format_codecs(
         for name, codec in nearest_codecs(codecs, bits)
     ]
     return "\n".join([*lines, *(f"{'absent':24}{name}: {why}" for name, why in absent.items())])
+
+
+def format_rates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rate-distortion curve of a run, a line for each rate below a line of heads; empty without a curve."""
+    if not rows:
+        return ""
+    names = ["bits_per_image", *(name for name in rows[-1] if name in CURVE_SCORES)]
+    lines = [f"{'first codes of':24}" + " ".join(f"{name:>14}" for name in names)]
+    for row in rows:
+        values = [format_number(row[name]) if name in row else "-" for name in names]
+        codes = f"{row['codes']:,} of {rows[-1]['codes']:,}"
+        lines.append(f"{codes:24}" + " ".join(f"{value:>14}" for value in values))
+    return "\n".join(lines)

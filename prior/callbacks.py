@@ -16,6 +16,7 @@ from codegrid.engine.callbacks.alarms import Alarms, Sign
 from codegrid.engine.errors import check_range
 from codegrid.engine.folder import PICTURES
 from codegrid.evaluation.units import describe_shown
+from prior.conditioning.base import Condition
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import MAX_TRAINING_GRIDS, PriorModule
@@ -38,10 +39,21 @@ def save_validation_picture(
 
 
 class SamplePictures(Callback):
-    """After each validation: `rows` rows of `n` decoded samples, drawn by the same random numbers every time."""
+    """After each validation: `rows` rows of `n` decoded samples, drawn by the same random numbers every time.
 
-    def __init__(self, tokenizer: Tokenizer, n: int = 12, rows: int = 3) -> None:
-        self.tokenizer, self.n, self.rows = tokenizer, n, rows
+    They are of all classes in turn, or of the first validation images' conditions. Conditions that are pictures are shown above
+    their samples.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        condition: Condition | None = None,
+        n: int = 12,
+        rows: int = 3,
+    ) -> None:
+        self.tokenizer, self.condition = tokenizer, condition
+        self.n, self.rows = n, rows
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -50,11 +62,25 @@ class SamplePictures(Callback):
             return
         n, classes = self.n * self.rows, module.model.classes
         labels = torch.arange(n) % classes if classes else None
+        if module.model.is_conditional and not classes:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            first = data.take_evenly("val", n)[1]
+            labels = first[torch.arange(n) % len(first)]
         codes = sample(module.model, Sampler.unmodified(), n, seed=0, labels=labels)
         decoded = self.tokenizer.to(module.device).decode_indices(codes)
         rules = self.tokenizer.rules
         images = rules.to_picture(decoded)
         rows, caption = list(images.split(self.n)), describe_shown(rules, decoded.shape[1])
+        if self.condition is not None and labels is not None:
+            self.condition.to(module.device)
+            shown = self.condition.show(labels, images.shape[2:])
+            if shown is not None:
+                above = shown.expand(-1, max(shown.shape[1], images.shape[1]), -1, -1)
+                rows = [
+                    row.expand(-1, above.shape[1], -1, -1)
+                    for pair in zip(above.split(self.n), rows, strict=True)
+                    for row in pair
+                ]
         save_validation_picture(trainer, module, rows, "samples", 2, caption)
 
 

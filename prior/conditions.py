@@ -14,6 +14,7 @@ from torch import Tensor
 from codegrid.data.labels import ClassTable, display_classes
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast
+from codegrid.engine.sizes import Size
 from prior.decoding.sampling import Sampler
 from vqgan.pictures import Picture, read_picture
 from vqgan.tokenizer import Tokenizer
@@ -22,19 +23,24 @@ NAMES_LISTED = 10  # classes that a sentence names
 NEAR = 0.6  # how like a name has to be to what was typed, 0 to 1, to be asked for
 
 
-def check_places(sampler: Sampler, tokenizer: Tokenizer) -> None:
-    """Raise InputError for settings that need codes with places, if the tokenizer's have none."""
-    if tokenizer.is_spatial:
+def check_places(sampler: Sampler, tokenizer: Tokenizer, grid: Size | None = None) -> None:
+    """Raise InputError for settings that need codes with places, if the tokenizer's have none, or if a prior takes them for a row:
+    `grid` is the prior's."""
+    if tokenizer.is_spatial and grid in (None, tokenizer.grid):
         return
     for name, remedy in (
         ("grid", "leave it out"),
         ("init_image", "leave it out, with sampler.rows and sampler.region"),
     ):
         if (value := getattr(sampler, name)) is not None:
-            raise InputError(
-                f"sampler.{name}={value} needs codes with places, and the {tokenizer.grid[1]} codes of this tokenizer are a "
-                f"sequence, of which each describes the whole image; {remedy}"
-            )
+            if tokenizer.is_spatial:
+                what = "the codes of several scales are a row to this prior; use prior=var"
+            else:
+                what = (
+                    f"the {tokenizer.grid[1]} codes of this tokenizer are a sequence, of which each describes the whole image; "
+                    f"{remedy}"
+                )
+            raise InputError(f"sampler.{name}={value} needs codes with places, and {what}")
 
 
 @torch.no_grad()

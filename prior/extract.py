@@ -47,7 +47,7 @@ def extract(
     *,
     fabric: Fabric,
 ) -> ArraySamples:
-    """The codes (views * n, h, w), or (..., num_codebooks), of a split's n images, encoded once and then cached on disk.
+    """The codes (views * n, *code_shape) of a split's n images, encoded once and then cached on disk.
 
     Views follow each other, each with all images: the middle of each image, then `crops` - 1 crops at random places, and,
     with `flip`, after each of these its mirror image. The cache key has the tokenizer's weights, the images' content and the
@@ -109,7 +109,6 @@ def code_entry(
     """The cache entry of a split's n images: its place, key, and arrays."""
     K, views = tokenizer.K, crops * (1 + flip)
     assert K is not None
-    num_codebooks = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     key = {
         "tokenizer": tokenizer.fingerprint(),
         "data": {name: value for name, value in data.cache_key(split).items() if name != LABELS},
@@ -121,7 +120,7 @@ def code_entry(
         "crop_seed": data.seed if crops > 1 else None,
         "flips": bool(flip),
     }
-    codes_shape = (views * n, *tokenizer.grid, *num_codebooks)
+    codes_shape = (views * n, *tokenizer.code_shape)
     spec = {
         "indices": (codes_shape, "uint16" if K <= 2**16 else "uint32"),
         "labels": ((views * n,), "int64"),

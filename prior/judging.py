@@ -32,7 +32,14 @@ from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.conditioning.base import check_guidance
+from prior.conditioning.images import ImageLabels, open_recorded_labels
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -56,10 +63,14 @@ def check_sampler(sampler: Sampler, model: PriorModel) -> None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
             )
-    if not model.classes and sampler.guidance != 1:
-        raise InputError(
-            f"sampler.guidance={sampler.guidance} needs a prior of classes; train one with conditional=true"
-        )
+    check_guidance(sampler, model)
+
+
+def open_image_labels(
+    trained: Prior, images: ImageDataModule, ckpt: str, changes: Mapping[str, Any]
+) -> ImageLabels | None:
+    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none."""
+    return open_recorded_labels(trained.condition, trained.config, images, ckpt, changes)
 
 
 @torch.no_grad()
@@ -114,7 +125,7 @@ def iterate_samples(
     labels: Tensor | None,
     settings: EvaluationSettings,
 ) -> Iterator[Tensor]:
-    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a prior of classes draws those of `labels` (m,)."""
+    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a conditional prior draws those of `labels` (m, ...)."""
     tokenizer = trained.tokenizer
     batches = generate(trained.model, sampler, m, settings.seed, settings.batch_size, labels)
     with progress_bar(m, "samples") as bar:
@@ -131,7 +142,8 @@ def iterate_samples(
 class PriorJudge:
     """Measures a prior on a split: the likelihood of its images' codes, and samples compared with the images.
 
-    `sampler_settings` are the settings of the sampler, for the provenance. Raises InputError, before any work is done, if the
+    `sampler_settings` are the settings of the sampler, for the provenance; `labels` are those of the images, for a prior of another
+    condition than classes. Raises InputError, before any work is done, if the
     sampler's samples can't be compared with the images, or if images that will be needed are missing.
     """
 
@@ -142,22 +154,27 @@ class PriorJudge:
         sampler_settings: Mapping[str, Any],
         images: ImageDataModule,
         settings: EvaluationSettings,
+        labels: ImageLabels | None = None,
     ) -> None:
         check_sampler(sampler, trained.model)
+        check_parallel_sampler(trained.model, sampler)
         check_compile_sampler(trained.model, sampler, settings.device.type)
+        check_order_sampler(trained.model, sampler)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings
         self.images = images
         self.settings = settings
+        self.labels = labels
+        if labels is not None:
+            labels.check(flip=False, crops=1)
         self.n = images.size(settings.split)
         self.m = min(settings.samples, self.n)
         if self.m and settings.neighbours:
             images.size("train")
         self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
         self.own = load_own_features(settings, images)
-        trained.model.to(settings.device)
-        trained.tokenizer.to(settings.device)
+        trained.to(settings.device)
 
     def measure_all(self) -> ScoreSheet:
         """All scores of the split and of the samples; the latter are absent if none are drawn."""
@@ -172,8 +189,11 @@ class PriorJudge:
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Compiling changes nothing but rounding.
-        chosen = {name: v for name, v in self.sampler_settings.items() if name != "compile"}
+        # Neither changes the distribution of samples.
+        same = ("compile", "parallel")
+        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
+        if not self.trained.model.any_order:
+            chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
         sheet.common = {**sheet.common, **about}
         for feature_set in feature_sets:
@@ -184,16 +204,20 @@ class PriorJudge:
         return sheet
 
     def encode_images(self) -> ArraySamples:
-        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes."""
+        """The codes of the split's images (n, h, w) or (n, h, w, num_codebooks), with the numbers of the images' classes or their
+        other labels."""
+        fabric = Fabric(
+            accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
+        )
         codes = extract(
             self.trained.tokenizer,
             self.images,
             self.settings.split,
             batch_size=self.settings.batch_size,
-            fabric=Fabric(
-                accelerator=self.settings.device.type, devices=1, plugins=cluster_plugins(1)
-            ),
+            fabric=fabric,
         )
+        if self.labels is not None:
+            codes.labels = self.labels.read(self.settings.split, fabric=fabric)
         if self.trained.model.classes:
             what = f"images of {self.images.title}"
             codes.labels = self.trained.classes.number(codes.labels, what)
@@ -212,12 +236,12 @@ class PriorJudge:
     def add_samples(self, feature_sets: Sequence[FeatureSet]) -> Tensor:
         """Draw the samples and add them to the feature sets; return the pixels of the first ones (at most m, C, H, W).
 
-        A prior of classes draws the classes of the images.
+        A conditional prior draws the classes of the images, or what else it is conditioned on.
         """
         labels = None
-        if self.trained.model.classes:
+        if self.trained.model.is_conditional:
             evenly = np.linspace(0, self.n - 1, self.m).astype(int)
-            labels = torch.from_numpy(np.asarray(self.codes.labels)[evenly])
+            labels = self.codes.__getitems__(evenly.tolist())[1]
         first: list[Tensor] = []
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
@@ -257,12 +281,16 @@ class PriorJudge:
         show = self.settings.show
         return {"most_likely": order[:show], "least_likely": order.flip(0)[:show]}
 
+    def map_places(self) -> Tensor:
+        """The mean nats of the codes of each place, (n, h, w)."""
+        return self.trained.model.map_nats(self.nats.flatten(1))
+
     def white_level(self) -> float:
         """The nats of a code that are white in the maps, taken from all maps so that their shades can be compared.
 
         Neither a single improbable code nor the large weights of a bound's few codes stretch the scale.
         """
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         level = min(float(np.quantile(maps, 0.999)), 2 * math.log(self.trained.model.K))
         return level or 1.0  # codes that are certain have no nats, and their maps are black
 
@@ -283,15 +311,16 @@ class PriorJudge:
 
     def save_pictures(self, folder: Path, ends: Mapping[str, Tensor]) -> list[Path]:
         """The images at the `ends` of the ranking with maps of their nats, the mean map, samples and their neighbours."""
-        maps = self.nats.mean(3)
+        maps = self.map_places()
         tokenizer = self.trained.tokenizer
-        f = tokenizer.f if tokenizer.is_spatial else STRIP  # codes without places lie on no image
+        has_places = tokenizer.is_spatial and maps.shape[1:] == tokenizer.grid
+        f = tokenizer.f if has_places else STRIP  # codes without places lie on no image
         caption = describe_shown(self.images.rules, self.images.channels)
         rows = []
         for indices in ends.values():
             x = view_images(self.images, self.settings.split, indices)
             rows.append(self.images.rules.to_picture(x))
-            if tokenizer.is_spatial:
+            if has_places:
                 rows.append(heat_map_pictures(maps[indices] / self.white_level(), f))
         mean = maps.mean(0, keepdim=True)
         mean_picture = tile_images([heat_map_pictures(mean / (mean.max() or 1.0), f)], scale=4)

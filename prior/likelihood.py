@@ -29,12 +29,12 @@ def weighted_mean(per_code: Tensor, prediction: Prediction) -> Tensor:
 
 @torch.no_grad()
 def judge_codes(model: PriorModel, codes: Tensor, labels: Tensor | None) -> Tensor:
-    """-log p of each code of grids (B, h, w) or (B, h, w, num_codebooks), as (B, h, w, num_codebooks) float32 on the CPU.
+    """-log p of each code of grids (B, h, w) or (B, h, w, num_codebooks), as (B, *model.code_shape) float32 on the CPU.
 
-    Labels (B,) as for the model. For a model that is not `exact`, an unbiased estimate of an upper bound.
+    Labels (B, ...) as for the model. For a model that is not `exact`, an unbiased estimate of an upper bound.
     """
     device = next(model.buffers()).device
-    labels = labels.to(device) if labels is not None and model.classes else None
+    labels = labels.to(device) if labels is not None and model.is_conditional else None
     prediction = model.judge(codes.flatten(1).long().to(device), labels)
     nats = (negative_log_likelihood(prediction) * prediction.weights).cpu()
-    return nats.view(-1, *model.grid, model.num_codebooks)
+    return nats.view(-1, *model.code_shape)

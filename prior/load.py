@@ -26,7 +26,11 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import CONFIG, read_record
 from codegrid.engine.trust import current_trust
 from codegrid.engine.version import Stamp, refuse_version
-from prior.models.base import PriorModel
+from prior.conditioning.base import Condition
+from prior.conditioning.codes import CodeCondition
+from prior.conditioning.images import CONDITION_COPY, ImageLabels, add_columns
+from prior.conditioning.vectors import VectorCondition
+from prior.models.base import PriorModel, describe_codes
 from prior.prior import Prior
 from vqgan.load import load_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -71,23 +75,32 @@ def find_tokenizer(ckpt: str, resumed: Path | None) -> str | Path:
 
 
 def copy_origin(
-    tokenizer: Tokenizer, described: dict[str, Any], images: ImageDataModule, folder: Path
+    tokenizer: Tokenizer,
+    described: dict[str, Any],
+    images: ImageDataModule,
+    folder: Path,
+    labels: ImageLabels | None = None,
 ) -> None:
-    """Save what a prior stands on in its run folder: a list of its images, and its tokenizer."""
+    """Save what a prior stands on in its run folder: a list of its images, its tokenizer, and its condition's if there is one."""
     save_image_ids(images, folder)
     copy_tokenizer(tokenizer, described, folder)
+    if labels is not None and isinstance(labels.condition, CodeCondition):
+        assert labels.origin is not None
+        copy_tokenizer(labels.condition.tokenizer, labels.origin, folder, CONDITION_COPY)
 
 
-def copy_tokenizer(tokenizer: Tokenizer, described: dict[str, Any], folder: Path) -> None:
-    """Save the tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
+def copy_tokenizer(
+    tokenizer: Tokenizer, described: dict[str, Any], folder: Path, name: str = TOKENIZER_COPY
+) -> None:
+    """Save a tokenizer in its prior's run folder, as a checkpoint of stage=vqgan without training state.
 
     `described` is the config of the tokenizer's run. An existing copy stays.
     """
-    if (folder / TOKENIZER_COPY).exists():
+    if (folder / name).exists():
         return
     header = make_header("vqgan", described)
     state = {f"tokenizer.{name}": value.cpu() for name, value in tokenizer.state_dict().items()}
-    save_atomically({"codegrid": header, "state_dict": state}, folder / TOKENIZER_COPY)
+    save_atomically({"codegrid": header, "state_dict": state}, folder / name)
 
 
 def read_places(folder: Path, config: dict[str, Any]) -> Mapping[str, Any]:
@@ -109,10 +122,33 @@ def move_images(data: dict[str, Any], places: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def load_prior(ckpt: str | Path) -> Prior:
+def load_condition(description: Mapping[str, Any] | None, folder: Path) -> Condition | None:
+    """The condition that a prior's header describes, None for classes and for none; `folder` is the run folder.
+
+    Raises InputError if the tokenizer of a condition is missing or another one.
+    """
+    if description is None:
+        return None
+    if description["kind"] == "vectors":
+        return VectorCondition.from_description(description)
+    copied = folder / CONDITION_COPY
+    if not copied.is_file():
+        raise InputError(
+            f"{copied} is missing: the prior reads the codes of other images by the tokenizer in it; restore the run folder"
+        )
+    tokenizer, _ = load_tokenizer(copied, "condition")
+    if description["tokenizer"] != tokenizer.fingerprint():
+        raise InputError(
+            f"{copied} is not the tokenizer whose codes this prior reads; restore the run folder"
+        )
+    return CodeCondition(tokenizer)
+
+
+def load_prior(ckpt: str | Path, decoder: str | None = None) -> Prior:
     """Load the prior of a stage=prior run, with averaged weights if the checkpoint has them, and its tokenizer.
 
-    ckpt is a run folder or a checkpoint. Raises InputError if the tokenizer is missing or not the one it was trained on.
+    ckpt is a run folder or a checkpoint, and so is `decoder`, of a tokenizer of the same codes that decodes in place of the
+    prior's own. Raises InputError if the tokenizer is missing or not the one it was trained on, or if the other has other codes.
     """
     checkpoint = read_checkpoint(ckpt, "prior")
     header, file = checkpoint["codegrid"], find_checkpoint(ckpt)
@@ -128,19 +164,40 @@ def load_prior(ckpt: str | Path) -> Prior:
         raise InputError(
             f"{folder / TOKENIZER_COPY} is not the tokenizer that this prior was trained on; restore the run folder"
         )
-    code_space = {**tokenizer.code_space, "classes": header["classes"]}
     described_prior = header["config"]["prior"]
     current_trust().check_choice("prior", described_prior["_target_"])
+    code_space = {**describe_codes(described_prior, tokenizer), "classes": header["classes"]}
     model = build_trusted({**described_prior, **code_space}, PriorModel, file, stamp)  # type: ignore[type-abstract]
+    condition = load_condition(header.get("condition"), folder)
+    if condition is not None:
+        condition.attach(model)
     weights = checkpoint.get(AVERAGE) or substate(checkpoint["state_dict"], "model")
     check_weights(weights, model.state_dict(), file, stamp)
     model.load_state_dict(weights)
-    return Prior(
+    trained = Prior(
         model=model.eval(),
         tokenizer=tokenizer,
         name=folder.name,
         config=header["config"],
-        data=move_images(described["data"], read_places(folder, header["config"])),
+        data=add_columns(
+            move_images(described["data"], read_places(folder, header["config"])),
+            condition.columns if isinstance(condition, VectorCondition) else [],
+            condition,
+        ),
         classes=read_classes(header),
         tokenizer_of=described.get("id"),
+        condition=condition,
     )
+    if decoder is not None:
+        other, described = load_tokenizer(decoder, setting="decoder")
+        trained.use_decoder(other.eval(), f"decoder={decoder}")
+        trained.tokenizer_of = described.get("id")
+    return trained
+
+
+def refuse_decoder(ckpt: str, decoder: str | None) -> None:
+    """Raise InputError for a decoder that takes the place of none, as `ckpt` is a tokenizer."""
+    if decoder is not None:
+        raise InputError(
+            f"decoder={decoder} is for a prior, and ckpt={ckpt} is a tokenizer, with a decoder of its own; leave decoder out"
+        )

@@ -16,6 +16,7 @@ from codegrid.engine.fsdp import ShardedStrategy, reshard, unshard
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from prior.likelihood import judge_prediction, learning_losses, weighted_mean
 from prior.models.base import Prediction, PriorModel
+from prior.models.inputs import blank_value
 from prior.models.transformer import Block
 
 MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges as well
@@ -24,8 +25,8 @@ MAX_TRAINING_GRIDS = 1_000  # training grids that a validation judges as well
 class PriorModule(ClockedModule):
     """A prior over code grids, trained by maximum likelihood (VQGAN, Esser et al. 2021, eq. 9) and judged in nats.
 
-    With classes, a share `label_drop` of the labels is dropped in training, so that the model also learns the codes of no
-    class in particular, which guidance needs (Ho & Salimans 2022, algorithm 1).
+    A share `label_drop` of the labels is dropped in training, so that the model also learns the codes of all images alike, which
+    guidance needs (Ho & Salimans 2022, algorithm 1).
 
     A validation judges the whole validation set and, in the same way, some of the training set, for the gap between them.
     """
@@ -79,11 +80,12 @@ class PriorModule(ClockedModule):
         self.tick()
 
     def drop_labels(self, labels: Tensor) -> Tensor:
-        """The labels (B,) with a share `label_drop` of them replaced by -1."""
-        if not self.model.classes:
+        """The labels (B, ...) with a share `label_drop` of them replaced by labels that say nothing."""
+        if not self.model.is_conditional:
             return labels
         dropped = torch.rand(len(labels), device=labels.device) < self.label_drop
-        return labels.masked_fill(dropped, -1)
+        whole = dropped.view(-1, *[1] * (labels.ndim - 1))
+        return labels.masked_fill(whole, blank_value(labels))
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
         """The loss of a micro-batch; the log gets the nats, without label smoothing and the like."""
@@ -94,8 +96,8 @@ class PriorModule(ClockedModule):
         return weighted_mean(losses, prediction)
 
     def used(self, labels: Tensor) -> Tensor | None:
-        """The labels, or None if the model has no classes."""
-        return labels if self.model.classes else None
+        """The labels, or None if the model takes none."""
+        return labels if self.model.is_conditional else None
 
     @property
     def learned(self) -> PriorModel:
@@ -117,12 +119,12 @@ class PriorModule(ClockedModule):
         assert isinstance(data, BatchDataModule)
         grids, labels = data.take_evenly("train", min(data.size("val"), MAX_TRAINING_GRIDS))
         share = slice(self.global_rank, None, self.trainer.world_size)
-        for batch in zip(
+        for indices, label in zip(
             grids[share].split(data.batch_size), labels[share].split(data.batch_size), strict=True
         ):
             # The precision of a validation step, which Lightning sets for its own steps only.
             with self.trainer.precision_plugin.val_step_context():
-                prediction = self.judge(*(part.to(self.device).long() for part in batch))
+                prediction = self.judge(indices.to(self.device).long(), label.to(self.device))
                 self.train_likelihood.update(prediction)
 
     def on_validation_epoch_end(self) -> None:
@@ -130,7 +132,7 @@ class PriorModule(ClockedModule):
         reshard(self.model)
         val, train = self.val_likelihood.compute(), self.train_likelihood.compute()
         nats_per_token = val["nats"].mean()
-        self.loss_map = val["nats"].view(*self.model.grid, self.model.num_codebooks).mean(2)
+        self.loss_map = self.model.map_nats(val["nats"])
         figures = {
             "nats_per_token": nats_per_token,
             "bits_per_image": nats_per_token * self.model.L / math.log(2),

@@ -13,9 +13,10 @@ from codegrid.engine.checkpoint import build_trusted, check_weights
 from codegrid.engine.errors import InputError, summarize_error
 from codegrid.engine.trust import Trust, admit, check_name, check_trusted, current_trust
 from codegrid.engine.version import STAMP, Stamp, check_format
+from prior.conditioning.vectors import VectorCondition
 from prior.export.safetensors import PRIOR_CLASS, PRIOR_FACTS, PRIOR_WEIGHTS
 from prior.load import load_prior
-from prior.models.base import PriorModel
+from prior.models.base import PriorModel, describe_codes
 from prior.prior import Prior
 from vqgan.formats.files import open_folder
 from vqgan.formats.hub import HubFolder
@@ -52,8 +53,13 @@ def load_exported(source: str | Path, revision: str | None) -> Prior:
     check_trusted(facts["prior"], str(source), current_trust().names)
     commit = folder.commit if isinstance(folder, HubFolder) else None  # of one moment
     tokenizer = Tokenizer.from_pretrained(source, commit, trust=tuple(current_trust().names))
-    settings = {**facts["prior"], **tokenizer.code_space, "classes": facts["classes"]}
+    space = describe_codes(facts["prior"], tokenizer)
+    settings = {**facts["prior"], **space, "classes": facts["classes"]}
     model = build_trusted(settings, PriorModel, source, stamp)  # type: ignore[type-abstract]
+    described = facts.get("condition")
+    condition = VectorCondition.from_description(described) if described else None
+    if condition is not None:
+        condition.attach(model)
     file = folder.fetch(join_name(inner, PRIOR_WEIGHTS))
     try:
         weights = load_file(file)
@@ -71,6 +77,7 @@ def load_exported(source: str | Path, revision: str | None) -> Prior:
         data={},
         classes=ClassTable(facts["class_names"], facts["class_labels"]),
         tokenizer_of=facts["tokenizer_of"],
+        condition=condition,
     )
 
 

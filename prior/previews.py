@@ -13,11 +13,11 @@ from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.decoding.generate import check_compile_sampler
+from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
-from prior.judging import check_sampler, judge_codes
-from prior.load import load_prior
+from prior.judging import check_sampler, judge_codes, open_image_labels
+from prior.load import load_prior, refuse_decoder
 from vqgan.load import load_images, load_tokenizer
 from vqgan.previews import preview_evaluation_of
 from vqgan.tokenizer import Tokenizer
@@ -41,14 +41,18 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     """What stage=evaluate would do with the tokenizer or the prior that `ckpt` names; a batch of the images is scored."""
     ckpt = settings.ckpt
     if read_checkpoint(ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
+        refuse_decoder(ckpt, run.config.get("decoder"))
         tokenizer, described = load_tokenizer(ckpt)
         name = find_checkpoint(ckpt).parent.parent.name
         return preview_evaluation_of(run, tokenizer, described, name)
-    trained = load_prior(ckpt)
+    trained = load_prior(ckpt, run.config.get("decoder"))
     images = load_images(trained.data, run.config.data, ckpt)
     sampler = instantiate(run.config.sampler)
     check_sampler(sampler, trained.model)
+    check_parallel_sampler(trained.model, sampler)
     check_compile_sampler(trained.model, sampler, run.device.type)
+    if (labels := open_image_labels(trained, images, ckpt, run.config)) is not None:
+        labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")
     load_own_features(settings, images)
     number = len(images.source(settings.split))
@@ -63,7 +67,7 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
 
     def work() -> None:
         with torch.no_grad(), settings.autocast():
-            judge_codes(trained.model, trained.tokenizer.indices(x), torch.full((n,), -1))
+            judge_codes(trained.model, trained.tokenizer.indices(x), trained.model.blank_labels(n))
 
     return run.preview(trained.name, would, models, n, work)
 

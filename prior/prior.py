@@ -17,10 +17,16 @@ from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
+from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import check_compile_sampler, generate
+from prior.decoding.generate import (
+    check_compile_sampler,
+    check_order_sampler,
+    check_parallel_sampler,
+    generate,
+)
 from prior.decoding.pictures import decode_latents
-from prior.decoding.sampling import Sampler, make_sampler
+from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
 from prior.models.base import PriorModel
 from vqgan.pictures import Picture, list_pictures, to_pictures
@@ -40,20 +46,27 @@ class SamplingSettings(TypedDict, total=False):
 
     seed                of the samples, 0 to 2^32 - 1: sample i depends on the seed and i only
     label               the number or name of a class, -1 for no class, or several to cycle through; by default all classes
+    condition           of a prior of vectors: one of its size or several, an array, a .npy file, or a mapping of columns to values;
+                        of a prior of other images: these, or a folder of them; several are cycled through; "none" for none
     batch_size          samples at once; they do not depend on it
     temperature         above 0; below 1: more likely codes; above 1: more varied ones
     top_k               draw from the k most likely codes; 0: from all
     top_p               draw from the most likely codes with this total probability, above 0 to 1 (Holtzman et al. 2020)
     min_p               draw from codes at least this many times as likely as the most likely one, 0 to 1 (Nguyen et al. 2024)
-    guidance            with classes: above 1, samples are more typical of their class (Ho & Salimans 2022); 1: none
+    guidance            with a condition: above 1, samples are more typical of it (Ho & Salimans 2022); 1: none
     guidance_power      above 0, guidance grows from 1 over the grid
     steps               of priors that draw many codes in one step; 0: the prior's own
-    choice_temperature  of maskgit: noise in the choice of codes to accept (Chang et al. 2022)
+    order               of maskgit and diffusion: halton, random or confidence (Besnier et al. 2025); None: the prior's own
+    choice_temperature  of order="confidence": noise in the choice of codes to accept (Chang et al. 2022)
+    corrector           of maskgit and diffusion: steps after each step that draw as many codes again
+    remask              of maskgit and diffusion: share of the codes that can be masked again in a step and are, 0 to 1
     compile             compile the steps of gpt, rar and rq
+    parallel            of gpt and rar: positions drawn in one pass, from the same distribution; "auto": as many as pay
     """
 
     seed: int
     label: Label
+    condition: Any
     batch_size: int
     temperature: float
     top_k: int
@@ -62,8 +75,12 @@ class SamplingSettings(TypedDict, total=False):
     guidance: float
     guidance_power: float
     steps: int
+    order: str | None
     choice_temperature: float
+    corrector: int
+    remask: float
     compile: bool
+    parallel: int | Literal["auto"]
 
 
 @dataclass(repr=False, eq=False)
@@ -77,6 +94,7 @@ class Prior:
     data          the config of the tokenizer's images, in the places where the prior's run had them
     classes       names and labels of its classes; empty for a prior without
     tokenizer_of  the id of the tokenizer's run
+    condition     what it is conditioned on beside classes: vectors of numbers, or the codes of another image; None: neither
 
     Wrong values raise InputError, a ValueError, with the sentences of the command line.
     """
@@ -88,6 +106,7 @@ class Prior:
     data: dict[str, Any]
     classes: ClassTable
     tokenizer_of: str | None
+    condition: Condition | None = None
 
     @classmethod
     def from_pretrained(
@@ -107,15 +126,33 @@ class Prior:
         return trained
 
     def to(self, device: torch.device | str) -> "Prior":
-        """Move model and tokenizer to a device, in place; returns the prior itself."""
+        """Move all networks to a device, in place; returns the prior itself."""
         self.model.to(device)
         self.tokenizer.to(device)
+        if self.condition is not None:
+            self.condition.to(device)
+        return self
+
+    def use_decoder(self, tokenizer: Tokenizer, name: str = "this tokenizer") -> "Prior":
+        """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
+
+        Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
+        Raises InputError, with `name` in its sentence, if it has other codes.
+        """
+        if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
+            raise InputError(
+                f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
+                "with init=<the prior's tokenizer> learn=decoder"
+            )
+        self.tokenizer = tokenizer.to(self.device)
         return self
 
     def __repr__(self) -> str:
         weights = sum(p.numel() for p in self.model.parameters())
         h, w = self.grid
         classes = f", {len(self.classes)} classes" if len(self.classes) else ""
+        if self.condition is not None:
+            classes = f", of {self.condition.summarize()}"
         return (
             f"Prior({self.name}: {type(self.model).__name__}, {weights:,} weights, {h}x{w} codes out of {self.K:,}{classes}, "
             f"on {self.device})"
@@ -239,6 +276,8 @@ class Prior:
         rows of their codes stay, or all codes outside the `region` (top, left, bottom, right), in codes, bottom and right
         exclusive; only masked priors read what comes after it. `settings` are those of SamplingSettings.
 
+        Conditions are those of the images in turn; of one image, those of its completions.
+
         Returns what `sample` does: n completions of the first image, then those of the second ...
         """
         check_int("n", n, 1)
@@ -254,6 +293,7 @@ class Prior:
         images: Picture | Iterable[Picture],
         *,
         label: Label = None,
+        condition: Any = None,
         per_position: bool = False,
         batch_size: int | None = None,
     ) -> Tensor:
@@ -264,19 +304,23 @@ class Prior:
         priors that are not `model.exact` (maskgit, diffusion) it is an unbiased estimate of an upper bound.
 
         Images are what Tokenizer.encode_images takes. A prior of classes needs `label`: one class for all images, or as many as
-        there are images; -1 is no class. Encoded as for training, judged in float32.
+        there are images; -1 is no class. One of another condition needs `condition`, as `sample` takes it. Encoded as for training,
+        judged in float32.
         """
         batch = read_batch_size(batch_size)
         self._require_label(label)
         with autocast(self.device):
             codes = self.tokenizer.encode_images(images, batch)
-        return self.nats_of_codes(codes, label=label, per_position=per_position, batch_size=batch)
+        return self.nats_of_codes(
+            codes, label=label, condition=condition, per_position=per_position, batch_size=batch
+        )
 
     def nats_of_codes(
         self,
         codes: Tensor,
         *,
         label: Label = None,
+        condition: Any = None,
         per_position: bool = False,
         batch_size: int | None = None,
     ) -> Tensor:
@@ -284,13 +328,13 @@ class Prior:
         batch = read_batch_size(batch_size)
         if codes.ndim == 0 or len(codes):
             self.tokenizer.check_codes(codes)
-        if tuple(codes.shape[1:3]) != self.grid:
-            h, w = self.grid
+        h, w, _ = self.model.code_shape
+        if tuple(codes.shape[1:3]) != (h, w):
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
             )
-        labels = self._label_images(label, len(codes))
-        parts = [torch.empty(0, *self.grid, self.model.num_codebooks)]
+        labels = self._label_images(label, condition, len(codes))
+        parts = [torch.empty(0, *self.model.code_shape)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
             with torch.autocast(self.device.type, enabled=False), deterministic_float32():
@@ -300,17 +344,39 @@ class Prior:
         per_code = torch.cat(parts)
         return per_code.view(codes.shape) if per_position else per_code.double().sum((1, 2, 3))
 
-    def choose_labels(self, label: Any, n: int, sampler: Sampler) -> Tensor | None:
-        """The labels (n,) of n samples, None without classes. Raises InputError for labels, and settings of the sampler, that
-        this prior or its device doesn't take."""
-        labels = choose_labels(self.classes, label, n)
-        if labels is None and sampler.guidance != 1:
+    def choose_labels(self, label: Any, condition: Any, n: int, sampler: Sampler) -> Tensor | None:
+        """The labels (n, ...) of n samples, None for a prior that takes none. Raises InputError for labels, conditions and settings
+        of the sampler that this prior or its device doesn't take."""
+        labels = self._pick_labels(label, condition, n)
+        check_guidance(sampler, self.model)
+        if self.model.front is not None and sampler.grid is not None:
             raise InputError(
-                f"sampler.guidance={sampler.guidance} needs a prior of classes; "
-                "train one with conditional=true"
+                f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
+                "whole picture; leave sampler.grid out"
             )
+        check_parallel_sampler(self.model, sampler)
         check_compile_sampler(self.model, sampler, self.device.type)
+        check_order_sampler(self.model, sampler)
         return labels
+
+    def _pick_labels(
+        self, label: Any, condition: Any, n: int, in_turn: bool = True
+    ) -> Tensor | None:
+        """The labels (n, ...) of n samples or images: the classes that `label` names, or those that `condition` gives."""
+        if self.condition is None:
+            if condition is not None:
+                needed = "classes, named by label" if len(self.classes) else "none"
+                raise InputError(
+                    f"condition={shorten_value(condition)} needs a prior that was trained with a condition, and this one has "
+                    f"{needed}; train one with condition=<columns, file or run>"
+                )
+            return choose_labels(self.classes, label, n)
+        if label is not None:
+            raise InputError(
+                f"label={label} is of priors of classes, and this one is conditioned on {self.condition.summarize()}; give "
+                "condition instead"
+            )
+        return self.condition.choose(self.model, condition, n, in_turn)
 
     @torch.no_grad()
     def _draw(
@@ -324,16 +390,23 @@ class Prior:
         """n samples, or n completions of each picture; `chosen` are further settings of the sampler."""
         if output not in SAMPLE_OUTPUTS:
             raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
-        seed, label, batch_size, of_sampler = split_settings(settings)
+        seed, label, condition, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
-        labels = self.choose_labels(label, total, sampler)
-        check_places(sampler, self.tokenizer)
-        sampler.known(sampler.size(self.grid))  # raises for what does not fit the grid
+        labels = self.choose_labels(label, condition, total, sampler)
+        if pictures is not None and len(pictures) > 1 and self.condition is not None:
+            labels = self.condition.choose(self.model, condition, len(pictures))
+            labels = labels.repeat_interleave(n, 0)
+        check_places(sampler, self.tokenizer, self.grid)
+        grid = sampler.size(self.grid)
+        known = sampler.known(grid)  # raises for what does not fit the grid
+        places = grid if self.grid == self.tokenizer.grid else self.tokenizer.grid
         init_codes = None
         if pictures is not None:
             each = [encode_init_image(picture, self.tokenizer)[0] for picture in pictures]
-            init_codes = torch.stack(each).repeat_interleave(n, 0)
+            whole = torch.stack(each)
+            restricted = self.tokenizer.quantizer.restrict(whole, known.to(whole.device))
+            init_codes = restricted.repeat_interleave(n, 0)
         rules = self.tokenizer.rules
         codes: list[Tensor] = []
         images: list[Tensor] = []
@@ -344,7 +417,7 @@ class Prior:
                 if output == "codes":
                     codes.append(batch.cpu())
                     continue
-                latents = self.tokenizer.quantizer.lookup(batch)
+                latents = self.tokenizer.quantizer.lookup_on(batch, places)
                 for part in decode_latents(self.tokenizer, latents, batch_size):
                     if output == "pil":
                         shown += to_pictures(part, rules)
@@ -364,9 +437,11 @@ class Prior:
                 "one for each, or label=-1 for no class"
             )
 
-    def _label_images(self, label: Label, n: int) -> Tensor | None:
-        """The labels (n,) of n images whose likelihood is asked for, None without classes."""
+    def _label_images(self, label: Label, condition: Any, n: int) -> Tensor | None:
+        """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none."""
         self._require_label(label)
+        if self.condition is not None or condition is not None:
+            return self._pick_labels(label, condition, n, in_turn=False)
         several = list_labels(label)
         if len(several) not in (1, n):
             raise InputError(
@@ -375,8 +450,9 @@ class Prior:
         return choose_labels(self.classes, label, n)
 
 
-def split_settings(settings: SamplingSettings) -> tuple[int, Any, int, dict[str, Any]]:
-    """Seed, label, batch size, and the settings of the sampler, with the defaults of conf/. Raises InputError for others."""
+def split_settings(settings: SamplingSettings) -> tuple[int, Any, Any, int, dict[str, Any]]:
+    """Seed, label, condition, batch size, and the settings of the sampler, with the defaults of conf/. Raises InputError for
+    others."""
     rest: dict[str, Any] = dict(settings)
     names = list(SamplingSettings.__annotations__)
     for name, value in rest.items():
@@ -389,10 +465,10 @@ def split_settings(settings: SamplingSettings) -> tuple[int, Any, int, dict[str,
                 f"{name}={value} is no setting of sampling{suggest(name, names) or ';'} there is {', '.join(names)}"
             )
     seed = rest.pop("seed", read_defaults("config")["seed"])
-    label = rest.pop("label", None)
+    label, condition = rest.pop("label", None), rest.pop("condition", None)
     batch_size = read_batch_size(rest.pop("batch_size", None))
     check_seed(seed)
-    return seed, label, batch_size, rest
+    return seed, label, condition, batch_size, rest
 
 
 def read_batch_size(batch_size: int | None) -> int:

@@ -43,6 +43,7 @@ def save_grid(
     rows: int,
     head: Sequence[torch.Tensor] = (),
     caption: str = "",
+    name: str = "samples.png",
 ) -> Path:
     """Save a picture of the first `rows` rows of images (n, C, H, W) uint8, starting with the images of `head`."""
     sheet = torch.cat([*head, images])
@@ -50,4 +51,4 @@ def save_grid(
     shown = list(sheet[: rows * columns].split(columns))
     white = images.new_full((columns - len(shown[-1]), *images.shape[1:]), 255)
     shown[-1] = torch.cat([shown[-1], white])
-    return save_picture(tile_images(shown, scale=2), folder / "samples.png", caption)
+    return save_picture(tile_images(shown, scale=2), folder / name, caption)

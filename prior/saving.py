@@ -41,7 +41,7 @@ class SampleBatch:
     first      the number of the first one
     images     (b, C, H, W), pixels as batches of the data have them: uint8, or int32 of 16 bits
     codes      (b, h, w, ...), if they have any
-    labels     (b,), if they have any
+    labels     (b, ...), classes or what else they are conditioned on, if they have any
     pictures   (b, 3 or 1, H, W) uint8, what is shown of the images; None: the images themselves
     values     (b, C, H, W) in the units of the data, if they are saved
     """
@@ -258,7 +258,7 @@ class NpyFile(StreamedFile):
 
 
 class CodeFile(StreamedFile):
-    """codes.pt: the codes (n, ...) int64 of all samples, and if there are any the labels (n,), and the names of all classes."""
+    """codes.pt: the codes (n, ...) int64 of all samples, and if there are any the labels (n, ...), and the names of all classes."""
 
     def __init__(
         self,
@@ -352,7 +352,7 @@ class ShardFiles(SampleFiles):
     def _entry(batch: SampleBatch, index: int) -> bytes:
         at = index - batch.first
         entry = tar_member(f"{index:06d}.png", batch.pngs[at])
-        if batch.labels is None:
+        if batch.labels is None or batch.labels.ndim > 1:
             return entry
         return entry + tar_member(f"{index:06d}.cls", str(int(batch.labels[at])).encode())
 

@@ -26,6 +26,8 @@ from codegrid.engine.run import Run
 from codegrid.engine.settings import TrainerSettings
 from prior.baselines import baselines
 from prior.callbacks import LossMapPictures, SamplePictures
+from prior.conditioning.base import Condition
+from prior.conditioning.images import ConditionSetting, ImageLabels, hash_labels
 from prior.extract import extract
 from prior.load import read_classes
 from prior.models.base import PriorModel
@@ -33,7 +35,7 @@ from prior.models.counted import Counted
 from prior.module import PriorModule, list_transformer_blocks
 from vqgan.tokenizer import Tokenizer
 
-PriorParts = tuple[PriorModule, CodeDataModule, ClassTable, list[Callback]]
+PriorParts = tuple[PriorModule, CodeDataModule, dict[str, Any], list[Callback]]
 BLANK_LABELS = 512  # that a dry run reads, with their images
 SIZES = ("width", "depth", "heads", "codebook_depth")
 
@@ -102,17 +104,52 @@ def make_module(
 
 
 def load_codes(
-    run: Run, tokenizer: Tokenizer, images: ImageDataModule
+    run: Run,
+    tokenizer: Tokenizer,
+    images: ImageDataModule,
+    labels: ImageLabels | None = None,
 ) -> tuple[ArraySamples, ArraySamples]:
-    """The codes to train on and to validate on, encoded once by all ranks together; random ones for a dry run."""
+    """The codes to train on and to validate on, encoded once by all ranks together, with their `labels` if a condition has
+    others than classes; random ones for a dry run."""
     config = run.config
+    views = config.flip, config.crops
+    if labels is not None:
+        labels.check(*views)
     if run.is_dry:
-        labels = choose_blank_labels(images, config.conditional)
-        blank = draw_blank_codes(tokenizer, labels, config.batch_size)
+        of_classes = ConditionSetting.of_run(config).classes
+        blank_labels = choose_blank_labels(images, of_classes)
+        blank = draw_blank_codes(tokenizer, blank_labels, config.batch_size)
+        if labels is not None:
+            blank.labels = labels.draw_blank(len(blank))
         return blank, blank
     fabric = run.launch()
-    train = extract(tokenizer, images, "train", config.flip, config.crops, fabric=fabric)
-    return train, extract(tokenizer, images, "val", fabric=fabric)
+    train = extract(tokenizer, images, "train", *views, fabric=fabric)
+    val = extract(tokenizer, images, "val", fabric=fabric)
+    if labels is not None:
+        train.labels = labels.read("train", *views, fabric=fabric)
+        val.labels = labels.read("val", fabric=fabric)
+        labels.fit(train.labels)
+    return train, val
+
+
+def describe_condition(
+    labels: ImageLabels | None, train: ArraySamples, resume: Path | None
+) -> dict[str, Any]:
+    """What a checkpoint's header says of the condition; nothing for classes and for no condition.
+
+    Raises InputError if a run that resumes in the folder `resume` learned with other labels.
+    """
+    if labels is None:
+        return {}
+    described = {**labels.condition.describe(), "checksum": hash_labels(train.labels)}
+    if resume:
+        earlier = read_checkpoint(resume, "prior")["codegrid"].get("condition")
+        if earlier != described:
+            raise InputError(
+                f"the images have other vectors or codes as their condition than when the run in {resume} began; give those of "
+                "then with condition=..., or start a new run"
+            )
+    return {"condition": described}
 
 
 def choose_blank_labels(images: ImageDataModule, conditional: bool) -> NDArray[Any]:
@@ -175,11 +212,13 @@ def check_blocks(model: PriorModel, training: TrainerSettings) -> None:
         )
 
 
-def display_callbacks(model: PriorModel, tokenizer: Tokenizer) -> list[Callback]:
+def display_callbacks(
+    model: PriorModel, tokenizer: Tokenizer, condition: Condition | None = None
+) -> list[Callback]:
     """What a user watches during training: the progress line, samples, and a map of the loss."""
     validation = "validation" if model.exact else "validation at most"
     progress = Progress({"train/loss": "loss", "val/nats_per_token": validation})
-    return [progress, SamplePictures(tokenizer), LossMapPictures()]
+    return [progress, SamplePictures(tokenizer, condition), LossMapPictures()]
 
 
 def report_early_stop(callbacks: Iterable[Callback], step: int) -> None:
@@ -216,7 +255,6 @@ def prior_result(
         "best_step": best.step,
         "last_nats_per_token": figures["nats_per_token"],
         **{name: round(value, 4) for name, value in compared.items()},
-        "K": tokenizer.K,
-        "grid": list(tokenizer.grid),
+        **tokenizer.size_facts,
         "pictures": pictures,
     }

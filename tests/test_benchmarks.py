@@ -1,10 +1,9 @@
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -13,16 +12,26 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
+from benchmarks.adversarial import main as measure_adversarial
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
-from benchmarks.checkouts import UNITS, format_comparison
+from benchmarks.checkouts import UNITS, format_comparison, import_modules
+from benchmarks.drawing import main as compare_drawing
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
+from benchmarks.fitting import Plan as FittingPlan
+from benchmarks.fitting import add_ratios
+from benchmarks.fitting import format_rows as format_fitting
+from benchmarks.fitting import list_trials as list_fitting_trials
+from benchmarks.fitting import main as measure_fitting
 from benchmarks.heads import HEADS, make_step
 from benchmarks.optimizers import main as measure_optimizers
 from benchmarks.optimizers import read_comparison
+from benchmarks.orders import find_best, format_ratios, list_variants
+from benchmarks.orders import main as compare_orders
 from benchmarks.products import PRIORS, ProductRecorder, divide_rest
 from benchmarks.products import main as measure_products
 from benchmarks.quantizers import COLUMNS, measure_ours
+from benchmarks.rates import format_means, list_numbers_of, list_runs
 from benchmarks.scaling import count
 from benchmarks.step import VARIANTS
 from benchmarks.training256 import GRID as GRID_256
@@ -32,12 +41,15 @@ from benchmarks.validity import main as judge_validity
 from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
 from codegrid.evaluation.features import FeatureNetwork
-from tests.helpers.commands import TINY, launch
+from prior.decoding.sampling import ORDERS
+from tests.helpers.commands import TINY, TINY_PRIOR, launch
 from tests.helpers.configs import ROOT, compose_config, list_options
 from tests.helpers.images import make_images
+from tests.helpers.runs import SMALL_PRIOR, save_prior_run
 from tests.helpers.stage1 import make_module, make_tokenizer
 from vqgan.load import build_tokenizer, start_images
 from vqgan.quantizers.base import Quantized
+from vqgan.rates import list_rates
 from vqgan.tokenizer import Tokenizer
 
 
@@ -48,6 +60,9 @@ def test_all_bottlenecks_are_compared_at_equal_bits() -> None:
         quantizer = compose_config("stage=vqgan", *words).quantizer
         if num_codebooks:
             assert num_codebooks == quantizer.get("num_codebooks", 1)
+            if name == "multiscale":  # of K codes, which is no power of two
+                assert 570 < sum(n**2 for n in quantizer.scales) * math.log2(quantizer.K) <= 576
+                continue
             assert GRID**2 * num_codebooks * math.log2(quantizer.K) == 576
         else:
             assert "K" not in quantizer
@@ -58,6 +73,54 @@ def test_every_head_of_a_prior_is_measured_by_a_step_on_random_codes() -> None:
     for name in HEADS:
         nats = make_step(name, argparse.Namespace(**size))()
         assert nats == pytest.approx(math.log(16), abs=0.5), name
+
+
+def test_an_arm_of_the_comparison_has_settings_of_its_file_and_others() -> None:
+    words, num_codebooks = choose_words("fsq:levels=[8,8,8]:from=0.1:data.batch_size=8", bits=576)
+    assert words == [
+        "quantizer=fsq", "quantizer.levels=[8,8,8]", "quantizer.from=0.1", "data.batch_size=8", "quantizer.K=512",
+    ]  # fmt: skip
+    assert num_codebooks == 1
+    assert choose_words("ema:gradient=rotation:entropy.weight=0.1", bits=576)[0][1:3] == [
+        "quantizer.gradient=rotation",
+        "quantizer.entropy.weight=0.1",
+    ]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("sequence", 144), ("residual", 384)])
+def test_runs_of_nested_codes_are_compared_with_those_of_one_rate(kind: str, bits: int) -> None:
+    runs = dict(list_runs(kind, 0.5, own=[1, 4, 99]))
+    built = {}
+    for name, words in runs.items():
+        config = compose_config("stage=vqgan", *words)
+        built[name] = build_tokenizer(config.model, config.quantizer)
+    nested, plain = built["nested"], built["plain"]
+    assert nested.nested or nested.quantizer.nested
+    assert plain.nested == plain.quantizer.nested == 0
+    assert nested.fingerprint() != plain.fingerprint()  # other random weights of the same shapes
+    assert nested.state_dict().keys() == plain.state_dict().keys()
+    assert math.prod(nested.grid) * nested.quantizer.bits == bits
+    assert math.prod(built["own 1"].code_shape) * 9 / bits in (1 / 16, 16 * 9 / 384)
+    assert "own 99" not in built
+    assert all(list_rates(nested, list_numbers_of(kind, name)) for name in ("nested", "plain"))
+    assert list_numbers_of(kind, "own 1") == []
+
+
+def test_rows_of_the_rates_benchmark_are_means_over_seeds() -> None:
+    rows = [
+        {
+            "kind": "residual",
+            "run": "nested",
+            "steps": 10,
+            "bits_per_image": 96.0,
+            "psnr": p,
+            "ssim": 0.5,
+        }
+        for p in (18.0, 19.0)
+    ]
+    assert format_means(rows).splitlines()[-1] == (
+        "| residual | 96 | nested | 18.50 ± 0.71 | 0.500 | 10 |"
+    )
 
 
 def test_a_row_of_the_quantizers_benchmark_has_all_columns() -> None:
@@ -295,14 +358,19 @@ def test_the_table_leaves_out_a_change_relative_to_0() -> None:
 
 
 @pytest.mark.slow
-def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) -> None:
-    small = [
-        word
-        for word in TINY
-        if not word.startswith(("trainer.max_steps", "trainer.val_every", "logger"))
-    ]
-    words = [
-        *small,
+def test_the_adversarial_benchmark_ends_with_one_line_per_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "benchmarks.adversarial.subprocess.run",
+        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
+    )
+    monkeypatch.setenv(
+        "https_proxy", "http://127.0.0.1:9"
+    )  # so that LPIPS's weights aren't downloaded
+    skipped = ("trainer.max_steps", "trainer.val_every", "logger")
+    words = [word for word in TINY if not word.startswith(skipped)]
+    words += [
         f"cache_dir={tmp_path / 'cache'}",
         "--steps=4",
         "--seeds",
@@ -311,16 +379,12 @@ def test_the_adversarial_benchmark_ends_with_one_line_per_run(tmp_path: Path) ->
     ]
     words += ["--vqgan", "loss/discriminator=grain"]
     files = ["--keep", str(tmp_path / "runs"), "--pictures", str(tmp_path / "sheet.png")]
+    monkeypatch.setattr("sys.argv", ["adversarial", *words, *files])
     printed = []
     for _ in range(2):  # the second call measures the same runs again
-        process = subprocess.run(
-            [sys.executable, "-m", "benchmarks.adversarial", *words, *files],
-            cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True,
-            env={**os.environ, "https_proxy": "http://127.0.0.1:9"},  # so that LPIPS's weights aren't downloaded
-        )  # fmt: skip
-        printed.append(
-            [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
-        )
+        measure_adversarial()
+        lines = capsys.readouterr().out.splitlines()
+        printed.append([json.loads(line) for line in lines if line.startswith("{")])
     assert [(row["loss"], row["seed"]) for row in printed[0]] == [("vqvae", 1), ("vqgan", 1)]
     assert all(tuple(row) == ("bench", "data", "loss", "seed", *FIGURES) for row in printed[0])
     assert printed[0] == printed[1]
@@ -563,3 +627,159 @@ def test_two_checkouts_are_compared_by_medians_and_by_the_ratios_of_each_round()
     here, there = dict.fromkeys(UNITS, 3.0), dict.fromkeys(UNITS, 2.0)
     table = format_comparison([(here, there), (here, here), (there, here)])
     assert "| memory | 3 | 3 | 1.000 (0.667-1.500) | MiB |" in table
+
+
+def test_each_order_has_a_line_as_it_is_and_one_for_each_way_to_draw_codes_again() -> None:
+    lines = list_variants(["halton", "random"], [0, 2], [0.1, 0.0])
+    assert [tuple(line.values()) for line in lines] == [
+        (order, *redrawn)
+        for order in ("halton", "random")
+        for redrawn in ((0, 0.0), (2, 0.0), (0, 0.1))
+    ]
+
+
+def test_orders_are_ranked_at_each_number_of_passes_and_by_their_mean_where_all_were_measured() -> (
+    None
+):
+    plain = {"corrector": 0, "remask": 0.0}
+    rows = [
+        {"passes": 4, "order": "halton", **plain, "ratio": 2.0},
+        {"passes": 4, "order": "random", **plain, "ratio": 8.0},
+        {"passes": 16, "order": "halton", **plain, "ratio": 2.0},
+        {"passes": 16, "order": "random", **plain, "ratio": 1.5},
+        {"passes": 16, "order": "random", "corrector": 1, "remask": 0.0, "ratio": 1.25},
+    ]
+    assert format_ratios(rows).splitlines()[2:] == [
+        "| halton | 2.00 | 2.00 |",
+        "| random | 8.00 | 1.50 |",
+        "| random, corrector=1 | - | 1.25 |",
+    ]
+    assert find_best(rows) == {"4": "halton", "16": "random, corrector=1", "mean": "halton"}
+
+
+def test_the_orders_benchmark_draws_as_many_passes_in_each_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [f"cache_dir={tmp_path / 'cache'}"]
+    save_prior_run(tmp_path / "run", "prior=maskgit", *SMALL_PRIOR, tokenizer_words=small)
+    flags = ["--passes", "2", "3", "--correctors", "1", "--samples", "8", "--classifier", "1"]
+    words = ["--ckpt", str(tmp_path / "run"), *flags, "sampler.top_p=0.9"]
+    monkeypatch.setattr(sys, "argv", ["orders", *words])
+    compare_orders()
+    lines = capsys.readouterr().out.splitlines()
+    first, *rows, last = [json.loads(line) for line in lines if line.startswith("{")]
+    assert first["floor"] > 0
+    assert [(row["passes"], row["steps"], row["order"], row["corrector"]) for row in rows] == [
+        *((2, steps, order, 2 - steps) for order in ORDERS for steps in (2, 1)),
+        *((3, 3, order, 0) for order in ORDERS),
+    ]
+    assert all(row["ratio"] > 0 and row["images_per_second"] > 0 for row in rows)
+    assert last["best"] == find_best(rows)
+
+
+def test_modules_of_another_checkout_stand_beside_ours() -> None:
+    import prior.decoding.sampling as ours
+
+    [theirs] = import_modules(ROOT, "prior.decoding.sampling")
+    assert theirs.__file__ == ours.__file__
+    assert theirs.Sampler is not ours.Sampler
+    assert theirs.InputError is not ours.InputError
+    assert sys.modules["prior.decoding.sampling"] is ours
+    assert str(ROOT) not in sys.path[:1]
+
+
+def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_prior_run(tmp_path / "model", classes=2)
+    flags = ["--rounds", "1", "--batches", "2", "--windows", "4", "auto", "--sampler", "top_p=0.9"]
+    words = ["--ckpt", str(tmp_path / "model"), "--other", str(ROOT), *flags]
+    monkeypatch.setattr("benchmarks.drawing.TURN", 0.0)
+    monkeypatch.setattr("sys.argv", ["drawing", *words])
+    compare_drawing()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert rows[:4] == rows[4:]
+    assert [row["how"] for row in rows[:4]] == [
+        "code by code",
+        "parallel=4",
+        "parallel=auto",
+        "other",
+    ]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    assert [row["passes"] for row in (rows[0], rows[3])] == [16, 16]
+    assert 1 < rows[1]["passes"] <= 16
+    assert rows[3]["ratio"] == 1
+    assert any(line.startswith("| model | 16 | 2 | parallel=4 | ") for line in lines)
+
+
+FITTING = ("plain", "perturb", "cost", "more", "redraw")
+
+
+def test_what_fits_codes_to_a_prior_is_compared_with_runs_of_the_same_start(tmp_path: Path) -> None:
+    trials = list_fitting_trials(0.1, 0.01, ["redraw.share=0.7"], ["redraw", "cost"])
+    assert list(trials) == ["plain", "cost", "more", "redraw"]
+    words = ["data.image_size=16", "model.grid=4", "quantizer.K=64"]
+    plan = FittingPlan(
+        trials, ["data=shapes"], 8, 7, 6, words, ["prior.width=16"], ["learn=decoder"]
+    )
+    commands = {name: plan.tokenizer_command(name, 3, tmp_path) for name in trials}
+    for command in commands.values():
+        config = compose_config(*command[1:])
+        assert (config.data.image_size, config.seed) == (16, 3)
+    assert set(commands["cost"]) - set(commands["plain"]) == {"loss.code_cost=0.01"}
+    codes = f"codes={tmp_path / 'plain-prior-3'}"
+    assert set(commands["redraw"]) - set(commands["more"]) == {codes, "redraw.share=0.7"}
+    assert f"init={tmp_path / 'plain-3'}" in commands["more"]
+    assert not [word for word in commands["more"] if word.startswith(("model.", "quantizer."))]
+    prior = compose_config(*plan.prior_command("cost", 3, tmp_path)[1:])
+    assert (prior.ckpt, prior.trainer.max_steps) == (str(tmp_path / "cost-3"), 7)
+
+
+def test_ratios_of_fitting_are_to_the_run_of_the_same_seed() -> None:
+    trials = list_fitting_trials(0.1, 0.01, [], FITTING)
+    one = {"psnr": 20.0, "rfid": 2.0, "pfid": 4.0, "gfid": 8.0, "nats": 100.0, "codes": 50.0}
+    rows: list[dict[str, Any]] = []
+    for seed, factor in ((0, 0.5), (1, 0.25)):
+        rows.append({"run": "more", "seed": seed, **one})
+        rows.append({"run": "redraw", "seed": seed, **one, "gfid": 8 * factor, "psnr": 19.5})
+    more, redraw, _, other = add_ratios(rows, trials)
+    assert "gfid_ratio" not in more
+    assert (redraw["gfid_ratio"], redraw["psnr_change"], other["gfid_ratio"]) == (0.5, -0.5, 0.25)
+    assert "| redraw | more | 19.50 ± 0.00 |" in format_fitting(add_ratios(rows, trials), trials)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_fitting_prints_a_row_for_each_run_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    small = [
+        "data.image_size=16",
+        "data.n_train=64",
+        "data.n_val=16",
+        "data.batch_size=8",
+        "model.grid=4",
+    ]
+    small += ["model.width=8", "quantizer.K=16", "quantizer.dim=8", "trainer.accelerator=cpu"]
+    steps = [
+        "--steps",
+        "4",
+        "--prior-steps",
+        "4",
+        "--decoder-steps",
+        "4",
+        "--classifier-steps",
+        "4",
+    ]
+    words = [*small, *steps, "--samples", "16", "--keep", str(tmp_path), "--prior", *TINY_PRIOR]
+    words += ["--decoder", "loss.discriminator.width=8", "trainer.accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["fitting", *words, "--only", "redraw"])
+    measure_fitting()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith('{"bench": "fitting", "run"')]
+    assert [row["run"] for row in rows] == ["plain", "more", "redraw"]
+    assert rows[2].keys() >= {"gfid_ratio", "pfid_ratio", "rfid_ratio", "psnr_change"}
+    assert json.loads(lines[-1])["rows"] == 3
+    measure_fitting()  # the runs are there
+    assert capsys.readouterr().out.splitlines()[1:4] == lines[1:4]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,16 @@ def test_pixels_of_earlier_runs_have_eight_bits() -> None:
     assert upgrade_config({"data": {**images, "depth": None}})["data"]["depth"] is None
 
 
+def test_samplers_of_earlier_runs_have_the_order_of_their_prior() -> None:
+    sampler = {"_target_": "prior.decoding.sampling.Sampler", "steps": 8}
+    added = {"order": None, "corrector": 0, "remask": 0.0}
+    assert upgrade_config({"evaluate": {"sampler": sampler}}) == {
+        "evaluate": {"sampler": {**added, **sampler}}
+    }
+    chosen = {**sampler, "order": "halton", "corrector": 1, "remask": 0.1}
+    assert upgrade_config({"sampler": chosen}) == {"sampler": chosen}
+
+
 def test_a_renamed_key_on_the_command_line_gets_a_sentence() -> None:
     words, sentences = rename_words(
         ["-m", "stage=vqgan", "quantizer.books=2,4", "+loss.codes_rest=false"]
@@ -200,7 +211,8 @@ def test_an_earlier_name_on_the_command_line_still_works(
 
 
 def test_upgrading_a_current_config_changes_nothing() -> None:
-    config = {"quantizer": {"_target_": "vqgan.quantizers.vq.VQ", "K": 8}, "callbacks": [{"a": 1}]}
+    codes = {"_target_": "vqgan.quantizers.vq.VQ", "K": 8, "from": 0}
+    config = {"quantizer": codes, "callbacks": [{"a": 1}]}
     assert upgrade_config(config) == config
 
 
@@ -264,11 +276,57 @@ def test_a_point_of_an_earlier_sweep_is_still_the_same_run(stage: str, dataset: 
 
 
 def test_an_earlier_quantizer_ibq_chooses_the_nearest_code_at_any_depth() -> None:
-    ibq = {"_target_": "vqgan.quantizers.ibq.IBQ", "K": 8}
+    ibq = {"_target_": "vqgan.quantizers.ibq.IBQ", "K": 8, "from": 0}
     upgraded = upgrade_config({"quantizer": {"inner": ibq}})
     assert upgraded["quantizer"]["inner"] == {**ibq, "score": "nearest"}
     other = {**ibq, "score": "inner_product"}
     assert upgrade_config({"quantizer": other})["quantizer"] == other
+
+
+@pytest.mark.parametrize(
+    ("word", "now"),
+    [
+        ("quantizer.rotation=true", "quantizer.gradient=rotation"),
+        ("+quantizer.inner.rotation=True,false", "+quantizer.inner.gradient=rotation,straight_through"),
+        ("stage1.quantizer.rotation=1", "stage1.quantizer.gradient=1"),  # refused there
+        ("image.rotation=true", "image.rotation=true"),
+    ],
+)  # fmt: skip
+def test_the_earlier_switch_for_the_rotation_trick_names_a_gradient(word: str, now: str) -> None:
+    words, sentences = rename_words([word])
+    assert words == [now]
+    assert len(sentences) == (word != now)
+
+
+def test_an_earlier_quantizer_has_the_gradient_that_its_switch_chose_at_any_depth() -> None:
+    def upgrade(**settings: Any) -> dict[str, Any]:
+        node = {"_target_": "vqgan.quantizers.ema.EMA", "K": 8, **settings}
+        inner: dict[str, Any] = upgrade_config({"quantizer": {"inner": node}})["quantizer"]["inner"]
+        return inner
+
+    assert upgrade(rotation=True)["gradient"] == "rotation"
+    assert upgrade(rotation=False)["gradient"] == "straight_through"
+    assert "rotation" not in upgrade(rotation=False)
+    assert upgrade(gradient="diveq")["gradient"] == "diveq"
+    other = {"_target_": "mine.Quantizer", "K": 8, "rotation": True}
+    assert upgrade_config({"quantizer": other})["quantizer"] == other
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "ema", "residual", "kl"])
+def test_the_codes_of_earlier_configs_come_into_use_at_once(quantizer: str) -> None:
+    config = compose_config("stage=vqgan", f"quantizer={quantizer}", "seed=0")
+    earlier = OmegaConf.create(OmegaConf.to_yaml(config, resolve=True))
+    for node in (earlier.quantizer, earlier.quantizer.get("inner") or {}):
+        names = ("from", "activation", "gradient", "decay")
+        for name in names if "levels" in node else names[:3]:
+            node.pop(name, None)
+        if "beta" in node:
+            node["rotation"] = False
+    upgraded = upgrade_config(earlier)
+    if quantizer == "fsq":
+        assert upgraded.quantizer.activation == "tanh"
+        upgraded.quantizer.activation = config.quantizer.activation
+    assert config_difference(config, upgraded) is None
 
 
 def test_the_networks_of_earlier_configs_have_their_place_of_today() -> None:

@@ -1,5 +1,6 @@
 """Every model's forward pass on a GPU that need not be there: no tensor of the CPU meets the GPU's, and nothing waits for it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -7,15 +8,18 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from prior.decoding.sampling import Numbers, Sampler
-from prior.models.base import Autoregressive
+from prior.decoding.kv_decoder import StepCache
+from prior.decoding.parallel import Pace, Windows
+from prior.decoding.sampling import ORDERS, GumbelNoise, Numbers, Sampler
+from prior.models.base import Autoregressive, PriorModel
 from prior.models.bigram import Bigram
 from prior.models.counted import Counted
+from prior.models.gpt import GPTWindows
 from prior.models.lstm import LSTM
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.fake_cuda import fake_cuda, move_to_fake_cuda
 from tests.helpers.looks import Look
-from tests.helpers.priors import PRIORS, make_prior
+from tests.helpers.priors import PRIORS, make_conditioned, make_prior
 from vqgan.discriminators.frozen import FrozenFeatures
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -119,6 +123,25 @@ def test_every_prior_runs_on_a_gpu(name: str) -> None:
             assert {x.device.type for x in parts} == {"cuda"}
 
 
+@pytest.mark.parametrize("condition", ["vectors", "two codebooks"])
+@pytest.mark.parametrize("name", ["gpt", "rq"])
+def test_conditions_are_read_on_a_gpu(name: str, condition: str) -> None:
+    model = make_conditioned(name, condition)
+    known = torch.zeros(model.L, dtype=torch.bool)
+    sampler = Sampler(**{**vars(Sampler.unmodified()), "guidance": 2.0})
+    with fake_cuda(), torch.no_grad():
+        move_to_fake_cuda(model)
+        codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
+        size, is_vector = model.vector_size, model.front is None
+        labels = (
+            torch.zeros(4, size, device="cuda")
+            if is_vector
+            else torch.zeros(4, model.front.L, dtype=torch.int64, device="cuda")  # type: ignore[union-attr]
+        )
+        assert model.learn(codes, labels, 0.5).logits.device.type == "cuda"
+        assert model.fill(codes, known, FakeNumbers(), sampler, labels).device.type == "cuda"
+
+
 class FakeNumbers(Numbers):
     """Random numbers that the GPU draws: those of a seed are drawn on the host."""
 
@@ -135,12 +158,63 @@ def test_codes_are_drawn_on_a_gpu_without_looking_at_them(name: str) -> None:
     known = torch.zeros(model.L, dtype=torch.bool)
     settings = {"temperature": 0.9, "top_k": 3, "top_p": 0.9, "min_p": 0.01, "guidance": 2.0}
     sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
-    with fake_cuda(), torch.no_grad():
+    with fake_cuda():
+        fill_on_gpu(model, known, sampler)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["maskgit", "diffusion"])
+def test_masked_codes_are_filled_in_on_a_gpu_with_a_single_copy_to_it(
+    name: str, order: str
+) -> None:
+    """The places that are filled in; all steps, those that draw codes again too, leave the host free."""
+    model = make_prior(name, **labels_of(name))
+    settings = {"order": order, "steps": 4, "corrector": 1, "remask": 0.5, "guidance": 2.0}
+    sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
+    known = torch.arange(model.L) == 1
+    with fake_cuda(raises=False) as looks:
+        fill_on_gpu(model, known, sampler)
+    [look] = looks.looks
+    assert "places = torch.tensor(" in look
+
+
+@torch.no_grad()
+def fill_on_gpu(model: PriorModel, known: Tensor, sampler: Sampler) -> None:
+    move_to_fake_cuda(model)
+    codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
+    labels = torch.zeros(4, dtype=torch.int64, device="cuda") if model.classes else None
+    drawn = model.fill(codes, known, FakeNumbers(), sampler, labels)
+    assert (drawn.shape, drawn.device.type) == (codes.shape, "cuda")
+
+
+class FakeNoise(GumbelNoise):
+    """Noise that the GPU draws."""
+
+    def at(self, first: Sequence[int], window: int) -> Tensor:
+        return torch.randn(len(first), window, self.blocks.shape[-1], device="cuda")
+
+
+@pytest.mark.parametrize("name", ["gpt", "rar"])
+def test_a_window_is_drawn_on_a_gpu_without_looking_at_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which codes are final is asked afterwards, once for each pass."""
+    model = make_prior(name, classes=2)
+    settings = {"top_k": 3, "top_p": 0.9, "guidance": 2.0, "guidance_power": 1.0, "parallel": 4}
+    sampler = Sampler(**{**vars(Sampler.unmodified()), **settings})
+    agreed = iter([[1, 0], [2, 3], [0, 0], [3, 3], [3, 3], [3, 3]])
+    monkeypatch.setattr(Windows, "count_agreed", lambda *_: next(agreed))
+    noise = FakeNoise([], model.L, model.K, 8, "cuda")
+    known = torch.zeros(model.L, dtype=torch.bool)
+    # The positions of the next windows are copied to the GPU, which is no look.
+    with fake_cuda(raises=False), torch.no_grad():
         move_to_fake_cuda(model)
-        codes = torch.zeros(4, model.L, dtype=torch.int64, device="cuda")
-        labels = torch.zeros(4, dtype=torch.int64, device="cuda") if model.classes else None
-        drawn = model.fill(codes, known, FakeNumbers(), sampler, labels)
-        assert (drawn.shape, drawn.device.type) == (codes.shape, "cuda")
+        codes = torch.zeros(2, model.L, dtype=torch.int64, device="cuda")
+        doubled = torch.tensor([0, 1, -1, -1]).to("cuda")
+        decode = GPTWindows(model, 4, doubled, StepCache(), 4)  # type: ignore[arg-type]
+        windows = Windows(decode, codes, known, noise, sampler, True, Pace(4, 0.0, 0.0))
+        assert windows.fill().device.type == "cuda"
+        assert windows.passes > 2
 
 
 def labels_of(name: str) -> dict[str, Any]:

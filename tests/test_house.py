@@ -18,6 +18,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from tests.helpers.configs import ROOT, compose_config
+from tests.helpers.priors import make_scales
 
 PACKAGES = ["engine", "data", "evaluation", "vqgan", "prior"]  # imports run to the left
 
@@ -170,6 +171,8 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
     extra: dict[str, Any] = (
         {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
     )
+    if f"{group}/{name}" == "prior/var":
+        extra["scales"] = make_scales((4, 4))
     built = instantiate(compose_config(*overrides)[group], **extra)
     assert built is not None
     if group == "data" and name not in (

@@ -28,7 +28,7 @@ def test_a_recipe_trains_at_its_full_size(recipe: str, tmp_path: Path) -> None:
         words.append("loss.perceptual.pretrained=false")
     run = start(
         "stage=vqgan", f"experiment={recipe}", "data=shapes", f"data.image_size={size}",
-        "data.n_train=8", "data.n_val=2", "data.batch_size=2", "data.cache=ram", "logger=csv", "run_dir=run",
+        "data.n_train=8", "data.n_val=1", "data.batch_size=2", "data.cache=ram", "logger=csv", "run_dir=run",
         "trainer.accelerator=cpu", "trainer.accumulate=1", "trainer.max_steps=2", "trainer.log_every=1", *words,
         folder=tmp_path,
     )  # fmt: skip

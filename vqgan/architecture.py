@@ -11,6 +11,8 @@ from codegrid.engine.sweep import ADOPTED_GROUPS
 from vqgan.networks.base import ImageDecoder, ImageEncoder, scale_settings
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
+from vqgan.quantizers.multiscale import MultiScaleResidual
+from vqgan.quantizers.scales import resize_scales
 from vqgan.tokenizer import Tokenizer
 
 ABSENT = object()
@@ -44,7 +46,12 @@ def adopt_architecture(
     Raises InputError if the tokenizer can't serve such images, and if the command asks for another architecture.
     """
     groups: dict[str, Any] = deepcopy({name: described[name] for name in ADOPTED_GROUPS})
+    if "from" in groups["quantizer"]:
+        groups["quantizer"]["from"] = 0  # its codes are in use
     fit_model(groups["model"], tokenizer, wanted)
+    if wanted.image_size != tokenizer.encoder.image_size:
+        f = tokenizer.encoder.f
+        resize_scales(groups["quantizer"], (wanted.image_size[0] // f, wanted.image_size[1] // f))
     if wanted.grow:
         grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)
     asked = [
@@ -54,10 +61,10 @@ def adopt_architecture(
     ]
     for key, name, value in asked:
         current = select_key(groups, name)
-        if current != value and not is_of_training(tokenizer.quantizer, name):
+        if differs(name, value, current) and not is_of_training(tokenizer, name):
             raise refuse_setting(tokenizer.quantizer, wanted, key, name, value, current)
     for _, name, value in asked:
-        if is_of_training(tokenizer.quantizer, name):
+        if is_of_training(tokenizer, name):
             set_key(groups, name, value)
     return groups
 
@@ -147,10 +154,23 @@ def refuse_setting(
     )
 
 
-def is_of_training(quantizer: Quantizer, name: str) -> bool:
-    """Whether a setting below `quantizer` says how the codes learn instead of what they are."""
+def differs(name: str, value: Any, current: Any) -> bool:
+    """Whether a setting of the command asks for something else than the tokenizer has. Null asks for nothing where an earlier
+    version had no such setting, and where the choice follows from the others."""
+    if value is None and (current is ABSENT or name == "model.start"):
+        return False
+    return bool(current != value)
+
+
+def is_of_training(tokenizer: Tokenizer, name: str) -> bool:
+    """Whether a setting below `model` or `quantizer` says how the tokenizer learns instead of what it is."""
     group, *words = name.split(".")
-    while words and words[0] == "inner" and isinstance(quantizer, MultiCodebook):
+    if group == "model":
+        return len(words) == 1 and words[0] in tokenizer.training_settings
+    quantizer = tokenizer.quantizer
+    while (
+        words and words[0] == "inner" and isinstance(quantizer, MultiCodebook | MultiScaleResidual)
+    ):
         quantizer, words = quantizer.inner_quantizers[0], words[1:]
     return group == "quantizer" and bool(words) and words[0] in quantizer.training_settings
 

@@ -1,7 +1,7 @@
 """Scores and pictures of a tokenizer's reconstructions for stage=evaluate."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_float
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
+from codegrid.engine.folder import PICTURES, RATES
 from codegrid.engine.sizes import write_size
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
@@ -24,6 +25,7 @@ from codegrid.evaluation.judging import (
     view_images,
 )
 from codegrid.evaluation.reconstruction import SSIM_WINDOW, Fidelity, floor_squared_error
+from codegrid.evaluation.report.rate_curves import draw_curve
 from codegrid.evaluation.scores import ScoreSheet, describe_floor, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import (
@@ -35,9 +37,10 @@ from codegrid.evaluation.units import (
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
-from vqgan.callbacks.codes import draw_histogram
+from vqgan.callbacks.codes import draw_histogram, part_name
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
 from vqgan.quantizers.base import NO_CODES_MESSAGE
+from vqgan.rates import RateJudge, write_rates
 from vqgan.tokenizer import Tokenizer
 
 
@@ -85,9 +88,9 @@ class TokenizerJudge:
         self.fidelity = Fidelity(images.image_size).to(settings.device)
         self.code_use: CodebookUse | None = None
         if tokenizer.K is not None:
-            use = CodebookUse(tokenizer.K, tokenizer.num_codebooks)
-            self.code_use = use.to(settings.device)
+            self.code_use = tokenizer.quantizer.make_code_use().to(settings.device)
         self.validity = ValidityJudge(images, settings.validity)
+        self.rates = RateJudge(tokenizer, images, settings, self.feature_sets)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
         self.n = 0
@@ -113,6 +116,7 @@ class TokenizerJudge:
             self.lpips_sum += len(x) * float(self.lpips(to_float(x), to_float(x_hat)))
         if self.code_use is not None and indices is not None:
             self.code_use.update(indices)
+            self.rates.update(x, indices)
 
     def rank_by_error(self) -> dict[str, Tensor]:
         """The indices of the `show` worst and of the `show` best reconstructions by mean squared error.
@@ -182,9 +186,36 @@ class TokenizerJudge:
             x_hat = self.tokenizer.decode(self.tokenizer.encode(x.to(self.settings.device)).z_q)
         return [self.images.rules.to_picture(each).cpu() for each in (x, x_hat)]
 
+    def save_rates(
+        self,
+        folder: Path,
+        rows: Sequence[Mapping[str, Any]],
+        sheet: ScoreSheet,
+        codecs: Sequence[dict[str, Any]],
+    ) -> list[Path]:
+        """Write the curve in these rows, whose last is of the scores in `sheet`, to the run's folder: rates.csv, and pictures of
+        the curve beside those of `codecs` and of images from all over the split at each rate. Nothing without a curve."""
+        if not rows:
+            return []
+        spread = self.spread()
+        x = view_images(self.images, self.settings.split, spread).to(self.settings.device)
+        with torch.no_grad(), self.settings.autocast():
+            indices = self.tokenizer.indices(x)
+        original, whole = self.reconstruct_rows(spread)
+        picture = tile_images([original, *self.rates.list_rows(indices), whole], scale=2)
+        pictures = folder / PICTURES
+        file = save_picture(picture, pictures / "rates.png", self.rates.caption())
+        curve = draw_curve(rows, sheet.provenance, codecs, pictures / "rate-distortion.png")
+        write_rates(rows, folder / RATES)
+        return [curve, file]
+
+    def spread(self) -> Tensor:
+        """The indices (n,) of images from all over the split, as many as a row shows."""
+        return torch.linspace(0, self.n - 1, min(self.settings.show, self.n)).long()
+
     def save_pictures(self, folder: Path, worst: Tensor, best: Tensor) -> list[Path]:
         """Images from all over the split, the worst and the best reconstructions, and a histogram of the codes."""
-        spread = torch.linspace(0, self.n - 1, min(self.settings.show, self.n)).long()
+        spread = self.spread()
         extremes = [*self.reconstruct_rows(worst), *self.reconstruct_rows(best)]
         sheets = {
             "reconstructions": tile_images(self.reconstruct_rows(spread), scale=2),
@@ -195,7 +226,7 @@ class TokenizerJudge:
             save_picture(sheet, folder / f"{name}.png", caption) for name, sheet in sheets.items()
         ]
         if self.code_use is not None:
-            histogram = draw_histogram(self.code_use.counts)
+            histogram = draw_histogram(self.code_use.counts, part_name(self.code_use))
             files.append(save_picture(histogram, folder / "codes.png"))
         return files + save_verdicts(self.validity, folder)
 
@@ -213,7 +244,7 @@ def compare_codecs(
     """The scores of classical VQ at the tokenizer's bits and of JPEG, and the reasons why some are absent."""
     if not settings.references:
         return [], {"references": "left out with references=false"}
-    grid = tokenizer.grid if tokenizer.is_spatial else None
+    grid = tokenizer.grid if tokenizer.is_gridded else None
     return measure_codecs(images, settings.split, tokenizer.K, tokenizer.num_codebooks, grid)
 
 

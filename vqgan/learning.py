@@ -69,10 +69,14 @@ class Learners:
     def stop_noise(self, tokenizer: Tokenizer) -> None:
         """Put what rests into evaluation mode: batch statistics stay, and the decoder learns from the codes that a later
         stage will choose. A continuous bottleneck keeps its noise, which is part of what its decoder has to learn, and one
-        behind an encoder that learns keeps what the encoder's gradient comes through."""
+        behind an encoder that learns keeps what the encoder's gradient comes through. Nested codes that rest are
+        still cut for a decoder that learns, or it would forget how to decode the first ones alone."""
+        quantizer = tokenizer.quantizer
         for part in self.resting_parts(tokenizer):
-            if part is not tokenizer.quantizer or (tokenizer.K is not None and not self.encoder):
+            if part is not quantizer or (tokenizer.K is not None and not self.encoder):
                 part.eval()
+        if self.decoder and quantizer.nested:
+            quantizer.training = True  # its codebooks rest
 
 
 ALL = Learners(encoder=True, codes=True, decoder=True)

@@ -39,7 +39,8 @@ def build_tokenizer(
     bottleneck = build_trusted(quantizer, Quantizer, source, stamp)  # type: ignore[type-abstract]
     encoder = build_trusted(model["encoder"], ImageEncoder, source, stamp)  # type: ignore[type-abstract]
     decoder = build_trusted(model["decoder"], ImageDecoder, source, stamp)  # type: ignore[type-abstract]
-    return Tokenizer(encoder, bottleneck, decoder, model["start"], model.get("pixels", (-1, 1)))
+    pixels, nested = model.get("pixels", (-1, 1)), model.get("nested", 0.0)
+    return Tokenizer(encoder, bottleneck, decoder, model["start"], pixels, nested)
 
 
 def load_tokenizer(ckpt: str | Path, setting: str = "ckpt") -> tuple[Tokenizer, dict[str, Any]]:

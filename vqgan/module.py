@@ -12,23 +12,27 @@ from codegrid.engine.activations import Stretch, checkpoint_activations, join_ne
 from codegrid.engine.clock import Budget, Mark, Now, Schedule
 from codegrid.engine.compile import compile_parts
 from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
 from codegrid.engine.module import ClockedModule, MakeOptimizer
 from codegrid.engine.settings import TrainerSettings
-from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
 from vqgan.lora import count_plain, learning_weight
 from vqgan.losses.balancer import Balancer
-from vqgan.losses.groups import Adversary, ReconstructionLoss
+from vqgan.losses.code_changes import replace_codes
+from vqgan.losses.groups import Adversary, CodeTraining, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
 from vqgan.networks.base import enlarges
 from vqgan.quantizers.base import join_micro_batches
+from vqgan.starting import take_vectors
 from vqgan.tokenizer import Tokenizer
 
-GENERATOR, DISCRIMINATOR = 0, 1  # the order of the optimizers
+# The order of the optimizers, of which a run has those that it needs.
+GENERATOR, DISCRIMINATOR, CODE_MODEL = 0, 1, 2
+PLACING = 4  # times as many vectors as a growing codebook needs, for a start of all codes
 
 
 @dataclass
@@ -48,10 +52,9 @@ class VQGAN(ClockedModule):
     """A tokenizer trained by reconstruction, and with an adversary also adversarially (VQGAN, Esser et al. 2021, eq. 4-7).
 
     Without an adversary it is a VQ-VAE. The gate, the learning rates and the end of the run all follow this module's own
-    clock; `discriminator_step` counts the discriminator's updates.
+    clock; `discriminator_step` counts the discriminator's updates. `on_codes` prepares codes and decoder for a prior.
     """
 
-    players = ("generator", "discriminator")
     undefined = UNDEFINED
     discriminator: nn.Module | None
 
@@ -61,6 +64,7 @@ class VQGAN(ClockedModule):
         reconstruction: ReconstructionLoss,
         training: Training,
         adversary: Adversary | None = None,
+        on_codes: CodeTraining | None = None,
     ) -> None:
         super().__init__(training.budget, training.schedule, training.clip, training.accumulate)
         self.tokenizer, self.reconstruction, self.adversary = tokenizer, reconstruction, adversary
@@ -76,23 +80,39 @@ class VQGAN(ClockedModule):
             self.lecam = LeCam(
                 weight=0.0, decay=0.99
             )  # checkpoints have it without an adversary too
+        on_codes = on_codes or CodeTraining()
+        self.code_changes, self.code_cost = on_codes.changes, on_codes.cost
+        names = {GENERATOR: "generator", DISCRIMINATOR: "discriminator", CODE_MODEL: "code_model"}
+        self.players = tuple(names[player] for player in self.networks)
         generator_optimizer = training.optimizer
         self.make_optimizers = {
             GENERATOR: generator_optimizer,
             DISCRIMINATOR: (adversary and adversary.optimizer) or generator_optimizer,
+            CODE_MODEL: self.code_cost.make_optimizer if self.code_cost else generator_optimizer,
         }
         self.discriminator_step = 0
         self.discriminator_start = 0.0  # the run's progress at the discriminator's first update
+        if not self.budget.reaches(self.begin):
+            raise InputError(
+                f"quantizer.from={self.begin} is not before the last of trainer.max_steps={self.budget.max_steps} updates, so "
+                "the codes would never come into use; use a smaller one"
+            )
+        # Whether the decoder sees codes, which come into use later if quantizer.from is above 0.
+        self.quantizes = not tokenizer.quantizer.begin
         self.scores = Reconstruction()
-        self.codebook_use = (
-            CodebookUse(tokenizer.K, tokenizer.num_codebooks) if tokenizer.K else None
-        )
+        self.codebook_use = tokenizer.quantizer.make_code_use() if tokenizer.K else None
 
     # One step, one line per sentence of the paper.
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor | None]:
+        if not self.quantizes and (self.now.reached(self.begin) or self.codes_are_frozen):
+            self.place_codes()
         x = self.augment_images(batch[0])
-        parts = [MicroBatch(images, share) for images, share in self.micro_batches(x)]
+        labels = batch[1].tensor_split(self.accumulate)
+        parts = [
+            MicroBatch(images, share, own)
+            for (images, share), own in zip(self.micro_batches(x), labels, strict=True)
+        ]
         if self.learners.any:
             self.descend(GENERATOR, map(self.generator_loss, parts), self.rate, self.betas)
         else:
@@ -101,11 +121,22 @@ class VQGAN(ClockedModule):
             self.log_terms(self.balancer.update())  # lambda for the next update
         if self.discriminator_trains:
             self.update_discriminator(parts)
+        if self.counts_cost(parts[0]):
+            which = self.players.index("code_model")
+            self.descend(which, map(self.code_model_loss, parts), self.rate)
         q = join_micro_batches([part.q for part in parts])
-        if not self.codes_are_frozen:
+        if self.quantizes and not self.codes_are_frozen:
             self.tokenizer.quantizer.update(q, self.rate)
         self.tick()
         return {"indices": q.indices}
+
+    def place_codes(self) -> None:
+        """Fit the codes to what the encoder makes of training images by now, and let the decoder see them from here on."""
+        tokenizer, data = self.tokenizer, self.trainer.datamodule  # type: ignore[attr-defined]
+        assert tokenizer.K is not None
+        tokenizer.quantizer.initialise(take_vectors(tokenizer, data, PLACING * tokenizer.K))
+        self.quantizes = True
+        log_line(f"step {self.step}: the codes come into use, placed among the encoder's outputs")
 
     def augment_images(self, images: Tensor) -> Tensor:
         """Pixels of training images -> float in [-1, 1], as the datamodule augments them; float images stay as they are."""
@@ -117,8 +148,11 @@ class VQGAN(ClockedModule):
     def generator_loss(self, part: MicroBatch) -> Tensor:
         """The part's share of reconstruction + bottleneck + lambda * adversarial (eq. 6): a scalar with their gradient."""
         with torch.set_grad_enabled(not self.encoding_is_frozen):
-            part.q = self.tokenizer.encode(part.x)
-        x_hat = self.tokenizer.decode(part.q.z_q)
+            part.q = self.tokenizer.encode(part.x, self.quantizes)
+        quantizer = self.tokenizer.quantizer
+        x_hat = self.tokenizer.decode(
+            replace_codes(self.code_changes, quantizer, part.q, part.labels)
+        )
         part.x_hat = x_hat.detach().requires_grad_()
         terms = self.reconstruction.terms(part.x, part.x_hat)
         if self.adversary is not None and self.is_adversarial:
@@ -131,7 +165,10 @@ class VQGAN(ClockedModule):
         )
         losses = {name: term.loss for name, term in terms.items()}
         self.log_terms({"quantizer": part.q.loss, **part.q.terms, **losses, **shares})
-        return part.share * ((x_hat * gradient).sum() + part.q.loss)
+        on_codes = part.q.loss
+        if self.code_cost is not None and self.counts_cost(part):
+            on_codes = on_codes + self.code_cost(quantizer, part.q)
+        return part.share * ((x_hat * gradient).sum() + on_codes)
 
     @torch.no_grad()
     def reconstruct(self, parts: Sequence[MicroBatch]) -> None:
@@ -157,6 +194,13 @@ class VQGAN(ClockedModule):
         loss, terms = self.adversary.loss(part, self.discriminator_step)
         self.log_terms(terms)
         return part.share * loss
+
+    def code_model_loss(self, part: MicroBatch) -> Tensor:
+        """The part's share of the mean nats of its codes under the model that says what they cost, a scalar."""
+        assert self.code_cost is not None
+        nats = self.code_cost.learn(self.tokenizer.quantizer, part.q)
+        self.log_terms({"code_nats": nats})
+        return part.share * nats
 
     # What holds at this moment of the run.
 
@@ -188,6 +232,11 @@ class VQGAN(ClockedModule):
         if self.freezes_codes and self.is_adversarial:
             return True
         return not (self.learners.encoder or self.learners.codes)
+
+    def counts_cost(self, part: MicroBatch) -> bool:
+        """Whether what codes cost is a loss of the encoder in this update."""
+        has_codes = part.q.indices is not None
+        return self.code_cost is not None and has_codes and not self.encoding_is_frozen
 
     @property
     def shares_judgements(self) -> bool:
@@ -221,13 +270,22 @@ class VQGAN(ClockedModule):
         return self.adversary.schedule(Now(self.discriminator_step, progress))
 
     @property
+    def begin(self) -> Mark:
+        """When the codes come into use."""
+        return self.tokenizer.quantizer.begin
+
+    @property
     def phases(self) -> Mapping[str, Mark]:
-        if self.adversary is None or not self.learners.any:
-            return super().phases
-        return self.adversary.gate.list_phases(self.budget)
+        phases = super().phases
+        if self.adversary is not None and self.learners.any:
+            phases = self.adversary.gate.list_phases(self.budget)
+        if not self.begin:
+            return phases
+        return {"continuous": 0} | {name: mark or self.begin for name, mark in phases.items()}
 
     def enter(self, mark: Mark) -> None:
         super().enter(mark)
+        self.quantizes = self.now.reached(self.begin)
         self.discriminator_step = 0  # at which all that is due every n updates is due
 
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
@@ -256,6 +314,8 @@ class VQGAN(ClockedModule):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        # Codes of a run that is resumed, or that this one starts with, have been in use.
+        self.quantizes |= self.tokenizer.quantizer.num_updates > 0
         self.learners.stop_noise(self.tokenizer)
 
     @property
@@ -286,14 +346,22 @@ class VQGAN(ClockedModule):
         needs on their own. The discriminator's passes vary too much: with gradients to its weights, without, and R1's."""
         return [self.tokenizer.encoder.layers, self.tokenizer.decoder.layers]
 
+    @property
+    def networks(self) -> dict[int, nn.Module]:
+        """What has an optimizer, in the order of the optimizers."""
+        everything = {
+            GENERATOR: self.tokenizer,
+            DISCRIMINATOR: self.discriminator,
+            CODE_MODEL: self.code_cost,
+        }
+        return {player: network for player, network in everything.items() if network is not None}
+
     def configure_optimizers(self) -> list[Optimizer]:
         rates = self.tokenizer.quantizer.lr_multipliers()
-        networks = {GENERATOR: self.tokenizer, DISCRIMINATOR: self.discriminator}
         ends = [self.tokenizer.quantizer, self.tokenizer.decoder.last]
         return [
             self.optimizer(self.make_optimizers[player], network, rates, ends=ends)
-            for player, network in networks.items()
-            if network is not None
+            for player, network in self.networks.items()
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -22,6 +22,10 @@ from vqgan.load import load_tokenizer, read_images_as
 from vqgan.tokenizer import Tokenizer
 
 SETTING = "ckpt"  # what sentences call the source
+SIZE_SETTINGS = (
+    "resolution",
+    "crop_size",
+)  # of images in the configs of others; the second is TiTok's
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Reading:
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
     score: str | None = None
+    scales: Sequence[SizeSetting] | None = None
+    head_width: int | None = None
 
     def check_unset(self, source: str | Path) -> None:
         """Raise InputError for a setting, since a run has all of them."""
@@ -78,7 +84,8 @@ def load_foreign(source: str | Path, revision: str | None, reading: Reading) -> 
         reading.image_size or find_image_size(facts, contents.file.settings, source),
         "pixel",
     )
-    choices = make_choices(size, None, reading.pixels, reading.cosine, reading.score)
+    codes = reading.cosine, reading.score, reading.scales, reading.head_width
+    choices = make_choices(size, None, reading.pixels, *codes)
     imported = load_public(contents.file, choices)
     for remark in () if facts else (*contents.remarks, *imported.plan.remarks):
         log_line(f"{source}: {remark}")
@@ -125,13 +132,14 @@ def find_image_size(
     if facts:
         size: SizeSetting = facts["image_size"]
         return size
-    sizes = set()
-    for node in list_nodes(settings, skipped=()):
-        value = node.get("resolution")
-        sizes |= set(value) if isinstance(value, list | tuple) else {value}
-    sizes.discard(None)
-    if len(sizes) == 1 and isinstance(side := sizes.pop(), int):
-        return side
+    for word in SIZE_SETTINGS:
+        sizes = set()
+        for node in list_nodes(settings, skipped=()):
+            value = node.get(word)
+            sizes |= set(value) if isinstance(value, list | tuple) else {value}
+        sizes.discard(None)
+        if len(sizes) == 1 and isinstance(side := sizes.pop(), int):
+            return side
     raise InputError(
         f"{SETTING}={source} does not say the size of its images, to which encode_images scales; add image_size=256, for example"
     )

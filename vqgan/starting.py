@@ -1,7 +1,8 @@
 """What a tokenizer starts with: images, or the tokenizer of another run (`init`) with its architecture and weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.engine.checkpoint import describe_names
+from codegrid.engine.checkpoint import describe_names, find_resumable
 from codegrid.engine.console import log_line
 from codegrid.engine.environment import keys_of_experiment, read_overrides
 from codegrid.engine.errors import InputError
@@ -22,6 +23,7 @@ from codegrid.engine.words import clean_key
 from vqgan.architecture import Adoption, adopt_architecture
 from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.load import load_tokenizer, start_images
+from vqgan.losses.code_changes import CodeChange
 from vqgan.quantizers.search import flatten
 from vqgan.tokenizer import RANDOM_START_IMAGES, Tokenizer
 
@@ -44,6 +46,16 @@ class Start(ABC):
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Set the weights of a tokenizer, in place, before its first update."""
 
+    def read_codes(self) -> Tokenizer | None:
+        """A tokenizer of the codes that the run starts with; None if they are new."""
+        return None
+
+    def check_changes(self, changes: Sequence[CodeChange]) -> None:
+        """Raise InputError for changes of other codes than those that the run starts with."""
+        if changes and (tokenizer := self.read_codes()) is not None:
+            for change in changes:
+                change.check_codes(tokenizer)
+
 
 class ImageStart(Start):
     """Linear maps and codes are fitted to training images."""
@@ -53,10 +65,16 @@ class ImageStart(Start):
 
 
 class ResumedStart(Start):
-    """A checkpoint of this run has all weights. `of` is the id of the run that `init` named at first, None without one."""
+    """A checkpoint of this run, in `folder`, has all weights. `of` is the id of the run that `init` named at first, None without
+    one."""
 
-    def __init__(self, of: str | None) -> None:
+    def __init__(self, folder: Path, of: str | None) -> None:
+        self.folder = folder
         self.origin, self.tags = describe_start(of)
+
+    def read_codes(self) -> Tokenizer:
+        tokenizer, _ = load_tokenizer(find_resumable(self.folder), setting="resume")
+        return tokenizer
 
     def fill(self, tokenizer: Tokenizer, data: ImageDataModule) -> None:
         """Leave everything to the checkpoint."""
@@ -90,6 +108,9 @@ class RunStart(Start):
         for sentence in self.describe(tokenizer):
             log_line(sentence)
         del self.source  # the run does not need a second tokenizer
+
+    def read_codes(self) -> Tokenizer:
+        return self.source
 
     def check_shapes(self, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
         """Raise InputError if a weight depends on the image in a way that its network's settings don't say."""
@@ -126,7 +147,7 @@ def choose_start(run: Run, data: ImageDataModule) -> Start:
     """How the tokenizer of a run starts. With `init`, the run's config gets the architecture of the tokenizer that it names."""
     config = run.config
     if run.resume:
-        return ResumedStart(read_record(run.resume, "of"))
+        return ResumedStart(run.resume, read_record(run.resume, "of"))
     if not config.init:
         if config.grow:
             raise InputError("grow=true is for a run that starts with init=...; leave grow out")
@@ -164,5 +185,5 @@ def take_vectors(tokenizer: Tokenizer, data: ImageDataModule, K: int) -> Tensor:
     """What the encoder makes of training images, (n, in_dim of the quantizer): enough for K codes."""
     n = -(-VECTORS_PER_CODE * K // (tokenizer.grid[0] * tokenizer.grid[1]))
     images, _ = data.take_evenly("train", min(n, RANDOM_START_IMAGES))
-    x = data.preprocess(images)
+    x = data.preprocess(images.to(next(tokenizer.parameters()).device))
     return torch.cat([flatten(tokenizer.encode_input(part)) for part in x.split(16)])

@@ -1,6 +1,7 @@
 """Images to indices and back: the only part of stage 1 that stage 2 sees."""
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -19,7 +20,7 @@ from codegrid.data.decode import PLAIN
 from codegrid.data.form import FIT_CHOICES, Form
 from codegrid.data.pixels import PixelRules
 from codegrid.engine.console import log_line
-from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder
@@ -36,7 +37,6 @@ from vqgan.pictures import (
     to_pictures,
 )
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantized, Quantizer
-from vqgan.quantizers.search import flatten
 from vqgan.tiling import run_by_tiles
 
 STARTS = ("patches", "random")
@@ -58,10 +58,17 @@ class Tokenizer(nn.Module):
     """Encoder -> 1x1 convolution -> quantizer -> convolution -> decoder.
 
     With start="patches", a linear map of patches is added to both networks, and the tokenizer starts as classical vector
-    quantization. With start="random" there are only the networks. `pixels` is the range of the images that the networks take
-    and give; images outside are in [-1, 1] in any case. `rules` and `fit` say how the images of training became pixels of their
-    size, as encode_images reads its own.
+    quantization. With start="random" there are only the networks; None is "patches" where codes have places. `pixels` is the
+    range of the images that the networks take and give; images outside are in [-1, 1] in any case. `rules` and `fit` say how
+    the images of training became pixels of their size, as encode_images reads its own.
+
+    The first codes of a sequence, or those of the first codebooks of quantizer=residual, are an image by themselves: decode_codes
+    takes codes[:, :, :n] or codes[..., :n]. With nested dropout (Rippel et al. 2014) they learn to be one: `nested` is the share
+    of training images that are decoded from the first n codes of a sequence, n uniform in 1 ... all - 1. A code that is left out
+    counts as zero.
     """
+
+    training_settings = ("nested",)
 
     rules: PixelRules = PLAIN
     fit: str = FIT_CHOICES[0]
@@ -71,18 +78,24 @@ class Tokenizer(nn.Module):
         encoder: ImageEncoder,
         quantizer: Quantizer,
         decoder: ImageDecoder,
-        start: str,
+        start: str | None,
         pixels: Sequence[float] = (-1, 1),
+        nested: float = 0.0,
     ) -> None:
         super().__init__()
+        if start is None:
+            start = STARTS[0] if encoder.is_spatial else STARTS[1]
         if start not in STARTS:
-            raise InputError(f"model.start={start} must be one of {', '.join(STARTS)}")
+            raise InputError(f"model.start={start} must be null or one of {', '.join(STARTS)}")
+        check_nested(nested, encoder)
         self.encoder = encoder
         self.quantizer = quantizer
         self.decoder = decoder
+        quantizer.bind(encoder.grid if encoder.is_spatial else None)
         if tuple(pixels) not in PIXEL_RANGES:
             raise InputError(f"model.pixels={list(pixels)} must be [-1, 1] or [0, 1]")
         self.pixels = tuple(pixels)
+        self.nested = nested
         self.into = join_widths(encoder.out_channels, quantizer.in_dim, encoder.exit_kernel)
         self.out = join_widths(quantizer.dim, decoder.in_channels, decoder.entry_kernel)
         self.patches: Patches | None = None
@@ -113,6 +126,8 @@ class Tokenizer(nn.Module):
         pixels: tuple[int, int] | None = None,
         cosine: bool | None = None,
         score: str | None = None,
+        scales: Sequence[SizeSetting] | None = None,
+        head_width: int | None = None,
     ) -> "Tokenizer":
         """The tokenizer that `ckpt` names, in eval mode on the CPU.
 
@@ -131,12 +146,14 @@ class Tokenizer(nn.Module):
         pixels      the range of the networks' images, (-1, 1) or (0, 1)
         cosine      whether outputs and codes are compared at length 1
         score       which code is chosen, "nearest" or "inner_product"
+        scales      the sides of the grids of VAR's tokenizer, smallest first
+        head_width  channels of an attention head (TiTok)
 
         Raises InputError, with one sentence, for whatever can't be read, and where two readings remain. Reading runs no code
         of the files, and builds no classes but this program's and those in `trust`.
         """
         module = resolve_name("vqgan.pretrained")  # by name: it builds this class
-        reading = module.Reading(image_size, config, ema, pixels, cosine, score)
+        reading = module.Reading(image_size, config, ema, pixels, cosine, score, scales, head_width)
         tokenizer: Tokenizer = module.load_pretrained(ckpt, revision, trust, reading)
         return tokenizer
 
@@ -149,7 +166,7 @@ class Tokenizer(nn.Module):
         fit: str | None = None,
         tile: int | str | None = None,
     ) -> Tensor:
-        """Images -> their codes, (B, h, w) int64 on the CPU, or (B, h, w, num_codebooks).
+        """Images -> their codes, (B, h, w) int64 on the CPU, (B, h, w, num_codebooks), or (B, 1, L) of several scales.
 
         An image is a path, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor (C, H, W) of whole
         numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of training were.
@@ -201,11 +218,15 @@ class Tokenizer(nn.Module):
         size: SizeSetting | None = None,
         tile: int | str | None = None,
     ) -> list[Image.Image] | Tensor | NDArray[Any]:
-        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w -> Pillow images of the channels that are shown.
+        """Codes (B, h, w) or (B, h, w, num_codebooks), of any h and w, or (B, 1, L) of all scales or of the first ones -> Pillow
+        images of the channels that are shown.
+
+        Of a sequence, and of the codebooks of quantizer=residual, the first n are enough: codes[:, :, :n] or codes[..., :n].
 
         output    "tensor": (B, C, H, W) float32 in [-1, 1] on the CPU; "array": (B, H, W, C) in the units of the data, of their
                   type
-        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut
+        size      pixels of a side, or (rows, columns), of the images that encode_images has padded, to which these are cut; codes
+                  of several scales don't tell it, so those of images of another size than in training need it
         tile      as in encode_images
 
         Raises InputError for codes of another shape or beyond K, for a size that doesn't belong to the codes, and if the
@@ -215,15 +236,26 @@ class Tokenizer(nn.Module):
             raise InputError(f"output={output} must be one of {', '.join(OUTPUTS)}")
         check_int("batch_size", batch_size, 1, "image")
         self.check_codes(codes)
-        rows, columns = self.choose_cut(tuple(codes.shape[1:3]), size)
+        grid = self.find_grid(codes, size)
+        rows, columns = self.choose_cut(grid, size)
         device = next(self.parameters()).device
         parts = [
-            self.decode_indices(part.to(device), tile) for part in codes.long().split(batch_size)
+            self.decode_indices(part.to(device), tile, grid)
+            for part in codes.long().split(batch_size)
         ]
         x = torch.cat([part[..., :rows, :columns].clamp(-1, 1).cpu() for part in parts])
         if output == "array":
             return np.moveaxis(self.rules.to_units(x), 1, -1)
         return to_pictures(x, self.rules) if output == "pil" else x
+
+    def find_grid(self, codes: Tensor, size: SizeSetting | None) -> Size:
+        """The grid of codes (B, h, w ...); of a row of several scales that of images of this size, or the model's."""
+        if self.is_gridded or not self.is_spatial:
+            return codes.shape[1], codes.shape[2]
+        if size is None:
+            return self.grid
+        height, width = check_size("size", size, "pixel")
+        return -(-height // self.f), -(-width // self.f)
 
     def choose_cut(self, grid: Sequence[int], size: SizeSetting | None) -> Size:
         """The rows and columns of a decoded image that are the encoded one. Raises InputError for a size that has other codes."""
@@ -238,11 +270,15 @@ class Tokenizer(nn.Module):
         return own
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks)."""
+        """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks), or the first of
+        those codebooks."""
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         shape = ["B", "h", "w", *map(str, self.code_shape[2:])]
-        if codes.ndim != len(shape) or codes.shape[3:] != self.code_shape[2:] or not len(codes):
+        fits = codes.ndim == len(shape) and (
+            codes.shape[3:] == self.code_shape[2:] or codes.shape[-1] in self.quantizer.prefixes
+        )
+        if not fits or not codes.numel():
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be ({', '.join(shape)}), at least one grid"
             )
@@ -259,8 +295,14 @@ class Tokenizer(nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of an image's codes: (h, w), or (h, w, num_codebooks) for several codebooks."""
-        return (*self.grid, self.num_codebooks) if self.num_codebooks > 1 else self.grid
+        """The shape of an image's codes: (h, w), (h, w, num_codebooks) for several codebooks, or (1, L) for several scales."""
+        return self.quantizer.code_shape(self.grid)
+
+    @property
+    def size_facts(self) -> dict[str, Any]:
+        """What metrics.json says of the codes: K, the grid, and the codes of an image, if there are any."""
+        count = {"codes_per_image": math.prod(self.code_shape)} if self.K else {}
+        return {"K": self.K, "grid": list(self.grid), **count}
 
     @property
     def K(self) -> int | None:
@@ -288,6 +330,11 @@ class Tokenizer(nn.Module):
         return self.encoder.is_spatial
 
     @property
+    def is_gridded(self) -> bool:
+        """Whether the codes are one grid over the image; those of several scales are a row."""
+        return self.is_spatial and self.quantizer.is_gridded
+
+    @property
     def f(self) -> int:
         """Downsampling factor: pixels per grid position, in each direction. Raises InputError where codes have no places."""
         if not self.is_spatial:
@@ -302,11 +349,13 @@ class Tokenizer(nn.Module):
 
         Raises InputError if the tokenizer is continuous.
         """
-        return {"codebook": self.quantizer.codebooks(), "grid": self.grid}
+        return {"codebook": self.quantizer.codebooks(), "grid": self.code_shape[:2]}
 
-    def encode(self, x: Tensor) -> Quantized:
-        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck."""
-        q: Quantized = self.quantizer(self.encode_input(x))
+    def encode(self, x: Tensor, quantize: bool = True) -> Quantized:
+        """x (B, C, H, W) in [-1, 1] -> z_e, z_q, indices and the loss of the bottleneck; without `quantize` it has no indices,
+        and z_q is z_e."""
+        z_e = self.encode_input(x)
+        q: Quantized = self.quantizer(z_e) if quantize else self.quantizer.bypass(z_e)
         return q
 
     def encode_input(self, x: Tensor) -> Tensor:
@@ -342,14 +391,29 @@ class Tokenizer(nn.Module):
         return z
 
     def decode(self, z_q: Tensor) -> Tensor:
-        """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped."""
+        """z_q (B, dim, h, w) -> x_hat (B, C, H, W) float32, about [-1, 1] but not clamped.
+
+        Of a sequence the first n codes are enough, (B, dim, 1, n).
+        """
         z_q = to_memory_format(z_q)  # a lookup leaves the channels last
+        if not self.is_spatial:
+            z_q = self.fill_sequence(z_q)
         x_hat = self.decoder(self.out(z_q))
         if self.pixels != (-1, 1):
             x_hat = 2 * x_hat.float() - 1
         if self.patches is not None:
             x_hat = x_hat + self.patches.decode(z_q)
         return x_hat.float()
+
+    def fill_sequence(self, z_q: Tensor) -> Tensor:
+        """The first codes of a sequence (B, dim, 1, n) -> (B, dim, *grid), zero where a code is left out; in training nested
+        dropout leaves out more."""
+        missing = self.grid[1] - z_q.shape[3]
+        if missing > 0:
+            z_q = F.pad(z_q, (0, missing))
+        if self.nested and self.decoder.training:
+            z_q = z_q * draw_lengths(z_q, self.nested)
+        return z_q
 
     def indices(self, x: Tensor, tile: int | str | None = None) -> Tensor:
         """x (B, C, H, W) -> indices int64, (B, h, w), or (B, h, w, num_codebooks) for several codebooks.
@@ -364,9 +428,16 @@ class Tokenizer(nn.Module):
             raise InputError(NO_CODES_MESSAGE)
         return indices
 
-    def decode_indices(self, indices: Tensor, tile: int | str | None = None) -> Tensor:
-        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images."""
-        z_q = self.quantizer.lookup(indices)
+    def decode_indices(
+        self, indices: Tensor, tile: int | str | None = None, grid: Size | None = None
+    ) -> Tensor:
+        """Indices from `indices` -> x_hat (B, C, H, W), the same as decode(encode(x).z_q); `tile` as in encode_images, `grid` that
+        of z_q where it is not the model's and the codes are a row of several scales."""
+        z_q = (
+            self.quantizer.lookup(indices)
+            if grid is None
+            else self.quantizer.lookup_on(indices, grid)
+        )
         return run_by_tiles(self, self.decode, z_q, (1, self.encoder.f), tile)
 
     @torch.no_grad()
@@ -375,20 +446,19 @@ class Tokenizer(nn.Module):
         if self.patches is not None:
             self.patches.initialise(x)
             # The networks still add zero.
-            z = torch.cat([flatten(self.patches.encode(part)) for part in x.split(64)])
+            z = torch.cat([self.patches.encode(part) for part in x.split(64)])
         else:
             if len(x) > RANDOM_START_IMAGES:
                 x = x[choose_evenly(len(x), RANDOM_START_IMAGES)]
             z = self.encode_start(x)
-        # Every n-th vector, so that all images are represented.
-        self.quantizer.initialise(z[:: max(1, len(z) // MAX_START_VECTORS)])
+        self.quantizer.initialise_maps(z, MAX_START_VECTORS)
 
     def encode_start(self, x: Tensor) -> Tensor:
-        """What the networks make of x (n, C, H, W), (n * h * w, in_dim of the quantizer); says so if it takes long."""
+        """What the networks make of x (n, C, H, W), (n, in_dim of the quantizer, h, w); says so if it takes long."""
         z: list[Tensor] = []
         begun = time.monotonic()
         for part in x.split(choose_start_batch(x)):
-            z.append(flatten(self.encode_features(part)))
+            z.append(self.encode_features(part))
             seconds = (time.monotonic() - begun) * (len(x) / len(part) - 1)
             if len(z) == 1 and seconds > LONG_START:
                 log_line(
@@ -411,6 +481,34 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the weights, by which a code cache and a prior identify their tokenizer."""
         return hash_weights(self)
+
+    def fingerprint_codes(self) -> str:
+        """The same of the weights that make the codes of an image alone. Tokenizers that share it differ in their decoders."""
+        parts = [self.encoder, self.into, self.quantizer]
+        if self.patches is not None:
+            parts.append(self.patches.into)
+        return hash_weights(nn.ModuleList(parts))
+
+
+def check_nested(nested: float, encoder: ImageEncoder) -> None:
+    """Raise InputError for a share that is none, and for codes of which none comes first."""
+    check_range("model.nested", nested, 0, 1)
+    if nested and (encoder.is_spatial or encoder.grid[1] == 1):
+        raise InputError(
+            f"model.nested={nested} leaves out the last codes of a sequence, and model.grid={write_size(encoder.grid)} is no "
+            "sequence of several codes; use model=vit model.tokens=32, or nest the codes of each place: quantizer=residual "
+            f"quantizer.nested={nested}"
+        )
+
+
+def draw_lengths(z_q: Tensor, share: float) -> Tensor:
+    """Which codes of sequences z_q (B, dim, 1, n) stay, as ones and zeros (B, 1, 1, n): all of a sequence, or, of this share of
+    the sequences, the first 1 to n - 1."""
+    B, n, device = z_q.shape[0], z_q.shape[3], z_q.device
+    short = torch.randint(1, n, (B,), device=device)
+    lengths = torch.where(torch.rand(B, device=device) < share, short, n)
+    stays = torch.arange(n, device=device) < lengths[:, None]
+    return stays[:, None, None].to(z_q.dtype)
 
 
 def choose_evenly(n: int, most: int) -> Tensor:

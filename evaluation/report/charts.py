@@ -1,7 +1,7 @@
 """The charts of a report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from codegrid.evaluation.report.read import read_curve, rerun_command
 from codegrid.evaluation.scores import Score
 
 MARKERS = "osD^vPX"
+RATE_AXIS = "Bits per image, codes of equal length (log scale)"
 
 MAX_BANDS = 8  # learning curves with the range of their seeds
 MAX_CURVE_STEPS = 120
@@ -221,6 +222,31 @@ def draw_rate_curves(
     chart = Chart(name, f"{about.label} against rate", "", figure)
     styles = PointStyles([point.group for point in part.points])
     axes.set_xscale("log")
+    draw_codecs(axes, curves)
+    draw_points(chart, axes, part.points, styles, rate, score)
+    rates = [point.means[rate].mean for point in part.points]
+    rates += [bits for curve in curves.values() for bits in curve]
+    margin = max((max(rates) / min(rates)) ** 0.09, 1.1)  # also if all rates are equal
+    set_log_ticks(axes.xaxis, rates)
+    axes.margins(y=0.12)
+    axes.set_xlim(min(rates) / margin, max(rates) * margin**2.4)  # room for labels on the right
+    axes.grid(axis="y")
+    axes.set_xlabel(RATE_AXIS)
+    axes.set_ylabel(about.axis)
+    paths = [(sorted(curve), [curve[b] for b in sorted(curve)]) for curve in curves.values()]
+    labels = label_lines(axes, part.points, styles, rate, score, avoid=paths)
+    for codec, curve in curves.items():
+        labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
+    better = "Higher" if about.better > 0 else "Lower"
+    chart.caption = f"{better} is better; bars are 95% intervals over seeds."
+    if any(point.means[score].half for point in part.points):
+        chart.caption += " The table of differences has intervals within seeds."
+    chart.caption += describe_codecs(curves)
+    return chart
+
+
+def draw_codecs(axes: Axes, curves: Mapping[str, Mapping[float, float]]) -> None:
+    """The grey lines of codecs: codec -> bits per image -> score."""
     for i, codec in enumerate(sorted(curves)):
         axes.plot(
             *zip(*sorted(curves[codec].items()), strict=True),
@@ -231,28 +257,13 @@ def draw_rate_curves(
             markersize=4,
             zorder=1,
         )
-    draw_points(chart, axes, part.points, styles, rate, score)
-    rates = [point.means[rate].mean for point in part.points]
-    rates += [bits for curve in curves.values() for bits in curve]
-    margin = max((max(rates) / min(rates)) ** 0.09, 1.1)  # also if all rates are equal
-    set_log_ticks(axes.xaxis, rates)
-    axes.margins(y=0.12)
-    axes.set_xlim(min(rates) / margin, max(rates) * margin**2.4)  # room for labels on the right
-    axes.grid(axis="y")
-    axes.set_xlabel("Bits per image, codes of equal length (log scale)")
-    axes.set_ylabel(about.axis)
-    paths = [(sorted(curve), [curve[b] for b in sorted(curve)]) for curve in curves.values()]
-    labels = label_lines(axes, part.points, styles, rate, score, avoid=paths)
-    for codec, curve in curves.items():
-        labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
-    better = "Higher" if about.better > 0 else "Lower"
-    chart.caption = f"{better} is better; bars are 95% intervals over seeds."
-    if any(point.means[score].half for point in part.points):
-        chart.caption += " The table of differences has intervals within seeds."
-    if curves:
-        codecs = " and ".join(sorted(curves))
-        chart.caption += f" Grey: {codecs} on the same images, with the best setting at each rate."
-    return chart
+
+
+def describe_codecs(curves: Mapping[str, Mapping[float, float]]) -> str:
+    """The sentence of a caption on the grey lines; empty if there are none."""
+    codecs = " and ".join(sorted(curves))
+    sentence = f" Grey: {codecs} on the same images, with the best setting at each rate."
+    return sentence if curves else ""
 
 
 def draw_heat_map(

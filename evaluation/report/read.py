@@ -83,6 +83,7 @@ class ReportedRun:
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
+    rates: list[dict[str, Any]] = field(default_factory=list)  # of nested codes, with their scores
     pixels: Mapping[str, Any] = field(
         default_factory=lambda: USUAL_PIXELS
     )  # the range and the depth of its images
@@ -305,7 +306,9 @@ def read_image_hash(folder: Path) -> str:
 
 def count_bits_per_image(run: ReportedRun) -> float | None:
     """Bits of an image's codes at equal length: positions * codebooks * log2 K; None without codes."""
-    K = run.metrics.get("K")
+    K, codes = run.metrics.get("K"), run.metrics.get("codes_per_image")
+    if K is not None and codes is not None and is_figure(K) and is_figure(codes):
+        return float(codes * math.log2(K))
     grid = run.metrics.get("grid")
     if K is None or not is_figure(K) or not isinstance(grid, list) or not all(map(is_figure, grid)):
         return None
@@ -344,6 +347,8 @@ def apply_evaluation(run: ReportedRun, evaluation: ReportedRun) -> None:
     run.pictures = [*evaluation.pictures, *run.pictures]
     references = evaluation.metrics.get("references") or []
     run.references = [codec for codec in references if isinstance(codec, dict)] or run.references
+    rates = evaluation.metrics.get("rates") or []
+    run.rates = [row for row in rates if isinstance(row, dict)] or run.rates
     run.evaluated = True
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from codegrid.engine.figures import explain_non_finite, is_figure
 from codegrid.engine.words import format_word
-from codegrid.evaluation.report import charts
+from codegrid.evaluation.report import charts, rate_curves
 from codegrid.evaluation.report.differences import Difference, compare_groups, seed_moves_images
 from codegrid.evaluation.report.figure import Chart, report_style
 from codegrid.evaluation.report.groups import (
@@ -247,6 +247,8 @@ class Story:
         rates: list[Chart] = []
         for name in RECONSTRUCTION:
             rates += self.draw_parts(f"rate-{name}", (RATE, name), self.draw_rate_chart)
+        for name in ("psnr", "rfid_proxy"):
+            rates += self.draw_run_rates(name)
         yield Section("Rate and distortion", rates)
         yield Section("Which grid, which K, which width", self.draw_heat_maps())
         samples: list[Chart] = []
@@ -317,6 +319,22 @@ class Story:
         rate, score = part.provenance
         curves = charts.codec_curves(self.references(part.provenance[score]), score)
         return charts.draw_rate_curves(file, part, rate, score, curves)
+
+    def draw_run_rates(self, name: str) -> list[Chart]:
+        """The rate-distortion curves of runs whose codes are nested, a chart for each way in which the score was measured."""
+        nested = [group for group in self.of_tokenizers if any(run.rates for run in group.runs)]
+        parts = comparable_parts(nested, name)
+        drawn = []
+        for i, part in enumerate(parts[:MAX_PARTS]):
+            file = f"run-rates-{name}" + (f"-{i + 1}" if i else "")
+            references = self.references(part.provenance[name])
+            chart = rate_curves.draw_run_rates(file, part, name, references)
+            if chart is None:
+                continue
+            if len(parts) > 1:
+                chart.caption += f" Measured: {format_provenance(part, name)}."
+            drawn.append(chart)
+        return drawn
 
     def references(self, provenance: dict[str, Any]) -> list[dict[str, Any]]:
         """The scores of classical codecs on the images that a PSNR of this provenance was measured on."""

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from codegrid.engine.compile import check_compile
+from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError
 from prior.decoding.kv_decoder import StepCache
-from prior.decoding.sampling import Numbers, Sampler
+from prior.decoding.sampling import AUTO, Numbers, Sampler
 from prior.models.base import PriorModel
 
 
@@ -34,33 +35,31 @@ def generate(
     labels: Tensor | None = None,
     init_codes: Tensor | None = None,
     start: int = 0,
+    cache: StepCache | None = None,
 ) -> Iterator[Tensor]:
     """Yield samples `start` to n - 1 in batches of codes (b, h, w) int64, or (b, h, w, num_codebooks), on the model's device.
 
     The model must be in eval mode. Sample i depends on the seed and i only, not on the batch size; with a prior of classes
     it is of class labels[i]. The codes `init_codes`, (h, w) or (h, w, num_codebooks) for all samples or (n, ...) for each,
-    stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window, each conditioned on
-    the codes already in it (VQGAN, Esser et al. 2021, section 3.3, in strides of half a window instead of one code).
+    stay wherever `sampler.known` is true. A grid larger than the prior's own is drawn window by window: see
+    `PriorModel.fill_grid`. Of a prior that predicts scales, codes are (1, L), and in batches (b, 1, L).
+
+    A `cache` that is passed counts the forward passes of priors that draw code by code.
     """
     device = next(model.buffers()).device
     grid = sampler.size(model.grid)
-    code_shape = (*grid, model.num_codebooks)
+    code_shape = model.shape_on(grid)
     empty = torch.zeros(1, *code_shape, dtype=torch.int64, device=device)
     initial = empty if init_codes is None else init_codes.to(device).reshape(-1, *code_shape)
     initial = initial.expand(n, *code_shape)
-    cache = StepCache() if sampler.compile else None
+    cache = StepCache(sampler.compile) if cache is None else cache
     for first in range(start, n, batch_size):
         indices = range(first, min(first + batch_size, n))
         batch_labels = None if labels is None else labels[first : indices.stop].to(device)
         numbers = Numbers(seed, indices, device)
         codes = initial[first : indices.stop].clone()
         known = sampler.known(grid)
-        for rows, columns in windows(grid, model.grid):
-            window = codes[:, rows, columns]
-            fixed = known[rows, columns].flatten().repeat_interleave(model.num_codebooks)
-            filled = model.fill(window.flatten(1), fixed, numbers, sampler, batch_labels, cache)
-            codes[:, rows, columns] = filled.view_as(window)
-            known[rows, columns] = True
+        codes = model.fill_grid(codes, known, numbers, sampler, batch_labels, cache)
         yield codes if model.num_codebooks > 1 else codes[..., 0]
 
 
@@ -74,13 +73,28 @@ def check_compile_sampler(model: PriorModel, sampler: Sampler, kind: str) -> Non
     check_compile("sampler.compile", sampler.compile, kind)
 
 
-def windows(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Rows and columns of the windows that cover a grid, in raster order, half a window apart, the last ones at the border."""
+def check_order_sampler(model: PriorModel, sampler: Sampler) -> None:
+    """Raise InputError for settings of priors that fill in masked codes, if this prior is none; conf/'s own order is none."""
+    if model.any_order:
+        return
+    neutral = {
+        "order": (None, read_defaults("sampler/default")["order"]),
+        "corrector": (0,),
+        "remask": (0,),
+    }
+    for name, values in neutral.items():
+        value = getattr(sampler, name)
+        if value not in values:
+            raise InputError(
+                f"sampler.{name}={value} is for priors that fill in masked codes, prior=maskgit and diffusion, and "
+                f"{type(model).__name__} has an order of its own; leave sampler.{name} out"
+            )
 
-    def cover(whole: int, part: int) -> list[slice]:
-        starts = (*range(0, whole - part, max(part // 2, 1)), whole - part)
-        return [slice(start, start + part) for start in starts]
 
-    return [
-        (rows, columns) for rows in cover(grid[0], size[0]) for columns in cover(grid[1], size[1])
-    ]
+def check_parallel_sampler(model: PriorModel, sampler: Sampler) -> None:
+    """Raise InputError if `sampler.parallel` is a number of positions and this prior draws code by code only."""
+    if sampler.parallel not in (1, AUTO) and not model.parallel:
+        raise InputError(
+            f"sampler.parallel={sampler.parallel} draws many positions in one pass with prior=gpt and rar, prior/head=softmax "
+            f"and no codes of another image, and this {type(model).__name__} can't; use sampler.parallel=1, or auto"
+        )

@@ -17,7 +17,7 @@ def pack_linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     weight = weight.detach()
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
         try:
-            multiply = torch.ops.mkldnn._linear_pointwise
+            multiply = torch.ops.mkldnn._linear_pointwise.default
             packed = torch.ops.mkldnn._reorder_linear_weight(weight)
             multiply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
             return lambda x: multiply(x, packed, None, "none", [], "")

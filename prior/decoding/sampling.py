@@ -16,9 +16,12 @@ from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size, SizeSetting
 
 REAL_SETTINGS = (
-    "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature"
+    "temperature", "top_p", "min_p", "guidance", "guidance_power", "choice_temperature", "remask"
 )  # fmt: skip
-WHOLE_SETTINGS = ("top_k", "steps")
+WHOLE_SETTINGS = ("top_k", "steps", "corrector")
+ORDERS = ("confidence", "random", "halton")
+AUTO = "auto"
+MAX_WINDOW = 1024  # positions in one pass
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -41,7 +44,7 @@ def min_p(logits: Tensor, share: float) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guided(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Logits moved away from those without a label (Ho & Salimans 2022, eq. 6, whose w is scale - 1)."""
     return unconditional + scale * (conditional - unconditional)
 
@@ -56,14 +59,19 @@ class Sampler:
     With labels, `guidance` moves the logits before that: 1 not at all, 0 to those without a label. With `guidance_power`
     above 0, guidance starts at 1 and grows with that power of the share of positions already drawn.
 
-    Priors that draw many codes in one step take `steps` steps (0: the prior's default). Priors that accept the most
-    confident codes first add Gumbel noise to log p, `choice_temperature` times, falling to 0 with the steps.
+    Priors that fill in masked codes, many in one step, take `steps` steps (0: the prior's default), in an `order` of ORDERS
+    (None: the prior's own). The order of confidence adds Gumbel noise to log p, `choice_temperature` times, falling to 0 with
+    the steps. After each step, `corrector` steps draw as many codes again, and in each step the share `remask` of as many
+    codes as possible is masked again.
 
     `grid` replaces the prior's own grid: "16x24" or [16, 24], rows and columns, or one number for a square. Of the image in
     the file `init_image`, the upper `rows` rows of codes stay, or all codes outside the `region` [top, left, bottom, right],
     bottom and right exclusive.
 
     `compile` draws by torch.compile, with priors that are `stepwise`; the codes are the same up to rounding.
+
+    `parallel` positions are drawn in one pass by priors that are `parallel`, from the same distribution as code by code
+    (prior/decoding/parallel.py): 1 draws code by code, "auto" chooses. All but 1 draw the same codes, up to rounding.
     """
 
     temperature: float
@@ -74,19 +82,23 @@ class Sampler:
     guidance_power: float
     steps: int
     choice_temperature: float
+    order: str | None
+    corrector: int
+    remask: float
     grid: str | SizeSetting | None
     init_image: str | None
     rows: int | None
     region: Sequence[int] | None
     compile: bool
+    parallel: int | str
 
     @classmethod
     def unmodified(cls) -> "Sampler":
         """Samples of the prior's own distribution: temperature 1, no truncation, no guidance, the prior's own grid and steps.
 
-        The order in which MaskGIT accepts codes is not part of that distribution; its noise is as in conf/sampler.
+        The order in which masked codes are filled in is not part of that distribution; it is as in conf/sampler.
         """
-        return cls(
+        return make_sampler(
             temperature=1.0,
             top_k=0,
             top_p=1.0,
@@ -94,12 +106,14 @@ class Sampler:
             guidance=1.0,
             guidance_power=0.0,
             steps=0,
-            choice_temperature=25.0,
+            corrector=0,
+            remask=0.0,
             grid=None,
             init_image=None,
             rows=None,
             region=None,
             compile=False,
+            parallel=1,
         )
 
     def __post_init__(self) -> None:
@@ -129,6 +143,19 @@ class Sampler:
             raise InputError(
                 f"sampler.choice_temperature={self.choice_temperature} must be at least 0; 0 accepts the most confident codes"
             )
+        if self.order is not None and self.order not in ORDERS:
+            raise InputError(
+                f"sampler.order={self.order} must be {', '.join(ORDERS[:-1])} or {ORDERS[-1]}, or null, the prior's own order"
+            )
+        if self.corrector < 0:
+            raise InputError(
+                f"sampler.corrector={self.corrector} must be at least 0, corrector steps after each step; 0 turns them off"
+            )
+        if not 0 <= self.remask <= 1:
+            raise InputError(
+                f"sampler.remask={self.remask} must be from 0 to 1, a share of the codes that can be masked again; 0 keeps all"
+            )
+        self.check_parallel()
         if self.grid is not None:
             read_grid(self.grid)
         if self.rows is not None and self.region is not None:
@@ -159,6 +186,22 @@ class Sampler:
             if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
                 whole = "whole " if kind is Integral else ""
                 raise InputError(f"sampler.{name}={value} must be a {whole}number")
+
+    def check_parallel(self) -> None:
+        """Raise InputError if `parallel` is neither "auto" nor a number of positions, or if it contradicts `compile`."""
+        if self.parallel == AUTO:
+            return
+        is_whole = isinstance(self.parallel, Integral) and not isinstance(self.parallel, bool)
+        if not is_whole or not 1 <= int(self.parallel) <= MAX_WINDOW:
+            raise InputError(
+                f"sampler.parallel={self.parallel} must be auto or a whole number of positions from 1 to {MAX_WINDOW}; 1 draws "
+                "code by code"
+            )
+        if self.parallel != 1 and self.compile:
+            raise InputError(
+                f"sampler.parallel={self.parallel} and sampler.compile=true exclude each other, since compiled steps have one "
+                "position; leave one of them out"
+            )
 
     def size(self, own: Size) -> Size:
         """The grid (h, w) to draw from a prior with the grid `own`."""
@@ -203,16 +246,30 @@ class Sampler:
         """The guidance scale once a share `drawn` of the positions is drawn."""
         return 1 + (self.guidance - 1) * drawn**self.guidance_power
 
-    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """logits (n, K) and numbers (n,) uniform in [0, 1) -> codes (n,), by the inverse of the cumulative distribution."""
-        logits = logits.float() / self.temperature
+    def truncate(self, logits: Tensor) -> Tensor:
+        """Logits (..., K) -> those of the distribution to draw from, float32: divided by the temperature, -inf where cut off."""
+        logits = logits.float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if self.top_k:
             logits = top_k(logits, self.top_k)
         if self.top_p < 1:
             logits = top_p(logits, self.top_p)
         if self.min_p:
             logits = min_p(logits, self.min_p)
-        cumulated = logits.softmax(-1).double().cumsum(-1)
+        return logits
+
+    def draw_coupled(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """logits (..., K) and Gumbel noise (..., K) -> codes (...), the largest sums (Gumbel-max trick, Maddison et al. 2014).
+
+        From two distributions the same noise draws the same code with a probability of (1 - d) / (1 + d) or more, d their
+        distance in total variation; without a look at each other no draws can promise more (Daliri et al. 2024).
+        """
+        return (self.truncate(logits) + noise).argmax(-1)
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """logits (n, K) and numbers (n,) uniform in [0, 1) -> codes (n,), by the inverse of the cumulative distribution."""
+        cumulated = self.truncate(logits).softmax(-1).double().cumsum(-1)
         total = cumulated[:, -1:]
         target = uniform.double()[:, None] * total
         # Rounding must not lead past the last code that was not truncated.
@@ -259,3 +316,58 @@ class Numbers:
         """The next numbers (n, *shape), uniform in [0, 1), float64."""
         numbers = np.stack([stream.random(shape) for stream in self.streams])
         return torch.from_numpy(numbers).to(self.device)
+
+    def fork(self) -> list[np.random.Generator]:
+        """A new stream for each sample. How far it is read changes none of the next numbers."""
+        return [np.random.default_rng(stream.integers(2**63)) for stream in self.streams]
+
+
+class GumbelNoise:
+    """Gumbel noise for each code at each position of some samples; the same for a position whenever it is asked for.
+
+    A sample's noise is drawn from its stream in the order of the positions, a block at a time, when it is first needed; two
+    blocks are in memory. So positions may be asked for again until others a block further on have been.
+    """
+
+    def __init__(
+        self, streams: Sequence[np.random.Generator], T: int, K: int, window: int, device: Any
+    ) -> None:
+        """For `streams` (n) and windows of at most `window` positions."""
+        self.streams, self.T, self.device = list(streams), T, device
+        # Each block costs a call per sample, and memory.
+        self.block = max(window, min(16, T, max(1, 2**16 // K)))
+        self.drawn = [0] * len(streams)  # positions
+        self.blocks = torch.zeros(len(streams), 2 * self.block, K)
+
+    def at(self, first: Sequence[int], window: int) -> Tensor:
+        """The noise (n, window, K) of the positions first[i] to first[i] + window - 1; any numbers beyond the last position."""
+        for i, position in enumerate(first):
+            while self.drawn[i] < min(position + window, self.T):
+                self._draw(i)
+        if all(position == first[0] for position in first) and window == 1:
+            noise = self.blocks[:, first[0] % (2 * self.block), None].clone()
+        else:
+            places = torch.tensor(first)[:, None] + torch.arange(window)
+            rows = torch.arange(len(first))[:, None]
+            noise = self.blocks[rows, places % (2 * self.block)]
+        return noise.to(self.device)
+
+    def _draw(self, i: int) -> None:
+        """Draw the next block of sample i, in place of its last but one.
+
+        In float64, whose small numbers are as finely spaced as large ones; numpy's float32 has steps of 1e-6 there.
+        """
+        first = self.drawn[i]
+        n, K = min(self.block, self.T - first), self.blocks.shape[-1]
+        exponential = torch.from_numpy(self.streams[i].standard_exponential((n, K)))
+        place = first % (2 * self.block)
+        smallest = torch.finfo(torch.float32).tiny  # 0, which has no logarithm, is possible
+        noise = exponential.float().clamp_(min=smallest).log_().neg_()
+        self.blocks[i, place : place + n] = noise
+        self.drawn[i] += n
+
+    def select(self, samples: Sequence[int]) -> None:
+        """Keep the noise of these samples only."""
+        self.streams = [self.streams[i] for i in samples]
+        self.drawn = [self.drawn[i] for i in samples]
+        self.blocks = self.blocks[list(samples)]

@@ -10,6 +10,7 @@ from prior.export.graphs import describe_graph, start_inputs
 from prior.models.base import Autoregressive, PriorModel
 from prior.models.gpt import GPT
 from prior.models.masked import Masked
+from prior.models.var import VAR
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # of logits up to 1, and relative to larger ones
 
@@ -55,7 +56,7 @@ def list_grids(model: PriorModel, run: RunGraph, n: int) -> Iterator[tuple[Tenso
         masked = inputs["masked"] = torch.rand(codes.shape, generator=generator) < 0.5
         expected = model(codes.flatten(1), masked.flatten(1), labels)
     else:
-        assert isinstance(model, Autoregressive)
+        assert isinstance(model, Autoregressive | VAR)
         expected = model(codes.flatten(1), labels)
     [logits] = run(inputs)
     yield logits, expected.view(*codes.shape, model.K)

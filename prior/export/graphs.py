@@ -15,6 +15,7 @@ from prior.models.counted import Counted
 from prior.models.gpt import GPT
 from prior.models.masked import Masked
 from prior.models.transformer import Block, rotary_directions, rotate_pairs
+from prior.models.var import VAR
 
 OWN_MODELS = "prior.models."
 TRACED = 2  # samples: torch.export takes 1 for a constant; and len(codes) too, so the priors ask for codes.shape[0]
@@ -70,14 +71,14 @@ def step_block(
 
 
 class GridGraph(nn.Module):
-    """All logits of a prior that predicts code by code: those of a position depend on the codes before it only."""
+    """All logits of a prior that predicts code by code or scale by scale: those of a position depend on codes before it only."""
 
-    def __init__(self, model: Autoregressive) -> None:
+    def __init__(self, model: Autoregressive | VAR) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, h, w) or (B, h, w, num_codebooks) int64 -> logits (..., K)."""
+        """codes (B, h, w), (B, h, w, num_codebooks) or (B, 1, L) int64 -> logits (..., K)."""
         logits: Tensor = self.model(codes.flatten(1), labels)
         return logits.view(*codes.shape, self.model.K)
 
@@ -106,13 +107,13 @@ class Signature:
 
 def describe_graph(model: PriorModel) -> Signature:
     """The graph that a prior has. Raises InputError for one that has none."""
-    labels: dict[str, int | None] = {"labels": 0} if model.classes else {}
+    labels: dict[str, int | None] = {"labels": 0} if model.is_conditional else {}
     if isinstance(model, GPT):
         inputs = {"codes": 0, "position": None, "cache": 2}
         return Signature("step", {**inputs, **labels}, ("logits", "next_cache"))
     if isinstance(model, Masked):
         return Signature("masked", {"codes": 0, "masked": 0, **labels}, ("logits",))
-    if isinstance(model, Autoregressive) and not isinstance(model, Counted):
+    if isinstance(model, Autoregressive | VAR) and not isinstance(model, Counted):
         return Signature("grid", {"codes": 0, **labels}, ("logits",))
     raise InputError(
         f"{type(model).__name__} has no network that predicts code by code or fills in masked codes; use format=safetensors for "
@@ -128,8 +129,9 @@ def cache_shape(model: GPT, n: int) -> tuple[int, ...]:
 
 def start_inputs(model: PriorModel, n: int) -> dict[str, Tensor]:
     """Inputs of a graph for n samples at the first position: zeros, and labels that differ."""
-    books = (model.num_codebooks,) if model.num_codebooks > 1 else ()
-    codes = torch.zeros(n, *model.grid, *books, dtype=torch.int64)
+    h, w, num_codebooks = model.code_shape
+    books = (num_codebooks,) if num_codebooks > 1 else ()
+    codes = torch.zeros(n, h, w, *books, dtype=torch.int64)
     if isinstance(model, GPT):
         codes, cache = codes[:, 0, 0], torch.zeros(cache_shape(model, n))
         inputs = {"codes": codes, "position": torch.tensor(0), "cache": cache}
@@ -139,6 +141,10 @@ def start_inputs(model: PriorModel, n: int) -> dict[str, Tensor]:
         inputs = {"codes": codes}
     if model.classes:
         inputs["labels"] = torch.arange(n) % (model.classes + 1) - 1  # -1, no class, is one
+    if model.vector_size:
+        vectors = torch.linspace(-2, 2, n * model.vector_size).view(n, model.vector_size)
+        vectors[0] = torch.nan  # no vector is one
+        inputs["labels"] = vectors
     return inputs
 
 

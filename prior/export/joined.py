@@ -47,6 +47,11 @@ class WithPrior(Exporter):
 
 def join_prior(exporters: Sequence[Exporter], trained: Prior) -> list[Exporter]:
     """Exporters of a tokenizer and its prior. Raises InputError for a format that doesn't have this prior."""
+    if trained.condition is not None and not trained.condition.is_exportable:
+        raise InputError(
+            f"a prior that reads {trained.condition.summarize()} needs the tokenizer of these images too, and an export has one; "
+            "use the run folder, which has copies of both"
+        )
     for exporter in exporters:
         if exporter.name not in PRIOR_FORMATS:
             raise InputError(

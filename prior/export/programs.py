@@ -26,7 +26,7 @@ MEANINGS = {
     "position": "int64 (), from 0 to {last}",
     "cache": "float32 {cache}, zeros at the first position",
     "masked": "bool (B, h, w): codes that are not read",
-    "labels": "int64 (B,): the number of a class, or -1 for none: {classes}",
+    "labels": "{labels}",
 }
 KINDS_OF_GRAPH = {
     "step": "one position in raster order, with the keys and values of those before as its cache; codes are those of the position "
@@ -54,6 +54,15 @@ indices = numpy.stack(grid, 1).reshape(n, {h}, {w})   # for decoder.onnx
 ```"""
 
 
+def describe_labels(trained: Prior) -> str:
+    """What the labels of a prior's graph are, for the model card."""
+    if trained.condition is not None:
+        size = trained.model.vector_size
+        return f"float32 (B, {size}), NaN for what is missing and for none: {trained.condition.summarize()}"
+    classes = display_classes(trained.classes.names, CLASSES_LISTED)
+    return f"int64 (B,): the number of a class, or -1 for none: {classes}"
+
+
 class GraphFormat(PriorFormat):
     """A prior's graph in one file."""
 
@@ -78,13 +87,13 @@ class GraphFormat(PriorFormat):
     def describe_use(self, trained: Prior) -> str:
         model = trained.model
         signature = describe_graph(model)
-        books = f", {model.num_codebooks}" if model.num_codebooks > 1 else ""
-        h, w = model.grid
+        h, w, num_codebooks = model.code_shape
+        books = f", {num_codebooks}" if num_codebooks > 1 else ""
         shapes = {
             "codes": "(B,)" if signature.kind == "step" else f"(B, {h}, {w}{books})",
             "last": model.T - 1,
             "cache": "",
-            "classes": display_classes(trained.classes.names, CLASSES_LISTED).replace("|", r"\|"),
+            "labels": describe_labels(trained).replace("|", r"\|"),
         }
         if isinstance(model, GPT):
             blocks, two, _, *rest = cache_shape(model, 1)
@@ -162,13 +171,17 @@ class ONNXPrior(GraphFormat):
         shape = ", ".join(
             "n" if axis == 2 else str(size) for axis, size in enumerate(cache_shape(model, 1))
         )
-        has_classes = bool(model.classes)
-        labels = "labels = numpy.zeros(n, numpy.int64)   # all of class 0\n" if has_classes else ""
+        labels = ""
+        if model.classes:
+            labels = "labels = numpy.zeros(n, numpy.int64)   # all of class 0\n"
+        elif model.vector_size:
+            shape_of = f"(n, {model.vector_size}), numpy.nan, numpy.float32"
+            labels = f"labels = numpy.full({shape_of})   # no condition\n"
         return LOOP.format(
             T=model.T,
             h=model.grid[0],
             w=model.grid[1],
             shape=shape,
             labels=labels,
-            also=', "labels": labels' if has_classes else "",
+            also=', "labels": labels' if labels else "",
         )

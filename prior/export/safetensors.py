@@ -62,5 +62,6 @@ def describe_prior(trained: Prior) -> dict[str, Any]:
         "classes": len(trained.classes),
         "class_names": trained.classes.names,
         "class_labels": trained.classes.labels,
+        **({} if trained.condition is None else {"condition": trained.condition.describe()}),
         "prior": trained.config["prior"],
     }

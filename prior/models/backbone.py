@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from prior.decoding.kv_decoder import CompiledKVSteps, KVSteps, StepCache, make_steps
 from prior.heads.base import LOGITS, Head
 from prior.heads.several import HeadPerCodebook
 from prior.heads.softmax import plain_softmax
 from prior.models.base import PriorModel
+from prior.models.front import join_angles
 from prior.models.inputs import CodeEmbedding
 from prior.models.transformer import RMSNorm, Stack, head_size, initialise_blocks, rotary
 
@@ -56,7 +58,7 @@ class Transformer(PriorModel):
     ) -> None:
         """Add vectors and angles of the positions, the stacks of blocks (name -> depth), the last norm and the head."""
         width, heads, dropout = settings.width, settings.heads, settings.dropout
-        angles = rotary(self.grid, head_size(width, heads))
+        angles = self.make_angles(head_size(width, heads))
         self.register_buffer("angles", angles, persistent=False)
         # Rotary angles are relative: without these vectors all positions of an empty grid would look alike.
         self.place = nn.Parameter(torch.zeros(self.T, width))
@@ -79,6 +81,35 @@ class Transformer(PriorModel):
     @property
     def readout(self) -> Head:
         return self.head if self.has_features else LOGITS
+
+    def run_stack(self, stack: Stack, x: Tensor, angles: Tensor, labels: Tensor | None) -> Tensor:
+        """A stack on what the positions read, x (B, T, width), after the codes in front if there are any -> (B, T, width)."""
+        if self.front is None:
+            x = stack(self.drop(x), angles)
+            return x
+        joined = torch.cat([self.front(x.shape[0], labels), x], 1)
+        joined = stack(self.drop(joined), join_angles(self.front.angles, angles))
+        return joined[:, self.front.T :]
+
+    def start_steps(
+        self,
+        stack: Stack,
+        angles: Tensor,
+        n: int,
+        labels: Tensor | None,
+        cache: StepCache | None,
+    ) -> KVSteps | CompiledKVSteps:
+        """The cached steps of n samples through a stack, after the codes in front if there are any."""
+        if self.front is None:
+            return make_steps(stack, angles, n, cache)
+        steps = make_steps(stack, join_angles(self.front.angles, angles), n, cache)
+        for x in self.front(n, labels).unbind(1):
+            steps(x)
+        return steps
+
+    def make_angles(self, size: int) -> Tensor:
+        """The rotary angles of the positions, (T, 1, 1, size / 2)."""
+        return rotary(self.grid, size)
 
     def logits(self, x: Tensor) -> Tensor:
         """The last block's output (..., width) -> logits (..., K) float32."""

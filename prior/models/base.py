@@ -1,8 +1,9 @@
 """What every prior is: a distribution over grids of codes that can be trained, evaluated and sampled."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,19 @@ from codegrid.engine.errors import InputError, check_range
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.heads.base import LOGITS, Head
-from prior.models.inputs import CodeEmbedding
+from prior.models.front import Front, scaled_rotary
+from prior.models.inputs import CodeEmbedding, LabelEmbedding, blank_like
 from prior.models.transformer import Block
+from prior.orders import windows
+from vqgan.tokenizer import Tokenizer
+
+MAX_DRAWN = 2**24  # logits that are drawn from at a time
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
+
+# Takes the logits (n, K) at position t, and t, and returns codes (n,).
+Draw = Callable[[Tensor, int], Tensor]
 
 
 @dataclass
@@ -42,11 +51,21 @@ class PriorModel(nn.Module, ABC):
     """A distribution p(codes | label) over the grids (h, w) of a tokenizer with `num_codebooks` codebooks of K codes.
 
     Codes are flat, (B, L) int64 in [0, K), L = h * w * num_codebooks: positions in raster order, and at each position one
-    code per codebook. labels (B,) are in [0, classes), or -1 for no class; a prior without classes takes None.
+    code per codebook.
+
+    A label is what the prior is conditioned on for one image. labels are
+
+    (B,) int64           in [0, classes), -1 for no class
+    (B, size) float32    after `read_vectors`: vectors of numbers, NaN for what is missing, all NaN for no vector
+    (B, front.L) int64   after `read_front`: the codes of another image, all -1 for none
+    None                 none at all, as for a prior that is conditioned on nothing
     """
 
+    takes_front = False  # whether codes of another image can stand in front of its own
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
+    parallel = False  # whether sampler.parallel can draw many positions in one pass
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
+    any_order = False  # whether sampler.order, corrector and remask apply
 
     def __init__(self, codebook: Tensor, grid: tuple[int, int], classes: int = 0) -> None:
         """codebook (num_codebooks, K, dim): the vectors that the tokenizer decodes its codes from."""
@@ -56,6 +75,69 @@ class PriorModel(nn.Module, ABC):
         self.classes = classes
         self.T = grid[0] * grid[1]
         self.L = self.T * self.num_codebooks
+        self.vector_size = 0  # numbers of a label that is a vector
+        self.front: Front | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it takes labels."""
+        return bool(self.classes or self.vector_size) or self.front is not None
+
+    def read_vectors(self, mean: Tensor, deviation: Tensor) -> None:
+        """Learn p(codes | vector) from now on; mean and deviation (size,) are those of the training vectors.
+
+        Raises InputError for a prior that reads no labels.
+        """
+        for embedding in self._label_embeddings():
+            embedding.read_vectors(mean, deviation)
+        self.vector_size = len(mean)
+
+    def read_front(self, codebook: Tensor, grid: tuple[int, int]) -> None:
+        """Learn p(codes | codes of another image) from now on; codebook (num_codebooks, K, dim) and grid of its tokenizer.
+
+        Raises InputError for a prior that has no place for them.
+        """
+        if not self.takes_front:
+            raise InputError(
+                f"{type(self).__name__} can't read the codes of another image; use prior=gpt, rar, rq, maskgit, diffusion, lstm or "
+                "pixelcnn"
+            )
+        for embedding in self._label_embeddings():
+            embedding.ignore_labels()
+        own = next(part for part in self.modules() if isinstance(part, CodeEmbedding))
+        block = next((part for part in self.modules() if isinstance(part, Block)), None)
+        size = own.width // block.heads if block else 0
+        angles = scaled_rotary(grid, self.grid, size)
+        self.front = Front(codebook, (grid[0], grid[1]), own.width, own.inputs, angles)
+
+    def _label_embeddings(self) -> list[LabelEmbedding]:
+        embeddings = [part for part in self.modules() if isinstance(part, LabelEmbedding)]
+        if not embeddings:
+            raise InputError(
+                f"{type(self).__name__} can't be conditioned on anything; leave condition out, or use prior=gpt"
+            )
+        return embeddings
+
+    def blank_labels(self, n: int) -> Tensor | None:
+        """n labels that say nothing, on the CPU; None for a prior that takes none."""
+        if self.vector_size:
+            return torch.full((n, self.vector_size), torch.nan)
+        if self.front is not None:
+            return torch.full((n, self.front.L), -1)
+        return torch.full((n,), -1) if self.classes else None
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """Rows, columns and codebooks of the codes that `flatten` makes L of."""
+        return self.shape_on(self.grid)
+
+    def shape_on(self, grid: tuple[int, int]) -> tuple[int, int, int]:
+        """The same for images of another grid."""
+        return (*grid, self.num_codebooks)
+
+    def map_nats(self, nats: Tensor) -> Tensor:
+        """A value for each code (..., L) -> its mean over the codes of each place, (..., h, w)."""
+        return nats.unflatten(-1, self.code_shape).mean(-1)
 
     @property
     def ends(self) -> list[nn.Module]:
@@ -92,6 +174,13 @@ class PriorModel(nn.Module, ABC):
         Deterministic: the same codes always get the same prediction.
         """
 
+    def redraw(
+        self, codes: Tensor, labels: Tensor | None, uniform: Tensor, sampler: Sampler
+    ) -> Tensor:
+        """Each of the codes (n, L) drawn anew in one pass, by its number of `uniform` (n, L), given those of `codes` that the
+        prior reads when it predicts it."""
+        return draw_all_codes(self.judge(codes, labels), uniform, sampler, self.K)
+
     @abstractmethod
     def fill(
         self,
@@ -104,8 +193,33 @@ class PriorModel(nn.Module, ABC):
     ) -> Tensor:
         """Return the codes (n, L) with all that are not `known` (L,) redrawn by the random `numbers` of these n samples.
 
-        `cache` holds the compiled steps of a `stepwise` prior and is passed where sampler.compile is on; others ignore it.
+        `cache` has what the batches and windows of one `generate` share: packed weights and memory, the compiled steps of a
+        `stepwise` prior, and the count of passes. Others ignore it.
         """
+
+    def fill_grid(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        numbers: Numbers,
+        sampler: Sampler,
+        labels: Tensor | None,
+        cache: StepCache | None = None,
+    ) -> Tensor:
+        """Return the codes (n, *shape_on(grid)) with those of all places that are not `known` (*grid) redrawn, as `fill` does.
+
+        A grid larger than the prior's own is drawn window by window, each conditioned on the codes already in it (VQGAN, Esser et
+        al. 2021, section 3.3, in strides of half a window instead of one code).
+        """
+        codes, known = codes.clone(), known.clone()
+        grid = (known.shape[0], known.shape[1])
+        for rows, columns in windows(grid, self.grid):
+            window = codes[:, rows, columns]
+            fixed = known[rows, columns].flatten().repeat_interleave(self.num_codebooks)
+            filled = self.fill(window.flatten(1), fixed, numbers, sampler, labels, cache)
+            codes[:, rows, columns] = filled.view_as(window)
+            known[rows, columns] = True
+        return codes
 
 
 class Autoregressive(PriorModel):
@@ -124,7 +238,7 @@ class Autoregressive(PriorModel):
 
     @abstractmethod
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes (B, L), labels (B,) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
+        """codes (B, L), labels (B, ...) -> logits (B, L, K) float32; those at t depend on the label and the codes before t only."""
 
     def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """As `forward`, (B, L, width) for the prior's `readout`: the logits, if it has no head."""
@@ -151,10 +265,7 @@ class Autoregressive(PriorModel):
 
     def replace_codes(self, codes: Tensor) -> Tensor:
         """The codes as the model reads them in training, a share `token_dropout` of them random."""
-        if not self.token_dropout:
-            return codes
-        lost = torch.rand(codes.shape, device=codes.device) < self.token_dropout
-        return torch.where(lost, torch.randint_like(codes, self.K), codes)
+        return replace_randomly(codes, self.K, self.token_dropout)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
         return predict_all(self.features(codes, labels), codes, self.readout)
@@ -174,11 +285,11 @@ class Autoregressive(PriorModel):
                 "at a time, use sampler.steps=0"
             )
         codes = codes.clone()
-        uniform = numbers.uniform(self.L)
         is_known = known.tolist()
         last = max((t for t in range(self.L) if not is_known[t]), default=-1)
         doubled, guide = double_for_guidance(labels, sampler)
         draws_directly = not guide and self.readout.draws_directly(sampler)
+        draw = self.start_draws(numbers, sampler, draws_directly)
         make_decoder = self.feature_decoder if draws_directly else self.decoder
         decode = make_decoder(len(codes) * (1 + guide), doubled, cache)
         for t in range(last + 1):
@@ -189,11 +300,17 @@ class Autoregressive(PriorModel):
             if guide:
                 conditional, unconditional = logits.chunk(2)
                 logits = guided(conditional, unconditional, sampler.scale(t / self.L))
-            if draws_directly:  # the decoder's features instead
-                codes[:, t] = self.readout.draw(logits, uniform[:, t])
-            else:
-                codes[:, t] = self.readout.draw_from_logits(logits, uniform[:, t], sampler)
+            codes[:, t] = draw(logits, t)
+        if cache is not None:
+            cache.passes += len(codes) * (last + 1)
         return codes
+
+    def start_draws(self, numbers: Numbers, sampler: Sampler, directly: bool) -> Draw:
+        """How the codes of one `fill` are drawn from their logits, or `directly` from the features of `feature_decoder`."""
+        uniform, readout = numbers.uniform(self.L), self.readout
+        if directly:
+            return lambda features, t: readout.draw(features, uniform[:, t])
+        return lambda logits, t: readout.draw_from_logits(logits, uniform[:, t], sampler)
 
 
 class UncachedDecoder:
@@ -211,6 +328,35 @@ class UncachedDecoder:
         return logits
 
 
+def replace_randomly(codes: Tensor, K: int, share: float) -> Tensor:
+    """Codes of which a share is replaced by random ones."""
+    if not share:
+        return codes
+    lost = torch.rand(codes.shape, device=codes.device) < share
+    return torch.where(lost, torch.randint_like(codes, K), codes)
+
+
+def describe_codes(settings: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a prior with the `prior` group `settings` takes from its tokenizer: codebook, grid, and scales if it has that setting.
+
+    Raises InputError if the codes are none that it can learn.
+    """
+    space, quantizer = tokenizer.code_space, tokenizer.quantizer
+    scales = getattr(quantizer, "scales", None)
+    if "scales" in settings:
+        if scales is None:
+            raise InputError(
+                "prior=var predicts codes scale by scale, and this tokenizer's have one grid; train one with quantizer=multiscale, "
+                "or use prior=gpt"
+            )
+        return {**space, "grid": tokenizer.grid, "scales": scales}
+    if scales is not None and len(space["codebook"]) > 1:
+        raise InputError(
+            "quantizer.shared=false gives each scale codes of its own, which only prior=var tells apart; use prior=var"
+        )
+    return space
+
+
 def single_codebook(codebook: Tensor) -> Tensor:
     """The codebook (1, K, dim) itself, for a prior that learns one code per position; raises InputError for several."""
     if len(codebook) > 1:
@@ -221,6 +367,22 @@ def single_codebook(codebook: Tensor) -> Tensor:
     return codebook
 
 
+def draw_all_codes(prediction: Prediction, uniform: Tensor, sampler: Sampler, K: int) -> Tensor:
+    """Codes (n, L) for a prediction of all of them and numbers (n, L) in [0, 1), at most about MAX_DRAWN logits at a time."""
+    head = prediction.head
+    samples = max(1, MAX_DRAWN // (uniform.shape[1] * K))
+    drawn = []
+    for features, own in zip(
+        prediction.features.split(samples), uniform.split(samples), strict=True
+    ):
+        if head.draws_directly(sampler):
+            drawn.append(head.draw(features.flatten(0, 1), own.flatten()).view_as(own))
+        else:
+            logits = head.logits(features).flatten(0, 1)
+            drawn.append(head.draw_from_logits(logits, own.flatten(), sampler).view_as(own))
+    return torch.cat(drawn)
+
+
 def predict_all(features: Tensor, codes: Tensor, head: Head = LOGITS) -> Prediction:
     """The prediction of all codes, each with weight 1, from what the head reads."""
     return Prediction(features, codes, torch.ones(codes.shape, device=codes.device), head)
@@ -229,8 +391,8 @@ def predict_all(features: Tensor, codes: Tensor, head: Head = LOGITS) -> Predict
 def double_for_guidance(labels: Tensor | None, sampler: Sampler) -> tuple[Tensor | None, bool]:
     """The labels to draw by, and whether guidance is on.
 
-    With guidance every sample is there twice: the labels (2n,) are those passed, then n times -1.
+    With guidance every sample is there twice: the labels (2n, ...) are those passed, then n that say nothing.
     """
     if labels is None or sampler.guidance == 1:
         return labels, False
-    return torch.cat([labels, torch.full_like(labels, -1)]), True
+    return torch.cat([labels, blank_like(labels)]), True

@@ -1,10 +1,8 @@
-"""Discrete diffusion: masked codes are filled in in random order."""
+"""Discrete diffusion: as many codes are drawn in each step, by default one."""
 
 import torch
 from torch import Tensor
 
-from prior.decoding.kv_decoder import StepCache
-from prior.decoding.sampling import Numbers, Sampler
 from prior.models.base import Prediction
 from prior.models.masked import Masked, random_subset
 
@@ -15,6 +13,8 @@ class Diffusion(Masked):
     The network gets no time step, since the number of masked codes shows it: it is a model of codes in any order (Hoogeboom
     et al. 2022, section 3).
     """
+
+    own_order = "random"
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         """The loss is the bound that `judge` estimates: m codes of a grid are masked, m = 1 ... L equally likely.
@@ -29,27 +29,13 @@ class Diffusion(Masked):
         features = self.features(codes, masked, labels)
         return Prediction(features, codes, masked * self.L / m, self.readout)
 
-    def fill(
-        self,
-        codes: Tensor,
-        known: Tensor,
-        numbers: Numbers,
-        sampler: Sampler,
-        labels: Tensor | None,
-        cache: StepCache | None = None,
-    ) -> Tensor:
-        """Codes are drawn in random order, an equal share in each step.
+    def own_steps(self, total: int) -> int:
+        """Code by code, in random order, samples follow the distribution exactly (Hoogeboom et al. 2022, algorithm 1)."""
+        return total
 
-        With one step per code, the default, samples follow the distribution exactly (Hoogeboom et al. 2022, algorithm 1).
-        """
-        codes = codes.clone()
-        masked = ~known.to(codes.device).repeat(len(codes), 1)
-        unknown = (~known).nonzero()[:, 0].to(codes.device)
-        chance, uniform = numbers.uniform(2, self.L).unbind(1)
-        order = unknown[chance[:, unknown].argsort(1)]
-        steps = min(sampler.steps or self.L, len(unknown))
-        for places in order.tensor_split(max(steps, 1), 1):
-            drawn, _ = self.propose(codes, masked, places, uniform, sampler, labels)
-            codes.scatter_(1, places, drawn)
-            masked.scatter_(1, places, False)
-        return codes
+    def missing_after(self, step: int, steps: int, total: int) -> int:
+        """Each step draws an equal share."""
+        if steps > total:
+            return total - total * step // steps
+        share, rest = divmod(total, steps)  # the first steps draw one more
+        return total - share * step - min(step, rest)

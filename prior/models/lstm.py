@@ -17,8 +17,11 @@ class LSTM(Autoregressive):
     """Codes row by row with long short-term memory (Hochreiter & Schmidhuber 1997; with forget gates, Gers et al. 2000).
 
     Each step reads the code before, the code above, vectors of its row and its column, and the label. The code above is a
-    whole row ago in raster order, and the memory would otherwise have to carry it all that way.
+    whole row ago in raster order, and the memory would otherwise have to carry it all that way. The codes of another image are
+    steps before the first.
     """
+
+    takes_front = True
 
     def __init__(
         self,
@@ -55,7 +58,10 @@ class LSTM(Autoregressive):
         before = F.pad(self.before(codes), (0, 0, 1, -1))
         above = F.pad(self.above(codes), (0, 0, self.grid[1], -self.grid[1]))
         x = before + above + self.places() + self.labels(codes.shape[0], labels)[:, None]
-        return self.logits(self.recur(self.drop(x))[0])
+        if self.front is None:
+            return self.logits(self.recur(self.drop(x))[0])
+        joined = torch.cat([self.front(codes.shape[0], labels), x], 1)
+        return self.logits(self.recur(self.drop(joined))[0][:, self.front.T :])
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None
@@ -63,6 +69,8 @@ class LSTM(Autoregressive):
         label, places = self.labels(n, labels), self.places()
         codes: list[Tensor] = []
         state: tuple[Tensor, Tensor] | None = None
+        if self.front is not None:
+            state = self.recur(self.front(n, labels))[1]
 
         def decode(before: Tensor | None) -> Tensor:
             nonlocal state

@@ -17,8 +17,11 @@ class PixelCNN(Autoregressive):
     A vertical stack of convolutions reads the rows above, a horizontal stack reads the vertical one and the current row;
     together they have no blind spot. With r = depth * (kernel // 2), the receptive field reaches r + 1 rows up, r columns
     to either side, and r + 1 to the left. Unlike in the paper, each position has a vector of its own, by which the model
-    can tell a code of zeros from the padding around the grid.
+    can tell a code of zeros from the padding around the grid. The codes of another image are a map that is resized to the grid and
+    added to every layer (eq. 5).
     """
+
+    takes_front = True
 
     def __init__(
         self,
@@ -56,6 +59,13 @@ class PixelCNN(Autoregressive):
         for p in self.head.parameters():
             nn.init.zeros_(p)
 
+    def read_front(self, codebook: Tensor, grid: tuple[int, int]) -> None:
+        super().read_front(codebook, grid)
+        width, num_biases = len(self.place), self.labels.vectors.shape[1]
+        self.map_front = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, num_biases, 1)
+        )
+
     @property
     def recomputed(self) -> list[nn.Module]:
         return list(self.horizontal)
@@ -73,8 +83,15 @@ class PixelCNN(Autoregressive):
         return rearrange(self.logits(h), "b K h w -> b (h w) K")
 
     def biases(self, n: int, labels: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's label biases, V^T h of eq. 4, of its vertical and its horizontal stack, (n, 2 * width, 1, 1) each."""
-        biases = self.labels(n, labels)[:, :, None, None].chunk(2 * len(self.vertical), 1)
+        """Each layer's label biases, V^T h of eq. 4, of its vertical and its horizontal stack, (n, 2 * width, 1, 1) each, or
+        (n, 2 * width, h, w) with the codes of another image."""
+        of_label = self.labels(n, labels)[:, :, None, None]
+        if self.front is not None:
+            read = self.front(n, labels)
+            picture = rearrange(read, "b (h w) c -> b c h w", w=self.front.grid[1])
+            resized = F.interpolate(picture, self.grid, mode="bilinear", align_corners=False)
+            of_label = of_label + self.map_front(resized)
+        biases = of_label.chunk(2 * len(self.vertical), 1)
         return list(zip(biases[::2], biases[1::2], strict=True))
 
     def logits(self, h: Tensor) -> Tensor:
@@ -115,8 +132,13 @@ class CachedDecoder:
     row by row, and the horizontal stack code by code."""
 
     def __init__(self, model: PixelCNN, n: int, labels: Tensor | None) -> None:
-        self.model, self.biases, self.t = model, model.biases(n, labels), 0
-        (width, _, columns), reach, blank = model.place.shape, model.reach, model.place.new_zeros
+        self.model, self.t = model, 0
+        (width, rows, columns), reach = model.place.shape, model.reach
+        blank = model.place.new_zeros
+        self.biases = [
+            [bias.expand(-1, -1, rows, columns) for bias in pair]
+            for pair in model.biases(n, labels)
+        ]
         self.outside = blank(n, width, 1, 1)
         self.row = [self.outside] * columns  # vectors of the last codes, one per column
         # The last rows that each vertical layer reads.
@@ -132,7 +154,8 @@ class CachedDecoder:
         h = left + self.model.place[:, row, column, None, None]
         for i, horizontal in enumerate(self.model.horizontal):
             self.left[i] = torch.cat([self.left[i][..., 1:], h], 3)
-            h = horizontal(self.left[i], self.above[i][..., column, None], self.biases[i][1])
+            bias = self.biases[i][1][:, :, row, None, column, None]
+            h = horizontal(self.left[i], self.above[i][..., column, None], bias)
         self.t += 1
         return self.model.logits(h)[..., 0, 0]
 
@@ -145,5 +168,5 @@ class CachedDecoder:
         v = torch.cat(self.row, 3) + self.model.place[:, None, row]
         for i, vertical in enumerate(self.model.vertical):
             self.rows[i] = torch.cat([self.rows[i][:, :, 1:], F.pad(v, (reach, reach))], 2)
-            self.above.append(vertical(self.rows[i]) + self.biases[i][0])
+            self.above.append(vertical(self.rows[i]) + self.biases[i][0][:, :, row, None])
             v = gate(self.above[i])

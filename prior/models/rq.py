@@ -24,6 +24,7 @@ class RQ(Transformer, Autoregressive):
     """
 
     stepwise = True
+    takes_front = True
     over_places: Stack
     over_books: Stack
     read: nn.ModuleList
@@ -64,7 +65,7 @@ class RQ(Transformer, Autoregressive):
         sums = torch.stack(vectors, 2).cumsum(2)  # (B, T, num_codebooks, width)
         begin = self.begin(codes.shape[0], labels)[:, None]
         x = torch.cat([begin, sums[:, :-1, -1]], 1)
-        h = self.over_places(self.drop(x + self.place), self.angles)
+        h = self.run_stack(self.over_places, x + self.place, self.angles, labels)
         v = torch.cat([h[:, :, None], sums[:, :, :-1]], 2)
         v = self.drop(v + self.book).flatten(0, 1)  # (B * T, num_codebooks, width)
         v = self.norm(self.over_books(v, self.book_angles))
@@ -79,7 +80,7 @@ class RQ(Transformer, Autoregressive):
         self, n: int, labels: Tensor | None, cache: StepCache | None
     ) -> Generator[Tensor, Tensor | None, None]:
         """Yields the logits (n, K) of the next code and is sent that code."""
-        over_places = make_steps(self.over_places, self.angles, n, cache)
+        over_places = self.start_steps(self.over_places, self.angles, n, labels, cache)
         over_books = make_steps(self.over_books, self.book_angles, n, cache)
         x = self.begin(n, labels)
         for place in self.place:

@@ -1,6 +1,7 @@
 """Transformer layers: attention with 2-D rotary positions, the block around it, and stacks of blocks."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,16 +22,20 @@ def head_size(width: int, heads: int) -> int:
 
 
 def rotary(grid: tuple[int, int], size: int, base: float = 10_000.0) -> Tensor:
-    """Angles (h*w, 1, 1, size / 2) of 2-D rotary embeddings in raster order, the same for queries, keys and all heads.
+    """Angles (h*w, 1, 1, size / 2) of 2-D rotary embeddings in raster order, the same for queries, keys and all heads."""
+    return rotary_at(torch.arange(grid[0]), torch.arange(grid[1]), size, base)
+
+
+def rotary_at(rows: Tensor, columns: Tensor, size: int, base: float = 10_000.0) -> Tensor:
+    """As `rotary`, of all pairs of these places, rows (h,) and columns (w,), which may lie between those of a grid.
 
     Half of the channel pairs turn with the row, the other half with the column (RoPE, Su et al. 2021, eq. 15; in two
     dimensions as in LlamaGen).
     """
     pairs = size // 2
     per_axis = [pairs - pairs // 2, pairs // 2]
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = []
-    for place, n in zip((rows, columns), per_axis, strict=True):
+    for place, n in zip(torch.meshgrid(rows, columns, indexing="ij"), per_axis, strict=True):
         speed = base ** (-torch.arange(n) / max(n, 1))
         angles.append(place.flatten()[:, None] * speed)
     return torch.cat(angles, 1)[:, None, None]
@@ -70,23 +75,47 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, directions: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        directions: Tensor,
+        mask: Tensor | None = None,
+        past: "Past | None" = None,
+    ) -> Tensor:
         """x (B, T, width) -> (B, T, width).
 
         Queries and keys turn by the directions (T, 1, 1, size / 2, 2), each by its own (T, 2, 1, size / 2, 2), or by those
-        of each sample (B, T, 2, 1, size / 2, 2).
+        of each sample (B, T, 2, 1, size / 2, 2). A `mask` (T, T), added to the scores, says instead of `causal` what each position
+        attends to. With a `past` these are the positions after it: they attend to it too, and are part of it from then on.
         """
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         turned = rotate_pairs(qkv[:, :, :2], directions).transpose(1, 3)
         q, k = turned.unbind(2)  # (B, heads, T, size) each
         dropout = self.dropout if self.training else 0.0
-        attended = attention(q, k, qkv[:, :, 2].transpose(1, 2), self.causal, dropout)
+        v = qkv[:, :, 2].transpose(1, 2)
+        if past is not None:
+            k, v = past.extend(k, v)
+        attended = attention(q, k, v, self.causal, dropout, mask=mask)
         x = x + self._drop(self.proj(attended.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self._drop(self.down(F.silu(gate) * up))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+class Past:
+    """The keys and values (B, heads, t, size) of one block at the positions so far."""
+
+    def __init__(self) -> None:
+        self._pairs: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all positions, with those of the next ones at the end."""
+        if self._pairs is not None:
+            k, v = (torch.cat(pair, 2) for pair in zip(self._pairs, (k, v), strict=True))
+        self._pairs = k, v
+        return k, v
 
 
 class Stack(nn.ModuleList):
@@ -97,35 +126,57 @@ class Stack(nn.ModuleList):
     ) -> None:
         super().__init__(Block(width, heads, dropout, causal) for _ in range(depth))
 
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """x (B, T, width) -> (B, T, width); angles as from `rotary`, or with more dimensions as in Block.forward."""
+    def forward(
+        self,
+        x: Tensor,
+        angles: Tensor,
+        mask: Tensor | None = None,
+        pasts: Sequence[Past] | None = None,
+    ) -> Tensor:
+        """x (B, T, width) -> (B, T, width); angles as from `rotary`, or with more dimensions as in Block.forward; `mask` as there,
+        and a past for each block."""
         directions = rotary_directions(angles)
-        for block in self:
-            x = block(x, directions)
+        for i, block in enumerate(self):
+            if mask is None and pasts is None:
+                x = block(x, directions)
+            else:
+                x = block(x, directions, mask, None if pasts is None else pasts[i])
         return x
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float = 0.0, max_scores: int = 2**22
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    dropout: float = 0.0,
+    max_scores: int = 2**22,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(size)) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size); causal: up to each position.
+    """softmax(q k^T / sqrt(size) + mask) v (Vaswani et al. 2017, eq. 1), all (B, heads, T, size), of q fewer positions if there is
+    no mask; causal: up to each position. A mask (T, T) takes the place of `causal`.
 
     On a CPU in bf16 the backward pass of torch's own kernel takes eight times as long as plain products, so these are used,
     `max_scores` scores at a time: for more than these 8 MiB the operating system has to hand out fresh pages at every step.
     Under torch.compile all scores are computed at once, since each part would be compiled separately.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=dropout)
-    T = q.shape[-2]
-    mask = torch.full((T, T), -torch.inf if causal else 0.0, dtype=q.dtype).triu(1)
+        bias = None if mask is None else mask.to(q.dtype)
+        is_causal = causal and mask is None
+        return F.scaled_dot_product_attention(q, k, v, bias, is_causal=is_causal, dropout_p=dropout)
+    shape = (q.shape[-2], k.shape[-2])
+    if mask is None:
+        mask = torch.full(shape, -torch.inf if causal else 0.0).triu(1)
+    mask = mask.to(q.dtype)
     attended = []
     with torch.autocast("cpu", enabled=False):
-        part = q.shape[:2].numel() if torch.compiler.is_compiling() else max(1, max_scores // T**2)
+        all_at_once = torch.compiler.is_compiling()
+        part = q.shape[:2].numel() if all_at_once else max(1, max_scores // math.prod(shape))
         rows = ((q * q.shape[-1] ** -0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         for queries, keys, values in zip(*(x.split(part) for x in rows), strict=True):
             scores = (queries @ keys.mT).add_(mask)
             attended.append(F.dropout(scores.softmax(-1), dropout) @ values)
-        return torch.cat(attended).view_as(v)
+        return torch.cat(attended).view_as(q)
 
 
 class RMSNorm(nn.RMSNorm):

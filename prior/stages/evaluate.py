@@ -16,8 +16,8 @@ from codegrid.evaluation.judging import (
     read_comparison,
 )
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.judging import PriorJudge, summarize_likelihoods
-from prior.load import load_prior
+from prior.judging import PriorJudge, open_image_labels, summarize_likelihoods
+from prior.load import load_prior, refuse_decoder
 from prior.previews import preview_evaluation
 from vqgan.load import load_images
 from vqgan.losses.perceptual import check_lpips
@@ -34,11 +34,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         if run.is_dry:
             return preview_evaluation(run, settings)
         if read_checkpoint(settings.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
+            refuse_decoder(settings.ckpt, run.config.get("decoder"))
             return evaluate_tokenizer(run, settings)
-        trained = load_prior(settings.ckpt)
+        trained = load_prior(settings.ckpt, run.config.get("decoder"))
         images = load_images(trained.data, run.config.data, settings.ckpt)
         about: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
-        judge = PriorJudge(trained, instantiate(run.config.sampler), about, images, settings)
+        labels = open_image_labels(trained, images, settings.ckpt, run.config)
+        judge = PriorJudge(trained, instantiate(about), about, images, settings, labels)
         other = read_comparison(settings, "prior")
         folder = run.start(trained.name)
         with deterministic_float32():

@@ -9,7 +9,7 @@ from codegrid.engine.checkpoint import read_checkpoint
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
 from prior.export.joined import join_prior, read_prior_origin
-from prior.load import load_prior
+from prior.load import load_prior, refuse_decoder
 from vqgan.export.discover import choose_exporters
 from vqgan.export.push import Destination, Push, read_export
 from vqgan.stages.export import export_tokenizer, write_folder
@@ -40,7 +40,8 @@ def write_model(run: Run) -> dict[str, Any]:
     config = run.config
     exporters = choose_exporters(config.format)
     if read_checkpoint(config.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
+        refuse_decoder(config.ckpt, config.decoder)
         return export_tokenizer(run)
-    trained = load_prior(config.ckpt)
+    trained = load_prior(config.ckpt, config.decoder)
     origin = read_prior_origin(config.ckpt, trained)
     return write_folder(run, join_prior(exporters, trained), trained.tokenizer, origin)

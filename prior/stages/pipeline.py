@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
+from prior.models.base import describe_codes
 from prior.pipeline import name_group, pipeline_result, run_part, split_config
-from prior.stages.building import rehearse_parts
+from prior.stages.rehearsing import rehearse_parts
 from prior.training import check_blocks
 from vqgan.load import build_tokenizer, require_codes
 from vqgan.starting import choose_start
@@ -48,7 +49,8 @@ def check_parts(parts: dict[str, DictConfig]) -> Tokenizer:
         training.check_budget()
     tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
-    model = instantiate(parts["prior"].prior, **tokenizer.code_space, classes=0)
+    prior = parts["prior"].prior
+    model = instantiate(prior, **describe_codes(prior, tokenizer), classes=0)
     with name_group("prior"):
         check_blocks(model, trainings["prior"])
     return tokenizer

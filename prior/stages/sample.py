@@ -3,12 +3,12 @@
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
 from prior.decoding.sampling import Sampler
-from prior.draw import draw_all, open_saver, open_source, save_pictures
+from prior.draw import Wanted, draw_all, open_saver, open_source, save_pictures
 from prior.neighbours import check_same_grid
 from prior.previews import preview_samples
 from prior.samples import check_kinds
@@ -32,7 +32,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
         save = check_kinds(config.save)
         sampler: Sampler = instantiate(config.sampler)
         n, seed, batch_size = config.n, config.seed, config.batch_size
-        source = open_source(config.ckpt, sampler, n, seed, batch_size, config.label, run.device)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        drawn_by = sampler, n, seed, batch_size, Wanted.read(plain, run.is_dry), run.device
+        source = open_source(config.ckpt, *drawn_by, config.decoder)
         data = None
         if "neighbours" in save:
             check_same_grid(source.grid, source.tokenizer.grid)
@@ -45,9 +47,9 @@ def draw_samples(config: DictConfig) -> dict[str, Any] | None:
             check_journal(run.resume, source.about)
         folder = run.start(source.name)  # before what may take hours
         saver = open_saver(folder, source, save, n, config.rows * config.columns, config.shard_size)
-        draw_all(source, saver, batch_size)
+        counts = draw_all(source, saver, batch_size)
         files = saver.finish()
         files |= save_pictures(saver, source, save, data, config.columns, config.rows)
-        result = run.finish({"run": str(folder), "n": n, "seed": seed, **files})
+        result = run.finish({"run": str(folder), "n": n, "seed": seed, **counts, **files})
         saver.remove_parts()
         return result

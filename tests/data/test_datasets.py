@@ -47,7 +47,7 @@ from codegrid.data.identity import identify_images
 from codegrid.data.images import to_float
 from codegrid.data.layouts import FFHQ, TINY, ImageNet, TinyImageNet
 from codegrid.data.litdata import LitData
-from codegrid.data.shapes import Shapes
+from codegrid.data.shapes import Outlines, Shapes
 from codegrid.data.torchvision import (
     CELEBA_ATTRIBUTES,
     CIFAR10,
@@ -239,6 +239,10 @@ def shapes(root: Path, patch: pytest.MonkeyPatch) -> Build:
     return partial(make_images, Shapes, n_train=12, n_val=6)
 
 
+def outlines(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    return partial(make_images, Outlines, n_train=12, n_val=6)
+
+
 def encoded(labels: list[int], seed: int) -> list[bytes]:
     contents = [io.BytesIO() for _ in labels]
     for content, image in zip(contents, painted(labels, 24, seed), strict=True):
@@ -284,7 +288,7 @@ def lit(root: Path, patch: pytest.MonkeyPatch) -> Build:
 # datamodule with 12 training and 6 validation images. If the dataset is read from files, the function writes a tiny copy
 # below `root`, of `painted` images.
 Prepare = Callable[[Path, pytest.MonkeyPatch], Build]
-DRAWN: dict[str, Prepare] = {"shapes": shapes}  # by the program itself
+DRAWN: dict[str, Prepare] = {"shapes": shapes, "outlines": outlines}  # by the program itself
 READ: dict[str, Prepare] = {
     "folder": folder,
     "cifar10": cifar10,

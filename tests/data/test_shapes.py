@@ -3,7 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from codegrid.data.shapes import SHAPES, Shapes, draw_shapes
+from codegrid.data.shapes import SHAPES, Outlines, Shapes, draw_outlines, draw_shapes
 from codegrid.engine.errors import InputError
 from tests.helpers.images import make_images
 
@@ -118,3 +118,51 @@ def test_an_empty_split_is_refused() -> None:
 def test_shapes_have_one_or_three_channels() -> None:
     with pytest.raises(InputError, match="data.channels=5: shapes are painted in colours; use 3"):
         make_images(Shapes, channels=5)
+
+
+def test_columns_count_the_shapes_of_an_image(tmp_path: object) -> None:
+    data = make_images(
+        Shapes, columns=["count", "kinds"], n_train=40, n_val=4, cache_dir=str(tmp_path), seed=3
+    )
+    columns, (_, labels) = data.columns("train"), draw_shapes(3, "train", range(40))
+    assert np.array_equal(columns["count"], labels + 1)
+    assert np.array_equal(columns["kinds"].sum(1), labels + 1)
+    parts = [np.random.default_rng((3, 0, index)) for index in range(40)]
+    for stream, of_kind in zip(parts, columns["kinds"], strict=True):
+        count, drawn = stream.integers(1, 6), stream.random((5, 8), np.float32)
+        assert (
+            of_kind.tolist()
+            == np.bincount((drawn[:count, 0] * 5).astype(int), minlength=5).tolist()
+        )
+    with pytest.raises(InputError, match="data.columns=kind is not a column .* did you mean kinds"):
+        make_images(Shapes, columns=["kind"])
+
+
+def test_columns_change_neither_images_nor_what_identifies_them() -> None:
+    plain, more = make_images(Shapes), make_images(Shapes, columns=["count"])
+    assert plain.source("train").key == more.source("train").key
+    assert plain.cache_key("train") == more.cache_key("train")
+
+
+def test_outlines_lie_where_neighbouring_pixels_differ_and_holes_have_none() -> None:
+    image = np.zeros((1, 3, 16, 16), np.uint8)
+    image[:, 0, 4:12, 3:13] = 200
+    image[:, :, 7, 7] = 0  # a hole
+    image[:, :, 2, 14] = 255  # a speck
+    outlines = draw_outlines(image)
+    inside = np.zeros((16, 16), bool)
+    inside[4:12, 3:13] = True
+    expected = np.zeros((16, 16), bool)
+    expected[:-1] |= inside[1:] != inside[:-1]
+    expected[:, :-1] |= inside[:, 1:] != inside[:, :-1]
+    assert np.array_equal(outlines, np.broadcast_to(expected * np.uint8(255), (1, 3, 16, 16)))
+
+
+def test_outlines_are_those_of_the_shapes_with_the_same_number(tmp_path: object) -> None:
+    few = {"n_train": 6, "n_val": 4, "cache_dir": str(tmp_path), "image_size": 32}
+    shapes, outlines = make_images(Shapes, **few), make_images(Outlines, **few)
+    for split in ("train", "val"):
+        drawn = draw_outlines(np.asarray(shapes.samples(split).values))
+        assert np.array_equal(drawn, outlines.samples(split).values)
+        assert np.array_equal(shapes.samples(split).labels, outlines.samples(split).labels)
+    assert 0.02 < (drawn > 0).mean() < 0.3

@@ -195,6 +195,16 @@ def test_cached_steps_equal_all_at_once(device: str, kind: Any) -> None:
     torch.testing.assert_close(outputs.cpu(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gpt", "rar"])
+def test_windows_draw_the_codes_that_they_draw_on_the_cpu(device: str, name: str) -> None:
+    model = make_prior(name, grid=(4, 4))
+    codes = sample(model, make(Sampler, parallel=4), 32, seed=1)
+    other = copy.deepcopy(model).to(device)
+    for parallel in (5, "auto"):
+        drawn = sample(other, make(Sampler, parallel=parallel), 32, seed=1)
+        assert (drawn.cpu() == codes).float().mean() > 0.95
+
+
 def test_compiled_sampling_draws_the_same_codes(device: str) -> None:
     model = make_prior("gpt", grid=(4, 4)).to(device)
     plain = sample(model, make(Sampler), 10, seed=1, batch_size=4)

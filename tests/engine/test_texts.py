@@ -44,6 +44,12 @@ def test_numbers_in_files_become_texts() -> None:
     assert normalised(evaluate={"compare_to": 7}) == {"evaluate": {"compare_to": "7"}}
 
 
+def test_from_is_a_file_at_the_top_alone() -> None:
+    settings = normalised(**{"from": "~x", "quantizer": {"from": 0.1, "inner": {"from": 0}}})
+    assert settings["quantizer"] == {"from": 0.1, "inner": {"from": 0}}
+    assert normalised(**{"from": 7}) == {"from": "7"}
+
+
 def test_null_stays_and_false_is_no_file() -> None:
     assert normalised(name=None, resume=False, ckpt=None) == {
         "name": None,

@@ -227,4 +227,7 @@ def test_the_result_of_an_earlier_version_is_read_with_todays_names(tmp_path: Pa
         "_target_": "prior.decoding.sampling.Sampler",
         "choice_temperature": 4.5,
         "init_image": None,
+        "order": None,  # and what earlier versions had no setting for
+        "corrector": 0,
+        "remask": 0.0,
     }

@@ -1,7 +1,7 @@
 """A small instance of every prior, for the tests that all priors must pass."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from codegrid.engine.sizes import SizeSetting
 from prior.decoding.sampling import Numbers
 from prior.heads.base import Head
 from prior.heads.bits import Bits
@@ -29,8 +30,10 @@ from prior.models.rq import RQ
 from prior.models.transformer import Block, rotary, rotary_directions
 from prior.models.uniform import Uniform
 from prior.models.unigram import Unigram
+from prior.models.var import VAR
 from tests.helpers.configs import ROOT
 from tests.helpers.parts import make
+from vqgan.quantizers.scales import Scales
 
 DIM = 4
 
@@ -72,6 +75,7 @@ PRIORS = {  # one line per prior, or more for variants; every file of conf/prior
     "unigram": Case(Unigram, num_codebooks=2, has_labels=False, reads_codes=False),
     "bigram": Case(Bigram, num_codebooks=2, has_labels=False),
     "diffusion": Case(Diffusion, TRANSFORMER),
+    "var": Case(VAR, TRANSFORMER),
 }
 
 BOOKS = {name: case.num_codebooks for name, case in PRIORS.items() if case.num_codebooks > 1}
@@ -93,7 +97,19 @@ def build_prior(
 ) -> PriorModel:
     """The untrained prior, with conf/'s values for settings that neither the case nor the test passes."""
     codebook = torch.randn(case.num_codebooks, K, DIM)
+    if case.kind is VAR:
+        settings.setdefault("scales", make_scales(grid))
     return make_model(case.kind, codebook, grid, classes=classes, **{**case.settings, **settings})
+
+
+def make_scales(grid: tuple[int, int], sizes: Sequence[SizeSetting] | None = None) -> Scales:
+    """The scales of a tokenizer with this grid, with random convolutions."""
+    scales = Scales(DIM, sizes, convolutions=2, strength=0.5)
+    scales.bind(grid)
+    with torch.no_grad():
+        for p in scales.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return scales.frozen()
 
 
 def make_model(
@@ -110,6 +126,37 @@ def make_prior(name: str, **settings: Any) -> PriorModel:
     return randomised(build_prior(PRIORS[name], **settings)).eval()
 
 
+VECTOR_SIZE, FRONT_GRID, FRONT_K = 3, (1, 2), 4
+CONDITIONS = ("vectors", "codes", "two codebooks")  # of another image
+
+
+def make_conditioned(name: str, kind: str, **settings: Any) -> PriorModel:
+    """As make_prior, conditioned on vectors of numbers or on the codes of another image, with weights that pass them on."""
+    model = build_prior(PRIORS[name], **settings)
+    condition_on(model, kind)
+    for part_name, part in model.named_modules():
+        if isinstance(part, Block) or part_name in ("front", "map_front"):
+            for p in part.parameters():
+                p.data *= 10 if p.ndim > 1 else 1
+    return randomised(model).eval()
+
+
+def condition_on(model: PriorModel, kind: str) -> None:
+    if kind == "vectors":
+        model.read_vectors(torch.tensor([0.0, 1.0, -1.0]), torch.tensor([1.0, 2.0, 1.0]))
+    else:
+        num_codebooks = 1 if kind == "codes" else 2
+        model.read_front(torch.randn(num_codebooks, FRONT_K, DIM), FRONT_GRID)
+
+
+def make_conditions(model: PriorModel, n: int, seed: int = 0) -> torch.Tensor:
+    """n labels, all different from each other with a probability near 1; those of codes need not be."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.front is None:
+        return torch.randn(n, model.vector_size, generator=generator)
+    return torch.randint(FRONT_K, (n, model.front.L), generator=generator)
+
+
 class OneStream(Numbers):
     """One stream of random numbers for all samples, for tests whose many samples would take seconds with a stream each."""
 
@@ -120,6 +167,9 @@ class OneStream(Numbers):
 
     def uniform(self, *shape: int) -> torch.Tensor:
         return torch.from_numpy(self.stream.random((self.n, *shape))).to(self.device)
+
+    def fork(self) -> list[np.random.Generator]:
+        return [self.stream] * self.n
 
 
 def draw_by_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +200,14 @@ def likelihoods(
     prediction = model.judge(codes, labels)
     logp = prediction.logits.double().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
     return logp.sum(1).exp()
+
+
+def chi_square(codes: torch.Tensor, p: torch.Tensor, K: int) -> float:
+    """How many standard deviations the counts of all grids are from those expected."""
+    counts = (codes @ K ** torch.arange(codes.shape[1] - 1, -1, -1)).bincount(minlength=len(p))
+    expected = len(codes) * p
+    assert expected.min() > 5
+    return float(((counts - expected).square() / expected).sum() - len(p) + 1) / (2 * len(p)) ** 0.5
 
 
 def record_runs(model: Masked) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from codegrid.engine.checkpoint import build_trusted, make_header, save_atomically
 from codegrid.engine.folder import LAST
 from prior.load import copy_tokenizer
-from prior.models.base import PriorModel
+from prior.models.base import PriorModel, describe_codes
 from tests.helpers.configs import SMALL, compose_plain
 from vqgan.load import build_tokenizer
 from vqgan.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def save_prior_run(
     config = compose_plain("stage=prior", *(words or SMALL_PRIOR))
     names = [] if isinstance(classes, int) else list(classes)
     num_classes = classes if isinstance(classes, int) else len(names)
-    code_space = {**tokenizer.code_space, "classes": num_classes}
+    code_space = {**describe_codes(config["prior"], tokenizer), "classes": num_classes}
     model = build_trusted({**config["prior"], **code_space}, PriorModel)  # type: ignore[type-abstract]
     for p in model.parameters():
         p.data += torch.randn_like(p) / 4

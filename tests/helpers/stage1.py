@@ -17,8 +17,10 @@ from tests.helpers.images import image_settings
 from tests.helpers.parts import make
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.learning import ALL, Learners
+from vqgan.losses.code_cost import CodeCost
+from vqgan.losses.code_models import Neighbours
 from vqgan.losses.gate import Gate
-from vqgan.losses.groups import group_losses
+from vqgan.losses.groups import CodeTraining, group_losses
 from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.weight import AdaptiveWeight
@@ -63,6 +65,7 @@ def make_module(
     accumulate: int = 1,
     tokenizer: Tokenizer | None = None,
     learners: Learners = ALL,
+    on_codes: CodeTraining | None = None,
     **losses: Any,
 ) -> VQGAN:
     """A small VQ-VAE, or a small VQGAN if there is a gate. `losses` are parts by their names in conf/loss."""
@@ -83,7 +86,18 @@ def make_module(
     losses = {"pixel": make(Pixel), "perceptual_weight": 1.0, "gate": gate, **losses}
     reconstruction, adversary = group_losses(**losses)
     training = Training(adamw, Schedule(2, floor=0.02), Budget(steps), clip, accumulate, learners)
-    return VQGAN(tokenizer, reconstruction, training, adversary)
+    return VQGAN(tokenizer, reconstruction, training, adversary, on_codes)
+
+
+def make_code_cost(
+    weight: float = 0.1, tokenizer: Tokenizer | None = None, **settings: Any
+) -> CodeCost:
+    """What the codes of a tokenizer, by default that of `make_module`, cost under a small model of their neighbours."""
+    K, books, grid = 16, 1, (4, 4)
+    if tokenizer is not None:
+        K, books, grid = tokenizer.K or 0, tokenizer.num_codebooks, tokenizer.grid
+    model = Neighbours(K, books, grid, width=16)
+    return CodeCost(weight, **{"softness": 0.5, "model": model, "optimizer": adamw, **settings})
 
 
 def fit(

@@ -74,10 +74,9 @@ UNEVEN_K, UNEVEN_GRID = 5, (2, 3)
 def make_code_data(name: str, batch_size: int) -> CodeDataModule:
     """Codes for a prior. With 65 validation grids the second of two ranks has one batch of 16 less than the first."""
     num_codebooks = (BOOKS[name],) if name in BOOKS else ()
+    grid = (1, 9) if name == "var" else UNEVEN_GRID  # the scales 1x1, 1x2 and 2x3
     grids = [
-        np.random.default_rng(n)
-        .integers(0, UNEVEN_K, (n, *UNEVEN_GRID, *num_codebooks))
-        .astype(np.uint16)
+        np.random.default_rng(n).integers(0, UNEVEN_K, (n, *grid, *num_codebooks)).astype(np.uint16)
         for n in (200, 65)
     ]
     return CodeDataModule(

@@ -24,7 +24,7 @@ def settings(**changed: Any) -> EvaluationSettings:
     chosen = {
         "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
         "inception": False, "proxy": 2, "features": None, "lpips": None, "fetch": False, "references": False, "samples": 9,
-        "neighbours": True, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
+        "neighbours": True, "rates": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
     }  # fmt: skip
     return EvaluationSettings(**chosen)
 
@@ -39,7 +39,8 @@ def judge(tmp_path: Path) -> PriorJudge:
     tokenizer.rules = data.rules
     model = make_prior("gpt", K=K, grid=GRID)
     trained = Prior(model, tokenizer, "mine", {"flip": False}, {}, ClassTable([], []), None)
-    return PriorJudge(trained, Sampler.unmodified(), {}, data, settings())
+    chosen = {"temperature": 1.0, "order": "halton", "compile": False}
+    return PriorJudge(trained, Sampler.unmodified(), chosen, data, settings())
 
 
 def test_every_score_of_a_prior_of_bands_is_a_number_or_has_a_reason(judge: PriorJudge) -> None:
@@ -49,6 +50,8 @@ def test_every_score_of_a_prior_of_bands_is_a_number_or_has_a_reason(judge: Prio
     for name in ("gfid_proxy", "kid_proxy", "precision_proxy", "inception_score_proxy"):
         assert sheet.values[name] is not None
         assert sheet.provenance[name]["size"] == [5, *SIZE]
+        # Neither changes the samples of gpt, which has an order of its own.
+        assert sheet.provenance[name]["sampler"] == {"temperature": 1.0, "order": None}
     assert judge.samples.dtype == torch.int32
     assert judge.samples.shape == (9, 5, *SIZE)
     assert 0 < sheet.values["nearest_rmse"] < 255  # type: ignore[operator]

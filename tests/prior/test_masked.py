@@ -13,6 +13,7 @@ from prior.likelihood import negative_log_likelihood
 from prior.models.masked import Masked, random_subset
 from tests.helpers.parts import make
 from tests.helpers.priors import (
+    chi_square,
     draw_by_one_stream,
     every_grid,
     exact_bound,
@@ -42,14 +43,6 @@ def order_averaged(model: Masked, codes: torch.Tensor) -> torch.Tensor:
             ORDERS
         )  # type: ignore[union-attr]
     return p
-
-
-def chi_square(codes: torch.Tensor, p: torch.Tensor, K: int) -> float:
-    """How many standard deviations the counts of all grids are from those expected."""
-    counts = (codes @ K ** torch.arange(codes.shape[1] - 1, -1, -1)).bincount(minlength=len(p))
-    expected = len(codes) * p
-    assert expected.min() > 5
-    return float(((counts - expected).square() / expected).sum() - len(p) + 1) / (2 * len(p)) ** 0.5
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -159,8 +152,8 @@ class TestLearning:
 @pytest.mark.parametrize(
     ("name", "sampler"),
     [
-        ("maskgit", make(Sampler, steps=4, choice_temperature=1e9)),
-        ("diffusion", Sampler.unmodified()),
+        ("maskgit", make(Sampler, steps=4, order="confidence", choice_temperature=1e9)),
+        ("diffusion", make(Sampler, order="random")),
     ],
 )
 def test_grids_drawn_code_by_code_in_random_order_are_as_frequent_as_the_mean_over_all_orders(
@@ -277,9 +270,11 @@ class TestSampling:
         )
         assert shares == [0.5, 0.625, 0.75, 0.875]
 
-    def test_places_are_filled_in_all_orders(self, name: str) -> None:
+    @pytest.mark.parametrize("order", ["confidence", "random"])
+    def test_places_are_filled_in_all_orders(self, name: str, order: str) -> None:
         model = masked(name, grid=(1, 4))
         runs = record_runs(model)
-        sample(model, make(Sampler, steps=4, choice_temperature=1e9), 500, seed=0, batch_size=500)
+        sampler = make(Sampler, steps=4, order=order, choice_temperature=1e9)
+        sample(model, sampler, 500, seed=0, batch_size=500)
         ranks = sum(hidden.long() for _, hidden in runs)  # in how many steps each was still missing
         assert len(ranks.unique(dim=0)) == 24  # type: ignore[union-attr]

@@ -78,7 +78,13 @@ def test_by_default_there_are_twelve_steps() -> None:
 def test_without_chance_the_most_confident_codes_are_accepted(temperature: float) -> None:
     model, sampler = (
         maskgit(grid=(4, 4)),
-        make(Sampler, steps=2, choice_temperature=0.0, temperature=temperature),
+        make(
+            Sampler,
+            steps=2,
+            order="confidence",
+            choice_temperature=0.0,
+            temperature=temperature,
+        ),
     )
     runs = record_runs(model)
     codes = sample(model, sampler, 8, seed=0).flatten(1)
@@ -104,9 +110,8 @@ def test_chance_has_its_weight_and_fades_with_the_steps(monkeypatch: pytest.Monk
     for weight in (model.place, model.head.weight):  # so that one place is surer than the other
         torch.nn.init.normal_(weight)
     runs = record_runs(model)
-    sample(
-        model, make(Sampler, steps=2, choice_temperature=choice, top_k=1), n, seed=0, batch_size=n
-    )
+    sampler = make(Sampler, steps=2, order="confidence", choice_temperature=choice, top_k=1)
+    sample(model, sampler, n, seed=0, batch_size=n)
     one, other = model(*(part[:1] for part in runs[0])).log_softmax(-1).amax(-1)[0].tolist()
     assert abs(one - other) > 0.1
     p = 1 / (1 + math.exp((other - one) / (choice / 2)))

@@ -27,7 +27,7 @@ from prior.models.counted import Counted
 from prior.module import PriorModule
 from tests.helpers.looks import HostLooks, Look, watch_training
 from tests.helpers.parts import make
-from tests.helpers.priors import PRIORS, build_prior
+from tests.helpers.priors import PRIORS, build_prior, condition_on, make_conditions
 from tests.helpers.stage2 import (
     ABOUT,
     UNEVEN_GRID,
@@ -45,10 +45,17 @@ PLAIN = {"label_drop": 0.0, "label_smoothing": 0.0, "clip": 0.0}
 
 
 def make_trained(
-    name: str, optimizer: MakeOptimizer, steps: int = 3, classes: int = 3, **update: Any
+    name: str,
+    optimizer: MakeOptimizer,
+    steps: int = 3,
+    classes: int = 3,
+    condition: str | None = None,
+    **update: Any,
 ) -> PriorModule:
     torch.manual_seed(0)
     model = build_prior(PRIORS[name], UNEVEN_K, UNEVEN_GRID, classes=classes, **DROPOUT)
+    if condition:
+        condition_on(model, condition)
     return PriorModule(model, optimizer, Budget(steps), make(Schedule), **{**ALL_ON, **update})
 
 
@@ -66,7 +73,11 @@ def watch(device: str, module: PriorModule, name: str = "gpt", **settings: Any) 
     if device != "meta":  # it shows the last step's loss
         callbacks.append(Progress({"train/loss": "loss"}))
     looks = HostLooks(device)
-    watch_training(looks, module, make_code_data(name, 16), callbacks, **settings)
+    data = make_code_data(name, 16)
+    if module.model.is_conditional and not module.model.classes:
+        for codes in data.codes.values():
+            codes.labels = make_conditions(module.model, len(codes)).numpy()
+    watch_training(looks, module, data, callbacks, **settings)
     assert module.step == module.budget.max_steps
     return looks
 
@@ -79,6 +90,15 @@ def test_a_step_runs_on_a_device_without_values(name: str) -> None:
 @pytest.mark.parametrize("name", LEARNED)
 def test_no_operation_of_a_step_looks_at_a_value(name: str) -> None:
     watch("cpu", make_trained(name, adamw(fused=True)), name)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("condition", ["vectors", "two codebooks"])
+@pytest.mark.parametrize("name", ["gpt", "maskgit", "lstm"])
+def test_neither_does_a_step_with_conditions(name: str, condition: str, device: str) -> None:
+    fused = device == "cpu"
+    optimizer = adamw(fused=fused, foreach=not fused)
+    watch(device, make_trained(name, optimizer, classes=0, condition=condition), name)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

@@ -84,6 +84,7 @@ def test_a_tokenizer_is_no_prior(tmp_path: Path) -> None:
         ("classes", ["label=[2,-1,0]", "sampler.guidance=2"], {"label": [2, -1, 0], "guidance": 2}),
         ("classes", [], {}),
         ("masked", ["sampler.steps=3"], {"steps": 3}),
+        ("masked", ["sampler.order=halton", "sampler.remask=0.3"], {"order": "halton", "remask": 0.3}),
     ],
     ids=str,
 )  # fmt: skip
@@ -266,6 +267,13 @@ def test_a_prior_of_several_codebooks_has_nats_of_each(tmp_path: Path) -> None:
         ({"grid": 3}, "sampler.grid=3 must be at least 4x4"),
         ({"grid": (5, 0)}, "sampler.grid=5x0 must be rows x columns of codes"),
         ({"steps": 4}, "sampler.steps=4 is for priors that draw many codes in one step"),
+        (
+            {"order": "random"},
+            "sampler.order=random is for priors that fill in masked codes, prior=maskgit and diffusion, and GPT",
+        ),
+        ({"corrector": 1}, "sampler.corrector=1 is for priors that fill in masked codes"),
+        ({"remask": 0.2}, "sampler.remask=0.2 is for priors that fill in masked codes"),
+        ({"order": "holton"}, "sampler.order=holton must be confidence, random or halton, or null"),
     ],
     ids=str,
 )
@@ -310,7 +318,7 @@ def test_wrong_images_labels_and_codes_are_sentences(
 
 def test_every_setting_of_the_sampler_is_offered_with_the_default_of_conf() -> None:
     names = {field.name for field in fields(Sampler)}
-    offered = get_type_hints(SamplingSettings).keys() - {"seed", "label", "batch_size"}
+    offered = get_type_hints(SamplingSettings).keys() - {"seed", "label", "condition", "batch_size"}
     assert offered == names - {*COMPLETED, "grid"}
     assert read_defaults("sampler/default").keys() - {"_target_"} == names
     assert make_sampler() == Sampler.unmodified()

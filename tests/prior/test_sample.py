@@ -84,6 +84,20 @@ def test_a_run_that_broke_off_goes_on_and_ends_in_the_same_samples(
     assert json.loads(Path("killed/metrics.json").read_text())["n"] == 11
 
 
+def test_windows_report_their_passes_and_go_on_where_they_broke_off(
+    model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [*LINE, "save=npz", "sampler.parallel=5"]
+    assert command(*line, "run_dir=whole") == 0
+    with monkeypatch.context() as patch:
+        break_off_after(2, patch, KeyboardInterrupt())
+        command(*line, "run_dir=killed")
+    assert command("stage=sample", "resume=killed") == 0
+    assert all_files(Path("killed")) == all_files(Path("whole"))
+    figures = [json.loads(Path(f"{name}/metrics.json").read_text()) for name in ("whole", "killed")]
+    assert all(1 < each["passes_per_sample"] <= 16 for each in figures)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_drawing_with_its_code_and_says_how_to_go_on(
     model: Path,

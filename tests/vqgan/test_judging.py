@@ -31,8 +31,8 @@ PLAIN_8_BITS = {"depth": 8, "range": "auto", "number_type": None}
 def settings(**changed: Any) -> EvaluationSettings:
     chosen = {
         "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
-        "inception": False, "proxy": 0, "features": None, "lpips": None, "fetch": False, "references": True, "samples": 0,
-        "neighbours": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
+        "inception": False, "proxy": 0, "features": None, "lpips": None, "fetch": False, "references": True, "rates": True,
+        "samples": 0, "neighbours": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
     }  # fmt: skip
     return EvaluationSettings(**chosen)
 

@@ -1,5 +1,6 @@
 """What rests in a run stays as it is, to the bit; what learns moves."""
 
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -160,9 +161,9 @@ def test_a_fresh_discriminator_warms_up_before_it_counts() -> None:
     [
         make(VQ, 16, 8, temperature=50.0),
         make(Gumbel, 16, 8),
-        Residual(lambda K, dim: make(EMA, K, dim), 8, 3, 8, dropout=1.0),
+        Residual(lambda K, dim: make(VQ, K, dim, temperature=50.0), 8, 3, 8, nested=0.0),
     ],
-    ids=["temperature", "gumbel", "dropout"],
+    ids=["temperature", "gumbel", "residual"],
 )
 def test_a_decoder_learns_from_the_codes_that_later_stages_choose(quantizer: Quantizer) -> None:
     tokenizer = make_trained(quantizer)
@@ -184,6 +185,21 @@ def test_a_decoder_learns_from_the_codes_that_later_stages_choose(quantizer: Qua
     assert len(pairs) == 4
     for trained, chosen in pairs:
         assert torch.equal(trained, chosen)
+
+
+@pytest.mark.parametrize(("learn", "cuts"), [("decoder", True), ("discriminator", False)])
+def test_nested_codes_that_rest_are_cut_for_a_decoder_that_learns(learn: str, cuts: bool) -> None:
+    inner = partial(make, VQ, temperature=50.0)
+    tokenizer = make_trained(Residual(inner, 8, 3, 8, nested=1.0))
+    module = make_module(Gate(start=0, ramp=0, warmup=0), 1, tokenizer=tokenizer)
+    module.learners = LEARNERS[learn]
+    tokenizer.train()
+    module.learners.stop_noise(tokenizer)
+    z = torch.randn(8, 8, 4, 4)
+    q, chosen = tokenizer.quantizer(z), tokenizer.eval().quantizer(z)
+    assert torch.equal(q.indices, chosen.indices)  # the codebooks draw nothing
+    cut = [not torch.equal(a, b) for a, b in zip(q.z_q, chosen.z_q, strict=True)]
+    assert cut == [cuts] * 8
 
 
 def test_a_decoder_of_a_continuous_bottleneck_learns_with_its_noise() -> None:
@@ -245,14 +261,14 @@ def test_a_tokenizer_without_patches_rests_as_well() -> None:
 
 
 @pytest.mark.parametrize("drops", [("draws",), ()], ids=["an older file", "a file"])
-def test_depths_of_several_ranks_go_on_after_a_resumption_without_updates(drops: tuple) -> None:
+def test_cuts_of_several_ranks_go_on_after_a_resumption_without_updates(drops: tuple) -> None:
     def make_ranked() -> tuple[VQGAN, Residual]:
-        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, 6, 8, dropout=0.9).train()
+        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, 6, 8, nested=0.9).train()
         quantizer._seed = 7  # as ranks share it
         return make_module(tokenizer=make_tokenizer(quantizer=quantizer)), quantizer
 
-    def draw(quantizer: Residual) -> list[int]:
-        return [quantizer.sample_depth(torch.device("cpu")) for _ in range(12)]
+    def draw(quantizer: Residual) -> list[list[int | None]]:
+        return [quantizer.count_users(4, torch.device("cpu")) for _ in range(12)]
 
     (module, quantizer), (resumed, its_quantizer) = make_ranked(), make_ranked()
     before = draw(quantizer)

@@ -4,9 +4,11 @@ It runs on the device "meta", whose tensors have no values, so that a look at on
 does; and on the CPU under the watch of HostLooks, where branches by values are real.
 """
 
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +19,14 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.muon import Muon
+from prior.redrawing import Redraw
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.looks import HostLooks, Look, watch_training
 from tests.helpers.parts import make
+from tests.helpers.runs import save_prior_run
 from tests.helpers.stage1 import (
     lightning_warnings,
+    make_code_cost,
     make_module,
     make_noise,
     make_tokenizer,
@@ -35,9 +40,12 @@ from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.discriminators.style import Style
 from vqgan.learning import choose_learners
+from vqgan.load import load_tokenizer
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
 from vqgan.losses.augment import DiffAugment
+from vqgan.losses.code_changes import Perturb
 from vqgan.losses.gate import Gate
+from vqgan.losses.groups import CodeTraining
 from vqgan.losses.perceptual import LPIPS, Backbone
 from vqgan.losses.pixel import Pixel
 from vqgan.losses.regularisers import R1, LeCam
@@ -55,10 +63,12 @@ QUANTIZERS = [  # name and overrides
     "none", "kl", "fsq quantizer.K=16", f"gumbel {NARROW} quantizer.temperature.updates=4", f"simvq {NARROW}", f"ibq {NARROW}",
     f"vq {NARROW}", f"ema {NARROW}", f"residual {NARROW}", f"product {NARROW}", "bsq quantizer.K=16", "lfq quantizer.K=16",
     f"lfq quantizer.K=16 {ANNEALED}", f"vq {NARROW} {ANNEALED}", f"ema {NARROW} quantizer.cosine=true",
-    f"vq {NARROW} quantizer.rotation=true quantizer.codebook_lr=10", f"ema {NARROW} quantizer.temperature=1.0",
+    f"vq {NARROW} quantizer.gradient=rotation quantizer.codebook_lr=10",
+    f"vq {NARROW} quantizer.gradient=diveq", f"ema {NARROW} quantizer.temperature=1.0",
     f"vq {NARROW} quantizer.kmeans=false quantizer.revive=0.9 quantizer.decay=0.5 quantizer.split=1",
-    f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.dropout=0.5",
-    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null",
+    f"ibq {NARROW} quantizer.score=inner_product", f"residual {NARROW} quantizer.nested=0.5",
+    "product quantizer@quantizer.inner=bsq quantizer.K=16 quantizer.dim=null", "fsq quantizer.K=16 quantizer.activation=normal",
+    f"multiscale {NARROW}", f"multiscale {NARROW} quantizer.shared=false",
 ]  # fmt: skip
 DISCRIMINATORS: dict[str, Callable[[], torch.nn.Module]] = {
     "patch": lambda: make(PatchGAN, 3, 8, 1),
@@ -96,6 +106,7 @@ def across_the_gate(warmup: int = 1, **parts: Any) -> VQGAN:
 
 def build_quantized(overrides: str) -> VQGAN:
     quantizer: Quantizer = instantiate(read_quantizer(overrides))
+    quantizer.bind((4, 4))
     quantizer.initialise(torch.randn(400, quantizer.in_dim))
     tokenizer = make_tokenizer(dim=quantizer.dim, quantizer=quantizer)
     return make_module(steps=STEPS, tokenizer=tokenizer)
@@ -132,8 +143,8 @@ def list_cases(names: Iterable[str]) -> list[Any]:
 
 @pytest.mark.parametrize(("overrides", "device"), list_cases(QUANTIZERS))
 def test_a_step_looks_at_no_value_of_any_bottleneck(overrides: str, device: str) -> None:
-    if device == "cpu" and "dropout" in overrides:
-        pytest.skip("the depth is drawn on the host, which a watch on the CPU can't tell")
+    if device == "cpu" and "nested" in overrides:
+        pytest.skip("the depths are drawn on the host, which a watch on the CPU can't tell")
     watch(build_quantized(overrides), device)
 
 
@@ -162,6 +173,18 @@ def by_muon() -> VQGAN:
     return trained
 
 
+def redrawing() -> VQGAN:
+    """A decoder that learns what a prior of classes draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_prior_run(Path(folder), classes=3)
+        tokenizer, _ = load_tokenizer(Path(folder, "tokenizer"))
+        draws = {"temperature": 0.9, "top_k": 4, "top_p": 0.9}
+        change = Redraw(folder, share=0.5, passes=2, **draws)
+    learners = choose_learners("decoder", True, True)
+    on_codes = CodeTraining([change])
+    return across_the_gate(tokenizer=tokenizer.train(), learners=learners, on_codes=on_codes)
+
+
 VARIANTS: dict[str, Callable[[], VQGAN]] = {
     **{f"game {game.__name__}": partial(across_the_gate, adversarial=game()) for game in GAMES},
     "codes learn on": partial(across_the_gate, freeze_codes=False, second_betas=[0.5, 0.9]),
@@ -178,6 +201,13 @@ VARIANTS: dict[str, Callable[[], VQGAN]] = {
         across_the_gate, learners=choose_learners("discriminator", True, True)
     ),
     "low rank": adapted,
+    "other codes for the decoder": lambda: across_the_gate(
+        on_codes=CodeTraining([Perturb(0.3, nearest=2)])
+    ),
+    "codes of a prior": redrawing,
+    "codes that cost": lambda: across_the_gate(
+        on_codes=CodeTraining(cost=make_code_cost()), freeze_codes=False
+    ),
     "muon": by_muon,
 }
 

@@ -270,10 +270,8 @@ def test_how_codes_learn_is_the_commands(tmp_path: Path) -> None:
 def test_how_inner_codes_learn_is_the_commands(tmp_path: Path) -> None:
     save_run(tmp_path, "conv", "quantizer=residual")
     words = ["quantizer=residual", "quantizer.K=16", "quantizer.dim=8"]
-    tokenizer, _ = begin(
-        want(tmp_path, *words, "quantizer.inner.beta=1.0", "quantizer.dropout=0.5")
-    )
-    assert tokenizer.quantizer.dropout == 0.5
+    tokenizer, _ = begin(want(tmp_path, *words, "quantizer.inner.beta=1.0", "quantizer.nested=0.5"))
+    assert tokenizer.quantizer.nested == 0.5
     assert {inner.beta for inner in tokenizer.quantizer.inner_quantizers} == {1.0}  # type: ignore[attr-defined]
 
 
@@ -356,9 +354,10 @@ def test_a_run_says_what_it_started_with(tmp_path: Path) -> None:
     save_run(tmp_path, "conv", "id=abc123")
     _, start = begin(want(tmp_path))
     assert (start.origin, start.tags) == ({"of": "abc123"}, ("init=abc123",))
-    resumed = ResumedStart("abc123")
+    resumed = ResumedStart(Path("run"), "abc123")
     assert (resumed.origin, resumed.tags) == (start.origin, start.tags)
-    assert (ResumedStart(None).origin, ResumedStart(None).tags) == ({}, ())
+    begun = ResumedStart(Path("run"), None)
+    assert (begun.origin, begun.tags) == ({}, ())
     assert (ImageStart().origin, ImageStart().tags) == ({}, ())
 
 

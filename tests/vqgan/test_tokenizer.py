@@ -94,7 +94,9 @@ def test_a_start_takes_fewer_images_the_more_pixels_and_codes_they_have(
 def test_a_random_start_sees_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqgan.tokenizer.RANDOM_START_IMAGES", 8)
     t, inputs = make_tokenizer(start="random", channels=1), []
-    monkeypatch.setattr(t, "encode_start", lambda x: inputs.append(x) or torch.randn(40, t.dim))
+    monkeypatch.setattr(
+        t, "encode_start", lambda x: inputs.append(x) or torch.randn(40, t.dim, 1, 1)
+    )
     x = torch.arange(30.0).view(30, 1, 1, 1).expand(30, 1, 16, 16)
     t.initialise(x)
     assert inputs[0][:, 0, 0, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 29]
@@ -112,7 +114,7 @@ def test_a_long_start_says_so(
     ticks = (seconds * n for n in range(100))
     monkeypatch.setattr("vqgan.tokenizer.time.monotonic", lambda: next(ticks))
     z = make_tokenizer(start="random").encode_start(torch.randn(200, 3, 16, 16))
-    assert len(z) == 200 * 16
+    assert z.shape[:1] + z.shape[2:] == (200, 4, 4)
     sentence = "makes of 200 images, which takes about 11 seconds"
     assert (sentence in capsys.readouterr().err) == announced
 

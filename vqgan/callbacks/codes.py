@@ -13,6 +13,7 @@ from codegrid.data.pictures import draw_bars, show_picture, tile_images
 from codegrid.data.shown import pick_shown
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.loggers import log_histogram
+from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.units import describe_shown
 from vqgan.module import VQGAN
 from vqgan.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ MIN_BAR_HEIGHT = 48  # pixels of one codebook's bars among several
 
 class CodebookPictures(Callback):
     """After each validation: how often each code was used in it, as a picture and as a histogram in the loggers, and an atlas
-    of what the codes decode to, unless they have no places: such a code by itself is no picture.
+    of what the codes decode to, unless they are no grid: such a code by itself is no picture.
 
     With several codebooks the logged histogram and the atlas show the first. A bottleneck without codes has no pictures.
     `files` are the last pictures, in the folder `pictures` of the run.
@@ -47,18 +48,29 @@ class CodebookPictures(Callback):
         tokenizer = module.tokenizer
         caption = describe_shown(tokenizer.rules, tokenizer.encoder.channels)
         self.files = [
-            show_picture(trainer, draw_histogram(counts), folder, "histogram", module.step)
+            show_picture(
+                trainer,
+                draw_histogram(counts, part_name(module.codebook_use)),
+                folder,
+                "histogram",
+                module.step,
+            )
         ]
-        if tokenizer.is_spatial:
+        if tokenizer.is_gridded:
             atlas = draw_atlas(tokenizer, counts)
             self.files.append(show_picture(trainer, atlas, folder, "atlas", module.step, caption))
         log_histogram(trainer, counts[0].sort(descending=True).values.cpu(), "val/codes")
 
 
-def draw_histogram(counts: Tensor) -> Tensor:
+def part_name(use: CodebookUse) -> str:
+    """What the rows of its counts are."""
+    return "scale" if use.lengths else "codebook"
+
+
+def draw_histogram(counts: Tensor, part: str = "codebook") -> Tensor:
     """How often each code was used, `counts` (num_codebooks, K), as bars in a (3, H, W) uint8 picture.
 
-    Codes are sorted by use. Each codebook has a panel below the one before it, and all panels have one scale.
+    Codes are sorted by use. Each codebook, or other `part`, has a panel below the one before it, and all panels have one scale.
     """
     num_codebooks, K = counts.shape
     several = num_codebooks > 1
@@ -68,7 +80,7 @@ def draw_histogram(counts: Tensor) -> Tensor:
         used = int((sorted_counts > 0).sum())
         p = sorted_counts / sorted_counts.sum()
         perplexity = float(torch.exp(-torch.xlogy(p, p).sum()))
-        name = f"codebook {i}: " if several else ""
+        name = f"{part} {i}: " if several else ""
         caption = f"{name}{used:,} of {K:,} codes in use, the most used first; perplexity {perplexity:,.1f}"
         top = float(counts.max()) if several else None
         panels.append(draw_bars(sorted_counts, caption, height=height, top=top))

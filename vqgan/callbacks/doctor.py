@@ -17,6 +17,8 @@ from vqgan.module import VQGAN
 TOKENS_PER_CODE = (
     10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
 )
+LEAST_OF_SCALE = 1.5  # perplexity of one scale of a multi-scale tokenizer
+ENOUGH_OF_SCALE = 100  # codes by which it is judged
 SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
     "rec": "loss.pixel.l2",
     "perceptual": "loss.perceptual_weight",
@@ -27,7 +29,8 @@ SHARE_SETTINGS = {  # loss term -> the setting that gives it more influence
 class TokenizerDoctor(Alarms):
     """Examines a run of stage 1 every `every` updates, and reports what `patience` examinations in a row agree on.
 
-    * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K
+    * the codebook has collapsed: under `least_used` of its K codes are in use, or its perplexity is under 1% of K; of several
+      scales also if one of them has a perplexity under LEAST_OF_SCALE
     * lambda is at its cap, or `factor` times more or less than when the gate was first fully open
     * the discriminator is dead, its loss within 1% of a blind one's, or saturated, its loss under 1% of that
     * a loss term has under `least_share` of the gradient at the reconstruction
@@ -81,14 +84,14 @@ class TokenizerDoctor(Alarms):
         if use is None or indices is None:
             return
         if self._codes is None:
-            self._codes = CodebookUse(use.K, use.num_codebooks).to(module.device)
+            self._codes = module.tokenizer.quantizer.make_code_use().to(module.device)
             if self._counts is not None:
                 self._codes.counts.copy_(self._counts)
         self._codes.update(indices)
 
     def examine(self, module: VQGAN, means: dict[str, float]) -> Iterator[Sign]:
         """The signs of trouble, by the means of all terms since the last examination."""
-        yield from self.examine_codes()
+        yield from self.examine_codes(module)
         if means.get("gate") == 1.0 and "lambda" in means:
             yield from self.examine_lambda(module, means["lambda"])
         if "discriminator" in means:
@@ -96,27 +99,28 @@ class TokenizerDoctor(Alarms):
         if means.get("gate", 1.0) == 1.0:
             yield from self.examine_shares(means)
 
-    def examine_codes(self) -> Iterator[Sign]:
+    def examine_codes(self, module: VQGAN) -> Iterator[Sign]:
         codes = self._codes
         if codes is not None:
             enough = TOKENS_PER_CODE * codes.K * codes.num_codebooks
             if codes.counts.sum() >= enough:
-                self._collapse = self.find_collapse(codes)
+                self._collapse = self.find_collapse(codes, module.code_cost is not None)
                 codes.reset()
         if self._collapse is not None:
             yield self._collapse
 
-    def find_collapse(self, codes: CodebookUse) -> Sign | None:
+    def find_collapse(self, codes: CodebookUse, has_cost: bool) -> Sign | None:
         figures = {name: float(value) for name, value in codes.compute().items()}
         self.codebook_figures = figures
         least_perplexity = max(codes.K / 100, 1.5)
         if figures["usage"] >= self.least_used and figures["perplexity"] >= least_perplexity:
-            return None
+            return find_narrow_scale(codes)
         used, perplexity = figures["codes_used"], figures["perplexity"]
         return Sign(
             "codes",
             f"the codebook has collapsed: {used:.0f} of {codes.K} codes in use, perplexity {perplexity:.1f}",
-            "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
+            ("a lower loss.code_cost, " if has_cost else "")
+            + "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
         )
 
     def examine_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
@@ -192,3 +196,17 @@ class TokenizerDoctor(Alarms):
             self.codebook_figures = state_dict["counted"]
             self._collapse = Sign(*state_dict["collapse"]) if state_dict["collapse"] else None
             self._usual_lambda = state_dict["usual"]
+
+
+def find_narrow_scale(codes: CodebookUse) -> Sign | None:
+    """The sign that one scale of several makes use of hardly more than one code."""
+    if not codes.lengths:
+        return None
+    for number, (perplexity, count) in enumerate(codes.count_perplexities()):
+        if count >= ENOUGH_OF_SCALE and perplexity < LEAST_OF_SCALE:
+            return Sign(
+                "codes",
+                f"scale {number + 1} of {len(codes.lengths)} has collapsed: the perplexity of its codes is {perplexity:.1f}",
+                "quantizer.inner.kmeans=true quantizer.inner.revive=0.5, or quantizer.scales without it",
+            )
+    return None

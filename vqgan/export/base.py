@@ -91,7 +91,7 @@ def make_examples(tokenizer: Tokenizer) -> list[Example]:
     """Two images of the tokenizer's size, and one of another where it takes any."""
     channels = tokenizer.encoder.channels
     shapes = [(2, channels, *tokenizer.encoder.image_size)]
-    if serves_any_size(tokenizer):
+    if tokenizer.is_gridded and serves_any_size(tokenizer):
         (h, w), f = tokenizer.grid, tokenizer.f
         shapes.append((1, channels, (h + 1) * f, (w + 2) * f))
     return [Example.compute(tokenizer, shape) for shape in shapes]

@@ -2,7 +2,9 @@
 
 python decoder.py codes.safetensors pictures     # a PNG file for each grid in the tensor `indices`, as stage=extract has it
 
-pictures = decoder.PictureDecoder()(indices)   # int64 (B, h, w) or (B, h, w, num_codebooks) -> float32 (B, C, H, W) in [-1, 1]
+pictures = decoder.PictureDecoder()(indices)   # int64 -> float32 (B, C, H, W) in [-1, 1]
+
+Indices are (B, h, w) or (B, h, w, num_codebooks); with `scales` in config.json they are (B, 1, L), one scale after the other.
 """
 
 import json
@@ -25,15 +27,35 @@ class PictureDecoder:
     def __init__(self, folder: str | Path = Path(__file__).parent, device: str = "cpu") -> None:
         facts = json.loads((Path(folder) / "config.json").read_text())
         self.layers, self.shown = facts["decoder"], [n - 1 for n in facts["shown"]]
+        self.scales = facts.get("scales")
         everything = load_file(Path(folder) / "model.safetensors", device)
         self.weights = {k: v for k, v in everything.items() if not k.startswith("encoder.")}
 
     @torch.no_grad()
     def __call__(self, indices: Tensor) -> Tensor:
         tables = self.weights["codes"]  # (num_codebooks, K, dim): z_q is a sum of codes
+        if self.scales is not None:
+            return self.run(self.layers, self.add_scales(indices.flatten(1), tables)).clamp(-1, 1)
         each = indices.reshape(*indices.shape[:3], -1).unbind(-1)
         z_q: Any = sum(F.embedding(own, table) for own, table in zip(each, tables, strict=True))
         return self.run(self.layers, z_q.movedim(-1, 1)).clamp(-1, 1)
+
+    def add_scales(self, indices: Tensor, tables: Tensor) -> Tensor:
+        """Codes (B, L) -> z_q: the codes of each scale, enlarged to the last one; a share of them passes a convolution."""
+        sizes, share = self.scales["sizes"], self.scales["strength"]
+        z_q: Any = 0
+        for k, (rows, columns) in enumerate(sizes):
+            own, indices = indices.tensor_split([rows * columns], 1)
+            vectors = F.embedding(own, tables[k % len(tables)]).movedim(-1, 1)
+            h = F.interpolate(vectors.unflatten(2, (rows, columns)), sizes[-1], mode="bicubic")
+            if self.scales["convolutions"]:
+                i = self.scales["convolutions"][k]
+                kernel, bias = (
+                    self.weights[f"quantizer.scales.{p}_{i}"] for p in ("kernel", "bias")
+                )
+                h = h * (1 - share) + F.conv2d(h, kernel, bias, padding=1) * share
+            z_q = z_q + h
+        return z_q
 
     def run(self, layers: list[dict[str, Any]], h: Tensor) -> Tensor:
         return reduce(self.apply, layers, h)

@@ -16,7 +16,7 @@ MIN_TRACED_SIDE = 2  # codes: torch.export takes a side of 1 for a constant
 
 
 class EncoderGraph(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> indices int64 (B, h, w), or (B, h, w, num_codebooks)."""
+    """Images (B, C, H, W) in [-1, 1] -> indices int64 (B, h, w), (B, h, w, num_codebooks), or (B, 1, L) of several scales."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -44,7 +44,8 @@ def widen_grid(h: int, w: int) -> tuple[int, int]:
 
 def has_free_sides(tokenizer: Tokenizer) -> bool:
     """Whether the graphs take images of any height and width, not only of the tokenizer's."""
-    return min(tokenizer.grid) >= MIN_TRACED_SIDE and serves_any_size(tokenizer)
+    has_sides = tokenizer.is_gridded and min(tokenizer.grid) >= MIN_TRACED_SIDE
+    return has_sides and serves_any_size(tokenizer)
 
 
 def select_examples(tokenizer: Tokenizer, examples: list[Example]) -> list[Example]:
@@ -60,9 +61,8 @@ def export_graphs(tokenizer: Tokenizer) -> dict[str, ExportedProgram]:
     if free:
         h, w = widen_grid(h, w)
         height, width = h * f, w * f
-    books = (tokenizer.num_codebooks,) if tokenizer.num_codebooks > 1 else ()
     images = torch.zeros(2, tokenizer.encoder.channels, height, width)
-    indices = torch.zeros(2, h, w, *books, dtype=torch.int64)
+    indices = torch.zeros(2, *tokenizer.quantizer.code_shape((h, w)), dtype=torch.int64)
     batch = Dim("batch")
     rows, columns = (Dim(name, min=MIN_TRACED_SIDE) for name in ("rows", "columns"))
     image_sides = {2: f * rows, 3: f * columns} if free else {}

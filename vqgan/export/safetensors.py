@@ -14,6 +14,7 @@ from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
 from vqgan.formats.codegrid import TABLE
 from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
 from vqgan.tokenizer import Tokenizer
@@ -32,7 +33,7 @@ class SafetensorsExporter(Exporter):
 ```python
 from decoder import PictureDecoder
 
-pictures = PictureDecoder()(indices)   # int64 (B, h, w), or (B, h, w, num_codebooks) -> float32 (B, C, H, W) in [-1, 1]
+pictures = PictureDecoder()(indices)   # int64 (B, h, w), (B, h, w, num_codebooks) or (B, 1, L) -> float32 (B, C, H, W) in [-1, 1]
 ```
 
 or `python decoder.py codes.safetensors pictures`, for the files of `stage=extract export=safetensors`: PNG files of the channels
@@ -53,7 +54,13 @@ that `shown` of `config.json` names. The tensor `codes` of
 
     def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
         shown = choose_shown(tokenizer.encoder.channels, tokenizer.rules.show)
-        return {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
+        facts = {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
+        quantizer = tokenizer.quantizer
+        return (
+            {**facts, "scales": quantizer.describe_scales()}
+            if isinstance(quantizer, MultiScaleResidual)
+            else facts
+        )
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
         weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from codegrid.engine.sizes import Size
+from codegrid.engine.sizes import Size, SizeSetting
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Choices:
     pixels        the range of values that its networks take and give, [-1, 1] or [0, 1]
     cosine        whether outputs and codes are scaled to length 1 before they are compared
     score         which code is chosen, nearest or inner_product, where formats with the same names differ in that
+    scales        the sides of the grids of several scales
+    head_width    channels of an attention head, where only the names of published sizes say them
     """
 
     image_size: Size
@@ -47,6 +49,8 @@ class Choices:
     pixels: tuple[int, int] | None = None
     cosine: bool | None = None
     score: str | None = None
+    scales: tuple[SizeSetting, ...] | None = None
+    head_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Plan:
 
     model        the `model` group of a run's config: encoder and decoder with _target_, grid, start=random, pixels
     quantizer    its `quantizer` group
-    names        this project's name of each weight -> the public name; public names that appear nowhere must be in `statistics`
+    names        this project's name of each weight -> the public name; public names that appear nowhere must be in `statistics`,
+                 and of one that appears more than once each place takes a part by a transform
     transforms   by this project's name: public weight -> this project's, where more than the shape differs; where only axes of
                  length 1 differ, none is needed
     statistics   public names that the tokenizer doesn't need: counters of training, colours for showing label maps

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from codegrid.engine.aliases import upgrade_names
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import check_size, divides, write_size
 from codegrid.engine.version import STAMP, Stamp, check_format
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.networks.base import scale_settings
+from vqgan.quantizers.scales import resize_scales
 
 CLASS_NAME = "CodegridTokenizer"  # in config.json, by which it is told from other configs
 FACTS = "config.json"
@@ -25,17 +27,21 @@ class CodegridFormat(Format):
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
         facts = file.settings
-        check_format(file.source, Stamp.read(facts[STAMP]))
+        stamp = Stamp.read(facts[STAMP])
+        check_format(file.source, stamp)
         check_fit(file.source, facts, choices)
         model = deepcopy(dict(facts["model"]))
         before = check_size("image_size", facts["image_size"], "pixel")
         for settings in (model, model["encoder"], model["decoder"]):
             scale_settings(settings, SIZED, choices.image_size, before)
+        quantizer = upgrade_names({"quantizer": dict(facts["quantizer"])}, stamp)["quantizer"]
+        if f := facts["f"]:
+            resize_scales(quantizer, (choices.image_size[0] // f, choices.image_size[1] // f))
         weights = {name for name, value in file.tensors.items() if value.is_floating_point()}
         counters = file.tensors.keys() - weights
         return Plan(
             model,
-            deepcopy(dict(facts["quantizer"])),
+            quantizer,
             {name: name for name in weights - {TABLE}},
             statistics=frozenset({TABLE, *counters}),
         )
@@ -55,6 +61,8 @@ def check_fit(source: str, facts: Mapping[str, Any], choices: Choices) -> None:
         "pixels": choices.pixels,
         "quantizer.cosine": choices.cosine,
         "quantizer.score": choices.score,
+        "quantizer.scales": choices.scales,
+        "head_width": choices.head_width,
     }
     for name, value in chosen.items():
         if value is not None:

@@ -1,6 +1,7 @@
 """From the file of another program to a tokenizer: which format it has, and every weight in its place, once."""
 
 import pkgutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 import vqgan.formats
-from codegrid.engine.errors import InputError
-from codegrid.engine.sizes import SizeSetting, check_size
+from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import SizeSetting, check_size, to_setting
 from vqgan.channels import describe_new_layers, fold_image_layers
 from vqgan.formats.base import Choices, Format, Plan, PublicFile
 from vqgan.formats.refused import refuse_known
 from vqgan.load import build_tokenizer
 from vqgan.quantizers.ibq import CODE_SCORES
+from vqgan.quantizers.scales import check_scales
 from vqgan.tokenizer import PIXEL_RANGES, Tokenizer
 
 MAX_NAMED = 10  # names of weights in a sentence
@@ -34,7 +36,13 @@ class Imported:
 
 
 def make_choices(
-    image_size: SizeSetting, channels: int | None, pixels: Any, cosine: Any, score: Any
+    image_size: SizeSetting,
+    channels: int | None,
+    pixels: Any,
+    cosine: Any,
+    score: Any,
+    scales: Any = None,
+    head_width: Any = None,
 ) -> Choices:
     """The choices of a command. Raises InputError for a value that is none."""
     if pixels is not None:
@@ -46,8 +54,16 @@ def make_choices(
         raise InputError(f"quantizer.cosine={cosine} must be true or false")
     if score not in (None, *CODE_SCORES):
         raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
+    if head_width is not None:
+        check_int("head_width", head_width, 1, "channel")
     return Choices(
-        check_size("data.image_size", image_size, "pixel"), channels, pixels, cosine, score
+        check_size("data.image_size", image_size, "pixel"),
+        channels,
+        pixels,
+        cosine,
+        score,
+        None if scales is None else tuple(map(to_setting, check_scales(scales))),
+        head_width,
     )
 
 
@@ -128,17 +144,19 @@ def check_followed(file: PublicFile, title: str, plan: Plan, choices: Choices) -
         "quantizer.cosine": (choices.cosine, bool(quantizer.get("cosine", False))),
         "quantizer.score": (choices.score, quantizer.get("score", "nearest" if is_plain else None)),
         "pixels": (choices.pixels, tuple(plan.model.get("pixels", (-1, 1)))),
+        "quantizer.scales": (choices.scales, tuple(quantizer.get("scales") or ())),
+        "head_width": (choices.head_width, plan.model.get("head_width")),
     }
     for setting, (choice, outcome) in outcomes.items():
         if choice not in (None, outcome):
-            word = format_range(choice) if isinstance(choice, tuple) else str(choice)
+            word = format_range(choice) if setting == "pixels" else str(choice)
             word = word.lower() if isinstance(choice, bool) else word
             raise InputError(
                 f"{setting}={word} does not fit {file.source}, {title}, which has no such choice; leave it out"
             )
 
 
-def format_range(pixels: Sequence[float]) -> str:
+def format_range(pixels: Any) -> str:
     """A range as a command has it: [0,1]."""
     return f"[{pixels[0]:g},{pixels[1]:g}]"
 
@@ -147,7 +165,9 @@ def check_names(file: PublicFile, title: str, plan: Plan) -> None:
     """Raise InputError unless the names in a file are those that its plan takes, and those that it leaves out."""
     public_names = list(plan.names.values())
     taken = set(public_names)
-    assert len(taken) == len(public_names), "a plan takes each weight once"
+    whole = {public for own, public in plan.names.items() if own not in plan.transforms}
+    repeated = {public for public, n in Counter(public_names).items() if n > 1}
+    assert not repeated & whole, "a plan takes each weight once"
     stray = file.tensors.keys() - taken - plan.statistics
     missing = taken - file.tensors.keys()
     raise_faults(file, title, {"lacks": missing, "has besides": stray})

@@ -12,7 +12,13 @@ from vqgan.formats.settings import CONFIG_ENDINGS
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 PIPELINE = "model_index.json"  # of diffusers
-SUBFOLDERS = ("vqvae", "movq", "vqgan", "vae")  # of a pipeline, where its tokenizer is
+SUBFOLDERS = (
+    "vqvae",
+    "movq",
+    "vqgan",
+    "vae",
+    "titok",
+)  # of a pipeline or an export, where its tokenizer is
 LOGS = ("checkpoints", "configs")  # of a training by taming's program
 INDEX = re.compile(r"\.index(\.\w+)?\.json$")  # of weights in several files
 SHARD = re.compile(r"-\d+-of-\d+\.\w+$")

@@ -49,6 +49,7 @@ class OpenMAGVIT2(Format):
         return Plan(model, read_quantizer("lfq", K=2**bits), names, transforms)
 
 
-def order_as_pixel_shuffle(rows: Tensor) -> Tensor:
-    """Rows of a convolution before depth to space, from the order (dy, dx, channel) to torch's (channel, dy, dx)."""
-    return rows.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1)
+def order_as_pixel_shuffle(rows: Tensor, offsets: int = 4) -> Tensor:
+    """Rows of a convolution before depth to space, from the order (dy, dx, channel) to torch's (channel, dy, dx), where each pixel
+    becomes so many."""
+    return rows.unflatten(0, (offsets, -1)).transpose(0, 1).flatten(0, 1)

@@ -1,5 +1,6 @@
 """What an import leaves in its run folder: a checkpoint as of stage=vqgan, and where the weights come from."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ def describe_import(contents: Contents, imported: Imported, preview: Preview) ->
     h, w = tokenizer.grid
     size = tokenizer.encoder.image_size
     codes = f"{h}x{w} for images of {write_size(size)} pixels, {quantizer.bits:.4g} bits each"
+    if quantizer.lengths:
+        number = f"{sum(quantizer.lengths)} in {len(quantizer.lengths)} scales up to {h}x{w}"
+        codes = f"{number} for images of {write_size(size)} pixels, {math.log2(quantizer.K or 1):.4g} bits each"
     ignored = [f"{what} ({n:,} tensors)" for what, n in contents.ignored.items()]
     return {
         "format": imported.title,

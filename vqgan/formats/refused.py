@@ -18,17 +18,25 @@ class Refusal:
     reason: str
 
 
-def is_multiscale(file: PublicFile) -> bool:
-    """VAR's: one codebook, and convolutions between the grids of an image."""
-    return any(
-        name.startswith("quantize.quant_resi.") or name == "quantize.ema_vocab_hit_SV"
-        for name in file.tensors
-    )
-
-
-def is_one_dimensional(file: PublicFile) -> bool:
+def is_titok(file: PublicFile) -> bool:
     """TiTok's and its successors': tokens that attend to patches."""
     return file.tensors.keys() >= {"latent_tokens", "encoder.patch_embed.weight"}
+
+
+def is_guided_titok(file: PublicFile) -> bool:
+    """TA-TiTok's, whose decoder reads a text too."""
+    return is_titok(file) and any(".text_guidance_" in name for name in file.tensors)
+
+
+def is_continuous_titok(file: PublicFile) -> bool:
+    """A TiTok with means and variances in place of codes."""
+    return is_titok(file) and not any(name.startswith("quantize.") for name in file.tensors)
+
+
+def is_first_titok(file: PublicFile) -> bool:
+    """A TiTok after the first of its two stages of training, which gives a VQGAN's codes and lacks that VQGAN."""
+    has_logits = "decoder.ffn.2.weight" in file.tensors
+    return is_titok(file) and has_logits and "pixel_decoder.conv_in.weight" not in file.tensors
 
 
 def is_continuous(file: PublicFile) -> bool:
@@ -48,14 +56,19 @@ def is_generator(file: PublicFile) -> bool:
 
 REFUSALS = (
     Refusal(
-        is_multiscale,
-        "is VAR's multi-scale tokenizer, which has several grids of codes for each image, and a tokenizer here has one; "
-        "import one such as LlamaGen's or taming-transformers'",
+        is_guided_titok,
+        "is TA-TiTok, whose decoder reads a text beside the codes, and a tokenizer here decodes codes alone; "
+        "import a TiTok (tokenizer_titok_l32, _b64, _s128, _bl64_vq8k ...), which does",
     ),
     Refusal(
-        is_one_dimensional,
-        "is TiTok, whose codes are a row without places in the image, and a tokenizer here has a grid of codes; "
-        "import one such as MaskGIT's VQGAN, which its authors publish beside it",
+        is_continuous_titok,
+        "is a TiTok with means and variances in place of codes, and only tokenizers with codes can be imported; "
+        "import one whose name has no vae in it",
+    ),
+    Refusal(
+        is_first_titok,
+        "is a TiTok of the first stage of its training, which gives the codes of a VQGAN and lacks that VQGAN's decoder; "
+        "import the one of the second stage, which has pixel_decoder",
     ),
     Refusal(
         is_continuous,

@@ -40,20 +40,13 @@ class Gate:
         """The phases that a run with this budget reaches, by names, each with a moment in it; the last with the gate fully open."""
         warmup: Mark = max(self.start - self.warmup, type(self.start)(0))
         phases: dict[str, Mark] = {"before the gate": 0}
-        if self.warmup and self._is_reached(warmup, budget):
+        if self.warmup and budget.reaches(warmup):
             phases["discriminator warms up"] = warmup
-        if self._is_reached(self.start, budget):
+        if budget.reaches(self.start):
             phases["gate open"] = self.start + self.ramp
         if self.start <= self.warmup:
             del phases["before the gate"]
         return phases
-
-    def _is_reached(self, mark: Mark, budget: Budget) -> bool:
-        """Whether a run makes an update at a moment or after it, as far as its steps decide that."""
-        steps = budget.max_steps
-        if self._in_steps:
-            return steps is None or mark < steps
-        return mark < 1 if steps is None else mark <= (steps - 1) / steps
 
     def phase(self, now: Now) -> float:
         """Progress, 0 to 1, within the part of the run before the opening or after it."""

@@ -8,16 +8,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from codegrid.engine.clock import Schedule
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, check_range
 from codegrid.engine.module import MakeOptimizer
 from vqgan.discriminators.base import Judgement, frozen
+from vqgan.learning import Learners
 from vqgan.losses.adversarial import Game, Hinge
 from vqgan.losses.balancer import ADVERSARIAL, Term
+from vqgan.losses.code_changes import CodeChange, Perturb
+from vqgan.losses.code_cost import CodeCost
+from vqgan.losses.code_models import CodeModel
 from vqgan.losses.gate import Gate
 from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.perceptual import DiscriminatorFeatures
 from vqgan.losses.regularisers import R1, LeCam
 from vqgan.losses.weight import AdaptiveWeight
+from vqgan.tokenizer import Tokenizer
 
 
 @dataclass
@@ -160,3 +165,53 @@ def group_losses(
         optimizer=game.get("discriminator_optimizer"),
     )
     return reconstruction, adversary
+
+
+@dataclass
+class CodeTraining:
+    """What training does with the codes for the sake of a prior: other codes for the decoder, and what they cost."""
+
+    changes: Sequence[CodeChange] = ()
+    cost: CodeCost | None = None
+
+
+def group_code_losses(
+    tokenizer: Tokenizer, learners: Learners, redraw: CodeChange | None, **losses: Any
+) -> CodeTraining:
+    """Those parts of conf/loss that are about codes, by their names in conf/loss/on_codes, and `redraw`. Runs of earlier
+    versions have none. Raises InputError for what this tokenizer, or one that learns only in part, can't have."""
+    share, cost = losses.get("perturb") or 0.0, losses.get("code_cost") or 0.0
+    check_range("loss.perturb", share, 0, 1)
+    check_range("loss.code_cost", cost, 0)
+    for name, value in (("perturb", share), ("code_cost", cost)):
+        if value and tokenizer.K is None:
+            raise InputError(
+                f"loss.{name}={value} is about codes, and this tokenizer is continuous (quantizer=none or kl); use loss.{name}=0"
+            )
+        if value and not tokenizer.quantizer.is_gridded:
+            raise InputError(
+                f"loss.{name}={value} is for codes of one grid, and those of quantizer=multiscale are of several; use loss.{name}=0"
+            )
+    if cost and tokenizer.quantizer.nested:
+        raise InputError(
+            f"loss.code_cost={cost} is the cost of all codes of an image, and quantizer.nested={tokenizer.quantizer.nested} leaves "
+            "some out; use loss.code_cost=0 or quantizer.nested=0"
+        )
+    changes = [] if redraw is None else [redraw]
+    if share:
+        changes.append(Perturb(share, losses["perturb_nearest"]))
+    for change in changes:
+        change.check(tokenizer, learners)
+    if not cost:
+        return CodeTraining(changes)
+    if not learners.encoder:
+        raise InputError(
+            f"loss.code_cost={cost} teaches the encoder cheaper codes, and here it rests; use loss.code_cost=0 or learn=all"
+        )
+    if (make_model := losses.get("code_model")) is None:
+        raise InputError(
+            f"loss.code_cost={cost} is the cost under a small model; use loss/code_model=neighbours"
+        )
+    model: CodeModel = make_model(tokenizer.K, tokenizer.num_codebooks, tokenizer.grid)
+    optimizer: MakeOptimizer = losses["code_optimizer"]
+    return CodeTraining(changes, CodeCost(cost, losses["code_softness"], model, optimizer))

@@ -187,6 +187,14 @@ def find_levels(
     )
 
 
+def check_kernel(name: str, side: int) -> int:
+    """The side of a convolution that keeps the size of its map. Raises InputError for one that is not odd."""
+    check_int(name, side, 1)
+    if side % 2 == 0:
+        raise InputError(f"{name}={side} must be odd, or the grid would change; use {side + 1}")
+    return side
+
+
 def norm_of_groups(width: int, groups: int) -> GroupNorm:
     """GroupNorm of this many groups of channels."""
     return GroupNorm(groups, width, eps=1e-6)
@@ -316,7 +324,8 @@ class PyramidEncoder(ImageEncoder):
     """Images to grids of `z_channels` features.
 
     `depth` blocks a resolution; `attention` are the resolutions with attention, by their (shorter) sides in pixels or as
-    [rows, columns]; `width` times `mults` are their channels, or `widths`. Public weights set the others: see `Layout`.
+    [rows, columns]; `width` times `mults` are their channels, or `widths`. Public weights set the others: see `Layout`, and
+    `exit_kernel` in ImageEncoder.
     """
 
     sized_settings = ("image_size", "grid", "attention")
@@ -336,6 +345,7 @@ class PyramidEncoder(ImageEncoder):
         attention_kind: str = "softmax",
         resample_conv: bool = True,
         groups: int = 32,
+        exit_kernel: int | None = None,
     ) -> None:
         super().__init__()
         check_int("model.z_channels", z_channels, 1, "channel")
@@ -350,6 +360,8 @@ class PyramidEncoder(ImageEncoder):
         self.grid = check_size("model.grid", grid, "code")
         self.f = measure_f(image_size, grid)
         self.out_channels = z_channels
+        if exit_kernel is not None:
+            self.exit_kernel = check_kernel("model.encoder.exit_kernel", exit_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.layers(x)
@@ -359,7 +371,7 @@ class PyramidEncoder(ImageEncoder):
 class PyramidDecoder(ImageDecoder):
     """Grids of `z_channels` features to images: one block more a resolution than the encoder of the same `depth`.
 
-    The other settings are those of the encoder. With `tanh`, pixels are bounded by it.
+    The other settings are those of the encoder. With `tanh`, pixels are bounded by it; `entry_kernel` as in ImageDecoder.
     """
 
     entry_kernel = 1
@@ -381,6 +393,7 @@ class PyramidDecoder(ImageDecoder):
         resample_conv: bool = True,
         groups: int = 32,
         tanh: bool = False,
+        entry_kernel: int | None = None,
     ) -> None:
         super().__init__()
         layout = plan_layout(
@@ -392,6 +405,8 @@ class PyramidDecoder(ImageDecoder):
         self.last = zero_init(nn.Conv2d(end_width, channels, 3, padding=1))
         self.in_channels = z_channels
         self.tanh = tanh
+        if entry_kernel is not None:
+            self.entry_kernel = check_kernel("model.decoder.entry_kernel", entry_kernel)
 
     def forward(self, h: Tensor) -> Tensor:
         x_hat: Tensor = self.last(self.layers(h))

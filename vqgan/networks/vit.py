@@ -29,13 +29,32 @@ class TokenLayout:
     patch: int
     codes: int
 
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of codes."""
+        return (1, self.codes) if self.codes else self.patches
+
 
 def plan_tokens(
-    image_size: SizeSetting, grid: SizeSetting, layout: str | None, patch: int | None
+    image_size: SizeSetting,
+    grid: SizeSetting,
+    layout: str | None,
+    patch: int | None,
+    tokens: int | None = None,
 ) -> TokenLayout:
-    """The tokens of images of this size. Raises InputError for settings that can't work or can be read in two ways."""
+    """What images of this size become: the codes of a grid, or so many `tokens`, a sequence, if that is a number.
+
+    Raises InputError for settings that can't work or can be read in two ways.
+    """
     size = check_size("data.image_size", image_size, "pixel")
     codes = check_size("model.grid", grid, "code")
+    if tokens is not None:
+        check_int("model.tokens", tokens, 1, "code")
+        if layout == "grid":
+            raise InputError(
+                f"model.tokens={tokens} are codes without places, and model.layout=grid gives each code a patch; leave one out"
+            )
+        layout, codes = "sequence", (1, tokens)
     if layout is None:
         layout = choose_layout(size, codes)
     if layout not in LAYOUTS:
@@ -156,6 +175,8 @@ class FeedForward(nn.Module):
 class ViTBlock(nn.Module):
     """Pre-norm attention of all tokens to all, and a feed-forward network. `depth` is that of the stack that it stands in."""
 
+    is_causal = False
+
     def __init__(self, width: int, heads: int, mlp_ratio: int, gated: bool, depth: int) -> None:
         super().__init__()
         self.heads = heads
@@ -175,7 +196,7 @@ class ViTBlock(nn.Module):
         """x (B, N, width) -> (B, N, width)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)  # (B, heads, N, size) each
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
         y: Tensor = x + self.mlp(self.norm2(x))
         return y
@@ -213,6 +234,7 @@ class ViTEncoder(ImageEncoder):
     layout       grid: the output of each patch of f x f pixels is that of a code, as in ViT-VQGAN. sequence: learned tokens
                  stand beside the patches, and theirs are those of the n codes of grid [1, n], as in TiTok; these have no
                  places. None: sequence for one row that can't be a grid of the images
+    tokens       codes of a sequence, whatever grid and layout are; None: as these say
     patch        pixels of a patch's side; None: f, or about a sixteenth of the image for a sequence
     positions    of patches: sine serves images of any size with layout=grid; learned serves one
     gated        SwiGLU instead of GELU
@@ -233,9 +255,10 @@ class ViTEncoder(ImageEncoder):
         mlp_ratio: int,
         gated: bool,
         positions: str,
+        tokens: int | None,
     ) -> None:
         super().__init__()
-        plan = plan_tokens(image_size, grid, layout, patch)
+        plan = plan_tokens(image_size, grid, layout, patch, tokens)
         self.layers = stack_vit(width, depth, heads, mlp_ratio, gated)
         self.embed = Down(channels, width, plan.patch)
         self.positions = PatchPositions(plan.patches, width, positions)
@@ -245,7 +268,7 @@ class ViTEncoder(ImageEncoder):
             self.sized_settings = ("image_size", "grid")
         self.image_size = check_size("data.image_size", image_size, "pixel")
         self.channels = channels
-        self.grid = check_size("model.grid", grid, "code")
+        self.grid = plan.grid
         self.f = plan.patch
         self.out_channels = width
 
@@ -285,9 +308,10 @@ class ViTDecoder(ImageDecoder):
         mlp_ratio: int,
         gated: bool,
         positions: str,
+        tokens: int | None,
     ) -> None:
         super().__init__()
-        plan = plan_tokens(image_size, grid, layout, patch)
+        plan = plan_tokens(image_size, grid, layout, patch, tokens)
         hidden = mlp_ratio * width
         ends = nn.Linear(width, hidden), nn.Tanh()
         self.layers = stack_vit(width, depth, heads, mlp_ratio, gated, *ends)
@@ -299,7 +323,7 @@ class ViTDecoder(ImageDecoder):
         if not plan.codes and positions == "sine":
             self.sized_settings = ("image_size", "grid")
         self.patches = plan.patches
-        self.grid = check_size("model.grid", grid, "code")
+        self.grid = plan.grid
         self.in_channels = width
 
     def forward(self, h: Tensor) -> Tensor:

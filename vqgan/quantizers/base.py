@@ -2,15 +2,23 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.sizes import Size
+from codegrid.evaluation.codebook import CodebookUse
+from vqgan.quantizers.gradients import straight_through
+from vqgan.quantizers.precision import float32
+from vqgan.quantizers.search import flatten
+
+MAX_SCORES = 2**22  # distances that are held at a time
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Quantized:
 def join_micro_batches(outputs: list[Quantized]) -> Quantized:
     """The outputs for the micro-batches of one update, joined as far as `Quantizer.update` reads them.
 
-    If dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
+    If nested dropout skipped inner bottlenecks in some micro-batches, their parts hold the other micro-batches only.
     """
     if len(outputs) == 1:
         return outputs[0]
@@ -51,6 +59,28 @@ def join_micro_batches(outputs: list[Quantized]) -> Quantized:
     return Quantized(z_e, z_q, joined, outputs[0].loss, parts=parts)
 
 
+def check_begin(settings: Mapping[str, Any]) -> Mark:
+    """The moment `from`, of which the settings consist, or 0 if there are none; a step or a fraction of the run.
+
+    Raises TypeError for other settings, and InputError if it is no moment before the end of a run.
+    """
+    if unknown := settings.keys() - {"from"}:
+        raise TypeError(f"a quantizer has no setting {', '.join(sorted(unknown))}")
+    begin: Mark = settings.get("from", 0)
+    is_number = isinstance(begin, int | float) and not isinstance(begin, bool)
+    if not is_number or begin < 0 or (isinstance(begin, float) and not begin < 1):
+        raise InputError(
+            f"quantizer.from={begin} must be a step (whole) or a fraction of the run (with a point) from 0 to below 1"
+        )
+    return begin
+
+
+def require_indices(q: Quantized) -> Tensor:
+    """The indices of a bottleneck that has codes."""
+    assert q.indices is not None
+    return q.indices
+
+
 NO_CODES_MESSAGE = (
     "this tokenizer is continuous (quantizer=none or kl) and has no codes; "
     "train one with quantizer=ema"
@@ -63,28 +93,45 @@ class Quantizer(nn.Module, ABC):
     K is the number of codes per codebook, None for a continuous bottleneck. `num_codebooks` is the number of codes per
     grid position, each from its own codebook. `in_dim` is the number of channels expected from the encoder.
 
-    `forward` is pure. State changes only in `initialise` or `grow_from`, once before training, and in `update`, after each
-    step.
+    `forward` is pure. State changes only in `initialise` or `grow_from`, once before training (and `initialise` again where
+    the codes come into use, if that is later), and in `update`, after each step.
 
     training_settings    those of its settings that say how its codes learn and not what they are; a run that starts with a
                          trained tokenizer may choose them anew
+    nested               the share of training images that are decoded from a prefix of their codes
+    prefixes             the numbers of leading codes, along the last axis of the indices, that `lookup` takes without those
+                         behind them; each is a rate at which one tokenizer serves. Empty if it takes all codes only
     grows                whether it can take over a smaller codebook of its kind
+    begin                when the codes come into use, the setting `from`: a step (int) or a fraction of the run (float); until
+                         then the decoder sees what `bypass` returns
+    is_gridded           whether indices are (B, h, w) or (B, h, w, num_codebooks), codes of places; otherwise see `code_shape`
+    lengths              the numbers of codes in the parts of a row (B, 1, L), whose use is counted apart; empty for one part
     draws                random choices since the last update that several ranks make alike; checkpoints hold it, as frozen
                          codes have no updates
     """
 
     training_settings: tuple[str, ...] = ()
+    nested: float = 0.0
+    prefixes: Sequence[int] = ()
     grows = False
+    is_gridded = True
     draws = 0
     updates: Tensor
     _counted: tuple[Tensor, int, int] | None = None  # `updates`, its version, and what it held then
 
     def __init__(
-        self, K: int | None, dim: int, num_codebooks: int = 1, in_dim: int | None = None
+        self,
+        K: int | None,
+        dim: int,
+        num_codebooks: int = 1,
+        in_dim: int | None = None,
+        **when: Mark,
     ) -> None:
+        """`when` may have the setting `from`, a word that is no name of a parameter in Python."""
         super().__init__()
         if K is not None:
             check_int("quantizer.K", K, 2, "codes")
+        self.begin = check_begin(when)
         check_int("quantizer.dim", dim, 1)
         self.K = K
         self.dim = dim
@@ -93,6 +140,23 @@ class Quantizer(nn.Module, ABC):
         # Schedules of the bottleneck follow this count.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self._remember_updates(0)
+
+    def bind(self, grid: Size | None) -> None:
+        """Take the model's grid, once before anything else; None where codes have no places. Raises InputError for one that
+        doesn't fit."""
+
+    def code_shape(self, grid: Size) -> tuple[int, ...]:
+        """The shape of the codes of a map z_e (dim, *grid)."""
+        return (*grid, self.num_codebooks) if self.num_codebooks > 1 else grid
+
+    @property
+    def lengths(self) -> list[int]:
+        return []
+
+    def make_code_use(self) -> CodebookUse:
+        """What counts how often the codes are used."""
+        assert self.K is not None
+        return CodebookUse(self.K, self.num_codebooks, self.lengths)
 
     @property
     def bits(self) -> float:
@@ -142,6 +206,11 @@ class Quantizer(nn.Module, ABC):
     def forward(self, z_e: Tensor) -> Quantized:
         """z_e (B, in_dim, h, w) -> z_q (B, dim, h, w), indices (B, h, w) or (B, h, w, num_codebooks)."""
 
+    def bypass(self, z_e: Tensor) -> Quantized:
+        """z_e (B, in_dim, h, w) as it is compared with the codes, in place of the codes, without indices or loss."""
+        z = z_e.float()
+        return Quantized(z, z, None, z.new_zeros(()))
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices from `forward` -> z_q (B, dim, h, w), in eval mode the same bits as `forward` returned.
 
@@ -149,16 +218,59 @@ class Quantizer(nn.Module, ABC):
         """
         raise InputError(NO_CODES_MESSAGE)
 
+    def lookup_on(self, indices: Tensor, grid: Size) -> Tensor:
+        """As `lookup`, for the codes of a map of any grid (h, w), which the shape of a row doesn't tell."""
+        return self.lookup(indices)
+
+    def restrict(self, indices: Tensor, known: Tensor) -> Tensor:
+        """Codes of images of which only the places (h, w) bool are `known`, from the codes of the whole images."""
+        return indices
+
     @torch.no_grad()
-    def codebooks(self) -> Tensor:
-        """All code vectors, (num_codebooks, K, width of a codebook), on the CPU.
+    def code_vectors(self) -> Tensor:
+        """All code vectors, (num_codebooks, K, width of a codebook), on the device of the bottleneck.
 
         Raises InputError if the bottleneck is continuous.
         """
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         all_indices = torch.arange(self.K, device=self.updates.device)
-        return self.lookup(all_indices[:, None, None])[None, :, :, 0, 0].cpu()
+        return self.lookup(all_indices[:, None, None])[None, :, :, 0, 0]
+
+    def codebooks(self) -> Tensor:
+        """The same on the CPU, as later stages take them."""
+        return self.code_vectors().cpu()
+
+    def compared(self, q: Quantized) -> Tensor:
+        """What of an output of `forward` is compared with the code vectors, (B, dim, h, w): the nearest one is the code, or
+        almost always. Its gradient reaches the encoder."""
+        return q.z_e
+
+    def list_parts(self, q: Quantized) -> list[tuple["Quantizer", Quantized]]:
+        """The bottlenecks of one codebook in an output of `forward`, each with its own output, in the order of the indices."""
+        return [(self, q)]
+
+    def replace(self, q: Quantized, indices: Tensor) -> Tensor:
+        """The input of the decoder for other `indices`, of the shape of q.indices: what `lookup` returns, with the gradient of
+        q.z_q (B, dim, h, w)."""
+        return straight_through(q.z_q, self.lookup(indices).detach())
+
+    @float32
+    @torch.no_grad()
+    def draw_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """For each index (n,) of a single codebook another one, drawn from the `nearest` codes that lie closest to its own."""
+        [codes] = self.code_vectors().float()
+        offsets = codes.square().sum(1)
+        nearest = min(nearest, len(codes) - 1)
+        drawn = []
+        for rows in indices.split(max(1, MAX_SCORES // len(codes))):
+            # Squared distances, up to a number for each row.
+            scores = torch.addmm(offsets, codes[rows], codes.t(), alpha=-2)
+            scores.scatter_(1, rows[:, None], math.inf)
+            candidates = scores.topk(nearest, largest=False, sorted=False).indices
+            chosen = torch.randint(nearest, (len(rows), 1), device=rows.device)
+            drawn.append(candidates.gather(1, chosen)[:, 0])
+        return torch.cat(drawn)
 
     def sample_latents(
         self, n: int, grid: tuple[int, int], seed: int, batch_size: int, start: int = 0
@@ -175,6 +287,11 @@ class Quantizer(nn.Module, ABC):
 
     def initialise(self, z: Tensor) -> None:
         """Fit codes and scales to encoder outputs z (n, in_dim), once before the first step."""
+
+    def initialise_maps(self, z: Tensor, most: int) -> None:
+        """As `initialise`, by at most so many outputs, evenly from all over the maps z (n, in_dim, h, w)."""
+        rows = flatten(z)
+        self.initialise(rows[:: max(1, len(rows) // most)])
 
     def grow_from(self, smaller: "Quantizer", z: Tensor) -> None:
         """Take over the codes of a smaller codebook of the same kind, and split those that most of the encoder outputs
@@ -206,8 +323,8 @@ class Standardised(Quantizer):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, K: int | None, dim: int, in_dim: int | None = None) -> None:
-        super().__init__(K, dim, in_dim=in_dim)
+    def __init__(self, K: int | None, dim: int, in_dim: int | None = None, **when: Mark) -> None:
+        super().__init__(K, dim, in_dim=in_dim, **when)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))
 

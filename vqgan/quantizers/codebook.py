@@ -3,17 +3,19 @@
 import heapq
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import count_uses
-from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.entropy import Entropy
-from vqgan.quantizers.gradients import rotate, straight_through
+from vqgan.quantizers.gradients import choose_estimator
 from vqgan.quantizers.kmeans import kmeans as run_kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import best_match, flatten, unflatten
@@ -28,7 +30,8 @@ class Codebook(Quantizer):
     beta          weight of the commitment loss, the mean square of z_e - sg(z_q); the codebook loss has weight 1
     cosine        scales encoder outputs and codes to length 1 before anything else
                   (Yu et al. 2022, ViT-VQGAN, section 3.2)
-    rotation      uses the rotation trick's gradient instead of the straight-through one (Fifty et al. 2024)
+    gradient      from the decoder to z_e: straight_through; rotation, the rotation trick's (Fifty et al. 2024); or diveq, which
+                  moves the codes too, so there is no codebook loss (Vali et al. 2026; their beta is 0)
     temperature   above 0, draws codes in training with p = softmax(-d^2 / temperature)
                   (Lee et al. 2022, RQ-VAE, eq. 10)
     entropy       regularises the assignments; holds n x K distances while its weight is above 0
@@ -45,7 +48,7 @@ class Codebook(Quantizer):
     """
 
     training_settings = (
-        "beta", "rotation", "temperature", "entropy", "kmeans", "revive", "split", "decay", "codebook_lr",
+        "beta", "gradient", "temperature", "entropy", "kmeans", "revive", "split", "decay", "codebook_lr",
     )  # fmt: skip
     grows = True
     K: int
@@ -58,7 +61,7 @@ class Codebook(Quantizer):
         *,
         beta: float,
         cosine: bool,
-        rotation: bool,
+        gradient: str,
         temperature: float,
         entropy: Entropy | None,
         kmeans: bool,
@@ -66,8 +69,9 @@ class Codebook(Quantizer):
         split: float,
         decay: float,
         codebook_lr: float,
+        **when: Mark,
     ) -> None:
-        super().__init__(K, dim)
+        super().__init__(K, dim, **when)
         check_range("quantizer.beta", beta, 0)
         check_range("quantizer.temperature", temperature, 0)
         check_range("quantizer.codebook_lr", codebook_lr, 0)
@@ -76,7 +80,8 @@ class Codebook(Quantizer):
         check_range("quantizer.decay", decay, 0, 1)
         self.beta = beta
         self.cosine = cosine
-        self.rotation = rotation
+        self.gradient = gradient
+        self.estimate = choose_estimator(gradient)
         self.temperature = temperature
         self.entropy = entropy
         self.kmeans = kmeans
@@ -86,6 +91,11 @@ class Codebook(Quantizer):
         self.codebook_lr = codebook_lr
         # Running counts, 1 on average. If they started at 0, every code would count as dead.
         self.register_buffer("counts", torch.ones(K))
+
+    @property
+    def decoder_moves_codes(self) -> bool:
+        """Whether the codes have the decoder's gradient themselves, and no loss of their own."""
+        return self.gradient == "diveq"
 
     @abstractmethod
     def codes(self) -> Tensor:
@@ -104,17 +114,20 @@ class Codebook(Quantizer):
         commitment = F.mse_loss(z, z_q.detach())
         loss = self.beta * commitment
         terms = {"commitment": commitment.detach()}
-        if codes.requires_grad:
+        if codes.requires_grad and not self.decoder_moves_codes:
             loss = loss + F.mse_loss(z_q, z.detach())
         if self.entropy is not None and self.entropy.weight_at(self.num_updates):
             per_sample, of_codebook = self.entropy.from_distances(self.distances(z, codes))
             loss = loss + self.entropy.loss(per_sample, of_codebook, self.num_updates)
             terms["entropy_sample"] = per_sample.detach()
             terms["entropy_codebook"] = of_codebook.detach()
-        estimate = rotate if self.rotation else straight_through
-        z_q = estimate(z, z_q.detach())
+        z_q = self.estimate(z, z_q if self.decoder_moves_codes else z_q.detach())
         grid = indices.view(z_e.shape[0], *z_e.shape[2:])
         return Quantized(unflatten(z, z_e), unflatten(z_q, z_e), grid, loss, terms)
+
+    @float32
+    def bypass(self, z_e: Tensor) -> Quantized:
+        return super().bypass(unflatten(self.project(flatten(z_e.float())), z_e))
 
     @float32
     def lookup(self, indices: Tensor) -> Tensor:
@@ -177,22 +190,36 @@ class Codebook(Quantizer):
                 own = self.state_dict()[name]
                 (own[: smaller.K] if value.dim() else own).copy_(value)  # to the bit
 
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        self.update_from([q], rate)
+
     @float32
     @torch.no_grad()
-    def update(self, q: Quantized, rate: float = 1.0) -> None:
-        super().update(q, rate)
-        assert q.indices is not None
-        z = flatten(q.z_e.detach())
-        indices = q.indices.flatten()
-        counts = all_reduce(count_uses(indices, self.K).to(self.counts))
-        per_output = self.K / counts.sum()  # so that counts are 1 on average for any batch and grid
-        self.counts.lerp_(counts * per_output, 1 - self.decay)
-        self.move_codes(z, indices, per_output)
+    def update_from(self, parts: Sequence[Quantized], rate: float = 1.0) -> None:
+        """As `update`, by several outputs of one forward pass, such as those of several scales. Each counts as much as the others,
+        however many vectors it has."""
+        super().update(parts[0], rate)
+        z = torch.cat([flatten(q.z_e.detach()) for q in parts])
+        each = [require_indices(q).flatten() for q in parts]
+        indices = torch.cat(each)
+        lengths = [len(own) for own in each]
+        counts = all_reduce(torch.stack([count_uses(own, self.K) for own in each]).to(self.counts))
+        # So that counts are 1 on average for any batch and grid.
+        per_output = self.K / counts.sum(1) / len(parts)
+        self.counts.lerp_((counts * per_output[:, None]).sum(0), 1 - self.decay)
+        if len(parts) == 1:
+            self.move_codes(z, indices, per_output[0])
+        else:
+            shares = [share.expand(n) for share, n in zip(per_output, lengths, strict=True)]
+            self.move_codes(z * torch.cat(shares)[:, None], indices, torch.ones_like(per_output[0]))
         if self.revive:
-            self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate))
+            self.revive_codes(z, indices, self.revive * min(1.0, 5 * rate), lengths)
 
-    def revive_codes(self, z: Tensor, indices: Tensor, least: float) -> None:
-        """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,).
+    def revive_codes(
+        self, z: Tensor, indices: Tensor, least: float, lengths: Sequence[int] | None = None
+    ) -> None:
+        """Move the codes whose running counts are below `least` to where a batch has outputs: z (n, dim), indices (n,), of which
+        parts with these lengths have the same chance.
 
         So many rows are drawn, the least used, however many codes are dead: to count these would wait for the device. Beyond
         that number the rest has its turn in the next updates.
@@ -201,7 +228,7 @@ class Codebook(Quantizer):
         rows = broadcast(rows)  # of equal counts, other hardware may choose other rows
         counts = self.counts.index_select(0, rows)
         is_dead = counts < least  # the same on every rank, as the counts are
-        sources = torch.randint(len(z), rows.shape, device=z.device)
+        sources = draw_rows(len(rows), lengths or [len(z)], z.device)
         replacements = self.codes()[indices[sources]].lerp(z[sources], self.split)
         replacements = broadcast(replacements)
         tables = [t for t in self.state_dict(keep_vars=True).values() if t.shape[:1] == (self.K,)]
@@ -214,11 +241,25 @@ class Codebook(Quantizer):
     def move_codes(self, z: Tensor, indices: Tensor, per_output: Tensor) -> None:
         """Move codes without gradients by the assignments of a batch: z (n, dim), indices (n,).
 
-        Each encoder output counts `per_output`, so that a code's count is 1 on average.
+        Each encoder output counts `per_output`, so that a code's count is 1 on average. Outputs that don't count alike are
+        multiplied by what they count.
         """
 
     def lr_multipliers(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.parameters(), self.codebook_lr) if self.codebook_lr != 1 else {}
+
+
+def draw_rows(n: int, lengths: Sequence[int], device: torch.device) -> Tensor:
+    """n random rows of a table whose parts, one after the other, have these lengths; all parts have the same chance."""
+    if len(lengths) == 1:
+        return torch.randint(lengths[0], (n,), device=device)
+    each = -(-n // len(lengths))
+    rows: list[Tensor] = []
+    first = 0
+    for length in lengths:
+        rows.append(first + torch.randint(length, (each,), device=device))
+        first += length
+    return torch.stack(rows, 1).flatten()[:n]
 
 
 def max_revived(K: int) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from codegrid.engine.collectives import all_reduce
+from codegrid.engine.errors import InputError
 from vqgan.quantizers.codebook import Codebook
 
 
@@ -14,6 +15,8 @@ class EMA(Codebook):
 
     Each code is sums / counts, both running over the encoder outputs assigned to it. Counts start at 1: from 0, the
     first update would divide codes without outputs by almost nothing. Switches as in `Codebook`.
+
+    Raises InputError for a gradient that moves codes.
     """
 
     codebook: Tensor
@@ -21,6 +24,11 @@ class EMA(Codebook):
 
     def __init__(self, K: int, dim: int, **switches: Any) -> None:
         super().__init__(K, dim, **switches)
+        if self.decoder_moves_codes:
+            raise InputError(
+                f"quantizer.gradient={self.gradient} moves codes by the decoder's gradient, and those of ema are running "
+                "means; use quantizer=vq, or quantizer.gradient=rotation"
+            )
         self.register_buffer("codebook", self.project(torch.randn(K, dim)))
         self.register_buffer("sums", self.codebook.clone())
 

@@ -1,16 +1,21 @@
 """Rounding: a few channels, a few levels each."""
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized
-from vqgan.quantizers.gradients import straight_through
+from vqgan.quantizers.gradients import choose_estimator
 from vqgan.quantizers.lattice import Lattice
 from vqgan.quantizers.precision import float32
+from vqgan.quantizers.quantiles import Quantiles
+from vqgan.quantizers.search import flatten
 
 PUBLISHED_LEVELS = {  # Mentzer et al. 2023, table 1: approximate number of codes -> levels
     2**8: (8, 6, 5),
@@ -20,24 +25,101 @@ PUBLISHED_LEVELS = {  # Mentzer et al. 2023, table 1: approximate number of code
     2**16: (8, 8, 8, 5, 5, 5),
 }
 MAX_LEVELS = 8  # per channel
+QUANTILES = "quantiles"
 
-# The fraction of a channel's standard deviation that maps to 1 before the tanh. Images have heavy tails: at 1, most
-# outputs would share the middle levels and leave the corners of the lattice empty.
-INITIAL_SPREAD = 0.45
+
+class Activation(ABC):
+    """How a channel becomes a number that is rounded, and what its levels are to the decoder.
+
+    spread    the fraction of a channel's standard deviation at the start that becomes 1 before the activation
+    """
+
+    spread = 1.0
+
+    @abstractmethod
+    def bound(self, z: Tensor, levels: Tensor) -> Tensor:
+        """z (..., dim), any numbers -> numbers whose nearest integer is a digit minus levels // 2."""
+
+    @abstractmethod
+    def scale(self, bounded: Tensor, levels: Tensor) -> Tensor:
+        """Such numbers, rounded or not, -> coordinates (..., dim) of about unit scale."""
+
+
+class Tanh(Activation):
+    """The outermost levels are where the tanh ends (Mentzer et al. 2023, section 3.1)."""
+
+    # Images have heavy tails: at 1, most outputs would share the middle levels and leave the corners of the lattice empty.
+    spread = 0.45
+
+    def bound(self, z: Tensor, levels: Tensor) -> Tensor:
+        # A little beyond the outermost levels, so that outputs can reach them.
+        reach = (levels - 1) * (1 + 1e-3) / 2
+        # An even number of levels has no middle one.
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        return torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
+
+    def scale(self, bounded: Tensor, levels: Tensor) -> Tensor:
+        return bounded / (levels // 2)
+
+
+class Bins(Activation):
+    """A cumulative distribution function, cut into as many equal bins as there are levels, whose centres are the codes
+    (VP-VAE's FSP, arXiv 2602.17133): outputs of that distribution use all levels alike. Coordinates have unit variance then.
+    """
+
+    def __init__(self, cdf: Callable[[Tensor], Tensor]) -> None:
+        self.cdf = cdf
+
+    def bound(self, z: Tensor, levels: Tensor) -> Tensor:
+        return self.cdf(z) * levels - 0.5 - levels // 2
+
+    def scale(self, bounded: Tensor, levels: Tensor) -> Tensor:
+        return ((bounded + levels // 2 + 0.5) * 2 / levels - 1) * math.sqrt(3)
+
+
+def logistic(z: Tensor) -> Tensor:
+    """A distribution function close to the normal one (iFSQ, arXiv 2601.17124)."""
+    return torch.sigmoid(1.6 * z)
+
+
+def normal(z: Tensor) -> Tensor:
+    """The standard normal distribution function."""
+    return (1 + torch.erf(z * 0.5**0.5)) / 2
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": Tanh(),
+    "logistic": Bins(logistic),
+    "normal": Bins(normal),
+}
 
 
 class FSQ(Lattice):
-    """Finite scalar quantization (Mentzer et al. 2023, section 3.1): each channel is bounded by a tanh and rounded.
+    """Finite scalar quantization (Mentzer et al. 2023, section 3.1): each channel is bounded by an activation and rounded.
 
     For a K in the paper's table the levels are the published ones, whose product is not exactly that power of two:
     K=256 gives 8*6*5 = 240 codes, and the attribute `K` is 240. For any other K they are the fewest levels of at most 8
     that multiply to exactly K. `levels` sets them explicitly. There is no loss: the gradient of the reconstruction
-    passes straight through the rounding.
+    passes through the rounding as `gradient` says, and through the activation.
 
-    Raises InputError if no levels multiply to K, or if `levels` don't.
+    With activation="quantiles" nothing is bounded or rounded: the cells are those of `Quantiles`, with thresholds and codes that
+    follow the outputs by `decay`.
+
+    Raises InputError if no levels multiply to K, if `levels` don't, and for an activation or gradient that there isn't.
     """
 
-    def __init__(self, K: int | None, levels: Sequence[int] | None, dim: int | None) -> None:
+    training_settings = ("gradient", "decay")
+
+    def __init__(
+        self,
+        K: int | None,
+        levels: Sequence[int] | None,
+        dim: int | None,
+        activation: str,
+        gradient: str,
+        decay: float,
+        **when: Mark,
+    ) -> None:
         product = math.prod(levels) if levels is not None else K
         if (
             levels is not None
@@ -48,31 +130,62 @@ class FSQ(Lattice):
                 f"quantizer.levels={list(levels)} multiply to {product}, not to quantizer.K={K}; "
                 f"use quantizer.K={product}, or quantizer.levels=null for levels that fit"
             )
-        super().__init__(levels if levels is not None else choose_levels(K), dim)
+        super().__init__(levels if levels is not None else choose_levels(K), dim, **when)
+        if activation not in (*ACTIVATIONS, QUANTILES):
+            raise InputError(
+                f"quantizer.activation={activation} must be one of {', '.join((*ACTIVATIONS, QUANTILES))}"
+            )
+        self.activation = ACTIVATIONS.get(activation)
+        self.quantiles = Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
+        self.estimate = choose_estimator(gradient)
 
+    @float32
     @torch.no_grad()
     def initialise(self, z: Tensor) -> None:
         super().initialise(z)
-        self.spread *= INITIAL_SPREAD
+        if self.activation is not None:
+            self.spread *= self.activation.spread
+        if self.quantiles is not None:
+            rows = z[:, : self.dim].float()
+            self.quantiles.initialise((rows - self.centre) / self.spread)
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()
-        # A little beyond the outermost levels, so that outputs can reach them.
-        reach = (self.levels - 1) * (1 + 1e-3) / 2
-        # An even number of levels has no middle one.
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         z = self.standardise(z_e).movedim(1, -1)
-        bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
-        half = self.levels // 2
-        indices = self.to_index(bounded.detach().round() + half)
-        z_bounded = self.unstandardise((bounded / half).movedim(-1, 1))
-        z_q = straight_through(z_bounded, self.lookup(indices))
+        if self.quantiles is not None:
+            indices = self.quantiles.indices(z.detach().flatten(0, -2)).view(z.shape[:-1])
+            z_q = self.estimate(z_e, self.lookup(indices))
+        else:
+            indices, z_bounded = self.round(z)
+            z_q = self.estimate(z_bounded, self.lookup(indices))
         return Quantized(z_e, z_q, indices, z_e.new_zeros(()))
 
-    def coordinates(self, digits: Tensor) -> Tensor:
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised z (B, h, w, dim) -> indices (B, h, w), and what is rounded to their codes (B, dim, h, w)."""
+        assert self.activation is not None
         half = self.levels // 2
-        return (digits - half) / half
+        bounded = self.activation.bound(z, self.levels)
+        # Where a distribution function is 0 or 1 to float32, rounding may leave the levels by one.
+        digits = torch.minimum(bounded.detach().round() + half, self.levels - 1).clamp(min=0)
+        scaled = self.activation.scale(bounded, self.levels)
+        return self.to_index(digits), self.unstandardise(scaled.movedim(-1, 1))
+
+    def coordinates(self, digits: Tensor) -> Tensor:
+        if self.quantiles is not None:
+            return F.embedding(self.to_index(digits), self.quantiles.codes)
+        assert self.activation is not None
+        return self.activation.scale(digits - self.levels // 2, self.levels)
+
+    @float32
+    @torch.no_grad()
+    def update(self, q: Quantized, rate: float = 1.0) -> None:
+        super().update(q, rate)
+        if self.quantiles is not None:
+            assert q.indices is not None
+            rows = flatten(self.standardise(q.z_e.detach()))
+            # Late in a run outputs hardly move, and batches only add noise.
+            self.quantiles.follow(rows, q.indices.flatten(), min(1.0, 5 * rate))
 
 
 def choose_levels(K: int | None) -> tuple[int, ...]:

@@ -1,10 +1,15 @@
 """Gradient estimators for the step from encoder outputs to codes, which has no gradient."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from codegrid.engine.errors import InputError
+
+Estimator = Callable[[Tensor, Tensor], Tensor]  # z_e and z_q, (n, dim, ...) -> exactly z_q
 
 
 def straight_through(z_e: Tensor, z_q: Tensor) -> Tensor:
@@ -21,6 +26,30 @@ def rotate(z_e: Tensor, z_q: Tensor) -> Tensor:
     """
     output: Tensor = _Rotation.apply(z_e, z_q)
     return output
+
+
+def direct(z_e: Tensor, z_q: Tensor) -> Tensor:
+    """z_q (B, dim, ...), with its gradient split between z_e and z_q (DiVeQ, Vali et al. 2026, in the limit of no noise).
+
+    z_q = z_e + |z_q - z_e| d, where the direction d from z_e to z_q is held constant. z_q gets the part of the gradient
+    along d, and z_e the rest. If both vectors are equal there is no direction, and z_e gets all of it.
+    """
+    output: Tensor = _Direction.apply(z_e, z_q)
+    return output
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "straight_through": straight_through,
+    "rotation": rotate,
+    "diveq": direct,
+}
+
+
+def choose_estimator(gradient: str) -> Estimator:
+    """The estimator that quantizer.gradient names. Raises InputError if there is none of this name."""
+    if gradient not in ESTIMATORS:
+        raise InputError(f"quantizer.gradient={gradient} must be one of {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[gradient]
 
 
 def soft_lookup(p: Tensor, indices: Tensor, codes: Tensor) -> Tensor:
@@ -76,3 +105,20 @@ class _Rotation(torch.autograd.Function):
         # A zero vector has no direction, and opposite vectors no unique rotation.
         has_rotation = (norm_e > 1e-6) & (norm_q > 1e-6) & (square > 1e-6)
         return torch.where(has_rotation, rotated * norm_q / norm_e.clamp(min=1e-6), g), None
+
+
+class _Direction(torch.autograd.Function):
+    """Forward exactly z_q; backward the gradient along the error z_q - z_e to z_q, and all else to z_e."""
+
+    @staticmethod
+    def forward(ctx: Any, z_e: Tensor, z_q: Tensor) -> Tensor:
+        ctx.save_for_backward(z_e, z_q)
+        return z_q.view_as(z_q)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        z_e, z_q = ctx.saved_tensors
+        g = gradients[0]
+        d = F.normalize(z_q - z_e, dim=1)
+        along = d * (d * g).sum(1, keepdim=True)
+        return g - along, along

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import check_range
 from vqgan.quantizers.anneal import Anneal
@@ -29,9 +30,15 @@ class Gumbel(Quantizer):
     K: int
 
     def __init__(
-        self, K: int, dim: int, temperature: float | Anneal, kl_weight: float, kmeans: bool
+        self,
+        K: int,
+        dim: int,
+        temperature: float | Anneal,
+        kl_weight: float,
+        kmeans: bool,
+        **when: Mark,
     ) -> None:
-        super().__init__(K, dim)
+        super().__init__(K, dim, **when)
         check_range("quantizer.kl_weight", kl_weight, 0)
         if not isinstance(temperature, Anneal):
             check_range("quantizer.temperature", temperature, 1e-6)

@@ -29,6 +29,10 @@ class IBQ(VQ):
         super().__init__(K, dim, **switches)
         if score not in CODE_SCORES:
             raise InputError(f"quantizer.score={score} must be one of {', '.join(CODE_SCORES)}")
+        if self.decoder_moves_codes:
+            raise InputError(
+                f"quantizer.gradient={self.gradient} can't be set for ibq, which has a gradient of its own; leave it out"
+            )
         self.score = score
 
     @float32

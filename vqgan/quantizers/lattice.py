@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Standardised
 
@@ -21,7 +22,7 @@ class Lattice(Standardised):
     basis: Tensor
     levels: Tensor
 
-    def __init__(self, levels: Sequence[int], dim: int | None) -> None:
+    def __init__(self, levels: Sequence[int], dim: int | None, **when: Mark) -> None:
         levels = tuple(levels)
         for level in levels:
             check_int("quantizer.levels", level, 2)
@@ -29,7 +30,7 @@ class Lattice(Standardised):
             raise InputError(
                 f"quantizer.dim={dim} must be null or {len(levels)}, the channels that K={math.prod(levels)} takes here"
             )
-        super().__init__(math.prod(levels), len(levels))
+        super().__init__(math.prod(levels), len(levels), **when)
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
@@ -45,6 +46,17 @@ class Lattice(Standardised):
     def to_digits(self, indices: Tensor) -> Tensor:
         """The inverse of `to_index`."""
         return indices[..., None] // self.basis % self.levels
+
+    @torch.no_grad()
+    def draw_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """One step up or down in one channel, for the nearest points of a lattice are these, at any K; at either end of a
+        channel the step leads inward. There are so few that `nearest` does not choose among them."""
+        channel = torch.randint(self.dim, (len(indices), 1), device=indices.device)
+        digits = self.to_digits(indices).gather(1, channel)[:, 0]
+        top = self.levels[channel[:, 0]] - 1
+        step = 2 * torch.randint_like(digits, 2) - 1
+        step = torch.where(digits == 0, 1, torch.where(digits == top, -1, step))
+        return indices + step * self.basis[channel[:, 0]]
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.unstandardise(self.coordinates(self.to_digits(indices)).movedim(-1, 1))

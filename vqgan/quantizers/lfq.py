@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.entropy import Entropy
@@ -21,8 +22,10 @@ class LFQ(Lattice):
 
     training_settings = ("beta", "entropy")
 
-    def __init__(self, K: int, beta: float, entropy: Entropy | None, dim: int | None) -> None:
-        super().__init__((2,) * count_bits(K), dim)
+    def __init__(
+        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Mark
+    ) -> None:
+        super().__init__((2,) * count_bits(K), dim, **when)
         check_range("quantizer.beta", beta, 0)
         self.beta = beta
         self.entropy = entropy
@@ -31,6 +34,10 @@ class LFQ(Lattice):
     def project(self, z: Tensor) -> Tensor:
         """Standardised z (B, dim, h, w) -> the vectors that are compared with the codes."""
         return z
+
+    @float32
+    def bypass(self, z_e: Tensor) -> Quantized:
+        return super().bypass(self.unstandardise(self.project(self.standardise(z_e.float()))))
 
     @float32
     def forward(self, z_e: Tensor) -> Quantized:
@@ -61,8 +68,10 @@ class BSQ(LFQ):
     The distance from z_e to its code is bounded, unlike in LFQ.
     """
 
-    def __init__(self, K: int, beta: float, entropy: Entropy | None, dim: int | None) -> None:
-        super().__init__(K, beta, entropy, dim)
+    def __init__(
+        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Mark
+    ) -> None:
+        super().__init__(K, beta, entropy, dim, **when)
         self.magnitude = self.dim**-0.5
 
     def project(self, z: Tensor) -> Tensor:

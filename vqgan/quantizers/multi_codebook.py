@@ -7,8 +7,9 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
-from vqgan.quantizers.base import Quantized, Quantizer
+from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 
 
 class MultiCodebook(Quantizer):
@@ -26,10 +27,11 @@ class MultiCodebook(Quantizer):
         num_codebooks: int,
         dim: int | None,
         inner_dim: int | None,
+        **when: Mark,
     ) -> None:
         """`inner(K=..., dim=...)` builds one bottleneck; with inner_dim=None it sets its own width.
 
-        Raises InputError if the inner bottleneck has no codebook or several.
+        Raises InputError if the inner bottleneck has no codebook or several, or a `from` of its own.
         """
         check_int("quantizer.num_codebooks", num_codebooks, 1)
         quantizers = [inner(K=K, dim=inner_dim) for _ in range(num_codebooks)]
@@ -38,7 +40,12 @@ class MultiCodebook(Quantizer):
             raise InputError(
                 f"quantizer.inner={type(first).__name__} must have exactly one codebook; use one such as ema or fsq"
             )
-        super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks)
+        if first.begin:
+            raise InputError(
+                f"quantizer.inner.from={first.begin} must be 0: all codebooks come into use together; "
+                f"use quantizer.from={first.begin}"
+            )
+        super().__init__(first.K, dim or sum(q.dim for q in quantizers), num_codebooks, **when)
         self.inner = nn.ModuleList(quantizers)
         self.grows = first.grows
 
@@ -47,12 +54,19 @@ class MultiCodebook(Quantizer):
         """The inner bottlenecks in the order of their indices."""
         return [inner for inner in self.inner if isinstance(inner, Quantizer)]
 
-    def codebooks(self) -> Tensor:
-        return torch.cat([inner.codebooks() for inner in self.inner_quantizers])
+    def code_vectors(self) -> Tensor:
+        return torch.cat([inner.code_vectors() for inner in self.inner_quantizers])
 
-    def combine(self, z_e: Tensor, z_q: Tensor, parts: list[Quantized]) -> Quantized:
-        """The outputs of the inner bottlenecks as one."""
-        indices = torch.stack([require_indices(part) for part in parts], -1)
+    def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
+        """Those that dropout has not skipped."""
+        return list(zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True))
+
+    def combine(
+        self, z_e: Tensor, z_q: Tensor, parts: list[Quantized], indices: Tensor | None = None
+    ) -> Quantized:
+        """The outputs of the inner bottlenecks as one; `indices` if theirs are not those of all images."""
+        if indices is None:
+            indices = torch.stack([require_indices(part) for part in parts], -1)
         loss = reduce(add, (part.loss for part in parts)) / len(parts)
         terms = {
             f"{name}_{i}": value
@@ -71,12 +85,6 @@ class MultiCodebook(Quantizer):
     @torch.no_grad()
     def update(self, q: Quantized, rate: float = 1.0) -> None:
         super().update(q, rate)
-        # Bottlenecks skipped by dropout have no part and are not updated.
+        # Bottlenecks skipped by nested dropout have no part and are not updated.
         for inner, part in zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True):
             inner.update(part, rate)
-
-
-def require_indices(q: Quantized) -> Tensor:
-    """The indices of a bottleneck that has codes."""
-    assert q.indices is not None
-    return q.indices

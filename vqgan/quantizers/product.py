@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
@@ -18,7 +19,12 @@ class Product(MultiCodebook):
     """
 
     def __init__(
-        self, inner: Callable[..., Quantizer], K: int, num_codebooks: int, dim: int | None
+        self,
+        inner: Callable[..., Quantizer],
+        K: int,
+        num_codebooks: int,
+        dim: int | None,
+        **when: Mark,
     ) -> None:
         inner_dim = None
         if dim and num_codebooks > 0:
@@ -28,7 +34,7 @@ class Product(MultiCodebook):
                     f"use quantizer.dim={dim // num_codebooks * num_codebooks or num_codebooks}"
                 )
             inner_dim = dim // num_codebooks
-        super().__init__(inner, K, num_codebooks, dim, inner_dim)
+        super().__init__(inner, K, num_codebooks, dim, inner_dim, **when)
 
     def forward(self, z_e: Tensor) -> Quantized:
         parts = [

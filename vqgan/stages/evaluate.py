@@ -15,7 +15,7 @@ from codegrid.evaluation.judging import (
     read_comparison,
 )
 from codegrid.evaluation.settings import EvaluationSettings
-from codegrid.evaluation.table import format_codecs
+from codegrid.evaluation.table import format_codecs, format_rates
 from vqgan.judging import TokenizerJudge, compare_codecs
 from vqgan.load import load_images, load_tokenizer
 
@@ -36,7 +36,9 @@ def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]
         codecs, absent_codecs = compare_codecs(tokenizer, images, settings)
         sheet.absent |= absent_codecs
         ends = judge.rank_by_error()
+        rates = judge.rates.scores(sheet)
         pictures = judge.save_pictures(folder / PICTURES, **ends)
+        pictures += judge.save_rates(folder, rates, sheet, codecs)
     of = (described.get("id"), "vqgan", described.get("id"))
     result = {
         **describe_evaluation(settings, folder, *of, n),
@@ -45,11 +47,12 @@ def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]
         "grid": list(tokenizer.grid),
         **sheet.describe(),
         "references": codecs,
+        "rates": rates,
         **name_images(images, settings.split, ends),
         "codes": judge.save_code_counts(folder / "codes.npz"),
         "pictures": [str(path) for path in pictures],
     }
-    remark = format_codecs(codecs, result["bits_per_image"], absent_codecs)
-    log_evaluation(folder, result, list(sheet.values), other, remark)
+    remarks = format_codecs(codecs, result["bits_per_image"], absent_codecs), format_rates(rates)
+    log_evaluation(folder, result, list(sheet.values), other, *remarks)
     run.finish(result)
     return printed_result(result)

@@ -27,8 +27,10 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         if not config["from"]:
             raise InputError("stage=import needs the weights; add from=<file, folder or hub id>")
         data: ImageDataModule = instantiate(config.data)
-        cosine, score = config.quantizer.get("cosine"), config.quantizer.get("score")
-        choices = make_choices(data.image_size, data.channels, config.pixels, cosine, score)
+        codes = [config.quantizer.get(name) for name in ("cosine", "score", "scales")]
+        choices = make_choices(
+            data.image_size, data.channels, config.pixels, *codes, config.head_width
+        )
         contents = open_public(config["from"], config.config, config.ema, config.revision)
         imported = load_public(contents.file, choices)
         data.check_recorded(run.resume)

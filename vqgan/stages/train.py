@@ -15,7 +15,8 @@ from vqgan.callbacks.codes import CodebookPictures
 from vqgan.callbacks.reconstructions import Reconstructions
 from vqgan.learning import choose_learners
 from vqgan.load import build_tokenizer, make_tags
-from vqgan.losses.groups import group_losses
+from vqgan.losses.code_changes import CodeChange
+from vqgan.losses.groups import group_code_losses, group_losses
 from vqgan.module import VQGAN, Training, prepare_layers
 from vqgan.starting import choose_start
 
@@ -27,6 +28,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         data: ImageDataModule = instantiate(run.config.data)
         start = choose_start(run, data)
         module = build_module(run.config, run.training)
+        start.check_changes(module.code_changes)
         around = [c for c in instantiate(run.config.callbacks).values() if c is not None]
         data.check_recorded(run.resume)
         if not run.is_dry:
@@ -42,7 +44,7 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         line = Progress({"train/rec": "rec", "val/psnr": "PSNR", "val/perplexity": "perplexity"})
         pictures, codes = Reconstructions(), CodebookPictures()
         figures = run.fit(module, data, [*around, line, pictures, codes])
-        shape = {"K": module.tokenizer.K, "grid": list(module.tokenizer.grid)}
+        shape = module.tokenizer.size_facts
         files = [str(file) for file in (pictures.file, *codes.files)]
         return run.finish({**figures, **shape, **start.origin, "pictures": files})
 
@@ -50,10 +52,19 @@ def train_tokenizer(config: DictConfig) -> dict[str, Any] | None:
 def build_module(config: DictConfig, training: TrainerSettings) -> VQGAN:
     """The whole of stage 1, untrained, that a config describes."""
     # The losses come before the tokenizer: the order in which random numbers are drawn.
-    reconstruction, adversary = group_losses(**instantiate(config.loss))
+    losses = instantiate(config.loss)
+    reconstruction, adversary = group_losses(**losses)
     learners = choose_learners(config.learn, bool(config.init), adversary is not None, config.lora)
     optimizer, schedule = instantiate(config.optimizer), instantiate(config.schedule)
     rules = training.budget, training.clip, training.accumulate, learners
     tokenizer = build_tokenizer(config.model, config.quantizer)
-    module = VQGAN(tokenizer, reconstruction, Training(optimizer, schedule, *rules), adversary)
+    of_training = Training(optimizer, schedule, *rules)
+    on_codes = group_code_losses(tokenizer, learners, make_redraw(config), **losses)
+    module = VQGAN(tokenizer, reconstruction, of_training, adversary, on_codes)
     return module.to(memory_format=choose_memory_format(training.device))
+
+
+def make_redraw(config: DictConfig) -> CodeChange | None:
+    """What lets the prior that `codes` names draw codes that the decoder sees; None without one."""
+    ckpt = config.get("codes")
+    return instantiate(config.redraw, ckpt=ckpt) if ckpt else None

@@ -1,14 +1,19 @@
 """Blocks step by step with a cache, against the blocks all at once; attention and the norm against torch's."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from prior.decoding.generate import sample
-from prior.decoding.kv_decoder import ROOM, KVSteps
+from prior.decoding.kv_decoder import ROOM, KVSteps, pack_head
+from prior.decoding.products import pack_linear
 from prior.decoding.sampling import Sampler
+from prior.models.gpt import GPT
 from prior.models.transformer import RMSNorm, attention, rotary, rotary_directions
+from tests.helpers.parts import make
 from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
 
 
@@ -22,16 +27,62 @@ def test_step_by_step_equals_all_at_once() -> None:
 
 @torch.no_grad()
 def test_the_memory_grows_with_the_grid_and_a_restart_forgets_all_of_it() -> None:
-    grid = (2, ROOM // 2 + 3)  # six positions more than there is room for at first
-    angles, x = rotary(grid, WIDTH // HEADS), torch.randn(2, ROOM + 6, WIDTH)
+    T = 2 * ROOM + 6
+    angles, x = rotary((2, T // 2), WIDTH // HEADS), torch.randn(2, T, WIDTH)
     stack = make_blocks()
-    steps, whole = KVSteps(stack, angles, 2), x
+    steps, whole, lengths = KVSteps(stack, angles, 2), x, []
     for block in stack:
         whole = block(whole, rotary_directions(angles))
     for _ in range(2):
-        stepped = torch.stack([steps(x[:, t]) for t in range(ROOM + 6)], 1)
-        torch.testing.assert_close(stepped, whole, rtol=1e-4, atol=1e-4)
+        stepped = []
+        for t in range(T):
+            stepped.append(steps(x[:, t]))
+            lengths.append(steps.cache.length)
+        torch.testing.assert_close(torch.stack(stepped, 1), whole, rtol=1e-4, atol=1e-4)
         steps.restart()
+    assert lengths == 2 * (ROOM * [ROOM] + ROOM * [2 * ROOM] + 6 * [T])
+
+
+@torch.no_grad()
+def test_fewer_samples_than_before_share_the_memory() -> None:
+    stack, x = make_blocks(), torch.randn(5, 12, WIDTH)
+    steps = KVSteps(stack, rotary(STEP_GRID, WIDTH // HEADS), 5)
+    for t in range(12):
+        steps(x[:, t])
+    steps.restart(2)
+    stepped = torch.stack([steps(x[:2, t]) for t in range(12)], 1)
+    torch.testing.assert_close(stepped, run_at_once(stack, x[:2]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_is_packed_predicts_as_the_priors_own() -> None:
+    model = make_prior("gpt")
+    assert isinstance(model, GPT)
+    nn.init.normal_(model.norm.weight, 1.0, 0.3)
+    x = 3 * torch.randn(4, 16)
+    packed = pack_head(model.norm, model.head)  # type: ignore[arg-type]
+    torch.testing.assert_close(packed(x), model.logits(x).detach(), rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = pack_head(model.norm, model.head)(x)  # type: ignore[arg-type]
+        assert low.dtype == torch.float32
+        usual = (model.logits(x) - packed(x)).norm()
+    assert 0 < (low - packed(x)).norm() < 2 * usual
+
+
+def test_batches_and_windows_of_a_generate_share_packed_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed: list[torch.Size] = []
+
+    def pack(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        packed.append(weight.shape)
+        return pack_linear(weight)
+
+    monkeypatch.setattr("prior.decoding.kv_decoder.pack_linear", pack)
+    model = make_prior("gpt")
+    for parallel in (1, 4):
+        packed.clear()
+        sample(model, make(Sampler, grid="3x5", parallel=parallel), 5, seed=0, batch_size=2)
+        assert len(packed) == 4 * 2 + 1  # of each of two blocks, and the head
 
 
 @torch.no_grad()
@@ -49,7 +100,7 @@ def test_steps_follow_autocast_as_near_as_the_blocks_do() -> None:
     exact = run_at_once(stack, x)
     with torch.autocast("cpu", torch.bfloat16):
         steps = KVSteps(stack, rotary(STEP_GRID, WIDTH // HEADS), 4)
-        assert steps.past.dtype == torch.bfloat16
+        assert {past.dtype for past in steps.cache.past} == {torch.bfloat16}
         error = (torch.stack([steps(x[:, t]) for t in range(12)], 1) - exact).norm()
         usual = (run_at_once(stack, x) - exact).norm()
     assert 0 < error < 2 * usual

@@ -78,6 +78,13 @@ def test_top_1_and_a_low_temperature_take_the_likeliest_code() -> None:
         {"guidance_power": -1},
         {"steps": -1},
         {"choice_temperature": -0.5},
+        {"order": "raster"},
+        {"order": ""},
+        {"corrector": -1},
+        {"corrector": 0.5},
+        {"remask": -0.1},
+        {"remask": 1.1},
+        {"remask": float("nan")},
     ],
 )
 def test_impossible_samplers_are_refused(settings: dict[str, float]) -> None:

@@ -13,7 +13,13 @@ from prior.export.graphs import StepGraph, describe_graph, start_inputs, trace_p
 from prior.export.programs import ONNXPrior, PT2Prior
 from prior.models.gpt import GPT
 from tests.helpers.exports import needs_onnx
-from tests.helpers.priors import PRIORS, build_prior, documented_prior, make_prior
+from tests.helpers.priors import (
+    PRIORS,
+    build_prior,
+    documented_prior,
+    make_conditioned,
+    make_prior,
+)
 
 NETWORKS = [
     "gpt",
@@ -25,6 +31,7 @@ NETWORKS = [
     "diffusion",
     "pixelcnn",
     "lstm",
+    "var",
 ]
 
 
@@ -43,6 +50,34 @@ def test_steps_with_a_cache_have_the_logits_of_the_whole_grid(name: str, classes
         before = codes[:, t - 1] if t else inputs["codes"]
         logits, cache = graph(before, torch.tensor(t), cache, labels)
         assert torch.allclose(logits, expected[:, t], atol=1e-5)
+
+
+@torch.no_grad()
+def test_steps_with_a_cache_read_vectors() -> None:
+    model = make_conditioned("gpt", "vectors")
+    assert isinstance(model, GPT)
+    graph, inputs = StepGraph(model), start_inputs(model, 3)
+    codes, labels = torch.randint(model.K, (3, model.L)), inputs["labels"]
+    assert labels.isnan().all(1).tolist() == [True, False, False]
+    expected = model(codes, labels)
+    cache = inputs["cache"]
+    for t in range(model.L):
+        before = codes[:, t - 1] if t else inputs["codes"]
+        logits, cache = graph(before, torch.tensor(t), cache, labels)
+        assert torch.allclose(logits, expected[:, t], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "maskgit", "pixelcnn"])
+def test_a_traced_graph_reads_vectors(name: str) -> None:
+    model = make_conditioned(name, "vectors")
+    graph = trace_prior(model).module()
+
+    def run(inputs: Any) -> list[torch.Tensor]:
+        returned = graph(**inputs)
+        return list(returned) if isinstance(returned, tuple) else [returned]
+
+    assert compare_prior("pt2", model, run)["equal_codes"] == 1
 
 
 @torch.no_grad()
@@ -78,7 +113,9 @@ def test_a_traced_graph_is_the_prior_for_any_number_of_samples(name: str, classe
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["gpt", "gpt-bits", "rar", "rq", "maskgit", "pixelcnn", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["gpt", "gpt-bits", "rar", "rq", "maskgit", "pixelcnn", "lstm", "var"]
+)
 def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(name: str, tmp_path: Path) -> None:
     trained: Any = SimpleNamespace(model=make_prior(name, classes=3))
     for exporter in (ONNXPrior(), PT2Prior()):

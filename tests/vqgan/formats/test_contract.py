@@ -38,7 +38,15 @@ FIXTURES = {  # a file below tests/fixtures/public -> the class of its format
     "llamagen/vq_tiny.pt": "LlamaGen",
     "llamagen/training.pt": "LlamaGen",
     "open_magvit2/tiny.ckpt": "OpenMAGVIT2",
+    "var_vqvae/vae_tiny.pth": "VARVQVAE",
+    "titok/tokenizer.bin": "TiTok",
+    "titok_legacy/tokenizer.bin": "TiTok",
 }
+SEQUENCES = (
+    "titok/tokenizer.bin",
+    "titok_legacy/tokenizer.bin",
+)  # codes without places, images of one size
+GRIDS = [name for name in FIXTURES if name not in SEQUENCES]
 AVERAGED = ("ibq", "open_magvit2")  # their arrays of averaged weights begin with ema_
 CHOICES = Choices(image_size=(32, 32), channels=3)
 
@@ -48,9 +56,15 @@ def read_file(name: str) -> PublicFile:
     return open_public(str(PUBLIC / name), None, None).file
 
 
+def choose(name: str, **choices: Any) -> Choices:
+    """Those of a fixture, which may need one that its weights can't tell."""
+    head_width = 8 if name in SEQUENCES else None
+    return replace(CHOICES, head_width=head_width, **choices)
+
+
 @cache
 def load_fixture(name: str) -> Imported:
-    return load_public(read_file(name), CHOICES)
+    return load_public(read_file(name), choose(name))
 
 
 def read_arrays(name: str) -> dict[str, Tensor]:
@@ -59,16 +73,18 @@ def read_arrays(name: str) -> dict[str, Tensor]:
     beside = file.with_suffix(".npz")
     arrays = np.load(beside if beside.is_file() else file.with_name("reference.npz"))
     prefix = "ema_" if file.parent.name in AVERAGED else ""
-    return {
+    keys = ("images", "z_e", "indices", "reconstruction", "chosen_indices", "chosen_decoded")
+    if "tokens" in arrays.files:  # codes of several scales, (B, L) there and (B, 1, L) here
+        rows = {
+            key: torch.from_numpy(arrays[key.replace("indices", "tokens")])[:, None]
+            for key in ("indices", "chosen_indices")
+        }
+    else:
+        rows = {}
+    return rows | {
         key: torch.from_numpy(arrays[prefix + key if prefix + key in arrays.files else key])
-        for key in (
-            "images",
-            "z_e",
-            "indices",
-            "reconstruction",
-            "chosen_indices",
-            "chosen_decoded",
-        )
+        for key in keys
+        if key not in rows
     }
 
 
@@ -116,15 +132,15 @@ def test_two_weights_that_change_places_are_noticed() -> None:
     assert (z_e - reference["z_e"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", GRIDS)
 @torch.no_grad()
 def test_other_sizes_of_images_work(name: str) -> None:
     tokenizer = load_fixture(name).tokenizer
     f = tokenizer.f
     x = torch.rand(1, 3, 3 * f, 5 * f) * 2 - 1
     indices = tokenizer.indices(x)
-    assert indices.shape == (1, 3, 5)
-    assert tokenizer.decode_indices(indices).shape == x.shape
+    assert indices.shape == (1, *tokenizer.quantizer.code_shape((3, 5)))
+    assert tokenizer.decode_indices(indices, grid=(3, 5)).shape == x.shape
     larger = load_public(read_file(name), replace(CHOICES, image_size=(64, 64))).tokenizer
     assert larger.grid == (64 // f, 64 // f)
     assert torch.equal(larger.indices(x), indices)
@@ -135,26 +151,32 @@ def test_a_weight_without_a_place_is_refused(name: str) -> None:
     file = read_file(name)
     tensors = {**file.tensors, "encoder.stray.weight": torch.zeros(2)}
     with pytest.raises(InputError, match="has besides encoder.stray.weight; nothing is imported"):
-        load_public(replace(file, tensors=tensors), CHOICES)
+        load_public(replace(file, tensors=tensors), choose(name))
+
+
+def last_bias(file: PublicFile) -> str:
+    """The bias of the layer that gives the pixels."""
+    return next(key for key in file.tensors if key.endswith("decoder.conv_out.bias"))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_a_missing_weight_is_refused(name: str) -> None:
     file = read_file(name)
-    lost = "decoder.conv_out.bias"
+    lost = last_bias(file)
     tensors = {key: value for key, value in file.tensors.items() if key != lost}
     with pytest.raises(InputError, match=f"lacks {lost}|no tokenizer of a known format"):
-        load_public(replace(file, tensors=tensors), CHOICES)
+        load_public(replace(file, tensors=tensors), choose(name))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_a_weight_that_is_no_number_is_refused(name: str) -> None:
     file = read_file(name)
-    broken = file.tensors["decoder.conv_out.bias"].clone()
+    last = last_bias(file)
+    broken = file.tensors[last].clone()
     broken[1] = torch.nan
-    tensors = {**file.tensors, "decoder.conv_out.bias": broken}
-    with pytest.raises(InputError, match="has NaN or infinity in decoder.conv_out.bias"):
-        load_public(replace(file, tensors=tensors), CHOICES)
+    tensors = {**file.tensors, last: broken}
+    with pytest.raises(InputError, match=f"has NaN or infinity in {last}"):
+        load_public(replace(file, tensors=tensors), choose(name))
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -173,7 +195,7 @@ def test_weights_are_copied(name: str) -> None:
 def test_images_of_other_channels_get_a_first_and_a_last_layer(name: str, channels: int) -> None:
     """An image whose channels are equal has the codes of its RGB copy, and the mean of its picture."""
     own = load_fixture(name).tokenizer
-    imported = load_public(read_file(name), replace(CHOICES, channels=channels))
+    imported = load_public(read_file(name), choose(name, channels=channels))
     tokenizer = imported.tokenizer
     grey = read_arrays(name)["images"].mean(1, keepdim=True)
     rgb, others = (grey.expand(-1, n, -1, -1) for n in (3, channels))
@@ -187,7 +209,14 @@ def test_images_of_other_channels_get_a_first_and_a_last_layer(name: str, channe
     assert imported.plan.remarks[-1].endswith("data.channels=3 keeps its own")
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_sequence_serves_images_of_its_own_size_alone(name: str) -> None:
+    for size in ((64, 64), (32, 64)):
+        with pytest.raises(InputError, match="serves 32 pixels alone; use data.image_size=32"):
+            load_public(read_file(name), choose(name, image_size=size))
+
+
+@pytest.mark.parametrize("name", GRIDS)
 def test_a_size_that_f_does_not_divide_is_refused(name: str) -> None:
     f = load_fixture(name).tokenizer.f
     with pytest.raises(InputError, match=f"data.image_size={16 * f + 1}"):
@@ -197,7 +226,7 @@ def test_a_size_that_f_does_not_divide_is_refused(name: str) -> None:
 def plan_with(name: str, **choices: Any) -> Plan | str:
     """The plan of a fixture with these choices, or the sentence that refuses them."""
     try:
-        return load_public(read_file(name), replace(CHOICES, **choices)).plan
+        return load_public(read_file(name), choose(name, **choices)).plan
     except InputError as error:
         return str(error)
 
@@ -210,6 +239,9 @@ def test_a_choice_is_followed_or_refused(name: str) -> None:
             assert f"quantizer.cosine={str(cosine).lower()}" in plan
         else:
             assert bool(plan.quantizer.get("cosine")) == cosine
+    if name not in SEQUENCES:
+        with pytest.raises(InputError, match=r"head_width=8 does not fit|can't be chosen"):
+            load_public(read_file(name), replace(CHOICES, head_width=8))
     for score in CODE_SCORES:
         plan = plan_with(name, score=score)
         if isinstance(plan, str):

@@ -63,6 +63,7 @@ WHOLE = {  # fixture -> tensors of its tokenizer, class in its config, what else
     "diffusers_movq": (215, "VQModel", {}),
     "diffusers_amused": (105, "VQModel", {}),
     "titok": (75, None, {}),
+    "titok_legacy": (110, None, {}),
     "var_vqvae": (168, None, {}),
 }  # fmt: skip
 

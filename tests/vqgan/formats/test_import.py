@@ -35,7 +35,7 @@ def test_a_file_that_can_not_be_taken_leaves_nothing_behind(
         ([f"from={TAMING}", "pixels=[0,255]"], "pixels=[0, 255] must be [-1,1] or [0,1]"),
         ([f"from={TAMING}", "data.image_size=30"], "data.image_size=30"),
         ([f"from={TAMING}", "quantizer.K=8"], "quantizer.K is not a setting of this stage"),
-        ([f"from={PUBLIC / 'titok' / 'tokenizer.bin'}"], "TiTok"),
+        ([f"from={PUBLIC / 'titok' / 'tokenizer.bin'}"], "add head_width=8, for example"),
     ):
         capsys.readouterr()
         assert command(*IMPORT, *words) == 2

@@ -43,10 +43,14 @@ VARIANTS = {  # a file of conf/model or a pair of classes, then what makes anoth
     "vit sequence learned": f"{SMALL_VIT} model.layout=sequence model.patch=4 model.positions=learned",
     "maskgit_vqgan.MaskGIT": "",
     "open_magvit2.MAGVIT2": "",
+    "titok.TiTok sequence": "model.encoder.mixes=false model.decoder.colours=3",
+    "titok.TiTokCode sequence": "model.encoder.mixes=true model.decoder.pixel_codes=9 model.decoder.pixel_dim=8 "
+    "model.decoder.pixel_width=32 model.decoder.pixel_mults=[1,1,1] model.decoder.pixel_depth=1",
     "docs/extending/network.md": "model.width=8",
 }
 FILES = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")}
 UNBIASED = {"width": 32, "mults": [1, 1, 1], "depth": 1, "z_channels": DIM}
+TITOK = {"patch": 4, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2}
 SHARED = {
     "image_size": "${data.image_size}",
     "channels": "${data.channels}",
@@ -65,7 +69,10 @@ def read_group(name: str) -> dict[str, Any]:
         return load_example(name)
     sides = ("encoder", "decoder")
     kinds = {side: {"_target_": f"vqgan.networks.{name}{side.title()}"} for side in sides}
-    return {"grid": 4, **{side: {**kinds[side], **SHARED, **UNBIASED} for side in sides}}
+    if name == "titok.TiTokCode":  # which has the encoder of the other
+        kinds["encoder"]["_target_"] = "vqgan.networks.titok.TiTokEncoder"
+    own = TITOK if name.startswith("titok") else UNBIASED
+    return {"grid": 4, **{side: {**kinds[side], **SHARED, **own} for side in sides}}
 
 
 def read_settings(variant: str, size: Any, channels: int) -> dict[str, Any]:

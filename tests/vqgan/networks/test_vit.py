@@ -33,6 +33,7 @@ from vqgan.tokenizer import Tokenizer
 
 SMALL: dict[str, Any] = {
     "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2, "layout": None, "patch": None, "gated": False, "positions": "sine",
+    "tokens": None,
 }  # fmt: skip
 
 

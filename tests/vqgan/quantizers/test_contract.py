@@ -14,18 +14,31 @@ from torch import Tensor
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.pages import load_example
 from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.lattice import Lattice
 
 NARROW = "quantizer.dim=8"
 VARIANTS = [  # name and overrides; each is built from its config, with K=16 if it has codes
-    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}", "fsq", "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
+    "none", "kl", f"vq {NARROW}", f"ema {NARROW}", f"gumbel {NARROW}",
+    "fsq", "fsq quantizer.activation=tanh",
+    "residual quantizer@quantizer.inner=fsq quantizer.inner.activation=normal quantizer.dim=null",
+    "fsq quantizer.activation=logistic quantizer.gradient=rotation",
+    "fsq quantizer.activation=normal quantizer.gradient=diveq",
+    "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
     f"residual {NARROW}", f"product {NARROW}",
     "residual quantizer@quantizer.inner=fsq quantizer.dim=null", "residual quantizer@quantizer.inner=simvq quantizer.dim=8",
     "residual quantizer@quantizer.inner=ibq quantizer.dim=8", "residual quantizer@quantizer.inner=gumbel quantizer.dim=8",
-    "residual quantizer.dropout=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
+    "residual quantizer.nested=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
     f"vq quantizer.cosine=true {NARROW}", f"ema quantizer.cosine=true {NARROW}", f"ibq quantizer.cosine=true {NARROW}",
-    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.rotation=true {NARROW}", f"ema quantizer.rotation=true {NARROW}",
+    f"simvq quantizer.cosine=true {NARROW}", f"vq quantizer.gradient=rotation {NARROW}",
+    f"ema quantizer.gradient=rotation {NARROW}",
+    f"vq quantizer.gradient=diveq {NARROW}", f"simvq quantizer.gradient=diveq {NARROW}",
+    "residual quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq quantizer.dim=8",
     f"vq quantizer.entropy.weight=0.1 {NARROW}", f"ema quantizer.temperature=1.0 {NARROW}", "vq quantizer.dim=1",
     f"vq quantizer.codebook_lr=10 quantizer.kmeans=false quantizer.revive=0 {NARROW}",
+    f"multiscale {NARROW}", f"multiscale quantizer@quantizer.inner=vq quantizer.convolutions=2 {NARROW}",
+    f"multiscale quantizer.scales=[2,4] quantizer.shared=false quantizer.convolutions=0 {NARROW}",
+    f"multiscale quantizer@quantizer.inner=simvq quantizer.convolutions=0 {NARROW}",
+    "multiscale quantizer@quantizer.inner=fsq quantizer.shared=false quantizer.dim=null",
 ]  # fmt: skip
 EXAMPLE = "docs/extending/quantizer.md"  # its code blocks are a quantizer, which must pass too
 
@@ -51,6 +64,7 @@ def build(variant: str) -> Quantizer:
     has_codes = "K" in read_settings(variant)
     settings = read_settings(f"{variant} quantizer.K=16" if has_codes else variant)
     quantizer: Quantizer = instantiate(settings)
+    quantizer.bind((4, 4))
     quantizer.initialise(3 * torch.randn(600, quantizer.in_dim) + 1)
     return quantizer
 
@@ -80,19 +94,61 @@ class TestContract:
         if quantizer.K is None:
             assert q.indices is None
             return
-        assert q.indices.shape == (
-            (2, 4, 4) if quantizer.num_codebooks == 1 else (2, 4, 4, quantizer.num_codebooks)
-        )
+        assert q.indices.shape == (2, *quantizer.code_shape((4, 4)))
+        if quantizer.is_gridded:
+            several = (quantizer.num_codebooks,) if quantizer.num_codebooks > 1 else ()
+            assert q.indices.shape == (2, 4, 4, *several)
         assert q.indices.dtype == torch.int64
         assert q.indices.min() >= 0
         assert q.indices.max() < quantizer.K == 16
-        assert quantizer.bits == 4 * quantizer.num_codebooks
+        assert quantizer.bits * 16 == pytest.approx(4 * q.indices[0].numel())
 
     def test_lookup_inverts_the_indices_to_the_bit(self, variant: str) -> None:
         quantizer = build(variant).eval()
         q = quantizer(make_z_e(quantizer))
         if q.indices is not None:
             assert torch.equal(quantizer.lookup(q.indices), q.z_q)
+
+    def test_a_near_code_is_another_one_close_by(self, variant: str) -> None:
+        """Of a lattice one step away in one channel; else among the nearest by a plain sort of all distances."""
+        quantizer = build(variant)
+        q = quantizer(make_z_e(quantizer, 8))
+        if q.indices is None:
+            return
+        books = q.indices.reshape(-1, quantizer.num_codebooks).unbind(1)
+        for (part, _), indices in zip(quantizer.list_parts(q), books, strict=False):
+            near = part.draw_near(indices, 3)
+            assert near.shape == indices.shape
+            [codes] = part.code_vectors()
+            for code, other in zip(indices.tolist(), near.tolist(), strict=True):
+                if isinstance(part, Lattice):
+                    digits = part.to_digits(torch.tensor([code, other]))
+                    assert digits.diff(dim=0).abs().sum() == 1
+                else:
+                    distances = (codes - codes[code]).square().sum(1)
+                    nearest = [k for k in distances.argsort().tolist() if k != code][:3]
+                    assert other in nearest
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_codes_are_replaced_to_the_bit_with_the_gradient_of_the_first(
+        self, variant: str, training: bool
+    ) -> None:
+        quantizer = build(variant).train(training)
+        x = make_z_e(quantizer).requires_grad_()
+        q = quantizer(x)
+        if q.indices is None:
+            return
+        assert torch.equal(quantizer.replace(q, q.indices), q.z_q)
+        others = torch.randint_like(q.indices, 16)
+        replaced = quantizer.replace(q, others)
+        if len(q.parts) in (0, quantizer.num_codebooks):  # dropout skips no codebook
+            assert torch.equal(replaced, quantizer.lookup(others))
+        slope = torch.randn_like(q.z_q)
+        expected, gradient = (
+            torch.autograd.grad((z_q * slope).sum(), x, retain_graph=True, materialize_grads=True)
+            for z_q in (q.z_q, replaced)
+        )
+        assert torch.equal(gradient[0], expected[0])
 
     def test_evaluation_is_deterministic(self, variant: str) -> None:
         quantizer = build(variant).eval()
@@ -112,6 +168,20 @@ class TestContract:
             or "gumbel" in variant
         )
 
+    def test_bypassed_outputs_have_the_shape_of_codes_and_a_gradient(self, variant: str) -> None:
+        quantizer = build(variant)
+        if quantizer.K is None:
+            return
+        x = make_z_e(quantizer).requires_grad_()
+        q = quantizer.bypass(x)
+        assert q.z_q.shape == (2, quantizer.dim, 4, 4)
+        assert q.z_q.dtype == torch.float32
+        assert q.indices is None
+        assert q.loss == 0
+        (q.z_q * torch.randn_like(q.z_q)).sum().backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+
     def test_loss_and_decoder_reach_every_parameter(self, variant: str) -> None:
         quantizer = build(variant)
         q = quantizer(make_z_e(quantizer, 16).requires_grad_())
@@ -119,7 +189,7 @@ class TestContract:
         idle = [
             name for name, p in quantizer.named_parameters() if p.grad is None or not p.grad.any()
         ]
-        assert idle == [] or "dropout" in variant
+        assert idle == [] or "nested" in variant
 
     def test_buffers_ask_for_no_gradient(self, variant: str) -> None:
         assert not any(buffer.requires_grad for buffer in build(variant).buffers())
@@ -143,7 +213,9 @@ class TestContract:
         states = []
         for cast in (False, True):
             torch.manual_seed(1)
-            quantizer = build(variant).eval()  # in training dropout and drawn codes would differ
+            quantizer = build(
+                variant
+            ).eval()  # in training nested dropout and drawn codes would differ
             q = quantizer(make_z_e(quantizer, 8))
             torch.manual_seed(2)
             with torch.autocast("cpu", torch.bfloat16, enabled=cast):
@@ -208,14 +280,28 @@ REFUSED = {
     "quantizer=fsq quantizer.K=509": "K=509 is no product of levels from 2 to 8, which fsq needs; the nearest are 504 and 512",
     "quantizer=fsq quantizer.levels=[8,8,4]": "[8, 8, 4] multiply to 256, not to quantizer.K=512; use quantizer.K=256",
     "quantizer=fsq quantizer.levels=[8,1] quantizer.K=8": "quantizer.levels=1 must be a whole number of at least 2",
+    "quantizer=fsq quantizer.activation=relu": "quantizer.activation=relu must be one of tanh, logistic, normal, quantiles",
+    "quantizer=fsq quantizer.activation=quantiles quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
+    "quantizer=fsq quantizer.gradient=none": "quantizer.gradient=none must be one of straight_through, rotation, diveq",
     "quantizer=fsq quantizer.dim=64": "quantizer.dim=64 must be null or 3, the channels that K=512 takes here",
     "quantizer=lfq quantizer.K=500": "K=500 is no power of two, which one bit a channel needs; the nearest are 256 and 512",
     "quantizer=bsq quantizer.K=3": "quantizer.K=3 is no power of two, which one bit a channel needs; the nearest are 2 and 4",
     "quantizer=product quantizer.dim=65": "quantizer.dim=65 is not divisible by quantizer.num_codebooks=2; use quantizer.dim=64",
     "quantizer=product quantizer.num_codebooks=0": "quantizer.num_codebooks=0 must be a whole number of at least 1",
-    "quantizer=residual quantizer.dropout=2": "quantizer.dropout=2 must be a number from 0 to 1",
+    "quantizer=residual quantizer.nested=2": "quantizer.nested=2 must be a number from 0 to 1",
     "quantizer=residual quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in residual",
     "quantizer=residual quantizer@quantizer.inner=fsq": "quantizer.dim=64 must be null or 3",
+    "quantizer=vq quantizer.gradient=reinmax": "quantizer.gradient=reinmax must be one of straight_through, rotation, diveq",
+    "quantizer=ema quantizer.gradient=diveq": "those of ema are running means; use quantizer=vq, or quantizer.gradient=rotation",
+    "quantizer=ibq quantizer.gradient=diveq": "can't be set for ibq, which has a gradient of its own; leave it out",
+    "quantizer=gumbel quantizer.from=1.0": "quantizer.from=1.0 must be a step (whole) or a fraction of the run",
+    "quantizer=residual quantizer.inner.from=0.1": "all codebooks come into use together; use quantizer.from=0.1",
+    "quantizer=multiscale quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in multiscale",
+    "quantizer=multiscale quantizer@quantizer.inner=fsq quantizer.dim=null": "quantizer.shared=true needs learned codes",
+    "quantizer=multiscale quantizer.scales=[4,2]": "quantizer.scales=[4,2] must not shrink: 2 comes after 4",
+    "quantizer=multiscale quantizer.scales=8": "quantizer.scales=8 must be the sides of the grids, smallest first",
+    "quantizer=multiscale quantizer.convolutions=-1": "quantizer.convolutions=-1 must be a whole number of at least 0",
+    "quantizer=multiscale quantizer.strength=2": "quantizer.strength=2 must be a number from 0 to 1",
 }
 
 
@@ -237,6 +323,7 @@ def test_how_codes_learn_changes_nothing_of_what_they_are(variant: str) -> None:
         if isinstance(settings.get(name), float)
     }
     other: Quantizer = instantiate(settings | numbers).eval()
+    other.bind((4, 4))
     other.load_state_dict(quantizer.state_dict())
     z_e = make_z_e(quantizer)
     q, others = quantizer(z_e), other(z_e)

@@ -115,7 +115,7 @@ def test_members_are_of_their_parents_cluster_and_differ() -> None:
 
 @pytest.mark.parametrize("kind", [Residual, Product])
 def test_each_codebook_of_several_grows(kind: Any) -> None:
-    extra = {"dropout": 0.0} if kind is Residual else {}
+    extra = {"nested": 0.0} if kind is Residual else {}
     small = kind(lambda K, dim: make(EMA, K, dim), 4, 2, 8, **extra).eval()
     z = make_vectors()
     small.initialise(z)

@@ -8,14 +8,19 @@ from torch import Tensor
 
 from tests.helpers.parts import make
 from vqgan.quantizers.entropy import Entropy, entropy, joint_probabilities
-from vqgan.quantizers.fsq import FSQ, PUBLISHED_LEVELS, choose_levels
+from vqgan.quantizers.fsq import ACTIVATIONS, FSQ, PUBLISHED_LEVELS, choose_levels
 from vqgan.quantizers.lattice import Lattice
 from vqgan.quantizers.lfq import BSQ, LFQ
 
 
 @pytest.mark.parametrize(
     "lattice",
-    [make(FSQ, None, [5, 4, 3]), make(FSQ, 240), make(LFQ, 32), make(BSQ, 32)],
+    [
+        make(FSQ, None, [5, 4, 3], activation="tanh"),
+        make(FSQ, 240, activation="normal"),
+        make(LFQ, 32),
+        make(BSQ, 32),
+    ],
     ids=lambda q: f"{type(q).__name__}{q.K}",
 )
 def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> None:
@@ -28,7 +33,7 @@ def test_the_codes_are_all_points_of_the_lattice_each_once(lattice: Lattice) -> 
 
 
 def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
-    quantizer, z = make(FSQ, None, [8, 5, 4]), 2 * torch.randn(3, 3, 4, 4)
+    quantizer, z = make(FSQ, None, [8, 5, 4], activation="tanh"), 2 * torch.randn(3, 3, 4, 4)
     codes = quantizer.coordinates(quantizer.to_digits(torch.arange(160)))
     for b, i, j in itertools.product(range(3), range(4), range(4)):
         bounded = []
@@ -47,7 +52,7 @@ def test_fsq_rounds_to_the_nearest_point_of_the_bounded_grid() -> None:
 @pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8, 6, 5], [3, 4]])
 def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
     package = pytest.importorskip("vector_quantize_pytorch")
-    theirs, ours = package.FSQ(levels), make(FSQ, None, levels)
+    theirs, ours = package.FSQ(levels), make(FSQ, None, levels, activation="tanh")
     z = 2 * torch.randn(2, len(levels), 4, 4, requires_grad=True)
     other = z.detach().clone().requires_grad_()
     z_q, indices = theirs(z.movedim(1, -1).flatten(1, 2))
@@ -57,6 +62,63 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels: list[int]) -> None:
     assert torch.equal(q.indices, indices.unflatten(1, (4, 4)).long())
     one = torch.autograd.grad(z_q, z, g.movedim(1, -1).flatten(1, 2))[0]
     torch.testing.assert_close(torch.autograd.grad(q.z_q, other, g)[0], one)
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [3, 2, 4]])
+@pytest.mark.parametrize(
+    ("activation", "theirs", "slope"), [("normal", "normal", 1), ("logistic", "sigmoid", 1.6)]
+)
+def test_bins_of_a_distribution_agree_with_vector_quantize_pytorch(
+    levels: list[int], activation: str, theirs: str, slope: float
+) -> None:
+    module = pytest.importorskip("vector_quantize_pytorch.finite_scalar_perturbation")
+    package = module.FSP(levels, act_name=theirs, quantize_rate=1.0, vector_norm="none")
+    ours = make(FSQ, None, levels, activation=activation)
+    z = 2 * torch.randn(2, len(levels), 4, 4, requires_grad=True)
+    other = z.detach().clone().requires_grad_()
+    z_q, indices, *_ = package(slope * z.movedim(1, -1).flatten(1, 2))
+    q = ours(other)
+    g = torch.randn_like(q.z_q)
+    torch.testing.assert_close(q.z_q, z_q.unflatten(1, (4, 4)).movedim(-1, 1))
+    assert torch.equal(q.indices, indices.unflatten(1, (4, 4)).long())
+    one = torch.autograd.grad(z_q, z, g.movedim(1, -1).flatten(1, 2))[0]
+    torch.testing.assert_close(torch.autograd.grad(q.z_q, other, g)[0], one)
+
+
+@pytest.mark.parametrize(
+    ("activation", "alike"), [("normal", True), ("logistic", True), ("tanh", False)]
+)
+def test_outputs_of_the_distribution_use_all_levels_alike_and_have_the_variance_of_codes(
+    activation: str, alike: bool
+) -> None:
+    quantizer = make(FSQ, None, [8, 5], activation=activation)
+    p = (torch.arange(40_000) + 0.5) / 40_000
+    normal = torch.special.ndtri(p)
+    z = torch.logit(p) / 1.6 if activation == "logistic" else normal
+    q = quantizer(torch.stack([z, z])[None, :, None])
+    digits = quantizer.to_digits(q.indices).flatten(0, -2)
+    shares = torch.bincount(digits[:, 0], minlength=8) / len(p)
+    assert torch.allclose(shares, torch.full((8,), 1 / 8), atol=1e-3) == alike
+    if alike:
+        spread = q.z_q[0, 0].square().mean()
+        torch.testing.assert_close(spread, torch.tensor(1 - 1 / 64), rtol=1e-3, atol=0)
+
+
+def test_the_logistic_activation_is_that_of_ifsq() -> None:
+    z, levels = torch.linspace(-4, 4, 33)[:, None], torch.tensor([7])
+    bounded = ACTIVATIONS["logistic"].scale(ACTIVATIONS["logistic"].bound(z, levels), levels)
+    torch.testing.assert_close(bounded / 3**0.5, 2 / (1 + torch.exp(-1.6 * z)) - 1)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_outputs_of_any_size_have_a_code(activation: str) -> None:
+    quantizer = make(FSQ, None, [8, 5, 2], activation=activation)
+    sizes = torch.tensor([0.0, 1.0, 5.0, 6.0, 40.0, 1e9, 1e30])
+    z = torch.cat([-sizes, sizes]).expand(1, 3, 1, -1)
+    digits = quantizer.to_digits(quantizer(z).indices)[0, 0]
+    assert digits.min(0)[0].tolist() == [0, 0, 0]
+    assert digits.max(0)[0].tolist() == [7, 4, 1]
+    assert (digits[:, 0].unique(return_counts=True)[1] >= 1).all()
 
 
 @pytest.mark.parametrize(

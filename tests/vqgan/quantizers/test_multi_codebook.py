@@ -7,6 +7,7 @@ import torch
 
 from codegrid.engine.errors import InputError
 from tests.helpers.parts import make
+from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.kl import KL
 from vqgan.quantizers.product import Product
@@ -67,25 +68,73 @@ def test_every_codebooks_commitment_reaches_the_encoder() -> None:
     torch.testing.assert_close(x.grad, expected)
 
 
-def test_dropout_decodes_and_trains_the_first_codebooks_only() -> None:
-    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).train()
-    depths = set()
-    for _ in range(40):
-        x = make_z_e()
-        q = quantizer(x)
-        n = len(q.parts)
-        depths.add(n)
-        torch.testing.assert_close(q.z_q, sum(part.z_q for part in q.parts))
-        assert q.indices.shape[-1] == 4
-        last = quantizer.inner_quantizers[3].counts.clone()  # type: ignore[operator]
-        quantizer.update(q)
-        assert n == 4 or torch.equal(quantizer.inner_quantizers[3].counts, last)  # type: ignore[arg-type]
-    assert depths == {1, 2, 3}
+def depths_of(q: Quantized, n: int) -> list[int]:
+    """How many codebooks each of n images used."""
+    return [sum(len(part.z_q) > i for part in q.parts) for i in range(n)]
+
+
+def test_nested_dropout_decodes_and_trains_the_first_codebooks_of_each_image_only() -> None:
+    quantizer, whole = (make(Residual, partial(make, EMA), K, 4, DIM, nested=p) for p in (0.6, 0.0))
+    whole.load_state_dict(quantizer.state_dict())
+    for _ in range(10):
+        x = make_z_e(6)
+        q, expected = quantizer.train()(x), whole.train()(x)
+        depths = depths_of(q, 6)
+        assert depths == sorted(depths, reverse=True)
+        assert torch.equal(q.indices, expected.indices)
+        for i, depth in enumerate(depths):
+            z_q = whole.lookup(expected.indices[i : i + 1, ..., :depth])[0]
+            torch.testing.assert_close(q.z_q[i], z_q)
+        for i, part in enumerate(q.parts):
+            assert torch.equal(part.z_e, expected.parts[i].z_e[: len(part.z_e)])
+            assert torch.equal(part.indices, expected.indices[: len(part.z_e), ..., i])
+
+
+def test_a_codebook_that_no_image_uses_is_not_updated() -> None:
+    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, nested=1.0).train()
+    last = quantizer.inner_quantizers[3].counts.clone()  # type: ignore[operator]
+    q = quantizer(make_z_e())
+    quantizer.update(q)
+    assert len(q.parts) < 4
+    assert torch.equal(quantizer.inner_quantizers[3].counts, last)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_depths_of_nested_dropout_are_uniform_below_all_and_the_same_for_any_batch(n: int) -> None:
+    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, nested=0.6).train()
+    torch.manual_seed(0)
+    counted = torch.zeros(5)
+    for _ in range(6000 // n):
+        users = quantizer.count_users(n, torch.device("cpu"))
+        for i in range(n):
+            counted[sum(count is None or count > i for count in users)] += 1
+    shares = counted / counted.sum()
+    expected = torch.tensor([0, 0.2, 0.2, 0.2, 0.4])
+    torch.testing.assert_close(shares, expected, atol=0.025, rtol=0)
+
+
+def test_the_encoder_gets_the_decoders_gradient_once_at_every_depth() -> None:
+    quantizer = make(Residual, partial(make, VQ), K, 4, DIM, nested=0.9).train()
+    x, g = make_z_e(9).requires_grad_(), make_z_e(9)
+    q = quantizer(x)
+    q.z_q.backward(g)
+    assert len(set(depths_of(q, 9))) > 2
+    torch.testing.assert_close(x.grad, g)
 
 
 def test_evaluation_uses_all_codebooks() -> None:
-    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, dropout=1.0).eval()
-    assert len(quantizer(make_z_e()).parts) == 4
+    quantizer = make(Residual, partial(make, EMA), K, 4, DIM, nested=1.0).eval()
+    assert [len(part.z_q) for part in quantizer(make_z_e()).parts] == [2] * 4
+
+
+def test_the_first_codebooks_alone_are_looked_up_as_their_sum() -> None:
+    quantizer = make(Residual, partial(make, EMA), K, 3, DIM).eval()
+    q = quantizer(make_z_e())
+    assert list(quantizer.prefixes) == [1, 2, 3]
+    for n in quantizer.prefixes:
+        z_q = quantizer.lookup(q.indices[..., :n])
+        torch.testing.assert_close(z_q, sum(part.z_q for part in q.parts[:n]))
+    assert make(Residual, partial(make, EMA), K, 1, DIM).prefixes == ()
 
 
 def test_product_codes_each_group_of_channels_separately() -> None:

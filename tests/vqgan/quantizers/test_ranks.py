@@ -15,6 +15,7 @@ from tests.helpers.parts import make
 from tests.helpers.ranks import run_both_ranks
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.fsq import FSQ
 from vqgan.quantizers.residual import Residual
 from vqgan.quantizers.vq import VQ
 
@@ -28,10 +29,11 @@ def make_quantizers() -> dict[str, Quantizer]:
         "ema": make(EMA, K, DIM, revive=0),
         "ema cosine": make(EMA, K, DIM, revive=0, cosine=True),
         "vq": make(VQ, K, DIM, revive=0),
+        "fsq quantiles": make(FSQ, None, [2, 2, 2, 2], activation="quantiles"),
         "ema revived": make(EMA, K, DIM, revive=0.9, decay=0.5),
         "vq revived": make(VQ, K, DIM, revive=0.9, decay=0.5),
         "residual revived": make(Residual, partial(make, EMA), K, 2, DIM),
-        "residual revived dropped": make(Residual, partial(make, EMA), K, 4, DIM, dropout=0.7),
+        "residual revived nested": make(Residual, partial(make, EMA), K, 4, DIM, nested=0.7),
     }
 
 

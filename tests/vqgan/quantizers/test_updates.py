@@ -140,13 +140,14 @@ def test_ranks_draw_the_same_by_one_seed_and_other_numbers_at_other_moments() ->
     assert len({tuple(draw(*moment)) for moment in ((1, 20, 3), (1, 2, 3), (12, 0, 3))}) == 3
 
 
-def test_one_process_drops_codebooks_by_its_own_random_numbers() -> None:
-    quantizer = make(Residual, partial(make, EMA), 8, 4, DIM, dropout=0.5).train()
+def test_one_process_cuts_by_its_own_random_numbers() -> None:
+    quantizer = make(Residual, partial(make, EMA), 8, 4, DIM, nested=0.5).train()
     torch.manual_seed(5)
-    chances = [(torch.rand(()), torch.randint(1, 4, ())) for _ in range(20)]
+    starts = torch.rand(20).tolist()
     torch.manual_seed(5)
-    depths = [quantizer.sample_depth(torch.device("cpu")) for _ in range(20)]
-    assert depths == [int(depth) if chance < 0.5 else 4 for chance, depth in chances]
+    users = [quantizer.count_users(1, torch.device("cpu")) for _ in range(20)]
+    depths = [sum(n is None for n in counts) for counts in users]
+    assert depths == [4 if start < 0.5 else 3 - int(6 * (start - 0.5)) for start in starts]
     assert share_seed(torch.device("cpu")) is None
 
 
