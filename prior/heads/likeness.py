@@ -9,7 +9,7 @@ from torch import Tensor
 
 from codegrid.engine.errors import InputError
 
-MAX_DIGITS = 64  # values of a channel that are one digit
+MAX_VALUES = 64  # values of a channel that are one digit
 MAX_AXES = 32  # main axes of all codes by which they are compared
 POWER_STEPS = 2  # power iterations towards the main axis of a node
 
@@ -67,7 +67,7 @@ def read_lattice(points: NDArray[np.float32]) -> tuple[tuple[int, ...], Tensor] 
         if len(values) == 1:
             continue
         levels.append(len(values))
-        if len(values) > MAX_DIGITS or math.prod(levels) > len(points):
+        if len(values) > MAX_VALUES or math.prod(levels) > len(points):
             return None
         ranks = ranks * len(values) + digits
     is_whole = math.prod(levels) == len(points) and len(np.unique(ranks)) == len(points)

@@ -63,7 +63,6 @@ class PriorModel(nn.Module, ABC):
 
     takes_front = False  # whether codes of another image can stand in front of its own
     stepwise = False  # whether samples are drawn by steps that sampler.compile can compile
-    parallel = False  # whether sampler.parallel can draw many positions in one pass
     exact = True  # whether `judge` returns the likelihood itself; otherwise it returns a bound
     any_order = False  # whether sampler.order, corrector and remask apply
 
@@ -145,6 +144,11 @@ class PriorModel(nn.Module, ABC):
         ends: list[nn.Module] = [p for p in self.modules() if isinstance(p, CodeEmbedding)]
         head = getattr(self, "head", None)
         return ends if head is None else [*ends, head]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether sampler.parallel can draw many positions in one pass."""
+        return False
 
     @property
     def has_features(self) -> bool:

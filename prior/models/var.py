@@ -127,6 +127,10 @@ class VAR(Transformer):
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """codes (B, L), labels (B,) -> logits (B, L, K) float32; those of a scale depend on the label and the scales before."""
+        return self.head.logits(self.features(codes, labels))
+
+    def features(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `forward`, what the head reads (B, L, width)."""
         n = codes.shape[0]
         z_hat = self.read.start(n, self.grid)
         maps: list[Tensor] = []
@@ -135,7 +139,8 @@ class VAR(Transformer):
             if k + 1 < len(self.sizes):
                 z_hat = self.read.add(z_hat, codes[:, span].unflatten(1, size), k)
         x = self.drop(torch.cat(maps, 1))
-        return self.logits(self.blocks(x, self.angles, self.mask))
+        features: Tensor = self.norm(self.blocks(x, self.angles, self.mask))
+        return features
 
     def embed(self, z_hat: Tensor, scale: int, labels: Tensor | None) -> Tensor:
         """What the positions of a scale read: the map of the scales before, the label, and where they are."""
@@ -145,10 +150,10 @@ class VAR(Transformer):
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         read = replace_randomly(codes, self.K, self.token_dropout)
-        return predict_all(self(read, labels), codes)
+        return predict_all(self.features(read, labels), codes, self.readout)
 
     def judge(self, codes: Tensor, labels: Tensor | None) -> Prediction:
-        return predict_all(self(codes, labels), codes)
+        return predict_all(self.features(codes, labels), codes, self.readout)
 
     def fill(
         self,
@@ -261,7 +266,8 @@ class VAR(Transformer):
         if guide:
             conditional, unconditional = logits.chunk(2)
             logits = guided(conditional, unconditional, sampler.scale(drawn_share))
-        return sampler.draw(logits.flatten(0, 1), uniform.flatten()).view_as(uniform)
+        drawn = self.head.draw_from_logits(logits.flatten(0, 1), uniform.flatten(), sampler)
+        return drawn.view_as(uniform)
 
     def check_steps(self, sampler: Sampler) -> None:
         """Raise InputError for a number of steps that is not that of the scales."""

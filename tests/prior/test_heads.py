@@ -52,7 +52,7 @@ from tests.helpers.stage2 import (
 pytestmark = lightning_warnings
 
 HEADS: dict[str, type[Head]] = {"softmax": Softmax, "bits": Bits, "masked_bits": MaskedBits}
-TRANSFORMERS = ["gpt", "rar", "maskgit", "diffusion", "rq"]
+TRANSFORMERS = ["gpt", "rar", "maskgit", "diffusion", "rq"]  # and var, which needs its scales
 
 
 def make_prior(name: str, kind: type[Head], **settings: Any) -> PriorModel:
@@ -138,9 +138,9 @@ def test_a_masked_prior_draws_and_judges_with_and_without_logits_alike() -> None
     masked = torch.tensor([[True, False, True, True]]).expand(50, -1)
     places = torch.tensor([[3, 0]]).expand(50, -1)
     uniform = torch.rand(50, 4, dtype=torch.float64)
-    plain = model.propose(codes, masked, places, uniform, Sampler.unmodified(), None)
+    plain = model.propose(codes, masked, places, uniform, Sampler.unmodified(), None, 0.0)
     almost = make(Sampler, temperature=1.0 + 1e-7)
-    logits = model.propose(codes, masked, places, uniform, almost, None)
+    logits = model.propose(codes, masked, places, uniform, almost, None, 0.0)
     assert torch.equal(plain[0], logits[0])
     torch.testing.assert_close(plain[1], logits[1], rtol=1e-4, atol=1e-5)
     own = model(codes, masked).gather(1, places[..., None].expand(-1, -1, 6)).log_softmax(-1)

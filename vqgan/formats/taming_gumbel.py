@@ -8,7 +8,7 @@ from vqgan.formats.pyramid_names import require
 from vqgan.formats.taming import has_taming_names, plan_taming, read_networks
 
 EMBEDDING = "quantize.embed.weight"
-LOGITS_LAYER = "quantize.proj"
+PROJECTION = "quantize.proj"
 
 
 class TamingGumbel(Format):
@@ -17,7 +17,7 @@ class TamingGumbel(Format):
     title = "taming-transformers' GumbelVQ"
 
     def recognises(self, file: PublicFile) -> bool:
-        quantizer = {EMBEDDING, f"{LOGITS_LAYER}.weight", f"{LOGITS_LAYER}.bias"}
+        quantizer = {EMBEDDING, f"{PROJECTION}.weight", f"{PROJECTION}.bias"}
         return has_taming_names(file) and file.tensors.keys() >= quantizer
 
     def plan(self, file: PublicFile, choices: Choices) -> Plan:
@@ -28,8 +28,8 @@ class TamingGumbel(Format):
         quantizer = read_quantizer("gumbel", K=K, dim=dim, kmeans=False, **loss)
         codes = {
             "codebook": EMBEDDING,
-            "logits.weight": f"{LOGITS_LAYER}.weight",
-            "logits.bias": f"{LOGITS_LAYER}.bias",
+            "logits.weight": f"{PROJECTION}.weight",
+            "logits.bias": f"{PROJECTION}.bias",
         }
         plan = plan_taming(file, choices, read_networks(file), quantizer, codes)
         remark = "its own code draws codes at random; here the most likely ones are taken"
