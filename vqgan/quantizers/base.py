@@ -125,7 +125,7 @@ class Quantizer(nn.Module, ABC):
         dim: int,
         num_codebooks: int = 1,
         in_dim: int | None = None,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         """`when` may have the setting `from`, a word that is no name of a parameter in Python."""
         super().__init__()
@@ -323,7 +323,7 @@ class Standardised(Quantizer):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, K: int | None, dim: int, in_dim: int | None = None, **when: Mark) -> None:
+    def __init__(self, K: int | None, dim: int, in_dim: int | None = None, **when: Any) -> None:
         super().__init__(K, dim, in_dim=in_dim, **when)
         self.register_buffer("centre", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))

@@ -4,12 +4,12 @@ import heapq
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import count_uses
@@ -69,7 +69,7 @@ class Codebook(Quantizer):
         split: float,
         decay: float,
         codebook_lr: float,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         super().__init__(K, dim, **when)
         check_range("quantizer.beta", beta, 0)

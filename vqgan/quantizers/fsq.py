@@ -3,12 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.gradients import choose_estimator
@@ -118,7 +118,7 @@ class FSQ(Lattice):
         activation: str,
         gradient: str,
         decay: float,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         product = math.prod(levels) if levels is not None else K
         if (
@@ -154,7 +154,7 @@ class FSQ(Lattice):
         z_e = z_e.float()
         z = self.standardise(z_e).movedim(1, -1)
         if self.quantiles is not None:
-            indices = self.quantiles.indices(z.detach().flatten(0, -2)).view(z.shape[:-1])
+            indices = self.quantiles.indices(z.detach())
             z_q = self.estimate(z_e, self.lookup(indices))
         else:
             indices, z_bounded = self.round(z)
@@ -191,8 +191,7 @@ class FSQ(Lattice):
         if self.quantiles is not None:
             assert q.indices is not None
             rows = flatten(self.standardise(q.z_e.detach()))
-            # Late in a run outputs hardly move, and batches only add noise.
-            self.quantiles.follow(rows, q.indices.flatten(), min(1.0, 5 * rate))
+            self.quantiles.follow(rows, q.indices.flatten())
 
 
 def choose_levels(K: int | None) -> tuple[int, ...]:

@@ -1,12 +1,12 @@
 """Codes sampled from a categorical distribution that depends on the encoder output."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import check_range
 from vqgan.quantizers.anneal import Anneal
@@ -36,7 +36,7 @@ class Gumbel(Quantizer):
         temperature: float | Anneal,
         kl_weight: float,
         kmeans: bool,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         super().__init__(K, dim, **when)
         check_range("quantizer.kl_weight", kl_weight, 0)

@@ -3,11 +3,11 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Standardised
 
@@ -22,7 +22,7 @@ class Lattice(Standardised):
     basis: Tensor
     levels: Tensor
 
-    def __init__(self, levels: Sequence[int], dim: int | None, **when: Mark) -> None:
+    def __init__(self, levels: Sequence[int], dim: int | None, **when: Any) -> None:
         levels = tuple(levels)
         for level in levels:
             check_int("quantizer.levels", level, 2)

@@ -1,9 +1,10 @@
 """Signs: one bit per channel."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized
 from vqgan.quantizers.entropy import Entropy
@@ -23,7 +24,7 @@ class LFQ(Lattice):
     training_settings = ("beta", "entropy")
 
     def __init__(
-        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Mark
+        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Any
     ) -> None:
         super().__init__((2,) * count_bits(K), dim, **when)
         check_range("quantizer.beta", beta, 0)
@@ -69,7 +70,7 @@ class BSQ(LFQ):
     """
 
     def __init__(
-        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Mark
+        self, K: int, beta: float, entropy: Entropy | None, dim: int | None, **when: Any
     ) -> None:
         super().__init__(K, beta, entropy, dim, **when)
         self.magnitude = self.dim**-0.5

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError, check_int
 from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 
@@ -27,7 +27,7 @@ class MultiCodebook(Quantizer):
         num_codebooks: int,
         dim: int | None,
         inner_dim: int | None,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         """`inner(K=..., dim=...)` builds one bottleneck; with inner_dim=None it sets its own width.
 

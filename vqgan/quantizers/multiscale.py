@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import Size, SizeSetting
@@ -49,7 +48,7 @@ class MultiScaleResidual(Quantizer):
         shared: bool,
         convolutions: int,
         strength: float,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         first = inner(K=K, dim=dim)
         kind = type(first).__name__

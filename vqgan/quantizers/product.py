@@ -1,11 +1,11 @@
 """Several codebooks, each for a group of channels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.errors import InputError
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.multi_codebook import MultiCodebook
@@ -24,7 +24,7 @@ class Product(MultiCodebook):
         K: int,
         num_codebooks: int,
         dim: int | None,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         inner_dim = None
         if dim and num_codebooks > 0:

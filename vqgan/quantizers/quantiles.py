@@ -45,17 +45,17 @@ class Quantiles(nn.Module):
         thresholds: Tensor = getattr(self, f"thresholds_{channel}")
         return thresholds
 
-    def indices(self, rows: Tensor) -> Tensor:
-        """Vectors (n, dim) -> indices of their cells (n,), with the digit of the first channel lowest."""
-        index = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    def indices(self, z: Tensor) -> Tensor:
+        """Vectors (..., dim) -> indices of their cells (...), with the digit of the first channel lowest."""
+        index = torch.zeros_like(z[..., 0], dtype=torch.int64)
         for c in range(len(self.levels)):
-            index = self.refine(index, rows, c)
+            index = self.refine(index, z, c)
         return index
 
-    def refine(self, prefix: Tensor, rows: Tensor, channel: int) -> Tensor:
-        """Indices (n,) by the digits of the channels before one -> those with its digit too."""
+    def refine(self, prefix: Tensor, z: Tensor, channel: int) -> Tensor:
+        """Indices (...) by the digits of the channels before one -> those with its digit too."""
         thresholds = F.embedding(prefix, self.thresholds(channel))
-        digit = (rows[:, channel, None] > thresholds).sum(1)
+        digit = (z[..., channel, None] > thresholds).sum(-1)
         return prefix + digit * math.prod(self.levels[:channel])
 
     @torch.no_grad()
@@ -74,17 +74,17 @@ class Quantiles(nn.Module):
         self.codes.lerp_(broadcast(means), broadcast(counts / (counts + 1))[:, None])
 
     @torch.no_grad()
-    def follow(self, rows: Tensor, indices: Tensor, rate: float) -> None:
-        """Move thresholds and codes towards those of a batch of vectors (n, dim) in cells (n,), `rate` times as far as by decay."""
+    def follow(self, rows: Tensor, indices: Tensor) -> None:
+        """Move thresholds and codes towards those of a batch of vectors (n, dim) in cells (n,)."""
         for c, level in enumerate(self.levels):
             nodes = len(self.thresholds(c))
             own, counts = batch_quantiles(rows[:, c], indices % nodes, nodes, level)
             of_ranks = all_reduce(own * counts[:, None])
             counts = all_reduce(counts)
-            step = self.choose_step(counts, SAMPLES_PER_BIN * level) * rate
+            step = self.choose_step(counts, SAMPLES_PER_BIN * level)
             self.thresholds(c).lerp_(of_ranks / counts.clamp(min=1)[:, None], step[:, None])
         means, counts = cell_means(rows, indices, self.codes)
-        self.codes.lerp_(means, self.choose_step(counts, SAMPLES_PER_BIN)[:, None] * rate)
+        self.codes.lerp_(means, self.choose_step(counts, SAMPLES_PER_BIN)[:, None])
 
     def choose_step(self, counts: Tensor, enough: float) -> Tensor:
         """How far values go towards those of a batch that has so many vectors of each: by 1 - decay for an average number, or for

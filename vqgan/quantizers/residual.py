@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import seeded_generator, share_seed
 from codegrid.engine.errors import InputError, check_range
 from vqgan.quantizers.base import Quantized, Quantizer, require_indices
@@ -33,7 +33,7 @@ class Residual(MultiCodebook):
         num_codebooks: int,
         dim: int | None,
         nested: float,
-        **when: Mark,
+        **when: Any,
     ) -> None:
         check_range("quantizer.nested", nested, 0, 1)
         super().__init__(inner, K, num_codebooks, dim, dim, **when)

@@ -131,7 +131,7 @@ def test_an_update_moves_thresholds_and_codes_towards_those_of_the_batch_by_thei
         torch.testing.assert_close(quantiles.codes[index], expected)
 
 
-def test_thresholds_stay_in_order_and_rest_when_the_learning_rate_is_nothing() -> None:
+def test_thresholds_stay_in_order_and_rest_at_a_decay_of_one() -> None:
     quantizer = make(FSQ, None, LEVELS, activation="quantiles", decay=0.1)
     quantizer.initialise(draw_skewed(300))
     quantiles = quantizer.quantiles
@@ -140,7 +140,8 @@ def test_thresholds_stay_in_order_and_rest_when_the_learning_rate_is_nothing() -
         quantizer.update(quantizer((n + 1) * draw_skewed(48).t().reshape(1, 3, 6, 8)))
         assert all((quantiles.thresholds(c).diff() >= 0).all() for c in range(3))
     before = {name: value.clone() for name, value in quantiles.state_dict().items()}
-    quantizer.update(quantizer(9 * draw_skewed(48).t().reshape(1, 3, 6, 8)), rate=0.0)
+    quantiles.decay = 1.0
+    quantizer.update(quantizer(9 * draw_skewed(48).t().reshape(1, 3, 6, 8)))
     assert all(torch.equal(value, before[name]) for name, value in quantiles.state_dict().items())
 
 
