@@ -13,7 +13,7 @@ own         a run that has the fewer codes of a rate (`--own`) and nothing else
 
 Each row is printed when it is measured: the run, its seed, the codes that are decoded, bits of an image, PSNR and SSIM on the
 validation images. `--steps` gives every run as many updates instead of minutes, so that the load of the machine does not count.
-Other arguments are passed to every run. The table has means over seeds; JSON lines come last.
+Other arguments, which stand before the options, are passed to every run. The table has means over seeds; JSON lines come last.
 """
 
 import argparse
