@@ -112,7 +112,6 @@ class Quantizer(nn.Module, ABC):
 
     training_settings: tuple[str, ...] = ()
     nested: float = 0.0
-    prefixes: Sequence[int] = ()
     grows = False
     is_gridded = True
     draws = 0
@@ -148,6 +147,11 @@ class Quantizer(nn.Module, ABC):
     def code_shape(self, grid: Size) -> tuple[int, ...]:
         """The shape of the codes of a map z_e (dim, *grid)."""
         return (*grid, self.num_codebooks) if self.num_codebooks > 1 else grid
+
+    @property
+    def prefixes(self) -> Sequence[int]:
+        """See the class."""
+        return ()
 
     @property
     def lengths(self) -> list[int]:

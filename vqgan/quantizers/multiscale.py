@@ -128,7 +128,7 @@ class MultiScaleResidual(Quantizer):
         }
 
     @property
-    def prefixes(self) -> list[int]:
+    def prefixes(self) -> Sequence[int]:
         """The numbers of leading codes that `lookup` decodes without the others: those of the first scales."""
         lengths = self.lengths
         return [sum(lengths[: i + 1]) for i in range(len(lengths))]

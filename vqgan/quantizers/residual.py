@@ -1,6 +1,6 @@
 """Several codebooks in sequence, each for the residual of those before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -45,8 +45,11 @@ class Residual(MultiCodebook):
             )
         self.dim = self.in_dim = first.dim
         self.nested = nested
-        self.prefixes = range(1, num_codebooks + 1) if num_codebooks > 1 else ()
         self._seed: int | None = None  # that all ranks share, if there are several
+
+    @property
+    def prefixes(self) -> Sequence[int]:
+        return range(1, self.num_codebooks + 1) if self.num_codebooks > 1 else ()
 
     def forward(self, z_e: Tensor) -> Quantized:
         z_e = z_e.float()

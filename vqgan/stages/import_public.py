@@ -27,10 +27,9 @@ def import_tokenizer(config: DictConfig) -> dict[str, Any] | None:
         if not config["from"]:
             raise InputError("stage=import needs the weights; add from=<file, folder or hub id>")
         data: ImageDataModule = instantiate(config.data)
-        codes = [config.quantizer.get(name) for name in ("cosine", "score", "scales")]
-        choices = make_choices(
-            data.image_size, data.channels, config.pixels, *codes, config.head_width
-        )
+        cosine, score, scales = (config.quantizer.get(n) for n in ("cosine", "score", "scales"))
+        chosen = cosine, score, scales, config.head_width
+        choices = make_choices(data.image_size, data.channels, config.pixels, *chosen)
         contents = open_public(config["from"], config.config, config.ema, config.revision)
         imported = load_public(contents.file, choices)
         data.check_recorded(run.resume)
