@@ -336,6 +336,11 @@ class PriorJudge:
             files.append(save_picture(self.neighbours, folder / "neighbours.png", caption))
         return files
 
+    @property
+    def origin(self) -> tuple[str | None, str, str | None, int]:
+        """The id of the prior's run, its stage, the id of its tokenizer's run, and the number of images."""
+        return self.trained.config.get("id"), "prior", self.trained.tokenizer_of, self.n
+
     def describe_model(self) -> dict[str, Any]:
         """What the result says about the samples and the model."""
         model = self.trained.model

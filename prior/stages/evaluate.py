@@ -46,9 +46,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         with deterministic_float32():
             sheet = judge.measure_all()
         ends = judge.rank_by_likelihood()
-        of = (trained.config.get("id"), "prior", trained.tokenizer_of, judge.n)
         result = {
-            **describe_evaluation(settings, folder, *of),
+            **describe_evaluation(settings, folder, *judge.origin),
             **judge.describe_model(),
             **sheet.values,
             **name_images(images, settings.split, ends),
