@@ -26,7 +26,7 @@ MIN_ASPECT = 0.35  # of 1
 CENTRES = (0.12, 0.88)  # where centres of shapes lie, from edge to edge of the image
 LEAST_LEVEL = 102  # of the brightest channel of a shape's colour, in 8 bits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
-LEAST_STEP = (
+LEAST_EDGE = (
     24  # between neighbouring pixels of 8 bits, in any channel, from which on there is an outline
 )
 _SPLIT_STREAMS = {"train": 0, "val": 1}
@@ -165,8 +165,8 @@ def draw_outlines(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         images = _reduce_neighbours(images, reduce)
     steps = np.zeros((images.shape[0], *images.shape[2:]), bool)
     signed = images.astype(np.int16)
-    down = np.abs(np.diff(signed, axis=2)).max(1) >= LEAST_STEP
-    right = np.abs(np.diff(signed, axis=3)).max(1) >= LEAST_STEP
+    down = np.abs(np.diff(signed, axis=2)).max(1) >= LEAST_EDGE
+    right = np.abs(np.diff(signed, axis=3)).max(1) >= LEAST_EDGE
     steps[:, :-1] |= down
     steps[:, :, :-1] |= right
     return np.broadcast_to(steps[:, None] * np.uint8(255), images.shape).copy()

@@ -337,8 +337,8 @@ class PriorJudge:
         return files
 
     @property
-    def identity(self) -> tuple[str | None, str, str | None, int]:
-        """The run that is judged, its stage, its tokenizer's run, and the number of images: what describe_evaluation takes."""
+    def origin(self) -> tuple[str | None, str, str | None, int]:
+        """The id of the prior's run, its stage, the id of its tokenizer's run, and the number of images."""
         return self.trained.config.get("id"), "prior", self.trained.tokenizer_of, self.n
 
     def describe_model(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
             sheet = judge.measure_all()
         ends = judge.rank_by_likelihood()
         result = {
-            **describe_evaluation(settings, folder, *judge.identity),
+            **describe_evaluation(settings, folder, *judge.origin),
             **judge.describe_model(),
             **sheet.values,
             **name_images(images, settings.split, ends),
