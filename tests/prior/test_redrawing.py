@@ -15,9 +15,10 @@ from prior import Prior
 from prior.decoding.sampling import Numbers, Sampler, make_sampler
 from prior.load import load_prior
 from prior.models.base import Autoregressive
+from prior.models.masked import Masked
 from prior.redrawing import Redraw, redraw_codes
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
-from tests.helpers.priors import PRIORS, make_prior
+from tests.helpers.priors import PRIORS, make_prior, record_runs
 from tests.helpers.runs import save_prior_run
 from tests.helpers.stage1 import fit, make_module, make_tokenizer
 from vqgan.learning import LEARNERS
@@ -71,10 +72,11 @@ def test_a_masked_prior_draws_given_sets_of_codes_and_given_the_rest() -> None:
     """Every code is drawn, half of them in each of two runs on average, and from what is not masked."""
     model = make_prior("maskgit")
     codes = torch.randint(K, (1, model.L)).expand(500, -1)
-    sizes: list[Tensor] = []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[1].sum(1)))
+    assert isinstance(model, Masked)
+    runs = record_runs(model)
     drawn = model.redraw(codes, None, torch.rand(codes.shape), Sampler.unmodified())
     assert drawn.shape == codes.shape
+    sizes = [masked.sum(1) for _, masked in runs]
     assert len(sizes) == 2
     assert set((sizes[0] + sizes[1]).tolist()) == {model.L}
     assert set(sizes[0].tolist()) == set(range(1, model.L + 1))

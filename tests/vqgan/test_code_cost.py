@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def list_chosen(q: Quantized) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_with_hard_assignments_the_cost_is_what_the_model_learns(name: str) -> None:
-    quantizer = make_initialised(Residual(lambda K, dim: make(EMA, K, dim), 8, 2, 3, dropout=0.0))
+    quantizer = make_initialised(make(Residual, partial(make, EMA), 8, 2, 3))
     cost = CodeCost(1.0, 1e-4, randomised(MODELS[name](8, 2, (2, 2))), adamw)
     q = quantizer(torch.randn(3, 3, 2, 2))
     torch.testing.assert_close(cost(quantizer, q), cost.learn(quantizer, q), rtol=1e-4, atol=1e-4)
