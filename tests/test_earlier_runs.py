@@ -183,11 +183,11 @@ def test_pixels_of_earlier_runs_have_eight_bits() -> None:
 
 def test_samplers_of_earlier_runs_have_the_order_of_their_prior() -> None:
     sampler = {"_target_": "prior.decoding.sampling.Sampler", "steps": 8}
-    added = {"order": None, "corrector": 0, "remask": 0.0}
+    added = {"order": None, "corrector": 0, "remask": 0.0, "parallel": 1}
     assert upgrade_config({"evaluate": {"sampler": sampler}}) == {
         "evaluate": {"sampler": {**added, **sampler}}
     }
-    chosen = {**sampler, "order": "halton", "corrector": 1, "remask": 0.1}
+    chosen = {**sampler, "order": "halton", "corrector": 1, "remask": 0.1, "parallel": 8}
     assert upgrade_config({"sampler": chosen}) == {"sampler": chosen}
 
 

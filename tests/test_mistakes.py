@@ -56,7 +56,7 @@ WORDS = {
     "stage=vqgan quantizer.decay=2": "quantizer.decay=2 must be a number from 0 to 1",
     "stage=vqgan quantizer.revive=-1": "quantizer.revive=-1 must be a number from 0 to 1",
     "stage=vqgan model.grid=7": "is not model.grid=7 times one whole number; use model.grid=8 or data.image_size=63",
-    "stage=vqgan model.start=fresh": "model.start=fresh must be one of patches, random",
+    "stage=vqgan model.start=fresh": "model.start=fresh must be null or one of patches, random",
     "stage=vqgan model.width=-8": "model.width=-8 must be a whole number of at least 1 channel",
     "stage=vqgan model.width=wide": "model.width=wide must be a whole number of at least 1 channel",
     "stage=vqgan model.grid=-4": "model.grid=-4 must be at least 1 code a side: one whole number, or [rows,columns]",

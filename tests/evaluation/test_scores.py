@@ -230,4 +230,5 @@ def test_the_result_of_an_earlier_version_is_read_with_todays_names(tmp_path: Pa
         "order": None,  # and what earlier versions had no setting for
         "corrector": 0,
         "remask": 0.0,
+        "parallel": 1,
     }

@@ -298,7 +298,7 @@ class Lossless(Tokenizer):
         parts = {
             "image_size": size, "channels": channels, "grid": size, "width": 8, "depth": 1, "stem": 1, "max_width_mult": 1,
         }  # fmt: skip
-        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, channels, 8, 0.0)
+        quantizer = Residual(lambda K, dim: make(EMA, K, dim), 8, channels, 8, nested=0.0)
         super().__init__(Encoder(**parts), quantizer, Decoder(**parts), "random")
         self.rules, self.top = rules, levels - 1
 
@@ -309,7 +309,12 @@ class Lossless(Tokenizer):
     def indices(self, x: torch.Tensor, tile: int | str | None = None) -> torch.Tensor:
         return ((x.double() + 1) / 2 * self.top).round().long().movedim(1, -1)
 
-    def decode_indices(self, indices: torch.Tensor, tile: int | str | None = None) -> torch.Tensor:
+    def decode_indices(
+        self,
+        indices: torch.Tensor,
+        tile: int | str | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> torch.Tensor:
         return (indices.movedim(-1, 1).double() / self.top * 2 - 1).float()
 
 

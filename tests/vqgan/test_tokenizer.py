@@ -166,7 +166,9 @@ def test_a_grid_below_one_is_refused(grid: int) -> None:
 
 
 def test_an_unknown_start_is_refused() -> None:
-    with pytest.raises(InputError, match="model.start=middle must be one of patches, random"):
+    with pytest.raises(
+        InputError, match="model.start=middle must be null or one of patches, random"
+    ):
         make_tokenizer(start="middle")
 
 

@@ -275,7 +275,7 @@ def test_windows_that_are_none_are_refused(settings: dict[str, Any], says: str) 
 def test_priors_that_have_no_windows_say_so_and_leave_auto_alone(name: str) -> None:
     model = make_prior(name)
     with pytest.raises(
-        InputError, match=r"sampler\.parallel=8 .* with prior=gpt and rar .* this \w+ can't"
+        InputError, match=r"sampler\.parallel=8 .* with prior=gpt and rar,.* this \w+ can't"
     ):
         check_parallel_sampler(model, make(Sampler, parallel=8))
     auto = make(Sampler, parallel="auto")

@@ -323,7 +323,7 @@ class TestAgainstVectorQuantizePytorch:
 
     def test_the_rotation_tricks_gradient_is_alike(self) -> None:
         theirs = self.theirs(rotation_trick=True).eval()
-        ours = make(VQ, K, DIM, rotation=True)
+        ours = make(VQ, K, DIM, gradient="rotation")
         ours.codebook.data.copy_(theirs._codebook.embed[0])
         x, g = make_z_e(), make_z_e()
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -340,7 +340,7 @@ def test_every_learned_codebook_has_all_switches() -> None:
     settings = {
         "beta": 0.5,
         "cosine": True,
-        "rotation": True,
+        "gradient": "rotation",
         "temperature": 0.5,
         "decay": 0.9,
         "codebook_lr": 3.0,
