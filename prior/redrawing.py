@@ -41,6 +41,11 @@ class Redraw(CodeChange):
         self.sampler = make_sampler(temperature=temperature, top_k=top_k, top_p=top_p)
         self.source = f"codes={ckpt}"
         prior = load_prior(ckpt)
+        if prior.condition is not None:
+            raise InputError(
+                f"{self.source} is a prior of vectors or of other images' codes, which the images of this run don't come with; "
+                "name a prior of no condition, or of classes"
+            )
         self.model = prior.model.requires_grad_(False)
         self.code_shape = prior.tokenizer.code_shape
         self.channels = prior.tokenizer.encoder.channels

@@ -12,6 +12,7 @@ from codegrid.engine.checkpoint import load_plain
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import LAST, METRICS, PREVIOUS
 from prior import Prior
+from prior.conditioning.vectors import VectorCondition
 from prior.decoding.sampling import Numbers, Sampler, make_sampler
 from prior.load import load_prior
 from prior.models.base import Autoregressive
@@ -192,6 +193,14 @@ def test_impossible_draws_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         make_redraw(prior_run, **settings)  # type: ignore[arg-type]
+
+
+def test_a_prior_of_vectors_is_refused(prior_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = load_prior(prior_run)
+    prior.condition = VectorCondition([], of_columns=True)
+    monkeypatch.setattr("prior.redrawing.load_prior", lambda ckpt: prior)
+    with pytest.raises(InputError, match="is a prior of vectors .* name a prior of no condition"):
+        make_redraw(prior_run)
 
 
 def test_a_prior_decodes_by_another_decoder_of_the_same_codes_alone(
