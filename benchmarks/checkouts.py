@@ -9,7 +9,6 @@ The machine should be idle. Prints a table of medians and of the ratios of each 
 """
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -17,9 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 from tqdm import tqdm
 
@@ -84,19 +83,22 @@ def run_code(checkout: Path, code: str, *words: str) -> dict[str, float]:
     return figures
 
 
-def import_modules(checkout: Path, *names: str) -> list[ModuleType]:
-    """Modules of another checkout, imported beside those of this one: each keeps to the modules of its own checkout.
+@contextmanager
+def imports_from(checkout: Path) -> Iterator[None]:
+    """Within, imports of Codegrid's packages, and the classes that configs name, are another checkout's.
 
-    What they import later, inside of functions, is this checkout's.
+    Its modules stand beside those of this checkout and keep to each other; what they import later, inside of functions, is this
+    checkout's.
     """
     ours = {name: module for name, module in sys.modules.items() if is_codegrids(name)}
+    path = sys.path[:]
     for name in ours:
         del sys.modules[name]
     sys.path.insert(0, str(checkout.resolve()))
     try:
-        return [importlib.import_module(name) for name in names]
+        yield
     finally:
-        sys.path.pop(0)
+        sys.path[:] = path
         for name in [name for name in sys.modules if is_codegrids(name)]:
             del sys.modules[name]
         sys.modules.update(ours)

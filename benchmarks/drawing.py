@@ -17,28 +17,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks.checkouts import import_modules
+from benchmarks.checkouts import imports_from
 from benchmarks.configs import compose_config
 from benchmarks.sampling import DEPTH, HEADS, WIDTH, autocast, make_ours, print_row
 from prior.decoding.generate import generate
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Sampler, make_sampler
+from prior.heads.softmax import Softmax
 from prior.load import load_prior
 from prior.models.gpt import GPT
 
-MODULES = (
-    "prior.decoding.generate",
-    "prior.decoding.sampling",
-    "prior.models.gpt",
-    "prior.models.rar",
-)
 TURN = 1.0  # seconds, at least
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -55,7 +53,9 @@ class Subject:
 def make_random(T: int) -> Subject:
     """The prior of the sampling benchmark, with random logits."""
     words = [f"prior.width={WIDTH}", f"prior.depth={DEPTH}", f"prior.heads={HEADS}"]
-    settings = dict(compose_config("stage=prior", *words).prior)
+    settings: Any = OmegaConf.to_container(
+        compose_config("stage=prior", *words).prior, resolve=True
+    )
     return Subject("random", make_ours(T, "cpu").eval(), settings)
 
 
@@ -69,16 +69,23 @@ def load_subject(ckpt: str) -> Subject:
     return Subject(trained.name, trained.model.eval(), dict(trained.config["prior"]))
 
 
-def rebuild(subject: Subject, modules: dict[str, ModuleType]) -> torch.nn.Module:
-    """The same prior as an object of another checkout's classes."""
-    model = subject.model
-    kind = type(model).__name__
-    settings = {key: value for key, value in subject.settings.items() if not key.startswith("_")}
-    codebook = model.read.vectors[None]
-    other: torch.nn.Module = getattr(modules[f"prior.models.{kind.lower()}"], kind)(
-        codebook, model.grid, model.classes, **settings
-    )
-    other.load_state_dict(model.state_dict())
+def rebuild(subject: Subject, checkout: Path) -> torch.nn.Module:
+    """The same prior as an object of another checkout's classes, among the imports of which this is called.
+
+    A checkout from before prior/head has softmax only, as a part of its priors.
+    """
+    model, settings = subject.model, {**subject.settings}
+    state = model.state_dict()
+    if find_spec("prior.heads") is None:
+        if not isinstance(model.head, Softmax):
+            sys.exit(
+                f"--other {checkout} has softmax heads only, and {subject.name} has {type(model.head).__name__}"
+            )
+        del settings["head"]
+        state.pop("head.groups", None)  # of the loss
+    codes = {"codebook": model.read.vectors[None], "grid": model.grid, "classes": model.classes}
+    other: torch.nn.Module = instantiate(settings, **codes)
+    other.load_state_dict(state)
     return other.eval()
 
 
@@ -109,17 +116,16 @@ def make_other(
     """A function that draws n images by the other checkout's build, if there is one."""
     if checkout is None:
         return None
-    modules = dict(zip(MODULES, import_modules(checkout, *MODULES), strict=True))
-    model = rebuild(subject, modules)
-    theirs = modules["prior.decoding.sampling"].Sampler
-    names = vars(theirs.unmodified())
+    with imports_from(checkout):
+        model = rebuild(subject, checkout)
+        theirs = import_module("prior.decoding.sampling").Sampler
+        names = vars(theirs.unmodified())
+        draw_theirs = import_module("prior.decoding.generate").generate
     chosen = theirs(**{name: getattr(sampler, name) for name in names})
 
     def draw(n: int) -> Tensor:
         labels = None if not subject.model.classes else torch.arange(n) % subject.model.classes
-        codes: Tensor = next(
-            modules["prior.decoding.generate"].generate(model, chosen, n, 0, n, labels)
-        )
+        codes: Tensor = next(draw_theirs(model, chosen, n, 0, n, labels))
         return codes
 
     return draw

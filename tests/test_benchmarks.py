@@ -1,4 +1,5 @@
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -8,13 +9,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_spread, format_table
 from benchmarks.adversarial import main as measure_adversarial
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
-from benchmarks.checkouts import UNITS, format_comparison, import_modules
+from benchmarks.checkouts import UNITS, format_comparison, imports_from
+from benchmarks.drawing import Subject, rebuild
 from benchmarks.drawing import main as compare_drawing
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
@@ -42,8 +45,9 @@ from codegrid.data.images import to_model_input, to_uint8
 from codegrid.data.shapes import Shapes
 from codegrid.evaluation.features import FeatureNetwork
 from prior.decoding.sampling import ORDERS
+from prior.heads.softmax import Softmax
 from tests.helpers.commands import TINY, TINY_PRIOR, launch
-from tests.helpers.configs import ROOT, compose_config, list_options
+from tests.helpers.configs import ROOT, compose_config, compose_plain, list_options
 from tests.helpers.images import make_images
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run
 from tests.helpers.stage1 import make_module, make_tokenizer
@@ -681,12 +685,52 @@ def test_the_orders_benchmark_draws_as_many_passes_in_each_column(
 def test_modules_of_another_checkout_stand_beside_ours() -> None:
     import prior.decoding.sampling as ours
 
-    [theirs] = import_modules(ROOT, "prior.decoding.sampling")
+    path = sys.path[:]
+    with imports_from(ROOT):
+        theirs = importlib.import_module("prior.decoding.sampling")
+        head = instantiate(compose_config("stage=prior").prior.head)
     assert theirs.__file__ == ours.__file__
     assert theirs.Sampler is not ours.Sampler
     assert theirs.InputError is not ours.InputError
+    assert (head.func.__name__, head.func is Softmax) == ("Softmax", False)
     assert sys.modules["prior.decoding.sampling"] is ours
-    assert str(ROOT) not in sys.path[:1]
+    assert sys.path == path
+
+
+EARLIER_GPT = """
+import torch
+
+class GPT(torch.nn.Module):
+    def __init__(self, codebook, grid, classes, **settings):
+        super().__init__()
+        self.given = codebook.shape, grid, classes, settings
+
+    def load_state_dict(self, state):
+        self.state = state
+"""
+
+
+def test_a_prior_is_rebuilt_by_a_checkout_from_before_heads(tmp_path: Path) -> None:
+    (tmp_path / "prior/models").mkdir(parents=True)
+    for name, content in (("__init__", ""), ("models/__init__", ""), ("models/gpt", EARLIER_GPT)):
+        (tmp_path / f"prior/{name}.py").write_text(content)
+    words = ["prior.width=16", "prior.depth=1", "prior.heads=2", "prior.head.group_share=0.5"]
+    config = compose_plain("stage=prior", *words)["prior"]
+    model = instantiate(config, codebook=torch.randn(1, 32, 4), grid=(2, 3), classes=2)
+    subject = Subject("new", model, config)
+    with imports_from(tmp_path):
+        other: Any = rebuild(subject, tmp_path)
+    of_head = ("head", "_target_")
+    settings = {name: value for name, value in config.items() if name not in of_head}
+    assert other.given == ((1, 32, 4), (2, 3), 2, settings)
+    assert other.state.keys() == model.state_dict().keys() - {"head.groups"}
+    bits = compose_plain("stage=prior", *words[:3], "prior/head=bits")["prior"]
+    model = instantiate(bits, codebook=torch.randn(1, 32, 4), grid=(2, 3), classes=2)
+    with (
+        imports_from(tmp_path),
+        pytest.raises(SystemExit, match="softmax heads only.* new has Bits"),
+    ):
+        rebuild(Subject("new", model, bits), tmp_path)
 
 
 def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(

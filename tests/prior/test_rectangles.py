@@ -24,6 +24,7 @@ from tests.helpers.priors import (
     every_grid,
     likelihoods,
     make_prior,
+    make_scales,
 )
 from tests.helpers.runs import save_prior_run
 
@@ -33,9 +34,12 @@ WIDE = ["data.image_size=[16,24]", "model.grid=[4,6]"]
 EXACT = [name for name, case in PRIORS.items() if case.kind.exact]
 
 
-def code_shape(name: str) -> tuple[int, ...]:
-    """The last dimension of grids of codes: the number of codebooks, if there are several."""
-    return (BOOKS[name],) if name in BOOKS else ()
+def code_shape(name: str, own: tuple[int, int], grid: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of an image's codes on a grid, of a prior with its own one: (h, w), (h, w, number of codebooks) if there are
+    several, or the row of all scales of its tokenizer."""
+    if name == "var":
+        return 1, sum(make_scales(own).lengths(grid))
+    return (*grid, BOOKS[name]) if name in BOOKS else grid
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -67,11 +71,12 @@ class TestEveryPrior:
     ) -> None:
         model = make_prior(name, grid=grid)
         own = sample(model, Sampler.unmodified(), 3, seed=1)
-        assert own.shape == (3, *grid, *code_shape(name))
-        assert judge_codes(model, own, None).shape == (3, *grid, model.num_codebooks)
-        larger = [grid[0] + 1, grid[1] + 2]
+        shape = code_shape(name, grid, grid)
+        assert own.shape == (3, *shape)
+        assert judge_codes(model, own, None).shape == (3, *shape[:2], model.num_codebooks)
+        larger = (grid[0] + 1, grid[1] + 2)
         codes = sample(model, make(Sampler, grid=larger), 3, seed=1)
-        assert codes.shape == (3, *larger, *code_shape(name))
+        assert codes.shape == (3, *code_shape(name, grid, larger))
         assert torch.equal(
             codes, sample(model, make(Sampler, grid=larger), 3, seed=1, batch_size=2)
         )

@@ -167,5 +167,6 @@ def describe_quantizer(
         "shared": True,
         "convolutions": tensors // 2,
         "strength": strength,
+        "from": 0,  # its codes are in use
         "inner": {"_partial_": True, **inner},
     }

@@ -114,4 +114,5 @@ def test_joined_formats_have_the_names_of_the_tokenizers_and_are_not_formats_the
     trained = load_prior(FIXTURE)
     joined = join_prior(choose_exporters(["safetensors", "onnx"]), trained)
     assert [each.name for each in joined] == ["safetensors", "onnx"]
-    assert set(list_exporters()) == {"safetensors", "onnx", "pt2", "diffusers"}
+    of_tokenizers = {"safetensors", "onnx", "pt2", "diffusers", "titok", "var"}
+    assert set(list_exporters()) == of_tokenizers
