@@ -92,6 +92,10 @@ class MultiScaleResidual(Quantizer):
         self.scales.bind(grid)
         self._complete()
 
+    def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
+        """The codebook of each scale with its output there: a shared one comes once for each scale."""
+        return [(self.codebook_of(k), part) for k, part in enumerate(q.parts)]
+
     @property
     def inner_quantizers(self) -> list[Quantizer]:
         """The codebooks: one, or one for each scale."""
