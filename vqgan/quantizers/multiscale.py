@@ -121,16 +121,6 @@ class MultiScaleResidual(Quantizer):
     def make_code_use(self) -> CodebookUse:
         return CodebookUse(self.K, lengths=self.lengths, shared=self.shared)
 
-    def describe_scales(self) -> dict[str, Any]:
-        """What a program without this class has to know: the sizes, the number of the convolution of each scale, if they have one,
-        and the share of a code that passes it."""
-        numbers = range(len(self.scales.sizes)) if self.scales.num_convolutions else ()
-        return {
-            "sizes": [list(size) for size in self.scales.sizes],
-            "convolutions": [self.scales.convolution_of(k) for k in numbers],
-            "strength": self.scales.strength,
-        }
-
     @property
     def prefixes(self) -> Sequence[int]:
         """The numbers of leading codes that `lookup` decodes without the others: those of the first scales."""
