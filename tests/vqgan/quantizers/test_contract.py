@@ -153,7 +153,7 @@ class TestContract:
         others = torch.randint_like(q.indices, 16)
         replaced = quantizer.replace(q, others)
         expected_z_q = quantizer.lookup(others)
-        if quantizer.nested:  # an image's last codes are left out, of one image more than of another
+        if quantizer.nested:  # an image's last codes may be left out
             depths = [sum(i < len(part.z_e) for part in q.parts) for i in range(len(x))]
             assert (min(depths) < quantizer.num_codebooks) == training
             rows = zip(others.split(1), depths, strict=True)
