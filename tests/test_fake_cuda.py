@@ -35,6 +35,7 @@ SMALLER = {  # models as small as their f and their parts allow, for images of 3
     "movqgan_f8": ["model.grid=4", "model.depth=1", *NARROW],
     "pyramid": ["model.grid=4", *NARROW],
     "taming_f16": ["model.grid=2", "model.depth=1", *NARROW],
+    "var_f16": ["model.grid=2", "model.depth=1", *NARROW],
     "vit": ["model.grid=4", "model.width=32", "model.depth=1"],
 }
 NO_CODES = ("kl", "none")

@@ -171,11 +171,11 @@ def test_a_decoder_learns_from_the_codes_that_later_stages_choose(quantizer: Qua
     pairs: list[tuple[Tensor, Tensor]] = []
     encode = tokenizer.encode
 
-    def compare(x: Tensor) -> Any:
-        q = encode(x)
+    def compare(x: Tensor, quantize: bool = True) -> Any:
+        q = encode(x, quantize)
         if tokenizer.decoder.training:
             tokenizer.eval()
-            pairs.append((q.z_q.detach(), encode(x).z_q.detach()))
+            pairs.append((q.z_q.detach(), encode(x, quantize).z_q.detach()))
             tokenizer.train()
             module.learners.stop_noise(tokenizer)
         return q

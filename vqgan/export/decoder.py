@@ -1,10 +1,7 @@
 """Turns code indices into pictures, with torch, safetensors and the files config.json and model.safetensors beside it alone.
 
 python decoder.py codes.safetensors pictures     # a PNG file for each grid in the tensor `indices`, as stage=extract has it
-
-pictures = decoder.PictureDecoder()(indices)   # int64 -> float32 (B, C, H, W) in [-1, 1]
-
-Indices are (B, h, w) or (B, h, w, num_codebooks); with `scales` in config.json they are (B, 1, L), one scale after the other.
+pictures = decoder.PictureDecoder()(indices)   # int64 (B, h, w), (B, h, w, num_codebooks) or (B, 1, L) -> (B, C, H, W) in [-1, 1]
 """
 
 import json
@@ -22,61 +19,42 @@ from torch import Tensor
 
 
 class PictureDecoder:
-    """The layers that config.json lists under `decoder`, with their weights. h and w may be any numbers."""
+    """The layers that config.json lists under `decoder`, with their weights. h and w may be any numbers, L those of the scales."""
 
     def __init__(self, folder: str | Path = Path(__file__).parent, device: str = "cpu") -> None:
         facts = json.loads((Path(folder) / "config.json").read_text())
         self.layers, self.shown = facts["decoder"], [n - 1 for n in facts["shown"]]
-        self.scales = facts.get("scales")
         everything = load_file(Path(folder) / "model.safetensors", device)
         self.weights = {k: v for k, v in everything.items() if not k.startswith("encoder.")}
 
     @torch.no_grad()
     def __call__(self, indices: Tensor) -> Tensor:
-        tables = self.weights["codes"]  # (num_codebooks, K, dim): z_q is a sum of codes
-        if self.scales is not None:
-            return self.run(self.layers, self.add_scales(indices.flatten(1), tables)).clamp(-1, 1)
-        each = indices.reshape(*indices.shape[:3], -1).unbind(-1)
-        z_q: Any = sum(F.embedding(own, table) for own, table in zip(each, tables, strict=True))
-        return self.run(self.layers, z_q.movedim(-1, 1)).clamp(-1, 1)
-
-    def add_scales(self, indices: Tensor, tables: Tensor) -> Tensor:
-        """Codes (B, L) -> z_q: the codes of each scale, enlarged to the last one; a share of them passes a convolution."""
-        sizes, share = self.scales["sizes"], self.scales["strength"]
-        z_q: Any = 0
-        for k, (rows, columns) in enumerate(sizes):
-            own, indices = indices.tensor_split([rows * columns], 1)
-            vectors = F.embedding(own, tables[k % len(tables)]).movedim(-1, 1)
-            h = F.interpolate(vectors.unflatten(2, (rows, columns)), sizes[-1], mode="bicubic")
-            if self.scales["convolutions"]:
-                i = self.scales["convolutions"][k]
-                kernel, bias = (
-                    self.weights[f"quantizer.scales.{p}_{i}"] for p in ("kernel", "bias")
-                )
-                h = h * (1 - share) + F.conv2d(h, kernel, bias, padding=1) * share
-            z_q = z_q + h
-        return z_q
+        return self.run(self.layers, indices).clamp(-1, 1)
 
     def run(self, layers: list[dict[str, Any]], h: Tensor) -> Tensor:
         return reduce(self.apply, layers, h)
 
     def apply(self, h: Tensor, layer: dict[str, Any]) -> Tensor:
-        weight, bias = (self.weights.get(f"{layer.get('name')}.{p}") for p in ("weight", "bias"))
+        weight, bias = (self.weights.get(layer.get(p, "")) for p in ("weight", "bias"))
         match layer:
+            case {"kind": "choose", "codebook": i}:
+                return h.reshape(*h.shape[:3], -1)[..., i]
+            case {"kind": "cut", "first": first, "last": last, "size": size}:  # one scale
+                return h[:, 0, first:last].unflatten(1, size)
+            case {"kind": "look_up", "table": i}:
+                return F.embedding(h, self.weights["codes"][i]).movedim(-1, 1)
             case {"kind": "conv", "padding": padding}:
                 return F.conv2d(h, weight, bias, padding=padding)  # type: ignore[arg-type]
             case {"kind": "norm", "groups": groups, "eps": eps}:
                 return F.group_norm(h, groups, weight, bias, eps)
-            case {"kind": "silu"}:
-                return F.silu(h)
-            case {"kind": "tanh"}:
-                return torch.tanh(h)
+            case {"kind": "silu" | "tanh" as kind}:
+                return F.silu(h) if kind == "silu" else torch.tanh(h)
             case {"kind": "scale", "times": times, "plus": plus}:
                 return h * times + plus
             case {"kind": "shuffle", "factor": factor}:
                 return F.pixel_shuffle(h, factor)
-            case {"kind": "enlarge", "factor": factor}:
-                return F.interpolate(h, scale_factor=float(factor), mode="nearest")
+            case {"kind": "enlarge", "to": to}:
+                return F.interpolate(h, **to)
             case {"kind": "attend", "inputs": inputs}:  # one head over all positions
                 q, k, v = (self.run([each], h).flatten(2).transpose(1, 2) for each in inputs)
                 return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(h.shape)

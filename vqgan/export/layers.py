@@ -1,12 +1,15 @@
 """A decoder as a list of plain layers, which decoder.py runs without this program.
 
-Every layer is a dict with its `kind`, and with the `name` of its weights where it has any:
+Every layer is a dict with its `kind`, and with the names of its tensors `weight` and `bias` where it has any:
 
-    conv      name, padding           a convolution of stride 1
-    norm      name, groups, eps       GroupNorm
+    choose    codebook                the indices of one codebook
+    cut       first, last, size       the indices of one scale, from a row of several
+    look_up   table                   indices -> vectors, by one of the tables in the tensor `codes`
+    conv      padding                 a convolution of stride 1
+    norm      groups, eps             GroupNorm
     silu, tanh
     shuffle   factor                  depth to space
-    enlarge   factor                  each pixel becomes factor x factor equal ones
+    enlarge   to                      the arguments of F.interpolate
     attend    inputs                  attention of one head over all positions; inputs are the layers of query, key and value
     scale     times, plus             h * times + plus
     add       branches                the sum of what several lists of layers give from the same input; an empty list is the input
@@ -24,22 +27,61 @@ from vqgan.networks.maskgit_vqgan import MaskGITBlock
 from vqgan.networks.patches import Patches
 from vqgan.networks.pyramid import Double, PositionAttention, PyramidBlock, PyramidDecoder
 from vqgan.networks.unbiased import UnbiasedDecoder
+from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.tokenizer import Tokenizer
 
 LayerFacts = dict[str, Any]
+ENLARGE_TWICE: LayerFacts = {"kind": "enlarge", "to": {"scale_factor": 2.0, "mode": "nearest"}}
 
 
 def describe_decoding(tokenizer: Tokenizer) -> list[LayerFacts]:
-    """From z_q to pictures in [-1, 1], with the names of the tokenizer's state dict.
+    """From indices to pictures in [-1, 1], with the names of the tokenizer's state dict.
 
     Raises InputError if a part is none of the layers that decoder.py knows.
     """
+    z_q: LayerFacts = {"kind": "add", "branches": describe_codes(tokenizer.quantizer)}
     layers = [*describe(tokenizer.out, "out"), *describe(tokenizer.decoder, "decoder")]
     if tuple(tokenizer.pixels) != (-1, 1):
         layers.append({"kind": "scale", "times": 2, "plus": -1})
     if tokenizer.patches is None:
+        return [z_q, *layers]
+    return [z_q, {"kind": "add", "branches": [layers, describe(tokenizer.patches, "patches")]}]
+
+
+def describe_codes(quantizer: Quantizer) -> list[list[LayerFacts]]:
+    """From indices to what each codebook, or each scale, adds to z_q."""
+    if isinstance(quantizer, MultiScaleResidual):
+        return [describe_scale(quantizer, k) for k in range(len(quantizer.lengths))]
+    return [
+        [{"kind": "choose", "codebook": i}, {"kind": "look_up", "table": i}]
+        for i in range(quantizer.num_codebooks)
+    ]
+
+
+def describe_scale(quantizer: MultiScaleResidual, scale: int) -> list[LayerFacts]:
+    """The codes of a scale, enlarged to the last one; a share of them passes a convolution, as in `Scales.add`."""
+    scales = quantizer.scales
+    first, last = sum(quantizer.lengths[:scale]), sum(quantizer.lengths[: scale + 1])
+    layers: list[LayerFacts] = [
+        {"kind": "cut", "first": first, "last": last, "size": list(scales.sizes[scale])},
+        {"kind": "look_up", "table": 0 if quantizer.shared else scale},
+        {"kind": "enlarge", "to": {"size": list(scales.grid), "mode": "bicubic"}},
+    ]
+    if not scales.num_convolutions:
         return layers
-    return [{"kind": "add", "branches": [layers, describe(tokenizer.patches, "patches")]}]
+    i, share = scales.convolution_of(scale), scales.strength
+    names = {"weight": f"quantizer.scales.kernel_{i}", "bias": f"quantizer.scales.bias_{i}"}
+    smoothed = [
+        {"kind": "conv", **names, "padding": 1},
+        {"kind": "scale", "times": share, "plus": 0},
+    ]
+    kept = [{"kind": "scale", "times": 1 - share, "plus": 0}]
+    return [*layers, {"kind": "add", "branches": [kept, smoothed]}]
+
+
+def name_weights(name: str) -> LayerFacts:
+    return {"weight": f"{name}.weight", "bias": f"{name}.bias"}
 
 
 @singledispatch
@@ -69,12 +111,13 @@ def describe_conv(module: nn.Conv2d, name: str) -> list[LayerFacts]:
         raise InputError(
             f"{name} is a convolution that decoder.py of format=safetensors does not know ({module}); use format=onnx or pt2"
         )
-    return [{"kind": "conv", "name": name, "padding": height // 2}]
+    return [{"kind": "conv", **name_weights(name), "padding": height // 2}]
 
 
 @describe.register
 def describe_norm(module: nn.GroupNorm, name: str) -> list[LayerFacts]:
-    return [{"kind": "norm", "name": name, "groups": module.num_groups, "eps": module.eps}]
+    groups, eps = module.num_groups, module.eps
+    return [{"kind": "norm", **name_weights(name), "groups": groups, "eps": eps}]
 
 
 @describe.register
@@ -89,7 +132,7 @@ def describe_shuffle(module: nn.PixelShuffle, name: str) -> list[LayerFacts]:
 
 @describe.register
 def describe_double(module: Double, name: str) -> list[LayerFacts]:
-    return [{"kind": "enlarge", "factor": 2}, {"kind": "conv", "name": name, "padding": 1}]
+    return [ENLARGE_TWICE, {"kind": "conv", **name_weights(name), "padding": 1}]
 
 
 def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[LayerFacts]:
@@ -132,7 +175,7 @@ def describe_attention(module: PositionAttention, name: str) -> list[LayerFacts]
 
 @describe.register
 def describe_upsample(module: nn.Upsample, name: str) -> list[LayerFacts]:
-    return [{"kind": "enlarge", "factor": 2}]
+    return [ENLARGE_TWICE]
 
 
 @describe.register

@@ -14,7 +14,6 @@ from vqgan.export.base import Example, Exporter, compare_pictures
 from vqgan.export.layers import describe_decoding
 from vqgan.formats.codegrid import TABLE
 from vqgan.quantizers.base import Quantizer
-from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.product import Product
 from vqgan.quantizers.residual import Residual
 from vqgan.tokenizer import Tokenizer
@@ -54,13 +53,7 @@ that `shown` of `config.json` names. The tensor `codes` of
 
     def describe(self, tokenizer: Tokenizer) -> dict[str, Any]:
         shown = choose_shown(tokenizer.encoder.channels, tokenizer.rules.show)
-        facts = {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
-        quantizer = tokenizer.quantizer
-        return (
-            {**facts, "scales": quantizer.describe_scales()}
-            if isinstance(quantizer, MultiScaleResidual)
-            else facts
-        )
+        return {"decoder": describe_decoding(tokenizer), "shown": list(shown)}
 
     def verify(self, tokenizer: Tokenizer, folder: Path, examples: list[Example]) -> dict[str, Any]:
         weights, expected = load_file(folder / MODEL_WEIGHTS), tokenizer.state_dict()
@@ -99,7 +92,8 @@ def check_table(quantizer: Quantizer) -> None:
 
 
 def fold_codes(quantizer: Quantizer) -> Tensor:
-    """All codes as vectors (num_codebooks, K, dim) whose sum over the codebooks is z_q, to the bit."""
+    """All codes as vectors (num_codebooks, K, dim) whose sum over the codebooks is z_q, to the bit; of a multiscale quantizer
+    (1 or scales, K, dim), which `Scales.add` adds up."""
     codes = quantizer.codebooks()
     if not isinstance(quantizer, Product):
         return codes

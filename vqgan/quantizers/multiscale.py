@@ -92,6 +92,10 @@ class MultiScaleResidual(Quantizer):
         self.scales.bind(grid)
         self._complete()
 
+    def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
+        """The codebook of each scale with its output there: a shared one comes once for each scale."""
+        return [(self.codebook_of(k), part) for k, part in enumerate(q.parts)]
+
     @property
     def inner_quantizers(self) -> list[Quantizer]:
         """The codebooks: one, or one for each scale."""
@@ -116,16 +120,6 @@ class MultiScaleResidual(Quantizer):
 
     def make_code_use(self) -> CodebookUse:
         return CodebookUse(self.K, lengths=self.lengths, shared=self.shared)
-
-    def describe_scales(self) -> dict[str, Any]:
-        """What a program without this class has to know: the sizes, the number of the convolution of each scale, if they have one,
-        and the share of a code that passes it."""
-        numbers = range(len(self.scales.sizes)) if self.scales.num_convolutions else ()
-        return {
-            "sizes": [list(size) for size in self.scales.sizes],
-            "convolutions": [self.scales.convolution_of(k) for k in numbers],
-            "strength": self.scales.strength,
-        }
 
     @property
     def prefixes(self) -> Sequence[int]:

@@ -35,6 +35,7 @@ from vqgan.formats.codegrid import TABLE
 from vqgan.formats.files import open_public
 from vqgan.formats.load import load_public
 from vqgan.quantizers.lfq import LFQ
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.tokenizer import Tokenizer
 
 DISCRETE = [name for name in list_options("quantizer") if name not in ("kl", "none")]
@@ -53,7 +54,14 @@ SWITCHED = [
     [*PYRAMID, "+model.encoder.resample_conv=false", "+model.decoder.resample_conv=false"],
     [*PYRAMID, "+model.decoder.tanh=true", "model.start=random"],
 ]
-ALL = [[f"quantizer={name}"] for name in DISCRETE] + SWITCHED
+MULTISCALE = [
+    ["quantizer=multiscale"],
+    ["quantizer=multiscale", "quantizer.convolutions=3", "quantizer.strength=0.25"],
+    ["quantizer=multiscale", "quantizer.shared=false", "quantizer.convolutions=0"],
+    ["quantizer=multiscale", "data.image_size=[16,24]", "model.grid=[4,6]"],
+]
+SUMS = [[f"quantizer={name}"] for name in DISCRETE if name != "multiscale"] + SWITCHED
+ALL = SUMS + MULTISCALE
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -73,7 +81,7 @@ def test_the_exported_decoder_gives_the_pictures_of_the_tokenizer(
     )
 
 
-@pytest.mark.parametrize("words", ALL, ids=" ".join)
+@pytest.mark.parametrize("words", SUMS, ids=" ".join)
 @torch.no_grad()
 def test_codes_of_the_table_add_up_to_z_q_to_the_bit(words: list[str]) -> None:
     tokenizer = make_trained(*words)
@@ -83,6 +91,20 @@ def test_codes_of_the_table_add_up_to_z_q_to_the_bit(words: list[str]) -> None:
     each = indices.reshape(shape).unbind(-1)
     z_q = sum(table[own] for own, table in zip(each, tables, strict=True))
     assert torch.equal(z_q.movedim(-1, 1), tokenizer.quantizer.lookup(indices))
+
+
+@pytest.mark.parametrize("words", MULTISCALE, ids=" ".join)
+@torch.no_grad()
+def test_codes_of_the_table_add_up_to_z_q_over_the_scales_to_the_bit(words: list[str]) -> None:
+    quantizer = make_trained(*words).quantizer
+    assert isinstance(quantizer, MultiScaleResidual)
+    tables, scales = fold_codes(quantizer), quantizer.scales
+    assert len(tables) == (1 if quantizer.shared else len(scales.sizes))
+    indices = torch.randint(16, (3, 1, sum(quantizer.lengths)))
+    z_q = torch.zeros(3, 8, *scales.grid)
+    for k, own in enumerate(scales.split(indices[:, 0])):
+        z_q = scales.add(z_q, tables[k % len(tables)][own].movedim(-1, 1), k)
+    assert torch.equal(z_q, quantizer.lookup(indices))
 
 
 def test_all_weights_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -113,20 +135,23 @@ def spoil(folder: Path, mistake: str) -> None:
         load_file(folder / MODEL_WEIGHTS),
     )
     if mistake == "padding":
-        facts["decoder"][0]["branches"][0][0]["padding"] = 0
+        facts["decoder"][-1]["branches"][0][0]["padding"] = 0
     elif mistake == "order":
-        facts["decoder"][0]["branches"][0][1:3] = facts["decoder"][0]["branches"][0][2:0:-1]
+        facts["decoder"][-1]["branches"][0][1:3] = facts["decoder"][-1]["branches"][0][2:0:-1]
     elif mistake == "table":
         weights[TABLE] = weights[TABLE].flip(1)
+    elif mistake == "scales":
+        facts["decoder"][0]["branches"][1][0]["first"] += 1
+        facts["decoder"][0]["branches"][1][0]["last"] += 1
     elif mistake == "patches":
-        facts["decoder"][0]["branches"].pop()
+        facts["decoder"][-1]["branches"].pop()
     (folder / "config.json").write_text(json.dumps(facts))
     save_file(weights, folder / MODEL_WEIGHTS)
 
 
-@pytest.mark.parametrize("mistake", ["padding", "order", "table", "patches"])
+@pytest.mark.parametrize("mistake", ["padding", "order", "table", "patches", "scales"])
 def test_a_planted_mistake_is_a_sentence_not_a_folder(mistake: str, tmp_path: Path) -> None:
-    tokenizer = make_trained("quantizer=ema")
+    tokenizer = make_trained("quantizer=multiscale" if mistake == "scales" else "quantizer=ema")
     write_format(SafetensorsExporter(), tokenizer, tmp_path)
     spoil(tmp_path, mistake)
     with pytest.raises((InputError, RuntimeError), match=r"its pictures differ by|size"):

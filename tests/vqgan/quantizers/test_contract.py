@@ -109,14 +109,25 @@ class TestContract:
         if q.indices is not None:
             assert torch.equal(quantizer.lookup(q.indices), q.z_q)
 
+    def test_the_parts_of_one_codebook_have_all_the_codes(self, variant: str) -> None:
+        quantizer = build(variant).eval()  # in training nested dropout would leave parts out
+        q = quantizer(make_z_e(quantizer))
+        if q.indices is None:
+            return
+        parts = quantizer.list_parts(q)
+        assert all(len(part.code_vectors()) == 1 for part, _ in parts)
+        codes = [own.indices.flatten(1) for _, own in parts]
+        joined = torch.stack(codes, -1) if quantizer.is_gridded else torch.cat(codes, 1)
+        assert torch.equal(joined.view_as(q.indices), q.indices)
+
     def test_a_near_code_is_another_one_close_by(self, variant: str) -> None:
         """Of a lattice one step away in one channel; else among the nearest by a plain sort of all distances."""
         quantizer = build(variant)
         q = quantizer(make_z_e(quantizer, 8))
         if q.indices is None:
             return
-        books = q.indices.reshape(-1, quantizer.num_codebooks).unbind(1)
-        for (part, _), indices in zip(quantizer.list_parts(q), books, strict=False):
+        for part, own in quantizer.list_parts(q):
+            indices = own.indices.flatten()
             near = part.draw_near(indices, 3)
             assert near.shape == indices.shape
             [codes] = part.code_vectors()
@@ -141,8 +152,13 @@ class TestContract:
         assert torch.equal(quantizer.replace(q, q.indices), q.z_q)
         others = torch.randint_like(q.indices, 16)
         replaced = quantizer.replace(q, others)
-        if len(q.parts) in (0, quantizer.num_codebooks):  # dropout skips no codebook
-            assert torch.equal(replaced, quantizer.lookup(others))
+        expected_z_q = quantizer.lookup(others)
+        if quantizer.nested:  # an image's last codes may be left out
+            depths = [sum(i < len(part.z_e) for part in q.parts) for i in range(len(x))]
+            assert (min(depths) < quantizer.num_codebooks) == training
+            rows = zip(others.split(1), depths, strict=True)
+            expected_z_q = torch.cat([quantizer.lookup(own[..., :depth]) for own, depth in rows])
+        assert torch.equal(replaced, expected_z_q)
         slope = torch.randn_like(q.z_q)
         expected, gradient = (
             torch.autograd.grad((z_q * slope).sum(), x, retain_graph=True, materialize_grads=True)
