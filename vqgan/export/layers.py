@@ -40,7 +40,7 @@ def describe_decoding(tokenizer: Tokenizer) -> list[LayerFacts]:
 
     Raises InputError if a part is none of the layers that decoder.py knows.
     """
-    z_q: LayerFacts = {"kind": "add", "branches": describe_codes(tokenizer.quantizer)}
+    z_q: LayerFacts = {"kind": "add", "branches": describe_lookup(tokenizer.quantizer)}
     layers = [*describe(tokenizer.out, "out"), *describe(tokenizer.decoder, "decoder")]
     if tuple(tokenizer.pixels) != (-1, 1):
         layers.append({"kind": "scale", "times": 2, "plus": -1})
@@ -49,7 +49,7 @@ def describe_decoding(tokenizer: Tokenizer) -> list[LayerFacts]:
     return [z_q, {"kind": "add", "branches": [layers, describe(tokenizer.patches, "patches")]}]
 
 
-def describe_codes(quantizer: Quantizer) -> list[list[LayerFacts]]:
+def describe_lookup(quantizer: Quantizer) -> list[list[LayerFacts]]:
     """From indices to what each codebook, or each scale, adds to z_q."""
     if isinstance(quantizer, MultiScaleResidual):
         return [describe_scale(quantizer, k) for k in range(len(quantizer.lengths))]
@@ -70,17 +70,17 @@ def describe_scale(quantizer: MultiScaleResidual, scale: int) -> list[LayerFacts
     ]
     if not scales.num_convolutions:
         return layers
-    i, share = scales.convolution_of(scale), scales.strength
-    names = {"weight": f"quantizer.scales.kernel_{i}", "bias": f"quantizer.scales.bias_{i}"}
+    number, share = scales.convolution_of(scale), scales.strength
+    weight, bias = (f"quantizer.scales.{part}_{number}" for part in ("kernel", "bias"))
     smoothed = [
-        {"kind": "conv", **names, "padding": 1},
+        {"kind": "conv", "weight": weight, "bias": bias, "padding": 1},
         {"kind": "scale", "times": share, "plus": 0},
     ]
-    kept = [{"kind": "scale", "times": 1 - share, "plus": 0}]
-    return [*layers, {"kind": "add", "branches": [kept, smoothed]}]
+    plain = [{"kind": "scale", "times": 1 - share, "plus": 0}]
+    return [*layers, {"kind": "add", "branches": [plain, smoothed]}]
 
 
-def name_weights(name: str) -> LayerFacts:
+def name_weight_and_bias(name: str) -> LayerFacts:
     return {"weight": f"{name}.weight", "bias": f"{name}.bias"}
 
 
@@ -111,13 +111,13 @@ def describe_conv(module: nn.Conv2d, name: str) -> list[LayerFacts]:
         raise InputError(
             f"{name} is a convolution that decoder.py of format=safetensors does not know ({module}); use format=onnx or pt2"
         )
-    return [{"kind": "conv", **name_weights(name), "padding": height // 2}]
+    return [{"kind": "conv", **name_weight_and_bias(name), "padding": height // 2}]
 
 
 @describe.register
 def describe_norm(module: nn.GroupNorm, name: str) -> list[LayerFacts]:
     groups, eps = module.num_groups, module.eps
-    return [{"kind": "norm", **name_weights(name), "groups": groups, "eps": eps}]
+    return [{"kind": "norm", **name_weight_and_bias(name), "groups": groups, "eps": eps}]
 
 
 @describe.register
@@ -132,7 +132,7 @@ def describe_shuffle(module: nn.PixelShuffle, name: str) -> list[LayerFacts]:
 
 @describe.register
 def describe_double(module: Double, name: str) -> list[LayerFacts]:
-    return [ENLARGE_TWICE, {"kind": "conv", **name_weights(name), "padding": 1}]
+    return [ENLARGE_TWICE, {"kind": "conv", **name_weight_and_bias(name), "padding": 1}]
 
 
 def describe_branch(module: ResBlock | PyramidBlock, name: str) -> list[LayerFacts]:
