@@ -137,10 +137,13 @@ class Stack(nn.ModuleList):
         and a past for each block."""
         directions = rotary_directions(angles)
         for i, block in enumerate(self):
-            if mask is None and pasts is None:
+            if pasts is not None:
+                # Past its hooks: one rank draws alone, and FSDP would count this use of the weights on that rank only.
+                x = Block.forward(block, x, directions, mask, pasts[i])  # type: ignore[arg-type]
+            elif mask is None:
                 x = block(x, directions)
             else:
-                x = block(x, directions, mask, None if pasts is None else pasts[i])
+                x = block(x, directions, mask)
         return x
 
 
