@@ -27,10 +27,10 @@ lint: install
 	$(VENV)/mypy
 
 test: lint
-	$(VENV)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(VENV)/python -m pytest -n 3 --dist worksteal -m "not slow"
 
 test-slow: install
-	$(VENV)/python -m pytest -n 2 --dist worksteal -m slow
+	$(VENV)/python -m pytest -n 3 --dist worksteal -m slow
 
 # Needs uv (pip install uv).
 lock:
