@@ -49,7 +49,7 @@ class JoinedTokens(nn.Module):
     def forward(self, patches: Tensor, row: Tensor) -> Tensor:
         """patches (B, rows * columns, width) and the row (B, n, width) -> (B, 1 + rows * columns + n, width)."""
         kind = patches.dtype
-        class_token = self.class_token.to(kind).expand(len(patches), -1, -1)
+        class_token = self.class_token.to(kind).expand(patches.shape[0], -1, -1)
         placed = torch.cat([class_token, patches], 1) + self.positions.to(kind)
         joined: Tensor = self.norm(torch.cat([placed, row + self.row_positions.to(kind)], 1))
         return joined
@@ -95,11 +95,11 @@ class TiTokEncoder(ImageEncoder):
         size = x.shape[2], x.shape[3]
         check_served_size("images", "pixels", size, self.image_size, "resize or crop them")
         patches = to_tokens(self.embed(x))
-        row = self.row.to(patches.dtype).expand(len(x), -1, -1)
+        row = self.row.to(patches.dtype).expand(x.shape[0], -1, -1)
         n = self.grid[1]
         outputs: Tensor = self.layers(self.join(patches, row))[:, -n:]
         if self.mixes:
-            return outputs.reshape(len(x), self.out_channels, 1, n)
+            return outputs.reshape(x.shape[0], self.out_channels, 1, n)
         return to_maps(outputs, 1, n)
 
 
@@ -147,7 +147,7 @@ class BaseTiTokDecoder(ImageDecoder):
     def forward(self, h: Tensor) -> Tensor:
         size = h.shape[2], h.shape[3]
         check_served_size("grids", "codes", size, self.grid, "give that many")
-        masks = self.mask.to(h.dtype).expand(len(h), self.patches[0] * self.patches[1], -1)
+        masks = self.mask.to(h.dtype).expand(h.shape[0], self.patches[0] * self.patches[1], -1)
         x_hat: Tensor = self.last(self.layers(self.join(masks, to_tokens(h))))
         return x_hat
 

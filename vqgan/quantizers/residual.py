@@ -58,7 +58,7 @@ class Residual(MultiCodebook):
         carrier = torch.zeros_like(z_e)
         parts: list[Quantized] = []
         indices: list[Tensor] = []
-        users = self.count_users(len(z_e), z_e.device)
+        users = self.count_users(z_e.shape[0], z_e.device)
         for i, (inner, n) in enumerate(zip(self.inner_quantizers, users, strict=True)):
             coded: list[Quantized] = []
             if n != 0:
