@@ -703,7 +703,7 @@ import torch
 class GPT(torch.nn.Module):
     def __init__(self, codebook, grid, classes, **settings):
         super().__init__()
-        self.given = codebook.shape, grid, classes, settings
+        self.arguments = codebook.shape, grid, classes, settings
 
     def load_state_dict(self, state):
         self.state = state
@@ -722,7 +722,7 @@ def test_a_prior_is_rebuilt_by_a_checkout_from_before_heads(tmp_path: Path) -> N
         other: Any = rebuild(subject, tmp_path)
     of_head = ("head", "_target_")
     settings = {name: value for name, value in config.items() if name not in of_head}
-    assert other.given == ((1, 32, 4), (2, 3), 2, settings)
+    assert other.arguments == ((1, 32, 4), (2, 3), 2, settings)
     assert other.state.keys() == model.state_dict().keys() - {"head.groups"}
     bits = compose_plain("stage=prior", *words[:3], "prior/head=bits")["prior"]
     model = instantiate(bits, codebook=torch.randn(1, 32, 4), grid=(2, 3), classes=2)

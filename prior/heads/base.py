@@ -54,7 +54,7 @@ class Head(ABC):
 
     def draw(self, x: Tensor, uniform: Tensor) -> Tensor:
         """x (n, width) and numbers (n,) uniform in [0, 1) -> codes (n,) distributed as p."""
-        raise NotImplementedError
+        return Sampler.unmodified().draw(self.logits(x), uniform)
 
     def draw_from_logits(self, logits: Tensor, uniform: Tensor, sampler: Sampler) -> Tensor:
         """Logits (n, K), which may be guided, and numbers (n,) uniform in [0, 1) -> codes (n,) as the sampler draws them."""

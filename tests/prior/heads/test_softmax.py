@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from codegrid.engine.step_trace import StepTrace
+from prior.decoding.sampling import Sampler
 from prior.heads import softmax, tiles
 from prior.heads.base import judge_logits
-from prior.heads.softmax import Softmax
+from prior.heads.softmax import Softmax, plain_softmax
 from tests.helpers.looks import HostLooks
 from tests.helpers.parts import make
 
@@ -165,3 +166,12 @@ def test_the_loss_of_262144_codes_takes_less_than_a_gibibyte(
     assert peak_bytes(262_144, 256, 64, 256) < 2**30
     monkeypatch.setattr(softmax, "MAX_LOGITS", 2**62)
     assert peak_bytes(262_144, 256, 64, 256) > 30 * 2**30  # all logits, and as many probabilities
+
+
+def test_codes_drawn_directly_are_those_drawn_from_the_logits() -> None:
+    head = plain_softmax(6, torch.randn(5, 3))
+    torch.nn.init.normal_(head.weight)
+    x, uniform = torch.randn(200, 6), torch.rand(200)
+    drawn = head.draw(x, uniform)
+    assert torch.equal(drawn, Sampler.unmodified().draw(head.logits(x), uniform))
+    assert len(drawn.unique()) == 5
