@@ -182,6 +182,14 @@ class KVSteps(CachedBlocks):
             self.allot(n, 1)
         self._hide()
 
+    def go_on(self, past: KVCache, t: int) -> None:
+        """Go on at position t, after what `past` has of as many samples at the positions before."""
+        self.cache.make_room(0, t)
+        for own, other in zip(self.cache.past, past.past, strict=True):
+            own[:, :, :, :t] = other[:, :, :, :t]
+        self.t = t
+        self._hide()
+
     def _hide(self) -> None:
         """Mask the positions of the cache that are empty."""
         self.hidden = self.cache.past[0].new_full((1, 1, 1, self.cache.length), -torch.inf)

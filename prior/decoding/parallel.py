@@ -10,6 +10,7 @@ the rounding of logits.
 Song et al. 2021 (Jacobi iterations), Teng et al. 2024 (of drafts that are drawn), Daliri et al. 2024 (Gumbel noise as a coupling).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from prior.decoding.sampling import AUTO_PARALLEL, GumbelNoise, Sampler, guided
 
-MIN_AUTO = 8  # positions in the windows that `auto` chooses: shorter ones hardly pay
-MAX_AUTO = 16  # longer ones take as many passes
+MIN_AUTO = 8  # codes of a grid for which `auto` chooses windows: shorter ones hardly pay
+AUTO_WINDOW = 16  # positions: longer windows take as many passes, and shorter ones cost as much for few samples
+OVERHEAD = 1.2  # of a pass that has no rows, in steps of drawing code by code: masks, and places of each sample's own
 ALLOWED_LOSS = 0.05  # of the steps of drawing code by code, before windows that don't pay are ended
 
 
@@ -36,10 +38,14 @@ class WindowDecoder(Protocol):
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
 
+    def begin_steps(self, t: int) -> Callable[[Tensor], Tensor]:
+        """A function that goes on code by code from position t, before which all codes have been in a window and are final: it
+        takes the codes (n,) before the next position and returns the logits (n, K) there."""
+
 
 @dataclass
 class Pace:
-    """How many positions the next pass has: `window`, or 1 from the pass on before which windows had lost more than `allowed`.
+    """How many positions the next pass has: `window`, or 1 once windows have lost more than `allowed`: code by code from there.
 
     All is counted in steps of drawing code by code: `cost` is that of a pass, an estimate by its rows and not by a clock, so that
     a seed always draws by the same windows.
@@ -53,7 +59,7 @@ class Pace:
     def next_window(self, drawn: float) -> int:
         """The positions of the next pass, when `drawn` codes of each sample are final, on average."""
         if self.spent > drawn + self.allowed:
-            self.window, self.cost = 1, 1.0
+            self.window = 1
         self.spent += self.cost
         return self.window
 
@@ -62,18 +68,17 @@ def choose_pace(sampler: Sampler, n: int, T: int, device: torch.device, dtype: t
     """The windows of n samples of T codes, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
     if sampler.parallel != AUTO_PARALLEL:
         return Pace(min(int(sampler.parallel), T), 0.0, 0.0)
-    free = count_free_rows(device, dtype)
-    window = min(free // n, MAX_AUTO, T)
-    if window < MIN_AUTO or sampler.compile:
-        window = 1
-    return Pace(window, 1 + n * (window - 1) / free, ALLOWED_LOSS * T)
+    free, window = count_free_rows(device, dtype), min(AUTO_WINDOW, T)
+    if n * window > free or T < MIN_AUTO or sampler.compile:
+        return Pace(1, 1.0, 0.0)
+    return Pace(window, OVERHEAD + n * window / free, ALLOWED_LOSS * T)
 
 
 def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """How many rows a pass has that takes twice as long as that of one row, about: it has to read all weights in any case."""
+    """How many rows a pass may have that take as long as one row, about: it has to read all weights in any case."""
     if device.type != "cpu":
         return 512
-    return 32 if dtype == torch.bfloat16 else 16
+    return 64 if dtype == torch.bfloat16 else 32
 
 
 class Windows:
@@ -113,9 +118,31 @@ class Windows:
         """The codes (n, T) with all that are not known drawn."""
         while self.end and self.first:
             finished = (self.n - len(self.first)) * self.end
-            self.advance(self.pace.next_window((sum(self.first) + finished) / self.n))
+            window = self.pace.next_window((sum(self.first) + finished) / self.n)
+            if window == 1:
+                self.finish_by_steps()
+                break
+            self.advance(window)
             self.collect()
         return self.result
+
+    def finish_by_steps(self) -> None:
+        """Draw what is left code by code, by the same noise. Steps are the same for all samples, so they begin with the sample
+        that is least far, and leave the others' final codes as they are."""
+        first = torch.tensor(self.first, device=self.canvas.device)
+        begin = min(self.first)
+        decode = self.decode.begin_steps(begin)
+        for t in range(begin, self.end):
+            before = self.canvas[:, t - 1]
+            logits = decode(before.repeat(2) if self.is_guided else before)
+            if self.is_guided:
+                logits = guided(*logits.chunk(2), self.scales[t])
+            noise = self.noise.at([max(t, position) for position in self.first], 1)[:, 0]
+            is_final = self.known[t] | (t < first)
+            drawn = self.sampler.draw_coupled(logits, noise)
+            self.canvas[:, t] = torch.where(is_final, self.canvas[:, t], drawn)
+        self.passes += len(self.first) * (self.end - begin)
+        self.result[self.samples] = self.canvas[:, : self.T]
 
     def advance(self, window: int) -> None:
         """One pass: draw at `window` positions of each sample, and move on to the first code that is not final."""

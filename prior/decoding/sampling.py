@@ -345,10 +345,10 @@ class GumbelNoise:
 
     def at(self, first: Sequence[int], window: int) -> Tensor:
         """The noise (n, window, K) of the positions first[i] to first[i] + window - 1; any numbers beyond the last position."""
-        for i, position in enumerate(first):
-            while self.drawn[i] < min(position + window, self.T):
-                self._draw(i)
-        if all(position == first[0] for position in first) and window == 1:
+        ends = [min(position + window, self.T) for position in first]
+        while late := [i for i, end in enumerate(ends) if self.drawn[i] < end]:
+            self._draw([i for i in late if self.drawn[i] == self.drawn[late[0]]])
+        if window == 1 and first.count(first[0]) == len(first):
             noise = self.blocks[:, first[0] % (2 * self.block), None].clone()
         else:
             places = torch.tensor(first)[:, None] + torch.arange(window)
@@ -356,19 +356,21 @@ class GumbelNoise:
             noise = self.blocks[rows, places % (2 * self.block)]
         return noise.to(self.device)
 
-    def _draw(self, i: int) -> None:
-        """Draw the next block of sample i, in place of its last but one.
+    def _draw(self, samples: Sequence[int]) -> None:
+        """Draw the next block of these samples, of which all have as many, in place of their last but one.
 
         In float64, whose small numbers are as finely spaced as large ones; numpy's float32 has steps of 1e-6 there.
         """
-        first = self.drawn[i]
+        first = self.drawn[samples[0]]
         n, K = min(self.block, self.T - first), self.blocks.shape[-1]
-        exponential = torch.from_numpy(self.streams[i].standard_exponential((n, K)))
-        place = first % (2 * self.block)
+        numbers = np.empty((len(samples), n, K))
+        for i, own in zip(samples, numbers, strict=True):
+            self.streams[i].standard_exponential(out=own)
+            self.drawn[i] += n
         smallest = torch.finfo(torch.float32).tiny  # 0, which has no logarithm, is possible
-        noise = exponential.float().clamp_(min=smallest).log_().neg_()
-        self.blocks[i, place : place + n] = noise
-        self.drawn[i] += n
+        noise = torch.from_numpy(numbers).float().clamp_(min=smallest).log_().neg_()
+        place = first % (2 * self.block)
+        self.blocks[list(samples), place : place + n] = noise
 
     def select(self, samples: Sequence[int]) -> None:
         """Keep the noise of these samples only."""

@@ -1,5 +1,6 @@
 """A causal transformer over code grids in raster order."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior.decoding.kv_decoder import Multiply, StepCache, pack_head, product_dtype
+from prior.decoding.kv_decoder import KVSteps, Multiply, StepCache, pack_head, product_dtype
 from prior.decoding.parallel import Windows, choose_pace
 from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.heads.softmax import Softmax
@@ -152,7 +153,8 @@ class GPTWindows:
     ) -> None:
         places, angles = model.places()
         self.places = F.pad(places, (0, 0, 0, window))
-        self.steps = cache.windows(model.blocks, angles, n, window)
+        self.blocks, self.angles = model.blocks, angles
+        self.windows = cache.windows(model.blocks, angles, n, window)
         self.read, self.predict = model.pack_ends(n, cache)
         self.start = model.begin(n, labels) + places[0]
 
@@ -161,7 +163,13 @@ class GPTWindows:
         x = self.read(before) + self.places[first[:, None] + torch.arange(W, device=first.device)]
         if end == W:  # all are at their first position
             x[:, 0] = self.start
-        return self.predict(self.steps(x, first, end).flatten(0, 1)).view(n, W, -1)
+        return self.predict(self.windows(x, first, end).flatten(0, 1)).view(n, W, -1)
 
     def select(self, samples: Tensor) -> None:
-        self.steps.select(samples)
+        self.windows.select(samples)
+
+    def begin_steps(self, t: int) -> Callable[[Tensor], Tensor]:
+        past = self.windows.cache
+        steps = KVSteps(self.blocks, self.angles, past.n, self.windows.packed)
+        steps.go_on(past, t)
+        return lambda before: self.predict(steps(self.read(before) + self.places[steps.t]))

@@ -228,28 +228,42 @@ def test_windows_that_lose_are_ended() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fewer_samples_get_longer_windows_and_many_are_drawn_code_by_code(
-    dtype: torch.dtype,
-) -> None:
+def test_few_samples_get_windows_and_many_are_drawn_code_by_code(dtype: torch.dtype) -> None:
     cpu, auto = torch.device("cpu"), make(Sampler, parallel="auto")
     windows = [choose_pace(auto, n, 256, cpu, dtype).window for n in (1, 2, 4, 8, 16, 32, 64)]
     assert windows == sorted(windows, reverse=True)
-    assert windows[0] >= 8
-    assert windows[-1] == 1
+    assert windows[:2] == [16, 16]
+    assert windows[3:] == [1, 1, 1, 1]
     assert choose_pace(auto, 1, 3, cpu, dtype).window == 1
     chosen = choose_pace(make(Sampler, parallel=32), 100, 16, cpu, dtype)
     assert chosen.window == 16
     assert [chosen.next_window(t) for t in range(16)] == 16 * [16]
 
 
-def test_windows_that_auto_ends_leave_the_codes_as_they_are(
-    models: dict[str, GPT], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize("cost", [1.3, 2.0, 5.0])
+def test_windows_that_auto_ends_go_on_code_by_code_to_the_same_codes(
+    models: dict[str, GPT], name: str, how: str, cost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = sample(models["gpt"], make(Sampler, parallel=4), 3, 0)
+    """They end when some samples are further than others, or finished."""
+    labels, began = torch.tensor([0, 1, 2, -1, 1]), []
+    expected = sample(models[name], make(Sampler, **SETTINGS[how], parallel=4), 5, 0, labels=labels)
     monkeypatch.setattr(
-        "prior.models.gpt.choose_pace", lambda *_: Pace(window=8, cost=5.0, allowed=0.0)
+        "prior.models.gpt.choose_pace", lambda *_: Pace(window=3, cost=cost, allowed=0.0)
     )
-    assert torch.equal(sample(models["gpt"], make(Sampler, parallel="auto"), 3, 0), expected)
+    finish = Windows.finish_by_steps
+
+    def watch(windows: Windows) -> None:
+        began.append(tuple(windows.first))
+        finish(windows)
+
+    monkeypatch.setattr(Windows, "finish_by_steps", watch)
+    drawn = sample(
+        models[name], make(Sampler, **SETTINGS[how], parallel="auto"), 5, 0, labels=labels
+    )
+    assert torch.equal(drawn, expected)
+    assert began or cost < 2
 
 
 @pytest.mark.parametrize(
