@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.engine.sizes import Size
 from prior.decoding.sampling import AUTO_PARALLEL, GumbelNoise, Sampler, guided
 
 MIN_AUTO = 8  # codes of a grid for which `auto` chooses windows: shorter ones hardly pay
@@ -38,14 +39,18 @@ class WindowDecoder(Protocol):
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
 
-    def begin_steps(self, t: int) -> Callable[[Tensor], Tensor]:
+    def begin_steps(self, t: int) -> Callable[[Tensor | None], Tensor]:
         """A function that goes on code by code from position t, before which all codes have been in a window and are final: it
-        takes the codes (n,) before the next position and returns the logits (n, K) there."""
+        takes the codes (n,) before the next position, None at 0, and returns the logits (n, K) there."""
+
+    def end_steps(self) -> None:
+        """Go on in windows after the positions that the function of `begin_steps` was at."""
 
 
 @dataclass
 class Pace:
     """How many positions the next pass has: `window`, or 1 once windows have lost more than `allowed`: code by code from there.
+    The codes before position `begin` are drawn code by code too: the first row has none above it to take drafts from.
 
     All is counted in steps of drawing code by code: `cost` is that of a pass, an estimate by its rows and not by a clock, so that
     a seed always draws by the same windows.
@@ -54,6 +59,7 @@ class Pace:
     window: int
     cost: float
     allowed: float
+    begin: int = 0
     spent: float = 0.0
 
     def next_window(self, drawn: float) -> int:
@@ -64,14 +70,18 @@ class Pace:
         return self.window
 
 
-def choose_pace(sampler: Sampler, n: int, T: int, device: torch.device, dtype: torch.dtype) -> Pace:
-    """The windows of n samples of T codes, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
+def choose_pace(
+    sampler: Sampler, n: int, grid: Size, device: torch.device, dtype: torch.dtype
+) -> Pace:
+    """The windows of n samples, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
+    T = grid[0] * grid[1]
     if sampler.parallel != AUTO_PARALLEL:
         return Pace(min(int(sampler.parallel), T), 0.0, 0.0)
     free, window = count_free_rows(device, dtype), min(AUTO_WINDOW, T)
     if n * window > free or T < MIN_AUTO or sampler.compile:
         return Pace(1, 1.0, 0.0)
-    return Pace(window, OVERHEAD + n * window / free, ALLOWED_LOSS * T)
+    first_row = grid[1] if grid[0] > 1 else 0
+    return Pace(window, OVERHEAD + n * window / free, ALLOWED_LOSS * T, first_row)
 
 
 def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
@@ -103,6 +113,7 @@ class Windows:
         beyond = 2 * pace.window - 1  # of the last position
         self.canvas = F.pad(codes, (0, beyond))
         is_known = known.tolist()
+        self.is_known = is_known
         self.known = torch.tensor(is_known + beyond * [False], device=codes.device)
         self.end = max((t + 1 for t in range(self.T) if not is_known[t]), default=0)
         scales = [sampler.scale(t / self.T) for t in range(self.T + beyond)]
@@ -116,33 +127,39 @@ class Windows:
 
     def fill(self) -> Tensor:
         """The codes (n, T) with all that are not known drawn."""
+        if self.pace.begin:
+            self.draw_by_steps(min(self.pace.begin, self.end))
+            self.pace.spent += max(self.first)
+            self.decode.end_steps()
+            self.collect()
         while self.end and self.first:
             finished = (self.n - len(self.first)) * self.end
             window = self.pace.next_window((sum(self.first) + finished) / self.n)
             if window == 1:
-                self.finish_by_steps()
-                break
-            self.advance(window)
+                self.draw_by_steps(self.end)
+            else:
+                self.advance(window)
             self.collect()
         return self.result
 
-    def finish_by_steps(self) -> None:
-        """Draw what is left code by code, by the same noise. Steps are the same for all samples, so they begin with the sample
-        that is least far, and leave the others' final codes as they are."""
+    def draw_by_steps(self, end: int) -> None:
+        """Draw all codes before position `end` code by code, by the same noise. Steps are the same for all samples, so they begin
+        with the sample that is least far, and leave the others' final codes as they are."""
         first = torch.tensor(self.first, device=self.canvas.device)
         begin = min(self.first)
         decode = self.decode.begin_steps(begin)
-        for t in range(begin, self.end):
-            before = self.canvas[:, t - 1]
-            logits = decode(before.repeat(2) if self.is_guided else before)
+        for t in range(begin, end):
+            before = self.canvas[:, t - 1].repeat(1 + self.is_guided) if t else None
+            logits = decode(before)
+            if self.is_known[t]:
+                continue
             if self.is_guided:
                 logits = guided(*logits.chunk(2), self.scales[t])
             noise = self.noise.at([max(t, position) for position in self.first], 1)[:, 0]
-            is_final = self.known[t] | (t < first)
             drawn = self.sampler.draw_coupled(logits, noise)
-            self.canvas[:, t] = torch.where(is_final, self.canvas[:, t], drawn)
-        self.passes += len(self.first) * (self.end - begin)
-        self.result[self.samples] = self.canvas[:, : self.T]
+            self.canvas[:, t] = torch.where(t < first, self.canvas[:, t], drawn)
+        self.passes += len(self.first) * (end - begin)
+        self.first = [max(position, end) for position in self.first]
 
     def advance(self, window: int) -> None:
         """One pass: draw at `window` positions of each sample, and move on to the first code that is not final."""

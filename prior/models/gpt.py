@@ -133,7 +133,7 @@ class GPT(Transformer, Autoregressive):
             return super().fill(codes, known, numbers, sampler, labels, cache)
         doubled, is_guided = double_for_guidance(labels, sampler)
         n, device = len(codes) * (1 + is_guided), codes.device
-        pace = choose_pace(sampler, n, self.T, device, product_dtype(device))
+        pace = choose_pace(sampler, n, self.grid, device, product_dtype(device))
         if pace.window == 1 or sampler.steps:  # which is refused there
             return super().fill(codes, known, numbers, sampler, labels, cache)
         cache = StepCache() if cache is None else cache
@@ -168,8 +168,16 @@ class GPTWindows:
     def select(self, samples: Tensor) -> None:
         self.windows.select(samples)
 
-    def begin_steps(self, t: int) -> Callable[[Tensor], Tensor]:
-        past = self.windows.cache
-        steps = KVSteps(self.blocks, self.angles, past.n, self.windows.packed)
-        steps.go_on(past, t)
-        return lambda before: self.predict(steps(self.read(before) + self.places[steps.t]))
+    def begin_steps(self, t: int) -> Callable[[Tensor | None], Tensor]:
+        packed, n = self.windows.packed, self.windows.cache.n
+        self.steps = steps = KVSteps(self.blocks, self.angles, n, packed)
+        steps.go_on(self.windows.cache, t)
+
+        def decode(before: Tensor | None) -> Tensor:
+            x = self.start if before is None else self.read(before) + self.places[steps.t]
+            return self.predict(steps(x))
+
+        return decode
+
+    def end_steps(self) -> None:
+        self.windows.go_on(self.steps.cache, self.steps.t)
