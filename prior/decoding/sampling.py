@@ -338,8 +338,8 @@ class GumbelNoise:
     ) -> None:
         """For `streams` (n) and windows of at most `window` positions."""
         self.streams, self.T, self.device = list(streams), T, device
-        # Each block costs a call per sample, and memory.
-        self.block = max(window, min(16, T, max(1, 2**16 // K)))
+        # Each block costs a call per sample; all blocks together should stay in the processor's cache.
+        self.block = max(window, min(16, T, max(1, 2**17 // (K * len(streams)))))
         self.drawn = [0] * len(streams)  # positions
         self.blocks = torch.zeros(len(streams), 2 * self.block, K)
 
