@@ -27,7 +27,7 @@ from codegrid.evaluation.judging import (
     make_feature_sets,
     view_images,
 )
-from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.scores import SAME_SAMPLES, ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
@@ -189,9 +189,7 @@ class PriorJudge:
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Neither changes the distribution of samples.
-        same = ("compile", "parallel")
-        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
+        chosen = {k: v for k, v in self.sampler_settings.items() if k not in SAME_SAMPLES}
         if not self.trained.model.any_order:
             chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
