@@ -34,12 +34,7 @@ from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
 from prior.conditioning.base import check_guidance
 from prior.conditioning.images import ImageLabels, open_recorded_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -56,14 +51,16 @@ STRIP = 8  # pixels a code of a sequence, in its mean map
 NO_SAMPLES = "no samples are drawn with samples=0"
 
 
-def check_sampler(sampler: Sampler, model: PriorModel) -> None:
-    """Raise InputError for settings whose samples can't be compared with the images."""
+def check_sampler(sampler: Sampler, model: PriorModel, kind: str) -> None:
+    """Raise InputError for settings whose samples can't be compared with the images, and for those that this prior, or this kind
+    of device, doesn't take."""
     for name in ("grid", "init_image"):
         if getattr(sampler, name) is not None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
             )
     check_guidance(sampler, model)
+    check_sampler_fits(model, sampler, kind)
 
 
 def open_image_labels(
@@ -156,10 +153,7 @@ class PriorJudge:
         settings: EvaluationSettings,
         labels: ImageLabels | None = None,
     ) -> None:
-        check_sampler(sampler, trained.model)
-        check_parallel_sampler(trained.model, sampler)
-        check_compile_sampler(trained.model, sampler, settings.device.type)
-        check_order_sampler(trained.model, sampler)
+        check_sampler(sampler, trained.model, settings.device.type)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings

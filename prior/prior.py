@@ -19,12 +19,7 @@ from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
@@ -354,9 +349,7 @@ class Prior:
                 f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
                 "whole picture; leave sampler.grid out"
             )
-        check_parallel_sampler(self.model, sampler)
-        check_compile_sampler(self.model, sampler, self.device.type)
-        check_order_sampler(self.model, sampler)
+        check_sampler_fits(self.model, sampler, self.device.type)
         return labels
 
     def _pick_labels(
