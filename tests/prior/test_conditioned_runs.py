@@ -113,6 +113,7 @@ def test_a_conditioned_run_resumes_to_the_bit_where_its_parts_are_now(
         patch.setattr(PriorModule, "tick", break_off)
         command(*line, "run_dir=halves")
     (runs / "outlines").rename(runs / "moved")  # the run folder has a copy
+    assert command("stage=prior", "resume=halves", "dry_run=true") == 0
     assert command("stage=prior", "resume=halves") == 0
     whole, halves = (
         read_checkpoint(f"{name}/checkpoints/last.ckpt", "prior") for name in ("whole", "halves")
@@ -131,6 +132,9 @@ def test_other_conditions_are_refused_when_a_run_resumes_or_draws_on(
     np.save("rows.npy", vectors + 1)
     capsys.readouterr()
     assert command("stage=prior", "resume=prior", "trainer.max_steps=6") == 2
+    assert "other vectors or codes as their condition" in capsys.readouterr().err
+    np.save("fewer.npy", vectors[:, :2])
+    assert command("stage=prior", "resume=prior", "condition=fewer.npy", "dry_run=true") == 2
     assert "other vectors or codes as their condition" in capsys.readouterr().err
     np.save("moved.npy", vectors)
     assert command("stage=prior", "resume=prior", "condition=moved.npy", "trainer.max_steps=6") == 0
