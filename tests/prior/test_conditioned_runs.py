@@ -227,6 +227,9 @@ def test_lines_agree_that_lie_next_to_each_other() -> None:
     wanted = np.zeros_like(lines)
     wanted[0, 5, 2:10] = wanted[1, 6, 2:10] = wanted[2, 8, 2:10] = True
     assert compare_lines(lines, wanted, 1).tolist() == [1, 1, 0]
+    borders = np.zeros_like(lines)
+    borders[:, 0] = True
+    assert compare_lines(borders, borders[:, ::-1], 1)[0] == 0
     half = lines.copy()
     half[:, 5, 6:] = False
     assert compare_lines(half, lines, 0)[0] == pytest.approx(2 / 3)
