@@ -32,8 +32,9 @@ from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.conditioning.base import check_guidance
+from prior.conditioning.base import check_guidance, shorten_value
 from prior.conditioning.images import ImageLabels, open_recorded_labels
+from prior.conditioning.vectors import VectorCondition
 from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
@@ -66,7 +67,18 @@ def check_sampler(sampler: Sampler, model: PriorModel, kind: str) -> None:
 def open_image_labels(
     trained: Prior, images: ImageDataModule, ckpt: str, changes: Mapping[str, Any]
 ) -> ImageLabels | None:
-    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none."""
+    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none.
+
+    Raises InputError for a file of vectors if the prior learned none.
+    """
+    condition, file = trained.condition, changes.get("condition")
+    is_of_file = isinstance(condition, VectorCondition) and not condition.of_columns
+    if file is not None and not is_of_file:
+        learned = condition.summarize() if condition is not None else "classes or nothing"
+        raise InputError(
+            f"condition={shorten_value(file)} of stage=evaluate says where a prior's file of vectors is now, and this prior is "
+            f"conditioned on {learned}; leave condition out"
+        )
     return open_recorded_labels(trained.condition, trained.config, images, ckpt, changes)
 
 

@@ -1,5 +1,6 @@
 """The labels of images: columns, rows of a file, and the codes of their partners."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from codegrid.data.folder import Folder
 from codegrid.data.samples import ArraySamples
 from codegrid.data.shapes import Outlines, Shapes
 from codegrid.engine.errors import InputError
+from prior.conditioning.codes import CodeCondition
 from prior.conditioning.images import (
     ColumnLabels,
     ConditionSetting,
@@ -21,6 +23,8 @@ from prior.conditioning.images import (
     add_columns,
 )
 from tests.helpers.images import make_images
+from tests.helpers.priors import PRIORS, build_prior
+from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage1 import make_tokenizer
 
 ALONE = Fabric(accelerator="cpu", devices=1)
@@ -171,6 +175,18 @@ def test_codes_are_those_of_the_partner_and_of_its_mirror_image(tmp_path: Path) 
     assert np.array_equal(read, both.numpy())
     with pytest.raises(InputError, match="crops=2 cuts the images in random places"):
         labels.check(flip=False, crops=2)
+
+
+def test_codes_of_several_scales_stand_in_front_if_they_share_a_codebook(tmp_path: Path) -> None:
+    words = ["quantizer=multiscale", "quantizer.convolutions=0"]
+    shared, _ = save_tokenizer_run(tmp_path / "shared", *words)
+    model = build_prior(PRIORS["gpt"])
+    CodeCondition(shared).attach(model)
+    assert model.front is not None
+    assert model.front.L == math.prod(shared.code_shape)
+    each, _ = save_tokenizer_run(tmp_path / "each", *words, "quantizer.shared=false")
+    with pytest.raises(InputError, match=r"a codebook for each scale.*quantizer\.shared=true"):
+        CodeCondition(each).attach(build_prior(PRIORS["gpt"]))
 
 
 def test_partners_are_looked_up_in_both_splits_of_the_other_images(tmp_path: Path) -> None:
