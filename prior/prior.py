@@ -386,10 +386,11 @@ class Prior:
         seed, label, condition, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
-        labels = self.choose_labels(label, condition, total, sampler)
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
-            labels = self.condition.choose(self.model, condition, len(pictures))
-            labels = labels.repeat_interleave(n, 0)
+            of_pictures = self.choose_labels(label, condition, len(pictures), sampler)
+            labels = None if of_pictures is None else of_pictures.repeat_interleave(n, 0)
+        else:
+            labels = self.choose_labels(label, condition, total, sampler)
         check_places(sampler, self.tokenizer, self.grid)
         grid = sampler.size(self.grid)
         known = sampler.known(grid)  # raises for what does not fit the grid
