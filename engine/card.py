@@ -24,7 +24,8 @@ CARD_SETTINGS = (  # the settings on a card, as far as a run has them; config.ya
     "loss.gate.start", "loss.freeze_codes", "prior._target_", "prior.width", "prior.depth", "prior.inputs",
     "prior.head._target_", "conditional", "condition", "flip", "crops", "sampler.temperature", "sampler.top_k", "sampler.top_p",
     "sampler.min_p", "sampler.guidance", "sampler.steps", "sampler.order", "sampler.corrector", "sampler.remask", "split", "n",
-    "optimizer._target_", "optimizer.lr", "optimizer.matrix_lr", "data.batch_size", "batch_size", "trainer.accumulate", "trainer.compile",
+    "optimizer._target_", "optimizer.lr", "optimizer.matrix_lr", "data.batch_size", "batch_size", "trainer.accumulate",
+    "trainer.compile",
     "trainer.checkpoint_activations", "sampler.compile", "sampler.parallel", "trainer.max_steps", "trainer.max_minutes",
     "callbacks.average.decay",
 )  # fmt: skip

@@ -183,7 +183,8 @@ def test_codes_of_several_scales_stand_in_front_if_they_share_a_codebook(tmp_pat
     model = build_prior(PRIORS["gpt"])
     CodeCondition(shared).attach(model)
     assert model.front is not None
-    assert model.front.L == math.prod(shared.code_shape)
+    length = model.front.L
+    assert length == math.prod(shared.code_shape)
     each, _ = save_tokenizer_run(tmp_path / "each", *words, "quantizer.shared=false")
     with pytest.raises(InputError, match=r"a codebook for each scale.*quantizer\.shared=true"):
         CodeCondition(each).attach(build_prior(PRIORS["gpt"]))
