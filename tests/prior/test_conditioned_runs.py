@@ -196,8 +196,9 @@ def test_mistakes_about_conditions_are_one_sentence(
     assert "label=1 is of priors of classes" in refuse(*sample, "label=1")
     assert "condition.age is none of the columns" in refuse(*sample, "condition={age: 1}")
     evaluate = ["stage=evaluate", "ckpt=prior", *QUICK, "dry_run=true"]
-    assert "says where a prior's file of vectors is now, and this prior is conditioned on vectors of 1" in refuse(
-        *evaluate, "condition=rows.npy"
+    assert (
+        "says where a prior's file of vectors is now, and this prior is conditioned on vectors of 1"
+        in refuse(*evaluate, "condition=rows.npy")
     )
     assert "condition=none" in str(mistake(lambda: Prior.from_pretrained("prior").sample(1)))
 
