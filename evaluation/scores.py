@@ -20,6 +20,8 @@ from codegrid.engine.packages import package_version
 # reproduced without error, such as a blank one, has 58.92 dB with 8 bits a channel instead of infinitely many.
 LEAST_SQUARED_ERROR = 1 / 12
 
+# Settings of a sampler that do not change the distribution of its samples; no provenance has them.
+SAME_SAMPLES = ("compile", "parallel")
 USUAL_PIXELS = {"range": [0, 255], "depth": 8}  # what a provenance says of 8-bit images
 
 STAGE1 = ("vqgan",)
@@ -231,9 +233,13 @@ def upgrade_provenance(
 
     They had no floor of the error. An image without error made their mean infinite, so a PSNR that is a number is of images
     with errors, and those of reconstructions are far above the floor. Their pixels had 8 bits a channel; `pixels` are the depth
-    and the range, which they did not state.
+    and the range, which they did not state. A sampler's settings that change no distribution are left out, since `upgrade_names`
+    adds them to what is read from a file.
     """
     upgraded = {name: dict(about) for name, about in provenance.items()}
+    for about in upgraded.values():
+        if isinstance(sampler := about.get("sampler"), Mapping):
+            about["sampler"] = {k: v for k, v in sampler.items() if k not in SAME_SAMPLES}
     for name in names_in_group("pixels"):
         if name in upgraded:
             upgraded[name] = {**pixels, **upgraded[name]}

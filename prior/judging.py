@@ -27,19 +27,15 @@ from codegrid.evaluation.judging import (
     make_feature_sets,
     view_images,
 )
-from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.scores import SAME_SAMPLES, ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.conditioning.base import check_guidance
+from prior.conditioning.base import check_guidance, shorten_value
 from prior.conditioning.images import ImageLabels, open_recorded_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.conditioning.vectors import VectorCondition
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -56,20 +52,33 @@ STRIP = 8  # pixels a code of a sequence, in its mean map
 NO_SAMPLES = "no samples are drawn with samples=0"
 
 
-def check_sampler(sampler: Sampler, model: PriorModel) -> None:
-    """Raise InputError for settings whose samples can't be compared with the images."""
+def check_sampler(sampler: Sampler, model: PriorModel, kind: str) -> None:
+    """Raise InputError for settings whose samples can't be compared with the images, and for those that this prior, or this kind
+    of device, doesn't take."""
     for name in ("grid", "init_image"):
         if getattr(sampler, name) is not None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
             )
     check_guidance(sampler, model)
+    check_sampler_fits(model, sampler, kind)
 
 
 def open_image_labels(
     trained: Prior, images: ImageDataModule, ckpt: str, changes: Mapping[str, Any]
 ) -> ImageLabels | None:
-    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none."""
+    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none.
+
+    Raises InputError for a file of vectors if the prior learned none.
+    """
+    condition, file = trained.condition, changes.get("condition")
+    is_of_file = isinstance(condition, VectorCondition) and not condition.of_columns
+    if file is not None and not is_of_file:
+        learned = condition.summarize() if condition is not None else "classes or nothing"
+        raise InputError(
+            f"condition={shorten_value(file)} of stage=evaluate says where a prior's file of vectors is now, and this prior is "
+            f"conditioned on {learned}; leave condition out"
+        )
     return open_recorded_labels(trained.condition, trained.config, images, ckpt, changes)
 
 
@@ -156,10 +165,7 @@ class PriorJudge:
         settings: EvaluationSettings,
         labels: ImageLabels | None = None,
     ) -> None:
-        check_sampler(sampler, trained.model)
-        check_parallel_sampler(trained.model, sampler)
-        check_compile_sampler(trained.model, sampler, settings.device.type)
-        check_order_sampler(trained.model, sampler)
+        check_sampler(sampler, trained.model, settings.device.type)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings
@@ -189,9 +195,7 @@ class PriorJudge:
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Neither changes the distribution of samples.
-        same = ("compile", "parallel")
-        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
+        chosen = {k: v for k, v in self.sampler_settings.items() if k not in SAME_SAMPLES}
         if not self.trained.model.any_order:
             chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}

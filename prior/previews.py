@@ -13,7 +13,6 @@ from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
 from prior.judging import check_sampler, judge_codes, open_image_labels
@@ -48,9 +47,7 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     trained = load_prior(ckpt, run.config.get("decoder"))
     images = load_images(trained.data, run.config.data, ckpt)
     sampler = instantiate(run.config.sampler)
-    check_sampler(sampler, trained.model)
-    check_parallel_sampler(trained.model, sampler)
-    check_compile_sampler(trained.model, sampler, run.device.type)
+    check_sampler(sampler, trained.model, run.device.type)
     if (labels := open_image_labels(trained, images, ckpt, run.config)) is not None:
         labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")

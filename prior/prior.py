@@ -19,12 +19,7 @@ from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
@@ -354,9 +349,7 @@ class Prior:
                 f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
                 "whole picture; leave sampler.grid out"
             )
-        check_parallel_sampler(self.model, sampler)
-        check_compile_sampler(self.model, sampler, self.device.type)
-        check_order_sampler(self.model, sampler)
+        check_sampler_fits(self.model, sampler, self.device.type)
         return labels
 
     def _pick_labels(
@@ -393,10 +386,11 @@ class Prior:
         seed, label, condition, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
-        labels = self.choose_labels(label, condition, total, sampler)
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
-            labels = self.condition.choose(self.model, condition, len(pictures))
-            labels = labels.repeat_interleave(n, 0)
+            of_pictures = self.choose_labels(label, condition, len(pictures), sampler)
+            labels = None if of_pictures is None else of_pictures.repeat_interleave(n, 0)
+        else:
+            labels = self.choose_labels(label, condition, total, sampler)
         check_places(sampler, self.tokenizer, self.grid)
         grid = sampler.size(self.grid)
         known = sampler.known(grid)  # raises for what does not fit the grid
