@@ -136,6 +136,7 @@ class VQGAN(ClockedModule):
         assert tokenizer.K is not None
         tokenizer.quantizer.initialise(take_vectors(tokenizer, data, PLACING * tokenizer.K))
         self.quantizes = True
+        self.replaced = ("quantizer.",)
         log_line(f"step {self.step}: the codes come into use, placed among the encoder's outputs")
 
     def augment_images(self, images: Tensor) -> Tensor:
@@ -317,6 +318,14 @@ class VQGAN(ClockedModule):
         # Codes of a run that is resumed, or that this one starts with, have been in use.
         self.quantizes |= self.tokenizer.quantizer.num_updates > 0
         self.learners.stop_noise(self.tokenizer)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self.quantizes and self.now.progress >= 1:  # its minutes were over before its steps
+            log_line(
+                f"quantizer.from={self.begin}: the run ended at step {self.step}, before its codes came into use, so they are "
+                "those of its start, which no decoder has seen; use a fraction of the run, such as quantizer.from=0.1"
+            )
 
     @property
     def learned(self) -> Tokenizer:
