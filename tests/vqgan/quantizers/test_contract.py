@@ -313,7 +313,7 @@ REFUSED = {
     "quantizer=gumbel quantizer.from=1.0": "quantizer.from=1.0 must be a step (whole) or a fraction of the run",
     "quantizer=residual quantizer.inner.from=0.1": "all codebooks come into use together; use quantizer.from=0.1",
     "quantizer=multiscale quantizer.inner.cosine=true": "quantizer.inner.cosine=true can't be in multiscale",
-    "quantizer=multiscale quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq": "quantizer.inner.gradient=diveq can't be in",
+    "quantizer=multiscale quantizer@quantizer.inner=vq quantizer.inner.gradient=diveq": "quantizer.inner.gradient=diveq can't be",
     "quantizer=multiscale quantizer.inner.gradient=rotation": "quantizer.inner.gradient=rotation can't be in multiscale",
     "quantizer=multiscale quantizer@quantizer.inner=gumbel quantizer.shared=false": "its codes learn by the decoder's gradient",
     "quantizer=multiscale quantizer@quantizer.inner=fsq quantizer.dim=null": "quantizer.shared=true needs learned codes",
