@@ -277,16 +277,19 @@ class VQGAN(ClockedModule):
 
     @property
     def phases(self) -> Mapping[str, Mark]:
-        phases = super().phases
-        if self.adversary is not None and self.learners.any:
-            phases = self.adversary.gate.list_phases(self.budget)
-        if not self.begin:
+        phases, begin = super().phases, self.begin
+        gate = self.adversary.gate if self.adversary is not None and self.learners.any else None
+        if gate is not None:
+            phases = gate.list_phases(self.budget)
+        if not begin:
             return phases
-        return {"continuous": 0} | {name: mark or self.begin for name, mark in phases.items()}
+        if gate is not None and gate.training(self.budget.now_at(begin)):  # there are no codes before
+            phases = {name: mark for name, mark in phases.items() if mark}
+        return {"continuous": 0} | {name: mark or begin for name, mark in phases.items()}
 
     def enter(self, mark: Mark) -> None:
         super().enter(mark)
-        self.quantizes = self.now.reached(self.begin)
+        self.quantizes = self.now.reached(self.begin) or self.codes_are_frozen
         self.discriminator_step = 0  # at which all that is due every n updates is due
 
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.

@@ -243,6 +243,19 @@ def test_the_phases_of_a_run_begin_with_the_continuous_one() -> None:
         assert deferred.quantizes is quantizes
 
 
+@pytest.mark.parametrize(("freezes", "quantizes"), [(True, True), (False, False)])
+def test_codes_that_come_into_use_behind_the_gate_have_no_phase_before_it(
+    freezes: bool, quantizes: bool
+) -> None:
+    gate = Gate(start=2, ramp=0, warmup=1)
+    deferred = make_deferred(4, gate, freeze_codes=freezes)
+    assert deferred.phases == {"continuous": 0, "discriminator warms up": 1, "gate open": 2}
+    deferred.enter(2)
+    assert deferred.quantizes is quantizes  # frozen codes are placed by then
+    deferred.enter(1)
+    assert not deferred.quantizes
+
+
 @pytest.mark.parametrize(("mark", "reaches"), [(4, True), (5, False), (0.8, True), (0.81, False)])
 def test_a_run_reaches_a_moment_if_an_update_follows_it(mark: Mark, reaches: bool) -> None:
     budget = Budget(max_steps=5)
