@@ -283,7 +283,9 @@ class VQGAN(ClockedModule):
             phases = gate.list_phases(self.budget)
         if not begin:
             return phases
-        if gate is not None and gate.training(self.budget.now_at(begin)):  # there are no codes before
+        if gate is not None and gate.training(
+            self.budget.now_at(begin)
+        ):  # there are no codes before
             phases = {name: mark for name, mark in phases.items() if mark}
         return {"continuous": 0} | {name: mark or begin for name, mark in phases.items()}
 

@@ -96,7 +96,8 @@ def test_scales_come_from_the_config_the_command_or_what_is_published(file: Publ
     with pytest.raises(InputError, match="must end with 8, the codes a side of these images"):
         plan_with(file, replace(CHOICES, scales=(1, 2, 3, 4, 5)), v_patch_nums=None)
     with pytest.raises(
-        InputError, match=r"quantizer.scales=\[1,2,4,8\] are 4 grids, and .*vae_tiny.pth counts .* of 5"
+        InputError,
+        match=r"quantizer.scales=\[1,2,4,8\] are 4 grids, and .*vae_tiny.pth counts .* of 5",
     ):
         plan_with(file, replace(CHOICES, scales=(1, 2, 4, 8)))
     with pytest.raises(InputError, match=r"v_patch_nums=\[1,8\] are 2 grids"):
