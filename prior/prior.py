@@ -16,7 +16,7 @@ from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
-from codegrid.engine.sizes import Size, SizeSetting
+from codegrid.engine.sizes import Size, SizeSetting, write_size
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_sampler_fits, generate
@@ -132,12 +132,18 @@ class Prior:
         """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
 
         Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
-        Raises InputError, with `name` in its sentence, if it has other codes.
+        Raises InputError, with `name` in its sentence, if it has other codes, or was trained for images of another size.
         """
         if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
             raise InputError(
                 f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
                 "with init=<the prior's tokenizer> learn=decoder"
+            )
+        size, own_size = tokenizer.encoder.image_size, self.tokenizer.encoder.image_size
+        if size != own_size:
+            raise InputError(
+                f"{name} decodes images of {write_size(size)} pixels, and the prior {self.name} draws codes of "
+                f"{write_size(own_size)}; give a run of data.image_size={write_size(own_size)}"
             )
         self.tokenizer = tokenizer.to(self.device)
         return self
