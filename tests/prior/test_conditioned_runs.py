@@ -133,6 +133,8 @@ def test_other_conditions_are_refused_when_a_run_resumes_or_draws_on(
     capsys.readouterr()
     assert command("stage=prior", "resume=prior", "trainer.max_steps=6") == 2
     assert "other vectors or codes as their condition" in capsys.readouterr().err
+    assert command("stage=prior", "resume=prior", "condition=null", "trainer.max_steps=6") == 2
+    assert "other vectors or codes as their condition" in capsys.readouterr().err
     np.save("fewer.npy", vectors[:, :2])
     assert command("stage=prior", "resume=prior", "condition=fewer.npy", "dry_run=true") == 2
     assert "other vectors or codes as their condition" in capsys.readouterr().err
