@@ -16,6 +16,7 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.network import limited_silence
 from codegrid.engine.sizes import SizeSetting, check_size
+from codegrid.evaluation.scores import find_ambiguous
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
@@ -157,9 +158,9 @@ class TorchScriptNetwork(Extractor):
             )
         self.name = path.name
         self.suffix = "_" + re.sub(r"\W", "_", path.stem)
-        if self.suffix == "_proxy":
+        if clash := find_ambiguous(self.suffix):
             raise InputError(
-                f"features={file} would give its scores the names of our own proxy's; give the file another name"
+                f"features={file} would give its scores the names of others, such as {clash}; give the file another name"
             )
         self.hash = hash_bytes(path.read_bytes())
         try:

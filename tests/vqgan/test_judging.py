@@ -55,11 +55,13 @@ def pixels_of(judging: TokenizerJudge) -> tuple[Tensor, Tensor]:
 
 
 def test_every_score_of_five_bands_of_16_bits_is_a_number_or_has_a_reason(tmp_path: Path) -> None:
-    judging, sheet = judge(Bands(tmp_path), proxy=3)
+    judging, sheet = judge(Bands(tmp_path), proxy=3, ratios=True)
     for name, score in SCORES.items():
         if score.stages[0] == "vqgan" and score.group in ("pixels", "distance", "codes", "rate"):
             assert sheet.values[name] is not None or sheet.absent[name]
-    assert set(sheet.absent) == {"rfid", "kid", "lpips"}
+    assert set(sheet.absent) == {"rfid", "rfid_real", "rfid_ratio", "kid", "lpips"}
+    ratio = sheet.values["rfid_proxy"] / sheet.values["rfid_real_proxy"]  # type: ignore[operator]
+    assert sheet.values["rfid_ratio_proxy"] == pytest.approx(ratio, rel=1e-4)
     assert sheet.values["rfid_proxy"] > 0  # type: ignore[operator]
     x, x_hat = pixels_of(judging)
     errors = (x - x_hat).square().mean((1, 2, 3))
