@@ -219,14 +219,6 @@ class AbsentFeatureSet(FeatureSet):
 
     def add(self, side: str, images: Tensor) -> None: ...
 
-    @torch.no_grad()
-    def extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The outputs of the extractor for pixels (B, C, H, W) of the images' depth."""
-        outputs: tuple[Tensor, Tensor | None] = self.extractor(
-            self.colours(images) if self.colours else images
-        )
-        return outputs
-
     def share_reference(self) -> FeatureSet:
         return self
 

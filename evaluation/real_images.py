@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,13 +63,14 @@ class RealImages:
                 yield self.images.rules.to_pixels(x)
                 bar.update(len(batch))
 
+    @cached_property
+    def hash(self) -> str:
+        """A hash of the split, wherever its images lie."""
+        return identify_pixels(self.images, self.split)
+
     def describe(self, n: int) -> dict[str, Any]:
         """What the provenance of their distance to the reference says of them."""
-        return {
-            "judged": f"originals of {self.split}",
-            "judged_hash": identify_pixels(self.images, self.split),
-            "n": n,
-        }
+        return {"judged": f"originals of {self.split}", "judged_hash": self.hash, "n": n}
 
     def measure(self, n: int, reference: Tensor, extract: Extract, key: Mapping[str, Any]) -> float:
         """The Fréchet distance of n of these images to the reference, whose features (m, D) `extract` computed as it does theirs.
