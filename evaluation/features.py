@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -71,8 +72,9 @@ class Inception(Extractor):
         )
         outputs = ["2048", "logits_unbiased"]
         try:
+            torch.load(file, weights_only=True)  # torch-fidelity would run what a pickle says
             network = code.FeatureExtractorInceptionV3(self.name, outputs, str(file))
-        except (OSError, RuntimeError, EOFError) as error:
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise InputError(
                 f"{file} is damaged ({' '.join(str(error).split())[:200]}); delete it"
             ) from error

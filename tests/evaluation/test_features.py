@@ -379,6 +379,9 @@ def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Monkey
     file.rename(own)
     assert Inception(fetch=False, folder=str(tmp_path)).hash == extractor.hash
     own.rename(file)
+    torch.save({"weight": Means()}, own)  # somebody else's pickle
+    with pytest.raises(InputError, match="is damaged"):
+        Inception(fetch=False, folder=str(tmp_path))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
         Inception(fetch=False)
