@@ -243,9 +243,14 @@ class BatchDataModule(L.LightningDataModule, ABC):
         If the samples lie in shards, these are the samples that training would show first, since it may take hours to open
         all shards.
         """
+        return self.samples(split).__getitems__(self.spread_evenly(split, n, self.seed))
+
+    def spread_evenly(self, split: str, n: int, seed: int) -> list[int]:
+        """The indices of the samples that take_evenly takes; the seed decides on those in shards."""
         samples = self.samples(split)
         n = min(n, len(samples))
         if samples.shard_sizes is not None:
-            order = self.batch_order(len(samples), n, self.seed, shard_sizes=samples.shard_sizes)
-            return samples.__getitems__(next(iter(order)))
-        return samples.__getitems__(np.linspace(0, len(samples) - 1, n).astype(int).tolist())
+            return next(
+                iter(self.batch_order(len(samples), n, seed, shard_sizes=samples.shard_sizes))
+            )
+        return np.linspace(0, len(samples) - 1, n).astype(int).tolist()

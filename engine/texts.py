@@ -18,6 +18,7 @@ PATHS = (
     "config",
     "decoder",
     "features",
+    "features_dir",
     "from",
     "init",
     "resume",

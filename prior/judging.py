@@ -19,7 +19,7 @@ from codegrid.engine.console import progress_bar
 from codegrid.engine.distributed import cluster_plugins
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
-from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
+from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet, add_mean_ratio
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
@@ -188,7 +188,8 @@ class PriorJudge:
         with self.settings.autocast():
             self.nats = measure_nats(self.trained.model, self.codes, self.settings.batch_size)
         feature_sets: list[FeatureSet] = [
-            AbsentFeatureSet(suffix, NO_SAMPLES) for suffix in ("", "_proxy")
+            AbsentFeatureSet(suffix, NO_SAMPLES)
+            for suffix in ("", "_proxy", *(f"_{name}" for name in self.settings.networks))
         ]
         if self.m:
             feature_sets = make_feature_sets(self.settings, self.images, self.own)
@@ -203,6 +204,7 @@ class PriorJudge:
         for feature_set in feature_sets:
             feature_set.add_distances(sheet, "gfid")
             feature_set.add_variety(sheet)
+        add_mean_ratio(sheet, "gfid", feature_sets)
         self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet

@@ -17,6 +17,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES, RATES
 from codegrid.engine.sizes import write_size
 from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.feature_set import add_mean_ratio
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
 from codegrid.evaluation.judging import (
     ReferenceHash,
@@ -136,6 +137,7 @@ class TokenizerJudge:
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
+        add_mean_ratio(sheet, "rfid", self.feature_sets)
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:
