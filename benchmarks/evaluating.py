@@ -57,7 +57,9 @@ def run_command(checkout: Path, words: Sequence[str]) -> dict[str, float]:
 class Comparison:
     """Evaluations of the same runs by both checkouts, each with a cache of its own in `folder`."""
 
-    def __init__(self, checkouts: dict[str, Path], folder: Path, words: dict[str, list[str]]) -> None:
+    def __init__(
+        self, checkouts: dict[str, Path], folder: Path, words: dict[str, list[str]]
+    ) -> None:
         self.checkouts, self.folder, self.words = checkouts, folder, words
         self.rows: list[dict[str, Any]] = []
         self.scores: dict[tuple[str, str], dict[str, Any]] = {}
@@ -94,7 +96,9 @@ class Comparison:
         """The scores of both checkouts that differ, as name: this, other."""
         this, other = (self.scores[kind, side] for side in SIDES)
         common = [name for name in this if name in other]
-        return [f"{name}: {this[name]}, {other[name]}" for name in common if this[name] != other[name]]
+        return [
+            f"{name}: {this[name]}, {other[name]}" for name in common if this[name] != other[name]
+        ]
 
     def format_table(self) -> str:
         """A Markdown table of the medians and ratios of each kind of command."""
@@ -107,7 +111,9 @@ class Comparison:
                     for side in SIDES
                 )
                 label = f"{of}, {when}, {name.replace('_', ' ')}"
-                lines.append(f"| {label} | {here:.4g} | {there:.4g} | {here / there:.3f} | {unit} |")
+                lines.append(
+                    f"| {label} | {here:.4g} | {there:.4g} | {here / there:.3f} | {unit} |"
+                )
         return "\n".join(lines)
 
 
@@ -119,7 +125,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a run of stage=vqgan")
     parser.add_argument("--prior", type=Path, help="a run of stage=prior on the same images")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--first", action="store_true", help="measure evaluations that train the proxy too")
+    parser.add_argument(
+        "--first", action="store_true", help="measure evaluations that train the proxy too"
+    )
     parser.add_argument("--here", nargs="*", default=[], help="words for this checkout alone")
     options, extra = parser.parse_known_args()
     runs = {"tokenizer": options.tokenizer, "prior": options.prior}

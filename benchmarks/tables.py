@@ -4,11 +4,11 @@ python -m benchmarks.tables bottlenecks --images 32000 --seeds 0 1 2 --rows tabl
 python -m benchmarks.tables bottlenecks --images 32000 --data tiny-imagenet-24 --rows tables.jsonl --write docs/tables.md
 python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --images 64000 --rows tables.jsonl --write docs/tables.md
 
-Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with `stage=evaluate`;
-the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data` is shapes or a folder of images. The
-bottlenecks have 576 bits an image, 64 places of 9 bits, at 64 pixels and with loss=vqvae (benchmarks/bottlenecks.py). A seed sets
-weights, batches and augmentation; the images are the same. rFID and gFID are those in the features of the proxy, a classifier of
-the same images, so they can be compared within one table only.
+Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with
+`stage=evaluate`; the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data` is shapes or a
+folder of images. The bottlenecks have 576 bits an image, 64 places of 9 bits, at 64 pixels and with loss=vqvae, as in
+benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images are the same. rFID and gFID are those in the
+features of the proxy, a classifier of the same images, so they can be compared within one table only.
 
 A row is appended to `--rows` as soon as it is measured, and a row that is there is not run again: the same command continues after
 an interruption. `--write` puts the table into a Markdown file, between `<!-- table: ... -->` and `<!-- end -->`. `--evaluate` has
@@ -79,7 +79,9 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def add_missing(
-    file: Path, keys: Iterable[Mapping[str, Any]], measure: Callable[[Mapping[str, Any]], dict[str, Any]]
+    file: Path,
+    keys: Iterable[Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """The rows of these keys: those in the file, and those that `measure` adds to it."""
     rows = read_rows(file)
@@ -113,9 +115,7 @@ def list_keys(options: argparse.Namespace, words: Sequence[str]) -> list[dict[st
         "tokenizer": tokenizer,
         "words": list(words),
     }
-    return [
-        {**common, "arm": arm, "seed": seed} for seed in options.seeds for arm in options.only
-    ]
+    return [{**common, "arm": arm, "seed": seed} for seed in options.seeds for arm in options.only]
 
 
 def train_words(key: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
@@ -126,10 +126,21 @@ def train_words(key: Mapping[str, Any], options: argparse.Namespace) -> list[str
         "trainer.val_every=1000000", f"seed={key['seed']}", "logger=csv", f"cache_dir={options.cache_dir}",
     ]  # fmt: skip
     if table == "priors":
-        arm = ["stage=prior", f"ckpt={options.ckpt}", f"prior={key['arm']}", f"batch_size={BATCH[table]}"]
+        arm = [
+            "stage=prior",
+            f"ckpt={options.ckpt}",
+            f"prior={key['arm']}",
+            f"batch_size={BATCH[table]}",
+        ]
         return ["train.py", *arm, *length, *key["words"]]
     own, _ = choose_words(key["arm"], BITS)
-    arm = ["stage=vqgan", "loss=vqvae", f"model.grid={GRID}", f"data.batch_size={BATCH[table]}", "data.seed=0"]
+    arm = [
+        "stage=vqgan",
+        "loss=vqvae",
+        f"model.grid={GRID}",
+        f"data.batch_size={BATCH[table]}",
+        "data.seed=0",
+    ]
     return ["train.py", *arm, *choose_data(options.data), *own, *length, *key["words"]]
 
 
@@ -199,7 +210,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table of rows that differ in arm and seed only, with what they have in common below it."""
     table = rows[0]["table"]
     columns = COLUMNS[table]
-    heads = ["`quantizer=`" if table == "bottlenecks" else "`prior=`", *(head for head, _ in columns.values())]
+    heads = [
+        "`quantizer=`" if table == "bottlenecks" else "`prior=`",
+        *(head for head, _ in columns.values()),
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         alike = [row for row in rows if row["arm"] == arm]

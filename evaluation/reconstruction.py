@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +54,12 @@ def floor_squared_error(errors: Tensor, step: float = 1, pixels: int = 1) -> Ten
     return errors.clamp(min=LEAST_SQUARED_ERROR * step**2 * pixels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
-    """How alike images and reconstructions are, window by window (Wang et al. 2004, eq. 12): the means over each image of SSIM and of
-    its second factor, contrast and structure, without that of the means.
+    """How alike images and their reconstructions are, window by window (Wang et al. 2004, eq. 12).
 
-    They are of those images that `differ` (B,) from their reconstructions, `similarity` and `contrast` (n,) each, which are
-    `x_hat` and `x` (n, C, H, W).
+    `differ` (B,) are the images that are not reproduced exactly, and `x_hat` and `x` (n, C, H, W) those alone. `similarity` (n,)
+    is the mean of each one's SSIM, and `contrast` (n,) that of SSIM's second factor, contrast times structure.
     """
 
     differ: Tensor
@@ -117,7 +117,7 @@ def weigh_windows(images: Tensor) -> Tensor:
     All channels of all images are those of one, as many at a time as a processor computes side by side: three would leave most
     of its width unused.
     """
-    kind = {"dtype": images.dtype, "device": images.device}
+    kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
     distances = torch.arange(SSIM_WINDOW, **kind) - SSIM_WINDOW // 2
     weights = torch.exp(-(distances / SSIM_SIGMA).pow(2) / 2)
     weights = (weights / weights.sum())[:, None]

@@ -17,8 +17,12 @@ from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most
 NEIGHBOURS_SHOWN = 16  # samples in the picture
-NUMBERS_AT_ONCE = 2**27  # of queries, half a GiB in float32: more are converted again for each batch
-BATCH_NUMBERS = 2**22  # of training images that are compared in one product: 341 of 64x64 pixels and three channels
+NUMBERS_AT_ONCE = (
+    2**27
+)  # of queries, half a GiB in float32: more are converted again for each batch
+BATCH_NUMBERS = (
+    2**22
+)  # of training images that are compared in one product: 341 of 64x64 pixels and three channels
 # A product of two 8-bit pixels, counted from their middle, is at most 2^14, and float32 has 24 bits: as many products add up
 # without rounding, in whatever order.
 EXACT_TERMS = 2**10

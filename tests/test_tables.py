@@ -33,7 +33,12 @@ def choose(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[Any, list[dict
 
 
 def make_row(key: Mapping[str, Any], **figures: float | None) -> dict[str, Any]:
-    about = {"command": f"python train.py {key['arm']}", "steps": 4, "exact": True, "machine": "a machine"}
+    about = {
+        "command": f"python train.py {key['arm']}",
+        "steps": 4,
+        "exact": True,
+        "machine": "a machine",
+    }
     columns = dict.fromkeys(tables.COLUMNS[key["table"]])
     return {**about, "figures": {**columns, **figures}}
 
@@ -41,7 +46,9 @@ def make_row(key: Mapping[str, Any], **figures: float | None) -> dict[str, Any]:
 def test_all_bottlenecks_see_as_many_images_of_the_same_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options, keys = choose(monkeypatch, "bottlenecks", "--images", "1000", "--data", "photos", "model.width=32")
+    options, keys = choose(
+        monkeypatch, "bottlenecks", "--images", "1000", "--data", "photos", "model.width=32"
+    )
     assert [key["arm"] for key in keys[: len(keys) // 3]] == list_bottlenecks()
     assert {key["seed"] for key in keys} == {0, 1, 2}
     for key in keys[: len(keys) // 3]:
@@ -56,7 +63,9 @@ def test_all_priors_see_as_many_images_of_one_tokenizer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "metrics.json").write_text('{"id": "abc"}')
-    options, keys = choose(monkeypatch, "priors", "--ckpt", str(tmp_path), "--images", "640", "--seeds", "5")
+    options, keys = choose(
+        monkeypatch, "priors", "--ckpt", str(tmp_path), "--images", "640", "--seeds", "5"
+    )
     assert [key["arm"] for key in keys] == list(PRIORS)
     assert {(key["tokenizer"], key["seed"]) for key in keys} == {("abc", 5)}
     for key in keys:
@@ -91,10 +100,14 @@ def test_a_row_that_is_in_the_file_is_not_measured_again(
     measured.clear()
     rows = add_missing(file, keys, measure)
     assert measured == [("ema", 1), ("fsq", 1)]
-    assert [(row["arm"], row["seed"]) for row in rows] == [(key["arm"], key["seed"]) for key in keys]
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (key["arm"], key["seed"]) for key in keys
+    ]
     assert read_rows(file) == rows
 
-    _, others = choose(monkeypatch, "bottlenecks", "--only", "ema", "--seeds", "0", "--images", "64")
+    _, others = choose(
+        monkeypatch, "bottlenecks", "--only", "ema", "--seeds", "0", "--images", "64"
+    )
     measured.clear()
     add_missing(file, others, measure)
     assert measured == [("ema", 0)], "rows of other images are others"
@@ -104,7 +117,14 @@ def test_a_table_has_means_over_seeds_with_their_intervals(monkeypatch: pytest.M
     _, keys = choose(monkeypatch, "bottlenecks", "--only", "ema", "kl", "--images", "128")
     values = {"ema": (19.0, 20.0, 21.0), "kl": (24.0, 24.0, 24.0)}
     rows = [
-        {**key, **make_row(key, psnr=values[key["arm"]][key["seed"]], usage=1.0 if key["arm"] == "ema" else None)}
+        {
+            **key,
+            **make_row(
+                key,
+                psnr=values[key["arm"]][key["seed"]],
+                usage=1.0 if key["arm"] == "ema" else None,
+            ),
+        }
         for key in keys
     ]
     lines = format_table(rows).splitlines()
@@ -127,8 +147,12 @@ def test_an_interval_is_students() -> None:
 
 def test_a_bound_is_marked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"id": "abc"}')
-    _, keys = choose(monkeypatch, "priors", "--ckpt", str(tmp_path), "--only", "gpt", "maskgit", "--seeds", "0")
-    rows = [{**key, **make_row(key, nats_per_token=3.0), "exact": key["arm"] == "gpt"} for key in keys]
+    _, keys = choose(
+        monkeypatch, "priors", "--ckpt", str(tmp_path), "--only", "gpt", "maskgit", "--seeds", "0"
+    )
+    rows = [
+        {**key, **make_row(key, nats_per_token=3.0), "exact": key["arm"] == "gpt"} for key in keys
+    ]
     lines = format_table(rows).splitlines()
     assert lines[2].startswith("| gpt | 3.000 |")
     assert lines[3].startswith("| maskgit | at most 3.000 |")
@@ -156,12 +180,27 @@ def test_evaluations_of_two_checkouts_are_compared_in_turns(
         commands.append((other, Path(named["ckpt"]).name, words))
         run = Path(named["run_dir"])
         run.mkdir(parents=True)
-        scores = {"psnr": 20.5 if other else 20.0, "ssim": 0.5, "provenance": {"psnr": {}, "ssim": {}}}
+        scores = {
+            "psnr": 20.5 if other else 20.0,
+            "ssim": 0.5,
+            "provenance": {"psnr": {}, "ssim": {}},
+        }
         (run / "metrics.json").write_text(json.dumps(scores))
         return {"seconds": 20.0 if other else 10.0, "cpu_seconds": 1.0, "peak_mib": 100}
 
     monkeypatch.setattr(evaluating, "run_command", run_command)
-    line = ["--other", str(tmp_path), "--tokenizer", "tok", "--prior", "pri", "--rounds", "2", "--here", "probe=0"]
+    line = [
+        "--other",
+        str(tmp_path),
+        "--tokenizer",
+        "tok",
+        "--prior",
+        "pri",
+        "--rounds",
+        "2",
+        "--here",
+        "probe=0",
+    ]
     monkeypatch.setattr(sys, "argv", ["evaluating", *line, "show=3"])
     evaluating.main()
     text = capsys.readouterr().out

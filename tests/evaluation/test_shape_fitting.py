@@ -11,8 +11,8 @@ from scipy.optimize import differential_evolution
 from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
 from codegrid.evaluation import shape_fitting
 from codegrid.evaluation.shape_fitting import (
-    CENTRE_CELLS,
     CELLS,
+    CENTRE_CELLS,
     FIRST_STEPS,
     FIT_SIDE,
     HIGHEST,
