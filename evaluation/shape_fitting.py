@@ -170,15 +170,15 @@ def correlate(spectrum: NDArray[np.complex64], rows: NDArray[np.intp]) -> Floats
 
     The second axis counts the places of the centre, row by row.
     """
-    offsets = CENTRE_CELLS - REACH // 2  # of a stencil's corner
+    offsets = (CENTRE_CELLS - REACH // 2) % PADDED  # of a stencil's corner
     bank = shape_bank()
     shared = np.empty((len(rows), len(offsets), len(offsets)), np.float32)
     for first in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(first, first + ROWS_AT_ONCE)
         products = spectrum * bank.spectra[rows[part]]
         # Rows first, of which only those in range go through the second transform.
-        products = scipy.fft.ifft(products, axis=1, overwrite_x=True)[:, offsets]
-        shared[part] = scipy.fft.irfft(products, PADDED, overwrite_x=True)[..., offsets]
+        products = scipy.fft.ifft(products, axis=1, overwrite_x=True).take(offsets, 1)
+        shared[part] = scipy.fft.irfft(products, PADDED, overwrite_x=True).take(offsets, 2)
     return shared.reshape(len(rows), -1)
 
 
