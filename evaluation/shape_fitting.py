@@ -11,7 +11,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
+from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES, STAR_NOTCH
 
 FIT_SIDE = 64  # pixels of the images that shapes are fitted in
 REACH = 40  # pixels from a shape's centre within which all of it lies
@@ -35,7 +35,6 @@ ROUNDS = 10
 SHRINK = 0.75  # steps of a round relative to those of the round before
 
 STAR = 4  # in SHAPES
-NOTCH = 0.45  # distance of a star's notches from its centre, of that of its tips
 EDGE = 0.05  # square pixels by which rounding moves no pixel over a star's edge: a hundred times what it does
 # The distance from its centre, in radii, within which all of a shape lies, in the order of SHAPES; and pixels for rounding.
 REACH_OF_KIND = np.array([math.sqrt(2), math.sqrt(2), 1, 1, 1])
@@ -92,7 +91,7 @@ def covers_star(u: Floats, v: Floats, radius: Floats, aspect: Floats) -> Mask:
     for _ in range(2):
         beyond = np.maximum(across * cos - along * sin, 0) * 2
         across, along = np.abs(across - beyond * cos), along + beyond * sin
-    notch = NOTCH * radius
+    notch = STAR_NOTCH * radius
     inwards = (radius - along) * (notch * sin) - across * (radius - notch * cos)
     inside: Mask = inwards > 0
     on_edge = np.abs(inwards) < EDGE
