@@ -22,7 +22,9 @@ class Fork:
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         context = multiprocessing.get_context("fork")
         self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work, args=(function, items, sender), daemon=True)
+        self.process = context.Process(
+            target=_work, args=(function, items, sender, self.receiver), daemon=True
+        )
         with sender, warnings.catch_warnings():
             # Python 3.12 and later warn of forks of processes with threads: `function` takes no lock that one could hold.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -80,9 +82,13 @@ def _start(function: Callable[[Any], Any], items: Sequence[Any]) -> Fork | None:
 
 
 def _work(
-    function: Callable[[Any], Any], items: Sequence[Any], sender: "Connection[Any, Any]"
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    sender: "Connection[Any, Any]",
+    receiver: "Connection[Any, Any]",
 ) -> None:
     """What a fork does. An error ends it quietly: the process that waits for the result meets the error too."""
+    receiver.close()  # a pipe that this process could read from would not break when the other one ends
     gc.disable()  # which would write to all memory, and so copy it
     ignore_group_signals(0)
     with suppress(Exception):

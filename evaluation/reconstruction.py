@@ -25,7 +25,6 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 SSIM_WINDOW = 11  # pixels per side
 SSIM_SIGMA = 1.5  # pixels, of its Gaussian weights
 WINDOWS_AT_ONCE = 2**20  # numbers that are averaged over windows together, 4 MiB
-LANES = 16  # numbers of float32 that a processor with AVX-512 computes side by side
 
 # All metrics take images whose lowest pixel is 0 and whose highest is this, at every depth: 16 bits have 257 steps a level.
 WHITE = 255
@@ -114,19 +113,18 @@ def _compare_windows(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def weigh_windows(images: Tensor) -> Tensor:
     """The mean of each window of images (n, C, H, W), with Gaussian weights, (n, C, H - 10, W - 10).
 
-    All channels of all images are those of one, as many at a time as a processor computes side by side: three would leave most
-    of its width unused.
+    All channels of all images are those of one: a processor computes many channels side by side, and three would leave most of
+    its width unused.
     """
     kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
     distances = torch.arange(SSIM_WINDOW, **kind) - SSIM_WINDOW // 2
     weights = torch.exp(-(distances / SSIM_SIGMA).pow(2) / 2)
     weights = (weights / weights.sum())[:, None]
     planes = images.flatten(0, 1)
-    padded = F.pad(planes, (0, 0, 0, 0, 0, -len(planes) % LANES))
     with without_autocast(images.device):  # variances are small differences of large numbers
-        window = (weights @ weights.t()).expand(LANES, 1, -1, -1)
-        means = F.conv2d(padded.view(-1, LANES, *padded.shape[1:]), window, groups=LANES)
-    return means.flatten(0, 1)[: len(planes)].view(*images.shape[:2], *means.shape[2:])
+        window = (weights @ weights.t()).expand(len(planes), 1, -1, -1)
+        means = F.conv2d(planes[None], window, groups=len(planes))[0]
+    return means.view(*images.shape[:2], *means.shape[1:])
 
 
 class ImageSSIM(StructuralSimilarityIndexMeasure):

@@ -90,7 +90,8 @@ def test_threads_work_where_no_system_has_forks(monkeypatch: pytest.MonkeyPatch)
     assert list(map_in_forks(describe, range(4), 2)) == [(n * n, os.getpid()) for n in range(4)]
 
 
-def test_forks_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.slow  # imports the program
+def test_forks_end_with_a_program_that_is_killed() -> None:
     """They would wait for ever to send what nobody reads."""
     code = """
         import os, sys, time
