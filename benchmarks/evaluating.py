@@ -7,8 +7,8 @@ python -m benchmarks.evaluating --other ../older --tokenizer runs/vqgan/shapes -
 Each figure is that of a whole command, `python train.py stage=evaluate ckpt=...`, without Inception and LPIPS, from the start of
 its process to its end, in turns, this checkout first in every other round; the machine should be idle. A prior draws 1,000
 samples. An evaluation that is not measured fills the cache of each checkout before: images, proxy and references. With `--first`
-it is measured too, its images being there already. Other arguments are passed to every command, and those of `--here` to this
-checkout's alone: settings that the other does not have, such as those that leave out new scores.
+it is measured too, its images being there already. Other arguments, which stand before the options, are passed to every command,
+and those of `--here` to this checkout's alone: settings that the other does not have, such as those that leave out new scores.
 
 Prints a row for each command: seconds of the clock and of the processors, and the most memory it held in MiB. The table has medians
 and the ratios of this checkout to the other, and which scores differ. JSON lines come last.

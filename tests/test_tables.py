@@ -189,19 +189,9 @@ def test_evaluations_of_two_checkouts_are_compared_in_turns(
         return {"seconds": 20.0 if other else 10.0, "cpu_seconds": 1.0, "peak_mib": 100}
 
     monkeypatch.setattr(evaluating, "run_command", run_command)
-    line = [
-        "--other",
-        str(tmp_path),
-        "--tokenizer",
-        "tok",
-        "--prior",
-        "pri",
-        "--rounds",
-        "2",
-        "--here",
-        "probe=0",
-    ]
-    monkeypatch.setattr(sys, "argv", ["evaluating", *line, "show=3"])
+    runs = ["--tokenizer", "tok", "--prior", "pri"]
+    line = ["show=3", "--other", str(tmp_path), *runs, "--rounds", "2", "--here", "probe=0"]
+    monkeypatch.setattr(sys, "argv", ["evaluating", *line])
     evaluating.main()
     text = capsys.readouterr().out
     assert "| tokenizer, again, seconds | 10 | 20 | 0.500 | s |" in text
