@@ -9,13 +9,14 @@ from torch import Tensor
 
 from codegrid.evaluation.distances import (
     density_coverage,
+    estimate_kid,
     frechet,
     inception_score,
-    kid,
     precision_recall,
 )
 from codegrid.evaluation.features import Extractor
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.sliced import DIRECTIONS, mind
 from codegrid.evaluation.units import ShownColours
 
 KID_SUBSETS = 100
@@ -91,14 +92,43 @@ class FeatureSet:
             return
         about = self.provenance(real, fake)
         sheet.add(names[0], frechet(real, fake), **about)
+        estimate = estimate_kid(real, fake, KID_SUBSETS, KID_SUBSET_SIZE, paired=paired)
         sheet.add(
             names[1],
-            kid(real, fake, subsets=KID_SUBSETS, size=KID_SUBSET_SIZE, paired=paired),
+            estimate.value,
+            estimate.interval(),
             **about,
             subsets=KID_SUBSETS,
             subset=min(KID_SUBSET_SIZE, fewest),
             paired=paired,
         )
+
+    def add_frechet(self, sheet: ScoreSheet, name: str, **about: Any) -> None:
+        """Add the Fréchet distance alone, under this name and with `about` in its provenance."""
+        real, fake = self.both_sides()
+        if self.mark_unusable(sheet, [name], real, fake):
+            return
+        if min(len(real), len(fake)) < 2:
+            sheet.mark_absent(name + self.suffix, "it needs at least 2 images on each side")
+            return
+        value = frechet(real, fake)
+        sheet.add(name + self.suffix, value, **self.provenance(real, fake), **about)
+
+    def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
+        """Add MIND with its interval.
+
+        `paired`: each judged image was computed from the reference image at its place.
+        """
+        real, fake = self.both_sides()
+        if self.mark_unusable(sheet, ["mind"], real, fake):
+            return
+        name = "mind" + self.suffix
+        if min(len(real), len(fake)) < 2:
+            sheet.mark_absent(name, "it needs at least 2 images on each side")
+            return
+        estimate = mind(real, fake, paired=paired)
+        about = self.provenance(real, fake)
+        sheet.add(name, estimate.value, estimate.interval(least=0), **about, directions=DIRECTIONS)
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""
@@ -155,6 +185,12 @@ class AbsentFeatureSet(FeatureSet):
     def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
         for name in (frechet_name, "kid"):
             sheet.mark_absent(name + self.suffix, self.reason)
+
+    def add_frechet(self, sheet: ScoreSheet, name: str, **about: Any) -> None:
+        sheet.mark_absent(name + self.suffix, self.reason)
+
+    def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
+        sheet.mark_absent("mind" + self.suffix, self.reason)
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         for name in names_in_group("variety"):

@@ -84,6 +84,8 @@ SCORES = _with_proxies({
     "l2":                Score("L2", "", 4, -1, "mean squared error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
     "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3),
     "kid":               Score("KID", "", 4, -1, "kernel distance; may be slightly negative", BOTH, "distance", 4),
+    "mind":              Score("MIND", "", 2, -1, "sliced Wasserstein distance, for few images", BOTH, "distance", 3),
+    "pfid":              Score("pFID", "", 2, -1, "as rFID, from codes of which a share is perturbed", STAGE1, "perturbed", 3),
     "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is as sharp", STAGE1, "pixels",
                                in_pipeline=False),
     "valid_reconstructions": Score("Valid reconstructions", "", 3, 1, "share that data=shapes could have painted", STAGE1,
@@ -92,6 +94,11 @@ SCORES = _with_proxies({
     "entropy_bits":      Score("Entropy", "bits", 2, 0, "entropy of the codes per position", STAGE1, "codes"),
     "codes_used":        Score("Codes used", "", 0, 0, "codes that occur at least once", STAGE1, "codes"),
     "usage":             Score("Usage", "", 3, 0, "share of the codebook that occurs at least once", STAGE1, "codes"),
+    "probe_top1":        Score("Probe", "", 3, 1, "share of labels that a linear classifier of the codes gets right", STAGE1, "probe"),
+    "probe_top1_pixels": Score("Probe of pixels", "", 3, 0, "the same of the images' pixels", STAGE1, "probe", in_tables=False,
+                               in_pipeline=False),
+    "probe_top1_majority": Score("Most frequent label", "", 3, 0, "share of the images that have the label most frequent in training",
+                               STAGE1, "probe", in_tables=False, in_pipeline=False),
     "bits_per_image":    Score("Rate", "bits/image", 0, 0, "", BOTH, "rate"),
     "compression_ratio": Score("Compression", "×", 1, 0, "pixels relative to the codes", STAGE1, "rate"),
     "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3),
@@ -100,6 +107,9 @@ SCORES = _with_proxies({
     "recall":            Score("Recall", "", 3, 1, "share of images close to a sample", STAGE2, "variety", 3),
     "density":           Score("Density", "", 3, 1, "samples around each image; 1 matches the images", STAGE2, "variety", 3),
     "coverage":          Score("Coverage", "", 3, 1, "share of images with a sample nearby", STAGE2, "variety", 3),
+    "chd":               Score("CHD", "", 3, -1, "distance of code histograms between encoded samples and images", STAGE2, "histogram"),
+    "chd_mixed":         Score("CHD, mixed", "", 3, 0, "the same between halves of both sets mixed at random", STAGE2, "histogram",
+                               in_tables=False, in_pipeline=False),
     "valid_samples":     Score("Valid samples", "", 3, 1, "share that data=shapes could have painted", STAGE2, "validity"),
     "empty_samples":     Score("Empty samples", "", 3, -1, "share that is background alone", STAGE2, "validity"),
     "nats_per_token":    Score("Nats per token", "", 3, -1, "negative log likelihood of a code", STAGE2, "likelihood"),
@@ -199,19 +209,28 @@ def library_versions(*packages: str) -> str:
 class ScoreSheet:
     """Values of scores by name, each with its provenance, or None and the reason why it is absent.
 
-    `common` is the part of the provenance that all scores share.
+    `common` is the part of the provenance that all scores share. `intervals` are the 95% intervals of scores that have one.
     """
 
     common: Mapping[str, Any]
     values: dict[str, float | int | bool | None] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, value: float, **provenance: Any) -> None:
+    def add(
+        self,
+        name: str,
+        value: float,
+        interval: tuple[float, float] | None = None,
+        **provenance: Any,
+    ) -> None:
         """Add a score, rounded to five significant digits. One that is no finite number is absent."""
         if math.isfinite(value):
             self.values[name] = value if isinstance(value, int) else float(f"{value:.5g}")
             self.provenance[name] = {**self.common, **provenance}
+            if interval is not None:
+                self.intervals[name] = [float(f"{end:.5g}") for end in interval]
         else:
             self.mark_absent(name, UNDEFINED.get(name) or explain_non_finite(value))
 
@@ -220,8 +239,13 @@ class ScoreSheet:
         self.absent[name] = reason
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What metrics.json holds besides the values: the reasons why scores are absent, and the provenance of the others."""
-        return {"absent": self.absent, "provenance": self.provenance}
+        """What metrics.json holds besides the values: the reasons why scores are absent, the provenance of the others, and the
+        intervals of some."""
+        return {
+            "absent": self.absent,
+            "provenance": self.provenance,
+            "intervals": self.intervals,
+        }
 
 
 def upgrade_provenance(
