@@ -59,7 +59,11 @@ def test_every_score_of_five_bands_of_16_bits_is_a_number_or_has_a_reason(tmp_pa
     for name, score in SCORES.items():
         if score.stages[0] == "vqgan" and score.group in ("pixels", "distance", "codes", "rate"):
             assert sheet.values[name] is not None or sheet.absent[name]
-    assert set(sheet.absent) == {"rfid", "kid", "lpips"}
+    left_out = {"pfid", "pfid_proxy", "probe_top1", "probe_top1_pixels", "probe_top1_majority"}
+    assert set(sheet.absent) == {"rfid", "kid", "mind", "lpips", *left_out}
+    for name in ("kid_proxy", "mind_proxy"):
+        low, high = sheet.intervals[name]
+        assert low <= sheet.values[name] <= high  # type: ignore[operator]
     assert sheet.values["rfid_proxy"] > 0  # type: ignore[operator]
     x, x_hat = pixels_of(judging)
     errors = (x - x_hat).square().mean((1, 2, 3))
