@@ -9,14 +9,14 @@ from codegrid.data.identity import identify_pixels
 from codegrid.data.images import to_float
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import log_line
+from codegrid.engine.errors import InputError
 from codegrid.evaluation.intervals import share_interval
-from codegrid.evaluation.probe import MAX_FEATURES, fit_probe, pool_features
+from codegrid.evaluation.probe import MAX_FEATURES, LinearProbe, fit_probe, pool_features
 from codegrid.evaluation.proxy import list_label_classes, number_batch
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.tokenizer import Tokenizer
-
 
 LEAST_PER_CLASS = 10  # training images
 
@@ -31,7 +31,9 @@ class ProbeJudge:
         self, tokenizer: Tokenizer, images: ImageDataModule, settings: EvaluationSettings
     ) -> None:
         self.tokenizer, self.images, self.settings = tokenizer, images, settings
-        self.features: dict[str, list[Tensor]] = {"codes": [], "pixels": []}  # of judged images
+        self.probes: dict[str, LinearProbe] = {}  # of "codes" and of "pixels"
+        self.right = dict.fromkeys(names_in_group("probe"), 0)
+        self.n = self.n_train = 0
         self.absent = ""
         if tokenizer.K is None:
             self.absent = NO_CODES_MESSAGE
@@ -40,11 +42,17 @@ class ProbeJudge:
         elif settings.split == "train":
             self.absent = "it learns from the training images; use split=val"
         else:
-            self.classes = list_label_classes(images)
-            self.absent = self.explain_labels()
+            self.absent = self.list_classes()
+        if not self.absent:
+            self.labels = self.read_labels()
+            self.learn()
 
-    def explain_labels(self) -> str:
-        """Why the labels that are there are no task; empty if they are one."""
+    def list_classes(self) -> str:
+        """List the classes of the images; return why their labels are no task, empty if they are one."""
+        try:
+            self.classes = list_label_classes(self.images)
+        except InputError as error:  # there are no training images
+            return str(error)
         classes = len(self.classes)
         n = min(self.settings.probe, self.images.size("train"))
         if classes < 2:
@@ -56,11 +64,24 @@ class ProbeJudge:
             )
         return ""
 
+    def read_labels(self) -> Tensor:
+        """The labels (n,) of the judged images."""
+        samples = self.images.samples(self.settings.split)
+        assert isinstance(samples, ArraySamples)  # or there would be no classes
+        labels = samples.labels if samples.rows is None else samples.labels[samples.rows]
+        return number_batch(torch.from_numpy(labels.astype(np.int64)), self.classes)
+
     def update(self, x: Tensor, indices: Tensor) -> None:
-        """Pixels (B, C, H, W) of judged images, in the order of the split, and their indices."""
-        if not self.absent:
-            for name, values in self.extract(to_float(x), indices).items():
-                self.features[name].append(values)
+        """Pixels (B, C, H, W) of the next images of the split, and their indices."""
+        if self.absent:
+            return
+        expected = self.labels[self.n : self.n + len(x)]
+        self.n += len(x)
+        features = self.extract(to_float(x), indices)
+        for name, kind in (("probe_top1", "codes"), ("probe_top1_pixels", "pixels")):
+            predicted = self.probes[kind].predict(features[kind])
+            self.right[name] += int((predicted == expected).sum())
+        self.right["probe_top1_majority"] += int((expected == self.majority).sum())
 
     @torch.no_grad()
     def extract(self, x: Tensor, indices: Tensor) -> dict[str, Tensor]:
@@ -68,7 +89,16 @@ class ProbeJudge:
         z_q = self.tokenizer.quantizer.lookup(indices)
         return {"codes": pool_features(z_q).cpu(), "pixels": pool_features(x).cpu()}
 
-    def learn_from(self) -> tuple[dict[str, Tensor], Tensor]:
+    def learn(self) -> None:
+        """Fit the probes, and find the most frequent label."""
+        log_line("linear probe of the codes")
+        features, labels = self.read_training()
+        for kind, values in features.items():
+            self.probes[kind] = fit_probe(values, labels, len(self.classes))
+        self.majority = int(labels.bincount().argmax())
+        self.n_train = len(labels)
+
+    def read_training(self) -> tuple[dict[str, Tensor], Tensor]:
         """The features of training images from all over the split, and their labels (n,)."""
         samples = self.images.samples("train")
         n = min(self.settings.probe, len(samples))
@@ -82,15 +112,8 @@ class ProbeJudge:
                 indices = self.tokenizer.indices(x)
             parts.append(self.extract(x, indices))
             labels.append(number_batch(numbers, self.classes))
-        joined = {name: torch.cat([part[name] for part in parts]) for name in self.features}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return joined, torch.cat(labels)
-
-    def judged_labels(self) -> Tensor:
-        """The labels (n,) of the judged images."""
-        samples = self.images.samples(self.settings.split)
-        assert isinstance(samples, ArraySamples)  # or there would be no classes
-        labels = samples.labels if samples.rows is None else samples.labels[samples.rows]
-        return number_batch(torch.from_numpy(labels.astype(np.int64)), self.classes)
 
     def add_scores(self, sheet: ScoreSheet) -> None:
         """Add the shares of right labels of the codes, of the pixels, and of the most frequent label of the training images."""
@@ -98,21 +121,12 @@ class ProbeJudge:
             for name in names_in_group("probe"):
                 sheet.mark_absent(name, self.absent)
             return
-        log_line("linear probe of the codes")
-        features, labels = self.learn_from()
-        expected = self.judged_labels()
-        right = {"probe_top1_majority": expected == labels.bincount().argmax()}
-        for name, kind in (("probe_top1", "codes"), ("probe_top1_pixels", "pixels")):
-            probe = fit_probe(features[kind], labels, len(self.classes))
-            right[name] = probe.predict(torch.cat(self.features[kind])) == expected
-        n = len(expected)
         about = {
-            "n_train": len(labels),
+            "n_train": self.n_train,
             "train_hash": identify_pixels(self.images, "train"),
             "classes": len(self.classes),
             "features": f"at most {MAX_FEATURES:,}",
             "library": library_versions("scipy", "torch"),
         }
-        for name in names_in_group("probe"):
-            count = int(right[name].sum())
-            sheet.add(name, count / n, share_interval(count, n), **about)
+        for name, count in self.right.items():
+            sheet.add(name, count / self.n, share_interval(count, self.n), **about)

@@ -95,7 +95,7 @@ def test_batches_do_not_change_it(tmp_path: Path) -> None:
 def test_fewer_training_images_lie_all_over_the_split(tmp_path: Path) -> None:
     data = Halves(tmp_path, SIZE)
     judging = ProbeJudge(start(data), data, choose_settings(probe=20))
-    features, labels = judging.learn_from()
+    features, labels = judging.read_training()
     rows = np.linspace(0, 31, 20).astype(int)
     assert labels.tolist() == [int(row % 4 > 0) for row in rows]
     x = data.preprocess(data.samples("train").__getitems__(rows.tolist())[0])
