@@ -103,8 +103,8 @@ class FeatureSet:
             paired=paired,
         )
 
-    def add_frechet(self, sheet: ScoreSheet, name: str, **about: Any) -> None:
-        """Add the Fréchet distance alone, under this name and with `about` in its provenance."""
+    def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
+        """Add the Fréchet distance alone, under this name."""
         real, fake = self.both_sides()
         if self.mark_unusable(sheet, [name], real, fake):
             return
@@ -112,7 +112,7 @@ class FeatureSet:
             sheet.mark_absent(name + self.suffix, "it needs at least 2 images on each side")
             return
         value = frechet(real, fake)
-        sheet.add(name + self.suffix, value, **self.provenance(real, fake), **about)
+        sheet.add(name + self.suffix, value, **self.provenance(real, fake))
 
     def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
         """Add MIND with its interval.
@@ -186,7 +186,7 @@ class AbsentFeatureSet(FeatureSet):
         for name in (frechet_name, "kid"):
             sheet.mark_absent(name + self.suffix, self.reason)
 
-    def add_frechet(self, sheet: ScoreSheet, name: str, **about: Any) -> None:
+    def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
         sheet.mark_absent(name + self.suffix, self.reason)
 
     def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.evaluation.feature_set import FeatureSet
-from codegrid.evaluation.scores import ScoreSheet
+from codegrid.evaluation.scores import ScoreSheet, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from vqgan.quantizers.base import NO_CODES_MESSAGE, Quantizer
 from vqgan.tokenizer import Tokenizer
@@ -89,14 +90,15 @@ class PerturbedJudge:
 
     def add_scores(self, sheet: ScoreSheet) -> None:
         """Add pfid in the features of each network; absent without codes, and with perturb=0."""
+        about = {
+            "judged": "reconstructions from perturbed codes",
+            "perturbed": self.settings.perturb,
+            "nearest": self.settings.perturb_nearest,
+        }
+        of_perturbed = replace(sheet, common={**sheet.common, **about})  # the same scores
         for feature_set in self.feature_sets:
-            if self.absent:
-                sheet.mark_absent("pfid" + feature_set.suffix, self.absent)
+            if not self.absent:
+                feature_set.add_frechet(of_perturbed, "pfid")
                 continue
-            feature_set.add_frechet(
-                sheet,
-                "pfid",
-                judged="reconstructions from perturbed codes",
-                perturbed=self.settings.perturb,
-                nearest=self.settings.perturb_nearest,
-            )
+            for name in names_in_group("perturbed"):
+                sheet.mark_absent(name + feature_set.suffix, self.absent)
