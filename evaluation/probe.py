@@ -22,11 +22,11 @@ def pool_features(maps: Tensor, most: int = MAX_FEATURES) -> Tensor:
     channels, h, w = maps.shape[1:]
     rows, columns = h, w
     while channels * rows * columns > most and rows * columns > 1:
-        if rows * w >= columns * h:
+        if columns == 1 or (rows > 1 and rows * w >= columns * h):
             rows -= 1
         else:
             columns -= 1
-    return F.adaptive_avg_pool2d(maps.float(), (max(rows, 1), max(columns, 1))).flatten(1)
+    return F.adaptive_avg_pool2d(maps.float(), (rows, columns)).flatten(1)
 
 
 @dataclass(frozen=True)

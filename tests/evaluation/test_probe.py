@@ -45,10 +45,15 @@ def test_separated_classes_are_learned_and_random_labels_are_not() -> None:
     assert right == pytest.approx(1 / 3, abs=0.15)
 
 
-def test_noise_among_many_features_raises_the_penalty() -> None:
-    features, labels = draw(60)
-    noisy = torch.cat([features, torch.randn(60, 300)], 1)
-    assert fit_probe(noisy, labels, 3).penalty > fit_probe(features, labels, 3).penalty
+def test_the_penalty_is_small_where_weights_must_be_large_and_large_among_noise() -> None:
+    labels = torch.arange(100) % 2
+    base = torch.randn(100)
+    difference = torch.stack([base, base + 0.1 * (labels - 0.5)], 1)  # of two features that are nearly the same
+    probe = fit_probe(difference, labels, 2)
+    assert probe.penalty == 0.001
+    assert (probe.predict(difference) == labels).double().mean() > 0.95
+    noisy = torch.cat([labels[:, None] + torch.randn(100, 1), torch.randn(100, 300)], 1)
+    assert fit_probe(noisy, labels, 2).penalty > 0.001
 
 
 def test_the_unit_of_a_feature_and_a_feature_that_never_changes_do_not_matter() -> None:
