@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from codegrid.evaluation.distances import ENTRIES_AT_ONCE
 from codegrid.evaluation.intervals import Estimate
 
 DIRECTIONS = 1000
 SEED = 2020  # of the directions
+PROJECTIONS_AT_ONCE = 2**20  # numbers; their computation takes some 60 MB
 
 
 def mind(
@@ -36,7 +36,7 @@ def mind(
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     weights_a, weights_b = a.new_zeros(n), b.new_zeros(m)
     slices = draw_directions(a.shape[1], directions, seed).to(a.device)
-    for part in slices.split(max(1, ENTRIES_AT_ONCE // (n + m))):
+    for part in slices.split(max(1, PROJECTIONS_AT_ONCE // (n + m))):
         x, places_x = (a @ part.t()).t().sort()
         y, places_y = (b @ part.t()).t().sort()
         total += transport_costs(x, y).sum()

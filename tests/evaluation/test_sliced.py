@@ -56,7 +56,7 @@ def test_neither_order_nor_the_parts_of_the_computation_change_it(
 ) -> None:
     a, b = torch.randn(30, 6), torch.randn(30, 6) + 0.2
     expected = mind(a, b, directions=40, paired=paired)
-    monkeypatch.setattr("codegrid.evaluation.sliced.ENTRIES_AT_ONCE", 200)
+    monkeypatch.setattr("codegrid.evaluation.sliced.PROJECTIONS_AT_ONCE", 200)
     rows = torch.randperm(30)
     others = rows if paired else torch.randperm(30)
     again = mind(a[rows], b[others], directions=40, paired=paired)
