@@ -16,7 +16,7 @@ from codegrid.evaluation.distances import (
 )
 from codegrid.evaluation.features import Extractor
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
-from codegrid.evaluation.sliced import DIRECTIONS, mind
+from codegrid.evaluation.sliced import MIND_DIRECTIONS, mind
 from codegrid.evaluation.units import ShownColours
 
 KID_SUBSETS = 100
@@ -128,7 +128,7 @@ class FeatureSet:
             return
         estimate = mind(real, fake, paired=paired)
         about = self.provenance(real, fake)
-        sheet.add(name, estimate.value, estimate.interval(least=0), **about, directions=DIRECTIONS)
+        sheet.add(name, estimate.value, estimate.interval(least=0), **about, directions=MIND_DIRECTIONS)
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""

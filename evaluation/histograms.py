@@ -1,5 +1,7 @@
 """How far apart the codes of two sets of images are, by how often each code occurs."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ def histogram_distance(a: Tensor, b: Tensor) -> float:
     return float(distances @ shares)
 
 
-def mixed_distance(a: NDArray[np.integer], b: NDArray[np.integer], code_use: CodebookUse) -> float:
+def mixed_distance(a: NDArray[Any], b: NDArray[Any], code_use: CodebookUse) -> float:
     """The histogram distance between the codes of images a (n, ...) and b (m, ...) if both sets were of one distribution: the
     mean over random divisions of all images in sets of n and m. `code_use` is what counts codes; its counts are reset.
 
@@ -36,14 +38,14 @@ def mixed_distance(a: NDArray[np.integer], b: NDArray[np.integer], code_use: Cod
     for _ in range(MIXTURES):
         order = random.permutation(len(codes))
         first, second = (
-            count_codes(codes[rows].reshape(-1, *a.shape[1:]), code_use)
+            tally_codes(codes[rows].reshape(-1, *a.shape[1:]), code_use)
             for rows in (order[: len(a)], order[len(a) :])
         )
         total += histogram_distance(first, second)
     return total / MIXTURES
 
 
-def count_codes(codes: NDArray[np.integer], code_use: CodebookUse) -> Tensor:
+def tally_codes(codes: NDArray[Any], code_use: CodebookUse) -> Tensor:
     """How often each code occurs in images (n, ...), (parts, K) int64; the counts of `code_use` are reset."""
     code_use.reset()
     code_use.update(torch.from_numpy(codes.astype(np.int64)))

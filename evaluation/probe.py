@@ -12,7 +12,7 @@ from torch import Tensor
 
 MAX_FEATURES = 2048
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the squared weights, beside the mean cross-entropy
-HELD_OUT = 5  # one image in so many chooses the penalty
+HELD_OUT_EVERY = 5  # one image in so many chooses the penalty
 MAX_ITERATIONS = 200
 
 
@@ -63,20 +63,20 @@ def fit_probe(
     """
     mean, spread = features.double().mean(0), features.double().std(0, correction=0)
     x = standardise_by(features, mean, spread)
-    held_out = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+    held_out = torch.arange(len(x)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     chosen = penalties[0]
     if len(penalties) > 1 and held_out.any():
         most, start = -1, None
         for penalty in sorted(penalties, reverse=True):
             start = minimise_loss(x[~held_out], labels[~held_out], classes, penalty, start)
-            right = int((apply(start, x[held_out]).argmax(1) == labels[held_out]).sum())
+            right = int((linear_logits(start, x[held_out]).argmax(1) == labels[held_out]).sum())
             if right > most:
                 most, chosen = right, penalty
     solution = minimise_loss(x, labels, classes, chosen)
     return LinearProbe(mean, spread, solution[:-1], solution[-1], chosen)
 
 
-def apply(solution: Tensor, x: Tensor) -> Tensor:
+def linear_logits(solution: Tensor, x: Tensor) -> Tensor:
     """Logits (n, classes) of features x (n, D) by weights with the bias as their last row, (D + 1, classes)."""
     return x @ solution[:-1] + solution[-1]
 
@@ -90,7 +90,7 @@ def minimise_loss(
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         solution = torch.from_numpy(flat).view(shape)
-        log_p = apply(solution, x).log_softmax(1)
+        log_p = linear_logits(solution, x).log_softmax(1)
         loss = -(targets * log_p).sum(1).mean() + penalty / 2 * solution[:-1].square().sum()
         errors = (log_p.exp() - targets) / len(x)
         gradient = torch.cat([x.t() @ errors + penalty * solution[:-1], errors.sum(0)[None]])
@@ -104,4 +104,5 @@ def minimise_loss(
         method="L-BFGS-B",
         options={"maxiter": MAX_ITERATIONS, "gtol": 1e-6, "ftol": 1e-10},
     )
-    return torch.from_numpy(result.x).view(shape)
+    flat: NDArray[np.float64] = result.x
+    return torch.from_numpy(flat).view(shape)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from codegrid.evaluation.intervals import Estimate
 
-DIRECTIONS = 1000
-SEED = 2020  # of the directions
+MIND_DIRECTIONS = 1000
+MIND_SEED = 2020  # of the directions
 PROJECTIONS_AT_ONCE = 2**20  # numbers; their computation takes some 60 MB
 
 
 def mind(
     a: Tensor,
     b: Tensor,
-    directions: int = DIRECTIONS,
-    seed: int = SEED,
+    directions: int = MIND_DIRECTIONS,
+    seed: int = MIND_SEED,
     paired: bool = False,
 ) -> Estimate:
     """3 D times the mean over random directions of the squared Wasserstein distance between the projections of a (n, D) and of

@@ -21,7 +21,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.precision import autocast
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from codegrid.evaluation.histograms import count_codes, histogram_distance, mixed_distance
+from codegrid.evaluation.histograms import tally_codes, histogram_distance, mixed_distance
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
@@ -279,7 +279,7 @@ class PriorJudge:
             "codes": tokenizer.fingerprint_codes(),
             "library": library_versions("torch"),
         }
-        real, drawn = (count_codes(codes, code_use) for codes in both)
+        real, drawn = (tally_codes(codes, code_use) for codes in both)
         sheet.add("chd", histogram_distance(real, drawn), **about)
         sheet.add("chd_mixed", mixed_distance(*both, code_use), **about)
 

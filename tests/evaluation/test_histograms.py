@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from codegrid.evaluation.codebook import CodebookUse
-from codegrid.evaluation.histograms import count_codes, histogram_distance, mixed_distance
+from codegrid.evaluation.histograms import tally_codes, histogram_distance, mixed_distance
 
 K = 12
 
@@ -23,7 +23,7 @@ def draw(n: int, seed: int, shape: tuple[int, ...] = (4, 4), tilt: float = 0.0) 
 
 
 def measure(a: NDArray[np.int64], b: NDArray[np.int64], code_use: CodebookUse) -> float:
-    return histogram_distance(count_codes(a, code_use), count_codes(b, code_use))
+    return histogram_distance(tally_codes(a, code_use), tally_codes(b, code_use))
 
 
 def measure_slowly(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
@@ -86,5 +86,5 @@ def test_the_order_of_images_changes_nothing_where_many_are_the_same_either() ->
 
 def test_sixteen_bit_codes_are_counted_like_others() -> None:
     a = draw(5, 0)
-    counts = count_codes(a.astype(np.uint16), CodebookUse(K))
+    counts = tally_codes(a.astype(np.uint16), CodebookUse(K))
     assert torch.equal(counts[0], torch.from_numpy(np.bincount(a.ravel(), minlength=K)))
