@@ -50,10 +50,10 @@ def test_the_penalty_is_small_where_weights_must_be_large_and_large_among_noise(
     base = torch.randn(100)
     difference = torch.stack([base, base + 0.1 * (labels - 0.5)], 1)  # of two features that are nearly the same
     probe = fit_probe(difference, labels, 2)
-    assert probe.penalty == 0.001
+    assert probe.penalty <= 0.01
     assert (probe.predict(difference) == labels).double().mean() > 0.95
     noisy = torch.cat([labels[:, None] + torch.randn(100, 1), torch.randn(100, 300)], 1)
-    assert fit_probe(noisy, labels, 2).penalty > 0.001
+    assert fit_probe(noisy, labels, 2).penalty > probe.penalty
 
 
 def test_the_unit_of_a_feature_and_a_feature_that_never_changes_do_not_matter() -> None:
