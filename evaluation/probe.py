@@ -49,8 +49,8 @@ class LinearProbe:
 
 def standardise_by(features: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
     """Features (n, D) at mean 0 and spread 1, float64; those that never change stay 0."""
-    centred = features.double() - mean
-    return torch.where(spread > 1e-6 * spread.max(), centred / spread, 0.0)
+    changes = spread > 1e-6 * (mean.abs() + spread)  # more than by rounding
+    return torch.where(changes, (features.double() - mean) / spread, 0.0)
 
 
 def fit_probe(
