@@ -12,7 +12,7 @@ from torch import Tensor
 
 MAX_FEATURES = 2048
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the squared weights, beside the mean cross-entropy
-HELD_OUT_EVERY = 5  # one image in so many chooses the penalty
+HELD_OUT_SHARE = 0.2  # of the images, at random, which choose the penalty
 MAX_ITERATIONS = 200
 
 
@@ -59,11 +59,13 @@ def fit_probe(
     """The probe that learns from features (n, D) and their labels (n,) int64 in [0, classes).
 
     Minimises the mean cross-entropy plus penalty / 2 times the squared weights, a convex problem, by L-BFGS. The penalty is the
-    one whose probe gets most of every fifth image right after learning from the others; of equal ones the largest.
+    one whose probe gets most of a fifth of the images right after learning from the others; of equal ones the largest.
     """
     mean, spread = features.double().mean(0), features.double().std(0, correction=0)
     x = standardise_by(features, mean, spread)
-    held_out = torch.arange(len(x)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    held_out = torch.zeros(len(x), dtype=torch.bool)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    held_out[order[: int(HELD_OUT_SHARE * len(x))]] = True
     chosen = penalties[0]
     if len(penalties) > 1 and held_out.any():
         most, start = -1, None
