@@ -128,7 +128,9 @@ class FeatureSet:
             return
         estimate = mind(real, fake, paired=paired)
         about = self.provenance(real, fake)
-        sheet.add(name, estimate.value, estimate.interval(least=0), **about, directions=MIND_DIRECTIONS)
+        sheet.add(
+            name, estimate.value, estimate.interval(least=0), **about, directions=MIND_DIRECTIONS
+        )
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""

@@ -44,7 +44,9 @@ class LinearProbe:
 
     def predict(self, features: Tensor) -> Tensor:
         """The numbers of the classes (n,) int64 of features (n, D)."""
-        return (standardise_by(features, self.mean, self.spread) @ self.weights + self.bias).argmax(1)
+        return (standardise_by(features, self.mean, self.spread) @ self.weights + self.bias).argmax(
+            1
+        )
 
 
 def standardise_by(features: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

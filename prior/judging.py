@@ -21,7 +21,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.precision import autocast
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
-from codegrid.evaluation.histograms import tally_codes, histogram_distance, mixed_distance
+from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,

@@ -1,4 +1,4 @@
-"""Reconstructions from perturbed codes, and their Fréchet distance (pFID): how well a decoder takes codes that a prior gets wrong."""
+"""Reconstructions from perturbed codes, and their Fréchet distance (pFID): how a decoder takes codes that a prior gets wrong."""
 
 import hashlib
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def number_codebooks(quantizer: Quantizer, length: int) -> Tensor:
 
 
 class PerturbedJudge:
-    """Measures reconstructions from perturbed codes, batch by batch (pFID, Qiu et al. 2025, Image Tokenizer Needs Post-Training)."""
+    """Measures reconstructions from perturbed codes, batch by batch (Qiu et al. 2025, Image Tokenizer Needs Post-Training: pFID)."""
 
     def __init__(
         self,

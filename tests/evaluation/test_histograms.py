@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from codegrid.evaluation.codebook import CodebookUse
-from codegrid.evaluation.histograms import tally_codes, histogram_distance, mixed_distance
+from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 
 K = 12
 
 
-def draw(n: int, seed: int, shape: tuple[int, ...] = (4, 4), tilt: float = 0.0) -> NDArray[np.int64]:
+def draw(
+    n: int, seed: int, shape: tuple[int, ...] = (4, 4), tilt: float = 0.0
+) -> NDArray[np.int64]:
     """Codes of images; with a tilt the first half of the codes is more frequent."""
     random = np.random.default_rng(seed)
     p = np.ones(K)

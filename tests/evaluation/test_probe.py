@@ -48,7 +48,9 @@ def test_separated_classes_are_learned_and_random_labels_are_not() -> None:
 def test_the_penalty_is_small_where_weights_must_be_large_and_large_among_noise() -> None:
     labels = torch.arange(100) % 2
     base = torch.randn(100)
-    difference = torch.stack([base, base + 0.1 * (labels - 0.5)], 1)  # of two features that are nearly the same
+    difference = torch.stack(
+        [base, base + 0.1 * (labels - 0.5)], 1
+    )  # of two features that are nearly the same
     probe = fit_probe(difference, labels, 2)
     assert probe.penalty <= 0.01
     assert (probe.predict(difference) == labels).double().mean() > 0.95
@@ -59,7 +61,9 @@ def test_the_penalty_is_small_where_weights_must_be_large_and_large_among_noise(
 def test_the_unit_of_a_feature_and_a_feature_that_never_changes_do_not_matter() -> None:
     features, labels = draw(80)
     expected = fit_probe(features, labels, 3).predict(features)
-    changed = torch.cat([features * torch.tensor([1e3, 1, 1, 1e-3, 1]), torch.full((80, 1), 5.0)], 1)
+    changed = torch.cat(
+        [features * torch.tensor([1e3, 1, 1, 1e-3, 1]), torch.full((80, 1), 5.0)], 1
+    )
     probe = fit_probe(changed, labels, 3)
     assert torch.equal(probe.predict(changed), expected)
     new = torch.cat([changed[:, :5], torch.full((80, 1), 6.0)], 1)  # nothing was learned of it

@@ -91,7 +91,9 @@ def test_samples_that_are_the_images_have_the_codes_of_the_images(
 def test_without_samples_there_is_no_histogram_of_them(judge: PriorJudge) -> None:
     judge.m = 0
     sheet = judge.measure_all()
-    assert sheet.absent["chd"] == sheet.absent["mind_proxy"] == "no samples are drawn with samples=0"
+    assert (
+        sheet.absent["chd"] == sheet.absent["mind_proxy"] == "no samples are drawn with samples=0"
+    )
 
 
 def test_pictures_of_a_prior_of_bands_show_the_chosen_channels(

@@ -147,7 +147,6 @@ def tokenizer(data: Noise) -> Tokenizer:
     return start(make_tokenizer(), data)
 
 
-@torch.no_grad()
 def test_pfid_is_the_distance_of_what_perturbed_codes_decode_to(
     data: Noise, tokenizer: Tokenizer
 ) -> None:
@@ -155,10 +154,11 @@ def test_pfid_is_the_distance_of_what_perturbed_codes_decode_to(
     judging.measure_all()
     sheet = judging.scores()
     x = data.preprocess(data.take_evenly("val", 24)[0])
-    codes = perturb_codes(tokenizer.quantizer, tokenizer.indices(x), 0.5, nearest=8)
     network = judging.feature_sets[1].extractor
-    images = (data.rules.to_pixels(each) for each in (x, tokenizer.decode_indices(codes)))
-    expected = frechet(*(network(each)[0] for each in images))
+    with torch.no_grad():
+        codes = perturb_codes(tokenizer.quantizer, tokenizer.indices(x), 0.5, nearest=8)
+        images = (data.rules.to_pixels(each) for each in (x, tokenizer.decode_indices(codes)))
+        expected = frechet(*(network(each)[0] for each in images))
     assert sheet.values["pfid_proxy"] == pytest.approx(expected, rel=1e-3)
     about = sheet.provenance["pfid_proxy"]
     assert (about["perturbed"], about["nearest"], about["n"]) == (0.5, 8, 24)
@@ -195,7 +195,9 @@ def test_reconstructions_that_are_no_numbers_have_no_pfid(
 ) -> None:
     """As pixels they would be black, which is an image like any other."""
     monkeypatch.setattr(
-        Tokenizer, "decode_indices", lambda self, codes: torch.full((len(codes), 3, 16, 16), torch.nan)
+        Tokenizer,
+        "decode_indices",
+        lambda self, codes: torch.full((len(codes), 3, 16, 16), torch.nan),
     )
     sheet = judge(tokenizer, data, perturb=0.5)
     assert sheet.absent["pfid_proxy"] == "reconstructions from perturbed codes are NaN"
@@ -212,5 +214,3 @@ def test_reconstructions_that_are_no_numbers_have_no_pfid(
 def test_settings_that_can_not_work_are_refused(setting: str, value: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         choose_settings(**{setting: value})
-
-
