@@ -96,12 +96,12 @@ class FeatureSet:
         sheet.add(
             names[1],
             estimate.value,
-            estimate.interval(),
             **about,
             subsets=KID_SUBSETS,
             subset=min(KID_SUBSET_SIZE, fewest),
             paired=paired,
         )
+        sheet.add_interval(names[1], estimate.interval())
 
     def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
         """Add the Fréchet distance alone, under this name."""
@@ -127,10 +127,9 @@ class FeatureSet:
             sheet.mark_absent(name, "it needs at least 2 images on each side")
             return
         estimate = mind(real, fake, paired=paired)
-        about = self.provenance(real, fake)
-        sheet.add(
-            name, estimate.value, estimate.interval(least=0), **about, directions=MIND_DIRECTIONS
-        )
+        about = {**self.provenance(real, fake), "directions": MIND_DIRECTIONS}
+        sheet.add(name, estimate.value, **about)
+        sheet.add_interval(name, estimate.interval(least=0))
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""

@@ -218,21 +218,18 @@ class ScoreSheet:
     absent: dict[str, str] = field(default_factory=dict)
     intervals: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(
-        self,
-        name: str,
-        value: float,
-        interval: tuple[float, float] | None = None,
-        **provenance: Any,
-    ) -> None:
+    def add(self, name: str, value: float, **provenance: Any) -> None:
         """Add a score, rounded to five significant digits. One that is no finite number is absent."""
         if math.isfinite(value):
             self.values[name] = value if isinstance(value, int) else float(f"{value:.5g}")
             self.provenance[name] = {**self.common, **provenance}
-            if interval is not None:
-                self.intervals[name] = [float(f"{end:.5g}") for end in interval]
         else:
             self.mark_absent(name, UNDEFINED.get(name) or explain_non_finite(value))
+
+    def add_interval(self, name: str, ends: tuple[float, float] | None) -> None:
+        """Add the 95% interval of a score that is there; None adds nothing."""
+        if ends is not None and self.values[name] is not None:
+            self.intervals[name] = [float(f"{end:.5g}") for end in ends]
 
     def mark_absent(self, name: str, reason: str) -> None:
         self.values[name] = None

@@ -56,7 +56,7 @@ def number_codebooks(quantizer: Quantizer, length: int) -> Tensor:
 
 
 class PerturbedJudge:
-    """Measures reconstructions from perturbed codes, batch by batch (Qiu et al. 2025, Image Tokenizer Needs Post-Training: pFID)."""
+    """Measures reconstructions from perturbed codes by batches (pFID: Qiu et al. 2025, Image Tokenizer Needs Post-Training)."""
 
     def __init__(
         self,

@@ -129,4 +129,5 @@ class ProbeJudge:
             "library": library_versions("scipy", "torch"),
         }
         for name, count in self.right.items():
-            sheet.add(name, count / self.n, share_interval(count, self.n), **about)
+            sheet.add(name, count / self.n, **about)
+            sheet.add_interval(name, share_interval(count, self.n))
