@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.precision import autocast
 
 EVALUATION_SPLITS = ("val", "train")
@@ -35,6 +35,9 @@ class EvaluationSettings:
     ratios: bool
     references: bool
     rates: bool | Sequence[int]
+    perturb: float
+    perturb_nearest: int
+    probe: int
     samples: int
     neighbours: bool
     validity: int
@@ -56,6 +59,9 @@ class EvaluationSettings:
         if not isinstance(self.rates, bool):
             for n in list_numbers(self.rates):
                 check_int("rates", n, 1)
+        check_range("perturb", self.perturb, 0, 1)
+        check_int("perturb_nearest", self.perturb_nearest, 1, "code")
+        check_int("probe", self.probe, 0, "images")
         check_int("show", self.show, 1, "image")
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")

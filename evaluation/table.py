@@ -36,6 +36,8 @@ def format_table(
             by_extractor.setdefault(describe_extractor(about), []).append(name)
         score = find_score(name)
         remark = refer_to(score, about).summary if score else ""
+        if ends := result.get("intervals", {}).get(name):
+            remark = f"95% in {format_number(ends[0])} to {format_number(ends[1])}; {remark}"
         if other is not None:
             remark = compare_score(name, result, other, remark)
         lines.append(f"{name:24}{format_number(result[name]):>10}  {remark}".rstrip())

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import identify_pixels
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import progress_bar
 from codegrid.engine.distributed import cluster_plugins
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.precision import autocast
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet, add_mean_ratio
+from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
@@ -203,8 +205,10 @@ class PriorJudge:
         sheet.common = {**sheet.common, **about}
         for feature_set in feature_sets:
             feature_set.add_distances(sheet, "gfid")
+            feature_set.add_mind(sheet)
             feature_set.add_variety(sheet)
         add_mean_ratio(sheet, "gfid", feature_sets)
+        self.add_histogram_scores(sheet)
         self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet
@@ -249,13 +253,41 @@ class PriorJudge:
             evenly = np.linspace(0, self.n - 1, self.m).astype(int)
             labels = self.codes.__getitems__(evenly.tolist())[1]
         first: list[Tensor] = []
+        self.sample_codes: list[Tensor] = []
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
             self.validity.add(batch)
+            self.sample_codes.append(self.encode_samples(batch))
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
                 first.append(batch.cpu())
         return torch.cat(first) if first else torch.empty(0)
+
+    @torch.no_grad()
+    def encode_samples(self, pixels: Tensor) -> Tensor:
+        """The codes of samples, pixels (b, C, H, W), in the precision in which `extract` encodes images."""
+        with autocast(self.settings.device):
+            return self.trained.tokenizer.indices(to_float(pixels)).cpu()
+
+    def add_histogram_scores(self, sheet: ScoreSheet) -> None:
+        """Add how far the codes of samples are from those of the images in how often each occurs."""
+        names = names_in_group("histogram")
+        if not self.m:
+            for name in names:
+                sheet.mark_absent(name, NO_SAMPLES)
+            return
+        tokenizer = self.trained.tokenizer
+        code_use = tokenizer.quantizer.make_code_use()
+        both = np.asarray(self.codes.values), torch.cat(self.sample_codes).numpy()
+        about = {
+            "n": self.m,
+            "n_reference": self.n,
+            "codes": tokenizer.fingerprint_codes(),
+            "library": library_versions("torch"),
+        }
+        real, drawn = (tally_codes(codes, code_use) for codes in both)
+        sheet.add("chd", histogram_distance(real, drawn), **about)
+        sheet.add("chd_mixed", mixed_distance(*both, code_use), **about)
 
     def add_neighbour_scores(self, sheet: ScoreSheet) -> Tensor | None:
         """Add how close samples are to training images; return a picture of the nearest ones, (3, H, W) uint8."""

@@ -40,6 +40,8 @@ from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram, part_name
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
+from vqgan.perturbing import PerturbedJudge
+from vqgan.probing import ProbeJudge
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.rates import RateJudge, write_rates
 from vqgan.tokenizer import Tokenizer
@@ -92,6 +94,8 @@ class TokenizerJudge:
             self.code_use = tokenizer.quantizer.make_code_use().to(settings.device)
         self.validity = ValidityJudge(images, settings.validity)
         self.rates = RateJudge(tokenizer, images, settings, self.feature_sets)
+        self.perturbed = PerturbedJudge(tokenizer, images, settings, self.feature_sets)
+        self.probe = ProbeJudge(tokenizer, images, settings)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
         self.n = 0
@@ -118,6 +122,8 @@ class TokenizerJudge:
         if self.code_use is not None and indices is not None:
             self.code_use.update(indices)
             self.rates.update(x, indices)
+            self.perturbed.update(indices)
+            self.probe.update(x, indices)
 
     def rank_by_error(self) -> dict[str, Tensor]:
         """The indices of the `show` worst and of the `show` best reconstructions by mean squared error.
@@ -137,7 +143,11 @@ class TokenizerJudge:
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
+            feature_set.add_mind(sheet, paired=True)
         add_mean_ratio(sheet, "rfid", self.feature_sets)
+        self.perturbed.add_scores(sheet)
+        add_mean_ratio(sheet, "pfid", self.feature_sets)
+        self.probe.add_scores(sheet)
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:

@@ -154,7 +154,7 @@ class RateJudge:
             for name, value in fidelity.compute().items():
                 sheet.add(name, float(value))
             for feature_set in feature_sets:
-                feature_set.add_distances(sheet, "rfid", paired=True)
+                feature_set.add_frechet(sheet, "rfid")
             rows.append(rate.describe(self.tokenizer, pixel_bits) | select_scores(sheet))
         last = [Rate().describe(self.tokenizer, pixel_bits) | select_scores(whole)] if rows else []
         return [*rows, *last]

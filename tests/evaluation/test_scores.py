@@ -53,6 +53,25 @@ def result(run: str, psnr: float | None, **changed: Any) -> dict[str, Any]:
     }
 
 
+def test_an_interval_stands_beside_its_score_and_not_in_its_provenance() -> None:
+    scores = ScoreSheet(ABOUT)
+    for name, value, ends in (
+        ("kid", 0.01, (0.0087654321, 0.0112)),
+        ("rfid", 2.5, None),
+        ("mind", math.nan, (0.0, 1.0)),
+    ):
+        scores.add(name, value, subsets=1)
+        scores.add_interval(name, ends)
+    assert scores.describe()["intervals"] == {"kid": [0.0087654, 0.0112]}
+    assert scores.provenance["kid"] == {**ABOUT, "subsets": 1}
+    # Two evaluations differ in it, and are compared all the same.
+    other = ScoreSheet(ABOUT)
+    other.add("kid", 0.02, subsets=1)
+    other.add_interval("kid", (0.01, 0.03))
+    both = [{"run": "a", **sheet.values, **sheet.describe()} for sheet in (scores, other)]
+    assert score_difference("kid", both[1], both[0]) == pytest.approx(0.01)
+
+
 def test_scores_of_equal_provenance_are_compared() -> None:
     assert score_difference("psnr", result("a", 23.5), result("b", 21.0)) == 2.5
     check_comparable("psnr", [result(name, 20.0) for name in "abc"])

@@ -106,6 +106,9 @@ class MultiScaleResidual(Quantizer):
         self.scales.bind(grid)
         self._complete()
 
+    def list_codebooks(self) -> list[Quantizer]:
+        return [self.codebook_of(k) for k in range(len(self.lengths))]
+
     def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
         """The codebook of each scale with its output there: a shared one comes once for each scale."""
         return [(self.codebook_of(k), part) for k, part in enumerate(q.parts)]
