@@ -39,7 +39,8 @@ def make_feature_sets(
     feature_sets: list[FeatureSet] = [AbsentFeatureSet("", "left out with inception=false")]
     if settings.inception:
         try:
-            feature_sets = [FeatureSet(Inception(settings.fetch).to(device), "", colours)]
+            inception = Inception(settings.fetch, settings.features_dir).to(device)
+            feature_sets = [FeatureSet(inception, "", colours)]
         except InputError as error:
             feature_sets = [AbsentFeatureSet("", str(error))]
     if settings.proxy:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +30,12 @@ class EvaluationSettings:
     compare_to: str | None
     inception: bool
     proxy: int
+    networks: Mapping[str, Mapping[str, Any]]
     features: str | None
+    features_dir: str | None
     lpips: str | None
     fetch: bool
+    ratios: bool
     references: bool
     rates: bool | Sequence[int]
     samples: int | str
@@ -50,6 +54,10 @@ class EvaluationSettings:
         if self.precision not in EVALUATION_PRECISIONS:
             raise InputError(
                 f"precision={self.precision} must be one of {', '.join(EVALUATION_PRECISIONS)}"
+            )
+        if self.features_dir is not None and not Path(self.features_dir).expanduser().is_dir():
+            raise InputError(
+                f"features_dir={self.features_dir} is no folder; give one that holds files of weights"
             )
         if not isinstance(self.rates, bool):
             for n in list_numbers(self.rates):

@@ -14,6 +14,7 @@ from prior.decoding.sampling import Sampler
 from prior.judging import PriorJudge
 from prior.prior import Prior
 from tests.helpers.bands import Bands
+from tests.helpers.evaluation import choose_settings
 from tests.helpers.priors import make_prior
 from tests.helpers.stage1 import make_tokenizer
 
@@ -21,12 +22,7 @@ SIZE, GRID, K = (24, 40), (6, 10), 16
 
 
 def settings(**changed: Any) -> EvaluationSettings:
-    chosen = {
-        "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
-        "inception": False, "proxy": 2, "features": None, "lpips": None, "fetch": False, "references": False, "samples": 9,
-        "neighbours": True, "rates": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
-    }  # fmt: skip
-    return EvaluationSettings(**chosen)
+    return choose_settings(**{"proxy": 2, "samples": 9, "neighbours": True, **changed})
 
 
 @pytest.fixture

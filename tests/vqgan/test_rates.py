@@ -17,9 +17,9 @@ from torch import Tensor
 from codegrid.data.images import to_uint8
 from codegrid.engine.errors import InputError
 from codegrid.engine.module import ClockedModule
-from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.table import format_rates
 from tests.helpers.commands import QUICK, TINY, Command
+from tests.helpers.evaluation import choose_settings
 from tests.helpers.parts import make
 from tests.helpers.stage1 import Noise, lightning_warnings, make_tokenizer
 from vqgan.judging import TokenizerJudge
@@ -237,15 +237,6 @@ def test_numbers_that_are_no_rate_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         list_rates(tokenizer, wanted)
-
-
-def choose_settings(**changed: Any) -> EvaluationSettings:
-    chosen = {
-        "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
-        "inception": False, "proxy": 0, "features": None, "lpips": None, "fetch": False, "references": True, "rates": True,
-        "samples": 0, "neighbours": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
-    }  # fmt: skip
-    return EvaluationSettings(**chosen)
 
 
 @pytest.mark.parametrize("rates", ["all", 3, [0], [1.5], [True]])
