@@ -215,10 +215,10 @@ def _add_tokens(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _add_evaluation(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes and the curve of rates, which earlier
-    versions did not have."""
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, the curve of rates and the reference, which
+    earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
-    earlier = {"validity": 0, "rates": False}
+    earlier = {"validity": 0, "rates": False, "reference": None, "rounding": None}
     return {**node, **{k: v for k, v in earlier.items() if k not in node}} if evaluates else node
 
 

@@ -46,7 +46,6 @@ class EvaluationSettings:
     precision: str
     show: int
     batch_size: int
-    cache_dir: str
 
     def __post_init__(self) -> None:
         if self.split not in EVALUATION_SPLITS:

@@ -16,6 +16,8 @@ from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES, RATES
 from codegrid.engine.sizes import write_size
+from codegrid.evaluation.adm.judging import judge_run
+from codegrid.evaluation.adm.reference import AdmReference
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
 from codegrid.evaluation.judging import (
@@ -74,11 +76,13 @@ class TokenizerJudge:
         images: ImageDataModule,
         settings: EvaluationSettings,
         own: TorchScriptNetwork | None,
+        reference: AdmReference | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.images = images
         self.settings = settings
         self.feature_sets = make_feature_sets(settings, images, own)
+        self.adm = judge_run(reference, images)
         self.depth = images.rules.depth
         self.colours = ShownColours.of(images)
         self.lpips, self.lpips_absent = load_lpips(settings.lpips, settings.fetch)
@@ -109,6 +113,7 @@ class TokenizerJudge:
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
+        self.adm.add(x_hat)
         self.fidelity.update(to_float(x), to_float(x_hat), self.depth)
         errors = (x.float() - x_hat.float()).square().mean((1, 2, 3))
         self.errors.append(floor_squared_error(errors).cpu())
@@ -136,6 +141,7 @@ class TokenizerJudge:
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
+        self.adm.add_scores(sheet)
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:

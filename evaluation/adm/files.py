@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,9 @@ IMAGES_ARRAY = "arr_0"
 SAMPLES_FILE = "samples.npz"  # of a run folder of stage=sample
 POOL_STATISTICS = ("mu", "sigma")  # mean and covariance of the pooled features
 SPATIAL_STATISTICS = ("mu_s", "sigma_s")  # of the spatial ones
-DAMAGES = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError, UnreadableImage)
+DAMAGES = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, UnreadableImage,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class AdmFile:
                 if IMAGES_ARRAY in arrays:
                     with archive.open(f"{IMAGES_ARRAY}.npy") as member:
                         header = read_header(member)
-                    shape = check_images(setting, header.shape, header.dtype)
+                    shape = check_image_array(setting, header.shape, header.dtype)
             statistics = read_statistics(path, arrays)
         except DAMAGES as error:
             if isinstance(error, InputError):
@@ -110,7 +113,7 @@ class AdmFile:
                     return
                 for first in range(0, self.num_images, batch_size):
                     shape = (min(batch_size, self.num_images - first), *self.shape[1:])
-                    pixels = torch.from_numpy(read_rows(file, shape))
+                    pixels = torch.from_numpy(read_pixels(file, shape))
                     yield pixels.permute(0, 3, 1, 2).contiguous()
                 file.read(1)  # the end, at which the checksum is compared
         except DAMAGES as error:
@@ -138,7 +141,7 @@ class AdmFile:
         return sha256.hexdigest()[:12]
 
 
-def check_images(
+def check_image_array(
     setting: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> tuple[int, int, int, int]:
     """The shape of arr_0; InputError unless it is one of 8-bit images in RGB."""
@@ -154,7 +157,7 @@ def check_images(
     raise InputError(what)
 
 
-def read_rows(file: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def read_pixels(file: IO[bytes], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """The next rows of an array of uint8, of this shape. Raises EOFError if fewer are there."""
     content = bytearray(file.read(int(np.prod(shape))))
     if len(content) < np.prod(shape):

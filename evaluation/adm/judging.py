@@ -9,7 +9,7 @@ from torch import Tensor
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.adm.files import AdmFile
-from codegrid.evaluation.adm.manifold import BLOCK, measure_manifolds
+from codegrid.evaluation.adm.manifold import MANIFOLD_BLOCK, measure_manifolds
 from codegrid.evaluation.adm.network import AdmNetwork
 from codegrid.evaluation.adm.reference import MANIFOLDS, AdmReference, AdmSide, ImageFeatures
 from codegrid.evaluation.distances import frechet_of_moments, score_part
@@ -134,7 +134,7 @@ class AdmJudge:
         values = measure_manifolds(*features, ADM_NEIGHBOURS)
         how = {
             "neighbours": ADM_NEIGHBOURS,
-            "distances": f"float16, or float32 in blocks of {BLOCK:,} where one is infinite",
+            "distances": f"float16, or float32 in blocks of {MANIFOLD_BLOCK:,} where one is infinite",
         }
         for name, value in zip(MANIFOLDS, values, strict=True):
             sheet.add(name, value, **about, **how, **reference.about[name])
@@ -168,16 +168,15 @@ def make_adm_judge(
     """What compares images with a reference; one without scores if there is none, or no network."""
     if reference is None:
         return AbsentAdmJudge()
+    settings = reference.settings
     try:
-        network = AdmNetwork(Inception(reference.settings.fetch))
+        network = AdmNetwork(Inception(settings.fetch, settings.features_dir))
     except InputError as error:
         return AbsentAdmJudge(str(error))
-    return AdmJudge(reference, network.to(reference.settings.device), rounding, size, colours)
+    return AdmJudge(reference, network.to(settings.device), rounding, size, colours)
 
 
-def judge_run(
-    reference: AdmReference | None, images: ImageDataModule
-) -> AdmJudge | AbsentAdmJudge:
+def judge_run(reference: AdmReference | None, images: ImageDataModule) -> AdmJudge | AbsentAdmJudge:
     """The judge of samples or reconstructions of a model of these images, which are rounded to the nearest whole numbers."""
     size = [images.channels, *images.image_size]
     return make_adm_judge(reference, "nearest", size, ShownColours.of(images))

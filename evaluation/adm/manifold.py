@@ -7,40 +7,40 @@ from torch import Tensor
 
 from codegrid.evaluation.distances import ENTRIES_AT_ONCE
 
-BLOCK = 10_000  # rows of both sets that the evaluator compares in one precision
+MANIFOLD_BLOCK = 10_000  # rows of both sets that the evaluator compares in one precision
 SAFE_NORM = 16_000.0  # from squared norms up to this no sum of a distance exceeds float16's 65,504
 
 
 def measure_manifolds(reference: Tensor, samples: Tensor, k: int = 3) -> tuple[float, float]:
     """Precision and recall (Kynkäänniemi et al. 2019, eq. 1-2) of features (n, D) and (m, D), as ADM's evaluator has them.
 
-    The evaluator measures squared distances in float16, in float32 for blocks of 10,000 x 10,000 in which one is not finite, and
-    takes the k-th nearest neighbour beside the point itself, whose distance to itself may be rounded. Here products and norms are
-    summed in float32 and then rounded to float16, as GPUs do; TensorFlow leaves the order of its sums to the device.
+    The evaluator measures squared distances in float16, or in float32 for a block of 10,000 x 10,000 in which one is not finite.
+    The radius of a point is the (k + 1)-th smallest distance in its row; its own, which is 0 but for rounding, is one of them. Here
+    norms and products are summed in float32 and then rounded to float16, as GPUs do; TensorFlow leaves its sums to the device.
     """
-    reach_of_reference, reach_of_samples = (
-        measure_reach(features, k) for features in (reference, samples)
+    radii_of_reference, radii_of_samples = (
+        measure_radii(features, k) for features in (reference, samples)
     )
     is_recalled = torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     is_precise = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
-    for first in range(0, len(reference), BLOCK):
-        u = reference[first : first + BLOCK]
-        for start in range(0, len(samples), BLOCK):
-            columns = slice(start, start + BLOCK)
+    for first in range(0, len(reference), MANIFOLD_BLOCK):
+        u = reference[first : first + MANIFOLD_BLOCK]
+        for start in range(0, len(samples), MANIFOLD_BLOCK):
+            columns = slice(start, start + MANIFOLD_BLOCK)
             v = samples[columns]
             for row, distances in iterate_distances(u, v):
                 rows = slice(first + row, first + row + len(distances))
-                is_recalled[rows] |= (distances <= reach_of_samples[columns]).any(1)
-                is_precise[columns] |= (distances <= reach_of_reference[rows, None]).any(0)
+                is_recalled[rows] |= (distances <= radii_of_samples[columns]).any(1)
+                is_precise[columns] |= (distances <= radii_of_reference[rows, None]).any(0)
     return float(is_precise.double().mean()), float(is_recalled.double().mean())
 
 
-def measure_reach(features: Tensor, k: int) -> Tensor:
-    """The squared distance from each of the features (n, D) to its k-th nearest neighbour, itself not counted, (n,)."""
-    reach = []
-    for rows in features.split(BLOCK):
+def measure_radii(features: Tensor, k: int) -> Tensor:
+    """The squared radii (n,) of the balls about features (n, D)."""
+    radii = []
+    for rows in features.split(MANIFOLD_BLOCK):
         nearest: Tensor | None = None
-        for columns in features.split(BLOCK):
+        for columns in features.split(MANIFOLD_BLOCK):
             few = min(k + 1, len(columns))
             parts = [
                 distances.topk(few, largest=False).values
@@ -51,8 +51,8 @@ def measure_reach(features: Tensor, k: int) -> Tensor:
                 candidates = torch.cat([nearest, candidates], 1)
             nearest = candidates.topk(min(k + 1, candidates.shape[1]), largest=False).values
         assert nearest is not None
-        reach.append(nearest.amax(1))
-    return torch.cat(reach)
+        radii.append(nearest.amax(1))
+    return torch.cat(radii)
 
 
 def iterate_distances(u: Tensor, v: Tensor) -> Iterator[tuple[int, Tensor]]:

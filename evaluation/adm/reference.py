@@ -115,12 +115,18 @@ class AdmSide:
 
 
 class AdmReference:
-    """What `reference` names: an .npz, or a split of the images. Raises InputError for what can't be read."""
+    """What `settings.reference` names: an .npz, or a split of the images; its features are cached in `cache_dir`.
 
-    def __init__(self, settings: EvaluationSettings, images: ImageDataModule | None) -> None:
+    Raises InputError for what can't be read.
+    """
+
+    def __init__(
+        self, settings: EvaluationSettings, images: ImageDataModule | None, cache_dir: str
+    ) -> None:
         assert settings.reference is not None
         self.settings = settings
         self.images = images
+        self.cache_dir = cache_dir
         self.split: str | None = None
         self.file: AdmFile | None = None
         if settings.reference not in EVALUATION_SPLITS:
@@ -169,7 +175,7 @@ class AdmReference:
                 arrays[name][:] = value.cpu().numpy()
 
         key = {"images": identity, "network": network.hash, "version": ADM_VERSION}
-        arrays, _ = load_or_fill(self.settings.cache_dir, "adm-reference", key, spec, fill)
+        arrays, _ = load_or_fill(self.cache_dir, "adm-reference", key, spec, fill)
         loaded = {name: torch.tensor(arrays[name]) for name in spec}
         side.pool = loaded["pool"]
         side.moments = {
@@ -223,7 +229,7 @@ def check_network(file: AdmFile) -> None:
 
 
 def open_reference(
-    settings: EvaluationSettings, images: ImageDataModule | None
+    settings: EvaluationSettings, images: ImageDataModule | None, cache_dir: str
 ) -> AdmReference | None:
-    """What `reference` names, if anything; InputError if it can't be read."""
-    return None if settings.reference is None else AdmReference(settings, images)
+    """What `settings.reference` names, if anything; InputError if it can't be read."""
+    return None if settings.reference is None else AdmReference(settings, images, cache_dir)

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.engine.console import progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.adm.judging import AbsentAdmJudge, AdmJudge, make_adm_judge
@@ -28,7 +29,9 @@ class SamplesJudge:
     compare them with, or if a file can't be read.
     """
 
-    def __init__(self, settings: EvaluationSettings, images: ImageDataModule | None) -> None:
+    def __init__(
+        self, settings: EvaluationSettings, images: ImageDataModule | None, cache_dir: str
+    ) -> None:
         assert isinstance(settings.samples, str)
         self.settings = settings
         self.images = images
@@ -41,7 +44,7 @@ class SamplesJudge:
                 f"{self.file.setting} has nothing to be compared with; add reference=<an .npz>, ckpt=<a run of the same images>, "
                 "or both"
             )
-        self.reference = open_reference(settings, images)
+        self.reference = open_reference(settings, images, cache_dir)
         self.rounding = settings.rounding or ("nearest" if self.file.is_own else "unknown")
         self.feature_sets: list[FeatureSet] = []
         if images is not None:
@@ -63,10 +66,12 @@ class SamplesJudge:
         about = self.add_references() if self.images else {"size": self.file.size}
         common = {"judged": "samples", "rounding": self.rounding}
         sheet = ScoreSheet({**about, **common})
-        for batch in self.file.iterate_batches(self.settings.batch_size):
-            self.adm.add(batch)
-            for feature_set in self.feature_sets:
-                feature_set.add("judged", self.as_images(batch).to(self.settings.device))
+        with progress_bar(self.file.num_images, "samples") as bar:
+            for batch in self.file.iterate_batches(self.settings.batch_size):
+                self.adm.add(batch)
+                for feature_set in self.feature_sets:
+                    feature_set.add("judged", self.as_images(batch).to(self.settings.device))
+                bar.update(len(batch))
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "gfid")
             feature_set.add_variety(sheet)
@@ -93,6 +98,11 @@ class SamplesJudge:
             raise InputError(f"{self.file.setting} has colours, and the images of ckpt are grey")
         return batch[:, :1]
 
+    @property
+    def name(self) -> str:
+        """The name of the file, or of the run folder of stage=sample that it is in."""
+        return self.file.path.resolve().parent.name if self.file.is_own else self.file.path.stem
+
     def describe_file(self) -> dict[str, Any]:
         """What the result says about the files."""
         return {
@@ -100,7 +110,6 @@ class SamplesJudge:
             "file": str(self.file.path),
             "size": self.file.size,
             "rounding": self.rounding,
-            "reference": self.reference.title if self.reference else None,
         }
 
 

@@ -1,6 +1,5 @@
 """stage=evaluate of samples in a file, of any model."""
 
-from pathlib import Path
 from typing import Any
 
 from codegrid.data.datamodule import ImageDataModule
@@ -22,13 +21,12 @@ from vqgan.load import load_images, load_tokenizer
 def evaluate_samples(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
     """Score the samples in an .npz against `reference`, and with `ckpt` against the images of that run."""
     images = open_images(run, settings)
-    judge = SamplesJudge(settings, images)
+    judge = SamplesJudge(settings, images, run.config.cache_dir)
     other = read_comparison(settings, "samples")
-    name = Path(judge.file.path).stem
     if run.is_dry:
-        return run.preview(name, f"score the {judge.file.num_images:,} images of {judge.file.path} in")
+        return run.preview(judge.name, f"score {judge.file.num_images:,} images of {judge.file.path} in")
     judge.load_networks()
-    folder = run.start(name)
+    folder = run.start(judge.name)
     with deterministic_float32():
         sheet = judge.measure_all()
     result = {
