@@ -59,9 +59,8 @@ class AdmJudge:
         moments = {name: each.compute() for name, each in self.judged.moments.items()}
         judged = AdmSide(moments, pool)
         about = self.provenance(len(pool))
-        if stored is not None and stored.statistics:
+        if stored is not None:
             judged.take_stored(stored)
-            about["judged_statistics"] = "mu and sigma of its npz"
         reference = self.reference.load(self.network)
         self._add_distances(sheet, reference, judged, about)
         self._add_inception_score(sheet, logits, about)
@@ -97,15 +96,17 @@ class AdmJudge:
                 judged.moments_on(name, device), reference.moments_on(name, device)
             )
             how = {"features": layer, "covariance": "divided by n - 1, float64"}
+            if name in judged.stored:
+                how["judged_statistics"] = "those in the file of the samples"
             sheet.add(name, distance, **about, **how, **reference.about[name])
 
     def _explain_absence(self, name: str, reference: AdmSide, judged: AdmSide) -> str:
         """Why there is no such Fréchet distance; empty if there is."""
-        for side, title in ((reference, self.reference.title), (judged, "the file of the samples")):
+        sides = ((reference, self.reference.title), (judged, "the file of the samples"))
+        for side, title in sides:
             if name not in side.moments:
                 return f"{title} has mu and sigma without mu_s and sigma_s"
-        is_computed = reference.about[name]["n_reference"] is not None
-        few = judged.n < 2 or (is_computed and reference.n < 2)
+        few = any(name not in side.stored and side.n < 2 for side, _ in sides)
         return "it needs at least 2 images on each side" if few else ""
 
     def _add_inception_score(

@@ -78,11 +78,13 @@ class AdmSide:
     moments  those behind each Fréchet distance, by the score's name
     pool     the pooled features of its images (n, 2048), None for statistics alone
     about    what the provenance of a score says of this set as the reference, by the score's name
+    stored   the scores whose moments a file holds
     """
 
     moments: dict[str, Moments] = field(default_factory=dict)
     pool: Tensor | None = None
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: set[str] = field(default_factory=set)
 
     @property
     def n(self) -> int:
@@ -107,6 +109,7 @@ class AdmSide:
                 continue
             mean, covariance = (torch.from_numpy(file.statistics[name]) for name in names)
             self.moments[score] = mean, covariance
+            self.stored.add(score)
             self.about[score] = {
                 "reference": f"{names[0]} and {names[1]} of an npz",
                 "reference_hash": file.hash_statistics(names),

@@ -24,7 +24,9 @@ def evaluate_samples(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
     judge = SamplesJudge(settings, images, run.config.cache_dir)
     other = read_comparison(settings, "samples")
     if run.is_dry:
-        return run.preview(judge.name, f"score {judge.file.num_images:,} images of {judge.file.path} in")
+        return run.preview(
+            judge.name, f"score {judge.file.num_images:,} images of {judge.file.path} in"
+        )
     judge.load_networks()
     folder = run.start(judge.name)
     with deterministic_float32():

@@ -28,12 +28,12 @@ class SmallNetwork(nn.Module):
         self.scale = scale
 
     def forward(self, images: Tensor) -> AdmFeatures:
-        x = images.expand(-1, 3, -1, -1).float() / 32
+        x = images.expand(-1, 3, -1, -1).float() / 32 - 4
         h, w = x.shape[2] // 2, x.shape[3] // 2
         parts = [x[:, :, :h, :w], x[:, :, h:, :w], x[:, :, :h, w:], x[:, :, h:, w:]]
         means = torch.cat([part.mean((2, 3)) for part in parts], 1)
         pool = means @ self.pool * self.scale
-        return AdmFeatures(pool, means @ self.spatial, pool @ self.head / self.scale)
+        return AdmFeatures(pool, means @ self.spatial, pool @ self.head / (5 * self.scale))
 
 
 class NoWeights:

@@ -24,7 +24,7 @@ from tests.helpers.small_adm import (
     use_small_network,
 )
 
-REAL, FAKE = draw_pictures(60, 1), draw_pictures(40, 2) // 2 + 60
+REAL, FAKE = draw_pictures(60, 1), draw_pictures(40, 2) // 3 * 2 + 70
 NAMES = ("adm_fid", "adm_sfid", "adm_inception_score", "adm_precision", "adm_recall")
 
 
@@ -90,7 +90,9 @@ def test_the_scores_are_those_of_scipy_and_numpy_on_the_same_features(
     monkeypatch.setattr("codegrid.evaluation.adm.judging.ADM_SPLIT", 15)  # parts of 15, 15 and 10
     values = judge(reference, FAKE).values
     real, fake = features_of(REAL), features_of(FAKE)
-    assert values["adm_fid"] == pytest.approx(frechet_by_scipy(real["pool"], fake["pool"]), rel=1e-4)
+    assert values["adm_fid"] == pytest.approx(
+        frechet_by_scipy(real["pool"], fake["pool"]), rel=1e-4
+    )
     assert values["adm_sfid"] == pytest.approx(
         frechet_by_scipy(real["spatial"], fake["spatial"]), rel=1e-4
     )
@@ -183,7 +185,9 @@ def test_bare_statistics_give_distances_alone(tmp_path: Path, reference: str) ->
     np.savez(tmp_path / "two.npz", **two)  # type: ignore[arg-type]
     sheet = judge(str(tmp_path / "two.npz"), FAKE)
     assert sheet.values["adm_fid"] == bare.values["adm_fid"]
-    assert sheet.absent["adm_sfid"] == f"{tmp_path}/two.npz has mu and sigma without mu_s and sigma_s"
+    assert (
+        sheet.absent["adm_sfid"] == f"{tmp_path}/two.npz has mu and sigma without mu_s and sigma_s"
+    )
 
 
 def test_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -299,7 +303,9 @@ def test_running_moments_are_numpys_however_the_rows_come(sizes: tuple[int, ...]
         moments.add(part)
     mean, covariance = moments.compute()
     np.testing.assert_allclose(mean, rows.double().mean(0), rtol=1e-13)
-    np.testing.assert_allclose(covariance, np.cov(rows.double(), rowvar=False), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        covariance, np.cov(rows.double(), rowvar=False), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_without_a_reference_there_are_no_scores_and_without_weights_a_sentence(

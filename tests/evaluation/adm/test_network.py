@@ -1,6 +1,6 @@
 """The features of ADM's evaluator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_the_2023_spatial_features_are_rows_of_columns_of_the_first_seven_channe
 
 
 @pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inception]:
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Inception:
     """torch-fidelity's Inception with random weights, as if they were the real ones."""
     code = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     folder = tmp_path_factory.mktemp("weights")
@@ -62,10 +62,10 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inception]:
         network = kind("x", ["2048"])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # or features would fade from layer to layer
-            module.weight.fill_(1.5)
-            module.bias.uniform_(-0.2, 0.4)
+            module.weight.fill_(2.45)  # of ReLUs after weights from U(-1, 1) / sqrt(fan_in)
+            module.bias.uniform_(-0.1, 0.1)
     torch.save(network.state_dict(), folder / INCEPTION)
-    yield Inception(fetch=False, folder=str(folder))
+    return Inception(fetch=False, folder=str(folder))
 
 
 def resize_as_tensorflow_1(image: NDArray[Any], side: int = 299) -> NDArray[Any]:
@@ -105,7 +105,6 @@ def run_by_hand(inception: Inception, images: Tensor) -> SimpleNamespace:
     return SimpleNamespace(pool=pool, spatial=spatial, logits=pool @ net.fc.weight.t())
 
 
-@pytest.mark.slow
 def test_features_are_those_of_torch_fidelitys_layers_one_by_one(inception: Inception) -> None:
     network = AdmNetwork(inception)
     images = torch.randint(256, (2, 3, 20, 28), dtype=torch.uint8)
@@ -129,5 +128,6 @@ def test_features_are_those_of_torch_fidelitys_layers_one_by_one(inception: Ince
     # A resize that centres pixels is another one: this is what makes ports differ.
     centred = F.interpolate(images.float(), 299, mode="bilinear").round().to(torch.uint8)
     other = network(centred)
-    apart = float((other.pool - features.pool).norm() / features.pool.norm())
-    assert apart > 1e-3
+    for name in ("pool", "spatial"):
+        ours, theirs = getattr(features, name), getattr(other, name)
+        assert float((ours - theirs).norm() / ours.norm()) > 0.01, name
