@@ -30,9 +30,8 @@ def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     own = load_own_features(settings, images)
     reference = open_reference(settings, images, images.cache_dir)
     folder = run.start(find_checkpoint(settings.ckpt).parent.parent.name)
-    tokenizer = tokenizer.to(settings.device)
     with deterministic_float32():
-        judge = TokenizerJudge(tokenizer, images, settings, own, reference)
+        judge = TokenizerJudge(tokenizer.to(settings.device), images, settings, own, reference)
         judge.measure_all()
         sheet = judge.scores()
         codecs, absent_codecs = compare_codecs(tokenizer, images, settings)
