@@ -14,6 +14,9 @@ EVALUATION_SPLITS = ("val", "train")
 
 EVALUATION_PRECISIONS = ("32-true", "auto")
 
+# How pixels in [0, 255] become whole numbers: ADM and taming cut them off.
+ROUNDINGS = ("nearest", "truncate")
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -38,7 +41,9 @@ class EvaluationSettings:
     perturb: float
     perturb_nearest: int
     probe: int
-    samples: int
+    samples: int | str
+    reference: str | None
+    rounding: str | None
     neighbours: bool
     validity: int
     precision: str
@@ -65,14 +70,29 @@ class EvaluationSettings:
         check_int("show", self.show, 1, "image")
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")
-        check_int("samples", self.samples, 0, "samples")
         check_int("validity", self.validity, 0, "images")
+        if isinstance(self.samples, str):
+            if self.rounding not in (None, *ROUNDINGS):
+                raise InputError(
+                    f"rounding={self.rounding} must be one of {', '.join(ROUNDINGS)}, or null if it is not known"
+                )
+            return
+        check_int("samples", self.samples, 0, "samples")
+        if self.rounding is not None:
+            raise InputError(
+                f"rounding={self.rounding} is of the pixels in samples=<npz>, and here the samples are drawn; leave it out"
+            )
 
     @classmethod
     def read(cls, settings: Mapping[str, Any], device: torch.device) -> "EvaluationSettings":
         """The settings in a stage's config, which has others too."""
         names = [field.name for field in fields(cls) if field.name != "device"]
         return cls(device, **{name: settings[name] for name in names})
+
+    @property
+    def number_of_samples(self) -> int:
+        """How many samples of a prior are drawn."""
+        return 0 if isinstance(self.samples, str) else self.samples
 
     def autocast(self) -> torch.autocast:
         """A new context with the precision that models run in.

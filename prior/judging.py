@@ -20,6 +20,8 @@ from codegrid.engine.distributed import cluster_plugins
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.precision import autocast
+from codegrid.evaluation.adm.judging import AbsentAdmJudge, judge_run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet, add_mean_ratio
 from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 from codegrid.evaluation.judging import (
@@ -177,7 +179,8 @@ class PriorJudge:
         if labels is not None:
             labels.check(flip=False, crops=1)
         self.n = images.size(settings.split)
-        self.m = min(settings.samples, self.n)
+        self.m = min(settings.number_of_samples, self.n)
+        self.reference = open_reference(settings, images, images.cache_dir)
         if self.m and settings.neighbours:
             images.size("train")
         self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
@@ -195,6 +198,9 @@ class PriorJudge:
         ]
         if self.m:
             feature_sets = make_feature_sets(self.settings, self.images, self.own)
+        self.adm = judge_run(self.reference, self.images)
+        if self.reference is not None and not self.m:
+            self.adm = AbsentAdmJudge(NO_SAMPLES)
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
@@ -209,6 +215,7 @@ class PriorJudge:
             feature_set.add_variety(sheet)
         add_mean_ratio(sheet, "gfid", feature_sets)
         self.add_histogram_scores(sheet)
+        self.adm.add_scores(sheet)
         self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet
@@ -257,6 +264,7 @@ class PriorJudge:
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
+            self.adm.add(batch)
             self.validity.add(batch)
             self.sample_codes.append(self.encode_samples(batch))
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):

@@ -11,6 +11,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.draw import SampleSource, draw_batch
@@ -52,10 +53,11 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
         labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")
     load_own_features(settings, images)
+    open_reference(settings, images, images.cache_dir)
     number = len(images.source(settings.split))
     would = (
         f"judge the codes of {number:,} {settings.split} images, {settings.batch_size} at a time, and "
-        f"{min(settings.samples, number):,} samples, in"
+        f"{min(settings.number_of_samples, number):,} samples, in"
     )
     models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": trained.model}
     n = settings.batch_size
