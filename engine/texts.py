@@ -18,6 +18,7 @@ PATHS = (
     "config",
     "decoder",
     "features",
+    "files",
     "from",
     "init",
     "resume",
@@ -57,8 +58,9 @@ TEXTS = (
     "hydra.sweeper.study_name",
 )
 # Elsewhere they may be settings of other meaning: of quantizers, and of classes of the user's own.
-TOP_LEVEL = ("from", "init", "codes", "decoder")
+TOP_LEVEL = ("from", "init", "codes", "decoder", "files")
 LISTS = (
+    "files",
     "runs",
     "data.classes",
     "data.columns",

@@ -12,7 +12,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.precision import without_autocast
 from prior.coding.coder import CodeReader, CodeWriter, import_constriction, read_codes
 from prior.coding.file import CodeFile
-from prior.coding.frequencies import Integers, choose_phase, scale_logits, weigh
+from prior.coding.frequencies import IntArray, choose_phase, scale_logits, weigh
 from prior.models.base import PriorModel
 from vqgan.tokenizer import Tokenizer, hash_weights
 
@@ -103,8 +103,8 @@ class Codec:
                 own_logits.append(own)
         if not verify:
             return [CodedImage(file, nats, margin, None) for file, nats, margin in written]
-        read, seen = self._read([file for file, _, _ in written])
-        differences = (torch.stack(own_logits) - seen).abs().amax(1).tolist()
+        read, again_logits = self._read([file for file, _, _ in written])
+        differences = (torch.stack(own_logits) - again_logits).abs().amax(1).tolist()
         coded = [
             CodedImage(*parts, noise)
             for parts, noise in zip(written, differences, strict=True)
@@ -154,15 +154,15 @@ class Codec:
         labels = self._stack_labels(files)
         readers: list[CodeReader | None] = [CodeReader(file.payload) for file in files]
         phases = np.array([file.phase for file in files], dtype=np.int64)[:, None, None]
-        codes: list[Integers] = []
-        seen: list[Tensor] = []
+        codes: list[IntArray] = []
+        own: list[Tensor] = []
         with without_autocast(self.device):
             predictions = self.model.predict_in_turn(n, labels)
             logits = next(predictions)
             while True:
                 drawn = self._read_part(readers, logits.cpu(), phases)
                 codes.append(drawn)
-                seen.append(logits.cpu().gather(2, torch.from_numpy(drawn)[..., None])[..., 0])
+                own.append(logits.cpu().gather(2, torch.from_numpy(drawn)[..., None])[..., 0])
                 try:
                     logits = predictions.send(torch.from_numpy(drawn).to(self.device))
                 except StopIteration:
@@ -172,14 +172,14 @@ class Codec:
             row if reader is not None and file.sum_up(row) == file.checksum else None
             for row, reader, file in zip(whole, readers, files, strict=True)
         ]
-        return sound, torch.cat(seen, 1)
+        return sound, torch.cat(own, 1)
 
     def _read_part(
-        self, readers: list[CodeReader | None], logits: Tensor, phases: Integers
-    ) -> Integers:
+        self, readers: list[CodeReader | None], logits: Tensor, phases: IntArray
+    ) -> IntArray:
         """The next codes (n, m) of all images, by their logits (n, m, K)."""
         n, m, K = logits.shape
-        columns: list[Integers] = []
+        columns: list[IntArray] = []
         for part in logits.split(max(1, MAX_LOGITS // (n * K)), 1):
             weights = weigh(scale_logits(part.numpy()), phases)
             columns += [read_codes(readers, weights[:, j]) for j in range(part.shape[1])]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from codegrid.engine.errors import InputError
 from prior.coding.frequencies import (
-    TOTAL,
-    Integers,
+    TOTAL_FREQUENCY,
+    IntArray,
     digit_base,
     group_weights,
     share_out,
@@ -35,7 +35,7 @@ def import_constriction() -> Any:
 def categorical(stream: Any) -> Any:
     """The family of distributions whose frequencies are whole numbers.
 
-    constriction turns numbers that add up to TOTAL - D into frequencies that are greater by 1: its own scale is then exactly 1,
+    constriction turns numbers that add up to TOTAL_FREQUENCY - D into frequencies that are greater by 1: its own scale is then exactly 1,
     and each of its sums is a whole number of at most 24 bits, which float32 holds.
     """
     return stream.model.Categorical(perfect=False)
@@ -49,7 +49,7 @@ class CodeWriter:
         self.encoder = self.stream.queue.RangeEncoder()
         self.family = categorical(self.stream)
 
-    def write(self, codes: Integers, weights: Integers) -> None:
+    def write(self, codes: IntArray, weights: IntArray) -> None:
         """Add codes (m,) with the weights (m, K) of all codes."""
         symbols, frequencies = split_codes(codes, weights)
         self.encoder.encode(symbols.astype(np.int32), self.family, frequencies.astype(np.float32))
@@ -78,7 +78,7 @@ class CodeReader:
         self.decoder = stream.queue.RangeDecoder(words)
         self.family = categorical(stream)
 
-    def read_symbol(self, frequencies: Integers) -> int:
+    def read_symbol(self, frequencies: IntArray) -> int:
         """The next symbol, by what `share_out` returns for it, (D,)."""
         try:
             [symbol] = self.decoder.decode(self.family, frequencies[None].astype(np.float32))
@@ -87,7 +87,7 @@ class CodeReader:
         return int(symbol)
 
 
-def split_codes(codes: Integers, weights: Integers) -> tuple[Integers, Integers]:
+def split_codes(codes: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]:
     """Codes (m,) and the weights (m, K) of all codes -> the symbols (n,) that stand for them and their frequencies (n, D)."""
     K = weights.shape[1]
     base = digit_base(K)
@@ -101,14 +101,14 @@ def split_codes(codes: Integers, weights: Integers) -> tuple[Integers, Integers]
     return symbols, shares.reshape(-1, base)
 
 
-def count_bits(codes: Integers, weights: Integers) -> float:
+def count_bits(codes: IntArray, weights: IntArray) -> float:
     """What codes (m,) cost by their frequencies, in bits."""
     symbols, frequencies = split_codes(codes, weights)
     own = frequencies[np.arange(len(symbols)), symbols] + 1
-    return float(-np.log2(own / TOTAL).sum())
+    return float(-np.log2(own / TOTAL_FREQUENCY).sum())
 
 
-def read_codes(readers: list[CodeReader | None], weights: Integers) -> Integers:
+def read_codes(readers: list[CodeReader | None], weights: IntArray) -> IntArray:
     """The next code (n,) of each image, by the weights (n, K) of all codes; 0 for those without a reader.
 
     A reader that meets damage is replaced by None.
@@ -116,7 +116,7 @@ def read_codes(readers: list[CodeReader | None], weights: Integers) -> Integers:
     n, K = weights.shape
     base = digit_base(K)
 
-    def read(frequencies: Integers) -> Integers:
+    def read(frequencies: IntArray) -> IntArray:
         symbols = np.zeros(n, dtype=np.int64)
         for i, reader in enumerate(readers):
             if reader is None:

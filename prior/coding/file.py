@@ -11,11 +11,12 @@ from torch import Tensor
 from codegrid.engine.errors import InputError
 
 MAGIC = b"CGZ"
-VERSION = 1
-SUFFIX = ".cgz"
-FIXED = struct.Struct("<3sB6s6s6sI")  # magic, version, tokenizer, prior, checksum, phase
-LABEL = struct.Struct("<cH")  # kind and number of the numbers of a label
+FILE_FORMAT = 1  # the fourth byte of a file
+CGZ = ".cgz"
+FIXED_PART = struct.Struct("<3sB6s6s6sI")  # magic, version, tokenizer, prior, checksum, phase
+LABEL_PART = struct.Struct("<cH")  # kind and number of the numbers of a label
 NO_LABEL = b"\0"
+DAMAGED = "its codes don't have the checksum in its header, so it is damaged; get it again"
 NUMBERS = {b"1": "<u1", b"2": "<u2", b"4": "<u4", b"f": "<f4"}  # kinds of labels
 
 
@@ -56,7 +57,7 @@ class CodeFile:
     def header(self) -> bytes:
         """Everything before the payload."""
         hashes = bytes.fromhex(self.tokenizer), bytes.fromhex(self.prior), self.checksum
-        return FIXED.pack(MAGIC, VERSION, *hashes, self.phase) + self.label
+        return FIXED_PART.pack(MAGIC, FILE_FORMAT, *hashes, self.phase) + self.label
 
     def write(self) -> bytes:
         return self.header + self.payload
@@ -71,28 +72,28 @@ class CodeFile:
     def read(cls, content: bytes, name: str = "this file") -> "CodeFile":
         """The parts of what `write` wrote. Raises InputError, with `name` in its sentence, for what is no such file."""
         if content[:3] != MAGIC:
-            raise InputError(f"{name} is no {SUFFIX} file; give those that stage=compress wrote")
-        if content[3:4] and content[3] != VERSION:
+            raise InputError(f"{name} is no {CGZ} file; give those that stage=compress wrote")
+        if content[3:4] and content[3] != FILE_FORMAT:
             raise InputError(
-                f"{name} has format {content[3]} of {SUFFIX} files, and this program reads {VERSION}; use the version of the program "
+                f"{name} has format {content[3]} of {CGZ} files, and this program reads {FILE_FORMAT}; use the version of the program "
                 "that wrote it"
             )
         cut = InputError(f"{name} is cut off after {len(content)} bytes; get it again")
-        end = FIXED.size + 1
+        end = FIXED_PART.size + 1
         if len(content) < end:
             raise cut
-        _, _, tokenizer, prior, checksum, phase = FIXED.unpack_from(content)
-        kind = content[FIXED.size : end]
+        _, _, tokenizer, prior, checksum, phase = FIXED_PART.unpack_from(content)
+        kind = content[FIXED_PART.size : end]
         if kind != NO_LABEL:
             if kind not in NUMBERS:
                 raise InputError(f"{name} has a label of an unknown kind, so it is damaged; get it again")
-            if len(content) < FIXED.size + LABEL.size:
+            if len(content) < FIXED_PART.size + LABEL_PART.size:
                 raise cut
-            _, n = LABEL.unpack_from(content, FIXED.size)
-            end = FIXED.size + LABEL.size + n * np.dtype(NUMBERS[kind]).itemsize
+            _, n = LABEL_PART.unpack_from(content, FIXED_PART.size)
+            end = FIXED_PART.size + LABEL_PART.size + n * np.dtype(NUMBERS[kind]).itemsize
             if len(content) < end:
                 raise cut
-        label = content[FIXED.size : end]
+        label = content[FIXED_PART.size : end]
         return cls(tokenizer.hex(), prior.hex(), checksum, phase, label, content[end:])
 
     def unpack_label(self) -> Tensor | None:
@@ -100,7 +101,7 @@ class CodeFile:
         kind = self.label[:1]
         if kind == NO_LABEL:
             return None
-        numbers = torch.from_numpy(np.frombuffer(self.label[LABEL.size :], NUMBERS[kind]).copy())
+        numbers = torch.from_numpy(np.frombuffer(self.label[LABEL_PART.size :], NUMBERS[kind]).copy())
         return numbers if kind == b"f" else numbers.long()
 
 
@@ -118,6 +119,6 @@ def pack_label(label: Tensor | None) -> bytes:
         return NO_LABEL
     if len(numbers) > 2**16 - 1:
         raise InputError(
-            f"a condition of {len(numbers):,} numbers is more than the 65,535 that a {SUFFIX} file holds; use condition=none"
+            f"a condition of {len(numbers):,} numbers is more than the 65,535 that a {CGZ} file holds; use condition=none"
         )
-    return LABEL.pack(kind, len(numbers)) + numbers.astype(NUMBERS[kind]).tobytes()
+    return LABEL_PART.pack(kind, len(numbers)) + numbers.astype(NUMBERS[kind]).tobytes()

@@ -1,9 +1,9 @@
 """Logits as whole numbers: the frequencies of an entropy coder, equal to the last unit wherever a file is written and read.
 
 Two passes through a network never agree to the last bit: batches, threads, caches and processors sum in other orders. In float64
-their logits differ by some 1e-13. They are rounded to a grid of STEP, and from there on everything is whole numbers. A logit that
+their logits differ by some 1e-13. They are rounded to a grid of LOGIT_STEP, and from there on everything is whole numbers. A logit that
 lies between two values of the grid to within that difference would still be rounded either way. So the writer of a file shifts
-the grid by a `phase` for which none does: the middle of the widest gap between all logits of the image, taken modulo STEP.
+the grid by a `phase` for which none does: the middle of the widest gap between all logits of the image, taken modulo LOGIT_STEP.
 """
 
 from decimal import Context, Decimal
@@ -14,31 +14,31 @@ from numpy.typing import NDArray
 
 from codegrid.engine.errors import InputError
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+LogitArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
-STEP = 2.0**-6  # nats from one value of the grid to the next: it costs about STEP**2 / 24 nats a code
-TOP = 2**28  # weight of a code whose logit is the highest
-TOTAL = 2**24  # the sum of all frequencies, and what constriction has
-PHASES = 2**32  # phases are whole numbers below it, in units of STEP / PHASES
-MAX_DIGIT = 1024  # codes that one symbol tells apart; more are two symbols
-SUM_BITS = 38  # of weights, whose product with TOTAL has to fit into 63 bits
+LOGIT_STEP = 2.0**-6  # nats from one value of the grid to the next: it costs about LOGIT_STEP**2 / 24 nats a code
+TOP_WEIGHT = 2**28  # weight of a code whose logit is the highest
+TOTAL_FREQUENCY = 2**24  # the sum of all frequencies, and what constriction has
+PHASES = 2**32  # phases are whole numbers below it, in units of LOGIT_STEP / PHASES
+MAX_SYMBOLS = 1024  # codes that one symbol tells apart; more are two symbols
+SUM_BITS = 38  # of weights, whose product with TOTAL_FREQUENCY has to fit into 63 bits
 
 
 @cache
-def weight_table() -> Integers:
-    """The weight, TOP * exp(-STEP * d), of a code whose logit is d steps below the highest: at least 1, which the last one is."""
+def weight_table() -> IntArray:
+    """The weight, TOP_WEIGHT * exp(-LOGIT_STEP * d), of a code whose logit is d steps below the highest: at least 1, which the last one is."""
     context = Context(prec=40)
-    weights = [TOP]
+    weights = [TOP_WEIGHT]
     while weights[-1] > 1:
-        power = context.exp(Decimal(-len(weights)) * Decimal(STEP))
-        weights.append(max(1, round(power * TOP)))
+        power = context.exp(Decimal(-len(weights)) * Decimal(LOGIT_STEP))
+        weights.append(max(1, round(power * TOP_WEIGHT)))
     return np.array(weights, dtype=np.int64)
 
 
-def scale_logits(logits: Floats) -> Floats:
+def scale_logits(logits: LogitArray) -> LogitArray:
     """Logits (..., K) in steps of the grid. Those with the least weight are cut off, since they have it wherever they lie."""
-    scaled = np.asarray(logits, dtype=np.float64) / STEP
+    scaled = np.asarray(logits, dtype=np.float64) / LOGIT_STEP
     highest = scaled.max(-1, keepdims=True)
     if not np.isfinite(highest).all():
         raise InputError(
@@ -47,7 +47,7 @@ def scale_logits(logits: Floats) -> Floats:
     return np.maximum(scaled, highest - (len(weight_table()) + 1))
 
 
-def choose_phase(scaled: Floats) -> tuple[int, float]:
+def choose_phase(scaled: LogitArray) -> tuple[int, float]:
     """The phase that keeps the scaled logits (T, K) of an image farthest from where rounding changes, and that distance in nats."""
     highest = scaled.max(-1, keepdims=True)
     parts = scaled[scaled >= highest - len(weight_table())]
@@ -61,30 +61,30 @@ def choose_phase(scaled: Floats) -> tuple[int, float]:
     start, width = int(taken[widest]) + 1, int(gaps[widest])
     phase = (2 * start + width) * (PHASES // 2) // bins % PHASES
     margin = width / (2 * bins) - 1 / PHASES
-    return phase, max(margin, 0.0) * STEP
+    return phase, max(margin, 0.0) * LOGIT_STEP
 
 
-def weigh(scaled: Floats, phase: int | Integers) -> Integers:
-    """Scaled logits (..., K) -> weights of the codes, whole numbers from 1 to TOP; phases may be (..., 1)."""
+def weigh(scaled: LogitArray, phase: int | IntArray) -> IntArray:
+    """Scaled logits (..., K) -> weights of the codes, whole numbers from 1 to TOP_WEIGHT; phases may be (..., 1)."""
     levels = np.floor(scaled - phase / PHASES).astype(np.int64)
     table = weight_table()
     return table[np.minimum(levels.max(-1, keepdims=True) - levels, len(table) - 1)]
 
 
-def share_out(weights: Integers) -> Integers:
-    """Weights (m, D) -> by how much the frequency of each symbol exceeds 1: in all TOTAL - D, in proportion to the weights."""
+def share_out(weights: IntArray) -> IntArray:
+    """Weights (m, D) -> by how much the frequency of each symbol exceeds 1: in all TOTAL_FREQUENCY - D, in proportion to the weights."""
     _, bits = np.frexp(weights.sum(1, keepdims=True).astype(np.float64))
     cumulated = (weights >> np.maximum(bits.astype(np.int64) - SUM_BITS, 0)).cumsum(1)
-    shared: Integers = cumulated * (TOTAL - weights.shape[1]) // cumulated[:, -1:]
+    shared: IntArray = cumulated * (TOTAL_FREQUENCY - weights.shape[1]) // cumulated[:, -1:]
     return np.diff(shared, prepend=0)
 
 
 def digit_base(K: int) -> int:
     """How many values each symbol of a code has: K, or a power of two whose square is at least K."""
-    return K if K <= MAX_DIGIT else 2 ** -(-(K - 1).bit_length() // 2)
+    return K if K <= MAX_SYMBOLS else 2 ** -(-(K - 1).bit_length() // 2)
 
 
-def group_weights(weights: Integers) -> Integers:
+def group_weights(weights: IntArray) -> IntArray:
     """Weights (m, K) of codes -> (m, base, base): of each value of the first symbol, of each of the second; 0 beyond K."""
     base = digit_base(weights.shape[1])
     padded = np.pad(weights, ((0, 0), (0, base**2 - weights.shape[1])))
