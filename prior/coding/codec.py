@@ -26,12 +26,14 @@ class CodedImage:
 
     file     its parts
     nats     -log p of the codes under the prior in float64
+    bits     what they cost by their frequencies, which are p rounded
     margin   how far each logit is from where rounding would change, in nats
     noise    by how much the logits of the codes differ in the pass that decoded the file again; None: it was not
     """
 
     file: CodeFile
     nats: float
+    bits: float
     margin: float
     noise: float | None
 
@@ -84,7 +86,7 @@ class Codec:
         self, codes: Tensor, labels: Tensor | None, verify: bool
     ) -> list[CodedImage]:
         codes = codes.cpu()
-        written: list[tuple[CodeFile, float, float]] = []
+        written: list[tuple[CodeFile, float, float, float]] = []
         own_logits: list[Tensor] = []
         with without_autocast(self.device):
             on_device = None if labels is None else labels.to(self.device)
@@ -99,11 +101,11 @@ class Codec:
                 writer.write(row.numpy(), weigh(scaled, phase))
                 label = None if labels is None else labels[i].cpu()
                 file = CodeFile.make(*self.hashes, phase, label, writer.finish(), row)
-                written.append((file, nats, margin))
+                written.append((file, nats, writer.bits, margin))
                 own_logits.append(own)
         if not verify:
-            return [CodedImage(file, nats, margin, None) for file, nats, margin in written]
-        read, again_logits = self._read([file for file, _, _ in written])
+            return [CodedImage(*parts, None) for parts in written]
+        read, again_logits = self._read([parts[0] for parts in written])
         differences = (torch.stack(own_logits) - again_logits).abs().amax(1).tolist()
         coded = [
             CodedImage(*parts, noise)

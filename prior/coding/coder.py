@@ -42,9 +42,10 @@ def categorical(stream: Any) -> Any:
 
 
 class CodeWriter:
-    """Codes of one image, one after the other, to bytes."""
+    """Codes of one image, one after the other, to bytes; `bits` is what they cost by their frequencies."""
 
     def __init__(self) -> None:
+        self.bits = 0.0
         self.stream = import_constriction().stream
         self.encoder = self.stream.queue.RangeEncoder()
         self.family = categorical(self.stream)
@@ -53,6 +54,8 @@ class CodeWriter:
         """Add codes (m,) with the weights (m, K) of all codes."""
         symbols, frequencies = split_codes(codes, weights)
         self.encoder.encode(symbols.astype(np.int32), self.family, frequencies.astype(np.float32))
+        own = frequencies[np.arange(len(symbols)), symbols] + 1
+        self.bits -= float(np.log2(own / TOTAL_FREQUENCY).sum())
 
     def finish(self) -> bytes:
         """As few bytes as tell the codes apart, for a reader that adds zeros."""
@@ -99,13 +102,6 @@ def split_codes(codes: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]
     symbols = np.stack([first, codes % base], 1).flatten()
     shares = np.stack([share_out(grouped.sum(2)), share_out(grouped[rows, first])], 1)
     return symbols, shares.reshape(-1, base)
-
-
-def count_bits(codes: IntArray, weights: IntArray) -> float:
-    """What codes (m,) cost by their frequencies, in bits."""
-    symbols, frequencies = split_codes(codes, weights)
-    own = frequencies[np.arange(len(symbols)), symbols] + 1
-    return float(-np.log2(own / TOTAL_FREQUENCY).sum())
 
 
 def read_codes(readers: list[CodeReader | None], weights: IntArray) -> IntArray:

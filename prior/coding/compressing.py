@@ -101,7 +101,7 @@ def summarize_files(done: CompressedFiles, tokenizer: Tokenizer) -> dict[str, An
     header_bytes             of its header
     payload_bytes            of its codes
     claimed_bytes            -log2 p of the codes, in bytes
-    payload_to_claimed       the ratio of the two
+    rounding_cost            the share by which the rounded probabilities cost more than claimed
     bits_per_pixel           of a whole file
     margin, noise            the least distance of a logit from where rounding would change, and the largest difference between
                              two passes, in nats
@@ -110,15 +110,16 @@ def summarize_files(done: CompressedFiles, tokenizer: Tokenizer) -> dict[str, An
     n = len(files)
     payload = sum(len(file.payload) for file in files)
     header = sum(len(file.header) for file in files)
-    claimed = sum(image.nats for image in done.coded.values()) / math.log(2) / 8
+    bits = sum(image.bits for image in done.coded.values())
+    claimed = sum(image.nats for image in done.coded.values()) / math.log(2)
     noises = [image.noise for image in done.coded.values() if image.noise is not None]
     return {
         "n": n,
         "bytes_per_image": round((payload + header) / n, 2),
         "header_bytes": round(header / n, 2),
         "payload_bytes": round(payload / n, 2),
-        "claimed_bytes": round(claimed / n, 2),
-        "payload_to_claimed": round(payload / claimed, 5) if claimed else None,
+        "claimed_bytes": round(claimed / 8 / n, 2),
+        "rounding_cost": bits / claimed - 1 if claimed else None,
         "bits_per_pixel": round(8 * (payload + header) / n / math.prod(tokenizer.form.size), 4),
         "margin": min(image.margin for image in done.coded.values()),
         **({"noise": max(noises)} if noises else {}),

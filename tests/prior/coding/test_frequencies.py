@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codegrid.engine.errors import InputError
-from prior.coding.coder import count_bits
+from prior.coding.coder import CodeWriter
 from prior.coding.frequencies import (
     LOGIT_STEP,
     PHASES,
@@ -63,7 +63,9 @@ def test_rounding_costs_less_than_a_thousandth(K: int, spread: float) -> None:
     codes = np.array([rng.choice(K, p=np.exp(row)) for row in logp])
     phase, _ = choose_phase(scale_logits(logits))
     claimed = -logp[np.arange(40), codes].sum() / math.log(2)
-    assert count_bits(codes, round_logits(logits, phase)) == pytest.approx(claimed, rel=1e-3)
+    writer = CodeWriter()
+    writer.write(codes, round_logits(logits, phase))
+    assert writer.bits == pytest.approx(claimed, rel=1e-3)
 
 
 @pytest.mark.parametrize("K", [2, 300, 5000])
