@@ -77,7 +77,10 @@ class RandomCodes:
 def make_random_prior(trial: Trial) -> PriorModel:
     """A prior of random weights whose logits vary about as much as those of a trained one."""
     torch.manual_seed(0)
-    space: dict[str, Any] = {"codebook": torch.randn(trial.num_codebooks, trial.K, DIM), "grid": GRID}
+    space: dict[str, Any] = {
+        "codebook": torch.randn(trial.num_codebooks, trial.K, DIM),
+        "grid": GRID,
+    }
     if "prior=var" in trial.words:
         scales = Scales(DIM, None, convolutions=4, strength=0.5)
         scales.bind(GRID)
@@ -133,7 +136,9 @@ def measure_codec(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", help="run folder of a trained prior, in place of random ones")
     parser.add_argument("--only", help="names of the rows to measure, between commas")
     parser.add_argument("--images", type=int, default=32)
@@ -142,7 +147,19 @@ def main() -> None:
     options = parser.parse_args()
     options.device = find_device(options.device)
     names = options.only.split(",") if options.only else list(CODED_PRIORS)
-    heads = ("prior", "K", "codes", "nats", "bytes", "over %", "rounding %", "write/s", "read/s", "margin", "noise")
+    heads = (
+        "prior",
+        "K",
+        "codes",
+        "nats",
+        "bytes",
+        "over %",
+        "rounding %",
+        "write/s",
+        "read/s",
+        "margin",
+        "noise",
+    )
     print(("{:<18}" + "{:>11}" * 10).format(*heads))
     rows = []
     for name in [options.ckpt] if options.ckpt else names:
@@ -157,7 +174,14 @@ def main() -> None:
             "{margin:>11.1e}{noise:>11.1e}".format(**row),
             flush=True,
         )
-        rows.append({"bench": "codec", "device": str(options.device), "threads": torch.get_num_threads(), **row})
+        rows.append(
+            {
+                "bench": "codec",
+                "device": str(options.device),
+                "threads": torch.get_num_threads(),
+                **row,
+            }
+        )
     for row in rows:
         print(json.dumps(row, allow_nan=False))
 

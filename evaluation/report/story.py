@@ -357,12 +357,20 @@ class Story:
 
     def tabulate_files(self) -> Iterator[StoryTable]:
         """What images take as files under priors, beside other formats at no lower PSNR; nothing without stage=compress."""
-        heads = ["Prior", "Format", "Images", "PSNR", "Bytes", "Without headers", "Claimed by the prior"]
+        heads = [
+            "Prior",
+            "Format",
+            "Images",
+            "PSNR",
+            "Bytes",
+            "Without headers",
+            "Claimed by the prior",
+        ]
         table = StoryTable(
             "files",
             "Files",
-            "Bytes of an image as written, headers counted and not counted. Other formats with the lowest quality that has no lower "
-            "PSNR, of up to 200 of the images.",
+            "Bytes of an image as written, headers counted and not counted. Other formats have the lowest quality whose PSNR is no "
+            "lower, for up to 200 of the images.",
             [[head, "dB" if head == "PSNR" else ""] for head in heads],
         )
         for run in self.priors:
@@ -646,7 +654,11 @@ def score_cells(group: Group, usual: dict[str, str]) -> list[Cell]:
 
 def file_cell(value: Any) -> Cell:
     """A figure of files; empty if it is none."""
-    return Cell(f"{value:,g}" if value < 1000 else f"{value:,.0f}", value) if is_figure(value) else Cell("")
+    return (
+        Cell(f"{value:,g}" if value < 1000 else f"{value:,.0f}", value)
+        if is_figure(value)
+        else Cell("")
+    )
 
 
 def setting_cell(key: str, value: Any) -> Cell:

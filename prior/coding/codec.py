@@ -82,9 +82,7 @@ class Codec:
             coded += self._compress(flat[part], None if labels is None else labels[part], verify)
         return coded
 
-    def _compress(
-        self, codes: Tensor, labels: Tensor | None, verify: bool
-    ) -> list[CodedImage]:
+    def _compress(self, codes: Tensor, labels: Tensor | None, verify: bool) -> list[CodedImage]:
         codes = codes.cpu()
         written: list[tuple[CodeFile, float, float, float]] = []
         own_logits: list[Tensor] = []
@@ -108,14 +106,13 @@ class Codec:
         read, again_logits = self._read([parts[0] for parts in written])
         differences = (torch.stack(own_logits) - again_logits).abs().amax(1).tolist()
         coded = [
-            CodedImage(*parts, noise)
-            for parts, noise in zip(written, differences, strict=True)
+            CodedImage(*parts, noise) for parts, noise in zip(written, differences, strict=True)
         ]
         for row, again, image in zip(codes, read, coded, strict=True):
             if again is None or not torch.equal(row, again) or not image.is_certain:
                 raise InputError(
                     f"{type(self.model).__name__} computes other logits code by code than all at once (they differ by "
-                    f"{image.noise:.1e} in float64), so its files could not be read; a prior must compute in the type of its weights"
+                    f"{image.noise:.1e} in float64), so its files could not be read; it must compute in the type of its weights"
                 )
         return coded
 
@@ -135,7 +132,7 @@ class Codec:
         tokenizer, prior = self.hashes
         if file.tokenizer != tokenizer:
             raise InputError(
-                f"{name} has codes of the tokenizer {file.tokenizer}, and this one is {tokenizer}; give the prior's run that wrote it"
+                f"{name} has codes of the tokenizer {file.tokenizer}, and this one is {tokenizer}; give the prior that wrote it"
             )
         if file.prior != prior:
             raise InputError(
@@ -180,7 +177,7 @@ class Codec:
         self, readers: list[CodeReader | None], logits: Tensor, phases: IntArray
     ) -> IntArray:
         """The next codes (n, m) of all images, by their logits (n, m, K)."""
-        n, m, K = logits.shape
+        n, _, K = logits.shape
         columns: list[IntArray] = []
         for part in logits.split(max(1, MAX_LOGITS // (n * K)), 1):
             weights = weigh(scale_logits(part.numpy()), phases)

@@ -26,17 +26,15 @@ def import_constriction() -> Any:
     try:
         import constriction
     except ImportError as error:
-        raise InputError(
-            "the entropy coder is missing: pip install codegrid[codec]"
-        ) from error
+        raise InputError("the entropy coder is missing: pip install codegrid[codec]") from error
     return constriction
 
 
 def categorical(stream: Any) -> Any:
     """The family of distributions whose frequencies are whole numbers.
 
-    constriction turns numbers that add up to TOTAL_FREQUENCY - D into frequencies that are greater by 1: its own scale is then exactly 1,
-    and each of its sums is a whole number of at most 24 bits, which float32 holds.
+    constriction turns D numbers that add up to TOTAL_FREQUENCY - D into frequencies that are greater by 1: its own scale is then
+    exactly 1, and each of its sums is a whole number of at most 24 bits, which float32 holds.
     """
     return stream.model.Categorical(perfect=False)
 

@@ -17,8 +17,8 @@ from codegrid.engine.console import log_line, progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.evaluation.reconstruction import ImagePSNR
-from prior.coding.codec import CodedImage, Codec
-from prior.coding.file import DAMAGED, CGZ, CodeFile
+from prior.coding.codec import Codec, CodedImage
+from prior.coding.file import CGZ, DAMAGED, CodeFile
 from prior.coding.listing import place_result
 from prior.coding.other_formats import measure_format
 from prior.prior import Prior
@@ -68,7 +68,9 @@ def compress_all(
             numbers, names, pictures = [], [], []
             for i, (name, path) in batch:
                 try:
-                    pictures.append(tokenizer.pad(read_picture(path, tokenizer.form, tokenizer.rules)))
+                    pictures.append(
+                        tokenizer.pad(read_picture(path, tokenizer.form, tokenizer.rules))
+                    )
                 except InputError as error:
                     done.failed[name] = str(error)
                     log_line(f"left out: {error}")
@@ -148,7 +150,11 @@ def compare_formats(
 
     Of at most COMPARED images, evenly from all.
     """
-    chosen = [paths[i * len(paths) // COMPARED] for i in range(COMPARED)] if len(paths) > COMPARED else paths
+    chosen = (
+        [paths[i * len(paths) // COMPARED] for i in range(COMPARED)]
+        if len(paths) > COMPARED
+        else paths
+    )
     if reason := why_no_jpeg(tokenizer.encoder.channels, tokenizer.rules.depth):
         return {}, dict.fromkeys(formats, reason)
     pictures = [read_picture(path, tokenizer.form, tokenizer.rules) for path in chosen]
@@ -219,7 +225,9 @@ def decompress_all(
                     done.codes[name] = codes
             names = [name for name, _ in batch if name in done.codes]
             if names:
-                write_pictures(trained.tokenizer, {name: done.codes[name] for name in names}, folder)
+                write_pictures(
+                    trained.tokenizer, {name: done.codes[name] for name in names}, folder
+                )
             done.seconds += time.monotonic() - begun
             bar.update(len(batch))
     if done.codes:
@@ -240,6 +248,4 @@ def explain_png(tokenizer: Tokenizer) -> str | None:
     """The sentence about PNG files that hold less than the images; None if all is there."""
     if explain_shown(["png"], tokenizer.rules, tokenizer.encoder.channels) is None:
         return None
-    return (
-        "the PNG files show 8 bits of the shown channels; codes.npz has the codes, and Prior.decompress(output='array') all values"
-    )
+    return "PNG files have 8 bits of the shown channels; codes.npz has the codes, and Prior.decompress(output='array') all values"

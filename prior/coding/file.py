@@ -75,8 +75,7 @@ class CodeFile:
             raise InputError(f"{name} is no {CGZ} file; give those that stage=compress wrote")
         if content[3:4] and content[3] != FILE_FORMAT:
             raise InputError(
-                f"{name} has format {content[3]} of {CGZ} files, and this program reads {FILE_FORMAT}; use the version of the program "
-                "that wrote it"
+                f"{name} has format {content[3]} of {CGZ} files, and this program reads {FILE_FORMAT}; use the one that wrote it"
             )
         cut = InputError(f"{name} is cut off after {len(content)} bytes; get it again")
         end = FIXED_PART.size + 1
@@ -86,7 +85,9 @@ class CodeFile:
         kind = content[FIXED_PART.size : end]
         if kind != NO_LABEL:
             if kind not in NUMBERS:
-                raise InputError(f"{name} has a label of an unknown kind, so it is damaged; get it again")
+                raise InputError(
+                    f"{name} has a label of an unknown kind, so it is damaged; get it again"
+                )
             if len(content) < FIXED_PART.size + LABEL_PART.size:
                 raise cut
             _, n = LABEL_PART.unpack_from(content, FIXED_PART.size)
@@ -101,7 +102,9 @@ class CodeFile:
         kind = self.label[:1]
         if kind == NO_LABEL:
             return None
-        numbers = torch.from_numpy(np.frombuffer(self.label[LABEL_PART.size :], NUMBERS[kind]).copy())
+        numbers = torch.from_numpy(
+            np.frombuffer(self.label[LABEL_PART.size :], NUMBERS[kind]).copy()
+        )
         return numbers if kind == b"f" else numbers.long()
 
 

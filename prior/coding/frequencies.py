@@ -1,9 +1,9 @@
 """Logits as whole numbers: the frequencies of an entropy coder, equal to the last unit wherever a file is written and read.
 
 Two passes through a network never agree to the last bit: batches, threads, caches and processors sum in other orders. In float64
-their logits differ by some 1e-13. They are rounded to a grid of LOGIT_STEP, and from there on everything is whole numbers. A logit that
-lies between two values of the grid to within that difference would still be rounded either way. So the writer of a file shifts
-the grid by a `phase` for which none does: the middle of the widest gap between all logits of the image, taken modulo LOGIT_STEP.
+their logits differ by some 1e-13. They are rounded down to steps of LOGIT_STEP, and from there on everything is whole numbers. A
+logit at the boundary of a step, to within that difference, would still be rounded either way. So the writer of a file shifts the
+boundaries by a `phase` for which there is none: to the middle of the widest gap between all logits of the image, modulo LOGIT_STEP.
 """
 
 from decimal import Context, Decimal
@@ -17,7 +17,7 @@ from codegrid.engine.errors import InputError
 LogitArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-LOGIT_STEP = 2.0**-6  # nats from one value of the grid to the next: it costs about LOGIT_STEP**2 / 24 nats a code
+LOGIT_STEP = 2.0**-6  # nats to which logits are rounded; costs about LOGIT_STEP**2 / 24 nats a code
 TOP_WEIGHT = 2**28  # weight of a code whose logit is the highest
 TOTAL_FREQUENCY = 2**24  # the sum of all frequencies, and what constriction has
 PHASES = 2**32  # phases are whole numbers below it, in units of LOGIT_STEP / PHASES
@@ -27,7 +27,8 @@ SUM_BITS = 38  # of weights, whose product with TOTAL_FREQUENCY has to fit into 
 
 @cache
 def weight_table() -> IntArray:
-    """The weight, TOP_WEIGHT * exp(-LOGIT_STEP * d), of a code whose logit is d steps below the highest: at least 1, which the last one is."""
+    """The weight of a code whose logit is d steps below the highest, TOP_WEIGHT * exp(-LOGIT_STEP * d), at least 1; up to the first
+    d with weight 1."""
     context = Context(prec=40)
     weights = [TOP_WEIGHT]
     while weights[-1] > 1:
@@ -37,7 +38,7 @@ def weight_table() -> IntArray:
 
 
 def scale_logits(logits: LogitArray) -> LogitArray:
-    """Logits (..., K) in steps of the grid. Those with the least weight are cut off, since they have it wherever they lie."""
+    """Logits (..., K) in steps. Those with the least weight are cut off, since they have it wherever they lie."""
     scaled = np.asarray(logits, dtype=np.float64) / LOGIT_STEP
     highest = scaled.max(-1, keepdims=True)
     if not np.isfinite(highest).all():
@@ -72,7 +73,7 @@ def weigh(scaled: LogitArray, phase: int | IntArray) -> IntArray:
 
 
 def share_out(weights: IntArray) -> IntArray:
-    """Weights (m, D) -> by how much the frequency of each symbol exceeds 1: in all TOTAL_FREQUENCY - D, in proportion to the weights."""
+    """Weights (m, D) -> by how much each symbol's frequency exceeds 1, in proportion to them; together TOTAL_FREQUENCY - D."""
     _, bits = np.frexp(weights.sum(1, keepdims=True).astype(np.float64))
     cumulated = (weights >> np.maximum(bits.astype(np.int64) - SUM_BITS, 0)).cumsum(1)
     shared: IntArray = cumulated * (TOTAL_FREQUENCY - weights.shape[1]) // cumulated[:, -1:]

@@ -26,9 +26,13 @@ def list_inputs(
         elif path.is_file():
             places.append((Path(path.name), path))
         else:
-            raise InputError(f"files={each} is not there; give a folder of {what}, a file, or a list")
+            raise InputError(
+                f"files={each} is not there; give a folder of {what}, a file, or a list"
+            )
     if not places:
-        raise InputError(f"files={files} holds no {what} ({', '.join(suffixes)}); give a folder that does")
+        raise InputError(
+            f"files={files} holds no {what} ({', '.join(suffixes)}); give a folder that does"
+        )
     stems = Counter(place.with_suffix("") for place, _ in places)
     named: dict[str, Path] = {}
     for place, path in places:
@@ -36,8 +40,8 @@ def list_inputs(
         name = (stem if stems[stem] == 1 else place).as_posix()
         if name in named:
             raise InputError(
-                f"files has {named[name]} and {path}, whose results would both be called {name}; give the folder above both, or work "
-                "on one after the other"
+                f"files has {named[name]} and {path}, whose results would both be called {name}; give the folder above "
+                "both, or two commands"
             )
         named[name] = path
     return named

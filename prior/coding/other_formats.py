@@ -24,7 +24,10 @@ def count_webp(file: bytes) -> int:
     """Bytes of the coded image and alpha in a WebP file, without the chunks' names and lengths."""
     position, total = 12, 0
     while position + 8 <= len(file):
-        name, length = file[position : position + 4], int.from_bytes(file[position + 4 : position + 8], "little")
+        name, length = (
+            file[position : position + 4],
+            int.from_bytes(file[position + 4 : position + 8], "little"),
+        )
         total += length if name in (b"VP8 ", b"VP8L", b"ALPH") else 0
         position += 8 + length + length % 2
     return total
@@ -77,7 +80,9 @@ def check_formats(names: str | Sequence[str] | None) -> list[str]:
     wanted = [] if not names else [names] if isinstance(names, str) else list(names)
     for name in wanted:
         if name not in LOSSY_FORMATS:
-            raise InputError(f"compare={name} must be one of {', '.join(LOSSY_FORMATS)}, several, or null")
+            raise InputError(
+                f"compare={name} must be one of {', '.join(LOSSY_FORMATS)}, several, or null"
+            )
     return wanted
 
 

@@ -429,9 +429,7 @@ def high_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def minimal_length(
-    width: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def minimal_length(width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """The length that stands for RMSNorm's epsilon: it is added to that of a vector in quadrature."""
     return torch.full((), (width * EPSILON) ** 0.5, device=device, dtype=dtype)
 

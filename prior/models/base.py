@@ -205,8 +205,8 @@ class PriorModel(nn.Module, ABC):
         prior without a likelihood that can be computed so.
         """
         raise InputError(
-            f"{type(self).__name__} has no likelihood that is exact and computed part by part, so it can't code files; use prior=gpt, "
-            "rar, rq, var, lstm, pixelcnn, bigram, unigram or uniform"
+            f"{type(self).__name__} has no likelihood that is exact and computed part by part, so it can't code files; use a "
+            "prior that has: gpt, rar, rq, var, lstm, pixelcnn, bigram, unigram or uniform"
         )
 
     def redraw(

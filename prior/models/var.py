@@ -192,9 +192,7 @@ class VAR(Transformer):
             before = span
         return codes
 
-    def predict_in_turn(
-        self, n: int, labels: Tensor | None, guide: bool = False
-    ) -> Predictions:
+    def predict_in_turn(self, n: int, labels: Tensor | None, guide: bool = False) -> Predictions:
         """Scale by scale. With `guide`, labels and logits are those of 2n, as for `guided`."""
         pasts = [Past() for _ in self.blocks]
         z_hat = self.read.start(n, self.grid)

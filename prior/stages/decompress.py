@@ -9,7 +9,13 @@ from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
 from codegrid.evaluation.judging import printed_result
 from prior.coding.codec import Codec
-from prior.coding.compressing import CODE_ARRAYS, PICTURE_FILES, decompress_all, explain_png, read_files
+from prior.coding.compressing import (
+    CODE_ARRAYS,
+    PICTURE_FILES,
+    decompress_all,
+    explain_png,
+    read_files,
+)
 from prior.coding.file import CGZ
 from prior.coding.listing import list_inputs, refuse_failed
 from prior.load import load_prior

@@ -30,7 +30,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_prior_run(folder / "plain")
     save_prior_run(folder / "other", seed=1)
     save_prior_run(folder / "classes", classes=["oak", "elm", "fir"])
-    save_prior_run(folder / "masked", "prior=maskgit", "prior.width=16", "prior.depth=1", "prior.heads=2")
+    save_prior_run(
+        folder / "masked", "prior=maskgit", "prior.width=16", "prior.depth=1", "prior.heads=2"
+    )
     return folder
 
 
@@ -100,7 +102,10 @@ def test_what_cannot_be_read_is_named_at_the_end_and_the_rest_is_done(
     assert command("stage=compress", ckpt, "files=pictures", "run_dir=small", "compare=null") != 0
     assert "1: pictures/1.png can't be read as an image" in capsys.readouterr().err
     assert list(read_metrics(tmp_path / "small")["failed"]) == ["1"]
-    files = sorted(p.relative_to(tmp_path / "small/files").as_posix() for p in (tmp_path / "small/files").rglob("*.cgz"))
+    files = sorted(
+        p.relative_to(tmp_path / "small/files").as_posix()
+        for p in (tmp_path / "small/files").rglob("*.cgz")
+    )
     assert files == ["0.cgz", "2.cgz", "b/3.cgz"]
 
     damaged = tmp_path / "small/files/2.cgz"
@@ -206,7 +211,9 @@ torch.save([prior.decompress(contents, output="codes"), torch.backends.cpu.get_c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["prior=lstm", "prior.width=16", "prior.depth=2"], []], ids=["lstm", "gpt"])
+@pytest.mark.parametrize(
+    "words", [["prior=lstm", "prior.width=16", "prior.depth=2"], []], ids=["lstm", "gpt"]
+)
 def test_a_processor_with_other_instructions_reads_the_same_codes(
     tmp_path: Path, words: list[str], pictures: Any
 ) -> None:
@@ -216,7 +223,11 @@ def test_a_processor_with_other_instructions_reads_the_same_codes(
     for i, content in enumerate(writer.compress(pictures)):
         (tmp_path / "files" / f"{i}.cgz").write_bytes(content)
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
-    plainest = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OMP_NUM_THREADS": "2"}
+    plainest = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "OMP_NUM_THREADS": "2",
+    }
     line = [sys.executable, "-c", ELSEWHERE, "moved", "files", "codes.pt"]
     environment = {**clean_environment(**plainest), "PYTHONPATH": os.fspath(ROOT)}
     subprocess.run(line, cwd=tmp_path, env=environment, check=True, timeout=240)

@@ -194,7 +194,9 @@ def test_files_belong_to_the_prior_under_which_they_were_written(tmp_path: Path)
     write_compression(tmp_path / "a", prior.id, bytes_per_image=90.5, n=3)
     elsewhere = write_compression(tmp_path / "b", "elsewhere")
     reported = find_runs([str(tmp_path)])
-    assert [run.files.get("bytes_per_image") for run in reported.runs if run.stage == "prior"] == [90.5]
+    assert [run.files.get("bytes_per_image") for run in reported.runs if run.stage == "prior"] == [
+        90.5
+    ]
     assert "has files of a prior (id elsewhere)" in reported.problems[elsewhere]
 
 

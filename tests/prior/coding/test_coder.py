@@ -101,6 +101,8 @@ def test_any_bytes_are_read_as_codes_or_as_damage() -> None:
             assert 0 <= code < 1500
 
 
-@pytest.mark.parametrize(("K", "base"), [(2, 2), (1024, 1024), (1025, 64), (4096, 64), (2**18, 512)])
+@pytest.mark.parametrize(
+    ("K", "base"), [(2, 2), (1024, 1024), (1025, 64), (4096, 64), (2**18, 512)]
+)
 def test_many_codes_are_two_symbols_of_one_size(K: int, base: int) -> None:
     assert digit_base(K) == base

@@ -36,7 +36,9 @@ def test_files_and_folders_may_be_mixed(folder: Path) -> None:
 
 
 def test_two_results_of_one_name_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"would both be called a\.png; give the folder above both"):
+    with pytest.raises(
+        InputError, match=r"would both be called a\.png; give the folder above both"
+    ):
         list_inputs([f"{folder}/a.png", f"{folder}/b/a.png"], SUFFIXES, "images")
 
 

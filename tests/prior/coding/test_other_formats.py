@@ -20,7 +20,9 @@ def make_images(channels: int = 3, n: int = 2, size: int = 32) -> torch.Tensor:
     """Smooth pictures (n, channels, size, size) uint8."""
     waves = torch.linspace(0, 6, size)
     pictures = [
-        torch.stack([(waves + i + c).sin()[:, None] * (waves * (c + 1)).cos() for c in range(channels)])
+        torch.stack(
+            [(waves + i + c).sin()[:, None] * (waves * (c + 1)).cos() for c in range(channels)]
+        )
         for i in range(n)
     ]
     return ((torch.stack(pictures) + 1) * 127.5).round().to(torch.uint8)
@@ -73,5 +75,7 @@ def test_a_format_that_is_never_good_enough_is_absent_with_its_reason() -> None:
 def test_formats_are_checked() -> None:
     assert check_formats(None) == []
     assert check_formats("avif") == ["avif"]
-    with pytest.raises(InputError, match="compare=gif must be one of jpeg, webp, avif, several, or null"):
+    with pytest.raises(
+        InputError, match="compare=gif must be one of jpeg, webp, avif, several, or null"
+    ):
         check_formats(["jpeg", "gif"])
