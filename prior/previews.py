@@ -14,7 +14,7 @@ from codegrid.engine.run import Run
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.coding.codec import Codec
-from prior.coding.file import CGZ, CodeFile
+from prior.coding.file import CGZ, CodedFile
 from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
@@ -88,7 +88,7 @@ def preview_compression(
 
 
 def preview_decompression(
-    run: Run, trained: Prior, codec: Codec, files: Sequence[CodeFile]
+    run: Run, trained: Prior, codec: Codec, files: Sequence[CodedFile]
 ) -> dict[str, Any]:
     """What stage=decompress would do; a batch of the files is read."""
     some = files[: run.config.batch_size]

@@ -18,7 +18,7 @@ from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting
 from prior.coding.codec import Codec
-from prior.coding.file import DAMAGED, CodeFile
+from prior.coding.file import DAMAGED_CODES, CodedFile
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import (
@@ -419,14 +419,14 @@ class Prior:
         batch = read_batch_size(batch_size)
         codec = Codec(self.model, self.tokenizer, self.device)
         contents = [files] if isinstance(files, bytes) else list(files)
-        parsed = [CodeFile.read(content, f"file {i}") for i, content in enumerate(contents)]
+        parsed = [CodedFile.read(content, f"file {i}") for i, content in enumerate(contents)]
         for i, file in enumerate(parsed):
             codec.check(file, f"file {i}")
         parts = [torch.empty(0, *codec.code_shape, dtype=torch.int64)]
         for first in range(0, len(parsed), batch):
             for i, codes in enumerate(codec.decompress(parsed[first : first + batch]), first):
                 if codes is None:
-                    raise InputError(f"file {i}: {DAMAGED}")
+                    raise InputError(f"file {i}: {DAMAGED_CODES}")
                 parts.append(codes[None])
         codes = torch.cat(parts)
         if output == "codes" or not len(codes):

@@ -11,12 +11,12 @@ from torch import Tensor
 from codegrid.engine.errors import InputError
 from codegrid.engine.precision import without_autocast
 from prior.coding.coder import CodeReader, CodeWriter, import_constriction, read_codes
-from prior.coding.file import CodeFile
+from prior.coding.file import CodedFile
 from prior.coding.frequencies import IntArray, choose_phase, scale_logits, weigh
 from prior.models.base import PriorModel
 from vqgan.tokenizer import Tokenizer, hash_weights
 
-MAX_LOGITS = 2**23  # in memory at once, 64 MiB in float64
+MAX_CODED_LOGITS = 2**23  # in memory at once, 64 MiB in float64
 SAFETY = 100  # by how much the distance to a boundary of rounding must exceed the differences between passes
 
 
@@ -31,7 +31,7 @@ class CodedImage:
     noise    by how much the logits of the codes differ in the pass that decoded the file again; None: it was not
     """
 
-    file: CodeFile
+    file: CodedFile
     nats: float
     bits: float
     margin: float
@@ -76,7 +76,7 @@ class Codec:
         """
         flat = codes.flatten(1).long()
         coded: list[CodedImage] = []
-        most = max(1, MAX_LOGITS // (self.model.L * self.model.K))
+        most = max(1, MAX_CODED_LOGITS // (self.model.L * self.model.K))
         for first in range(0, len(flat), most):
             part = slice(first, first + most)
             coded += self._compress(flat[part], None if labels is None else labels[part], verify)
@@ -84,7 +84,7 @@ class Codec:
 
     def _compress(self, codes: Tensor, labels: Tensor | None, verify: bool) -> list[CodedImage]:
         codes = codes.cpu()
-        written: list[tuple[CodeFile, float, float, float]] = []
+        written: list[tuple[CodedFile, float, float, float]] = []
         own_logits: list[Tensor] = []
         with without_autocast(self.device):
             on_device = None if labels is None else labels.to(self.device)
@@ -98,7 +98,7 @@ class Codec:
                 writer = CodeWriter()
                 writer.write(row.numpy(), weigh(scaled, phase))
                 label = None if labels is None else labels[i].cpu()
-                file = CodeFile.make(*self.hashes, phase, label, writer.finish(), row)
+                file = CodedFile.make(*self.hashes, phase, label, writer.finish(), row)
                 written.append((file, nats, writer.bits, margin))
                 own_logits.append(own)
         if not verify:
@@ -117,7 +117,7 @@ class Codec:
         return coded
 
     @torch.no_grad()
-    def decompress(self, files: Sequence[CodeFile]) -> list[Tensor | None]:
+    def decompress(self, files: Sequence[CodedFile]) -> list[Tensor | None]:
         """The codes (*code_shape) int64 of each file; None for one that is damaged.
 
         Raises InputError for files of another prior or tokenizer; `check` has a sentence for each.
@@ -127,7 +127,7 @@ class Codec:
         read, _ = self._read(files)
         return [None if codes is None else codes.view(self.code_shape) for codes in read]
 
-    def check(self, file: CodeFile, name: str = "this file") -> None:
+    def check(self, file: CodedFile, name: str = "this file") -> None:
         """Raise InputError, with `name` in its sentence, for a file of another tokenizer, prior or kind of label."""
         tokenizer, prior = self.hashes
         if file.tokenizer != tokenizer:
@@ -147,7 +147,7 @@ class Codec:
         if not fits or (blank is not None and blank.dtype != label.dtype):
             raise InputError(f"{name} has a label that this prior does not take; it is damaged")
 
-    def _read(self, files: Sequence[CodeFile]) -> tuple[list[Tensor | None], Tensor]:
+    def _read(self, files: Sequence[CodedFile]) -> tuple[list[Tensor | None], Tensor]:
         """The codes (L,) of each file, None for a damaged one, and the logits (n, L) of all codes that were read."""
         n = len(files)
         labels = self._stack_labels(files)
@@ -179,12 +179,12 @@ class Codec:
         """The next codes (n, m) of all images, by their logits (n, m, K)."""
         n, _, K = logits.shape
         columns: list[IntArray] = []
-        for part in logits.split(max(1, MAX_LOGITS // (n * K)), 1):
+        for part in logits.split(max(1, MAX_CODED_LOGITS // (n * K)), 1):
             weights = weigh(scale_logits(part.numpy()), phases)
             columns += [read_codes(readers, weights[:, j]) for j in range(part.shape[1])]
         return np.stack(columns, 1)
 
-    def _stack_labels(self, files: Sequence[CodeFile]) -> Tensor | None:
+    def _stack_labels(self, files: Sequence[CodedFile]) -> Tensor | None:
         """The labels (n, ...) of files, in the form that the model takes; None for a model without."""
         labels = self.model.blank_labels(len(files))
         if labels is None:

@@ -18,7 +18,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.evaluation.reconstruction import ImagePSNR
 from prior.coding.codec import Codec, CodedImage
-from prior.coding.file import CGZ, DAMAGED, CodeFile
+from prior.coding.file import CGZ, DAMAGED_CODES, CodedFile
 from prior.coding.listing import place_result
 from prior.coding.other_formats import measure_format
 from prior.prior import Prior
@@ -32,10 +32,10 @@ FILE_TABLE = "files.csv"  # a line for each file
 CODE_ARRAYS = "codes.npz"
 COMPARED = 200  # images, evenly from all, that are written in other formats
 
-Item = TypeVar("Item")
+Entry = TypeVar("Entry")
 
 
-def split_list(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+def split_list(items: Sequence[Entry], size: int) -> Iterator[Sequence[Entry]]:
     """Parts of a list, of `size` items each, the last one of fewer."""
     for first in range(0, len(items), size):
         yield items[first : first + size]
@@ -68,9 +68,7 @@ def compress_all(
             numbers, names, pictures = [], [], []
             for i, (name, path) in batch:
                 try:
-                    pictures.append(
-                        tokenizer.pad(read_picture(path, tokenizer.form, tokenizer.rules))
-                    )
+                    pictures.append(read_picture(path, tokenizer.form, tokenizer.rules))
                 except InputError as error:
                     done.failed[name] = str(error)
                     log_line(f"left out: {error}")
@@ -161,7 +159,7 @@ def compare_formats(
     metric = ImagePSNR()
     device = next(tokenizer.parameters()).device
     for part in split_list(pictures, ENCODED_AT_ONCE):
-        x = torch.stack([tokenizer.pad(each) for each in part])
+        x = torch.stack(list(part))
         with deterministic_float32():
             x_hat = tokenizer.decode_indices(encode_pictures(tokenizer, x).to(device)).cpu()
         metric.update(to_uint8(x_hat).float(), to_uint8(x).float())
@@ -187,12 +185,12 @@ def describe_comparison(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def read_files(codec: Codec, inputs: Mapping[str, Path]) -> dict[str, CodeFile]:
+def read_coded_files(codec: Codec, inputs: Mapping[str, Path]) -> dict[str, CodedFile]:
     """The files of these names. Raises InputError for one that is none, or was written under another prior."""
-    files: dict[str, CodeFile] = {}
+    files: dict[str, CodedFile] = {}
     for name, path in inputs.items():
         try:
-            files[name] = CodeFile.read(path.read_bytes(), f"files: {path}")
+            files[name] = CodedFile.read(path.read_bytes(), f"files: {path}")
         except OSError as error:
             raise InputError(f"files: {path} can't be read ({error}); give another") from error
         codec.check(files[name], f"files: {path}")
@@ -209,7 +207,7 @@ class DecompressedFiles:
 
 
 def decompress_all(
-    codec: Codec, trained: Prior, files: Mapping[str, CodeFile], batch_size: int, folder: Path
+    codec: Codec, trained: Prior, files: Mapping[str, CodedFile], batch_size: int, folder: Path
 ) -> DecompressedFiles:
     """Write the picture of each file into the run folder, and the codes of all. Damaged files are logged and left out."""
     done = DecompressedFiles()
@@ -219,7 +217,7 @@ def decompress_all(
             read = codec.decompress([file for _, file in batch])
             for (name, _), codes in zip(batch, read, strict=True):
                 if codes is None:
-                    done.failed[name] = DAMAGED
+                    done.failed[name] = DAMAGED_CODES
                     log_line(f"left out: {name} is damaged")
                 else:
                     done.codes[name] = codes

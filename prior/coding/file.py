@@ -16,12 +16,12 @@ CGZ = ".cgz"
 FIXED_PART = struct.Struct("<3sB6s6s6sI")  # magic, version, tokenizer, prior, checksum, phase
 LABEL_PART = struct.Struct("<cH")  # kind and number of the numbers of a label
 NO_LABEL = b"\0"
-DAMAGED = "its codes don't have the checksum in its header, so it is damaged; get it again"
+DAMAGED_CODES = "its codes don't have the checksum in its header, so it is damaged; get it again"
 NUMBERS = {b"1": "<u1", b"2": "<u2", b"4": "<u4", b"f": "<f4"}  # kinds of labels
 
 
 @dataclass(frozen=True)
-class CodeFile:
+class CodedFile:
     """The parts of a file.
 
     tokenizer   twelve hexadecimal digits of the weights that make the codes, Tokenizer.fingerprint_codes
@@ -48,7 +48,7 @@ class CodeFile:
         label: Tensor | None,
         payload: bytes,
         codes: Tensor,
-    ) -> "CodeFile":
+    ) -> "CodedFile":
         """The file of codes (L,), with its checksum."""
         parts = tokenizer, prior, bytes(6), phase, pack_label(label), payload
         return cls(tokenizer, prior, cls(*parts).sum_up(codes), *parts[3:])
@@ -64,12 +64,12 @@ class CodeFile:
 
     def sum_up(self, codes: Tensor) -> bytes:
         """The checksum of a file with codes (L,)."""
-        blank = CodeFile(self.tokenizer, self.prior, bytes(6), self.phase, self.label, b"")
+        blank = CodedFile(self.tokenizer, self.prior, bytes(6), self.phase, self.label, b"")
         content = blank.header + codes.cpu().numpy().astype("<i4").tobytes()
         return hashlib.sha256(content).digest()[:6]
 
     @classmethod
-    def read(cls, content: bytes, name: str = "this file") -> "CodeFile":
+    def read(cls, content: bytes, name: str = "this file") -> "CodedFile":
         """The parts of what `write` wrote. Raises InputError, with `name` in its sentence, for what is no such file."""
         if content[:3] != MAGIC:
             raise InputError(f"{name} is no {CGZ} file; give those that stage=compress wrote")

@@ -14,7 +14,7 @@ from prior.coding.compressing import (
     PICTURE_FILES,
     decompress_all,
     explain_png,
-    read_files,
+    read_coded_files,
 )
 from prior.coding.file import CGZ
 from prior.coding.listing import list_inputs, refuse_failed
@@ -33,7 +33,7 @@ def decompress_files(config: DictConfig) -> dict[str, Any]:
         trained = load_prior(plain["ckpt"], plain["decoder"]).to(run.device)
         tokenizer = trained.tokenizer
         codec = Codec(trained.model, tokenizer, run.device)
-        files = read_files(codec, inputs)
+        files = read_coded_files(codec, inputs)
         if run.is_dry:
             return preview_decompression(run, trained, codec, list(files.values()))
         if sentence := explain_png(tokenizer):

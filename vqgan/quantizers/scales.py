@@ -245,7 +245,10 @@ def choose_convolution(scale: int, num_scales: int, num_convolutions: int) -> in
 
 @torch.no_grad()
 def resize_matrix(mode: str, n_in: int, n_out: int, device: torch.device | None = None) -> Tensor:
-    """The matrix (n_out, n_in) that resizes one side of a map, "area" or "bicubic", as F.interpolate does; in torch's default type."""
+    """The matrix (n_out, n_in) that resizes one side of a map, "area" or "bicubic", as F.interpolate does.
+
+    Of torch's default type.
+    """
     rows = torch.eye(n_in, device=device)[None, :, :, None]
     options = {} if mode == "area" else {"align_corners": False}
     resized = F.interpolate(rows, (n_out, 1), mode=mode, **options)

@@ -10,7 +10,7 @@ import torch
 
 from codegrid.engine.errors import InputError
 from prior.coding.codec import Codec
-from prior.coding.file import CodeFile
+from prior.coding.file import CodedFile
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.base import PriorModel
@@ -44,12 +44,12 @@ def draw_codes(codec: Codec, n: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(codec.model.K, (n, *codec.code_shape), generator=generator)
 
 
-def compress(codec: Codec, codes: torch.Tensor, **settings: Any) -> list[CodeFile]:
+def compress(codec: Codec, codes: torch.Tensor, **settings: Any) -> list[CodedFile]:
     """Files as another program gets them."""
-    return [CodeFile.read(image.file.write()) for image in codec.compress(codes, **settings)]
+    return [CodedFile.read(image.file.write()) for image in codec.compress(codes, **settings)]
 
 
-def decompress(codec: Codec, files: list[CodeFile]) -> torch.Tensor:
+def decompress(codec: Codec, files: list[CodedFile]) -> torch.Tensor:
     read = codec.decompress(files)
     assert not any(codes is None for codes in read)
     return torch.stack([codes for codes in read if codes is not None])
@@ -181,7 +181,7 @@ def test_no_damage_of_one_bit_gives_wrong_codes() -> None:
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            [read] = codec.decompress([CodeFile.read(bytes(damaged))])
+            [read] = codec.decompress([CodedFile.read(bytes(damaged))])
         except InputError:
             continue
         if read is not None:
@@ -195,7 +195,7 @@ def test_a_damaged_file_spoils_no_other_of_its_batch() -> None:
     codes = draw_codes(codec, 3)
     files = compress(codec, codes)
     first, _, last = codec.decompress(
-        [files[0], CodeFile(**{**vars(files[1]), "payload": b"?"}), files[2]]
+        [files[0], CodedFile(**{**vars(files[1]), "payload": b"?"}), files[2]]
     )
     assert first is not None
     assert last is not None
@@ -209,7 +209,7 @@ def test_a_damaged_file_spoils_no_other_of_its_batch() -> None:
 def test_files_of_others_are_refused(part: str, sentence: str) -> None:
     codec = make_codec(make_prior("unigram", K=K))
     [file] = compress(codec, draw_codes(codec, 1))
-    other = CodeFile(**{**vars(file), part: "f00000000000"})
+    other = CodedFile(**{**vars(file), part: "f00000000000"})
     with pytest.raises(InputError, match=sentence):
         codec.decompress([other])
 
@@ -247,4 +247,4 @@ def test_a_label_of_another_kind_is_refused() -> None:
     [codec, other] = [make_codec(make_prior("gpt", K=K, classes=n)) for n in (3, 0)]
     [file] = compress(codec, draw_codes(codec, 1), labels=torch.tensor([1]))
     with pytest.raises(InputError, match="has a label that this prior does not take"):
-        other.check(CodeFile(**{**vars(file), "prior": other.hashes[1]}))
+        other.check(CodedFile(**{**vars(file), "prior": other.hashes[1]}))

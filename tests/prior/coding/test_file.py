@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from codegrid.engine.errors import InputError
-from prior.coding.file import CodeFile
+from prior.coding.file import CodedFile
 
 CODES = torch.arange(6)
 
 
-def make_file(label: torch.Tensor | None = None, payload: bytes = b"abc") -> CodeFile:
-    return CodeFile.make("0123456789ab", "ba9876543210", 2**32 - 1, label, payload, CODES)
+def make_file(label: torch.Tensor | None = None, payload: bytes = b"abc") -> CodedFile:
+    return CodedFile.make("0123456789ab", "ba9876543210", 2**32 - 1, label, payload, CODES)
 
 
 LABELS = {
@@ -27,7 +27,7 @@ LABELS = {
 @pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
 def test_what_is_written_is_read(label: torch.Tensor | None) -> None:
     file = make_file(label)
-    again = CodeFile.read(file.write())
+    again = CodedFile.read(file.write())
     assert again == file
     if label is None:
         assert again.unpack_label() is None
@@ -58,7 +58,7 @@ def test_a_file_that_is_cut_off_anywhere_in_its_header_is_refused() -> None:
     content = make_file(torch.tensor([1, 2]), b"").write()
     for end in range(3, len(content)):
         with pytest.raises(InputError, match=f"x.cgz is cut off after {end} bytes; get it again"):
-            CodeFile.read(content[:end], "x.cgz")
+            CodedFile.read(content[:end], "x.cgz")
 
 
 @pytest.mark.parametrize(
@@ -72,4 +72,4 @@ def test_a_file_that_is_cut_off_anywhere_in_its_header_is_refused() -> None:
 )
 def test_what_is_no_file_is_refused(content: bytes, sentence: str) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
-        CodeFile.read(content, "x")
+        CodedFile.read(content, "x")
