@@ -356,7 +356,7 @@ class Prior:
         verify: bool = True,
     ) -> list[bytes]:
         """Each image as the bytes of a .cgz file: its codes by arithmetic coding under the prior, which needs its nats / (8 log 2)
-        bytes for them and 28 for a header (docs/codec.md).
+        bytes for them and 27 for a header without a label (docs/codec.md).
 
         Images, `label` and `condition` are as for `nats`; the label goes into the header. With `verify` each file is decoded again
         and compared. `decompress` reads the files with any batch size, precision and number of threads, on any machine. Raises

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,17 +74,35 @@ class Codec:
 
         With `verify` each file is decoded again, code by code, and compared. Raises InputError if that gives other codes.
         """
-        flat = codes.flatten(1).long()
-        coded: list[CodedImage] = []
+        flat = codes.flatten(1).long().cpu()
+        written: list[CodedImage] = []
+        own_logits: list[Tensor] = []
         most = max(1, MAX_CODED_LOGITS // (self.model.L * self.model.K))
         for first in range(0, len(flat), most):
             part = slice(first, first + most)
-            coded += self._compress(flat[part], None if labels is None else labels[part], verify)
-        return coded
+            images, logits = self._write(flat[part], None if labels is None else labels[part])
+            written += images
+            own_logits += logits
+        if not verify:
+            return written
+        read, again_logits = self._read([image.file for image in written])
+        differences = (torch.stack(own_logits) - again_logits).abs().amax(1).tolist()
+        verified = [
+            replace(image, noise=noise) for image, noise in zip(written, differences, strict=True)
+        ]
+        for row, again, image in zip(flat, read, verified, strict=True):
+            if again is None or not torch.equal(row, again) or not image.is_certain:
+                raise InputError(
+                    f"{type(self.model).__name__} computes other logits code by code than all at once (they differ by "
+                    f"{image.noise:.1e} in float64), so its files could not be read; it must compute in the type of its weights"
+                )
+        return verified
 
-    def _compress(self, codes: Tensor, labels: Tensor | None, verify: bool) -> list[CodedImage]:
-        codes = codes.cpu()
-        written: list[tuple[CodedFile, float, float, float]] = []
+    def _write(
+        self, codes: Tensor, labels: Tensor | None
+    ) -> tuple[list[CodedImage], list[Tensor]]:
+        """The files of codes (n, L) by one pass, and the logits (L,) of each image's codes."""
+        written: list[CodedImage] = []
         own_logits: list[Tensor] = []
         with without_autocast(self.device):
             on_device = None if labels is None else labels.to(self.device)
@@ -99,22 +117,9 @@ class Codec:
                 writer.write(row.numpy(), weigh(scaled, phase))
                 label = None if labels is None else labels[i].cpu()
                 file = CodedFile.make(*self.hashes, phase, label, writer.finish(), row)
-                written.append((file, nats, writer.bits, margin))
+                written.append(CodedImage(file, nats, writer.bits, margin, None))
                 own_logits.append(own)
-        if not verify:
-            return [CodedImage(*parts, None) for parts in written]
-        read, again_logits = self._read([parts[0] for parts in written])
-        differences = (torch.stack(own_logits) - again_logits).abs().amax(1).tolist()
-        coded = [
-            CodedImage(*parts, noise) for parts, noise in zip(written, differences, strict=True)
-        ]
-        for row, again, image in zip(codes, read, coded, strict=True):
-            if again is None or not torch.equal(row, again) or not image.is_certain:
-                raise InputError(
-                    f"{type(self.model).__name__} computes other logits code by code than all at once (they differ by "
-                    f"{image.noise:.1e} in float64), so its files could not be read; it must compute in the type of its weights"
-                )
-        return coded
+        return written, own_logits
 
     @torch.no_grad()
     def decompress(self, files: Sequence[CodedFile]) -> list[Tensor | None]:

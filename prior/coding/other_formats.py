@@ -95,7 +95,7 @@ def measure_format(name: str, images: Tensor, psnr: float) -> dict[str, Any] | s
     chosen = LOSSY_FORMATS[name]
     if chosen.feature and not features.check(chosen.feature):
         return f"this build of Pillow writes no {name.upper()} files"
-    low, high = 0, chosen.highest
+    low, high = 1, chosen.highest
     best = try_quality(chosen, images, high)
     if best["psnr"] < psnr:
         return f"its highest quality has {best['psnr']:.2f} dB, and these codes {psnr:.2f} dB"

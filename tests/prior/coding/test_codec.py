@@ -14,6 +14,7 @@ from prior.coding.file import CodedFile
 from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.base import PriorModel
+from prior.models.gpt import GPT
 from tests.helpers.priors import (
     CONDITIONS,
     PRIORS,
@@ -170,6 +171,21 @@ def test_a_prior_that_rounds_to_float32_is_refused_when_it_writes(
     disturb(codec, 1e-6, monkeypatch)
     with pytest.raises(InputError, match=r"GPT computes other logits code by code .* in the type"):
         codec.compress(draw_codes(codec, 4))
+
+
+def refuse_to_compile(*_: Any) -> Any:
+    raise AssertionError("compiled")
+
+
+def test_a_compiled_prior_is_coded_as_before() -> None:
+    model = make_prior("gpt", K=K)
+    codec = make_codec(model)
+    codes = draw_codes(codec, 2)
+    files = compress(codec, codes)
+    for part in (model, *cast(GPT, model).blocks):
+        part.compile(backend=refuse_to_compile)
+    assert torch.equal(decompress(make_codec(model), files), codes)
+    assert [file.payload for file in compress(make_codec(model), codes)] == [f.payload for f in files]
 
 
 def test_no_damage_of_one_bit_gives_wrong_codes() -> None:
