@@ -144,13 +144,20 @@ class Codec:
                 f"{name} was written under the prior {file.prior}, and this one is {prior}; give the run that wrote it, with the "
                 "checkpoint of then"
             )
-        label = file.unpack_label()
-        blank = self.model.blank_labels(1)
+        if not self._takes(file.unpack_label()):
+            raise InputError(
+                f"{name} has a label that this prior does not take, so it is damaged; get it again"
+            )
+
+    def _takes(self, label: Tensor | None) -> bool:
+        """Whether a label (size,) of a file is one of the model's."""
         if label is None:
-            return
-        fits = blank is not None and blank[0].numel() == label.numel()
-        if not fits or (blank is not None and blank.dtype != label.dtype):
-            raise InputError(f"{name} has a label that this prior does not take; it is damaged")
+            return True
+        blank, front = self.model.blank_labels(1), self.model.front
+        if blank is None or blank[0].numel() != label.numel() or blank.dtype != label.dtype:
+            return False
+        most = self.model.classes if front is None else front.K
+        return label.is_floating_point() or int(label.max()) < most
 
     def _read(self, files: Sequence[CodedFile]) -> tuple[list[Tensor | None], Tensor]:
         """The codes (L,) of each file, None for a damaged one, and the logits (n, L) of all codes that were read."""
@@ -184,6 +191,12 @@ class Codec:
         """The next codes (n, m) of all images, by their logits (n, m, K)."""
         n, _, K = logits.shape
         columns: list[IntArray] = []
+        is_sound = logits.amax(2).isfinite().all(1)  # or its label is damaged
+        logits = logits.where(is_sound[:, None, None], 0)
+        readers[:] = [
+            reader if sound else None
+            for reader, sound in zip(readers, is_sound.tolist(), strict=True)
+        ]
         for part in logits.split(max(1, MAX_CODED_LOGITS // (n * K)), 1):
             weights = weigh(scale_logits(part.numpy()), phases)
             columns += [read_codes(readers, weights[:, j]) for j in range(part.shape[1])]

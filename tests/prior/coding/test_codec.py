@@ -259,6 +259,28 @@ def test_what_an_image_is_of_is_in_its_file(name: str, kind: str) -> None:
     assert files[2].payload == blank[2].payload
 
 
+@pytest.mark.parametrize("kind", ["classes", *CONDITIONS])
+def test_a_damaged_label_gives_no_wrong_codes(kind: str) -> None:
+    model = (
+        make_prior("gpt", K=K, classes=3)
+        if kind == "classes"
+        else make_conditioned("gpt", kind, K=K)
+    )
+    codec = make_codec(model)
+    [codes] = draw_codes(codec, 1)
+    label = torch.tensor([2]) if kind == "classes" else make_conditions(model, 1)
+    [file] = compress(codec, codes[None], labels=label)
+    for value in (b"\x00", b"\x03", b"\x7f", b"\xff"):
+        changed = file.label[:-1] + value
+        if changed == file.label:
+            continue
+        try:
+            [read] = codec.decompress([CodedFile(**{**vars(file), "label": changed})])
+        except InputError:
+            continue
+        assert read is None
+
+
 def test_a_label_of_another_kind_is_refused() -> None:
     [codec, other] = [make_codec(make_prior("gpt", K=K, classes=n)) for n in (3, 0)]
     [file] = compress(codec, draw_codes(codec, 1), labels=torch.tensor([1]))
