@@ -422,15 +422,17 @@ class Prior:
         parsed = [CodedFile.read(content, f"file {i}") for i, content in enumerate(contents)]
         for i, file in enumerate(parsed):
             codec.check(file, f"file {i}")
-        parts = [torch.empty(0, *codec.code_shape, dtype=torch.int64)]
+        grids: list[Tensor] = []
         for first in range(0, len(parsed), batch):
-            for i, codes in enumerate(codec.decompress(parsed[first : first + batch]), first):
-                if codes is None:
+            for i, grid in enumerate(codec.decompress(parsed[first : first + batch]), first):
+                if grid is None:
                     raise InputError(f"file {i}: {DAMAGED_CODES}")
-                parts.append(codes[None])
-        codes = torch.cat(parts)
-        if output == "codes" or not len(codes):
-            return codes if output in ("codes", "tensor") else []
+                grids.append(grid)
+        if not grids:
+            raise InputError("decompress needs a file, and got an empty list")
+        codes = torch.stack(grids)
+        if output == "codes":
+            return codes
         with deterministic_float32():
             return self.tokenizer.decode_codes(codes, output, batch)
 

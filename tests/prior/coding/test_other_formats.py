@@ -32,12 +32,12 @@ def make_images(channels: int = 3, n: int = 2, size: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_lowest_quality_that_is_good_enough_is_measured(name: str, channels: int) -> None:
     images = make_images(channels)
-    row = measure_format(name, images, psnr=32.0)
+    row = measure_format(name, images, psnr=28.0)
     assert not isinstance(row, str)
-    assert row["psnr"] >= 32.0
+    assert row["psnr"] >= 28.0
     assert 0 < row["payload_bytes"] < row["bytes"]
     if row["quality"] > 1:
-        assert try_quality(LOSSY_FORMATS[name], images, row["quality"] - 1)["psnr"] < 32.0
+        assert try_quality(LOSSY_FORMATS[name], images, row["quality"] - 1)["psnr"] < 28.0
 
 
 @pytest.mark.parametrize("name", LOSSY_FORMATS)
