@@ -98,9 +98,7 @@ class Codec:
                 )
         return verified
 
-    def _write(
-        self, codes: Tensor, labels: Tensor | None
-    ) -> tuple[list[CodedImage], list[Tensor]]:
+    def _write(self, codes: Tensor, labels: Tensor | None) -> tuple[list[CodedImage], list[Tensor]]:
         """The files of codes (n, L) by one pass, and the logits (L,) of each image's codes."""
         written: list[CodedImage] = []
         own_logits: list[Tensor] = []

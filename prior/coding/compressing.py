@@ -229,8 +229,8 @@ def decompress_all(
             done.seconds += time.monotonic() - begun
             bar.update(len(batch))
     if done.codes:
-        codes = torch.stack(list(done.codes.values())).numpy()
-        np.savez_compressed(folder / CODE_ARRAYS, codes=codes, names=np.array(list(done.codes)))
+        grids = torch.stack(list(done.codes.values())).numpy()
+        np.savez_compressed(folder / CODE_ARRAYS, codes=grids, names=np.array(list(done.codes)))
     return done
 
 

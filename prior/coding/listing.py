@@ -22,7 +22,7 @@ def list_inputs(
     for each in [files] if isinstance(files, str) else files:
         path = Path(each)
         if path.is_dir():
-            places += [(found.relative_to(path), found) for found in list_files(path, suffixes)[0]]
+            places += [(file.relative_to(path), file) for file in list_files(path, suffixes)[0]]
         elif path.is_file():
             places.append((Path(path.name), path))
         else:

@@ -185,7 +185,9 @@ def test_a_compiled_prior_is_coded_as_before() -> None:
     for part in (model, *cast(GPT, model).blocks):
         part.compile(backend=refuse_to_compile)
     assert torch.equal(decompress(make_codec(model), files), codes)
-    assert [file.payload for file in compress(make_codec(model), codes)] == [f.payload for f in files]
+    assert [file.payload for file in compress(make_codec(model), codes)] == [
+        f.payload for f in files
+    ]
 
 
 def test_no_damage_of_one_bit_gives_wrong_codes() -> None:
