@@ -19,6 +19,7 @@ PATHS = (
     "decoder",
     "features",
     "features_dir",
+    "files",
     "from",
     "init",
     "reference",
@@ -60,8 +61,9 @@ TEXTS = (
     "hydra.sweeper.study_name",
 )
 # Elsewhere they may be settings of other meaning: of quantizers, and of classes of the user's own.
-TOP_LEVEL = ("from", "init", "codes", "decoder")
+TOP_LEVEL = ("from", "init", "codes", "decoder", "files")
 LISTS = (
+    "files",
     "runs",
     "data.classes",
     "data.columns",

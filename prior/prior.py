@@ -17,6 +17,8 @@ from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
 from codegrid.engine.sizes import Size, SizeSetting, write_size
+from prior.coding.codec import Codec
+from prior.coding.file import DAMAGED_CODES, CodedFile
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
 from prior.decoding.generate import check_sampler_fits, generate
@@ -334,7 +336,7 @@ class Prior:
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
             )
-        labels = self._label_images(label, condition, len(codes))
+        labels = self.label_images(label, condition, len(codes))
         parts = [torch.empty(0, *self.model.code_shape)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
@@ -344,6 +346,96 @@ class Prior:
                 )
         per_code = torch.cat(parts)
         return per_code.view(codes.shape) if per_position else per_code.double().sum((1, 2, 3))
+
+    def compress(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        label: Label = None,
+        condition: Any = None,
+        batch_size: int | None = None,
+        verify: bool = True,
+    ) -> list[bytes]:
+        """Each image as the bytes of a .cgz file: its codes by arithmetic coding under the prior, which needs its nats / (8 log 2)
+        bytes for them and 27 for a header without a label (docs/codec.md).
+
+        Images, `label` and `condition` are as for `nats`; the label goes into the header. With `verify` each file is decoded again
+        and compared. `decompress` reads the files with any batch size, precision and number of threads, on any machine. Raises
+        InputError for a prior that is not `model.exact`, and without the package constriction (codegrid[codec]).
+        """
+        batch = read_batch_size(batch_size)
+        codec = Codec(self.model, self.tokenizer, self.device)
+        with autocast(self.device):
+            codes = self.tokenizer.encode_images(images, batch)
+        labels = self.label_images(label, condition, len(codes))
+        files: list[bytes] = []
+        for first in range(0, len(codes), batch):
+            part = slice(first, first + batch)
+            of_part = None if labels is None else labels[part]
+            coded = codec.compress(codes[part], of_part, verify)
+            files += [image.file.write() for image in coded]
+        return files
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["pil"] = ...,
+        batch_size: int | None = ...,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["tensor", "codes"],
+        batch_size: int | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["array"],
+        batch_size: int | None = ...,
+    ) -> NDArray[Any]: ...
+
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Output = "pil",
+        batch_size: int | None = None,
+    ) -> Drawings:
+        """The images in the bytes of .cgz files, in the forms in which `sample` returns them, decoded in float32; output="codes":
+        the codes that were written, to the bit.
+
+        Raises InputError for what is no such file, was written under another prior or of another tokenizer, or is damaged.
+        """
+        if output not in SAMPLE_OUTPUTS:
+            raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
+        batch = read_batch_size(batch_size)
+        codec = Codec(self.model, self.tokenizer, self.device)
+        contents = [files] if isinstance(files, bytes) else list(files)
+        parsed = [CodedFile.read(content, f"file {i}") for i, content in enumerate(contents)]
+        for i, file in enumerate(parsed):
+            codec.check(file, f"file {i}")
+        grids: list[Tensor] = []
+        for first in range(0, len(parsed), batch):
+            for i, grid in enumerate(codec.decompress(parsed[first : first + batch]), first):
+                if grid is None:
+                    raise InputError(f"file {i}: {DAMAGED_CODES}")
+                grids.append(grid)
+        if not grids:
+            raise InputError("decompress needs a file, and got an empty list")
+        codes = torch.stack(grids)
+        if output == "codes":
+            return codes
+        with deterministic_float32():
+            return self.tokenizer.decode_codes(codes, output, batch)
 
     def choose_labels(self, label: Any, condition: Any, n: int, sampler: Sampler) -> Tensor | None:
         """The labels (n, ...) of n samples, None for a prior that takes none. Raises InputError for labels, conditions and settings
@@ -437,8 +529,11 @@ class Prior:
                 "one for each, or label=-1 for no class"
             )
 
-    def _label_images(self, label: Label, condition: Any, n: int) -> Tensor | None:
-        """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none."""
+    def label_images(self, label: Label, condition: Any, n: int) -> Tensor | None:
+        """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none.
+
+        Raises InputError for labels and conditions that it does not take, or that are neither one for all nor one for each.
+        """
         self._require_label(label)
         if self.condition is not None or condition is not None:
             return self._pick_labels(label, condition, n, in_turn=False)

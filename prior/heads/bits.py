@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codegrid.engine.errors import InputError, check_int, check_range
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.precision import at_least_float32, without_autocast
 from prior.decoding.sampling import Sampler
 from prior.heads.base import Head, Judged
 from prior.heads.likeness import rank_codes
@@ -91,7 +91,7 @@ class Bits(nn.Module, Head):
 
     def predict_digit(self, hidden: Tensor, prefixes: Tensor, j: int) -> Tensor:
         """log p (n, ..., levels) of digit j, by what is known (n, ..., hidden) and the number (...) of the digits before."""
-        logits = F.linear(F.silu(hidden + self.place[j]), self.weight[j]).float()
+        logits = at_least_float32(F.linear(F.silu(hidden + self.place[j]), self.weight[j]))
         return self.weigh(logits, prefixes, j).log_softmax(-1)
 
     def weigh(self, logits: Tensor, prefixes: Tensor, j: int) -> Tensor:
@@ -101,7 +101,7 @@ class Bits(nn.Module, Head):
         values = torch.arange(logits.shape[-1], device=logits.device)
         first = (prefixes[..., None] * self.levels[j] + values) * self.strides[j]
         n = (self.K - first).clamp(0, self.strides[j]).masked_fill(values >= self.levels[j], 0)
-        return logits + n.float().log()
+        return logits + n.to(logits.dtype).log()
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         return self.by_parts(x, targets, None, smoothing, 0.0)
@@ -159,7 +159,7 @@ class Bits(nn.Module, Head):
         )
         read = self.read_before(digits) if visible is None else self.read_visible(digits, visible)
         hidden = F.silu(self.input(x)[:, None] + read + self.place)  # (n, digits, hidden)
-        logits = (hidden.transpose(0, 1) @ self.weight.mT).float().unbind(0)
+        logits = at_least_float32(hidden.transpose(0, 1) @ self.weight.mT).unbind(0)
         weighed = [self.weigh(z, prefixes[j], j) for j, z in enumerate(logits)]
         logp = torch.stack(weighed, 1).log_softmax(-1)
         losses = -logp.gather(-1, digits[..., None])[..., 0]

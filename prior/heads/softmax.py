@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import check_range
+from codegrid.engine.precision import at_least_float32
 from prior.heads.base import LOGITS, Head, Judged, judge_logits
 from prior.heads.likeness import group_codes
 from prior.heads.tiles import TiledCrossEntropy
@@ -49,7 +50,7 @@ class Softmax(nn.Linear, Head):
 
     def logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self(x)
-        return logits.float()
+        return at_least_float32(logits)
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         if self.is_small(targets):
