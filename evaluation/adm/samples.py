@@ -10,7 +10,7 @@ from codegrid.engine.errors import InputError
 from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.adm.judging import AbsentAdmJudge, AdmJudge, make_adm_judge
 from codegrid.evaluation.adm.reference import check_network, open_reference
-from codegrid.evaluation.feature_set import FeatureSet
+from codegrid.evaluation.feature_set import FeatureSet, add_mean_ratio
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
@@ -74,7 +74,9 @@ class SamplesJudge:
                 bar.update(len(batch))
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "gfid")
+            feature_set.add_mind(sheet)
             feature_set.add_variety(sheet)
+        add_mean_ratio(sheet, "gfid", self.feature_sets)
         self.adm.add_scores(sheet, self.file)
         return sheet
 

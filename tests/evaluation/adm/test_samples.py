@@ -24,7 +24,7 @@ from tests.helpers.stage1 import Noise
 Command = Callable[..., int]
 REAL, FAKE = draw_pictures(40, 1), draw_pictures(30, 2) // 2 + 60
 ADM_NAMES = ("adm_fid", "adm_sfid", "adm_inception_score", "adm_precision", "adm_recall")
-IN_FEATURES = ("gfid", "kid", "precision", "recall", "density", "coverage")
+IN_FEATURES = ("gfid", "kid", "mind", "precision", "recall", "density", "coverage")
 
 
 @pytest.fixture(autouse=True)
@@ -212,5 +212,9 @@ def test_what_stage_sample_saves_and_what_stage_evaluate_draws_are_judged_alike(
     assert read_result("d")["gfid_proxy"] is not None
     assert read_result("d")["provenance"]["adm_fid"]["n_reference"] == 64
     capsys.readouterr()
-    assert command("stage=report", "runs=[a,b,c,d,runs]") == 0
-    assert "None" not in capsys.readouterr().err
+    assert command("stage=report", "runs=[a,b,c,d,runs]", "run_dir=page") == 0
+    assert "evaluates a run" not in capsys.readouterr().err  # files belong to none
+    page = Path("page/report.html").read_text()
+    for label in ("ADM FID", "ADM sFID", "ADM precision"):
+        assert label in page
+    assert "evaluates a run" not in page
