@@ -11,11 +11,11 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.coding.codec import Codec
 from prior.coding.file import CGZ, CodedFile
-from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
 from prior.judging import check_sampler, judge_codes, open_image_labels
@@ -51,17 +51,16 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     trained = load_prior(ckpt, run.config.get("decoder"))
     images = load_images(trained.data, run.config.data, ckpt)
     sampler = instantiate(run.config.sampler)
-    check_sampler(sampler, trained.model)
-    check_parallel_sampler(trained.model, sampler)
-    check_compile_sampler(trained.model, sampler, run.device.type)
+    check_sampler(sampler, trained.model, run.device.type)
     if (labels := open_image_labels(trained, images, ckpt, run.config)) is not None:
         labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")
     load_own_features(settings, images)
+    open_reference(settings, images, images.cache_dir)
     number = len(images.source(settings.split))
     would = (
         f"judge the codes of {number:,} {settings.split} images, {settings.batch_size} at a time, and "
-        f"{min(settings.samples, number):,} samples, in"
+        f"{min(settings.number_of_samples, number):,} samples, in"
     )
     models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": trained.model}
     n = settings.batch_size

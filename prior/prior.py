@@ -16,17 +16,12 @@ from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
-from codegrid.engine.sizes import Size, SizeSetting
+from codegrid.engine.sizes import Size, SizeSetting, write_size
 from prior.coding.codec import Codec
 from prior.coding.file import DAMAGED_CODES, CodedFile
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
@@ -139,12 +134,18 @@ class Prior:
         """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
 
         Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
-        Raises InputError, with `name` in its sentence, if it has other codes.
+        Raises InputError, with `name` in its sentence, if it has other codes, or was trained for images of another size.
         """
         if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
             raise InputError(
                 f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
                 "with init=<the prior's tokenizer> learn=decoder"
+            )
+        size, own_size = tokenizer.encoder.image_size, self.tokenizer.encoder.image_size
+        if size != own_size:
+            raise InputError(
+                f"{name} decodes images of {write_size(size)} pixels, and the prior {self.name} draws codes of "
+                f"{write_size(own_size)}; give a run of data.image_size={write_size(own_size)}"
             )
         self.tokenizer = tokenizer.to(self.device)
         return self
@@ -446,9 +447,7 @@ class Prior:
                 f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
                 "whole picture; leave sampler.grid out"
             )
-        check_parallel_sampler(self.model, sampler)
-        check_compile_sampler(self.model, sampler, self.device.type)
-        check_order_sampler(self.model, sampler)
+        check_sampler_fits(self.model, sampler, self.device.type)
         return labels
 
     def _pick_labels(
@@ -485,10 +484,11 @@ class Prior:
         seed, label, condition, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
-        labels = self.choose_labels(label, condition, total, sampler)
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
-            labels = self.condition.choose(self.model, condition, len(pictures))
-            labels = labels.repeat_interleave(n, 0)
+            of_pictures = self.choose_labels(label, condition, len(pictures), sampler)
+            labels = None if of_pictures is None else of_pictures.repeat_interleave(n, 0)
+        else:
+            labels = self.choose_labels(label, condition, total, sampler)
         check_places(sampler, self.tokenizer, self.grid)
         grid = sampler.size(self.grid)
         known = sampler.known(grid)  # raises for what does not fit the grid

@@ -125,7 +125,8 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
         if run is None:
             continue
         if run.stage == "evaluate":
-            evaluations.append(run)
+            if run.metrics.get("of_stage") != "samples":  # in a file, which belong to no run
+                evaluations.append(run)
         elif run.stage == "compress":
             compressions.append(run)
         elif run.id in runs:

@@ -90,6 +90,13 @@ class KVCache:
         self.n = len(samples)
         self._move(lambda past: past.index_select(1, samples), self.length)
 
+    def copy(self, other: "KVCache", filled: int) -> None:
+        """Hold what another cache of as many samples has at the first `filled` positions."""
+        if filled > self.length:
+            self.make_room(0, filled)
+        for own, past in zip(self.past, other.past, strict=True):
+            own[:, :, :, :filled] = past[:, :, :, :filled]
+
     def _lay_out(self, storage: Tensor) -> Tensor:
         shape = (2, self.n, self.heads, self.length, self.size)
         return storage[: 2 * self.n * self.heads * self.length * self.size].view(shape)
@@ -184,6 +191,12 @@ class KVSteps(CachedBlocks):
             self.allot(n, 1)
         self._hide()
 
+    def go_on(self, past: KVCache, t: int) -> None:
+        """Go on at position t, after what `past` has of the same samples at the positions before."""
+        self.cache.copy(past, t)
+        self.t = t
+        self._hide()
+
     def _hide(self) -> None:
         """Mask the positions of the cache that are empty."""
         self.hidden = self.cache.past[0].new_full((1, 1, 1, self.cache.length), -torch.inf)
@@ -230,6 +243,10 @@ class KVWindows(CachedBlocks):
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
         self.cache.select(samples)
+
+    def go_on(self, past: KVCache, t: int) -> None:
+        """Go on at position t or later, after what `past` has of the same samples at the positions before."""
+        self.cache.copy(past, t)
 
     def __call__(self, x: Tensor, first: Tensor, end: int) -> Tensor:
         """x (n, W, width) at the positions first (n,) to first + W - 1 -> the last block's output there, float32.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codegrid.engine.errors import check_int, check_range
+from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.precision import at_least_float32, without_autocast
 from prior.decoding.sampling import Sampler
 from prior.heads.base import Head, Judged
@@ -50,7 +50,14 @@ class Bits(nn.Module, Head):
         self.strides = tuple(math.prod(self.levels[j + 1 :]) for j in range(n))
         self.is_even = math.prod(self.levels) == self.K and min(self.levels) == most
         within = [j for j in range(1, n) if self.strides[j - 1] <= group_size]
-        self.group_share, self.shared = group_share, n - len(within) if within else n - 1
+        if group_share and not within:
+            raise InputError(
+                f"prior.head.group_size={group_size} is less than the {self.levels[-1]} values of the last digit, in which the "
+                f"codes of a group differ; use prior.head.group_size={self.levels[-1]}"
+                if n > 1
+                else f"prior.head.group_share={group_share} needs codes of several digits, and these have one; use 0"
+            )
+        self.group_share, self.shared = group_share, n - len(within)
         self.input = nn.Linear(width, hidden, bias=False)
         read = n if self.reads_last else n - 1
         self.digits = nn.Parameter(n**-0.5 * torch.randn(read, most, hidden))

@@ -15,10 +15,10 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.images import to_uint8
 from codegrid.evaluation.features import Extractor, TorchScriptNetwork
 from codegrid.evaluation.scores import SCORES, ScoreSheet
-from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.table import format_table
 from codegrid.evaluation.units import count_pixel_bits
 from tests.helpers.bands import Bands
+from tests.helpers.evaluation import choose_settings
 from tests.helpers.stage1 import Noise, make_tokenizer
 from vqgan.judging import TokenizerJudge, compare_codecs
 from vqgan.losses.perceptual import LPIPS
@@ -26,15 +26,6 @@ from vqgan.tokenizer import Tokenizer
 
 SIZE, GRID = (24, 40), (6, 10)
 PLAIN_8_BITS = {"depth": 8, "range": "auto", "number_type": None}
-
-
-def settings(**changed: Any) -> EvaluationSettings:
-    chosen = {
-        "device": torch.device("cpu"), "ckpt": "runs/x", "id": None, "seed": 0, "split": "val", "compare_to": None,
-        "inception": False, "proxy": 0, "features": None, "lpips": None, "fetch": False, "references": True, "rates": True,
-        "samples": 0, "neighbours": False, "validity": 0, "precision": "32-true", "show": 3, "batch_size": 5, **changed,
-    }  # fmt: skip
-    return EvaluationSettings(**chosen)
 
 
 def start_tokenizer(data: ImageDataModule) -> Tokenizer:
@@ -48,7 +39,7 @@ def start_tokenizer(data: ImageDataModule) -> Tokenizer:
 def judge(
     data: ImageDataModule, own: TorchScriptNetwork | None = None, **changed: Any
 ) -> tuple[TokenizerJudge, ScoreSheet]:
-    judging = TokenizerJudge(start_tokenizer(data), data, settings(**changed), own)
+    judging = TokenizerJudge(start_tokenizer(data), data, choose_settings(**changed), own)
     judging.measure_all()
     return judging, judging.scores()
 
@@ -64,11 +55,25 @@ def pixels_of(judging: TokenizerJudge) -> tuple[Tensor, Tensor]:
 
 
 def test_every_score_of_five_bands_of_16_bits_is_a_number_or_has_a_reason(tmp_path: Path) -> None:
-    judging, sheet = judge(Bands(tmp_path), proxy=3)
+    judging, sheet = judge(Bands(tmp_path), proxy=3, ratios=True)
     for name, score in SCORES.items():
         if score.stages[0] == "vqgan" and score.group in ("pixels", "distance", "codes", "rate"):
             assert sheet.values[name] is not None or sheet.absent[name]
-    assert set(sheet.absent) == {"rfid", "kid", "lpips"}
+    left_out = {name for name in SCORES if name.startswith(("pfid", "probe"))}
+    assert set(sheet.absent) == {
+        "rfid",
+        "rfid_real",
+        "rfid_ratio",
+        "kid",
+        "mind",
+        "lpips",
+        *left_out,
+    }
+    ratio = sheet.values["rfid_proxy"] / sheet.values["rfid_real_proxy"]  # type: ignore[operator]
+    assert sheet.values["rfid_ratio_proxy"] == pytest.approx(ratio, rel=1e-4)
+    for name in ("kid_proxy", "mind_proxy"):
+        low, high = sheet.intervals[name]
+        assert low <= sheet.values[name] <= high  # type: ignore[operator]
     assert sheet.values["rfid_proxy"] > 0  # type: ignore[operator]
     x, x_hat = pixels_of(judging)
     errors = (x - x_hat).square().mean((1, 2, 3))
@@ -120,7 +125,7 @@ def test_ordinary_images_have_the_provenance_and_the_hash_of_8_bits(tmp_path: Pa
     data = Noise(16, cache="ram", cache_dir=str(tmp_path))
     tokenizer = make_tokenizer(16, 4).eval()
     tokenizer.initialise(data.preprocess(data.take_evenly("train", 24)[0]))
-    judging = TokenizerJudge(tokenizer, data, settings(), None)
+    judging = TokenizerJudge(tokenizer, data, choose_settings(), None)
     judging.measure_all()
     sheet = judging.scores()
     assert sheet.provenance["psnr"]["range"] == [0, 255]
@@ -134,7 +139,7 @@ class Seeing(Extractor):
 
     name, hash = "instead", "0123"
 
-    def __init__(self, fetch: bool = False) -> None:
+    def __init__(self, *_: object) -> None:
         super().__init__()
         self.inputs: list[Tensor] = []
 
@@ -192,7 +197,7 @@ def test_jpeg_is_compared_where_it_can_hold_the_images(
     tmp_path: Path, channels: int, changed: dict[str, Any], reason: str | None
 ) -> None:
     data = Bands(tmp_path, channels=channels, **changed)
-    codecs, absent = compare_codecs(start_tokenizer(data), data, settings())
+    codecs, absent = compare_codecs(start_tokenizer(data), data, choose_settings())
     assert absent == ({"JPEG": reason} if reason else {})
     assert {codec["codec"] for codec in codecs} == {"classical VQ", *([] if reason else ["JPEG"])}
     assert all(5 < codec["psnr"] < 60 for codec in codecs)
@@ -200,7 +205,7 @@ def test_jpeg_is_compared_where_it_can_hold_the_images(
 
 def test_classical_vq_of_bands_is_a_tokenizer_that_starts_from_patches(tmp_path: Path) -> None:
     data = Bands(tmp_path)
-    codecs, _ = compare_codecs(start_tokenizer(data), data, settings())
+    codecs, _ = compare_codecs(start_tokenizer(data), data, choose_settings())
     _, sheet = judge(data)
     assert codecs[0]["psnr"] == pytest.approx(sheet.values["psnr"], abs=1.5)
     assert codecs[0]["bits_per_image"] == math.prod(GRID) * 4

@@ -226,10 +226,12 @@ def resize_size(size: Size, grid: Size, before: Size) -> Size:
     return rows, columns
 
 
-def resize_scales(quantizer: dict[str, Any], grid: Size) -> None:
-    """Change the setting `scales` of a `quantizer` group, if it has one, to those of another grid, in place."""
-    if quantizer.get("scales"):
-        sizes = scale_sizes(check_scales(quantizer["scales"]), grid)
+def resize_scales(quantizer: dict[str, Any], grid: Size, before: Size) -> None:
+    """Change the setting `scales` of a `quantizer` group, if it has one, from those of the grid `before` to those of another, in
+    place. Scales that were chosen by the grid are those that it chose: their number stays."""
+    if "scales" in quantizer and grid != before:
+        own = quantizer["scales"]
+        sizes = scale_sizes(plan_sizes(before) if own is None else check_scales(own), grid)
         quantizer["scales"] = [to_setting(size) for size in sizes]
 
 
