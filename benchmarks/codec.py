@@ -62,8 +62,7 @@ CODED_PRIORS = {
     "rar": Trial(("prior=rar",), 512),
     "rq": Trial(("prior=rq",), 512, num_codebooks=4),
     "var": Trial(("prior=var",), 512),
-    "gpt, 16,384 codes": Trial(("prior=gpt",), 16_384),
-    "gpt, bits": Trial(("prior=gpt", "prior/head=bits"), 16_384),
+    "gpt-16384": Trial(("prior=gpt",), 16_384),
 }
 
 
@@ -141,7 +140,7 @@ def main() -> None:
     )
     parser.add_argument("--ckpt", help="run folder of a trained prior, in place of random ones")
     parser.add_argument("--only", help="names of the rows to measure, between commas")
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

@@ -181,6 +181,17 @@ def test_python_gives_the_same_codes_in_every_form(plain: Prior, pictures: Any) 
     assert bits == pytest.approx(float(plain.nats(pictures).sum()) / np.log(2), abs=8 * 5)
 
 
+def test_an_export_reads_the_files_of_its_run(
+    command: Command, tmp_path: Path, runs: Path, plain: Prior, pictures: Any
+) -> None:
+    files = plain.compress(pictures[:2])
+    assert command("stage=export", f"ckpt={runs / 'plain'}", "run_dir=exported") == 0
+    exported = Prior.from_pretrained(tmp_path / "exported")
+    codes = plain.decompress(files, output="codes")
+    assert torch.equal(exported.decompress(files, output="codes"), codes)
+    assert exported.compress(pictures[:2]) == files
+
+
 def test_python_refuses_what_it_cannot_read(plain: Prior, pictures: Any) -> None:
     [content] = plain.compress(pictures[0])
     with pytest.raises(InputError, match="file 1 is no .cgz file"):
