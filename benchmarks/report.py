@@ -25,6 +25,7 @@ from codegrid.engine.sizes import SizeSetting, check_size, to_setting, write_siz
 ROOT = Path(__file__).parents[1]
 
 MEASURED = {"extractor": "shapes-classifier", "n": 1000, "reference": "5be1c0d2"}  # provenance
+REAL_DISTANCE = 4.0  # of real images, to which the others are relative
 
 
 def make_sweep(
@@ -138,7 +139,7 @@ class FakePoint:
     def write_tokenizer_evaluation(self) -> None:
         scores = {
             "psnr": self.psnr,
-            "rfid_proxy": self.rfid,
+            **relate("rfid", self.rfid),
             "bits_per_image": self.bits,
             "perplexity": self.perplexity,
         }
@@ -173,14 +174,24 @@ class FakePoint:
 
     def write_prior_evaluation(self) -> None:
         noise = 0.5 * float(self.random.normal())
+        distances = relate("gfid", 0.6 * self.rfid + 0.025 * self.codes + 6 + noise)
         scores = {
-            "gfid_proxy": 0.6 * self.rfid + 0.025 * self.codes + 6 + noise,
+            **distances,
             "nats_per_token": self.nats,
             "bits_per_image": self.nats * self.codes / math.log(2),
         }
-        about = {"tokenizer_of": self.id, "provenance": {"gfid_proxy": MEASURED}}
+        about = {"tokenizer_of": self.id, "provenance": dict.fromkeys(distances, MEASURED)}
         folder = self.at / "evaluate_prior"
         make_evaluation_folder(folder, "prior", self.prior_id, {**scores, **about}, self.random)
+
+
+def relate(name: str, distance: float) -> dict[str, float]:
+    """A Fréchet distance in the proxy's features, that of real images and the ratio of both."""
+    return {
+        f"{name}_proxy": distance,
+        f"{name}_real_proxy": REAL_DISTANCE,
+        f"{name}_ratio_proxy": distance / REAL_DISTANCE,
+    }
 
 
 def fake_codecs() -> list[dict[str, Any]]:

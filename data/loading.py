@@ -34,7 +34,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ignore_group_signals(_: int) -> None:
+def ignore_group_signals(_: int) -> None:
     """Let worker processes ignore signals that are sent to the whole process group.
 
     The main process handles these and stops its workers when it no longer needs them. A worker dies of a second SIGTERM,
@@ -122,7 +122,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
             # A reader that is killed while it writes to a pipe would leave the thread that pins waiting for the rest.
             pin_memory=torch.cuda.is_available() and not uses_pipes,
             collate_fn=pipe_batch if uses_pipes else share_batch,
-            worker_init_fn=_ignore_group_signals,
+            worker_init_fn=ignore_group_signals,
             # Without a generator the loader would draw its seed from the model's random numbers.
             generator=torch.Generator().manual_seed(self.seed),
             patience=self.patience,
@@ -243,9 +243,14 @@ class BatchDataModule(L.LightningDataModule, ABC):
         If the samples lie in shards, these are the samples that training would show first, since it may take hours to open
         all shards.
         """
+        return self.samples(split).__getitems__(self.spread_evenly(split, n, self.seed))
+
+    def spread_evenly(self, split: str, n: int, seed: int) -> list[int]:
+        """The indices of the samples that take_evenly takes; the seed decides on those in shards."""
         samples = self.samples(split)
         n = min(n, len(samples))
         if samples.shard_sizes is not None:
-            order = self.batch_order(len(samples), n, self.seed, shard_sizes=samples.shard_sizes)
-            return samples.__getitems__(next(iter(order)))
-        return samples.__getitems__(np.linspace(0, len(samples) - 1, n).astype(int).tolist())
+            return next(
+                iter(self.batch_order(len(samples), n, seed, shard_sizes=samples.shard_sizes))
+            )
+        return np.linspace(0, len(samples) - 1, n).astype(int).tolist()

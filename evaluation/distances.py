@@ -15,14 +15,21 @@ from codegrid.evaluation.intervals import Estimate, jackknife_variance
 ROWS_AT_ONCE = 4096
 ENTRIES_AT_ONCE = 2**24  # of a matrix of pairwise distances
 
+Moments = tuple[Tensor, Tensor]  # mean (D,) and covariance (D, D), float64
+
 
 def frechet(a: Tensor, b: Tensor) -> float:
+    """The Fréchet distance of two sets of features (n, D) and (m, D)."""
+    return frechet_of_moments(moments(a), moments(b))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2) with the covariances A, B (Heusel et al. 2017, section 2).
 
     The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, a symmetric matrix. The eigenvalues
     of A B itself come out complex if a covariance lacks rank.
     """
-    (mean_a, A), (mean_b, B) = moments(a), moments(b)
+    (mean_a, A), (mean_b, B) = a, b
     values, vectors = torch.linalg.eigh(A)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
     cross = torch.linalg.eigvalsh(root @ B @ root).clamp(min=0).sqrt().sum()
@@ -30,7 +37,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float(distance.clamp(min=0))  # max(0.0, nan) would be 0
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor) -> Moments:
     """Mean (D,) and unbiased covariance (D, D) of x (n, D), float64."""
     mean = torch.stack([part.double().sum(0) for part in x.split(ROWS_AT_ONCE)]).sum(0) / len(x)
     scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
@@ -130,11 +137,16 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> float
     order = torch.from_numpy(np.random.RandomState(seed).permutation(n)).to(logits.device)
     scores = []
     for first, end in pairwise(i * n // splits for i in range(splits + 1)):
-        log_p = logits[order[first:end]].double().log_softmax(1)
-        p = log_p.exp()
-        divergence = (p * (log_p - p.mean(0).log())).masked_fill(p == 0, 0).sum(1)  # 0 log 0 = 0
-        scores.append(float(divergence.mean().exp()))
+        scores.append(score_part(logits[order[first:end]]))
     return sum(scores) / splits
+
+
+def score_part(logits: Tensor) -> float:
+    """exp(mean KL(p(y|x) || p(y))) of class logits (n, classes)."""
+    log_p = logits.double().log_softmax(1)
+    p = log_p.exp()
+    divergence = (p * (log_p - p.mean(0).log())).masked_fill(p == 0, 0).sum(1)  # 0 log 0 = 0
+    return float(divergence.mean().exp())
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codegrid.engine.errors import InputError
 from codegrid.evaluation.distances import (
     density_coverage,
     estimate_kid,
@@ -15,7 +16,13 @@ from codegrid.evaluation.distances import (
     precision_recall,
 )
 from codegrid.evaluation.features import Extractor
-from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.real_images import RealImages
+from codegrid.evaluation.scores import (
+    ScoreSheet,
+    library_versions,
+    mean_ratio_name,
+    names_in_group,
+)
 from codegrid.evaluation.sliced import MIND_DIRECTIONS, mind
 from codegrid.evaluation.units import ShownColours
 
@@ -25,30 +32,49 @@ INCEPTION_SPLITS = 10
 PRECISION_NEIGHBOURS = 3
 DENSITY_NEIGHBOURS = 5
 
+# What the provenance of the distance of real images shares with that of the judged ones.
+OF_REFERENCE = ("reference", "size", "reference_hash")
+OF_NETWORK = ("extractor", "extractor_hash", "resize", "channels", "library")
+
+NO_REAL_IMAGES = "left out with ratios=false"
+
 
 class FeatureSet:
     """The features of two sets of images by one extractor, and the scores that compare them.
 
     The names of the scores end with `suffix`. `colours` are what an extractor of three colours sees of the images; with None it
-    sees the images.
+    sees the images. `real` are the images whose distance to the reference the judged ones' is divided by.
     """
 
     def __init__(
-        self, extractor: Extractor, suffix: str, colours: ShownColours | None = None
+        self,
+        extractor: Extractor,
+        suffix: str,
+        colours: ShownColours | None = None,
+        real: RealImages | None = None,
     ) -> None:
         self.extractor = extractor
         self.suffix = suffix
         self.colours = colours
+        self.real = real
+        self.real_distances: dict[int, float] = {}  # by the number of images
         self.features: dict[str, list[Tensor]] = {"reference": [], "judged": []}
         self.logits: list[Tensor] = []  # of the judged images
 
-    @torch.no_grad()
     def add(self, side: str, images: Tensor) -> None:
         """Add pixels (B, C, H, W) of the images' depth to the "reference" or to the images that are "judged"."""
-        features, logits = self.extractor(self.colours(images) if self.colours else images)
+        features, logits = self.extract(images)
         self.features[side].append(features)
         if side == "judged" and logits is not None:
             self.logits.append(logits)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The outputs of the extractor for pixels (B, C, H, W) of the images' depth."""
+        outputs: tuple[Tensor, Tensor | None] = self.extractor(
+            self.colours(images) if self.colours else images
+        )
+        return outputs
 
     def share_reference(self) -> "FeatureSet":
         """A set of other judged images, which is compared with the same reference images as this one."""
@@ -61,6 +87,11 @@ class FeatureSet:
         """All features of the reference (n, D) and of the judged images (m, D)."""
         return torch.cat(self.features["reference"]), torch.cat(self.features["judged"])
 
+    def mark_absent(self, sheet: ScoreSheet, names: Sequence[str], reason: str) -> None:
+        """Mark the scores `names` in these features as absent."""
+        for name in names:
+            sheet.mark_absent(name + self.suffix, reason)
+
     def mark_unusable(self, sheet: ScoreSheet, names: Sequence[str], *outputs: Tensor) -> bool:
         """Whether outputs (n, D) of the network are no finite numbers; if so, the scores `names` are absent.
 
@@ -72,47 +103,28 @@ class FeatureSet:
             return False
         n, total = max(zip(broken, map(len, outputs), strict=True))
         reason = f"{self.extractor.name} returns NaN or infinity for {n:,} of {total:,} images"
-        for name in names:
-            sheet.mark_absent(name + self.suffix, reason)
+        self.mark_absent(sheet, names, reason)
         return True
 
     def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
-        """Add the Fréchet distance and KID.
+        """Add the Fréchet distance with its ratio, and KID.
 
         `paired`: each judged image was computed from the reference image at its place.
         """
+        self.add_frechet(sheet, frechet_name)
         real, fake = self.both_sides()
-        if self.mark_unusable(sheet, (frechet_name, "kid"), real, fake):
+        if self.lacks_images(sheet, ["kid"], real, fake):
             return
-        fewest = min(len(real), len(fake))
-        names = (frechet_name + self.suffix, "kid" + self.suffix)
-        if fewest < 2:
-            for name in names:
-                sheet.mark_absent(name, "it needs at least 2 images on each side")
-            return
-        about = self.provenance(real, fake)
-        sheet.add(names[0], frechet(real, fake), **about)
         estimate = estimate_kid(real, fake, KID_SUBSETS, KID_SUBSET_SIZE, paired=paired)
         sheet.add(
-            names[1],
+            "kid" + self.suffix,
             estimate.value,
-            **about,
+            **self.provenance(real, fake),
             subsets=KID_SUBSETS,
-            subset=min(KID_SUBSET_SIZE, fewest),
+            subset=min(KID_SUBSET_SIZE, len(real), len(fake)),
             paired=paired,
         )
-        sheet.add_interval(names[1], estimate.interval())
-
-    def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
-        """Add the Fréchet distance alone, under this name."""
-        real, fake = self.both_sides()
-        if self.mark_unusable(sheet, [name], real, fake):
-            return
-        if min(len(real), len(fake)) < 2:
-            sheet.mark_absent(name + self.suffix, "it needs at least 2 images on each side")
-            return
-        value = frechet(real, fake)
-        sheet.add(name + self.suffix, value, **self.provenance(real, fake))
+        sheet.add_interval("kid" + self.suffix, estimate.interval())
 
     def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
         """Add MIND with its interval.
@@ -120,16 +132,63 @@ class FeatureSet:
         `paired`: each judged image was computed from the reference image at its place.
         """
         real, fake = self.both_sides()
-        if self.mark_unusable(sheet, ["mind"], real, fake):
+        if self.lacks_images(sheet, ["mind"], real, fake):
             return
         name = "mind" + self.suffix
-        if min(len(real), len(fake)) < 2:
-            sheet.mark_absent(name, "it needs at least 2 images on each side")
-            return
         estimate = mind(real, fake, paired=paired)
         about = {**self.provenance(real, fake), "directions": MIND_DIRECTIONS}
         sheet.add(name, estimate.value, **about)
         sheet.add_interval(name, estimate.interval_of_square())
+
+    def lacks_images(
+        self, sheet: ScoreSheet, names: Sequence[str], real: Tensor, fake: Tensor
+    ) -> bool:
+        """Whether features are unusable or of fewer than two images; if so, the scores `names` are absent."""
+        if self.mark_unusable(sheet, names, real, fake):
+            return True
+        if min(len(real), len(fake)) < 2:
+            self.mark_absent(sheet, names, "it needs at least 2 images on each side")
+            return True
+        return False
+
+    def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
+        """Add the Fréchet distance, that of as many real images, and the ratio of both."""
+        real, fake = self.both_sides()
+        if self.lacks_images(sheet, frechet_names(name), real, fake):
+            return
+        about = self.provenance(real, fake)
+        distance = frechet(real, fake)
+        sheet.add(name + self.suffix, distance, **about)
+        self.add_ratio(sheet, name, distance, about)
+
+    def add_ratio(
+        self, sheet: ScoreSheet, name: str, distance: float, about: dict[str, Any]
+    ) -> None:
+        """Add the distance of as many real images to the reference, and how many times as far the judged images are.
+
+        `about` is the provenance of their `distance`.
+        """
+        _, of_real_name, ratio_name = frechet_names(name)
+        try:
+            if self.real is None:
+                raise InputError(NO_REAL_IMAGES)
+            n = about["n"]
+            self.real.check(n)
+            origin = self.real.describe(n)
+            shared = sheet.share(*OF_REFERENCE)
+            if n not in self.real_distances:
+                key = {**shared.common, **about, **origin}
+                reference = torch.cat(self.features["reference"])
+                self.real_distances[n] = self.real.measure(n, reference, self.extract, key)
+            of_real = self.real_distances[n]
+        except InputError as error:
+            self.mark_absent(sheet, (of_real_name, ratio_name), str(error))
+            return
+        shared.add(of_real_name + self.suffix, of_real, **{**about, **origin})
+        if of_real > 0:
+            sheet.add(ratio_name + self.suffix, distance / of_real, **about, real=origin)
+        else:
+            self.mark_absent(sheet, [ratio_name], "the distance of real images is 0")
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         """Add Inception Score, precision and recall, density and coverage."""
@@ -150,10 +209,7 @@ class FeatureSet:
             (("density", "coverage"), density_coverage, DENSITY_NEIGHBOURS),
         ):
             if min(len(real), len(fake)) <= k:
-                for name in names:
-                    sheet.mark_absent(
-                        name + self.suffix, f"it needs more than {k} images on each side"
-                    )
+                self.mark_absent(sheet, names, f"it needs more than {k} images on each side")
                 continue
             for name, value in zip(names, function(real, fake, k), strict=True):
                 sheet.add(name + self.suffix, value, **about, neighbours=k)
@@ -184,15 +240,42 @@ class AbsentFeatureSet(FeatureSet):
         return self
 
     def add_distances(self, sheet: ScoreSheet, frechet_name: str, paired: bool = False) -> None:
-        for name in (frechet_name, "kid"):
-            sheet.mark_absent(name + self.suffix, self.reason)
+        self.add_frechet(sheet, frechet_name)
+        self.mark_absent(sheet, ["kid"], self.reason)
 
     def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
-        sheet.mark_absent(name + self.suffix, self.reason)
+        self.mark_absent(sheet, frechet_names(name), self.reason)
 
     def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
-        sheet.mark_absent("mind" + self.suffix, self.reason)
+        self.mark_absent(sheet, ["mind"], self.reason)
 
     def add_variety(self, sheet: ScoreSheet) -> None:
-        for name in names_in_group("variety"):
-            sheet.mark_absent(name + self.suffix, self.reason)
+        self.mark_absent(sheet, names_in_group("variety"), self.reason)
+
+
+def frechet_names(name: str) -> tuple[str, str, str]:
+    """A Fréchet distance, that of real images, and the ratio of both."""
+    return name, f"{name}_real", f"{name}_ratio"
+
+
+def add_mean_ratio(
+    sheet: ScoreSheet, frechet_name: str, feature_sets: Sequence[FeatureSet]
+) -> None:
+    """Add the mean of a Fréchet distance's ratios over all networks that have one (FD-loss, arXiv 2604.28190: FDr).
+
+    Nothing is added for a single network, whose ratio says as much. The proxy, which is another one for other images, is left out.
+    """
+    networks = [each.suffix for each in feature_sets if each.suffix != "_proxy"]
+    if len(networks) < 2:
+        return
+    ratios = [f"{frechet_name}_ratio{suffix}" for suffix in networks]
+    about = [sheet.provenance[name] for name in ratios if name in sheet.provenance]
+    values = [float(sheet.values[name] or 0) for name in ratios if name in sheet.provenance]
+    name = mean_ratio_name(frechet_name)
+    if len(values) < 2:
+        reason = f"it needs the ratios of two networks, and has {len(values)} of {len(networks)}"
+        sheet.mark_absent(name, reason)
+        return
+    alike = {key: about[0][key] for key in ("n", "n_reference", "real")}
+    each = [{key: part[key] for key in OF_NETWORK if key in part} for part in about]
+    sheet.add(name, sum(values) / len(values), **alike, networks=each)

@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.network import limited_silence
 from codegrid.engine.sizes import SizeSetting, check_size
+from codegrid.evaluation.scores import find_ambiguous
 
 INCEPTION = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of TensorFlow's weights
 )
+
+PUT_THERE = "put the file there"
 
 
 class Extractor(nn.Module, ABC):
@@ -43,15 +47,15 @@ class Extractor(nn.Module, ABC):
 class Inception(Extractor):
     """Inception v3 with TensorFlow's weights, by torch-fidelity: the features behind the scores in the literature.
 
-    Raises InputError if the package is missing, or if the weights are not in the torch hub folder and `fetch` is false or
-    the download fails.
+    Raises InputError if the package is missing, or if the weights are in neither `folder` nor the torch hub folder and `fetch` is
+    false or the download fails.
     """
 
     name = "inception-v3-compat"
     resize = "bilinear to 299, as TensorFlow 1"
     package = "torch-fidelity"
 
-    def __init__(self, fetch: bool = True) -> None:
+    def __init__(self, fetch: bool = True, folder: str | None = None) -> None:
         super().__init__()
         try:
             code = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
@@ -59,10 +63,18 @@ class Inception(Extractor):
             raise InputError(
                 "the package torch-fidelity is missing: pip install codegrid[fidelity]"
             ) from error
-        file = fetch_weights(INCEPTION, code.URL_INCEPTION_V3, fetch)
+        file = fetch_weights(
+            INCEPTION,
+            code.URL_INCEPTION_V3,
+            fetch,
+            folder,
+            f"{PUT_THERE}, or into a folder that features_dir names",
+        )
+        outputs = ["2048", "logits_unbiased"]
         try:
-            network = code.FeatureExtractorInceptionV3(self.name, ["2048", "logits_unbiased"])
-        except (OSError, RuntimeError, EOFError) as error:
+            torch.load(file, weights_only=True)  # torch-fidelity would run what a pickle says
+            network = code.FeatureExtractorInceptionV3(self.name, outputs, str(file))
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise InputError(
                 f"{file} is damaged ({' '.join(str(error).split())[:200]}); delete it"
             ) from error
@@ -79,25 +91,32 @@ def hash_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def fetch_weights(name: str, url: str, fetch: bool) -> Path:
-    """The file of the weights `name` in the torch hub folder, downloaded if it is missing.
+def fetch_weights(
+    name: str, url: str, fetch: bool, folder: str | None = None, way_out: str = PUT_THERE
+) -> Path:
+    """The file of the weights `name` in `folder` (features_dir) or in the torch hub folder, downloaded to the latter if it is in
+    neither.
 
-    The download gives up after ten seconds of silence. Raises InputError if it fails, or if `fetch` is false and the file
-    is missing.
+    The download gives up after ten seconds of silence. Raises InputError, which ends with the `way_out`, if it fails, or if
+    `fetch` is false and the file is missing.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if file.is_file():
-        return file
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    folders = [hub] if folder is None else [Path(folder).expanduser(), hub]
+    for place in folders:
+        if (place / name).is_file():
+            return place / name
+    places = " or ".join(map(str, folders))
     if not fetch:
-        raise InputError(f"the weights {name} are not in {file.parent}, and fetch=false")
+        raise InputError(f"the weights {name} are not in {places}, and fetch=false; {way_out}")
+    file = hub / name
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        hub.mkdir(parents=True, exist_ok=True)
         log_line(f"fetching {name}")
         with limited_silence(10):
             torch.hub.download_url_to_file(url, str(file), progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"the weights {name} are not in {file.parent} and can't be fetched ({error})"
+            f"the weights {name} are not in {places} and can't be fetched ({error}); {way_out}"
         ) from error
     return file
 
@@ -141,9 +160,9 @@ class TorchScriptNetwork(Extractor):
             )
         self.name = path.name
         self.suffix = "_" + re.sub(r"\W", "_", path.stem)
-        if self.suffix == "_proxy":
+        if clash := find_ambiguous(self.suffix):
             raise InputError(
-                f"features={file} would give its scores the names of our own proxy's; give the file another name"
+                f"features={file} would give its scores the names of others, such as {clash}; give the file another name"
             )
         self.hash = hash_bytes(path.read_bytes())
         try:

@@ -15,7 +15,9 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import METRICS
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from codegrid.evaluation.features import Inception, TorchScriptNetwork
+from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork
 from codegrid.evaluation.proxy import train_proxy
+from codegrid.evaluation.real_images import RealImages
 from codegrid.evaluation.scores import read_result
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.table import format_table
@@ -25,30 +27,46 @@ from codegrid.evaluation.units import ShownColours
 def load_own_features(
     settings: EvaluationSettings, images: ImageDataModule
 ) -> TorchScriptNetwork | None:
-    """The feature network that the user named with features=, if any."""
+    """The feature network that the user named with features=, if any. Raises InputError if it would give its scores the names of
+    others."""
     if not settings.features:
         return None
-    return TorchScriptNetwork(settings.features, images.image_size)
+    own = TorchScriptNetwork(settings.features, images.image_size)
+    if own.suffix.removeprefix("_") in settings.networks:
+        raise InputError(
+            f"features={settings.features} would give its scores the names of those of networks=[{own.suffix[1:]}]; give the file "
+            "another name"
+        )
+    return own
 
 
 def make_feature_sets(
     settings: EvaluationSettings, images: ImageDataModule, own: TorchScriptNetwork | None
 ) -> list[FeatureSet]:
-    """A feature set by Inception, one by the proxy, and one by the user's own network if there is one."""
+    """A feature set by Inception, one by the proxy, one by each of timm's networks in the settings, and one by the user's own
+    network if there is one."""
     device, colours = settings.device, ShownColours.of(images)
+    real = RealImages.beside(images, settings) if settings.ratios else None
     feature_sets: list[FeatureSet] = [AbsentFeatureSet("", "left out with inception=false")]
     if settings.inception:
         try:
-            feature_sets = [FeatureSet(Inception(settings.fetch).to(device), "", colours)]
+            inception = Inception(settings.fetch, settings.features_dir).to(device)
+            feature_sets = [FeatureSet(inception, "", colours, real)]
         except InputError as error:
             feature_sets = [AbsentFeatureSet("", str(error))]
     if settings.proxy:
         proxy = train_proxy(images, settings.proxy, device)
-        feature_sets.append(FeatureSet(proxy, "_proxy"))
+        feature_sets.append(FeatureSet(proxy, "_proxy", real=real))
     else:
         feature_sets.append(AbsentFeatureSet("_proxy", "left out with proxy=0"))
+    for name, about in settings.networks.items():
+        try:
+            network = TimmNetwork(**about, fetch=settings.fetch, folder=settings.features_dir)
+            feature_sets.append(FeatureSet(network.to(device), f"_{name}", colours, real))
+        except UnavailableNetwork as error:
+            feature_sets.append(AbsentFeatureSet(f"_{name}", str(error)))
     if own is not None:
-        feature_sets.append(FeatureSet(own.to(device), own.suffix, colours))
+        feature_sets.append(FeatureSet(own.to(device), own.suffix, colours, real))
     return feature_sets
 
 
@@ -129,6 +147,7 @@ def describe_evaluation(
         "ckpt": settings.ckpt,
         "split": settings.split,
         "n": n,
+        **({"reference": settings.reference} if settings.reference else {}),
     }
 
 

@@ -20,6 +20,8 @@ from codegrid.engine.packages import package_version
 # reproduced without error, such as a blank one, has 58.92 dB with 8 bits a channel instead of infinitely many.
 LEAST_SQUARED_ERROR = 1 / 12
 
+# Settings of a sampler that do not change the distribution of its samples; no provenance has them.
+SAME_SAMPLES = ("compile", "parallel")
 USUAL_PIXELS = {"range": [0, 255], "depth": 8}  # what a provenance says of 8-bit images
 
 STAGE1 = ("vqgan",)
@@ -34,6 +36,7 @@ class Score:
     `better` is 1 where higher is better, -1 where lower is, 0 where neither holds. `group` names the computation that the
     score comes from. A score with `proxy_decimals` is computed in the features of every extractor, under its name plus the
     extractor's suffix. `in_tables`: reports have a column for it. `in_pipeline`: stage=pipeline repeats it in its result.
+    `frechet`: a Fréchet distance to the reference, which is also reported relative to that of real images.
     """
 
     label: str
@@ -46,6 +49,7 @@ class Score:
     proxy_decimals: int | None = None
     in_tables: bool = True
     in_pipeline: bool = True
+    frechet: bool = False
 
     @property
     def axis(self) -> str:
@@ -58,6 +62,50 @@ class Score:
         direction = {1: "higher is better", -1: "lower is better", 0: ""}[self.better]
         head = ", ".join(part for part in (self.unit, direction) if part)
         return "; ".join(part for part in (head, self.meaning) if part)
+
+
+def _with_ratios(table: Mapping[str, Score]) -> dict[str, Score]:
+    """The table with three lines below each Fréchet distance: that of real images, their ratio, and its mean over networks."""
+    whole: dict[str, Score] = {}
+    for name, score in table.items():
+        whole[name] = score
+        if not score.frechet:
+            continue
+        label, other = score.label, replace(score, frechet=False)
+        whole[f"{name}_real"] = replace(
+            other,
+            label=f"Real images' {label}",
+            better=0,
+            meaning="the same distance of as many images of the other split",
+            in_tables=False,
+            in_pipeline=False,
+        )
+        whole[ratio_name(name)] = replace(
+            other,
+            label=f"{label} ratio",
+            decimals=3,
+            meaning=f"{label} relative to that of as many real images; 1 is as far as those are",
+        )
+        whole[mean_ratio_name(name)] = replace(
+            other,
+            label=label.replace("FID", "FDr"),
+            decimals=3,
+            meaning=f"mean {label} ratio over networks, without the proxy",
+            group="networks",
+            proxy_decimals=None,
+        )
+    return whole
+
+
+def ratio_name(name: str) -> str:
+    """The name of the ratio of a Fréchet distance to that of real images: rfid_ratio_proxy of rfid_proxy."""
+    stem, proxy, _ = name.partition("_proxy")
+    return f"{stem}_ratio{proxy}"
+
+
+def mean_ratio_name(name: str) -> str:
+    """The name of the mean over networks of a Fréchet distance's ratios: rfdr of rfid."""
+    return name.replace("fid", "fdr")
 
 
 def _with_proxies(table: Mapping[str, Score]) -> dict[str, Score]:
@@ -73,7 +121,7 @@ def _with_proxies(table: Mapping[str, Score]) -> dict[str, Score]:
 
 # THE table: every list of scores in the program is derived from it, and reports have their columns in its order.
 # A new score is one line here, and its computation, which adds it to a ScoreSheet under the same name.
-SCORES = _with_proxies({
+SCORES = _with_proxies(_with_ratios({
     #                    label, unit, decimals, better, meaning, stages, group
     "K":                 Score("K", "codes", 0, 0, "size of the codebook", BOTH, "setting", in_pipeline=False),
     "psnr":              Score("PSNR", "dB", 2, 1, "mean over images of each image's PSNR", STAGE1, "pixels"),
@@ -82,10 +130,12 @@ SCORES = _with_proxies({
     "lpips":             Score("LPIPS", "", 3, -1, "perceptual distance to the image", STAGE1, "pixels"),
     "l1":                Score("L1", "", 4, -1, "mean absolute error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
     "l2":                Score("L2", "", 4, -1, "mean squared error of pixels in [0, 1]", STAGE1, "pixels", in_pipeline=False),
-    "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3),
+    "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3,
+                               frechet=True),
     "kid":               Score("KID", "", 4, -1, "kernel distance; may be slightly negative", BOTH, "distance", 4),
     "mind":              Score("MIND", "", 2, -1, "sliced Wasserstein distance, for few images", BOTH, "distance", 3),
-    "pfid":              Score("pFID", "", 2, -1, "as rFID, from codes of which a share is perturbed", STAGE1, "perturbed", 3),
+    "pfid":              Score("pFID", "", 2, -1, "as rFID, from codes of which a share is perturbed", STAGE1, "perturbed", 3,
+                               frechet=True),
     "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is as sharp", STAGE1, "pixels",
                                in_pipeline=False),
     "valid_reconstructions": Score("Valid reconstructions", "", 3, 1, "share that data=shapes could have painted", STAGE1,
@@ -101,7 +151,7 @@ SCORES = _with_proxies({
                                STAGE1, "probe", in_tables=False, in_pipeline=False),
     "bits_per_image":    Score("Rate", "bits/image", 0, 0, "", BOTH, "rate"),
     "compression_ratio": Score("Compression", "×", 1, 0, "pixels relative to the codes", STAGE1, "rate"),
-    "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3),
+    "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3, frechet=True),
     "inception_score":   Score("Inception Score", "", 2, 1, "confident and varied class predictions", STAGE2, "variety", 2),
     "precision":         Score("Precision", "", 3, 1, "share of samples close to an image", STAGE2, "variety", 3),
     "recall":            Score("Recall", "", 3, 1, "share of images close to a sample", STAGE2, "variety", 3),
@@ -110,6 +160,12 @@ SCORES = _with_proxies({
     "chd":               Score("CHD", "", 3, -1, "distance of code histograms of samples and images", STAGE2, "histogram"),
     "chd_mixed":         Score("CHD, mixed", "", 3, 0, "the same between halves of both sets mixed at random", STAGE2, "histogram",
                                in_tables=False, in_pipeline=False),
+    "adm_fid":           Score("ADM FID", "", 2, -1, "Fréchet distance to the reference", BOTH, "adm", in_pipeline=False),
+    "adm_sfid":          Score("ADM sFID", "", 2, -1, "the same of features that have places", BOTH, "adm", in_pipeline=False),
+    "adm_inception_score": Score("ADM Inception Score", "", 2, 1, "confident and varied class predictions", BOTH, "adm",
+                                 in_pipeline=False),
+    "adm_precision":     Score("ADM precision", "", 3, 1, "share near an image of the reference", BOTH, "adm", in_pipeline=False),
+    "adm_recall":        Score("ADM recall", "", 3, 1, "share of the reference near an image", BOTH, "adm", in_pipeline=False),
     "valid_samples":     Score("Valid samples", "", 3, 1, "share that data=shapes could have painted", STAGE2, "validity"),
     "empty_samples":     Score("Empty samples", "", 3, -1, "share that is background alone", STAGE2, "validity"),
     "nats_per_token":    Score("Nats per token", "", 3, -1, "negative log likelihood of a code", STAGE2, "likelihood"),
@@ -124,7 +180,7 @@ SCORES = _with_proxies({
                                in_tables=False, in_pipeline=False),
     "seconds":           Score("Training", "s", 0, 0, "", BOTH, "training", in_pipeline=False),
     "images_per_second": Score("Speed", "images/s", 0, 0, "", BOTH, "training", in_pipeline=False),
-})  # fmt: skip
+}))  # fmt: skip
 
 
 # Why a score is no number, where more is known than that.
@@ -158,6 +214,13 @@ def find_score(name: str) -> Score | None:
         return SCORES[name]
     stems = [stem for stem in SCORES if name.startswith(f"{stem}_")]
     return SCORES[max(stems, key=len)] if stems else None
+
+
+def find_ambiguous(suffix: str) -> str | None:
+    """A score in features whose name with this suffix is, or reads as, that of another score; None if there is none."""
+    in_features = [name for name, score in SCORES.items() if score.group in ("distance", "variety")]
+    clashes = (name + suffix for name in in_features if find_score(name + suffix) != SCORES[name])
+    return next(clashes, None)
 
 
 def max_psnr(depth: int) -> float:
@@ -226,6 +289,10 @@ class ScoreSheet:
         else:
             self.mark_absent(name, UNDEFINED.get(name) or explain_non_finite(value))
 
+    def share(self, *keys: str) -> "ScoreSheet":
+        """The same sheet for scores whose provenance shares these keys only."""
+        return replace(self, common={key: self.common[key] for key in keys if key in self.common})
+
     def add_interval(self, name: str, ends: tuple[float, float] | None) -> None:
         """Add the 95% interval of a score that is there; None adds nothing."""
         if ends is not None and self.values[name] is not None:
@@ -252,9 +319,13 @@ def upgrade_provenance(
 
     They had no floor of the error. An image without error made their mean infinite, so a PSNR that is a number is of images
     with errors, and those of reconstructions are far above the floor. Their pixels had 8 bits a channel; `pixels` are the depth
-    and the range, which they did not state.
+    and the range, which they did not state. A sampler's settings that change no distribution are left out, since `upgrade_names`
+    adds them to what is read from a file.
     """
     upgraded = {name: dict(about) for name, about in provenance.items()}
+    for about in upgraded.values():
+        if isinstance(sampler := about.get("sampler"), Mapping):
+            about["sampler"] = {k: v for k, v in sampler.items() if k not in SAME_SAMPLES}
     for name in names_in_group("pixels"):
         if name in upgraded:
             upgraded[name] = {**pixels, **upgraded[name]}

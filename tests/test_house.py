@@ -146,6 +146,7 @@ WIRED = (
     "codebook",
     "images",
     "places",
+    "networks",
 )  # not one object each
 
 BUILT = [

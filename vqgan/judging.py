@@ -16,7 +16,10 @@ from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES, RATES
 from codegrid.engine.sizes import write_size
+from codegrid.evaluation.adm.judging import judge_run
+from codegrid.evaluation.adm.reference import AdmReference
 from codegrid.evaluation.codebook import CodebookUse
+from codegrid.evaluation.feature_set import add_mean_ratio
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
 from codegrid.evaluation.judging import (
     ReferenceHash,
@@ -76,11 +79,13 @@ class TokenizerJudge:
         images: ImageDataModule,
         settings: EvaluationSettings,
         own: TorchScriptNetwork | None,
+        reference: AdmReference | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.images = images
         self.settings = settings
         self.feature_sets = make_feature_sets(settings, images, own)
+        self.adm = judge_run(reference, images)
         self.depth = images.rules.depth
         self.colours = ShownColours.of(images)
         self.lpips, self.lpips_absent = load_lpips(settings.lpips, settings.fetch)
@@ -113,6 +118,7 @@ class TokenizerJudge:
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
+        self.adm.add(x_hat)
         self.fidelity.update(to_float(x), to_float(x_hat), self.depth)
         errors = (x.float() - x_hat.float()).square().mean((1, 2, 3))
         self.errors.append(floor_squared_error(errors).cpu())
@@ -143,8 +149,11 @@ class TokenizerJudge:
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
             feature_set.add_mind(sheet, paired=True)
+        add_mean_ratio(sheet, "rfid", self.feature_sets)
         self.perturbed.add_scores(sheet)
+        add_mean_ratio(sheet, "pfid", self.feature_sets)
         self.probe.add_scores(sheet)
+        self.adm.add_scores(sheet)
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:

@@ -40,6 +40,7 @@ from codegrid.evaluation.scores import Score
 
 MARKERS = "osD^vPX"
 RATE_AXIS = "Bits per image, codes of equal length (log scale)"
+LIKELIHOOD_AXIS = "Bits per image under the prior (log scale)"
 
 MAX_BANDS = 8  # learning curves with the range of their seeds
 MAX_CURVE_STEPS = 120
@@ -214,12 +215,18 @@ def codec_curves(references: Sequence[dict[str, Any]], score: str) -> dict[str, 
 
 
 def draw_rate_curves(
-    name: str, part: ComparablePart, rate: str, score: str, curves: dict[str, dict[float, float]]
+    name: str,
+    part: ComparablePart,
+    names: tuple[str, str],
+    curves: dict[str, dict[float, float]],
+    axis: str = RATE_AXIS,
 ) -> Chart:
-    """A score against bits per image, with the `curves` of classical codecs."""
+    """A score against bits per image, by the `names` of the bits and of the score, with the `curves` of classical codecs."""
+    rate, score = names
     about = score_info(score, part.provenance[score])
     figure, [axes] = make_figure()
-    chart = Chart(name, f"{about.label} against rate", "", figure)
+    bits = "rate" if axis == RATE_AXIS else "bits under the prior"
+    chart = Chart(name, f"{about.label} against {bits}", "", figure)
     styles = PointStyles([point.group for point in part.points])
     axes.set_xscale("log")
     draw_codecs(axes, curves)
@@ -231,14 +238,17 @@ def draw_rate_curves(
     axes.margins(y=0.12)
     axes.set_xlim(min(rates) / margin, max(rates) * margin**2.4)  # room for labels on the right
     axes.grid(axis="y")
-    axes.set_xlabel(RATE_AXIS)
+    axes.set_xlabel(axis)
     axes.set_ylabel(about.axis)
     paths = [(sorted(curve), [curve[b] for b in sorted(curve)]) for curve in curves.values()]
     labels = label_lines(axes, part.points, styles, rate, score, avoid=paths)
     for codec, curve in curves.items():
         labels.put(max(curve), curve[max(curve)], codec, MUTED, 8.5)
     better = "Higher" if about.better > 0 else "Lower"
-    chart.caption = f"{better} is better; bars are 95% intervals over seeds."
+    real = " 1 is as far from the images as other real images are." if "_ratio" in score else ""
+    chart.caption = f"{better} is better; bars are 95% intervals over seeds.{real}"
+    if part.provenance[rate].get("exact") is False:
+        chart.caption += " The bits are upper bounds."
     if any(point.means[score].half for point in part.points):
         chart.caption += " The table of differences has intervals within seeds."
     chart.caption += describe_codecs(curves)

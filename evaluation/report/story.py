@@ -37,11 +37,12 @@ from codegrid.evaluation.report.groups import (
     sort_key,
 )
 from codegrid.evaluation.report.read import ReportedRun, ReportedRuns
-from codegrid.evaluation.scores import SCORES
+from codegrid.evaluation.scores import SCORES, ratio_name
 
-# The scores that get charts; all others are in the tables.
+# The scores that get charts; all others are in the tables. Fréchet distances are shown relative to that of real images.
 RECONSTRUCTION = ("psnr", "rfid", "rfid_proxy")
 GENERATION = ("gfid", "gfid_proxy", "nats_per_token")
+OF_BOTH_STAGES = (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))  # in the same features
 
 RATE = "bits_per_image"
 
@@ -52,6 +53,8 @@ NEAR_DB = (
 MAX_PARTS = 3  # ways of measuring one score that get a chart each
 
 DAGGER = "†"
+
+FILE_FIGURES = ("n", "psnr", "bytes", "payload_bytes", "claimed_bytes")  # of stage=compress
 
 
 @dataclass
@@ -100,6 +103,9 @@ class Story:
         self.priors = [run for run in reported.runs if run.stage == "prior"]
         self.of_tokenizers = group_runs(self.tokenizers)
         self.of_priors = group_runs(self.priors)
+        self.reconstruction = [self.relative(name) for name in RECONSTRUCTION]
+        self.generation = [self.relative(name) for name in GENERATION]
+        self.of_both_stages = [tuple(map(self.relative, pair)) for pair in OF_BOTH_STAGES]
         self.notes: list[str] = []  # on scores that can't be compared
         with report_style():
             self.sections = [section for section in self.draw_sections() if section.charts]
@@ -118,18 +124,31 @@ class Story:
         parts = comparable_parts(self.groups_with(names[-1]), *names)
         return parts[0] if parts else None
 
+    def relative(self, name: str) -> str:
+        """The ratio of a Fréchet distance to that of real images; the distance itself if more runs have it, as earlier evaluations
+        did, and a score that is no such distance."""
+        ratio = ratio_name(name)
+        counts = [sum(each in run.figures for run in self.reported.runs) for each in (ratio, name)]
+        return ratio if SCORES[name].frechet and counts[0] >= max(counts[1], 1) else name
+
     # The head.
 
     def write_head(self) -> Iterator[str]:
         """The sentences at the head of the report."""
         yield self.count_runs()
-        for name in RECONSTRUCTION:
+        for name in self.reconstruction:
             if part := self.main_part(RATE, name):
                 yield from self.name_winner(part, name, RATE)
         yield from self.compare_to_classical_vq()
-        for name in ("gfid", "gfid_proxy"):
+        for _, name in self.of_both_stages:
             if part := self.main_part(name):
-                yield from self.name_winner(part, name, None)
+                with_bits = self.main_part(RATE, name)
+                if with_bits and len(with_bits.points) == len(part.points):
+                    yield from self.name_winner(with_bits, name, RATE)
+                else:
+                    yield from self.name_winner(part, name, None)
+        for pair in self.of_both_stages:
+            yield from self.compare_stages(*pair)
         yield from self.note_moved_images()
         yield from self.note_absent()
 
@@ -204,6 +223,8 @@ class Story:
             yield f"{label}: {format_mean(name, best)} ({top.group.name}; {format_seeds(top)})."
             return
         at = f" at {top.means[rate].mean:,.0f} bits" if rate else ""
+        if rate and top.runs[0].stage == "prior":
+            at += " under the prior"
         yield (
             f"Best {label}{at}: {top.group.name}, {format_mean(name, best)} ({format_seeds(top)})"
             f"{compare_winner(part, top, name, rate)}."
@@ -219,6 +240,25 @@ class Story:
                     f"{format_mean(name, small.means[name])} at {small.means[rate].mean:,.0f} bits "
                     f"({format_mean(name, less)} less)."
                 )
+
+    def compare_stages(self, of_tokenizer: str, of_prior: str) -> Iterator[str]:
+        """That the tokenizer with the best reconstructions is not the one whose prior draws the best samples, if so."""
+        x = f"{TOKENIZERS}{of_tokenizer}"
+        part = self.main_part(x, of_prior)
+        if part is None:
+            return
+        tokenizer = tokenizer_key(best_first(part.points, x)[0].group)
+        by_samples = best_first(part.points, of_prior)
+        samples = by_samples[0]
+        if tokenizer_key(samples.group) == tokenizer:
+            return
+        reconstructions = next(p for p in by_samples if tokenizer_key(p.group) == tokenizer)
+        labels = [score_info(name).label for name in (of_tokenizer, of_prior)]
+        yield (
+            f"{' and '.join(labels)} disagree on the winner: the tokenizer of {reconstructions.group.name} reconstructs best "
+            f"({describe_lead(part, reconstructions, samples, x)}), that of {samples.group.name} gives the best samples "
+            f"({describe_lead(part, samples, reconstructions, of_prior)})."
+        )
 
     def compare_to_classical_vq(self) -> Iterator[str]:
         """The PSNR of tokenizers above classical vector quantization at their own rates, interpolated between its settings."""
@@ -244,18 +284,21 @@ class Story:
 
     def draw_sections(self) -> Iterator[Section]:
         """All charts that the runs have data for."""
-        rates: list[Chart] = []
-        for name in RECONSTRUCTION:
-            rates += self.draw_parts(f"rate-{name}", (RATE, name), self.draw_rate_chart)
+        distances: list[Chart] = []
+        for pair in self.of_both_stages:
+            for stage, name in zip(("rate", "likelihood"), pair, strict=True):
+                distances += self.draw_parts(f"{stage}-{name}", (RATE, name), self.draw_rate_chart)
+        yield Section("Bits and distance to the images", distances)
+        rates = self.draw_parts("rate-psnr", (RATE, "psnr"), self.draw_rate_chart)
         for name in ("psnr", "rfid_proxy"):
             rates += self.draw_run_rates(name)
         yield Section("Rate and distortion", rates)
         yield Section("Which grid, which K, which width", self.draw_heat_maps())
         samples: list[Chart] = []
-        for name in ("gfid", "gfid_proxy"):
+        for _, name in self.of_both_stages:
             names = (f"{TOKENIZERS}{RATE}", name)
             samples += self.draw_parts(f"rate-{name}", names, self.draw_rate_chart)
-        for x, y in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy")):
+        for x, y in self.of_both_stages:
             samples += self.draw_parts(
                 f"{x}-{y}",
                 (f"{TOKENIZERS}{x}", y),
@@ -274,8 +317,8 @@ class Story:
         """Maps of each score by K and grid, and by K and the width of a code or of the model."""
         maps: list[Chart] = []
         for across, down in (("K", "grid"), ("quantizer.dim", "K"), ("model.width", "K")):
-            for name in (*RECONSTRUCTION, "perplexity", *GENERATION):
-                prefix = TOKENIZERS if name in GENERATION and "." in across else ""
+            for name in (*self.reconstruction, "perplexity", *self.generation):
+                prefix = TOKENIZERS if name in self.generation and "." in across else ""
                 maps += self.draw_parts(
                     f"map-{name}-{down}-{short_key(across)}",
                     (name,),
@@ -318,7 +361,9 @@ class Story:
     def draw_rate_chart(self, file: str, part: ComparablePart) -> Chart:
         rate, score = part.provenance
         curves = charts.codec_curves(self.references(part.provenance[score]), score)
-        return charts.draw_rate_curves(file, part, rate, score, curves)
+        is_likelihood = rate == RATE and part.points[0].runs[0].stage == "prior"
+        axis = charts.LIKELIHOOD_AXIS if is_likelihood else charts.RATE_AXIS
+        return charts.draw_rate_curves(file, part, (rate, score), curves, axis)
 
     def draw_run_rates(self, name: str) -> list[Chart]:
         """The rate-distortion curves of runs whose codes are nested, a chart for each way in which the score was measured."""
@@ -351,11 +396,41 @@ class Story:
         for grouped, kind in ((self.of_tokenizers, "tokenizers"), (self.of_priors, "priors")):
             if grouped:
                 yield from self.tables_of(grouped, kind)
+        yield from self.tabulate_files()
+
+    def tabulate_files(self) -> Iterator[StoryTable]:
+        """What images take as files under priors, beside other formats at no lower PSNR; nothing without stage=compress."""
+        heads = [
+            "Prior",
+            "Format",
+            "Images",
+            "PSNR",
+            "Bytes",
+            "Without headers",
+            "Claimed by the prior",
+        ]
+        table = StoryTable(
+            "files",
+            "Files",
+            "Bytes of an image as written, headers counted and not counted. Other formats have the lowest quality whose PSNR is no "
+            "lower, for up to 200 of the images.",
+            [[head, "dB" if head == "PSNR" else ""] for head in heads],
+        )
+        for run in self.priors:
+            own = {**run.files, "bytes": run.files.get("bytes_per_image")}
+            others = [row for row in run.files.get("formats") or [] if isinstance(row, dict)]
+            for row in [own, *others] if run.files else ():
+                place, name = self.place(run), str(row.get("format", "cgz"))
+                figures = [row.get(key) for key in FILE_FIGURES]
+                cells = [Cell(place, place), Cell(name, name), *map(file_cell, figures)]
+                table.rows.append((cells, [run]))
+        if table.rows:
+            yield table
 
     def tables_of(self, grouped: Sequence[Group], kind: str) -> Iterator[StoryTable]:
         """The tables of configurations and of runs."""
         keys = list(dict.fromkeys(key for group in grouped for key in group.settings))
-        usual = usual_provenance(grouped, kind)
+        usual = usual_provenance(grouped, self.reconstruction if kind == "priors" else ())
         setting_heads = [[short_key(key), ""] for key in keys]
         score_heads = [column_head(name, kind, json.loads(key)) for name, key in usual.items()]
         configurations = StoryTable(
@@ -429,7 +504,7 @@ class Story:
         titles: dict[Path, tuple[ReportedRun, list[str]]] = {}
         for runs, name, kind in (
             (self.tokenizers, "psnr", "reconstructions"),
-            (self.tokenizers, self.first_measured("rfid", "rfid_proxy"), "reconstructions"),
+            (self.tokenizers, self.first_measured(*self.reconstruction[1:]), "reconstructions"),
             (self.priors, self.score_of_samples(), "samples"),
         ):
             with_picture = [Group({}, [run]) for run in runs if find_picture(run, kind)]
@@ -453,7 +528,7 @@ class Story:
 
     def score_of_samples(self) -> str | None:
         """The score that ranks priors; nats per token only if all learned codes of the same shape."""
-        gfid = self.first_measured("gfid", "gfid_proxy")
+        gfid = self.first_measured(*(name for _, name in self.of_both_stages))
         if gfid is None and self.ranks_groups("nats_per_token"):
             return "nats_per_token"
         return gfid
@@ -481,11 +556,11 @@ class Story:
             yield "Rate-distortion curves need tokenizers: add their folders to runs="
         if not self.priors:
             yield "The quality of samples, and how it depends on the tokenizer, needs priors: train.py -m experiment=pipeline"
-        elif not any(
-            self.main_part(f"{TOKENIZERS}{rfid}", gfid)
-            for rfid, gfid in (("rfid", "gfid"), ("rfid_proxy", "gfid_proxy"))
-        ):
+        elif not any(self.main_part(f"{TOKENIZERS}{x}", y) for x, y in self.of_both_stages):
             yield "Reconstructions against samples need both stages evaluated: train.py stage=evaluate ckpt=<run folder> for each"
+        shown = (*self.reconstruction, *self.generation)
+        if any(SCORES[name].frechet and self.main_part(name) for name in shown):
+            yield "Distances relative to real images need new evaluations of all runs: train.py stage=evaluate ckpt=<run>"
         if not any(name.startswith("learning-") for name in drawn):
             yield "Learning curves come from CSV logs: train.py ... logger=csv"
 
@@ -550,6 +625,27 @@ def compare_winner(part: ComparablePart, top: Point, name: str, rate: str | None
     )
 
 
+def tokenizer_key(group: Group) -> str:
+    """A text that is equal for priors on tokenizers of one configuration."""
+    settings = flatten_run(group.runs[0]).items()
+    return json.dumps(
+        {key: value for key, value in settings if key.startswith(TOKENIZERS)}, default=str
+    )
+
+
+def describe_lead(part: ComparablePart, one: Point, other: Point, name: str) -> str:
+    """The score of a point and of another, and whether the lead of the first is certain."""
+    label = score_info(name).label
+    values = f"{label} {format_mean(name, one.means[name])} against {format_mean(name, other.means[name])}"
+    lead = compare_groups(one.group, other.group, name, part.provenance[name])
+    if lead is None or lead.mean.half is None:
+        return values
+    how = "paired by seed" if lead.paired else "without common seeds"
+    ahead = score_info(name).better * lead.mean.mean
+    verdict = "" if ahead > lead.mean.half else ", uncertain"
+    return f"{values}; {how}{verdict}"
+
+
 def usable_names(run: ReportedRun) -> list[str]:
     """The scores that reports show of a run of this stage."""
     return [name for name, score in SCORES.items() if score.in_tables and run.stage in score.stages]
@@ -599,11 +695,11 @@ def shorten(value: Any) -> str:
     return text[:12] + "…" if len(text) > 40 and " " not in text else text
 
 
-def usual_provenance(grouped: Sequence[Group], kind: str) -> dict[str, str]:
-    """The scores that a table has columns for, each with the provenance that most of its runs have."""
+def usual_provenance(grouped: Sequence[Group], of_tokenizers: Sequence[str]) -> dict[str, str]:
+    """The scores that a table has columns for, for priors also some of their tokenizers, each with the provenance that most of
+    its runs have."""
     names = [name for name, score in SCORES.items() if score.in_tables and name != "K"]
-    if kind == "priors":
-        names += [f"{TOKENIZERS}{name}" for name in RECONSTRUCTION]
+    names += [f"{TOKENIZERS}{name}" for name in of_tokenizers]
     usual = {}
     for name in names:
         parts = comparable_parts(grouped, name)
@@ -618,6 +714,15 @@ def score_cells(group: Group, usual: dict[str, str]) -> list[Cell]:
         mean_cell(name, comparable_parts([group], name), provenance)
         for name, provenance in usual.items()
     ]
+
+
+def file_cell(value: Any) -> Cell:
+    """A figure of files; empty if it is none."""
+    return (
+        Cell(f"{value:,g}" if value < 1000 else f"{value:,.0f}", value)
+        if is_figure(value)
+        else Cell("")
+    )
 
 
 def setting_cell(key: str, value: Any) -> Cell:

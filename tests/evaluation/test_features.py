@@ -29,6 +29,9 @@ from tests.helpers.images import make_images
 from tests.helpers.stage1 import Noise
 
 CPU = torch.device("cpu")
+OF_SAMPLES = (
+    "gfid", "gfid_real", "gfid_ratio", "kid", "inception_score", "precision", "recall", "density", "coverage",
+)  # fmt: skip
 
 
 def shapes(tmp_path: Path, **settings: object) -> Shapes:
@@ -172,7 +175,8 @@ def test_a_torchscript_file_sees_three_channels_of_uint8(tmp_path: Path, channel
             Map(),
             r"must return features \(n, D\) for n images, and returns \(2, 3, 16, 16\) for 2",
         ),
-        ("proxy", Flat(), "another name"),
+        ("proxy", Flat(), "the names of others, such as rfid_proxy; give the file another name"),
+        ("ratio", Flat(), "the names of others, such as rfid_ratio; give the file another name"),
     ],
 )
 def test_a_torchscript_file_that_returns_no_features_is_refused(
@@ -224,8 +228,9 @@ def test_the_frechet_distance_equals_torchmetrics_with_the_same_network(
 def test_every_score_has_its_provenance(tmp_path: Path) -> None:
     extractor = train_proxy(shapes(tmp_path), 2, CPU)
     scores = judged(extractor, *torch.randint(256, (2, 20, 3, 16, 16), dtype=torch.uint8), "_proxy")
-    assert len(scores.values) == 7
-    for name in scores.values:
+    assert len(scores.provenance) == 7
+    assert set(scores.absent) == {"rfid_real_proxy", "rfid_ratio_proxy"}  # which need other images
+    for name in scores.provenance:
         about = scores.provenance[name]
         assert (about["n"], about["n_reference"], about["reference"]) == (
             20,
@@ -246,9 +251,10 @@ def test_too_few_images_make_scores_absent_with_a_reason(tmp_path: Path) -> None
     extractor = train_proxy(shapes(tmp_path), 2, CPU)
     scores = judged(extractor, *torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8))
     assert scores.values["precision_own"] is not None
-    assert scores.absent == dict.fromkeys(
-        ("density_own", "coverage_own"), "it needs more than 5 images on each side"
-    )
+    reason = "it needs more than 5 images on each side"
+    assert {name for name in scores.absent if scores.absent[name] == reason} == {
+        "density_own", "coverage_own",
+    }  # fmt: skip
     scores = judged(extractor, *torch.randint(256, (2, 1, 3, 16, 16), dtype=torch.uint8))
     assert scores.absent["rfid_own"] == "it needs at least 2 images on each side"
 
@@ -284,8 +290,7 @@ def test_features_that_are_no_numbers_make_scores_absent_with_a_reason(blank: st
     features.add_distances(scores, "gfid")
     features.add_variety(scores)
     reason = "standardising.pt returns NaN or infinity for 3 of 12 images"
-    names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
-    assert scores.absent == {f"{name}_own": reason for name in names}
+    assert scores.absent == {f"{name}_own": reason for name in OF_SAMPLES}
 
 
 @pytest.mark.parametrize("size", [16, 24])
@@ -308,7 +313,10 @@ def test_missing_weights_are_not_fetched_against_the_users_will(
     pytest.importorskip("torch_fidelity")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", None)
-    with pytest.raises(InputError, match=f"the weights {INCEPTION} are not in .*, and fetch=false"):
+    sentence = (
+        f"the weights {INCEPTION} are not in .*, and fetch=false; put .* that features_dir names"
+    )
+    with pytest.raises(InputError, match=sentence):
         Inception(fetch=False)
 
 
@@ -341,8 +349,7 @@ def test_an_absent_feature_set_gives_the_reason_for_each_score() -> None:
     judge.add("judged", torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     judge.add_distances(scores, "gfid")
     judge.add_variety(scores)
-    names = ("gfid", "kid", "inception_score", "precision", "recall", "density", "coverage")
-    assert scores.absent == {f"{name}_proxy": "left out" for name in names}
+    assert scores.absent == {f"{name}_proxy": "left out" for name in OF_SAMPLES}
 
 
 @pytest.mark.slow
@@ -368,6 +375,13 @@ def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Monkey
     assert logits.shape == (2, 1008)
     assert torch.equal(features, network(images.expand(-1, 3, -1, -1))[0])
     assert extractor.hash == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    own = tmp_path / INCEPTION
+    file.rename(own)
+    assert Inception(fetch=False, folder=str(tmp_path)).hash == extractor.hash
+    own.rename(file)
+    torch.save({"weight": Means()}, own)  # somebody else's pickle
+    with pytest.raises(InputError, match="is damaged"):
+        Inception(fetch=False, folder=str(tmp_path))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match="is damaged"):
         Inception(fetch=False)

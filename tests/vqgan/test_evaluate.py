@@ -235,7 +235,7 @@ class FakeInception(Extractor):
 
     name, hash, resize = "instead", "0123", "none"
 
-    def __init__(self, fetch: bool) -> None:
+    def __init__(self, *_: object) -> None:
         super().__init__()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

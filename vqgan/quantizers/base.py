@@ -307,7 +307,7 @@ class Quantizer(nn.Module, ABC):
         """Fit codes and scales to encoder outputs z (n, in_dim), once before the first step."""
 
     def initialise_maps(self, z: Tensor, most: int) -> None:
-        """As `initialise`, by at most so many outputs, evenly from all over the maps z (n, in_dim, h, w)."""
+        """As `initialise`, by so many outputs, or less than twice as many, evenly from all over the maps z (n, in_dim, h, w)."""
         rows = flatten(z)
         self.initialise(rows[:: max(1, len(rows) // most)])
 

@@ -41,14 +41,15 @@ def test_a_sweep_that_has_everything_has_all_charts(whole: Story) -> None:
         "map-psnr-grid-K",
         "map-psnr-K-dim",
         "map-perplexity-grid-K",
-        "map-rfid_proxy-K-dim",
-        "map-gfid_proxy-grid-K",
+        "map-rfid_ratio_proxy-K-dim",
+        "map-gfid_ratio_proxy-grid-K",
     }
     others = {
         "rate-psnr",
-        "rate-rfid_proxy",
-        "rate-gfid_proxy",
-        "rfid_proxy-gfid_proxy",
+        "rate-rfid_ratio_proxy",
+        "likelihood-gfid_ratio_proxy",
+        "rate-gfid_ratio_proxy",
+        "rfid_ratio_proxy-gfid_ratio_proxy",
         "perplexity",
     }
     assert names(whole) >= maps | others | {
@@ -58,6 +59,76 @@ def test_a_sweep_that_has_everything_has_all_charts(whole: Story) -> None:
     }
     assert whole.missing == []
     assert whole.notes == []
+
+
+def test_the_first_charts_are_bits_against_distances_relative_to_real_images(whole: Story) -> None:
+    first = whole.sections[0].charts
+    assert [chart.name for chart in first] == [
+        "rate-rfid_ratio_proxy",
+        "likelihood-gfid_ratio_proxy",
+    ]
+    labels = [chart.figure.axes[0].get_xlabel() for chart in first]
+    assert labels == [
+        "Bits per image, codes of equal length (log scale)",
+        "Bits per image under the prior (log scale)",
+    ]
+    [line] = [s for s in whole.head if s.startswith("Best gFID ratio proxy")]
+    part = whole.main_part("bits_per_image", "gfid_ratio_proxy")
+    assert part is not None
+    top = min(part.points, key=lambda point: point.means["gfid_ratio_proxy"].mean)
+    assert (
+        f"at {top.means['bits_per_image'].mean:,.0f} bits under the prior: {top.group.name}" in line
+    )
+    for chart in first:
+        assert "1 is as far from the images as other real images are" in chart.caption
+
+
+def evaluations(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.rglob("evaluate_*/metrics.json"))
+
+
+def test_runs_of_which_some_have_no_ratio_are_shown_by_their_distances(tmp_path: Path) -> None:
+    """Earlier versions measured none: no run may be missing from the charts."""
+    make_sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2)
+    for folder in evaluations(tmp_path)[:3]:
+        change(folder, rfid_ratio_proxy=None, gfid_ratio_proxy=None)
+    story = Story(find_runs([str(tmp_path)]))
+    assert {"rate-rfid_proxy", "likelihood-gfid_proxy", "rfid_proxy-gfid_proxy"} <= names(story)
+    assert not any("_ratio" in name for name in names(story))
+    assert any("relative to real images need new evaluations" in line for line in story.missing)
+    [table] = [table for table in story.tables if table.name == "configurations-tokenizers"]
+    assert {"rFID proxy", "rFID ratio proxy"} <= {head[0] for head in table.heads}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_two_stages_that_disagree_on_the_winner_are_named(tmp_path: Path, seeds: int) -> None:
+    make_sweep(tmp_path, grids=[4, 8], Ks=[64], seeds=seeds)
+    for folder in evaluations(tmp_path):
+        is_large = "model.grid-8" in str(folder)
+        noise = int(folder.parent.name[-1]) / 1000  # by the seed
+        if folder.name == "evaluate_tokenizer":
+            change(folder, rfid_ratio_proxy=(0.5 if is_large else 0.9) + noise)
+        else:
+            change(folder, gfid_ratio_proxy=(3.0 if is_large else 2.0) + noise)
+    story = Story(find_runs([str(tmp_path)]))
+    [sentence] = [line for line in story.head if "disagree" in line]
+    assert sentence.startswith(
+        "rFID ratio proxy and gFID ratio proxy disagree on the winner: the tokenizer of 8×8, K=64 reconstructs best ("
+        "rFID ratio proxy 0.50"
+    )
+    assert "that of 4×4, K=64 gives the best samples (gFID ratio proxy 2.00" in sentence
+    assert ("paired by seed" in sentence) == (seeds > 1)
+
+
+def test_two_stages_that_agree_are_not_said_to_disagree(tmp_path: Path) -> None:
+    make_sweep(tmp_path, grids=[4, 8], Ks=[64], seeds=1)
+    for folder in evaluations(tmp_path):
+        result = json.loads((folder / "metrics.json").read_text())
+        name = next(name for name in result if name.endswith("ratio_proxy"))
+        change(folder, **{name: 1000 / result["bits_per_image"]})
+    story = Story(find_runs([str(tmp_path)]))
+    assert "rfid_ratio_proxy-gfid_ratio_proxy" in names(story)
+    assert not any("disagree" in line for line in story.head)
 
 
 def test_the_head_names_the_best_with_its_interval_and_its_rate(whole: Story) -> None:
@@ -151,14 +222,14 @@ def test_settings_at_one_rate_are_within_the_axis(seeds: int, tmp_path: Path) ->
 def test_scores_of_two_extractors_get_axes_of_their_own_and_a_note(tmp_path: Path) -> None:
     points = make_sweep(tmp_path, grids=[4, 8], Ks=[64, 256], seeds=2, priors=False)
     for folder in points[:4]:
-        provenance = {"psnr": {}, "rfid_proxy": {"extractor": "another", "n": 50}}
+        provenance = {"psnr": {}, "rfid_ratio_proxy": {"extractor": "another", "n": 50}}
         change(folder / "evaluate_tokenizer", provenance=provenance)
     story = Story(find_runs([str(tmp_path)]))
-    assert {"rate-rfid_proxy", "rate-rfid_proxy-2"} <= names(story)
-    [note] = [note for note in story.notes if note.startswith("rFID proxy")]
+    assert {"rate-rfid_ratio_proxy", "rate-rfid_ratio_proxy-2"} <= names(story)
+    [note] = [note for note in story.notes if note.startswith("rFID ratio proxy")]
     assert "4 runs: extractor another, n 50" in note
     [runs] = [table for table in story.tables if table.name == "runs-tokenizers"]
-    column = [head[0] for head in runs.heads].index("rFID proxy")
+    column = [head[0] for head in runs.heads].index("rFID ratio proxy")
     assert sum(DAGGER in cells[column].text for cells, _ in runs.rows) == 4
 
 
@@ -197,7 +268,8 @@ def test_the_best_and_the_worst_are_shown(whole: Story) -> None:
     assert (psnr[best.run.id], psnr[worst.run.id]) == (max(psnr.values()), min(psnr.values()))
     assert best.file.parent.parent == best.run.folder
     assert any(
-        "best gFID proxy" in shown.title and "samples" in shown.file.name for shown in whole.shown
+        "best gFID ratio proxy" in shown.title and "samples" in shown.file.name
+        for shown in whole.shown
     )
 
 
