@@ -70,7 +70,8 @@ def measure(levels: Sequence[Tensor], n: int, draws: int, distance: Distance) ->
         for level, rows in enumerate(others):
             estimate = distance(levels[0][real], levels[level][rows])
             values[i, level] = estimate.value
-            intervals[i, level] = estimate.interval() or (np.nan, np.nan)
+            ends = estimate.interval_of_square() if distance is mind else estimate.interval()
+            intervals[i, level] = ends or (np.nan, np.nan)
     seconds = time.process_time() - start
     means = values.mean(0)
     covered = (intervals[..., 0] <= means) & (means <= intervals[..., 1])

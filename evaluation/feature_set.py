@@ -138,7 +138,7 @@ class FeatureSet:
         estimate = mind(real, fake, paired=paired)
         about = {**self.provenance(real, fake), "directions": MIND_DIRECTIONS}
         sheet.add(name, estimate.value, **about)
-        sheet.add_interval(name, estimate.interval(least=0))
+        sheet.add_interval(name, estimate.interval_of_square())
 
     def lacks_images(
         self, sheet: ScoreSheet, names: Sequence[str], real: Tensor, fake: Tensor

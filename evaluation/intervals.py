@@ -24,6 +24,15 @@ class Estimate:
         reach = NORMAL_95 * self.error
         return max(least, self.value - reach), self.value + reach
 
+    def interval_of_square(self) -> Interval | None:
+        """The 95% interval of a squared distance, as the squares of that of its root: the squared distance itself is skewed, and
+        its error grows with it."""
+        root = math.sqrt(self.value) if self.value > 0 else 0.0
+        if not root:
+            return self.interval(least=0)
+        ends = Estimate(root, self.error / (2 * root)).interval(least=0)
+        return None if ends is None else (ends[0] ** 2, ends[1] ** 2)
+
 
 def jackknife_variance(left_out: Tensor) -> float:
     """The variance of a statistic of n images from its values without each of them (n,) (Efron and Stein 1981, eq. 1.3)."""

@@ -14,6 +14,7 @@ MAX_FEATURES = 2048
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the squared weights, beside the mean cross-entropy
 HELD_OUT_SHARE = 0.2  # of the images, at random, which choose the penalty
 MAX_ITERATIONS = 200
+ROUGH, EXACT = 1e-5, 1e-10  # relative changes of the loss at which a descent ends
 
 
 def pool_features(maps: Tensor, most: int = MAX_FEATURES) -> Tensor:
@@ -68,15 +69,16 @@ def fit_probe(
     held_out = torch.zeros(len(x), dtype=torch.bool)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held_out[order[: int(HELD_OUT_SHARE * len(x))]] = True
-    chosen = penalties[0]
+    chosen, start = penalties[0], torch.zeros(x.shape[1] + 1, classes, dtype=torch.float64)
     if len(penalties) > 1 and held_out.any():
-        most, start = -1, None
+        most, rough = -1, start
+        others, their_labels = x[~held_out], labels[~held_out]
         for penalty in sorted(penalties, reverse=True):
-            start = minimise_loss(x[~held_out], labels[~held_out], classes, penalty, start)
-            right = int((linear_logits(start, x[held_out]).argmax(1) == labels[held_out]).sum())
+            rough = minimise_loss(others, their_labels, penalty, rough, ROUGH)
+            right = int((linear_logits(rough, x[held_out]).argmax(1) == labels[held_out]).sum())
             if right > most:
-                most, chosen = right, penalty
-    solution = minimise_loss(x, labels, classes, chosen)
+                most, chosen, start = right, penalty, rough
+    solution = minimise_loss(x, labels, chosen, start, EXACT)
     return LinearProbe(mean, spread, solution[:-1], solution[-1], chosen)
 
 
@@ -86,27 +88,25 @@ def linear_logits(solution: Tensor, x: Tensor) -> Tensor:
 
 
 def minimise_loss(
-    x: Tensor, labels: Tensor, classes: int, penalty: float, start: Tensor | None = None
+    x: Tensor, labels: Tensor, penalty: float, start: Tensor, tolerance: float
 ) -> Tensor:
-    """The weights with the bias as their last row, (D + 1, classes) float64, of the least loss on x (n, D)."""
-    shape = (x.shape[1] + 1, classes)
-    targets = F.one_hot(labels, classes).double()
+    """The weights with the bias as their last row, (D + 1, classes) float64, of the least loss on x (n, D), from a `start`."""
+    targets = F.one_hot(labels, start.shape[1]).double()
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        solution = torch.from_numpy(flat).view(shape)
+        solution = torch.from_numpy(flat).view_as(start)
         log_p = linear_logits(solution, x).log_softmax(1)
         loss = -(targets * log_p).sum(1).mean() + penalty / 2 * solution[:-1].square().sum()
         errors = (log_p.exp() - targets) / len(x)
         gradient = torch.cat([x.t() @ errors + penalty * solution[:-1], errors.sum(0)[None]])
         return float(loss), gradient.flatten().numpy()
 
-    first = torch.zeros(shape, dtype=torch.float64) if start is None else start
     result = minimize(
         loss_and_gradient,
-        first.flatten().numpy(),
+        start.flatten().numpy(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": MAX_ITERATIONS, "gtol": 1e-6, "ftol": 1e-10},
+        options={"maxiter": MAX_ITERATIONS, "gtol": 1e-6, "ftol": tolerance},
     )
     flat: NDArray[np.float64] = result.x
-    return torch.from_numpy(flat).view(shape)
+    return torch.from_numpy(flat).view_as(start)

@@ -26,3 +26,15 @@ def test_an_interval_reaches_as_far_on_both_sides_and_not_below_the_least_score(
     assert Estimate(2.0, 1.0).interval() == pytest.approx((2 - NORMAL_95, 2 + NORMAL_95))
     assert Estimate(1.0, 1.0).interval(least=0) == pytest.approx((0, 1 + NORMAL_95))
     assert Estimate(1.0, math.nan).interval() is None
+
+
+def test_the_interval_of_a_square_is_that_of_its_root() -> None:
+    """d^2 has the error 2 d e where d has e."""
+    low, high = Estimate(9.0, 2 * 3 * 0.5).interval_of_square() or (0.0, 0.0)
+    assert (low, high) == pytest.approx(((3 - NORMAL_95 / 2) ** 2, (3 + NORMAL_95 / 2) ** 2))
+    assert Estimate(0.01, 2 * 0.1 * 0.5).interval_of_square() == pytest.approx(
+        (0, (0.1 + NORMAL_95 / 2) ** 2)
+    )
+    assert Estimate(0.0, 1.0).interval_of_square() == pytest.approx((0, NORMAL_95))
+    assert Estimate(4.0, math.nan).interval_of_square() is None
+    assert Estimate(math.nan, math.nan).interval_of_square() is None

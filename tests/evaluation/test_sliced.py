@@ -90,7 +90,7 @@ def draw(n: int, shift: float) -> Estimate:
 def test_intervals_hold_what_sets_of_this_size_have_on_average(shift: float) -> None:
     estimates = [draw(60, shift) for _ in range(120)]
     mean = np.mean([estimate.value for estimate in estimates])
-    intervals = [estimate.interval(least=0) for estimate in estimates]
+    intervals = [estimate.interval_of_square() for estimate in estimates]
     covered = np.mean([ends is not None and ends[0] <= mean <= ends[1] for ends in intervals])
     assert covered > 0.85
     spread = np.std([estimate.value for estimate in estimates])
